@@ -1,0 +1,132 @@
+"""`Digest`: bytes named by their SHA-256, and the canonical JSON that makes a value nameable.
+
+Invariants
+- A digest is `sha256:` and 64 lower-case hex digits; nothing else parses.
+- Canonical JSON follows RFC 8785 for the values that we allow: objects with text keys, arrays, text,
+  booleans, null and integers within ±2^53. Floats are refused: they are why two writers disagree.
+- A digest is a name, never a permission.
+
+Example
+    >>> Digest.of(b"")
+    Digest('sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855')
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+from registry.errors import Invalid
+
+_GRAMMAR = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_LARGEST_INTEGER = 2**53
+
+
+class Digest(str):
+    """`sha256:<64 hex>`. A `str`, so it is JSON, a dictionary key and a column value as it stands."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Digest:
+        if not isinstance(text, str) or not _GRAMMAR.match(text):
+            raise Invalid(
+                "DIGEST_INVALID",
+                f"digest {str(text)[:80]!r} is not 'sha256:' and 64 lower-case hex digits",
+            )
+        return super().__new__(cls, text)
+
+    def __repr__(self) -> str:
+        return f"Digest({str(self)!r})"
+
+    @property
+    def hex(self) -> str:
+        return self[7:]
+
+    @property
+    def short(self) -> str:
+        """The first 12 hex digits, for people. Never used for look-up."""
+        return self[7:19]
+
+    @classmethod
+    def of(cls, data: bytes) -> Digest:
+        return cls("sha256:" + hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def of_value(cls, value: Any) -> Digest:
+        return cls.of(canonical_json(value))
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[Any], handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            _parse_for_pydantic,
+            core_schema.str_schema(pattern=r"^sha256:[0-9a-f]{64}$"),
+            serialization=core_schema.to_string_ser_schema(),
+        )
+
+
+def _parse_for_pydantic(text: str) -> Digest:
+    try:
+        return Digest(text)
+    except Invalid as e:  # pydantic wants a ValueError; the sentence is the same
+        raise ValueError(e.detail) from e
+
+
+class Hasher:
+    """SHA-256 of a stream, fed chunk by chunk, that also counts bytes."""
+
+    __slots__ = ("_sha", "size_bytes")
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self.size_bytes = 0
+
+    def update(self, chunk: bytes | bytearray | memoryview) -> None:
+        self._sha.update(chunk)
+        self.size_bytes += len(chunk)
+
+    def digest(self) -> Digest:
+        return Digest("sha256:" + self._sha.hexdigest())
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value (RFC 8785). `Invalid` if it holds what we do not allow."""
+    _check_canonical(value, "$")
+    keys_by_utf16 = _sort_keys(value)
+    return json.dumps(keys_by_utf16, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _check_canonical(value: Any, place: str) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            raise Invalid("MANIFEST_INVALID", f"{place}: text holds half of a surrogate pair")
+    elif isinstance(value, int):
+        if abs(value) > _LARGEST_INTEGER:
+            raise Invalid("MANIFEST_INVALID", f"{place}: integer {value} is beyond ±2^53")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_canonical(item, f"{place}[{i}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise Invalid("MANIFEST_INVALID", f"{place}: key {key!r} is not text")
+            _check_canonical(item, f"{place}.{key}")
+    else:
+        raise Invalid("MANIFEST_INVALID", f"{place}: {type(value).__name__} has no canonical form")
+
+
+def _sort_keys(value: Any) -> Any:
+    """RFC 8785 sorts keys by UTF-16 code units, which differs from Python's order beyond U+FFFF."""
+    if isinstance(value, dict):
+        return {k: _sort_keys(value[k]) for k in sorted(value, key=lambda k: k.encode("utf-16-be"))}
+    if isinstance(value, list | tuple):
+        return [_sort_keys(item) for item in value]
+    return value

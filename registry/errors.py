@@ -1,0 +1,206 @@
+"""Every way in which we cannot answer, as one tree that knows nothing of HTTP or exit codes.
+
+    RegistryError
+    ├── NotFound          it is not there, or the actor may not see it (the same answer on purpose)
+    ├── Invalid           the input breaks a rule, and the message says which
+    ├── TooLarge          the input breaks a limit, and the message says which
+    ├── Conflict          the world moved between the caller's look and the caller's write
+    ├── Refused           understood and not done: a gate, a verdict, a yanked version
+    ├── Unauthenticated   no credential, or one that is not valid
+    ├── Denied            a valid credential without this right
+    ├── Unavailable       the database, the store or a quota cannot serve now; try later
+    └── Corrupt           stored bytes no longer hash to their name
+
+Invariants
+- An exception means *we cannot answer*; a `Finding` (registry.verdicts) *is* an answer.
+- Each class owns its codes; a code belongs to one class, so a client rebuilds the class from the code.
+- `detail` is one sentence that names the file, the field or tensor, the rule and the limit.
+- `reasons` lists every rule that was broken, not only the first one.
+- HTTP statuses live in registry/server/app.py, exit codes in cli/output.py, nowhere else.
+
+Example
+    >>> raise Invalid("NAME_INVALID", "name 'Acme' has an upper-case letter", next_step="use 'acme'")
+    Traceback (most recent call last):
+    registry.errors.Invalid: name 'Acme' has an upper-case letter
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One broken rule: its code in dotted form (`weights.duplicate_key`), where, and in words."""
+
+    code: str
+    place: str
+    sentence: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"code": self.code, "place": self.place, "sentence": self.sentence}
+
+
+class RegistryError(Exception):
+    """The root. `code` is one of the class's `CODES`; `next_step` tells a person what to do."""
+
+    TITLE: ClassVar[str] = "The registry failed"
+    CODES: ClassVar[frozenset[str]] = frozenset({"INTERNAL"})
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        reasons: Iterable[Reason] = (),
+        next_step: str = "",
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        if code not in self.CODES:
+            raise ValueError(f"{type(self).__name__} has no code {code!r}")
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.reasons = tuple(reasons)
+        self.next_step = next_step
+        self.retry_after_seconds = retry_after_seconds
+
+    def to_problem(self) -> dict[str, Any]:
+        """The body of an `application/problem+json` answer (RFC 9457), without status and request id."""
+        problem: dict[str, Any] = {
+            "type": "about:blank",
+            "title": self.TITLE,
+            "code": self.code,
+            "detail": self.detail,
+            "findings": [reason.to_dict() for reason in self.reasons],
+        }
+        if self.next_step:
+            problem["next_step"] = self.next_step
+        if self.retry_after_seconds is not None:
+            problem["retry_after_seconds"] = self.retry_after_seconds
+        return problem
+
+
+class NotFound(RegistryError):
+    TITLE = "Not found"
+    CODES = frozenset(
+        {
+            "ADAPTER_UNKNOWN",
+            "VERSION_UNKNOWN",
+            "ALIAS_UNKNOWN",
+            "BLOB_UNKNOWN",
+            "BASE_UNKNOWN",
+            "JOB_UNKNOWN",
+            "PUSH_UNKNOWN",
+            "TOKEN_UNKNOWN",
+            "ROUTE_UNKNOWN",
+        }
+    )
+
+
+class Invalid(RegistryError):
+    TITLE = "The input breaks a rule"
+    CODES = frozenset(
+        {
+            "REQUEST_INVALID",
+            "NAME_INVALID",
+            "DIGEST_INVALID",
+            "MANIFEST_INVALID",
+            "FOLDER_INVALID",
+            "FILE_REFUSED",
+            "TENSORS_INVALID",
+            "CONFIG_INVALID",
+            "BASE_INVALID",
+            "BLOB_MISMATCH",
+            "SETTING_INVALID",
+            "RECIPE_INVALID",
+        }
+    )
+
+
+class TooLarge(RegistryError):
+    TITLE = "The input is over a limit"
+    CODES = frozenset({"SIZE_INVALID"})
+
+
+class Conflict(RegistryError):
+    TITLE = "The world moved"
+    CODES = frozenset(
+        {
+            "ALIAS_MOVED",
+            "PRECONDITION_REQUIRED",
+            "LEASE_LOST",
+            "JOB_STATE",
+            "UPLOAD_INCOMPLETE",
+            "BASE_EXISTS",
+            "SCHEMA_OLD",
+            "IDEMPOTENCY_REUSED",
+        }
+    )
+
+
+class Refused(RegistryError):
+    TITLE = "Refused"
+    CODES = frozenset({"GATE_CLOSED", "VERDICT_FAILED", "YANKED"})
+
+
+class Unauthenticated(RegistryError):
+    TITLE = "Sign in"
+    CODES = frozenset({"UNAUTHORIZED"})
+
+
+class Denied(RegistryError):
+    TITLE = "Not allowed"
+    CODES = frozenset({"DENIED"})
+
+
+class Unavailable(RegistryError):
+    TITLE = "Try again later"
+    CODES = frozenset({"STORE_UNAVAILABLE", "DATABASE_UNAVAILABLE", "SERVER_UNREACHABLE", "TRY_LATER"})
+
+
+class Corrupt(RegistryError):
+    TITLE = "Stored bytes are damaged"
+    CODES = frozenset({"DIGEST_MISMATCH"})
+
+
+CLASSES: tuple[type[RegistryError], ...] = (
+    NotFound,
+    Invalid,
+    TooLarge,
+    Conflict,
+    Refused,
+    Unauthenticated,
+    Denied,
+    Unavailable,
+    Corrupt,
+)
+
+_CLASS_OF_CODE: dict[str, type[RegistryError]] = {code: cls for cls in CLASSES for code in cls.CODES}
+
+
+def from_problem(problem: Mapping[str, Any]) -> RegistryError:
+    """The exception that the other side raised, rebuilt from its problem body.
+
+    A code that this version does not know (a newer server) becomes a plain `RegistryError`.
+    """
+    code = str(problem.get("code", ""))
+    cls = _CLASS_OF_CODE.get(code)
+    detail = str(problem.get("detail") or problem.get("title") or "the server gave no reason")
+    reasons = tuple(
+        Reason(str(r.get("code", "")), str(r.get("place", "")), str(r.get("sentence", "")))
+        for r in problem.get("findings") or ()
+        if isinstance(r, Mapping)
+    )
+    retry = problem.get("retry_after_seconds")
+    if cls is None:
+        return RegistryError("INTERNAL", f"{detail} ({code or 'no code'})", reasons=reasons)
+    return cls(
+        code,
+        detail,
+        reasons=reasons,
+        next_step=str(problem.get("next_step") or ""),
+        retry_after_seconds=int(retry) if isinstance(retry, int) else None,
+    )

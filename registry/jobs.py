@@ -1,0 +1,103 @@
+"""`Job`: queued work, its kinds and states, the allowed transitions, and the `Lease` a worker holds on it.
+
+    queued ──claim──▶ running ──finish──▶ done
+      ▲                  │ ├──fail (tries left)──▶ queued
+      │                  │ ├──fail (no tries left)──▶ parked
+      └──lease runs out──┘ └──cancel──▶ cancelled        queued ──cancel──▶ cancelled
+
+Invariants
+- A job is held by at most one live lease. The lease's token is fencing: a late result with an old token is refused.
+- A lease that runs out gives the job back with `attempt + 1`; the work must therefore be idempotent.
+- `done`, `parked` and `cancelled` are final.
+- A job that cannot run is a failed job; a verdict that says no is a job done.
+
+Example
+    >>> allowed(State.RUNNING, State.DONE)
+    True
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from registry.digest import Digest
+from registry.verdicts import Value
+
+LEASE_SECONDS = 60
+"""How long a claim lasts without a renewal. A worker renews at a third of it."""
+
+ATTEMPTS_LIMIT = 3
+BACKOFF_SECONDS = (2, 15, 60)
+"""How long a failed job waits before its second, third … attempt."""
+
+PAYLOAD_LIMIT_BYTES = 64 * 2**10
+RESULT_LIMIT_BYTES = 2**20
+
+
+class Kind(StrEnum):
+    VALIDATE = "validate"
+    MERGE = "merge"
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    PARKED = "parked"
+    CANCELLED = "cancelled"
+
+
+FINAL = frozenset({State.DONE, State.PARKED, State.CANCELLED})
+
+_TRANSITIONS: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.RUNNING: frozenset({State.DONE, State.QUEUED, State.PARKED, State.CANCELLED}),
+    State.DONE: frozenset(),
+    State.PARKED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+
+def allowed(before: State, after: State) -> bool:
+    return after in _TRANSITIONS[before]
+
+
+def backoff_seconds(attempt: int) -> int:
+    """How long to wait after the attempt with this number (from 1) has failed."""
+    return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS)) - 1]
+
+
+class Job(Value):
+    """One piece of work on one version, as everybody sees it."""
+
+    id: str
+    kind: Kind
+    state: State
+    namespace: str
+    subject: str
+    subject_digest: Digest | None = None
+    base: str
+    priority: int = 0
+    attempt: int = 0
+    attempts_limit: int = ATTEMPTS_LIMIT
+    payload: dict[str, Any] = Field(default_factory=dict)
+    progress: str = ""
+    result: dict[str, Any] = Field(default_factory=dict)
+    error: str = ""
+    worker: str = ""
+    created_by: str = ""
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class Lease(Value):
+    """A worker's time-limited claim. `token` must come with every renewal and with the result."""
+
+    token: str
+    expires_at: datetime
+    seconds: int = LEASE_SECONDS

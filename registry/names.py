@@ -1,0 +1,221 @@
+"""The one grammar of names: `AdapterName`, `Alias`, base names, file paths and `Ref`. Parse and print, nothing else.
+
+    ref        = name                      the newest version
+               | name ":" alias            what an alias points at
+               | name "@" number           version 3 of this adapter
+               | name "@" digest           exactly these bytes
+    name       = namespace "/" word
+    namespace  = word
+    word       = 1 to 64 of [a-z0-9._-], beginning and ending in [a-z0-9], no two separators `..`, `--.` mixed freely
+    alias      = a word that looks neither like a number, nor `v3`, nor a digest
+
+Invariants
+- ASCII lower case only, so two names never differ by case, by normal form or by a look-alike letter.
+- Nothing that parses can climb out of a folder, name a device of Windows or be mistaken for a digest.
+- What is printed parses to the same value.
+
+Example
+    >>> str(Ref.parse("acme/support:prod"))
+    'acme/support:prod'
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import NewType
+
+from registry.digest import Digest
+from registry.errors import Invalid, Reason
+
+NAME_LIMIT = 64
+BASE_NAME_LIMIT = 128
+PATH_LIMIT_BYTES = 255
+PATH_DEPTH_LIMIT = 8
+
+Alias = NewType("Alias", str)
+BaseName = NewType("BaseName", str)
+NEWEST = Alias("main")
+"""The alias that follows the newest version. Only a push moves it."""
+
+_WORD = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z")
+_BASE_WORD = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
+_LIKE_A_VERSION = re.compile(r"(v?[0-9]+|sha256.*|[0-9a-f]{7,64})\Z")
+_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul"} | {f"com{i}" for i in range(1, 10)} | {f"lpt{i}" for i in range(1, 10)}
+)
+RESERVED = frozenset({"api", "admin", "assets", "docs", "health", "metrics", "static", "registry", "resolve"})
+"""First path segments that the server or the Hub dialect owns: no namespace may have them."""
+
+
+def _word(text: str, what: str, pattern: re.Pattern[str] = _WORD) -> str:
+    problem = _problem_with_word(text, pattern)
+    if problem:
+        suggestion = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:NAME_LIMIT]
+        raise Invalid(
+            "NAME_INVALID",
+            f"{what} {text[:80]!r} {problem}",
+            reasons=[Reason("name.invalid", what, problem)],
+            next_step=f"use {suggestion!r}" if _WORD.match(suggestion) and pattern is _WORD else "",
+        )
+    return text
+
+
+def _problem_with_word(text: str, pattern: re.Pattern[str]) -> str:
+    if not text:
+        return "is empty"
+    if len(text) > (BASE_NAME_LIMIT if pattern is _BASE_WORD else NAME_LIMIT):
+        return f"is over {BASE_NAME_LIMIT if pattern is _BASE_WORD else NAME_LIMIT} characters"
+    if not text.isascii():
+        odd = next(c for c in text if not c.isascii())
+        return f"holds U+{ord(odd):04X} ({unicodedata.name(odd, 'no name')}), which is not ASCII"
+    if not pattern.match(text):
+        return "must be lower-case letters, digits, '.', '_' and '-', and begin and end with a letter or digit"
+    if ".." in text:
+        return "holds '..'"
+    if text.lower().split(".")[0] in _DEVICES:
+        return "is a device name on Windows"
+    return ""
+
+
+def namespace(text: str) -> str:
+    """A namespace, checked. `Invalid` (NAME_INVALID) names the rule that is broken."""
+    word = _word(text, "namespace")
+    if word in RESERVED:
+        raise Invalid(
+            "NAME_INVALID",
+            f"namespace {word!r} is reserved for the server",
+            reasons=[Reason("name.reserved", "namespace", "is reserved for the server")],
+        )
+    return word
+
+
+def alias(text: str) -> Alias:
+    """An alias, checked: a word that cannot be mistaken for a number, a tag `v3` or a digest."""
+    word = _word(text, "alias")
+    if _LIKE_A_VERSION.match(word):
+        raise Invalid(
+            "NAME_INVALID",
+            f"alias {word!r} looks like a version number or a digest",
+            reasons=[Reason("name.invalid", "alias", "looks like a version number or a digest")],
+        )
+    return Alias(word)
+
+
+def base_name(text: str) -> BaseName:
+    """A base's name: one word or `org/word`, upper case allowed, because models have such names."""
+    parts = text.split("/")
+    if len(parts) > 2:
+        raise Invalid("NAME_INVALID", f"base name {text[:80]!r} has more than one '/'")
+    for part in parts:
+        if not part or len(part) > BASE_NAME_LIMIT or not _BASE_WORD.match(part) or ".." in part:
+            problem = _problem_with_word(part, _BASE_WORD) or "is not a base name"
+            raise Invalid(
+                "NAME_INVALID",
+                f"base name {text[:80]!r} {problem}",
+                reasons=[Reason("config.base_model_invalid", "base", problem)],
+            )
+    return BaseName(text)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AdapterName:
+    """`namespace/name`: a named line of versions."""
+
+    namespace: str
+    name: str
+
+    def __post_init__(self) -> None:
+        namespace(self.namespace)
+        _word(self.name, "name")
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterName:
+        parts = text.split("/")
+        if len(parts) != 2:
+            raise Invalid(
+                "NAME_INVALID",
+                f"{text[:120]!r} is not 'namespace/name'",
+                next_step="write it as 'acme/support'",
+            )
+        return cls(parts[0], parts[1])
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+Selector = Alias | int | Digest
+"""What picks one version of an adapter: an alias (text), a number, or a manifest digest."""
+
+
+def selector(text: str) -> Selector:
+    """Parse the part after `:` or `@`, or a path segment of the resolve route."""
+    if text.startswith("sha256:"):
+        return Digest(text)
+    if text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0 and text[0] != "0":
+        return int(text)
+    return alias(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Text that resolves to one version. `selector` is the alias `main` when none is written."""
+
+    name: AdapterName
+    selector: Selector = NEWEST
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        name, at, rest = text.partition("@")
+        if at:
+            picked = selector(rest)
+            if not isinstance(picked, int | Digest):
+                raise Invalid(
+                    "NAME_INVALID",
+                    f"{text[:160]!r}: after '@' comes a version number or a digest, not {rest[:64]!r}",
+                    next_step=f"for an alias write '{name}:{rest[:64]}'",
+                )
+            return cls(AdapterName.parse(name), picked)
+        name, colon, rest = text.partition(":")
+        return cls(AdapterName.parse(name), alias(rest) if colon else NEWEST)
+
+    def __str__(self) -> str:
+        if isinstance(self.selector, int | Digest):
+            return f"{self.name}@{self.selector}"
+        return str(self.name) if self.selector == NEWEST else f"{self.name}:{self.selector}"
+
+
+def file_path(text: str) -> str:
+    """A file's path inside a version: relative, `/`-separated, portable to every file system.
+
+    `Invalid` (FILE_REFUSED) for climbing, absolute, hidden, device, control, non-ASCII or over-long paths.
+    """
+    problem = _problem_with_path(text)
+    if problem:
+        raise Invalid(
+            "FILE_REFUSED",
+            f"file path {text[:120]!r} {problem}",
+            reasons=[Reason("file.path_invalid", text[:120], problem)],
+        )
+    return text
+
+
+def _problem_with_path(text: str) -> str:
+    if not text or len(text.encode("utf-8", "replace")) > PATH_LIMIT_BYTES:
+        return f"is empty or over {PATH_LIMIT_BYTES} bytes"
+    if not text.isascii() or any(ord(c) < 32 or ord(c) == 127 for c in text):
+        return "holds a control character or a character outside ASCII"
+    if "\\" in text or ":" in text or text.startswith("/"):
+        return "is absolute, or holds a backslash or a colon"
+    parts = text.split("/")
+    if len(parts) > PATH_DEPTH_LIMIT:
+        return f"is over {PATH_DEPTH_LIMIT} folders deep"
+    for part in parts:
+        if part in ("", ".", ".."):
+            return "has an empty, '.' or '..' part"
+        if part.startswith(".") or part.endswith((".", " ")):
+            return f"has a part {part!r} that begins or ends with a dot or ends with a space"
+        if part.split(".")[0].lower() in _DEVICES:
+            return f"has a part {part!r} that is a device name on Windows"
+    return ""

@@ -1,0 +1,198 @@
+"""Judgement as data: `Finding`, `Verdict`, `Report`, `Gate`; how findings add up and what a gate still asks for.
+
+    Finding   one observation: code, severity, place, sentence; what was expected and what was found
+    Verdict   check × subject (a version's digest) × base fingerprint → pass, warn, fail or unknown
+    Report    all findings and measurements of one run of a check, stored as a blob
+    Gate      the checks that must have passed before a channel moves
+
+Invariants
+- A verdict belongs to a digest and to a base's fingerprint; it never moves to another.
+- `unknown` means "we cannot judge this from what we have"; no gate takes it for a yes.
+- Findings add up by the worst: an error makes `fail`, a warning `warn`, nothing worse `pass`.
+- A gate looks only at verdicts; it answers with what is missing, never with a bare no.
+
+Example
+    >>> add_up([Finding(code="fit.shape", severity="error", place="q_proj.lora_A", sentence="...")])
+    <Outcome.FAIL: 'fail'>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.digest import Digest
+
+FINDINGS_LIMIT = 200
+"""Findings kept per verdict; `summary` counts the rest, so a million wrong tensors stay a small answer."""
+
+
+class Value(BaseModel):
+    """A frozen, validated value that crosses machines. Unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Check(StrEnum):
+    """What is judged. `fits`: header against base. `loads`: an engine takes it. `acts`: it works on the base."""
+
+    FITS = "fits"
+    LOADS = "loads"
+    ACTS = "acts"
+
+
+class Outcome(StrEnum):
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    WARN = "warn"
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+
+
+Severity = Literal["error", "warning", "info", "unknown"]
+
+
+class Finding(Value):
+    """One observation. `place` is a tensor, a field or a file; `expected` and `found` are printable."""
+
+    code: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")
+    severity: Severity
+    place: str = Field(max_length=600)
+    sentence: str = Field(max_length=2000)
+    expected: str = Field(default="", max_length=600)
+    found: str = Field(default="", max_length=600)
+
+
+def add_up(findings: Iterable[Finding]) -> Outcome:
+    """The worst of the findings: error, then unknown, then warning. No findings pass."""
+    severities = {f.severity for f in findings}
+    if "error" in severities:
+        return Outcome.FAIL
+    if "unknown" in severities:
+        return Outcome.UNKNOWN
+    return Outcome.WARN if "warning" in severities else Outcome.PASS
+
+
+class Verdict(Value):
+    """The stored judgement of one check on one version and one base.
+
+    `profile` is empty for `fits` and `acts`, and `engine==version,setting=…` for `loads`.
+    `made_by` names the tools and versions that judged, so that a verdict can be renewed when they move.
+    """
+
+    check: Check
+    subject: Digest
+    base: str
+    base_fingerprint: str
+    profile: str = ""
+    outcome: Outcome
+    findings: tuple[Finding, ...] = Field(default=(), max_length=FINDINGS_LIMIT)
+    summary: str = Field(default="", max_length=2000)
+    report: Digest | None = None
+    made_by: dict[str, str] = Field(default_factory=dict)
+    made_at: datetime | None = None
+
+    @classmethod
+    def of(
+        cls,
+        check: Check,
+        subject: Digest,
+        base: str,
+        base_fingerprint: str,
+        findings: Sequence[Finding],
+        **rest: Any,
+    ) -> Verdict:
+        """A verdict whose outcome is what the findings add up to."""
+        return cls(
+            check=check,
+            subject=subject,
+            base=base,
+            base_fingerprint=base_fingerprint,
+            outcome=add_up(findings),
+            findings=tuple(sorted(findings, key=lambda f: _ORDER[f.severity])[:FINDINGS_LIMIT]),
+            summary=summarise(findings),
+            **rest,
+        )
+
+
+_ORDER: dict[str, int] = {"error": 0, "unknown": 1, "warning": 2, "info": 3}
+
+
+def summarise(findings: Sequence[Finding]) -> str:
+    """One sentence: the first of the worst findings, and how many more there are."""
+    worst = sorted((f for f in findings if f.severity != "info"), key=lambda f: _ORDER[f.severity])
+    if not worst:
+        return ""
+    more = len(worst) - 1
+    return worst[0].sentence[:1500] + (f" (and {more} more findings)" if more else "")
+
+
+class Report(Value):
+    """Everything one run of a check saw. `measurements` are numbers with their unit in the name."""
+
+    check: Check
+    subject: Digest
+    base: str
+    base_fingerprint: str
+    findings: tuple[Finding, ...] = ()
+    measurements: dict[str, Any] = Field(default_factory=dict)
+    made_by: dict[str, str] = Field(default_factory=dict)
+
+
+class Gate(Value):
+    """What a channel demands before it moves. An empty gate lets everything through."""
+
+    requires: tuple[Check, ...] = ()
+
+    def missing(self, verdicts: Iterable[Verdict]) -> list[Finding]:
+        """What still stands between these verdicts and the channel; empty means open.
+
+        A check counts when its verdict is `pass` or `warn`. The newest verdict of a check decides.
+        """
+        newest: dict[Check, Verdict] = {}
+        for verdict in verdicts:
+            newest[verdict.check] = verdict
+        return [finding for check in self.requires for finding in _missing(check, newest.get(check))]
+
+    def open_for(self, verdicts: Iterable[Verdict]) -> bool:
+        return not self.missing(verdicts)
+
+
+def _missing(check: Check, verdict: Verdict | None) -> list[Finding]:
+    if verdict is None:
+        step = "run `adapter validate REF --wait`" if check is Check.ACTS else "push it with its base"
+        return [
+            Finding(
+                code=f"gate.{check}_absent",
+                severity="error",
+                place=check,
+                sentence=f"no verdict for the check '{check}' yet: {step}",
+            )
+        ]
+    if verdict.outcome in (Outcome.PASS, Outcome.WARN):
+        return []
+    why = f": {verdict.summary}" if verdict.summary else ""
+    return [
+        Finding(
+            code=f"gate.{check}_{verdict.outcome}",
+            severity="error",
+            place=check,
+            sentence=f"the check '{check}' on base {verdict.base} says {verdict.outcome}{why}"[:2000],
+        )
+    ]
+
+
+GATES: dict[str, Gate] = {
+    "main": Gate(),
+    "prod": Gate(requires=(Check.FITS, Check.ACTS)),
+    "production": Gate(requires=(Check.FITS, Check.ACTS)),
+}
+ANY_CHANNEL = Gate(requires=(Check.FITS,))
+"""The gate of every alias without one of its own: it must at least fit its base."""
+
+
+def gate_of(alias: str) -> Gate:
+    return GATES.get(alias, ANY_CHANNEL)
