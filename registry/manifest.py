@@ -44,7 +44,7 @@ CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FileKind:
     """A kind of file that a version may hold: a path pattern, its media type, its size limit."""
 
     pattern: str
@@ -52,22 +52,22 @@ class Kind:
     limit_bytes: int
 
 
-KINDS: tuple[Kind, ...] = (
-    Kind("*.safetensors", "application/vnd.safetensors", FILE_LIMIT_BYTES),
-    Kind(CONFIG, "application/vnd.peft.config+json", 256 * 2**10),
-    Kind("README.md", "text/markdown", 2**20),
-    Kind("chat_template.jinja", "text/vnd.chat-template", 64 * 2**10),
-    Kind("tokenizer.json", "application/vnd.tokenizer+json", 64 * 2**20),
-    Kind("tokenizer_config.json", "application/json", 2**20),
-    Kind("special_tokens_map.json", "application/json", 2**20),
-    Kind("added_tokens.json", "application/json", 2**20),
-    Kind("vocab.json", "application/json", 32 * 2**20),
-    Kind("merges.txt", "text/plain", 32 * 2**20),
-    Kind("tokenizer.model", "application/vnd.sentencepiece", 64 * 2**20),
-    Kind("trainer_state.json", "application/json", 8 * 2**20),
-    Kind("training_args.yaml", "text/yaml", 2**20),
-    Kind("golden.jsonl", "application/vnd.adapter-registry.golden+jsonl", 2**20),
-    Kind("LICENSE", "text/plain", 2**20),
+KINDS: tuple[FileKind, ...] = (
+    FileKind("*.safetensors", "application/vnd.safetensors", FILE_LIMIT_BYTES),
+    FileKind(CONFIG, "application/vnd.peft.config+json", 256 * 2**10),
+    FileKind("README.md", "text/markdown", 2**20),
+    FileKind("chat_template.jinja", "text/vnd.chat-template", 64 * 2**10),
+    FileKind("tokenizer.json", "application/vnd.tokenizer+json", 64 * 2**20),
+    FileKind("tokenizer_config.json", "application/json", 2**20),
+    FileKind("special_tokens_map.json", "application/json", 2**20),
+    FileKind("added_tokens.json", "application/json", 2**20),
+    FileKind("vocab.json", "application/json", 32 * 2**20),
+    FileKind("merges.txt", "text/plain", 32 * 2**20),
+    FileKind("tokenizer.model", "application/vnd.sentencepiece", 64 * 2**20),
+    FileKind("trainer_state.json", "application/json", 8 * 2**20),
+    FileKind("training_args.yaml", "text/yaml", 2**20),
+    FileKind("golden.jsonl", "application/vnd.adapter-registry.golden+jsonl", 2**20),
+    FileKind("LICENSE", "text/plain", 2**20),
 )
 
 REFUSED: tuple[tuple[str, str, str], ...] = (
@@ -85,7 +85,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 """Kinds that are refused with a reason of their own; every other unknown kind is `file.kind_unknown`."""
 
 
-def kind_of(path: str) -> Kind | None:
+def kind_of(path: str) -> FileKind | None:
     """The kind of a path in the version's root or a folder below it, or None for one that we do not keep."""
     name = path.rsplit("/", 1)[-1]
     return next((kind for kind in KINDS if fnmatch.fnmatchcase(name, kind.pattern)), None)

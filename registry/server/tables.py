@@ -1,0 +1,264 @@
+"""The rows: SQLModel tables, constraint naming set once, no behaviour and no validation.
+
+Invariants
+- A row ends in `Row` and never leaves `registry/server/`; `to_value()` or the catalog is the only crossing.
+- Every time is UTC and aware (`UtcTime` refuses a naive one and gives an aware one back on SQLite too).
+- JSON columns hold what canonical JSON or pydantic wrote; `manifest` holds the canonical bytes as text.
+- `version`, `version_file` and `edge` can be rebuilt from the manifests in the blob store.
+- `alias_move`, `event` and `verdict` are only ever appended to.
+
+The migration in migrations/versions writes these columns out by hand; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlmodel import Field, SQLModel
+
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware UTC time in every database. SQLite keeps no zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a naive time was about to be stored; use db.now()")
+        return value.astimezone(UTC) if value is not None else None
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class BaseRow(SQLModel, table=True):
+    __tablename__ = "base"
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    fingerprint: str = Field(index=True)
+    spec: dict[str, Any] = Field(sa_type=JSON)
+    source: str = ""
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+
+
+class AdapterRow(SQLModel, table=True):
+    __tablename__ = "adapter"
+    __table_args__ = (UniqueConstraint("namespace", "name"),)
+    id: int | None = Field(default=None, primary_key=True)
+    namespace: str
+    name: str
+    newest_number: int = 0
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+    updated_at: datetime = Field(sa_type=UtcTime, index=True)
+
+
+class VersionRow(SQLModel, table=True):
+    __tablename__ = "version"
+    __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
+    id: int | None = Field(default=None, primary_key=True)
+    adapter_id: int = Field(foreign_key="adapter.id")
+    number: int
+    digest: str = Field(index=True)
+    manifest: str = Field(sa_type=Text)
+    base_id: int = Field(foreign_key="base.id", index=True)
+    size_bytes: int = Field(sa_type=BigInteger)
+    method: str = ""
+    rank: int | None = None
+    facts: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    message: str = Field(default="", sa_type=Text)
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+    yanked_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    yank_reason: str = Field(default="", sa_type=Text)
+
+
+class VersionFileRow(SQLModel, table=True):
+    __tablename__ = "version_file"
+    version_id: int = Field(foreign_key="version.id", primary_key=True)
+    path: str = Field(primary_key=True)
+    digest: str = Field(index=True)
+    size_bytes: int = Field(sa_type=BigInteger)
+    media_type: str
+
+
+class EdgeRow(SQLModel, table=True):
+    """Child → parent by the parent's manifest digest; the parent's row may not exist here (yet)."""
+
+    __tablename__ = "edge"
+    child_id: int = Field(foreign_key="version.id", primary_key=True)
+    parent_digest: str = Field(primary_key=True, index=True)
+    relation: str = Field(primary_key=True)
+    parent_name: str = ""
+
+
+class AliasRow(SQLModel, table=True):
+    """Where an alias points now. `generation` grows by one with each move and is never reused."""
+
+    __tablename__ = "alias"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    alias: str = Field(primary_key=True)
+    version_id: int = Field(foreign_key="version.id", index=True)
+    generation: int
+    moved_at: datetime = Field(sa_type=UtcTime)
+    moved_by: str
+    reason: str = Field(default="", sa_type=Text)
+
+
+class AliasMoveRow(SQLModel, table=True):
+    """The history of an alias, kept for ever: one row per generation, so time travel is one query."""
+
+    __tablename__ = "alias_move"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    alias: str = Field(primary_key=True)
+    generation: int = Field(primary_key=True)
+    from_version_id: int | None = Field(default=None, foreign_key="version.id")
+    to_version_id: int | None = Field(default=None, foreign_key="version.id")
+    at: datetime = Field(sa_type=UtcTime, index=True)
+    actor: str
+    token_id: str = ""
+    reason: str = Field(default="", sa_type=Text)
+    evidence: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+
+
+class VerdictRow(SQLModel, table=True):
+    """Appended, never changed: the newest row of (version, check, profile) is the verdict that counts."""
+
+    __tablename__ = "verdict"
+    __table_args__ = (Index("ix_verdict_version_check", "version_id", "check", "profile"),)
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = Field(foreign_key="version.id")
+    check: str
+    profile: str = ""
+    base_id: int = Field(foreign_key="base.id")
+    base_fingerprint: str
+    outcome: str
+    findings: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    summary: str = Field(default="", sa_type=Text)
+    report: str | None = None
+    made_by: dict[str, str] = Field(default_factory=dict, sa_type=JSON)
+    made_at: datetime = Field(sa_type=UtcTime)
+    job_id: str = ""
+
+
+class BlobRow(SQLModel, table=True):
+    """A blob that is in the store under its final key. `state` is `live` or, on its way out, `dead`."""
+
+    __tablename__ = "blob"
+    digest: str = Field(primary_key=True)
+    size_bytes: int = Field(sa_type=BigInteger)
+    state: str = "live"
+    created_at: datetime = Field(sa_type=UtcTime)
+    checked_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class PushRow(SQLModel, table=True):
+    """A push under way. Until `expires_at` it holds every blob that its manifest names (see gc)."""
+
+    __tablename__ = "push"
+    id: str = Field(primary_key=True)
+    namespace: str
+    name: str
+    manifest: str = Field(sa_type=Text)
+    manifest_digest: str
+    message: str = Field(default="", sa_type=Text)
+    state: str = "open"
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+    token_id: str = ""
+    expires_at: datetime = Field(sa_type=UtcTime, index=True)
+
+
+class PushBlobRow(SQLModel, table=True):
+    """A blob that a push names. `staging_key` is empty when the caller's own versions hold it already."""
+
+    __tablename__ = "push_blob"
+    push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
+    digest: str = Field(primary_key=True, index=True)
+    size_bytes: int = Field(sa_type=BigInteger)
+    staging_key: str = ""
+
+
+class JobRow(SQLModel, table=True):
+    __tablename__ = "job"
+    __table_args__ = (Index("ix_job_claim", "state", "kind", "run_after", "priority"),)
+    id: str = Field(primary_key=True)
+    kind: str
+    state: str
+    namespace: str
+    version_id: int | None = Field(default=None, foreign_key="version.id", index=True)
+    subject: str
+    subject_digest: str | None = None
+    base: str = Field(index=True)
+    priority: int = 0
+    attempt: int = 0
+    attempts_limit: int
+    payload: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    progress: str = ""
+    result: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    error: str = Field(default="", sa_type=Text)
+    worker: str = ""
+    lease_token: str = ""
+    lease_expires_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
+    run_after: datetime = Field(sa_type=UtcTime)
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+    started_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class EventRow(SQLModel, table=True):
+    """One line of the audit log, written in the transaction of the change that it tells of."""
+
+    __tablename__ = "event"
+    seq: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcTime, index=True)
+    actor: str
+    token_id: str = ""
+    action: str
+    object: str = Field(index=True)
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    request_id: str = ""
+
+
+class TokenRow(SQLModel, table=True):
+    """A token at rest: the SHA-256 of its secret, never the secret."""
+
+    __tablename__ = "token"
+    id: str = Field(primary_key=True)
+    name: str
+    secret_sha256: str = Field(unique=True)
+    scopes: list[str] = Field(sa_type=JSON)
+    namespaces: list[str] = Field(sa_type=JSON)
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+    expires_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class IdempotencyRow(SQLModel, table=True):
+    """The answer to a mutation, kept under the caller's key, so that twice means once."""
+
+    __tablename__ = "idempotency"
+    token_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    request_sha256: str
+    status: int
+    answer: str = Field(sa_type=Text)
+    created_at: datetime = Field(sa_type=UtcTime, index=True)
