@@ -1,0 +1,267 @@
+"""Patterns over module paths that can never hang: a small grammar, matched in time linear in the path.
+
+    one of several   a|b                 group   ( ) or (?: ), and at most optional: (...)?
+    one character    a  .  [0-9]  [^.]   and     \\.  \\d  \\w
+    repetition       *  +  ?  {m}  {m,}  {m,n}   of one character, each also with a trailing ?
+    anchors          ^ at the beginning, $ at the end, \\b where nothing precedes it
+
+Invariants
+- What this room accepts means the same in Python's `re.fullmatch`, which PEFT uses; a test compares the two.
+- A repeated group and neighbouring open repeats are refused: they are what makes backtracking matchers take
+  exponential time. So what passes here is bearable for every runtime that reads the configuration later.
+- Matching builds a deterministic automaton as it goes: one step for each character of the path.
+
+Example
+    >>> compiled(r".*layers\\.[01]\\.self_attn\\.(q|v)_proj").matches("model.layers.1.self_attn.v_proj")
+    True
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable
+from functools import lru_cache
+
+LENGTH_LIMIT = 2048
+DEPTH_LIMIT = 8
+REPEAT_LIMIT = 16
+"""The largest m and n of {m,n}."""
+OPEN_REPEATS_LIMIT = 6
+"""Most `*`, `+` and `{m,}` in one pattern: a backtracking matcher's time is a power of it."""
+
+Characters = frozenset[str]
+Part = tuple[int, int]
+"""The first and the last state of a part of the automaton."""
+
+_ALPHABET: Characters = frozenset(chr(c) for c in range(32, 127))
+_CLASSES: dict[str, Characters] = {
+    "d": frozenset(string.digits),
+    "w": frozenset(string.ascii_letters + string.digits + "_"),
+}
+_SPECIAL = frozenset("()[]{}*+?|^$.\\")
+_OPEN = -1
+
+
+class PatternRefused(ValueError):
+    """The text is outside the grammar; the message says which rule it breaks."""
+
+
+class Pattern:
+    """A compiled pattern."""
+
+    def __init__(self, text: str) -> None:
+        parser = _Parser(text)
+        first, self._last = parser.whole()
+        self.text = text
+        self._free, self._steps = parser.free, parser.steps
+        self._start = self._closure([first])
+        self._next: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+
+    def matches(self, path: str) -> bool:
+        """Whether the whole path matches, as `re.fullmatch` answers."""
+        states = self._start
+        for character in path:
+            key = (states, character)
+            following = self._next.get(key)
+            if following is None:
+                reached = (self._steps[s] for s in states if s in self._steps)
+                following = self._closure([to for characters, to in reached if character in characters])
+                self._next[key] = following
+            if not following:
+                return False
+            states = following
+        return self._last in states
+
+    def _closure(self, states: Iterable[int]) -> frozenset[int]:
+        todo = list(states)
+        reached = set(todo)
+        while todo:
+            for following in self._free.get(todo.pop(), ()):
+                if following not in reached:
+                    reached.add(following)
+                    todo.append(following)
+        return frozenset(reached)
+
+
+@lru_cache(maxsize=512)
+def compiled(text: str) -> Pattern:
+    """The compiled pattern. `PatternRefused` says which rule of the grammar the text breaks."""
+    return Pattern(text)
+
+
+class _Parser:
+    """Recursive descent over the grammar; each rule returns the part of the automaton that it built."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > LENGTH_LIMIT:
+            raise PatternRefused(f"is {len(text)} characters; the limit is {LENGTH_LIMIT}")
+        if not text.isascii() or any(c not in _ALPHABET for c in text):
+            raise PatternRefused("holds a control character or a character outside ASCII")
+        self._text = text.removeprefix("^")
+        if self._text.endswith("$") and not self._text.endswith("\\$"):
+            self._text = self._text[:-1]
+        self._at = 0
+        self._states = 0
+        self._open_repeats = 0
+        self.free: dict[int, list[int]] = {}
+        self.steps: dict[int, tuple[Characters, int]] = {}
+
+    def whole(self) -> Part:
+        part = self._alternatives(0, at_start=True)
+        if self._at < len(self._text):
+            raise PatternRefused(f"has an unmatched ')' at character {self._at}")
+        return part
+
+    def _peek(self) -> str:
+        return self._text[self._at] if self._at < len(self._text) else ""
+
+    def _take(self) -> str:
+        character = self._peek()
+        if not character:
+            raise PatternRefused("ends in the middle of a group, class or repetition")
+        self._at += 1
+        return character
+
+    def _state(self) -> int:
+        self._states += 1
+        return self._states
+
+    def _link(self, first: int, last: int) -> None:
+        self.free.setdefault(first, []).append(last)
+
+    def _alternatives(self, depth: int, *, at_start: bool) -> Part:
+        if depth > DEPTH_LIMIT:
+            raise PatternRefused(f"nests groups deeper than {DEPTH_LIMIT}")
+        first, last = self._state(), self._state()
+        while True:
+            part = self._sequence(depth, at_start=at_start)
+            self._link(first, part[0])
+            self._link(part[1], last)
+            if self._peek() != "|":
+                return first, last
+            self._at += 1
+
+    def _sequence(self, depth: int, *, at_start: bool) -> Part:
+        first = last = self._state()
+        open_before: Characters = frozenset()
+        while self._peek() not in ("", "|", ")"):
+            if self._text.startswith("\\b", self._at) and at_start:
+                self._at += 2
+                continue
+            if self._peek() == "(":
+                part, open_before = self._group(depth, at_start=at_start), frozenset()
+            else:
+                characters = self._character()
+                least, most = self._repetition()
+                if most == _OPEN:
+                    self._open_repeats += 1
+                    if self._open_repeats > OPEN_REPEATS_LIMIT:
+                        raise PatternRefused(f"has over {OPEN_REPEATS_LIMIT} open repeats ('*', '+', '{{m,}}')")
+                    if open_before & characters:
+                        raise PatternRefused("has two open repeats side by side that match the same characters")
+                    open_before = characters
+                elif least:
+                    open_before = frozenset()
+                part = self._repeated(characters, least, most)
+            at_start = False
+            self._link(last, part[0])
+            last = part[1]
+        return first, last
+
+    def _group(self, depth: int, *, at_start: bool) -> Part:
+        self._take()
+        if self._text.startswith("?:", self._at):
+            self._at += 2
+        elif self._peek() == "?":
+            raise PatternRefused("has a group that begins with '(?' and is not '(?:'")
+        first, last = self._alternatives(depth + 1, at_start=at_start)
+        if self._take() != ")":
+            raise PatternRefused("has an unclosed group")
+        if self._peek() == "?":
+            self._at += 1
+            self._link(first, last)
+        if self._peek() and self._peek() in "*+?{":
+            raise PatternRefused("repeats a group, which can take exponential time to match")
+        return first, last
+
+    def _character(self) -> Characters:
+        character = self._take()
+        if character == ".":
+            return _ALPHABET
+        if character == "[":
+            return self._class()
+        if character == "\\":
+            return self._escape()
+        if character in _SPECIAL:
+            raise PatternRefused(f"has {character!r} where a character is expected")
+        return frozenset(character)
+
+    def _escape(self) -> Characters:
+        character = self._take()
+        if character in _CLASSES:
+            return _CLASSES[character]
+        if character.isalnum():
+            raise PatternRefused(f"has the escape '\\{character}', which is not one of \\d and \\w")
+        return frozenset(character)
+
+    def _class(self) -> Characters:
+        negated = self._peek() == "^"
+        self._at += negated
+        characters: set[str] = set()
+        while (character := self._take()) != "]":
+            found = self._escape() if character == "\\" else frozenset(character)
+            if character == "[":
+                raise PatternRefused("has a '[' inside a class")
+            if len(found) == 1 and self._peek() == "-" and self._text[self._at + 1 : self._at + 2] not in ("]", ""):
+                self._at += 1
+                (begin,), end = found, self._take()
+                if end in "\\[" or end < begin:
+                    raise PatternRefused("has a class whose range does not rise")
+                found = frozenset(chr(c) for c in range(ord(begin), ord(end) + 1))
+            characters |= found
+        if not characters:
+            raise PatternRefused("has an empty class")
+        return _ALPHABET - characters if negated else frozenset(characters)
+
+    def _repetition(self) -> tuple[int, int]:
+        """The least and most repeats of the character just read; the most is `_OPEN` without a limit."""
+        mark = self._peek()
+        if not mark or mark not in "*+?{":
+            return 1, 1
+        self._at += 1
+        least, most = {"*": (0, _OPEN), "+": (1, _OPEN), "?": (0, 1)}.get(mark) or self._braces()
+        if self._peek() == "?":  # the lazy form matches the same paths
+            self._at += 1
+        if self._peek() and self._peek() in "*+?{":
+            raise PatternRefused("repeats a repetition")
+        return least, most
+
+    def _braces(self) -> tuple[int, int]:
+        inside = ""
+        while (character := self._take()) != "}":
+            inside += character
+        low, comma, high = inside.partition(",")
+        if not low.isdigit() or not (high.isdigit() or not high) or len(low) > 3 or len(high) > 3:
+            raise PatternRefused(f"has the repetition '{{{inside[:20]}}}', which is not {{m}}, {{m,}} or {{m,n}}")
+        least = int(low)
+        most = int(high) if high else (_OPEN if comma else least)
+        if max(least, most) > REPEAT_LIMIT or most not in (_OPEN, *range(least, REPEAT_LIMIT + 1)):
+            raise PatternRefused(f"repeats over {REPEAT_LIMIT} times, or from more to less")
+        return least, most
+
+    def _repeated(self, characters: Characters, least: int, most: int) -> Part:
+        first = last = self._state()
+        for count in range(most if most != _OPEN else max(least, 1)):
+            following = self._state()
+            self.steps[last] = (characters, following)
+            if count >= least:
+                self._link(last, following)
+            last = following
+        if most == _OPEN:
+            end = self._state()
+            self._link(last, end)
+            back = self._state()
+            self._link(last, back)
+            self.steps[back] = (characters, last)
+            last = end
+        return first, last

@@ -1,0 +1,113 @@
+"""JSON that reads the same for every reader: no duplicate keys, no NaN, no half characters, bounded depth.
+
+Invariants
+- What this room accepts, a strict reader in another language accepts with the same meaning.
+- The depth is measured by a scan before anything is parsed, so 100,000 brackets cost milliseconds and no stack.
+- Every refusal is an `Invalid` with a dotted reason: `<family>.invalid`, `.duplicate_key`, `.too_deep`,
+  `.not_finite`.
+
+Example
+    >>> parse(b'{"r": 8, "r": 16}', Dialect("CONFIG_INVALID", "config"), file="adapter_config.json")
+    Traceback (most recent call last):
+    registry.errors.Invalid: adapter_config.json: the key 'r' is written twice in one object
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from registry.errors import Invalid, Reason
+
+_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Which error a refusal is (`error_code`, a code of `Invalid`), its reasons' family, and what is allowed.
+
+    `depth` counts nested objects and arrays. `not_finite` lets NaN and Infinity through (some base
+    configurations hold them). `signed_zero` false refuses `-0`, which some readers take for a fraction.
+    """
+
+    error_code: str
+    family: str
+    depth: int = 16
+    not_finite: bool = False
+    signed_zero: bool = True
+
+
+def parse(data: bytes, dialect: Dialect, *, file: str) -> Any:
+    """The value of one JSON text. `Invalid` (the dialect's code) names the file and the broken rule."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        refuse(dialect, file, "invalid", f"is not UTF-8 text (byte {e.start})")
+    if text.startswith("\ufeff"):
+        refuse(dialect, file, "invalid", "begins with a byte order mark, which JSON does not allow")
+    if depth_of(data, stop_at=dialect.depth) > dialect.depth:
+        refuse(dialect, file, "too_deep", f"nests objects and arrays deeper than {dialect.depth}")
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=lambda pairs: _object(pairs, dialect, file),
+            parse_constant=lambda word: _constant(word, dialect, file),
+            parse_int=lambda digits: _integer(digits, dialect, file),
+        )
+    except json.JSONDecodeError as e:
+        refuse(dialect, file, "invalid", f"is not JSON: {e.msg} at line {e.lineno}, column {e.colno}")
+
+
+def depth_of(data: bytes, *, stop_at: int) -> int:
+    """The deepest nesting of brackets outside texts; scanning stops at the first bracket beyond `stop_at`."""
+    depth = deepest = 0
+    for match in _TEXT_OR_BRACKET.finditer(data):
+        first = data[match.start()]
+        if first in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+            if depth > stop_at:
+                break
+        elif first in b"]}":
+            depth -= 1
+    return deepest
+
+
+def refuse(dialect: Dialect, file: str, rule: str, sentence: str) -> NoReturn:
+    raise Invalid(
+        dialect.error_code,
+        f"{file}: {sentence}" if not sentence.startswith("is ") else f"{file} {sentence}",
+        reasons=[Reason(f"{dialect.family}.{rule}", file, sentence)],
+    )
+
+
+def _object(pairs: Sequence[tuple[str, Any]], dialect: Dialect, file: str) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                refuse(dialect, file, "duplicate_key", f"the key {key[:120]!r} is written twice in one object")
+            seen.add(key)
+    for key, value in pairs:
+        if _HALF_CHARACTER.search(key) or (isinstance(value, str) and _HALF_CHARACTER.search(value)):
+            refuse(dialect, file, "invalid", f"the key or text at {key[:120]!a} holds half of a surrogate pair")
+    return result
+
+
+def _constant(word: str, dialect: Dialect, file: str) -> float:
+    if not dialect.not_finite:
+        refuse(dialect, file, "not_finite", f"holds {word}, which is not a number of JSON")
+    return float(word)
+
+
+def _integer(digits: str, dialect: Dialect, file: str) -> int:
+    if len(digits) > 40:
+        refuse(dialect, file, "invalid", f"holds an integer of {len(digits)} digits; the limit is 40")
+    if digits == "-0" and not dialect.signed_zero:
+        refuse(dialect, file, "invalid", "holds the integer -0, which not all readers take for an integer")
+    return int(digits)

@@ -1,0 +1,273 @@
+"""Read a safetensors header from bytes, strictly and within limits; a tensor's values are never read.
+
+A safetensors file is eight bytes (little-endian length n), n bytes of JSON (tensor name → dtype, shape and two
+offsets into what follows; `__metadata__` → texts), then the tensors' bytes, end to end, without holes.
+
+Invariants
+- Two reads: eight bytes, then the header. Nothing after it is touched, whatever the file's size.
+- What is accepted here, the safetensors library accepts with equal tensors (a differential test proves it); the
+  reverse is not true: duplicate names, lists for objects or 2^62-sided empty tensors stop here.
+- All broken rules of a readable header are reported, not only the first one.
+- Beyond a limit is `TooLarge`; every other refusal is `Invalid` (TENSORS_INVALID).
+
+Example
+    >>> header = read_header(lambda at, n: data[at : at + n], len(data), file="adapter_model.safetensors")
+    >>> header.tensors[0].shape
+    (8, 64)
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from registry import strict_json
+from registry.errors import Invalid, Reason, TooLarge
+
+Read = Callable[[int, int], bytes]
+"""Read `length` bytes from `offset`: a file, a range request, a memory view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a header may be at most. The defaults hold for adapters and for the shards of bases."""
+
+    header_bytes: int = 16 * 2**20
+    tensors: int = 200_000
+    name_bytes: int = 512
+    dimensions: int = 8
+    side: int = 2**40
+    metadata_bytes: int = 2**20
+    reasons: int = 100
+
+
+LIMITS = Limits()
+
+DTYPE_BYTES: dict[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes of one element. Types of less than a byte (F4, F6) are refused: their shape does not give their size."""
+
+FLOATS = frozenset({"F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3"})
+"""The types an adapter's weights may have."""
+
+_DIALECT = strict_json.Dialect("TENSORS_INVALID", "weights", depth=3, signed_zero=False)
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_WRONG_FILES: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded"),
+    (b"version ", "a Git LFS pointer: the weights themselves were never downloaded"),
+    (b"<", "an HTML or XML page: a download stored the server's error message"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"PK\x03\x04", "a zip archive, as PyTorch's pickled .bin and .pt files are"),
+    (b"\x80", "a Python pickle, which can run code"),
+    (b"GGUF", "a GGUF file of llama.cpp"),
+    (b"{", "JSON text"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One entry of a header. `start` and `end` count bytes from `Header.data_start`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.start
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All entries in the order of their bytes, the metadata texts, and where the tensors' bytes begin."""
+
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+    data_start: int
+    size_bytes: int
+    _by_name: dict[str, TensorInfo] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._by_name.update((t.name, t) for t in self.tensors)
+
+    def __iter__(self) -> Iterator[TensorInfo]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def get(self, name: str) -> TensorInfo | None:
+        return self._by_name.get(name)
+
+
+def read_header(read: Read, size_bytes: int, *, file: str, limits: Limits = LIMITS) -> Header:
+    """The header of a safetensors file of `size_bytes` bytes; `file` is its name in messages.
+
+    `Invalid` (TENSORS_INVALID) with every broken rule, `TooLarge` (SIZE_INVALID) beyond a limit.
+    """
+    if size_bytes < 8:
+        head = read(0, size_bytes) if size_bytes else b""
+        _refuse_file(file, head, f"is {size_bytes} bytes; a safetensors file begins with 8 bytes of length")
+    head = read(0, 8)
+    if len(head) != 8:
+        _refuse_file(file, head, f"ended after {len(head)} of its first 8 bytes")
+    (length,) = struct.unpack("<Q", head)
+    if length > size_bytes - 8:
+        head += read(8, min(size_bytes - 8, 16))
+        _refuse_file(file, head, f"says that its header is {length} bytes, but only {size_bytes - 8} follow")
+    if length > limits.header_bytes:
+        _too_large(file, "weights.header_too_large", f"a header of {length} bytes", limits.header_bytes, "bytes")
+    raw = read(8, length)
+    if len(raw) != length:
+        _refuse_file(file, head, f"ended after {len(raw)} of its header's {length} bytes")
+    if raw[:1] != b"{" or not raw.endswith((b"}", b" ")):
+        _refuse_file(file, head + raw[:16], "has a header that does not begin with '{' and end with '}' or spaces")
+    entries = strict_json.parse(raw, _DIALECT, file=file)
+    if len(entries) > limits.tensors + 1:
+        _too_large(file, "weights.too_many_tensors", f"{len(entries)} tensors", limits.tensors, "tensors")
+    return _Reader(file, size_bytes - 8 - length, limits).header(entries, 8 + length, size_bytes)
+
+
+def read_bytes(data: bytes | memoryview, *, file: str) -> Header:
+    """The header of a file that is already in memory."""
+    return read_header(lambda offset, length: bytes(data[offset : offset + length]), len(data), file=file)
+
+
+def wrong_file(head: bytes) -> str:
+    """What a file is that begins with `head` and is not safetensors, in words; empty if unknown."""
+    text = head.lstrip(b" \t\r\n\xef\xbb\xbf")
+    return next((words for magic, words in _WRONG_FILES if text.startswith(magic)), "")
+
+
+def _refuse_file(file: str, head: bytes, sentence: str) -> NoReturn:
+    kind = wrong_file(head)
+    if kind and not sentence.startswith("ended"):
+        raise Invalid(
+            "TENSORS_INVALID",
+            f"{file} is not a safetensors file: it is {kind}",
+            reasons=[Reason("weights.not_safetensors", file, f"is {kind}")],
+            next_step="save the adapter with save_pretrained(..., safe_serialization=True) and push that folder",
+        )
+    raise Invalid("TENSORS_INVALID", f"{file} {sentence}", reasons=[Reason("weights.header_invalid", file, sentence)])
+
+
+def _too_large(file: str, code: str, found: str, limit: int, unit: str) -> NoReturn:
+    sentence = f"has {found}; the limit is {limit} {unit}"
+    raise TooLarge("SIZE_INVALID", f"{file} {sentence}", reasons=[Reason(code, file, sentence)])
+
+
+class _Reader:
+    """Checks one parsed header and keeps every broken rule it meets."""
+
+    def __init__(self, file: str, data_bytes: int, limits: Limits) -> None:
+        self._file = file
+        self._data_bytes = data_bytes
+        self._limits = limits
+        self._reasons: list[Reason] = []
+
+    def header(self, entries: dict[str, Any], data_start: int, size_bytes: int) -> Header:
+        metadata = self._metadata(entries.pop("__metadata__", {}))
+        found = [self._tensor(name, entry) for name, entry in entries.items()]
+        tensors = sorted((t for t in found if t is not None), key=lambda t: (t.start, t.end))
+        if not entries:
+            self._broken("weights.empty", "__metadata__", "the file holds no tensor")
+        if not self._reasons:
+            self._layout(tensors)
+        if self._reasons:
+            first, more = self._reasons[0], len(self._reasons) - 1
+            raise Invalid(
+                "TENSORS_INVALID",
+                f"{self._file}: {first.place!r}: {first.sentence}" + (f" (and {more} more)" if more else ""),
+                reasons=self._reasons,
+            )
+        return Header(tuple(tensors), metadata, data_start, size_bytes)
+
+    def _broken(self, code: str, place: str, sentence: str) -> None:
+        if len(self._reasons) < self._limits.reasons:
+            self._reasons.append(Reason(code, place[:120], sentence))
+
+    def _metadata(self, value: Any) -> dict[str, str]:
+        code, place = "weights.metadata_invalid", "__metadata__"
+        if not isinstance(value, dict):
+            self._broken(code, place, "must be an object of texts")
+            return {}
+        for key, text in value.items():
+            if not isinstance(text, str):
+                self._broken(code, place, f"the value of {key[:80]!r} must be text, not {type(text).__name__}")
+        if self._reasons:
+            return {}
+        size = sum(len(k.encode()) + len(v.encode()) for k, v in value.items())
+        if size > self._limits.metadata_bytes:
+            limit = self._limits.metadata_bytes
+            _too_large(self._file, "weights.metadata_too_large", f"{size} bytes of metadata", limit, "bytes")
+        return value
+
+    def _tensor(self, name: str, entry: Any) -> TensorInfo | None:
+        before = len(self._reasons)
+        problem = self._problem_with_name(name)
+        if problem:
+            self._broken("weights.tensor_name_invalid", name, problem)
+        if not isinstance(entry, dict) or set(entry) != _FIELDS:
+            self._broken("weights.entry_invalid", name, "must be an object of exactly dtype, shape and data_offsets")
+            return None
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+            self._broken("weights.dtype_invalid", name, f"the dtype {str(dtype)[:40]!r} is not one that we read")
+            return None
+        if not self._whole_numbers(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= self._data_bytes:
+            rule = f"data_offsets must be two whole numbers, rising, within the {self._data_bytes} data bytes"
+            self._broken("weights.offsets_invalid", name, rule)
+            return None
+        limits = self._limits
+        if (
+            not self._whole_numbers(shape)
+            or len(shape) > limits.dimensions
+            or any(side > limits.side for side in shape)
+        ):
+            rule = f"shape must be at most {limits.dimensions} whole numbers of at most {limits.side}"
+            self._broken("weights.shape_invalid", name, rule)
+            return None
+        info = TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
+        expected = info.elements * DTYPE_BYTES[dtype]
+        if expected != info.size_bytes:
+            rule = f"shape {shape} of {dtype} takes {expected} bytes, the offsets hold {info.size_bytes}"
+            self._broken("weights.size_invalid", name, rule)
+        return info if len(self._reasons) == before else None
+
+    def _problem_with_name(self, name: str) -> str:
+        if not name or len(name.encode()) > self._limits.name_bytes:
+            return f"a tensor's name must have 1 to {self._limits.name_bytes} bytes"
+        if not all("!" <= c <= "~" for c in name):
+            return "a tensor's name must be printable ASCII without spaces"
+        if "\\" in name or ".." in name or name.startswith("/"):
+            return "a tensor's name must not look like a path: no backslash, no '..', no leading '/'"
+        return ""
+
+    @staticmethod
+    def _whole_numbers(value: Any) -> bool:
+        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+    def _layout(self, tensors: list[TensorInfo]) -> None:
+        """Every data byte belongs to exactly one tensor: no hole, no overlap, nothing behind the last."""
+        at = 0
+        for info in tensors:
+            if info.start != at:
+                kind = "leaves a hole before" if info.start > at else "overlaps another tensor at"
+                self._broken("weights.layout_invalid", info.name, f"{kind} data byte {info.start}; expected {at}")
+            at = max(at, info.end)
+        if at != self._data_bytes:
+            rule = f"{self._data_bytes - at} bytes follow the last tensor, which no tensor owns"
+            self._broken("weights.layout_invalid", tensors[-1].name, rule)
