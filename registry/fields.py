@@ -1,0 +1,171 @@
+"""`Fields`: take values of known kinds out of one JSON object, and keep every rule that one of them breaks.
+
+Invariants
+- A taken value is of the kind that was asked for, within its limits, or the neutral value of that kind after the
+  broken rule was noted; nothing here raises.
+- `true` is no number, `8.0` and `"8"` are no whole number, text has no control characters.
+- Patterns pass `registry.patterns`; names are letters, digits, `.`, `_` and `-`.
+
+Example
+    >>> fields = Fields({"r": "8"})
+    >>> fields.whole_number("r", 1, 64), fields.reasons[0].code
+    (0, 'config.value_invalid')
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from registry import patterns
+from registry.errors import Reason
+
+NAMES_LIMIT = 4096
+"""Most names in one list; a loader's time grows with their product with the base's modules."""
+NAME_LIMIT = 256
+TEXT_LIMIT = 512
+REASONS_LIMIT = 100
+WHOLE_NUMBER_LIMIT = 2**31
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+class Fields:
+    """One JSON object, read field by field. `family` begins the codes of the reasons."""
+
+    def __init__(self, values: Mapping[str, Any], family: str = "config") -> None:
+        self.values = values
+        self.reasons: list[Reason] = []
+        self._family = family
+
+    def broken(self, rule: str, field: str, sentence: str) -> None:
+        if len(self.reasons) < REASONS_LIMIT:
+            self.reasons.append(Reason(f"{self._family}.{rule}", field[:120], sentence))
+
+    def flag(self, field: str) -> bool:
+        """True or false; null and absent are false."""
+        value = self.values.get(field)
+        if value is not None and not isinstance(value, bool):
+            self.broken("value_invalid", field, f"must be true or false, not {_shown(value)}")
+            return False
+        return bool(value)
+
+    def whole_number(self, field: str, least: int, most: int) -> int:
+        """A whole number within the bounds; null and absent are 0."""
+        value = self.values.get(field)
+        if value is None:
+            return 0
+        return value if self._whole(field, value, least, most) else 0
+
+    def number(self, field: str, limit: float) -> float | None:
+        """A finite number of at most `limit` in size; null and absent are None."""
+        value = self.values.get(field)
+        return None if value is None else self._real(field, value, limit)
+
+    def text(self, field: str) -> str:
+        """One line of text; null and absent are empty."""
+        value = self.values.get(field)
+        if value is None:
+            return ""
+        if not isinstance(value, str) or len(value) > TEXT_LIMIT or any(ord(c) < 32 or ord(c) == 127 for c in value):
+            self.broken("value_invalid", field, f"must be one line of text of at most {TEXT_LIMIT} characters")
+            return ""
+        return value
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """Names of modules: a list of texts, one text, or nothing."""
+        value = self.values.get(field)
+        if isinstance(value, str):
+            value = [value]
+        return () if value is None else self._names(field, value)
+
+    def names_or_pattern(self, field: str) -> str | tuple[str, ...] | None:
+        """A list of names (a tuple), or one pattern (text), or None."""
+        value = self.values.get(field)
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return value if self._pattern(field, value) else None
+        return self._names(field, value)
+
+    def whole_numbers(self, field: str, limit: int = WHOLE_NUMBER_LIMIT) -> tuple[int, ...]:
+        """A list of whole numbers from 0 to `limit`, or one of them; null and absent are empty."""
+        value = self.values.get(field)
+        if value is None:
+            return ()
+        return self._whole_numbers(field, value if isinstance(value, list) else [value], limit)
+
+    def by_pattern(self, field: str, limit: float, *, whole: bool) -> dict[str, Any]:
+        """An object from names or patterns to numbers: over 0 to `limit` if `whole`, else of at most `limit` in size."""
+        value = self.values.get(field)
+        if not isinstance(value, dict) or len(value) > NAMES_LIMIT:
+            if value is not None:
+                self.broken("value_invalid", field, f"must be an object of at most {NAMES_LIMIT} patterns")
+            return {}
+        found: dict[str, Any] = {}
+        for key, number in value.items():
+            if not self._pattern(field, key):
+                continue
+            if whole and self._whole(f"{field}.{key}", number, 1, int(limit)):
+                found[key] = number
+            elif not whole and (real := self._real(f"{field}.{key}", number, limit)) is not None:
+                found[key] = real
+        return found
+
+    def lists_by_name(self, field: str) -> dict[str, tuple[int, ...]]:
+        """An object from module names to lists of token numbers; a bare list stands for `embed_tokens`."""
+        value = self.values.get(field)
+        if isinstance(value, list):
+            value = {"embed_tokens": value}
+        if not isinstance(value, dict):
+            if value is not None:
+                self.broken("value_invalid", field, "must be an object of lists of token numbers")
+            return {}
+        names = self._names(field, list(value))
+        lists = {name: value[name] for name in names if isinstance(value[name], list)}
+        if len(lists) != len(value):
+            self.broken("value_invalid", field, "must be an object of lists of token numbers")
+        return {name: self._whole_numbers(field, numbers, WHOLE_NUMBER_LIMIT) for name, numbers in lists.items()}
+
+    def _whole_numbers(self, field: str, value: list[Any], limit: int) -> tuple[int, ...]:
+        if len(value) > 2**17 or not all(type(n) is int and 0 <= n <= limit for n in value):
+            self.broken("value_invalid", field, f"must be a list of whole numbers from 0 to {limit}")
+            return ()
+        return tuple(value)
+
+    def _whole(self, field: str, value: Any, least: int, most: int) -> bool:
+        if type(value) is int and least <= value <= most:
+            return True
+        self.broken("value_invalid", field, f"must be a whole number from {least} to {most}, not {_shown(value)}")
+        return False
+
+    def _real(self, field: str, value: Any, limit: float) -> float | None:
+        if type(value) in (int, float) and math.isfinite(value) and abs(value) <= limit:
+            return float(value)
+        self.broken("value_invalid", field, f"must be a number between -{limit:g} and {limit:g}, not {_shown(value)}")
+        return None
+
+    def _names(self, field: str, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or len(value) > NAMES_LIMIT:
+            self.broken("value_invalid", field, f"must be a list of at most {NAMES_LIMIT} names of modules")
+            return ()
+        for name in value:
+            if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT or not set(name) <= _NAME_CHARACTERS:
+                rule = f"{_shown(name)} is not a module's name: letters, digits, '.', '_' and '-', at most {NAME_LIMIT}"
+                self.broken("pattern_refused", field, rule)
+                return ()
+        return tuple(value)
+
+    def _pattern(self, field: str, text: str) -> bool:
+        try:
+            patterns.compiled(text)
+        except patterns.PatternRefused as e:
+            self.broken("pattern_refused", field, f"the pattern {text[:120]!r} {e}")
+            return False
+        return True
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
