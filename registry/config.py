@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from registry import methods, strict_json
 from registry.base_claim import BaseClaim, read_claim
 from registry.errors import Invalid, Reason, TooLarge
@@ -52,16 +54,16 @@ class AdapterConfig(Value):
     target_parameters: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] = ()
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
     layer_replication: tuple[tuple[int, int], ...] = ()
-    token_indices: dict[str, tuple[int, ...]] = {}
+    token_indices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     invocation_tokens: tuple[int, ...] = ()
     ensure_weight_tying: bool = False
     initialisation: str = ""
     base: BaseClaim = BaseClaim()
     peft_version: str = ""
-    other: dict[str, Any] = {}
+    other: dict[str, Any] = Field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
 
@@ -138,14 +140,12 @@ class _Reader:
         method = self._values.get("peft_type")
         if isinstance(method, str) and method in methods.METHODS:
             return method
-        sentence = f"{str(method)[:60]!r} is not a method that this registry knows"
-        if method is None:
-            mlx = (
-                "; it is an MLX adapter, which must be converted to PEFT first"
-                if "fine_tune_type" in self._values
-                else ""
-            )
-            sentence = f"is missing{mlx}"
+        if method is not None:
+            sentence = f"{str(method)[:60]!r} is not a method that this registry knows"
+        elif "fine_tune_type" in self._values:
+            sentence = "is missing: this is an MLX adapter, which must be converted to PEFT first"
+        else:
+            sentence = "is missing"
         self.fields.broken("method_unknown", "peft_type", sentence)
         return ""
 
@@ -233,42 +233,17 @@ class _Reader:
                 code="config.field_unknown",
                 severity="warning",
                 place=f"{self._file}: {field[:120]}",
-                sentence=f"the field {field[:120]!r} is not one that this registry knows, so what it changes is unknown",
+                sentence=f"the field {field[:120]!r} is unknown to this registry, and so is what it changes",
             )
             for field in unknown[:50]
         ]
 
 
-_TAKEN = frozenset(
-    [
-        "peft_type",
-        "task_type",
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "use_dora",
-        "lora_bias",
-        "bias",
-        "fan_in_fan_out",
-        "target_modules",
-        "exclude_modules",
-        "modules_to_save",
-        "target_parameters",
-        "layers_to_transform",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-        "layer_replication",
-        "trainable_token_indices",
-        "token_indices",
-        "alora_invocation_tokens",
-        "ensure_weight_tying",
-        "init_lora_weights",
-        "base_model_name_or_path",
-        "peft_version",
-        "auto_mapping",
-        "megatron_core",
-        "inference_mode",
-    ]
-)
+_TAKEN_NAMES = """
+    alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying
+    exclude_modules fan_in_fan_out inference_mode init_lora_weights layer_replication layers_pattern
+    layers_to_transform lora_alpha lora_bias megatron_core modules_to_save peft_type peft_version r rank_pattern
+    target_modules target_parameters task_type token_indices trainable_token_indices use_dora use_rslora
+"""
+_TAKEN = frozenset(_TAKEN_NAMES.split())
 """The fields that `AdapterConfig` has of its own, or that say nothing about the adapter."""

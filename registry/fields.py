@@ -97,7 +97,7 @@ class Fields:
         return self._whole_numbers(field, value if isinstance(value, list) else [value], limit)
 
     def by_pattern(self, field: str, limit: float, *, whole: bool) -> dict[str, Any]:
-        """An object from names or patterns to numbers: over 0 to `limit` if `whole`, else of at most `limit` in size."""
+        """An object from patterns to numbers: 1 to `limit` if `whole`, else at most `limit` in size."""
         value = self.values.get(field)
         if not isinstance(value, dict) or len(value) > NAMES_LIMIT:
             if value is not None:
