@@ -1,0 +1,255 @@
+"""`LocalBlobs`: the embedded default, blobs as files in one folder.
+
+    ROOT/blobs/sha256/ab/<hex>   ROOT/staging/<push id>/<hex>   ROOT/tmp/<random>
+
+Invariants
+- A file is written under `tmp/`, forced to disk, renamed to its key, and the folder is forced to disk:
+  a power cut or `kill -9` leaves the whole blob or litter in `tmp/`, never half a blob under its key.
+- The final key is created by a hard link, which fails when it exists: nothing is ever replaced there.
+- Memory stays constant whatever the size; a full disk is `Unavailable`, not a crash.
+
+Example
+    >>> store = LocalBlobs.at("file:///srv/adapters/blobs")
+    >>> store.path_of(key_of(digest))
+    PosixPath('/srv/adapters/blobs/blobs/sha256/ab/ab…')
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from registry.digest import Digest
+from registry.errors import Invalid, Unavailable
+from registry.server.blobs import (
+    CHUNK_BYTES,
+    Link,
+    Meter,
+    Sink,
+    Stat,
+    absent,
+    check_expectation,
+    digest_of,
+    fill,
+    key_of,
+)
+
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What a file system without hard links (or with a full link count) answers."""
+
+
+class LocalBlobs:
+    """A folder of blobs, shared safely by any number of threads and processes of one machine."""
+
+    kind = "local"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def at(cls, url: str) -> LocalBlobs:
+        """The store of a `file:///…` URL. `Invalid` (SETTING_INVALID) for one that names no folder of this machine."""
+        parts = urlsplit(url)
+        path = Path(unquote(parts.path))
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
+            raise Invalid("SETTING_INVALID", f"REGISTRY_BLOBS: {url[:120]!r} is not 'file:///FOLDER'")
+        return cls(path)
+
+    def path_of(self, key: str) -> Path | None:
+        digest_of(key)
+        return self.root / key
+
+    def stat(self, key: str) -> Stat | None:
+        digest = digest_of(key)
+        try:
+            found = os.stat(self.root / key)
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise _unavailable(e) from e
+        return Stat(key, found.st_size, digest, datetime.fromtimestamp(found.st_mtime, UTC))
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        return b"".join(self.open(key, start, length))
+
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        digest_of(key)
+        try:
+            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            absent(key)
+        except OSError as e:
+            raise _unavailable(e) from e
+        return _chunks(descriptor, start, 2**62 if length is None else length)
+
+    def sink(self, key: str, *, limit_bytes: int) -> Sink:
+        return _FileSink(self.root, key, limit_bytes)
+
+    def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
+        check_expectation(key, expect)
+        return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
+
+    def promote(self, staging_key: str, digest: Digest) -> None:
+        digest_of(staging_key)
+        staged, final = self.root / staging_key, self.root / key_of(digest)
+        try:
+            _make_folder(final.parent)
+            try:
+                os.link(staged, final)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                if not final.exists():
+                    absent(staging_key)
+            except OSError as e:
+                if e.errno not in _NO_LINKS:
+                    raise
+                os.rename(staged, final)
+            _sync_folder(final.parent)
+        except OSError as e:
+            raise _unavailable(e) from e
+
+    def delete(self, key: str) -> None:
+        digest_of(key)
+        path = self.root / key
+        try:
+            path.unlink(missing_ok=True)
+            if key.startswith("staging/"):
+                with contextlib.suppress(OSError):  # not empty yet, or gone already
+                    path.parent.rmdir()
+        except OSError as e:
+            raise _unavailable(e) from e
+
+    def list(self, prefix: str) -> Iterator[Stat]:
+        """Every blob under a prefix that ends in `/`, in the file system's order; files may come and go."""
+        for folder, _, files in os.walk(self.root / prefix):
+            for name in files:
+                key = str(Path(folder, name).relative_to(self.root))
+                with contextlib.suppress(FileNotFoundError, ValueError):
+                    stat = self.stat(key)
+                    if stat is not None:
+                        yield stat
+
+    def link(
+        self,
+        key: str,
+        *,
+        seconds: int,
+        method: str,
+        digest: Digest | None = None,
+        size_bytes: int | None = None,
+        file_name: str = "",
+    ) -> Link | None:
+        return None
+
+    def sweep(self, older_than: timedelta) -> int:
+        """Remove files that were being written when a process died. Returns how many."""
+        gone = 0
+        limit = (datetime.now(UTC) - older_than).timestamp()
+        for path in (self.root / "tmp").glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+                    gone += 1
+        return gone
+
+
+class _FileSink:
+    """One file on its way in, under `tmp/` until `finish`."""
+
+    def __init__(self, root: Path, key: str, limit_bytes: int) -> None:
+        self._meter = Meter(key, limit_bytes)
+        self._root, self._key = root, key
+        self._temporary = root / "tmp" / f"{self._meter.digest.short}-{secrets.token_hex(8)}"
+        try:
+            _make_folder(self._temporary.parent)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(self._temporary, flags, 0o600)
+        except OSError as e:
+            raise _unavailable(e) from e
+
+    def write(self, chunk: bytes) -> None:
+        self._meter.add(chunk)
+        view = memoryview(chunk)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as e:
+            raise _unavailable(e) from e
+
+    def finish(self) -> Stat:
+        self._meter.check()
+        final = self._root / self._key
+        try:
+            os.fsync(self._descriptor)
+            self._close()
+            _make_folder(final.parent)
+            try:
+                os.rename(self._temporary, final)
+            except FileNotFoundError:  # a racing delete took the empty staging folder away
+                _make_folder(final.parent)
+                os.rename(self._temporary, final)
+            _sync_folder(final.parent)
+        except OSError as e:
+            raise _unavailable(e) from e
+        return Stat(self._key, self._meter.size_bytes, self._meter.digest, datetime.now(UTC))
+
+    def abort(self) -> None:
+        self._close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
+    try:
+        while length > 0:
+            try:
+                chunk = os.pread(descriptor, min(CHUNK_BYTES, length), start)
+            except OSError as e:
+                raise _unavailable(e) from e
+            if not chunk:
+                return
+            yield chunk
+            start += len(chunk)
+            length -= len(chunk)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder and its missing parents, each entry forced to disk in the folder above it."""
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unavailable(error: OSError) -> Unavailable:
+    return Unavailable(
+        "STORE_UNAVAILABLE",
+        f"the blob folder cannot be used now: {error.strerror or error}",
+        next_step="look at the disk of the registry",
+        retry_after_seconds=30,
+    )

@@ -1,0 +1,207 @@
+"""What every blob store must do, whatever it is made of: the text of the seam `registry.server.blobs.BlobStore`."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound, TooLarge, Unavailable
+from registry.server.blobs import BlobStore, MemoryBlobs, key_of, staging_key_of
+from registry.server.local import LocalBlobs
+
+DATA = random.Random(7).randbytes(3 * 2**20 + 17)
+DIGEST = Digest.of(DATA)
+STAGED = staging_key_of("push1", DIGEST)
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "not" / "there" / "yet")
+
+
+def pieces(data: bytes, size: int = 100_000) -> Iterator[bytes]:
+    return (data[i : i + size] for i in range(0, len(data), size))
+
+
+def test_what_was_put_is_read_back_whole_and_in_ranges(store: BlobStore) -> None:
+    stat = store.put(STAGED, pieces(DATA), expect=DIGEST, limit_bytes=len(DATA))
+    assert (stat.size_bytes, stat.digest, stat.key) == (len(DATA), DIGEST, STAGED)
+    assert b"".join(store.open(STAGED)) == DATA
+    assert b"".join(store.open(STAGED, 2**20 - 1, 2**20 + 3)) == DATA[2**20 - 1 : 2**21 + 2]
+    assert store.read(STAGED, len(DATA) - 5, 100) == DATA[-5:]
+    assert store.read(STAGED, len(DATA) + 5, 100) == b""
+    assert store.read(STAGED, 0, 0) == b""
+
+
+def test_an_empty_blob_is_a_blob(store: BlobStore) -> None:
+    key = key_of(Digest.of(b""))
+    assert store.put(key, [], limit_bytes=0).size_bytes == 0
+    assert list(store.open(key)) == []
+
+
+def test_a_lying_digest_is_refused_and_leaves_nothing(store: BlobStore) -> None:
+    with pytest.raises(Invalid) as refusal:
+        store.put(STAGED, [DATA[:-1] + b"x"], limit_bytes=len(DATA))
+    assert (refusal.value.code, refusal.value.reasons[0].code) == ("BLOB_MISMATCH", "blob.digest_mismatch")
+    assert store.stat(STAGED) is None
+    assert list(store.list("staging/")) == []
+    assert_no_litter(store)
+
+
+def test_another_digest_than_the_key_says_is_refused(store: BlobStore) -> None:
+    with pytest.raises(Invalid):
+        store.put(STAGED, [DATA], expect=Digest.of(b"other"), limit_bytes=len(DATA))
+
+
+def test_more_bytes_than_the_limit_are_refused_before_the_stream_ends(store: BlobStore) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1000
+            yield b"a" * 1000
+
+    with pytest.raises(TooLarge):
+        store.put(STAGED, endless(), limit_bytes=10_000)
+    assert sent <= 12_000
+    assert store.stat(STAGED) is None
+    assert_no_litter(store)
+
+
+def test_a_broken_stream_leaves_nothing(store: BlobStore) -> None:
+    def broken() -> Iterator[bytes]:
+        yield DATA[:1000]
+        raise ConnectionError("the line broke")
+
+    with pytest.raises(ConnectionError):
+        store.put(STAGED, broken(), limit_bytes=len(DATA))
+    assert store.stat(STAGED) is None
+    assert_no_litter(store)
+
+
+def test_promotion_creates_the_final_key_once_and_keeps_the_staged_one(store: BlobStore) -> None:
+    store.put(STAGED, [DATA], limit_bytes=len(DATA))
+    store.promote(STAGED, DIGEST)
+    store.promote(STAGED, DIGEST)
+    assert b"".join(store.open(key_of(DIGEST))) == DATA
+    assert store.stat(STAGED) is not None
+    store.delete(STAGED)
+    store.promote(STAGED, DIGEST)
+    assert [stat.key for stat in store.list("blobs/")] == [key_of(DIGEST)]
+
+
+def test_promoting_what_is_not_there_says_so(store: BlobStore) -> None:
+    with pytest.raises(NotFound) as refusal:
+        store.promote(STAGED, DIGEST)
+    assert refusal.value.code == "BLOB_UNKNOWN"
+
+
+def test_deleting_twice_is_deleting_once(store: BlobStore) -> None:
+    store.put(STAGED, [DATA], limit_bytes=len(DATA))
+    store.delete(STAGED)
+    store.delete(STAGED)
+    assert store.stat(STAGED) is None
+
+
+def test_reading_what_is_not_there_says_so_at_once(store: BlobStore) -> None:
+    with pytest.raises(NotFound):
+        store.open(STAGED)
+    with pytest.raises(NotFound):
+        store.read(STAGED, 0, 1)
+
+
+def test_a_reader_keeps_its_bytes_while_the_blob_is_deleted(store: BlobStore) -> None:
+    store.put(STAGED, [DATA], limit_bytes=len(DATA))
+    reader = iter(store.open(STAGED))
+    first = next(reader)
+    store.delete(STAGED)
+    assert first + b"".join(reader) == DATA
+
+
+def test_listing_tells_keys_sizes_and_times_under_a_prefix(store: BlobStore) -> None:
+    for push, data in (("a", b"1"), ("a", b"22"), ("b", b"333")):
+        store.put(staging_key_of(push, Digest.of(data)), [data], limit_bytes=3)
+    assert sorted(stat.size_bytes for stat in store.list("staging/a/")) == [1, 2]
+    assert len(list(store.list("staging/"))) == 3
+    assert list(store.list("blobs/")) == []
+    assert all(abs(stat.modified_at - datetime.now(UTC)) < timedelta(minutes=1) for stat in store.list("staging/"))
+
+
+@pytest.mark.parametrize("key", ["", "blobs/../../etc/passwd", "staging/../" + "a" * 64, "blobs/sha256/ab/" + "A" * 64])
+def test_a_key_that_is_not_ours_reaches_no_byte(store: BlobStore, key: str) -> None:
+    for call in (store.stat, store.open, store.delete, store.path_of):
+        with pytest.raises(ValueError, match="is not the key of a blob"):
+            call(key)
+
+
+def test_racing_writers_of_one_blob_all_succeed(store: BlobStore) -> None:
+    failures: list[BaseException] = []
+    start = threading.Barrier(8)
+
+    def push() -> None:
+        try:
+            start.wait()
+            for _ in range(5):
+                store.put(STAGED, pieces(DATA, 500_000), limit_bytes=len(DATA))
+                store.promote(STAGED, DIGEST)
+                store.delete(staging_key_of("other", DIGEST))
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=push) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert b"".join(store.open(key_of(DIGEST))) == DATA
+    assert_no_litter(store)
+
+
+def assert_no_litter(store: BlobStore) -> None:
+    if isinstance(store, LocalBlobs):
+        assert not list((store.root / "tmp").glob("*"))
+
+
+# ------------------------------------------------------------------ what only a folder can show
+def test_a_process_that_dies_while_writing_leaves_litter_and_no_blob(tmp_path: Path) -> None:
+    store = LocalBlobs(tmp_path)
+    child = os.fork()
+    if child == 0:
+        store.sink(STAGED, limit_bytes=len(DATA)).write(DATA[:1000])
+        os._exit(9)
+    os.waitpid(child, 0)
+    assert store.stat(STAGED) is None
+    assert len(list((tmp_path / "tmp").iterdir())) == 1
+    assert store.sweep(timedelta(hours=1)) == 0
+    assert store.sweep(timedelta(seconds=-1)) == 1
+    assert_no_litter(store)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalBlobs(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    sink = store.sink(STAGED, limit_bytes=len(DATA))
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(Unavailable, match="No space left"):
+        sink.write(DATA)
+    sink.abort()
+    assert_no_litter(store)
+
+
+def test_a_folder_is_named_by_a_file_url(tmp_path: Path) -> None:
+    assert LocalBlobs.at((tmp_path / "a b").as_uri()).root == tmp_path / "a b"
+    for url in ("s3://bucket/x", "file://elsewhere/x", "file:relative", "/srv"):
+        with pytest.raises(Invalid):
+            LocalBlobs.at(url)
