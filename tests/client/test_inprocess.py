@@ -1,0 +1,178 @@
+"""The in-process transport behaves as a socket to a server would."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.client.inprocess import CHUNKS_AHEAD, InProcess
+from registry.errors import Conflict
+
+pytest.importorskip("starlette")
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+
+class Told:
+    """What the application saw."""
+
+    def __init__(self) -> None:
+        self.produced = 0
+        self.events: list[str] = []
+        self.left = threading.Event()
+
+
+def application(told: Told) -> Starlette:
+    async def echo(request: Request) -> Response:
+        return Response(await request.body(), headers={"x-query": request.url.query})
+
+    async def count(request: Request) -> Response:
+        sizes = [len(chunk) async for chunk in request.stream() if chunk]
+        return JSONResponse({"chunks": len(sizes), "bytes": sum(sizes)})
+
+    async def flood(request: Request) -> Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            try:
+                for _ in range(1000):
+                    told.produced += 1
+                    yield b"x" * 1000
+            finally:
+                told.left.set()
+
+        return StreamingResponse(chunks())
+
+    async def breaks(request: Request) -> Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            raise RuntimeError("in the middle")
+
+        return StreamingResponse(chunks())
+
+    def fails(request: Request) -> Response:
+        raise RuntimeError("before the answer")
+
+    def path(request: Request) -> Response:
+        return PlainTextResponse(request.scope["raw_path"].decode() + " " + request.scope["path"])
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[dict[str, str]]:
+        told.events.append("start")
+        yield {"word": "kept"}
+        told.events.append("stop")
+
+    def state(request: Request) -> Response:
+        return PlainTextResponse(request.state.word)
+
+    return Starlette(
+        routes=[
+            Route("/echo", echo, methods=["GET", "POST"]),
+            Route("/count", count, methods=["PUT"]),
+            Route("/flood", flood),
+            Route("/breaks", breaks),
+            Route("/fails", fails),
+            Route("/state", state),
+            Route("/path/{rest:path}", path),
+        ],
+        lifespan=lifespan,
+    )
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def client(told: Told) -> Iterator[httpx.Client]:
+    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test", timeout=20) as client:
+        yield client
+
+
+def test_a_body_and_a_query_arrive_and_come_back(client: httpx.Client) -> None:
+    answer = client.post("/echo?a=1&b=%2F", content=b"hello")
+    assert (answer.status_code, answer.content, answer.headers["x-query"]) == (200, b"hello", "a=1&b=%2F")
+
+
+def test_a_percent_encoded_path_keeps_its_raw_form(client: httpx.Client) -> None:
+    assert client.get("/path/a%2Fb%20c").text == "/path/a%2Fb%20c /path/a/b c"
+
+
+def test_a_request_body_is_streamed_chunk_by_chunk(client: httpx.Client) -> None:
+    answer = client.put("/count", content=(b"x" * 10 for _ in range(50)))
+    assert answer.json() == {"chunks": 50, "bytes": 500}
+
+
+def test_a_slow_reader_holds_the_application_back(client: httpx.Client, told: Told) -> None:
+    with client.stream("GET", "/flood") as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        assert told.produced <= CHUNKS_AHEAD + 3
+        assert sum(len(chunk) for chunk in chunks) == 999 * 1000
+    assert told.produced == 1000
+
+
+def test_an_application_learns_that_the_caller_has_left(client: httpx.Client, told: Told) -> None:
+    with client.stream("GET", "/flood") as answer:
+        next(answer.iter_raw())
+    assert told.left.wait(10)
+    assert told.produced < 1000
+
+
+def test_a_failing_application_looks_like_a_server_error(client: httpx.Client) -> None:
+    assert client.get("/fails").status_code == 500
+
+
+def test_an_answer_that_breaks_off_is_a_protocol_error(client: httpx.Client) -> None:
+    with pytest.raises(httpx.RemoteProtocolError, match="broke off"):
+        client.get("/breaks")
+
+
+def test_a_body_that_fails_on_the_callers_side_raises_there(client: httpx.Client) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"first"
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        client.put("/count", content=body())
+
+
+def test_the_lifespan_begins_once_and_ends_with_close(told: Told) -> None:
+    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test") as client:
+        assert told.events == []
+        assert client.get("/state").text == "kept"
+        client.get("/state")
+        assert told.events == ["start"]
+    assert told.events == ["start", "stop"]
+
+
+def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        raise Conflict("SCHEMA_OLD", "the schema is old")
+        yield
+
+    with (
+        httpx.Client(transport=InProcess(Starlette(lifespan=lifespan)), base_url="http://app.test") as client,
+        pytest.raises(Conflict, match="the schema is old"),
+    ):
+        client.get("/")
+
+
+def test_many_threads_share_one_transport(client: httpx.Client) -> None:
+    answers: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda i=i: answers.append(client.post("/echo", content=b"%d" % i).content))
+        for i in range(30)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers, key=int) == [b"%d" % i for i in range(30)]
