@@ -44,7 +44,7 @@ lint: venv  ## ruff and mypy
 	@$(PYTHON) -m mypy
 
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
-	@$(PYTHON) scripts/prove-light
+	@$(PYTHON) -m pytest tests/light $(ARGS)
 
 bench: venv  ## every benchmark; each prints one JSON object as its last line
 	@for bench in benchmarks/bench_*.py; do $(PYTHON) "$$bench"; done

@@ -1,0 +1,171 @@
+"""The house as data: its rooms, who may import whom, and how to read imports without importing anything.
+
+- The table is closed: a module without a row, or a package without a permission, is a breach.
+- Sources are parsed, never imported, so a breach is found even where its package is not installed.
+
+Example
+    >>> forbidden("registry.compat", "import torch", set())
+    ["registry.compat:1 imports torch; registry may import ['pydantic', 'pydantic_core']"]
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAZY_DOOR = "cli.main"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: modules named by `prefix` may import these kinds of our rooms and these packages."""
+
+    prefix: str
+    ours: frozenset[str]
+    packages: frozenset[str]
+
+
+def _row(prefix: str, ours: str, packages: str) -> Row:
+    return Row(prefix, frozenset(ours.split()), frozenset(packages.split()))
+
+
+# The longest matching prefix decides. ARCHITECTURE.md shows the same table in words.
+TABLE = [
+    _row("registry", "domain", "pydantic pydantic_core"),
+    _row("registry.client", "domain client", "httpx pydantic"),
+    _row("registry.serving", "domain client serving", "httpx"),
+    _row("registry.server", "domain server", "sqlmodel sqlalchemy"),
+    _row("registry.server.s3", "domain server", "boto3 botocore"),
+    _row("registry.server.db", "domain server", "sqlmodel sqlalchemy alembic pysqlite3"),
+    _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
+    _row("registry.server.routes", "domain server routes", "fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"),
+    _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
+    _row("cli", "domain client cli", "click rich httpx"),
+    _row("cli.main", "cli", "click"),
+    _row("cli.serve", "domain client server cli", "click uvicorn"),
+    _row("cli.work", "domain client worker cli", "click"),
+    _row("migrations.env", "server", "alembic sqlalchemy sqlmodel"),
+    _row("migrations.versions", "", "alembic sqlalchemy"),
+]
+
+
+def kind_of(module: str) -> str:
+    """Which room's folder a module of ours is in: domain, client, serving, server, routes, worker, cli, migrations."""
+    parts = module.split(".")
+    if parts[0] != "registry":
+        return parts[0]
+    if parts[1:3] in (["server", "routes"], ["server", "app"]):
+        return "routes"
+    return parts[1] if parts[1:] and parts[1] in {"client", "serving", "server", "worker"} else "domain"
+
+
+def row_of(module: str) -> Row | None:
+    rows = [row for row in TABLE if module == row.prefix or module.startswith(row.prefix + ".")]
+    return max(rows, key=lambda row: len(row.prefix), default=None)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for top in ("registry", "cli", "migrations"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(source: str, known: set[str]) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of everything imported anywhere in the source, submodules told from names."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield ("." * node.level + (node.module or ""), node.lineno)
+                continue
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in known else str(node.module), node.lineno)
+
+
+def forbidden(module: str, source: str, known: set[str]) -> list[str]:
+    """Every import of this source that the table does not allow, one sentence each."""
+    row = row_of(module)
+    if row is None:
+        return [f"{module} has no row in the table of tests/test_boundaries.py"]
+    found = []
+    for name, line in imports_of(source, known):
+        top = name.split(".")[0]
+        if name.startswith("."):
+            found.append(f"{module}:{line} imports {name} relatively; write the whole name")
+        elif top in ("registry", "cli", "migrations", "tests"):
+            if kind_of(name) not in row.ours:
+                found.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.ours)}")
+        elif top not in sys.stdlib_module_names and top not in row.packages:
+            found.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.packages)}")
+    return found
+
+
+def late_imports(module: str, source: str) -> list[str]:
+    """Imports inside functions, and imports by name: only the lazy door of the command line has one."""
+    if module == LAZY_DOOR:
+        return []
+    found = []
+    tree = ast.parse(source)
+    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found.append(f"{module}:{node.lineno} imports inside a function")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            found.append(f"{module}:{node.lineno} imports by name")
+    return sorted(set(found))
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """One cycle of the import graph, as a path; empty if there is none."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(module: str) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        path.append(module)
+        for target in sorted(graph[module]):
+            if found := visit(target):
+                return found
+        path.pop()
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := visit(module))), [])
+
+
+def sources() -> dict[str, str]:
+    """The text of every module of ours."""
+    return {name: path.read_text() for name, path in modules().items()}
+
+
+def graph(texts: dict[str, str]) -> dict[str, set[str]]:
+    """Module → the modules of ours that it imports."""
+    known = set(texts)
+    return {
+        module: {name for name, _ in imports_of(source, known) if name in known and name != module}
+        for module, source in texts.items()
+    }
+
+
+def base_rooms() -> list[str]:
+    """Modules that the base install can import: those whose row allows neither server nor worker."""
+    return [
+        module
+        for module in modules()
+        if not module.startswith(("migrations", "registry.server", "registry.worker"))
+        and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
+    ]

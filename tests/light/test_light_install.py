@@ -1,0 +1,118 @@
+"""The light install is a fact: the wheel, alone in a bare environment, runs the domain and brings nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import house
+
+pytestmark = pytest.mark.slow
+
+HEAVY = [
+    *("alembic", "boto3", "fastapi", "jinja2", "orjson", "psycopg", "sqlalchemy", "sqlmodel", "starlette", "uvicorn"),
+    *("diffusers", "numpy", "peft", "ray", "safetensors", "torch", "transformers"),
+]
+SIZE_LIMIT_BYTES = 30 * 2**20
+MISSING_EXTRA_EXIT_CODE = 2
+
+LOOK = """
+import importlib, importlib.metadata, importlib.util, json, sys
+rooms, heavy = json.load(sys.stdin)
+sizes = {
+    d.metadata["Name"]: sum(f.size or 0 for f in d.files or ())
+    for d in importlib.metadata.distributions()
+}
+for room in rooms:
+    importlib.import_module(room)
+print(json.dumps({
+    "sizes": sizes,
+    "installed": [name for name in heavy if importlib.util.find_spec(name)],
+    "places": sorted({sys.modules[room].__file__ for room in rooms}),
+}))
+"""
+
+
+def _run(*command: str | Path, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "VIRTUAL_ENV", "ADAPTER_", "REGISTRY_"))
+    }
+    return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, env=clean)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder]
+    built = _run(*pip, house.ROOT, cwd=folder)
+    assert built.returncode == 0, built.stderr
+    return next(folder.glob("adapter_registry-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The python of a new environment that holds the wheel, what it depends on, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    made = _run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    python = folder / "venv/bin/python"
+    installed = _run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    assert installed.returncode == 0, installed.stderr
+    yield python
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_wheel_holds_two_packages_and_the_migrations_inside_the_server(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry", "cli"}
+    migrations = {str(path.relative_to(house.ROOT)) for path in (house.ROOT / "migrations").rglob("*.py")}
+    assert {f"registry/server/{name}" for name in migrations} <= set(names)
+    assert not [name for name in names if "test" in name]
+
+
+def test_the_bare_install_imports_every_base_room_and_nothing_heavy(bare: Path, tmp_path: Path) -> None:
+    looked = _run(bare, "-c", LOOK, cwd=tmp_path, stdin=json.dumps([house.base_rooms(), HEAVY]))
+    assert looked.returncode == 0, looked.stderr
+    found = json.loads(looked.stdout)
+    assert found["installed"] == []
+    assert all(str(bare.parent.parent) in place for place in found["places"]), "imported the checkout, not the wheel"
+    sizes = {name: size for name, size in found["sizes"].items() if name not in ("pip", "setuptools")}
+    assert sum(sizes.values()) < SIZE_LIMIT_BYTES, sizes
+
+
+def test_the_command_helps_on_the_bare_install_and_names_the_missing_extra(bare: Path, tmp_path: Path) -> None:
+    command = bare.parent / "adapter"
+    helped = _run(command, "--help", cwd=tmp_path)
+    assert helped.returncode == 0, helped.stderr
+    assert "push" in helped.stdout
+    for name, extra in (("serve", "server"), ("work", "worker")):
+        said = _run(command, name, cwd=tmp_path)
+        assert said.returncode == MISSING_EXTRA_EXIT_CODE
+        assert f"adapter-registry[{extra}]" in said.stderr
+        assert "Traceback" not in said.stderr
+
+
+def test_the_domain_tests_pass_on_the_bare_install(bare: Path, tmp_path: Path) -> None:
+    """Last in this file: it adds pytest to the environment."""
+    installed = _run(bare, "-m", "pip", "install", "--quiet", "pytest", cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    tests = tmp_path / "tests"
+    shutil.copytree(house.ROOT / "tests/domain", tests / "domain", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [house.ROOT / "tests/__init__.py", *(house.ROOT / "tests").glob("forge*")]:
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tests / path.name)
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\npythonpath = .\naddopts = --import-mode=importlib -q\nmarkers = slow\n"
+    )
+    ran = _run(bare, "-m", "pytest", "tests/domain", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout[-6000:]
+    assert " passed" in ran.stdout

@@ -1,0 +1,109 @@
+"""The walls of the house are tests: allowed imports, no late imports, no cycles, and sizes that keep rooms readable.
+
+Planted breaches prove that each test can fail. The table itself is data in tests/house.py.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests import house
+from tests.house import LAZY_DOOR, ROOT
+
+FUNCTION_LINES_LIMIT = 60
+FILE_LINES_LIMIT = 300
+SOURCES = house.sources()
+KNOWN = set(SOURCES)
+
+
+def test_every_import_is_one_that_the_table_allows() -> None:
+    assert [breach for module, source in SOURCES.items() for breach in house.forbidden(module, source, KNOWN)] == []
+
+
+def test_no_import_happens_late_except_at_the_lazy_door() -> None:
+    assert [breach for module, source in SOURCES.items() for breach in house.late_imports(module, source)] == []
+
+
+def test_the_import_graph_has_no_cycle() -> None:
+    assert house.cycle_in(house.graph(SOURCES)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("registry.compat", "import torch"),
+        ("registry.compat", "from registry.server import tables"),
+        ("registry.compat", "from . import digest"),
+        ("registry.client.api", "from registry.server import tables"),
+        ("registry.server.push", "import fastapi"),
+        ("registry.server.push", "from registry.server.routes import deps"),
+        ("registry.server.push", "from registry.client import api"),
+        ("registry.server.blobs", "import boto3"),
+        ("registry.worker.loop", "import sqlmodel"),
+        ("registry.worker.loop", "from registry.server import queue"),
+        ("registry.digest", "def f():\n    from cli import main"),
+        ("cli.commands", "from registry.server import push"),
+        ("migrations.versions.0001_first", "from registry.server import tables"),
+    ],
+)
+def test_a_planted_breach_is_found(module: str, line: str) -> None:
+    known = KNOWN | {"registry.server.tables", "registry.server.routes.deps", "registry.client.api", "cli.main"}
+    known |= {"registry.server.queue", "registry.server.push"}
+    assert house.forbidden(module, line, known)
+
+
+def test_planted_late_imports_and_cycles_are_found() -> None:
+    assert house.late_imports("registry.digest", "def f():\n    import json")
+    assert house.late_imports("registry.digest", "import importlib\nx = importlib.import_module('json')")
+    assert not house.late_imports(LAZY_DOOR, "def f():\n    import json")
+    assert house.cycle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+def test_importing_a_module_has_no_effect_that_one_can_see_in_its_text() -> None:
+    """At the top of a module stand definitions; a bare call there would act on import."""
+    found = []
+    for module, source in SOURCES.items():
+        if module.startswith("migrations"):  # Alembic runs env.py as a script
+            continue
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                call = ast.unparse(node.value.func)
+                if not call.endswith((".model_rebuild", ".include_router", ".add_command")):
+                    found.append(f"{module}:{node.lineno} calls {call} on import")
+    assert found == []
+
+
+def test_no_check_depends_on_an_assert_outside_tests() -> None:
+    found = [
+        f"{module}:{node.lineno}"
+        for module, source in SOURCES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Assert)
+    ]
+    assert found == []
+
+
+def _python_files() -> list[Path]:
+    folders = ("registry", "cli", "migrations", "tests", "benchmarks")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    found = []
+    for path in _python_files():
+        if path.parent.name == "versions":  # one migration step is one list of tables
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > FUNCTION_LINES_LIMIT:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines")
+    assert found == []
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in _python_files()}
+    assert {path: lines for path, lines in lengths.items() if lines > FILE_LINES_LIMIT} == {}
