@@ -26,7 +26,7 @@ class Told:
     def __init__(self) -> None:
         self.produced = 0
         self.events: list[str] = []
-        self.left = threading.Event()
+        self.flood_ended = threading.Event()
 
 
 def application(told: Told) -> Starlette:
@@ -39,14 +39,18 @@ def application(told: Told) -> Starlette:
 
     async def flood(request: Request) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
-            try:
-                for _ in range(1000):
-                    told.produced += 1
-                    yield b"x" * 1000
-            finally:
-                told.left.set()
+            for _ in range(1000):
+                told.produced += 1
+                yield b"x" * 1000
 
-        return StreamingResponse(chunks())
+        class Flood(StreamingResponse):
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                try:
+                    await super().__call__(scope, receive, send)
+                finally:
+                    told.flood_ended.set()
+
+        return Flood(chunks())
 
     async def breaks(request: Request) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
@@ -121,7 +125,7 @@ def test_a_slow_reader_holds_the_application_back(client: httpx.Client, told: To
 def test_an_application_learns_that_the_caller_has_left(client: httpx.Client, told: Told) -> None:
     with client.stream("GET", "/flood") as answer:
         next(answer.iter_raw())
-    assert told.left.wait(10)
+    assert told.flood_ended.wait(10)
     assert told.produced < 1000
 
 
