@@ -105,7 +105,7 @@ class Fields:
             return {}
         found: dict[str, Any] = {}
         for key, number in value.items():
-            if not self._pattern(field, key):
+            if not self._pattern(field, patterns.ending_in(key)):
                 continue
             if whole and self._whole(f"{field}.{key}", number, 1, int(limit)):
                 found[key] = number

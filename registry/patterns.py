@@ -89,6 +89,18 @@ def compiled(text: str) -> Pattern:
     return Pattern(text)
 
 
+def is_plain(text: str) -> bool:
+    """Whether the text is a module's name or path and no pattern. A dot then means a dot."""
+    return not _SPECIAL.intersection(text.replace(".", ""))
+
+
+def ending_in(text: str) -> str:
+    """The pattern of all paths that end in what `text` matches, at the beginning or after a dot."""
+    if text.startswith("^"):
+        return text
+    return rf"(?:.*\.)?(?:{text.removesuffix('$')})"
+
+
 class _Parser:
     """Recursive descent over the grammar; each rule returns the part of the automaton that it built."""
 

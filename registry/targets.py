@@ -1,0 +1,118 @@
+"""Which modules a configuration means: targets, exclusions, saved modules, and the values of its patterns.
+
+The rules are PEFT's (0.21): a name in a list means the module with that path or a path that ends in `.name`; one
+text means every path that matches it whole; a key of `rank_pattern` or `alpha_pattern` matches the end of a path,
+and the first key that matches wins.
+
+Invariants
+- Time is linear in the number of paths, whatever the lists and patterns hold.
+- Answers are about paths of modules as the Python model names them, without `base_model.model.`.
+
+Example
+    >>> Targets(config).covers("model.layers.0.self_attn.q_proj")
+    True
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from registry import patterns
+from registry.config import AdapterConfig
+
+ALL_LINEAR = "all-linear"
+
+T = TypeVar("T")
+_FIRST_NUMBER = re.compile(r"\.[^.]+\.(\d{1,9})\.")
+
+
+class Choice(Generic[T]):
+    """A value by pattern: `pick(path)` is the value of the first key that matches the end of the path."""
+
+    def __init__(self, by_key: Mapping[str, T]) -> None:
+        self._values = list(by_key.values())
+        self._plain: dict[str, int] = {}
+        self._matching: list[tuple[int, patterns.Pattern]] = []
+        for index, key in enumerate(by_key):
+            if patterns.is_plain(key):
+                self._plain.setdefault(key, index)
+            else:
+                self._matching.append((index, patterns.compiled(patterns.ending_in(key))))
+
+    def pick(self, path: str) -> T | None:
+        found = [self._plain[end] for end in endings(path) if end in self._plain]
+        best = min(found, default=len(self._values))
+        for index, pattern in self._matching:
+            if index < best and pattern.matches(path):
+                best = index
+                break
+        return self._values[best] if best < len(self._values) else None
+
+
+class Targets:
+    """What one configuration targets, asked path by path."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        self._config = config
+        self._targets = _Names(config.targets)
+        self._excluded = _Names(config.excluded)
+        self._saved = frozenset(config.saved_modules)
+        self._layers = frozenset(config.layers or ())
+        self.all_linear = isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR
+        self.written = config.targets is not None
+
+    def covers(self, path: str) -> bool:
+        """Whether the module at this path is a target. With `all-linear`, only what is excluded is answered no."""
+        if self._excluded.has(path) or self.saves(path):
+            return False
+        if self.all_linear:
+            return True
+        if not self._targets.has(path):
+            return False
+        return not self._layers or isinstance(self._config.targets, str) or self._layer(path) in self._layers
+
+    def saves(self, path: str) -> bool:
+        """Whether the module is, or lies inside, one of `modules_to_save`."""
+        return bool(self._saved) and any(run in self._saved for run in _runs(path))
+
+    def _layer(self, path: str) -> int:
+        """The number of the layer that holds the module; -1 outside all layers."""
+        for pattern in self._config.layers_pattern:
+            match = re.search(rf"(?:^|\.){re.escape(pattern)}\.(\d{{1,9}})\.", path)
+            if match:
+                return int(match[1])
+        match = None if self._config.layers_pattern else _FIRST_NUMBER.search(path)
+        return int(match[1]) if match else -1
+
+
+class _Names:
+    """Names or one pattern, as `target_modules` and `exclude_modules` have them."""
+
+    def __init__(self, value: str | tuple[str, ...] | None) -> None:
+        is_pattern = isinstance(value, str) and value.lower() != ALL_LINEAR
+        self._pattern = patterns.compiled(value) if is_pattern and isinstance(value, str) else None
+        self._names = frozenset(value) if isinstance(value, tuple) else frozenset()
+
+    def has(self, path: str) -> bool:
+        if self._pattern is not None:
+            return self._pattern.matches(path)
+        return bool(self._names) and any(end in self._names for end in endings(path))
+
+
+def endings(path: str) -> Iterator[str]:
+    """The path and each of its ends after a dot, longest first: `a.b.c`, `b.c`, `c`."""
+    while True:
+        yield path
+        _, dot, path = path.partition(".")
+        if not dot:
+            return
+
+
+def _runs(path: str) -> Iterator[str]:
+    """Every run of neighbouring parts of the path."""
+    for end in endings(path):
+        parts = end.split(".")
+        for length in range(1, len(parts) + 1):
+            yield ".".join(parts[:length])
