@@ -135,6 +135,7 @@ class Conflict(RegistryError):
             "JOB_STATE",
             "UPLOAD_INCOMPLETE",
             "BASE_EXISTS",
+            "TOKEN_EXISTS",
             "SCHEMA_OLD",
             "IDEMPOTENCY_REUSED",
         }

@@ -122,6 +122,17 @@ class VersionView(Answer):
     yank_reason: str = ""
 
 
+class VersionPage(Answer):
+    """The versions of one adapter, newest first."""
+
+    items: list[VersionView]
+    next_cursor: str = ""
+
+
+class AliasList(Answer):
+    items: list[AliasView]
+
+
 class AdapterView(Answer):
     """One line of a list: an adapter and its newest version in short."""
 
@@ -308,6 +319,10 @@ class TokenView(Answer):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+
+
+class TokenList(Answer):
+    items: list[TokenView]
 
 
 class TokenCreated(Answer):

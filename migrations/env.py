@@ -1,0 +1,42 @@
+"""How Alembic runs here: on the connection that `registry.server.db` hands over, or on REGISTRY_DATABASE_URL.
+
+- All steps of one run are one transaction on both databases, so a failing step leaves the schema as it was.
+- On PostgreSQL one run at a time holds an advisory lock, and no statement waits or works for long: a migration that
+  queues behind a long query would make every later query wait behind it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from alembic import context
+from sqlalchemy import Connection, create_engine, text
+
+from registry.server import tables
+
+LOCK_TIMEOUT = "5s"
+STATEMENT_TIMEOUT = "60s"
+ADVISORY_LOCK = 0x61646170746572  # "adapter"
+
+
+def run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=tables.SQLModel.metadata,
+        render_as_batch=connection.dialect.name == "sqlite",
+        compare_type=True,
+    )
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
+        context.run_migrations()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    with create_engine(os.environ["REGISTRY_DATABASE_URL"]).begin() as opened:
+        run(opened)

@@ -1,0 +1,167 @@
+"""`create_app`: the wiring, and the one table from an error's class or code to its HTTP status.
+
+Invariants
+- Every error answer is application/problem+json with status, code, title, detail, findings and request id.
+- Input never makes a 500; a 500 tells nothing of the inside and is logged with its request id.
+- A route that declares neither a scope nor `OPEN` makes `create_app` fail: closed is the default.
+- Nothing here starts, migrates or prints anything; `adapter serve` does.
+
+Example
+    >>> app = create_app(settings, engine=engine, blobs=MemoryBlobs())
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from registry import __version__, errors
+from registry.errors import Invalid, NotFound, Reason, RegistryError
+from registry.server import blobs as blob_stores
+from registry.server import db, tokens
+from registry.server.actors import Actor
+from registry.server.blobs import BlobStore
+from registry.server.db import Engine
+from registry.server.envelope import Envelope
+from registry.server.routes import access, adapters, bases, deps, jobs, transfer
+from registry.server.settings import Settings
+from registry.wire import PREFIX
+
+STATUS_OF_CLASS: dict[type[RegistryError], int] = {
+    errors.NotFound: 404,
+    errors.Invalid: 422,
+    errors.TooLarge: 413,
+    errors.Conflict: 409,
+    errors.Refused: 422,
+    errors.Unauthenticated: 401,
+    errors.Denied: 403,
+    errors.Unavailable: 503,
+    errors.Corrupt: 500,
+    errors.RegistryError: 500,
+}
+STATUS_OF_CODE = {
+    "REQUEST_INVALID": 400,
+    "DIGEST_INVALID": 400,
+    "FILE_REFUSED": 415,
+    "PRECONDITION_REQUIRED": 428,
+    "ALIAS_MOVED": 412,
+}
+REASONS_LIMIT = 50
+_LOG = logging.getLogger("registry.server")
+
+
+def create_app(
+    settings: Settings,
+    *,
+    engine: Engine | None = None,
+    blobs: BlobStore | None = None,
+    trusted: Actor | None = None,
+) -> FastAPI:
+    """The application over this database and store. `trusted` is who asks in process without a token (embedded)."""
+    app = FastAPI(title="Adapter registry", version=__version__, docs_url=None, redoc_url=None)
+    app.state.settings = settings
+    app.state.engine = engine if engine is not None else db.engine(settings)
+    app.state.blobs = blobs if blobs is not None else blob_stores.of(settings)
+    app.state.trusted = trusted
+    app.state.remembered = tokens.Remembered()
+    for room in (adapters, bases, jobs, access, transfer):
+        app.include_router(room.router, prefix=PREFIX)
+    _refuse_undeclared(app)
+    app.add_exception_handler(RegistryError, _registry_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(400, _unreadable)
+    app.add_exception_handler(404, _no_route)
+    app.add_exception_handler(405, _no_method)
+    app.add_exception_handler(Exception, _bug)
+    app.add_middleware(Envelope)
+    return app
+
+
+def status_of(error: RegistryError) -> int:
+    return STATUS_OF_CODE.get(error.code) or STATUS_OF_CLASS[type(error)]
+
+
+def problem(request: Request, error: RegistryError, *, status: int | None = None) -> Response:
+    """The answer that tells of an error (RFC 9457)."""
+    code = status or status_of(error)
+    body = error.to_problem() | {"status": code, "request_id": request.state.request_id}
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(json.dumps(body), code, headers, media_type="application/problem+json")
+
+
+def scope_of(route: APIRoute) -> str | None:
+    """The scope that a route declares: "" is any token, "open" none at all, None is undeclared."""
+    for dependant in _flat(route.dependant):
+        if isinstance(dependant.call, deps.Needs):
+            return dependant.call.scope
+        if dependant.call is deps.open_to_all:
+            return "open"
+    return None
+
+
+def _flat(dependant: Dependant) -> Iterable[Dependant]:
+    for inner in dependant.dependencies:
+        yield inner
+        yield from _flat(inner)
+
+
+def api_routes(app: FastAPI) -> list[APIRoute]:
+    return [route for route in app.routes if isinstance(route, APIRoute)]
+
+
+def _refuse_undeclared(app: FastAPI) -> None:
+    undeclared = [route.path for route in api_routes(app) if scope_of(route) is None]
+    if undeclared:
+        raise RuntimeError(f"routes without a declared scope: {', '.join(undeclared)}")
+
+
+def _registry_error(request: Request, error: Exception) -> Response:
+    found = error if isinstance(error, RegistryError) else RegistryError("INTERNAL", "the server failed")
+    if status_of(found) >= 500:
+        _LOG.error("request %s: %s: %s", request.state.request_id, found.code, found.detail)
+    return problem(request, found)
+
+
+def _invalid_request(request: Request, error: Exception) -> Response:
+    """pydantic's findings as reasons; a `TooLarge` or `Invalid` of ours never comes this way."""
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    reasons = [_reason(item) for item in found[:REASONS_LIMIT]]
+    first = f"{reasons[0].place}: {reasons[0].sentence}" if reasons else "the request cannot be read"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return problem(request, Invalid("REQUEST_INVALID", first + more, reasons=reasons))
+
+
+def _reason(item: Any) -> Reason:
+    place = ".".join(str(part) for part in item["loc"])[:300]
+    return Reason(f"request.{item['type'].replace('-', '_')}", place, str(item["msg"])[:500])
+
+
+def _unreadable(request: Request, error: Exception) -> Response:
+    return problem(request, Invalid("REQUEST_INVALID", "the body is not JSON that can be read"))
+
+
+def _no_route(request: Request, error: Exception) -> Response:
+    return problem(request, NotFound("ROUTE_UNKNOWN", f"there is no route {request.url.path[:200]!r}"))
+
+
+def _no_method(request: Request, error: Exception) -> Response:
+    sentence = f"{request.url.path[:200]!r} does not take {request.method}"
+    return problem(request, NotFound("ROUTE_UNKNOWN", sentence), status=405)
+
+
+def _bug(request: Request, error: Exception) -> Response:
+    _LOG.exception("request %s failed", request.state.request_id, exc_info=error)
+    answer = problem(request, RegistryError("INTERNAL", "the server failed; its log has this request's id"))
+    answer.headers["X-Request-Id"] = request.state.request_id  # this handler is outside the Envelope
+    return answer

@@ -1,0 +1,215 @@
+"""The database: engine, the transaction, migrations, `now()`. The only room that knows SQLite from PostgreSQL.
+
+Invariants
+- One transaction per `session()`; it commits when the block ends well and rolls back otherwise. Doors never commit.
+- A transaction that writes takes SQLite's write lock when it begins (BEGIN IMMEDIATE), never half-way through.
+- SQLite before 3.51.3 can corrupt a WAL database with several connections: a newer one is taken from pysqlite3
+  where it is installed, else the journal stays in its safe mode.
+- An empty database is initialised by `prepare`; an old schema is refused; only `migrate` changes a schema.
+- A database that is away or busy is `Unavailable` (DATABASE_UNAVAILABLE), whatever the driver calls it.
+
+Example
+    >>> with session(engine) as s:
+    ...     s.add(row)
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, event, inspect, text
+from sqlalchemy import Engine as Engine
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlmodel import Session as Session
+from sqlmodel import SQLModel
+
+from registry.errors import Conflict, Invalid, Unavailable
+from registry.server.settings import Settings
+
+try:
+    import pysqlite3.dbapi2 as newer_sqlite
+except ImportError:  # not on this platform
+    newer_sqlite = None
+
+WAL_IS_SAFE_SINCE = (3, 51, 3)
+BUSY_SECONDS = 30
+STATEMENT_LIMIT_MS = 30_000
+LOCK_LIMIT_MS = 15_000
+RETRY_AFTER_SECONDS = 2
+_BEGIN = "sqlite_begin"
+
+
+def now() -> datetime:
+    """This moment, UTC and aware: the only clock of the server."""
+    return datetime.now(UTC)
+
+
+def engine(settings: Settings) -> Engine:
+    """The engine of `settings.database_url`. `Invalid` (SETTING_INVALID) for a database that we do not know."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(settings.database_url)
+    if url.get_backend_name() != "postgresql":
+        raise Invalid(
+            "SETTING_INVALID",
+            f"REGISTRY_DATABASE_URL: {url.get_backend_name()!r} is neither 'sqlite' nor 'postgresql'",
+        )
+    options = f"-c timezone=UTC -c statement_timeout={STATEMENT_LIMIT_MS} -c lock_timeout={LOCK_LIMIT_MS}"
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=settings.database_pool,
+        max_overflow=settings.database_pool,
+        pool_pre_ping=True,
+        connect_args={"options": options, "connect_timeout": 10},
+    )
+
+
+def _sqlite_engine(url: str) -> Engine:
+    database = make_url(url).database
+    if not database or database == ":memory:":
+        raise Invalid("SETTING_INVALID", "REGISTRY_DATABASE_URL: SQLite needs a file, because threads share it")
+    Path(database).parent.mkdir(parents=True, exist_ok=True)
+    module = _sqlite_module()
+    safe = module.sqlite_version_info >= WAL_IS_SAFE_SINCE
+    made = create_engine(url, module=module, pool_size=8, max_overflow=64, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(made, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own: `_begin` does
+        connection.execute(f"PRAGMA journal_mode={'WAL' if safe else 'DELETE'}")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(made, "begin")
+    def _begin(connection: Connection) -> None:
+        mode = connection.get_execution_options().get(_BEGIN, "DEFERRED")
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return made
+
+
+def _sqlite_module() -> ModuleType:
+    if sqlite3.sqlite_version_info >= WAL_IS_SAFE_SINCE or newer_sqlite is None:
+        return sqlite3
+    found: ModuleType = newer_sqlite
+    return found
+
+
+@contextmanager
+def session(engine: Engine, *, write: bool = True) -> Iterator[Session]:
+    """One transaction. Nothing is sent before the first statement, so an unused session costs nothing.
+
+    `write=False` only reads: on SQLite it takes no lock. `begin_writing` turns it into one that writes.
+    """
+    bind = engine.execution_options(**{_BEGIN: "IMMEDIATE" if write else "DEFERRED"})
+    with away_is_unavailable(), Session(bind, expire_on_commit=False) as opened:
+        yield opened
+        opened.commit()
+
+
+@contextmanager
+def away_is_unavailable() -> Iterator[None]:
+    """Turns the drivers' errors of a missing, busy or overloaded database into `Unavailable`."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as e:
+        raise Unavailable(
+            "DATABASE_UNAVAILABLE",
+            "the database cannot be reached or is too busy now",
+            next_step="try again in a moment",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        ) from e
+
+
+def begin_writing(session: Session) -> None:
+    """From reading to writing: for a door that reads and judges for long before its first row.
+
+    What was read may have changed meanwhile; read again what the write depends on. On SQLite this ends the read
+    snapshot, because a snapshot that is no longer the newest cannot write. Call it before the first change.
+    """
+    if session.new or session.dirty or session.deleted:
+        raise RuntimeError("begin_writing was called after a change")
+    if session.get_bind().dialect.name != "sqlite":
+        return
+    if session.in_transaction():
+        session.commit()
+    session.connection(execution_options={_BEGIN: "IMMEDIATE"})
+
+
+def insert_new(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> bool:
+    """Insert a row unless its key is taken; whether it is new. Never breaks the transaction, safe under races."""
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    statement = insert(table).values(**values).on_conflict_do_nothing()
+    return bool(session.connection().execute(statement).rowcount)
+
+
+# ------------------------------------------------------------------ schema
+def _alembic(connection: Connection | None = None) -> Config:
+    """Alembic's configuration: the migrations inside the installed package, else those of the checkout."""
+    here = Path(__file__).parent
+    folder = next(f for f in (here / "migrations", here.parent.parent / "migrations") if (f / "env.py").is_file())
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def newest_revision() -> str:
+    """The schema that this code expects."""
+    return ScriptDirectory.from_config(_alembic()).get_current_head() or ""
+
+
+def schema_revision(engine: Engine) -> str:
+    """The schema that this database has; empty for a database without one."""
+    with away_is_unavailable(), engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision() or ""
+
+
+def migrate(engine: Engine, revision: str = "head") -> str:
+    """Move the schema up to `revision` (`base` moves it down to nothing); the revision that it is at afterwards."""
+    with away_is_unavailable(), engine.execution_options(**{_BEGIN: "IMMEDIATE"}).begin() as connection:
+        config = _alembic(connection)
+        if revision == "base":
+            command.downgrade(config, revision)
+        else:
+            command.upgrade(config, revision)
+    return schema_revision(engine)
+
+
+def prepare(engine: Engine) -> str:
+    """Make the database ready to serve: initialise an empty one, refuse an old or newer schema.
+
+    `Conflict` (SCHEMA_OLD) says which revision is there and which is expected.
+    """
+    found, expected = schema_revision(engine), newest_revision()
+    with away_is_unavailable():
+        empty = not found and not inspect(engine).get_table_names()
+    if empty:
+        return migrate(engine)
+    if found != expected:
+        raise Conflict(
+            "SCHEMA_OLD",
+            f"the database schema is at {found or 'no revision'!r} and this server needs {expected!r}",
+            next_step="run `adapter migrate`",
+        )
+    return found
+
+
+def ping(engine: Engine) -> None:
+    """`Unavailable` unless the database answers."""
+    with away_is_unavailable(), engine.connect() as connection:
+        connection.execute(text("SELECT 1"))

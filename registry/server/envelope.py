@@ -1,0 +1,110 @@
+"""`Envelope`: the ASGI layer around every request: its id, and the limit on JSON bodies.
+
+Invariants
+- Every answer carries X-Request-Id; a well-formed one of the client is kept, else one is made.
+- A JSON body is read whole before the application sees the request, up to the limit of its route; a blob's never is.
+
+Example
+    >>> app.add_middleware(Envelope)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from registry.errors import RegistryError, TooLarge
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+BODY_LIMIT_BYTES = 2**20
+BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
+    (re.compile(r"/pushes/[^/]+/blobs/"), None),  # bytes of a blob: streamed, and limited by what the plan said
+    (re.compile(r"/(commit|bases|finish|pushes)\Z"), 8 * 2**20),
+    (re.compile(r"/check\Z"), 32 * 2**20),  # holds a safetensors header of up to 16 MiB
+)
+"""Path pattern → the largest body in bytes, None for no limit here; the first match counts."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}\Z")
+
+
+def body_limit(path: str) -> int | None:
+    for pattern, limit in BODY_LIMITS:
+        if pattern.search(path):
+            return limit
+    return BODY_LIMIT_BYTES
+
+
+class Envelope:
+    def __init__(self, app: Application) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        limit = body_limit(scope["path"])
+        if limit is not None and scope["method"] not in ("GET", "HEAD"):
+            body = await _whole_body(scope, receive, limit)
+            if body is None:
+                await _send_problem(send_with_id, request_id, limit)
+                return
+            receive = _replay(body, receive)
+        await self.app(scope, receive, send_with_id)
+
+
+def _header(scope: Message, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _request_id(scope: Message) -> str:
+    given = _header(scope, b"x-request-id")
+    return given if _REQUEST_ID.match(given) else secrets.token_hex(12)
+
+
+async def _whole_body(scope: Message, receive: Receive, limit: int) -> bytes | None:
+    """The body, or None once it is known to be over the limit; what follows is then not read."""
+    declared = _header(scope, b"content-length")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
+        return None
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replayed
+
+
+async def _send_problem(send: Send, request_id: str, limit: int) -> None:
+    error: RegistryError = TooLarge(
+        "SIZE_INVALID", f"body: over the limit of {limit} bytes for this route (BODY_LIMITS)"
+    )
+    body = json.dumps(error.to_problem() | {"status": 413, "request_id": request_id}).encode()
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})

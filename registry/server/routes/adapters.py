@@ -1,0 +1,5 @@
+"""Routes of adapters."""
+
+from fastapi import APIRouter
+
+router = APIRouter(tags=["adapters"])

@@ -1,0 +1,5 @@
+"""Routes of bases."""
+
+from fastapi import APIRouter
+
+router = APIRouter(tags=["bases"])
