@@ -1,0 +1,273 @@
+"""`Registry`: one method for each REST route. It sends wire requests and answers wire answers, nothing else.
+
+Invariants
+- Names and refs are parsed here, before anything is sent; what is not a name is `Invalid` without a request.
+- Errors are the server's own classes (see connection.py); an answer that does not parse is a `RegistryError`.
+- A fresh `Registry` costs no request.
+
+Example
+    >>> with Registry("https://registry.example.org", token) as registry:
+    ...     registry.resolve("acme/support:prod").number
+    3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from registry import names
+from registry.client.connection import Body, Connection
+from registry.digest import Digest
+from registry.errors import RegistryError
+from registry.jobs import Job, Lease
+from registry.names import AdapterName, Ref
+from registry.verdicts import Report, Verdict
+from registry.wire import (
+    AdapterPage,
+    AdapterView,
+    AliasList,
+    AliasView,
+    BaseAdd,
+    BaseList,
+    BaseView,
+    CheckRequest,
+    Claimed,
+    ClaimRequest,
+    EventPage,
+    FailRequest,
+    FinishRequest,
+    Health,
+    History,
+    JobPage,
+    JobSubmit,
+    Lineage,
+    PromoteRequest,
+    PushCommit,
+    Pushed,
+    PushPlan,
+    PushRequest,
+    RenewRequest,
+    Request,
+    Resolved,
+    RollbackRequest,
+    TokenCreate,
+    TokenCreated,
+    TokenList,
+    TokenView,
+    Upload,
+    VersionPage,
+    VersionView,
+    Whoami,
+    YankRequest,
+)
+
+Shape = TypeVar("Shape", bound=BaseModel)
+Name = AdapterName | str
+AnyRef = Ref | str
+
+
+class Registry:
+    """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        transport: httpx.BaseTransport | None = None,
+        *,
+        connection: Connection | None = None,
+    ) -> None:
+        self.connection = connection or Connection(url, token, transport=transport)
+        self.url = self.connection.url
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ push and bytes
+    def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
+        return self._post(f"/adapters/{_name(name)}/pushes", request, PushPlan, again=True)
+
+    def upload(self, upload: Upload, body: Body) -> None:
+        """Send one missing blob where its plan says. `body` must be readable again from the start."""
+        headers = {"Content-Length": str(upload.size_bytes), **upload.headers}
+        self.connection.upload(upload.method, upload.url, body, headers=headers)
+
+    def commit_push(self, push_id: str, *, alias: str = "") -> Pushed:
+        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", PushCommit(alias=alias), Pushed, again=True)
+
+    @contextmanager
+    def read(self, url: str, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+        """The bytes behind a link of a `FileLink`, from `start`, chunk by chunk. Nothing is verified here."""
+        end = "" if length is None else str(start + length - 1)
+        headers = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
+        with self.connection.stream(url, headers=headers) as answer:
+            yield answer.iter_bytes()
+
+    def report(self, ref: AnyRef, digest: Digest) -> Report:
+        """The report of one of this version's verdicts."""
+        return self._get(f"{_version(ref)}/reports/{digest}", Report)
+
+    # ------------------------------------------------------------ adapters and versions
+    def adapters(
+        self,
+        *,
+        namespace: str = "",
+        base: str = "",
+        method: str = "",
+        text: str = "",
+        alias: str = "",
+        cursor: str = "",
+        limit: int | None = None,
+    ) -> AdapterPage:
+        query = {"namespace": namespace, "base": base, "method": method, "text": text, "alias": alias}
+        return self._get("/adapters", AdapterPage, **query, cursor=cursor, limit=limit)
+
+    def adapter(self, name: Name) -> AdapterView:
+        return self._get(f"/adapters/{_name(name)}", AdapterView)
+
+    def versions(self, name: Name, *, cursor: str = "", limit: int | None = None) -> VersionPage:
+        return self._get(f"/adapters/{_name(name)}/versions", VersionPage, cursor=cursor, limit=limit)
+
+    def version(self, ref: AnyRef) -> VersionView:
+        return self._get(_version(ref), VersionView)
+
+    def resolve(self, ref: AnyRef) -> Resolved:
+        parsed = _ref(ref)
+        return self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved)
+
+    def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
+        return self._get(f"{_version(ref)}/lineage", Lineage, direction="down" if down else "up")
+
+    def yank(self, ref: AnyRef, reason: str) -> VersionView:
+        return self._post(f"{_version(ref)}/yank", YankRequest(reason=reason), VersionView, again=True)
+
+    def check(self, request: CheckRequest) -> Verdict:
+        return self._post("/check", request, Verdict, again=True)
+
+    # ------------------------------------------------------------ aliases
+    def aliases(self, name: Name) -> AliasList:
+        return self._get(f"/adapters/{_name(name)}/aliases", AliasList)
+
+    def alias(self, name: Name, alias: str) -> AliasView:
+        return self._get(f"/adapters/{_name(name)}/aliases/{names.alias(alias)}", AliasView)
+
+    def promote(self, name: Name, alias: str, version: str, *, generation: int, reason: str = "") -> AliasView:
+        """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
+        path = f"/adapters/{_name(name)}/aliases/{names.alias(alias)}"
+        body = PromoteRequest(version=version, reason=reason).model_dump(mode="json")
+        answer = self.connection.send("PUT", path, json=body, headers={"If-Match": f'"{generation}"'})
+        return _parsed(answer, AliasView)
+
+    def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
+        path = f"/adapters/{_name(name)}/aliases/{names.alias(alias)}/rollback"
+        return self._post(path, RollbackRequest(to=to, reason=reason), AliasView)
+
+    def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
+        moment = at.isoformat() if at else ""
+        return self._get(f"/adapters/{_name(name)}/history", History, alias=alias, at=moment, cursor=cursor)
+
+    # ------------------------------------------------------------ bases
+    def add_base(self, request: BaseAdd) -> BaseView:
+        return self._post("/bases", request, BaseView, again=True)
+
+    def bases(self) -> BaseList:
+        return self._get("/bases", BaseList)
+
+    def base(self, name: str) -> BaseView:
+        return self._get(f"/bases/{names.base_name(name)}", BaseView)
+
+    # ------------------------------------------------------------ jobs
+    def submit(self, request: JobSubmit) -> Job:
+        return self._post("/jobs", request, Job)
+
+    def jobs(self, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "") -> JobPage:
+        return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor)
+
+    def job(self, job_id: str) -> Job:
+        return self._get(_job(job_id), Job)
+
+    def cancel(self, job_id: str) -> Job:
+        return _parsed(self.connection.send("POST", _job(job_id) + "/cancel", again=True), Job)
+
+    def claim(self, request: ClaimRequest) -> Claimed | None:
+        """Work to do, or None when there is none now."""
+        answer = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
+        return None if answer.status_code == 204 else _parsed(answer, Claimed)
+
+    def renew(self, job_id: str, request: RenewRequest) -> Lease:
+        return self._post(_job(job_id) + "/renew", request, Lease, again=True)
+
+    def finish(self, job_id: str, request: FinishRequest) -> Job:
+        return self._post(_job(job_id) + "/finish", request, Job, again=True)
+
+    def fail(self, job_id: str, request: FailRequest) -> Job:
+        return self._post(_job(job_id) + "/fail", request, Job)
+
+    # ------------------------------------------------------------ access
+    def create_token(self, request: TokenCreate) -> TokenCreated:
+        return self._post("/tokens", request, TokenCreated)
+
+    def tokens(self) -> TokenList:
+        return self._get("/tokens", TokenList)
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        return _parsed(self.connection.send("DELETE", f"/tokens/{quote(token_id, safe='')}"), TokenView)
+
+    def whoami(self) -> Whoami:
+        return self._get("/whoami", Whoami)
+
+    def events(self, *, after: str = "", limit: int | None = None) -> EventPage:
+        return self._get("/events", EventPage, after=after, limit=limit)
+
+    def health(self) -> Health:
+        return self._get("/health", Health)
+
+    # ------------------------------------------------------------ inside
+    def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
+        return _parsed(self.connection.send("GET", path, query=query), shape)
+
+    def _post(self, path: str, request: Request, shape: type[Shape], *, again: bool = False) -> Shape:
+        answer = self.connection.send("POST", path, json=request.model_dump(mode="json"), again=again)
+        return _parsed(answer, shape)
+
+
+def _parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
+    try:
+        return shape.model_validate_json(answer.content)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise RegistryError(
+            "INTERNAL",
+            f"the registry's answer to {answer.request.url.path} is not what we expect: {place}: {first['msg']}",
+        ) from e
+
+
+def _name(name: Name) -> AdapterName:
+    return name if isinstance(name, AdapterName) else AdapterName.parse(name)
+
+
+def _ref(ref: AnyRef) -> Ref:
+    return ref if isinstance(ref, Ref) else Ref.parse(ref)
+
+
+def _version(ref: AnyRef) -> str:
+    parsed = _ref(ref)
+    return f"/adapters/{parsed.name}/versions/{parsed.selector}"
+
+
+def _job(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"

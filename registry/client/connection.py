@@ -1,0 +1,225 @@
+"""`Connection`: requests to one registry, with its token, its errors as our error classes, and retries.
+
+Invariants
+- The token goes to the registry's own origin and to nobody else, whatever a link or a redirect says.
+- An error answer raises the class that the server raised: the code travels, the class is rebuilt.
+- A registry that cannot be reached is `Unavailable` (SERVER_UNREACHABLE), never an exception of the HTTP library.
+- Only a request whose repetition changes nothing is sent again, with growing and jittered pauses.
+
+Example
+    >>> with Connection("https://registry.example.org", token) as connection:
+    ...     connection.send("GET", "/whoami").json()["actor"]
+    'trainer'
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urljoin
+
+import httpx
+
+from registry import __version__, errors
+from registry.errors import Corrupt, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from registry.wire import PREFIX
+
+ATTEMPTS_LIMIT = 4
+PAUSE_SECONDS = 0.2
+PAUSE_LIMIT_SECONDS = 10.0
+REDIRECTS_LIMIT = 3
+TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
+
+Body = Callable[[], Iterable[bytes]]
+"""A request body that can be read again from the start, so that the request can be sent again."""
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class Connection:
+    """Keeps connections to one registry open, and to the stores that it links to. Thread-safe.
+
+    `transport` carries requests to the registry, `abroad` those to other origins, `wait` makes a pause.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        transport: httpx.BaseTransport | None = None,
+        abroad: httpx.BaseTransport | None = None,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = _checked(url)
+        self._token = token
+        self._wait = wait
+        headers = {"User-Agent": f"adapter-registry/{__version__}"}
+        self._home = httpx.Client(transport=transport, timeout=TIMEOUT, limits=LIMITS, headers=headers)
+        self._abroad = httpx.Client(transport=abroad, timeout=TIMEOUT, limits=LIMITS, headers=headers)
+
+    def close(self) -> None:
+        self._home.close()
+        self._abroad.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        again: bool | None = None,
+    ) -> httpx.Response:
+        """One request to a route below the API's prefix, its answer read whole. `again`: it may be repeated."""
+        given = {key: value for key, value in (query or {}).items() if value not in (None, "")}
+        repeat = method in ("GET", "HEAD", "DELETE") if again is None else again
+
+        def once() -> httpx.Response:
+            return self._home.request(
+                method, self.url + PREFIX + path, json=json, params=given, headers=self._own(headers)
+            )
+
+        return self._repeat(once, repeat)
+
+    def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        """Send bytes to a link of the registry (relative, or of its origin) or of its store (absolute)."""
+        client, target, sent = self._route(url, headers)
+
+        def once() -> httpx.Response:
+            return client.request(method, target, content=body(), headers=sent)
+
+        return self._repeat(once, True)
+
+    @contextmanager
+    def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
+        """The answer to a GET of a link, its body still to be read. Follows redirects, leaving the token at home."""
+        opened = self._repeat(lambda: self._open(url, headers), True)
+        try:
+            with _as_unavailable(self.url):
+                yield opened
+        finally:
+            opened.close()
+
+    # ---------------------------------------------------------------- inside
+    def _open(self, url: str, headers: Mapping[str, str] | None) -> httpx.Response:
+        for _ in range(REDIRECTS_LIMIT + 1):
+            client, target, sent = self._route(url, {"Accept-Encoding": "identity"} | dict(headers or {}))
+            answer = client.send(client.build_request("GET", target, headers=sent), stream=True)
+            if not answer.has_redirect_location:
+                if answer.is_error:
+                    answer.read()
+                return answer
+            url = urljoin(target, answer.headers["location"])
+            answer.close()
+        raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
+
+    def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[httpx.Client, str, dict[str, str]]:
+        """Which client a link is for, the whole URL, and its headers: with the token only at home."""
+        target = urljoin(self.url + "/", url)
+        if _origin(target) == _origin(self.url):
+            return self._home, target, self._own(headers)
+        return self._abroad, target, dict(headers or {})
+
+    def _own(self, headers: Mapping[str, str] | None) -> dict[str, str]:
+        own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return own | dict(headers or {})
+
+    def _repeat(self, once: Callable[[], httpx.Response], repeat: bool) -> httpx.Response:
+        attempt = 0
+        while True:
+            attempt += 1
+            last = attempt >= ATTEMPTS_LIMIT
+            try:
+                answer = once()
+            except httpx.HTTPError as e:
+                if last or not (repeat or isinstance(e, _NEVER_SENT)):
+                    raise unreachable(self.url, e) from e
+                self._wait(_pause(attempt, None))
+                continue
+            if not answer.is_error:
+                return answer
+            error = error_of(answer, self.url)
+            if last or not repeat or not isinstance(error, Unavailable):
+                raise error
+            self._wait(_pause(attempt, error.retry_after_seconds))
+
+
+@contextmanager
+def _as_unavailable(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as e:
+        raise unreachable(url, e) from e
+
+
+def _pause(attempt: int, retry_after_seconds: int | None) -> float:
+    """Seconds to wait: what the server asks for, else growing by two; at most the limit; with jitter."""
+    wanted = float(retry_after_seconds or PAUSE_SECONDS * 2**attempt)
+    return min(wanted, PAUSE_LIMIT_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+
+
+def unreachable(url: str, error: Exception) -> Unavailable:
+    why = str(error) or type(error).__name__
+    return Unavailable(
+        "SERVER_UNREACHABLE",
+        f"the registry at {url} cannot be reached: {why}",
+        next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` looks closer",
+    )
+
+
+def error_of(answer: httpx.Response, url: str) -> RegistryError:
+    """The exception that an error answer stands for, also when a proxy or another program wrote it."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = None
+    if isinstance(problem, dict) and "code" in problem:
+        error = errors.from_problem(problem)
+        request_id = str(problem.get("request_id") or answer.headers.get("x-request-id") or "")
+        if type(error) is RegistryError and request_id:
+            return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", reasons=error.reasons)
+        return error
+    status = answer.status_code
+    if status in (429, 502, 503, 504):
+        return Unavailable("SERVER_UNREACHABLE", f"{url} answered {status} and no reason")
+    if status in (401, 403) and answer.url.host == httpx.URL(url).host:
+        return Unauthenticated("UNAUTHORIZED", f"{url} answered {status} and no reason", next_step="adapter login URL")
+    if status == 404:
+        return NotFound("ROUTE_UNKNOWN", f"{url} does not know this route: is it an adapter registry?")
+    if status == 416:
+        return Corrupt("DIGEST_MISMATCH", f"{answer.url.copy_with(query=None)} is shorter than the registry says")
+    return RegistryError("INTERNAL", f"{url} answered {status} and no reason")
+
+
+def _checked(url: str) -> str:
+    """The registry's URL without a trailing slash. `Invalid` (SETTING_INVALID) if it is none."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError) as e:
+        raise Invalid("SETTING_INVALID", f"registry URL {url[:200]!r} is not a URL: {e}") from e
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise Invalid(
+            "SETTING_INVALID",
+            f"registry URL {url[:200]!r} does not begin with http:// or https://",
+            next_step="set ADAPTER_REGISTRY to a URL such as https://registry.example.org",
+        )
+    if parsed.userinfo:
+        raise Invalid("SETTING_INVALID", "registry URL holds a password; put the token into ADAPTER_TOKEN")
+    return url.rstrip("/")
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parsed = httpx.URL(url)
+    return parsed.scheme, parsed.host, parsed.port

@@ -1,0 +1,195 @@
+"""The client tells errors apart, repeats only what may be repeated, and keeps the token at home."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from registry.client.api import Registry
+from registry.client.connection import ATTEMPTS_LIMIT, Connection
+from registry.digest import Digest
+from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from registry.wire import TokenCreate, Upload
+
+URL = "https://registry.test"
+TOKEN = "lra_secret"
+WHO = {"actor": "ci", "token_id": "t1", "scopes": ["push"], "namespaces": ["acme"]}
+Answerer = Callable[[httpx.Request], httpx.Response]
+
+
+class Wire:
+    """A registry and a store made of one function; keeps every request that reached it."""
+
+    def __init__(self, answer: Answerer) -> None:
+        self.requests: list[httpx.Request] = []
+        self._answer = answer
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        return self._answer(request)
+
+    def registry(self) -> Registry:
+        transport = httpx.MockTransport(self)
+        connection = Connection(URL, TOKEN, transport=transport, abroad=transport, wait=lambda _: None)
+        return Registry(URL, connection=connection)
+
+
+def problem(status: int, code: str, **more: object) -> httpx.Response:
+    body = {"code": code, "detail": "because", "title": "t", "findings": [], **more}
+    return httpx.Response(status, json=body, headers={"content-type": "application/problem+json"})
+
+
+def script(*answers: httpx.Response | Exception) -> Answerer:
+    left: Iterator[httpx.Response | Exception] = iter(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        item = next(left)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    return answer
+
+
+def test_an_error_answer_raises_the_class_that_the_server_raised() -> None:
+    findings = [{"code": "gate.acts_absent", "place": "acts", "sentence": "no verdict yet"}]
+    wire = Wire(script(problem(404, "VERSION_UNKNOWN", next_step="look at adapter show", findings=findings)))
+    with pytest.raises(NotFound) as caught:
+        wire.registry().resolve("acme/support:prod")
+    assert caught.value.code == "VERSION_UNKNOWN"
+    assert caught.value.next_step == "look at adapter show"
+    assert [reason.code for reason in caught.value.reasons] == ["gate.acts_absent"]
+
+
+def test_a_code_of_a_newer_server_is_still_an_error_with_its_sentence_and_request() -> None:
+    wire = Wire(script(problem(418, "TEAPOT", request_id="r-77")))
+    with pytest.raises(RegistryError, match=r"because.*TEAPOT.*r-77"):
+        wire.registry().whoami()
+
+
+def test_a_404_that_is_not_ours_says_that_this_may_be_no_registry() -> None:
+    with pytest.raises(NotFound, match="is it an adapter registry"):
+        Wire(script(httpx.Response(404, text="<html>"))).registry().whoami()
+
+
+def test_a_401_without_a_reason_asks_to_sign_in() -> None:
+    with pytest.raises(Unauthenticated):
+        Wire(script(httpx.Response(401))).registry().whoami()
+
+
+def test_an_answer_that_does_not_parse_names_the_field() -> None:
+    with pytest.raises(RegistryError, match="actor"):
+        Wire(script(httpx.Response(200, json={"token_id": "t"}))).registry().whoami()
+
+
+def test_an_answer_may_have_fields_that_this_client_does_not_know() -> None:
+    assert Wire(script(httpx.Response(200, json=WHO | {"new": 1}))).registry().whoami().actor == "ci"
+
+
+def test_a_read_is_sent_again_after_a_broken_connection_and_a_busy_server() -> None:
+    wire = Wire(
+        script(
+            httpx.ReadError("reset"), problem(503, "TRY_LATER", retry_after_seconds=1), httpx.Response(200, json=WHO)
+        )
+    )
+    assert wire.registry().whoami().actor == "ci"
+    assert len(wire.requests) == 3
+
+
+def test_a_write_that_may_have_happened_is_not_sent_again() -> None:
+    wire = Wire(script(httpx.ReadError("reset")))
+    with pytest.raises(Unavailable) as caught:
+        wire.registry().create_token(TokenCreate(name="ci", scopes=["push"]))
+    assert caught.value.code == "SERVER_UNREACHABLE"
+    assert len(wire.requests) == 1
+
+
+def test_a_write_that_never_left_is_sent_again() -> None:
+    wire = Wire(script(*[httpx.ConnectError("refused")] * ATTEMPTS_LIMIT))
+    with pytest.raises(Unavailable, match=r"registry\.test cannot be reached: refused"):
+        wire.registry().create_token(TokenCreate(name="ci", scopes=["push"]))
+    assert len(wire.requests) == ATTEMPTS_LIMIT
+
+
+def test_a_conflict_is_never_repeated() -> None:
+    wire = Wire(script(problem(412, "ALIAS_MOVED")))
+    with pytest.raises(Conflict):
+        wire.registry().promote("acme/support", "prod", "3", generation=4)
+    assert wire.requests[0].headers["if-match"] == '"4"'
+    assert json.loads(wire.requests[0].content) == {"version": "3", "reason": ""}
+
+
+def test_the_token_goes_to_the_registry_and_not_to_a_store_that_it_redirects_to() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "registry.test":
+            return httpx.Response(307, headers={"location": "https://store.test/blob?signature=s"})
+        return httpx.Response(200, content=b"weights")
+
+    wire = Wire(answer)
+    with wire.registry().read("/api/v1/adapters/a/b/versions/1/files/x") as chunks:
+        assert b"".join(chunks) == b"weights"
+    assert [(r.url.host, r.headers.get("authorization")) for r in wire.requests] == [
+        ("registry.test", f"Bearer {TOKEN}"),
+        ("store.test", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://registry.test/x", "https://registry.test:444/x", "https://registry.test.evil/x"]
+)
+def test_the_token_goes_to_no_other_origin_that_resembles_ours(url: str) -> None:
+    wire = Wire(lambda _: httpx.Response(200, content=b""))
+    with wire.registry().read(url) as chunks:
+        assert b"".join(chunks) == b""
+    assert "authorization" not in wire.requests[0].headers
+
+
+def test_an_upload_goes_where_its_plan_says_and_can_be_sent_again() -> None:
+    wire = Wire(script(httpx.Response(503), httpx.Response(204)))
+    upload = Upload(digest=Digest.of(b"abc"), size_bytes=3, url="https://store.test/staging/x", headers={"x-sum": "s"})
+    wire.registry().upload(upload, lambda: iter([b"a", b"bc"]))
+    assert [r.content for r in wire.requests] == [b"abc", b"abc"]
+    assert {r.headers["x-sum"] for r in wire.requests} == {"s"}
+    assert {r.headers["content-length"] for r in wire.requests} == {"3"}
+    assert not any("authorization" in r.headers for r in wire.requests)
+
+
+def test_a_range_is_asked_for_by_its_first_and_last_byte() -> None:
+    wire = Wire(lambda _: httpx.Response(206, content=b"cd"))
+    with wire.registry().read("/x", start=2, length=2) as chunks:
+        assert b"".join(chunks) == b"cd"
+    assert wire.requests[0].headers["range"] == "bytes=2-3"
+
+
+@pytest.mark.parametrize("name", ["Acme/support", "acme", "acme/../x", "acme/su pport", "api/x"])
+def test_what_is_not_a_name_is_refused_without_a_request(name: str) -> None:
+    wire = Wire(script())
+    with pytest.raises(Invalid) as caught:
+        wire.registry().adapter(name)
+    assert caught.value.code == "NAME_INVALID"
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize(
+    "url", ["registry.test", "ftp://registry.test", "https://user:password@registry.test", "http://"]
+)
+def test_what_is_not_the_url_of_a_registry_is_refused(url: str) -> None:
+    with pytest.raises(Invalid, match="registry URL"):
+        Registry(url)
+
+
+def test_every_method_of_the_client_has_its_route_below_the_prefix() -> None:
+    wire = Wire(lambda _: httpx.Response(200, json={"items": [], "moves": [], "name": "a/b"}))
+    registry = wire.registry()
+    registry.adapters(namespace="acme", limit=3)
+    registry.history("acme/support", alias="prod")
+    registry.jobs(state="queued")
+    assert [str(r.url)[len(URL) :] for r in wire.requests] == [
+        "/api/v1/adapters?namespace=acme&limit=3",
+        "/api/v1/adapters/acme/support/history?alias=prod",
+        "/api/v1/jobs?state=queued",
+    ]
