@@ -39,13 +39,14 @@ class Contents:
     def facts(self) -> dict[str, Any]:
         """What people and serving engines ask about a version, as JSON: the `facts` of a VersionView."""
         spec, written = self.lora, self.config
+        paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
         return {
             "method": spec.method,
             "rank": spec.rank or None,
             "ranks": sorted({m.rank for m in spec.modules}),
             "alpha": written.alpha,
             "scales": sorted({round(m.scale, 6) for m in spec.modules}),
-            "targets": sorted({m.path.rsplit(".", 1)[-1] for m in (*spec.modules, *spec.pieces) if m.path}),
+            "targets": sorted({path.rsplit(".", 1)[-1] for path in paths if path}),
             "modules": len(spec.modules),
             "saved_modules": list(written.saved_modules),
             "trained_tokens": sum(piece.shape[0] for piece in spec.tokens if piece.shape),
@@ -88,7 +89,7 @@ def _refuse_missing(by_path: dict[str, Descriptor]) -> None:
     if reasons:
         raise Invalid(
             "MANIFEST_INVALID",
-            f"{reasons[0].place} is missing, and an adapter needs it",
+            f"{reasons[0].place} {sentence}",
             reasons=reasons,
             next_step="push the folder that save_pretrained() wrote",
         )
