@@ -83,9 +83,8 @@ def _header(file: Descriptor, read: Read) -> Header:
 
 def _refuse_missing(by_path: dict[str, Descriptor]) -> None:
     needed = ((WEIGHTS, "adapter.weights_missing"), (CONFIG, "adapter.config_missing"))
-    reasons = [
-        Reason(code, path, "is missing, and an adapter needs it") for path, code in needed if path not in by_path
-    ]
+    sentence = "is missing, and an adapter needs it"
+    reasons = [Reason(code, path, sentence) for path, code in needed if path not in by_path]
     if reasons:
         raise Invalid(
             "MANIFEST_INVALID",

@@ -1,0 +1,160 @@
+"""`Folder`: an adapter's folder on this machine, read by the server's rules before a byte is sent.
+
+Invariants
+- Only regular files directly in the folder whose kind a version keeps are taken; `left_out` names all others and why.
+- Links, pipes and sockets are refused, and so is a pickle, code or an archive: leaving it out in silence would let
+  a person believe that it was pushed.
+- Each file is hashed once, in chunks; what is read for judging is the configuration and the headers.
+
+Example
+    >>> folder = read_folder(Path("out/checkpoint-200"))
+    >>> folder.contents.config.method, [f.path for f in folder.files]
+    ('LORA', ['README.md', 'adapter_config.json', 'adapter_model.safetensors'])
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry import names
+from registry.contents import Contents, read_contents
+from registry.digest import Digest, Hasher
+from registry.errors import Invalid, Reason, TooLarge
+from registry.manifest import REFUSED, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
+
+CHUNK_BYTES = 2**20
+GOLDEN = "golden.jsonl"
+ENTRIES_LIMIT = 10_000
+_REFUSED_CODES = frozenset(code for _, code, _ in REFUSED)
+_IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"})
+"""What trainers leave beside an adapter; it is no part of it and is left out, pickle or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What would be pushed. `sources` says where the bytes of each file of the version are."""
+
+    path: Path
+    files: tuple[Descriptor, ...]
+    sources: dict[str, Path]
+    left_out: tuple[Reason, ...]
+    contents: Contents
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.size_bytes for f in self.files)
+
+    def manifest(self, base: BaseRef, parents: tuple[Edge, ...] = ()) -> Manifest:
+        return Manifest.build(base, self.files, parents)
+
+    def source_of(self, digest: Digest) -> Path:
+        return self.sources[next(f.path for f in self.files if f.digest == digest)]
+
+
+def read_folder(
+    path: Path, *, golden: Path | None = None, hashed: Callable[[int], None] = lambda _bytes: None
+) -> Folder:
+    """The adapter in this folder. `Invalid` names the file, the rule and the limit; nothing is sent anywhere.
+
+    `golden` is a file of golden answers from elsewhere, kept as golden.jsonl. `hashed` is told of bytes hashed.
+    """
+    taken, left_out = _choose(_entries(path))
+    if golden is not None:
+        taken[GOLDEN] = _regular(golden, GOLDEN)
+    sources = {name: entry for name, (entry, _) in taken.items()}
+    undigested = {name: _described(name, size) for name, (_, size) in taken.items()}
+    contents = read_contents(undigested.values(), lambda file, start, length: _read(sources[file], start, length))
+    files = tuple(_hash(d, sources[d.path], hashed) for d in undigested.values())
+    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
+
+
+def _entries(path: Path) -> list[os.DirEntry[str]]:
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        raise Invalid("FOLDER_INVALID", f"there is no folder {str(path)!r}") from None
+    except NotADirectoryError:
+        raise Invalid("FOLDER_INVALID", f"{str(path)!r} is a file; push the folder that holds the adapter") from None
+    except PermissionError:
+        raise Invalid("FOLDER_INVALID", f"{str(path)!r} may not be read by this user") from None
+    if len(entries) > ENTRIES_LIMIT:
+        raise TooLarge("SIZE_INVALID", f"{path}: {len(entries)} entries are over the limit of {ENTRIES_LIMIT}")
+    return entries
+
+
+def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]], list[Reason]]:
+    taken: dict[str, tuple[Path, int]] = {}
+    left_out: list[Reason] = []
+    refused: list[Reason] = []
+    for entry in entries:
+        name = entry.name
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        if entry.is_dir(follow_symlinks=False):
+            left_out.append(Reason("file.folder", shown, "is a folder, and a version keeps only the files beside it"))
+        elif name in _IGNORED or (name.startswith(".") and not entry.is_symlink()):
+            left_out.append(Reason("file.not_the_adapter", shown, "is a trainer's or a tool's file, not the adapter's"))
+        elif not entry.is_file(follow_symlinks=False):
+            refused.append(Reason("file.special_refused", shown, "is a link, pipe, socket or device, not a file"))
+        elif kind_of(name) is not None:
+            names.file_path(name)
+            taken[name] = (Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+        else:
+            reason = refusal_of(shown)
+            (refused if reason.code in _REFUSED_CODES else left_out).append(reason)
+    if refused:
+        first, more = refused[0], len(refused) - 1
+        raise Invalid(
+            "FILE_REFUSED",
+            f"{first.place} {first.sentence}" + (f" (and {more} more)" if more else ""),
+            reasons=refused,
+            next_step="take it out of the folder and push again",
+        )
+    return taken, left_out
+
+
+def _regular(path: Path, name: str) -> tuple[Path, int]:
+    try:
+        found = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        raise Invalid("FOLDER_INVALID", f"there is no file {str(path)!r}") from None
+    if not stat.S_ISREG(found.st_mode):
+        sentence = "is a link, pipe, socket or device, not a file"
+        reasons = [Reason("file.special_refused", name, sentence)]
+        raise Invalid("FILE_REFUSED", f"{path} {sentence}", reasons=reasons)
+    return path, found.st_size
+
+
+def _described(name: str, size_bytes: int) -> Descriptor:
+    kind = kind_of(name)
+    if kind is None:
+        raise Invalid("FILE_REFUSED", f"{name} is not a kind of file that a version holds", reasons=[refusal_of(name)])
+    if size_bytes > kind.limit_bytes:
+        sentence = f"has {size_bytes} bytes, over the limit of {kind.limit_bytes}"
+        raise TooLarge("SIZE_INVALID", f"{name} {sentence}", reasons=[Reason("file.too_large", name, sentence)])
+    return Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=size_bytes)
+
+
+def _hash(described: Descriptor, source: Path, hashed: Callable[[int], None]) -> Descriptor:
+    hasher = Hasher()
+    buffer = bytearray(CHUNK_BYTES)
+    view = memoryview(buffer)
+    with open(source, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(view[:count])
+            hashed(count)
+    if hasher.size_bytes != described.size_bytes:
+        raise Invalid("FOLDER_INVALID", f"{described.path} changed while it was read; push it when it is finished")
+    return described.model_copy(update={"digest": hasher.digest()})
+
+
+def _read(source: Path, start: int, length: int) -> bytes:
+    with open(source, "rb", buffering=0) as file:
+        file.seek(start)
+        parts = b""
+        while len(parts) < length and (part := file.read(length - len(parts))):
+            parts += part
+        return parts
