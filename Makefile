@@ -14,6 +14,8 @@ STAMP  := $(VENV)/.installed
 # Test processes side by side, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
 JOBS ?= 2
 ARGS ?=
+# `make bench-transfer` runs benchmarks/transfer.py. Files that begin with an underscore are parts of benchmarks.
+BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))))
 
 # Waiting threads of OpenMP must sleep: spinning ones stall everybody else on a busy machine. Read when torch is imported.
 export OMP_WAIT_POLICY := passive
@@ -46,8 +48,10 @@ lint: venv  ## ruff and mypy
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
 	@$(PYTHON) -m pytest tests/light $(ARGS)
 
-bench: venv  ## every benchmark; each prints one JSON object as its last line
-	@for bench in benchmarks/bench_*.py; do $(PYTHON) "$$bench"; done
+bench: venv $(BENCHES)  ## every benchmark; each ends with one JSON object on a line
+
+bench-%: venv
+	@$(PYTHON) -m benchmarks.$(subst -,_,$*)
 
 clean:  ## remove what was built (not .venv)
 	rm -rf build dist .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -178,6 +178,7 @@ def test_every_link_between_pages_leads_somewhere(path: Path) -> None:
 
 def test_every_make_target_that_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
+    targets |= {f"bench-{path.stem.replace('_', '-')}" for path in (ROOT / "benchmarks").glob("[a-z]*.py")}
     named = {(path.name, target) for path in PAGES for target in re.findall(r"`make ([a-z-]+)", path.read_text())}
     assert {pair for pair in named if pair[1] not in targets} == set()
 
