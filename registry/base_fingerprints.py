@@ -1,0 +1,125 @@
+"""The fingerprints of a base: digests that stay equal when only names, shards or packing differ.
+
+Invariants
+- `architecture` covers the sorted (tensor name, logical shape) and the configuration fields that change the
+  mathematics; not the values, not the files, not the dtype.
+- `tokenizer` covers tokenizer.json without `padding` and `truncation`, which merely using it changes.
+- `template` covers the chat template's text, wherever it was stored.
+- `exact` (a Merkle root over the weights' bytes) needs the weights; a worker fills it in, it is None until then.
+
+Example
+    >>> tokenizer_fingerprint(b'{"model": {}, "padding": null}') == tokenizer_fingerprint(b'{"model": {}}')
+    True
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from registry.base_modules import Logical
+from registry.digest import Digest
+from registry.errors import Invalid, Reason
+from registry.verdicts import Value
+
+SAME_MEANING: dict[str, tuple[str, ...]] = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "activation": ("hidden_act", "hidden_activation", "activation_function"),
+    "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
+    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token"),
+    "window": ("sliding_window",),
+    "logit_cap": ("final_logit_softcapping",),
+    "attention_cap": ("attn_logit_softcapping",),
+    "query_scale": ("query_pre_attn_scalar",),
+    "embedding_multiplier": ("embedding_multiplier",),
+    "residual_multiplier": ("residual_multiplier",),
+}
+"""Our word → the fields, any of which says it. All change what the model computes from equal weights."""
+
+
+class Fingerprints(Value):
+    """What a base is, four ways. Two bases with equal `architecture` take the same adapters structurally."""
+
+    architecture: Digest
+    tokenizer: Digest | None = None
+    template: Digest | None = None
+    exact: Digest | None = None
+
+
+def architecture_fingerprint(
+    tensors: Iterable[Logical], config: Mapping[str, Any], *, kv_heads: int, head_size: int, tied: bool
+) -> Digest:
+    """The digest of names, logical shapes and mathematics. Defaults that a configuration leaves out are passed in."""
+    words: dict[str, Any] = {"model_type": str(config.get("model_type") or "")}
+    for word, fields in SAME_MEANING.items():
+        words[word] = next((config[f] for f in fields if config.get(f) is not None), None)
+    words |= {"kv_heads": kv_heads, "head_size": head_size, "tied": tied, "rope": _rope(config)}
+    shapes = sorted([t.name, list(t.shape)] for t in tensors)
+    return _digest({"tensors": shapes, "words": {k: v for k, v in words.items() if v is not None}})
+
+
+def tokenizer_fingerprint(tokenizer: bytes, *, file: str = "tokenizer.json") -> Digest:
+    """`Invalid` (BASE_INVALID) if the bytes are not a JSON object."""
+    try:
+        parsed = json.loads(tokenizer)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise Invalid(
+            "BASE_INVALID",
+            f"{file} is not a JSON object",
+            reasons=[Reason("base.tokenizer_invalid", file, "is not a JSON object")],
+        )
+    return _digest({k: v for k, v in parsed.items() if k not in ("padding", "truncation")})
+
+
+def template_text(chat_template: str | None, tokenizer_config: bytes | None) -> str:
+    """The chat template: its own file first, else the (default) one inside tokenizer_config.json; empty if none."""
+    if chat_template:
+        return _normal(chat_template)
+    try:
+        config = json.loads(tokenizer_config or b"{}")
+    except (ValueError, RecursionError):
+        return ""
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(found, list):
+        named = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return _normal(found) if isinstance(found, str) else ""
+
+
+def _normal(text: str) -> str:
+    return text.replace("\r\n", "\n").strip()
+
+
+def _rope(config: Mapping[str, Any]) -> Any:
+    """The rotary settings in one form: transformers 4 wrote rope_theta and rope_scaling, 5 writes rope_parameters."""
+    parameters = config.get("rope_parameters")
+    scaling = config.get("rope_scaling")
+    rope: dict[str, Any] = dict(parameters) if isinstance(parameters, dict) else {}
+    if not rope:
+        rope = dict(scaling) if isinstance(scaling, dict) else {}
+        if config.get("rope_theta") is not None:
+            rope["rope_theta"] = config["rope_theta"]
+    kind = rope.pop("type", None) or rope.pop("rope_type", None) or "default"
+    rope.pop("rope_type", None)
+    if config.get("partial_rotary_factor") is not None:
+        rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    return {**rope, "kind": kind} if rope else None
+
+
+def _digest(value: Any) -> Digest:
+    """The digest of a JSON value with floats, which canonical JSON refuses: whole ones count as integers."""
+    text = json.dumps(_whole(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return Digest.of(text.encode())
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,256 @@
+"""From the tensors of a base's files to the modules of the model that a library makes of them.
+
+Invariants
+- Shapes are logical: packed weights (bitsandbytes, GPTQ, AWQ, compressed-tensors, mxfp4, fp8) count as the matrix they
+  stand for; where neither header nor configuration tells, sizes are 0 and `is_known` is false: never a guess.
+- `in_features` and `out_features` mean the same for every kind: a GPT-2 Conv1D is stored [in, out], a linear
+  module [out, in]; both say in and out here.
+- Paths are those of the Python model (transformers 5): a missing `transformer.` is added, and
+  `block_sparse_moe.experts.0.w1` … become one `mlp.experts`; the file's own expert names stay beside it with `*`.
+
+Example
+    >>> modules(tensors, facts)["model.layers.0.self_attn.k_proj"].out_features
+    32
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from registry.tensors import TensorInfo
+from registry.verdicts import Value
+
+Kind = Literal["linear", "conv1d", "embedding", "norm", "conv", "experts", "parameter", "other"]
+Shape = tuple[int, ...]
+
+
+class ModuleShape(Value):
+    """One module. Sizes count features; an embedding has in = rows (vocabulary) and out = width.
+
+    For `experts` in = hidden and out = intermediate size of one of `count` experts. `bias`: it has one.
+    `is_known` false: the sizes could not be told from header and configuration.
+    """
+
+    kind: Kind
+    in_features: int = 0
+    out_features: int = 0
+    bias: bool = False
+    dtype: str = ""
+    count: int = 1
+    is_known: bool = True
+
+
+class Facts(NamedTuple):
+    """What the configuration tells about sizes (0 where it is silent) and packing."""
+
+    model_type: str
+    is_head_model: bool
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocab: int
+    quantisation: str
+    bits: int
+
+
+class Logical(NamedTuple):
+    """One tensor of the base as the model sees it. `shape` is empty where it could not be told."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    elements: int
+
+
+PREFIXES = {
+    "gpt2": "transformer", "gptj": "transformer", "gpt_neo": "transformer", "bloom": "transformer",
+    "falcon": "transformer", "gpt_bigcode": "transformer", "codegen": "transformer", "mpt": "transformer",
+    "gpt_neox": "gpt_neox", "opt": "model", "llama": "model", "mistral": "model", "qwen2": "model", "qwen3": "model",
+    "gemma": "model", "gemma2": "model", "phi": "model", "phi3": "model",
+}  # fmt: skip
+"""Model type → what a head model puts before the names of its body; files saved from the bare body lack it."""
+
+_MORE_NAMES = """
+    gemma3_text olmo olmo2 olmo3 granite starcoder2 stablelm cohere cohere2 smollm3 mixtral qwen2_moe qwen3_moe
+    deepseek_v2 deepseek_v3 nemotron ministral exaone4 glm glm4 helium
+"""
+KNOWN_NAMES = frozenset(PREFIXES) | frozenset(_MORE_NAMES.split())
+"""Model types whose Python modules are named as their files (after the rules below). For others, names are assumed."""
+
+_HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out")
+_CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+_EMBEDDING_LEAVES = frozenset({"wte", "wpe", "shared", "word_embeddings", "embed_in", "tokens_embed"})
+_ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+_EXPERT = re.compile(r"(.+)\.experts\.(\d{1,6})\.(.+)\Z")
+_SIDE = re.compile(
+    r"\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\..+|SCB|weight_format|scales|qzeros|g_idx"
+    r"|weight_scale|weight_scale_inv|weight_zero_point|weight_shape|weight_g_idx|weight_global_scale|input_scale"
+    r"|input_global_scale|activation_scale|k_scale|v_scale)\Z|_scales\Z"
+)
+_GATES, _DOWNS = ("w1", "w3", "gate_proj", "up_proj"), ("w2", "down_proj")
+
+
+def logical(tensors: Iterable[TensorInfo], facts: Facts) -> list[Logical]:
+    """The tensors with their logical names and shapes, without the side tensors of quantisation."""
+    found = [t for t in tensors if not _SIDE.search(t.name)]
+    prefix = _missing_prefix([t.name for t in found], facts)
+    return [_unpacked(t, f"{prefix}{t.name}" if not t.name.startswith(_HEADS) else t.name, facts) for t in found]
+
+
+def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
+    """Path → module, in the order of the names; a tied `lm_head`, absent from every file, is added."""
+    weights: dict[str, Logical] = {}
+    biases: set[str] = set()
+    single: dict[str, ModuleShape] = {}
+    for tensor in sorted(tensors, key=lambda t: t.name):
+        path, _, leaf = tensor.name.rpartition(".")
+        if leaf == "weight":
+            weights[path] = tensor
+        elif leaf == "bias":
+            biases.add(path)
+        elif len(tensor.shape) == 3:  # a fused block of experts: [experts, a, b]
+            count, rows, columns = tensor.shape
+            single[tensor.name] = ModuleShape(
+                kind="parameter", in_features=columns, out_features=rows, count=count, dtype=tensor.dtype
+            )
+    found = {path: _module(path, t, path in biases, facts) for path, t in weights.items()} | single
+    if facts.is_head_model and not any(path.startswith(_HEADS) for path in found):
+        found["lm_head"] = ModuleShape(kind="linear", in_features=facts.hidden, out_features=_rows(found, facts))
+    return _with_experts(found, facts)
+
+
+def _rows(found: Mapping[str, ModuleShape], facts: Facts) -> int:
+    return max((m.in_features for p, m in found.items() if m.kind == "embedding" and is_token_table(p)),
+               default=facts.vocab)  # fmt: skip
+
+
+def is_token_table(path: str) -> bool:
+    """Whether the module at this path holds a row for each token."""
+    return path.rpartition(".")[2] in (_EMBEDDING_LEAVES - {"wpe"}) | {"embed_tokens"}
+
+
+def _missing_prefix(names: list[str], facts: Facts) -> str:
+    prefix = PREFIXES.get(facts.model_type, "")
+    if not prefix or not facts.is_head_model or any(n.startswith(f"{prefix}.") for n in names):
+        return ""
+    return f"{prefix}."
+
+
+def _module(path: str, tensor: Logical, bias: bool, facts: Facts) -> ModuleShape:
+    leaf = path.rpartition(".")[2]
+    shape, kind = tensor.shape, _kind(path, leaf, tensor, facts)
+    if not shape:
+        return ModuleShape(kind=kind, bias=bias, dtype=tensor.dtype, is_known=False)
+    if kind in ("conv1d", "embedding"):
+        rows, columns = shape[0], shape[1]
+        return ModuleShape(kind=kind, in_features=rows, out_features=columns, bias=bias, dtype=tensor.dtype)
+    columns = shape[1] if len(shape) > 1 else shape[0]
+    return ModuleShape(kind=kind, in_features=columns, out_features=shape[0], bias=bias, dtype=tensor.dtype)
+
+
+def _kind(path: str, leaf: str, tensor: Logical, facts: Facts) -> Kind:
+    if len(tensor.shape) == 1:
+        return "norm"
+    if len(tensor.shape) > 2:
+        return "conv"
+    if leaf in _EMBEDDING_LEAVES or ("embed" in leaf and leaf != "embed_out"):
+        return "embedding"
+    if facts.model_type in _CONV1D_TYPES and leaf in _CONV1D_LEAVES:
+        return "conv1d"
+    return "other" if leaf in _ROUTERS else "linear"
+
+
+def _with_experts(found: dict[str, ModuleShape], facts: Facts) -> dict[str, ModuleShape]:
+    """Fold numbered experts: one entry with `*` for each file name, and the fused module of the Python model."""
+    result: dict[str, ModuleShape] = {}
+    counts: dict[str, int] = {}
+    for path, module in found.items():
+        match = _EXPERT.match(path)
+        if not match:
+            result[path.replace(".block_sparse_moe.", ".mlp.")] = module
+            continue
+        starred = f"{match[1]}.experts.*.{match[3]}"
+        counts[starred] = counts.get(starred, 0) + 1
+        result[starred] = module.model_copy(update={"count": counts[starred]})
+    for starred, count in counts.items():
+        leaf = starred.rpartition(".")[2]
+        if leaf in _GATES[::2]:
+            fused = starred.partition(".*.")[0].replace(".block_sparse_moe.", ".mlp.")
+            one = result[starred]
+            result[fused] = one.model_copy(update={"kind": "experts", "count": count})
+    return result
+
+
+def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> Logical:
+    """The tensor under its logical name (`.weight`) and shape."""
+    path, _, leaf = name.rpartition(".")
+    shape, bits = tensor.shape, facts.bits
+    per_word = 32 // bits if bits and 32 % bits == 0 else 0
+    if leaf == "qweight" and len(shape) == 2:
+        name = f"{path}.weight"
+        if facts.quantisation == "awq":
+            shape = (shape[1] * per_word, shape[0])
+        else:
+            shape = (shape[1], shape[0] * per_word)
+    elif leaf == "weight_packed" and len(shape) == 2:
+        name = f"{path}.weight"
+        shape = (shape[0], shape[1] * (per_word if tensor.dtype == "I32" else 2))
+    elif name.endswith("_blocks") and len(shape) == 4:
+        name, shape = name.removesuffix("_blocks"), (shape[0], shape[1], shape[2] * 32)
+    elif facts.quantisation == "bitsandbytes" and tensor.dtype == "U8" and shape[-1:] == (1,):
+        shape = _configured(path, facts)
+        if shape and shape[0] * shape[1] != 2 * tensor.elements:
+            shape = ()
+        return Logical(name, shape, tensor.dtype, 2 * tensor.elements)
+    if 0 in shape and tensor.elements:
+        return Logical(name, (), tensor.dtype, 0)
+    elements = 1
+    for side in shape:
+        elements *= side
+    return Logical(name, shape, tensor.dtype, elements)
+
+
+def _configured(path: str, facts: Facts) -> Shape:
+    """[out, in] of a well-known projection from the configuration alone; empty if it does not tell."""
+    query, kv = facts.heads * facts.head_size, facts.kv_heads * facts.head_size
+    sizes: dict[str, Shape] = {
+        "q_proj": (query, facts.hidden), "k_proj": (kv, facts.hidden), "v_proj": (kv, facts.hidden),
+        "o_proj": (facts.hidden, query), "gate_proj": (facts.intermediate, facts.hidden),
+        "up_proj": (facts.intermediate, facts.hidden), "down_proj": (facts.hidden, facts.intermediate),
+        "qkv_proj": (query + 2 * kv, facts.hidden), "gate_up_proj": (2 * facts.intermediate, facts.hidden),
+    }  # fmt: skip
+    shape = sizes.get(path.rpartition(".")[2], ())
+    return shape if all(shape) else ()
+
+
+def facts_of(config: Mapping[str, Any], number: Any) -> Facts:
+    """The facts in a configuration; `number(*fields)` is the first of these fields that is a size, or 0."""
+    heads, hidden = number("num_attention_heads", "n_head", "num_heads"), number("hidden_size", "n_embd", "d_model")
+    quantisation = config.get("quantization_config")
+    quantisation = quantisation if isinstance(quantisation, dict) else {}
+    architectures = config.get("architectures")
+    first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    inner = number("intermediate_size", "n_inner", "ffn_dim")
+    return Facts(
+        model_type=str(config.get("model_type") or "")[:64],
+        is_head_model=first.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")),
+        hidden=hidden, intermediate=inner, heads=heads,
+        kv_heads=number("num_key_value_heads", "num_kv_heads") or heads,
+        head_size=number("head_dim") or (hidden // heads if heads else 0), vocab=number("vocab_size"),
+        quantisation=str(quantisation.get("quant_method") or "")[:40], bits=_bits(quantisation),
+    )  # fmt: skip
+
+
+def _bits(quantisation: Mapping[str, Any]) -> int:
+    bits = quantisation.get("bits")
+    groups = quantisation.get("config_groups")
+    if bits is None and isinstance(groups, dict) and groups:
+        group = next(iter(groups.values()))
+        weights = group.get("weights") if isinstance(group, dict) else None
+        bits = weights.get("num_bits") if isinstance(weights, dict) else None
+    return bits if type(bits) is int and 0 < bits <= 32 else 4

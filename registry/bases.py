@@ -1,0 +1,205 @@
+"""`BaseSpec`: what the registry must know of a base model, read from its configuration and headers alone.
+
+Invariants
+- No weight is read: config.json, the safetensors headers, tokenizer.json and the chat template make a spec.
+- A spec is a JSON value; the server stores it as it is, and `fingerprints.architecture` names what it describes.
+- A size that nothing tells is 0, and the module is marked (`is_known` false): checks then answer "unknown".
+- A base that needs code of its own (`auto_map`) is marked, so that no worker tries to load it.
+
+Example
+    >>> spec = base_spec("SmolLM2-135M-Instruct", config, [header], tokenizer=tokenizer_bytes)
+    >>> spec.modules["model.layers.0.self_attn.k_proj"].out_features, spec.kv_heads
+    (192, 3)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from registry import base_modules, names, strict_json
+from registry.base_fingerprints import (
+    Fingerprints,
+    architecture_fingerprint,
+    template_text,
+    tokenizer_fingerprint,
+)
+from registry.base_modules import Facts, Logical, ModuleShape
+from registry.digest import Digest
+from registry.errors import Invalid, Reason
+from registry.tensors import Header, TensorInfo
+from registry.verdicts import Value
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG_LIMIT_BYTES = 2**20
+SIZE_LIMIT = 2**31
+"""The largest size (hidden, vocabulary, heads …) that a configuration may state."""
+
+_DIALECT = strict_json.Dialect("BASE_INVALID", "base", depth=32, not_finite=True)
+
+
+class BaseSpec(Value):
+    """A base model. `modules` maps the Python model's paths to shapes. Sizes count elements, 0 where unknown.
+
+    `quantisation` is the method of packed weights (`bitsandbytes`, `gptq`, `awq` …) or empty. `names_known` is
+    false for architectures whose file names were only assumed to be the module names.
+    """
+
+    name: str = Field(min_length=1, max_length=256)
+    architecture: str = ""
+    model_type: str = ""
+    hidden: int = 0
+    intermediate: int = 0
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_size: int = 0
+    vocab: int = 0
+    tied: bool = False
+    quantisation: str = ""
+    dtype: str = ""
+    parameters: int = 0
+    weights_bytes: int = 0
+    names_known: bool = True
+    needs_code: bool = False
+    modules: dict[str, ModuleShape]
+    template: str = Field(default="", max_length=2**16)
+    fingerprints: Fingerprints
+
+    @property
+    def fingerprint(self) -> Digest:
+        """What verdicts are filed under: the architecture's digest."""
+        return self.fingerprints.architecture
+
+
+def base_spec(
+    name: str,
+    config: Mapping[str, Any],
+    headers: Sequence[Header],
+    *,
+    tokenizer: bytes | None = None,
+    tokenizer_config: bytes | None = None,
+    chat_template: str | None = None,
+) -> BaseSpec:
+    """The spec of the base with this configuration and these weight files' headers.
+
+    `Invalid` (BASE_INVALID) if the configuration states impossible sizes, if two files hold one tensor, or if
+    there is no tensor at all.
+    """
+    names.base_name(name)
+    inner = config.get("text_config")
+    sizes = {**config, **inner} if isinstance(inner, dict) else dict(config)
+    facts = base_modules.facts_of({**sizes, "architectures": config.get("architectures")}, _Sizes(sizes).first)
+    tensors = _all_tensors(headers)
+    logical = base_modules.logical(tensors, facts)
+    modules = base_modules.modules(logical, facts)
+    tied = _is_tied(sizes, logical, facts)
+    template = template_text(chat_template, tokenizer_config)
+    architectures = config.get("architectures")
+    return BaseSpec(
+        name=name,
+        architecture=str(architectures[0])[:128] if isinstance(architectures, list) and architectures else "",
+        model_type=facts.model_type, hidden=facts.hidden, intermediate=facts.intermediate,
+        layers=_Sizes(sizes).first("num_hidden_layers", "n_layer", "num_layers"), heads=facts.heads,
+        kv_heads=facts.kv_heads, head_size=facts.head_size, vocab=_vocabulary(modules, facts), tied=tied,
+        quantisation=facts.quantisation, dtype=_main_dtype(tensors),
+        parameters=sum(t.elements for t in logical), weights_bytes=sum(h.size_bytes for h in headers),
+        names_known=facts.model_type in base_modules.KNOWN_NAMES and not isinstance(inner, dict),
+        needs_code="auto_map" in config, modules=modules, template=template if len(template) <= 2**16 else "",
+        fingerprints=Fingerprints(
+            architecture=architecture_fingerprint(logical, sizes, kv_heads=facts.kv_heads, head_size=facts.head_size,
+                                                  tied=tied),
+            tokenizer=tokenizer_fingerprint(tokenizer) if tokenizer else None,
+            template=Digest.of(template.encode()) if template else None,
+        ),
+    )  # fmt: skip
+
+
+def read_config(data: bytes, *, file: str = CONFIG) -> dict[str, Any]:
+    """The object in a base's config.json. `Invalid` (BASE_INVALID) if it is not one, or over 1 MiB."""
+    if len(data) > CONFIG_LIMIT_BYTES:
+        strict_json.refuse(_DIALECT, file, "too_large", f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES}")
+    config = strict_json.parse(data, _DIALECT, file=file)
+    if not isinstance(config, dict):
+        strict_json.refuse(_DIALECT, file, "invalid", f"must hold one object, not {type(config).__name__}")
+    return config
+
+
+def shards(index: bytes, *, file: str = INDEX) -> tuple[str, ...]:
+    """The weight files that an index names, sorted. `Invalid` if it is broken or a name leaves the folder."""
+    try:
+        where = json.loads(index).get("weight_map")
+    except (ValueError, RecursionError, AttributeError):
+        where = None
+    if not isinstance(where, dict) or not where:
+        strict_json.refuse(_DIALECT, file, "index_invalid", "must hold a weight_map from tensors to files")
+    found = sorted({str(path) for path in where.values()})
+    for path in found:
+        if "/" in path or not path.endswith(".safetensors"):
+            strict_json.refuse(_DIALECT, file, "index_invalid", f"names {path[:80]!r}, which is no file beside it")
+        names.file_path(path)
+    return tuple(found)
+
+
+class _Sizes:
+    """Sizes out of a configuration: whole numbers from 1 to 2^31; null and absent are 0."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    def first(self, *fields: str) -> int:
+        for field in fields:
+            value = self._config.get(field)
+            if value is None:
+                continue
+            if type(value) is not int or not 0 < value <= SIZE_LIMIT:
+                rule = f"the field {field!r} must be a whole number from 1 to {SIZE_LIMIT}, not {str(value)[:40]}"
+                strict_json.refuse(_DIALECT, CONFIG, "value_invalid", rule)
+            return value
+        return 0
+
+
+def _all_tensors(headers: Sequence[Header]) -> list[TensorInfo]:
+    seen: dict[str, TensorInfo] = {}
+    for header in headers:
+        for info in header:
+            if info.name in seen:
+                raise Invalid(
+                    "BASE_INVALID",
+                    f"two weight files of the base hold the tensor {info.name!r}",
+                    reasons=[Reason("base.duplicate_tensor", info.name, "is in two files")],
+                )
+            seen[info.name] = info
+    if not seen:
+        raise Invalid(
+            "BASE_INVALID",
+            "the base has no weight file with a tensor in it",
+            reasons=[Reason("base.no_weights", SINGLE, "holds no tensor")],
+        )
+    return list(seen.values())
+
+
+def _is_tied(config: Mapping[str, Any], tensors: Sequence[Logical], facts: Facts) -> bool:
+    """Whether output and input embedding are one: stated, or, where nothing is stated, seen by the absent head."""
+    has_head = any(t.name in ("lm_head.weight", "embed_out.weight") for t in tensors)
+    stated = config.get("tie_word_embeddings")
+    return bool(stated) if isinstance(stated, bool) and has_head else facts.is_head_model and not has_head
+
+
+def _vocabulary(modules: Mapping[str, ModuleShape], facts: Facts) -> int:
+    """Rows of the token embedding; the configuration's figure where no such module is known."""
+    rows = [m.in_features for p, m in modules.items() if base_modules.is_token_table(p) and m.kind == "embedding"]
+    return max(rows, default=facts.vocab)
+
+
+def _main_dtype(tensors: Sequence[TensorInfo]) -> str:
+    """The dtype that most bytes have."""
+    sizes: dict[str, int] = {}
+    for info in tensors:
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.size_bytes
+    return max(sizes, key=lambda dtype: (sizes[dtype], dtype))

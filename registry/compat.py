@@ -1,0 +1,122 @@
+"""Does this adapter fit this base? `check_fit(LoraSpec, BaseSpec)` → findings, from headers alone.
+
+Invariants
+- Pure: equal specs give equal findings; no weight, no network, no library that could differ.
+- Every tensor of the adapter must find its module with the right sizes, and every module that the configuration
+  targets must find its tensors: the two sets are equal or the adapter fails.
+- What cannot be told from headers is an `unknown` finding, never a pass by silence and never a guess.
+- What fits but changes more than its own modules (saved modules, biases, PiSSA, replicated layers) is a warning.
+
+Example
+    >>> add_up(check_fit(lora.describe(config, header), base))
+    <Outcome.PASS: 'pass'>
+"""
+
+from __future__ import annotations
+
+from registry import compat_methods, methods
+from registry.bases import BaseSpec
+from registry.compat_modules import Site, check_completeness, check_full, check_updates
+from registry.lora import LoraSpec
+from registry.notes import Notes
+from registry.verdicts import Finding
+
+CONFIG = "adapter_config.json"
+MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""Beginnings of `init_lora_weights` that subtract something from the base's weights before training."""
+_SEMANTICS = {
+    "use_qalora": "QA-LoRA pools the inputs",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "kasa_config": "KaSA changes the base's weights",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "arrow_config": "Arrow routes between several adapters",
+}
+
+
+def check_fit(lora: LoraSpec, base: BaseSpec) -> list[Finding]:
+    """All findings about this adapter on this base: the adapter's own faults first, then what the base adds."""
+    notes = Notes()
+    site = Site(base, lora.config, notes)
+    _names(lora, base, notes)
+    if lora.method in methods.LORA_LIKE:
+        check_updates(lora, site)
+    elif lora.method in methods.PROMPTS:
+        _prompts(lora, base, notes)
+    else:
+        compat_methods.check_pieces(lora, site)
+    if lora.method in methods.LORA_LIKE or lora.method in methods.TENSOR_MARKS:
+        check_completeness(lora, site)
+    check_full(lora, site)
+    _tokens(lora, base, notes)
+    _care(lora, base, notes)
+    return [*lora.findings, *notes.findings()]
+
+
+def _names(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
+    claim = lora.config.base
+    if claim.name and not claim.names(base.name):
+        sentence = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
+        notes.warning("fit.base_named_differently", f"{CONFIG}: base_model_name_or_path", sentence)
+
+
+def _prompts(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
+    """Virtual tokens: one matrix [tokens, width]; a prefix holds a key and a value for each layer and kv head."""
+    rows = lora.config.other.get("num_virtual_tokens")
+    width = 2 * base.layers * base.kv_heads * base.head_size if lora.method == "PREFIX_TUNING" else base.hidden
+    for piece in lora.pieces:
+        if not width or lora.method in ("CPT", "CARTRIDGE"):
+            notes.unknown("fit.method_unjudged", piece.name, f"the width of {lora.method} cannot be told from headers")
+        elif len(piece.shape) != 2 or piece.shape[1] != width:
+            sentence = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
+            notes.error("fit.shape", piece.name, sentence, [rows, width], list(piece.shape))
+        elif type(rows) is int and rows > 0 and piece.shape[0] % rows:
+            sentence = f"{piece.name} has {piece.shape[0]} rows, and the configuration says {rows} virtual tokens"
+            notes.error("fit.shape", piece.name, sentence, [rows, width], list(piece.shape))
+
+
+def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
+    """Trained rows of an embedding, and the tokens that an aLoRA waits for, must be rows that the base has."""
+    lists = {f"trainable_token_indices {k}".strip(): v for k, v in lora.config.token_indices.items()}
+    lists["alora_invocation_tokens"] = lora.config.invocation_tokens
+    for field, numbers in lists.items():
+        if numbers and base.vocab and max(numbers) >= base.vocab:
+            sentence = f"{field} holds token {max(numbers)}; this base has tokens 0 to {base.vocab - 1}"
+            notes.error("fit.token_unknown", f"{CONFIG}: {field}", sentence, f"< {base.vocab}", max(numbers))
+    rows = {len(numbers) for numbers in lora.config.token_indices.values()}
+    pieces = [*lora.tokens, *(p for p in lora.pieces if p.name.endswith("trainable_tokens_delta"))]
+    for piece in pieces:
+        place = f"{piece.path}.{piece.name}"
+        if len(piece.shape) != 2 or (base.hidden and piece.shape[1] != base.hidden) or piece.shape[0] not in rows:
+            expected = [max(rows, default=0), base.hidden]
+            sentence = f"{place} has shape {list(piece.shape)}; the configuration and this base make it {expected}"
+            notes.error("fit.shape", place, sentence, expected, list(piece.shape))
+    if lora.config.token_indices and not pieces:
+        sentence = "the configuration says that tokens were trained, and the file holds no trained rows"
+        notes.error(
+            "fit.tokens_absent", f"{CONFIG}: trainable_token_indices", sentence, "trainable_tokens_delta", "none"
+        )
+
+
+def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
+    """What fits but must be treated with care, by people or by serving engines."""
+    config = lora.config
+    if config.initialisation.startswith(MUTATING):
+        sentence = (
+            f"{config.initialisation} changed the base's own weights before training: this adapter is right only after the "
+            "same change, which then reaches all adapters on that base; convert it to a plain LoRA"
+        )
+        notes.warning("fit.base_was_changed", f"{CONFIG}: init_lora_weights", sentence)
+    if config.layer_replication:
+        sentence = "layer_replication changes the depth of the base: it needs a process of its own"
+        notes.warning("fit.changes_depth", f"{CONFIG}: layer_replication", sentence)
+    if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
+        sentence = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
+        notes.warning("fit.changes_base", f"{CONFIG}: bias", sentence)
+    for field, meaning in _SEMANTICS.items():
+        if config.other.get(field):
+            notes.warning(
+                "fit.semantics", f"{CONFIG}: {field}", f"{meaning}: a plain LoRA runtime computes something else"
+            )
+    if base.quantisation:
+        sentence = f"the base is packed ({base.quantisation}): an adapter trained on other weights moves away from its training"
+        notes.info("fit.base_quantised", base.name, sentence)

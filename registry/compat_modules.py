@@ -1,0 +1,260 @@
+"""The module-by-module part of the fit: sizes, completeness, and whole tensors that replace the base's.
+
+Invariants
+- A module of the adapter is looked for under its path, under its base layer when layers are replicated, and, for a
+  single expert, under the file's name with `*`.
+- Where the base's module names were only assumed (`names_known` false), a module that is not found is unknown.
+
+Example
+    >>> Site(base, config, Notes()).find("model.layers.0.self_attn.q_proj").in_features
+    64
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from registry.base_modules import ModuleShape, is_token_table
+from registry.bases import BaseSpec
+from registry.config import AdapterConfig
+from registry.lora import LoraSpec, ModuleUpdate, Piece
+from registry.notes import Notes
+from registry.targets import Targets
+
+_EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
+_LAYER = re.compile(r"\.(\d{1,6})\.")
+_FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj",
+          "up_proj": "gate_up_proj"}  # fmt: skip
+"""Separate projection → the fused one that some architectures have in its place."""
+_LINEAR = ("linear", "conv1d")
+_HEADS = ("lm_head", "embed_out")
+_TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
+
+
+class Site:
+    """One base, asked for one adapter's modules. `notes` takes the findings."""
+
+    def __init__(self, base: BaseSpec, config: AdapterConfig, notes: Notes) -> None:
+        self.base, self.config, self.notes = base, config, notes
+        self.targets = Targets(config)
+        self._replicated = [n for first, end in config.layer_replication for n in range(first, end)]
+
+    def find(self, path: str) -> ModuleShape | None:
+        """The base's module that the adapter calls `path`."""
+        module = self.base.modules.get(self._origin(path))
+        expert = _EXPERT.search(path)
+        if module is None and expert:
+            module = self.base.modules.get(_EXPERT.sub(".experts.*.", path, count=1))
+            if module is not None and int(expert[1]) >= module.count:
+                return None
+        return module
+
+    def missing(self, path: str, what: str) -> None:
+        """Note that the base has no module `path`, and why that may be."""
+        leaf = path.rpartition(".")[2]
+        layer = _LAYER.search(f"{path}.")
+        layers = len(self._replicated) or self.base.layers
+        if layer and layers and int(layer[1]) >= layers:
+            why = f"its layers are 0 to {layers - 1}"
+        elif _FUSED.get(leaf) and path.replace(leaf, _FUSED[leaf]) in self.base.modules:
+            why = f"it has the fused {_FUSED[leaf]} in its place"
+        else:
+            why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
+        sentence = f"{what} {path} is not a module of {self.base.name}: {why}"
+        severity = "error" if self.base.names_known else "unknown"
+        self.notes.note(
+            severity, "fit.module_unknown", path, sentence, "a module of the base", path, group=f"{leaf} {why}"
+        )  # type: ignore[arg-type]
+
+    def expected(self) -> Iterator[str]:
+        """The paths that the configuration targets on this base."""
+        for path, module in self._modules():
+            if module.kind in (*_LINEAR, "embedding", "conv", "norm", "other") and self.targets.covers(path):
+                if self.targets.all_linear and (module.kind not in _LINEAR or path.startswith(_HEADS)):
+                    continue
+                yield path
+
+    def _modules(self) -> Iterator[tuple[str, ModuleShape]]:
+        """The base's modules under the names that the adapter sees: layers renumbered when they are replicated."""
+        copies: dict[int, list[int]] = {}
+        for new, old in enumerate(self._replicated):
+            copies.setdefault(old, []).append(new)
+        for path, module in self.base.modules.items():
+            layer = _LAYER.search(path)
+            if not copies or not layer:
+                yield path, module
+                continue
+            for new in copies.get(int(layer[1]), ()):
+                yield f"{path[: layer.start()]}.{new}.{path[layer.end() :]}", module
+
+    def _origin(self, path: str) -> str:
+        layer = _LAYER.search(path)
+        if not self._replicated or not layer or int(layer[1]) >= len(self._replicated):
+            return path
+        return f"{path[: layer.start()]}.{self._replicated[int(layer[1])]}.{path[layer.end() :]}"
+
+
+def check_updates(lora: LoraSpec, site: Site) -> None:
+    """The sizes of every A and B against the module that they change."""
+    for update in lora.modules:
+        if update.kind == "parameter":
+            _check_parameter(update, site)
+            continue
+        module = site.find(update.path)
+        if module is None:
+            site.missing(update.path, "the adapter's module")
+        elif not module.is_known:
+            sentence = f"the sizes of {update.path} cannot be told: the base is packed ({site.base.quantisation})"
+            site.notes.unknown("fit.shape_unknown", update.path, sentence, group=update.path.rpartition(".")[2])
+        elif (module.kind == "embedding") != (update.kind == "embedding"):
+            sentence = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
+            site.notes.error("fit.kind", update.path, sentence, module.kind, update.kind)
+        elif module.kind in ("norm", "experts", "parameter"):
+            sentence = f"{update.path} is {module.kind} in this base, which LoRA cannot change this way"
+            site.notes.error("fit.kind", update.path, sentence, "a linear module", module.kind)
+        else:
+            _check_sizes(update, module, site)
+            if ".experts." in update.path:
+                sentence = "single experts are named as transformers 4 did; version 5 fuses them on loading"
+                site.notes.warning("fit.experts_fused", update.path, sentence, group="experts")
+
+
+def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: Site) -> None:
+    sizes = (
+        ("lora_A", update.a_shape, (update.rank, module.in_features)),
+        ("lora_B", update.b_shape, (module.out_features, update.rank)),
+    )
+    for half, found, expected in sizes:
+        if found[:2] != expected:
+            sentence = (
+                f"{update.path}.{half} has shape {list(found)}; {site.base.name} takes {list(expected)} there "
+                f"({module.in_features} inputs, {module.out_features} outputs)"
+            )
+            group = f"{half} {update.path.rpartition('.')[2]} {found} {expected}"
+            site.notes.error("fit.shape", f"{update.path}.{half}", sentence, list(expected), list(found), group=group)
+    for name, shape in (("lora_magnitude_vector", update.magnitude_shape), ("lora_B.bias", update.bias_shape)):
+        if shape is not None and max(shape, default=0) != module.out_features:
+            sentence = f"{update.path}.{name} has shape {list(shape)}; the module has {module.out_features} outputs"
+            site.notes.error("fit.shape", f"{update.path}.{name}", sentence, [module.out_features], list(shape))
+    if update.bias_shape is not None and not module.bias:
+        sentence = f"{update.path} has no bias in this base, so the adapter's lora_B.bias cannot be merged into it"
+        site.notes.warning("fit.bias_not_mergeable", update.path, sentence, group="bias")
+
+
+def _check_parameter(update: ModuleUpdate, site: Site) -> None:
+    """A fused block of experts: the sizes must be those of gate_up or down, times the number of experts."""
+    experts = site.find(update.path)
+    sizes: set[tuple[int, int, int]] = set()
+    if experts is not None and experts.kind == "experts":
+        hidden, inner, count = experts.in_features, experts.out_features, experts.count
+        sizes = {(count, hidden, 2 * inner), (count, inner, hidden)}
+    for name, module in site.base.modules.items():
+        if name.startswith(f"{update.path}.") and module.kind == "parameter":
+            sizes |= {(module.count, module.in_features, module.out_features)}
+            sizes |= {(module.count, module.out_features, module.in_features)}
+    found = (update.a_shape[0] // update.rank, update.a_shape[1], update.b_shape[0])
+    if not sizes:
+        site.missing(update.path, "the adapter's block of experts")
+    elif found not in sizes:
+        sentence = f"{update.path}: the adapter is for {found[0]} experts of {found[1]} inputs and {found[2]} outputs"
+        site.notes.error("fit.shape", update.path, sentence, sorted(sizes), found)
+
+
+def check_completeness(lora: LoraSpec, site: Site) -> None:
+    """The modules in the file and the modules that the configuration targets must be the same."""
+    present = (
+        {m.path for m in lora.modules if m.kind != "parameter"} | {p.path for p in lora.pieces} | {*lora.incomplete}
+    )
+    present.discard("")
+    if lora.config.target_parameters:
+        _check_parameters_complete(lora, site)
+    if not site.targets.written:
+        sentence = "target_modules is not written, so PEFT chooses by architecture: completeness is not judged"
+        site.notes.warning("fit.targets_absent", "adapter_config.json: target_modules", sentence)
+        return
+    expected = set(site.expected())
+    for path in sorted(expected - present):
+        module = site.find(path)
+        if module is not None and module.kind in ("norm", "other") and lora.method != "LN_TUNING":
+            continue
+        sentence = f"the configuration targets {path}, and the file holds no tensor for it"
+        group = f"{path.rpartition('.')[2]}"
+        severity = "error" if site.base.names_known else "unknown"
+        site.notes.note(severity, "fit.module_missing", path, sentence, path, "nothing", group=group)  # type: ignore[arg-type]
+    for path in sorted(present - expected):
+        if site.find(path) is not None and not site.targets.covers(path):
+            sentence = (
+                f"the file holds tensors for {path}, and the configuration does not target it: PEFT would drop them"
+            )
+            group = f"{path.rpartition('.')[2]}"
+            site.notes.error(
+                "fit.module_unannounced", path, sentence, "a target of the configuration", path, group=group
+            )
+    if not expected and not lora.config.target_parameters:
+        sentence = "not one module of the base is a target of the configuration"
+        site.notes.error("fit.targets_match_nothing", "adapter_config.json: target_modules", sentence,
+                         "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
+
+
+def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
+    found: dict[str, int] = {}
+    for update in lora.modules:
+        if update.kind == "parameter":
+            found[update.path] = found.get(update.path, 0) + 1
+    wanted = {name.rpartition(".")[0] for name in lora.config.target_parameters}
+    for path, module in site.base.modules.items():
+        count = sum(f".{path}.{name.rpartition('.')[2]}".endswith(f".{name}") for name in lora.config.target_parameters)
+        if (
+            module.kind == "experts"
+            and any(f".{path}".endswith(f".{w}") for w in wanted)
+            and found.get(path, 0) < count
+        ):
+            sentence = f"the configuration targets {count} parameters of {path}, the file holds {found.get(path, 0)}"
+            site.notes.error("fit.module_missing", path, sentence, count, found.get(path, 0), group="experts")
+
+
+def check_full(lora: LoraSpec, site: Site) -> None:
+    """Whole tensors: saved modules, trained biases, and the copies beside targeted embeddings."""
+    for piece in (*lora.full, *lora.repeats):
+        _check_whole(piece, site)
+    saved = {piece.path for piece in lora.full}
+    for name in lora.config.saved_modules:
+        if not any(f".{name}." in f".{path}." for path in saved):
+            sentence = f"modules_to_save names {name}, and the file does not hold it"
+            site.notes.error("fit.saved_module_absent", f"adapter_config.json: {name}", sentence, name, "nothing")
+    ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
+    if site.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
+        sentence = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
+        site.notes.warning("fit.unties", min(ends), sentence)
+    for piece in lora.repeats:
+        sentence = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
+        site.notes.warning("fit.repeats_base", f"{piece.path}.{piece.name}", sentence, group="repeats")
+
+
+def _check_whole(piece: Piece, site: Site) -> None:
+    place = f"{piece.path}.{piece.name}"
+    module = site.find(piece.path)
+    if module is None:
+        if piece.path.startswith(_TASK_HEADS) and site.config.task not in ("", "CAUSAL_LM"):
+            sentence = f"{place} is the head of a {site.config.task} model: the base's own head is not used"
+            site.notes.warning("fit.other_task", place, sentence, group="head")
+        else:
+            site.missing(piece.path, "the saved module")
+        return
+    rows, columns = module.out_features, module.in_features
+    if module.kind in ("conv1d", "embedding"):
+        rows, columns = columns, rows
+    expected = [module.out_features] if piece.name == "bias" or module.kind == "norm" else [rows, columns]
+    found = list(piece.shape)
+    if piece.name == "bias" and not module.bias:
+        site.notes.error("fit.bias_unknown", place, f"{piece.path} has no bias in this base", "no bias", found)
+    elif module.is_known and found != expected and module.kind != "conv":
+        vocabulary = (
+            len(found) == 2 and found[1:] == expected[1:] and (is_token_table(piece.path) or rows == site.base.vocab)
+        )
+        code = "fit.vocabulary_differs" if vocabulary else "fit.shape"
+        sentence = f"{place} has shape {found}; this base has {expected}" + (
+            " (another vocabulary)" if vocabulary else ""
+        )
+        site.notes.error(code, place, sentence, expected, found)
