@@ -53,6 +53,9 @@ STATUS_OF_CODE = {
     "PRECONDITION_REQUIRED": 428,
     "ALIAS_MOVED": 412,
 }
+ROOMS = (adapters, bases, jobs, access, transfer)
+"""Where routes are. No room includes another's router: `declared_scopes` must see every route."""
+
 REASONS_LIMIT = 50
 _LOG = logging.getLogger("registry.server")
 
@@ -65,15 +68,15 @@ def create_app(
     trusted: Actor | None = None,
 ) -> FastAPI:
     """The application over this database and store. `trusted` is who asks in process without a token (embedded)."""
-    app = FastAPI(title="Adapter registry", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Adapter registry", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.settings = settings
     app.state.engine = engine if engine is not None else db.engine(settings)
     app.state.blobs = blobs if blobs is not None else blob_stores.of(settings)
     app.state.trusted = trusted
     app.state.remembered = tokens.Remembered()
-    for room in (adapters, bases, jobs, access, transfer):
+    _refuse_undeclared()
+    for room in ROOMS:
         app.include_router(room.router, prefix=PREFIX)
-    _refuse_undeclared(app)
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(400, _unreadable)
@@ -116,12 +119,18 @@ def _flat(dependant: Dependant) -> Iterable[Dependant]:
         yield from _flat(inner)
 
 
-def api_routes(app: FastAPI) -> list[APIRoute]:
-    return [route for route in app.routes if isinstance(route, APIRoute)]
+def declared_scopes() -> dict[tuple[str, str], str | None]:
+    """(method, path) of every route of the application → its scope."""
+    return {
+        (method, PREFIX + getattr(route, "path", "?")): scope_of(route) if isinstance(route, APIRoute) else None
+        for room in ROOMS
+        for route in room.router.routes
+        for method in getattr(route, "methods", None) or ["?"]
+    }
 
 
-def _refuse_undeclared(app: FastAPI) -> None:
-    undeclared = [route.path for route in api_routes(app) if scope_of(route) is None]
+def _refuse_undeclared() -> None:
+    undeclared = [f"{method} {path}" for (method, path), scope in declared_scopes().items() if scope is None]
     if undeclared:
         raise RuntimeError(f"routes without a declared scope: {', '.join(undeclared)}")
 

@@ -16,8 +16,17 @@ from fastapi import APIRouter, Query, Response
 from registry import __version__
 from registry.errors import RegistryError
 from registry.server import audit, db, tokens
-from registry.server.routes.deps import OPEN, PAGE, Admin, Anyone, BlobsDep, EngineDep, LimitDep, SessionDep
-from registry.server.routes.deps import RememberedDep
+from registry.server.routes.deps import (
+    OPEN,
+    PAGE,
+    Admin,
+    Anyone,
+    BlobsDep,
+    EngineDep,
+    LimitDep,
+    RememberedDep,
+    SessionDep,
+)
 from registry.wire import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 
 router = APIRouter(tags=["access"])

@@ -1,5 +1,214 @@
-"""Routes of adapters."""
+"""Routes of adapters, versions, aliases, history, lineage, and the look-up.
 
-from fastapi import APIRouter
+Invariants
+- An alias moves only under `If-Match: "<generation>"`; without it the answer is 428, with an old one 412.
+- `resolve` carries an ETag over its whole answer and gives 304; by number or digest it may be kept for ever,
+  because what those name never changes (a verdict or a yank that comes later is seen by asking by alias).
+
+Example
+    GET /api/v1/resolve/acme/support/prod
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+
+from registry import names
+from registry.digest import Digest
+from registry.errors import Conflict, Invalid
+from registry.names import Ref, Selector
+from registry.server import adapters, aliases, catalog, history, lineage
+from registry.server.adapters import Search
+from registry.server.routes.deps import PAGE, CursorDep, LimitDep, NameDep, Promoter, Puller, SelectorDep, SessionDep
+from registry.wire import (
+    AdapterPage,
+    AdapterView,
+    AliasList,
+    AliasView,
+    History,
+    Lineage,
+    PromoteRequest,
+    RollbackRequest,
+    VersionPage,
+    VersionView,
+    YankRequest,
+)
 
 router = APIRouter(tags=["adapters"])
+ADAPTER = "/adapters/{namespace}/{name}"
+VERSION = ADAPTER + "/versions/{selector}"
+ALIAS = ADAPTER + "/aliases/{alias}"
+FOR_EVER = "private, max-age=31536000, immutable"
+ASK_AGAIN = "private, no-cache"
+IfMatch = Annotated[str | None, Header(max_length=100)]
+Text = Annotated[str, Query(max_length=200)]
+
+
+@router.get("/resolve/{namespace}/{name}/{selector}")
+def resolve(
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    selector: SelectorDep,
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> Response:
+    found = catalog.resolve(session, actor, name, selector)
+    body = found.model_dump_json().encode()
+    etag = f'"{Digest.of(body).hex}"'
+    keep = FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN
+    headers = {"ETag": etag, "Cache-Control": keep, "Vary": "Authorization"}
+    if if_none_match is not None and etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+@router.get("/adapters")
+def list_adapters(
+    session: SessionDep,
+    actor: Puller,
+    cursor: CursorDep,
+    namespace: Text = "",
+    base: Text = "",
+    method: Text = "",
+    text: Text = "",
+    alias: Text = "",
+    limit: LimitDep = PAGE,
+) -> AdapterPage:
+    search = Search(namespace=namespace, base=base, method=method, text=text, alias=alias)
+    return adapters.page(session, actor, search, cursor=cursor, limit=limit)
+
+
+@router.get(ADAPTER)
+def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterView:
+    return adapters.one(session, actor, name)
+
+
+@router.get(ADAPTER + "/versions")
+def list_versions(
+    session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, limit: LimitDep = PAGE
+) -> VersionPage:
+    return catalog.versions(session, actor, name, cursor=cursor, limit=limit)
+
+
+@router.get(VERSION)
+def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> VersionView:
+    return catalog.version_view(session, actor, name, selector)
+
+
+@router.get(VERSION + "/lineage")
+def show_lineage(
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    selector: SelectorDep,
+    direction: Literal["up", "down"] = "up",
+) -> Lineage:
+    walk = lineage.up if direction == "up" else lineage.down
+    return walk(session, actor, name, selector)
+
+
+@router.post(VERSION + "/yank")
+def yank(
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
+) -> VersionView:
+    actor.demand("promote", name)
+    version = catalog.find(session, actor, name, selector)
+    return aliases.yank(session, actor, name, version, reason=request.reason)
+
+
+# ------------------------------------------------------------------ aliases
+@router.get(ADAPTER + "/aliases")
+def list_aliases(session: SessionDep, actor: Puller, name: NameDep) -> AliasList:
+    return aliases.every(session, actor, name)
+
+
+@router.get(ALIAS)
+def show_alias(session: SessionDep, actor: Puller, name: NameDep, alias: str, response: Response) -> AliasView:
+    return _tagged(aliases.show(session, actor, name, names.alias(alias)), response)
+
+
+@router.put(ALIAS)
+def promote(
+    session: SessionDep,
+    actor: Promoter,
+    name: NameDep,
+    alias: str,
+    request: PromoteRequest,
+    response: Response,
+    if_match: IfMatch = None,
+) -> AliasView:
+    actor.demand("promote", name)
+    expected = _generation(if_match)
+    if expected is None:
+        raise Conflict(
+            "PRECONDITION_REQUIRED",
+            f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
+        )
+    version = catalog.find(session, actor, name, _selector(request.version, name))
+    moved = aliases.move(
+        session, actor, name, alias, version, expected_generation=expected, reason=request.reason
+    )
+    return _tagged(moved, response)
+
+
+@router.post(ALIAS + "/rollback")
+def rollback(
+    session: SessionDep,
+    actor: Promoter,
+    name: NameDep,
+    alias: str,
+    request: RollbackRequest,
+    response: Response,
+    if_match: IfMatch = None,
+) -> AliasView:
+    moved = aliases.rollback(
+        session,
+        actor,
+        name,
+        alias,
+        to=_selector(request.to, name) if request.to else None,
+        expected_generation=_generation(if_match),
+        reason=request.reason,
+    )
+    return _tagged(moved, response)
+
+
+@router.get(ADAPTER + "/history")
+def show_history(
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    cursor: CursorDep,
+    alias: Text = "",
+    at: datetime | None = None,
+    limit: LimitDep = PAGE,
+) -> History:
+    return history.of(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
+
+
+def _tagged(view: AliasView, response: Response) -> AliasView:
+    response.headers["ETag"] = f'"{view.generation}"'
+    return view
+
+
+def _generation(if_match: str | None) -> int | None:
+    """The generation in an If-Match header, with or without quotes; None without the header."""
+    if if_match is None:
+        return None
+    text = if_match.strip().removeprefix("W/").strip('"')
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Invalid("REQUEST_INVALID", f"If-Match: {if_match[:40]!r} is not a generation such as \"3\"")
+    return int(text)
+
+
+def _selector(text: str, name: object) -> Selector:
+    """A selector, or a whole ref of the same adapter."""
+    if "/" not in text:
+        return names.selector(text)
+    ref = Ref.parse(text)
+    if ref.name != name:
+        raise Invalid("REQUEST_INVALID", f"version: {text[:160]!r} is of another adapter than '{name}'")
+    return ref.selector

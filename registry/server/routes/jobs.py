@@ -1,5 +1,96 @@
-"""Routes of jobs."""
+"""Routes of jobs: submit, look and cancel for people; claim, renew, finish and fail for workers.
 
-from fastapi import APIRouter
+Invariants
+- A claim answers with everything that the job needs, or with 204 when there is no job.
+- Whoever holds a lease proves it with the lease's token in every request.
+
+Example
+    POST /api/v1/jobs/claim {"worker": "gpu-1", "bases": ["llama"]}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.jobs import Job, Kind, Lease
+from registry.names import AdapterName, Ref
+from registry.server import bases, catalog, queue, validation
+from registry.server.routes.deps import PAGE, BlobsDep, CursorDep, LimitDep, Puller, Pusher, SessionDep, Worker
+from registry.server.tables import BaseRow
+from registry.wire import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 
 router = APIRouter(tags=["jobs"])
+Text = Annotated[str, Query(max_length=300)]
+
+
+@router.post("/jobs", status_code=201)
+def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
+    if request.kind is not Kind.VALIDATE:
+        raise Invalid("REQUEST_INVALID", f"kind: '{request.kind}' cannot be submitted")
+    ref = Ref.parse(request.ref)
+    actor.demand("push", ref.name)
+    version = catalog.find(session, actor, ref.name, ref.selector)
+    base = session.get_one(BaseRow, version.base_id)
+    row = queue.enqueue(
+        session, actor, request.kind, version, name=ref.name, base=base.name, payload=request.payload
+    )
+    return queue.value(row)
+
+
+@router.get("/jobs")
+def list_jobs(
+    session: SessionDep,
+    actor: Puller,
+    cursor: CursorDep,
+    state: Text = "",
+    kind: Text = "",
+    ref: Text = "",
+    limit: LimitDep = PAGE,
+) -> JobPage:
+    return queue.page(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
+
+
+@router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "no job for this worker now"}})
+def claim(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed | Response:
+    taken = queue.claim(session, actor, request)
+    if taken is None:
+        return Response(status_code=204)
+    row, lease = taken
+    if row.subject_digest is None:
+        return Claimed(job=queue.value(row), lease=lease)
+    name = AdapterName.parse(row.subject.partition("@")[0])
+    return Claimed(
+        job=queue.value(row),
+        lease=lease,
+        subject=catalog.resolve(session, actor, name, Digest(row.subject_digest)),
+        base=bases.show(session, actor, row.base),
+    )
+
+
+@router.get("/jobs/{job_id}")
+def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
+    return queue.value(queue.show(session, actor, job_id))
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel(session: SessionDep, actor: Pusher, job_id: str) -> Job:
+    return queue.value(queue.cancel(session, actor, job_id))
+
+
+@router.post("/jobs/{job_id}/renew")
+def renew(session: SessionDep, actor: Worker, job_id: str, request: RenewRequest) -> Lease:
+    return queue.renew(session, actor, job_id, request.lease_token, progress=request.progress)
+
+
+@router.post("/jobs/{job_id}/finish")
+def finish(session: SessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
+    return validation.finish(session, actor, job_id, request, store=blobs)
+
+
+@router.post("/jobs/{job_id}/fail")
+def fail(session: SessionDep, actor: Worker, job_id: str, request: FailRequest) -> Job:
+    return queue.value(queue.fail(session, actor, job_id, request))

@@ -1,0 +1,97 @@
+"""Bases: add, show, list. What adapters are judged against.
+
+Invariants
+- A base's name is given once: adding the same spec again changes nothing, another spec under the name is refused.
+- Bases belong to no namespace: every token that may pull sees them, but counts only the adapters that it may see.
+
+Example
+    >>> bases.add(session, actor, BaseAdd(spec=spec, source="/models/llama"))[0].fingerprint
+    Digest('sha256:…')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.bases import BaseSpec
+from registry.digest import Digest
+from registry.errors import Conflict, NotFound
+from registry.server import audit, catalog, db
+from registry.server.actors import Actor
+from registry.server.tables import AdapterRow, BaseRow, VersionRow
+from registry.wire import BaseAdd, BaseList, BaseView
+
+
+def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
+    """The base of this name, and whether this call made it. `Conflict` (BASE_EXISTS) for another spec."""
+    name = names.base_name(request.spec.name)
+    values = {
+        "name": str(name),
+        "fingerprint": str(request.spec.fingerprint),
+        "spec": request.spec.model_dump(mode="json"),
+        "source": request.source,
+        "created_at": db.now(),
+        "created_by": actor.name,
+    }
+    created = db.insert_new(session, BaseRow, values)
+    found = row(session, name)
+    if created:
+        audit.append(session, actor, "base.add", str(name), {"fingerprint": found.fingerprint})
+    elif spec_of(found) != request.spec:
+        raise Conflict(
+            "BASE_EXISTS",
+            f"base '{name}' exists with fingerprint {found.fingerprint} and other facts than these "
+            f"(fingerprint {request.spec.fingerprint})",
+            next_step="add it under another name: a base never changes under its adapters",
+        )
+    return _views(session, actor, [found])[0], created
+
+
+def row(session: Session, name: str) -> BaseRow:
+    """The row of a base. `NotFound` (BASE_UNKNOWN)."""
+    found = session.exec(select(BaseRow).where(col(BaseRow.name) == name)).first()
+    if found is None:
+        raise NotFound(
+            "BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=f"run `adapter base add {name[:200]} DIR`"
+        )
+    return found
+
+
+def spec_of(found: BaseRow) -> BaseSpec:
+    return BaseSpec.model_validate(found.spec)
+
+
+def show(session: Session, actor: Actor, name: str) -> BaseView:
+    return _views(session, actor, [row(session, names.base_name(name))])[0]
+
+
+def every(session: Session, actor: Actor) -> BaseList:
+    """All bases by name."""
+    rows = session.exec(select(BaseRow).order_by(col(BaseRow.name))).all()
+    return BaseList(items=_views(session, actor, rows))
+
+
+def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[BaseView]:
+    counting = (
+        select(VersionRow.base_id, func.count(func.distinct(VersionRow.adapter_id)))
+        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .where(col(VersionRow.base_id).in_([r.id for r in rows]), catalog.visible(actor))
+        .group_by(col(VersionRow.base_id))
+    )
+    adapters = dict(session.exec(counting).all())
+    return [
+        BaseView(
+            name=r.name,
+            fingerprint=Digest(r.fingerprint),
+            spec=spec_of(r),
+            source=r.source,
+            adapters=adapters.get(r.id or 0, 0),
+            created_at=r.created_at,
+            created_by=r.created_by,
+        )
+        for r in rows
+    ]

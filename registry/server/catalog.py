@@ -1,0 +1,252 @@
+"""All reads of adapters and versions: resolve a selector, find a row, list, and the views that leave the server.
+
+Invariants
+- What the actor may not see is decided here: it is NotFound with the same words as what is absent.
+- `resolve` is one statement. The two kinds of absence are told apart only after it found nothing.
+- Pages go by key (`next_cursor` is the last key), so the hundredth page costs what the first does.
+- The newest verdict of a check and profile is the one that counts; older ones stay stored.
+
+Example
+    >>> catalog.resolve(session, actor, AdapterName("acme", "support"), Alias("prod")).number
+    3
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, true
+from sqlmodel import Session, col, select
+
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound, Refused
+from registry.manifest import Manifest
+from registry.names import AdapterName, Selector
+from registry.server.actors import EVERYWHERE, Actor, unknown_adapter
+from registry.server.tables import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow
+from registry.verdicts import Verdict
+from registry.wire import PREFIX, FileLink, Resolved, VersionPage, VersionView
+
+
+def visible(actor: Actor) -> ColumnElement[bool]:
+    """The condition on `adapter` that leaves what the actor may see."""
+    if EVERYWHERE in actor.namespaces:
+        return true()
+    return col(AdapterRow.namespace).in_(sorted(actor.namespaces))
+
+
+def named(name: AdapterName) -> ColumnElement[bool]:
+    return and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)
+
+
+def _selected(selector: Selector) -> ColumnElement[bool]:
+    if isinstance(selector, Digest):
+        return col(VersionRow.digest) == selector
+    if isinstance(selector, int):
+        return col(VersionRow.number) == selector
+    return col(AliasRow.alias) == selector
+
+
+def _by_alias(selector: Selector) -> bool:
+    return not isinstance(selector, int | Digest)
+
+
+def _points_at() -> ColumnElement[bool]:
+    return and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.version_id) == col(VersionRow.id))
+
+
+# ------------------------------------------------------------------ one version
+def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Resolved:
+    """Everything that a serving system asks about one version, in one statement.
+
+    `NotFound`; `Refused` (YANKED) when an alias points at a yanked version. By number or digest it still answers.
+    """
+    if not actor.may("pull", name.namespace):
+        raise unknown_adapter(name)
+    statement = (
+        select(VersionRow, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, *_generation(selector))  # type: ignore[call-overload]
+        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .outerjoin(VerdictRow, and_(col(VerdictRow.version_id) == col(VersionRow.id), _newest_verdict()))
+        .where(named(name), _selected(selector))
+        .order_by(col(VerdictRow.id))
+    )
+    if _by_alias(selector):
+        statement = statement.join(AliasRow, _points_at())
+    rows = session.exec(statement).all()
+    if not rows:
+        raise absent(session, name, selector)
+    version: VersionRow = rows[0][0]
+    if version.yanked_at is not None and _by_alias(selector):
+        raise yanked(name, version)
+    manifest = Manifest.model_validate_json(version.manifest)
+    folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
+    return Resolved(
+        name=str(name),
+        selector=str(selector),
+        number=version.number,
+        digest=Digest(version.digest),
+        manifest=manifest,
+        files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
+        verdicts={label(check, profile): outcome for _, check, profile, outcome, *_ in rows if check},
+        yanked=version.yanked_at is not None,
+        generation=rows[0][4] if _by_alias(selector) else None,
+    )
+
+
+def _generation(selector: Selector) -> tuple[Any, ...]:
+    return (AliasRow.generation,) if _by_alias(selector) else ()
+
+
+def _newest_verdict() -> ColumnElement[bool]:
+    other = VerdictRow.__table__.alias("newest")  # type: ignore[attr-defined]
+    newest = (
+        select(func.max(other.c.id))
+        .where(other.c.version_id == col(VersionRow.id))
+        .group_by(other.c.check, other.c.profile)
+        .correlate(VersionRow)
+    )
+    return col(VerdictRow.id).in_(newest)
+
+
+def label(check: str, profile: str) -> str:
+    return f"{check} {profile}" if profile else check
+
+
+def find(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, yanked_too: bool = True
+) -> VersionRow:
+    """The row of one version. `NotFound`, or `Refused` (YANKED) unless yanked ones are wanted too."""
+    if not actor.may("pull", name.namespace):
+        raise unknown_adapter(name)
+    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    if _by_alias(selector):
+        statement = statement.join(AliasRow, _points_at())
+    row = session.exec(statement.where(named(name), _selected(selector))).first()
+    if row is None:
+        raise absent(session, name, selector)
+    if row.yanked_at is not None and not yanked_too:
+        raise yanked(name, row)
+    return row
+
+
+def absent(session: Session, name: AdapterName, selector: Selector) -> NotFound:
+    """Which part of `name` and `selector` is not there. For an actor who may look."""
+    if session.exec(select(AdapterRow.id).where(named(name))).first() is None:
+        return unknown_adapter(name)
+    if _by_alias(selector):
+        return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{selector}'")
+    return NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no version '{selector}'")
+
+
+def yanked(name: AdapterName, version: VersionRow) -> Refused:
+    return Refused(
+        "YANKED",
+        f"version {version.number} of '{name}' was yanked: {version.yank_reason}",
+        next_step=f"use another version, or exactly this one by its digest: {name}@{version.digest}",
+    )
+
+
+def adapter_row(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:
+    """The row of an adapter. With `lock`, changes of the same adapter wait for this transaction (PostgreSQL)."""
+    statement = select(AdapterRow).where(named(name))
+    row = session.exec(statement.with_for_update() if lock else statement).first()
+    if row is None or not actor.may("pull", name.namespace):
+        raise unknown_adapter(name)
+    return row
+
+
+# ------------------------------------------------------------------ views
+def versions(session: Session, actor: Actor, name: AdapterName, *, cursor: str = "", limit: int) -> VersionPage:
+    """The versions of an adapter, newest first; `cursor` is the number of the last one seen."""
+    adapter = adapter_row(session, actor, name)
+    statement = select(VersionRow).where(col(VersionRow.adapter_id) == adapter.id)
+    if cursor:
+        if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
+            raise Invalid("REQUEST_INVALID", "cursor: not one that this list gave")
+        statement = statement.where(col(VersionRow.number) < int(cursor))
+    rows = session.exec(statement.order_by(col(VersionRow.number).desc()).limit(limit + 1)).all()
+    items = views(session, name, rows[:limit])
+    return VersionPage(items=items, next_cursor=str(items[-1].number) if len(rows) > limit else "")
+
+
+def version_view(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionView:
+    return view(session, name, find(session, actor, name, selector))
+
+
+def view(session: Session, name: AdapterName, row: VersionRow) -> VersionView:
+    return views(session, name, [row])[0]
+
+
+def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
+    """Rows of one adapter as they leave the server, in the same order; three statements however many they are."""
+    ids = [row.id or 0 for row in rows]
+    judged = verdicts_of(session, rows)
+    aliases: dict[int, list[str]] = defaultdict(list)
+    for alias in session.exec(select(AliasRow).where(col(AliasRow.version_id).in_(ids))):
+        aliases[alias.version_id].append(alias.alias)
+    bases = dict(
+        session.exec(select(BaseRow.id, BaseRow.name).where(col(BaseRow.id).in_({row.base_id for row in rows}))).all()
+    )
+    return [
+        _view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0])) for row in rows
+    ]
+
+
+def _view(
+    name: AdapterName, row: VersionRow, base: str, judged: list[Verdict], aliases: list[str]
+) -> VersionView:
+    manifest = Manifest.model_validate_json(row.manifest)
+    return VersionView(
+        name=str(name),
+        number=row.number,
+        digest=Digest(row.digest),
+        base=base,
+        base_fingerprint=manifest.base.fingerprint,
+        files=list(manifest.files),
+        parents=list(manifest.parents),
+        facts=row.facts,
+        verdicts=judged,
+        aliases=aliases,
+        size_bytes=row.size_bytes,
+        message=row.message,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        yanked_at=row.yanked_at,
+        yank_reason=row.yank_reason,
+    )
+
+
+def verdicts_of(session: Session, rows: Iterable[VersionRow]) -> dict[int, list[Verdict]]:
+    """Version id → its verdicts that count, oldest first. Every id of `rows` is there."""
+    by_id = {row.id or 0: row for row in rows}
+    found: dict[int, list[Verdict]] = {version_id: [] for version_id in by_id}
+    statement = (
+        select(VerdictRow, BaseRow.name)
+        .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
+        .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
+        .where(col(VersionRow.id).in_(by_id), _newest_verdict())
+        .order_by(col(VerdictRow.id))
+    )
+    for row, base in session.exec(statement):
+        found[row.version_id].append(_verdict(row, by_id[row.version_id].digest, base))
+    return found
+
+
+def _verdict(row: VerdictRow, subject: str, base: str) -> Verdict:
+    return Verdict.model_validate(
+        {
+            "check": row.check,
+            "subject": subject,
+            "base": base,
+            "base_fingerprint": row.base_fingerprint,
+            "profile": row.profile,
+            "outcome": row.outcome,
+            "findings": row.findings,
+            "summary": row.summary,
+            "report": row.report,
+            "made_by": row.made_by,
+            "made_at": row.made_at,
+        }
+    )

@@ -1,0 +1,101 @@
+"""What a validation job leaves behind: its report as a blob, its verdict as a row, the job done.
+
+Invariants
+- The report's bytes are in the store before any row names them; verdict, event and job state are one transaction.
+- A worker's report is hostile input: typed, bounded, and about the job's own version and base, or it is refused.
+- Verdicts are appended. The outcome is what the findings add up to; the worker does not choose it.
+
+Example
+    >>> validation.finish(session, actor, job_id, request, store=store).state
+    <State.DONE: 'done'>
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlmodel import Session
+
+from registry import jobs
+from registry.digest import Digest
+from registry.errors import Invalid, TooLarge
+from registry.jobs import Job, Kind
+from registry.server import audit, blobs, db, queue
+from registry.server.actors import Actor
+from registry.server.blobs import BlobStore
+from registry.server.tables import BaseRow, BlobRow, JobRow, VerdictRow, VersionRow
+from registry.verdicts import Check, Report, Verdict
+from registry.wire import FinishRequest
+
+
+def finish(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
+    """End a job with what it found. The same again with the same lease gives the same answer."""
+    row, ended_now = queue.finish(session, actor, job_id, request.lease_token, request.result)
+    if ended_now and row.kind == Kind.VALIDATE:
+        _record(session, actor, row, _report_of(row, request), store)
+    session.flush()
+    return queue.value(row)
+
+
+def _report_of(row: JobRow, request: FinishRequest) -> Report:
+    report = request.report
+    if report is None:
+        raise Invalid("REQUEST_INVALID", "report: a validation ends with one")
+    if report.check is not Check.ACTS or report.subject != row.subject_digest or report.base != row.base:
+        raise Invalid(
+            "REQUEST_INVALID",
+            f"report: is about {report.check} of {report.subject} on {report.base}, "
+            f"and job {row.id} asks for {Check.ACTS} of {row.subject_digest} on {row.base}",
+        )
+    return report
+
+
+def _record(session: Session, actor: Actor, row: JobRow, report: Report, store: BlobStore) -> None:
+    version = session.get_one(VersionRow, row.version_id)
+    base = session.get_one(BaseRow, version.base_id)
+    if report.base_fingerprint != base.fingerprint:
+        raise Invalid("REQUEST_INVALID", f"report: base_fingerprint is not that of '{base.name}', {base.fingerprint}")
+    digest = _store(session, report, store)
+    verdict = Verdict.of(
+        report.check,
+        report.subject,
+        base.name,
+        base.fingerprint,
+        report.findings,
+        report=digest,
+        made_by=report.made_by,
+        made_at=db.now(),
+    )
+    session.add(verdict_row(verdict, version, base, job_id=row.id))
+    told: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": digest, "job": row.id}
+    audit.append(session, actor, "verdict.add", row.subject, told)
+
+
+def _store(session: Session, report: Report, store: BlobStore) -> Digest:
+    data = report.model_dump_json().encode()
+    if len(data) > jobs.RESULT_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"report: {len(data)} bytes are over {jobs.RESULT_LIMIT_BYTES}")
+    digest = Digest.of(data)
+    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    db.insert_new(
+        session, BlobRow, {"digest": digest, "size_bytes": len(data), "state": "live", "created_at": db.now()}
+    )
+    return digest
+
+
+def verdict_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
+    """A verdict as the row to append; `made_at` is now where the verdict has none."""
+    return VerdictRow(
+        version_id=version.id,
+        check=verdict.check,
+        profile=verdict.profile,
+        base_id=base.id,
+        base_fingerprint=verdict.base_fingerprint,
+        outcome=verdict.outcome,
+        findings=[finding.model_dump(mode="json") for finding in verdict.findings],
+        summary=verdict.summary,
+        report=verdict.report,
+        made_by=verdict.made_by,
+        made_at=verdict.made_at or db.now(),
+        job_id=job_id,
+    )
