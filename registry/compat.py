@@ -92,9 +92,8 @@ def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
             notes.error("fit.shape", place, sentence, expected, list(piece.shape))
     if lora.config.token_indices and not pieces:
         sentence = "the configuration says that tokens were trained, and the file holds no trained rows"
-        notes.error(
-            "fit.tokens_absent", f"{CONFIG}: trainable_token_indices", sentence, "trainable_tokens_delta", "none"
-        )
+        place = f"{CONFIG}: trainable_token_indices"
+        notes.error("fit.tokens_absent", place, sentence, "trainable_tokens_delta", "nothing")
 
 
 def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
@@ -102,8 +101,8 @@ def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     config = lora.config
     if config.initialisation.startswith(MUTATING):
         sentence = (
-            f"{config.initialisation} changed the base's own weights before training: this adapter is right only after the "
-            "same change, which then reaches all adapters on that base; convert it to a plain LoRA"
+            f"{config.initialisation} changed the base's own weights before training: this adapter is right only "
+            "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"
         )
         notes.warning("fit.base_was_changed", f"{CONFIG}: init_lora_weights", sentence)
     if config.layer_replication:
@@ -114,9 +113,8 @@ def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
         notes.warning("fit.changes_base", f"{CONFIG}: bias", sentence)
     for field, meaning in _SEMANTICS.items():
         if config.other.get(field):
-            notes.warning(
-                "fit.semantics", f"{CONFIG}: {field}", f"{meaning}: a plain LoRA runtime computes something else"
-            )
+            sentence = f"{meaning}: a runtime for plain LoRA computes something else"
+            notes.warning("fit.semantics", f"{CONFIG}: {field}", sentence)
     if base.quantisation:
-        sentence = f"the base is packed ({base.quantisation}): an adapter trained on other weights moves away from its training"
+        sentence = f"the base is packed ({base.quantisation}): an adapter trained on the unpacked one acts differently"
         notes.info("fit.base_quantised", base.name, sentence)

@@ -5,7 +5,7 @@ Invariants
 - A method without rules is an `unknown` finding, so that no gate opens for it unseen.
 
 Example
-    >>> expected_shape("VERA", "vera_lambda_b", (64,), ModuleShape(kind="linear", in_features=64, out_features=64), config)
+    >>> expected_shape("VERA", "vera_lambda_b", (64,), square_module, config)
     (64,)
 """
 

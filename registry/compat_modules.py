@@ -20,7 +20,8 @@ from registry.bases import BaseSpec
 from registry.config import AdapterConfig
 from registry.lora import LoraSpec, ModuleUpdate, Piece
 from registry.notes import Notes
-from registry.targets import Targets
+from registry.targets import Targets, endings
+from registry.verdicts import Severity
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
 _LAYER = re.compile(r"\.(\d{1,6})\.")
@@ -62,10 +63,13 @@ class Site:
         else:
             why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
         sentence = f"{what} {path} is not a module of {self.base.name}: {why}"
-        severity = "error" if self.base.names_known else "unknown"
-        self.notes.note(
-            severity, "fit.module_unknown", path, sentence, "a module of the base", path, group=f"{leaf} {why}"
-        )  # type: ignore[arg-type]
+        group = f"{leaf} {why}"
+        self.notes.note(self.doubt, "fit.module_unknown", path, sentence, "a module of the base", path, group=group)
+
+    @property
+    def doubt(self) -> Severity:
+        """How bad it is that a module is not found: unknown where the base's names were only assumed."""
+        return "error" if self.base.names_known else "unknown"
 
     def expected(self) -> Iterator[str]:
         """The paths that the configuration targets on this base."""
@@ -163,10 +167,8 @@ def _check_parameter(update: ModuleUpdate, site: Site) -> None:
 
 def check_completeness(lora: LoraSpec, site: Site) -> None:
     """The modules in the file and the modules that the configuration targets must be the same."""
-    present = (
-        {m.path for m in lora.modules if m.kind != "parameter"} | {p.path for p in lora.pieces} | {*lora.incomplete}
-    )
-    present.discard("")
+    present = {m.path for m in lora.modules if m.kind != "parameter"} | {*lora.incomplete}
+    present |= {p.path for p in lora.pieces if p.path}
     if lora.config.target_parameters:
         _check_parameters_complete(lora, site)
     if not site.targets.written:
@@ -179,18 +181,13 @@ def check_completeness(lora: LoraSpec, site: Site) -> None:
         if module is not None and module.kind in ("norm", "other") and lora.method != "LN_TUNING":
             continue
         sentence = f"the configuration targets {path}, and the file holds no tensor for it"
-        group = f"{path.rpartition('.')[2]}"
-        severity = "error" if site.base.names_known else "unknown"
-        site.notes.note(severity, "fit.module_missing", path, sentence, path, "nothing", group=group)  # type: ignore[arg-type]
+        group = path.rpartition(".")[2]
+        site.notes.note(site.doubt, "fit.module_missing", path, sentence, path, "nothing", group=group)
     for path in sorted(present - expected):
         if site.find(path) is not None and not site.targets.covers(path):
-            sentence = (
-                f"the file holds tensors for {path}, and the configuration does not target it: PEFT would drop them"
-            )
-            group = f"{path.rpartition('.')[2]}"
-            site.notes.error(
-                "fit.module_unannounced", path, sentence, "a target of the configuration", path, group=group
-            )
+            sentence = f"the file holds tensors for {path}, which the configuration does not target: PEFT drops them"
+            group = path.rpartition(".")[2]
+            site.notes.error("fit.module_unannounced", path, sentence, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
         sentence = "not one module of the base is a target of the configuration"
         site.notes.error("fit.targets_match_nothing", "adapter_config.json: target_modules", sentence,
@@ -198,20 +195,17 @@ def check_completeness(lora: LoraSpec, site: Site) -> None:
 
 
 def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
+    """Each targeted block of experts needs one update for each parameter that `target_parameters` names in it."""
     found: dict[str, int] = {}
     for update in lora.modules:
         if update.kind == "parameter":
             found[update.path] = found.get(update.path, 0) + 1
-    wanted = {name.rpartition(".")[0] for name in lora.config.target_parameters}
+    owners = [name.rpartition(".")[0] for name in lora.config.target_parameters]
     for path, module in site.base.modules.items():
-        count = sum(f".{path}.{name.rpartition('.')[2]}".endswith(f".{name}") for name in lora.config.target_parameters)
-        if (
-            module.kind == "experts"
-            and any(f".{path}".endswith(f".{w}") for w in wanted)
-            and found.get(path, 0) < count
-        ):
-            sentence = f"the configuration targets {count} parameters of {path}, the file holds {found.get(path, 0)}"
-            site.notes.error("fit.module_missing", path, sentence, count, found.get(path, 0), group="experts")
+        wanted = sum(owner in endings(path) for owner in owners) if module.kind == "experts" else 0
+        if found.get(path, 0) < wanted:
+            sentence = f"the configuration targets {wanted} parameters of {path}, the file holds {found.get(path, 0)}"
+            site.notes.error("fit.module_missing", path, sentence, wanted, found.get(path, 0), group="experts")
 
 
 def check_full(lora: LoraSpec, site: Site) -> None:
@@ -250,11 +244,7 @@ def _check_whole(piece: Piece, site: Site) -> None:
     if piece.name == "bias" and not module.bias:
         site.notes.error("fit.bias_unknown", place, f"{piece.path} has no bias in this base", "no bias", found)
     elif module.is_known and found != expected and module.kind != "conv":
-        vocabulary = (
-            len(found) == 2 and found[1:] == expected[1:] and (is_token_table(piece.path) or rows == site.base.vocab)
-        )
-        code = "fit.vocabulary_differs" if vocabulary else "fit.shape"
-        sentence = f"{place} has shape {found}; this base has {expected}" + (
-            " (another vocabulary)" if vocabulary else ""
-        )
-        site.notes.error(code, place, sentence, expected, found)
+        by_token = is_token_table(piece.path) or rows == site.base.vocab
+        vocabulary = by_token and len(found) == 2 and found[1:] == expected[1:]
+        code, why = ("fit.vocabulary_differs", " (another vocabulary)") if vocabulary else ("fit.shape", "")
+        site.notes.error(code, place, f"{place} has shape {found}; this base has {expected}{why}", expected, found)
