@@ -1,0 +1,180 @@
+"""Looking at adapters: `adapter list` and `adapter show`.
+
+Invariants
+- `list` walks every page unless `--limit` says otherwise; `--json` gives the items of all of them.
+- `show` answers one version; what its aliases are comes from the adapter, because an alias is not part of a version.
+
+Example
+    $ adapter list --base smollm2
+    $ adapter show acme/support:prod
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from cli import output, session
+from registry.client.api import Registry
+from registry.names import Ref
+from registry.verdicts import Check, Verdict
+from registry.wire import AdapterView, AliasView, VersionView
+
+FINDINGS_SHOWN = 5
+
+
+@click.command("list")
+@click.option("--namespace", default="", help="Only this namespace.")
+@click.option("--base", default="", help="Only adapters of this base.")
+@click.option("--method", default="", help="Only this method, such as LORA.")
+@click.option("--text", default="", help="Only names that hold this text.")
+@click.option("--alias", default="", help="Only adapters that have this alias.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@output.json_option
+def list_adapters(namespace: str, base: str, method: str, text: str, alias: str, limit: int | None) -> None:
+    """List adapters that you may see, with their newest version."""
+    with session.registry() as registry:
+        query = {"namespace": namespace, "base": base, "method": method, "text": text, "alias": alias}
+        items = list(_adapters(registry, query, limit))
+    output.answer({"items": items}, lambda: _print_list(items))
+
+
+def _adapters(registry: Registry, query: dict[str, str], limit: int | None) -> Iterator[AdapterView]:
+    cursor, left = "", limit
+    while True:
+        page = registry.adapters(**query, cursor=cursor, limit=min(left, 200) if left else 200)
+        yield from page.items
+        left = left - len(page.items) if left else None
+        cursor = page.next_cursor
+        if not cursor or left == 0:
+            return
+
+
+def _print_list(items: list[AdapterView]) -> None:
+    if not items:
+        click.echo("No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE")
+        return
+    columns = ("name", "newest", "base", "method", "rank", "size", "fits", "acts", "aliases", "updated")
+    rows = [
+        (
+            output.strong(item.name),
+            f"@{item.newest}",
+            item.base,
+            method_name(item.method),
+            str(item.rank or "-"),
+            output.size(item.size_bytes),
+            output.outcome(item.verdicts.get("fits", "")),
+            output.outcome(item.verdicts.get("acts", "")),
+            " ".join(f"{alias}@{number}" for alias, number in sorted(item.aliases.items()) if alias != "main") or "-",
+            output.moment(item.updated_at),
+        )
+        for item in items
+    ]
+    output.table(columns, rows, right=frozenset({"rank", "size"}))
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@output.json_option
+def show(ref: Ref) -> None:
+    """Show what a version is, what was found out about it, and which aliases point where."""
+    with session.registry() as registry:
+        version = registry.version(ref)
+        aliases = registry.aliases(ref.name).items
+    output.answer(version, lambda: _print_version(version, aliases))
+
+
+def _print_version(version: VersionView, aliases: list[AliasView]) -> None:
+    known = version.facts
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+    if version.yanked_at:
+        click.secho(f"  yanked {output.moment(version.yanked_at)}: {version.yank_reason}", fg="red")
+    output.facts(
+        [
+            ("base", version.base),
+            ("method", method_line(known)),
+            ("targets", target_line(known)),
+            ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
+            ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
+            ("message", version.message),
+            ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
+            ("verdicts", "\n".join(verdict_lines(version.verdicts)) or output.faint("none yet")),
+            ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),
+            ("files", "\n".join(f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files)),
+        ]
+    )
+
+
+def method_name(method: str) -> str:
+    """`LORA` as people write it."""
+    return {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA", "ADALORA": "AdaLoRA"}.get(method, method)
+
+
+def method_line(known: dict[str, Any]) -> str:
+    """`DoRA, rank 8, alpha 16, scale 2, 1.2 M parameters, F32`."""
+    method = method_name(str(known.get("method") or ""))
+    if known.get("use_dora"):
+        method = "DoRA"
+    if known.get("use_rslora"):
+        method = f"{method} (rank-stabilised)"
+    ranks, scales = known.get("ranks") or [], known.get("scales") or []
+    parts = [
+        method,
+        f"rank {_span(ranks)}" if ranks else "",
+        f"alpha {known['alpha']:g}" if ranks and isinstance(known.get("alpha"), int | float) else "",
+        f"scale {_span(scales)}" if scales else "",
+        f"{output.amount(known['parameters'])} parameters" if known.get("parameters") else "",
+        "/".join(known.get("dtypes") or []),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def target_line(known: dict[str, Any]) -> str:
+    targets, modules = known.get("targets") or [], known.get("modules") or 0
+    line = ", ".join(targets)
+    if modules:
+        line += f" in {output.plural(modules, 'module')}"
+    saved, tokens = known.get("saved_modules") or [], known.get("trained_tokens") or 0
+    if saved:
+        line += f"; replaces {', '.join(saved)}"
+    if tokens:
+        line += f"; trains {output.plural(tokens, 'token')}"
+    return line
+
+
+def _span(numbers: list[float]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+def verdict_lines(verdicts: list[Verdict]) -> list[str]:
+    """The newest verdict of each check, worst news first in its words; a check that nobody made is said too."""
+    newest = {(verdict.check, verdict.profile): verdict for verdict in verdicts}
+    if not any(check is Check.ACTS for check, _ in newest):
+        unjudged = f"{'acts':<6}{output.faint('not tried yet: adapter validate REF --wait')}"
+    else:
+        unjudged = ""
+    lines = []
+    for (check, engine), verdict in sorted(newest.items()):
+        line = f"{check:<6}{output.outcome(verdict.outcome)}"
+        line += f"  {engine}" if engine else ""
+        lines.append(line + (f"  {verdict.summary}" if verdict.summary else ""))
+        found = [f for f in verdict.findings if f.severity != "info" and f.sentence not in verdict.summary]
+        lines += [f"      - {f.place}: {f.sentence}" for f in found[:FINDINGS_SHOWN]]
+        if len(found) > FINDINGS_SHOWN:
+            lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
+    return [*lines, unjudged] if unjudged else lines
+
+
+def _alias_lines(aliases: list[AliasView], shown: int) -> list[str]:
+    lines = []
+    width = max((len(a.alias) for a in aliases), default=0)
+    for alias in aliases:
+        arrow = f"{alias.alias:<{width}} → @{alias.number}"
+        if alias.number == shown:
+            arrow = output.strong(arrow)
+        since = output.faint(f"since {output.moment(alias.moved_at)} by {alias.moved_by}")
+        lines.append(f"{arrow}  {since}" + (f"  {alias.reason}" if alias.reason else ""))
+    return lines

@@ -1,0 +1,152 @@
+"""Deciding what runs: `adapter promote`, `rollback`, `yank`, and `adapter history`, which tells of all of it.
+
+Invariants
+- A move is compare-and-swap: it names the generation that this command saw, and fails if somebody was faster.
+- What is promoted is the version that REF meant when the command looked, not a name that can move meanwhile.
+- Times are read as UTC unless they carry an offset.
+
+Example
+    $ adapter promote acme/support@3 prod --reason "ticket 812"
+    $ adapter history acme/support:prod --at 2026-05-03T14:05Z
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from cli import output, session
+from registry.client.api import Registry
+from registry.errors import Invalid, NotFound
+from registry.names import NEWEST, AdapterName, Ref
+from registry.wire import AliasMove, AliasView
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.argument("alias")
+@click.option("--reason", default="", help="Why, kept in the history for ever.")
+@click.option("--generation", type=click.IntRange(0), help="Move only if the alias is at this generation (0: is new).")
+@output.json_option
+def promote(ref: Ref, alias: str, reason: str, generation: int | None) -> None:
+    """Point ALIAS at the version that REF means, if the alias's gate is open for it."""
+    with session.registry() as registry:
+        number = registry.version(ref).number
+        seen = _generation(registry, ref.name, alias) if generation is None else generation
+        moved = registry.promote(ref.name, alias, str(number), generation=seen, reason=reason)
+    output.answer(moved, lambda: _print_moved(ref.name, moved))
+
+
+def _generation(registry: Registry, name: AdapterName, alias: str) -> int:
+    try:
+        return registry.alias(name, alias).generation
+    except NotFound as e:
+        if e.code != "ALIAS_UNKNOWN":
+            raise
+        return 0
+
+
+def _print_moved(name: AdapterName, moved: AliasView) -> None:
+    click.echo(f"{output.strong(f'{name}:{moved.alias}')} → @{moved.number}  {output.faint(moved.digest)}")
+    click.echo(output.faint(f"  generation {moved.generation}, {output.moment(moved.moved_at)} by {moved.moved_by}"))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("alias")
+@click.option("--to", default="", help="Which version: a number, a digest or a REF. Default: the one before this.")
+@click.option("--reason", default="", help="Why, kept in the history for ever.")
+@output.json_option
+def rollback(name: str, alias: str, to: str, reason: str) -> None:
+    """Point ALIAS of NAME back at the version that it pointed at before, or at an earlier one."""
+    adapter = AdapterName.parse(name)
+    selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
+    with session.registry() as registry:
+        moved = registry.rollback(adapter, alias, to=selector, reason=reason)
+    output.answer(moved, lambda: _print_moved(adapter, moved))
+
+
+def _ref_of(adapter: AdapterName, text: str) -> Ref:
+    ref = Ref.parse(text)
+    if ref.name != adapter:
+        raise Invalid("NAME_INVALID", f"--to {text!r} is a version of {ref.name}, and the alias belongs to {adapter}")
+    return ref
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--reason", required=True, help="Why, shown to everybody who asks for the version.")
+@output.json_option
+def yank(ref: Ref, reason: str) -> None:
+    """Withdraw a version: names do not lead to it any more; by its digest it can still be read."""
+    with session.registry() as registry:
+        digest = registry.version(ref).digest
+        version = registry.yank(Ref(ref.name, digest), reason)
+
+    def text() -> None:
+        click.echo(f"{output.strong(f'{version.name}@{version.number}')} is yanked: {version.yank_reason}")
+        if version.aliases:
+            click.echo(f"  still named by {', '.join(version.aliases)}: roll back or promote another version")
+
+    output.answer(version, text)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--at", "at", default="", metavar="TIME", help="What held at this time, such as 2026-05-03T14:05Z.")
+@output.json_option
+def history(name: str, at: str) -> None:
+    """Tell every move of the aliases of NAME, or of one alias with NAME:ALIAS; newest first."""
+    ref = Ref.parse(name)
+    if not isinstance(ref.selector, str) or "@" in name:
+        raise Invalid("NAME_INVALID", f"{name!r}: history is about an adapter or one alias: NAME or NAME:ALIAS")
+    alias = str(ref.selector) if ":" in name else ""
+    moment = read_time(at) if at else None
+    with session.registry() as registry:
+        moves, cursor = [], ""
+        while True:
+            page = registry.history(ref.name, alias=alias, at=moment, cursor=cursor)
+            moves += page.moves
+            cursor = page.next_cursor
+            if not cursor:
+                break
+    output.answer({"name": str(ref.name), "moves": moves}, lambda: _print_history(ref, moves, moment))
+
+
+def read_time(text: str) -> datetime:
+    """An ISO 8601 time; UTC where it carries no offset. `Invalid` for anything else."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError as e:
+        raise Invalid("REQUEST_INVALID", f"--at {text[:60]!r} is not a time such as 2026-05-03T14:05Z") from e
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None) -> None:
+    about = str(ref.name) if ref.selector == NEWEST else str(ref)
+    if not moves:
+        click.echo(f"{about}: nothing was ever moved" + (f" before {output.moment(at)}" if at else ""))
+        return
+    if at:
+        click.echo(f"{output.strong(str(ref.name))} at {output.moment(at)}:")
+    else:
+        click.echo(output.strong(about))
+    width = max(len(move.alias) for move in moves)
+    for move in moves:
+        _print_move(move, width)
+
+
+def _print_move(move: AliasMove, width: int) -> None:
+    came = f"@{move.from_number} → " if move.from_number else ""
+    target = f"@{move.number}" if move.number else "nothing"
+    click.echo(
+        f"  {output.moment(move.at)}  {move.alias:<{width}}  "
+        f"{output.strong(came + target)}  by {move.actor}  {output.faint(f'generation {move.generation}')}"
+    )
+    indent = " " * 6
+    if move.reason:
+        click.echo(f"{indent}“{move.reason}”")
+    if move.evidence:
+        told = ", ".join(f"{e.get('check', '?')} {output.outcome(str(e.get('outcome', '?')))}" for e in move.evidence)
+        click.echo(f"{indent}{output.faint('on')} {told}")

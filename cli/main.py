@@ -1,0 +1,130 @@
+"""The door of the command line: a table from command to room, and the only late import of the code base.
+
+Invariants
+- Help and completion of commands' names import nothing but click.
+- A room is imported when its command is typed; an extra that is missing then is one sentence, not a trace.
+- An error of ours becomes one sentence and the exit code of its class (cli/output.py), for every command alike.
+
+Example
+    $ adapter push out/checkpoint-200 acme/support --base smollm2
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+OURS = ("registry", "cli")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a command is: module and attribute, the section of the help it stands in, and the extra it needs."""
+
+    module: str
+    attribute: str
+    section: str
+    help: str
+    extra: str = ""
+
+
+DOORS: dict[str, Door] = {
+    "push": Door("cli.transfer", "push", "Move", "Push a folder as a new version; says whether it fits its base."),
+    "push-all": Door("cli.transfer", "push_all", "Move", "Push every adapter folder in a folder."),
+    "pull": Door("cli.transfer", "pull", "Move", "Bring a version here, every byte verified."),
+    "list": Door("cli.adapters", "list_adapters", "Look", "List adapters: newest version, base, verdicts, aliases."),
+    "show": Door("cli.adapters", "show", "Look", "Show everything that is known about one version."),
+    "history": Door("cli.aliases", "history", "Look", "Tell who moved an alias, when, and why."),
+    "lineage": Door("cli.lineage", "lineage", "Look", "Draw where a version came from, or what came from it."),
+    "check": Door("cli.checks", "check", "Judge", "Say whether a folder or a version fits a base."),
+    "validate": Door("cli.jobs", "validate", "Judge", "Have a worker try a version on its base."),
+    "verify": Door("cli.checks", "verify", "Judge", "Read a version's stored bytes again and compare their digests."),
+    "job": Door("cli.jobs", "job", "Judge", "Jobs: list, show, cancel."),
+    "promote": Door("cli.aliases", "promote", "Decide", "Point an alias at a version, through its gate."),
+    "rollback": Door("cli.aliases", "rollback", "Decide", "Point an alias back at an earlier version."),
+    "yank": Door("cli.aliases", "yank", "Decide", "Withdraw a version: no alias leads to it any more."),
+    "base": Door("cli.bases", "base", "Set up", "Base models: add, list, show."),
+    "login": Door("cli.access", "login", "Set up", "Remember a registry and your token for it."),
+    "token": Door("cli.access", "token", "Set up", "Tokens: create, list, revoke."),
+    "whoami": Door("cli.access", "whoami", "Set up", "Say which registry and which rights you have."),
+    "doctor": Door("cli.doctor", "doctor", "Set up", "Look for what is wrong between you and the registry."),
+    "audit": Door("cli.access", "audit", "Set up", "The audit log: log."),
+    "serve": Door("cli.serve", "serve", "Run", "Run the registry's server.", extra="server"),
+    "work": Door("cli.work", "work", "Run", "Take jobs: try adapters on their base.", extra="worker"),
+    "migrate": Door("cli.serve", "migrate", "Run", "Bring the database's schema up to date.", extra="server"),
+}
+
+
+class MissingExtra(click.ClickException):
+    """A command whose packages are not installed. Exit code 2: the call cannot work as it is."""
+
+    exit_code = 2
+
+
+def load(module: str, attribute: str, extra: str = "", what: str = "") -> Any:
+    """What `module` calls `attribute`. `MissingExtra` says what to install if a package is not there."""
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as e:
+        missing = (e.name or "").split(".")[0]
+        if not extra or missing in OURS:
+            raise
+        raise MissingExtra(
+            f"{what} needs the extra '{extra}' ({missing} is not installed): pip install 'adapter-registry[{extra}]'"
+        ) from e
+
+
+class Rooms(click.Group):
+    """`adapter`: opens the room of the command that was typed, and ends its errors in a sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(DOORS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        door = DOORS.get(cmd_name)
+        if door is None:
+            return None
+        command: click.Command = load(door.module, door.attribute, door.extra, f"adapter {cmd_name}")
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception as error:
+            code: int | None = load("cli.output", "tell")(error, ctx)
+            if code is None:
+                raise
+            ctx.exit(code)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in dict.fromkeys(door.section for door in DOORS.values()):
+            with formatter.section(section):
+                formatter.write_dl([(name, door.help) for name, door in DOORS.items() if door.section == section])
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"adapter-registry {load('registry', '__version__')}")
+        ctx.exit()
+
+
+@click.group(cls=Rooms, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def main() -> None:
+    """The registry that knows what a LoRA adapter is.
+
+    A REF is namespace/name (the newest), namespace/name:alias, namespace/name@3 or namespace/name@sha256:…
+
+    Without ADAPTER_REGISTRY and without `adapter login`, commands work on the registry in your own data folder.
+    """
+
+
+if __name__ == "__main__":
+    main(prog_name="adapter")

@@ -1,0 +1,114 @@
+"""Which registry a command talks to: the environment's, the one you logged in to, or the embedded one.
+
+Invariants
+- ADAPTER_REGISTRY and ADAPTER_TOKEN win over the profile file; with neither URL the embedded registry is used.
+- A token of the profile is only used for the URL that it was given for.
+- The profile file is readable by its owner alone, and replaced as a whole.
+
+Example
+    >>> with session.registry() as registry:
+    ...     registry.whoami().actor
+    'owner'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli import main
+from registry.client.api import Registry
+from registry.client.inprocess import InProcess
+from registry.errors import Invalid
+
+EMBEDDED_URL = "http://registry.embedded"
+"""The name that the registry in this process goes by; nothing is ever looked up under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What `adapter login` remembers: the registry in use, and a token for each URL."""
+
+    url: str = ""
+    tokens: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The registry that commands go to. `source` says where the URL comes from, for people."""
+
+    url: str
+    token: str
+    source: str
+
+    @property
+    def embedded(self) -> bool:
+        return self.url == EMBEDDED_URL
+
+
+def profile_path() -> Path:
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(home).expanduser() / "adapter-registry" / "profile.json"
+
+
+def read_profile() -> Profile:
+    """The profile, or an empty one. `Invalid` (SETTING_INVALID) for a file that is not a profile."""
+    path = profile_path()
+    try:
+        found = json.loads(path.read_bytes())
+        return Profile(str(found["url"]), {str(url): str(token) for url, token in found["tokens"].items()})
+    except FileNotFoundError:
+        return Profile()
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Invalid(
+            "SETTING_INVALID", f"{path} is not a profile: {e}", next_step="delete it and run `adapter login URL`"
+        ) from e
+
+
+def write_profile(profile: Profile) -> Path:
+    path = profile_path()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".profile-")  # mode 0600 from the start
+    with os.fdopen(handle, "w") as file:
+        json.dump({"url": profile.url, "tokens": profile.tokens}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def target() -> Target:
+    """The registry that the environment, the profile or nothing at all names."""
+    given = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")
+    profile = Profile() if given and os.environ.get("ADAPTER_TOKEN") else read_profile()
+    url = given or profile.url
+    if not url:
+        return Target(EMBEDDED_URL, "", "no ADAPTER_REGISTRY and no login: the registry in your data folder")
+    token = os.environ.get("ADAPTER_TOKEN") or profile.tokens.get(url, "")
+    return Target(url, token, "ADAPTER_REGISTRY" if given else str(profile_path()))
+
+
+@contextmanager
+def registry() -> Iterator[Registry]:
+    """The registry of `target()`, closed at the end. The embedded one runs in this process, without a socket."""
+    where = target()
+    with embedded() if where.embedded else Registry(where.url, where.token) as opened:
+        yield opened
+
+
+def embedded() -> Registry:
+    """The registry in the user's data folder (REGISTRY_DATA). `Invalid` if the server is not installed."""
+    try:
+        application = main.load("cli.serve", "embedded", "server", "the embedded registry")()
+    except main.MissingExtra as e:
+        raise Invalid(
+            "SETTING_INVALID",
+            "no registry is named, and the server for an embedded one is not installed",
+            next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or pip install 'adapter-registry[server]'",
+        ) from e
+    return Registry(EMBEDDED_URL, transport=InProcess(application))
