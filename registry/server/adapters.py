@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import and_, exists, func, tuple_
 from sqlmodel import Session, col, select
@@ -73,7 +74,8 @@ def one(session: Session, actor: Actor, name: AdapterName) -> AdapterView:
     return _views(session, rows)[0]
 
 
-def _newest():  # type: ignore[no-untyped-def]  # SQLModel's select of three has no name that can be written down
+def _newest() -> Any:
+    """The select of an adapter, its newest version and that one's base."""
     newest = and_(
         col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
     )

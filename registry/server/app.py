@@ -24,8 +24,7 @@ from fastapi.routing import APIRoute
 
 from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, RegistryError
-from registry.server import blobs as blob_stores
-from registry.server import db, tokens
+from registry.server import db, stores, tokens
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
@@ -71,7 +70,7 @@ def create_app(
     app = FastAPI(title="Adapter registry", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.settings = settings
     app.state.engine = engine if engine is not None else db.engine(settings)
-    app.state.blobs = blobs if blobs is not None else blob_stores.of(settings)
+    app.state.blobs = blobs if blobs is not None else stores.of(settings)
     app.state.trusted = trusted
     app.state.remembered = tokens.Remembered()
     _refuse_undeclared()

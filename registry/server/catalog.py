@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, true
+from sqlalchemy import ColumnElement, Integer, and_, func, null, true, type_coerce
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
@@ -66,7 +66,9 @@ def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selecto
     if not actor.may("pull", name.namespace):
         raise unknown_adapter(name)
     statement = (
-        select(VersionRow, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, *_generation(selector))  # type: ignore[call-overload]
+        select(  # type: ignore[call-overload]  # five columns: SQLModel has names for four
+            VersionRow, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, _generation(selector)
+        )
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .outerjoin(VerdictRow, and_(col(VerdictRow.version_id) == col(VersionRow.id), _newest_verdict()))
         .where(named(name), _selected(selector))
@@ -89,14 +91,14 @@ def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selecto
         digest=Digest(version.digest),
         manifest=manifest,
         files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
-        verdicts={label(check, profile): outcome for _, check, profile, outcome, *_ in rows if check},
+        verdicts={label(check, profile): outcome for _, check, profile, outcome, _ in rows if check},
         yanked=version.yanked_at is not None,
-        generation=rows[0][4] if _by_alias(selector) else None,
+        generation=rows[0][4],
     )
 
 
-def _generation(selector: Selector) -> tuple[Any, ...]:
-    return (AliasRow.generation,) if _by_alias(selector) else ()
+def _generation(selector: Selector) -> ColumnElement[Any]:
+    return type_coerce(col(AliasRow.generation), Integer) if _by_alias(selector) else null()
 
 
 def _newest_verdict() -> ColumnElement[bool]:

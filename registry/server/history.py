@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import and_, exists
+from sqlalchemy import ColumnElement, and_, exists
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -55,7 +55,7 @@ def of(
     return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
 
 
-def _held_at(at: datetime) -> tuple[object, ...]:
+def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
     if at.tzinfo is None:
         raise Invalid("REQUEST_INVALID", "at: a time needs its zone, as in 2026-05-03T14:05:00+00:00")
     later = aliased(AliasMoveRow)

@@ -71,7 +71,7 @@ def _told(
     edges = sorted({(child, parent, relation) for child, parent, relation in rows})
     digests = {root.digest} | {child for child, _, _ in edges} | {parent for _, parent, _ in edges}
     statement = (
-        select(VersionRow.digest, VersionRow.number, AdapterRow.namespace, AdapterRow.name, BaseRow.name)
+        select(VersionRow, AdapterRow, BaseRow.name)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
         .where(col(VersionRow.digest).in_(digests), catalog.visible(actor))
@@ -79,12 +79,16 @@ def _told(
     )
     nodes: dict[str, LineageNode] = {}
     bases: set[tuple[str, str]] = set()
-    for digest, number, namespace, word, base in session.exec(statement):
+    for version, adapter, base in session.exec(statement):
         # The same bytes may be a version of several adapters: the first push of them gives the name.
-        nodes[digest] = LineageNode(
-            id=digest, kind="version", name=f"{namespace}/{word}", number=number, digest=digest
+        nodes[version.digest] = LineageNode(
+            id=version.digest,
+            kind="version",
+            name=f"{adapter.namespace}/{adapter.name}",
+            number=version.number,
+            digest=version.digest,
         )
-        bases.add((digest, base))
+        bases.add((version.digest, base))
     nodes[root.digest] = LineageNode(
         id=root.digest, kind="version", name=str(name), number=root.number, digest=root.digest
     )

@@ -86,10 +86,10 @@ def _store(session: Session, report: Report, store: BlobStore) -> Digest:
 def verdict_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
     """A verdict as the row to append; `made_at` is now where the verdict has none."""
     return VerdictRow(
-        version_id=version.id,
+        version_id=version.id or 0,
         check=verdict.check,
         profile=verdict.profile,
-        base_id=base.id,
+        base_id=base.id or 0,
         base_fingerprint=verdict.base_fingerprint,
         outcome=verdict.outcome,
         findings=[finding.model_dump(mode="json") for finding in verdict.findings],

@@ -83,7 +83,7 @@ def health(engine: EngineDep, blobs: BlobsDep, response: Response) -> Health:
         status=state,
         version=__version__,
         database=engine.dialect.name,
-        blobs=type(blobs).__name__,
+        blobs=blobs.kind,
         schema_revision=revision,
         capabilities=capabilities,
     )

@@ -1,0 +1,20 @@
+"""Which store of blobs a setting means.
+
+Invariants
+- Nothing is opened or created here; the store does so when it is first written to.
+
+Example
+    >>> of(Settings(blobs="file:///srv/adapters/blobs")).kind
+    'local'
+"""
+
+from __future__ import annotations
+
+from registry.server.blobs import BlobStore
+from registry.server.local import LocalBlobs
+from registry.server.settings import Settings
+
+
+def of(settings: Settings) -> BlobStore:
+    """The store of `settings.blobs`. `Invalid` (SETTING_INVALID) for a URL that names none."""
+    return LocalBlobs.at(settings.blobs)
