@@ -1,0 +1,209 @@
+"""The flat facts that engines judge: numbers, flags and words taken from a `LoraSpec` (or an image file's facts).
+
+They are stored with a version as JSON, so that ten thousand verdicts can be renewed when a rule changes, without
+reading one blob. `docs/engines.md` and `registry/engine_rules/*.toml` name these fields.
+
+Invariants
+- Facts follow from the configuration and the header alone; only `fits` and `base_*` say something about a base.
+- A field that does not apply has the empty value of its type; a field is never missing.
+- Names of modules are the last part of their path (`q_proj`), sorted, so that equal adapters have equal facts.
+
+Example
+    >>> of_lora(lora.describe(config, header)).max_rank
+    8
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from registry.image_facts import ImageFacts
+from registry.lora import LoraSpec, ModuleUpdate
+from registry.verdicts import Value
+
+SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+"""Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
+HEADS = frozenset({"classifier", "score"})
+"""Whole modules of classification models, which some engines load."""
+
+_LAYER = re.compile(r"\.(?:layers|h|blocks|layer)\.(\d{1,6})\.")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+class EngineFacts(Value):
+    """What engines look at. `kind` says which engines can be asked at all."""
+
+    kind: Literal["text", "image"] = "text"
+    scheme: str = "peft"
+    method: str = "LORA"
+    task: str = ""
+    max_rank: int = 0
+    config_rank: int = 0
+    alpha_absent: bool = False
+    targets_kind: Literal["names", "pattern", "all-linear", "absent"] = "names"
+    declared_targets: tuple[str, ...] = ()
+    targets_without_weights: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    layers: int = 0
+    partial_layers: bool = False
+    use_rslora: bool = False
+    use_dora: bool = False
+    bias: str = "none"
+    bias_tensors: bool = False
+    lora_bias: bool = False
+    lora_bias_tensors: bool = False
+    ranks_differ: bool = False
+    ranks_differ_in_group: bool = False
+    alphas_differ: bool = False
+    initialisation: str = ""
+    moves_base: bool = False
+    layer_replication: bool = False
+    invocation_tokens: bool = False
+    saved_modules: tuple[str, ...] = ()
+    saved_heads: bool = False
+    saved_others: bool = False
+    embedding_lora: bool = False
+    head_lora: bool = False
+    trained_tokens: bool = False
+    fused_experts: bool = False
+    expert_lora: bool = False
+    conv_lora: bool = False
+    qalora: bool = False
+    bdlora: bool = False
+    q_without_v: bool = False
+    v_without_q: bool = False
+    up_without_gate: bool = False
+    float8: bool = False
+    problems: tuple[str, ...] = ()
+    family: str = ""
+    alpha_tensors: bool = False
+    tensors: int = 0
+    parameters: int = 0
+    size_bytes: int = 0
+    fits: str = ""
+    base_architecture: str = ""
+    base_vocabulary: int = 0
+    base_multimodal: bool = False
+    base_experts: bool = False
+
+
+def of_lora(spec: LoraSpec, *, fits: str = "", base: Mapping[str, Any] | None = None) -> EngineFacts:
+    """The facts of a language model's adapter. `fits` is its verdict on its base (`pass`, `fail` …), if there is one.
+
+    `base` may tell `base_architecture`, `base_vocabulary` (rows), `base_multimodal` and `base_experts`.
+    """
+    config, paths = spec.config, [m.path for m in spec.modules]
+    modules = frozenset(_last(path) for path in paths)
+    declared = tuple(sorted({_last(t) for t in config.targets})) if isinstance(config.targets, tuple) else ()
+    saved = {_last(name) for name in config.saved_modules}
+    return EngineFacts(
+        method=spec.method,
+        task=config.task,
+        max_rank=max(spec.rank, config.rank, *config.rank_pattern.values(), 0),
+        config_rank=config.rank,
+        alpha_absent=config.alpha is None and spec.method == "LORA",
+        targets_kind=_targets_kind(config.targets),
+        declared_targets=declared,
+        targets_without_weights=tuple(t for t in declared if spec.method == "LORA" and modules and t not in modules),
+        modules=tuple(sorted(modules)),
+        layers=len(_layers(paths)),
+        partial_layers=_partial(paths),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        bias=config.bias if spec.method == "LORA" else "none",
+        bias_tensors=any(piece.name.endswith("bias") for piece in spec.full),
+        lora_bias=config.lora_bias,
+        lora_bias_tensors=any(m.bias_shape for m in spec.modules),
+        ranks_differ=any(m.rank != config.rank for m in spec.modules) and spec.method == "LORA",
+        ranks_differ_in_group=_ranks_differ_in_group(spec.modules),
+        alphas_differ=len({m.alpha for m in spec.modules} | ({config.alpha} - {None})) > 1,
+        initialisation=config.initialisation,
+        moves_base=config.initialisation not in SETTLED_INITIALISATIONS,
+        layer_replication=bool(config.layer_replication),
+        invocation_tokens=bool(config.invocation_tokens),
+        saved_modules=tuple(sorted(saved)),
+        saved_heads=bool(saved & HEADS),
+        saved_others=bool(saved - HEADS) or any(p.name.endswith("weight") and _last(p.path) not in HEADS
+                                                for p in spec.full),
+        embedding_lora=any(m.kind == "embedding" for m in spec.modules),
+        head_lora="lm_head" in modules,
+        trained_tokens=bool(spec.tokens),
+        fused_experts=any(m.kind == "parameter" for m in spec.modules),
+        expert_lora=any(_EXPERT.search(path) for path in paths),
+        conv_lora=any(m.kind == "conv" for m in spec.modules),
+        qalora=bool(config.other.get("use_qalora")),
+        bdlora=bool(config.other.get("use_bdlora")),
+        q_without_v=_lopsided(paths, "q_proj", "v_proj"),
+        v_without_q=_lopsided(paths, "v_proj", "q_proj") or _lopsided(paths, "k_proj", "q_proj"),
+        up_without_gate=_lopsided(paths, "up_proj", "gate_proj"),
+        float8=any(dtype.startswith("F8") for dtype in spec.dtypes),
+        problems=tuple(sorted({f.code for f in spec.findings if f.severity == "error"})),
+        tensors=2 * len(spec.modules) + len(spec.pieces) + len(spec.full) + len(spec.tokens),
+        parameters=spec.parameters,
+        size_bytes=spec.size_bytes,
+        fits=fits,
+        **(base or {}),
+    )  # fmt: skip
+
+
+def of_image(facts: ImageFacts, *, fits: str = "") -> EngineFacts:
+    """The facts of an image model's adapter."""
+    return EngineFacts(
+        kind="image",
+        scheme=facts.scheme,
+        method=facts.method.upper(),
+        max_rank=facts.max_rank,
+        use_dora=facts.has_dora,
+        conv_lora=facts.has_convolutions,
+        family=facts.family,
+        alpha_tensors=facts.has_alpha_tensors,
+        tensors=facts.tensors,
+        parameters=facts.parameters,
+        size_bytes=facts.size_bytes,
+        fits=fits,
+    )
+
+
+def _targets_kind(targets: str | tuple[str, ...] | None) -> Literal["names", "pattern", "all-linear", "absent"]:
+    if targets is None:
+        return "absent"
+    if isinstance(targets, tuple):
+        return "names"
+    return "all-linear" if targets.lower() == "all-linear" else "pattern"
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _layers(paths: Iterable[str]) -> set[int]:
+    return {int(found[1]) for path in paths if (found := _LAYER.search(path))}
+
+
+def _partial(paths: Iterable[str]) -> bool:
+    """Whether some kind of module is touched in fewer layers than the deepest layer suggests."""
+    by_module: dict[str, set[int]] = defaultdict(set)
+    for path in paths:
+        if found := _LAYER.search(path):
+            by_module[_last(path)].add(int(found[1]))
+    every = set().union(*by_module.values()) if by_module else set()
+    return any(layers != set(range(max(every) + 1)) for layers in by_module.values())
+
+
+def _lopsided(paths: Iterable[str], one: str, other: str) -> bool:
+    """Whether some block has an update for `one` and none for `other`."""
+    present = set(paths)
+    return any(path.removesuffix(one) + other not in present for path in present if path.endswith(f".{one}"))
+
+
+def _ranks_differ_in_group(modules: Iterable[ModuleUpdate]) -> bool:
+    """Whether q, k, v (or gate, up), which engines join into one matrix, have different ranks in one block."""
+    ranks: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for module in modules:
+        block, _, leaf = module.path.rpartition(".")
+        group = "qkv" if leaf in ("q_proj", "k_proj", "v_proj") else "mlp" if leaf in ("gate_proj", "up_proj") else leaf
+        ranks[block, group].add(module.rank)
+    return any(len(found) > 1 for found in ranks.values())

@@ -1,0 +1,171 @@
+"""Will this engine, at this version, with these settings, serve this adapter as it was trained? Judged from facts.
+
+    profile   "vllm==0.32.0,max_lora_rank=32"      an engine, its version, and what differs from its defaults
+
+Invariants
+- `judge` is pure: equal facts and profile give equal findings. It reads no blob and no network.
+- What nobody has examined is `unknown`, never yes: a version outside the examined ones, or a property of the
+  adapter about which the engine's file says nothing.
+- Every finding ends with the source of its rule.
+
+Example
+    >>> [f.code for f in judge(facts, profile("sglang==0.5.23"))]
+    ['engine.sglang.rslora']
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from registry.engine_facts import EngineFacts
+from registry.errors import Invalid
+from registry.rulebook import Condition, Engine, Rule, Setting, SettingRule, Version, engine, properties, version_of
+from registry.verdicts import Finding, Value
+
+PROFILE_LIMIT = 400
+_PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")
+_EFFECT_WORDS = {
+    "refuses": "refuses it",
+    "ignores_silently": "loads it and silently ignores this part",
+    "wrong_output": "loads it and answers wrongly",
+    "needs_setting": "needs another setting",
+}
+
+
+class Profile(Value):
+    """One deployment. `settings` holds every setting of the engine, with its default where nothing was said."""
+
+    engine: str
+    version: str
+    settings: dict[str, Setting] = {}
+
+    def __str__(self) -> str:
+        """The text that parses to this profile again; settings at their default are left out."""
+        known = engine(self.engine)
+        changed = [
+            f"{name}={'+'.join(value) if isinstance(value, tuple) else str(value).lower()}"
+            for name, value in sorted(self.settings.items())
+            if value != known.settings[name].default
+        ]
+        return ",".join([f"{self.engine}=={self.version}", *changed])
+
+
+def profile(text: str) -> Profile:
+    """Parse `engine==version[,setting=value]…`; names in a list are joined by `+`.
+
+    The version may be left out for engines that have one examined state only (hosted services).
+    `Invalid` (SETTING_INVALID) names the wrong part and what is possible.
+    """
+    found = _PROFILE.match(text) if len(text) <= PROFILE_LIMIT else None
+    if found is None:
+        raise Invalid(
+            "SETTING_INVALID",
+            f"engine profile {text[:80]!r} is not 'engine==version,setting=value'",
+            next_step="write it as 'vllm==0.32.0,max_lora_rank=32'",
+        )
+    known = engine(found["name"])
+    version = found["version"]
+    if version is None:
+        if known.versioned:
+            examined = ", ".join(known.examined)
+            raise Invalid(
+                "SETTING_INVALID",
+                f"engine profile {text[:80]!r} has no version, and the rules of {known.title} depend on it",
+                next_step=f"write '{known.name}==VERSION'; examined are {examined}",
+            )
+        version = known.examined[-1]
+    version_of(version)
+    settings: dict[str, Setting] = {name: rule.default for name, rule in known.settings.items()}
+    for part in (found["settings"] or "").split(",") if found["settings"] else ():
+        name, equals, value = part.strip().partition("=")
+        if not equals or name not in known.settings:
+            possible = ", ".join(known.settings) or "none"
+            raise Invalid("SETTING_INVALID", f"{known.title} has no setting {name[:60]!r}; possible are: {possible}")
+        settings[name] = _setting(name, value, known.settings[name])
+    return Profile(engine=known.name, version=version, settings=settings)
+
+
+def _setting(name: str, value: str, rule: SettingRule) -> Setting:
+    if rule.kind == "flag" and value in ("true", "false"):
+        return value == "true"
+    if rule.kind == "names" and re.fullmatch(r"[\w.+-]+", value):
+        return tuple(sorted(value.split("+")))
+    if rule.kind == "text":
+        return value
+    if rule.kind == "number" and value.isascii() and value.isdigit() and len(value) <= 9:
+        number = int(value)
+        if not rule.choices or number in rule.choices:
+            return number
+        raise Invalid("SETTING_INVALID", f"setting {name}={number} must be one of {', '.join(map(str, rule.choices))}")
+    kinds = {"number": "a whole number", "flag": "true or false", "names": "names joined by '+'", "text": "text"}
+    raise Invalid("SETTING_INVALID", f"setting {name}={value[:60]!r} must be {kinds[rule.kind]}")
+
+
+def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Finding]:
+    """What this deployment does with this adapter; nothing to say means that it serves it as trained.
+
+    `facts`: an `EngineFacts`, or its JSON as it is stored with a version.
+    """
+    values = facts.__dict__ if isinstance(facts, EngineFacts) else facts
+    known = engine(asked.engine)
+    if values.get("kind", "text") != known.kind:
+        sentence = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"
+        return [_finding(known, "kind", "error", sentence)]
+    missing = EngineFacts.model_fields.keys() - values.keys()
+    if missing:
+        sentence = f"the stored facts lack {', '.join(sorted(missing)[:5])}: describe the adapter again"
+        return [_finding(known, "facts", "unknown", sentence)]
+    version = version_of(asked.version)
+    findings = _about_version(known, asked, version)
+    for prop in properties():
+        if prop.kind != known.kind or not _all_hold(prop.when, values, asked.settings):
+            continue
+        statements = list(known.statements(prop.id, version))
+        for statement in statements:
+            if isinstance(statement, Rule) and _all_hold(statement.when, values, asked.settings):
+                findings.append(_told(known, statement, values, asked))
+        if not statements and prop.when:
+            sentence = f"nobody has examined what {known.title} {asked.version} does with this: {prop.label}"
+            findings.append(_finding(known, prop.id, "unknown", sentence))
+    return findings
+
+
+def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:
+    return all(condition.holds(values, settings) for condition in conditions)
+
+
+def _about_version(known: Engine, asked: Profile, version: Version) -> list[Finding]:
+    examined = sorted(version_of(v) for v in known.examined)
+    if version[:2] < examined[0][:2] or version[:2] > examined[-1][:2]:
+        span = f"{known.examined[0]} to {known.examined[-1]}" if len(examined) > 1 else known.examined[0]
+        sentence = f"{known.title} {asked.version} has not been examined (examined: {span}). Its rules may differ"
+        return [_finding(known, "version", "unknown", sentence)]
+    if known.from_documentation:
+        sentence = f"the rules of {known.title} are from documentation, not from code or a run. {known.note}"
+        return [_finding(known, "documentation", "warning", sentence)]
+    return []
+
+
+def _finding(known: Engine, what: str, severity: Any, sentence: str, expected: str = "", found: str = "") -> Finding:
+    return Finding(
+        code=f"engine.{re.sub(r'[^a-z0-9]+', '_', known.name)}.{what}", severity=severity, place=known.name,
+        sentence=sentence[:2000], expected=expected[:600], found=found[:600],
+    )  # fmt: skip
+
+
+def _told(known: Engine, rule: Rule, values: Mapping[str, Any], asked: Profile) -> Finding:
+    shown = {name: _shown(value) for name, value in {**values, **asked.settings}.items()}
+    message = rule.message.format_map(shown)
+    answer = f' It answers: "{rule.answer.format_map(shown)}"' if rule.answer else ""
+    fix = f" {rule.fix.format_map(shown)}." if rule.fix else ""
+    sentence = (
+        f"{known.title} {asked.version} {_EFFECT_WORDS[rule.effect]}: {message}.{answer}{fix}"
+        f" [{rule.verified}: {rule.source}]"
+    )
+    return _finding(known, rule.property, rule.severity, sentence, expected=rule.effect)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

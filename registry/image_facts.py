@@ -1,0 +1,241 @@
+"""What an image model's adapter is: method, rank and alpha per module, family, trigger words, training facts.
+
+Invariants
+- Structure comes from names and shapes; metadata is the uploader's claim and is kept apart, marked as such.
+- Alphas are values inside the file: they are read only through `read`, two to eight bytes each, at most
+  `ALPHA_READS_LIMIT` of them. Without `read` they are unknown (None), never guessed.
+- Captions, tag lists, prompts and paths of the training set may be private: they are counted, not kept.
+
+Example
+    >>> of_header(header, format.of_header(header)).family
+    'flux'
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from registry import strict_json
+from registry.errors import Invalid
+from registry.formats import Format
+from registry.tensors import Header, Read, TensorInfo
+from registry.verdicts import Value
+
+ALPHA_READS_LIMIT = 4096
+TEXT_LIMIT = 300
+
+_HALVES = re.compile(
+    r"(?P<path>.+?)[._](?P<half>lora_A(?:\.\w+)?\.weight|lora_B(?:\.\w+)?\.weight|lora_B\.bias|lora_down\.weight"
+    r"|lora_up\.weight|lora_mid\.weight|lora\.down\.weight|lora\.up\.weight|lora_linear_layer\.(?:down|up)\.weight"
+    r"|lora[12]?\.(?:down|up)\.weight|down\.weight|up\.weight|alpha|dora_scale|lora_magnitude_vector(?:\.weight)?"
+    r"|hada_\w+|lokr_\w+|oft_\w+|diff(?:_b)?|on_input|[abm][12]\.weight|scale|weight|w_norm|b_norm|rescale)\Z"
+)
+_METHOD_MARKS: tuple[tuple[str, str], ...] = (
+    ("hada_", "loha"), ("lokr_", "lokr"), ("oft_", "oft"), ("on_input", "ia3"), ("lora_mid", "locon"),
+    ("diff", "full"),
+)  # fmt: skip
+_PLAIN_FACTS = (
+    "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_base_model_version", "ss_num_train_images",
+    "ss_num_epochs", "ss_steps", "ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr", "ss_optimizer",
+    "ss_lr_scheduler", "ss_resolution", "ss_clip_skip", "ss_mixed_precision", "ss_seed", "ss_v2", "ss_sd_model_hash",
+    "sshs_model_hash", "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation",
+    "modelspec.title", "modelspec.resolution", "modelspec.prediction_type", "modelspec.date", "modelspec.license",
+)  # fmt: skip
+"""Metadata that says how an adapter was trained and nothing about whose pictures it saw."""
+_TRIGGERS = ("modelspec.trigger_phrase", "trigger_words", "activation text", "instance_prompt")
+_ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "weights", depth=6)
+
+
+class ImageModule(Value):
+    """One module that is updated. `rank` 0: no rank (a full difference); `alpha` None: unknown."""
+
+    path: str
+    rank: int = 0
+    alpha: float | None = None
+
+
+class ImageFacts(Value):
+    """Everything the header (and the alphas) tell. `claims` is the uploader's metadata, private texts left out."""
+
+    scheme: str
+    method: str
+    family: str = ""
+    family_evidence: str = ""
+    components: tuple[str, ...] = ()
+    modules: tuple[ImageModule, ...] = ()
+    has_dora: bool = False
+    has_convolutions: bool = False
+    has_alpha_tensors: bool = False
+    alpha_rule: str = ""
+    trigger_words: str = ""
+    claims: dict[str, str] = {}
+    private_texts: tuple[str, ...] = ()
+    tensors: int = 0
+    parameters: int = 0
+    size_bytes: int = 0
+
+    @property
+    def max_rank(self) -> int:
+        return max((m.rank for m in self.modules), default=0)
+
+
+def of_header(header: Header, found: Format, *, read: Read | None = None) -> ImageFacts:
+    """The facts of a header whose scheme is known. `read` reads the file's bytes (absolute offsets), for alphas."""
+    groups: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+    for info in header:
+        path, half = _split(info.name)
+        groups[path][half] = info
+    claims = {k: header.metadata[k][:TEXT_LIMIT] for k in _PLAIN_FACTS if k in header.metadata}
+    private = tuple(sorted(k[:TEXT_LIMIT] for k in header.metadata if k not in claims and k not in _HARMLESS))
+    alphas, rule = _alphas(groups, header, found, read)
+    family, evidence = family_of(header)
+    return ImageFacts(
+        scheme=found.scheme,
+        method=_method(groups),
+        family=family,
+        family_evidence=evidence,
+        components=tuple(sorted({_component(t.name) for t in header})),
+        modules=tuple(
+            ImageModule(path=path, rank=_rank(halves), alpha=alphas.get(path))
+            for path, halves in sorted(groups.items())
+            if set(halves) - {"scale"} or not path.endswith("_norm")
+        ),
+        has_dora=any("dora_scale" in h or "lora_magnitude_vector" in h for h in groups.values()),
+        has_convolutions=any(len(t.shape) >= 4 for t in header),
+        has_alpha_tensors=any("alpha" in h for h in groups.values()),
+        alpha_rule=rule,
+        trigger_words=next((header.metadata[k][:TEXT_LIMIT] for k in _TRIGGERS if header.metadata.get(k)), ""),
+        claims=claims,
+        private_texts=private[:50],
+        tensors=len(header),
+        parameters=sum(t.elements for t in header),
+        size_bytes=header.size_bytes,
+    )
+
+
+_HARMLESS = frozenset({"format", "lora_adapter_metadata", *_TRIGGERS})
+
+
+def _split(name: str) -> tuple[str, str]:
+    found = _HALVES.match(name)
+    if found is None:
+        return name, ""
+    half = re.sub(r"^(lora_[AB])\.\w+\.weight$", r"\1.weight", found["half"])
+    return found["path"], half.removesuffix(".weight") if "magnitude" in half else half
+
+
+def _method(groups: Mapping[str, Mapping[str, TensorInfo]]) -> str:
+    halves = {half for group in groups.values() for half in group}
+    for mark, method in _METHOD_MARKS:
+        if any(half.startswith(mark) for half in halves):
+            return method
+    if any(half in ("a1.weight", "b1.weight") for half in halves):
+        return "glora"
+    return "lora" if any("lora" in h or "down" in h for h in halves) else ""
+
+
+def _rank(halves: Mapping[str, TensorInfo]) -> int:
+    """The inner size of the pair: rows of A (or down), columns of B; of LoHa's and LoKr's parts likewise."""
+    for half, info in halves.items():
+        if not info.shape or half in ("alpha", "dora_scale", "scale"):
+            continue
+        if "lora_A" in half or half.endswith("down.weight") or half in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+            return info.shape[0]
+    return 0
+
+
+def _component(name: str) -> str:
+    for prefix, component in (
+        ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"),
+        ("lora_te_", "text_encoder"), ("text_encoder_3", "text_encoder_3"), ("text_encoder_2", "text_encoder_2"),
+        ("text_encoder", "text_encoder"), ("transformer_2.", "transformer_2"), ("unet.", "unet"),
+    ):  # fmt: skip
+        if name.startswith(prefix):
+            return component
+    unet = ("down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block")
+    return "unet" if any(block in name for block in unet) else "transformer"
+
+
+def _alphas(
+    groups: Mapping[str, Mapping[str, TensorInfo]], header: Header, found: Format, read: Read | None
+) -> tuple[dict[str, float], str]:
+    """Alpha by module, and where it came from: tensors, metadata or the scheme's rule."""
+    tensors = {path: halves["alpha"] for path, halves in groups.items() if "alpha" in halves}
+    if tensors:
+        if read is None or len(tensors) > ALPHA_READS_LIMIT:
+            return {}, "alpha tensors, not read"
+        values = {path: _scalar(info, header, read) for path, info in tensors.items()}
+        return {path: value for path, value in values.items() if value is not None}, "alpha tensors"
+    ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
+    told = _told(header.metadata)
+    if told:
+        return {path: told.get(path.split(".")[0], rank) for path, rank in ranks.items()}, "metadata"
+    if found.scheme in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl"):
+        return ranks, "no alpha in the file: diffusers and ComfyUI take alpha = rank"
+    return {}, "no alpha in the file"
+
+
+def _told(metadata: Mapping[str, str]) -> dict[str, float]:
+    """Component → alpha, from the PEFT configurations that diffusers writes into the metadata."""
+    raw = metadata.get("lora_adapter_metadata")
+    if not raw:
+        return {}
+    try:
+        fields: Any = strict_json.parse(raw.encode(), _ADAPTER_METADATA, file="lora_adapter_metadata")
+    except Invalid:
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    return {
+        key.removesuffix(".lora_alpha"): float(value)
+        for key, value in fields.items()
+        if key.endswith(".lora_alpha") and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _scalar(info: TensorInfo, header: Header, read: Read) -> float | None:
+    """The one number of an alpha tensor; None if it is not one floating-point number."""
+    if info.elements != 1 or info.dtype not in ("F16", "BF16", "F32", "F64", "I64", "I32"):
+        return None
+    raw = read(header.data_start + info.start, info.size_bytes)
+    if len(raw) != info.size_bytes:
+        return None
+    if info.dtype == "BF16":
+        raw = b"\0\0" + raw
+    code = {"F16": "<e", "BF16": "<f", "F32": "<f", "F64": "<d", "I64": "<q", "I32": "<i"}[info.dtype]
+    return float(struct.unpack(code, raw)[0])
+
+
+def family_of(header: Header) -> tuple[str, str]:
+    """The model family that names and shapes prove, and by what; empty if they prove none.
+
+    Widths of cross-attention (SD1 768, SD2 1024, SDXL 2048) are of the published models; a UNet of another width
+    is `sd` without a version.
+    """
+    names = [t.name for t in header]
+    for family, pattern, evidence in _FAMILIES:
+        if any(re.search(pattern, name) for name in names):
+            return family, evidence
+    unet = [n for n in names if re.search(r"(down|up|mid)_block|(in|out)put_blocks|middle_block", n)]
+    if not unet:
+        return "", ""
+    for info in header:
+        is_key = re.search(r"attn2[._](?:processor\.)?to_k", info.name)
+        if is_key and re.search(r"lora_A|down\.weight|hada_w1_b", info.name) and len(info.shape) >= 2:
+            width = info.shape[1]
+            family = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width, "sd")
+            return family, f"cross-attention of width {width} in {info.name[:200]}"
+    return "sd", f"blocks of a UNet: {unet[0][:200]}"
+
+
+_FAMILIES: tuple[tuple[str, str, str], ...] = (
+    ("flux", r"double_blocks[._]\d+|single_transformer_blocks[._]\d+", "double blocks or single transformer blocks"),
+    ("sd3", r"joint_blocks[._]\d+", "joint blocks"),
+    ("qwen-image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)", "image and text MLPs in one block"),
+    ("wan", r"blocks[._]\d+[._](?:self|cross)_attn[._](?:q|k|v|o|k_img|v_img)\b", "self- and cross-attention blocks"),
+    ("wan", r"blocks[._]\d+[._](?:self|cross)_attn_(?:q|k|v|o)\.", "self- and cross-attention blocks"),
+)

@@ -1,0 +1,214 @@
+"""The rules about engines, read from `registry/engine_rules/*.toml` and checked: what each version does with what.
+
+    property    something an adapter may have (rsLoRA, DoRA, a rank over the limit …), with the facts that show it
+    rule        engine × versions × property (and further conditions) → effect, message, source
+    works       engine × versions × property → it loads and acts as trained, with its source
+    setting     what a deployment can choose, with the engine's default
+
+Invariants
+- Every rule and every `works` names its source and how it was verified: run, source, documentation or issue.
+- A condition is three values: field, operator, operand. `$name` as operand is the deployment's setting; a condition
+  on a setting that is not set does not hold.
+- A wrong data file is an error at the first use, never a rule that is silently skipped.
+
+Example
+    >>> engine("vllm").title
+    'vLLM'
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from registry.engine_facts import EngineFacts
+from registry.errors import Invalid
+from registry.verdicts import Severity, Value
+
+Effect = Literal["refuses", "ignores_silently", "wrong_output", "needs_setting"]
+Verified = Literal["run", "source", "documentation", "issue"]
+Operator = Literal["is", "is_not", "over", "under", "has", "lacks", "has_other_than", "starts_with"]
+Setting = int | float | str | bool | tuple[str, ...] | None
+
+Version = tuple[int, ...]
+
+
+def version_of(text: str) -> Version:
+    """`0.32.0.post1` → (0, 32, 0): the leading numbers. `Invalid` (SETTING_INVALID) if there are none."""
+    numbers: list[int] = []
+    for part in text.split("."):
+        if not part.isascii() or not part.isdigit() or len(part) > 9:
+            break
+        numbers.append(int(part))
+    if not numbers:
+        raise Invalid(
+            "SETTING_INVALID", f"version {text[:40]!r} has no number at its beginning", next_step="write 0.32.0"
+        )
+    return tuple(numbers)
+
+
+class Condition(Value):
+    """`field operator operand`, judged on facts and settings."""
+
+    field: str
+    operator: Operator
+    operand: Any
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_three(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) == 3:
+            return {"field": value[0], "operator": value[1], "operand": value[2]}
+        return value
+
+    @model_validator(mode="after")
+    def _known_field(self) -> Condition:
+        if not self.field.startswith("$") and self.field not in EngineFacts.model_fields:
+            raise ValueError(f"no fact is called {self.field!r}")
+        return self
+
+    def holds(self, facts: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:
+        found = settings.get(self.field[1:]) if self.field.startswith("$") else facts.get(self.field)
+        operand = self.operand
+        if isinstance(operand, str) and operand.startswith("$"):
+            operand = settings.get(operand[1:])
+        if found is None or operand is None:
+            return False
+        return bool(_OPERATORS[self.operator](found, operand))
+
+
+_OPERATORS: dict[str, Any] = {
+    "is": lambda found, operand: found == operand,
+    "is_not": lambda found, operand: found != operand,
+    "over": lambda found, operand: found > operand,
+    "under": lambda found, operand: found < operand,
+    "has": lambda found, operand: operand in found,
+    "lacks": lambda found, operand: operand not in found,
+    "has_other_than": lambda found, operand: bool(set(found) - set(operand)),
+    "starts_with": lambda found, operand: str(found).startswith(operand),
+}
+
+
+class Property(Value):
+    """Something an adapter may have. `when` all true: it has it. No `when`: every adapter has it (its rank, say)."""
+
+    id: str
+    label: str
+    kind: Literal["text", "image"] = "text"
+    when: tuple[Condition, ...] = ()
+
+
+class _Statement(Value):
+    property: str
+    since: str = "0"
+    before: str = ""
+    source: str = Field(min_length=3)
+    verified: Verified = "source"
+
+    def covers(self, version: Version) -> bool:
+        return version_of(self.since) <= version and (not self.before or version < version_of(self.before))
+
+
+class Works(_Statement):
+    """The engine treats this property as the trainer did. `note`: a condition worth knowing."""
+
+    note: str = ""
+
+
+class Rule(_Statement):
+    """What the engine does instead. `severity` other than error: it depends, or we cannot tell from the facts."""
+
+    effect: Effect
+    when: tuple[Condition, ...] = ()
+    message: str = Field(min_length=10)
+    fix: str = ""
+    answer: str = ""
+    severity: Severity = "error"
+
+
+class SettingRule(Value):
+    """One setting: its type by its default, the values it may have, and the flag that sets it."""
+
+    default: Setting = None
+    kind: Literal["number", "flag", "names", "text"] = "number"
+    choices: tuple[int, ...] = ()
+    flag: str = ""
+
+
+class Engine(Value):
+    """One engine's file. `examined`: the versions that were looked at; between two of them the older's rules hold."""
+
+    name: str
+    title: str
+    kind: Literal["text", "image"] = "text"
+    examined: tuple[str, ...] = Field(min_length=1)
+    versioned: bool = True
+    from_documentation: bool = False
+    note: str = ""
+    settings: dict[str, SettingRule] = {}
+    rules: tuple[Rule, ...] = ()
+    works: tuple[Works, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Engine:
+        known = {p.id for p in properties()}
+        for statement in (*self.rules, *self.works):
+            if statement.property not in known:
+                raise ValueError(f"{self.name}: no property is called {statement.property!r}")
+        for rule in self.rules:
+            for condition in rule.when:
+                operand = condition.operand
+                used = [t[1:] for t in (condition.field, operand) if isinstance(t, str) and t.startswith("$")]
+                for name in used:
+                    if name not in self.settings:
+                        raise ValueError(f"{self.name}: rule {rule.property!r} uses the unknown setting {name!r}")
+        return self
+
+    def statements(self, property_id: str, version: Version) -> Iterator[Rule | Works]:
+        """What is said about one property at one version."""
+        for rule in self.rules:
+            if rule.property == property_id and rule.covers(version):
+                yield rule
+        for works in self.works:
+            if works.property == property_id and works.covers(version):
+                yield works
+
+
+@lru_cache(maxsize=1)
+def properties() -> tuple[Property, ...]:
+    """All properties, in the order of the table."""
+    return tuple(Property.model_validate(p) for p in _toml("properties.toml")["property"])
+
+
+@lru_cache(maxsize=1)
+def engines() -> dict[str, Engine]:
+    """All engines by name, in the order of their titles."""
+    folder = resources.files("registry") / "engine_rules"
+    files = sorted(f.name for f in folder.iterdir() if f.name.endswith(".toml") and f.name != "properties.toml")
+    found = [_engine(_toml(file)) for file in files]
+    return {e.name: e for e in sorted(found, key=lambda e: (e.from_documentation, e.kind == "image", e.title.lower()))}
+
+
+def engine(name: str) -> Engine:
+    """One engine. `Invalid` (SETTING_INVALID) names the ones there are."""
+    found = engines().get(name)
+    if found is None:
+        known = ", ".join(engines())
+        raise Invalid("SETTING_INVALID", f"engine {name[:60]!r} is unknown; known are {known}")
+    return found
+
+
+def _engine(data: dict[str, Any]) -> Engine:
+    return Engine.model_validate(
+        {**data["engine"], "settings": data.get("settings", {}), "rules": data.get("rule", []),
+         "works": data.get("works", [])}
+    )  # fmt: skip
+
+
+def _toml(file: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files("registry") / "engine_rules" / file).read_text("utf-8"))
