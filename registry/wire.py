@@ -71,11 +71,15 @@ class PushCommit(Request):
 
 
 class Pushed(Answer):
-    """The version that exists now. `created` is False when the same bytes were there already."""
+    """The version that exists now. `created` is False when the same bytes were there already.
+
+    `alias_refused` says why the alias that the commit asked for did not move; the version exists all the same.
+    """
 
     version: VersionView
     created: bool
     job_id: str = ""
+    alias_refused: str = ""
 
 
 # ------------------------------------------------------------------ adapters and versions

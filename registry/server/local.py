@@ -174,7 +174,7 @@ class _FileSink:
         except OSError as e:
             raise _unavailable(e) from e
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | bytearray) -> None:
         self._meter.add(chunk)
         view = memoryview(chunk)
         try:

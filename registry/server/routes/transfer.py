@@ -1,5 +1,225 @@
-"""Routes of transfer."""
+"""Routes that move bytes and those around them: plan, upload, commit; and the files of a version.
 
-from fastapi import APIRouter
+Invariants
+- An upload is hashed while it streams and holds no transaction; what does not match leaves nothing behind.
+- A file is answered by the store's own link (307) where it has one, else by the operating system from its path,
+  else as a stream. Range, HEAD and If-None-Match work in each case; the ETag is the digest.
+- Files are attachments of type octet-stream with nosniff: a browser never runs what somebody pushed.
+
+Example
+    PUT /api/v1/pushes/psh_…/blobs/sha256:…      204
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from registry.digest import Digest
+from registry.errors import Invalid, Reason
+from registry.manifest import Descriptor
+from registry.names import Selector
+from registry.server import db, files, push
+from registry.server.blobs import BlobStore, Sink
+from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
+from registry.server.routes.deps import (
+    BlobsDep,
+    EngineDep,
+    NameDep,
+    Puller,
+    Pusher,
+    ReadSessionDep,
+    SelectorDep,
+    SessionDep,
+    SettingsDep,
+)
+from registry.server.settings import Settings
+from registry.wire import PushCommit, Pushed, PushPlan, PushRequest
 
 router = APIRouter(tags=["transfer"])
+OCTETS = "application/octet-stream"
+WRITE_BYTES = 2**20
+"""Received chunks are gathered to about this much before they are hashed and written."""
+
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
+
+
+def _blob_digest(digest: str) -> Digest:
+    return Digest(digest)
+
+
+DigestDep = Annotated[Digest, Depends(_blob_digest)]
+
+
+# ------------------------------------------------------------------ in
+@router.post("/adapters/{namespace}/{name}/pushes")
+def plan_push(
+    session: ReadSessionDep, actor: Pusher, name: NameDep, request: PushRequest, blobs: BlobsDep, settings: SettingsDep
+) -> PushPlan:
+    return push.plan(session, actor, name, request, blobs=blobs, settings=settings)
+
+
+@router.put("/pushes/{push_id}/blobs/{digest}", status_code=204)
+async def upload_blob(
+    request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, push_id: str, digest: DigestDep
+) -> Response:
+    """Bytes of one blob that the plan asked for. Asynchronous, because a slow sender must not hold a thread."""
+
+    def begin() -> Sink | None:
+        with db.session(engine, write=False) as session:
+            expected = push.receive(session, actor, push_id, digest)
+        _check_length(request, digest, expected.size_bytes)
+        return blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
+
+    sink = await run_in_threadpool(begin)
+    if sink is None:
+        async for _ in request.stream():
+            pass
+        return Response(status_code=204)
+    try:
+        await _receive(request, sink)
+        await run_in_threadpool(sink.finish)
+    except BaseException:
+        sink.abort()
+        raise
+    return Response(status_code=204)
+
+
+def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
+    declared = request.headers.get("content-length")
+    if declared is None or declared == str(size_bytes):
+        return
+    sentence = f"Content-Length is {declared[:20]}, and the plan asked for {size_bytes} bytes"
+    reasons = [Reason("blob.size_mismatch", digest, sentence)]
+    raise Invalid("BLOB_MISMATCH", f"blob {digest}: {sentence}", reasons=reasons)
+
+
+async def _receive(request: Request, sink: Sink) -> None:
+    """Hashing and writing happen here, between two reads: a thread for each megabyte would cost more than both."""
+    gathered = bytearray()
+    async for chunk in request.stream():
+        if not gathered and len(chunk) >= WRITE_BYTES:
+            sink.write(chunk)
+            continue
+        gathered += chunk
+        if len(gathered) >= WRITE_BYTES:
+            sink.write(gathered)
+            gathered = bytearray()
+    if gathered:
+        sink.write(gathered)
+
+
+@router.post("/pushes/{push_id}/commit", status_code=201)
+def commit_push(
+    session: ReadSessionDep,
+    actor: Pusher,
+    push_id: str,
+    request: PushCommit,
+    blobs: BlobsDep,
+    response: Response,
+    after: BackgroundTasks,
+) -> Pushed:
+    """201 for a new version, 200 for one that was there."""
+    pushed = push.commit(session, actor, push_id, request, blobs=blobs)
+    response.status_code = 201 if pushed.created else 200
+    after.add_task(push.tidy, push_id, blobs=blobs)
+    return pushed
+
+
+# ------------------------------------------------------------------ out
+@router.api_route(VERSION + "/files/{path:path}", methods=["GET", "HEAD"], response_model=None)
+def read_file(
+    request: Request,
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    selector: SelectorDep,
+    path: str,
+    blobs: BlobsDep,
+    settings: SettingsDep,
+) -> Response:
+    """The bytes of one file, from here or (307) from the store."""
+    file = files.find(session, actor, name, selector, path)
+    return _bytes_of(request, file, selector, blobs, settings)
+
+
+@router.get(VERSION + "/reports/{digest}", response_model=None)
+def read_report(
+    request: Request,
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    selector: SelectorDep,
+    digest: DigestDep,
+    blobs: BlobsDep,
+    settings: SettingsDep,
+) -> Response:
+    """The report behind one of this version's verdicts."""
+    file = files.report(session, actor, name, selector, digest)
+    return _bytes_of(request, file, selector, blobs, settings)
+
+
+def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: BlobStore, settings: Settings) -> Response:
+    headers = {
+        "ETag": f'"{file.digest}"',
+        "Cache-Control": FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN,
+        "Vary": "Authorization",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Content-Disposition": f'attachment; filename="{file.path.rsplit("/", 1)[-1]}"',
+    }
+    known = request.headers.get("if-none-match", "")
+    if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    key = files.key_in(blobs, file)
+    link = blobs.link(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
+    if link is not None:
+        return Response(status_code=307, headers={"Location": link.url, "Cache-Control": "no-store"})
+    path = blobs.path_of(key)
+    if path is not None:
+        return _FromPath(path, headers=headers, media_type=OCTETS)
+    return _streamed(request, blobs, key, file.size_bytes, headers)
+
+
+class _FromPath(FileResponse):
+    """starlette's answer from a path, with larger reads; of the Range header it sees what we understand."""
+
+    chunk_size = WRITE_BYTES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        odd = [
+            value for key, value in scope["headers"] if key == b"range" and not _RANGE.match(value.decode("latin-1"))
+        ]
+        if odd:
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
+        await super().__call__(scope, receive, send)
+
+
+def _streamed(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
+    """From a store that has neither links nor paths. A Range that is not one plain range is ignored (RFC 9110)."""
+    start, length, status = 0, size_bytes, 200
+    wanted = _RANGE.match(request.headers.get("range", ""))
+    if wanted and request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
+        start, length = _range(wanted[1], wanted[2], size_bytes)
+        if length <= 0:
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{size_bytes}"})
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size_bytes}"
+    headers |= {"Content-Length": str(length), "Accept-Ranges": "bytes"}
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=OCTETS)
+    return StreamingResponse(blobs.open(key, start, length), status, headers, media_type=OCTETS)
+
+
+def _range(first: str, last: str, size_bytes: int) -> tuple[int, int]:
+    """Start and length of `bytes=first-last`; a length of 0 or less cannot be satisfied."""
+    if not first:
+        length = min(int(last or 0), size_bytes)
+        return size_bytes - length, length
+    start, end = int(first), min(int(last or size_bytes), size_bytes - 1)
+    return start, end - start + 1

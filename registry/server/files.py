@@ -1,0 +1,62 @@
+"""Which bytes of a version an actor may read: its files, and the reports behind its verdicts.
+
+Invariants
+- A digest opens nothing by itself: bytes are found through a version that the actor may see.
+- A yanked version is still read by its number or its digest, no longer by an alias.
+
+Example
+    >>> files.find(session, actor, name, 3, "adapter_model.safetensors").digest
+    Digest('sha256:…')
+"""
+
+from __future__ import annotations
+
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.digest import Digest
+from registry.errors import Corrupt, NotFound
+from registry.manifest import Descriptor
+from registry.names import AdapterName, Selector
+from registry.server import catalog
+from registry.server.actors import Actor
+from registry.server.blobs import BlobStore, key_of
+from registry.server.tables import BlobRow, VerdictRow, VersionFileRow, VersionRow
+
+
+def find(session: Session, actor: Actor, name: AdapterName, selector: Selector, path: str) -> Descriptor:
+    """One file of one version. `NotFound` (BLOB_UNKNOWN) for a path that the version does not hold."""
+    version = _version(session, actor, name, selector)
+    row = session.get(VersionFileRow, (version.id, names.file_path(path)))
+    if row is None:
+        raise NotFound("BLOB_UNKNOWN", f"version {version.number} of '{name}' has no file '{path}'")
+    return Descriptor(path=row.path, media_type=row.media_type, digest=Digest(row.digest), size_bytes=row.size_bytes)
+
+
+def report(session: Session, actor: Actor, name: AdapterName, selector: Selector, digest: Digest) -> Descriptor:
+    """The report with this digest, if one of this version's verdicts names it."""
+    version = _version(session, actor, name, selector)
+    naming = select(BlobRow).join(VerdictRow, col(VerdictRow.report) == col(BlobRow.digest))
+    wanted = naming.where(col(VerdictRow.version_id) == version.id, col(VerdictRow.report) == digest)
+    row = session.exec(wanted.limit(1)).first()
+    if row is None:
+        raise NotFound("BLOB_UNKNOWN", f"no verdict of version {version.number} of '{name}' has the report {digest}")
+    return Descriptor(path="report.json", media_type="application/json", digest=digest, size_bytes=row.size_bytes)
+
+
+def key_in(blobs: BlobStore, file: Descriptor) -> str:
+    """The key of a file's bytes, which are there with the right size. `Corrupt` (DIGEST_MISMATCH) otherwise."""
+    stat = blobs.stat(key_of(file.digest))
+    if stat is None or stat.size_bytes != file.size_bytes:
+        found = "nothing" if stat is None else f"{stat.size_bytes} bytes"
+        raise Corrupt(
+            "DIGEST_MISMATCH",
+            f"{file.path}: the store holds {found} where {file.size_bytes} bytes of {file.digest} were stored",
+            next_step="tell whoever runs this registry: `adapter fsck` shows what else is missing",
+        )
+    return stat.key
+
+
+def _version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionRow:
+    fixed = isinstance(selector, int | Digest)
+    return catalog.find(session, actor, name, selector, yanked_too=fixed)

@@ -1,0 +1,80 @@
+"""What the server itself sees in a push: are the bytes there and true, what do they say, and do they fit the base?
+
+Invariants
+- Nothing that a client claimed is believed: sizes and digests come from the store, facts from the bytes.
+- A staged blob is never looked for under its final key: that may be another tenant's.
+- Malformed raises; incompatible is a finding.
+- Reads blobs and rows, writes neither: it all happens before the first row of a version.
+
+Example
+    >>> judged = judge.look(blobs, judge.verified(blobs, rows, manifest), manifest, spec)
+    >>> judged.facts["rank"]
+    8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from registry import compat, contents
+from registry.bases import BaseSpec
+from registry.digest import Digest, Hasher
+from registry.errors import Conflict, Invalid, Reason
+from registry.manifest import Manifest
+from registry.server.blobs import BlobStore, key_of
+from registry.server.tables import PushBlobRow
+from registry.verdicts import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a version's row will say of its content, and the findings of the check `fits`."""
+
+    method: str
+    rank: int | None
+    facts: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+
+def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> dict[Digest, str]:
+    """Digest → key of every blob of this push, each there with the size and the hash that the manifest says.
+
+    `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are not there; `Invalid` (BLOB_MISMATCH).
+    """
+    keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
+    missing: list[Reason] = []
+    for file in manifest.files:
+        stat = blobs.stat(keys[file.digest])
+        if stat is None:
+            missing.append(Reason("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
+            continue
+        found = stat.digest or _hash(blobs, stat.key)
+        if (stat.size_bytes, found) != (file.size_bytes, file.digest):
+            sentence = f"has {stat.size_bytes} bytes that hash to {found}; the manifest says {file.size_bytes} bytes"
+            reasons = [Reason("blob.size_mismatch", file.path, sentence)]
+            raise Invalid("BLOB_MISMATCH", f"{file.path} {sentence}", reasons=reasons)
+    if missing:
+        raise Conflict(
+            "UPLOAD_INCOMPLETE",
+            f"{missing[0].place} {missing[0].sentence}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
+            reasons=missing,
+            next_step="push again: only what is missing will be sent",
+        )
+    return keys
+
+
+def look(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec) -> Judged:
+    """Reads the configuration and the headers, and compares them with the base."""
+    by_path = {file.path: keys[file.digest] for file in manifest.files}
+    found = contents.read_contents(manifest.files, lambda path, start, length: blobs.read(by_path[path], start, length))
+    findings = (*found.findings, *compat.check_fit(found.lora, spec))
+    return Judged(found.lora.method, found.lora.rank or None, found.facts, findings)
+
+
+def _hash(blobs: BlobStore, key: str) -> Digest:
+    hasher = Hasher()
+    for chunk in blobs.open(key):
+        hasher.update(chunk)
+    return hasher.digest()

@@ -1,0 +1,185 @@
+"""A version's rows: written once, together, when a push has been judged.
+
+Invariants
+- The number is taken under the adapter's lock, and the digest is looked for again under it: equal pushes that race
+  make one version.
+- Version, files, edges, blobs, verdict, `main`, the job and the event are one transaction, and no blob is read in it.
+- A verdict `fits` that fails enqueues no job: a worker could only fail, too.
+- An alias that its gate keeps shut does not undo the version; the answer says why it did not move.
+
+Example
+    >>> versions.make(session, actor, name, push_row, manifest, judged).created
+    True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from registry import __version__, names
+from registry.digest import Digest
+from registry.errors import Refused
+from registry.jobs import Kind
+from registry.manifest import Manifest
+from registry.names import AdapterName
+from registry.server import aliases, audit, bases, catalog, db, queue, validation
+from registry.server.actors import Actor
+from registry.server.judge import Judged
+from registry.server.tables import (
+    AdapterRow,
+    BaseRow,
+    BlobRow,
+    EdgeRow,
+    PushRow,
+    VersionFileRow,
+    VersionRow,
+)
+from registry.verdicts import Check, Outcome, Verdict
+from registry.wire import Pushed
+
+
+def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow | None:
+    """The version of this adapter with this manifest, if a push made it already."""
+    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    return session.exec(statement.where(catalog.named(name), col(VersionRow.digest) == digest)).first()
+
+
+def found(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> Pushed:
+    """The answer to a push of what is there: nothing is written but the end of the push and the alias."""
+    return _answer(session, actor, name, push, row, alias, created=False, job_id="")
+
+
+def make(
+    session: Session,
+    actor: Actor,
+    name: AdapterName,
+    push: PushRow,
+    manifest: Manifest,
+    judged: Judged,
+    *,
+    alias: str = "",
+) -> Pushed:
+    """The version of this push. Found instead of made when an equal push was faster."""
+    adapter = _locked(session, actor, name)
+    row = existing(session, name, manifest.digest)
+    if row is not None:
+        return found(session, actor, name, push, row, alias)
+    base = bases.row(session, manifest.base.name)
+    row = _version_row(session, actor, adapter, base, push, manifest, judged)
+    _files_and_edges(session, row, manifest)
+    _blobs(session, manifest)
+    outcome = _verdict(session, row, base, judged)
+    detail = {"digest": row.digest, "base": base.name, "fits": str(outcome), "size_bytes": row.size_bytes}
+    audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
+    aliases.follow(session, actor, name, row)
+    job_id = ""
+    if outcome is not Outcome.FAIL:
+        job_id = queue.enqueue(session, actor, Kind.VALIDATE, row, name=name, base=base.name).id
+    return _answer(session, actor, name, push, row, alias, created=True, job_id=job_id)
+
+
+def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
+    """The adapter's row, made if need be, locked until the transaction ends."""
+    moment = db.now()
+    values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
+    values |= {"created_at": moment, "created_by": actor.name, "updated_at": moment}
+    if db.insert_new(session, AdapterRow, values):
+        audit.append(session, actor, "adapter.create", str(name))
+    statement = select(AdapterRow).where(catalog.named(name)).with_for_update()
+    return session.exec(statement.execution_options(populate_existing=True)).one()
+
+
+def _version_row(
+    session: Session,
+    actor: Actor,
+    adapter: AdapterRow,
+    base: BaseRow,
+    push: PushRow,
+    manifest: Manifest,
+    judged: Judged,
+) -> VersionRow:
+    moment = db.now()
+    adapter.newest_number += 1
+    adapter.updated_at = moment
+    row = VersionRow(
+        adapter_id=adapter.id or 0,
+        number=adapter.newest_number,
+        digest=manifest.digest,
+        manifest=manifest.to_bytes().decode(),
+        base_id=base.id or 0,
+        size_bytes=manifest.size_bytes,
+        method=judged.method,
+        rank=judged.rank,
+        facts=judged.facts,
+        message=push.message,
+        created_at=moment,
+        created_by=actor.name,
+    )
+    session.add_all([adapter, row])
+    session.flush()
+    return row
+
+
+def _files_and_edges(session: Session, row: VersionRow, manifest: Manifest) -> None:
+    version_id = row.id or 0
+    session.add_all(
+        VersionFileRow(
+            version_id=version_id, path=f.path, digest=f.digest, size_bytes=f.size_bytes, media_type=f.media_type
+        )
+        for f in manifest.files
+    )
+    session.add_all(
+        EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
+        for e in _once(manifest)
+    )
+
+
+def _once(manifest: Manifest) -> Iterable[Any]:
+    """Each (relation, parent) once: the same parent may have been named by two of its names."""
+    return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
+
+
+def _blobs(session: Session, manifest: Manifest) -> None:
+    """A row for each blob, in one order for all, so that two pushes that share blobs cannot wait for each other."""
+    moment = db.now()
+    for digest, size in sorted({f.digest: f.size_bytes for f in manifest.files}.items()):
+        values = {"digest": digest, "size_bytes": size, "state": "live", "created_at": moment}
+        if not db.insert_new(session, BlobRow, values):
+            alive = update(BlobRow).where(col(BlobRow.digest) == digest, col(BlobRow.state) != "live")
+            session.connection().execute(alive.values(state="live"))
+
+
+def _verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> Outcome:
+    tools = {"registry": __version__}
+    verdict = Verdict.of(Check.FITS, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
+    session.add(validation.verdict_row(verdict, row, base))
+    session.flush()
+    return verdict.outcome
+
+
+def _answer(
+    session: Session,
+    actor: Actor,
+    name: AdapterName,
+    push: PushRow,
+    row: VersionRow,
+    alias: str,
+    *,
+    created: bool,
+    job_id: str,
+) -> Pushed:
+    ended = update(PushRow).where(col(PushRow.id) == push.id).values(state="committed")
+    session.connection().execute(ended)
+    refused = ""
+    if alias and alias != names.NEWEST:
+        try:
+            aliases.move(session, actor, name, alias, row, expected_generation=None, reason=push.message)
+        except Refused as e:
+            refused = e.detail
+    session.flush()
+    view = catalog.view(session, name, row)
+    return Pushed(version=view, created=created, job_id=job_id, alias_refused=refused)
