@@ -1,0 +1,81 @@
+"""Fixtures: a database of its own for each test, on SQLite or PostgreSQL, and a World on it.
+
+The schema is migrated once per process and then copied, so that a fresh database costs little. Tests get SQLite
+unless their folder's conftest.py asks for both (tests/server, tests/contract).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the newest schema, to be copied."""
+    from registry.server import db
+    from registry.server.settings import Settings
+
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    engine = db.engine(Settings(database_url=f"sqlite:///{path}"))
+    db.prepare(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    from tests import services
+
+    with services.postgres_url() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: str) -> Iterator[str]:
+    """The name of a PostgreSQL database with the newest schema, to be copied."""
+    from registry.server import db
+    from registry.server.settings import Settings
+    from tests import services
+
+    def fill(url: str) -> None:
+        engine = db.engine(Settings(database_url=url))
+        db.prepare(engine)
+        engine.dispose()
+
+    with services.template_database(postgres_server, fill) as name:
+        yield name
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh database with the newest schema."""
+    if database_kind == "sqlite":
+        path = tmp_path / "registry.db"
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
+        yield f"sqlite:///{path}"
+        return
+    from tests import services
+
+    server = request.getfixturevalue("postgres_server")
+    with services.fresh_database(server, template=request.getfixturevalue("migrated_postgres")) as url:
+        yield url
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[object]:
+    from tests.world import World
+
+    with World(database_url) as made:
+        yield made

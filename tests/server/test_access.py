@@ -1,0 +1,141 @@
+"""Who may do what: tokens, scopes, namespaces; closed is the default."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from registry.errors import Denied, Invalid, NotFound, Unauthenticated
+from registry.server import app, tokens
+from registry.server.tables import EventRow, TokenRow
+from registry.wire import TokenCreate
+from tests.world import URL, World, rows
+
+
+def request(world: World, method: str, path: str, *, secret: str = "", **rest: object) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    with httpx.Client(transport=_Shared(world), base_url=URL) as client:
+        return client.request(method, path, headers=headers, **rest)  # type: ignore[arg-type]
+
+
+class _Shared(httpx.BaseTransport):
+    """The world's transport, which stays open when one client closes."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def handle_request(self, sent: httpx.Request) -> httpx.Response:
+        return self._world.transport.handle_request(sent)
+
+
+def filled(path: str) -> str:
+    return path.replace("{selector}", "main").replace("{digest}", "sha256:" + "0" * 64).replace("{", "").replace("}", "")
+
+
+def test_every_route_declares_a_scope_and_only_health_is_open() -> None:
+    scopes = app.declared_scopes()
+    assert None not in scopes.values()
+    assert [route for route, scope in scopes.items() if scope == "open"] == [("GET", "/api/v1/health")]
+
+
+def test_every_route_but_health_answers_401_without_a_token(world: World) -> None:
+    for (method, path), scope in app.declared_scopes().items():
+        answer = request(world, method, filled(path.replace(":path", "")))
+        assert answer.status_code == (200 if scope == "open" else 401), (method, path, answer.text)
+
+
+def test_every_route_answers_403_to_a_token_without_its_scope(world: World) -> None:
+    _, puller = world.issue("pull")
+    _, worker = world.issue("work")
+    for (method, path), scope in app.declared_scopes().items():
+        if scope in ("open", "", "pull"):
+            continue
+        answer = request(world, method, filled(path.replace(":path", "")), secret=worker if scope == "push" else puller)
+        assert answer.status_code == 403, (method, path, answer.text)
+
+
+def test_a_token_is_stored_as_a_hash_and_works_at_once(world: World) -> None:
+    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
+    assert tokens.well_formed(made.secret)
+    with world.session() as session:
+        stored = session.get(TokenRow, made.token.id)
+    assert made.secret not in stored.model_dump_json()
+    assert stored.secret_sha256 == tokens.sha256_of(made.secret)
+    who = world.client(made.secret).whoami()
+    assert (who.actor, who.scopes, who.namespaces) == ("ci", ["push"], ["acme"])
+
+
+def test_a_revoked_token_is_refused_at_once(world: World) -> None:
+    token_id, secret = world.issue("pull")
+    client = world.client(secret)
+    client.whoami()
+    assert world.admin.revoke_token(token_id).revoked_at is not None
+    with pytest.raises(Unauthenticated):
+        client.whoami()
+    first = world.admin.revoke_token(token_id).revoked_at
+    assert world.admin.revoke_token(token_id).revoked_at == first
+
+
+def test_expired_unknown_and_mistyped_tokens_get_the_same_answer(world: World) -> None:
+    token_id, expired = world.issue("pull", seconds=1)
+    with world.session(write=True) as session:
+        row = session.get_one(TokenRow, token_id)
+        row.expires_at = row.created_at
+        session.add(row)
+    answers = [
+        request(world, "GET", "/api/v1/whoami", secret=secret)
+        for secret in (expired, tokens.new_secret(), expired[:-1] + "!", "x")
+    ]
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({answer.json()["detail"] for answer in answers}) == 1
+    assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
+
+
+def test_nobody_gives_a_right_that_they_do_not_hold(world: World) -> None:
+    narrow = world.actor("admin", namespaces=["acme"])
+    made = narrow.create_token(TokenCreate(name="mine", scopes=["push"], namespaces=["acme"]))
+    assert made.token.namespaces == ["acme"]
+    with pytest.raises(Denied):
+        narrow.create_token(TokenCreate(name="wide", scopes=["pull"], namespaces=["*"]))
+    with pytest.raises(Denied):
+        narrow.create_token(TokenCreate(name="other", scopes=["pull"], namespaces=["globex"]))
+    with pytest.raises(Denied):
+        narrow.events()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scopes": ["root"]},
+        {"scopes": []},
+        {"scopes": ["pull"], "namespaces": []},
+        {"scopes": ["pull"], "namespaces": ["../x"]},
+    ],
+)
+def test_a_token_with_unknown_rights_is_refused(world: World, wrong: dict[str, list[str]]) -> None:
+    with pytest.raises(Invalid):
+        world.admin.create_token(TokenCreate(name="x", **wrong))
+
+
+def test_revoking_an_absent_token_is_not_found(world: World) -> None:
+    with pytest.raises(NotFound) as caught:
+        world.admin.revoke_token("tok_nothing")
+    assert caught.value.code == "TOKEN_UNKNOWN"
+
+
+def test_the_first_start_makes_one_token_and_the_second_none(world: World) -> None:
+    assert tokens.bootstrap(world.engine) is None
+    with world.session() as session:
+        assert [row.id for row in rows(session, TokenRow)] == [tokens.FIRST_TOKEN]
+
+
+def test_every_change_of_a_token_is_an_event_without_its_secret(world: World) -> None:
+    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push"]))
+    world.admin.revoke_token(made.token.id)
+    with world.session() as session:
+        told = [row for row in rows(session, EventRow) if row.object == made.token.id]
+    assert [row.action for row in told] == ["token.issue", "token.revoke"]
+    assert all(row.request_id for row in told)
+    assert all(made.secret not in row.model_dump_json() for row in told)
+    events = world.admin.events(limit=1)
+    assert events.next_cursor == str(events.items[0].seq)

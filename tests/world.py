@@ -1,0 +1,218 @@
+"""`World`: a registry in this process, with a real database, blobs in memory and our own client in front of it.
+
+    world.admin                                   a client that may do everything
+    world.actor("push", namespaces=["acme"])      a client with a token of its own
+    world.add_base(), world.push("acme/support")  the usual things, by forged files
+    world.validate("acme/support@1")              what a worker would answer, without one
+    world.statements()                            the SQL that a block sends
+
+Invariants
+- Nothing is mocked: requests go through the application, its routes, its doors and the database.
+- `close` checks what must hold whenever nothing is under way: no blob without a row, no row without a blob,
+  no job running.
+
+Example
+    with World(f"sqlite:///{tmp_path}/registry.db") as world:
+        world.add_base()
+        assert world.push("acme/support").version.number == 1
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+from sqlmodel import Session, select
+
+from registry import bases, tensors
+from registry.bases import BaseSpec
+from registry.client.api import Registry
+from registry.client.inprocess import InProcess
+from registry.digest import Digest
+from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
+from registry.server import app, blobs, db, tokens
+from registry.server.actors import TRUSTED
+from registry.server.blobs import MemoryBlobs
+from registry.server.settings import Settings
+from registry.server.tables import BlobRow, JobRow
+from registry.verdicts import Check, Finding, Report
+from registry.wire import BaseAdd, BaseView, ClaimRequest, FinishRequest, Pushed, PushRequest, TokenCreate
+from tests import forge
+
+URL = "http://registry.test"
+WEIGHTS_TYPE = "application/octet-stream"
+
+
+class World:
+    def __init__(self, database_url: str, **settings: Any) -> None:
+        self.settings = Settings(database_url=database_url, **settings).filled()
+        self.engine = db.engine(self.settings)
+        self.blobs = MemoryBlobs()
+        db.prepare(self.engine)
+        self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)
+        self.transport = InProcess(self.app)
+        self.secret = tokens.bootstrap(self.engine) or ""
+        self.admin = self.client(self.secret)
+        self.bases: dict[str, BaseSpec] = {}
+        self._seeds = itertools.count(1)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.check()
+        finally:
+            self.transport.close()
+            self.engine.dispose()
+
+    def check(self) -> None:
+        """What holds whenever no request is under way."""
+        with self.session() as session:
+            rows = {row.digest for row in session.exec(select(BlobRow)).all()}
+            running = [row.id for row in session.exec(select(JobRow).where(JobRow.state == "running")).all()]
+        kept = {str(blobs.digest_of(stat.key)) for stat in self.blobs.list("blobs/")}
+        assert kept - rows == set(), "blobs without a row"
+        assert rows - kept == set(), "rows without a blob"
+        assert running == [], "jobs left running"
+
+    def session(self, *, write: bool = False) -> Any:
+        """A transaction of the test's own, to look at rows."""
+        return db.session(self.engine, write=write)
+
+    # ------------------------------------------------------------ who
+    def client(self, secret: str) -> Registry:
+        return Registry(URL, secret, self.transport)
+
+    def actor(self, *scopes: str, namespaces: Iterable[str] = ("*",), name: str = "somebody") -> Registry:
+        return self.client(self.issue(*scopes, namespaces=namespaces, name=name)[1])
+
+    def issue(
+        self, *scopes: str, namespaces: Iterable[str] = ("*",), name: str = "somebody", seconds: int | None = None
+    ) -> tuple[str, str]:
+        """A new token: its id and its secret."""
+        request = TokenCreate(name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=seconds)
+        with self.session(write=True) as session:
+            view, secret = tokens.issue(session, TRUSTED, request)
+        return view.id, secret
+
+    # ------------------------------------------------------------ bases and versions
+    def add_base(self, base: forge.Base | None = None, *, source: str = "") -> BaseView:
+        base = base or forge.llama()
+        spec = spec_of(base)
+        self.bases[base.name] = spec
+        return self.admin.add_base(BaseAdd(spec=spec, source=source))
+
+    def files(self, base: forge.Base | None = None, **how: Any) -> forge.Files:
+        """A good adapter that no test has had before."""
+        return forge.lora(base or forge.llama(), **{"seed": next(self._seeds), **how})
+
+    def push(
+        self,
+        name: str,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        base: str = "tiny-llama",
+        alias: str = "",
+        message: str = "",
+        parents: Sequence[Edge] = (),
+        by: Registry | None = None,
+    ) -> Pushed:
+        """Plan, upload, commit, through the API."""
+        registry = by or self.admin
+        files = self.files() if files is None else files
+        manifest = self.manifest(files, base, parents)
+        plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
+        by_digest = {Digest.of(data): data for data in files.values()}
+        for upload in plan.uploads:
+            data = by_digest[upload.digest]
+            registry.upload(upload, lambda data=data: iter([data]))
+        return registry.commit_push(plan.push_id, alias=alias)
+
+    def manifest(self, files: Mapping[str, bytes], base: str = "tiny-llama", parents: Sequence[Edge] = ()) -> Manifest:
+        described = [
+            Descriptor(path=path, media_type=media_type(path), digest=Digest.of(data), size_bytes=len(data))
+            for path, data in files.items()
+        ]
+        return Manifest.build(BaseRef(name=base, fingerprint=self.bases[base].fingerprint), described, parents)
+
+    # ------------------------------------------------------------ verdicts
+    def validate(self, ref: str, findings: Sequence[Finding] = (), *, by: Registry | None = None) -> None:
+        """Take the validation of this version from the queue, as a worker does, and end it with these findings."""
+        worker = by or self.admin
+        version = worker.version(ref)
+        passed_over = []
+        while True:
+            claimed = worker.claim(ClaimRequest(worker="test"))
+            assert claimed is not None, f"no job for {ref}"
+            if claimed.job.subject == f"{version.name}@{version.number}":
+                break
+            passed_over.append(claimed)
+        report = self.report(version.digest, version.base, findings)
+        worker.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+        self.give_back([other.job.id for other in passed_over])
+
+    def report(self, subject: Digest, base: str, findings: Sequence[Finding] = ()) -> Report:
+        return Report(
+            check=Check.ACTS,
+            subject=subject,
+            base=base,
+            base_fingerprint=self.bases[base].fingerprint,
+            findings=tuple(findings),
+            measurements={"largest_difference": 0.25},
+            made_by={"worker": "test"},
+        )
+
+    def give_back(self, job_ids: Iterable[str]) -> None:
+        """Jobs as if nobody had claimed them."""
+        with self.session(write=True) as session:
+            for job_id in job_ids:
+                row = session.get_one(JobRow, job_id)
+                row.state, row.attempt, row.lease_token, row.lease_expires_at = "queued", 0, "", None
+                session.add(row)
+
+    # ------------------------------------------------------------ looking inside
+    @contextmanager
+    def statements(self) -> Iterator[list[str]]:
+        """The statements that reach the database in this block, without BEGIN and COMMIT."""
+        sent: list[str] = []
+
+        def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if not statement.startswith("BEGIN"):
+                sent.append(statement)
+
+        event.listen(self.engine, "before_cursor_execute", note)
+        try:
+            yield sent
+        finally:
+            event.remove(self.engine, "before_cursor_execute", note)
+
+
+def spec_of(base: forge.Base) -> BaseSpec:
+    """What `adapter base add` reads from a base's folder."""
+    headers = [
+        tensors.read_header(lambda start, length, data=data: data[start : start + length], len(data), file=path)
+        for path, data in base.files.items()
+        if path.endswith(".safetensors")
+    ]
+    return bases.base_spec(
+        base.name,
+        base.config,
+        headers,
+        tokenizer=base.files.get("tokenizer.json"),
+        tokenizer_config=base.files.get("tokenizer_config.json"),
+        chat_template=(base.files.get("chat_template.jinja") or b"").decode() or None,
+    )
+
+
+def media_type(path: str) -> str:
+    kind = kind_of(path)
+    return kind.media_type if kind is not None else WEIGHTS_TYPE
+
+
+def rows(session: Session, table: type[Any]) -> list[Any]:
+    return list(session.exec(select(table)).all())
