@@ -44,9 +44,9 @@ TABLE = [
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
     _row("registry.server.routes", "domain server routes", "fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
-    _row("cli", "domain client cli", "click rich httpx"),
+    _row("cli", "domain client cli", "click rich httpx pydantic"),
     _row("cli.main", "cli", "click"),
-    _row("cli.serve", "domain client server cli", "click uvicorn"),
+    _row("cli.serve", "domain server app cli", "click uvicorn fastapi"),
     _row("cli.work", "domain client worker cli", "click"),
     _row("migrations.env", "server", "alembic sqlalchemy sqlmodel"),
     _row("migrations.versions", "", "alembic sqlalchemy"),
@@ -54,12 +54,12 @@ TABLE = [
 
 
 def kind_of(module: str) -> str:
-    """Which room's folder a module of ours is in: domain, client, serving, server, routes, worker, cli, migrations."""
+    """Which room's folder a module of ours is in: domain, client, serving, server, routes, app, worker, cli…"""
     parts = module.split(".")
     if parts[0] != "registry":
         return parts[0]
-    if parts[1:3] in (["server", "routes"], ["server", "app"]):
-        return "routes"
+    if parts[1:2] == ["server"] and parts[2:3] in (["routes"], ["app"]):
+        return parts[2]
     return parts[1] if parts[1:] and parts[1] in {"client", "serving", "server", "worker"} else "domain"
 
 
