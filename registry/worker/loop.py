@@ -1,0 +1,156 @@
+"""Claim, keep the lease, run, report: one job at a time, for the bases that this machine can load.
+
+Invariants
+- Only jobs of bases that were found here and checked are claimed, warm bases first.
+- A lost lease sends nothing; a stop finishes the running job within its grace, or gives it back as failed.
+- A server that is away is waited for; a job's failure never ends the loop.
+
+Example
+    >>> Worker(registry, Sources(), say=print).run(once=True)
+    Tally(done=3, failed=0, base_loads=1)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from registry.client.api import Registry
+from registry.errors import Conflict, NotFound, RegistryError, Unavailable
+from registry.jobs import Kind
+from registry.verdicts import Report, add_up, summarise
+from registry.wire import Claimed, ClaimRequest, FailRequest, FinishRequest
+from registry.worker.job import Failed, smoke_test
+from registry.worker.lease import Held, Lost
+from registry.worker.pool import Limits, Pool, Source
+from registry.worker.sources import Sources
+
+IDLE_SECONDS = (0.5, 5.0)
+"""How long an idle worker waits before it asks again: it begins with the first and doubles up to the second."""
+GRACE_SECONDS = 20.0
+"""How long a running job may go on after the worker was told to stop."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one run of a worker did."""
+
+    done: int = 0
+    failed: int = 0
+    base_loads: int = 0
+
+
+class Worker:
+    """A client that owns a base (and some day a GPU). `say` gets one line for each thing that happens."""
+
+    def __init__(
+        self, registry: Registry, sources: Sources, *, say: Callable[[str], None], limits: Limits | None = None,
+        pool: Pool | None = None, name: str = "", grace_seconds: float = GRACE_SECONDS,
+    ) -> None:  # fmt: skip
+        self.tally = Tally()
+        self._registry = registry
+        self._sources = sources
+        self._say = say
+        self._limits = limits or Limits()
+        self._pool = pool or Pool()
+        self._name = name or f"{platform.node()}:{os.getpid()}"
+        self._grace = grace_seconds
+        self._stopping = threading.Event()
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.close()
+
+    def stop(self) -> None:
+        """End after the running job, or after the grace, whichever is first. May be called from a signal handler."""
+        if self._stopping.is_set():
+            self._pool.stop_child()
+            return
+        self._stopping.set()
+        timer = threading.Timer(self._grace, self._pool.stop_child)
+        timer.daemon = True
+        timer.start()
+
+    def run(self, *, once: bool = False) -> Tally:
+        """Work until `stop`, or with `once` until no job is left that this worker can do."""
+        pause = IDLE_SECONDS[0]
+        while not self._stopping.is_set():
+            try:
+                worked = self._round()
+            except Unavailable as e:
+                if once:
+                    raise
+                self._say(f"waiting for the registry: {e.detail}")
+                worked = False
+            if worked:
+                pause = IDLE_SECONDS[0]
+            elif once:
+                break
+            else:
+                self._stopping.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - so that workers do not march in step
+                pause = min(2 * pause, IDLE_SECONDS[1])
+        self.tally.base_loads = self._pool.base_loads
+        return self.tally
+
+    def _round(self) -> bool:
+        """Claim one job and do it; False when there is none."""
+        sources = {source.name: source for source in self._sources.demand(self._registry.bases().items)}
+        for sentence in self._sources.problems.values():
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self._say(sentence)
+        if not sources:
+            return False
+        warm = [name for name in self._pool.warm if name in sources]
+        names = [*warm, *(name for name in sources if name not in warm)]
+        claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=[Kind.VALIDATE], bases=names))
+        if claimed is None:
+            return False
+        self._work(claimed, sources[claimed.job.base])
+        return True
+
+    def _work(self, claimed: Claimed, source: Source) -> None:
+        job = claimed.job
+        label = f"{job.namespace}/{job.subject}" if "/" not in job.subject else job.subject
+        try:
+            with Held(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
+                report = smoke_test(self._registry, claimed, source, pool=self._pool, limits=self._limits, lease=lease)
+                self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=report))
+        except (Lost, Conflict, NotFound) as e:
+            self._say(f"{label}: the job is no longer ours ({e}); dropped")
+            return
+        except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
+            self._fail(claimed, label, e)
+            return
+        self.tally.done += 1
+        self._say(f"{label}: {_in_short(report)}")
+
+    def _fail(self, claimed: Claimed, label: str, error: Exception) -> None:
+        self.tally.failed += 1
+        known = isinstance(error, Failed | RegistryError)
+        sentence = (str(error) if known else f"{type(error).__name__}: {error}")[:4000]
+        final = isinstance(error, Failed) and error.final
+        self._say(f"{label}: attempt {claimed.job.attempt} failed: {sentence}")
+        try:
+            self._registry.fail(
+                claimed.job.id, FailRequest(lease_token=claimed.lease.token, error=sentence, final=final)
+            )
+        except RegistryError as e:  # the lease will run out, which says the same
+            self._say(f"{label}: could not be given back: {e.detail}")
+
+
+def _in_short(report: Report) -> str:
+    outcome = add_up(report.findings)
+    seen = report.measurements
+    if "max_logit_delta" in seen and outcome != "fail":
+        return f"acts: {outcome} (logits move by up to {seen['max_logit_delta']}, KL {seen['kl_nats']} nats a token)"
+    return f"acts: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else "")

@@ -1,0 +1,213 @@
+"""The keeper and its children, as real processes: what each kind of adapter ends in, and that the next one is right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.worker.pool import Gone, Keeper, Limits, Pool, Source, clean_environment
+from tests.worker import models
+
+LIMITS = Limits(deadline_seconds=120, threads=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def source(folder: Path) -> Source:
+    return Source("tiny", folder, "sha256:" + "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def good(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.adapter(folder, tmp_path_factory.mktemp("adapters") / "good")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool() as pool:
+        yield pool
+
+
+def codes(answer: dict[str, Any]) -> dict[str, str]:
+    return {finding["code"]: finding["severity"] for finding in answer["seen"]["findings"]}
+
+
+def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: Source, good: Path) -> None:
+    answer = pool.try_adapter(source, good, LIMITS)
+    assert codes(answer) == {}
+    seen = answer["seen"]["measurements"]
+    assert seen["max_logit_delta"] > 1e-3
+    assert 0 < seen["kl_nats"] < 3
+    assert (seen["base_tensors_changed"], seen["base_logits_equal_after"]) == (0, True)
+
+
+def test_a_keeper_has_one_thread_so_that_it_may_fork(pool: Pool, source: Source) -> None:
+    assert pool.keeper(source).ready["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (models.with_nan, {"acts.not_finite": "error"}),
+        (models.with_inf, {"acts.not_finite": "error"}),
+        (models.huge, {"acts.not_finite": "error"}),
+        (models.zero_b, {"acts.no_effect": "error"}),
+        (models.wrong_prefix, {"acts.no_effect": "error"}),
+        (models.poisoned, {"acts.base_changed": "error"}),
+    ],
+)
+def test_a_broken_adapter_is_named_and_the_next_one_is_right(
+    pool: Pool, source: Source, good: Path, folder: Path, tmp_path: Path, change: models.Change, expected: Any
+) -> None:
+    before = pool.try_adapter(source, good, LIMITS)["seen"]["measurements"]["max_logit_delta"]
+    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "broken", change=change), LIMITS)
+    assert codes(answer).items() >= expected.items()
+    assert pool.try_adapter(source, good, LIMITS)["seen"]["measurements"]["max_logit_delta"] == before
+    assert pool.base_loads == 1
+
+
+def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, folder: Path, tmp_path: Path) -> None:
+    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "nan", change=models.with_nan), LIMITS)
+    assert "layers.0.self_attn.q_proj.lora_B" in answer["seen"]["findings"][0]["place"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"use_dora": True}, {}),
+        ({"use_rslora": True, "target_modules": "all-linear"}, {}),
+        ({"modules_to_save": ["lm_head"]}, {}),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, {}),
+        ({"trainable_token_indices": [500, 501]}, {}),
+        ({"bias": "lora_only", "target_modules": ["q_proj"]}, {}),
+        ({"alora_invocation_tokens": [7, 8]}, {}),
+        ({"layer_replication": [[0, 2], [1, 2]]}, {"acts.base_changed": "warning"}),
+    ],
+)
+def test_honest_options_of_lora_act(
+    pool: Pool, source: Source, folder: Path, tmp_path: Path, settings: dict[str, Any], expected: Any
+) -> None:
+    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "honest", **settings), LIMITS)
+    assert codes(answer) == expected, answer
+
+
+def test_an_adapter_that_announces_a_change_of_the_base_is_warned_about(
+    pool: Pool, source: Source, folder: Path, tmp_path: Path
+) -> None:
+    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
+    assert codes(answer)["acts.base_changed"] == "warning"
+
+
+def test_what_peft_cannot_load_is_a_finding_with_its_reason(
+    pool: Pool, source: Source, folder: Path, tmp_path: Path
+) -> None:
+    other = models.base(tmp_path / "wide", hidden=128)
+    answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
+    assert codes(answer) == {"acts.load_failed": "error"}
+    assert "size mismatch" in answer["seen"]["findings"][0]["sentence"] or "RuntimeError" in str(answer)
+
+
+def test_a_hanging_child_is_killed_at_its_deadline_and_the_keeper_goes_on(
+    pool: Pool, source: Source, good: Path
+) -> None:
+    keeper = pool.keeper(source)
+    with _When(keeper, signal.SIGSTOP) as stopped:
+        answer = pool.try_adapter(source, good, Limits(deadline_seconds=1.5, threads=1))
+    assert answer["failed"] == "the child was killed: it reached its deadline of 1.5 seconds"
+    assert not _exists(stopped.child)
+    assert codes(pool.try_adapter(source, good, LIMITS)) == {}
+    assert pool.keeper(source) is keeper
+
+
+def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: Source, good: Path) -> None:
+    with _When(pool.keeper(source), signal.SIGSEGV):
+        answer = pool.try_adapter(source, good, LIMITS)
+    assert answer["failed"] == "the child died of SIGSEGV without an answer"
+
+
+def test_a_child_that_asks_for_too_much_memory_is_a_failed_attempt(
+    pool: Pool, source: Source, folder: Path, tmp_path: Path
+) -> None:
+    large = models.adapter(folder, tmp_path / "large", r=2048, target_modules="all-linear")
+    answer = pool.try_adapter(source, large, Limits(deadline_seconds=60, threads=1, memory_bytes=2**20))
+    assert "failed" in answer
+    assert codes(pool.try_adapter(source, large, LIMITS)) == {}
+
+
+def test_a_job_that_was_given_up_stops_its_child(pool: Pool, source: Source, good: Path) -> None:
+    with _When(pool.keeper(source), signal.SIGSTOP, then=pool.stop_child):
+        answer = pool.try_adapter(source, good, LIMITS)
+    assert answer["failed"] == "the child was killed: the worker gave the job up"
+
+
+def test_a_keeper_that_is_killed_takes_its_child_along_and_a_new_one_is_right(source: Source, good: Path) -> None:
+    with Pool() as pool:
+        keeper = pool.keeper(source)
+        kill = lambda: os.kill(keeper.pid, signal.SIGKILL)  # noqa: E731
+        with _When(keeper, signal.SIGSTOP, then=kill) as stopped, pytest.raises(Gone, match="signal 9"):
+            pool.try_adapter(source, good, LIMITS)
+        assert not _exists(stopped.child)
+        assert codes(pool.try_adapter(source, good, LIMITS)) == {}
+        assert pool.base_loads == 2
+
+
+def test_a_base_that_does_not_load_says_why(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(Gone, match="the base empty does not load"):
+        Keeper(Source("empty", tmp_path, ""))
+
+
+def test_a_keeper_gets_no_secrets() -> None:
+    kept = clean_environment(
+        {"PATH": "/bin", "ADAPTER_TOKEN": "lra_x", "AWS_SECRET_ACCESS_KEY": "x", "REGISTRY_DATABASE_URL": "x"}
+    )
+    assert kept["PATH"] == "/bin"
+    assert not {"ADAPTER_TOKEN", "AWS_SECRET_ACCESS_KEY", "REGISTRY_DATABASE_URL"} & set(kept)
+
+
+class _When:
+    """Sends a signal to the child as soon as the keeper has named it, then calls `then`."""
+
+    def __init__(self, keeper: Keeper, number: signal.Signals, then: Any = None) -> None:
+        self.child = 0
+        self._keeper, self._number, self._then = keeper, number, then
+        self._thread = threading.Thread(target=self._wait)
+
+    def __enter__(self) -> _When:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._thread.join()
+
+    def _wait(self) -> None:
+        ends = time.monotonic() + 30
+        while not self.child and time.monotonic() < ends:
+            self.child = self._keeper.child
+        os.kill(self.child, self._number)
+        if self._then is not None:
+            self._then()
+
+
+def _exists(pid: int) -> bool:
+    """Whether the process still runs. A killed orphan may wait a moment for its parent to take notice."""
+    ends = time.monotonic() + 10
+    while time.monotonic() < ends:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        if state in "ZX":
+            return False
+    return True
