@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
+from registry.bases import BaseSpec
 from registry.image_facts import ImageFacts
 from registry.lora import LoraSpec, ModuleUpdate
 from registry.verdicts import Value
@@ -90,11 +91,8 @@ class EngineFacts(Value):
     base_experts: bool = False
 
 
-def of_lora(spec: LoraSpec, *, fits: str = "", base: Mapping[str, Any] | None = None) -> EngineFacts:
-    """The facts of a language model's adapter. `fits` is its verdict on its base (`pass`, `fail` …), if there is one.
-
-    `base` may tell `base_architecture`, `base_vocabulary` (rows), `base_multimodal` and `base_experts`.
-    """
+def of_lora(spec: LoraSpec, *, fits: str = "", base: BaseSpec | None = None) -> EngineFacts:
+    """The facts of a language model's adapter. `fits`: its verdict on its base (`pass`, `fail` …), if any."""
     config, paths = spec.config, [m.path for m in spec.modules]
     modules = frozenset(_last(path) for path in paths)
     declared = tuple(sorted({_last(t) for t in config.targets})) if isinstance(config.targets, tuple) else ()
@@ -145,8 +143,18 @@ def of_lora(spec: LoraSpec, *, fits: str = "", base: Mapping[str, Any] | None = 
         parameters=spec.parameters,
         size_bytes=spec.size_bytes,
         fits=fits,
-        **(base or {}),
+        **(of_base(base) if base else {}),
     )  # fmt: skip
+
+
+def of_base(base: BaseSpec) -> dict[str, Any]:
+    """The fields `base_…`: what engines ask about the base. Merge them into stored facts before judging."""
+    return {
+        "base_architecture": base.architecture,
+        "base_vocabulary": base.vocab,
+        "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
+        "base_experts": any(m.kind == "experts" for m in base.modules.values()),
+    }
 
 
 def of_image(facts: ImageFacts, *, fits: str = "") -> EngineFacts:

@@ -19,10 +19,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from registry.engine_facts import EngineFacts
+from registry.bases import BaseSpec
+from registry.digest import Digest
+from registry.engine_facts import EngineFacts, of_base
 from registry.errors import Invalid
 from registry.rulebook import Condition, Engine, Rule, Setting, SettingRule, Version, engine, properties, version_of
-from registry.verdicts import Finding, Value
+from registry.verdicts import Check, Finding, Outcome, Value, Verdict
 
 PROFILE_LIMIT = 400
 _PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")
@@ -130,6 +132,19 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
             sentence = f"nobody has examined what {known.title} {asked.version} does with this: {prop.label}"
             findings.append(_finding(known, prop.id, "unknown", sentence))
     return findings
+
+
+def verdict(
+    stored: Mapping[str, Any], asked: Profile, *, subject: Digest, base: BaseSpec, fits: Outcome, registry: str
+) -> Verdict:
+    """The verdict `loads` of one version, from its stored facts (the JSON of `EngineFacts`), its base and `fits`.
+
+    `registry` is the version of this registry, for `made_by`. Reads nothing; renewing is calling it again.
+    """
+    findings = judge({**stored, **of_base(base), "fits": fits.value}, asked)
+    return Verdict.of(
+        Check.LOADS, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by={"registry": registry}
+    )
 
 
 def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:

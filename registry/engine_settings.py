@@ -1,0 +1,126 @@
+"""What to set for a fleet of adapters on one base: the rank limit, the slots, the modules, and what a slot costs.
+
+Invariants
+- Numbers follow from facts and the base's shapes; nothing is measured.
+- vLLM and its kin allocate each slot at the rank limit for *every* module they wrap, whatever the adapters touch: one
+  adapter of a larger rank makes every slot of the fleet larger. Which adapters do that is part of the answer.
+- Adapters that the engine refuses at any setting are named, and their ranks do not count.
+
+Example
+    >>> settings_for("vllm==0.33.0", {"acme/a": small, "acme/b": large}, base).flags
+    ('--enable-lora', '--max-lora-rank 64', '--max-loras 2', '--max-cpu-loras 2')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from registry import engines
+from registry.bases import BaseSpec
+from registry.engine_facts import EngineFacts
+from registry.rulebook import Engine, engine
+from registry.verdicts import Value
+
+SLOTS_LIMIT = 8
+"""The slots proposed at most; more are needed only where more adapters are called in one batch."""
+MEASURED_BY_OTHERS = frozenset({"rank", "target_filter"})
+"""Properties that a setting cures; a refusal for any other reason leaves the adapter out."""
+
+
+class FleetSettings(Value):
+    """The answer. Sizes are bytes before tensor parallelism; `raised_by` are the adapters with the largest rank."""
+
+    profile: str
+    adapters: int
+    left_out: tuple[str, ...] = ()
+    max_rank: int = 0
+    rank_limit: int = 0
+    rank_limit_without: int = 0
+    raised_by: tuple[str, ...] = ()
+    slots: int = 0
+    modules: tuple[str, ...] = ()
+    bytes_per_slot: int = 0
+    bytes_per_slot_without: int = 0
+    flags: tuple[str, ...] = ()
+
+
+def settings_for(
+    profile: str, fleet: Mapping[str, EngineFacts | Mapping[str, Any]], base: BaseSpec, *, slots: int | None = None
+) -> FleetSettings:
+    """What to set so that all these adapters (name → facts) are served by this engine on this base.
+
+    `slots`: adapters in one batch; without it as many as there are adapters, at most `SLOTS_LIMIT`.
+    """
+    asked = engines.profile(profile)
+    known = engine(asked.engine)
+    served = {name: facts for name, facts in fleet.items() if not _is_refused(facts, asked)}
+    ranks = {name: int(_field(facts, "max_rank")) for name, facts in served.items()}
+    largest = max(ranks.values(), default=0)
+    raised = tuple(sorted(name for name, rank in ranks.items() if rank == largest))
+    rest = max((rank for rank in ranks.values() if rank < largest), default=0)
+    limit, without = _allowed(known, largest), _allowed(known, rest)
+    count = slots or min(max(len(served), 1), SLOTS_LIMIT)
+    modules = tuple(sorted({m for facts in served.values() for m in _field(facts, "modules")}))
+    return FleetSettings(
+        profile=str(asked),
+        adapters=len(fleet),
+        left_out=tuple(sorted(set(fleet) - set(served))),
+        max_rank=largest,
+        rank_limit=limit,
+        rank_limit_without=without,
+        raised_by=raised if rest and without < limit else (),
+        slots=count,
+        modules=modules,
+        bytes_per_slot=slot_bytes(base, limit),
+        bytes_per_slot_without=slot_bytes(base, without),
+        flags=_flags(known, limit, count, len(served), modules),
+    )
+
+
+def slot_bytes(base: BaseSpec, rank: int) -> int:
+    """Bytes of one slot at this rank: A and B of every linear, embedding and expert module, in the base's type.
+
+    A is [rank, in] and B is [out, rank]; an expert has three matrices (gate, up, down). Packed bases compute in 16
+    bits. The rule is vLLM's (vllm/lora/layers/base_linear.py: create_lora_weights).
+    """
+    width = 4 if base.dtype == "F32" and not base.quantisation else 2
+    per_rank = 0
+    for module in base.modules.values():
+        sides = module.in_features + module.out_features
+        if module.kind in ("linear", "conv1d", "embedding"):
+            per_rank += sides
+        elif module.kind == "experts":
+            per_rank += 3 * sides * module.count
+    return per_rank * rank * width
+
+
+def _is_refused(facts: EngineFacts | Mapping[str, Any], asked: engines.Profile) -> bool:
+    """Whether some error stands in the way that no setting of the rank or of the modules cures."""
+    return any(
+        finding.severity == "error" and finding.code.rpartition(".")[2] not in MEASURED_BY_OTHERS
+        for finding in engines.judge(facts, asked)
+    )
+
+
+def _field(facts: EngineFacts | Mapping[str, Any], name: str) -> Any:
+    return facts[name] if isinstance(facts, Mapping) else getattr(facts, name)
+
+
+def _allowed(known: Engine, rank: int) -> int:
+    """The smallest limit that the engine offers and that holds this rank; the rank itself where any is offered."""
+    rule = known.settings.get("max_lora_rank")
+    return next((choice for choice in rule.choices if choice >= rank), rank) if rule and rank else rank
+
+
+def _flags(known: Engine, limit: int, slots: int, adapters: int, modules: tuple[str, ...]) -> tuple[str, ...]:
+    wanted: dict[str, str] = {
+        "max_lora_rank": str(limit),
+        "max_loras": str(slots),
+        "max_loras_per_batch": str(slots + 1),  # SGLang counts the base itself
+        "max_cpu_loras": str(max(adapters, slots)),
+    }
+    if known.name == "sglang":  # it needs the list when no adapter is loaded at start
+        wanted["target_modules"] = " ".join(modules)
+    flags = [f"{known.settings[name].flag} {value}" for name, value in wanted.items() if name in known.settings]
+    return ("--enable-lora", *flags) if known.name in ("vllm", "sglang") else tuple(flags)

@@ -1,0 +1,168 @@
+"""`docs/engines.md`, made from the rules: `python -m registry.engine_table > docs/engines.md`.
+
+Invariants
+- Every cell of the page comes from a rule or a `works` entry and carries its source; nothing is written by hand.
+- Versions of one engine with equal statements share a column.
+
+Example
+    >>> markdown().splitlines()[0]
+    '# Engines'
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from registry.rulebook import Engine, Property, Rule, Works, engines, properties, version_of
+
+_INTRODUCTION = """\
+# Engines
+
+What each engine does with an adapter, by property, and how we know. This page is made from the data files in
+`registry/engine_rules/` by `python -m registry.engine_table`; a test keeps it equal to them.
+
+`adapter check REF --engine vllm==0.32.0,max_lora_rank=32` judges one adapter by these rules, from facts that the
+registry keeps with every version. What nobody has examined is answered `unknown`, never yes.
+
+| word | meaning |
+|---|---|
+| ok | it loads, and the output is what training saw |
+| refuses | it does not load, with an error |
+| ignores | it loads, and this part has no effect; nothing tells the client |
+| wrong | it loads, and the output is not what training saw |
+| setting | it loads only with another setting |
+| depends | one of these, by circumstances that the facts do not show |
+| – | not examined: the verdict is `unknown` |
+
+How we know: **run** here against the engine, its **source**, an **issue** of the project, or **documentation** only.
+The numbers lead to the list of sources at the end.
+"""
+_WORDS = {"refuses": "refuses", "ignores_silently": "ignores", "wrong_output": "wrong", "needs_setting": "setting"}
+
+
+class _Sources:
+    """Numbers the sources in the order of their first use."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    def number(self, statement: Rule | Works) -> int:
+        return self._numbers.setdefault((statement.verified, statement.source), len(self._numbers) + 1)
+
+    def lines(self) -> Iterable[str]:
+        return (f"{number}. {verified}: {source}" for (verified, source), number in self._numbers.items())
+
+
+def markdown() -> str:
+    """The whole page."""
+    sources = _Sources()
+    parts = [_INTRODUCTION]
+    text = [e for e in engines().values() if e.kind == "text" and not e.from_documentation]
+    hosted = [e for e in engines().values() if e.from_documentation]
+    image = [e for e in engines().values() if e.kind == "image"]
+    (vllm,) = (e for e in text if e.name == "vllm")
+    parts.append(_table("vLLM by version", _columns([vllm]), "text", sources))
+    parts.append(
+        _table("Other engines for language models", _columns(e for e in text if e is not vllm), "text", sources)
+    )
+    parts.append(_table("Hosted services and containers (from documentation)", _columns(hosted), "text", sources))
+    parts.append(_table("Image engines", _columns(image), "image", sources))
+    parts.extend(_details(e, sources) for e in engines().values())
+    parts.append("## Sources\n\n" + "\n".join(sources.lines()) + "\n")
+    return "\n".join(parts)
+
+
+def _columns(chosen: Iterable[Engine]) -> list[tuple[Engine, str, str]]:
+    """(engine, version to ask, heading); neighbouring versions about which the same is said are one column."""
+    columns: list[tuple[Engine, str, str]] = []
+    for engine in chosen:
+        first = engine.examined[0]
+        last = first
+        for version in [*engine.examined[1:], ""]:
+            if version and _said(engine, version) == _said(engine, first):
+                last = version
+                continue
+            span = first if first == last else f"{first} to {last}"
+            columns.append((engine, first, f"{engine.title} {span}"))
+            first = last = version
+    return columns
+
+
+def _said(engine: Engine, version: str) -> list[Rule | Works]:
+    return [s for prop in properties() for s in engine.statements(prop.id, version_of(version))]
+
+
+def _table(title: str, columns: list[tuple[Engine, str, str]], kind: str, sources: _Sources) -> str:
+    rows = [prop for prop in properties() if prop.kind == kind]
+    rows = [p for p in rows if any(list(e.statements(p.id, version_of(v))) for e, v, _ in columns)]
+    lines = [
+        f"## {title}",
+        "",
+        "| property | " + " | ".join(heading for _, _, heading in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for prop in rows:
+        cells = [_cell(engine, version, prop, sources) for engine, version, _ in columns]
+        lines.append(f"| {prop.label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(engine: Engine, version: str, prop: Property, sources: _Sources) -> str:
+    words: list[str] = []
+    for statement in engine.statements(prop.id, version_of(version)):
+        word = _word(statement, prop)
+        words.append(f"{word} {sources.number(statement)}")
+    return ", ".join(dict.fromkeys(words)) or "–"
+
+
+def _word(statement: Rule | Works, prop: Property) -> str:
+    if isinstance(statement, Works):
+        return "ok"
+    if statement.severity == "unknown":
+        return "depends"
+    return ("some: " if statement.when and prop.when else "over it: " if prop.id == "rank" else "") + _WORDS[
+        statement.effect
+    ]
+
+
+def _details(engine: Engine, sources: _Sources) -> str:
+    lines = [f"## {engine.title}", "", f"Examined: {', '.join(engine.examined)}. {engine.note}".rstrip(), ""]
+    if engine.settings:
+        shown = (
+            f"`{name}` ({setting.flag}; default {'none' if setting.default is None else str(setting.default).lower()}"
+            + (f"; one of {', '.join(map(str, setting.choices))}" if setting.choices else "")
+            + ")"
+            for name, setting in engine.settings.items()
+        )
+        lines += [f"Settings of a profile: {', '.join(shown)}.", ""]
+    lines += ["| property | versions | what it does | source |", "|---|---|---|---|"]
+    for prop in properties():
+        statements: list[Rule | Works] = [*engine.rules, *engine.works]
+        for statement in statements:
+            if statement.property == prop.id:
+                lines.append(
+                    f"| {prop.label} | {_span(statement)} | {_words(statement)} | {sources.number(statement)} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def _span(statement: Rule | Works) -> str:
+    since = "" if statement.since == "0" else f"from {statement.since}"
+    before = f"before {statement.before}" if statement.before else ""
+    return " ".join(filter(None, (since, before))) or "all"
+
+
+def _words(statement: Rule | Works) -> str:
+    if isinstance(statement, Works):
+        return "ok" + (f"; {statement.note}" if statement.note else "")
+    parts = [f"{_WORDS[statement.effect]}: {statement.message}"]
+    if statement.answer:
+        parts.append(f"it answers `{statement.answer}`")
+    if statement.fix:
+        parts.append(statement.fix)
+    return "; ".join(parts).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())
