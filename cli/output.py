@@ -113,6 +113,12 @@ def tell(error: Exception, ctx: click.Context) -> int | None:
     return EXIT_CODES[type(known)]
 
 
+def exit_code_of(error: Exception) -> int:
+    """The exit code that this error ends a command with; 1 for a bug."""
+    known = _known(error)
+    return EXIT_CODES[type(known)] if known is not None else 1
+
+
 def _known(error: Exception) -> RegistryError | None:
     if isinstance(error, RegistryError):
         return error

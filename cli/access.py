@@ -1,0 +1,178 @@
+"""Who you are and who may do what: `adapter login`, `whoami`, `token …`, and the audit log.
+
+Invariants
+- A token's secret is asked for without echo or read from standard input; it is no argument, where others could see it.
+- A secret is printed once, by the command that made it.
+
+Example
+    $ adapter login https://registry.example.org
+    $ adapter token create ci --scope push --namespace acme --days 90
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+
+import click
+
+from cli import output, session
+from registry.client.api import Registry
+from registry.errors import Invalid
+from registry.wire import EventView, TokenCreate, TokenView, Whoami
+
+SCOPES = ("pull", "push", "promote", "work", "admin")
+DAY_SECONDS = 86400
+
+
+@click.command()
+@click.argument("url")
+@output.json_option
+def login(url: str) -> None:
+    """Remember the registry at URL and your token for it. The token comes from ADAPTER_TOKEN, a pipe or a prompt."""
+    secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _ask()
+    if not secret:
+        raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
+    with Registry(url, secret) as registry:
+        who, kept_as = registry.whoami(), registry.url
+    profile = session.read_profile()
+    path = session.write_profile(session.Profile(kept_as, {**profile.tokens, kept_as: secret}))
+
+    def text() -> None:
+        click.echo(f"You are {output.strong(who.actor)} at {kept_as}.")
+        click.echo(output.faint(f"  {_rights(who.scopes, who.namespaces)}; remembered in {path}"))
+
+    output.answer(who, text)
+
+
+def _ask() -> str:
+    if sys.stdin.isatty():
+        answer: str = click.prompt("Token", hide_input=True)
+        return answer.strip()
+    return sys.stdin.readline().strip()
+
+
+@click.command()
+@output.json_option
+def whoami() -> None:
+    """Say which registry this is and who you are there."""
+    where = session.target()
+    with session.registry() as registry:
+        who = registry.whoami()
+    output.answer(who, lambda: _print_whoami(where, who))
+
+
+def _print_whoami(where: session.Target, who: Whoami) -> None:
+    click.echo(output.strong(who.actor) + ("" if where.embedded else f" at {where.url}"))
+    expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
+    output.facts([("rights", _rights(who.scopes, who.namespaces) + expires), ("registry", where.source)])
+
+
+def _rights(scopes: list[str], namespaces: list[str]) -> str:
+    return f"{', '.join(scopes)} in {'all namespaces' if '*' in namespaces else ', '.join(namespaces)}"
+
+
+# ------------------------------------------------------------------ tokens
+@click.group()
+def token() -> None:
+    """Tokens: who may do what."""
+
+
+@token.command()
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="A right; repeat it.")
+@click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where; repeat it. Default: all.")
+@click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="How long it lasts. Default: for ever.")
+@output.json_option
+def create(name: str, scopes: tuple[str, ...], namespaces: tuple[str, ...], days: float | None) -> None:
+    """Make a token. Its secret is shown now and never again."""
+    lasts = max(1, round(days * DAY_SECONDS)) if days else None
+    request = TokenCreate(name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=lasts)
+    with session.registry() as registry:
+        made = registry.create_token(request)
+
+    def text() -> None:
+        click.echo(made.secret)
+        output.note(f"token {made.token.id} for {name}: {_rights(made.token.scopes, made.token.namespaces)}")
+        output.note("this is shown once; whoever has it has these rights")
+
+    output.answer(made, text)
+
+
+@token.command("list")
+@output.json_option
+def list_tokens() -> None:
+    """List tokens, without their secrets."""
+    with session.registry() as registry:
+        found = registry.tokens()
+    output.answer(found, lambda: _print_tokens(found.items))
+
+
+def _print_tokens(items: list[TokenView]) -> None:
+    rows = [
+        (
+            item.id,
+            output.strong(item.name),
+            ",".join(item.scopes),
+            ",".join(item.namespaces),
+            click.style("revoked", fg="red") if item.revoked_at else output.moment(item.expires_at) or "-",
+            output.moment(item.last_used_at) or "-",
+        )
+        for item in items
+    ]
+    output.table(("id", "name", "scopes", "namespaces", "ends", "last used"), rows)
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@output.json_option
+def revoke(token_id: str) -> None:
+    """End a token at once."""
+    with session.registry() as registry:
+        ended = registry.revoke_token(token_id)
+    output.answer(ended, lambda: click.echo(f"{ended.id} ({ended.name}) is revoked."))
+
+
+# ------------------------------------------------------------------ audit
+@click.group()
+def audit() -> None:
+    """The audit log: who did what, when."""
+
+
+@audit.command()
+@click.option("--after", default="", metavar="SEQ", help="Only what follows this event.")
+@click.option("--limit", type=click.IntRange(1), help="Only the newest so many.")
+@output.json_option
+def log(after: str, limit: int | None) -> None:
+    """Tell what happened in the registry, oldest first."""
+    with session.registry() as registry:
+        items = list(deque(_events(registry, after), maxlen=limit))
+    output.answer({"items": items}, lambda: _print_events(items))
+
+
+def _events(registry: Registry, after: str) -> Iterator[EventView]:
+    cursor = after
+    while True:
+        page = registry.events(after=cursor, limit=200)
+        yield from page.items
+        cursor = page.next_cursor
+        if not cursor:
+            return
+
+
+def _print_events(items: list[EventView]) -> None:
+    for item in items:
+        click.echo(_event_line(item))
+
+
+def _event_line(item: EventView) -> str:
+    told = ", ".join(f"{key} {_short(value)}" for key, value in item.detail.items() if value not in ("", None, [], {}))
+    line = f"{item.seq:>5}  {output.faint(output.moment(item.at))}  {item.actor}  "
+    return line + f"{output.strong(item.action)}  {item.object}" + (output.faint(f"  {told}") if told else "")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:19] if text.startswith("sha256:") else text

@@ -1,0 +1,190 @@
+"""Jobs: `adapter validate`, and `adapter job list`, `show`, `cancel`.
+
+Invariants
+- Waiting asks the registry; it never changes the job. Ctrl-C ends the waiting, not the job.
+- A job that is done exits by its verdict: 6 when it is `fail`. One that could not run exits 75.
+
+Example
+    $ adapter validate acme/support --wait
+"""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from cli import adapters, output, session
+from registry.client.api import Registry
+from registry.errors import Conflict, Unavailable
+from registry.jobs import FINAL, Job, Kind, State
+from registry.names import Ref
+from registry.verdicts import Check, Outcome, Verdict
+from registry.wire import JobSubmit
+
+ASK_EVERY_SECONDS = 0.5
+REMARK_AFTER_SECONDS = 5.0
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--wait", is_flag=True, help="Wait for the verdict.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+@output.json_option
+def validate(ref: Ref, wait: bool, timeout: float | None) -> None:
+    """Have a worker put a version on its base and judge whether it acts. `adapter work` is such a worker."""
+    with session.registry() as registry:
+        job = registry.submit(JobSubmit(kind=Kind.VALIDATE, ref=str(ref)))
+        if not (wait or timeout):
+            output.answer(job, lambda: _print_submitted(job))
+            return
+        job = wait_for(registry, job.id, timeout)
+        verdict = verdict_of(registry, ref, job)
+    output.answer({"job": job, "verdict": verdict}, lambda: print_verdict(job, verdict))
+    exit_by(job, verdict)
+
+
+def _print_submitted(job: Job) -> None:
+    click.echo(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
+    click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter work` does it"))
+
+
+def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> Job:
+    """The job when it is final. `Unavailable` (TRY_LATER) when `timeout` seconds pass before."""
+    began, remarked, told = time.monotonic(), False, ""
+    while True:
+        job = registry.job(job_id)
+        if job.state in FINAL:
+            return job
+        waited = time.monotonic() - began
+        if timeout is not None and waited >= timeout:
+            raise Unavailable(
+                "TRY_LATER",
+                f"job {job.id} is still {job.state} after {timeout:g} seconds",
+                next_step=f"it goes on; `adapter job show {job.id}` tells how",
+            )
+        if job.state is State.QUEUED and waited >= REMARK_AFTER_SECONDS and not remarked:
+            output.note(f"job {job.id} waits for a worker: run `adapter work` where the base's weights are")
+            remarked = True
+        if job.progress and job.progress != told:
+            told = job.progress
+            output.note(f"  {told}")
+        time.sleep(ASK_EVERY_SECONDS)
+
+
+def verdict_of(registry: Registry, ref: Ref, job: Job) -> Verdict | None:
+    """The newest verdict `acts` of the version that the job was about."""
+    subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
+    found = [v for v in registry.version(subject).verdicts if v.check is Check.ACTS]
+    return found[-1] if found else None
+
+
+def print_verdict(job: Job, verdict: Verdict | None) -> None:
+    click.echo(f"{output.strong(job.subject)} on {job.base}")
+    if job.state is State.DONE and verdict is not None:
+        output.facts([("", line) for line in adapters.verdict_lines([verdict])], indent="")
+    else:
+        click.echo(f"  {job.id} is {job.state}" + (f": {job.error}" if job.error else ""))
+
+
+def exit_by(job: Job, verdict: Verdict | None) -> None:
+    """End with the exit code that a waited-for job deserves."""
+    if job.state is State.CANCELLED:
+        raise Conflict("JOB_STATE", f"job {job.id} was cancelled")
+    if job.state is State.PARKED:
+        raise Unavailable(
+            "TRY_LATER",
+            f"job {job.id} could not be done: {job.error or 'no reason was given'}",
+            next_step="look at the worker, then run `adapter validate` again",
+        )
+    if verdict is not None and verdict.outcome is Outcome.FAIL:
+        click.get_current_context().exit(output.REFUSED)
+
+
+@click.group()
+def job() -> None:
+    """Jobs: queued work and what became of it."""
+
+
+@job.command("list")
+@click.option("--state", type=click.Choice([state.value for state in State]), help="Only in this state.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only of this kind.")
+@click.option("--ref", default="", help="Only about this version.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many, newest first.")
+@output.json_option
+def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None:
+    """List jobs, newest first."""
+    items: list[Job] = []
+    cursor = ""
+    with session.registry() as registry:
+        while len(items) < limit:
+            page = registry.jobs(state=state or "", kind=kind or "", ref=ref, cursor=cursor)
+            items += page.items
+            cursor = page.next_cursor
+            if not cursor:
+                break
+    shown = items[:limit]
+    output.answer({"items": shown}, lambda: _print_list(shown))
+
+
+def _print_list(items: list[Job]) -> None:
+    if not items:
+        click.echo("No jobs.")
+        return
+    rows = [
+        (
+            item.id,
+            _state(item),
+            item.kind,
+            item.subject,
+            item.base,
+            f"{item.attempt}/{item.attempts_limit}",
+            item.worker,
+            output.moment(item.created_at),
+            item.error or item.progress,
+        )
+        for item in items
+    ]
+    columns = ("job", "state", "kind", "version", "base", "attempt", "worker", "made", "says")
+    output.table(columns, rows)
+
+
+def _state(job: Job) -> str:
+    colour = {State.DONE: "green", State.PARKED: "red", State.RUNNING: "cyan"}.get(job.state)
+    return click.style(job.state, fg=colour)
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@output.json_option
+def show(job_id: str) -> None:
+    """Show a job: its state, attempts, worker and result."""
+    with session.registry() as registry:
+        found = registry.job(job_id)
+    output.answer(found, lambda: _print_job(found))
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@output.json_option
+def cancel(job_id: str) -> None:
+    """Cancel a job that waits or runs."""
+    with session.registry() as registry:
+        found = registry.cancel(job_id)
+    output.answer(found, lambda: _print_job(found))
+
+
+def _print_job(found: Job) -> None:
+    click.echo(f"{output.strong(found.id)}  {_state(found)}")
+    output.facts(
+        [
+            ("work", f"{found.kind} {found.subject} on {found.base}"),
+            ("attempt", f"{found.attempt} of {found.attempts_limit}"),
+            ("worker", found.worker),
+            ("progress", found.progress),
+            ("error", found.error),
+            ("made", f"{output.moment(found.created_at)} by {found.created_by}"),
+            ("started", output.moment(found.started_at)),
+            ("finished", output.moment(found.finished_at)),
+        ]
+    )

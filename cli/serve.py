@@ -1,0 +1,125 @@
+"""`adapter serve` and `adapter migrate`, and the embedded registry that other commands use without a server.
+
+Invariants
+- An empty database is initialised; an old schema is refused, and only `adapter migrate` changes one.
+- The first administrator's token is printed once, at the first start, and is stored nowhere but as its hash.
+- SIGTERM and Ctrl-C let running requests end, then exit 0.
+
+Example
+    $ adapter serve --data /srv/adapters --port 8080
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+import click
+import uvicorn
+from fastapi import FastAPI
+
+from cli import output
+from registry.server import actors, db, tokens
+from registry.server.app import create_app
+from registry.server.settings import Settings
+
+GRACE_SECONDS = 30
+BACKLOG = 2048
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file and the blobs.")
+@output.json_option
+def serve(host: str, port: int, data: str | None) -> None:
+    """Run the registry's server until it is told to stop. REGISTRY_… variables set everything else."""
+    settings = _settings(data)
+    engine = db.engine(settings)
+    db.prepare(engine)
+    app = create_app(settings, engine=engine)
+    listener = _listen(host, port)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        backlog=BACKLOG,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again after its orderly end; then it must not kill us.
+        signal.signal(number, lambda *_: None)
+    as_json = output.as_json()
+
+    def ready() -> None:  # the first token is made when somebody is sure to see it
+        _announce(listener, settings, tokens.bootstrap(engine), as_json)
+
+    _Server(config, ready).run(sockets=[listener])
+    engine.dispose()
+
+
+def _settings(data: str | None) -> Settings:
+    return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as e:
+        listener.close()
+        raise OSError(e.errno, f"cannot listen on {host} port {port}: {e.strerror}") from e
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Says so when it is ready to answer."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+
+def _announce(listener: socket.socket, settings: Settings, secret: str | None, as_json: bool) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if as_json:
+        click.echo(json.dumps({"url": url, "token": secret or ""}))
+        return
+    if secret:
+        click.echo("This is the first start. The administrator's token, shown once:\n")
+        click.echo(f"    {secret}\n")
+        click.echo(f"    export ADAPTER_REGISTRY={url} ADAPTER_TOKEN={secret}\n")
+    click.echo(f"The registry answers at {url} with {settings.database_url.partition(':')[0]} and {settings.blobs}")
+
+
+@click.command()
+@click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file.")
+@output.json_option
+def migrate(data: str | None) -> None:
+    """Bring the database's schema to what this version needs."""
+    engine = db.engine(_settings(data))
+    before = db.schema_revision(engine)
+    after = db.migrate(engine)
+    engine.dispose()
+    sentence = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
+    output.answer({"before": before, "after": after}, lambda: click.echo(sentence))
+
+
+def embedded() -> FastAPI:
+    """The application on the user's own data folder; whoever may read the folder may do everything."""
+    settings = Settings.from_env()
+    engine = db.engine(settings)
+    db.prepare(engine)
+    return create_app(settings, engine=engine, trusted=actors.TRUSTED)

@@ -1,0 +1,242 @@
+"""Moving bytes: `adapter push`, `push-all` and `pull`.
+
+Invariants
+- What a push leaves out is said; what the registry refuses is said with file, rule and limit, before bytes are sent.
+- A version that does not fit is stored and shown as such; `--strict` makes that exit 6.
+- `push-all` tries every folder; it exits with the code of the first failure after all of them.
+
+Example
+    $ adapter push out/checkpoint-200 acme/support --base smollm2 --message "less formal"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+
+from cli import adapters, jobs, output, session
+from registry.client import transfer
+from registry.client.api import Registry
+from registry.errors import Invalid, Reason, RegistryError
+from registry.jobs import Job
+from registry.manifest import CONFIG
+from registry.names import AdapterName, Ref
+from registry.verdicts import Outcome, Verdict
+from registry.wire import Pushed, VersionView
+
+
+class Bar:
+    """A progress bar with a rate on a terminal; nothing elsewhere."""
+
+    def __init__(self, label: str) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Bars(*columns, console=Console(stderr=True), transient=True, disable=not output.on_terminal())
+        self._task = self._bars.add_task(label, total=None)
+
+    def __enter__(self) -> Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, total_bytes: int) -> None:
+        self._bars.update(self._task, total=total_bytes)
+
+    def advance(self, count: int) -> None:
+        self._bars.update(self._task, advance=count)
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Bar]:
+    with Bar(label) as opened:
+        yield opened
+
+
+# ------------------------------------------------------------------ push
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--base", default="", help="The base it was trained on. Default: what its configuration names.")
+@click.option("--alias", default="", help="Also point this alias at it, through its gate.")
+@click.option("--parent", "parents", multiple=True, type=output.REF, help="What it was trained on from; repeat it.")
+@click.option("--message", "-m", default="", help="What is new in it.")
+@click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
+@click.option("--wait", is_flag=True, help="Wait for the verdict of a worker.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+@click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
+@output.json_option
+def push(
+    folder: Path,
+    name: str,
+    base: str,
+    alias: str,
+    parents: tuple[Ref, ...],
+    message: str,
+    golden: Path | None,
+    wait: bool,
+    timeout: float | None,
+    strict: bool,
+) -> None:
+    """Push the adapter in DIR as the newest version of NAME. The same bytes again are the same version."""
+    adapter = AdapterName.parse(name)
+    job: Job | None = None
+    with session.registry() as registry, bar(name) as progress:
+        pushed = transfer.push_folder(
+            registry,
+            folder,
+            adapter,
+            base=base,
+            alias=alias,
+            parents=parents,
+            message=message,
+            golden=golden,
+            progress=progress,
+            left_out=say_left_out,
+        )
+        if (wait or timeout) and pushed.job_id:
+            job = jobs.wait_for(registry, pushed.job_id, timeout)
+            pushed = pushed.model_copy(update={"version": _again(registry, adapter, pushed.version)})
+    output.answer(pushed, lambda: _print_pushed(pushed))
+    if job is not None:
+        jobs.exit_by(job, None)
+    if strict and failed(pushed.version.verdicts):
+        click.get_current_context().exit(output.REFUSED)
+
+
+def say_left_out(reason: Reason) -> None:
+    output.note(f"left out: {reason.place} {reason.sentence}")
+
+
+def failed(verdicts: list[Verdict]) -> bool:
+    """Whether the newest verdict of some check says fail."""
+    newest = {(verdict.check, verdict.profile): verdict.outcome for verdict in verdicts}
+    return Outcome.FAIL in newest.values()
+
+
+def _again(registry: Registry, adapter: AdapterName, version: VersionView) -> VersionView:
+    return registry.version(Ref(adapter, version.digest))
+
+
+def _print_pushed(pushed: Pushed) -> None:
+    version = pushed.version
+    was = "" if pushed.created else "  (was there already, nothing sent)"
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{was}")
+    files = f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"
+    output.facts(
+        [
+            ("base", version.base),
+            ("method", adapters.method_line(version.facts)),
+            ("size", files),
+            ("verdicts", "\n".join(adapters.verdict_lines(version.verdicts))),
+            ("aliases", ", ".join(version.aliases)),
+            ("job", pushed.job_id),
+        ]
+    )
+
+
+# ------------------------------------------------------------------ push-all
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one folder of `push-all`."""
+
+    folder: str
+    name: str
+    pushed: Pushed | None = None
+    error: RegistryError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        problem = self.error.to_problem() if self.error else None
+        return {"folder": self.folder, "name": self.name, "pushed": output.document(self.pushed), "error": problem}
+
+
+@click.command("push-all")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("namespace")
+@click.option("--base", default="", help="The base of all of them. Default: what each configuration names.")
+@click.option("--message", "-m", default="", help="What is new in them.")
+@click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
+@output.json_option
+def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool) -> None:
+    """Push each adapter folder in DIR as NAMESPACE/FOLDER."""
+    folders = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file())
+    if not folders:
+        raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG}")
+    results = []
+    with session.registry() as registry:
+        for path in folders:
+            result = _push_one(registry, path, f"{namespace}/{path.name}", base, message)
+            results.append(result)
+            if not output.as_json():
+                _print_result(result)
+    errors = [result.error for result in results if result.error]
+    bad = [r for r in results if r.pushed and failed(r.pushed.version.verdicts)]
+    fresh = sum(bool(r.pushed and r.pushed.created) for r in results)
+    told = (
+        f"{output.plural(fresh, 'new version')}, {len(results) - len(errors) - fresh} unchanged, {len(errors)} refused"
+    )
+    output.answer(
+        {"items": [result.to_dict() for result in results]},
+        lambda: click.echo(told + (f"; {len(bad)} with a failing verdict" if bad else "")),
+    )
+    code = output.exit_code_of(errors[0]) if errors else output.REFUSED if strict and bad else 0
+    click.get_current_context().exit(code)
+
+
+def _push_one(registry: Registry, path: Path, name: str, base: str, message: str) -> Result:
+    try:
+        with bar(name) as progress:
+            pushed = transfer.push_folder(
+                registry, path, AdapterName.parse(name), base=base, message=message, progress=progress
+            )
+        return Result(str(path), name, pushed)
+    except RegistryError as e:
+        return Result(str(path), name, error=e)
+
+
+def _print_result(result: Result) -> None:
+    if result.error is not None:
+        click.echo(f"{result.name}  {click.style('refused', fg='red')}  {result.error.detail}")
+    elif result.pushed is not None:
+        version = result.pushed.version
+        state = "new" if result.pushed.created else "unchanged"
+        fits = next((v.outcome for v in reversed(version.verdicts) if v.check == "fits"), "")
+        click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {state}  fits {output.outcome(fits)}")
+
+
+# ------------------------------------------------------------------ pull
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.argument("dest", required=False, type=click.Path(path_type=Path))
+@output.json_option
+def pull(ref: Ref, dest: Path | None) -> None:
+    """Bring the version that REF means into DEST, as a whole or not at all. Default: a folder with its name."""
+    target = dest or Path(ref.name.name)
+    with session.registry() as registry, bar(str(ref)) as progress:
+        resolved = transfer.pull(registry, ref, target, progress=progress)
+
+    def text() -> None:
+        click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
+        size = output.size(resolved.manifest.size_bytes)
+        click.echo(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
+        if resolved.yanked:
+            click.secho("  this version is yanked", fg="red")
+
+    output.answer({"path": str(target.absolute()), "resolved": resolved}, text)
