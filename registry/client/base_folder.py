@@ -1,0 +1,94 @@
+"""A base's facts from its folder: the configuration, the headers, the tokenizer; never a weight.
+
+Invariants
+- Of a safetensors file its header is read and nothing behind it; `bytes_read` counts everything that was read.
+- Files that are links are followed (model caches are made of links), but only names beside config.json are opened.
+
+Example
+    >>> spec, bytes_read = base_spec_from("/models/SmolLM2-135M-Instruct", "smollm2")
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from registry import bases, tensors
+from registry.bases import BaseSpec
+from registry.errors import Invalid, TooLarge
+from registry.tensors import Header
+
+TOKENIZER_LIMIT_BYTES = 128 * 2**20
+TEXT_LIMIT_BYTES = 4 * 2**20
+
+
+class _Reader:
+    """Reads files of one folder and counts the bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bytes_read = 0
+
+    def whole(self, name: str, limit_bytes: int) -> bytes | None:
+        """All of a file, None if it is not there."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        if path.stat().st_size > limit_bytes:
+            raise TooLarge("SIZE_INVALID", f"{path}: has {path.stat().st_size} bytes; the limit is {limit_bytes}")
+        data = path.read_bytes()
+        self.bytes_read += len(data)
+        return data
+
+    def header(self, name: str) -> Header:
+        path = self.folder / name
+        if not path.is_file():
+            raise Invalid("BASE_INVALID", f"{self.folder} has no {name}, which its index names")
+        with open(path, "rb", buffering=0) as file:
+
+            def read(start: int, length: int) -> bytes:
+                data = b""
+                file.seek(start)
+                while len(data) < length and (part := file.read(length - len(data))):
+                    data += part
+                self.bytes_read += len(data)
+                return data
+
+            return tensors.read_header(read, os.fstat(file.fileno()).st_size, file=name)
+
+
+def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
+    """The spec of the base in a folder, and how many bytes were read for it.
+
+    `Invalid` (BASE_INVALID) for a folder without configuration or without safetensors.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise Invalid("BASE_INVALID", f"there is no folder {str(source)[:300]!r}", next_step="give the base's folder")
+    reader = _Reader(folder)
+    config = reader.whole(bases.CONFIG, bases.CONFIG_LIMIT_BYTES)
+    if config is None:
+        raise Invalid("BASE_INVALID", f"{folder} has no {bases.CONFIG}, so it is not a base's folder")
+    template = reader.whole("chat_template.jinja", TEXT_LIMIT_BYTES)
+    spec = bases.base_spec(
+        name,
+        bases.read_config(config),
+        [reader.header(file) for file in _weights(reader)],
+        tokenizer=reader.whole("tokenizer.json", TOKENIZER_LIMIT_BYTES),
+        tokenizer_config=reader.whole("tokenizer_config.json", TEXT_LIMIT_BYTES),
+        chat_template=template.decode("utf-8", "replace") if template is not None else None,
+    )
+    return spec, reader.bytes_read
+
+
+def _weights(reader: _Reader) -> tuple[str, ...]:
+    """The names of the weight files: what the index names, else the one file, else every safetensors file."""
+    index = reader.whole(bases.INDEX, tensors.LIMITS.header_bytes)
+    if index is not None:
+        return bases.shards(index)
+    if (reader.folder / bases.SINGLE).is_file():
+        return (bases.SINGLE,)
+    found = tuple(sorted(path.name for path in reader.folder.glob("*.safetensors")))
+    if not found:
+        raise Invalid("BASE_INVALID", f"{reader.folder} has no *.safetensors, and only those are read")
+    return found

@@ -1,0 +1,97 @@
+"""`Destination`: a folder that is replaced as a whole. What was there stays until all of the new is there.
+
+Invariants
+- A folder is replaced only if it is empty or a pull made it (`.adapter.json`) and nothing else was put into it:
+  a mistyped DEST never costs anybody a file.
+- The new folder is written beside the old one, forced to disk, and exchanged in one step where the system can.
+- What fails leaves the old folder as it was and nothing beside it.
+
+Example
+    >>> with Destination(Path("support")) as folder:
+    ...     (folder / "README.md").write_text("…")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from registry.errors import Invalid
+from registry.manifest import kind_of
+
+NOTE = ".adapter.json"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+class Destination:
+    """A context: gives a new empty folder, and on a clean end puts it where `path` says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._new = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(6)}")
+
+    def __enter__(self) -> Path:
+        self._check()
+        try:
+            self._new.mkdir(parents=True)
+        except OSError as e:
+            raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} cannot be written: {e.strerror}") from e
+        return self._new
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._check()
+                _sync(self._new)
+                self._replace()
+                _sync(self.path.parent)
+        finally:
+            shutil.rmtree(self._new, ignore_errors=True)
+
+    def _check(self) -> None:
+        if not os.path.lexists(self.path):
+            return
+        if self.path.is_symlink() or not self.path.is_dir():
+            raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} is there already and is not a folder")
+        names = set(os.listdir(self.path))
+        strange = sorted(name for name in names if name != NOTE and kind_of(name) is None)
+        if names and (NOTE not in names or strange):
+            what = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
+            raise Invalid(
+                "FOLDER_INVALID",
+                f"{str(self.path)!r} {what} was not put there by a pull; it is left as it is",
+                next_step="name a folder that is empty or does not exist",
+            )
+
+    def _replace(self) -> None:
+        if not self.path.exists():
+            os.rename(self._new, self.path)
+        elif not _exchange(self._new, self.path):
+            old = self._new.with_suffix(".old")
+            os.rename(self.path, old)
+            os.rename(self._new, self.path)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step (Linux's renameat2); False where that does not exist."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None, use_errno=True)
+        swapped: int = libc.renameat2(
+            _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)
+        )
+        return swapped == 0
+    return False
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,164 @@
+"""Push a folder, pull a version, read a base's facts from its folder.
+
+Invariants
+- A folder is judged here by the server's rules before a byte is sent; the server judges again and decides.
+- What the registry holds already is not sent; what this machine holds already is not fetched.
+- A pull believes nothing: the manifest must hash to the version's digest and each file to the manifest's.
+- A base is read by its configuration, its headers and its tokenizer; no weight is touched.
+
+Example
+    >>> transfer.push_folder(registry, Path("out"), AdapterName("acme", "support")).version.number
+    1
+    >>> transfer.pull(registry, Ref.parse("acme/support:prod"), Path("support")).number
+    1
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from registry.client import streams
+from registry.client.api import Registry
+from registry.client.base_folder import base_spec_from as base_spec_from
+from registry.client.cache import Cache
+from registry.client.destination import NOTE, Destination
+from registry.client.folder import Folder, read_folder
+from registry.client.streams import Progress, Silent
+from registry.errors import Corrupt, Invalid, NotFound, Reason
+from registry.manifest import BaseRef, Edge, Relation
+from registry.names import AdapterName, Ref
+from registry.wire import FileLink, Pushed, PushRequest, Resolved
+
+FILES_AT_ONCE = 4
+
+
+def push_folder(
+    registry: Registry,
+    folder: Path,
+    name: AdapterName,
+    *,
+    base: str = "",
+    alias: str = "",
+    parents: Sequence[Ref] = (),
+    message: str = "",
+    golden: Path | None = None,
+    progress: Progress | None = None,
+    left_out: Callable[[Reason], None] = lambda _reason: None,
+) -> Pushed:
+    """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
+
+    `base` is found from the configuration when empty. `left_out` is told of each entry that is not sent.
+    """
+    found = read_folder(folder, golden=golden)
+    for reason in found.left_out:
+        left_out(reason)
+    edges = [_edge(registry, parent) for parent in parents]
+    manifest = found.manifest(_base(registry, found, base), tuple(edges))
+    plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
+    watched = progress or Silent()
+    watched.start(sum(upload.size_bytes for upload in plan.uploads))
+    _at_once(
+        lambda upload: streams.send(registry, upload, found.source_of(upload.digest), watched),
+        sorted(plan.uploads, key=lambda upload: -upload.size_bytes),
+    )
+    return registry.commit_push(plan.push_id, alias=alias)
+
+
+def _base(registry: Registry, folder: Folder, name: str) -> BaseRef:
+    """The registered base: the one that is named, else the one that the configuration means."""
+    claim = folder.contents.config.base
+    if name:
+        view = registry.base(name)
+        return BaseRef(name=view.name, fingerprint=view.fingerprint)
+    if not claim.name:
+        raise Invalid("BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="say --base NAME")
+    meant = [view for view in registry.bases().items if claim.names(view.name)]
+    if len(meant) != 1:
+        which = f"{len(meant)} bases are meant" if meant else "no base that is registered is meant"
+        raise NotFound(
+            "BASE_UNKNOWN",
+            f"{folder.path}: its configuration names the base {claim.name!r}, and {which} by that",
+            next_step="say --base NAME, or register it first: `adapter base add NAME DIR`",
+        )
+    return BaseRef(name=meant[0].name, fingerprint=meant[0].fingerprint)
+
+
+def _edge(registry: Registry, parent: Ref) -> Edge:
+    version = registry.version(parent)
+    return Edge(relation=Relation.CONTINUED, digest=version.digest, name=f"{version.name}@{version.number}")
+
+
+# ------------------------------------------------------------------ pull
+USER_CACHE = Cache.of_user
+"""The default of `pull`: the cache of whoever runs this."""
+
+
+def pull(
+    registry: Registry,
+    ref: Ref | str,
+    dest: Path,
+    *,
+    cache: Cache | Callable[[], Cache] | None = USER_CACHE,
+    progress: Progress | None = None,
+) -> Resolved:
+    """Bring the version that `ref` means into `dest`, every byte verified, as a whole or not at all.
+
+    `cache=None` fetches everything and keeps nothing. `dest` gains one file of ours, `.adapter.json`.
+    """
+    resolved = registry.resolve(ref)
+    links = _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), resolved)
+    store = cache() if callable(cache) else cache
+    watched = progress or Silent()
+    watched.start(sum(link.size_bytes for link in links))
+    with Destination(dest) as folder:
+        for parent in {(folder / link.path).parent for link in links}:
+            parent.mkdir(parents=True, exist_ok=True)
+        _at_once(lambda link: _bring(registry, link, folder / link.path, store, watched), links)
+        note = {"name": resolved.name, "number": resolved.number, "digest": resolved.digest}
+        (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+    return resolved
+
+
+def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:
+    """A link for each file of the manifest, which must be the one that was asked for."""
+    expected = ref.selector if str(ref.selector).startswith("sha256:") else resolved.digest
+    if not resolved.manifest.digest == resolved.digest == expected:
+        raise Corrupt(
+            "DIGEST_MISMATCH",
+            f"{ref}: the registry answers a manifest that hashes to {resolved.manifest.digest}, not to {expected}",
+        )
+    urls = {link.path: link.url for link in resolved.files}
+    missing = [file.path for file in resolved.manifest.files if file.path not in urls]
+    if missing:
+        raise Corrupt("DIGEST_MISMATCH", f"{ref}: the registry gives no link to {missing[0]}")
+    links = [FileLink(**file.model_dump(), url=urls[file.path]) for file in resolved.manifest.files]
+    return sorted(links, key=lambda link: -link.size_bytes)
+
+
+def _bring(registry: Registry, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:
+    if cache is None:
+        streams.fetch(registry, link, target, progress)
+    elif cache.take(link.digest, link.size_bytes, target):
+        progress.advance(link.size_bytes)
+    else:
+        cache.fill(link.digest, target, lambda path: streams.fetch(registry, link, path, progress))
+
+
+def _at_once(work: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Do it for each item, a few at a time; the first error is raised and what has not begun is dropped."""
+    todo = list(items)
+    if len(todo) < 2:
+        for item in todo:
+            work(item)
+        return
+    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="transfer") as pool:
+        try:
+            for _ in pool.map(work, todo):
+                pass
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
