@@ -1,0 +1,81 @@
+"""The journey of a look-up: one statement, an answer with all that a serving box asks, revalidated with an ETag."""
+
+from __future__ import annotations
+
+import httpx
+
+from registry.digest import Digest
+from registry.wire import Resolved
+from tests.world import URL, World
+
+NAME = "acme/support"
+
+
+def client(world: World) -> httpx.Client:
+    return httpx.Client(transport=world.transport, base_url=URL, headers={"Authorization": f"Bearer {world.secret}"})
+
+
+def test_a_look_up_is_one_statement_whatever_selects_the_version(world: World) -> None:
+    world.add_base()
+    pushed = world.push(NAME).version
+    world.validate(f"{NAME}@1")
+    http = client(world)
+    http.get("/api/v1/whoami")  # the token is remembered for a second
+    for selector in ("main", "1", pushed.digest):
+        with world.statements() as sent:
+            answer = http.get(f"/api/v1/resolve/{NAME}/{selector}")
+        assert answer.status_code == 200
+        found = Resolved.model_validate_json(answer.content)
+        assert (found.number, found.digest, found.manifest.digest) == (1, pushed.digest, pushed.digest)
+        assert found.verdicts == {"fits": "pass", "acts": "pass"}
+        assert [s for s in sent if "FROM token" not in s] == sent[-1:], sent
+        assert len(sent) <= 2
+
+
+def test_an_answer_is_revalidated_without_a_body_until_it_changes(world: World) -> None:
+    world.add_base()
+    world.push(NAME)
+    http = client(world)
+    path = f"/api/v1/resolve/{NAME}/main"
+    first = http.get(path)
+    assert first.headers["cache-control"] == "private, no-cache"
+    again = http.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    world.validate(f"{NAME}@1")
+    changed = http.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert changed.status_code == 200
+    assert changed.json()["verdicts"]["acts"] == "pass"
+    world.push(NAME)
+    assert http.get(path, headers={"If-None-Match": changed.headers["etag"]}).json()["number"] == 2
+
+
+def test_what_a_number_or_a_digest_names_may_be_kept_for_ever(world: World) -> None:
+    world.add_base()
+    digest = world.push(NAME).version.digest
+    http = client(world)
+    for selector in ("1", digest):
+        assert "immutable" in http.get(f"/api/v1/resolve/{NAME}/{selector}").headers["cache-control"]
+
+
+def test_every_file_of_the_answer_can_be_fetched_where_it_says(world: World) -> None:
+    world.add_base()
+    files = world.files()
+    world.push(NAME, files)
+    http = client(world)
+    found = Resolved.model_validate_json(http.get(f"/api/v1/resolve/{NAME}/main").content)
+    assert {f.path for f in found.files} == set(files)
+    for file in found.files:
+        data = http.get(file.url).content
+        assert data == files[file.path]
+        assert Digest.of(data) == file.digest
+
+
+def test_an_alias_that_moves_is_seen_with_its_generation(world: World) -> None:
+    world.add_base()
+    for _ in range(2):
+        world.push(NAME)
+    world.admin.promote(NAME, "canary", "1", generation=0)
+    assert world.admin.resolve(f"{NAME}:canary").generation == 1
+    world.admin.promote(NAME, "canary", "2", generation=1)
+    found = world.admin.resolve(f"{NAME}:canary")
+    assert (found.number, found.generation, found.selector) == (2, 2, "canary")

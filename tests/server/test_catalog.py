@@ -1,0 +1,230 @@
+"""Reading: versions, lists, search, pages, lineage; and that what is out of sight does not exist."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from registry.client.api import Registry
+from registry.errors import Conflict, Invalid, NotFound
+from registry.manifest import Edge, Relation
+from registry.wire import BaseAdd, VersionView
+from tests import forge
+from tests.world import URL, World, spec_of
+
+NAME = "acme/support"
+
+
+def continued(*parents: VersionView) -> list[Edge]:
+    return [Edge(relation=Relation.CONTINUED, digest=p.digest, name=f"{p.name}@{p.number}") for p in parents]
+
+
+def raw(world: World, registry: Registry, path: str) -> httpx.Response:
+    return httpx.Client(transport=world.transport, base_url=URL).get(
+        f"/api/v1{path}", headers={"Authorization": registry.connection._own(None)["Authorization"]}
+    )
+
+
+def test_a_version_is_seen_with_all_that_is_known_of_it(world: World) -> None:
+    world.add_base()
+    files = world.files(rank=4)
+    pushed = world.push(NAME, files, message="first try").version
+    world.validate(f"{NAME}@1")
+    seen = world.admin.version(NAME)
+    assert (seen.name, seen.number, seen.digest, seen.base) == (NAME, 1, pushed.digest, "tiny-llama")
+    assert seen.message == "first try"
+    assert seen.created_by == "admin"
+    assert {f.path for f in seen.files} == set(files)
+    assert seen.size_bytes == sum(map(len, files.values()))
+    assert seen.aliases == ["main"]
+    assert [(v.check, v.outcome, v.subject) for v in seen.verdicts] == [
+        ("fits", "pass", pushed.digest),
+        ("acts", "pass", pushed.digest),
+    ]
+    for ref in (f"{NAME}:main", f"{NAME}@1", f"{NAME}@{pushed.digest}"):
+        assert world.admin.version(ref) == seen
+
+
+def test_versions_come_newest_first_in_pages(world: World) -> None:
+    world.add_base()
+    for _ in range(5):
+        world.push(NAME)
+    numbers, cursor = [], ""
+    while True:
+        page = world.admin.versions(NAME, cursor=cursor, limit=2)
+        numbers += [v.number for v in page.items]
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    assert numbers == [5, 4, 3, 2, 1]
+
+
+def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World) -> None:
+    world.add_base()
+    world.add_base(forge.gpt2())
+    for name in ("acme/alpha", "acme/beta", "globex/alpha"):
+        world.push(name)
+    gpt2 = forge.gpt2()
+    world.push("globex/gpt", world.files(gpt2, targets=("c_attn",)), base=gpt2.name)
+    world.push("acme/alpha")
+    world.admin.promote("acme/beta", "canary", "1", generation=0)
+
+    def listed(**search: str) -> list[str]:
+        return [item.name for item in world.admin.adapters(**search).items]
+
+    assert listed() == ["acme/alpha", "acme/beta", "globex/alpha", "globex/gpt"]
+    assert listed(namespace="acme") == ["acme/alpha", "acme/beta"]
+    assert listed(base=gpt2.name) == ["globex/gpt"]
+    assert listed(method="lora") == listed(method="LORA") == listed()
+    assert listed(text="alph") == ["acme/alpha", "globex/alpha"]
+    assert listed(text="x/a") == ["globex/alpha"]
+    assert listed(text="%") == []
+    assert listed(alias="canary") == ["acme/beta"]
+    first = world.admin.adapters(limit=3)
+    rest = world.admin.adapters(cursor=first.next_cursor, limit=3)
+    assert [i.name for i in (*first.items, *rest.items)] == listed()
+    assert rest.next_cursor == ""
+    one = world.admin.adapter("acme/alpha")
+    assert one == first.items[0]
+    assert (one.versions, one.newest, one.aliases, one.verdicts) == (2, 2, {"main": 2}, {"fits": "pass"})
+    with world.statements() as sent:
+        world.admin.adapters()
+    assert len([s for s in sent if "FROM token" not in s]) == 3
+
+
+@pytest.mark.parametrize("limit", [0, -1, 201, 10**9])
+def test_a_page_has_a_limit(world: World, limit: int) -> None:
+    with pytest.raises(Invalid) as caught:
+        world.admin.adapters(limit=limit)
+    assert caught.value.code == "REQUEST_INVALID"
+
+
+def test_what_is_out_of_sight_answers_with_the_bytes_of_what_is_absent(world: World) -> None:
+    world.add_base()
+    hidden = world.push("globex/secret").version
+    acme = world.actor("push", "promote", "pull", namespaces=["acme"])
+    for path in (
+        "/adapters/globex/{}",
+        "/adapters/globex/{}/versions",
+        "/adapters/globex/{}/versions/main",
+        "/adapters/globex/{}/versions/" + hidden.digest,
+        "/adapters/globex/{}/versions/1/lineage",
+        "/adapters/globex/{}/versions/1/files/README.md",
+        "/adapters/globex/{}/aliases",
+        "/adapters/globex/{}/aliases/main",
+        "/adapters/globex/{}/history",
+        "/resolve/globex/{}/main",
+        "/resolve/globex/{}/1",
+    ):
+        there, absent = raw(world, acme, path.format("secret")), raw(world, acme, path.format("absent"))
+        assert there.status_code == absent.status_code == 404, (path, there.text)
+        without_id = [
+            {k: v for k, v in answer.json().items() if k != "request_id"} for answer in (there, absent)
+        ]
+        assert str(without_id[0]).replace("secret", "absent") == str(without_id[1])
+        assert there.headers.keys() == absent.headers.keys()
+    assert acme.adapters().items == []
+    assert [job.subject for job in acme.jobs().items] == []
+
+
+def test_absences_are_told_apart_for_who_may_look(world: World) -> None:
+    world.add_base()
+    world.push(NAME)
+    for ref, code in (
+        ("acme/nothing", "ADAPTER_UNKNOWN"),
+        (f"{NAME}:prod", "ALIAS_UNKNOWN"),
+        (f"{NAME}@7", "VERSION_UNKNOWN"),
+        (f"{NAME}@sha256:{'0' * 64}", "VERSION_UNKNOWN"),
+    ):
+        for ask in (world.admin.resolve, world.admin.version):
+            with pytest.raises(NotFound) as caught:
+                ask(ref)
+            assert caught.value.code == code
+
+
+# ------------------------------------------------------------------ lineage
+def test_lineage_goes_up_to_the_bases_and_down_to_the_children(world: World) -> None:
+    world.add_base()
+    first = world.push("acme/first").version
+    second = world.push("acme/second", parents=continued(first)).version
+    third = world.push("acme/third", parents=continued(second, first)).version
+    up = world.admin.lineage("acme/third")
+    assert up.root == third.digest
+    assert {(e.child, e.parent, e.relation) for e in up.edges if e.relation != "adapter"} == {
+        (third.digest, second.digest, "continued"),
+        (third.digest, first.digest, "continued"),
+        (second.digest, first.digest, "continued"),
+    }
+    assert {n.name for n in up.nodes} == {"acme/first", "acme/second", "acme/third", "tiny-llama"}
+    down = world.admin.lineage("acme/first", down=True)
+    assert {e.child for e in down.edges if e.relation == "continued"} == {second.digest, third.digest}
+    assert world.admin.lineage("acme/first").edges == [e for e in up.edges if e.child == first.digest]
+
+
+def test_a_parent_out_of_sight_is_a_digest_and_nothing_else(world: World) -> None:
+    world.add_base()
+    grandparent = world.push("globex/old").version
+    parent = world.push("globex/secret", parents=continued(grandparent)).version
+    child = world.push("acme/child", parents=continued(parent)).version
+    acme = world.actor("pull", namespaces=["acme"])
+    up = acme.lineage("acme/child")
+    nodes = {n.id: n for n in up.nodes}
+    assert nodes[parent.digest].model_dump() == {
+        "id": parent.digest, "kind": "version", "name": "", "number": None, "digest": parent.digest, "hidden": True,
+    }  # fmt: skip
+    assert grandparent.digest not in nodes
+    assert nodes[child.digest].name == "acme/child"
+    globex = world.actor("pull", namespaces=["globex"])
+    assert [e.child for e in globex.lineage("globex/old", down=True).edges if e.relation == "continued"] == [
+        parent.digest
+    ]
+
+
+def test_the_same_bytes_under_two_names_keep_the_name_that_was_asked_for(world: World) -> None:
+    world.add_base()
+    files = world.files()
+    first = world.push("acme/a", files).version
+    second = world.push("acme/b", files).version
+    assert first.digest == second.digest
+    up = world.admin.lineage("acme/b")
+    assert next(n for n in up.nodes if n.id == first.digest).name == "acme/b"
+
+
+def test_a_long_line_of_descent_is_walked_to_its_end(world: World) -> None:
+    world.add_base()
+    version = world.push(NAME).version
+    for _ in range(12):
+        version = world.push(NAME, parents=continued(version)).version
+    assert len([n for n in world.admin.lineage(NAME).nodes if n.kind == "version"]) == 13
+    assert len(world.admin.lineage(f"{NAME}@1", down=True).edges) == 12 + 13
+
+
+# ------------------------------------------------------------------ bases
+def test_a_base_is_added_once_and_never_changed(world: World) -> None:
+    spec = spec_of(forge.llama())
+    view = world.admin.add_base(BaseAdd(spec=spec, source="/models/tiny"))
+    assert world.admin.add_base(BaseAdd(spec=spec)) == view
+    other = spec_of(forge.llama(hidden=32))
+    with pytest.raises(Conflict) as caught:
+        world.admin.add_base(BaseAdd(spec=other))
+    assert caught.value.code == "BASE_EXISTS"
+    assert world.admin.base(spec.name).spec == spec
+    assert [b.name for b in world.admin.bases().items] == [spec.name]
+
+
+def test_a_base_counts_the_adapters_in_sight(world: World) -> None:
+    world.add_base()
+    world.push("acme/a")
+    world.push("acme/a")
+    world.push("globex/b")
+    assert world.admin.base("tiny-llama").adapters == 2
+    assert world.actor("pull", namespaces=["acme"]).base("tiny-llama").adapters == 1
+
+
+def test_a_base_name_may_have_an_organisation(world: World) -> None:
+    base = forge.llama("meta/Tiny-1B")
+    world.add_base(base)
+    assert world.admin.base("meta/Tiny-1B").name == "meta/Tiny-1B"
+    with pytest.raises(NotFound) as caught:
+        world.admin.base("meta/other")
+    assert caught.value.code == "BASE_UNKNOWN"
