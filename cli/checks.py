@@ -1,7 +1,8 @@
 """Judging without storing: `adapter check`, and `adapter verify`, which reads stored bytes again.
 
 Invariants
-- `check` stores nothing. A folder is read by the same rules as a push; only its configuration and header are sent.
+- `check` stores nothing and sends nothing: it asks for the base's facts and judges here, by the server's own rules.
+  Of a version only the configuration and the header are read.
 - `verify` trusts nothing but SHA-256: it hashes every byte that the registry gives now, and the manifest too.
 
 Example
@@ -17,18 +18,16 @@ from pathlib import Path
 import click
 
 from cli import output, session
-from registry import tensors
+from registry import __version__, compat, contents
 from registry.client import folder as folders
+from registry.client import transfer
 from registry.client.api import Registry
-from registry.digest import Hasher
-from registry.errors import Corrupt, Invalid, NotFound
-from registry.manifest import CONFIG, WEIGHTS
+from registry.contents import Contents
+from registry.digest import Digest, Hasher
+from registry.errors import Corrupt, NotFound
 from registry.names import Ref
-from registry.verdicts import Outcome, Verdict
-from registry.wire import CheckRequest, FileLink, Resolved
-
-LENGTH_BYTES = 8
-"""A safetensors file begins with its header's length."""
+from registry.verdicts import Check, Outcome, Verdict
+from registry.wire import BaseView, FileLink, Resolved
 
 
 # ------------------------------------------------------------------ check
@@ -50,43 +49,32 @@ def _folder(registry: Registry, path: Path, base: str) -> Verdict:
     found = folders.read_folder(path)
     for reason in found.left_out:
         output.note(f"left out: {reason.place} {reason.sentence}")
-    name = base or found.contents.lora.base_name
-    if not name:
-        raise Invalid("BASE_INVALID", f"{path}: its configuration names no base", next_step="say which: --base NAME")
-    with found.sources[WEIGHTS].open("rb") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        header = file.read(length).decode()
-    config = found.sources[CONFIG].read_text("utf-8")
-    size = next(f.size_bytes for f in found.files if f.path == WEIGHTS)
-    return registry.check(CheckRequest(base=name, config=config, header=header, size_bytes=size))
+    meant = transfer.base_of(registry, found, base)
+    return _judge(found.contents, registry.base(meant.name), found.manifest(meant).digest)
 
 
 def _version(registry: Registry, ref: Ref, base: str) -> Verdict:
-    if not base or base == registry.version(ref).base:
-        found = [v for v in registry.version(ref).verdicts if v.check == "fits"]
-        if found:
-            return found[-1]
-    resolved = registry.resolve(ref)
-    weights, config = _link(resolved, WEIGHTS), _link(resolved, CONFIG)
-    length = int.from_bytes(_bytes(registry, weights, 0, LENGTH_BYTES), "little")
-    if length > tensors.LIMITS.header_bytes:
-        raise Corrupt("DIGEST_MISMATCH", f"{WEIGHTS} of {ref}: its header cannot have {length} bytes")
-    header = _bytes(registry, weights, LENGTH_BYTES, length).decode()
-    text = _bytes(registry, config, 0, config.size_bytes).decode()
-    name = base or resolved.manifest.base.name
-    return registry.check(CheckRequest(base=name, config=text, header=header, size_bytes=weights.size_bytes))
+    version = registry.version(ref)
+    stored = [v for v in version.verdicts if v.check is Check.FITS and base in ("", v.base)]
+    if stored:
+        return stored[-1]
+    links = {file.path: file for file in registry.resolve(Ref(ref.name, version.digest)).files}
+
+    def read(path: str, start: int, length: int) -> bytes:
+        length = min(length, links[path].size_bytes - start)
+        if length <= 0:
+            return b""
+        with registry.read(links[path].url, start=start, length=length) as chunks:
+            return b"".join(chunks)
+
+    found = contents.read_contents(version.files, read)
+    return _judge(found, registry.base(base or version.base), version.digest)
 
 
-def _link(resolved: Resolved, path: str) -> FileLink:
-    found = next((file for file in resolved.files if file.path == path), None)
-    if found is None:
-        raise Invalid("MANIFEST_INVALID", f"{resolved.name}@{resolved.number} has no {path}, so it cannot be checked")
-    return found
-
-
-def _bytes(registry: Registry, link: FileLink, start: int, length: int) -> bytes:
-    with registry.read(link.url, start=start, length=length) as chunks:
-        return b"".join(chunks)
+def _judge(found: Contents, base: BaseView, subject: Digest) -> Verdict:
+    findings = (*found.findings, *compat.check_fit(found.lora, base.spec))
+    made_by = {"adapter-registry": __version__}
+    return Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
 
 
 def _print_verdict(what: str, verdict: Verdict) -> None:

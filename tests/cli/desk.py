@@ -1,0 +1,87 @@
+"""`Desk`: the real command on an embedded registry in a temporary folder, with forged bases and adapters beside it.
+
+desk("push", folder, "acme/support")   run a command; the answer has exit_code, stdout, stderr, json
+desk.adapter("first"), desk.base()     folders of forged files
+desk.tried("acme/support")             what a worker would file, without one
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from cli import session
+from cli.main import main
+from registry.verdicts import Check, Finding, Report
+from registry.wire import ClaimRequest, FinishRequest
+from tests import forge
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said and how it ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+    @property
+    def problem(self) -> Any:
+        return json.loads(self.stderr)
+
+
+class Desk:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._seeds = itertools.count(1)
+
+    def __call__(self, *words: object, expect: int = 0, stdin: str | None = None, **env: str) -> Said:
+        """Run `adapter WORDS…`; a bug's trace is raised, and so is an exit code that was not expected."""
+        result = CliRunner().invoke(main, [str(word) for word in words], input=stdin, env=env)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        said = Said(result.exit_code, result.stdout, result.stderr)
+        assert said.exit_code == expect, f"{words}: {said}"
+        return said
+
+    def base(self, base: forge.Base | None = None) -> str:
+        """Register a forged base; its name."""
+        base = base or forge.llama()
+        folder = base.write(self.folder / "bases" / base.name)
+        self("base", "add", base.name, folder)
+        return base.name
+
+    def adapter(self, name: str, base: forge.Base | None = None, **how: Any) -> Path:
+        """A folder with a forged adapter that no test has had before."""
+        files = forge.lora(base or forge.llama(), **{"seed": next(self._seeds), **how})
+        return forge.write(files, self.folder / "adapters" / name)
+
+    def push(self, name: str, *words: object, **how: Any) -> Any:
+        folder = self.adapter(f"{next(self._seeds)}-{name.replace('/', '-')}", **how)
+        return self("push", folder, name, "--base", "tiny-llama", "--json", *words).json
+
+    def tried(self, ref: str, *findings: Finding) -> None:
+        """File the verdict `acts` of the oldest waiting job, which must be about `ref`."""
+        with session.embedded() as registry:
+            version = registry.version(ref)
+            claimed = registry.claim(ClaimRequest(worker="test"))
+            assert claimed is not None
+            assert claimed.job.subject_digest == version.digest
+            report = Report(
+                check=Check.ACTS,
+                subject=version.digest,
+                base=version.base,
+                base_fingerprint=version.base_fingerprint,
+                findings=findings,
+                made_by={"worker": "test"},
+            )
+            registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))

@@ -1,0 +1,73 @@
+"""The door opens one room at a time, and says what is missing in one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cli import main as door
+from tests.cli.desk import Desk
+from tests.house import ROOT
+
+
+def python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys; from cli.main import main; main(sys.argv[1:], standalone_mode=False);"
+        "print([m for m in ('httpx', 'pydantic', 'rich', 'fastapi', 'sqlmodel', 'torch') if m in sys.modules])"
+    )
+    said = python(code, *words)
+    assert said.stdout.splitlines()[-1] == "[]", said.stderr
+
+
+def test_every_door_opens_and_its_help_says_what_it_does(desk: Desk) -> None:
+    for name in door.DOORS:
+        assert "Usage: " in desk(name, "--help").stdout
+
+
+def test_every_command_takes_json() -> None:
+    def commands(command: object, name: str) -> list[tuple[str, object]]:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            return [(name, command)]
+        return [item for word, sub in inner.items() for item in commands(sub, f"{name} {word}")]
+
+    without = [
+        full
+        for word, place in door.DOORS.items()
+        for full, command in commands(door.load(place.module, place.attribute), word)
+        if "--json" not in {option for param in command.params for option in param.opts}  # type: ignore[attr-defined]
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"), [("serve", "fastapi", "server"), ("migrate", "sqlmodel", "server")]
+)
+def test_a_command_without_its_extra_says_what_to_install(command: str, package: str, extra: str) -> None:
+    said = python(f"import sys; sys.modules['{package}'] = None; from cli.main import main; main()", command)
+    assert said.returncode == 2
+    assert said.stderr == (
+        f"Error: adapter {command} needs the extra '{extra}' ({package} is not installed): "
+        f"pip install 'adapter-registry[{extra}]'\n"
+    )
+
+
+def test_without_a_url_and_without_the_server_one_is_told_the_ways_out(desk: Desk) -> None:
+    said = python("import sys; sys.modules['fastapi'] = None; from cli.main import main; main()", "list")
+    assert said.returncode == 2
+    assert said.stderr.startswith("Error: no registry is named")
+    assert "adapter login URL" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_an_unknown_command_is_a_usage_error(desk: Desk) -> None:
+    assert "No such command" in desk("frobnicate", expect=2).stderr

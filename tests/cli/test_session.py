@@ -1,0 +1,80 @@
+"""Which registry a command talks to, and how a login is remembered."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from cli import session
+from registry.errors import Invalid
+from tests.cli.desk import Desk
+
+
+def test_without_anything_the_embedded_registry_is_used(desk: Desk) -> None:
+    assert session.target().embedded
+    said = desk("whoami", "--json").json
+    assert (said["actor"], said["scopes"]) == ("owner", ["admin"])
+
+
+def test_the_environment_wins_over_the_profile(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.write_profile(session.Profile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"}))
+    assert session.target() == session.Target("https://a.test", "token-a", str(session.profile_path()))
+    monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test/")
+    assert session.target() == session.Target("https://b.test", "token-b", "ADAPTER_REGISTRY")
+    monkeypatch.setenv("ADAPTER_TOKEN", "token-c")
+    assert session.target().token == "token-c"
+
+
+def test_a_token_is_never_used_for_another_registry(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.write_profile(session.Profile("https://a.test", {"https://a.test": "token-a"}))
+    monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test")
+    assert session.target().token == ""
+
+
+def test_the_profile_is_readable_by_its_owner_alone(desk: Desk) -> None:
+    path = session.write_profile(session.Profile("https://a.test", {"https://a.test": "t"}))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sorted(p.name for p in path.parent.iterdir()) == ["profile.json"]
+    assert session.read_profile().tokens == {"https://a.test": "t"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"url": 1}', '{"url": "x", "tokens": []}'])
+def test_a_profile_that_cannot_be_read_is_named(desk: Desk, text: str) -> None:
+    path = session.profile_path()
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(Invalid, match="is not a profile"):
+        session.read_profile()
+    assert "is not a profile" in desk("list", expect=2).stderr
+
+
+def test_a_registry_that_does_not_answer_is_for_later(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.client.connection.PAUSE_SECONDS", 0.0)
+    said = desk("list", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
+    assert said.stdout == ""
+    assert said.problem["code"] == "SERVER_UNREACHABLE"
+
+
+def test_what_is_no_url_is_bad_input(desk: Desk) -> None:
+    assert "registry URL" in desk("list", expect=2, ADAPTER_REGISTRY="localhost", ADAPTER_TOKEN="t").stderr
+
+
+def test_an_old_schema_is_refused_with_the_way_out(desk: Desk, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    with sqlite3.connect(data / "registry.db") as old:
+        old.execute("CREATE TABLE adapter (id INTEGER)")
+    said = desk("list", expect=5)
+    assert "adapter migrate" in said.stderr
+
+
+def test_doctor_names_what_is_wrong_and_ends_with_its_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = {look["about"]: look for look in desk("doctor", "--json").json["looks"]}
+    assert looks["server"]["state"] == "ok"
+    monkeypatch.setattr("registry.client.connection.PAUSE_SECONDS", 0.0)
+    said = desk("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
+    assert "cannot be reached" in json.dumps(said.json)
