@@ -1,0 +1,266 @@
+"""Engine profiles, verdicts from facts, settings for a fleet, and the page that is made from the rules."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from registry import bases, engine_facts, engine_settings, engine_table, engines, rulebook, tensors
+from registry.digest import Digest
+from registry.engine_facts import EngineFacts
+from registry.errors import Invalid
+from registry.image_facts import ImageFacts
+from registry.rulebook import Condition, Rule
+from registry.verdicts import Outcome, add_up
+from tests import forge
+from tests.engines.cases import CASES, facts_of
+from tests.house import ROOT
+
+ALL_TEXT = [e for e in rulebook.engines().values() if e.kind == "text"]
+PLAIN = facts_of(CASES["plain"])
+
+
+def codes(facts: EngineFacts | dict[str, Any], profile: str) -> list[str]:
+    found = engines.judge(facts, engines.profile(profile))
+    return sorted(f.code.removeprefix("engine.") for f in found if f.severity != "info")
+
+
+def base_spec() -> bases.BaseSpec:
+    files = forge.llama().files
+    header = tensors.read_bytes(files["model.safetensors"], file="model.safetensors")
+    return bases.base_spec("tiny", json.loads(files["config.json"]), [header])
+
+
+# ------------------------------------------------------------------------- profiles
+@pytest.mark.parametrize(
+    "text",
+    ["vllm==0.32.0,max_lora_rank=32", "sglang==0.5.23,target_modules=q_proj+v_proj", "peft==0.21.2",
+     "vllm==0.33.0,enable_mixed_moe_lora_format=true", "llama.cpp==2026.10"],
+)  # fmt: skip
+def test_a_profile_prints_as_it_is_written(text: str) -> None:
+    assert str(engines.profile(text)) == text
+    assert engines.profile(str(engines.profile(text))) == engines.profile(text)
+
+
+def test_a_setting_at_its_default_is_not_printed() -> None:
+    assert str(engines.profile("vllm==0.32.0,max_lora_rank=16")) == "vllm==0.32.0"
+
+
+def test_a_hosted_service_needs_no_version() -> None:
+    assert engines.profile("fireworks").version
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("vllm", "has no version"),
+        ("vlm==0.32.0", "known are"),
+        ("vllm=0.32.0", "is not 'engine==version"),
+        ("vllm==0.32.0,max_lora_rank=33", "must be one of 1, 8, 16"),
+        ("vllm==0.32.0,max_lora_rank=many", "must be a whole number"),
+        ("vllm==0.32.0,max_lora_rank", "possible are"),
+        ("vllm==0.32.0,rank=8", "possible are"),
+        ("vllm==0.32.0,target_modules=a b", "names joined by '+'"),
+        ("vllm==0.33.0,enable_mixed_moe_lora_format=yes", "true or false"),
+        ("", "is not"),
+        ("v" * 500, "is not"),
+        ("vllm==0.32.0;rm", "is not"),
+        ("../vllm==0.32.0", "is not"),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_what_is_possible(text: str, part: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        engines.profile(text)
+    assert caught.value.code == "SETTING_INVALID"
+    assert part in caught.value.detail
+
+
+# ------------------------------------------------------------------------- verdicts
+@pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if not e.from_documentation])
+def test_a_plain_adapter_passes_on_every_examined_engine(engine: str) -> None:
+    version = rulebook.engine(engine).examined[-1]
+    assert engines.judge(PLAIN, engines.profile(f"{engine}=={version}")) == []
+
+
+@pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if e.from_documentation])
+def test_what_only_documentation_says_is_never_better_than_a_warning(engine: str) -> None:
+    assert add_up(engines.judge(PLAIN, engines.profile(f"{engine}=={rulebook.engine(engine).examined[-1]}"))) == "warn"
+
+
+@pytest.mark.parametrize(
+    ("case", "profile", "expected"),
+    [
+        ("lora-bias", "vllm==0.30.0", ["vllm.lora_bias"]),
+        ("lora-bias", "vllm==0.31.0", ["vllm.lora_bias"]),
+        ("rank-pattern", "vllm==0.31.0", ["vllm.rank_pattern"]),
+        ("rank-pattern", "vllm==0.32.0", []),
+        ("saved-score", "vllm==0.30.0", ["vllm.saved_heads"]),
+        ("saved-score", "vllm==0.31.0", []),
+        ("rank-64", "vllm==0.33.0", ["vllm.rank"]),
+        ("rank-64", "vllm==0.33.0,max_lora_rank=64", []),
+        ("rank-64", "fireworks", ["fireworks.documentation"]),
+        ("all-linear", "vllm==0.33.0,target_modules=q_proj+v_proj", ["vllm.target_filter"]),
+        ("all-linear", "sglang==0.5.23,target_modules=all", []),
+        ("all-linear", "sglang==0.5.23,target_modules=q_proj", ["sglang.target_filter"]),
+        ("rslora", "sglang==0.5.23", ["sglang.rslora"]),
+        ("rslora", "llama.cpp", ["llama_cpp.rslora"]),
+        ("rslora", "vllm==0.28.0", []),
+        ("dora", "tensorrt-llm", []),
+        ("some-layers", "lorax", ["lorax.partial_layers"]),
+        ("some-layers", "vllm==0.28.0", []),
+        ("q-only", "sglang==0.5.23", ["sglang.q_without_v"]),
+        ("float8", "vllm==0.33.0", []),
+        ("float8", "sglang==0.5.23", ["sglang.float8"]),
+        ("wrong-prefix", "peft==0.21.2", ["peft.prefix"]),
+    ],
+)
+def test_each_engine_has_its_own_truth(case: str, profile: str, expected: list[str]) -> None:
+    assert codes(facts_of(CASES[case]), profile) == expected
+
+
+def test_lora_bias_is_refused_silently_mistaken_and_refused_again() -> None:
+    effects = [
+        engines.judge(facts_of(CASES["lora-bias"]), engines.profile(f"vllm=={version}"))[0].expected
+        for version in rulebook.engine("vllm").examined
+    ]
+    assert effects == ["refuses"] * 3 + ["wrong_output"] + ["refuses"] * 2
+
+
+@pytest.mark.parametrize("version", ["0.27.1", "0.34.0", "1.0"])
+def test_a_version_that_nobody_examined_is_unknown(version: str) -> None:
+    assert add_up(engines.judge(PLAIN, engines.profile(f"vllm=={version}"))) == Outcome.UNKNOWN
+
+
+def test_a_patch_release_follows_the_version_before_it() -> None:
+    assert codes(facts_of(CASES["pissa"]), "vllm==0.31.2") == codes(facts_of(CASES["pissa"]), "vllm==0.31.0")
+
+
+def test_a_property_that_nobody_examined_is_unknown() -> None:
+    found = engines.judge(facts_of(CASES["rslora"]), engines.profile("together"))
+    assert "engine.together.rslora" in [f.code for f in found if f.severity == "unknown"]
+
+
+def test_an_adapter_that_does_not_fit_its_base_passes_nowhere() -> None:
+    facts = PLAIN.model_copy(update={"fits": "fail"})
+    for engine in ALL_TEXT:
+        asked = engines.profile(f"{engine.name}=={engine.examined[-1]}")
+        assert add_up(engines.judge(facts, asked)) in (Outcome.FAIL, Outcome.UNKNOWN), engine.name
+
+
+def test_facts_read_back_from_json_are_judged_alike() -> None:
+    for files in CASES.values():
+        facts = facts_of(files)
+        stored = json.loads(facts.model_dump_json())
+        for engine in ALL_TEXT:
+            asked = engines.profile(f"{engine.name}=={engine.examined[0]}")
+            assert engines.judge(stored, asked) == engines.judge(facts, asked)
+
+
+def test_facts_of_an_older_registry_are_unknown() -> None:
+    stored = PLAIN.model_dump(mode="json")
+    del stored["moves_base"]
+    assert codes(stored, "vllm==0.33.0") == ["vllm.facts"]
+
+
+def test_a_verdict_says_profile_base_and_outcome() -> None:
+    base = base_spec()
+    stored = facts_of(CASES["rank-64"]).model_dump(mode="json")
+    asked = engines.profile("vllm==0.33.0,max_lora_rank=32")
+    found = engines.verdict(stored, asked, subject=Digest.of(b"x"), base=base, fits=Outcome.PASS, registry="1.0")
+    assert (found.check, found.outcome, found.profile) == ("loads", Outcome.FAIL, "vllm==0.33.0,max_lora_rank=32")
+    assert (found.base, found.base_fingerprint) == (base.name, base.fingerprint)
+
+
+def test_ten_thousand_verdicts_are_renewed_in_under_a_minute() -> None:
+    stored = facts_of(CASES["all-linear"]).model_dump(mode="json")
+    asked = engines.profile("vllm==0.33.0,max_lora_rank=32")
+    started = time.perf_counter()
+    for _ in range(1000):
+        engines.judge(stored, asked)
+    assert time.perf_counter() - started < 6
+
+
+def test_a_text_adapter_is_not_for_an_image_engine() -> None:
+    assert codes(PLAIN, "diffusers==0.42.1") == ["diffusers.kind"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dora", "diffusers", "comfyui"),
+    [
+        ("diffusers", False, [], []),
+        ("kohya", False, [], []),
+        ("kohya", True, ["diffusers.image_dora"], []),
+        ("lycoris", False, ["diffusers.image_lycoris"], []),
+        ("comfy", False, ["diffusers.image_comfy", "diffusers.image_comfy"], []),
+        ("xlabs", False, [], ["comfyui.image_xlabs"]),
+        ("unknown", False, ["diffusers.image_unknown"], ["comfyui.image_unknown"]),
+    ],
+)
+def test_image_files_are_judged_by_scheme(scheme: str, dora: bool, diffusers: list[str], comfyui: list[str]) -> None:
+    facts = engine_facts.of_image(ImageFacts(scheme=scheme, method="lora", family="flux", has_dora=dora))
+    assert codes(facts, "diffusers==0.42.1") == diffusers
+    assert codes(facts, "comfyui") == comfyui
+
+
+# ----------------------------------------------------------------------- data files
+@pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
+def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.Engine) -> None:
+    known = {name: "x" for name in [*EngineFacts.model_fields, *engine.settings]}
+    for rule in engine.rules:
+        for text in (rule.message, rule.fix, rule.answer):
+            text.format_map(known)
+        assert not rule.message.endswith(".")
+        assert not rule.fix.endswith(".")
+
+
+@pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
+def test_no_engine_says_works_and_always_refuses_of_one_property_at_one_version(engine: rulebook.Engine) -> None:
+    for version in engine.examined:
+        for prop in rulebook.properties():
+            said = list(engine.statements(prop.id, rulebook.version_of(version)))
+            always = [s for s in said if isinstance(s, Rule) and not s.when]
+            works = [s for s in said if not isinstance(s, Rule)]
+            assert not (always and works), (engine.name, version, prop.id)
+
+
+def test_a_condition_on_a_fact_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="no fact is called"):
+        Condition.model_validate(["no_such_fact", "is", True])
+
+
+def test_the_page_is_made_from_the_rules() -> None:
+    assert (ROOT / "docs" / "engines.md").read_text() == engine_table.markdown(), "python -m registry.engine_table"
+
+
+# ------------------------------------------------------------------------- settings
+def test_one_large_adapter_raises_the_rank_of_every_slot() -> None:
+    fleet = {"acme/a": PLAIN, "acme/b": facts_of(CASES["rank-64"]), "acme/c": facts_of(CASES["rank-16"])}
+    found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
+    assert (found.rank_limit, found.rank_limit_without, found.raised_by) == (64, 16, ("acme/b",))
+    assert found.bytes_per_slot == 4 * found.bytes_per_slot_without
+    assert found.flags == ("--enable-lora", "--max-lora-rank 64", "--max-loras 3", "--max-cpu-loras 3")
+
+
+def test_an_adapter_that_no_setting_helps_is_left_out() -> None:
+    fleet = {"acme/a": PLAIN, "acme/dora": facts_of(CASES["dora"])}
+    found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
+    assert (found.left_out, found.slots) == (("acme/dora",), 1)
+
+
+def test_the_limit_is_one_that_the_engine_offers() -> None:
+    facts = PLAIN.model_copy(update={"max_rank": 17, "config_rank": 17})
+    assert engine_settings.settings_for("vllm==0.33.0", {"a/b": facts}, base_spec()).rank_limit == 32
+    assert engine_settings.settings_for("sglang==0.5.23", {"a/b": facts}, base_spec()).rank_limit == 17
+
+
+def test_a_slot_costs_rank_times_both_sides_of_every_module() -> None:
+    sides = 4 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3) + 2 * (64 + 512)
+    assert engine_settings.slot_bytes(base_spec(), 16) == 16 * 4 * sides
+
+
+def test_an_empty_fleet_has_an_answer() -> None:
+    found = engine_settings.settings_for("vllm==0.33.0", {}, base_spec())
+    assert (found.adapters, found.max_rank, found.slots) == (0, 0, 1)

@@ -1,0 +1,104 @@
+"""Adapters for questions to engines: name → the files of a tiny adapter with exactly one property.
+
+Used by the tests of the rules and by `record.py`, which asks the engines' own code the same questions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from registry import config, engine_facts, lora, tensors
+from registry.engine_facts import EngineFacts
+from tests import forge
+from tests.forge import CONFIG, WEIGHTS, Files, Tensor
+
+BASE = forge.llama()
+_AT = "base_model.model.model.layers.0.self_attn"
+
+
+def _with(extra: dict[str, Tensor]) -> Any:
+    return lambda t: {**t, **extra}
+
+
+def _renamed(old: str, new: str) -> Any:
+    return lambda t: {name.replace(old, new): tensor for name, tensor in t.items()}
+
+
+def _patterned(t: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rank 4 for v_proj, 8 for the rest."""
+    sizes = {"lora_A": lambda s: (4, s[1]), "lora_B": lambda s: (s[0], 4)}
+    return {
+        name: (dtype, next(size(shape) for half, size in sizes.items() if half in name), None)
+        if "v_proj" in name else (dtype, shape, body)
+        for name, (dtype, shape, body) in t.items()
+    }  # fmt: skip
+
+
+def _lora(**fields: Any) -> Files:
+    return forge.lora(BASE, config=fields)
+
+
+CASES: dict[str, Files] = {
+    "plain": _lora(),
+    "all-linear": forge.lora(BASE, targets=forge.ALL_LINEAR),
+    "rank-16": forge.lora(BASE, rank=16),
+    "rank-64": forge.lora(BASE, rank=64),
+    "rslora": forge.lora(BASE, rslora=True),
+    "dora": forge.lora(BASE, dora=True),
+    "bias-all": _lora(bias="all"),
+    "lora-bias": forge.lora(
+        BASE, config={"lora_bias": True}, change=_with({f"{_AT}.q_proj.lora_B.bias": ("F32", (64,), None)})
+    ),
+    "rank-pattern": forge.lora(BASE, config={"rank_pattern": {"v_proj": 4}}, change=_patterned),
+    "alpha-pattern": _lora(alpha_pattern={"v_proj": 64}),
+    "pissa": _lora(init_lora_weights="pissa"),
+    "pissa-niter": _lora(init_lora_weights="pissa_niter_4"),
+    "olora": _lora(init_lora_weights="olora"),
+    "loftq": _lora(init_lora_weights="loftq"),
+    "eva": _lora(init_lora_weights="eva"),
+    "gaussian": _lora(init_lora_weights="gaussian"),
+    "layer-replication": _lora(layer_replication=[[0, 3], [1, 4]]),
+    "alora": _lora(alora_invocation_tokens=[7, 8, 9]),
+    "qalora": _lora(use_qalora=True),
+    "saved-lm-head": forge.lora(
+        BASE, config={"modules_to_save": ["lm_head"]},
+        change=_with({"base_model.model.lm_head.weight": ("F32", (512, 64), None)}),
+    ),
+    "saved-score": forge.lora(
+        BASE, config={"modules_to_save": ["score"], "task_type": "SEQ_CLS"},
+        change=_with({"base_model.model.score.weight": ("F32", (2, 64), None)}),
+    ),
+    "trained-tokens": forge.lora(
+        BASE, config={"trainable_token_indices": {"embed_tokens": [5, 6]}},
+        change=_with({"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None)}),
+    ),
+    "on-lm-head": forge.lora(BASE, targets=("q_proj", "v_proj", "lm_head")),
+    "targets-pattern": _lora(target_modules=r".*\.self_attn\.(q|v)_proj"),
+    "absent-target": _lora(target_modules=["q_proj", "v_proj", "no_such_proj"]),
+    "q-only": forge.lora(BASE, targets=("q_proj",)),
+    "v-only": forge.lora(BASE, targets=("v_proj",)),
+    "up-only": forge.lora(BASE, targets=("up_proj",)),
+    "gate-only": forge.lora(BASE, targets=("gate_proj",)),
+    "some-layers": forge.lora(
+        BASE, config={"layers_to_transform": [1]}, change=lambda t: {n: v for n, v in t.items() if ".layers.1." in n}
+    ),
+    "alpha-absent": forge.lora(BASE, alpha=None),
+    "rank-unannounced": _lora(r=4),
+    "wrong-prefix": forge.lora(BASE, change=_renamed("base_model.model.model.", "transformer.")),
+    "adapter-name": forge.lora(BASE, change=_renamed(".weight", ".default.weight")),
+    "compiled": forge.lora(BASE, change=_renamed("base_model.model.", "base_model.model._orig_mod.")),
+    "no-b": forge.lora(BASE, change=lambda t: {n: v for n, v in t.items() if n != f"{_AT}.q_proj.lora_B.weight"}),
+    "overwrites": forge.lora(BASE, change=_with({"base_model.model.lm_head.weight": ("F32", (512, 64), None)})),
+    "float8": forge.lora(
+        BASE, change=lambda t: {n: ("F8_E4M3", shape, b"\x30" * (shape[0] * shape[1])) for n, (_, shape, _) in t.items()}
+    ),
+}  # fmt: skip
+
+
+def facts_of(files: Files, *, fits: str = "pass") -> EngineFacts:
+    found = lora.describe(config.read_config(files[CONFIG]), tensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
+    return engine_facts.of_lora(found, fits=fits)
+
+
+def tensor_names(files: Files) -> list[str]:
+    return [t.name for t in tensors.read_bytes(files[WEIGHTS], file=WEIGHTS)]
