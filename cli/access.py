@@ -111,6 +111,9 @@ def list_tokens() -> None:
 
 
 def _print_tokens(items: list[TokenView]) -> None:
+    if not items:
+        click.echo("No tokens.")
+        return
     rows = [
         (
             item.id,

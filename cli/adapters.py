@@ -19,7 +19,7 @@ import click
 from cli import output, session
 from registry.client.api import Registry
 from registry.names import Ref
-from registry.verdicts import Check, Verdict
+from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire import AdapterView, AliasView, VersionView
 
 FINDINGS_SHOWN = 5
@@ -100,7 +100,7 @@ def _print_version(version: VersionView, aliases: list[AliasView]) -> None:
             ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
             ("message", version.message),
             ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
-            ("verdicts", "\n".join(verdict_lines(version.verdicts)) or output.faint("none yet")),
+            ("verdicts", "\n".join(verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
             ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),
             ("files", "\n".join(f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files)),
         ]
@@ -149,23 +149,32 @@ def _span(numbers: list[float]) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def verdict_lines(verdicts: list[Verdict]) -> list[str]:
-    """The newest verdict of each check, worst news first in its words; a check that nobody made is said too."""
+def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
+    """The newest verdict of each check with what it found; a check that nobody made is said too."""
     newest = {(verdict.check, verdict.profile): verdict for verdict in verdicts}
-    if not any(check is Check.ACTS for check, _ in newest):
-        unjudged = f"{'acts':<6}{output.faint('not tried yet: adapter validate REF --wait')}"
-    else:
-        unjudged = ""
+    order = list(Check)
     lines = []
-    for (check, engine), verdict in sorted(newest.items()):
+    for (check, engine), verdict in sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
         line = f"{check:<6}{output.outcome(verdict.outcome)}"
         line += f"  {engine}" if engine else ""
         lines.append(line + (f"  {verdict.summary}" if verdict.summary else ""))
         found = [f for f in verdict.findings if f.severity != "info" and f.sentence not in verdict.summary]
-        lines += [f"      - {f.place}: {f.sentence}" for f in found[:FINDINGS_SHOWN]]
+        lines += [f"      - {finding_line(f)}" for f in found[:FINDINGS_SHOWN]]
         if len(found) > FINDINGS_SHOWN:
             lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
-    return [*lines, unjudged] if unjudged else lines
+    if (Check.ACTS, "") not in newest:
+        fits = newest.get((Check.FITS, ""))
+        hopeless = fits is not None and fits.outcome is Outcome.FAIL
+        why = "not tried: it does not fit" if hopeless else f"not tried yet: adapter validate {ref} --wait"
+        lines.append(f"{'acts':<6}{output.faint(why)}")
+    return lines
+
+
+def finding_line(finding: Finding) -> str:
+    """The finding's sentence, after its place where the sentence does not name it."""
+    if not finding.place or finding.place in finding.sentence:
+        return finding.sentence
+    return f"{finding.place}: {finding.sentence}"
 
 
 def _alias_lines(aliases: list[AliasView], shown: int) -> list[str]:

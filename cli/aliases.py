@@ -86,8 +86,11 @@ def yank(ref: Ref, reason: str) -> None:
 
     def text() -> None:
         click.echo(f"{output.strong(f'{version.name}@{version.number}')} is yanked: {version.yank_reason}")
-        if version.aliases:
-            click.echo(f"  still named by {', '.join(version.aliases)}: roll back or promote another version")
+        still = [alias for alias in version.aliases if alias != NEWEST]
+        if still:
+            click.echo(f"  {', '.join(still)} still names it and answers YANKED: roll back or promote another version")
+        if len(still) < len(version.aliases):
+            click.echo(f"  it is the newest: {version.name} answers YANKED until the next push")
 
     output.answer(version, text)
 
@@ -147,6 +150,7 @@ def _print_move(move: AliasMove, width: int) -> None:
     indent = " " * 6
     if move.reason:
         click.echo(f"{indent}“{move.reason}”")
-    if move.evidence:
-        told = ", ".join(f"{e.get('check', '?')} {output.outcome(str(e.get('outcome', '?')))}" for e in move.evidence)
-        click.echo(f"{indent}{output.faint('on')} {told}")
+    told = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
+    told += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
+    if told:
+        click.echo(f"{indent}{output.faint('on')} {', '.join(told)}")

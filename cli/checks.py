@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from cli import output, session
+from cli import adapters, output, session
 from registry import __version__, compat, contents
 from registry.client import folder as folders
 from registry.client import transfer
@@ -80,9 +80,7 @@ def _judge(found: Contents, base: BaseView, subject: Digest) -> Verdict:
 def _print_verdict(what: str, verdict: Verdict) -> None:
     click.echo(f"{output.strong(what)} on {verdict.base}: {output.outcome(verdict.outcome)}")
     for finding in verdict.findings:
-        expected = f" (expected {finding.expected}, found {finding.found})" if finding.expected else ""
-        told = expected if finding.expected and finding.expected not in finding.sentence else ""
-        click.echo(f"  {finding.severity:<8} {finding.sentence}{told}")
+        click.echo(f"  {finding.severity:<8} {adapters.finding_line(finding)}")
     if verdict.outcome is Outcome.PASS and not verdict.findings:
         click.echo(output.faint("  every tensor has its place and its shape; whether it acts, a worker must try"))
 

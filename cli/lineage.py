@@ -76,7 +76,7 @@ def _branches(
         node, again = nodes[tip], tip in drawn
         more = " …" if again and branches.get(tip) else ""
         short = "" if node.kind == "base" or node.hidden else output.faint("  " + node.digest[SHORT_DIGEST])
-        relation = "on" if edge.relation == "base" else edge.relation
+        relation = "on" if node.kind == "base" else edge.relation
         yield f"{indent}{'└─' if last else '├─'} {output.faint(relation)} {label(node)}{short}{more}"
         if not again:
             drawn.add(tip)

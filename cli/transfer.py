@@ -145,11 +145,13 @@ def _print_pushed(pushed: Pushed) -> None:
             ("base", version.base),
             ("method", adapters.method_line(version.facts)),
             ("size", files),
-            ("verdicts", "\n".join(adapters.verdict_lines(version.verdicts))),
+            ("verdicts", "\n".join(adapters.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
             ("aliases", ", ".join(version.aliases)),
             ("job", pushed.job_id),
         ]
     )
+    if failed(version.verdicts):
+        click.secho("  It is kept, and the gates stay shut for it.", fg="yellow")
 
 
 # ------------------------------------------------------------------ push-all

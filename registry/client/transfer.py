@@ -57,7 +57,7 @@ def push_folder(
     for reason in found.left_out:
         left_out(reason)
     edges = [_edge(registry, parent) for parent in parents]
-    manifest = found.manifest(_base(registry, found, base), tuple(edges))
+    manifest = found.manifest(base_of(registry, found, base), tuple(edges))
     plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
     watched = progress or Silent()
     watched.start(sum(upload.size_bytes for upload in plan.uploads))
@@ -68,7 +68,7 @@ def push_folder(
     return registry.commit_push(plan.push_id, alias=alias)
 
 
-def _base(registry: Registry, folder: Folder, name: str) -> BaseRef:
+def base_of(registry: Registry, folder: Folder, name: str) -> BaseRef:
     """The registered base: the one that is named, else the one that the configuration means."""
     claim = folder.contents.config.base
     if name:
