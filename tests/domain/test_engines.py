@@ -208,7 +208,7 @@ def test_image_files_are_judged_by_scheme(scheme: str, dora: bool, diffusers: li
 # ----------------------------------------------------------------------- data files
 @pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
 def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.Engine) -> None:
-    known = {name: "x" for name in [*EngineFacts.model_fields, *engine.settings]}
+    known = dict.fromkeys([*EngineFacts.model_fields, *engine.settings], "x")
     for rule in engine.rules:
         for text in (rule.message, rule.fix, rule.answer):
             text.format_map(known)

@@ -13,6 +13,7 @@ from tests import forge
 from tests.forge import CONFIG, WEIGHTS, Files, Tensor
 
 BASE = forge.llama()
+_EMBEDDING = "base_model.model.model.embed_tokens"
 _AT = "base_model.model.model.layers.0.self_attn"
 
 
@@ -70,7 +71,7 @@ CASES: dict[str, Files] = {
     ),
     "trained-tokens": forge.lora(
         BASE, config={"trainable_token_indices": {"embed_tokens": [5, 6]}},
-        change=_with({"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None)}),
+        change=_with({f"{_EMBEDDING}.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None)}),
     ),
     "on-lm-head": forge.lora(BASE, targets=("q_proj", "v_proj", "lm_head")),
     "targets-pattern": _lora(target_modules=r".*\.self_attn\.(q|v)_proj"),
@@ -90,7 +91,7 @@ CASES: dict[str, Files] = {
     "no-b": forge.lora(BASE, change=lambda t: {n: v for n, v in t.items() if n != f"{_AT}.q_proj.lora_B.weight"}),
     "overwrites": forge.lora(BASE, change=_with({"base_model.model.lm_head.weight": ("F32", (512, 64), None)})),
     "float8": forge.lora(
-        BASE, change=lambda t: {n: ("F8_E4M3", shape, b"\x30" * (shape[0] * shape[1])) for n, (_, shape, _) in t.items()}
+        BASE, change=lambda t: {n: ("F8_E4M3", s, b"\x30" * (s[0] * s[1])) for n, (_, s, _) in t.items()}
     ),
 }  # fmt: skip
 

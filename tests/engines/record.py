@@ -28,9 +28,13 @@ RECORDED = Path(__file__).with_name("recorded.json")
 MAX_LORA_RANK = 16
 
 
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Instead of the engine's log."""
+
+
 class _Silent:
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
+        return _nothing
 
 
 def _functions(path: Path, names: set[str], given: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def vllm(folder: Path) -> dict[str, str]:
     at = folder / "vllm" / "lora"
     stubs: dict[str, dict[str, Any]] = {
         "vllm": {}, "vllm.config": {}, "vllm.config.lora": {"LoRAConfig": object},
-        "vllm.logger": {"init_logger": lambda name: _Silent()}, "vllm.model_executor": {},
+        "vllm.logger": {"init_logger": lambda _name: _Silent()}, "vllm.model_executor": {},
         "vllm.model_executor.model_loader": {}, "regex": vars(re),
         "vllm.model_executor.model_loader.tensorizer": {"TensorizerConfig": object},
     }  # fmt: skip
@@ -104,7 +108,7 @@ def sglang(folder: Path) -> dict[str, str]:
     joins = _functions(at / "lora.py", {"normalize_qkv_proj", "normalize_gate_up_proj"}, given)
     everything = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head"}
     pool = types.SimpleNamespace(max_lora_rank=MAX_LORA_RANK, lora_added_tokens_size=0, target_modules=everything)
-    adapter = types.SimpleNamespace(_is_non_gated_moe_weight=lambda name: False)
+    adapter = types.SimpleNamespace(_is_non_gated_moe_weight=lambda _name: False)
 
     def ask(files: Files) -> None:
         config = config_class.from_dict(json.loads(files[CONFIG]))

@@ -1,0 +1,280 @@
+"""Naming schemes of adapters, recognised from names alone, and the facts of image files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from registry import formats, image_facts, tensors
+from registry.image_facts import ImageFacts
+from tests import forge
+from tests.forge import Tensor
+
+R, D = 4, 32
+UNET = "down_blocks.0.attentions.0.transformer_blocks.0"
+ATTENTION = [f"{UNET}.{attn}.{leaf}" for attn in ("attn1", "attn2") for leaf in ("to_q", "to_k", "to_v", "to_out.0")]
+TEXT = [f"text_model.encoder.layers.{n}.self_attn.{leaf}" for n in (0, 1) for leaf in ("q_proj", "v_proj")]
+FLUX = [
+    *(f"transformer_blocks.{n}.attn.{leaf}" for n in (0, 1) for leaf in ("to_q", "to_k", "add_q_proj")),
+    *(f"single_transformer_blocks.{n}.attn.{leaf}" for n in (0, 1) for leaf in ("to_q", "to_v")),
+]
+KOHYA_METADATA = {
+    "ss_network_module": "networks.lora", "ss_network_dim": "4", "ss_network_alpha": "2",
+    "ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora",
+    "modelspec.trigger_phrase": "toy style", "ss_tag_frequency": '{"img": {"a photo of Ann": 3}}',
+    "ss_dataset_dirs": '{"10_ann": {"n_repeats": 10}}', "ss_output_name": "ann-private",
+}  # fmt: skip
+
+
+def pair(at: str, a: str, b: str, width: int = D) -> dict[str, Tensor]:
+    return {f"{at}{a}": ("F32", (R, width), None), f"{at}{b}": ("F32", (D, R), None)}
+
+
+def peft_pairs(prefix: str, modules: list[str]) -> dict[str, Tensor]:
+    return {k: v for m in modules for k, v in pair(f"{prefix}{m}", ".lora_A.weight", ".lora_B.weight").items()}
+
+
+def kohya_pairs(prefix: str, modules: list[str]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for module in modules:
+        at = prefix + module.replace(".", "_")
+        found |= pair(at, ".lora_down.weight", ".lora_up.weight")
+        found[f"{at}.alpha"] = ("F32", (), struct.pack("<f", 2.0))
+    return found
+
+
+def old_diffusers() -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for module in ATTENTION:
+        head, leaf = module.removesuffix(".0").rsplit(".", 1)
+        found |= pair(f"unet.{head}.processor.{leaf}_lora", ".down.weight", ".up.weight")
+    return found
+
+
+def lycoris(parts: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for module in ATTENTION:
+        at = "lora_unet_" + module.replace(".", "_")
+        found |= {f"{at}.{part}": ("F32", shape, None) for part, shape in parts.items()}
+        found[f"{at}.alpha"] = ("F16", (), struct.pack("<e", 2.0))
+    return found
+
+
+def bfl() -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for side in ("img", "txt"):
+        for leaf in ("qkv", "proj"):
+            at = f"double_blocks.0.{side}_attn.{leaf}"
+            found |= pair(at, ".lora_A.weight", ".lora_B.weight")
+            found[f"{at}.lora_B.bias"] = ("F32", (D,), None)
+        found[f"double_blocks.0.{side}_attn.norm.query_norm.scale"] = ("F32", (16,), None)
+    return found
+
+
+def xlabs() -> dict[str, Tensor]:
+    parts = ("qkv_lora1", "qkv_lora2", "proj_lora1", "proj_lora2")
+    pairs = [pair(f"double_blocks.0.processor.{p}", ".down.weight", ".up.weight") for p in parts]
+    return {k: v for found in pairs for k, v in found.items()}
+
+
+LOHA = {"hada_w1_a": (D, R), "hada_w1_b": (R, D), "hada_w2_a": (D, R), "hada_w2_b": (R, D)}
+FILES: dict[str, tuple[str, str, str, Callable[[], dict[str, Tensor]]]] = {
+    "diffusers": ("diffusers", "sd", "lora",
+                  lambda: peft_pairs("unet.", ATTENTION) | peft_pairs("text_encoder.", TEXT)),
+    "diffusers 2023": ("diffusers-old", "sd", "lora", old_diffusers),
+    "kohya SD": ("kohya", "sd", "lora", lambda: kohya_pairs("lora_unet_", ATTENTION) | kohya_pairs("lora_te_", TEXT)),
+    "kohya SDXL": ("kohya", "", "lora", lambda: kohya_pairs("lora_te1_", TEXT) | kohya_pairs("lora_te2_", TEXT)),
+    "LyCORIS LoHa": ("lycoris", "sd", "loha", lambda: lycoris(LOHA)),
+    "LyCORIS LoKr": ("lycoris", "sd", "lokr", lambda: lycoris({"lokr_w1": (4, 4), "lokr_w2": (8, 8)})),
+    "LyCORIS LoCon": ("lycoris", "sd", "locon",
+                      lambda: kohya_pairs("lora_unet_", ATTENTION) | lycoris({"lora_mid.weight": (R, R, 3, 3)})),
+    "LyCORIS full": ("lycoris", "sd", "full", lambda: lycoris({"diff": (D, D)})),
+    "Flux, diffusers": ("diffusers", "flux", "lora", lambda: peft_pairs("transformer.", FLUX)),
+    "Flux, kohya": ("kohya", "flux", "lora", lambda: kohya_pairs("lora_unet_", ["double_blocks.0.img_attn.qkv"])),
+    "Flux, Black Forest Labs": ("bfl", "flux", "lora", bfl),
+    "Flux, X-Labs": ("xlabs", "flux", "lora", xlabs),
+    "Flux, ComfyUI": ("comfy", "flux", "lora",
+                      lambda: peft_pairs("diffusion_model.", ["double_blocks.0.img_attn.qkv"])),
+    "SD3, diffusers": ("diffusers", "", "lora", lambda: peft_pairs("transformer.", ["transformer_blocks.0.attn.to_q"])),
+    "SD3, kohya": ("kohya", "sd3", "lora", lambda: kohya_pairs("lora_unet_", ["joint_blocks.0.x_block.attn.qkv"])),
+    "Wan, ComfyUI": ("comfy", "wan", "lora", lambda: peft_pairs("diffusion_model.", ["blocks.0.self_attn.q"])),
+    "Wan, musubi": ("kohya", "wan", "lora", lambda: kohya_pairs("lora_unet_", ["blocks.0.self_attn.q"])),
+}  # fmt: skip
+
+
+def read(names: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[tensors.Header, bytes]:
+    data = forge.safetensors(names, metadata)
+    return tensors.read_bytes(data, file="x.safetensors"), data
+
+
+def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *, values: bool = False) -> ImageFacts:
+    header, data = read(names, metadata)
+    reader = (lambda at, n: data[at : at + n]) if values else None
+    return image_facts.of_header(header, formats.of_header(header), read=reader)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_image_scheme_is_recognised_with_its_family_and_method(name: str) -> None:
+    scheme, family, method, make = FILES[name]
+    header, _ = read(make())
+    found = formats.of_header(header)
+    facts = image_facts.of_header(header, found)
+    assert (found.scheme, facts.family, facts.method) == (scheme, family, method)
+    assert found.is_image
+    assert found.evidence in make()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [
+        ("peft", "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+        ("peft", "base_model.model.model.layers.0.mlp.down_proj.ia3_l"),
+        ("peft", "base_model.vera_A"),
+        ("peft", "prompt_embeddings"),
+        ("torchtune", "layers.0.attn.q_proj.lora_a.weight"),
+        ("mlx", "model.layers.0.self_attn.q_proj.lora_a"),
+        ("gguf", "blk.0.attn_q.weight.lora_a"),
+        ("gguf", "token_embd.weight.lora_b"),
+        (
+            "nemo",
+            "model.language_model.encoder.layers.0.self_attention.adapter_layer.lora_kqv_adapter.linear_in.weight",
+        ),
+        ("nemo", "decoder.layers.0.self_attention.linear_qkv.adapter.linear_out.weight"),
+    ],
+)
+def test_the_schemes_of_text_models_are_recognised(scheme: str, name: str) -> None:
+    found = formats.recognise([name])
+    assert found.scheme == scheme
+    assert not found.is_image
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.layers.0.self_attn.q_proj.lora_A.weight",
+        "transformer.h.0.attn.c_attn.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "q_proj.lora_A.weight",
+        "weight",
+        "",
+        "lora_unet_a b.lora_down.weight",
+        "base_model.model.a b",
+        "x" * 10_000,
+        "lora_unet_" * 2000 + ".lora_down.weightx",
+    ],
+)
+def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
+    found = formats.recognise([name])
+    assert found.scheme == formats.UNKNOWN
+    assert found.sentence.startswith("unknown scheme")
+    assert found.advice
+
+
+def test_one_stranger_makes_the_scheme_unknown_and_is_named() -> None:
+    found = formats.recognise([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
+    assert (found.scheme, found.strangers) == (formats.UNKNOWN, ("stray.tensor",))
+
+
+def test_two_schemes_in_one_file_are_unknown() -> None:
+    found = formats.recognise([*peft_pairs("unet.", ATTENTION), *bfl()])
+    assert found.scheme == formats.UNKNOWN
+    assert "bfl and diffusers are mixed" in found.sentence
+
+
+def test_no_tensors_are_unknown() -> None:
+    assert formats.recognise([]).scheme == formats.UNKNOWN
+
+
+def test_a_peft_configuration_rules_out_image_schemes() -> None:
+    names = list(peft_pairs("transformer.", FLUX))
+    assert formats.recognise(names).scheme == "diffusers"
+    assert formats.recognise(names, has_peft_config=True).scheme == formats.UNKNOWN
+
+
+def test_files_that_are_not_safetensors_are_told_by_their_first_bytes() -> None:
+    tar = b"model_config.yaml".ljust(257, b"\0") + b"ustar" + b"\0" * 250
+    assert formats.of_bytes(b"GGUF\x03\0\0\0") == "gguf"
+    assert formats.of_bytes(tar, path="a.nemo") == "nemo"
+    assert formats.of_bytes(b"\x80\x04") == formats.UNKNOWN
+
+
+# --------------------------------------------------------------------- facts of images
+def test_alphas_are_unknown_without_values_and_exact_with_them() -> None:
+    names = kohya_pairs("lora_unet_", ATTENTION)
+    assert {m.alpha for m in facts_of(names).modules} == {None}
+    found = facts_of(names, values=True)
+    assert {(m.rank, m.alpha) for m in found.modules} == {(R, 2.0)}
+    assert len(found.modules) == len(ATTENTION)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "raw"),
+    [
+        ("F16", struct.pack("<e", 0.5)),
+        ("BF16", struct.pack("<f", 0.5)[2:]),
+        ("F64", struct.pack("<d", 0.5)),
+        ("I64", struct.pack("<q", 3)),
+    ],
+)
+def test_alphas_are_read_in_every_type(dtype: str, raw: bytes) -> None:
+    names = {
+        **pair("lora_unet_mid_block", ".lora_down.weight", ".lora_up.weight"),
+        "lora_unet_mid_block.alpha": (dtype, (), raw),
+    }
+    assert facts_of(names, values=True).modules[0].alpha == (3.0 if dtype == "I64" else 0.5)
+
+
+def test_only_alphas_are_read() -> None:
+    header, data = read(kohya_pairs("lora_unet_", ATTENTION))
+    read_bytes: list[int] = []
+
+    def reader(at: int, length: int) -> bytes:
+        read_bytes.append(length)
+        return data[at : at + length]
+
+    image_facts.of_header(header, formats.of_header(header), read=reader)
+    assert read_bytes == [4] * len(ATTENTION)
+
+
+def test_alpha_comes_from_the_metadata_of_diffusers() -> None:
+    told: dict[str, Any] = {"unet.r": R, "unet.lora_alpha": 16, "text_encoder.lora_alpha": 8}
+    names = peft_pairs("unet.", ATTENTION) | peft_pairs("text_encoder.", TEXT)
+    found = facts_of(names, {"lora_adapter_metadata": json.dumps(told)})
+    assert {m.alpha for m in found.modules if m.path.startswith("unet.")} == {16.0}
+    assert {m.alpha for m in found.modules if m.path.startswith("text_encoder.")} == {8.0}
+    assert found.alpha_rule == "metadata"
+
+
+@pytest.mark.parametrize("broken", ["{", "[1]", '{"a": 1, "a": 2}', "[" * 5000])
+def test_broken_metadata_is_no_error_and_no_claim(broken: str) -> None:
+    found = facts_of(peft_pairs("unet.", ATTENTION), {"lora_adapter_metadata": broken})
+    assert {m.alpha for m in found.modules} == {float(R)}
+    assert found.alpha_rule.startswith("no alpha in the file")
+
+
+def test_training_facts_are_kept_and_private_texts_are_only_named() -> None:
+    found = facts_of(kohya_pairs("lora_unet_", ATTENTION), KOHYA_METADATA)
+    assert found.trigger_words == "toy style"
+    assert found.claims["ss_network_module"] == "networks.lora"
+    assert set(found.private_texts) == {"ss_tag_frequency", "ss_dataset_dirs", "ss_output_name"}
+    assert "Ann" not in found.model_dump_json()
+    assert "ann-private" not in found.model_dump_json()
+
+
+@pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (96, "sd")])
+def test_the_width_of_cross_attention_tells_the_family(width: int, family: str) -> None:
+    found = facts_of(pair(f"unet.{UNET}.attn2.to_k", ".lora_A.weight", ".lora_B.weight", width))
+    assert found.family == family
+    assert str(width) in found.family_evidence
+
+
+def test_dora_and_components_are_seen() -> None:
+    names = kohya_pairs("lora_unet_", ATTENTION) | kohya_pairs("lora_te_", TEXT)
+    names["lora_unet_" + ATTENTION[0].replace(".", "_") + ".dora_scale"] = ("F32", (D, 1), None)
+    found = facts_of(names)
+    assert found.has_dora
+    assert found.components == ("text_encoder", "unet")
