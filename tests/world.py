@@ -33,9 +33,9 @@ from registry.client.api import Registry
 from registry.client.inprocess import InProcess
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
-from registry.server import app, blobs, db, tokens
+from registry.server import app, db, tokens
 from registry.server.actors import TRUSTED
-from registry.server.blobs import MemoryBlobs
+from registry.server.blobs import BlobStore, MemoryBlobs, digest_of
 from registry.server.settings import Settings
 from registry.server.tables import BlobRow, JobRow
 from registry.verdicts import Check, Finding, Report
@@ -47,10 +47,10 @@ WEIGHTS_TYPE = "application/octet-stream"
 
 
 class World:
-    def __init__(self, database_url: str, **settings: Any) -> None:
+    def __init__(self, database_url: str, *, blobs: BlobStore | None = None, **settings: Any) -> None:
         self.settings = Settings(database_url=database_url, **settings).filled()
         self.engine = db.engine(self.settings)
-        self.blobs = MemoryBlobs()
+        self.blobs = blobs if blobs is not None else MemoryBlobs()
         db.prepare(self.engine)
         self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)
         self.transport = InProcess(self.app)
@@ -75,7 +75,7 @@ class World:
         with self.session() as session:
             rows = {row.digest for row in session.exec(select(BlobRow)).all()}
             running = [row.id for row in session.exec(select(JobRow).where(JobRow.state == "running")).all()]
-        kept = {str(blobs.digest_of(stat.key)) for stat in self.blobs.list("blobs/")}
+        kept = {str(digest_of(stat.key)) for stat in self.blobs.list("blobs/")}
         assert kept - rows == set(), "blobs without a row"
         assert rows - kept == set(), "rows without a blob"
         assert running == [], "jobs left running"

@@ -1,0 +1,273 @@
+"""How a version comes to exist: plan, upload, commit, and what each of them refuses."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import timedelta
+
+import pytest
+from starlette.testclient import TestClient
+
+from registry.digest import Digest
+from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError
+from registry.manifest import BaseRef, Edge, Relation
+from registry.server import db
+from registry.server.tables import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
+from registry.verdicts import Outcome
+from registry.wire import PushPlan, PushRequest
+from tests import forge
+from tests.world import World, rows
+
+
+@pytest.fixture
+def based(world: World) -> World:
+    world.add_base()
+    return world
+
+
+def plan(world: World, files: forge.Files, name: str = "acme/support", by: object = None) -> PushPlan:
+    return (by or world.admin).plan_push(name, PushRequest(manifest=world.manifest(files)))  # type: ignore[attr-defined]
+
+
+def send(world: World, plan: PushPlan, files: forge.Files) -> None:
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for upload in plan.uploads:
+        world.admin.upload(upload, lambda d=upload.digest: iter([by_digest[d]]))
+
+
+def test_a_push_makes_a_version_with_facts_verdict_alias_job_and_event(based: World) -> None:
+    pushed = based.push("acme/support", message="first try")
+    version = pushed.version
+    assert (version.number, version.name, version.message, pushed.created) == (1, "acme/support", "first try", True)
+    assert version.facts["rank"] == 8
+    assert version.facts["targets"] == ["q_proj", "v_proj"]
+    assert [(v.check, v.outcome) for v in version.verdicts] == [("fits", Outcome.PASS)]
+    assert version.aliases == ["main"]
+    assert based.admin.job(pushed.job_id).subject == "acme/support@1"
+    with based.session() as session:
+        told = [e for e in rows(session, EventRow) if e.action == "version.push"]
+        assert [(e.object, e.actor, e.detail["fits"]) for e in told] == [("acme/support@1", "admin", "pass")]
+        assert all(e.request_id for e in told)
+
+
+def test_the_same_bytes_again_are_the_same_version_and_send_nothing(based: World) -> None:
+    files = based.files()
+    first = based.push("acme/support", files)
+    again = plan(based, files)
+    assert again.uploads == []
+    second = based.admin.commit_push(again.push_id)
+    assert (second.created, second.version.number, second.version.digest) == (False, 1, first.version.digest)
+    with based.session() as session:
+        assert len(rows(session, VersionRow)) == 1
+        assert len(rows(session, JobRow)) == 1
+
+
+def test_committing_twice_is_committing_once(based: World) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    send(based, planned, files)
+    assert based.admin.commit_push(planned.push_id).created is True
+    assert based.admin.commit_push(planned.push_id).created is False
+
+
+def test_a_file_that_one_version_holds_is_not_asked_for_again(based: World) -> None:
+    files = based.files()
+    based.push("acme/support", files)
+    changed = {**files, "README.md": b"# another card\n"}
+    assert [u.digest for u in plan(based, changed).uploads] == [Digest.of(b"# another card\n")]
+    pushed = based.push("acme/support", changed)
+    assert pushed.version.number == 2
+
+
+def test_what_another_tenant_holds_is_asked_for_again(based: World) -> None:
+    files = based.files()
+    based.push("acme/support", files)
+    other = based.actor("push", namespaces=["umbrella"], name="other")
+    assert len(plan(based, files, "umbrella/copy", other).uploads) == len(files)
+
+
+def test_an_interrupted_push_is_taken_up_where_it_stopped(based: World) -> None:
+    files = based.files()
+    first = plan(based, files)
+    weights = Digest.of(files[forge.WEIGHTS])
+    upload = next(u for u in first.uploads if u.digest == weights)
+    based.admin.upload(upload, lambda: iter([files[forge.WEIGHTS]]))
+    second = plan(based, files)
+    assert second.push_id == first.push_id
+    assert weights not in [u.digest for u in second.uploads]
+
+
+def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(based: World) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    with pytest.raises(Conflict) as refusal:
+        based.admin.commit_push(planned.push_id)
+    assert refusal.value.code == "UPLOAD_INCOMPLETE"
+    assert {r.place for r in refusal.value.reasons} == set(files)
+    with based.session() as session:
+        assert rows(session, VersionRow) == []
+        assert rows(session, BlobRow) == []
+
+
+def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(based: World) -> None:
+    files = based.files()
+    based.push("acme/support", files)
+    other = based.actor("push", namespaces=["umbrella"], name="other")
+    planned = plan(based, files, "umbrella/copy", other)
+    with pytest.raises(Conflict) as theirs:
+        other.commit_push(planned.push_id)
+    nobodys = based.files()
+    unknown = plan(based, nobodys, "umbrella/new", other)
+    with pytest.raises(Conflict) as absent:
+        other.commit_push(unknown.push_id)
+    assert theirs.value.code == absent.value.code == "UPLOAD_INCOMPLETE"
+
+
+def test_another_ones_push_does_not_exist(based: World) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    other = based.actor("push", name="other")
+    for call in (
+        lambda: other.commit_push(planned.push_id),
+        lambda: other.upload(planned.uploads[0], lambda: iter([b""])),
+        lambda: other.commit_push("psh_000000000000000000000000"),
+    ):
+        with pytest.raises(RegistryError) as refusal:
+            call()
+        assert refusal.value.code == "PUSH_UNKNOWN"
+
+
+def test_an_expired_push_is_gone(based: World) -> None:
+    planned = plan(based, based.files())
+    with based.session(write=True) as session:
+        row = session.get_one(PushRow, planned.push_id)
+        row.expires_at = db.now() - timedelta(seconds=1)
+        session.add(row)
+    with pytest.raises(NotFound, match="no open push"):
+        based.admin.commit_push(planned.push_id)
+
+
+def test_an_adapter_that_does_not_fit_is_stored_with_its_verdict_and_without_a_job(based: World) -> None:
+    wide = forge.lora(forge.llama(hidden=128))
+    pushed = based.push("acme/support", wide, alias="canary")
+    verdict = pushed.version.verdicts[0]
+    assert (verdict.outcome, pushed.job_id) == (Outcome.FAIL, "")
+    assert any(f.code == "fit.shape" and f.expected and f.found for f in verdict.findings)
+    assert "fits" in pushed.alias_refused
+    assert based.admin.version("acme/support").aliases == ["main"]
+
+
+def test_an_alias_moves_with_the_push_when_its_gate_is_open(based: World) -> None:
+    pushed = based.push("acme/support", alias="canary")
+    assert (pushed.version.aliases, pushed.alias_refused) == (["canary", "main"], "")
+
+
+def test_an_alias_needs_the_scope_to_promote(based: World) -> None:
+    pusher = based.actor("push", name="pusher")
+    with pytest.raises(Denied):
+        based.push("acme/support", alias="canary", by=pusher)
+    with based.session() as session:
+        assert rows(session, VersionRow) == []
+    assert based.push("acme/support", by=pusher).created
+
+
+def test_an_unknown_base_is_refused_before_any_byte(based: World) -> None:
+    manifest = based.manifest(based.files())
+    strange = manifest.model_copy(update={"base": BaseRef(name="nobody/knows", fingerprint=manifest.base.fingerprint)})
+    with pytest.raises(NotFound) as refusal:
+        based.admin.plan_push("acme/support", PushRequest(manifest=strange))
+    assert refusal.value.code == "BASE_UNKNOWN"
+
+
+def test_another_fingerprint_of_the_base_is_refused(based: World) -> None:
+    manifest = based.manifest(based.files())
+    other = BaseRef(name=manifest.base.name, fingerprint=Digest.of(b"other"))
+    with pytest.raises(Invalid) as refusal:
+        based.admin.plan_push("acme/support", PushRequest(manifest=manifest.model_copy(update={"base": other})))
+    assert (refusal.value.code, refusal.value.reasons[0].code) == ("BASE_INVALID", "base.fingerprint_differs")
+
+
+def test_a_namespace_that_the_token_does_not_have_is_refused(based: World) -> None:
+    pusher = based.actor("push", namespaces=["acme"], name="pusher")
+    with pytest.raises(NotFound):
+        based.push("umbrella/support", by=pusher)
+    reader = based.actor("pull", name="reader")
+    with pytest.raises(Denied):
+        based.push("acme/support", by=reader)
+
+
+def test_one_digest_with_two_sizes_is_refused(based: World) -> None:
+    manifest = json.loads(based.manifest(based.files()).to_bytes())
+    same = manifest["files"][0] | {"path": "LICENSE", "media_type": "text/plain", "size_bytes": 3}
+    manifest["files"] = sorted([*manifest["files"], same], key=lambda f: f["path"])
+    with pytest.raises(Invalid) as refusal:
+        based.admin.plan_push("acme/support", PushRequest.model_validate({"manifest": manifest}))
+    assert refusal.value.reasons[0].code == "manifest.sizes_differ"
+
+
+def test_parents_are_edges_whether_they_are_here_or_not(based: World) -> None:
+    parent = based.push("acme/support").version
+    edges = [
+        Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1"),
+        Edge(relation=Relation.MERGED, digest=Digest.of(b"somewhere else")),
+    ]
+    child = based.push("acme/support", parents=edges)
+    assert {e.digest for e in child.version.parents} == {e.digest for e in edges}
+    with based.session() as session:
+        assert len(rows(session, EdgeRow)) == 2
+
+
+@pytest.mark.parametrize("same_token", [True, False])
+def test_racing_equal_pushes_make_exactly_one_version(based: World, same_token: bool) -> None:
+    files, racers = based.files(), 16
+    clients = [based.admin if same_token else based.actor("push", name=f"r{i}") for i in range(racers)]
+    results: list[object] = []
+    start = threading.Barrier(racers)
+
+    def push(client: object) -> None:
+        start.wait()
+        try:
+            results.append(based.push("acme/support", files, by=client))  # type: ignore[arg-type]
+        except Exception as e:
+            results.append(e)
+
+    threads = [threading.Thread(target=push, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [r for r in results if isinstance(r, Exception)] == []
+    assert sorted(r.created for r in results) == [False] * (racers - 1) + [True]  # type: ignore[attr-defined]
+    assert {r.version.number for r in results} == {1}  # type: ignore[attr-defined]
+    with based.session() as session:
+        assert len(rows(session, VersionRow)) == 1
+        assert len([e for e in rows(session, EventRow) if e.action == "version.push"]) == 1
+
+
+def test_racing_different_pushes_get_numbers_without_gaps(based: World) -> None:
+    results: list[int] = []
+    all_files = [based.files() for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda f=files: results.append(based.push("acme/support", f).version.number))
+        for files in all_files
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == list(range(1, 9))
+    assert based.admin.version("acme/support").number == 8
+
+
+def test_nothing_staged_is_left_after_a_commit(based: World) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    send(based, planned, files)
+    assert len(list(based.blobs.list("staging/"))) == len(files)
+    whole = TestClient(based.app)  # its answers come when the work after the answer is done, too
+    answer = whole.post(
+        f"/api/v1/pushes/{planned.push_id}/commit", json={}, headers={"Authorization": f"Bearer {based.secret}"}
+    )
+    assert answer.status_code == 201
+    assert list(based.blobs.list("staging/")) == []
