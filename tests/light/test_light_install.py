@@ -106,10 +106,7 @@ def test_the_domain_tests_pass_on_the_bare_install(bare: Path, tmp_path: Path) -
     """Last in this file: it adds pytest to the environment."""
     installed = _run(bare, "-m", "pip", "install", "--quiet", "pytest", cwd=tmp_path)
     assert installed.returncode == 0, installed.stderr
-    tests = tmp_path / "tests"
-    shutil.copytree(house.ROOT / "tests/domain", tests / "domain", ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [house.ROOT / "tests/__init__.py", *(house.ROOT / "tests").glob("forge*")]:
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, tests / path.name)
+    shutil.copytree(house.ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\npythonpath = .\naddopts = --import-mode=importlib -q\nmarkers = slow\n"
     )
