@@ -21,6 +21,9 @@ from registry.client.api import Registry
 from registry.errors import Conflict, NotFound, RegistryError
 from registry.wire import Claimed, RenewRequest
 
+RENEWALS_PER_LEASE = 3
+"""How often a lease is renewed in the time that it lasts: two renewals may get lost."""
+
 
 class Lost(Exception):
     """The job belongs to somebody else by now, or was cancelled: drop the work in silence."""
@@ -59,7 +62,7 @@ class Held:
 
     def _renew(self) -> None:
         ends = time.monotonic() + self._seconds
-        while not self._done.wait(self._seconds / 3):
+        while not self._done.wait(self._seconds / RENEWALS_PER_LEASE):
             try:
                 lease = self._registry.renew(
                     self._job, RenewRequest(lease_token=self.token, progress=self._progress[:500])

@@ -120,7 +120,7 @@ class Worker:
 
     def _work(self, claimed: Claimed, source: Source) -> None:
         job = claimed.job
-        label = f"{job.namespace}/{job.subject}" if "/" not in job.subject else job.subject
+        label = job.subject
         try:
             with Held(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
                 report = smoke_test(self._registry, claimed, source, pool=self._pool, limits=self._limits, lease=lease)

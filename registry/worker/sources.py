@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from registry import bases
-from registry.client import transfer
+from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid, RegistryError
 from registry.wire import BaseView
 from registry.worker.pool import Source
@@ -74,7 +74,7 @@ def _read(view: BaseView, folder: Path) -> Source | str:
     if view.spec.needs_code:
         return f"the base {view.name} needs code of its own, which a worker never runs"
     try:
-        spec = transfer.base_spec_from(folder, view.name)
+        spec, _ = base_spec_from(folder, view.name)
     except RegistryError as e:
         return f"the base {view.name} in {folder}: {e.detail}"
     if spec.fingerprint != view.fingerprint:

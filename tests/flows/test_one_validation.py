@@ -1,0 +1,75 @@
+"""The journey of a validation: push, claim, pull, try on the base, report; and the gate that reads the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.errors import Refused
+from registry.jobs import State
+from registry.worker.loop import Worker
+from registry.worker.pool import Limits, Pool
+from registry.worker.sources import Sources
+from tests.worker import models
+from tests.worker.workshop import Workshop
+from tests.world import World
+
+NAME = "acme/support"
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """One keeper for the whole file: the base is loaded once."""
+    with Pool() as pool:
+        yield pool
+
+
+def test_prod_opens_for_an_adapter_that_acts(world: World, base_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    workshop = Workshop(world, base_folder)
+    pushed = workshop.push(models.adapter(base_folder, tmp_path / "good"), NAME)
+    assert world.admin.job(pushed.job_id).state is State.QUEUED
+    with pytest.raises(Refused) as refused:
+        world.admin.promote(NAME, "prod", "1", generation=0)
+    assert "no verdict for the check 'acts' yet" in str(refused.value.reasons or refused.value)
+
+    assert _work(workshop, pool) == 1
+
+    job = world.admin.job(pushed.job_id)
+    assert (job.state, job.worker, job.attempt) == (State.DONE, "gpu-1", 1)
+    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "acts": "pass"}
+    assert world.admin.promote(NAME, "prod", "1", generation=0).number == 1
+    evidence = world.admin.history(NAME, alias="prod").moves[0].evidence
+    assert {"fits", "acts"} <= {verdict["check"] for verdict in evidence}
+
+
+def test_prod_stays_shut_for_an_adapter_with_nan(world: World, base_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    workshop = Workshop(world, base_folder)
+    workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), NAME)
+
+    assert _work(workshop, pool) == 1
+
+    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "acts": "fail"}
+    with pytest.raises(Refused) as refused:
+        world.admin.promote(NAME, "prod", "1", generation=0)
+    assert refused.value.code == "GATE_CLOSED"
+    assert "NaN or infinite values" in str([reason.sentence for reason in refused.value.reasons])
+
+
+def test_the_whole_file_loaded_its_base_once(pool: Pool) -> None:
+    assert pool.base_loads == 1
+
+
+def _work(workshop: Workshop, pool: Pool) -> int:
+    registry = workshop.world.actor("work", "pull", name="gpu-1")
+    worker = Worker(
+        registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1",
+        limits=Limits(deadline_seconds=120, threads=1),
+    )  # fmt: skip
+    return worker.run(once=True).done

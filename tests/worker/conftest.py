@@ -1,0 +1,47 @@
+"""A tiny real base and a good adapter for it, made once; a World that knows the base, and workers on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.worker.loop import Worker
+from registry.worker.pool import Limits
+from registry.worker.sources import Sources
+from tests.worker import models
+from tests.worker.workshop import Workshop
+from tests.world import World
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def good(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.adapter(base_folder, tmp_path_factory.mktemp("adapters") / "good")
+
+
+@pytest.fixture
+def workshop(world: World, base_folder: Path) -> Workshop:
+    return Workshop(world, base_folder)
+
+
+@pytest.fixture
+def worker(workshop: Workshop) -> Iterator[Callable[..., Worker]]:
+    """Makes workers with a token of their own; they are closed at the end."""
+    made: list[Worker] = []
+
+    def make(sources: Sources | None = None, **how: Any) -> Worker:
+        registry = workshop.world.actor("work", "pull", name="gpu-1")
+        limits = how.pop("limits", Limits(deadline_seconds=120, threads=1))
+        made.append(Worker(registry, sources or Sources(), say=workshop.lines.append, limits=limits, **how))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.__exit__(None, None, None)

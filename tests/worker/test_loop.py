@@ -1,0 +1,170 @@
+"""The worker's loop against a real registry: what is claimed, what is reported, and what a lost lease leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from registry.errors import Invalid
+from registry.jobs import State
+from registry.verdicts import Outcome
+from registry.wire import JobSubmit
+from registry.worker.loop import Worker
+from registry.worker.pool import Limits, Pool
+from registry.worker.sources import Sources
+from tests.worker import models
+from tests.worker.workshop import Workshop
+
+Make = Callable[..., Worker]
+
+
+def test_a_pushed_adapter_is_proven_on_its_base(workshop: Workshop, good: Path, worker: Make) -> None:
+    workshop.push(good)
+    assert worker().run(once=True).done == 1
+    verdict = workshop.acts()
+    assert verdict is not None
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.report is not None
+    report = workshop.world.admin.report("acme/support", verdict.report)
+    assert report.measurements["base_loads"] == 1
+    assert report.measurements["max_logit_delta"] > 1e-3
+    assert set(report.made_by) == {"worker", "torch", "transformers", "peft", "python"}
+
+
+def test_two_adapters_of_one_base_load_it_once(
+    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
+) -> None:
+    workshop.push(good, "acme/one")
+    workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
+    tally = worker().run(once=True)
+    assert (tally.done, tally.failed, tally.base_loads) == (2, 0, 1)
+
+
+def test_an_adapter_with_nan_fails_and_its_neighbour_passes(
+    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
+) -> None:
+    workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
+    workshop.push(good, "acme/good")
+    assert worker().run(once=True).done == 2
+    verdicts = {name: workshop.acts(f"acme/{name}") for name in ("nan", "good")}
+    assert {name: v.outcome for name, v in verdicts.items() if v} == {"nan": "fail", "good": "pass"}
+    assert any("acts: fail: base_model" in line and "NaN" in line for line in workshop.lines)
+
+
+def test_an_adapter_that_does_not_fit_never_reaches_the_model(
+    workshop: Workshop, base_folder: Path, worker: Make, tmp_path: Path
+) -> None:
+    """The names that may reach a model are those that the header check allows, whoever asked for the validation."""
+    workshop.push(models.adapter(base_folder, tmp_path / "p", change=models.poisoned))
+    workshop.world.admin.submit(JobSubmit(kind="validate", ref="acme/support"))
+    tally = worker().run(once=True)
+    assert (tally.done, tally.base_loads) == (1, 0)
+    verdict = workshop.acts()
+    assert verdict is not None
+    assert {"acts.does_not_fit", "fit.overwrites_base"} <= {finding.code for finding in verdict.findings}
+
+
+def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
+    workshop: Workshop, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    job_id = workshop.push(good).job_id
+    one = worker(limits=Limits(deadline_seconds=0.01, threads=1))
+    tally = one.run(once=True)
+    job = workshop.world.admin.job(job_id)
+    assert (tally.failed, job.state, job.attempt) == (3, State.PARKED, 3)
+    assert "deadline of 0.01 seconds" in job.error
+    assert workshop.acts() is None
+
+
+def test_a_cancelled_job_is_dropped_and_files_nothing(
+    workshop: Workshop, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.worker.lease.RENEWALS_PER_LEASE", 100)
+    job_id = workshop.push(good).job_id
+    with _Frozen() as pool:
+        pool.then = lambda: workshop.world.admin.cancel(job_id)
+        one = worker(pool=pool)
+        tally = one.run(once=True)
+    assert (tally.done, tally.failed) == (0, 0)
+    assert workshop.acts() is None
+    assert workshop.world.admin.job(job_id).state is State.CANCELLED
+    assert "no longer ours" in workshop.lines[-1]
+
+
+def test_a_worker_that_is_told_to_stop_gives_its_job_back(workshop: Workshop, good: Path, worker: Make) -> None:
+    job_id = workshop.push(good).job_id
+    with _Frozen() as pool:
+        one = worker(pool=pool, grace_seconds=0.1)
+        pool.then = one.stop
+        one.run()
+    job = workshop.world.admin.job(job_id)
+    assert (job.state, job.error) == (State.QUEUED, "the child was killed: the worker gave the job up")
+
+
+def test_a_killed_keeper_fails_the_attempt_and_the_next_job_is_right(
+    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    workshop.push(good, "acme/one")
+    workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
+    with _Frozen() as pool:
+        pool.then = lambda: os.kill(pool.frozen_keeper, signal.SIGKILL)
+        tally = worker(pool=pool).run(once=True)
+    assert (tally.done, tally.failed, tally.base_loads) == (2, 1, 2)
+    assert {v.outcome for name in ("one", "two") if (v := workshop.acts(f"acme/{name}"))} == {"pass"}
+
+
+def test_only_jobs_of_bases_that_are_here_are_claimed(
+    workshop: Workshop, good: Path, worker: Make, tmp_path: Path
+) -> None:
+    elsewhere = models.base(tmp_path / "elsewhere", hidden=128)
+    workshop.add_base("elsewhere", elsewhere, source="/nowhere/elsewhere")
+    workshop.push(models.adapter(elsewhere, tmp_path / "adapter"), "acme/far", base="elsewhere")
+    assert worker().run(once=True).done == 0
+    assert workshop.acts("acme/far") is None
+    assert "say where it lies: --base elsewhere=DIR" in workshop.lines[0]
+    assert worker(Sources({"elsewhere": elsewhere})).run(once=True).done == 1
+
+
+def test_a_folder_that_is_another_base_is_refused_by_its_fingerprint(
+    workshop: Workshop, good: Path, worker: Make, tmp_path: Path
+) -> None:
+    workshop.push(good)
+    other = models.base(tmp_path / "other", hidden=128)
+    with pytest.raises(Invalid, match="is not the base tiny: its fingerprint is sha256:"):
+        worker(Sources({"tiny": other})).run(once=True)
+
+
+class _Frozen(Pool):
+    """A pool whose first child is stopped (SIGSTOP) as soon as it exists; then `then` is called, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.then: Callable[[], object] = lambda: None
+        self.frozen_keeper = 0
+        self._first = True
+
+    def try_adapter(self, source, folder, limits):  # type: ignore[no-untyped-def]
+        if not self._first:
+            return super().try_adapter(source, folder, limits)
+        self._first = False
+        keeper = self.keeper(source)
+        self.frozen_keeper = keeper.pid
+        thread = threading.Thread(target=self._freeze, args=[keeper])
+        thread.start()
+        try:
+            return super().try_adapter(source, folder, limits)
+        finally:
+            thread.join()
+
+    def _freeze(self, keeper) -> None:  # type: ignore[no-untyped-def]
+        while not (child := keeper.child):
+            pass
+        os.kill(child, signal.SIGSTOP)
+        self.then()

@@ -1,0 +1,33 @@
+"""`Workshop`: a World with a real tiny base, into which real folders are pushed, and what its workers said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.client import transfer
+from registry.client.base_folder import base_spec_from
+from registry.names import AdapterName
+from registry.verdicts import Check, Verdict
+from registry.wire import BaseAdd, Pushed
+from tests.world import World
+
+BASE = "tiny"
+
+
+class Workshop:
+    def __init__(self, world: World, base_folder: Path) -> None:
+        self.world = world
+        self.lines: list[str] = []
+        self.add_base(BASE, base_folder)
+
+    def add_base(self, name: str, folder: Path, *, source: str | None = None) -> None:
+        spec, _ = base_spec_from(folder, name)
+        self.world.admin.add_base(BaseAdd(spec=spec, source=str(folder) if source is None else source))
+
+    def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> Pushed:
+        return transfer.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)
+
+    def acts(self, ref: str = "acme/support") -> Verdict | None:
+        """The verdict of the check *acts* on this version, if there is one."""
+        found = [v for v in self.world.admin.version(ref).verdicts if v.check is Check.ACTS]
+        return found[-1] if found else None
