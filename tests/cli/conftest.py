@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from tests.cli.desk import Desk
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_sqlite: Path) -> Desk:
     for variable in ("ADAPTER_REGISTRY", "ADAPTER_TOKEN", "REGISTRY_DATABASE_URL", "REGISTRY_BLOBS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("REGISTRY_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    shutil.copyfile(migrated_sqlite, tmp_path / "data" / "registry.db")
     return Desk(tmp_path)

@@ -97,7 +97,8 @@ def test_a_port_that_is_taken_is_a_sentence(desk: Desk, tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1 port {port}" in said.stderr
 
 
-def test_an_old_schema_is_refused_and_migrate_brings_it_up(desk: Desk, tmp_path: Path) -> None:
+def test_migrate_brings_an_empty_database_up_and_leaves_a_new_one_alone(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "data" / "registry.db").unlink()
     first = desk("migrate", "--json").json
     assert (first["before"], bool(first["after"])) == ("", True)
     assert desk("migrate").stdout == f"The schema is at {first['after']}.\n"

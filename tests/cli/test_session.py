@@ -64,9 +64,9 @@ def test_what_is_no_url_is_bad_input(desk: Desk) -> None:
 
 
 def test_an_old_schema_is_refused_with_the_way_out(desk: Desk, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    with sqlite3.connect(data / "registry.db") as old:
+    path = tmp_path / "data" / "registry.db"
+    path.unlink()
+    with sqlite3.connect(path) as old:
         old.execute("CREATE TABLE adapter (id INTEGER)")
     said = desk("list", expect=5)
     assert "adapter migrate" in said.stderr
