@@ -145,6 +145,9 @@ class Manifest(Value):
     @model_validator(mode="after")
     def _check(self) -> Manifest:
         reasons = list(_reasons_against(self.files))
+        large = [r for r in reasons if r.code == "file.too_large"]
+        if large:
+            raise TooLarge("SIZE_INVALID", f"{large[0].place} {large[0].sentence}", reasons=reasons)
         if reasons:
             code = "FILE_REFUSED" if any(r.code.startswith("file.") for r in reasons) else "MANIFEST_INVALID"
             raise Invalid(code, f"{reasons[0].place} {reasons[0].sentence}", reasons=reasons)

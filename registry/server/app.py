@@ -67,7 +67,14 @@ def create_app(
     trusted: Actor | None = None,
 ) -> FastAPI:
     """The application over this database and store. `trusted` is who asks in process without a token (embedded)."""
-    app = FastAPI(title="Adapter registry", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Adapter registry",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,  # a redirect would be built from the Host header, which anybody may write
+    )
     app.state.settings = settings
     app.state.engine = engine if engine is not None else db.engine(settings)
     app.state.blobs = blobs if blobs is not None else stores.of(settings)

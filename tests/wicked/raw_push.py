@@ -1,0 +1,69 @@
+"""A push by hand, request by request, so that nothing of our client stands between bad input and the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from registry.digest import Digest
+from registry.server.tables import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
+from tests.world import URL, World, media_type, rows
+
+PUSHES = "/api/v1/adapters/acme/support/pushes"
+
+
+class RawClient:
+    """Requests with the administrator's token; paths go out as they are written."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        headers = {"Authorization": f"Bearer {world.secret}"}
+        self._http = httpx.Client(transport=world.transport, base_url=URL, headers=headers)
+
+    def ask(self, method: str, path: str, **rest: Any) -> httpx.Response:
+        return self._http.request(method, path, **rest)
+
+    def manifest(self, files: Mapping[str, bytes], **change: Any) -> dict[str, Any]:
+        base = self.world.bases["tiny-llama"]
+        described = [
+            {"path": path, "media_type": media_type(path), "digest": Digest.of(data), "size_bytes": len(data)}
+            for path, data in sorted(files.items())
+        ]
+        return {"base": {"name": base.name, "fingerprint": base.fingerprint}, "files": described, **change}
+
+    def plan(self, files: Mapping[str, bytes], **change: Any) -> httpx.Response:
+        return self.ask("POST", PUSHES, json={"manifest": self.manifest(files, **change)})
+
+    def push(self, files: Mapping[str, bytes], **change: Any) -> httpx.Response:
+        """The first answer that is not a success, or the commit's."""
+        planned = self.plan(files, **change)
+        if planned.is_error:
+            return planned
+        by_digest = {Digest.of(data): data for data in files.values()}
+        for upload in planned.json()["uploads"]:
+            sent = self.ask("PUT", upload["url"], content=by_digest[upload["digest"]])
+            if sent.is_error:
+                return sent
+        return self.ask("POST", f"/api/v1/pushes/{planned.json()['push_id']}/commit", json={})
+
+
+def reasons(answer: httpx.Response) -> set[str]:
+    return {finding["code"] for finding in answer.json()["findings"]}
+
+
+def assert_refused(world: World, answer: httpx.Response, status: int, codes: Sequence[str], reason: str = "") -> None:
+    """A whole problem document with this status, one of these codes and this reason; and nothing was stored."""
+    problem = answer.json()
+    assert (answer.status_code, problem["code"] in codes) == (status, True), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert all(problem[field] for field in ("detail", "title"))
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["status"] == status
+    if reason:
+        assert reason in reasons(answer), answer.text
+    with world.session() as session:
+        for table in (AdapterRow, VersionRow, VersionFileRow, EdgeRow, BlobRow):
+            assert rows(session, table) == [], table
+    assert list(world.blobs.list("blobs/")) == []

@@ -1,0 +1,71 @@
+"""Malformed weights and configurations through the API: refused with file, rule and reason, and nothing is stored."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests import forge
+from tests.wicked.raw_push import RawClient, assert_refused
+from tests.wicked_forge import CONFIGS, WEIGHTS
+from tests.world import World
+
+
+@pytest.fixture
+def client(world: World) -> RawClient:
+    world.add_base()
+    return RawClient(world)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_malformed_weights_are_refused(client: RawClient, name: str) -> None:
+    data, code, reason = WEIGHTS[name]
+    began = time.monotonic()
+    answer = client.push({**client.world.files(), forge.WEIGHTS: data})
+    assert time.monotonic() - began < 10  # alone it is far below one second; the machine may be shared
+    assert_refused(client.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
+    assert forge.WEIGHTS in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_malformed_configurations_are_refused(client: RawClient, name: str) -> None:
+    data, code, reason = CONFIGS[name]
+    began = time.monotonic()
+    answer = client.push({**client.world.files(), forge.CONFIG: data})
+    assert time.monotonic() - began < 10
+    reason = "file.too_large" if reason == "config.too_large" else reason
+    assert_refused(client.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
+    assert forge.CONFIG in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason"), [(forge.WEIGHTS, "adapter.weights_missing"), (forge.CONFIG, "adapter.config_missing")]
+)
+def test_a_version_without_weights_or_configuration_is_refused(client: RawClient, gone: str, reason: str) -> None:
+    files = {path: data for path, data in client.world.files().items() if path != gone}
+    assert_refused(client.world, client.push(files), 422, ["MANIFEST_INVALID"], reason)
+
+
+def test_a_trainers_folder_as_base_is_a_warning_and_is_not_repeated(client: RawClient) -> None:
+    config = {"base_model_name_or_path": "/home/jane/secret-project/checkpoints/llama"}
+    answer = client.push(forge.lora(forge.llama(), config=config))
+    if answer.status_code == 201:
+        told = answer.json()["version"]
+        assert [v["outcome"] for v in told["verdicts"]] == ["warn"]
+        assert "jane" not in answer.text
+    else:
+        assert_refused(client.world, answer, 422, ["CONFIG_INVALID"], "config.base_model_invalid")
+
+
+def test_unknown_fields_are_a_warning(client: RawClient) -> None:
+    answer = client.push(forge.lora(forge.llama(), config={"a_field_of_tomorrow": 1}))
+    assert answer.status_code == 201
+    assert "a_field_of_tomorrow" in str(answer.json()["version"]["verdicts"][0]["findings"])
+
+
+def test_every_other_safetensors_file_is_read_as_strictly(client: RawClient) -> None:
+    files = {**client.world.files(), "extra.safetensors": WEIGHTS["09-a-tensor-twice"][0]}
+    answer = client.push(files)
+    assert_refused(client.world, answer, 422, ["TENSORS_INVALID"], "weights.duplicate_key")
+    assert "extra.safetensors" in answer.json()["detail"]

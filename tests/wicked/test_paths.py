@@ -1,0 +1,155 @@
+"""Paths and names that climb, hide, collide or deceive, through the API: refused, and nothing is stored."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.digest import Digest
+from tests.wicked.raw_push import PUSHES, RawClient, assert_refused
+from tests.world import World
+
+
+@pytest.fixture
+def client(world: World) -> RawClient:
+    world.add_base()
+    return RawClient(world)
+
+
+CLIMBING = [
+    "../adapter_model.safetensors",
+    "a/../../README.md",
+    "/etc/README.md",
+    "./README.md",
+    "a//README.md",
+    "README.md/",
+    "..\\README.md",
+    "C:\\README.md",
+    "C:README.md",
+    "\\\\share\\README.md",
+    "a\0/README.md",
+    "a\n/README.md",
+    "%2e%2e/a\x7f/README.md",
+    "con/README.md",
+    "NUL.txt/README.md",
+    "lpt1/README.md",
+    "trailing./README.md",
+    "space /README.md",
+    ".git/README.md",
+    ".env/README.md",
+    "ünder/README.md",
+    "a\u202eb/README.md",
+    "a\u200b/README.md",
+    "\uff0e\uff0e/README.md",
+    "a/" * 9 + "README.md",
+    "a" * 250 + "/README.md",
+    "",
+]
+
+
+@pytest.mark.parametrize("path", CLIMBING)
+def test_a_file_path_that_is_not_plain_is_refused(client: RawClient, path: str) -> None:
+    answer = client.plan({**client.world.files(), path: b"x"})
+    if "\0" in path:  # no text of a request may hold it, whatever it is for
+        assert_refused(client.world, answer, 400, ["REQUEST_INVALID"])
+    else:
+        assert_refused(client.world, answer, 415, ["FILE_REFUSED"])
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("adapter_model.bin", "file.pickle_refused"),
+        ("weights.pt", "file.pickle_refused"),
+        ("weights.PKL", "file.pickle_refused"),
+        ("modeling_llama.py", "file.code_refused"),
+        ("kernel.so", "file.code_refused"),
+        ("all.tar.gz", "file.archive_refused"),
+        ("all.zip", "file.archive_refused"),
+        ("notes.docx", "file.kind_unknown"),
+        ("adapter_model.safetensors.index.json", "file.kind_unknown"),
+    ],
+)
+def test_a_kind_of_file_that_a_version_does_not_hold_is_refused(client: RawClient, path: str, reason: str) -> None:
+    answer = client.plan({**client.world.files(), path: b"x"})
+    assert_refused(client.world, answer, 415, ["FILE_REFUSED"], reason)
+    assert path in answer.json()["detail"]
+
+
+def test_paths_that_are_equal_where_case_does_not_count_are_refused(client: RawClient) -> None:
+    answer = client.plan({**client.world.files(), "A/README.md": b"x", "a/README.md": b"y"})
+    assert_refused(client.world, answer, 415, ["FILE_REFUSED"], "file.path_conflict")
+
+
+def test_a_path_twice_is_refused(client: RawClient) -> None:
+    manifest = client.manifest(client.world.files())
+    manifest["files"] = [manifest["files"][0], *manifest["files"]]
+    answer = client.ask("POST", PUSHES, json={"manifest": manifest})
+    assert_refused(client.world, answer, 422, ["MANIFEST_INVALID"], "manifest.order")
+
+
+NAMES = [
+    "Acme/support",
+    "acme/Support",
+    "ac\u0441me/support",
+    "acme/sup\u200bport",
+    "acme/sup\u202eport",
+    "\uff41cme/support",
+    "acme/-support",
+    "acme/support.",
+    "acme/a..b",
+    "acme/con",
+    "acme/" + "a" * 65,
+    "api/support",
+    "admin/support",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_not_in_the_grammar_is_refused(client: RawClient, name: str) -> None:
+    answer = client.ask("POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": client.manifest({})})
+    body = client.ask(
+        "POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": client.manifest(client.world.files())}
+    )
+    assert answer.status_code in (400, 415, 422)
+    assert_refused(client.world, body, 422, ["NAME_INVALID"])
+
+
+@pytest.mark.parametrize("middle", ["../..", "%2e%2e", "%2e%2e%2f%2e%2e", "%252e%252e", "..%5c..", "%00", "a%2fb"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "HEAD"])
+def test_a_url_that_climbs_is_4xx_and_says_no_inner_path(client: RawClient, middle: str, method: str) -> None:
+    for path in (
+        f"/api/v1/adapters/{middle}/support/versions/1/files/README.md",
+        f"/api/v1/adapters/acme/support/versions/{middle}/files/README.md",
+        f"/api/v1/adapters/acme/support/versions/1/files/{middle}",
+        f"/api/v1/pushes/{middle}/blobs/{Digest.of(b'')}",
+        f"/api/v1/pushes/psh_0/blobs/{middle}",
+        f"/api/v1/bases/{middle}",
+    ):
+        answer = client.ask(method, path, content=b"" if method in ("PUT", "POST") else None)
+        assert 400 <= answer.status_code < 500, path
+        assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["../../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "a%5cb", "README.md%00", "?path=../"]
+)
+def test_a_file_that_climbs_is_not_read_from_a_version(client: RawClient, path: str) -> None:
+    client.world.push("acme/support")
+    answer = client.ask("GET", f"/api/v1/adapters/acme/support/versions/1/files/{path}")
+    assert answer.status_code in (400, 404, 415, 422)
+
+
+@pytest.mark.parametrize("selector", ["v3", "0", "-1", "03", "9" * 40, "sha256:abc", "sha256:" + "A" * 64, "a b", "é"])
+def test_a_selector_that_is_not_in_the_grammar_is_refused(client: RawClient, selector: str) -> None:
+    client.world.push("acme/support")
+    answer = client.ask("GET", f"/api/v1/resolve/acme/support/{selector}")
+    assert answer.status_code in (400, 422)
+    assert answer.json()["code"] in ("NAME_INVALID", "DIGEST_INVALID")
+
+
+@pytest.mark.parametrize("alias", ["v3", "12", "sha256-abc", "0123456789abcdef", "Prod", "a/b", "pr\u043ed"])
+def test_an_alias_that_looks_like_a_version_or_deceives_is_refused(client: RawClient, alias: str) -> None:
+    client.world.push("acme/support")
+    planned = client.plan(client.world.files())
+    answer = client.ask("POST", f"/api/v1/pushes/{planned.json()['push_id']}/commit", json={"alias": alias})
+    assert (answer.status_code, answer.json()["code"]) == (422, "NAME_INVALID")

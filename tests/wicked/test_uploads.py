@@ -1,0 +1,161 @@
+"""Uploads that lie: about digest, size, owner and what was asked for. Nothing of them is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.digest import Digest
+from registry.server.blobs import BlobStore, MemoryBlobs
+from registry.server.local import LocalBlobs
+from tests import forge
+from tests.wicked.raw_push import PUSHES, RawClient, reasons
+from tests.world import World
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "blobs")
+
+
+@pytest.fixture
+def world(database_url: str, store: BlobStore) -> Iterator[World]:
+    with World(database_url, blobs=store) as made:
+        made.add_base()
+        yield made
+
+
+@pytest.fixture
+def client(world: World) -> RawClient:
+    return RawClient(world)
+
+
+@pytest.fixture
+def planned(client: RawClient) -> dict[str, object]:
+    files = client.world.files()
+    upload = next(u for u in client.plan(files).json()["uploads"] if u["digest"] == Digest.of(files[forge.WEIGHTS]))
+    return {"data": files[forge.WEIGHTS], "url": upload["url"], "files": files}
+
+
+def test_bytes_that_hash_to_something_else_are_refused(client: RawClient, planned: dict) -> None:
+    bent = bytes([planned["data"][0] ^ 1]) + planned["data"][1:]
+    answer = client.ask("PUT", planned["url"], content=bent)
+    assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
+    assert reasons(answer) == {"blob.digest_mismatch"}
+    assert_nothing_kept(client)
+
+
+def test_a_length_that_differs_from_the_plan_is_refused_before_the_body(client: RawClient, planned: dict) -> None:
+    for data in (planned["data"][:-1], planned["data"] + b"x"):
+        answer = client.ask("PUT", planned["url"], content=data)
+        assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
+        assert reasons(answer) == {"blob.size_mismatch"}
+    assert_nothing_kept(client)
+
+
+def test_a_body_without_an_end_is_refused_at_its_limit(client: RawClient, planned: dict) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(10_000):
+            sent += 2**16
+            yield bytes(2**16)
+
+    answer = client.ask("PUT", planned["url"], content=endless())
+    assert (answer.status_code, answer.json()["code"]) == (413, "SIZE_INVALID")
+    assert sent < 64 * 2**20
+    assert_nothing_kept(client)
+
+
+def test_a_short_body_without_a_length_is_refused(client: RawClient, planned: dict) -> None:
+    answer = client.ask("PUT", planned["url"], content=iter([planned["data"][:100]]))
+    assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
+    assert_nothing_kept(client)
+
+
+def test_a_blob_that_was_not_asked_for_is_refused(client: RawClient, planned: dict) -> None:
+    url = planned["url"].rsplit("/", 1)[0] + f"/{Digest.of(b'x')}"
+    answer = client.ask("PUT", url, content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (404, "BLOB_UNKNOWN")
+    assert_nothing_kept(client)
+
+
+@pytest.mark.parametrize(
+    "digest", ["sha256:abc", "sha256:" + "A" * 64, "md5:" + "a" * 32, "a" * 64, "sha256:" + "a" * 64 + "%0a"]
+)
+def test_a_digest_that_is_none_is_400(client: RawClient, planned: dict, digest: str) -> None:
+    answer = client.ask("PUT", planned["url"].rsplit("/", 1)[0] + f"/{digest}", content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (400, "DIGEST_INVALID")
+
+
+def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: RawClient) -> None:
+    client.world.push("acme/other", client.world.files())
+    files = client.world.files()
+    manifest = client.manifest(files)
+    manifest["files"][0]["size_bytes"] += 1
+    planned = client.ask("POST", PUSHES, json={"manifest": manifest})
+    for upload in planned.json()["uploads"]:
+        data = next(d for d in files.values() if Digest.of(d) == upload["digest"])
+        client.ask("PUT", upload["url"], content=data)
+    answer = client.ask("POST", f"/api/v1/pushes/{planned.json()['push_id']}/commit", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "UPLOAD_INCOMPLETE")
+
+
+def test_a_known_blob_with_another_size_is_asked_for_again_and_then_refused(client: RawClient) -> None:
+    files = client.world.files()
+    client.world.push("acme/other", files)
+    manifest = client.manifest(files)
+    manifest["files"][-1]["size_bytes"] += 1
+    planned = client.ask("POST", PUSHES, json={"manifest": manifest}).json()
+    assert [u["digest"] for u in planned["uploads"]] == [manifest["files"][-1]["digest"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "REQUEST_INVALID"),
+        (b"{", 400, "REQUEST_INVALID"),
+        (b"[]", 400, "REQUEST_INVALID"),
+        (b'{"manifest": 5}', 400, "REQUEST_INVALID"),
+        (b"\xff\xfe", 400, "REQUEST_INVALID"),
+        (b'{"manifest":' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "REQUEST_INVALID"),
+        (b" " * (9 * 2**20), 413, "SIZE_INVALID"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_refused(client: RawClient, body: bytes, status: int, code: str) -> None:
+    answer = client.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"extra": 1},
+        {"schema_version": 2},
+        {"media_type": "text/plain"},
+        {"files": []},
+        {"annotations": {"a": 1}},
+        {"parents": [{"relation": "child", "digest": "sha256:" + "0" * 64}]},
+        {"parents": [{"relation": "merged", "digest": "0" * 64}]},
+        {"base": {"name": "../x", "fingerprint": "sha256:" + "0" * 64}},
+        {"annotations": {"a": "\ud800"}},
+    ],
+)
+def test_a_manifest_that_breaks_its_shape_is_refused(client: RawClient, change: dict[str, object]) -> None:
+    manifest = client.manifest(client.world.files()) | change
+    body = json.dumps({"manifest": manifest}).encode()
+    answer = client.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["code"] in ("REQUEST_INVALID", "MANIFEST_INVALID", "NAME_INVALID")
+
+
+def assert_nothing_kept(client: RawClient) -> None:
+    store = client.world.blobs
+    assert list(store.list("staging/")) == []
+    assert list(store.list("blobs/")) == []
+    if isinstance(store, LocalBlobs):
+        assert not list((store.root / "tmp").glob("*"))
