@@ -22,8 +22,10 @@ from typing import Any, NoReturn
 
 from registry.errors import Invalid, Reason
 
-_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
-_HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ODD_INTEGER = re.compile(r"-0(?![.0-9eE])|[0-9]{41}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Dialect:
     """Which error a refusal is (`error_code`, a code of `Invalid`), its reasons' family, and what is allowed.
 
     `depth` counts nested objects and arrays. `not_finite` lets NaN and Infinity through (some base
-    configurations hold them). `signed_zero` false refuses `-0`, which some readers take for a fraction.
+    configurations hold them). `signed_zero` false refuses `-0`, which some readers take for a fraction. `unreadable`
+    is the rule that text which is no JSON breaks.
     """
 
     error_code: str
@@ -39,6 +42,7 @@ class Dialect:
     depth: int = 16
     not_finite: bool = False
     signed_zero: bool = True
+    unreadable: str = "invalid"
 
 
 def parse(data: bytes, dialect: Dialect, *, file: str) -> Any:
@@ -46,35 +50,46 @@ def parse(data: bytes, dialect: Dialect, *, file: str) -> Any:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
-        refuse(dialect, file, "invalid", f"is not UTF-8 text (byte {e.start})")
+        refuse(dialect, file, dialect.unreadable, f"is not UTF-8 text (byte {e.start})")
     if text.startswith("\ufeff"):
-        refuse(dialect, file, "invalid", "begins with a byte order mark, which JSON does not allow")
+        refuse(dialect, file, dialect.unreadable, "begins with a byte order mark, which JSON does not allow")
     if depth_of(data, stop_at=dialect.depth) > dialect.depth:
         refuse(dialect, file, "too_deep", f"nests objects and arrays deeper than {dialect.depth}")
+    odd = _ODD_INTEGER.search(text)  # looked for once, because a callback for each integer is slow
     try:
-        return json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=lambda pairs: _object(pairs, dialect, file),
             parse_constant=lambda word: _constant(word, dialect, file),
-            parse_int=lambda digits: _integer(digits, dialect, file),
+            parse_int=(lambda digits: _integer(digits, dialect, file)) if odd else None,
         )
     except json.JSONDecodeError as e:
-        refuse(dialect, file, "invalid", f"is not JSON: {e.msg} at line {e.lineno}, column {e.colno}")
+        sentence = f"is not JSON: {e.msg} at line {e.lineno}, column {e.colno}"
+        refuse(dialect, file, dialect.unreadable, sentence)
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            refuse(dialect, file, dialect.unreadable, "holds half of a surrogate pair, which no text can hold")
+    return value
 
 
 def depth_of(data: bytes, *, stop_at: int) -> int:
-    """The deepest nesting of brackets outside texts; scanning stops at the first bracket beyond `stop_at`."""
-    depth = deepest = 0
-    for match in _TEXT_OR_BRACKET.finditer(data):
-        first = data[match.start()]
-        if first in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-            if depth > stop_at:
-                break
-        elif first in b"]}":
-            depth -= 1
-    return deepest
+    """The deepest nesting of brackets outside texts; what is deeper than `stop_at` counts as `stop_at` + 1.
+
+    All texts are cut out, then the innermost pairs are cut out layer by layer: `stop_at` passes at C's speed.
+    """
+    brackets = _TEXT.sub(b"", data).translate(_TO_SQUARE, _NOT_BRACKETS)
+    for depth in range(stop_at + 1):
+        if not brackets:
+            return depth
+        brackets = brackets.replace(b"[]", b"")
+    open_now = 0
+    for bracket in brackets:  # unbalanced, or too deep
+        open_now += 1 if bracket == ord("[") else -1
+        if open_now > stop_at or open_now < 0:
+            break
+    return stop_at + 1 if brackets[:1] == b"[" and open_now > stop_at else stop_at
 
 
 def refuse(dialect: Dialect, file: str, rule: str, sentence: str) -> NoReturn:
@@ -93,9 +108,6 @@ def _object(pairs: Sequence[tuple[str, Any]], dialect: Dialect, file: str) -> di
             if key in seen:
                 refuse(dialect, file, "duplicate_key", f"the key {key[:120]!r} is written twice in one object")
             seen.add(key)
-    for key, value in pairs:
-        if _HALF_CHARACTER.search(key) or (isinstance(value, str) and _HALF_CHARACTER.search(value)):
-            refuse(dialect, file, "invalid", f"the key or text at {key[:120]!a} holds half of a surrogate pair")
     return result
 
 
@@ -107,7 +119,7 @@ def _constant(word: str, dialect: Dialect, file: str) -> float:
 
 def _integer(digits: str, dialect: Dialect, file: str) -> int:
     if len(digits) > 40:
-        refuse(dialect, file, "invalid", f"holds an integer of {len(digits)} digits; the limit is 40")
+        refuse(dialect, file, dialect.unreadable, f"holds an integer of {len(digits)} digits; the limit is 40")
     if digits == "-0" and not dialect.signed_zero:
-        refuse(dialect, file, "invalid", "holds the integer -0, which not all readers take for an integer")
+        refuse(dialect, file, dialect.unreadable, "holds the integer -0, which not all readers take for an integer")
     return int(digits)

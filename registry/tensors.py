@@ -57,7 +57,7 @@ DTYPE_BYTES: dict[str, int] = {
 FLOATS = frozenset({"F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3"})
 """The types an adapter's weights may have."""
 
-_DIALECT = strict_json.Dialect("TENSORS_INVALID", "weights", depth=3, signed_zero=False)
+_DIALECT = strict_json.Dialect("TENSORS_INVALID", "weights", depth=3, signed_zero=False, unreadable="header_invalid")
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _WRONG_FILES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded"),
@@ -136,8 +136,9 @@ def read_header(read: Read, size_bytes: int, *, file: str, limits: Limits = LIMI
     if raw[:1] != b"{" or not raw.endswith((b"}", b" ")):
         _refuse_file(file, head + raw[:16], "has a header that does not begin with '{' and end with '}' or spaces")
     entries = strict_json.parse(raw, _DIALECT, file=file)
-    if len(entries) > limits.tensors + 1:
-        _too_large(file, "weights.too_many_tensors", f"{len(entries)} tensors", limits.tensors, "tensors")
+    count = len(entries) - ("__metadata__" in entries)
+    if count > limits.tensors:
+        _too_large(file, "weights.too_many_tensors", f"{count} tensors", limits.tensors, "tensors")
     return _Reader(file, size_bytes - 8 - length, limits).header(entries, 8 + length, size_bytes)
 
 

@@ -1,0 +1,39 @@
+"""From forged files to specs and findings: what the tests of the domain share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from registry import bases, compat, config, lora, tensors
+from registry.bases import BaseSpec
+from registry.lora import LoraSpec
+from registry.verdicts import Finding
+from tests import forge
+
+
+@lru_cache(maxsize=32)
+def base_spec(base: forge.Base) -> BaseSpec:
+    """The spec of a forged base, from its configuration and headers."""
+    headers = [
+        tensors.read_bytes(data, file=path) for path, data in base.files.items() if path.endswith(".safetensors")
+    ]
+    return bases.base_spec(
+        base.name,
+        bases.read_config(base.files["config.json"]),
+        headers,
+        tokenizer=base.files["tokenizer.json"],
+        tokenizer_config=base.files["tokenizer_config.json"],
+        chat_template=base.files["chat_template.jinja"].decode(),
+    )
+
+
+def lora_spec(files: Mapping[str, bytes]) -> LoraSpec:
+    """The spec of a forged adapter."""
+    header = tensors.read_bytes(files[forge.WEIGHTS], file=forge.WEIGHTS)
+    return lora.describe(config.read_config(files[forge.CONFIG]), header)
+
+
+def judge(files: Mapping[str, bytes], base: forge.Base) -> list[Finding]:
+    """Everything that the registry finds about this adapter on this base."""
+    return compat.check_fit(lora_spec(files), base_spec(base))

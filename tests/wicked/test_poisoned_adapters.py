@@ -1,0 +1,114 @@
+"""Attack: an adapter whose tensors rewrite the base, or whose content and configuration tell different stories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from registry import compat, config, lora, tensors
+from registry.verdicts import Finding, Outcome, add_up
+from tests import forge
+from tests.domain.specs import base_spec, judge
+
+BASE = forge.llama()
+AT = "base_model.model.model.layers.0.self_attn.q_proj"
+Change = Callable[[dict[str, forge.Tensor]], Mapping[str, forge.Tensor]]
+
+
+def _adding(name: str, shape: tuple[int, ...]) -> Change:
+    return lambda t: {**t, name: ("F32", shape, None)}
+
+
+def _only(name: str) -> Change:
+    return lambda _: {name: ("F32", (1,), None)}
+
+
+def _without(*parts: str) -> Change:
+    return lambda t: {k: v for k, v in t.items() if not all(p in k for p in parts)}
+
+
+def _renaming(old: str, new: str) -> Change:
+    return lambda t: {k.replace(old, new): v for k, v in t.items()}
+
+
+def _reshaping(name: str, shape: tuple[int, ...], dtype: str = "F32") -> Change:
+    return lambda t: {**t, name: (dtype, shape, None)}
+
+
+CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
+    "27-a-without-b": (_without("layers.0.self_attn.q_proj.lora_B"), {}, "lora.pair_incomplete"),
+    "27-b-without-a": (_without("layers.0.self_attn.q_proj.lora_A"), {}, "lora.pair_incomplete"),
+    "28-rank-is-not-r": (lambda t: t, {"r": 4}, "lora.rank_unannounced"),
+    "28-rank-pattern": (lambda t: t, {"rank_pattern": {"layers.0.self_attn.q_proj": 4}}, "lora.rank_unannounced"),
+    "29-transposed": (_reshaping(f"{AT}.lora_A.weight", (64, 8)), {}, "lora.rank_differs"),
+    "29-a-vector": (_reshaping(f"{AT}.lora_A.weight", (8,)), {}, "lora.shape_invalid"),
+    "31-integers": (_reshaping(f"{AT}.lora_A.weight", (8, 64), "I32"), {}, "lora.dtype_refused"),
+    "31-bool": (_reshaping(f"{AT}.lora_A.weight", (8, 64), "BOOL"), {}, "lora.dtype_refused"),
+    "32-lm-head": (_adding("base_model.model.lm_head.weight", (512, 64)), {}, "fit.overwrites_base"),
+    "32-base-layer": (_adding(f"{AT}.base_layer.weight", (64, 64)), {}, "fit.overwrites_base"),
+    "32-norm": (_adding("base_model.model.model.norm.weight", (64,)), {}, "fit.overwrites_base"),
+    "32-bias-unannounced": (_adding(f"{AT}.base_layer.bias", (64,)), {}, "fit.overwrites_base"),
+    "32-bare-base-name": (_adding("model.norm.weight", (64,)), {}, "lora.prefix_wrong"),
+    "34-layer-beyond-the-base": (
+        lambda t: {**t, **{k.replace("layers.3", "layers.9"): v for k, v in t.items() if "layers.3" in k}},
+        {}, "fit.module_unknown"),
+    "35-out-features": (_reshaping(f"{AT}.lora_B.weight", (63, 8)), {}, "fit.shape"),
+    "35-in-features": (_reshaping(f"{AT}.lora_A.weight", (8, 96)), {}, "fit.shape"),
+    "36-saved-module-absent": (lambda t: t, {"modules_to_save": ["lm_head"]}, "fit.saved_module_absent"),
+    "missing-layer": (_without(".layers.2."), {}, "fit.module_missing"),
+    "target-not-in-file": (lambda t: t, {"target_modules": ["q_proj", "v_proj", "o_proj"]}, "fit.module_missing"),
+    "file-not-in-targets": (lambda t: t, {"target_modules": ["q_proj"]}, "fit.module_unannounced"),
+    "targets-match-nothing": (lambda t: t, {"target_modules": ["query_key_value"]}, "fit.targets_match_nothing"),
+    "adapter-name-inside": (_renaming(".weight", ".default.weight"), {}, "lora.adapter_name_inside"),
+    "torch-compile": (_renaming("base_model.model.", "base_model.model._orig_mod."), {}, "lora.compiled_prefix"),
+    "wrong-prefix": (_renaming("base_model.model.model.", "transformer."), {}, "lora.prefix_wrong"),
+    "no-prefix": (_renaming("base_model.model.", ""), {}, "lora.prefix_wrong"),
+    "zero3": (_reshaping(f"{AT}.lora_A.weight", (0,)), {}, "lora.tensor_empty"),
+    "alpha-zero": (lambda t: t, {"lora_alpha": 0}, "lora.alpha_not_positive"),
+    "alpha-negative": (lambda t: t, {"lora_alpha": -16}, "lora.alpha_not_positive"),
+    "dora-without-magnitudes": (lambda t: t, {"use_dora": True}, "lora.magnitude_absent"),
+    "magnitudes-without-dora": (_adding(f"{AT}.lora_magnitude_vector", (64,)), {}, "lora.magnitude_unannounced"),
+    "magnitude-size": (
+        lambda t: {**t, **{k.replace("lora_A.weight", "lora_magnitude_vector"): ("F32", (7,), None)
+                           for k in t if "lora_A" in k}}, {"use_dora": True}, "fit.shape"),
+    "unknown-tensor": (_adding(f"{AT}.lora_C.weight", (8, 8)), {}, "lora.tensor_unknown"),
+    "another-method": (_adding(f"{AT}.hada_w1_a", (64, 8)), {}, "lora.tensor_unknown"),
+    "token-beyond-vocabulary": (lambda t: t, {"alora_invocation_tokens": [5, 512]}, "fit.token_unknown"),
+    "tokens-absent": (lambda t: t, {"trainable_token_indices": {"embed_tokens": [1]}}, "fit.tokens_absent"),
+    "vocabulary-resized": (
+        _adding("base_model.model.lm_head.weight", (520, 64)), {"modules_to_save": ["lm_head"]},
+        "fit.vocabulary_differs"),
+    "saved-module-shape": (
+        _adding("base_model.model.lm_head.weight", (512, 65)), {"modules_to_save": ["lm_head"]}, "fit.shape"),
+    "nothing-inside": (_only("base_model.model.x"), {}, "lora.no_modules"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
+    change, fields, code = CASES[name]
+    findings = judge(forge.lora(BASE, change=change, config=fields), BASE)
+    assert add_up(findings) is Outcome.FAIL
+    assert code in {f.code for f in findings if f.severity == "error"}, [f.sentence for f in findings]
+    finding = next(f for f in findings if f.code == code)
+    assert finding.place
+    assert finding.sentence
+
+
+def test_ten_thousand_strangers_are_a_few_findings() -> None:
+    extra = {f"base_model.model.x{i}.weight": ("F32", (1,), bytes(4)) for i in range(10_000)}
+    findings: list[Finding] = judge(forge.lora(BASE, change=lambda t: {**t, **extra}), BASE)
+    assert len(findings) < 20
+    assert any("(10000 tensors)" in f.sentence for f in findings)
+
+
+def test_a_finding_never_breaks_on_what_an_adapter_contains() -> None:
+    name = "base_model.model." + "x" * 480 + ".lora_A.weight"
+    spec = lora.describe(
+        config.read_config(forge.lora(BASE)[forge.CONFIG]),
+        tensors.read_bytes(forge.safetensors({name: ("F32", (8, 64), None)}), file=forge.WEIGHTS),
+    )
+    assert add_up(spec.findings) is Outcome.FAIL
+    assert compat.check_fit(spec, base_spec(BASE))

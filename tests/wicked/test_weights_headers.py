@@ -1,0 +1,56 @@
+"""Attack: a weights file whose header lies, hides or exhausts. Each is answered with its rule, quickly."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from registry import tensors
+from registry.errors import Invalid, TooLarge
+from tests.wicked_forge import WEIGHTS
+
+FILE = "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_wicked_header_is_refused_with_its_rule(name: str) -> None:
+    data, code, reason = WEIGHTS[name]
+    began = time.process_time()
+    with pytest.raises((Invalid, TooLarge)) as caught:
+        tensors.read_bytes(data, file=FILE)
+    assert time.process_time() - began < 3
+    assert caught.value.code == code
+    assert reason in {r.code for r in caught.value.reasons}
+    assert FILE in caught.value.detail
+
+
+def test_every_rule_about_weights_has_a_case() -> None:
+    assert {int(name[:2]) for name in WEIGHTS} >= set(range(1, 27))
+
+
+def test_all_broken_entries_are_reported_and_not_only_the_first() -> None:
+    from tests import forge
+
+    header = {f"t{i}": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]} for i in range(5)}
+    with pytest.raises(Invalid) as caught:
+        tensors.read_bytes(forge.raw_safetensors(header, bytes(4)), file=FILE)
+    assert [r.place for r in caught.value.reasons] == ["t0", "t1", "t2", "t3", "t4"]
+
+
+def test_a_reader_that_returns_less_than_was_asked_is_an_answer_and_no_crash() -> None:
+    from tests import forge
+
+    good = forge.safetensors({"a": ("F32", (4,), None)})
+    with pytest.raises(Invalid, match="ended after"):
+        tensors.read_header(lambda at, n: good[at : at + n - 1], len(good), file=FILE)
+
+
+def test_many_quotes_do_not_make_the_depth_scan_slow() -> None:
+    from tests import forge
+
+    header = b'{"' + b'\\"' * 2_000_000
+    began = time.process_time()
+    with pytest.raises(Invalid):
+        tensors.read_bytes(forge.raw_safetensors(header + b"}"), file=FILE)
+    assert time.process_time() - began < 3
