@@ -11,8 +11,6 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +33,7 @@ from registry.wire import Pushed, VersionView
 
 
 class Bar:
-    """A progress bar with a rate on a terminal; nothing elsewhere."""
+    """A progress bar with a rate on a terminal; nothing elsewhere. It appears when bytes begin to move."""
 
     def __init__(self, label: str) -> None:
         columns = (
@@ -49,7 +47,6 @@ class Bar:
         self._task = self._bars.add_task(label, total=None)
 
     def __enter__(self) -> Bar:
-        self._bars.start()
         return self
 
     def __exit__(
@@ -58,16 +55,11 @@ class Bar:
         self._bars.stop()
 
     def start(self, total_bytes: int) -> None:
+        self._bars.start()
         self._bars.update(self._task, total=total_bytes)
 
     def advance(self, count: int) -> None:
         self._bars.update(self._task, advance=count)
-
-
-@contextmanager
-def bar(label: str) -> Iterator[Bar]:
-    with Bar(label) as opened:
-        yield opened
 
 
 # ------------------------------------------------------------------ push
@@ -98,19 +90,20 @@ def push(
     """Push the adapter in DIR as the newest version of NAME. The same bytes again are the same version."""
     adapter = AdapterName.parse(name)
     job: Job | None = None
-    with session.registry() as registry, bar(name) as progress:
-        pushed = transfer.push_folder(
-            registry,
-            folder,
-            adapter,
-            base=base,
-            alias=alias,
-            parents=parents,
-            message=message,
-            golden=golden,
-            progress=progress,
-            left_out=say_left_out,
-        )
+    with session.registry() as registry:
+        with Bar(name) as progress:
+            pushed = transfer.push_folder(
+                registry,
+                folder,
+                adapter,
+                base=base,
+                alias=alias,
+                parents=parents,
+                message=message,
+                golden=golden,
+                progress=progress,
+                left_out=say_left_out,
+            )
         if (wait or timeout) and pushed.job_id:
             job = jobs.wait_for(registry, pushed.job_id, timeout)
             pushed = pushed.model_copy(update={"version": _again(registry, adapter, pushed.version)})
@@ -204,7 +197,7 @@ def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool
 
 def _push_one(registry: Registry, path: Path, name: str, base: str, message: str) -> Result:
     try:
-        with bar(name) as progress:
+        with Bar(name) as progress:
             pushed = transfer.push_folder(
                 registry, path, AdapterName.parse(name), base=base, message=message, progress=progress
             )
@@ -231,7 +224,7 @@ def _print_result(result: Result) -> None:
 def pull(ref: Ref, dest: Path | None) -> None:
     """Bring the version that REF means into DEST, as a whole or not at all. Default: a folder with its name."""
     target = dest or Path(ref.name.name)
-    with session.registry() as registry, bar(str(ref)) as progress:
+    with session.registry() as registry, Bar(str(ref)) as progress:
         resolved = transfer.pull(registry, ref, target, progress=progress)
 
     def text() -> None:
