@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,33 @@ def migrated_postgres(postgres_server: str) -> Iterator[str]:
 
     with services.template_database(postgres_server, fill) as name:
         yield name
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The endpoint of a running S3 store (SeaweedFS); boto3's environment names its writer."""
+    from tests import services
+
+    with services.seaweedfs() as store, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", store.access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", store.secret_key)
+        patch.setenv("AWS_REGION", store.region)
+        yield store.endpoint
+
+
+@pytest.fixture(scope="session")
+def bucket(object_store: str) -> str:
+    import boto3
+
+    name = f"test-{uuid.uuid4().hex[:16]}"
+    boto3.session.Session().client("s3", endpoint_url=object_store).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def s3_url(bucket: str) -> str:
+    """A place of its own in a bucket of that store, as the setting names it."""
+    return f"s3://{bucket}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

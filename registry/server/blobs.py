@@ -51,6 +51,16 @@ class Link:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class PartLink:
+    """Where one part of a big blob goes by PUT: `size_bytes` of it from `start` on. It needs no headers of ours."""
+
+    number: int
+    start: int
+    size_bytes: int
+    url: str
+
+
 class Sink(Protocol):
     """Where one blob is written, chunk by chunk. Nothing is under the key before `finish` returns."""
 
@@ -82,6 +92,8 @@ class BlobStore(Protocol):
         size_bytes: int | None = None,
         file_name: str = "",
     ) -> Link | None: ...
+    def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None: ...
+    def assemble(self, key: str, size_bytes: int) -> None: ...
     def path_of(self, key: str) -> Path | None: ...
 
 
@@ -206,6 +218,12 @@ class MemoryBlobs:
         file_name: str = "",
     ) -> Link | None:
         return None
+
+    def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
+        return None
+
+    def assemble(self, key: str, size_bytes: int) -> None:
+        digest_of(key)
 
     def path_of(self, key: str) -> Path | None:
         digest_of(key)

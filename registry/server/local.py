@@ -31,6 +31,7 @@ from registry.server.blobs import (
     CHUNK_BYTES,
     Link,
     Meter,
+    PartLink,
     Sink,
     Stat,
     absent,
@@ -147,6 +148,12 @@ class LocalBlobs:
         file_name: str = "",
     ) -> Link | None:
         return None
+
+    def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
+        return None
+
+    def assemble(self, key: str, size_bytes: int) -> None:
+        digest_of(key)
 
     def sweep(self, older_than: timedelta) -> int:
         """Remove files that were being written when a process died. Returns how many."""

@@ -12,9 +12,17 @@ from __future__ import annotations
 
 from registry.server.blobs import BlobStore
 from registry.server.local import LocalBlobs
+from registry.server.s3.store import S3Blobs
 from registry.server.settings import Settings
 
 
 def of(settings: Settings) -> BlobStore:
     """The store of `settings.blobs`. `Invalid` (SETTING_INVALID) for a URL that names none."""
+    if settings.blobs.startswith("s3:"):
+        return S3Blobs.at(
+            settings.blobs,
+            endpoint=settings.s3_endpoint,
+            public_endpoint=settings.s3_public_endpoint,
+            parts_from_bytes=settings.parts_from_bytes,
+        )
     return LocalBlobs.at(settings.blobs)

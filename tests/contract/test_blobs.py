@@ -15,14 +15,19 @@ from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.server.blobs import BlobStore, MemoryBlobs, key_of, staging_key_of
 from registry.server.local import LocalBlobs
+from registry.server.s3 import parts
+from registry.server.s3.store import S3Blobs
 
 DATA = random.Random(7).randbytes(3 * 2**20 + 17)
 DIGEST = Digest.of(DATA)
 STAGED = staging_key_of("push1", DIGEST)
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    if request.param == "s3":
+        url, endpoint = request.getfixturevalue("s3_url"), request.getfixturevalue("object_store")
+        return S3Blobs.at(url, endpoint=endpoint)
     return MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "not" / "there" / "yet")
 
 
@@ -169,6 +174,8 @@ def test_racing_writers_of_one_blob_all_succeed(store: BlobStore) -> None:
 def assert_no_litter(store: BlobStore) -> None:
     if isinstance(store, LocalBlobs):
         assert not list((store.root / "tmp").glob("*"))
+    if isinstance(store, S3Blobs):
+        assert parts.sweep(store.bucket, datetime.now(UTC) + timedelta(hours=1)) == 0
 
 
 # ------------------------------------------------------------------ what only a folder can show

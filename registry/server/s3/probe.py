@@ -1,0 +1,216 @@
+"""`Abilities`: what this store really does, found out by trying it under `probe/`, once in a server's life.
+
+    ranges            a ranged read gives that range. Without it there is no registry on this store.
+    copies            CopyObject works
+    conditional       a PUT with `If-None-Match: *` fails when the key exists
+    conditional_copy  so does a CopyObject
+    sums              a PUT whose body is not what its `x-amz-checksum-sha256` says is refused, and HEAD tells the sum
+    links             a signed GET link works, an altered or expired one does not
+    sum_links         a signed PUT link can be bound to the SHA-256 of the body
+    once_links        a signed PUT link can be bound to a key that does not exist yet
+    parts             multipart uploads by signed links work and can be listed
+
+Invariants
+- Every answer comes from an outcome that was looked at, never from a header that names a product.
+- What a store lacks has a safe fallback in `store` (through the server, hash again, copy); only ranges have none.
+- Look-alikes that say yes to everything (also to a wrong sum or an expired link) end up with `False`.
+
+Example
+    >>> probe.of(bucket).sums          # Ceph RGW 18
+    False
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import http.client
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from registry.errors import Unavailable
+from registry.server.s3.bucket import Bucket
+
+SECONDS = 60
+PROBE_TIMEOUT_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    ranges: bool
+    copies: bool
+    conditional: bool
+    conditional_copy: bool
+    sums: bool
+    links: bool
+    sum_links: bool
+    once_links: bool
+    parts: bool
+
+
+def of(bucket: Bucket) -> Abilities:
+    """Try everything. `Unavailable` when the store is not there, refuses us, or cannot read a range."""
+    key = f"probe/{secrets.token_hex(8)}"
+    tried = _Trial(bucket, key)
+    try:
+        bucket.put(key, b"probe")
+        if not tried.ranges():
+            raise Unavailable("STORE_UNAVAILABLE", f"bucket '{bucket.name}' is in a store that cannot read ranges")
+        links = tried.works(tried.links)
+        return Abilities(
+            ranges=True,
+            copies=tried.works(tried.copies),
+            conditional=tried.works(lambda: not bucket.put(key, b"again", IfNoneMatch="*")),
+            conditional_copy=tried.works(tried.conditional_copy),
+            sums=tried.works(tried.sums),
+            links=links,
+            sum_links=links and tried.works(tried.sum_links),
+            once_links=links and tried.works(tried.once_links),
+            parts=links and tried.works(tried.parts),
+        )
+    finally:
+        tried.clean()
+
+
+class _Trial:
+    """The attempts, and the keys that they leave behind."""
+
+    def __init__(self, bucket: Bucket, key: str) -> None:
+        self._bucket = bucket
+        self._key = key
+        self._keys = [key]
+
+    def works(self, attempt: Callable[[], bool]) -> bool:
+        """A call that the store refuses is an ability that it lacks. That it is there at all was seen before."""
+        try:
+            return attempt()
+        except (Unavailable, OSError, http.client.HTTPException):
+            return False
+
+    def clean(self) -> None:
+        for key in self._keys:
+            with contextlib.suppress(Unavailable):
+                self._bucket.delete(key)
+
+    def ranges(self) -> bool:
+        return self._content(self._key, 1, 3) == b"rob"
+
+    def copies(self) -> bool:
+        copy = self._fresh()
+        self._copy(copy)
+        return self._content(copy) == b"probe"
+
+    def conditional_copy(self) -> bool:
+        copy = self._fresh()
+        self._copy(copy)
+        source = {"Bucket": self._bucket.name, "Key": self._bucket.prefix + self._key}
+        return not self._bucket.create(
+            "copy_object", Key=self._bucket.prefix + copy, CopySource=source, IfNoneMatch="*"
+        )
+
+    def sums(self) -> bool:
+        right, wrong = self._fresh(), self._fresh()
+        self._bucket.put(right, b"right", ChecksumSHA256=sum_of(b"right"))
+        told = (self._bucket.head(right) or {}).get("ChecksumSHA256") == sum_of(b"right")
+        refused = not self.works(lambda: self._bucket.put(wrong, b"wrong", ChecksumSHA256=sum_of(b"right")))
+        return told and refused and self._bucket.head(wrong) is None
+
+    def links(self) -> bool:
+        link = self._link("get_object", self._key)
+        altered = link[:-1] + ("0" if link[-1] != "0" else "1")
+        identity = self._bucket.identity()
+        now, long_ago = (
+            signed_at(datetime.now(UTC) - age, link, *identity) for age in (timedelta(0), timedelta(hours=2))
+        )
+        return _send("GET", link) == _send("GET", now) == 200 and _send("GET", altered) >= 400 <= _send("GET", long_ago)
+
+    def sum_links(self) -> bool:
+        right, wrong = self._fresh(), self._fresh()
+        header = {"x-amz-checksum-sha256": sum_of(b"right")}
+        to_right, to_wrong = (
+            self._link("put_object", key, ChecksumSHA256=sum_of(b"right"), ContentLength=5) for key in (right, wrong)
+        )
+        taken = _send("PUT", to_right, b"right", header)
+        refused = _send("PUT", to_wrong, b"wrong", header) >= 400 and _send("PUT", to_wrong, b"wrong") >= 400
+        return taken == 200 and refused and self._bucket.head(wrong) is None
+
+    def once_links(self) -> bool:
+        key = self._fresh()
+        link = self._link("put_object", key, IfNoneMatch="*")
+        header = {"If-None-Match": "*"}
+        first, second = _send("PUT", link, b"first", header), _send("PUT", link, b"other", header)
+        bare = _send("PUT", link, b"other")
+        return first == 200 and second >= 400 and bare >= 400 and self._content(key) == b"first"
+
+    def parts(self) -> bool:
+        key = self._fresh()
+        where = {"Key": self._bucket.prefix + key}
+        upload = self._bucket.call("create_multipart_upload", **where)["UploadId"]
+        to_part = self._link("upload_part", key, UploadId=upload, PartNumber=1, ContentLength=4)
+        sent = _send("PUT", to_part, b"part")
+        open_now = self._bucket.call("list_multipart_uploads", Prefix=where["Key"]).get("Uploads", [])
+        parts = self._bucket.call("list_parts", **where, UploadId=upload).get("Parts", [])
+        done = {"Parts": [{"PartNumber": p["PartNumber"], "ETag": p["ETag"]} for p in parts]}
+        self._bucket.call("complete_multipart_upload", **where, UploadId=upload, MultipartUpload=done)
+        late = _send("PUT", to_part, b"late")
+        listed = [u["UploadId"] for u in open_now] == [upload] and [p["Size"] for p in parts] == [4]
+        return sent == 200 and listed and late >= 400 and self._content(key) == b"part"
+
+    def _link(self, operation: str, key: str, **parameters: Any) -> str:
+        return self._bucket.link(operation, SECONDS, {"Key": self._bucket.prefix + key, **parameters}, internal=True)
+
+    def _content(self, key: str, start: int = 0, length: int = 100) -> bytes | None:
+        found = self._bucket.get(key, start, length)
+        return bytes(found[0].read()) if found else None
+
+    def _copy(self, key: str) -> None:
+        source = {"Bucket": self._bucket.name, "Key": self._bucket.prefix + self._key}
+        self._bucket.call("copy_object", Key=self._bucket.prefix + key, CopySource=source)
+
+    def _fresh(self) -> str:
+        self._keys.append(f"probe/{secrets.token_hex(8)}")
+        return self._keys[-1]
+
+
+def sum_of(data: bytes) -> str:
+    """SHA-256 as S3 writes it: base64."""
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def _send(method: str, url: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> int:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc, timeout=PROBE_TIMEOUT_SECONDS)
+    try:
+        connection.request(method, f"{parts.path}?{parts.query}", body or None, dict(headers or {}))
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def signed_at(moment: datetime, link: str, credentials: Any, region: str) -> str:
+    """The GET link as it was rightly signed at that moment for one minute (AWS Signature Version 4, query form)."""
+    parts = urlsplit(link)
+    scope = f"{moment:%Y%m%d}/{region}/s3/aws4_request"
+    query = {
+        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+        "X-Amz-Credential": f"{credentials.access_key}/{scope}",
+        "X-Amz-Date": f"{moment:%Y%m%dT%H%M%SZ}",
+        "X-Amz-Expires": "60",
+        "X-Amz-SignedHeaders": "host",
+    }
+    if credentials.token:
+        query["X-Amz-Security-Token"] = credentials.token
+    encoded = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(query.items()))
+    canonical = f"GET\n{parts.path}\n{encoded}\nhost:{parts.netloc}\n\nhost\nUNSIGNED-PAYLOAD"
+    to_sign = f"AWS4-HMAC-SHA256\n{query['X-Amz-Date']}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
+    key = f"AWS4{credentials.secret_key}".encode()
+    for word in (*scope.split("/"), to_sign):
+        key = hmac.new(key, word.encode(), hashlib.sha256).digest()
+    return f"{parts.scheme}://{parts.netloc}{parts.path}?{encoded}&X-Amz-Signature={key.hex()}"

@@ -1,0 +1,278 @@
+"""`S3Blobs`: blobs in an S3 bucket, behind the same protocol as a local folder.
+
+    PREFIX/blobs/sha256/ab/<hex>   written by this server only     PREFIX/staging/<push id>/<hex>   written by clients
+
+Invariants
+- A client never holds a link that writes under `blobs/`, nor one that can change what is staged already: a PUT link
+  is bound to the body's SHA-256, or to a key that does not exist yet, or it is not given and the bytes come through
+  this server.
+- The store's word for a digest is taken where the probe saw it refuse a wrong one; else the bytes are hashed here.
+- Only calls and small reads go through boto3; memory stays constant whatever the size.
+- What bytes a key has does not change: under `blobs/` they hash to the key's digest.
+
+Example
+    >>> store = S3Blobs.at("s3://adapters", endpoint="http://10.0.0.7:8333")
+    >>> store.link(key, seconds=60, method="GET").url
+    'http://10.0.0.7:8333/adapters/blobs/sha256/…?X-Amz-Algorithm=…'
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from registry.digest import Digest
+from registry.errors import Unavailable
+from registry.server.blobs import (
+    CHUNK_BYTES,
+    Link,
+    Meter,
+    PartLink,
+    Sink,
+    Stat,
+    absent,
+    check_expectation,
+    digest_of,
+    fill,
+    key_of,
+)
+from registry.server.s3 import parts, probe
+from registry.server.s3.bucket import Bucket
+from registry.server.s3.probe import Abilities
+
+READ_BYTES = 32 * 2**20
+"""One ranged read. SeaweedFS streams a larger one at a tenth of the speed when its reader cache is small."""
+SINK_PART_BYTES = 16 * 2**20
+SINGLE_PUT_LIMIT_BYTES = 5 * 2**30
+COPY_LIMIT_BYTES = 2**30
+"""One CopyObject; S3 itself stops at 5 GiB. Larger ones are copied in ranges of this size."""
+
+
+class S3Blobs:
+    """Blobs in one bucket. Nothing is asked of the store before the first use; then it is probed once."""
+
+    kind = "s3"
+
+    def __init__(self, bucket: Bucket, *, parts_from_bytes: int = parts.FROM_BYTES) -> None:
+        self.bucket = bucket
+        self._parts_from_bytes = parts_from_bytes
+        self._probing = threading.Lock()
+        self._abilities: Abilities | None = None
+
+    @classmethod
+    def at(
+        cls, url: str, *, endpoint: str = "", public_endpoint: str = "", parts_from_bytes: int = parts.FROM_BYTES
+    ) -> S3Blobs:
+        bucket = Bucket.at(url, endpoint=endpoint, public_endpoint=public_endpoint)
+        return cls(bucket, parts_from_bytes=parts_from_bytes)
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the store can do. `Unavailable` while it cannot be asked; the next call asks again."""
+        if self._abilities is None:
+            with self._probing:
+                if self._abilities is None:
+                    self._abilities = probe.of(self.bucket)
+        return self._abilities
+
+    @property
+    def capabilities(self) -> dict[str, Any]:
+        """The abilities by name, for /health and `adapter doctor`."""
+        return asdict(self.abilities)
+
+    # ---------------------------------------------------------------- look and read
+    def stat(self, key: str) -> Stat | None:
+        digest = digest_of(key)
+        found = self.bucket.head(key)
+        if found is None:
+            return None
+        vouched = digest if key.startswith("blobs/") else self._vouched(found)
+        return Stat(key, int(found["ContentLength"]), vouched, found["LastModified"].astimezone(UTC))
+
+    def _vouched(self, found: dict[str, Any]) -> Digest | None:
+        """The whole object's SHA-256 where the store checked it. A sum of sums (`…-3`) is not one."""
+        told = str(found.get("ChecksumSHA256", ""))
+        if not told or "-" in told or found.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
+            return None
+        return Digest("sha256:" + base64.b64decode(told).hex()) if self.abilities.sums else None
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        return b"".join(self.open(key, start, length))
+
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes in chunks; that the key is there is seen before the first one is asked for."""
+        digest_of(key)
+        wanted = SINGLE_PUT_LIMIT_BYTES * 100 if length is None else length
+        found = self.bucket.get(key, start, min(READ_BYTES, wanted))
+        if found is None:
+            absent(key)
+        body, size_bytes = found
+        return self._chunks(key, body, start, min(size_bytes, start + wanted))
+
+    def _chunks(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
+        while start < end:
+            left = min(READ_BYTES, end - start)
+            try:
+                with self.bucket.reached("get_object"):
+                    while left and (chunk := body.read(min(CHUNK_BYTES, left))):
+                        start, left = start + len(chunk), left - len(chunk)
+                        yield chunk
+            finally:
+                body.close()
+            if left:
+                raise Unavailable("STORE_UNAVAILABLE", f"{key} broke off {end - start} bytes before its end")
+            if start < end:
+                found = self.bucket.get(key, start, min(READ_BYTES, end - start))
+                if found is None:
+                    absent(key)
+                body = found[0]
+
+    def list(self, prefix: str) -> Iterator[Stat]:
+        ours = len(self.bucket.prefix)
+        for page in self.bucket.pages("list_objects_v2", Prefix=self.bucket.prefix + prefix):
+            for item in page.get("Contents", ()):
+                key = str(item["Key"])[ours:]
+                try:
+                    digest = digest_of(key)
+                except ValueError:  # somebody else's object under our prefix
+                    continue
+                vouched = digest if key.startswith("blobs/") else None
+                yield Stat(key, int(item["Size"]), vouched, item["LastModified"].astimezone(UTC))
+
+    # ---------------------------------------------------------------- write
+    def sink(self, key: str, *, limit_bytes: int) -> Sink:
+        return _ObjectSink(self, key, limit_bytes)
+
+    def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
+        check_expectation(key, expect)
+        return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
+
+    def promote(self, staging_key: str, digest: Digest) -> None:
+        """Copy what is staged, which no client can change any more, unless the final key is there."""
+        digest_of(staging_key)
+        final = key_of(digest)
+        if self.bucket.head(final) is not None:
+            return
+        found = self.bucket.head(staging_key)
+        if found is None:
+            absent(staging_key)
+        size = int(found["ContentLength"])
+        if not self.abilities.copies:
+            self.put(final, self.open(staging_key), limit_bytes=size)
+        elif size > COPY_LIMIT_BYTES and self.abilities.parts:
+            parts.copy(self.bucket, staging_key, final, size, COPY_LIMIT_BYTES)
+        else:
+            only_new = {"IfNoneMatch": "*"} if self.abilities.conditional_copy else {}
+            source = {"Bucket": self.bucket.name, "Key": self.bucket.prefix + staging_key}
+            self.bucket.create("copy_object", Key=self.bucket.prefix + final, CopySource=source, **only_new)
+
+    def delete(self, key: str) -> None:
+        digest_of(key)
+        self.bucket.delete(key)
+
+    def sweep(self, older_than: timedelta) -> int:
+        """Abort multipart uploads that nobody ended. Returns how many."""
+        return parts.sweep(self.bucket, datetime.now(UTC) - older_than)
+
+    # ---------------------------------------------------------------- direct transfer
+    def link(
+        self,
+        key: str,
+        *,
+        seconds: int,
+        method: str,
+        digest: Digest | None = None,
+        size_bytes: int | None = None,
+        file_name: str = "",
+    ) -> Link | None:
+        digest_of(key)
+        if not self.abilities.links:
+            return None
+        where = {"Key": self.bucket.prefix + key}
+        if method == "PUT":
+            return self._put_link(where, seconds, digest, size_bytes)
+        name = file_name.rsplit("/", 1)[-1] or "blob"
+        shown = {"ResponseContentDisposition": f'attachment; filename="{name}"'} if method == "GET" else {}
+        return Link(self.bucket.link("head_object" if method == "HEAD" else "get_object", seconds, {**where, **shown}))
+
+    def _put_link(
+        self, where: dict[str, Any], seconds: int, digest: Digest | None, size_bytes: int | None
+    ) -> Link | None:
+        if (
+            size_bytes is None
+            or size_bytes > SINGLE_PUT_LIMIT_BYTES
+            or not where["Key"].startswith(self.bucket.prefix + "staging/")
+        ):
+            return None
+        if digest is not None and self.abilities.sum_links:
+            told = base64.b64encode(bytes.fromhex(digest.hex)).decode()
+            bound, headers = {"ChecksumSHA256": told}, {"x-amz-checksum-sha256": told}
+        elif self.abilities.once_links:
+            bound, headers = {"IfNoneMatch": "*"}, {"If-None-Match": "*"}
+        else:
+            return None
+        given = {**where, **bound, "ContentLength": size_bytes}
+        return Link(self.bucket.link("put_object", seconds, given), headers)
+
+    def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
+        """Links for the parts that are still to be sent, or None for a blob that is sent whole."""
+        digest_of(key)
+        if size_bytes < self._parts_from_bytes or not self.abilities.parts:
+            return None
+        return parts.links(self.bucket, key, size_bytes, seconds)
+
+    def assemble(self, key: str, size_bytes: int) -> None:
+        """Make one object of the parts sent, if all are there. What they hash to is for the caller to see."""
+        digest_of(key)
+        if size_bytes >= self._parts_from_bytes and self.abilities.parts:
+            parts.complete(self.bucket, key, size_bytes)
+
+    def path_of(self, key: str) -> Path | None:
+        digest_of(key)
+        return None
+
+
+class _ObjectSink:
+    """One blob that comes through this server: a single PUT if it is small, else an upload in parts."""
+
+    def __init__(self, store: S3Blobs, key: str, limit_bytes: int) -> None:
+        self._bucket = store.bucket
+        self._sums = store.abilities.sums
+        self._key = key
+        self._meter = Meter(key, limit_bytes)
+        self._waiting = bytearray()
+        self._upload: parts.Upload | None = None
+
+    def write(self, chunk: bytes | bytearray) -> None:
+        self._meter.add(chunk)
+        self._waiting += chunk
+        if len(self._waiting) >= SINK_PART_BYTES:
+            self._upload = self._upload or parts.Upload.begin(self._bucket, self._key)
+            self._upload.send(bytes(self._waiting))
+            self._waiting = bytearray()
+
+    def finish(self) -> Stat:
+        self._meter.check()
+        if self._upload is None:
+            data = bytes(self._waiting)
+            told: dict[str, Any] = {"ContentMD5": base64.b64encode(hashlib.md5(data).digest()).decode()}  # noqa: S324
+            if self._sums:
+                told = {"ChecksumSHA256": probe.sum_of(data)}
+            self._bucket.put(self._key, data, **told)
+        else:
+            if self._waiting:
+                self._upload.send(bytes(self._waiting))
+            self._upload.complete()
+        return Stat(self._key, self._meter.size_bytes, self._meter.digest, datetime.now(UTC))
+
+    def abort(self) -> None:
+        upload, self._upload = self._upload, None
+        self._waiting = bytearray()
+        if upload is not None:
+            upload.abort()
