@@ -24,7 +24,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -33,7 +33,7 @@ from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
 from registry.verdicts import Value
 
-MEDIA_TYPE = "application/vnd.adapter-registry.manifest.v1+json"
+MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
 FILES_LIMIT = 256
 FILE_LIMIT_BYTES = 20 * 2**30
 VERSION_LIMIT_BYTES = 40 * 2**30

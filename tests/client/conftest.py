@@ -1,0 +1,35 @@
+"""A counted client, a folder to push, a cache of one's own; nobody's real cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.client.cache import Cache
+from tests import forge
+from tests.client.counted import Counted
+from tests.world import World
+
+
+@pytest.fixture
+def counted(world: World) -> Counted:
+    world.add_base()
+    return Counted(world)
+
+
+@pytest.fixture
+def folder(world: World, tmp_path: Path) -> Path:
+    return forge.write(world.files(), tmp_path / "adapter")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short relative paths for sockets, and nobody's cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

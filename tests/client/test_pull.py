@@ -1,0 +1,145 @@
+"""Pull a version: what is verified, what is fetched, what is never replaced. And read a base's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.client import transfer
+from registry.client.base_folder import base_spec_from
+from registry.client.cache import Cache
+from registry.digest import Digest
+from registry.errors import Corrupt, Invalid
+from tests import forge
+from tests.client.counted import NAME, REF, Counted, contents
+from tests.world import World
+
+
+@pytest.fixture
+def pushed(counted: Counted, folder: Path) -> dict[str, bytes]:
+    transfer.push_folder(counted.registry, folder, NAME)
+    counted.requests.clear()
+    return contents(folder)
+
+
+def test_what_is_pulled_is_what_was_pushed(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+) -> None:
+    resolved = transfer.pull(counted.registry, REF, tmp_path / "deep" / "out", cache=cache)
+    assert contents(tmp_path / "deep" / "out") == pushed
+    assert resolved.number == 1
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["out"]
+
+
+def test_a_second_pull_fetches_nothing(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+) -> None:
+    transfer.pull(counted.registry, REF, tmp_path / "one", cache=cache)
+    counted.requests.clear()
+    transfer.pull(counted.registry, REF, tmp_path / "two", cache=cache)
+    assert [path for _, path in counted.requests if "/files/" in path] == []
+    assert contents(tmp_path / "two") == pushed
+
+
+def test_a_damaged_cache_is_noticed_and_mended(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+) -> None:
+    transfer.pull(counted.registry, REF, tmp_path / "one", cache=cache)
+    kept = cache.path_of(Digest.of(pushed[forge.WEIGHTS]))
+    kept.chmod(0o644)
+    kept.write_bytes(b"\0" * len(pushed[forge.WEIGHTS]))
+    transfer.pull(counted.registry, REF, tmp_path / "two", cache=cache)
+    assert contents(tmp_path / "two") == pushed
+    assert kept.read_bytes() == pushed[forge.WEIGHTS]
+
+
+def test_a_cache_that_cannot_be_written_is_passed_over(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=Cache(tmp_path / "file" / "cache"))
+    assert contents(tmp_path / "out") == pushed
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda body: body[:-1],
+        lambda body: body + b"x",
+        lambda body: bytes([body[0] ^ 1]) + body[1:],
+        lambda body: body[:-1] + bytes([body[-1] ^ 128]),
+        lambda _body: b"",
+    ],
+)
+@pytest.mark.parametrize("cached", [True, False])
+def test_bent_bytes_are_refused_and_the_old_folder_stays(
+    counted: Counted, pushed: dict[str, bytes], world: World, tmp_path: Path, cache: Cache, bend: object, cached: bool
+) -> None:
+    out = tmp_path / "out"
+    transfer.pull(counted.registry, REF, out, cache=None)
+    world.push("acme/support")
+    counted.bend = bend  # type: ignore[assignment]
+    with pytest.raises(Corrupt):
+        transfer.pull(counted.registry, REF, out, cache=cache if cached else None)
+    assert contents(out) == pushed
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+    assert [p for p in cache.root.rglob("*") if p.is_file()] == []
+
+
+def test_a_new_version_replaces_the_folder_as_a_whole(
+    counted: Counted, pushed: dict[str, bytes], world: World, tmp_path: Path, cache: Cache
+) -> None:
+    out = tmp_path / "out"
+    transfer.pull(counted.registry, REF, out, cache=cache)
+    files = {k: v for k, v in world.files().items() if k != "README.md"}
+    world.push("acme/support", files)
+    transfer.pull(counted.registry, REF, out, cache=cache)
+    assert contents(out) == files
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "README.md"])
+def test_a_folder_that_no_pull_made_is_never_replaced(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("years of work")
+    with pytest.raises(Invalid, match="not put there by a pull"):
+        transfer.pull(counted.registry, REF, tmp_path / "mine", cache=None)
+    assert (tmp_path / "mine" / name).read_text() == "years of work"
+
+
+def test_files_that_were_added_to_a_pulled_folder_keep_it(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
+) -> None:
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(Invalid, match=r"notes\.txt"):
+        transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+
+
+def test_a_pulled_folder_can_be_pushed_again_as_the_same_version(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
+) -> None:
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    assert transfer.push_folder(counted.registry, tmp_path / "out", NAME).created is False
+
+
+# ------------------------------------------------------------------ bases
+def test_a_base_is_read_without_its_weights(tmp_path: Path) -> None:
+    folder = forge.llama(hidden=256).write(tmp_path / "base")
+    spec, bytes_read = base_spec_from(folder, "tiny")
+    assert (spec.name, spec.hidden) == ("tiny", 256)
+    small = sum(p.stat().st_size for p in folder.iterdir() if p.suffix != ".safetensors")
+    assert bytes_read <= small + 2**16
+    assert spec.weights_bytes > 10 * bytes_read
+
+
+def test_a_folder_that_is_no_base_is_said(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="no folder"):
+        base_spec_from(tmp_path / "nothing", "tiny")
+    with pytest.raises(Invalid, match=r"no config\.json"):
+        base_spec_from(tmp_path, "tiny")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(Invalid, match="safetensors"):
+        base_spec_from(tmp_path, "tiny")

@@ -1,0 +1,131 @@
+"""The journey of a push: two requests plus the bytes, one transaction, and every crash in it leaves nothing half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+from sqlmodel import Session
+
+from registry.client import transfer
+from registry.digest import Digest
+from registry.errors import RegistryError
+from registry.names import AdapterName, Ref
+from registry.server.blobs import BlobStore
+from registry.server.local import LocalBlobs
+from registry.server.tables import AliasRow, EventRow, JobRow, VersionRow
+from tests import forge
+from tests.world import World, rows
+
+NAME = AdapterName("acme", "support")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return LocalBlobs(tmp_path / "blobs")
+
+
+@pytest.fixture
+def world(database_url: str, store: BlobStore) -> Iterator[World]:
+    with World(database_url, blobs=store) as made:
+        made.add_base()
+        yield made
+
+
+@pytest.fixture
+def folder(world: World, tmp_path: Path) -> Path:
+    return forge.write(world.files(), tmp_path / "adapter")
+
+
+def test_a_push_is_a_plan_the_bytes_and_a_commit(world: World, folder: Path, tmp_path: Path) -> None:
+    pushed = transfer.push_folder(world.admin, folder, NAME, base="tiny-llama")
+    assert (pushed.version.number, pushed.created) == (1, True)
+    with world.session() as session:
+        assert [v.digest for v in rows(session, VersionRow)] == [pushed.version.digest]
+        assert [(a.alias, a.generation) for a in rows(session, AliasRow)] == [("main", 1)]
+        assert [j.state for j in rows(session, JobRow)] == ["queued"]
+        actions = [e.action for e in rows(session, EventRow)]
+        assert actions[-4:] == ["adapter.create", "version.push", "alias.move", "job.enqueue"]
+    transfer.pull(world.admin, Ref(NAME), tmp_path / "out", cache=None)
+    for path in folder.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(world: World, folder: Path) -> None:
+    store, told = world.blobs, []
+
+    class Told:
+        def __getattr__(self, verb: str) -> object:
+            told.append(f"blobs.{verb}")
+            return getattr(store, verb)
+
+    def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("INSERT", "UPDATE", "DELETE")):
+            told.append("row")
+
+    transfer_plan = transfer.push_folder
+    world.app.state.blobs = Told()
+    event.listen(world.engine, "before_cursor_execute", note)
+    try:
+        transfer_plan(world.admin, folder, NAME, base="tiny-llama")
+    finally:
+        event.remove(world.engine, "before_cursor_execute", note)
+        world.app.state.blobs = store
+    last_promotion = len(told) - 1 - told[::-1].index("blobs.promote")
+    after = told[last_promotion + 1 :]
+    written = [i for i, what in enumerate(after) if what == "row"]
+    assert written
+    assert {what for what in after[written[0] : written[-1]] if what != "row"} == set()
+
+
+class Broken(Exception):
+    """The server's power fails."""
+
+
+@pytest.mark.parametrize("point", ["sink", "finish", "stat", "read", "promote", "commit", "rows"])
+def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise Broken
+
+    with monkeypatch.context() as patch:
+        if point == "commit":
+            patch.setattr(Session, "commit", crash_after_judging(world, crash))
+        elif point == "rows":
+            patch.setattr("registry.server.versions._files_and_edges", crash)
+        elif point == "finish":
+            patch.setattr("registry.server.local._FileSink.finish", crash)
+        else:
+            patch.setattr(LocalBlobs, point, crash)
+        with pytest.raises(RegistryError):
+            transfer.push_folder(world.admin, folder, NAME, base="tiny-llama")
+    with world.session() as session:
+        assert rows(session, VersionRow) == []
+        assert rows(session, JobRow) == []
+    assert not list((world.blobs.root / "tmp").glob("*"))
+    pushed = transfer.push_folder(world.admin, folder, NAME, base="tiny-llama")
+    assert (pushed.created, pushed.version.number) == (True, 1)
+    weights = Digest.of((folder / forge.WEIGHTS).read_bytes())
+    assert weights in {f.digest for f in pushed.version.files}
+
+
+def crash_after_judging(world: World, crash: Callable[..., None]) -> Callable[[Session], None]:
+    """A commit that fails once a version's row is in the transaction."""
+    whole, written = Session.commit, []
+
+    def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO version "):
+            written.append(statement)
+
+    def commit(session: Session) -> None:
+        if written:
+            event.remove(world.engine, "before_cursor_execute", note)
+            written.clear()
+            crash()
+        whole(session)
+
+    event.listen(world.engine, "before_cursor_execute", note)
+    return commit
