@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from cli import main, output, session
+from cli import output, session
 from registry import __version__
 from registry.client.api import Registry
 from registry.errors import RegistryError
@@ -75,13 +75,11 @@ def _registry() -> Iterator[Look]:
         return
     yield Look("registry", "ok", f"{'embedded' if where.embedded else where.url}, from {where.source}")
     try:
-        registry = session.embedded() if where.embedded else Registry(where.url, where.token)
-    except (RegistryError, OSError, main.MissingExtra) as e:
+        with session.registry() as registry:
+            yield from _server(registry)
+            yield from _rights(registry, where)
+    except (RegistryError, OSError) as e:
         yield _wrong("registry", e)
-        return
-    with registry:
-        yield from _server(registry)
-        yield from _rights(registry, where)
 
 
 def _server(registry: Registry) -> Iterator[Look]:

@@ -15,7 +15,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 import uvicorn
@@ -117,9 +118,13 @@ def migrate(data: str | None) -> None:
     output.answer({"before": before, "after": after}, lambda: click.echo(sentence))
 
 
-def embedded() -> FastAPI:
+@contextmanager
+def embedded() -> Iterator[FastAPI]:
     """The application on the user's own data folder; whoever may read the folder may do everything."""
     settings = Settings.from_env()
     engine = db.engine(settings)
-    db.prepare(engine)
-    return create_app(settings, engine=engine, trusted=actors.TRUSTED)
+    try:
+        db.prepare(engine)
+        yield create_app(settings, engine=engine, trusted=actors.TRUSTED)
+    finally:
+        engine.dispose()  # the last connection that closes folds SQLite's WAL into the file

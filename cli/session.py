@@ -101,14 +101,16 @@ def registry() -> Iterator[Registry]:
         yield opened
 
 
-def embedded() -> Registry:
+@contextmanager
+def embedded() -> Iterator[Registry]:
     """The registry in the user's data folder (REGISTRY_DATA). `Invalid` if the server is not installed."""
     try:
-        application = main.load("cli.serve", "embedded", "server", "the embedded registry")()
+        application = main.load("cli.serve", "embedded", "server", "the embedded registry")
     except main.MissingExtra as e:
         raise Invalid(
             "SETTING_INVALID",
             "no registry is named, and the server for an embedded one is not installed",
             next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or pip install 'adapter-registry[server]'",
         ) from e
-    return Registry(EMBEDDED_URL, transport=InProcess(application))
+    with application() as app, Registry(EMBEDDED_URL, transport=InProcess(app)) as opened:
+        yield opened

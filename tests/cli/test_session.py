@@ -20,6 +20,11 @@ def test_without_anything_the_embedded_registry_is_used(desk: Desk) -> None:
     assert (said["actor"], said["scopes"]) == ("owner", ["admin"])
 
 
+def test_a_command_on_the_embedded_registry_leaves_one_whole_file(desk: Desk, tmp_path: Path) -> None:
+    desk("token", "create", "ci", "--scope", "push")
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.is_file()] == ["registry.db"]
+
+
 def test_the_environment_wins_over_the_profile(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     session.write_profile(session.Profile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"}))
     assert session.target() == session.Target("https://a.test", "token-a", str(session.profile_path()))
