@@ -24,6 +24,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -154,7 +155,8 @@ class Manifest(Value):
         total = sum(f.size_bytes for f in self.files)
         if total > VERSION_LIMIT_BYTES:
             raise TooLarge(
-                "SIZE_INVALID", f"version: {total} bytes are over the limit of {VERSION_LIMIT_BYTES} (VERSION_LIMIT_BYTES)"
+                "SIZE_INVALID",
+                f"version: {total} bytes are over the limit of {VERSION_LIMIT_BYTES} (VERSION_LIMIT_BYTES)",
             )
         return self
 
@@ -205,7 +207,7 @@ class Manifest(Value):
 
 def _reasons_against(files: tuple[Descriptor, ...]) -> Iterable[Reason]:
     seen: dict[str, str] = {}
-    for earlier, later in zip(files, files[1:], strict=False):
+    for earlier, later in pairwise(files):
         if earlier.path >= later.path:
             yield Reason("manifest.order", later.path, "is listed twice or out of order")
     for f in files:
