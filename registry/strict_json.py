@@ -83,13 +83,16 @@ def depth_of(data: bytes, *, stop_at: int) -> int:
     for depth in range(stop_at + 1):
         if not brackets:
             return depth
-        brackets = brackets.replace(b"[]", b"")
-    open_now = 0
-    for bracket in brackets:  # unbalanced, or too deep
+        if depth < stop_at:
+            brackets = brackets.replace(b"[]", b"")
+    if brackets.startswith(b"[") and brackets.count(b"[") == brackets.count(b"]"):
+        return stop_at + 1
+    open_now = 0  # unbalanced: the parser will refuse it, unless it is too deep for the parser
+    for bracket in brackets:
         open_now += 1 if bracket == ord("[") else -1
-        if open_now > stop_at or open_now < 0:
+        if not 0 <= open_now <= stop_at:
             break
-    return stop_at + 1 if brackets[:1] == b"[" and open_now > stop_at else stop_at
+    return stop_at + (open_now > stop_at)
 
 
 def refuse(dialect: Dialect, file: str, rule: str, sentence: str) -> NoReturn:

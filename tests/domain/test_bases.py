@@ -1,0 +1,208 @@
+"""Bases from configuration and headers: modules, sizes, fingerprints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from registry import bases, tensors
+from registry.base_fingerprints import template_text, tokenizer_fingerprint
+from registry.bases import BaseSpec
+from registry.errors import Invalid
+from tests import forge
+from tests.domain.specs import base_spec
+
+LLAMA = forge.llama()
+
+
+def spec_of(shapes: dict[str, tuple[str, tuple[int, ...]]], **config: Any) -> BaseSpec:
+    """The spec of a base with these tensors: name → (dtype, shape)."""
+    header = tensors.read_bytes(
+        forge.safetensors({name: (dtype, shape, None) for name, (dtype, shape) in shapes.items()}), file="m"
+    )
+    fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "head_dim": 16,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 512,
+              "num_hidden_layers": 1, **config}  # fmt: skip
+    return bases.base_spec("made-up", fields, [header])
+
+
+def test_a_llama_has_its_modules_and_sizes() -> None:
+    spec = base_spec(LLAMA)
+    assert (spec.architecture, spec.model_type, spec.hidden, spec.layers) == ("LlamaForCausalLM", "llama", 64, 4)
+    assert (spec.heads, spec.kv_heads, spec.head_size, spec.vocab, spec.tied) == (4, 2, 16, 512, False)
+    k_proj = spec.modules["model.layers.0.self_attn.k_proj"]
+    assert (k_proj.kind, k_proj.in_features, k_proj.out_features, k_proj.bias) == ("linear", 64, 32, False)
+    assert spec.modules["model.embed_tokens"].kind == "embedding"
+    assert spec.modules["model.norm"].kind == "norm"
+    assert spec.parameters == 213568
+    assert spec.dtype == "F32"
+    assert spec.names_known
+
+
+def test_a_spec_survives_json_and_has_a_digest() -> None:
+    spec = base_spec(LLAMA)
+    assert BaseSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert spec.fingerprint == spec.fingerprints.architecture
+
+
+def test_a_tied_head_that_no_file_holds_is_a_module_all_the_same() -> None:
+    spec = base_spec(forge.llama(tied=True))
+    head = spec.modules["lm_head"]
+    assert (spec.tied, head.in_features, head.out_features) == (True, 64, 512)
+    assert spec.parameters == 213568 - 512 * 64
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_gpt2_matrices_are_transposed_and_the_prefix_may_be_missing(prefix: bool) -> None:
+    spec = base_spec(forge.gpt2(prefix=prefix))
+    module = spec.modules["transformer.h.0.attn.c_attn"]
+    assert (module.kind, module.in_features, module.out_features, module.bias) == ("conv1d", 64, 192, True)
+    assert spec.modules["lm_head"].out_features == 512
+    assert spec.fingerprint == base_spec(forge.gpt2()).fingerprint
+
+
+def test_experts_are_one_module_and_their_file_names_stay_beside_it() -> None:
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {"model.embed_tokens.weight": ("F32", (512, 64))}
+    for n in range(3):
+        at = f"model.layers.0.block_sparse_moe.experts.{n}"
+        shapes |= {f"{at}.w1.weight": ("F32", (96, 64)), f"{at}.w2.weight": ("F32", (64, 96)),
+                   f"{at}.w3.weight": ("F32", (96, 64))}  # fmt: skip
+    shapes["model.layers.0.block_sparse_moe.gate.weight"] = ("F32", (3, 64))
+    spec = spec_of(shapes, architectures=["MixtralForCausalLM"], model_type="mixtral")
+    fused = spec.modules["model.layers.0.mlp.experts"]
+    assert (fused.kind, fused.in_features, fused.out_features, fused.count) == ("experts", 64, 96, 3)
+    assert spec.modules["model.layers.0.block_sparse_moe.experts.*.w2"].in_features == 96
+    assert spec.modules["model.layers.0.mlp.gate"].kind == "other"
+    assert len(spec.modules) == 7
+
+
+# ---------------------------------------------------------------------- packed bases
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def test_nf4_shapes_come_from_the_configuration_and_are_unknown_without_it() -> None:
+    packed = {
+        f"{Q}.weight": ("U8", (2048, 1)),
+        f"{Q}.weight.absmax": ("F32", (64,)),
+        f"{Q}.weight.quant_state.bitsandbytes__nf4": ("U8", (77,)),
+    }
+    packing = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    module = spec_of(packed, quantization_config=packing).modules[Q]
+    assert (module.in_features, module.out_features, module.is_known) == (64, 64, True)
+    unknown = spec_of(packed, quantization_config=packing, num_attention_heads=None).modules[Q]
+    assert (unknown.is_known, unknown.in_features) == (False, 0)
+    lying = spec_of(packed, quantization_config=packing, head_dim=32).modules[Q]
+    assert not lying.is_known
+
+
+@pytest.mark.parametrize(
+    ("method", "packed"),
+    [
+        ({"quant_method": "gptq", "bits": 4},
+         {f"{Q}.qweight": ("I32", (8, 64)), f"{Q}.scales": ("F16", (1, 64)), f"{Q}.g_idx": ("I32", (64,))}),
+        ({"quant_method": "awq", "bits": 4},
+         {f"{Q}.qweight": ("I32", (64, 8)), f"{Q}.scales": ("F16", (1, 64)), f"{Q}.qzeros": ("I32", (1, 8))}),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
+         {f"{Q}.weight_packed": ("I32", (64, 8)), f"{Q}.weight_scale": ("F16", (64, 1)),
+          f"{Q}.weight_shape": ("I64", (2,))}),
+        ({"quant_method": "fp8"}, {f"{Q}.weight": ("F8_E4M3", (64, 64)), f"{Q}.weight_scale_inv": ("F32", (1, 1))}),
+        ({"quant_method": "bitsandbytes"}, {f"{Q}.weight": ("I8", (64, 64)), f"{Q}.SCB": ("F32", (64,))}),
+    ],
+)  # fmt: skip
+def test_a_packed_matrix_counts_as_the_matrix_it_stands_for(
+    method: dict[str, Any], packed: dict[str, tuple[str, tuple[int, ...]]]
+) -> None:
+    plain = spec_of({f"{Q}.weight": ("F32", (64, 64))})
+    spec = spec_of(packed, quantization_config=method)
+    module = spec.modules[Q]
+    assert (module.in_features, module.out_features, module.is_known) == (64, 64, True)
+    assert spec.quantisation == method["quant_method"]
+    assert spec.fingerprint == plain.fingerprint
+    assert spec.parameters == plain.parameters
+
+
+# ---------------------------------------------------------------------- fingerprints
+def test_names_shards_types_and_values_do_not_change_the_architecture() -> None:
+    first = base_spec(LLAMA).fingerprint
+    for other in (forge.llama("other"), forge.llama(shards=3), forge.llama(dtype="BF16"), forge.llama(seed=9)):
+        assert base_spec(other).fingerprint == first
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden": 96}, {"layers": 6}, {"kv_heads": 4}, {"tied": True}, {"vocab": 520}, {"intermediate": 96}]
+)
+def test_every_size_changes_the_architecture(change: dict[str, Any]) -> None:
+    assert base_spec(forge.llama(**change)).fingerprint != base_spec(LLAMA).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda c: {**c, "transformers_version": "4.0.0", "_name_or_path": "x", "use_cache": False}, True),
+        (lambda c: {k: v for k, v in c.items() if k != "rope_parameters"} | {"rope_theta": 10000.0}, True),
+        (lambda c: {**c, "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}, False),
+        (lambda c: {**c, "hidden_act": "gelu"}, False),
+        (lambda c: {**c, "rms_norm_eps": 1e-5}, False),
+        (lambda c: {**c, "sliding_window": 128}, False),
+    ],
+)
+def test_mathematics_changes_the_architecture_and_housekeeping_does_not(
+    change: Callable[[dict[str, Any]], dict[str, Any]], same: bool
+) -> None:
+    header = tensors.read_bytes(LLAMA.files["model.safetensors"], file="m")
+    changed = bases.base_spec("x", change(LLAMA.config), [header])
+    assert (changed.fingerprint == base_spec(LLAMA).fingerprint) is same
+
+
+def test_using_a_tokenizer_does_not_change_its_fingerprint() -> None:
+    tokenizer = forge.tokenizer()
+    used = {**tokenizer, "padding": {"strategy": "BatchLongest"}, "truncation": {"max_length": 8}}
+    fingerprint = tokenizer_fingerprint(json.dumps(tokenizer).encode())
+    assert fingerprint == tokenizer_fingerprint(json.dumps(used, indent=2).encode())
+    assert fingerprint != tokenizer_fingerprint(json.dumps(forge.tokenizer(600)).encode())
+
+
+def test_a_template_is_the_same_wherever_it_is_stored() -> None:
+    stored = json.dumps({"chat_template": "{{ x }}\r\n"}).encode()
+    named = json.dumps({"chat_template": [{"name": "default", "template": "{{ x }}"}]}).encode()
+    assert template_text("{{ x }}\n", None) == template_text(None, stored) == template_text(None, named) == "{{ x }}"
+    assert template_text(None, b"not json") == ""
+
+
+# ---------------------------------------------------------------------------- refused
+def test_impossible_sizes_and_doubled_tensors_are_refused() -> None:
+    header = tensors.read_bytes(LLAMA.files["model.safetensors"], file="m")
+    for config, headers in (
+        ({**LLAMA.config, "hidden_size": -1}, [header]),
+        ({**LLAMA.config, "hidden_size": "64"}, [header]),
+        ({**LLAMA.config, "num_hidden_layers": True}, [header]),
+        (LLAMA.config, [header, header]),
+        (LLAMA.config, []),
+    ):
+        with pytest.raises(Invalid) as caught:
+            bases.base_spec("x", config, headers)
+        assert caught.value.code == "BASE_INVALID"
+
+
+@pytest.mark.parametrize(
+    "path", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", ".x.safetensors"]
+)
+def test_an_index_names_weight_files_beside_it_and_nothing_else(path: str) -> None:
+    with pytest.raises(Invalid):
+        bases.shards(json.dumps({"weight_map": {"a": path}}).encode())
+
+
+def test_an_index_is_read() -> None:
+    index = forge.llama(shards=2).files["model.safetensors.index.json"]
+    assert bases.shards(index) == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    for broken in (b"", b"[]", b'{"weight_map": []}', b"{}"):
+        with pytest.raises(Invalid):
+            bases.shards(broken)
+
+
+def test_a_base_that_needs_code_of_its_own_is_marked() -> None:
+    assert spec_of({"a.weight": ("F32", (4, 4))}, auto_map={"AutoModel": "x.Y"}).needs_code
+    assert not base_spec(LLAMA).needs_code

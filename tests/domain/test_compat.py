@@ -1,0 +1,191 @@
+"""Does an adapter fit a base: the pairs that do, the pairs that do not, and what cannot be told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from registry import compat, config, lora, tensors
+from registry.bases import BaseSpec
+from registry.verdicts import Finding, Outcome, add_up
+from tests import forge
+from tests.domain.specs import base_spec, judge, lora_spec
+
+LLAMA = forge.llama()
+
+
+def codes(findings: list[Finding], severity: str = "error") -> set[str]:
+    return {f.code for f in findings if f.severity == severity}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"targets": forge.ALL_LINEAR, "rank": 16},
+        {"targets": forge.ALL_LINEAR, "dora": True},
+        {"rslora": True},
+        {"targets": ["lm_head", "q_proj"]},
+        {"config": {"target_modules": r".*self_attn\.(q|v)_proj"}},
+        {"targets": forge.ALL_LINEAR, "config": {"target_modules": "all-linear"}},
+        {"targets": forge.ALL_LINEAR, "config": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"}},
+    ],
+)
+def test_an_adapter_fits_the_base_it_was_made_for(how: dict[str, Any]) -> None:
+    assert judge(forge.lora(LLAMA, **how), LLAMA) == []
+
+
+def test_gpt2_takes_its_adapter_with_a_and_b_the_ordinary_way() -> None:
+    for base in (forge.gpt2(), forge.gpt2(prefix=False)):
+        assert judge(forge.lora(base, targets=["c_attn", "c_proj", "c_fc"]), base) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [
+        (forge.llama("tiny-llama", hidden=96), "fit.shape"),
+        (forge.llama("tiny-llama", layers=6), "fit.module_missing"),
+        (forge.llama("tiny-llama", layers=2), "fit.module_unknown"),
+        (forge.llama("tiny-llama", kv_heads=4), "fit.shape"),
+        (forge.gpt2("tiny-llama"), "fit.module_unknown"),
+    ],
+)
+def test_an_adapter_does_not_fit_a_base_of_another_shape(base: forge.Base, code: str) -> None:
+    findings = judge(forge.lora(LLAMA), base)
+    assert add_up(findings) is Outcome.FAIL
+    assert code in codes(findings)
+
+
+def test_a_finding_names_the_tensor_and_both_shapes() -> None:
+    finding = judge(forge.lora(LLAMA), forge.llama("tiny-llama", hidden=96))[0]
+    assert finding.place == "model.layers.0.self_attn.q_proj.lora_A"
+    assert (finding.expected, finding.found) == ("[8, 96]", "[8, 64]")
+    assert "and 3 more like it" in finding.sentence
+
+
+def test_a_missing_layer_says_which_layers_the_base_has() -> None:
+    findings = judge(forge.lora(LLAMA), forge.llama("tiny-llama", layers=2))
+    assert any("its layers are 0 to 1" in f.sentence for f in findings)
+
+
+def test_the_same_shape_under_another_name_is_a_warning() -> None:
+    findings = judge(forge.lora(LLAMA), forge.llama("somebody/other"))
+    assert [(f.code, f.severity) for f in findings] == [("fit.base_named_differently", "warning")]
+
+
+def test_a_fused_projection_never_takes_separate_ones() -> None:
+    shapes = {"model.embed_tokens.weight": ("F32", (512, 64), None), "lm_head.weight": ("F32", (512, 64), None)}
+    shapes |= {f"model.layers.{n}.self_attn.qkv_proj.weight": ("F32", (128, 64), None) for n in range(4)}
+    fused = forge.Base("tiny-llama", LLAMA.config, {**LLAMA.files, "model.safetensors": forge.safetensors(shapes)})
+    findings = judge(forge.lora(LLAMA), fused)
+    assert any("it has the fused qkv_proj in its place" in f.sentence for f in findings)
+    assert add_up(findings) is Outcome.FAIL
+
+
+def test_a_packed_base_without_shapes_is_unknown_and_never_a_pass() -> None:
+    spec = base_spec(LLAMA)
+    hidden = {p: m.model_copy(update={"is_known": False, "in_features": 0, "out_features": 0})
+              for p, m in spec.modules.items()}  # fmt: skip
+    packed = spec.model_copy(update={"modules": hidden, "quantisation": "bitsandbytes"})
+    findings = compat.check_fit(lora_spec(forge.lora(LLAMA)), packed)
+    assert add_up(findings) is Outcome.UNKNOWN
+    assert codes(findings, "unknown") == {"fit.shape_unknown"}
+
+
+def test_where_names_are_only_assumed_a_missing_module_is_unknown() -> None:
+    unfamiliar: BaseSpec = base_spec(forge.llama("tiny-llama", layers=2)).model_copy(update={"names_known": False})
+    findings = compat.check_fit(lora_spec(forge.lora(LLAMA)), unfamiliar)
+    assert add_up(findings) is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "fit.base_was_changed"),
+        ({"init_lora_weights": "olora"}, "fit.base_was_changed"),
+        ({"use_qalora": True}, "fit.semantics"),
+        ({"kasa_config": {"x": 1}}, "fit.semantics"),
+        ({"target_modules": None}, "fit.targets_absent"),
+    ],
+)
+def test_what_needs_care_is_a_warning(fields: dict[str, Any], code: str) -> None:
+    findings = judge(forge.lora(LLAMA, config=fields), LLAMA)
+    assert add_up(findings) is Outcome.WARN
+    assert code in codes(findings, "warning")
+
+
+def test_replicated_layers_are_checked_against_the_layers_they_copy() -> None:
+    six = forge.lora(forge.llama("tiny-llama", layers=6), config={"layer_replication": [[0, 3], [1, 4]]})
+    findings = judge(six, LLAMA)
+    assert [f.code for f in findings] == ["fit.changes_depth"]
+    assert add_up(judge(forge.lora(LLAMA, config={"layer_replication": [[0, 3], [1, 4]]}), LLAMA)) is Outcome.FAIL
+
+
+def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
+    base = forge.llama("tiny-tied", tied=True)
+    findings = judge(
+        forge.lora(
+            base, config={"modules_to_save": ["lm_head"]},
+            change=lambda t: {**t, "base_model.model.lm_head.weight": ("F32", (512, 64), None)},
+        ),
+        base,
+    )  # fmt: skip
+    assert [f.code for f in findings] == ["fit.unties"]
+
+
+# -------------------------------------------------------------------- other methods
+def other(method: str, tensors_: dict[str, tuple[int, ...]], **fields: Any) -> list[Finding]:
+    """Judge an adapter of another method that has these tensors for every q_proj (or by full name)."""
+    named: dict[str, forge.Tensor] = {}
+    for name, shape in tensors_.items():
+        if name == "prompt_embeddings":
+            named[name] = ("F32", shape, None)
+        else:
+            named |= {
+                f"base_model.model.model.layers.{n}.self_attn.q_proj.{name}": ("F32", shape, None) for n in range(4)
+            }
+    configuration = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "task_type": "CAUSAL_LM",
+                     "target_modules": ["q_proj"], **fields}  # fmt: skip
+    spec = lora.describe(
+        config.read_config(json.dumps(configuration).encode()),
+        tensors.read_bytes(forge.safetensors(named), file=forge.WEIGHTS),
+    )
+    return compat.check_fit(spec, base_spec(LLAMA))
+
+
+GOOD: list[tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = [
+    ("IA3", {"ia3_l": (64, 1)}, {"feedforward_modules": ["down_proj"]}),
+    ("LOHA", {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64)}, {"r": 4}),
+    ("LOKR", {"lokr_w1": (8, 8), "lokr_w2_a": (8, 4), "lokr_w2_b": (4, 8)}, {"r": 4}),
+    ("OFT", {"oft_R.weight": (8, 28)}, {"oft_block_size": 8}),
+    ("BOFT", {"boft_R": (1, 16, 4, 4), "boft_s": (64, 1)}, {}),
+    ("MISS", {"miss_block": (8, 64)}, {"r": 8}),
+    ("VERA", {"vera_lambda_b": (64,), "vera_lambda_d": (16,)}, {"r": 16}),
+    ("HRA", {"hra_u": (64, 8)}, {"r": 8}),
+    ("PROMPT_TUNING", {"prompt_embeddings": (8, 64)}, {"num_virtual_tokens": 8}),
+    ("P_TUNING", {"prompt_embeddings": (8, 64)}, {"num_virtual_tokens": 8}),
+    ("PREFIX_TUNING", {"prompt_embeddings": (8, 256)}, {"num_virtual_tokens": 8}),
+]
+
+
+@pytest.mark.parametrize(("method", "shapes", "fields"), GOOD)
+def test_another_method_fits_by_the_arithmetic_of_its_shapes(
+    method: str, shapes: dict[str, tuple[int, ...]], fields: dict[str, Any]
+) -> None:
+    assert other(method, shapes, **fields) == []
+
+
+@pytest.mark.parametrize(("method", "shapes", "fields"), GOOD)
+def test_another_method_fails_when_a_side_is_off_by_one(
+    method: str, shapes: dict[str, tuple[int, ...]], fields: dict[str, Any]
+) -> None:
+    name, shape = next(iter(shapes.items()))
+    wrong = {**shapes, name: (*shape[:-1], shape[-1] + 1)}
+    assert add_up(other(method, wrong, **fields)) is Outcome.FAIL
+
+
+def test_a_method_without_rules_is_unknown_and_a_stranger_in_it_still_fails() -> None:
+    assert add_up(other("FOURIERFT", {"fourierft_spectrum": (100,)})) is Outcome.UNKNOWN
+    assert add_up(other("IA3", {"ia3_l": (64, 1), "weight": (64, 64)})) is Outcome.FAIL

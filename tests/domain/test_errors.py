@@ -1,0 +1,52 @@
+"""The error tree: every code has one class, and the client rebuilds it from the code."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry import errors
+from registry.errors import Invalid, Reason, RegistryError, TooLarge, Unavailable
+
+
+def test_a_code_belongs_to_exactly_one_class() -> None:
+    codes = [code for cls in errors.CLASSES for code in cls.CODES]
+    assert len(codes) == len(set(codes))
+
+
+def test_every_class_of_the_tree_is_listed() -> None:
+    assert set(RegistryError.__subclasses__()) == set(errors.CLASSES)
+
+
+def test_a_class_refuses_a_code_that_is_not_its_own() -> None:
+    with pytest.raises(ValueError, match="has no code"):
+        Invalid("DENIED", "x")
+
+
+@pytest.mark.parametrize("cls", errors.CLASSES)
+def test_a_problem_is_rebuilt_as_the_same_error(cls: type[RegistryError]) -> None:
+    for code in cls.CODES:
+        raised = cls(code, "file x: rule y", reasons=[Reason("a.b", "x", "y")], next_step="do z")
+        rebuilt = errors.from_problem(raised.to_problem())
+        assert type(rebuilt) is cls
+        assert (rebuilt.code, rebuilt.detail, rebuilt.reasons, rebuilt.next_step) == (
+            code, "file x: rule y", (Reason("a.b", "x", "y"),), "do z")  # fmt: skip
+
+
+def test_a_code_of_a_newer_server_becomes_a_plain_registry_error() -> None:
+    rebuilt = errors.from_problem({"code": "FROM_THE_FUTURE", "detail": "it is new"})
+    assert type(rebuilt) is RegistryError
+    assert "FROM_THE_FUTURE" in rebuilt.detail
+
+
+def test_a_problem_with_odd_parts_is_still_an_error() -> None:
+    odd = {"code": "SIZE_INVALID", "findings": ["x", {"code": 1}], "retry_after_seconds": "soon"}
+    rebuilt = errors.from_problem(odd)
+    assert isinstance(rebuilt, TooLarge)
+    assert rebuilt.retry_after_seconds is None
+    assert rebuilt.reasons == (Reason("1", "", ""),)
+
+
+def test_retry_after_travels() -> None:
+    problem = Unavailable("TRY_LATER", "busy", retry_after_seconds=7).to_problem()
+    assert problem["retry_after_seconds"] == 7
+    assert errors.from_problem(problem).retry_after_seconds == 7
