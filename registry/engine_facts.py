@@ -89,6 +89,7 @@ class EngineFacts(Value):
     base_vocabulary: int = 0
     base_multimodal: bool = False
     base_experts: bool = False
+    base_conv1d: bool = False
 
 
 def of_lora(spec: LoraSpec, *, fits: str = "", base: BaseSpec | None = None) -> EngineFacts:
@@ -154,6 +155,7 @@ def of_base(base: BaseSpec) -> dict[str, Any]:
         "base_vocabulary": base.vocab,
         "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
         "base_experts": any(m.kind == "experts" for m in base.modules.values()),
+        "base_conv1d": any(m.kind == "conv1d" for m in base.modules.values()),
     }
 
 

@@ -124,6 +124,8 @@ def _split(name: str) -> tuple[str, str]:
     found = _HALVES.match(name)
     if found is None:
         return name, ""
+    if found["half"].startswith(("lora1.", "lora2.")):  # X-Labs: two pairs in one processor
+        return f"{found['path']}_{found['half'][:5]}", f"lora{found['half'][5:]}"
     half = re.sub(r"^(lora_[AB])\.\w+\.weight$", r"\1.weight", found["half"])
     return found["path"], half.removesuffix(".weight") if "magnitude" in half else half
 

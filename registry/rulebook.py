@@ -32,7 +32,7 @@ from registry.verdicts import Severity, Value
 
 Effect = Literal["refuses", "ignores_silently", "wrong_output", "needs_setting"]
 Verified = Literal["run", "source", "documentation", "issue"]
-Operator = Literal["is", "is_not", "over", "under", "has", "lacks", "has_other_than", "starts_with"]
+Operator = Literal["is", "is_not", "over", "under", "has", "lacks", "has_other_than", "in", "not_in"]
 Setting = int | float | str | bool | tuple[str, ...] | None
 
 Version = tuple[int, ...]
@@ -90,7 +90,8 @@ _OPERATORS: dict[str, Any] = {
     "has": lambda found, operand: operand in found,
     "lacks": lambda found, operand: operand not in found,
     "has_other_than": lambda found, operand: bool(set(found) - set(operand)),
-    "starts_with": lambda found, operand: str(found).startswith(operand),
+    "in": lambda found, operand: found in operand,
+    "not_in": lambda found, operand: found not in operand,
 }
 
 
