@@ -40,9 +40,7 @@ def test_patterns_give_rank_and_alpha_by_module() -> None:
         BASE,
         config={"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"layers.0.self_attn.q_proj": 64}},
         change=lambda t: {
-            name: ("F32", tuple(4 if side == 8 else side for side in shape), None)
-            if "v_proj" in name
-            else (d, shape, c)
+            name: ("F32", narrow(shape) if "v_proj" in name else shape, content)
             for name, (_, shape, content) in t.items()
         },
     )
