@@ -151,6 +151,7 @@ class Worker:
 def _in_short(report: Report) -> str:
     outcome = add_up(report.findings)
     seen = report.measurements
-    if "max_logit_delta" in seen and outcome != "fail":
-        return f"acts: {outcome} (logits move by up to {seen['max_logit_delta']}, KL {seen['kl_nats']} nats a token)"
+    if seen.get("kl_nats") is not None and outcome != "fail":
+        moved = f"logits move by up to {seen['max_logit_delta']:.3g}, KL {seen['kl_nats']:.3g} nats a token"
+        return f"acts: {outcome} ({moved})"
     return f"acts: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else "")

@@ -103,7 +103,8 @@ def _values(weights: Path, seen: Examination, thresholds: Thresholds) -> bool:
     seen.measurements["lora_b_tensors"] = b
     seen.measurements["lora_b_zero_tensors"] = zero_b
     for name in broken[: thresholds.tensors_named_limit]:
-        sentence = f"{name} holds NaN or infinite values ({len(broken)} such tensors in all)"
+        others = f", and so do {len(broken) - 1} more" if len(broken) > 1 else ""
+        sentence = f"{name} holds NaN or infinite values{others}"
         seen.note("error", "acts.not_finite", name, sentence, "finite numbers", "NaN or infinity")
     return not broken
 
