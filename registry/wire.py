@@ -15,7 +15,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from registry.bases import BaseSpec
 from registry.digest import Digest
@@ -32,6 +32,21 @@ MESSAGE_LIMIT = 2000
 class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_nul(cls, data: Any) -> Any:
+        """PostgreSQL cannot store U+0000 in a text, and no field of ours needs it."""
+        waiting = [data]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError("a text holds the character U+0000")
+            if isinstance(value, dict):
+                waiting += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                waiting += value
+        return data
+
 
 class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,14 +60,27 @@ class PushRequest(Request):
     message: str = Field(default="", max_length=MESSAGE_LIMIT)
 
 
+class Part(Answer):
+    """Where to PUT bytes `start` to `start + size_bytes` of a big blob. The store remembers the parts that arrived."""
+
+    number: int
+    start: int
+    size_bytes: int
+    url: str
+
+
 class Upload(Answer):
-    """Where to send one missing blob. A relative `url` is on the registry and takes the token; an absolute one never does."""
+    """Where to send one missing blob. A relative `url` is on the registry and takes the token; an absolute one never.
+
+    A big blob may have `parts` instead of a `url`: those that have not arrived yet.
+    """
 
     digest: Digest
     size_bytes: int
     method: str = "PUT"
-    url: str
+    url: str = ""
     headers: dict[str, str] = {}
+    parts: list[Part] = []
 
 
 class PushPlan(Answer):

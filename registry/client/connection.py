@@ -14,6 +14,8 @@ Example
 
 from __future__ import annotations
 
+import io
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,8 +25,10 @@ from urllib.parse import urljoin
 
 import httpx
 
-from registry import __version__, errors
-from registry.errors import Corrupt, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from registry import __version__
+from registry.client.answers import error_of, store_error_of, unreachable
+from registry.client.sockets import Advance, Sockets, Take, direct
+from registry.errors import Invalid, Unavailable
 from registry.wire import PREFIX
 
 ATTEMPTS_LIMIT = 4
@@ -32,6 +36,7 @@ PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+CHUNK_BYTES = 2**20
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
 
 Body = Callable[[], Iterable[bytes]]
@@ -58,13 +63,17 @@ class Connection:
         self.url = _checked(url)
         self._token = token
         self._wait = wait
-        headers = {"User-Agent": f"adapter-registry/{__version__}"}
+        program = f"adapter-registry/{__version__}"
+        headers = {"User-Agent": program}
         self._home = httpx.Client(transport=transport, timeout=TIMEOUT, limits=LIMITS, headers=headers)
         self._abroad = httpx.Client(transport=abroad, timeout=TIMEOUT, limits=LIMITS, headers=headers)
+        self._sockets = Sockets(program)
+        self._on_sockets = {self._home: transport is None, self._abroad: abroad is None}
 
     def close(self) -> None:
         self._home.close()
         self._abroad.close()
+        self._sockets.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -112,6 +121,61 @@ class Connection:
         finally:
             opened.close()
 
+    def send_file(
+        self,
+        url: str,
+        file: io.FileIO,
+        start: int,
+        length: int,
+        *,
+        headers: Mapping[str, str] | None = None,
+        advance: Advance = lambda _count: None,
+    ) -> httpx.Response:
+        """PUT a range of a file to a link. `advance` is told of each step, and goes back when all is sent again.
+
+        A link that is bound to a key without bytes refuses a second time: the first one arrived and its answer did not.
+        """
+        client, target, sent = self._route(url, headers)
+        moved = 0
+
+        def step(count: int) -> None:
+            nonlocal moved
+            moved += count
+            advance(count)
+
+        def once() -> httpx.Response:
+            step(-moved)
+            answer = put()
+            there_already = answer.status_code == 412 and "If-None-Match" in sent
+            return httpx.Response(200, request=answer.request) if there_already else answer
+
+        def put() -> httpx.Response:
+            if self._on_sockets[client] and direct(target):
+                return self._sockets.put(target, sent, file, start, length, step)
+            body = _pieces(file, start, length, step)
+            return client.request("PUT", target, content=body, headers={**sent, "Content-Length": str(length)})
+
+        return self._repeat(once, True)
+
+    def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        """GET a link and give its bytes to `take` as they come. Sent again only while nothing was taken."""
+        taken = 0
+
+        def took(piece: memoryview) -> None:
+            nonlocal taken
+            taken += len(piece)
+            take(piece)
+
+        def once() -> httpx.Response:
+            try:
+                return self._receive(url, took, headers)
+            except httpx.HTTPError as e:
+                if taken:
+                    raise unreachable(self.url, e) from e
+                raise
+
+        return self._repeat(once, True)
+
     # ---------------------------------------------------------------- inside
     def _open(self, url: str, headers: Mapping[str, str] | None) -> httpx.Response:
         for _ in range(REDIRECTS_LIMIT + 1):
@@ -123,6 +187,18 @@ class Connection:
                 return answer
             url = urljoin(target, answer.headers["location"])
             answer.close()
+        raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
+
+    def _receive(self, url: str, take: Take, headers: Mapping[str, str] | None) -> httpx.Response:
+        for _ in range(REDIRECTS_LIMIT + 1):
+            client, target, sent = self._route(url, headers)
+            if self._on_sockets[client] and direct(target):
+                answer = self._sockets.get(target, sent, take)
+            else:
+                answer = _take_all(client, target, sent, take)
+            if not answer.has_redirect_location:
+                return answer
+            url = urljoin(target, answer.headers["location"])
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
     def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[httpx.Client, str, dict[str, str]]:
@@ -150,7 +226,8 @@ class Connection:
                 continue
             if not answer.is_error:
                 return answer
-            error = error_of(answer, self.url)
+            at_home = _origin(str(answer.url)) == _origin(self.url)
+            error = error_of(answer, self.url) if at_home else store_error_of(answer)
             if last or not repeat or not isinstance(error, Unavailable):
                 raise error
             self._wait(_pause(attempt, error.retry_after_seconds))
@@ -164,43 +241,30 @@ def _as_unavailable(url: str) -> Iterator[None]:
         raise unreachable(url, e) from e
 
 
+def _pieces(file: io.FileIO, start: int, length: int, advance: Advance) -> Iterator[bytes]:
+    while length and (piece := os.pread(file.fileno(), min(CHUNK_BYTES, length), start)):
+        yield piece
+        start, length = start + len(piece), length - len(piece)
+        advance(len(piece))
+
+
+def _take_all(client: httpx.Client, target: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
+    sent = {"Accept-Encoding": "identity", **headers}
+    with client.stream("GET", target, headers=sent) as answer:
+        if answer.status_code not in (200, 206):
+            answer.read()
+            return answer
+        if (answer.status_code == 206) != ("Range" in headers):
+            raise httpx.RemoteProtocolError("the answer is not the range that was asked for", request=answer.request)
+        for piece in answer.iter_bytes():
+            take(memoryview(piece))
+        return answer
+
+
 def _pause(attempt: int, retry_after_seconds: int | None) -> float:
     """Seconds to wait: what the server asks for, else growing by two; at most the limit; with jitter."""
     wanted = float(retry_after_seconds or PAUSE_SECONDS * 2**attempt)
     return min(wanted, PAUSE_LIMIT_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-
-
-def unreachable(url: str, error: Exception) -> Unavailable:
-    why = str(error) or type(error).__name__
-    return Unavailable(
-        "SERVER_UNREACHABLE",
-        f"the registry at {url} cannot be reached: {why}",
-        next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` looks closer",
-    )
-
-
-def error_of(answer: httpx.Response, url: str) -> RegistryError:
-    """The exception that an error answer stands for, also when a proxy or another program wrote it."""
-    try:
-        problem = answer.json()
-    except ValueError:
-        problem = None
-    if isinstance(problem, dict) and "code" in problem:
-        error = errors.from_problem(problem)
-        request_id = str(problem.get("request_id") or answer.headers.get("x-request-id") or "")
-        if type(error) is RegistryError and request_id:
-            return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", reasons=error.reasons)
-        return error
-    status = answer.status_code
-    if status in (429, 502, 503, 504):
-        return Unavailable("SERVER_UNREACHABLE", f"{url} answered {status} and no reason")
-    if status in (401, 403) and answer.url.host == httpx.URL(url).host:
-        return Unauthenticated("UNAUTHORIZED", f"{url} answered {status} and no reason", next_step="adapter login URL")
-    if status == 404:
-        return NotFound("ROUTE_UNKNOWN", f"{url} does not know this route: is it an adapter registry?")
-    if status == 416:
-        return Corrupt("DIGEST_MISMATCH", f"{answer.url.copy_with(query=None)} is shorter than the registry says")
-    return RegistryError("INTERNAL", f"{url} answered {status} and no reason")
 
 
 def _checked(url: str) -> str:

@@ -13,18 +13,26 @@ Example
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from registry.client.api import Registry
+from registry.client.sockets import Take
 from registry.digest import Digest, Hasher
 from registry.errors import Corrupt, Unavailable
-from registry.wire import FileLink, Upload
+from registry.wire import FileLink, Part, Upload
 
 CHUNK_BYTES = 2**20
 ATTEMPTS_LIMIT = 4
+PARTS_AT_ONCE = 3
+RANGES_FROM_BYTES = 64 * 2**20
+RANGE_BYTES = 32 * 2**20
+"""Stores with a small reader cache stream longer ranges at a fraction of their speed."""
+RANGES_AT_ONCE = 2
 
 
 class Progress(Protocol):
@@ -45,36 +53,27 @@ class Silent:
 
 
 def send(registry: Registry, upload: Upload, source: Path, progress: Progress) -> None:
-    """Send the file at `source` as the blob that the plan asked for."""
-    sent = 0
+    """Send the file at `source` as the blob that the plan asked for, whole or in the parts that are still missing."""
+    with open(source, "rb", buffering=0) as file:
+        if not upload.parts:
+            put = registry.connection.send_file
+            put(upload.url, file, 0, upload.size_bytes, headers=upload.headers, advance=progress.advance)
+            return
+        at_once(lambda part: _send_part(registry, part, file, progress), upload.parts, PARTS_AT_ONCE)
 
-    def body() -> Iterator[bytes]:
-        nonlocal sent
-        progress.advance(-sent)
-        sent = 0
-        with open(source, "rb", buffering=0) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-                sent += len(chunk)
-                progress.advance(len(chunk))
 
-    registry.upload(upload, body)
+def _send_part(registry: Registry, part: Part, file: io.FileIO, progress: Progress) -> None:
+    registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
 
 
 def fetch(registry: Registry, link: FileLink, target: Path, progress: Progress) -> None:
     """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(target, flags, 0o644)
     try:
-        hasher = Hasher()
-        for attempt in range(1, ATTEMPTS_LIMIT + 1):
-            try:
-                _append(registry, link, descriptor, hasher, progress)
-                break
-            except Unavailable:
-                if attempt == ATTEMPTS_LIMIT:
-                    raise
-        _check(link, hasher)
+        fetcher = _Fetch(registry, link, descriptor, progress)
+        fetcher.whole() if link.size_bytes < RANGES_FROM_BYTES else fetcher.in_ranges()
+        fetcher.check()
         os.fsync(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -84,27 +83,92 @@ def fetch(registry: Registry, link: FileLink, target: Path, progress: Progress) 
         os.close(descriptor)
 
 
-def _append(registry: Registry, link: FileLink, descriptor: int, hasher: Hasher, progress: Progress) -> None:
-    if hasher.size_bytes == link.size_bytes:
+class _Fetch:
+    """One file on its way down. The hash follows the bytes in order; a broken line goes on where it broke."""
+
+    def __init__(self, registry: Registry, link: FileLink, descriptor: int, progress: Progress) -> None:
+        self._connection = registry.connection
+        self._link = link
+        self._descriptor = descriptor
+        self._progress = progress
+        self._hasher = Hasher()
+
+    def whole(self) -> None:
+        def take(piece: memoryview) -> None:
+            self._hasher.update(piece)
+
+        self._range(0, self._link.size_bytes, take)
+
+    def in_ranges(self) -> None:
+        """Some ranges at once, each written where it belongs and read back for the hash when its turn comes."""
+        starts = range(0, self._link.size_bytes, RANGE_BYTES)
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        with ThreadPoolExecutor(RANGES_AT_ONCE, thread_name_prefix="range") as pool:
+            coming = [
+                pool.submit(self._range, start, min(RANGE_BYTES, self._link.size_bytes - start)) for start in starts
+            ]
+            try:
+                for start, arrived in zip(starts, coming, strict=True):
+                    arrived.result()
+                    end = min(start + RANGE_BYTES, self._link.size_bytes)
+                    while start < end:
+                        count = os.preadv(self._descriptor, [buffer[: end - start]], start)
+                        self._hasher.update(buffer[:count])
+                        start += count
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _range(self, start: int, length: int, also: Take = lambda _piece: None) -> None:
+        end = start + length
+
+        def take(piece: memoryview) -> None:
+            nonlocal start
+            if start + len(piece) > end:
+                raise Corrupt(
+                    "DIGEST_MISMATCH",
+                    f"{self._link.path}: more bytes come than the {self._link.size_bytes} that it has",
+                )
+            also(piece)
+            while piece:
+                count = os.pwrite(self._descriptor, piece, start)
+                start, piece = start + count, piece[count:]
+                self._progress.advance(count)
+
+        for attempt in range(1, ATTEMPTS_LIMIT + 1):
+            if start == end:
+                return
+            asked = {} if length == self._link.size_bytes == end - start else {"Range": f"bytes={start}-{end - 1}"}
+            try:
+                self._connection.receive(self._link.url, take, headers=asked)
+            except Unavailable:
+                if attempt == ATTEMPTS_LIMIT:
+                    raise
+
+    def check(self) -> None:
+        link, hasher = self._link, self._hasher
+        if hasher.size_bytes != link.size_bytes or hasher.digest() != link.digest:
+            raise Corrupt(
+                "DIGEST_MISMATCH",
+                f"{link.path}: {hasher.size_bytes} bytes came that hash to {hasher.digest()}, not to {link.digest}",
+                next_step="try again; if it stays so, tell whoever runs the registry",
+            )
+
+
+def at_once(work: Callable[[Any], None], items: Iterable[Any], count: int) -> None:
+    """Do it for each item, `count` at a time; the first error is raised and what has not begun is dropped."""
+    todo = list(items)
+    if len(todo) < 2:
+        for item in todo:
+            work(item)
         return
-    with registry.read(link.url, start=hasher.size_bytes) as chunks:
-        for chunk in chunks:
-            hasher.update(chunk)
-            if hasher.size_bytes > link.size_bytes:
-                raise Corrupt("DIGEST_MISMATCH", f"{link.path}: more bytes come than the {link.size_bytes} that it has")
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            progress.advance(len(chunk))
-
-
-def _check(link: FileLink, hasher: Hasher) -> None:
-    if hasher.size_bytes != link.size_bytes or hasher.digest() != link.digest:
-        raise Corrupt(
-            "DIGEST_MISMATCH",
-            f"{link.path}: {hasher.size_bytes} bytes came that hash to {hasher.digest()}, not to {link.digest}",
-            next_step="try again; if it stays so, tell whoever runs the registry",
-        )
+    with ThreadPoolExecutor(count, thread_name_prefix="transfer") as pool:
+        try:
+            for _ in pool.map(work, todo):
+                pass
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def hash_of(path: Path) -> Digest:

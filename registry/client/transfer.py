@@ -16,10 +16,8 @@ Example
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from registry.client import streams
 from registry.client.api import Registry
@@ -61,9 +59,10 @@ def push_folder(
     plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
     watched = progress or Silent()
     watched.start(sum(upload.size_bytes for upload in plan.uploads))
-    _at_once(
+    streams.at_once(
         lambda upload: streams.send(registry, upload, found.source_of(upload.digest), watched),
         sorted(plan.uploads, key=lambda upload: -upload.size_bytes),
+        FILES_AT_ONCE,
     )
     return registry.commit_push(plan.push_id, alias=alias)
 
@@ -117,7 +116,7 @@ def pull(
     with Destination(dest) as folder:
         for parent in {(folder / link.path).parent for link in links}:
             parent.mkdir(parents=True, exist_ok=True)
-        _at_once(lambda link: _bring(registry, link, folder / link.path, store, watched), links)
+        streams.at_once(lambda link: _bring(registry, link, folder / link.path, store, watched), links, FILES_AT_ONCE)
         note = {"name": resolved.name, "number": resolved.number, "digest": resolved.digest}
         (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
     return resolved
@@ -146,19 +145,3 @@ def _bring(registry: Registry, link: FileLink, target: Path, cache: Cache | None
         progress.advance(link.size_bytes)
     else:
         cache.fill(link.digest, target, lambda path: streams.fetch(registry, link, path, progress))
-
-
-def _at_once(work: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Do it for each item, a few at a time; the first error is raised and what has not begun is dropped."""
-    todo = list(items)
-    if len(todo) < 2:
-        for item in todo:
-            work(item)
-        return
-    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="transfer") as pool:
-        try:
-            for _ in pool.map(work, todo):
-                pass
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise

@@ -23,7 +23,7 @@ from registry.bases import BaseSpec
 from registry.digest import Digest, Hasher
 from registry.errors import Conflict, Invalid, Reason
 from registry.manifest import Manifest
-from registry.server.blobs import BlobStore, key_of
+from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.tables import PushBlobRow
 from registry.verdicts import Finding
 
@@ -46,7 +46,7 @@ def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) 
     keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
     missing: list[Reason] = []
     for file in manifest.files:
-        stat = blobs.stat(keys[file.digest])
+        stat = _found(blobs, keys[file.digest], file.size_bytes)
         if stat is None:
             missing.append(Reason("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
             continue
@@ -63,6 +63,15 @@ def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) 
             next_step="push again: only what is missing will be sent",
         )
     return keys
+
+
+def _found(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
+    """What is under the key, once parts that were sent are put together."""
+    stat = blobs.stat(key)
+    if stat is None:
+        blobs.assemble(key, size_bytes)
+        stat = blobs.stat(key)
+    return stat
 
 
 def look(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec) -> Judged:

@@ -30,7 +30,7 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
 from registry.server.settings import Settings
 from registry.server.tables import AdapterRow, BaseRow, PushBlobRow, PushRow, VersionFileRow, VersionRow
-from registry.wire import PREFIX, PushCommit, Pushed, PushPlan, PushRequest, Upload
+from registry.wire import PREFIX, Part, PushCommit, Pushed, PushPlan, PushRequest, Upload
 
 OPEN, COMMITTED = "open", "committed"
 
@@ -62,7 +62,7 @@ def plan(
     return PushPlan(
         push_id=row.id,
         digest=manifest.digest,
-        uploads=[_upload(blob, blobs, settings) for blob in missing],
+        uploads=[upload for blob in missing if (upload := _upload(blob, blobs, settings)) is not None],
         expires_at=row.expires_at,
     )
 
@@ -140,18 +140,17 @@ def _blob_row(row: PushRow, digest: Digest, size_bytes: int, held: set[str]) -> 
     return PushBlobRow(push_id=row.id, digest=digest, size_bytes=size_bytes, staging_key=staging_key)
 
 
-def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload:
-    digest = Digest(blob.digest)
-    link = blobs.link(
-        blob.staging_key,
-        seconds=settings.link_seconds,
-        method="PUT",
-        digest=digest,
-        size_bytes=blob.size_bytes,
-    )
+def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload | None:
+    """Straight to the store in parts or whole where that is safe, else to this server. None: all parts have arrived."""
+    digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
+    parts = blobs.parts(blob.staging_key, size, seconds=seconds)
+    if parts is not None:
+        links = [Part(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
+        return Upload(digest=digest, size_bytes=size, parts=links) if links else None
+    link = blobs.link(blob.staging_key, seconds=seconds, method="PUT", digest=digest, size_bytes=size)
     if link is not None:
-        return Upload(digest=digest, size_bytes=blob.size_bytes, url=link.url, headers=link.headers)
-    return Upload(digest=digest, size_bytes=blob.size_bytes, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")
+        return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
+    return Upload(digest=digest, size_bytes=size, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")
 
 
 # ------------------------------------------------------------------ receive

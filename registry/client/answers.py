@@ -1,0 +1,71 @@
+"""What an answer that is no success means, as one of our error classes.
+
+Invariants
+- The registry's own problem documents become the class that the server raised: the code travels.
+- Answers of proxies, of other programs and of the store behind the registry become sentences, never a parse error.
+- A link's query is never in a sentence: it holds a signature.
+
+Example
+    >>> error_of(httpx.Response(503, request=httpx.Request("GET", url)), url).code
+    'SERVER_UNREACHABLE'
+"""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+
+from registry import errors
+from registry.errors import Corrupt, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+
+_STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
+_MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
+_LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
+
+
+def unreachable(url: str, error: Exception) -> Unavailable:
+    why = str(error) or type(error).__name__
+    return Unavailable(
+        "SERVER_UNREACHABLE",
+        f"the registry at {url} cannot be reached: {why}",
+        next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` looks closer",
+    )
+
+
+def error_of(answer: httpx.Response, url: str) -> RegistryError:
+    """The exception that an error answer stands for, also when a proxy or another program wrote it."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = None
+    if isinstance(problem, dict) and "code" in problem:
+        error = errors.from_problem(problem)
+        request_id = str(problem.get("request_id") or answer.headers.get("x-request-id") or "")
+        if type(error) is RegistryError and request_id:
+            return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", reasons=error.reasons)
+        return error
+    status = answer.status_code
+    if status in (429, 502, 503, 504):
+        return Unavailable("SERVER_UNREACHABLE", f"{url} answered {status} and no reason")
+    if status in (401, 403) and answer.url.host == httpx.URL(url).host:
+        return Unauthenticated("UNAUTHORIZED", f"{url} answered {status} and no reason", next_step="adapter login URL")
+    if status == 404:
+        return NotFound("ROUTE_UNKNOWN", f"{url} does not know this route: is it an adapter registry?")
+    if status == 416:
+        return Corrupt("DIGEST_MISMATCH", f"{answer.url.copy_with(query=None)} is shorter than the registry says")
+    return RegistryError("INTERNAL", f"{url} answered {status} and no reason")
+
+
+def store_error_of(answer: httpx.Response) -> RegistryError:
+    """The exception that a store's error answer to a signed link stands for."""
+    found = _STORE_CODE.search(answer.content[:10_000])
+    code = found[1].decode() if found else str(answer.status_code)
+    told = f"the store at {answer.url.netloc.decode()} answered {code}"
+    if code in _MISMATCH:
+        return Invalid("BLOB_MISMATCH", f"{told}: the bytes are not those that the plan was made for")
+    if answer.status_code in _LATER:
+        return Unavailable("STORE_UNAVAILABLE", told)
+    if answer.status_code == 416:
+        return Corrupt("DIGEST_MISMATCH", f"{told}: the file there is shorter than the registry says")
+    return Unavailable("STORE_UNAVAILABLE", told, next_step="links expire: start again, and new ones are made")

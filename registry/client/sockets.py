@@ -1,0 +1,199 @@
+"""`Sockets`: bytes of files over plain HTTP connections, with as little Python between disk and network as we can.
+
+Invariants
+- Up: `sendfile` from the page cache to the socket, over TLS one buffer at a time. Down: one buffer of 1 MiB for each
+  connection, filled by the socket and handed on. Memory does not depend on the size of a file.
+- A connection is used by one thread at a time, kept for the next request to the same origin, and never kept after
+  anything went wrong on it. A kept connection that the other side closed is replaced without anybody noticing.
+- Failures are httpx's exceptions and answers are httpx's responses, so that whoever calls treats both lanes alike.
+- What headers are sent is the caller's affair: no token is added here, and no redirect is followed.
+
+Example
+    >>> sockets.put("http://store:8333/b/k?X-Amz-…", {}, file, 0, 2**20, print).status_code
+    200
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import os
+import select
+import ssl
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+
+BUFFER_BYTES = 2**20
+STEP_BYTES = 8 * 2**20
+"""A progress bar hears of an upload in these steps."""
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+KEPT_LIMIT = 16
+ANSWER_LIMIT_BYTES = 2**20
+"""What is read of an answer that is not a file."""
+
+Advance = Callable[[int], None]
+Take = Callable[[memoryview], None]
+
+
+class Sockets:
+    """Connections by origin. Thread-safe."""
+
+    def __init__(self, user_agent: str) -> None:
+        self._user_agent = user_agent
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def close(self) -> None:
+        with self._lock:
+            kept, self._kept = self._kept, {}
+        for connections in kept.values():
+            for connection in connections:
+                connection.close()
+
+    def put(
+        self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
+    ) -> httpx.Response:
+        """Send `length` bytes of a file from `start` on as the body of a PUT. The answer comes with its body read."""
+        given = {**headers, "Content-Length": str(length)}
+        with self._exchange("PUT", url, given) as (connection, request):
+            try:
+                _send(connection, file, start, length, advance)
+            except (BrokenPipeError, ConnectionResetError):
+                # The other side had enough before the end; if it said why, that is the answer.
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    answer = connection.getresponse()
+                    return _read(answer, request)
+                raise
+            return _read(connection.getresponse(), request)
+
+    def get(self, url: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
+        """GET; the body of a 200 or 206 goes to `take` piece by piece, any other is in the answer."""
+        given = {**headers, "Accept-Encoding": "identity"}
+        with self._exchange("GET", url, given) as (connection, request):
+            answer = connection.getresponse()
+            if answer.status not in (200, 206):
+                return _read(answer, request)
+            if (answer.status == 206) != ("Range" in headers):
+                raise httpx.RemoteProtocolError("the answer is not the range that was asked for", request=request)
+            buffer = bytearray(BUFFER_BYTES)
+            view = memoryview(buffer)
+            while count := answer.readinto(buffer):
+                take(view[:count])
+            if answer.length:
+                raise httpx.ReadError(f"the answer broke off {answer.length} bytes before its end", request=request)
+            return _response(answer, b"", request)
+
+    # ---------------------------------------------------------------- connections
+    @contextlib.contextmanager
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str]
+    ) -> Iterator[tuple[http.client.HTTPConnection, httpx.Request]]:
+        """A connection with the head of a request on it; kept for the next one if everything goes well."""
+        parts = urlsplit(url)
+        origin = (parts.scheme, parts.netloc)
+        request = httpx.Request(method, url)
+        connection = self._take(origin) or self._open(parts, request)
+        try:
+            connection.putrequest(method, _target(parts), skip_accept_encoding=True)
+            for name, value in {"User-Agent": self._user_agent, **headers}.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            yield connection, request
+        except TimeoutError as e:
+            connection.close()
+            raise httpx.ReadTimeout(f"no byte moved for {READ_SECONDS:.0f} seconds", request=request) from e
+        except (OSError, http.client.HTTPException) as e:
+            connection.close()
+            raise httpx.ReadError(str(e) or type(e).__name__, request=request) from e
+        except BaseException:
+            connection.close()
+            raise
+        if connection.sock is not None:
+            self._keep(origin, connection)
+
+    def _open(self, parts: SplitResult, request: httpx.Request) -> http.client.HTTPConnection:
+        host, port = parts.hostname or "", parts.port
+        if parts.scheme == "https":
+            with self._lock:
+                self._tls = self._tls or httpx.create_ssl_context()
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=CONNECT_SECONDS, context=self._tls
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+        try:
+            connection.connect()
+        except OSError as e:
+            raise httpx.ConnectError(str(e), request=request) from e
+        connection.sock.settimeout(READ_SECONDS)
+        return connection
+
+    def _take(self, origin: tuple[str, str]) -> http.client.HTTPConnection | None:
+        """A kept connection on which nothing came meanwhile: what comes unasked is the other side's goodbye."""
+        while True:
+            with self._lock:
+                kept = self._kept.get(origin)
+                if not kept:
+                    return None
+                connection = kept.pop()
+            if not select.select([connection.sock], [], [], 0)[0]:
+                return connection
+            connection.close()
+
+    def _keep(self, origin: tuple[str, str], connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            kept = self._kept.setdefault(origin, [])
+            if len(kept) < KEPT_LIMIT:
+                kept.append(connection)
+                return
+        connection.close()
+
+
+def direct(url: str) -> bool:
+    """Whether this URL is reached without a proxy; one that needs a proxy is left to httpx."""
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    if not (proxies.get(parts.scheme) or proxies.get("all")):
+        return parts.scheme in ("http", "https")
+    return bool(urllib.request.proxy_bypass(parts.hostname or ""))
+
+
+def _target(parts: SplitResult) -> str:
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _send(connection: http.client.HTTPConnection, file: io.FileIO, start: int, length: int, advance: Advance) -> None:
+    end = start + length
+    encrypted = isinstance(connection.sock, ssl.SSLSocket)
+    buffer = memoryview(bytearray(BUFFER_BYTES if encrypted else 0))
+    while start < end:
+        if encrypted:
+            sent = os.preadv(file.fileno(), [buffer[: end - start]], start)
+            connection.sock.sendall(buffer[:sent])
+        else:
+            sent = connection.sock.sendfile(file, start, min(STEP_BYTES, end - start))
+        if not sent:
+            raise httpx.LocalProtocolError(f"{file.name} became shorter while it was sent")
+        start += sent
+        advance(sent)
+
+
+def _read(answer: http.client.HTTPResponse, request: httpx.Request) -> httpx.Response:
+    """The answer with its body. What is longer than any answer of ours is not read to its end."""
+    body = answer.read(ANSWER_LIMIT_BYTES)
+    if not answer.isclosed() and answer.read(1):
+        raise httpx.RemoteProtocolError("the answer is too long", request=request)
+    return _response(answer, body, request)
+
+
+def _response(answer: http.client.HTTPResponse, body: bytes, request: httpx.Request) -> httpx.Response:
+    skipped = ("content-length", "transfer-encoding", "content-encoding")
+    headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in skipped]
+    return httpx.Response(answer.status, headers=headers, content=body, request=request)
