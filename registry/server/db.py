@@ -16,6 +16,7 @@ Example
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -50,6 +51,8 @@ STATEMENT_LIMIT_MS = 30_000
 LOCK_LIMIT_MS = 15_000
 RETRY_AFTER_SECONDS = 2
 _BEGIN = "sqlite_begin"
+_ALEMBIC = threading.Lock()
+"""Alembic keeps what it runs in module globals, so one process runs one migration at a time."""
 
 
 def now() -> datetime:
@@ -181,7 +184,8 @@ def schema_revision(engine: Engine) -> str:
 
 def migrate(engine: Engine, revision: str = "head") -> str:
     """Move the schema up to `revision` (`base` moves it down to nothing); the revision that it is at afterwards."""
-    with away_is_unavailable(), engine.execution_options(**{_BEGIN: "IMMEDIATE"}).begin() as connection:
+    immediate = engine.execution_options(**{_BEGIN: "IMMEDIATE"})
+    with _ALEMBIC, away_is_unavailable(), immediate.begin() as connection:
         config = _alembic(connection)
         if revision == "base":
             command.downgrade(config, revision)

@@ -1,7 +1,8 @@
-"""`Envelope`: the ASGI layer around every request: its id, and the limit on JSON bodies.
+"""`Envelope`: the ASGI layer around every request: its id, and what is refused before the application sees it.
 
 Invariants
 - Every answer carries X-Request-Id; a well-formed one of the client is kept, else one is made.
+- No path and no query holds U+0000, which PostgreSQL cannot store.
 - A JSON body is read whole before the application sees the request, up to the limit of its route; a blob's never is.
 
 Example
@@ -16,7 +17,7 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from registry.errors import RegistryError, TooLarge
+from registry.errors import Invalid, RegistryError, TooLarge
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,6 +32,7 @@ BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
 )
 """Path pattern → the largest body in bytes, None for no limit here; the first match counts."""
 
+_NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}\Z")
 
 
@@ -57,11 +59,15 @@ class Envelope:
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id.encode())]}
             await send(message)
 
+        if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
+            await _send_problem(send_with_id, request_id, 400, _NUL)
+            return
         limit = body_limit(scope["path"])
         if limit is not None and scope["method"] not in ("GET", "HEAD"):
             body = await _whole_body(scope, receive, limit)
             if body is None:
-                await _send_problem(send_with_id, request_id, limit)
+                error = TooLarge("SIZE_INVALID", f"body: over the limit of {limit} bytes for this route (BODY_LIMITS)")
+                await _send_problem(send_with_id, request_id, 413, error)
                 return
             receive = _replay(body, receive)
         await self.app(scope, receive, send_with_id)
@@ -100,11 +106,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _send_problem(send: Send, request_id: str, limit: int) -> None:
-    error: RegistryError = TooLarge(
-        "SIZE_INVALID", f"body: over the limit of {limit} bytes for this route (BODY_LIMITS)"
-    )
-    body = json.dumps(error.to_problem() | {"status": 413, "request_id": request_id}).encode()
+async def _send_problem(send: Send, request_id: str, status: int, error: RegistryError) -> None:
+    """The answer of `app.problem`, for what never reaches the application. The connection ends: its body is unread."""
+    body = json.dumps(error.to_problem() | {"status": status, "request_id": request_id}).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": body})

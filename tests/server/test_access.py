@@ -29,7 +29,8 @@ class _Shared(httpx.BaseTransport):
 
 
 def filled(path: str) -> str:
-    return path.replace("{selector}", "main").replace("{digest}", "sha256:" + "0" * 64).replace("{", "").replace("}", "")
+    named = path.replace("{selector}", "main").replace("{digest}", "sha256:" + "0" * 64)
+    return named.replace("{", "").replace("}", "")
 
 
 def test_every_route_declares_a_scope_and_only_health_is_open() -> None:

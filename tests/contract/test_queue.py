@@ -1,0 +1,300 @@
+"""What every database must do for the queue: one holder per job, fencing, takeover, order."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+
+from registry import jobs
+from registry.client.api import Registry
+from registry.errors import Conflict, Denied, Invalid, NotFound, TooLarge
+from registry.jobs import Kind, State
+from registry.names import AdapterName
+from registry.server import db, queue
+from registry.server.tables import EventRow, JobRow, VerdictRow, VersionRow
+from registry.verdicts import Finding
+from registry.wire import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
+from tests import forge
+from tests.world import World, rows
+
+NAME = "acme/support"
+
+
+@pytest.fixture
+def stocked(world: World) -> World:
+    world.add_base()
+    world.push(NAME)
+    return world
+
+
+def claim(registry: Registry, *bases: str, worker: str = "w1") -> Claimed:
+    claimed = registry.claim(ClaimRequest(worker=worker, bases=list(bases)))
+    assert claimed is not None
+    return claimed
+
+
+def ended(world: World, claimed: Claimed, findings: tuple[Finding, ...] = ()) -> FinishRequest:
+    assert claimed.subject is not None
+    report = world.report(claimed.subject.digest, claimed.job.base, findings)
+    return FinishRequest(lease_token=claimed.lease.token, report=report)
+
+
+def let_the_lease_run_out(world: World, job_id: str) -> None:
+    with world.session(write=True) as session:
+        row = session.get_one(JobRow, job_id)
+        row.lease_expires_at = db.now() - timedelta(seconds=1)
+        session.add(row)
+
+
+def end_all(world: World) -> None:
+    """Cancel what a test leaves, so that no job is left running."""
+    for job in world.admin.jobs().items:
+        if job.state not in jobs.FINAL:
+            world.admin.cancel(job.id)
+
+
+def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    assert (claimed.job.kind, claimed.job.state, claimed.job.attempt) == (Kind.VALIDATE, State.RUNNING, 1)
+    assert claimed.job.subject == f"{NAME}@1"
+    assert claimed.subject is not None
+    assert claimed.subject.digest == claimed.job.subject_digest
+    assert claimed.base is not None
+    assert claimed.base.name == "tiny-llama"
+    assert stocked.admin.claim(ClaimRequest(worker="w2")) is None
+    end_all(stocked)
+
+
+def test_a_finished_validation_leaves_verdict_report_event_and_state(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    finding = Finding(code="acts.no_effect", severity="error", place="logits", sentence="nothing changes")
+    done = stocked.admin.finish(claimed.job.id, ended(stocked, claimed, (finding,)))
+    assert done.state is State.DONE
+    acts = stocked.admin.version(NAME).verdicts[-1]
+    assert (acts.check, acts.outcome, acts.summary) == ("acts", "fail", "nothing changes")
+    assert acts.report is not None
+    assert stocked.admin.report(NAME, acts.report).findings == (finding,)
+    with stocked.session() as session:
+        actions = [row.action for row in rows(session, EventRow)]
+    assert actions[-2:] == ["job.finish", "verdict.add"]
+
+
+def test_finishing_twice_is_finishing_once(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    request = ended(stocked, claimed)
+    first = stocked.admin.finish(claimed.job.id, request)
+    assert stocked.admin.finish(claimed.job.id, request) == first
+    with stocked.session() as session:
+        assert len([v for v in rows(session, VerdictRow) if v.check == "acts"]) == 1
+
+
+def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(stocked: World) -> None:
+    old = claim(stocked.admin)
+    let_the_lease_run_out(stocked, old.job.id)
+    new = claim(stocked.admin, worker="w2")
+    assert (new.job.id, new.job.attempt) == (old.job.id, 2)
+    for act in (
+        lambda: stocked.admin.renew(old.job.id, RenewRequest(lease_token=old.lease.token)),
+        lambda: stocked.admin.finish(old.job.id, ended(stocked, old)),
+        lambda: stocked.admin.fail(old.job.id, FailRequest(lease_token=old.lease.token, error="late")),
+    ):
+        with pytest.raises(Conflict) as caught:
+            act()
+        assert caught.value.code == "LEASE_LOST"
+    stocked.admin.finish(new.job.id, ended(stocked, new))
+    with stocked.session() as session:
+        assert len([v for v in rows(session, VerdictRow) if v.check == "acts"]) == 1
+
+
+def test_a_renewed_lease_is_not_taken_over(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    let_the_lease_run_out(stocked, claimed.job.id)
+    lease = stocked.admin.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token, progress="prompt 2 of 4"))
+    assert lease.token == claimed.lease.token
+    assert stocked.admin.job(claimed.job.id).progress == "prompt 2 of 4"
+    assert stocked.admin.claim(ClaimRequest(worker="w2")) is None
+    end_all(stocked)
+
+
+def test_a_late_result_counts_while_nobody_else_took_the_job(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    let_the_lease_run_out(stocked, claimed.job.id)
+    assert stocked.admin.finish(claimed.job.id, ended(stocked, claimed)).state is State.DONE
+
+
+def test_a_job_whose_workers_all_vanish_is_parked_with_its_reason(stocked: World) -> None:
+    job_id = ""
+    for _ in range(jobs.ATTEMPTS_LIMIT):
+        job_id = claim(stocked.admin).job.id
+        let_the_lease_run_out(stocked, job_id)
+    assert stocked.admin.claim(ClaimRequest(worker="w2")) is None
+    parked = stocked.admin.job(job_id)
+    assert parked.state is State.PARKED
+    assert "did not renew its lease in attempt 3" in parked.error
+
+
+def test_a_failed_attempt_waits_and_is_tried_again_until_it_is_parked(stocked: World) -> None:
+    for attempt in range(1, jobs.ATTEMPTS_LIMIT + 1):
+        claimed = claim(stocked.admin)
+        assert claimed.job.attempt == attempt
+        failed = stocked.admin.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="no memory"))
+        if attempt < jobs.ATTEMPTS_LIMIT:
+            assert failed.state is State.QUEUED
+            assert stocked.admin.claim(ClaimRequest(worker="w1")) is None, "it waits before the next attempt"
+            with stocked.session(write=True) as session:
+                row = session.get_one(JobRow, claimed.job.id)
+                assert row.run_after - db.now() <= timedelta(seconds=jobs.backoff_seconds(attempt))
+                row.run_after = db.now()
+                session.add(row)
+    assert (failed.state, failed.error) == (State.PARKED, "no memory")
+
+
+def test_a_final_failure_parks_at_once(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    request = FailRequest(lease_token=claimed.lease.token, error="not a model", final=True)
+    assert stocked.admin.fail(claimed.job.id, request).state is State.PARKED
+
+
+def test_every_job_goes_to_one_of_many_racing_workers(stocked: World) -> None:
+    for _ in range(11):
+        stocked.push(NAME)
+    taken: list[str] = []
+    start = threading.Barrier(6)
+
+    def work(worker: str) -> None:
+        start.wait()
+        while (claimed := stocked.admin.claim(ClaimRequest(worker=worker))) is not None:
+            taken.append(claimed.job.id)
+            stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
+
+    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(taken).most_common(1)[0][1] == 1
+    # A claim may pass over a job that another is just taking, so the last ones can be left to a later claim.
+    while (claimed := stocked.admin.claim(ClaimRequest(worker="last"))) is not None:
+        taken.append(claimed.job.id)
+        stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
+    assert len(set(taken)) == 12
+
+
+def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(stocked: World) -> None:
+    other = forge.llama("other-llama", seed=9)
+    stocked.add_base(other)
+    stocked.push("acme/other", stocked.files(other), base=other.name)
+    stocked.push(NAME)
+    order = [claim(stocked.admin, "other-llama", "tiny-llama").job.subject for _ in range(3)]
+    assert order == ["acme/other@1", f"{NAME}@1", f"{NAME}@2"]
+    assert stocked.admin.claim(ClaimRequest(worker="w", bases=["unheard-of"])) is None
+    end_all(stocked)
+
+
+def test_a_higher_priority_goes_first(stocked: World) -> None:
+    stocked.push(NAME)
+    with stocked.session(write=True) as session:
+        row = next(r for r in rows(session, JobRow) if r.subject == f"{NAME}@2")
+        row.priority = 5
+        session.add(row)
+    assert claim(stocked.admin).job.subject == f"{NAME}@2"
+    end_all(stocked)
+
+
+def test_a_worker_sees_the_jobs_of_its_namespaces_only(stocked: World) -> None:
+    globex = stocked.actor("work", namespaces=["globex"])
+    assert globex.claim(ClaimRequest(worker="w")) is None
+    claimed = claim(stocked.actor("work", namespaces=["acme"]))
+    for act in (
+        lambda: globex.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token)),
+        lambda: globex.finish(claimed.job.id, ended(stocked, claimed)),
+        lambda: globex.job(claimed.job.id),
+    ):
+        with pytest.raises(NotFound):
+            act()
+    with pytest.raises(Denied):
+        stocked.actor("push").claim(ClaimRequest(worker="w"))
+    end_all(stocked)
+
+
+def test_the_same_validation_is_not_queued_twice(stocked: World) -> None:
+    first = stocked.admin.jobs().items[0]
+    assert stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME)) == first
+    claimed = claim(stocked.admin)
+    stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
+    again = stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=f"{NAME}@1"))
+    assert (again.id != first.id, again.state) == (True, State.QUEUED)
+
+
+def test_a_cancelled_job_stays_cancelled_and_its_worker_is_told(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
+    assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
+    with pytest.raises(Conflict) as caught:
+        stocked.admin.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token))
+    assert caught.value.code == "LEASE_LOST"
+    assert stocked.admin.claim(ClaimRequest(worker="w")) is None
+
+
+def test_a_finished_job_cannot_be_cancelled(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
+    with pytest.raises(Conflict) as caught:
+        stocked.admin.cancel(claimed.job.id)
+    assert caught.value.code == "JOB_STATE"
+
+
+def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(stocked: World) -> None:
+    stocked.push("acme/other")
+    claimed = claim(stocked.admin)
+    elsewhere = stocked.admin.version("acme/other").digest
+    wrong = FinishRequest(lease_token=claimed.lease.token, report=stocked.report(elsewhere, "tiny-llama"))
+    for request in (wrong, FinishRequest(lease_token=claimed.lease.token)):
+        with pytest.raises(Invalid):
+            stocked.admin.finish(claimed.job.id, request)
+    assert stocked.admin.job(claimed.job.id).state is State.RUNNING
+    assert len(stocked.admin.version(NAME).verdicts) == 1
+    end_all(stocked)
+
+
+def test_the_token_of_a_lease_is_told_to_its_holder_only(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    assert claimed.lease.token not in stocked.admin.job(claimed.job.id).model_dump_json()
+    assert claimed.lease.token not in stocked.admin.jobs().model_dump_json()
+    end_all(stocked)
+
+
+def test_jobs_are_listed_newest_first_by_state_kind_and_subject(stocked: World) -> None:
+    stocked.push(NAME)
+    stocked.push("acme/support2")
+    claimed = claim(stocked.admin)
+    subjects = [job.subject for job in stocked.admin.jobs().items]
+    assert subjects == ["acme/support2@1", f"{NAME}@2", f"{NAME}@1"]
+    assert [job.id for job in stocked.admin.jobs(state="running").items] == [claimed.job.id]
+    assert [job.subject for job in stocked.admin.jobs(ref=NAME).items] == [f"{NAME}@2", f"{NAME}@1"]
+    assert [job.subject for job in stocked.admin.jobs(ref=f"{NAME}@2").items] == [f"{NAME}@2"]
+    with pytest.raises(Invalid):
+        stocked.admin.jobs(state="sleeping")
+    end_all(stocked)
+
+
+def test_a_payload_over_its_limit_is_refused(stocked: World) -> None:
+    with pytest.raises(TooLarge):
+        stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME, payload={"x": "y" * jobs.PAYLOAD_LIMIT_BYTES}))
+
+
+def test_enqueueing_is_undone_with_the_transaction_that_caused_it(stocked: World) -> None:
+    class Undone(Exception):
+        pass
+
+    before = len(stocked.admin.jobs().items)
+    with pytest.raises(Undone), stocked.session(write=True) as session:
+        version = rows(session, VersionRow)[0]
+        name = AdapterName("acme", "support")
+        queue.enqueue(session, queue.CLOCKWORK, Kind.MERGE, version, name=name, base="tiny-llama")
+        session.flush()
+        raise Undone
+    assert len(stocked.admin.jobs().items) == before

@@ -1,0 +1,185 @@
+"""The envelope of every answer: problems, request ids, limits, statuses; and that success is only told once stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import event
+from sqlmodel import Session
+
+from registry import errors
+from registry.errors import CLASSES, RegistryError
+from registry.server import app, db
+from registry.server.actors import TRUSTED
+from registry.server.envelope import BODY_LIMIT_BYTES
+from registry.server.settings import Settings
+from registry.server.tables import TokenRow
+from tests.world import URL, World, rows
+
+
+@pytest.fixture
+def http(world: World) -> httpx.Client:
+    return httpx.Client(
+        transport=world.transport, base_url=f"{URL}/api/v1", headers={"Authorization": f"Bearer {world.secret}"}
+    )
+
+
+def test_every_class_of_errors_has_a_status() -> None:
+    assert set(app.STATUS_OF_CLASS) == {*CLASSES, RegistryError}
+    known = {code for cls in CLASSES for code in cls.CODES}
+    assert set(app.STATUS_OF_CODE) <= known
+
+
+def test_a_problem_has_all_its_parts_and_the_answers_request_id(http: httpx.Client) -> None:
+    answer = http.get("/adapters/acme/nothing")
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.status_code, problem["status"], problem["code"]) == (404, 404, "ADAPTER_UNKNOWN")
+    assert {"type", "title", "status", "code", "detail", "findings", "request_id"} <= problem.keys()
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_request_id_is_kept_when_it_is_well_formed(http: httpx.Client) -> None:
+    assert http.get("/health", headers={"X-Request-Id": "trace-1234.ab"}).headers["x-request-id"] == "trace-1234.ab"
+    for odd in ("short", "x" * 65, "with space 123", 'quote"12345'):
+        assert http.get("/health", headers={"X-Request-Id": odd}).headers["x-request-id"] != odd
+
+
+def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
+    assert (http.get("/nothing").status_code, http.get("/nothing").json()["code"]) == (404, "ROUTE_UNKNOWN")
+    assert (http.delete("/whoami").status_code, http.delete("/whoami").json()["code"]) == (405, "ROUTE_UNKNOWN")
+    for path in ("/openapi.json", "/docs", "/redoc"):
+        assert http.get(httpx.URL(URL + path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b"{", "body"),
+        (b"", "body"),
+        (b"[1]", "body"),
+        (b'"text"', "body"),
+        (b'{"name": 1, "scopes": ["pull"]}', "body.name"),
+        (b'{"name": "x", "scopes": "pull"}', "body.scopes"),
+        (b'{"name": "x", "scopes": ["pull"], "more": 1}', "body.more"),
+        (b'{"name": "x", "scopes": ["pull"], "expires_in_seconds": 1e400}', "body.expires_in_seconds"),
+        (b'{"name": "\\ud800", "scopes": ["pull"]}', "body.name"),
+        (b"\xff\xfe{}", "body"),
+        (b"[" * 100_000, "body"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_a_400_that_says_where(http: httpx.Client, body: bytes, place: str) -> None:
+    answer = http.post("/tokens", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    problem = answer.json()
+    assert problem["code"] == "REQUEST_INVALID"
+    assert not problem["findings"] or problem["findings"][0]["place"].startswith(place)
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "\x00"])
+def test_a_nul_in_a_text_is_never_a_server_error(http: httpx.Client, text: str) -> None:
+    answer = http.post("/tokens", json={"name": text, "scopes": ["pull"]})
+    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/adapters/acme/a%00b",
+        "/adapters?text=%00",
+        "/bases/%00",
+        "/jobs/%00",
+        "/jobs?ref=a/b%00",
+        "/resolve/acme/support/%00",
+        "/resolve/acme/support/sha256:abc",
+        "/resolve/acme/support/v3",
+        "/resolve/..%2f..%2fetc/passwd/main",
+        "/adapters/%2e%2e/x",
+        "/adapters/Acme/x",
+        "/adapters?cursor=%27",
+        "/adapters?limit=1e9",
+        "/adapters/acme/x/history?at=yesterday",
+        "/jobs?cursor=" + "x" * 201,
+        "/events?after=-1",
+        "/events?after=99999999999999999999",
+    ],
+)
+def test_odd_paths_and_queries_are_refused_in_words(http: httpx.Client, path: str) -> None:
+    answer = http.get(path)
+    assert answer.status_code in (400, 404, 422), (answer.status_code, answer.text)
+    assert answer.json()["detail"]
+
+
+def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client, world: World) -> None:
+    sent: list[int] = []
+
+    def endless() -> Any:
+        for i in range(1000):
+            sent.append(i)
+            yield b" " * 65536
+
+    answer = http.post("/tokens", content=endless())
+    assert (answer.status_code, answer.json()["code"]) == (413, "SIZE_INVALID")
+    assert str(BODY_LIMIT_BYTES) in answer.json()["detail"]
+    assert len(sent) < 1000
+    declared = http.post("/tokens", content=b" " * (BODY_LIMIT_BYTES + 1))
+    assert declared.status_code == 413
+
+
+def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: httpx.Client) -> None:
+    def broken(session: Session) -> None:
+        raise RuntimeError("the disk is full")
+
+    event.listen(Session, "before_commit", broken)
+    try:
+        answer = http.post("/tokens", json={"name": "x", "scopes": ["pull"]})
+    finally:
+        event.remove(Session, "before_commit", broken)
+    assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
+    assert "disk" not in answer.text
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    with world.session() as session:
+        assert [row.name for row in rows(session, TokenRow)] == ["admin"]
+
+
+def test_a_database_that_is_away_is_a_503_with_a_time_to_come_back(world: World, http: httpx.Client) -> None:
+    http.get("/whoami")
+    gone = db.engine(Settings(database_url="postgresql://nobody@127.0.0.1:1/nothing"))
+    world.app.state.engine = gone
+    try:
+        answer = http.get("/adapters")
+        health = http.get("/health")
+    finally:
+        world.app.state.engine = world.engine
+    assert (answer.status_code, answer.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+
+
+def test_health_tells_what_the_server_is_made_of_without_a_token(world: World) -> None:
+    health = httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/health").json()
+    assert (health["status"], health["blobs"]) == ("ok", "memory")
+    assert health["database"] == world.engine.dialect.name
+    assert health["schema_revision"] == db.newest_revision()
+
+
+def test_an_application_without_a_trusted_actor_trusts_nobody(world: World) -> None:
+    assert httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/whoami").status_code == 401
+    world.app.state.trusted = TRUSTED
+    assert httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/whoami").json()["actor"] == "owner"
+    wrong = httpx.Client(transport=world.transport, base_url=URL).get(
+        "/api/v1/whoami", headers={"Authorization": "Bearer lra_wrong"}
+    )
+    assert wrong.status_code == 401, "a wrong token is not excused by trust"
+
+
+def test_a_problem_travels_to_the_client_and_becomes_the_same_error(world: World) -> None:
+    with pytest.raises(errors.NotFound) as caught:
+        world.admin.adapter("acme/nothing")
+    problem = json.loads(httpx.Client(transport=world.transport, base_url=URL).get(
+        "/api/v1/adapters/acme/nothing", headers={"Authorization": f"Bearer {world.secret}"}
+    ).text)
+    assert caught.value.detail.startswith(problem["detail"])

@@ -1,0 +1,119 @@
+"""Migrations: from empty to the tables and back, one head, and no server on a schema that is not its own."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, text
+
+from registry.errors import Conflict
+from registry.server import db, tables
+from registry.server.settings import Settings
+from tests import services
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = sorted((ROOT / "migrations/versions").glob("*.py"))
+START = """
+import sys
+from registry.server import db
+from registry.server.settings import Settings
+print(db.prepare(db.engine(Settings(database_url=sys.argv[1]))))
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "sqlite":
+        engine = db.engine(Settings(database_url=f"sqlite:///{tmp_path}/empty.db"))
+        yield engine
+        engine.dispose()
+        return
+    with services.fresh_database(request.getfixturevalue("postgres_server")) as url:
+        engine = db.engine(Settings(database_url=url))
+        yield engine
+        engine.dispose()
+
+
+def differences(engine: Engine) -> list[object]:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, tables.SQLModel.metadata))
+
+
+def test_the_migrations_lead_from_nothing_to_the_tables(empty: Engine) -> None:
+    assert db.migrate(empty) == db.newest_revision()
+    assert differences(empty) == []
+
+
+def test_constraints_have_the_names_that_the_tables_give_them(empty: Engine) -> None:
+    db.migrate(empty)
+    found = inspect(empty)
+    for table in tables.SQLModel.metadata.tables.values():
+        assert found.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
+        for key in found.get_foreign_keys(table.name):
+            assert key["name"] == f"fk_{table.name}_{'_'.join(key['constrained_columns'])}"
+        for unique in found.get_unique_constraints(table.name):
+            assert unique["name"] == f"uq_{table.name}_{'_'.join(unique['column_names'])}"
+
+
+def test_the_way_down_leaves_nothing_and_the_way_up_works_again(empty: Engine) -> None:
+    db.migrate(empty)
+    db.migrate(empty, "base")
+    assert set(inspect(empty).get_table_names()) <= {"alembic_version"}
+    assert db.migrate(empty) == db.newest_revision()
+    assert differences(empty) == []
+
+
+def test_migrating_twice_changes_nothing(empty: Engine) -> None:
+    assert db.migrate(empty) == db.migrate(empty)
+
+
+def test_two_servers_that_start_at_once_initialise_one_schema(empty: Engine) -> None:
+    url = empty.url.render_as_string(hide_password=False)
+    command = [sys.executable, "-c", START, url]
+    servers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [server.communicate(timeout=60)[0].strip() for server in servers]
+    assert found == [db.newest_revision()] * 2
+    assert differences(empty) == []
+
+
+def test_an_old_or_newer_schema_is_refused_and_left_alone(empty: Engine) -> None:
+    db.prepare(empty)
+    for revision in ("0000", "9999"):
+        with empty.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": revision})
+        with pytest.raises(Conflict) as caught:
+            db.prepare(empty)
+        assert (caught.value.code, caught.value.next_step) == ("SCHEMA_OLD", "run `adapter migrate`")
+        assert db.schema_revision(empty) == revision
+
+
+def test_a_database_of_something_else_is_refused(empty: Engine) -> None:
+    with empty.begin() as connection:
+        connection.execute(text("CREATE TABLE somebody_elses (id INTEGER)"))
+    with pytest.raises(Conflict):
+        db.prepare(empty)
+    assert inspect(empty).get_table_names() == ["somebody_elses"]
+
+
+def test_there_is_one_head_and_the_steps_are_numbered() -> None:
+    script = ScriptDirectory(str(VERSIONS[0].parent.parent))
+    assert len(script.get_heads()) == 1
+    assert [path.name[:4] for path in VERSIONS] == [f"{i:04}" for i in range(1, len(VERSIONS) + 1)]
+
+
+def test_a_step_imports_nothing_of_ours() -> None:
+    for path in VERSIONS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in ("__future__", "alembic", "sqlalchemy", "typing"), path
+            elif isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= {"sqlalchemy"}, path
