@@ -29,7 +29,8 @@ from registry.jobs import Job
 from registry.manifest import CONFIG
 from registry.names import AdapterName, Ref
 from registry.verdicts import Outcome, Verdict
-from registry.wire import Pushed, VersionView
+from registry.wire import VersionView
+from registry.wire_push import Pushed
 
 
 class Bar:

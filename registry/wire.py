@@ -1,12 +1,15 @@
 """The REST contract: request and answer shapes that are not already domain words. Used by server and client alike.
 
+    wire          adapters, versions, aliases, lineage, bases      wire_push     plan, uploads, commit
+    wire_jobs     submit, claim, renew, finish, fail               wire_access   tokens, events, health
+
 Invariants
 - What a client claims is informational unless said otherwise; the server recomputes it.
 - Times are UTC and aware. Sizes are bytes. Lists come with `next_cursor`, which is empty on the last page.
 - Requests refuse unknown fields; answers may gain fields, so a client ignores those that it does not know.
 
 Example
-    >>> PushRequest(manifest=manifest.model_dump(mode="json")).message
+    >>> PromoteRequest(version="3").reason
     ''
 """
 
@@ -19,9 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from registry.bases import BaseSpec
 from registry.digest import Digest
-from registry.jobs import Job, Kind, Lease
 from registry.manifest import Descriptor, Edge, Manifest
-from registry.verdicts import Report, Verdict
+from registry.verdicts import Verdict
 
 PREFIX = "/api/v1"
 PAGE_LIMIT = 200
@@ -50,64 +52,6 @@ class Request(BaseModel):
 
 class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-# ------------------------------------------------------------------ push
-class PushRequest(Request):
-    """POST /adapters/{namespace}/{name}/pushes: what I want to push. The digest is of the manifest's bytes."""
-
-    manifest: Manifest
-    message: str = Field(default="", max_length=MESSAGE_LIMIT)
-
-
-class Part(Answer):
-    """Where to PUT bytes `start` to `start + size_bytes` of a big blob. The store remembers the parts that arrived."""
-
-    number: int
-    start: int
-    size_bytes: int
-    url: str
-
-
-class Upload(Answer):
-    """Where to send one missing blob. A relative `url` is on the registry and takes the token; an absolute one never.
-
-    A big blob may have `parts` instead of a `url`: those that have not arrived yet.
-    """
-
-    digest: Digest
-    size_bytes: int
-    method: str = "PUT"
-    url: str = ""
-    headers: dict[str, str] = {}
-    parts: list[Part] = []
-
-
-class PushPlan(Answer):
-    """What the server still lacks. `uploads` is empty when nothing needs sending."""
-
-    push_id: str
-    digest: Digest
-    uploads: list[Upload]
-    expires_at: datetime
-
-
-class PushCommit(Request):
-    """POST /pushes/{push_id}/commit. `alias` moves through its gate after the version exists."""
-
-    alias: str = ""
-
-
-class Pushed(Answer):
-    """The version that exists now. `created` is False when the same bytes were there already.
-
-    `alias_refused` says why the alias that the commit asked for did not move; the version exists all the same.
-    """
-
-    version: VersionView
-    created: bool
-    job_id: str = ""
-    alias_refused: str = ""
 
 
 # ------------------------------------------------------------------ adapters and versions
@@ -284,116 +228,3 @@ class BaseView(Answer):
 
 class BaseList(Answer):
     items: list[BaseView]
-
-
-# ------------------------------------------------------------------ jobs
-class JobSubmit(Request):
-    kind: Kind
-    ref: str = ""
-    payload: dict[str, Any] = {}
-
-
-class ClaimRequest(Request):
-    """POST /jobs/claim. `bases` are what this worker can load, warm ones first; empty means any."""
-
-    worker: str = Field(min_length=1, max_length=200)
-    kinds: list[Kind] = [Kind.VALIDATE]
-    bases: list[str] = []
-
-
-class Claimed(Answer):
-    job: Job
-    lease: Lease
-    subject: Resolved | None = None
-    base: BaseView | None = None
-
-
-class RenewRequest(Request):
-    lease_token: str
-    progress: str = Field(default="", max_length=500)
-
-
-class FinishRequest(Request):
-    """POST /jobs/{id}/finish: the report of a job done. The server makes the verdict from it."""
-
-    lease_token: str
-    report: Report | None = None
-    result: dict[str, Any] = {}
-
-
-class FailRequest(Request):
-    """POST /jobs/{id}/fail: this attempt could not answer. `final` parks the job at once."""
-
-    lease_token: str
-    error: str = Field(max_length=4000)
-    final: bool = False
-
-
-class JobPage(Answer):
-    items: list[Job]
-    next_cursor: str = ""
-
-
-# ------------------------------------------------------------------ access
-class TokenCreate(Request):
-    name: str = Field(min_length=1, max_length=100)
-    scopes: list[str]
-    namespaces: list[str] = ["*"]
-    expires_in_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)
-
-
-class TokenView(Answer):
-    id: str
-    name: str
-    scopes: list[str]
-    namespaces: list[str]
-    created_at: datetime
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
-
-
-class TokenList(Answer):
-    items: list[TokenView]
-
-
-class TokenCreated(Answer):
-    """Shown once: `secret` is not stored."""
-
-    token: TokenView
-    secret: str
-
-
-class Whoami(Answer):
-    actor: str
-    token_id: str
-    scopes: list[str]
-    namespaces: list[str]
-    expires_at: datetime | None = None
-
-
-class Health(Answer):
-    status: str
-    version: str
-    database: str
-    blobs: str
-    schema_revision: str = ""
-    capabilities: dict[str, Any] = {}
-
-
-class EventView(Answer):
-    seq: int
-    at: datetime
-    actor: str
-    action: str
-    object: str
-    detail: dict[str, Any] = {}
-    request_id: str = ""
-
-
-class EventPage(Answer):
-    items: list[EventView]
-    next_cursor: str = ""
-
-
-Pushed.model_rebuild()

@@ -39,7 +39,10 @@ from registry.server.blobs import BlobStore, MemoryBlobs, digest_of
 from registry.server.settings import Settings
 from registry.server.tables import BlobRow, JobRow
 from registry.verdicts import Check, Finding, Report
-from registry.wire import BaseAdd, BaseView, ClaimRequest, FinishRequest, Pushed, PushRequest, TokenCreate
+from registry.wire import BaseAdd, BaseView
+from registry.wire_access import TokenCreate
+from registry.wire_jobs import ClaimRequest, FinishRequest
+from registry.wire_push import Pushed, PushRequest
 from tests import forge
 
 URL = "http://registry.test"

@@ -38,35 +38,19 @@ from registry.wire import (
     BaseList,
     BaseView,
     CheckRequest,
-    Claimed,
-    ClaimRequest,
-    EventPage,
-    FailRequest,
-    FinishRequest,
-    Health,
     History,
-    JobPage,
-    JobSubmit,
     Lineage,
     PromoteRequest,
-    PushCommit,
-    Pushed,
-    PushPlan,
-    PushRequest,
-    RenewRequest,
     Request,
     Resolved,
     RollbackRequest,
-    TokenCreate,
-    TokenCreated,
-    TokenList,
-    TokenView,
-    Upload,
     VersionPage,
     VersionView,
-    Whoami,
     YankRequest,
 )
+from registry.wire_access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
+from registry.wire_jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.wire_push import PushCommit, Pushed, PushPlan, PushRequest, Upload
 
 Shape = TypeVar("Shape", bound=BaseModel)
 Name = AdapterName | str

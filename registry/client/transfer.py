@@ -29,7 +29,8 @@ from registry.client.streams import Progress, Silent
 from registry.errors import Corrupt, Invalid, NotFound, Reason
 from registry.manifest import BaseRef, Edge, Relation
 from registry.names import AdapterName, Ref
-from registry.wire import FileLink, Pushed, PushRequest, Resolved
+from registry.wire import FileLink, Resolved
+from registry.wire_push import Pushed, PushRequest
 
 FILES_AT_ONCE = 4
 

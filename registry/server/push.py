@@ -30,7 +30,8 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
 from registry.server.settings import Settings
 from registry.server.tables import AdapterRow, BaseRow, PushBlobRow, PushRow, VersionFileRow, VersionRow
-from registry.wire import PREFIX, Part, PushCommit, Pushed, PushPlan, PushRequest, Upload
+from registry.wire import PREFIX
+from registry.wire_push import Part, PushCommit, Pushed, PushPlan, PushRequest, Upload
 
 OPEN, COMMITTED = "open", "committed"
 

@@ -29,7 +29,7 @@ from registry.names import AdapterName, Ref
 from registry.server import audit, db
 from registry.server.actors import EVERYWHERE, Actor
 from registry.server.tables import JobRow, VersionRow
-from registry.wire import ClaimRequest, FailRequest, JobPage
+from registry.wire_jobs import ClaimRequest, FailRequest, JobPage
 
 CLOCKWORK = Actor("registry", "", frozenset(), frozenset())
 """Who requeues and parks in the audit log."""

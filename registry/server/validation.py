@@ -25,7 +25,7 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.tables import BaseRow, BlobRow, JobRow, VerdictRow, VersionRow
 from registry.verdicts import Check, Report, Verdict
-from registry.wire import FinishRequest
+from registry.wire_jobs import FinishRequest
 
 
 def finish(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:

@@ -39,7 +39,7 @@ from registry.server.tables import (
     VersionRow,
 )
 from registry.verdicts import Check, Outcome, Verdict
-from registry.wire import Pushed
+from registry.wire_push import Pushed
 
 
 def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow | None:

@@ -25,7 +25,7 @@ from registry.client.api import Registry
 from registry.errors import Conflict, NotFound, RegistryError, Unavailable
 from registry.jobs import Kind
 from registry.verdicts import Report, add_up, summarise
-from registry.wire import Claimed, ClaimRequest, FailRequest, FinishRequest
+from registry.wire_jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.worker.job import Failed, smoke_test
 from registry.worker.lease import Held, Lost
 from registry.worker.pool import Limits, Pool, Source

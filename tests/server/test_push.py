@@ -15,7 +15,7 @@ from registry.manifest import BaseRef, Edge, Relation
 from registry.server import db
 from registry.server.tables import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.verdicts import Outcome
-from registry.wire import PushPlan, PushRequest
+from registry.wire_push import PushPlan, PushRequest
 from tests import forge
 from tests.world import World, rows
 

@@ -13,7 +13,7 @@ import pytest
 from registry.errors import Invalid
 from registry.jobs import State
 from registry.verdicts import Outcome
-from registry.wire import JobSubmit
+from registry.wire_jobs import JobSubmit
 from registry.worker.loop import Worker
 from registry.worker.pool import Limits, Pool
 from registry.worker.sources import Sources

@@ -1,0 +1,79 @@
+"""The REST contract of access: tokens, who am I, events, health. Used by server and client alike.
+
+Invariants
+- A secret is in one answer only, `TokenCreated`, and is stored nowhere.
+
+Example
+    >>> TokenCreate(name="trainer-7", scopes=["push"]).namespaces
+    ['*']
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from registry.wire import Answer, Request
+
+
+class TokenCreate(Request):
+    name: str = Field(min_length=1, max_length=100)
+    scopes: list[str]
+    namespaces: list[str] = ["*"]
+    expires_in_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)
+
+
+class TokenView(Answer):
+    id: str
+    name: str
+    scopes: list[str]
+    namespaces: list[str]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class TokenList(Answer):
+    items: list[TokenView]
+
+
+class TokenCreated(Answer):
+    """Shown once: `secret` is not stored."""
+
+    token: TokenView
+    secret: str
+
+
+class Whoami(Answer):
+    actor: str
+    token_id: str
+    scopes: list[str]
+    namespaces: list[str]
+    expires_at: datetime | None = None
+
+
+class Health(Answer):
+    status: str
+    version: str
+    database: str
+    blobs: str
+    schema_revision: str = ""
+    capabilities: dict[str, Any] = {}
+
+
+class EventView(Answer):
+    seq: int
+    at: datetime
+    actor: str
+    action: str
+    object: str
+    detail: dict[str, Any] = {}
+    request_id: str = ""
+
+
+class EventPage(Answer):
+    items: list[EventView]
+    next_cursor: str = ""
