@@ -1,7 +1,7 @@
 """Fixtures: a database of its own for each test, on SQLite or PostgreSQL, and a World on it.
 
-The schema is migrated once per process and then copied, so that a fresh database costs little. Tests get SQLite
-unless their folder's conftest.py asks for both (tests/server, tests/contract).
+The schema is migrated once per process and then copied or emptied, so that a fresh database costs little. Tests
+get SQLite unless their folder's conftest.py asks for both (tests/server, tests/contract).
 """
 
 from __future__ import annotations
@@ -40,18 +40,16 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: str) -> Iterator[str]:
-    """The name of a PostgreSQL database with the newest schema, to be copied."""
+    """A PostgreSQL database with the newest schema, emptied before each test; copying it takes longer."""
     from registry.server import db
     from registry.server.settings import Settings
     from tests import services
 
-    def fill(url: str) -> None:
+    with services.fresh_database(postgres_server) as url:
         engine = db.engine(Settings(database_url=url))
         db.prepare(engine)
         engine.dispose()
-
-    with services.template_database(postgres_server, fill) as name:
-        yield name
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -94,11 +92,20 @@ def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: P
         shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
         yield f"sqlite:///{path}"
         return
-    from tests import services
+    url = request.getfixturevalue("migrated_postgres")
+    _empty(url)
+    yield url
 
-    server = request.getfixturevalue("postgres_server")
-    with services.fresh_database(server, template=request.getfixturevalue("migrated_postgres")) as url:
-        yield url
+
+def _empty(postgres_url: str) -> None:
+    import psycopg
+
+    from registry.server import tables
+
+    children_first = [table.name for table in reversed(tables.SQLModel.metadata.sorted_tables)]
+    statements = "; ".join(f'DELETE FROM "{name}"' for name in children_first)
+    with psycopg.connect(postgres_url.replace("postgresql+psycopg://", "postgresql://", 1)) as connection:
+        connection.execute(statements)
 
 
 @pytest.fixture
