@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from registry import config, lora, tensors
+from registry import config, engine_facts, lora, tensors
 from registry.config import AdapterConfig
 from registry.errors import Invalid, Reason
 from registry.lora import LoraSpec
@@ -59,6 +59,7 @@ class Contents:
             "weights_bytes": spec.size_bytes,
             "base_claimed": spec.base_name,
             "peft_version": written.peft_version,
+            "engine": engine_facts.to_stored(engine_facts.of_lora(spec)),
         }
 
 

@@ -1,11 +1,13 @@
 """The flat facts that engines judge: numbers, flags and words taken from a `LoraSpec` (or an image file's facts).
 
-They are stored with a version as JSON, so that ten thousand verdicts can be renewed when a rule changes, without
-reading one blob. `docs/engines.md` and `registry/engine_rules/*.toml` name these fields.
+They are stored with a version as JSON (`to_stored`: without the fields at their default, some hundred bytes), so that
+ten thousand verdicts can be renewed when a rule changes, without reading one blob. `docs/engines.md` and
+`registry/engine_rules/*.toml` name these fields.
 
 Invariants
 - Facts follow from the configuration and the header alone; only `fits` and `base_*` say something about a base.
-- A field that does not apply has the empty value of its type; a field is never missing.
+- A field that does not apply has the empty value of its type.
+- Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: older stored facts are then `unknown`.
 - Names of modules are the last part of their path (`q_proj`), sorted, so that equal adapters have equal facts.
 
 Example
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from registry.bases import BaseSpec
@@ -27,6 +30,8 @@ from registry.verdicts import Value
 
 SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
+FACTS_VERSION = 1
+"""Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
@@ -146,6 +151,23 @@ def of_lora(spec: LoraSpec, *, fits: str = "", base: BaseSpec | None = None) -> 
         fits=fits,
         **(of_base(base) if base else {}),
     )  # fmt: skip
+
+
+def to_stored(facts: EngineFacts) -> dict[str, Any]:
+    """What is kept with a version: `facts_version`, and the fields that are not at their default."""
+    return {"facts_version": FACTS_VERSION, **facts.model_dump(mode="json", exclude_defaults=True)}
+
+
+def from_stored(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """All fields again; None if other fields were stored than this registry judges by."""
+    if stored.get("facts_version") != FACTS_VERSION:
+        return None
+    return {**_defaults(), **stored}
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> dict[str, Any]:
+    return dict(EngineFacts().__dict__)
 
 
 def of_base(base: BaseSpec) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry import engines
+from registry import engine_facts, engines
 from registry.bases import BaseSpec
 from registry.engine_facts import EngineFacts
 from registry.rulebook import Engine, engine
@@ -24,7 +24,7 @@ from registry.verdicts import Value
 
 SLOTS_LIMIT = 8
 """The slots proposed at most; more are needed only where more adapters are called in one batch."""
-MEASURED_BY_OTHERS = frozenset({"rank", "target_filter"})
+CURED_BY_SETTINGS = frozenset({"rank", "target_filter"})
 """Properties that a setting cures; a refusal for any other reason leaves the adapter out."""
 
 
@@ -54,14 +54,14 @@ def settings_for(
     """
     asked = engines.profile(profile)
     known = engine(asked.engine)
-    served = {name: facts for name, facts in fleet.items() if not _is_refused(facts, asked)}
-    ranks = {name: int(_field(facts, "max_rank")) for name, facts in served.items()}
+    served = {name: values for name, facts in fleet.items() if (values := _served(facts, asked)) is not None}
+    ranks = {name: int(values["max_rank"]) for name, values in served.items()}
     largest = max(ranks.values(), default=0)
     raised = tuple(sorted(name for name, rank in ranks.items() if rank == largest))
     rest = max((rank for rank in ranks.values() if rank < largest), default=0)
     limit, without = _allowed(known, largest), _allowed(known, rest)
     count = slots or min(max(len(served), 1), SLOTS_LIMIT)
-    modules = tuple(sorted({m for facts in served.values() for m in _field(facts, "modules")}))
+    modules = tuple(sorted({m for values in served.values() for m in values["modules"]}))
     return FleetSettings(
         profile=str(asked),
         adapters=len(fleet),
@@ -95,16 +95,14 @@ def slot_bytes(base: BaseSpec, rank: int) -> int:
     return per_rank * rank * width
 
 
-def _is_refused(facts: EngineFacts | Mapping[str, Any], asked: engines.Profile) -> bool:
-    """Whether some error stands in the way that no setting of the rank or of the modules cures."""
-    return any(
-        finding.severity == "error" and finding.code.rpartition(".")[2] not in MEASURED_BY_OTHERS
+def _served(facts: EngineFacts | Mapping[str, Any], asked: engines.Profile) -> Mapping[str, Any] | None:
+    """All fields of the facts; None if they are of another release, or if no setting of rank or modules helps."""
+    values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
+    refused = any(
+        finding.severity == "error" and finding.code.rpartition(".")[2] not in CURED_BY_SETTINGS
         for finding in engines.judge(facts, asked)
     )
-
-
-def _field(facts: EngineFacts | Mapping[str, Any], name: str) -> Any:
-    return facts[name] if isinstance(facts, Mapping) else getattr(facts, name)
+    return None if refused else values
 
 
 def _allowed(known: Engine, rank: int) -> int:

@@ -19,9 +19,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from registry import engine_facts
 from registry.bases import BaseSpec
 from registry.digest import Digest
-from registry.engine_facts import EngineFacts, of_base
+from registry.engine_facts import EngineFacts
 from registry.errors import Invalid
 from registry.rulebook import Condition, Engine, Rule, Setting, SettingRule, Version, engine, properties, version_of
 from registry.verdicts import Check, Finding, Outcome, Value, Verdict
@@ -108,17 +109,16 @@ def _setting(name: str, value: str, rule: SettingRule) -> Setting:
 def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Finding]:
     """What this deployment does with this adapter; nothing to say means that it serves it as trained.
 
-    `facts`: an `EngineFacts`, or its JSON as it is stored with a version.
+    `facts`: an `EngineFacts`, or what `engine_facts.to_stored` kept with a version.
     """
-    values = facts.__dict__ if isinstance(facts, EngineFacts) else facts
     known = engine(asked.engine)
+    values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
+    if values is None:
+        sentence = "the stored facts are of another release of this registry: describe the adapter again"
+        return [_finding(known, "facts", "unknown", sentence)]
     if values.get("kind", "text") != known.kind:
         sentence = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"
         return [_finding(known, "kind", "error", sentence)]
-    missing = EngineFacts.model_fields.keys() - values.keys()
-    if missing:
-        sentence = f"the stored facts lack {', '.join(sorted(missing)[:5])}: describe the adapter again"
-        return [_finding(known, "facts", "unknown", sentence)]
     version = version_of(asked.version)
     findings = _about_version(known, asked, version)
     for prop in properties():
@@ -137,11 +137,11 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
 def verdict(
     stored: Mapping[str, Any], asked: Profile, *, subject: Digest, base: BaseSpec, fits: Outcome, registry: str
 ) -> Verdict:
-    """The verdict `loads` of one version, from its stored facts (the JSON of `EngineFacts`), its base and `fits`.
+    """The verdict `loads` of one version, from its stored facts, its base and `fits`.
 
     `registry` is the version of this registry, for `made_by`. Reads nothing; renewing is calling it again.
     """
-    findings = judge({**stored, **of_base(base), "fits": fits.value}, asked)
+    findings = judge({**stored, **engine_facts.of_base(base), "fits": fits.value}, asked)
     return Verdict.of(
         Check.LOADS, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by={"registry": registry}
     )
