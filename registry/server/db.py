@@ -32,7 +32,7 @@ from sqlalchemy import Connection, create_engine, event, inspect, literal, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session as Session
 from sqlmodel import SQLModel
@@ -118,16 +118,18 @@ def session(engine: Engine, *, write: bool = True) -> Iterator[Session]:
     `write=False` only reads: on SQLite it takes no lock. `begin_writing` turns it into one that writes.
     """
     bind = engine.execution_options(**{_BEGIN: "IMMEDIATE" if write else "DEFERRED"})
-    with away_is_unavailable(), Session(bind, expire_on_commit=False) as opened:
+    with database_errors(), Session(bind, expire_on_commit=False) as opened:
         yield opened
         opened.commit()
 
 
 @contextmanager
-def away_is_unavailable() -> Iterator[None]:
-    """Turns the drivers' errors of a missing, busy or overloaded database into `Unavailable`."""
+def database_errors() -> Iterator[None]:
+    """The drivers' errors as ours: a missing or busy database is `Unavailable`, a value it cannot hold `Invalid`."""
     try:
         yield
+    except DataError as e:  # our types are narrower than the columns, so this is a value that no check foresaw
+        raise Invalid("REQUEST_INVALID", "a value of the request cannot be stored by the database") from e
     except (OperationalError, InterfaceError, PoolTimeout) as e:
         raise Unavailable(
             "DATABASE_UNAVAILABLE",
@@ -178,14 +180,14 @@ def newest_revision() -> str:
 
 def schema_revision(engine: Engine) -> str:
     """The schema that this database has; empty for a database without one."""
-    with away_is_unavailable(), engine.connect() as connection:
+    with database_errors(), engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision() or ""
 
 
 def migrate(engine: Engine, revision: str = "head") -> str:
     """Move the schema up to `revision` (`base` moves it down to nothing); the revision that it is at afterwards."""
     immediate = engine.execution_options(**{_BEGIN: "IMMEDIATE"})
-    with _ALEMBIC, away_is_unavailable(), immediate.begin() as connection:
+    with _ALEMBIC, database_errors(), immediate.begin() as connection:
         config = _alembic(connection)
         if revision == "base":
             command.downgrade(config, revision)
@@ -200,7 +202,7 @@ def prepare(engine: Engine) -> str:
     `Conflict` (SCHEMA_OLD) says which revision is there and which is expected.
     """
     found, expected = schema_revision(engine), newest_revision()
-    with away_is_unavailable():
+    with database_errors():
         empty = not found and not inspect(engine).get_table_names()
     if empty:
         return migrate(engine)
@@ -215,5 +217,5 @@ def prepare(engine: Engine) -> str:
 
 def ping(engine: Engine) -> None:
     """`Unavailable` unless the database answers."""
-    with away_is_unavailable(), engine.connect() as connection:
+    with database_errors(), engine.connect() as connection:
         connection.execute(text("SELECT 1"))

@@ -146,9 +146,10 @@ class Remembered:
 
 
 def note_use(session: Session, token_id: str) -> None:
-    """Remember that a token was used, to ten minutes."""
+    """Keep when a token was last used, to ten minutes: `session` reads, and writes only when it must."""
     row = session.get(TokenRow, token_id)
     if row is not None and (row.last_used_at is None or db.now() - row.last_used_at > USE_NOTED_EVERY):
+        db.begin_writing(session)
         row.last_used_at = db.now()
         session.add(row)
 

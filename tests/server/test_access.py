@@ -118,6 +118,15 @@ def test_a_token_with_unknown_rights_is_refused(world: World, wrong: dict[str, l
         world.admin.create_token(TokenCreate(name="x", **wrong))
 
 
+def test_the_last_use_of_a_token_is_kept(world: World) -> None:
+    token_id, secret = world.issue("pull")
+    world.client(secret).whoami()
+    used = next(token for token in world.admin.tokens().items if token.id == token_id).last_used_at
+    assert used is not None
+    world.client(secret).whoami()
+    assert next(token for token in world.admin.tokens().items if token.id == token_id).last_used_at == used
+
+
 def test_revoking_an_absent_token_is_not_found(world: World) -> None:
     with pytest.raises(NotFound) as caught:
         world.admin.revoke_token("tok_nothing")

@@ -94,6 +94,7 @@ def _signed_in(request: Request) -> Actor:
     if actor is None:
         with db.session(engine(request), write=False) as reading:
             actor = tokens.verify(reading, secret)
+            tokens.note_use(reading, actor.token_id)
         recent.keep(secret, actor)
     return actor
 
