@@ -94,7 +94,8 @@ def create_app(
 
 
 def status_of(error: RegistryError) -> int:
-    return STATUS_OF_CODE.get(error.code) or STATUS_OF_CLASS[type(error)]
+    own = next(cls for cls in type(error).__mro__ if cls in STATUS_OF_CLASS)
+    return STATUS_OF_CODE.get(error.code) or STATUS_OF_CLASS[own]
 
 
 def problem(request: Request, error: RegistryError, *, status: int | None = None) -> Response:

@@ -38,6 +38,14 @@ class Judged:
     findings: tuple[Finding, ...]
 
 
+class Mismatch(Invalid):
+    """What was staged under `key` is not what the manifest says."""
+
+    def __init__(self, key: str, detail: str, reasons: list[Reason]) -> None:
+        super().__init__("BLOB_MISMATCH", detail, reasons=reasons)
+        self.key = key
+
+
 def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> dict[Digest, str]:
     """Digest → key of every blob of this push, each there with the size and the hash that the manifest says.
 
@@ -54,7 +62,7 @@ def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) 
         if (stat.size_bytes, found) != (file.size_bytes, file.digest):
             sentence = f"has {stat.size_bytes} bytes that hash to {found}; the manifest says {file.size_bytes} bytes"
             reasons = [Reason("blob.size_mismatch", file.path, sentence)]
-            raise Invalid("BLOB_MISMATCH", f"{file.path} {sentence}", reasons=reasons)
+            raise Mismatch(stat.key, f"{file.path} {sentence}", reasons)
     if missing:
         raise Conflict(
             "UPLOAD_INCOMPLETE",

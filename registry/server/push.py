@@ -31,7 +31,7 @@ from registry.server.blobs import BlobStore, staging_key_of
 from registry.server.settings import Settings
 from registry.server.tables import AdapterRow, BaseRow, PushBlobRow, PushRow, VersionFileRow, VersionRow
 from registry.wire import PREFIX
-from registry.wire_push import Part, PushCommit, Pushed, PushPlan, PushRequest, Upload
+from registry.wire.push import Part, PushCommit, Pushed, PushPlan, PushRequest, Upload
 
 OPEN, COMMITTED = "open", "committed"
 
@@ -228,7 +228,12 @@ def _found(session: Session, actor: Actor, name: AdapterName, row: PushRow, mani
 def _judge_and_keep(session: Session, row: PushRow, manifest: Manifest, blobs: BlobStore) -> judge.Judged:
     spec = bases.spec_of(_base(session, manifest))
     wanted = _blobs_of(session, row)
-    judged = judge.look(blobs, judge.verified(blobs, wanted, manifest), manifest, spec)
+    try:
+        keys = judge.verified(blobs, wanted, manifest)
+    except judge.Mismatch as wrong:
+        blobs.delete(wrong.key)  # else nothing else could ever be sent there
+        raise
+    judged = judge.look(blobs, keys, manifest, spec)
     for blob in wanted:
         if blob.staging_key:
             blobs.promote(blob.staging_key, Digest(blob.digest))

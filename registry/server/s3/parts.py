@@ -8,7 +8,7 @@ Invariants
 - An upload that nobody completes is aborted by `sweep`.
 
 Example
-    >>> [p.start for p in links(bucket, staging_key, 70 * 2**20, seconds=3600)]
+    >>> [p.start for p in links(bucket, staging_key, 70 * 2**20, PART_BYTES, seconds=3600)]
     [0, 33554432, 67108864]
 """
 
@@ -27,35 +27,35 @@ from registry.server.s3.bucket import Bucket
 
 FROM_BYTES = 64 * 2**20
 PART_BYTES = 32 * 2**20
-PARTS_LIMIT = 10_000
-"""S3's own limit. 32 MiB × 10,000 is more than the largest file that a manifest may name."""
+"""S3 takes at most 10,000 parts; so many of these are more than the largest file that a manifest may name."""
 
 
-def cut(size_bytes: int) -> Iterator[tuple[int, int, int]]:
+def cut(size_bytes: int, part_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(number, start, length) of each part; numbers begin with 1, all parts but the last are equally long."""
-    for number, start in enumerate(range(0, size_bytes, PART_BYTES), 1):
-        yield number, start, min(PART_BYTES, size_bytes - start)
+    for number, start in enumerate(range(0, size_bytes, part_bytes), 1):
+        yield number, start, min(part_bytes, size_bytes - start)
 
 
-def links(bucket: Bucket, key: str, size_bytes: int, seconds: int) -> tuple[PartLink, ...]:
+def links(bucket: Bucket, key: str, size_bytes: int, part_bytes: int, seconds: int) -> tuple[PartLink, ...]:
     """A link for each part that has not arrived. Begins the upload if there is none."""
     upload = _open_upload(bucket, key) or Upload.begin(bucket, key)
     there = upload.arrived()
     return tuple(
         PartLink(number, start, length, upload.link(number, length, seconds))
-        for number, start, length in cut(size_bytes)
+        for number, start, length in cut(size_bytes, part_bytes)
         if there.get(number, ("", -1))[1] != length
     )
 
 
-def complete(bucket: Bucket, key: str, size_bytes: int) -> None:
+def complete(bucket: Bucket, key: str, size_bytes: int, part_bytes: int) -> None:
     """Put the parts together if they are all there; what is incomplete, or done already, stays as it is."""
     upload = _open_upload(bucket, key)
     if upload is None:
         return
     there = upload.arrived()
-    if all(there.get(number, ("", -1))[1] == length for number, _, length in cut(size_bytes)):
-        upload.etags = [there[number][0] for number, _, _ in cut(size_bytes)]
+    wanted = {number: length for number, _, length in cut(size_bytes, part_bytes)}
+    if all(there.get(number, ("", -1))[1] == length for number, length in wanted.items()):
+        upload.etags = [there[number][0] for number in wanted]
         upload.complete()
 
 
@@ -71,10 +71,10 @@ def copy(bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes
         raise
 
 
-def sweep(bucket: Bucket, before: datetime) -> int:
-    """Abort every upload under our prefix that began before that time. Returns how many."""
+def sweep(bucket: Bucket, before: datetime, prefix: str = "") -> int:
+    """Abort every upload under this prefix that began before that time. Returns how many."""
     gone = 0
-    for page in bucket.pages("list_multipart_uploads", Prefix=bucket.prefix):
+    for page in bucket.pages("list_multipart_uploads", Prefix=bucket.prefix + prefix):
         for item in page.get("Uploads", ()):
             if item["Initiated"].astimezone(UTC) < before:
                 Upload(bucket, str(item["Key"])[len(bucket.prefix) :], str(item["UploadId"])).abort()

@@ -59,8 +59,11 @@ class S3Blobs:
 
     kind = "s3"
 
-    def __init__(self, bucket: Bucket, *, parts_from_bytes: int = parts.FROM_BYTES) -> None:
+    def __init__(
+        self, bucket: Bucket, *, parts_from_bytes: int = parts.FROM_BYTES, part_bytes: int = parts.PART_BYTES
+    ) -> None:
         self.bucket = bucket
+        self._part_bytes = part_bytes
         self._parts_from_bytes = parts_from_bytes
         self._probing = threading.Lock()
         self._abilities: Abilities | None = None
@@ -153,11 +156,11 @@ class S3Blobs:
         check_expectation(key, expect)
         return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
 
-    def promote(self, staging_key: str, digest: Digest) -> None:
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Copy what is staged, which no client can change any more, unless the final key is there."""
         digest_of(staging_key)
         final = key_of(digest)
-        if self.bucket.head(final) is not None:
+        if not replace and self.bucket.head(final) is not None:
             return
         found = self.bucket.head(staging_key)
         if found is None:
@@ -168,7 +171,7 @@ class S3Blobs:
         elif size > COPY_LIMIT_BYTES and self.abilities.parts:
             parts.copy(self.bucket, staging_key, final, size, COPY_LIMIT_BYTES)
         else:
-            only_new = {"IfNoneMatch": "*"} if self.abilities.conditional_copy else {}
+            only_new = {"IfNoneMatch": "*"} if self.abilities.conditional_copy and not replace else {}
             source = {"Bucket": self.bucket.name, "Key": self.bucket.prefix + staging_key}
             self.bucket.create("copy_object", Key=self.bucket.prefix + final, CopySource=source, **only_new)
 
@@ -176,9 +179,9 @@ class S3Blobs:
         digest_of(key)
         self.bucket.delete(key)
 
-    def sweep(self, older_than: timedelta) -> int:
-        """Abort multipart uploads that nobody ended. Returns how many."""
-        return parts.sweep(self.bucket, datetime.now(UTC) - older_than)
+    def sweep(self, older_than: timedelta, prefix: str = "") -> int:
+        """Abort multipart uploads under `prefix` that nobody ended. Returns how many."""
+        return parts.sweep(self.bucket, datetime.now(UTC) - older_than, prefix)
 
     # ---------------------------------------------------------------- direct transfer
     def link(
@@ -225,13 +228,13 @@ class S3Blobs:
         digest_of(key)
         if size_bytes < self._parts_from_bytes or not self.abilities.parts:
             return None
-        return parts.links(self.bucket, key, size_bytes, seconds)
+        return parts.links(self.bucket, key, size_bytes, self._part_bytes, seconds)
 
     def assemble(self, key: str, size_bytes: int) -> None:
         """Make one object of the parts sent, if all are there. What they hash to is for the caller to see."""
         digest_of(key)
         if size_bytes >= self._parts_from_bytes and self.abilities.parts:
-            parts.complete(self.bucket, key, size_bytes)
+            parts.complete(self.bucket, key, size_bytes, self._part_bytes)
 
     def path_of(self, key: str) -> Path | None:
         digest_of(key)

@@ -1,0 +1,63 @@
+"""`Relay`: stands between a client and a server, passes everything on and remembers the heads of the requests.
+
+Example
+    with Relay(store.endpoint) as relay:
+        ...                                  # talk to relay.endpoint
+        assert all("authorization" not in head.lower() for head in relay.heads)
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from urllib.parse import urlsplit
+
+_HEAD = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) [^\r\n]+ HTTP/1\.1\r\n.*?\r\n\r\n", re.DOTALL)
+
+
+class Relay:
+    """One thread for each direction of each connection."""
+
+    def __init__(self, endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        self._target = (parts.hostname or "", parts.port or 80)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.heads: list[str] = []
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in (self._listener, *self._open):
+            one.close()
+
+    def asked(self, method: str) -> list[str]:
+        """The targets of the requests with this method, in the order in which they came."""
+        return [head.split(" ", 2)[1] for head in self.heads if head.startswith(method + " ")]
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._target)
+            self._open += [client, server]
+            threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
+            threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, remember: bool) -> None:
+        try:
+            while data := source.recv(2**16):
+                if remember:  # a head fits into one read here: our clients send it in one piece
+                    self.heads += [head.decode("latin-1") for head in _HEAD.findall(data)]
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for one in (source, target):
+                one.close()

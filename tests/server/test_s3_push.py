@@ -1,0 +1,233 @@
+"""Pushes and pulls whose bytes go straight between client and S3 store, on a real store (SeaweedFS)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.client import transfer
+from registry.digest import Digest
+from registry.errors import Invalid, Unavailable
+from registry.names import AdapterName
+from registry.server.blobs import key_of
+from registry.server.s3.store import S3Blobs
+from registry.server.tables import PushRow, VersionRow
+from registry.wire.push import PushPlan, PushRequest
+from tests import forge
+from tests.relay import Relay
+from tests.world import World, rows
+
+NAME = AdapterName("acme", "support")
+MIB = 2**20
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def relay(object_store: str) -> Iterator[Relay]:
+    """Clients reach the store here; the server reaches it directly."""
+    with Relay(object_store) as relay:
+        yield relay
+
+
+@pytest.fixture
+def blobs(s3_url: str, object_store: str, relay: Relay) -> S3Blobs:
+    return S3Blobs.at(s3_url, endpoint=object_store, public_endpoint=relay.endpoint)
+
+
+@pytest.fixture
+def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
+    with World(database_url, blobs=blobs) as world:
+        world.add_base()
+        yield world
+
+
+def lacking(blobs: S3Blobs, **abilities: bool) -> None:
+    """As if the probe had found that the store cannot do this."""
+    blobs._abilities = dataclasses.replace(blobs.abilities, **abilities)
+
+
+def plan(world: World, files: forge.Files) -> PushPlan:
+    return world.admin.plan_push(NAME, PushRequest(manifest=world.manifest(files)))
+
+
+def put(url: str, body: bytes, headers: dict[str, str]) -> int:
+    return httpx.put(url, content=body, headers=headers).status_code
+
+
+def big_files(world: World) -> forge.Files:
+    """An adapter of about 12 MiB."""
+    base = forge.llama()
+    one, two = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
+    return forge.lora(base, rank=12 * MIB // (two - one), seed=77)
+
+
+def test_bytes_go_straight_to_the_store_and_back_and_the_token_stays_at_home(
+    world: World, relay: Relay, tmp_path: Path
+) -> None:
+    files = world.files()
+    folder = forge.write(files, tmp_path / "adapter")
+    pushed = transfer.push_folder(world.admin, folder, NAME)
+    resolved = transfer.pull(world.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
+    assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
+    assert len(relay.asked("PUT")) == len(relay.asked("GET")) == len(files)
+    assert all("/staging/" in target for target in relay.asked("PUT"))
+    assert not [head for head in relay.heads if "authorization:" in head.lower() or world.secret in head]
+
+
+def test_a_second_push_of_the_same_bytes_sends_none_of_them(world: World, relay: Relay, tmp_path: Path) -> None:
+    folder = forge.write(world.files(), tmp_path / "adapter")
+    transfer.push_folder(world.admin, folder, NAME)
+    sent = len(relay.heads)
+    again = transfer.push_folder(world.admin, folder, NAME)
+    other = transfer.push_folder(world.admin, folder, AdapterName("acme", "other"))
+    assert (again.created, other.created, len(relay.heads)) == (False, True, sent)
+
+
+def test_a_link_takes_no_other_bytes_than_the_plan_was_made_for(world: World) -> None:
+    files = world.files()
+    for upload in plan(world, files).uploads:
+        wrong = b"x" * upload.size_bytes
+        assert put(upload.url, wrong, upload.headers) in (400, 403)
+        assert put(upload.url, wrong, {}) == 403
+        assert put(upload.url, b"short", upload.headers) in (400, 403)
+
+
+def test_where_the_store_cannot_check_a_sum_a_link_writes_once_and_the_server_hashes(
+    world: World, blobs: S3Blobs
+) -> None:
+    lacking(blobs, sums=False, sum_links=False)
+    files = world.files()
+    by_digest = {Digest.of(data): data for data in files.values()}
+    first = plan(world, files)
+    for upload in first.uploads:
+        wrong = b"x" * upload.size_bytes
+        assert put(upload.url, wrong, upload.headers) == 200
+        assert put(upload.url, by_digest[upload.digest], upload.headers) == 412
+    # Each commit finds one wrong file and takes it away, so that the right one can be sent.
+    for _ in first.uploads:
+        with pytest.raises(Invalid) as refusal:
+            world.admin.commit_push(first.push_id)
+        assert refusal.value.code == "BLOB_MISMATCH"
+        (upload,) = plan(world, files).uploads
+        assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
+    assert world.admin.commit_push(first.push_id).created
+    with world.session() as session:
+        assert len(rows(session, VersionRow)) == 1
+
+
+def test_where_links_cannot_be_bound_bytes_come_through_the_server(
+    world: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
+) -> None:
+    lacking(blobs, sum_links=False, once_links=False, parts=False)
+    folder = forge.write(world.files(), tmp_path / "adapter")
+    assert transfer.push_folder(world.admin, folder, NAME).created
+    assert relay.asked("PUT") == []
+    lacking(blobs, links=False)
+    transfer.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
+    assert relay.asked("GET") == []
+
+
+def test_an_answer_that_was_lost_does_not_make_a_bound_link_fail(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+    lacking(blobs, sums=False, sum_links=False)
+    files = world.files()
+    by_digest = {Digest.of(data): data for data in files.values()}
+    links = plan(world, files).uploads
+    for upload in links:
+        assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
+        source = tmp_path / upload.digest.hex
+        source.write_bytes(by_digest[upload.digest])
+        with open(source, "rb", buffering=0) as file:  # as a client whose first attempt arrived
+            sent = world.admin.connection.send_file(upload.url, file, 0, upload.size_bytes, headers=upload.headers)
+        assert sent.status_code == 200
+
+
+@pytest.fixture
+def in_parts(world: World, blobs: S3Blobs) -> World:
+    blobs._parts_from_bytes = blobs._part_bytes = 5 * MIB
+    return world
+
+
+def test_a_big_file_goes_in_parts_and_becomes_one_blob(
+    in_parts: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
+) -> None:
+    files = big_files(in_parts)
+    pushed = transfer.push_folder(in_parts.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    parts = sorted(target for target in relay.asked("PUT") if "partNumber=" in target)
+    assert len(parts) == 3
+    assert b"".join(blobs.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
+    assert pushed.version.verdicts[0].outcome == "pass"
+    assert blobs.sweep(timedelta(hours=-1)) == 0
+
+
+def test_a_client_that_was_killed_sends_only_the_parts_that_are_missing(
+    in_parts: World, relay: Relay, tmp_path: Path
+) -> None:
+    files = big_files(in_parts)
+    folder = forge.write(files, tmp_path / "adapter")
+    weights = files[forge.WEIGHTS]
+    (upload,) = [upload for upload in plan(in_parts, files).uploads if upload.parts]
+    part = upload.parts[1]
+    assert put(part.url, weights[part.start : part.start + part.size_bytes], {}) == 200
+    relay.heads.clear()
+    transfer.push_folder(in_parts.admin, folder, NAME)
+    numbers = [part.split("partNumber=")[1].split("&")[0] for part in relay.asked("PUT") if "partNumber=" in part]
+    assert sorted(numbers) == ["1", "3"]
+
+
+def test_a_push_with_a_part_missing_or_wrong_makes_no_version(in_parts: World, blobs: S3Blobs) -> None:
+    files = big_files(in_parts)
+    by_digest = {Digest.of(data): data for data in files.values()}
+    first = plan(in_parts, files)
+    for upload in first.uploads:
+        if not upload.parts:
+            put(upload.url, by_digest[upload.digest], upload.headers)
+            continue
+        for part in upload.parts[1:]:
+            put(part.url, b"x" * part.size_bytes, {})
+    with pytest.raises(Exception, match="was not uploaded"):
+        in_parts.admin.commit_push(first.push_id)
+    (last,) = plan(in_parts, files).uploads
+    (part,) = last.parts
+    assert put(part.url, b"x" * part.size_bytes, {}) == 200
+    assert plan(in_parts, files).uploads == []
+    with pytest.raises(Invalid) as refusal:
+        in_parts.admin.commit_push(first.push_id)
+    assert refusal.value.code == "BLOB_MISMATCH"
+    assert [u.size_bytes for u in plan(in_parts, files).uploads] == [last.size_bytes]
+    assert put(part.url, b"late" * (part.size_bytes // 4), {}) >= 400
+    with in_parts.session() as session:
+        assert [row.state for row in rows(session, PushRow)] == ["open"]
+
+
+def test_uploads_that_nobody_ends_are_swept(in_parts: World, blobs: S3Blobs) -> None:
+    plan(in_parts, big_files(in_parts))
+    assert blobs.sweep(timedelta(hours=1)) == 0
+    assert blobs.sweep(timedelta(hours=-1)) == 1
+    assert blobs.sweep(timedelta(hours=-1)) == 0
+
+
+def test_health_tells_what_the_store_can_do(world: World) -> None:
+    health = world.admin.health()
+    assert health.blobs == "s3"
+    assert health.capabilities["parts"] is True
+
+
+def test_a_store_that_is_not_there_is_said_and_the_next_request_asks_again(
+    database_url: str, s3_url: str, object_store: str
+) -> None:
+    blobs: Any = S3Blobs.at(s3_url, endpoint="http://127.0.0.1:9")
+    with pytest.raises(Unavailable, match="cannot serve") as caught:
+        _ = blobs.abilities
+    assert caught.value.code == "STORE_UNAVAILABLE"
+    blobs.bucket = S3Blobs.at(s3_url, endpoint=object_store).bucket
+    assert blobs.abilities.ranges
