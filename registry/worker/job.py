@@ -24,7 +24,7 @@ from registry.errors import Corrupt, Invalid, TooLarge
 from registry.names import AdapterName, Ref
 from registry.verdicts import Check, Finding, Outcome, Report, add_up, summarise
 from registry.wire import BaseView, Resolved
-from registry.wire_jobs import Claimed
+from registry.wire.jobs import Claimed
 from registry.worker.lease import Held
 from registry.worker.pool import Gone, Limits, Pool, Source
 

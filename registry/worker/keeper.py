@@ -35,7 +35,8 @@ import peft
 import torch
 import transformers
 
-from registry import __version__, config
+from registry import __version__
+from registry.lora import config
 from registry.worker import validate
 from registry.worker.model import Base
 
@@ -49,6 +50,7 @@ Message = dict[str, Any]
 def main(arguments: list[str]) -> int:
     """`NAME FOLDER`: load, say that it is ready, serve requests until standard input ends."""
     name, folder = arguments
+    _die_with_the_parent()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.set_blocking(0, False)
@@ -213,8 +215,7 @@ def _be_the_child(base: Base, request: Message, writer: int, keeper: int) -> Non
 def _confine(request: Message, keeper: int) -> None:
     """Own process group, death with the keeper, no standard input, and the limits of the request."""
     os.setpgid(0, 0)
-    with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the deadline is what ends an orphan
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _die_with_the_parent()
     if os.getppid() != keeper:
         os._exit(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -229,6 +230,12 @@ def _confine(request: Message, keeper: int) -> None:
         _, hard = resource.getrlimit(kind)
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
+
+
+def _die_with_the_parent() -> None:
+    """Linux only. Elsewhere the end of standard input ends a keeper, and the deadline its child."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _address_space_bytes() -> int:

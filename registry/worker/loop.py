@@ -25,7 +25,7 @@ from registry.client.api import Registry
 from registry.errors import Conflict, NotFound, RegistryError, Unavailable
 from registry.jobs import Kind
 from registry.verdicts import Report, add_up, summarise
-from registry.wire_jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
+from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.worker.job import Failed, smoke_test
 from registry.worker.lease import Held, Lost
 from registry.worker.pool import Limits, Pool, Source
@@ -33,7 +33,7 @@ from registry.worker.sources import Sources
 
 IDLE_SECONDS = (0.5, 5.0)
 """How long an idle worker waits before it asks again: it begins with the first and doubles up to the second."""
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 10.0
 """How long a running job may go on after the worker was told to stop."""
 
 
@@ -73,10 +73,10 @@ class Worker:
     def stop(self) -> None:
         """End after the running job, or after the grace, whichever is first. May be called from a signal handler."""
         if self._stopping.is_set():
-            self._pool.stop_child()
+            self._pool.interrupt()
             return
         self._stopping.set()
-        timer = threading.Timer(self._grace, self._pool.stop_child)
+        timer = threading.Timer(self._grace, self._pool.interrupt)
         timer.daemon = True
         timer.start()
 

@@ -85,15 +85,19 @@ class Keeper:
             env=clean_environment(os.environ if environment is None else environment),
             start_new_session=True,  # a Ctrl-C at the terminal reaches us, and we end it in order
         )
+        self.ready: dict[str, Any] = {}
+
+    def load(self) -> Self:
+        """Wait until the base is loaded. `Gone` says why it is not; the process has ended then."""
         try:
             first = self._read(time.monotonic() + LOAD_SECONDS_LIMIT)
+            if "ready" not in first:
+                raise Gone(str(first.get("error") or "the keeper said nothing that we know"))
         except Gone:
             self.kill()
             raise
-        if "ready" not in first:
-            self.kill()
-            raise Gone(str(first.get("error") or "the keeper said nothing that we know"))
-        self.ready: dict[str, Any] = first["ready"]
+        self.ready = first["ready"]
+        return self
 
     @property
     def pid(self) -> int:
@@ -132,6 +136,14 @@ class Keeper:
         """Give the running adapter up; its `try_adapter` then answers `failed`. May be called from any thread."""
         with contextlib.suppress(Gone):
             self._write({"stop": self.tried})
+
+    def interrupt(self) -> None:
+        """End what goes on now: the running adapter, or the loading of the base. May be called from any thread."""
+        if self.ready:
+            self.stop_child()
+        else:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # `load` sees it, and clears up
 
     def kill(self) -> None:
         """End the keeper and its child, now. A child dies with its keeper (or by its own group, if it is known)."""
@@ -194,7 +206,6 @@ class Pool:
         self._limit = keepers_limit
         self._keepers: dict[str, Keeper] = {}
         self._busy: Keeper | None = None
-        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -216,7 +227,11 @@ class Pool:
         while keeper is None and len(self._keepers) >= self._limit:
             self._keepers.pop(next(iter(self._keepers))).kill()
         if keeper is None:
-            keeper = Keeper(source)
+            keeper = self._busy = Keeper(source)
+            try:
+                keeper.load()
+            finally:
+                self._busy = None
             self.base_loads += 1
         self._keepers[source.name] = keeper
         return keeper
@@ -233,8 +248,14 @@ class Pool:
     def stop_child(self) -> None:
         """Give up the adapter that is being tried, if there is one. May be called from any thread."""
         busy = self._busy
-        if busy is not None:
+        if busy is not None and busy.ready:
             busy.stop_child()
+
+    def interrupt(self) -> None:
+        """As `stop_child`, and a base that is being loaded is given up too. May be called from any thread."""
+        busy = self._busy
+        if busy is not None:
+            busy.interrupt()
 
     def close(self) -> None:
         while self._keepers:

@@ -29,7 +29,7 @@ import peft
 import torch
 from safetensors import safe_open
 
-from registry.config import AdapterConfig
+from registry.lora.config import AdapterConfig
 from registry.verdicts import Finding
 from registry.worker import model, probes
 from registry.worker.model import Base, Logits

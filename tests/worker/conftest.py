@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry.worker.loop import Worker
-from registry.worker.pool import Limits
+from registry.worker.pool import Limits, Pool
 from registry.worker.sources import Sources
 from tests.worker import models
 from tests.worker.workshop import Workshop
@@ -31,17 +31,20 @@ def workshop(world: World, base_folder: Path) -> Workshop:
     return Workshop(world, base_folder)
 
 
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Warm keepers for all tests of the worker: starting one costs some seconds of imports."""
+    with Pool() as pool:
+        yield pool
+
+
 @pytest.fixture
-def worker(workshop: Workshop) -> Iterator[Callable[..., Worker]]:
-    """Makes workers with a token of their own; they are closed at the end."""
-    made: list[Worker] = []
+def worker(workshop: Workshop, pool: Pool) -> Callable[..., Worker]:
+    """Makes workers with a token of their own, on the warm pool unless another is given."""
 
     def make(sources: Sources | None = None, **how: Any) -> Worker:
         registry = workshop.world.actor("work", "pull", name="gpu-1")
-        limits = how.pop("limits", Limits(deadline_seconds=120, threads=1))
-        made.append(Worker(registry, sources or Sources(), say=workshop.lines.append, limits=limits, **how))
-        return made[-1]
+        how = {"limits": Limits(deadline_seconds=120, threads=1), "pool": pool} | how
+        return Worker(registry, sources or Sources(), say=workshop.lines.append, **how)
 
-    yield make
-    for one in made:
-        one.__exit__(None, None, None)
+    return make

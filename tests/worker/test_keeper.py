@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,8 @@ LIMITS = Limits(deadline_seconds=120, threads=1)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.base(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def source(folder: Path) -> Source:
-    return Source("tiny", folder, "sha256:" + "0" * 64)
-
-
-@pytest.fixture(scope="module")
-def good(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.adapter(folder, tmp_path_factory.mktemp("adapters") / "good")
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with Pool() as pool:
-        yield pool
+def source(base_folder: Path) -> Source:
+    return Source("tiny", base_folder, "sha256:" + "0" * 64)
 
 
 def codes(answer: dict[str, Any]) -> dict[str, str]:
@@ -68,17 +51,17 @@ def test_a_keeper_has_one_thread_so_that_it_may_fork(pool: Pool, source: Source)
     ],
 )
 def test_a_broken_adapter_is_named_and_the_next_one_is_right(
-    pool: Pool, source: Source, good: Path, folder: Path, tmp_path: Path, change: models.Change, expected: Any
+    pool: Pool, source: Source, good: Path, base_folder: Path, tmp_path: Path, change: models.Change, expected: Any
 ) -> None:
-    before = pool.try_adapter(source, good, LIMITS)["seen"]["measurements"]["max_logit_delta"]
-    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "broken", change=change), LIMITS)
+    loads, before = pool.base_loads, pool.try_adapter(source, good, LIMITS)["seen"]["measurements"]["max_logit_delta"]
+    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "broken", change=change), LIMITS)
     assert codes(answer).items() >= expected.items()
     assert pool.try_adapter(source, good, LIMITS)["seen"]["measurements"]["max_logit_delta"] == before
-    assert pool.base_loads == 1
+    assert pool.base_loads == loads
 
 
-def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, folder: Path, tmp_path: Path) -> None:
-    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "nan", change=models.with_nan), LIMITS)
+def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, base_folder: Path, tmp_path: Path) -> None:
+    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), LIMITS)
     assert "layers.0.self_attn.q_proj.lora_B" in answer["seen"]["findings"][0]["place"]
 
 
@@ -96,21 +79,21 @@ def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, folder: Path, 
     ],
 )
 def test_honest_options_of_lora_act(
-    pool: Pool, source: Source, folder: Path, tmp_path: Path, settings: dict[str, Any], expected: Any
+    pool: Pool, source: Source, base_folder: Path, tmp_path: Path, settings: dict[str, Any], expected: Any
 ) -> None:
-    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "honest", **settings), LIMITS)
+    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "honest", **settings), LIMITS)
     assert codes(answer) == expected, answer
 
 
 def test_an_adapter_that_announces_a_change_of_the_base_is_warned_about(
-    pool: Pool, source: Source, folder: Path, tmp_path: Path
+    pool: Pool, source: Source, base_folder: Path, tmp_path: Path
 ) -> None:
-    answer = pool.try_adapter(source, models.adapter(folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
+    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
     assert codes(answer)["acts.base_changed"] == "warning"
 
 
 def test_what_peft_cannot_load_is_a_finding_with_its_reason(
-    pool: Pool, source: Source, folder: Path, tmp_path: Path
+    pool: Pool, source: Source, base_folder: Path, tmp_path: Path
 ) -> None:
     other = models.base(tmp_path / "wide", hidden=128)
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
@@ -137,9 +120,9 @@ def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: Source,
 
 
 def test_a_child_that_asks_for_too_much_memory_is_a_failed_attempt(
-    pool: Pool, source: Source, folder: Path, tmp_path: Path
+    pool: Pool, source: Source, base_folder: Path, tmp_path: Path
 ) -> None:
-    large = models.adapter(folder, tmp_path / "large", r=2048, target_modules="all-linear")
+    large = models.adapter(base_folder, tmp_path / "large", r=2048, target_modules="all-linear")
     answer = pool.try_adapter(source, large, Limits(deadline_seconds=60, threads=1, memory_bytes=2**20))
     assert "failed" in answer
     assert codes(pool.try_adapter(source, large, LIMITS)) == {}
@@ -165,7 +148,14 @@ def test_a_keeper_that_is_killed_takes_its_child_along_and_a_new_one_is_right(so
 def test_a_base_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(Gone, match="the base empty does not load"):
-        Keeper(Source("empty", tmp_path, ""))
+        Keeper(Source("empty", tmp_path, "")).load()
+
+
+def test_a_base_that_is_being_loaded_can_be_given_up(source: Source) -> None:
+    keeper = Keeper(source)
+    keeper.interrupt()
+    with pytest.raises(Gone, match="signal 9"):
+        keeper.load()
 
 
 def test_a_keeper_gets_no_secrets() -> None:

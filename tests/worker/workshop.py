@@ -9,7 +9,7 @@ from registry.client.base_folder import base_spec_from
 from registry.names import AdapterName
 from registry.verdicts import Check, Verdict
 from registry.wire import BaseAdd
-from registry.wire_push import Pushed
+from registry.wire.push import Pushed
 from tests.world import World
 
 BASE = "tiny"
