@@ -2,11 +2,12 @@
 
     blobs/sha256/ab/<hex>      the final key of a blob (`key_of`)
     staging/<push id>/<hex>    what one push has sent and nobody has judged yet
+    records/…/<hex>            what a version or a base is, so that the rows can be made anew (`records`)
 
 Invariants
 - Bytes appear under a key whole or not at all, and only after they hashed to the digest that the key ends in.
-- `promote` creates a final key or finds it there; it never replaces one. It leaves the staging key alone,
-  so a commit that fails after it can be repeated.
+- `promote` creates a final key or finds it there; it replaces one, at once, only if it is told to, which is for bytes
+  known to be damaged. It leaves the staging key alone, so a commit that fails after it can be repeated.
 - `delete` and `promote` are idempotent. Nothing here holds a blob in memory, except MemoryBlobs.
 - A digest is no permission: whoever calls has decided that the actor may have these bytes.
 
@@ -22,7 +23,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -30,7 +31,11 @@ from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, Reason, TooLarge
 
 CHUNK_BYTES = 2**20
-_KEY = re.compile(r"(?:blobs/sha256/[0-9a-f]{2}|staging/[A-Za-z0-9_-]{1,64})/[0-9a-f]{64}\Z")
+_WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+_KEY = re.compile(
+    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}|records/(?:base|version/{_WORD}/{_WORD}/[0-9]{{1,9}}))"
+    r"/[0-9a-f]{64}\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,8 @@ class BlobStore(Protocol):
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]: ...
     def sink(self, key: str, *, limit_bytes: int) -> Sink: ...
     def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat: ...
-    def promote(self, staging_key: str, digest: Digest) -> None: ...
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None: ...
+    def sweep(self, older_than: timedelta, prefix: str = "") -> int: ...
     def delete(self, key: str) -> None: ...
     def list(self, prefix: str) -> Iterator[Stat]: ...
     def link(
@@ -189,14 +195,17 @@ class MemoryBlobs:
         check_expectation(key, expect)
         return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
 
-    def promote(self, staging_key: str, digest: Digest) -> None:
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         with self._lock:
             kept = self._data.get(staging_key)
-            if key_of(digest) in self._data:
+            if key_of(digest) in self._data and not (replace and kept):
                 return
             if kept is None:
                 absent(staging_key)
             self._data[key_of(digest)] = (kept[0], datetime.now(UTC))
+
+    def sweep(self, older_than: timedelta, prefix: str = "") -> int:
+        return 0
 
     def delete(self, key: str) -> None:
         digest_of(key)

@@ -154,6 +154,14 @@ def begin_writing(session: Session) -> None:
     session.connection(execution_options={_BEGIN: "IMMEDIATE"})
 
 
+def settle(session: Session) -> None:
+    """Make durable what was written so far, and hold no transaction from here on until the next statement.
+
+    For a door whose promise must stand before bytes move: the row first, then the bytes, then the rest.
+    """
+    session.commit()
+
+
 def insert_new(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is taken; whether it is new. Never breaks the transaction, safe under races."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert

@@ -21,6 +21,7 @@ from registry.names import AdapterName, Selector
 from registry.server import catalog
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, key_of
+from registry.server.holds import BlobState
 from registry.server.tables import BlobRow, VerdictRow, VersionFileRow, VersionRow
 
 
@@ -30,6 +31,13 @@ def find(session: Session, actor: Actor, name: AdapterName, selector: Selector, 
     row = session.get(VersionFileRow, (version.id, names.file_path(path)))
     if row is None:
         raise NotFound("BLOB_UNKNOWN", f"version {version.number} of '{name}' has no file '{path}'")
+    kept = session.get(BlobRow, row.digest)
+    if kept is not None and kept.state == BlobState.CORRUPT:
+        raise Corrupt(
+            "DIGEST_MISMATCH",
+            f"{path} of version {version.number} of '{name}': the stored bytes no longer hash to {row.digest}",
+            next_step=f"whoever still has them can mend it: push the same files to '{name}' again",
+        )
     return Descriptor(path=row.path, media_type=row.media_type, digest=Digest(row.digest), size_bytes=row.size_bytes)
 
 

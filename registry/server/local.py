@@ -96,13 +96,16 @@ class LocalBlobs:
         check_expectation(key, expect)
         return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
 
-    def promote(self, staging_key: str, digest: Digest) -> None:
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         digest_of(staging_key)
         staged, final = self.root / staging_key, self.root / key_of(digest)
         try:
             _make_folder(final.parent)
             try:
-                os.link(staged, final)
+                if replace:
+                    self._replace(staged, final)
+                else:
+                    os.link(staged, final)
             except FileExistsError:
                 pass
             except FileNotFoundError:
@@ -115,6 +118,14 @@ class LocalBlobs:
             _sync_folder(final.parent)
         except OSError as e:
             raise _unavailable(e) from e
+
+    def _replace(self, staged: Path, final: Path) -> None:
+        """A second name for the staged file, renamed over the final one: nobody sees a moment without it."""
+        spare = self.root / "tmp" / f"{final.name[:12]}-{secrets.token_hex(8)}"
+        _make_folder(spare.parent)
+        os.link(staged, spare)
+        os.rename(spare, final)
+        spare.unlink(missing_ok=True)  # rename does nothing when both are one file already
 
     def delete(self, key: str) -> None:
         digest_of(key)
@@ -155,9 +166,14 @@ class LocalBlobs:
     def assemble(self, key: str, size_bytes: int) -> None:
         digest_of(key)
 
-    def sweep(self, older_than: timedelta) -> int:
-        """Remove files that were being written when a process died. Returns how many."""
+    def sweep(self, older_than: timedelta, prefix: str = "") -> int:
+        """Remove files that were being written when a process died. Returns how many.
+
+        Whose they were is not known, so with a `prefix` none goes.
+        """
         gone = 0
+        if prefix:
+            return gone
         limit = (datetime.now(UTC) - older_than).timestamp()
         for path in (self.root / "tmp").glob("*"):
             with contextlib.suppress(FileNotFoundError):

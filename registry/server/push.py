@@ -5,6 +5,8 @@ Invariants
 - A plan asks for every blob that no version in sight of the actor holds. What others hold is asked for again:
   nobody learns from a plan, from its speed or from a refusal what is in somebody else's namespace.
 - The same manifest again is the same version, also for 64 who push it at once; its number is taken under a lock.
+- Every blob of an open push has a row and is held by it before its bytes are sent (`holds`): `gc` is never too early.
+- A commit holds no transaction while it reads, hashes and promotes bytes; then it looks again whether its push is open.
 - Malformed is refused and nothing is stored. Incompatible is recorded: verdict `fits` = fail, no job, gates shut.
 
 Example
@@ -25,15 +27,17 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Reason
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import bases, catalog, db, judge, versions
+from registry.server import bases, catalog, db, holds, judge, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
+from registry.server.holds import OPEN, BlobState
 from registry.server.settings import Settings
-from registry.server.tables import AdapterRow, BaseRow, PushBlobRow, PushRow, VersionFileRow, VersionRow
+from registry.server.tables import AdapterRow, BaseRow, BlobRow, PushBlobRow, PushRow, VersionFileRow, VersionRow
 from registry.wire import PREFIX
 from registry.wire.push import Part, PushCommit, Pushed, PushPlan, PushRequest, Upload
 
-OPEN, COMMITTED = "open", "committed"
+COMMIT_SECONDS = 3600
+"""How long a push stays open at least, once its commit has begun."""
 
 
 # ------------------------------------------------------------------ plan
@@ -48,15 +52,16 @@ def plan(
     manifest = request.manifest
     _base(session, manifest)
     row = _taken_up(session, actor, name, manifest, settings)
+    held = _held(session, actor, name, manifest)
     if row is not None:
-        asked = [blob for blob in _blobs_of(session, row) if blob.staging_key]
+        asked = [blob for blob in _asked(session, row, held) if blob.staging_key]
         missing = [blob for blob in asked if blobs.stat(blob.staging_key) is None]
     else:
-        held = _held(session, actor, name, manifest)
         row = _push_row(actor, name, request, settings)
         wanted = [_blob_row(row, digest, size, held) for digest, size in _sizes(manifest).items()]
         missing = [blob for blob in wanted if blob.staging_key]
         db.begin_writing(session)
+        holds.reserve(session, _sizes(manifest))
         session.add(row)
         session.flush()
         session.add_all(wanted)
@@ -93,16 +98,31 @@ def _sizes(manifest: Manifest) -> dict[Digest, int]:
 
 
 def _held(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> set[str]:
-    """The blobs of this manifest that versions in sight of the actor hold, with the size that it says."""
+    """The blobs of this manifest that versions in sight of the actor hold, undamaged and with the size that it says."""
     statement = (
         select(VersionFileRow.digest, VersionFileRow.size_bytes)
         .join(VersionRow, col(VersionRow.id) == col(VersionFileRow.version_id))
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
         .where(col(VersionFileRow.digest).in_([f.digest for f in manifest.files]), catalog.visible(actor))
+        .where(col(BlobRow.state) == BlobState.LIVE)
         .distinct()
     )
     sizes = _sizes(manifest)
     return {digest for digest, size in session.exec(statement) if sizes[Digest(digest)] == size}
+
+
+def _asked(session: Session, row: PushRow, held: set[str]) -> list[PushBlobRow]:
+    """The blobs of a push taken up again. What was held then and was found damaged since is asked for now."""
+    wanted = _blobs_of(session, row)
+    damaged = [blob for blob in wanted if not blob.staging_key and blob.digest not in held]
+    if damaged:
+        db.begin_writing(session)
+        for blob in damaged:
+            blob.staging_key = staging_key_of(row.id, Digest(blob.digest))
+            session.add(blob)
+        session.flush()
+    return wanted
 
 
 def _taken_up(
@@ -176,11 +196,7 @@ def receive(session: Session, actor: Actor, push_id: str, digest: Digest) -> Exp
 def _own(session: Session, actor: Actor, push_id: str) -> PushRow:
     row = session.get(PushRow, push_id[:80])
     if row is None or row.token_id != actor.token_id or (row.state == OPEN and row.expires_at <= db.now()):
-        raise NotFound(
-            "PUSH_UNKNOWN",
-            f"there is no open push {push_id[:80]!r} of yours",
-            next_step="push again: only what is missing will be sent",
-        )
+        raise holds.unknown_push(push_id)
     return row
 
 
@@ -201,10 +217,11 @@ def commit(session: Session, actor: Actor, push_id: str, request: PushCommit, *,
     if alias:
         actor.demand("promote", name)
     manifest = Manifest.parse(row.manifest.encode())
-    if versions.existing(session, name, manifest.digest) is not None:
+    there = versions.existing(session, name, manifest.digest) is not None
+    if there and not _mends(session, row):
         return _found(session, actor, name, row, manifest, alias)
     try:
-        judged = _judge_and_keep(session, row, manifest, blobs)
+        judged, mended = _judge_and_keep(session, row, manifest, blobs)
     except (Conflict, NotFound) as gone:
         # A racing commit of the same push may have finished and tidied up meanwhile: then its version counts.
         if gone.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
@@ -214,7 +231,7 @@ def commit(session: Session, actor: Actor, push_id: str, request: PushCommit, *,
             raise
         return _found(session, actor, name, row, manifest, alias)
     db.begin_writing(session)
-    return versions.make(session, actor, name, row, manifest, judged, alias=alias)
+    return versions.make(session, actor, name, row, manifest, judged, alias=alias, mended=mended)
 
 
 def _found(session: Session, actor: Actor, name: AdapterName, row: PushRow, manifest: Manifest, alias: str) -> Pushed:
@@ -225,19 +242,47 @@ def _found(session: Session, actor: Actor, name: AdapterName, row: PushRow, mani
     return versions.found(session, actor, name, row, version, alias)
 
 
-def _judge_and_keep(session: Session, row: PushRow, manifest: Manifest, blobs: BlobStore) -> judge.Judged:
+def _mends(session: Session, row: PushRow) -> bool:
+    """Whether this push brought bytes for a blob that is damaged."""
+    statement = (
+        select(BlobRow.digest)
+        .join(PushBlobRow, col(PushBlobRow.digest) == col(BlobRow.digest))
+        .where(PushBlobRow.push_id == row.id, PushBlobRow.staging_key != "", BlobRow.state == BlobState.CORRUPT)
+    )
+    return session.exec(statement.limit(1)).first() is not None
+
+
+def _judge_and_keep(
+    session: Session, row: PushRow, manifest: Manifest, blobs: BlobStore
+) -> tuple[judge.Judged, set[Digest]]:
+    """What the bytes say, once they stand under their final keys; and the damaged blobs that they replaced."""
     spec = bases.spec_of(_base(session, manifest))
     wanted = _blobs_of(session, row)
+    damaged = _begin(session, row, manifest)
     try:
         keys = judge.verified(blobs, wanted, manifest)
     except judge.Mismatch as wrong:
-        blobs.delete(wrong.key)  # else nothing else could ever be sent there
+        if wrong.key.startswith("staging/"):
+            blobs.delete(wrong.key)  # else nothing else could ever be sent there
         raise
     judged = judge.look(blobs, keys, manifest, spec)
-    for blob in wanted:
-        if blob.staging_key:
-            blobs.promote(blob.staging_key, Digest(blob.digest))
-    return judged
+    brought = {Digest(blob.digest): blob.staging_key for blob in wanted if blob.staging_key}
+    for digest, staging_key in brought.items():
+        blobs.promote(staging_key, digest, replace=digest in damaged)
+    return judged, damaged & set(brought)
+
+
+def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
+    """Make sure, and durable, that this push holds its blobs for as long as a commit takes; which of them are damaged.
+
+    `NotFound` (PUSH_UNKNOWN) when `gc` has ended it meanwhile.
+    """
+    db.begin_writing(session)
+    states = {}
+    if holds.extend(session, row.id, until=db.now() + timedelta(seconds=COMMIT_SECONDS)):
+        states = holds.reserve(session, _sizes(manifest))
+    db.settle(session)
+    return {digest for digest, state in states.items() if state == BlobState.CORRUPT}
 
 
 def tidy(push_id: str, *, blobs: BlobStore) -> None:

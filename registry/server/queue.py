@@ -29,7 +29,7 @@ from registry.names import AdapterName, Ref
 from registry.server import audit, db
 from registry.server.actors import EVERYWHERE, Actor
 from registry.server.tables import JobRow, VersionRow
-from registry.wire_jobs import ClaimRequest, FailRequest, JobPage
+from registry.wire.jobs import ClaimRequest, FailRequest, JobPage
 
 CLOCKWORK = Actor("registry", "", frozenset(), frozenset())
 """Who requeues and parks in the audit log."""
@@ -130,6 +130,14 @@ def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: 
     return Lease(token=token, expires_at=row.lease_expires_at)
 
 
+def running(session: Session, actor: Actor, job_id: str, token: str) -> JobRow | None:
+    """The job, locked, while this lease holds it; None once it has ended with this lease. `Conflict` (LEASE_LOST)."""
+    row = _row(session, actor, "work", job_id, lock=True)
+    if row.state == State.DONE and secrets.compare_digest(row.lease_token, token):
+        return None
+    return _held(session, actor, job_id, token)
+
+
 def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict[str, Any]) -> tuple[JobRow, bool]:
     """The job, done; and whether it is this call that ended it. What else the job leaves is the caller's to write.
 
@@ -137,10 +145,9 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
     """
     if len(json.dumps(result)) > jobs.RESULT_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.RESULT_LIMIT_BYTES} bytes")
-    row = _row(session, actor, "work", job_id, lock=True)
-    if row.state == State.DONE and secrets.compare_digest(row.lease_token, token):
-        return row, False
-    row = _held(session, actor, job_id, token)
+    row = running(session, actor, job_id, token)
+    if row is None:
+        return _row(session, actor, "work", job_id), False
     _end(row, State.DONE)
     row.result = result
     session.add(row)

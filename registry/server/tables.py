@@ -55,6 +55,7 @@ class BaseRow(SQLModel, table=True):
     source: str = ""
     created_at: datetime = Field(sa_type=UtcTime)
     created_by: str
+    recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
 class AdapterRow(SQLModel, table=True):
@@ -70,6 +71,8 @@ class AdapterRow(SQLModel, table=True):
 
 
 class VersionRow(SQLModel, table=True):
+    """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be."""
+
     __tablename__ = "version"
     __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
     id: int | None = Field(default=None, primary_key=True)
@@ -87,6 +90,7 @@ class VersionRow(SQLModel, table=True):
     created_by: str
     yanked_at: datetime | None = Field(default=None, sa_type=UtcTime)
     yank_reason: str = Field(default="", sa_type=Text)
+    recorded_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
 
 
 class VersionFileRow(SQLModel, table=True):
@@ -151,25 +155,29 @@ class VerdictRow(SQLModel, table=True):
     outcome: str
     findings: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
     summary: str = Field(default="", sa_type=Text)
-    report: str | None = None
+    report: str | None = Field(default=None, index=True)
     made_by: dict[str, str] = Field(default_factory=dict, sa_type=JSON)
     made_at: datetime = Field(sa_type=UtcTime)
     job_id: str = ""
 
 
 class BlobRow(SQLModel, table=True):
-    """A blob that is in the store under its final key. `state` is `live` or, on its way out, `dead`."""
+    """A final key of the store; the row is there before the bytes are and goes after them. See `holds.BlobState`.
+
+    `marked_at` is when it became dead, `checked_at` when its bytes were last read and found true (or not: `corrupt`).
+    """
 
     __tablename__ = "blob"
     digest: str = Field(primary_key=True)
     size_bytes: int = Field(sa_type=BigInteger)
-    state: str = "live"
+    state: str = Field(default="live", index=True)
     created_at: datetime = Field(sa_type=UtcTime)
     checked_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    marked_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
 class PushRow(SQLModel, table=True):
-    """A push under way. Until `expires_at` it holds every blob that its manifest names (see gc)."""
+    """A push. While it is `open` it holds every blob that its manifest names; `gc` ends it after `expires_at`."""
 
     __tablename__ = "push"
     id: str = Field(primary_key=True)
@@ -196,6 +204,8 @@ class PushBlobRow(SQLModel, table=True):
 
 
 class JobRow(SQLModel, table=True):
+    """A job. While it runs it holds the blob `report`, which it is about to leave behind."""
+
     __tablename__ = "job"
     __table_args__ = (Index("ix_job_claim", "state", "kind", "run_after", "priority"),)
     id: str = Field(primary_key=True)
@@ -213,6 +223,7 @@ class JobRow(SQLModel, table=True):
     progress: str = ""
     result: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     error: str = Field(default="", sa_type=Text)
+    report: str | None = Field(default=None, index=True)
     worker: str = ""
     lease_token: str = ""
     lease_expires_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)

@@ -1,7 +1,8 @@
 """What a validation job leaves behind: its report as a blob, its verdict as a row, the job done.
 
 Invariants
-- The report's bytes are in the store before any row names them; verdict, event and job state are one transaction.
+- First the job holds its report's blob, then the bytes are stored without a transaction, then verdict, event and job
+  state are one transaction: there are no bytes without a row, and no verdict without bytes.
 - A worker's report is hostile input: typed, bounded, and about the job's own version and base, or it is refused.
 - Verdicts are appended. The outcome is what the findings add up to; the worker does not choose it.
 
@@ -20,24 +21,29 @@ from registry import jobs
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.jobs import Job, Kind
-from registry.server import audit, blobs, db, queue
+from registry.server import audit, blobs, db, holds, queue
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
-from registry.server.tables import BaseRow, BlobRow, JobRow, VerdictRow, VersionRow
+from registry.server.tables import BaseRow, JobRow, VerdictRow, VersionRow
 from registry.verdicts import Check, Report, Verdict
-from registry.wire_jobs import FinishRequest
+from registry.wire.jobs import FinishRequest
 
 
 def finish(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
     """End a job with what it found. The same again with the same lease gives the same answer."""
+    row = queue.running(session, actor, job_id, request.lease_token)
+    if row is None or row.kind != Kind.VALIDATE:
+        return queue.value(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
+    report = _report_of(session, row, request)
+    digest = _store(session, row, report, store)
     row, ended_now = queue.finish(session, actor, job_id, request.lease_token, request.result)
-    if ended_now and row.kind == Kind.VALIDATE:
-        _record(session, actor, row, _report_of(row, request), store)
+    if ended_now:
+        _record(session, actor, row, report, digest)
     session.flush()
     return queue.value(row)
 
 
-def _report_of(row: JobRow, request: FinishRequest) -> Report:
+def _report_of(session: Session, row: JobRow, request: FinishRequest) -> Report:
     report = request.report
     if report is None:
         raise Invalid("REQUEST_INVALID", "report: a validation ends with one")
@@ -47,15 +53,35 @@ def _report_of(row: JobRow, request: FinishRequest) -> Report:
             f"report: is about {report.check} of {report.subject} on {report.base}, "
             f"and job {row.id} asks for {Check.ACTS} of {row.subject_digest} on {row.base}",
         )
+    base = _base(session, row)
+    if report.base_fingerprint != base.fingerprint:
+        raise Invalid("REQUEST_INVALID", f"report: base_fingerprint is not that of '{base.name}', {base.fingerprint}")
     return report
 
 
-def _record(session: Session, actor: Actor, row: JobRow, report: Report, store: BlobStore) -> None:
+def _base(session: Session, row: JobRow) -> BaseRow:
+    return session.get_one(BaseRow, session.get_one(VersionRow, row.version_id).base_id)
+
+
+def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> Digest:
+    """The report as a blob that the job holds. Ends the transaction of `session` and begins another one."""
+    data = report.model_dump_json().encode()
+    if len(data) > jobs.RESULT_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"report: {len(data)} bytes are over {jobs.RESULT_LIMIT_BYTES}")
+    digest = Digest.of(data)
+    holds.reserve(session, {digest: len(data)})
+    row.report = digest
+    session.add(row)
+    db.settle(session)
+    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    db.begin_writing(session)
+    holds.keep(session, {digest: len(data)}, written={digest})
+    return digest
+
+
+def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
     version = session.get_one(VersionRow, row.version_id)
-    base = session.get_one(BaseRow, version.base_id)
-    if report.base_fingerprint != base.fingerprint:
-        raise Invalid("REQUEST_INVALID", f"report: base_fingerprint is not that of '{base.name}', {base.fingerprint}")
-    digest = _store(session, report, store)
+    base = _base(session, row)
     verdict = Verdict.of(
         report.check,
         report.subject,
@@ -69,18 +95,6 @@ def _record(session: Session, actor: Actor, row: JobRow, report: Report, store: 
     session.add(verdict_row(verdict, version, base, job_id=row.id))
     told: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": digest, "job": row.id}
     audit.append(session, actor, "verdict.add", row.subject, told)
-
-
-def _store(session: Session, report: Report, store: BlobStore) -> Digest:
-    data = report.model_dump_json().encode()
-    if len(data) > jobs.RESULT_LIMIT_BYTES:
-        raise TooLarge("SIZE_INVALID", f"report: {len(data)} bytes are over {jobs.RESULT_LIMIT_BYTES}")
-    digest = Digest.of(data)
-    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
-    db.insert_new(
-        session, BlobRow, {"digest": digest, "size_bytes": len(data), "state": "live", "created_at": db.now()}
-    )
-    return digest
 
 
 def verdict_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:

@@ -4,6 +4,7 @@ Invariants
 - The number is taken under the adapter's lock, and the digest is looked for again under it: equal pushes that race
   make one version.
 - Version, files, edges, blobs, verdict, `main`, the job and the event are one transaction, and no blob is read in it.
+- The push is still open then, so it held every blob all the time; its blobs become `live` in the same transaction.
 - A verdict `fits` that fails enqueues no job: a worker could only fail, too.
 - An alias that its gate keeps shut does not undo the version; the answer says why it did not move.
 
@@ -14,10 +15,9 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
-from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from registry import __version__, names
@@ -26,20 +26,19 @@ from registry.errors import Refused
 from registry.jobs import Kind
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import aliases, audit, bases, catalog, db, queue, validation
+from registry.server import aliases, audit, bases, catalog, db, holds, queue, validation
 from registry.server.actors import Actor
 from registry.server.judge import Judged
 from registry.server.tables import (
     AdapterRow,
     BaseRow,
-    BlobRow,
     EdgeRow,
     PushRow,
     VersionFileRow,
     VersionRow,
 )
 from registry.verdicts import Check, Outcome, Verdict
-from registry.wire_push import Pushed
+from registry.wire.push import Pushed
 
 
 def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow | None:
@@ -62,16 +61,23 @@ def make(
     judged: Judged,
     *,
     alias: str = "",
+    mended: Set[Digest] = frozenset(),
 ) -> Pushed:
-    """The version of this push. Found instead of made when an equal push was faster."""
+    """The version of this push. Found instead of made when an equal push was faster.
+
+    `mended` are damaged blobs whose bytes this push has just replaced. `NotFound` (PUSH_UNKNOWN) when the push ended.
+    """
     adapter = _locked(session, actor, name)
     row = existing(session, name, manifest.digest)
     if row is not None:
+        holds.keep(session, {f.digest: f.size_bytes for f in manifest.files if f.digest in mended}, written=mended)
         return found(session, actor, name, push, row, alias)
+    if not holds.end(session, push.id):
+        raise holds.unknown_push(push.id)
     base = bases.row(session, manifest.base.name)
     row = _version_row(session, actor, adapter, base, push, manifest, judged)
     _files_and_edges(session, row, manifest)
-    _blobs(session, manifest)
+    holds.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
     outcome = _verdict(session, row, base, judged)
     detail = {"digest": row.digest, "base": base.name, "fits": str(outcome), "size_bytes": row.size_bytes}
     audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
@@ -143,16 +149,6 @@ def _once(manifest: Manifest) -> Iterable[Any]:
     return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
 
 
-def _blobs(session: Session, manifest: Manifest) -> None:
-    """A row for each blob, in one order for all, so that two pushes that share blobs cannot wait for each other."""
-    moment = db.now()
-    for digest, size in sorted({f.digest: f.size_bytes for f in manifest.files}.items()):
-        values = {"digest": digest, "size_bytes": size, "state": "live", "created_at": moment}
-        if not db.insert_new(session, BlobRow, values):
-            alive = update(BlobRow).where(col(BlobRow.digest) == digest, col(BlobRow.state) != "live")
-            session.connection().execute(alive.values(state="live"))
-
-
 def _verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> Outcome:
     tools = {"registry": __version__}
     verdict = Verdict.of(Check.FITS, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
@@ -172,8 +168,7 @@ def _answer(
     created: bool,
     job_id: str,
 ) -> Pushed:
-    ended = update(PushRow).where(col(PushRow.id) == push.id).values(state="committed")
-    session.connection().execute(ended)
+    holds.end(session, push.id)
     refused = ""
     if alias and alias != names.NEWEST:
         try:

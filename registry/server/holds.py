@@ -1,0 +1,144 @@
+"""Who still needs a blob: the states of its row, and what keeps it from garbage collection.
+
+    pending ──commit──▶ live ──nobody needs it──▶ dead ──gc's claim──▶ deleting ──▶ (no row, no bytes)
+       ▲                 │ ▲                       │
+       └─────────────────│─│──── a new push ───────┘      live ──bytes are wrong──▶ corrupt ──good bytes──▶ live
+
+Invariants
+- The row is there before the bytes are: there is never a final key without a row. `pending` promises nothing.
+- A blob is needed while a version or a verdict refers to it, while an open push names it, and while a running job is
+  about to leave it. Whoever begins to need one locks its row first; `gc` asks again under the same lock.
+- No clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
+
+Example
+    >>> holds.reserve(session, {digest: 4096})
+    {Digest('sha256:…'): <BlobState.PENDING: 'pending'>}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import ColumnElement, case, exists, literal, not_, or_, update
+from sqlmodel import Session, col, select
+
+from registry.digest import Digest
+from registry.errors import NotFound, Unavailable
+from registry.jobs import State
+from registry.server import db
+from registry.server.tables import BlobRow, JobRow, PushBlobRow, PushRow, UtcTime, VerdictRow, VersionFileRow
+
+OPEN, COMMITTED, EXPIRED = "open", "committed", "expired"
+"""The states of a push. Only an open one holds blobs; the other two are for ever."""
+
+RETRY_AFTER_SECONDS = 1
+
+
+class BlobState(StrEnum):
+    PENDING = "pending"
+    LIVE = "live"
+    DEAD = "dead"
+    DELETING = "deleting"
+    CORRUPT = "corrupt"
+
+
+def referenced() -> ColumnElement[bool]:
+    """The condition on `blob` that a version or a verdict refers to it."""
+    by_version = exists().where(col(VersionFileRow.digest) == col(BlobRow.digest))
+    by_verdict = exists().where(col(VerdictRow.report) == col(BlobRow.digest))
+    return or_(by_version, by_verdict)
+
+
+def held(*, expired_too: bool = True) -> ColumnElement[bool]:
+    """The condition on `blob` that something under way names it. Without `expired_too`: once the expired are ended."""
+    open_push = [col(PushRow.id) == col(PushBlobRow.push_id), col(PushRow.state) == OPEN]
+    if not expired_too:
+        open_push.append(col(PushRow.expires_at) > db.now())
+    by_push = exists().where(col(PushBlobRow.digest) == col(BlobRow.digest), *open_push)
+    by_job = exists().where(col(JobRow.report) == col(BlobRow.digest), col(JobRow.state) == State.RUNNING)
+    return or_(by_push, by_job)
+
+
+def unneeded(*, expired_too: bool = True) -> ColumnElement[bool]:
+    return not_(or_(referenced(), held(expired_too=expired_too)))
+
+
+def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobState]:
+    """A row for each blob that is about to be needed, locked until this transaction ends; their states.
+
+    Insert what holds them (push, job) in the same transaction. `Unavailable` (TRY_LATER) for one that is being deleted.
+    """
+    return {digest: _reserved(session, digest, size) for digest, size in sorted(sizes.items())}
+
+
+def _reserved(session: Session, digest: Digest, size_bytes: int) -> BlobState:
+    new = {"digest": digest, "size_bytes": size_bytes, "state": BlobState.PENDING, "created_at": db.now()}
+    if db.insert_new(session, BlobRow, new):
+        return BlobState.PENDING
+    locked = select(BlobRow.state).where(col(BlobRow.digest) == digest).with_for_update()
+    state = session.exec(locked).first()
+    if state is None or state == BlobState.DELETING:  # gone between the two statements is as good as going
+        raise Unavailable(
+            "TRY_LATER",
+            f"blob {digest} is being deleted just now",
+            next_step="try again in a moment",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+    if state == BlobState.DEAD:
+        _set(session, digest, BlobState.PENDING)
+        return BlobState.PENDING
+    return BlobState(state)
+
+
+def keep(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()) -> None:
+    """Their bytes are in the store and true: `live` from now on. `written` are those that were written just now.
+
+    `Unavailable` (TRY_LATER) when a blob was found corrupt meanwhile: the same call again will write it again.
+    """
+    moment = db.now()
+    for digest, size in sorted(sizes.items()):
+        good = [BlobState.PENDING, BlobState.LIVE, *([BlobState.CORRUPT] if digest in written else [])]
+        checked = {"checked_at": moment} if digest in written else {}
+        alive = update(BlobRow).where(col(BlobRow.digest) == digest, col(BlobRow.state).in_(good))
+        values = {"state": BlobState.LIVE, "size_bytes": size, "marked_at": None, **checked}
+        if not session.connection().execute(alive.values(**values)).rowcount:
+            raise Unavailable(
+                "TRY_LATER",
+                f"blob {digest} was found damaged or was taken away meanwhile",
+                next_step="push again: only what is missing will be sent",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+
+
+# ------------------------------------------------------------------ pushes
+def extend(session: Session, push_id: str, *, until: datetime) -> bool:
+    """Keep an open push open until then at least. False when it is committed; `NotFound` (PUSH_UNKNOWN) otherwise."""
+    later = case((col(PushRow.expires_at) > until, col(PushRow.expires_at)), else_=literal(until, UtcTime()))
+    still = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == OPEN).values(expires_at=later)
+    if session.connection().execute(still).rowcount:
+        return True
+    if session.exec(select(PushRow.state).where(PushRow.id == push_id)).first() != COMMITTED:
+        raise unknown_push(push_id)
+    return False
+
+
+def end(session: Session, push_id: str) -> bool:
+    """An open push is committed and holds nothing any more. Whether it was open."""
+    ended = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == OPEN).values(state=COMMITTED)
+    return bool(session.connection().execute(ended).rowcount)
+
+
+def unknown_push(push_id: str) -> NotFound:
+    """The one answer for a push that is somebody else's, that has expired, or that never was."""
+    return NotFound(
+        "PUSH_UNKNOWN",
+        f"there is no open push {push_id[:80]!r} of yours",
+        next_step="push again: only what is missing will be sent",
+    )
+
+
+def _set(session: Session, digest: Digest, state: BlobState) -> None:
+    changed = update(BlobRow).where(col(BlobRow.digest) == digest).values(state=state, marked_at=None)
+    session.connection().execute(changed)
