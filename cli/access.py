@@ -21,7 +21,7 @@ import click
 from cli import output, session
 from registry.client.api import Registry
 from registry.errors import Invalid
-from registry.wire_access import EventView, TokenCreate, TokenView, Whoami
+from registry.wire.access import EventView, TokenCreate, TokenView, Whoami
 
 SCOPES = ("pull", "push", "promote", "work", "admin")
 DAY_SECONDS = 86400

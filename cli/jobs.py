@@ -20,7 +20,7 @@ from registry.errors import Conflict, Unavailable
 from registry.jobs import FINAL, Job, Kind, State
 from registry.names import Ref
 from registry.verdicts import Check, Outcome, Verdict
-from registry.wire_jobs import JobSubmit
+from registry.wire.jobs import JobSubmit
 
 ASK_EVERY_SECONDS = 0.5
 REMARK_AFTER_SECONDS = 5.0

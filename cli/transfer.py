@@ -30,7 +30,7 @@ from registry.manifest import CONFIG
 from registry.names import AdapterName, Ref
 from registry.verdicts import Outcome, Verdict
 from registry.wire import VersionView
-from registry.wire_push import Pushed
+from registry.wire.push import Pushed
 
 
 class Bar:

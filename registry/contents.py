@@ -16,8 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from registry import config, engine_facts, lora, tensors
-from registry.config import AdapterConfig
+from registry import lora, tensors
+
+from registry.engines import facts as engine_facts
+
+from registry.lora import config
+from registry.lora.config import AdapterConfig
 from registry.errors import Invalid, Reason
 from registry.lora import LoraSpec
 from registry.manifest import CONFIG, WEIGHTS, Descriptor

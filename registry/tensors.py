@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from registry import strict_json
+from registry.strict import json as strict_json
 from registry.errors import Invalid, Reason, TooLarge
 
 Read = Callable[[int, int], bytes]

@@ -48,9 +48,9 @@ from registry.wire import (
     VersionView,
     YankRequest,
 )
-from registry.wire_access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
-from registry.wire_jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
-from registry.wire_push import PushCommit, Pushed, PushPlan, PushRequest, Upload
+from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
+from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Upload
 
 Shape = TypeVar("Shape", bound=BaseModel)
 Name = AdapterName | str

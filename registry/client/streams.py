@@ -25,7 +25,7 @@ from registry.client.sockets import Take
 from registry.digest import Digest, Hasher
 from registry.errors import Corrupt, Unavailable
 from registry.wire import FileLink
-from registry.wire_push import Part, Upload
+from registry.wire.push import Part, Upload
 
 CHUNK_BYTES = 2**20
 ATTEMPTS_LIMIT = 4

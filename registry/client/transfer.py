@@ -30,7 +30,7 @@ from registry.errors import Corrupt, Invalid, NotFound, Reason
 from registry.manifest import BaseRef, Edge, Relation
 from registry.names import AdapterName, Ref
 from registry.wire import FileLink, Resolved
-from registry.wire_push import Pushed, PushRequest
+from registry.wire.push import Pushed, PushRequest
 
 FILES_AT_ONCE = 4
 

@@ -20,7 +20,7 @@ from registry.digest import canonical_json
 from registry.server import db
 from registry.server.actors import Actor
 from registry.server.tables import EventRow
-from registry.wire_access import EventPage, EventView
+from registry.wire.access import EventPage, EventView
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
 

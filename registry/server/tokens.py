@@ -33,7 +33,7 @@ from registry.server import audit, db
 from registry.server.actors import EVERYWHERE, SCOPES, TRUSTED
 from registry.server.actors import Actor as Actor
 from registry.server.tables import TokenRow
-from registry.wire_access import TokenCreate, TokenView
+from registry.wire.access import TokenCreate, TokenView
 
 REMEMBER_SECONDS = 1.0
 USE_NOTED_EVERY = timedelta(minutes=10)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from cli import session
 from cli.main import main
 from registry.verdicts import Check, Finding, Report
-from registry.wire_jobs import ClaimRequest, FinishRequest
+from registry.wire.jobs import ClaimRequest, FinishRequest
 from tests import forge
 
 

@@ -12,8 +12,8 @@ from registry.client.api import Registry
 from registry.client.connection import ATTEMPTS_LIMIT, Connection
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
-from registry.wire_access import TokenCreate
-from registry.wire_push import Upload
+from registry.wire.access import TokenCreate
+from registry.wire.push import Upload
 
 URL = "https://registry.test"
 TOKEN = "lra_secret"

@@ -16,7 +16,7 @@ from registry.names import AdapterName
 from registry.server import db, queue
 from registry.server.tables import EventRow, JobRow, VerdictRow, VersionRow
 from registry.verdicts import Finding
-from registry.wire_jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
+from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from tests import forge
 from tests.world import World, rows
 

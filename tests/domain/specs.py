@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from registry import bases, compat, config, lora, tensors
+from registry import bases, compat, lora, tensors
+
+from registry.lora import config
 from registry.bases import BaseSpec
 from registry.lora import LoraSpec
 from registry.verdicts import Finding

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry import bases, tensors
-from registry.base_fingerprints import template_text, tokenizer_fingerprint
+from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.bases import BaseSpec
 from registry.errors import Invalid
 from tests import forge

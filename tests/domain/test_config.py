@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from registry import methods
-from registry.base_claim import BaseClaim, read_claim
-from registry.config import AdapterConfig, read_config, read_fields
-from registry.targets import Choice, Targets, endings
+from registry.lora import methods
+from registry.lora.base_claim import BaseClaim, read_claim
+from registry.lora.config import AdapterConfig, read_config, read_fields
+from registry.lora.targets import Choice, Targets, endings
 from tests import forge
 
 FIELDS: dict[str, Any] = json.loads(forge.lora(forge.llama())[forge.CONFIG])

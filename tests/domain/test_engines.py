@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from registry import bases, engine_facts, engine_settings, engine_table, engines, rulebook, tensors
+from registry import bases, engines, tensors
+
+from registry.engines import facts as engine_facts, rulebook, settings as engine_settings, table as engine_table
 from registry.digest import Digest
-from registry.engine_facts import EngineFacts
+from registry.engines.facts import EngineFacts
 from registry.errors import Invalid
-from registry.image_facts import ImageFacts
-from registry.rulebook import Condition, Rule
+from registry.formats.images import ImageFacts
+from registry.engines.rulebook import Condition, Rule
 from registry.verdicts import Outcome, add_up
 from tests import forge
 from tests.engines.cases import CASES, facts_of
@@ -245,7 +247,7 @@ def test_a_condition_on_a_fact_that_does_not_exist_is_refused() -> None:
 
 
 def test_the_page_is_made_from_the_rules() -> None:
-    assert (ROOT / "docs" / "engines.md").read_text() == engine_table.markdown(), "python -m registry.engine_table"
+    assert (ROOT / "docs" / "engines.md").read_text() == engine_table.markdown(), "python -m registry.engines.table"
 
 
 # ------------------------------------------------------------------------- settings

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from registry import formats, image_facts, tensors
-from registry.image_facts import ImageFacts
+from registry import formats, tensors
+
+from registry.formats import images as image_facts
+from registry.formats.images import ImageFacts
 from tests import forge
 from tests.forge import Tensor
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from registry import patterns
-from registry.patterns import PatternRefused, compiled
+from registry.strict import patterns
+from registry.strict.patterns import PatternRefused, compiled
 
 UNSLOTH = (
     r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from registry.errors import Invalid
-from registry.strict_json import Dialect, depth_of, parse
+from registry.strict.json import Dialect, depth_of, parse
 
 DIALECT = Dialect("CONFIG_INVALID", "config", depth=4)
 

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry import config, engine_facts, lora, tensors
-from registry.engine_facts import EngineFacts
+from registry import lora, tensors
+
+from registry.engines import facts as engine_facts
+
+from registry.lora import config
+from registry.engines.facts import EngineFacts
 from tests import forge
 from tests.forge import CONFIG, WEIGHTS, Files, Tensor
 

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from registry import bases, compat, config, engine_facts, engines, formats, image_facts, lora, tensors
-from registry.engine_facts import EngineFacts
+from registry import bases, compat, engines, formats, lora, tensors
+
+from registry.engines import facts as engine_facts
+
+from registry.formats import images as image_facts
+
+from registry.lora import config
+from registry.engines.facts import EngineFacts
 from registry.errors import RegistryError
 from registry.verdicts import Outcome, add_up
 from tests import fixtures

@@ -8,7 +8,7 @@ import pytest
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server import app, tokens
 from registry.server.tables import EventRow, TokenRow
-from registry.wire_access import TokenCreate
+from registry.wire.access import TokenCreate
 from tests.world import URL, World, rows
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from registry import config
+from registry.lora import config
 from registry.errors import Invalid, TooLarge
 from tests import forge
 from tests.wicked_forge import CONFIGS

@@ -27,7 +27,7 @@ from registry.server.routes.deps import (
     RememberedDep,
     SessionDep,
 )
-from registry.wire_access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
+from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 
 router = APIRouter(tags=["access"])
 

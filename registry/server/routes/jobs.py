@@ -21,7 +21,7 @@ from registry.names import AdapterName, Ref
 from registry.server import bases, catalog, queue, validation
 from registry.server.routes.deps import PAGE, BlobsDep, CursorDep, LimitDep, Puller, Pusher, SessionDep, Worker
 from registry.server.tables import BaseRow
-from registry.wire_jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 
 router = APIRouter(tags=["jobs"])
 Text = Annotated[str, Query(max_length=300)]

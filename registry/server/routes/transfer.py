@@ -39,7 +39,7 @@ from registry.server.routes.deps import (
     SettingsDep,
 )
 from registry.server.settings import Settings
-from registry.wire_push import PushCommit, Pushed, PushPlan, PushRequest
+from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest
 
 router = APIRouter(tags=["transfer"])
 OCTETS = "application/octet-stream"

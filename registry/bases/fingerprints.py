@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from registry.base_modules import Logical
+from registry.bases.modules import Logical
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.verdicts import Value

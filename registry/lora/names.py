@@ -20,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from registry import methods
-from registry.config import AdapterConfig
-from registry.targets import Targets
+from registry.lora import methods
+from registry.lora.config import AdapterConfig
+from registry.lora.targets import Targets
 
 PREFIX = "base_model.model."
 EMBEDDINGS = ("embed_tokens", "lm_head")

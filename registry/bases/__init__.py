@@ -20,16 +20,18 @@ from typing import Any
 
 from pydantic import Field
 
-from registry import base_modules, names, strict_json
-from registry.base_fingerprints import (
+from registry import names
+from registry.bases import modules as base_modules
+from registry.bases.fingerprints import (
     Fingerprints,
     architecture_fingerprint,
     template_text,
     tokenizer_fingerprint,
 )
-from registry.base_modules import Facts, Logical, ModuleShape
+from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
+from registry.strict import json as strict_json
 from registry.tensors import Header, TensorInfo
 from registry.verdicts import Value
 

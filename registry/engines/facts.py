@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from registry.bases import BaseSpec
-from registry.image_facts import ImageFacts
+from registry.formats.images import ImageFacts
 from registry.lora import LoraSpec, ModuleUpdate
 from registry.verdicts import Value
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from pydantic import Field
 
-from registry import methods, strict_json
-from registry.base_claim import BaseClaim, read_claim
 from registry.errors import Invalid, Reason, TooLarge
-from registry.fields import Fields
+from registry.lora import methods
+from registry.lora.base_claim import BaseClaim, read_claim
+from registry.strict import json as strict_json
+from registry.strict.fields import Fields
 from registry.verdicts import Finding, Value
 
 FILE = "adapter_config.json"

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 
-from registry.base_modules import ModuleShape
-from registry.compat_modules import Site
-from registry.config import AdapterConfig
+from registry.bases.modules import ModuleShape
+from registry.compat.modules import Site
 from registry.lora import LoraSpec, Piece
-from registry.targets import endings
+from registry.lora.config import AdapterConfig
+from registry.lora.targets import endings
 
 Shape = tuple[int, ...]
 

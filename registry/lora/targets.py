@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
-from registry import patterns
-from registry.config import AdapterConfig
+from registry.lora.config import AdapterConfig
+from registry.strict import patterns
 
 ALL_LINEAR = "all-linear"
 

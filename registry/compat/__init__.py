@@ -14,11 +14,11 @@ Example
 
 from __future__ import annotations
 
-from registry import compat_methods, methods
 from registry.bases import BaseSpec
-from registry.compat_modules import Site, check_completeness, check_full, check_updates
-from registry.lora import LoraSpec
-from registry.notes import Notes
+from registry.compat import methods as compat_methods
+from registry.compat.modules import Site, check_completeness, check_full, check_updates
+from registry.compat.notes import Notes
+from registry.lora import LoraSpec, methods
 from registry.verdicts import Finding
 
 CONFIG = "adapter_config.json"

@@ -19,9 +19,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from registry import strict_json
 from registry.errors import Invalid
 from registry.formats import Format
+from registry.strict import json as strict_json
 from registry.tensors import Header, Read, TensorInfo
 from registry.verdicts import Value
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from registry.base_modules import ModuleShape, is_token_table
 from registry.bases import BaseSpec
-from registry.config import AdapterConfig
+from registry.bases.modules import ModuleShape, is_token_table
+from registry.compat.notes import Notes
 from registry.lora import LoraSpec, ModuleUpdate, Piece
-from registry.notes import Notes
-from registry.targets import Targets, endings
+from registry.lora.config import AdapterConfig
+from registry.lora.targets import Targets, endings
 from registry.verdicts import Severity
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")

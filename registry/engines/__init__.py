@@ -19,12 +19,22 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from registry import engine_facts
 from registry.bases import BaseSpec
 from registry.digest import Digest
-from registry.engine_facts import EngineFacts
+from registry.engines import facts as engine_facts
+from registry.engines.facts import EngineFacts
+from registry.engines.rulebook import (
+    Condition,
+    Engine,
+    Rule,
+    Setting,
+    SettingRule,
+    Version,
+    engine,
+    properties,
+    version_of,
+)
 from registry.errors import Invalid
-from registry.rulebook import Condition, Engine, Rule, Setting, SettingRule, Version, engine, properties, version_of
 from registry.verdicts import Check, Finding, Outcome, Value, Verdict
 
 PROFILE_LIMIT = 400

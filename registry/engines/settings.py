@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry import engine_facts, engines
+from registry import engines
 from registry.bases import BaseSpec
-from registry.engine_facts import EngineFacts
-from registry.rulebook import Engine, engine
+from registry.engines import facts as engine_facts
+from registry.engines.facts import EngineFacts
+from registry.engines.rulebook import Engine, engine
 from registry.verdicts import Value
 
 SLOTS_LIMIT = 8

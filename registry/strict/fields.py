@@ -4,7 +4,7 @@ Invariants
 - A taken value is of the kind that was asked for, within its limits, or the neutral value of that kind after the
   broken rule was noted; nothing here raises.
 - `true` is no number, `8.0` and `"8"` are no whole number, text has no control characters.
-- Patterns pass `registry.patterns`; names are letters, digits, `.`, `_` and `-`.
+- Patterns pass `registry.strict.patterns`; names are letters, digits, `.`, `_` and `-`.
 
 Example
     >>> fields = Fields({"r": "8"})
@@ -18,8 +18,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from registry import patterns
 from registry.errors import Reason
+from registry.strict import patterns
 
 NAMES_LIMIT = 4096
 """Most names in one list; a loader's time grows with their product with the base's modules."""

@@ -1,4 +1,4 @@
-"""`docs/engines.md`, made from the rules: `python -m registry.engine_table > docs/engines.md`.
+"""`docs/engines.md`, made from the rules: `python -m registry.engines.table > docs/engines.md`.
 
 Invariants
 - Every cell of the page comes from a rule or a `works` entry and carries its source; nothing is written by hand.
@@ -14,13 +14,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from registry.rulebook import Engine, Property, Rule, Works, engines, properties, version_of
+from registry.engines.rulebook import Engine, Property, Rule, Works, engines, properties, version_of
 
 _INTRODUCTION = """\
 # Engines
 
 What each engine does with an adapter, by property, and how we know. This page is made from the data files in
-`registry/engine_rules/` by `python -m registry.engine_table`; a test keeps it equal to them.
+`registry/engines/rules/` by `python -m registry.engines.table`; a test keeps it equal to them.
 
 `adapter check REF --engine vllm==0.32.0,max_lora_rank=32` judges one adapter by these rules, from facts that the
 registry keeps with every version. What nobody has examined is answered `unknown`, never yes.

@@ -1,4 +1,4 @@
-"""The rules about engines, read from `registry/engine_rules/*.toml` and checked: what each version does with what.
+"""The rules about engines, read from `registry/engines/rules/*.toml` and checked: what each version does with what.
 
     property    something an adapter may have (rsLoRA, DoRA, a rank over the limit …), with the facts that show it
     rule        engine × versions × property (and further conditions) → effect, message, source
@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from registry.engine_facts import EngineFacts
+from registry.engines.facts import EngineFacts
 from registry.errors import Invalid
 from registry.verdicts import Severity, Value
 
@@ -189,7 +189,7 @@ def properties() -> tuple[Property, ...]:
 @lru_cache(maxsize=1)
 def engines() -> dict[str, Engine]:
     """All engines by name, in the order of their titles."""
-    folder = resources.files("registry") / "engine_rules"
+    folder = resources.files("registry.engines") / "rules"
     files = sorted(f.name for f in folder.iterdir() if f.name.endswith(".toml") and f.name != "properties.toml")
     found = [_engine(_toml(file)) for file in files]
     return {e.name: e for e in sorted(found, key=lambda e: (e.from_documentation, e.kind == "image", e.title.lower()))}
@@ -212,4 +212,4 @@ def _engine(data: dict[str, Any]) -> Engine:
 
 
 def _toml(file: str) -> dict[str, Any]:
-    return tomllib.loads((resources.files("registry") / "engine_rules" / file).read_text("utf-8"))
+    return tomllib.loads((resources.files("registry.engines") / "rules" / file).read_text("utf-8"))

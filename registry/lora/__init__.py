@@ -20,10 +20,10 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
-from registry.config import AdapterConfig
-from registry.lora_names import Names, Role
-from registry.methods import LORA_LIKE, PROMPTS
-from registry.targets import Choice
+from registry.lora.config import AdapterConfig
+from registry.lora.methods import LORA_LIKE, PROMPTS
+from registry.lora.names import Names, Role
+from registry.lora.targets import Choice
 from registry.tensors import FLOATS, Header, TensorInfo
 from registry.verdicts import Finding, Value
 
