@@ -45,6 +45,7 @@ _SETTINGS = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONWARNINGS": "ignore",  # of the libraries; they are not for whoever runs a worker
 }
 
 

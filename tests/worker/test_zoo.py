@@ -1,0 +1,35 @@
+"""Every adapter of the zoo, one for each method and option of PEFT, on its own tiny base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from registry.worker.pool import Limits, Pool, Source
+from tests import fixtures
+
+pytestmark = pytest.mark.slow
+LIMITS = Limits(deadline_seconds=120, threads=1)
+CHANGES_ITS_BASE = {"lora-layer-replication", "lora-pissa", "lora-olora", "lora-bias-all", "lora-bias-only"}
+"""They say so in their configuration, and are warned about."""
+
+
+def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
+    zoo, bases = fixtures.zoo(), fixtures.tiny_bases()
+    entries = {
+        name: entry
+        for name, entry in fixtures.manifest(zoo).items()
+        if (zoo / name / "adapter_model.safetensors").is_file() and (bases / entry["base"]).is_dir()
+    }
+    complaints: dict[str, Any] = {}
+    with Pool() as pool:
+        for name, entry in sorted(entries.items(), key=lambda item: str(item[1]["base"])):
+            answer = pool.try_adapter(Source(entry["base"], bases / entry["base"], ""), zoo / name, LIMITS)
+            found = answer["seen"]["findings"] if "seen" in answer else answer
+            if found:
+                complaints[name] = [(f["code"], f["severity"]) for f in found] if "seen" in answer else found
+        loads = pool.base_loads
+    assert complaints == {name: [("acts.base_changed", "warning")] for name in CHANGES_ITS_BASE}
+    assert len(entries) > 40
+    assert loads == len({entry["base"] for entry in entries.values()})
