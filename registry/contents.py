@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import lora, tensors
-
 from registry.engines import facts as engine_facts
-
-from registry.lora import config
-from registry.lora.config import AdapterConfig
 from registry.errors import Invalid, Reason
-from registry.lora import LoraSpec
+from registry.lora import LoraSpec, config
+from registry.lora.config import AdapterConfig
 from registry.manifest import CONFIG, WEIGHTS, Descriptor
 from registry.tensors import Header
 from registry.verdicts import Finding

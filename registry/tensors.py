@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from registry.strict import json as strict_json
 from registry.errors import Invalid, Reason, TooLarge
+from registry.strict import json as strict_json
 
 Read = Callable[[int, int], bytes]
 """Read `length` bytes from `offset`: a file, a range request, a memory view."""

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from registry import bases, compat, lora, tensors
-
-from registry.lora import config
 from registry.bases import BaseSpec
-from registry.lora import LoraSpec
+from registry.lora import LoraSpec, config
 from registry.verdicts import Finding
 from tests import forge
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from registry import bases, tensors
-from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.bases import BaseSpec
+from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.errors import Invalid
 from tests import forge
 from tests.domain.specs import base_spec

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from registry import compat, lora, tensors
-
-from registry.lora import config
 from registry.bases import BaseSpec
+from registry.lora import config
 from registry.verdicts import Finding, Outcome, add_up
 from tests import forge
 from tests.domain.specs import base_spec, judge, lora_spec

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from registry import bases, engines, tensors
-
-from registry.engines import facts as engine_facts, rulebook, settings as engine_settings, table as engine_table
 from registry.digest import Digest
+from registry.engines import facts as engine_facts
+from registry.engines import rulebook
+from registry.engines import settings as engine_settings
+from registry.engines import table as engine_table
 from registry.engines.facts import EngineFacts
+from registry.engines.rulebook import Condition, Rule
 from registry.errors import Invalid
 from registry.formats.images import ImageFacts
-from registry.engines.rulebook import Condition, Rule
 from registry.verdicts import Outcome, add_up
 from tests import forge
 from tests.engines.cases import CASES, facts_of

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from registry import formats, tensors
-
 from registry.formats import images as image_facts
 from registry.formats.images import ImageFacts
 from tests import forge

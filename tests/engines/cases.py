@@ -8,11 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from registry import lora, tensors
-
 from registry.engines import facts as engine_facts
-
-from registry.lora import config
 from registry.engines.facts import EngineFacts
+from registry.lora import config
 from tests import forge
 from tests.forge import CONFIG, WEIGHTS, Files, Tensor
 

@@ -10,14 +10,11 @@ from pathlib import Path
 import pytest
 
 from registry import bases, compat, engines, formats, lora, tensors
-
 from registry.engines import facts as engine_facts
-
-from registry.formats import images as image_facts
-
-from registry.lora import config
 from registry.engines.facts import EngineFacts
 from registry.errors import RegistryError
+from registry.formats import images as image_facts
+from registry.lora import config
 from registry.verdicts import Outcome, add_up
 from tests import fixtures
 from tests.forge import CONFIG, WEIGHTS

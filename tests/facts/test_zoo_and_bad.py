@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from registry import bases, compat, lora, tensors
-
-from registry.lora import config
 from registry.bases import BaseSpec
 from registry.errors import RegistryError
+from registry.lora import config
 from registry.verdicts import Outcome, add_up, summarise
 from tests import fixtures
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from registry.lora import config
 from registry.errors import Invalid, TooLarge
+from registry.lora import config
 from tests import forge
 from tests.wicked_forge import CONFIGS
 

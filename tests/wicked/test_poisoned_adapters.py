@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from registry import compat, lora, tensors
-
 from registry.lora import config
 from registry.verdicts import Finding, Outcome, add_up
 from tests import forge
