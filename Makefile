@@ -43,6 +43,7 @@ test: venv  ## every test (PostgreSQL is started by the tests themselves)
 
 lint: venv  ## ruff and mypy
 	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check --quiet . || { echo "run: $(PYTHON) -m ruff format ." >&2; exit 1; }
 	@$(PYTHON) -m mypy
 
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy

@@ -61,9 +61,7 @@ class Digest(str):
         return cls.of(canonical_json(value))
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: type[Any], handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(
             _parse_for_pydantic,
             core_schema.str_schema(pattern=r"^sha256:[0-9a-f]{64}$"),

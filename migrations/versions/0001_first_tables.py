@@ -33,11 +33,21 @@ def downgrade() -> None:
 
 
 TABLES = (
-    "base", "adapter", "version", "version_file", "edge",
-    "alias", "alias_move",
-    "blob", "push", "push_blob",
-    "job", "verdict",
-    "token", "event", "idempotency",
+    "base",
+    "adapter",
+    "version",
+    "version_file",
+    "edge",
+    "alias",
+    "alias_move",
+    "blob",
+    "push",
+    "push_blob",
+    "job",
+    "verdict",
+    "token",
+    "event",
+    "idempotency",
 )
 """In the order of their creation; each refers only to earlier ones."""
 

@@ -191,14 +191,10 @@ def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> li
     bases = dict(
         session.exec(select(BaseRow.id, BaseRow.name).where(col(BaseRow.id).in_({row.base_id for row in rows}))).all()
     )
-    return [
-        _view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0])) for row in rows
-    ]
+    return [_view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0])) for row in rows]
 
 
-def _view(
-    name: AdapterName, row: VersionRow, base: str, judged: list[Verdict], aliases: list[str]
-) -> VersionView:
+def _view(name: AdapterName, row: VersionRow, base: str, judged: list[Verdict], aliases: list[str]) -> VersionView:
     manifest = Manifest.model_validate_json(row.manifest)
     return VersionView(
         name=str(name),

@@ -65,9 +65,7 @@ def down(session: Session, actor: Actor, name: AdapterName, selector: Selector) 
     return _told(session, actor, name, root, session.exec(statement).all())
 
 
-def _told(
-    session: Session, actor: Actor, name: AdapterName, root: VersionRow, rows: Iterable[_Triple]
-) -> Lineage:
+def _told(session: Session, actor: Actor, name: AdapterName, root: VersionRow, rows: Iterable[_Triple]) -> Lineage:
     edges = sorted({(child, parent, relation) for child, parent, relation in rows})
     digests = {root.digest} | {child for child, _, _ in edges} | {parent for _, parent, _ in edges}
     statement = (

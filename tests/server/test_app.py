@@ -179,7 +179,9 @@ def test_an_application_without_a_trusted_actor_trusts_nobody(world: World) -> N
 def test_a_problem_travels_to_the_client_and_becomes_the_same_error(world: World) -> None:
     with pytest.raises(errors.NotFound) as caught:
         world.admin.adapter("acme/nothing")
-    problem = json.loads(httpx.Client(transport=world.transport, base_url=URL).get(
-        "/api/v1/adapters/acme/nothing", headers={"Authorization": f"Bearer {world.secret}"}
-    ).text)
+    problem = json.loads(
+        httpx.Client(transport=world.transport, base_url=URL)
+        .get("/api/v1/adapters/acme/nothing", headers={"Authorization": f"Bearer {world.secret}"})
+        .text
+    )
     assert caught.value.detail.startswith(problem["detail"])

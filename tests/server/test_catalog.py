@@ -118,9 +118,7 @@ def test_what_is_out_of_sight_answers_with_the_bytes_of_what_is_absent(world: Wo
     ):
         there, absent = raw(world, acme, path.format("secret")), raw(world, acme, path.format("absent"))
         assert there.status_code == absent.status_code == 404, (path, there.text)
-        without_id = [
-            {k: v for k, v in answer.json().items() if k != "request_id"} for answer in (there, absent)
-        ]
+        without_id = [{k: v for k, v in answer.json().items() if k != "request_id"} for answer in (there, absent)]
         assert str(without_id[0]).replace("secret", "absent") == str(without_id[1])
         assert there.headers.keys() == absent.headers.keys()
     assert acme.adapters().items == []

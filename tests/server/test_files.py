@@ -97,9 +97,7 @@ def test_a_stale_if_range_gets_the_whole_file(world: World, files: forge.Files) 
     assert (answer.status_code, answer.content) == (200, files[forge.WEIGHTS])
 
 
-def test_an_absent_file_and_a_hidden_adapter_are_both_not_found(
-    world: World, files: forge.Files
-) -> None:
+def test_an_absent_file_and_a_hidden_adapter_are_both_not_found(world: World, files: forge.Files) -> None:
     absent = ask(world, FILE.replace(forge.WEIGHTS, "LICENSE"))
     assert (absent.status_code, absent.json()["code"]) == (404, "BLOB_UNKNOWN")
     _, stranger = world.issue("pull", namespaces=["umbrella"])
