@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from registry.digest import Digest
+from registry.server.holds import BlobState
 from registry.server.tables import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
 from tests.world import URL, World, media_type, rows
 
@@ -64,6 +65,8 @@ def assert_refused(world: World, answer: httpx.Response, status: int, codes: Seq
     if reason:
         assert reason in reasons(answer), answer.text
     with world.session() as session:
-        for table in (AdapterRow, VersionRow, VersionFileRow, EdgeRow, BlobRow):
+        for table in (AdapterRow, VersionRow, VersionFileRow, EdgeRow):
             assert rows(session, table) == [], table
+        # A pending row is the plan's: it stands before its bytes and promises nothing.
+        assert [row.digest for row in rows(session, BlobRow) if row.state != BlobState.PENDING] == []
     assert list(world.blobs.list("blobs/")) == []
