@@ -82,7 +82,7 @@ class Registry:
 
     # ------------------------------------------------------------ push and bytes
     def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
-        return self._post(f"/adapters/{_name(name)}/pushes", request, PushPlan, again=True)
+        return self._post(f"/adapters/{_name(name)}/pushes", request, PushPlan)
 
     def upload(self, upload: Upload, body: Body) -> None:
         """Send one missing blob where its plan says. `body` must be readable again from the start."""
@@ -90,7 +90,7 @@ class Registry:
         self.connection.upload(upload.method, upload.url, body, headers=headers)
 
     def commit_push(self, push_id: str, *, alias: str = "") -> Pushed:
-        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", PushCommit(alias=alias), Pushed, again=True)
+        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", PushCommit(alias=alias), Pushed)
 
     @contextmanager
     def read(self, url: str, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
@@ -136,10 +136,10 @@ class Registry:
         return self._get(f"{_version(ref)}/lineage", Lineage, direction="down" if down else "up")
 
     def yank(self, ref: AnyRef, reason: str) -> VersionView:
-        return self._post(f"{_version(ref)}/yank", YankRequest(reason=reason), VersionView, again=True)
+        return self._post(f"{_version(ref)}/yank", YankRequest(reason=reason), VersionView)
 
     def check(self, request: CheckRequest) -> Verdict:
-        return self._post("/check", request, Verdict, again=True)
+        return self._post("/check", request, Verdict)
 
     # ------------------------------------------------------------ aliases
     def aliases(self, name: Name) -> AliasList:
@@ -165,7 +165,7 @@ class Registry:
 
     # ------------------------------------------------------------ bases
     def add_base(self, request: BaseAdd) -> BaseView:
-        return self._post("/bases", request, BaseView, again=True)
+        return self._post("/bases", request, BaseView)
 
     def bases(self) -> BaseList:
         return self._get("/bases", BaseList)
@@ -184,7 +184,7 @@ class Registry:
         return self._get(_job(job_id), Job)
 
     def cancel(self, job_id: str) -> Job:
-        return _parsed(self.connection.send("POST", _job(job_id) + "/cancel", again=True), Job)
+        return _parsed(self.connection.send("POST", _job(job_id) + "/cancel"), Job)
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """Work to do, or None when there is none now."""
@@ -192,10 +192,10 @@ class Registry:
         return None if answer.status_code == 204 else _parsed(answer, Claimed)
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
-        return self._post(_job(job_id) + "/renew", request, Lease, again=True)
+        return self._post(_job(job_id) + "/renew", request, Lease)
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
-        return self._post(_job(job_id) + "/finish", request, Job, again=True)
+        return self._post(_job(job_id) + "/finish", request, Job)
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
         return self._post(_job(job_id) + "/fail", request, Job)
@@ -223,9 +223,8 @@ class Registry:
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         return _parsed(self.connection.send("GET", path, query=query), shape)
 
-    def _post(self, path: str, request: Request, shape: type[Shape], *, again: bool = False) -> Shape:
-        answer = self.connection.send("POST", path, json=request.model_dump(mode="json"), again=again)
-        return _parsed(answer, shape)
+    def _post(self, path: str, request: Request, shape: type[Shape]) -> Shape:
+        return _parsed(self.connection.send("POST", path, json=request.model_dump(mode="json")), shape)
 
 
 def _parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:

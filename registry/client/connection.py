@@ -4,7 +4,8 @@ Invariants
 - The token goes to the registry's own origin and to nobody else, whatever a link or a redirect says.
 - An error answer raises the class that the server raised: the code travels, the class is rebuilt.
 - A registry that cannot be reached is `Unavailable` (SERVER_UNREACHABLE), never an exception of the HTTP library.
-- Only a request whose repetition changes nothing is sent again, with growing and jittered pauses.
+- Every mutation has an Idempotency-Key of its own, so that each request may be sent again: twice means once. It is
+  after a broken connection and an `Unavailable`, a few times, with growing and jittered pauses.
 
 Example
     >>> with Connection("https://registry.example.org", token) as connection:
@@ -17,6 +18,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,8 +43,6 @@ LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
 
 Body = Callable[[], Iterable[bytes]]
 """A request body that can be read again from the start, so that the request can be sent again."""
-
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class Connection:
@@ -89,18 +89,21 @@ class Connection:
         json: Any = None,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        again: bool | None = None,
+        seconds: float | None = None,
     ) -> httpx.Response:
-        """One request to a route below the API's prefix, its answer read whole. `again`: it may be repeated."""
+        """One request to a route below the API's prefix, its answer read whole. `seconds`: how long it may think."""
         given = {key: value for key, value in (query or {}).items() if value not in (None, "")}
-        repeat = method in ("GET", "HEAD", "DELETE") if again is None else again
+        sent = self._own(headers)
+        patience = TIMEOUT if seconds is None else httpx.Timeout(seconds, connect=TIMEOUT.connect)
+        if method not in ("GET", "HEAD"):
+            sent["Idempotency-Key"] = secrets.token_hex(16)
 
         def once() -> httpx.Response:
             return self._home.request(
-                method, self.url + PREFIX + path, json=json, params=given, headers=self._own(headers)
+                method, self.url + PREFIX + path, json=json, params=given, headers=sent, timeout=patience
             )
 
-        return self._repeat(once, repeat)
+        return self._repeat(once)
 
     def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Send bytes to a link of the registry (relative, or of its origin) or of its store (absolute)."""
@@ -109,12 +112,12 @@ class Connection:
         def once() -> httpx.Response:
             return client.request(method, target, content=body(), headers=sent)
 
-        return self._repeat(once, True)
+        return self._repeat(once)
 
     @contextmanager
     def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
         """The answer to a GET of a link, its body still to be read. Follows redirects, leaving the token at home."""
-        opened = self._repeat(lambda: self._open(url, headers), True)
+        opened = self._repeat(lambda: self._open(url, headers))
         try:
             with _as_unavailable(self.url):
                 yield opened
@@ -155,7 +158,7 @@ class Connection:
             body = _pieces(file, start, length, step)
             return client.request("PUT", target, content=body, headers={**sent, "Content-Length": str(length)})
 
-        return self._repeat(once, True)
+        return self._repeat(once)
 
     def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """GET a link and give its bytes to `take` as they come. Sent again only while nothing was taken."""
@@ -174,7 +177,7 @@ class Connection:
                     raise unreachable(self.url, e) from e
                 raise
 
-        return self._repeat(once, True)
+        return self._repeat(once)
 
     # ---------------------------------------------------------------- inside
     def _open(self, url: str, headers: Mapping[str, str] | None) -> httpx.Response:
@@ -212,7 +215,7 @@ class Connection:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return own | dict(headers or {})
 
-    def _repeat(self, once: Callable[[], httpx.Response], repeat: bool) -> httpx.Response:
+    def _repeat(self, once: Callable[[], httpx.Response]) -> httpx.Response:
         attempt = 0
         while True:
             attempt += 1
@@ -220,7 +223,7 @@ class Connection:
             try:
                 answer = once()
             except httpx.HTTPError as e:
-                if last or not (repeat or isinstance(e, _NEVER_SENT)):
+                if last:
                     raise unreachable(self.url, e) from e
                 self._wait(_pause(attempt, None))
                 continue
@@ -228,7 +231,7 @@ class Connection:
                 return answer
             at_home = _origin(str(answer.url)) == _origin(self.url)
             error = error_of(answer, self.url) if at_home else store_error_of(answer)
-            if last or not repeat or not isinstance(error, Unavailable):
+            if last or not isinstance(error, Unavailable):
                 raise error
             self._wait(_pause(attempt, error.retry_after_seconds))
 

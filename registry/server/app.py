@@ -29,7 +29,7 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
 from registry.server.envelope import Envelope
-from registry.server.routes import access, adapters, bases, deps, jobs, transfer
+from registry.server.routes import access, adapters, bases, deps, jobs, once, transfer
 from registry.server.settings import Settings
 from registry.wire import PREFIX
 
@@ -84,6 +84,7 @@ def create_app(
     for room in ROOMS:
         app.include_router(room.router, prefix=PREFIX)
     app.add_exception_handler(RegistryError, _registry_error)
+    app.add_exception_handler(once.Answered, once.replay)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(400, _unreadable)
     app.add_exception_handler(404, _no_route)

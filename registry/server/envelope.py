@@ -69,6 +69,7 @@ class Envelope:
                 error = TooLarge("SIZE_INVALID", f"body: over the limit of {limit} bytes for this route (BODY_LIMITS)")
                 await _send_problem(send_with_id, request_id, 413, error)
                 return
+            scope["state"]["body"] = body
             receive = _replay(body, receive)
         await self.app(scope, receive, send_with_id)
 

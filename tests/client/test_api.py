@@ -101,15 +101,28 @@ def test_a_read_is_sent_again_after_a_broken_connection_and_a_busy_server() -> N
     assert len(wire.requests) == 3
 
 
-def test_a_write_that_may_have_happened_is_not_sent_again() -> None:
-    wire = Wire(script(httpx.ReadError("reset")))
-    with pytest.raises(Unavailable) as caught:
-        wire.registry().create_token(TokenCreate(name="ci", scopes=["push"]))
-    assert caught.value.code == "SERVER_UNREACHABLE"
-    assert len(wire.requests) == 1
+def test_a_write_whose_answer_was_lost_is_sent_again_under_the_same_key() -> None:
+    made = {"token": {"id": "t", "name": "ci", "created_at": "2026-01-01T00:00:00Z"}, "secret": "s"}
+    made["token"] |= {"scopes": ["push"], "namespaces": ["*"], "created_by": "admin"}
+    wire = Wire(script(httpx.ReadError("reset"), problem(503, "TRY_LATER"), httpx.Response(201, json=made)))
+    registry = wire.registry()
+    assert registry.create_token(TokenCreate(name="ci", scopes=["push"])).secret == "s"
+    keys = [request.headers["idempotency-key"] for request in wire.requests]
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
 
 
-def test_a_write_that_never_left_is_sent_again() -> None:
+def test_each_write_has_a_key_of_its_own_and_a_read_has_none() -> None:
+    wire = Wire(lambda _: problem(404, "JOB_UNKNOWN"))
+    for ask in (Registry.cancel, Registry.cancel, Registry.job):
+        with pytest.raises(NotFound):
+            ask(wire.registry(), "job_1")
+    keys = [request.headers.get("idempotency-key") for request in wire.requests]
+    assert keys[2] is None
+    assert len({*keys}) == 3
+
+
+def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
     wire = Wire(script(*[httpx.ConnectError("refused")] * ATTEMPTS_LIMIT))
     with pytest.raises(Unavailable, match=r"registry\.test cannot be reached: refused"):
         wire.registry().create_token(TokenCreate(name="ci", scopes=["push"]))

@@ -27,13 +27,15 @@ from registry.server.routes.deps import (
     RememberedDep,
     SessionDep,
 )
+from registry.server.routes.once import OnceRoute
 from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 
-router = APIRouter(tags=["access"])
+router = APIRouter(tags=["access"], route_class=OnceRoute)
 
 
 @router.post("/tokens", status_code=201)
-def create_token(session: SessionDep, actor: Admin, request: TokenCreate) -> TokenCreated:
+def create_token(session: SessionDep, actor: Admin, request: TokenCreate, response: Response) -> TokenCreated:
+    response.headers["Cache-Control"] = "no-store"
     view, secret = tokens.issue(session, actor, request)
     return TokenCreated(token=view, secret=secret)
 

@@ -23,6 +23,7 @@ from registry.names import Ref, Selector
 from registry.server import adapters, aliases, catalog, history, lineage
 from registry.server.adapters import Search
 from registry.server.routes.deps import PAGE, CursorDep, LimitDep, NameDep, Promoter, Puller, SelectorDep, SessionDep
+from registry.server.routes.once import OnceRoute
 from registry.wire import (
     AdapterPage,
     AdapterView,
@@ -37,7 +38,7 @@ from registry.wire import (
     YankRequest,
 )
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], route_class=OnceRoute)
 ADAPTER = "/adapters/{namespace}/{name}"
 VERSION = ADAPTER + "/versions/{selector}"
 ALIAS = ADAPTER + "/aliases/{alias}"

@@ -13,9 +13,10 @@ from fastapi import APIRouter, Response
 
 from registry.server import bases
 from registry.server.routes.deps import Puller, Pusher, SessionDep
+from registry.server.routes.once import OnceRoute
 from registry.wire import BaseAdd, BaseList, BaseView
 
-router = APIRouter(tags=["bases"])
+router = APIRouter(tags=["bases"], route_class=OnceRoute)
 
 
 @router.post("/bases", status_code=201)

@@ -3,6 +3,7 @@
 Invariants
 - The session commits *before* the answer is sent (dependency scope "function"): a failed commit is never a 2xx.
 - Every route declares its scope by asking for one of the actors below, or is `OPEN`; `app.create_app` refuses others.
+- A mutation that comes with an Idempotency-Key claims it in its own transaction (see once.py).
 - A request without Authorization is refused, unless the application was made with a `trusted` actor (embedded).
 
 Example
@@ -24,10 +25,9 @@ from registry.server import db, tokens
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine, Session
+from registry.server.routes import once
 from registry.server.settings import Settings
 from registry.wire import PAGE_DEFAULT, PAGE_LIMIT
-
-_READING = frozenset({"GET", "HEAD"})
 
 
 def engine(request: Request) -> Engine:
@@ -52,8 +52,11 @@ def remembered(request: Request) -> tokens.Remembered:
 
 def session(request: Request) -> Iterator[Session]:
     """One transaction for the request; it may write unless the request is a GET or HEAD."""
-    with db.session(engine(request), write=request.method not in _READING) as opened:
+    actor = keyed_actor(request)
+    with db.session(engine(request), write=request.method not in once.READING) as opened:
         opened.info["request_id"] = request.state.request_id
+        if actor is not None:
+            once.begin(request, opened, actor)
         yield opened
 
 
@@ -62,6 +65,21 @@ def read_session(request: Request) -> Iterator[Session]:
     with db.session(engine(request), write=False) as opened:
         opened.info["request_id"] = request.state.request_id
         yield opened
+
+
+def keyed_session(request: Request) -> Iterator[Session]:
+    """A `read_session` whose route takes an Idempotency-Key."""
+    actor = keyed_actor(request)
+    with db.session(engine(request), write=False) as opened:
+        opened.info["request_id"] = request.state.request_id
+        if actor is not None:
+            once.look(request, opened, actor)
+        yield opened
+
+
+def keyed_actor(request: Request) -> Actor | None:
+    """Who asks, if a key must be looked for before the route runs."""
+    return _signed_in(request) if once.HEADER in request.headers and request.method not in once.READING else None
 
 
 class Needs:
@@ -123,6 +141,7 @@ SettingsDep = Annotated[Settings, Depends(settings)]
 RememberedDep = Annotated[tokens.Remembered, Depends(remembered)]
 SessionDep = Annotated[Session, Depends(session, scope="function")]
 ReadSessionDep = Annotated[Session, Depends(read_session, scope="function")]
+KeyedSessionDep = Annotated[Session, Depends(keyed_session, scope="function")]
 NameDep = Annotated[AdapterName, Depends(adapter_name)]
 SelectorDep = Annotated[Selector, Depends(version_selector)]
 CursorDep = Annotated[str, Depends(keyset_cursor)]

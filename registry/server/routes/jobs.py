@@ -20,10 +20,11 @@ from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
 from registry.server import bases, catalog, queue, validation
 from registry.server.routes.deps import PAGE, BlobsDep, CursorDep, LimitDep, Puller, Pusher, SessionDep, Worker
+from registry.server.routes.once import OnceRoute
 from registry.server.tables import BaseRow
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=OnceRoute)
 Text = Annotated[str, Query(max_length=300)]
 
 

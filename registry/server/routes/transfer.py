@@ -30,6 +30,7 @@ from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.deps import (
     BlobsDep,
     EngineDep,
+    KeyedSessionDep,
     NameDep,
     Puller,
     Pusher,
@@ -38,10 +39,11 @@ from registry.server.routes.deps import (
     SessionDep,
     SettingsDep,
 )
+from registry.server.routes.once import OnceRoute
 from registry.server.settings import Settings
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest
 
-router = APIRouter(tags=["transfer"])
+router = APIRouter(tags=["transfer"], route_class=OnceRoute)
 OCTETS = "application/octet-stream"
 WRITE_BYTES = 2**20
 """Received chunks are gathered to about this much before they are hashed and written."""
@@ -116,7 +118,7 @@ async def _receive(request: Request, sink: Sink) -> None:
 
 @router.post("/pushes/{push_id}/commit", status_code=201)
 def commit_push(
-    session: ReadSessionDep,
+    session: KeyedSessionDep,
     actor: Pusher,
     push_id: str,
     request: PushCommit,

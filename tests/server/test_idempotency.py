@@ -1,0 +1,250 @@
+"""Twice means once: an answer that was lost on its way, a key that comes again, equal requests that race."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.client.api import Registry
+from registry.client.connection import Connection
+from registry.digest import Digest
+from registry.errors import Conflict, Invalid
+from registry.jobs import Kind
+from registry.server import app as server_app
+from registry.server.routes import deps
+from registry.server.routes.once import OnceRoute
+from registry.server.tables import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
+from registry.wire import BaseAdd, PromoteRequest
+from registry.wire.access import TokenCreate
+from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
+from registry.wire.push import PushRequest
+from tests import forge
+from tests.world import URL, World, rows, spec_of
+
+
+class Losing(httpx.BaseTransport):
+    """The server acts, and the answers to some requests never arrive."""
+
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self.inner = inner
+        self.lose = 0
+        self.answers: list[httpx.Response] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = self.inner.handle_request(request)
+        answer.read()
+        if request.method not in ("GET", "HEAD"):
+            self.answers.append(answer)
+            if self.lose:
+                self.lose -= 1
+                raise httpx.ReadError("the answer was lost", request=request)
+        return answer
+
+
+@pytest.fixture
+def losing(world: World) -> Losing:
+    return Losing(world.transport)
+
+
+@pytest.fixture
+def client(world: World, losing: Losing) -> Registry:
+    return Registry(URL, connection=Connection(URL, world.secret, transport=losing, wait=lambda _: None))
+
+
+def events(world: World) -> list[str]:
+    with world.session() as session:
+        return [row.action for row in rows(session, EventRow)]
+
+
+def promote(world: World, client: Registry) -> Any:
+    world.push("acme/support")
+    world.validate("acme/support@1")
+    return lambda: client.promote("acme/support", "prod", "1", generation=0)
+
+
+def roll_back(world: World, client: Registry) -> Any:
+    for number in (1, 2):
+        world.push("acme/support")
+        world.validate(f"acme/support@{number}")
+        world.admin.promote("acme/support", "prod", str(number), generation=number - 1)
+    return lambda: client.rollback("acme/support", "prod")
+
+
+def yank(world: World, client: Registry) -> Any:
+    world.push("acme/support")
+    return lambda: client.yank("acme/support@1", "broken")
+
+
+def claim(world: World, client: Registry) -> Any:
+    world.push("acme/support")
+    return lambda: client.claim(ClaimRequest(worker="w"))
+
+
+def fail(world: World, client: Registry) -> Any:
+    world.push("acme/support")
+    claimed = world.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    request = FailRequest(lease_token=claimed.lease.token, error="no memory")
+    return lambda: client.fail(claimed.job.id, request)
+
+
+def submit(world: World, client: Registry) -> Any:
+    world.push("acme/support")
+    world.validate("acme/support@1")
+    return lambda: client.submit(JobSubmit(kind=Kind.VALIDATE, ref="acme/support@1"))
+
+
+def cancel(world: World, client: Registry) -> Any:
+    job_id = world.push("acme/support").job_id
+    return lambda: client.cancel(job_id)
+
+
+def add_base(world: World, client: Registry) -> Any:
+    spec = spec_of(forge.llama(name="another"))
+    return lambda: client.add_base(BaseAdd(spec=spec, source=""))
+
+
+def revoke(world: World, client: Registry) -> Any:
+    token_id, _ = world.issue("pull")
+    return lambda: client.revoke_token(token_id)
+
+
+def commit(world: World, client: Registry) -> Any:
+    files = world.files()
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+    data = {Digest.of(content): content for content in files.values()}
+    for upload in plan.uploads:
+        world.admin.upload(upload, lambda upload=upload: iter([data[upload.digest]]))
+    return lambda: client.commit_push(plan.push_id)
+
+
+MUTATIONS = [promote, roll_back, yank, claim, fail, submit, cancel, add_base, revoke, commit]
+
+
+@pytest.mark.parametrize("prepare", MUTATIONS, ids=lambda f: f.__name__)
+def test_a_mutation_whose_answer_was_lost_acts_once_and_is_answered_the_same(
+    world: World, client: Registry, losing: Losing, prepare: Callable[[World, Registry], Any]
+) -> None:
+    world.add_base()
+    act = prepare(world, client)
+    before = len(events(world))
+    losing.lose = 2
+    answer = act()
+    first, *again = losing.answers
+    assert len(again) == 2
+    for answer_again in again:
+        assert answer_again.status_code == first.status_code
+        assert answer_again.json() == first.json()
+        assert answer_again.headers.get("etag") == first.headers.get("etag")
+        assert answer_again.headers["idempotency-replayed"] == "true"
+    assert answer is not None
+    if isinstance(answer, Claimed):
+        world.give_back([answer.job.id])
+    told = events(world)[before:]
+    assert len(told) == len(set(told))
+
+
+def test_a_commit_whose_answer_was_lost_is_still_told_that_it_made_the_version(
+    world: World, client: Registry, losing: Losing
+) -> None:
+    world.add_base()
+    act = commit(world, client)
+    losing.lose = 1
+    pushed = act()
+    assert (pushed.created, pushed.version.number, bool(pushed.job_id)) == (True, 1, True)
+    with world.session() as session:
+        assert len(rows(session, VersionRow)) == 1
+
+
+def test_one_key_with_two_requests_is_a_conflict_and_acts_once(world: World) -> None:
+    world.add_base()
+    promote(world, world.admin)
+    key = {"Idempotency-Key": "k1", "Authorization": f"Bearer {world.secret}", "If-Match": '"0"'}
+    path = "/api/v1/adapters/acme/support/aliases/{}"
+    with httpx.Client(transport=world.transport, base_url=URL, headers=key) as raw:
+        body = PromoteRequest(version="1").model_dump()
+        assert raw.put(path.format("prod"), json=body).status_code == 200
+        for other in (
+            raw.put(path.format("canary"), json=body),
+            raw.put(path.format("prod"), json=body | {"reason": "other"}),
+            raw.put(path.format("prod"), json=body, headers={"If-Match": '"1"'}),
+        ):
+            assert (other.status_code, other.json()["code"]) == (409, "IDEMPOTENCY_REUSED")
+        assert raw.put(path.format("prod"), json=body).json()["generation"] == 1
+    with world.session() as session:
+        assert [row.alias for row in rows(session, AliasMoveRow)] == ["main", "prod"]
+
+
+def test_a_key_belongs_to_its_token(world: World) -> None:
+    world.add_base()
+    key = {"Idempotency-Key": "k1"}
+    with httpx.Client(transport=world.transport, base_url=URL, headers=key) as raw:
+        for name in ("one", "two"):
+            token = {"Authorization": f"Bearer {world.issue('admin', name=name)[1]}"}
+            body = TokenCreate(name=f"by-{name}", scopes=["pull"]).model_dump(mode="json")
+            assert raw.post("/api/v1/tokens", json=body, headers=token).status_code == 201
+
+
+def test_a_secret_is_not_kept_and_not_made_twice(world: World, client: Registry, losing: Losing) -> None:
+    losing.lose = 1
+    with pytest.raises(Conflict, match="secret that is shown once"):
+        client.create_token(TokenCreate(name="ci", scopes=["push"]))
+    secret = losing.answers[0].json()["secret"]
+    with world.session() as session:
+        assert [row.name for row in rows(session, TokenRow)] == ["admin", "ci"]
+        assert all(secret not in row.answer for row in rows(session, IdempotencyRow))
+
+
+def test_a_failed_mutation_frees_its_key(world: World) -> None:
+    headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {world.secret}"}
+    with httpx.Client(transport=world.transport, base_url=URL, headers=headers) as raw:
+        assert raw.post("/api/v1/jobs/none/cancel").status_code == 404
+        assert raw.post("/api/v1/jobs/claim", json={"worker": "w"}).status_code == 204
+    with world.session() as session:
+        assert rows(session, IdempotencyRow) == []
+
+
+@pytest.mark.parametrize("key", ["", "two words", "é", "x" * 201])
+def test_a_key_that_is_none_is_refused(world: World, key: str) -> None:
+    headers = {"Idempotency-Key": key.encode(), "Authorization": f"Bearer {world.secret}".encode()}
+    with httpx.Client(transport=world.transport, base_url=URL) as raw:
+        answer = raw.post("/api/v1/jobs/claim", json={"worker": "w"}, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, Invalid("REQUEST_INVALID", "").code)
+
+
+def test_equal_requests_with_one_key_that_race_act_once_and_have_one_answer(world: World) -> None:
+    world.add_base()
+    promote(world, world.admin)
+    headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {world.secret}", "If-Match": '"0"'}
+    path, body = "/api/v1/adapters/acme/support/aliases/prod", {"version": "1"}
+    with httpx.Client(transport=world.transport, base_url=URL, headers=headers) as raw, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: raw.put(path, json=body), range(16)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    with world.session() as session:
+        assert [row.generation for row in rows(session, AliasMoveRow) if row.alias == "prod"] == [1]
+
+
+def depends_on(dependant: Any) -> set[Any]:
+    return {inner.call for inner in dependant.dependencies}.union(*map(depends_on, dependant.dependencies))
+
+
+def test_every_mutation_takes_a_key_but_those_that_may_be_repeated_anyway() -> None:
+    unkeyed = {
+        f"{method} {route.path}"
+        for room in server_app.ROOMS
+        for route in room.router.routes
+        for method in route.methods - {"GET", "HEAD"}
+        if not (isinstance(route, OnceRoute) and depends_on(route.dependant) & {deps.session, deps.keyed_session})
+    }
+    assert unkeyed <= {
+        "POST /adapters/{namespace}/{name}/pushes",  # takes up the push that is open
+        "PUT /pushes/{push_id}/blobs/{digest}",  # the same bytes under the same key
+        "POST /gc",
+        "POST /fsck",
+        "POST /reindex",
+    }
