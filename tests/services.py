@@ -177,8 +177,9 @@ def _seaweedfs(program: str) -> Iterator[ObjectStore]:
         store = ObjectStore(f"http://127.0.0.1:{s3}", *writer, "us-east-1", *reader)
         _write_seaweedfs_config(folder, store)
         command = [program, *_seaweedfs_arguments(folder, s3, master, volume, filer)]
-        # GOMEMLIMIT and the upload limits: without both, parallel uploads grow the process without bound.
-        environment = os.environ | {"GOMEMLIMIT": "1500MiB"}
+        # GOMEMLIMIT and the upload limits: without both, parallel uploads grow the process without bound. And no
+        # AWS_ variable of ours: SeaweedFS would make an identity of it, beside or instead of those of its file.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | {"GOMEMLIMIT": "1500MiB"}
         # Killed at the end: a polite stop waits many seconds for its own cluster of one.
         with processes.running(command, folder, stop=signal.SIGKILL, env=environment) as process:
             # The gateway answers before a volume can be written: ask the master for one. And it is this server
