@@ -159,7 +159,7 @@ class Denied(RegistryError):
 
 class Unavailable(RegistryError):
     TITLE = "Try again later"
-    CODES = frozenset({"STORE_UNAVAILABLE", "DATABASE_UNAVAILABLE", "SERVER_UNREACHABLE", "TRY_LATER"})
+    CODES = frozenset({"STORE_UNAVAILABLE", "DATABASE_UNAVAILABLE", "SERVER_UNREACHABLE", "TRY_LATER", "BODY_STALLED"})
 
 
 class Corrupt(RegistryError):

@@ -24,7 +24,7 @@ from fastapi.routing import APIRoute
 
 from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, RegistryError
-from registry.server import db, stores, tokens
+from registry.server import db, failpoints, stores, tokens
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
@@ -51,6 +51,7 @@ STATUS_OF_CODE = {
     "FILE_REFUSED": 415,
     "PRECONDITION_REQUIRED": 428,
     "ALIAS_MOVED": 412,
+    "BODY_STALLED": 408,
 }
 ROOMS = (adapters, bases, jobs, access, transfer)
 """Where routes are. No room includes another's router: `declared_scopes` must see every route."""
@@ -75,6 +76,7 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,  # a redirect would be built from the Host header, which anybody may write
     )
+    failpoints.arm(settings.failpoints)
     app.state.settings = settings
     app.state.engine = engine if engine is not None else db.engine(settings)
     app.state.blobs = blobs if blobs is not None else stores.of(settings)
@@ -90,7 +92,7 @@ def create_app(
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_method)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, stall_seconds=settings.stall_seconds)
     return app
 
 

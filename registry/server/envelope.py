@@ -3,6 +3,7 @@
 Invariants
 - Every answer carries X-Request-Id; a well-formed one of the client is kept, else one is made.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
+- A body that stalls ends its request (`Pace`); nothing waits for ever for a sender.
 - A JSON body is read whole before the application sees the request, up to the limit of its route; a blob's never is.
 
 Example
@@ -17,7 +18,8 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from registry.errors import Invalid, RegistryError, TooLarge
+from registry.errors import Invalid, RegistryError, TooLarge, Unavailable
+from registry.server.pace import Pace
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -27,7 +29,7 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 BODY_LIMIT_BYTES = 2**20
 BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
     (re.compile(r"/pushes/[^/]+/blobs/"), None),  # bytes of a blob: streamed, and limited by what the plan said
-    (re.compile(r"/(commit|bases|finish|pushes)\Z"), 8 * 2**20),
+    (re.compile(r"/(commit|bases|finish|identity|likeness|pushes)\Z"), 8 * 2**20),
     (re.compile(r"/check\Z"), 32 * 2**20),  # holds a safetensors header of up to 16 MiB
 )
 """Path pattern → the largest body in bytes, None for no limit here; the first match counts."""
@@ -44,8 +46,9 @@ def body_limit(path: str) -> int | None:
 
 
 class Envelope:
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, stall_seconds: float = 60) -> None:
         self.app = app
+        self._stall_seconds = stall_seconds
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,9 +57,12 @@ class Envelope:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
+        paced = Pace(receive, self._stall_seconds)
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id.encode())]}
+                ours = [(b"x-request-id", request_id.encode()), *([(b"connection", b"close")] if paced.stalled else [])]
+                message = {**message, "headers": [*message.get("headers", ()), *ours]}
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
@@ -64,14 +70,19 @@ class Envelope:
             return
         limit = body_limit(scope["path"])
         if limit is not None and scope["method"] not in ("GET", "HEAD"):
-            body = await _whole_body(scope, receive, limit)
+            try:
+                body = await _whole_body(scope, paced, limit)
+            except Unavailable as stalled:
+                await _send_problem(send_with_id, request_id, 408, stalled)
+                return
             if body is None:
                 error = TooLarge("SIZE_INVALID", f"body: over the limit of {limit} bytes for this route (BODY_LIMITS)")
                 await _send_problem(send_with_id, request_id, 413, error)
                 return
             scope["state"]["body"] = body
-            receive = _replay(body, receive)
-        await self.app(scope, receive, send_with_id)
+            await self.app(scope, _replay(body, receive), send_with_id)
+            return
+        await self.app(scope, paced, send_with_id)
 
 
 def _header(scope: Message, name: bytes) -> str:
@@ -111,5 +122,6 @@ async def _send_problem(send: Send, request_id: str, status: int, error: Registr
     """The answer of `app.problem`, for what never reaches the application. The connection ends: its body is unread."""
     body = json.dumps(error.to_problem() | {"status": status, "request_id": request_id}).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
+    closing = [] if status == 408 else [(b"connection", b"close")]  # the envelope says so itself of what stalled
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *closing]})
     await send({"type": "http.response.body", "body": body})

@@ -41,6 +41,10 @@ class Settings:
     """How long a planned push holds its blobs and its staging keys before it expires."""
     link_seconds: int = 3600
     """How long a presigned link to a blob lasts."""
+    stall_seconds: int = 60
+    """A request whose body brings less than 1 KiB a second for so long is ended."""
+    failpoints: str = ""
+    """For tests of crashes only: see `failpoints`."""
     database_pool: int = 8
     """Connections that one process keeps to PostgreSQL."""
 
