@@ -89,6 +89,8 @@ def show(ref: Ref) -> None:
 def _print_version(version: VersionView, aliases: list[AliasView]) -> None:
     known = version.facts
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+    if version.damaged:
+        click.secho(f"  damaged in the store: {', '.join(version.damaged)}; push the same files again", fg="red")
     if version.yanked_at:
         click.secho(f"  yanked {output.moment(version.yanked_at)}: {version.yank_reason}", fg="red")
     output.facts(

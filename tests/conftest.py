@@ -114,3 +114,16 @@ def world(database_url: str) -> Iterator[object]:
 
     with World(database_url) as made:
         yield made
+
+
+@pytest.fixture(params=["memory", "local"])
+def stored_world(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[object]:
+    """A World with a base, its blobs in memory and in a folder."""
+    from registry.server.blobs import MemoryBlobs
+    from registry.server.local import LocalBlobs
+    from tests.world import World
+
+    blobs = MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "blobs")
+    with World(database_url, blobs=blobs) as made:
+        made.add_base()
+        yield made

@@ -51,8 +51,11 @@ from registry.wire import (
 from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Upload
+from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 
 Shape = TypeVar("Shape", bound=BaseModel)
+UPKEEP_SECONDS = 900.0
+"""How long one request of upkeep may take: a deep check reads at least one blob, and that may be 20 GiB."""
 Name = AdapterName | str
 AnyRef = Ref | str
 
@@ -219,7 +222,24 @@ class Registry:
     def health(self) -> Health:
         return self._get("/health", Health)
 
+    # ------------------------------------------------------------ upkeep
+    def collect(self, request: GcRequest) -> GcReport:
+        """Some seconds of garbage collection; go on with `next_cursor`."""
+        return self._long("/gc", request, GcReport)
+
+    def fsck(self, request: FsckRequest) -> FsckPage:
+        """Some seconds of a check, or one large blob of a deep one; go on with `next_cursor`."""
+        return self._long("/fsck", request, FsckPage)
+
+    def reindex(self, request: ReindexRequest) -> ReindexPage:
+        """Some seconds of re-indexing; go on with `next_cursor`."""
+        return self._long("/reindex", request, ReindexPage)
+
     # ------------------------------------------------------------ inside
+    def _long(self, path: str, request: Request, shape: type[Shape]) -> Shape:
+        answer = self.connection.send("POST", path, json=request.model_dump(mode="json"), seconds=UPKEEP_SECONDS)
+        return _parsed(answer, shape)
+
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         return _parsed(self.connection.send("GET", path, query=query), shape)
 

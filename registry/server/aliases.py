@@ -113,6 +113,7 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
     if version.yanked_at is None:
         version.yanked_at = db.now()
         version.yank_reason = reason
+        version.recorded_at = None  # its record is written anew
         session.add(version)
         audit.append(session, actor, "version.yank", f"{name}@{version.number}", {"reason": reason})
         session.flush()

@@ -29,7 +29,7 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
 from registry.server.envelope import Envelope
-from registry.server.routes import access, adapters, bases, deps, jobs, once, transfer
+from registry.server.routes import access, adapters, bases, deps, jobs, once, transfer, upkeep
 from registry.server.settings import Settings
 from registry.wire import PREFIX
 
@@ -53,7 +53,7 @@ STATUS_OF_CODE = {
     "ALIAS_MOVED": 412,
     "BODY_STALLED": 408,
 }
-ROOMS = (adapters, bases, jobs, access, transfer)
+ROOMS = (adapters, bases, jobs, access, transfer, upkeep)
 """Where routes are. No room includes another's router: `declared_scopes` must see every route."""
 
 REASONS_LIMIT = 50

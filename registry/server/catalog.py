@@ -25,7 +25,8 @@ from registry.errors import Invalid, NotFound, Refused
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.server.actors import EVERYWHERE, Actor, unknown_adapter
-from registry.server.tables import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow
+from registry.server.holds import BlobState
+from registry.server.tables import AdapterRow, AliasRow, BaseRow, BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.verdicts import Verdict
 from registry.wire import PREFIX, FileLink, Resolved, VersionPage, VersionView
 
@@ -182,19 +183,38 @@ def view(session: Session, name: AdapterName, row: VersionRow) -> VersionView:
 
 
 def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
-    """Rows of one adapter as they leave the server, in the same order; three statements however many they are."""
+    """Rows of one adapter as they leave the server, in the same order; four statements however many they are."""
     ids = [row.id or 0 for row in rows]
     judged = verdicts_of(session, rows)
+    damaged = _damaged(session, ids)
     aliases: dict[int, list[str]] = defaultdict(list)
     for alias in session.exec(select(AliasRow).where(col(AliasRow.version_id).in_(ids))):
         aliases[alias.version_id].append(alias.alias)
     bases = dict(
         session.exec(select(BaseRow.id, BaseRow.name).where(col(BaseRow.id).in_({row.base_id for row in rows}))).all()
     )
-    return [_view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0])) for row in rows]
+    return [
+        _view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0]), damaged[row.id or 0])
+        for row in rows
+    ]
 
 
-def _view(name: AdapterName, row: VersionRow, base: str, judged: list[Verdict], aliases: list[str]) -> VersionView:
+def _damaged(session: Session, ids: Sequence[int]) -> dict[int, list[str]]:
+    """Version id → its files whose bytes are known to be wrong or lost. Every id is there."""
+    found: dict[int, list[str]] = {version_id: [] for version_id in ids}
+    statement = (
+        select(VersionFileRow.version_id, VersionFileRow.path)
+        .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
+        .where(col(VersionFileRow.version_id).in_(ids), col(BlobRow.state) == BlobState.CORRUPT)
+    )
+    for version_id, path in session.exec(statement.order_by(col(VersionFileRow.path))):
+        found[version_id].append(path)
+    return found
+
+
+def _view(
+    name: AdapterName, row: VersionRow, base: str, judged: list[Verdict], aliases: list[str], damaged: list[str]
+) -> VersionView:
     manifest = Manifest.model_validate_json(row.manifest)
     return VersionView(
         name=str(name),
@@ -213,6 +233,7 @@ def _view(name: AdapterName, row: VersionRow, base: str, judged: list[Verdict], 
         created_by=row.created_by,
         yanked_at=row.yanked_at,
         yank_reason=row.yank_reason,
+        damaged=damaged,
     )
 
 

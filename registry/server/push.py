@@ -16,18 +16,20 @@ Example
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from registry import names
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, Reason
+from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import bases, catalog, db, holds, judge, versions
+from registry.server import bases, catalog, db, holds, judge, records, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
 from registry.server.holds import OPEN, BlobState
@@ -36,6 +38,8 @@ from registry.server.tables import AdapterRow, BaseRow, BlobRow, PushBlobRow, Pu
 from registry.wire import PREFIX
 from registry.wire.push import Part, PushCommit, Pushed, PushPlan, PushRequest, Upload
 
+RECORDS_LIMIT = 8
+"""Records that one push writes: its own, and some of those that were left."""
 COMMIT_SECONDS = 3600
 """How long a push stays open at least, once its commit has begun."""
 
@@ -285,7 +289,9 @@ def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
     return {digest for digest, state in states.items() if state == BlobState.CORRUPT}
 
 
-def tidy(push_id: str, *, blobs: BlobStore) -> None:
-    """Remove what a committed push staged. Not needed for truth: `gc` would do it later."""
-    for key in [stat.key for stat in blobs.list(f"staging/{push_id}/")]:
-        blobs.delete(key)
+def tidy(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
+    """Remove what a committed push staged, and record its version. Not needed for truth: `gc` would do it later."""
+    with contextlib.suppress(Unavailable):
+        for key in [stat.key for stat in blobs.list(f"staging/{push_id}/")]:
+            blobs.delete(key)
+        records.write_missing(engine, blobs, limit=RECORDS_LIMIT)

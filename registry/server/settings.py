@@ -39,6 +39,10 @@ class Settings:
     """URL at which clients reach this server, for absolute links. Empty: links are relative."""
     push_hold_seconds: int = 24 * 3600
     """How long a planned push holds its blobs and its staging keys before it expires."""
+    gc_grace_seconds: int = 7 * 24 * 3600
+    """How long `adapter gc` keeps a blob that nobody needs, unless it is told otherwise."""
+    second_copy: str = ""
+    """A store with the same keys (`file:///…` or `s3://…`), from which `adapter fsck --deep` restores damaged blobs."""
     link_seconds: int = 3600
     """How long a presigned link to a blob lasts."""
     stall_seconds: int = 60

@@ -18,11 +18,20 @@ from registry.server.settings import Settings
 
 def of(settings: Settings) -> BlobStore:
     """The store of `settings.blobs`. `Invalid` (SETTING_INVALID) for a URL that names none."""
-    if settings.blobs.startswith("s3:"):
+    return _at(settings.blobs, settings)
+
+
+def second(settings: Settings) -> BlobStore | None:
+    """The store that damaged blobs are restored from, if there is one."""
+    return _at(settings.second_copy, settings) if settings.second_copy else None
+
+
+def _at(url: str, settings: Settings) -> BlobStore:
+    if url.startswith("s3:"):
         return S3Blobs.at(
-            settings.blobs,
+            url,
             endpoint=settings.s3_endpoint,
             public_endpoint=settings.s3_public_endpoint,
             parts_from_bytes=settings.parts_from_bytes,
         )
-    return LocalBlobs.at(settings.blobs)
+    return LocalBlobs.at(url)

@@ -39,7 +39,7 @@ class Turn:
         """`Unavailable` (DATABASE_UNAVAILABLE) when the turn is lost. Asks the database at most once a second."""
         if self._connection is None or time.monotonic() - self._checked < CHECK_SECONDS:
             return
-        with db.away_is_unavailable():
+        with db.database_errors():
             self._connection.execute(text("SELECT 1"))
         self._checked = time.monotonic()
 
@@ -67,7 +67,7 @@ def _on_file(engine: Engine, name: str) -> Iterator[Turn]:
 @contextmanager
 def _on_connection(engine: Engine, name: str) -> Iterator[Turn]:
     key = {"key": _KEYS | zlib.crc32(name.encode())}
-    with db.away_is_unavailable(), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with db.database_errors(), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar():
             raise _taken(name)
         try:

@@ -31,6 +31,7 @@ from registry.wire.jobs import FinishRequest
 
 def finish(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
     """End a job with what it found. The same again with the same lease gives the same answer."""
+    db.begin_writing(session)
     row = queue.running(session, actor, job_id, request.lease_token)
     if row is None or row.kind != Kind.VALIDATE:
         return queue.value(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])

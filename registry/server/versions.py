@@ -76,9 +76,9 @@ def make(
         raise holds.unknown_push(push.id)
     base = bases.row(session, manifest.base.name)
     row = _version_row(session, actor, adapter, base, push, manifest, judged)
-    _files_and_edges(session, row, manifest)
+    add_contents(session, row, manifest)
     holds.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
-    outcome = _verdict(session, row, base, judged)
+    outcome = add_verdict(session, row, base, judged)
     detail = {"digest": row.digest, "base": base.name, "fits": str(outcome), "size_bytes": row.size_bytes}
     audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
     aliases.follow(session, actor, name, row)
@@ -130,7 +130,8 @@ def _version_row(
     return row
 
 
-def _files_and_edges(session: Session, row: VersionRow, manifest: Manifest) -> None:
+def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
+    """The rows of a version's files and parents, as its manifest names them."""
     version_id = row.id or 0
     session.add_all(
         VersionFileRow(
@@ -149,7 +150,8 @@ def _once(manifest: Manifest) -> Iterable[Any]:
     return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
 
 
-def _verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> Outcome:
+def add_verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> Outcome:
+    """The verdict `fits` of what was judged."""
     tools = {"registry": __version__}
     verdict = Verdict.of(Check.FITS, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
     session.add(validation.verdict_row(verdict, row, base))

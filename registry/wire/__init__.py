@@ -80,6 +80,8 @@ class AliasMove(Answer):
 
 
 class VersionView(Answer):
+    """One version. `damaged` are its files whose stored bytes are known to be wrong or lost."""
+
     name: str
     number: int
     digest: Digest
@@ -96,6 +98,7 @@ class VersionView(Answer):
     created_by: str
     yanked_at: datetime | None = None
     yank_reason: str = ""
+    damaged: list[str] = []
 
 
 class VersionPage(Answer):

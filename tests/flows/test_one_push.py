@@ -95,7 +95,7 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
         if point == "commit":
             patch.setattr(Session, "commit", crash_after_judging(world, crash))
         elif point == "rows":
-            patch.setattr("registry.server.versions._files_and_edges", crash)
+            patch.setattr("registry.server.versions.add_contents", crash)
         elif point == "finish":
             patch.setattr("registry.server.local._FileSink.finish", crash)
         else:

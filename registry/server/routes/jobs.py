@@ -19,7 +19,17 @@ from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
 from registry.server import bases, catalog, queue, validation
-from registry.server.routes.deps import PAGE, BlobsDep, CursorDep, LimitDep, Puller, Pusher, SessionDep, Worker
+from registry.server.routes.deps import (
+    PAGE,
+    BlobsDep,
+    CursorDep,
+    KeyedSessionDep,
+    LimitDep,
+    Puller,
+    Pusher,
+    SessionDep,
+    Worker,
+)
 from registry.server.routes.once import OnceRoute
 from registry.server.tables import BaseRow
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
@@ -88,7 +98,7 @@ def renew(session: SessionDep, actor: Worker, job_id: str, request: RenewRequest
 
 
 @router.post("/jobs/{job_id}/finish")
-def finish(session: SessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
+def finish(session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
     return validation.finish(session, actor, job_id, request, store=blobs)
 
 

@@ -125,11 +125,12 @@ def commit_push(
     blobs: BlobsDep,
     response: Response,
     after: BackgroundTasks,
+    engine: EngineDep,
 ) -> Pushed:
     """201 for a new version, 200 for one that was there."""
     pushed = push.commit(session, actor, push_id, request, blobs=blobs)
     response.status_code = 201 if pushed.created else 200
-    after.add_task(push.tidy, push_id, blobs=blobs)
+    after.add_task(push.tidy, engine, push_id, blobs=blobs)
     return pushed
 
 

@@ -1,0 +1,68 @@
+"""`VersionRecord` and `BaseRecord`: what must be known of a version and of a base to make their rows anew.
+
+Invariants
+- A record holds facts that never change, and whether a version was withdrawn; nothing that a row can be derived of.
+- Its bytes are named by their SHA-256, like every blob.
+
+Example
+    >>> VersionRecord.parse(record.to_bytes()) == record
+    True
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from registry.bases import BaseSpec
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.manifest import Manifest
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Literal[1] = 1
+    created_at: datetime
+    created_by: str
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False).encode()
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.to_bytes())
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """`Invalid` (MANIFEST_INVALID) for bytes that are no record of this kind."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as e:
+            raise Invalid("MANIFEST_INVALID", f"record: {e.errors()[0]['msg']}") from e
+
+
+class BaseRecord(Record):
+    """A base: what `adapter base add` found, who added it and when."""
+
+    spec: BaseSpec
+    source: str
+
+
+class VersionRecord(Record):
+    """A version: its place, its manifest, what the push said and what was seen in its bytes."""
+
+    namespace: str
+    name: str
+    number: int
+    manifest: Manifest
+    method: str
+    rank: int | None
+    facts: dict[str, Any]
+    message: str
+    yanked_at: datetime | None
+    yank_reason: str

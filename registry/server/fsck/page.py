@@ -1,0 +1,57 @@
+"""`Page`: what one request of a check works with, and what it has found.
+
+Invariants
+- Rows that are compared with each other come from one snapshot of the database.
+
+Example
+    >>> page.found("blob.bytes_missing", "sha256:…", "the store has no bytes of it")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from registry.server import db
+from registry.server.blobs import BlobStore
+from registry.verdicts import Finding, Severity
+
+
+@dataclass
+class Page:
+    engine: Engine
+    blobs: BlobStore
+    second: BlobStore | None = None
+    deep: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+    bytes_hashed: int = 0
+
+    def found(
+        self, code: str, place: str, sentence: str, *, severity: Severity = "error", expected: str = "", found: str = ""
+    ) -> None:
+        self.findings.append(
+            Finding(
+                code=code,
+                severity=severity,
+                place=place[:600],
+                sentence=sentence,
+                expected=expected[:600],
+                found=found[:600],
+            )
+        )
+
+    def count(self, what: str, number: int = 1) -> None:
+        self.checked[what] = self.checked.get(what, 0) + number
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A session whose statements all see the same moment."""
+        with db.session(self.engine, write=False) as session:
+            if self.engine.dialect.name == "postgresql":
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session

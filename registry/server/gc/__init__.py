@@ -1,0 +1,53 @@
+"""Garbage collection: what nobody needs goes, in small steps that may stop anywhere and be done again.
+
+    end      open pushes whose time is up hold nothing any more
+    mark     blobs that nobody needs become `dead`
+    delete   blobs dead for longer than the grace: claimed as `deleting`, then their bytes, then their row
+    sweep    staging keys of pushes that ended, uploads that nobody ends, final keys without a row
+
+Invariants
+- Safe with a grace of 0: what protects a blob is its row and its holds (`holds`), never a clock.
+- `deleting` is on the way out for good, and only the one process whose turn it is (`turn`) deletes bytes.
+- No transaction is longer than `BATCH` rows, and none is open while bytes are deleted: pushes never wait for long.
+- A dry run counts the same things and changes nothing.
+
+Example
+    >>> gc.run(engine, blobs, settings, GcRequest(grace_seconds=0)).blobs_deleted
+    3
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import Engine
+
+from registry.server import turn
+from registry.server.blobs import BlobStore
+from registry.server.gc import rows, sweep
+from registry.server.gc.shift import Shift
+from registry.server.settings import Settings
+from registry.wire.upkeep import GcReport, GcRequest
+
+TURN = "gc"
+_AGAIN = "rows"
+
+
+def run(engine: Engine, blobs: BlobStore, settings: Settings, request: GcRequest) -> GcReport:
+    """One request of a run. `Unavailable` (TRY_LATER) while another process collects."""
+    grace = settings.gc_grace_seconds if request.grace_seconds is None else request.grace_seconds
+    hold = timedelta(seconds=settings.push_hold_seconds)
+    with turn.take(engine, TURN) as mine:
+        shift = Shift(engine, blobs, mine, timedelta(seconds=grace), hold, request.dry_run)
+        following = _work(shift, request.cursor)
+    return GcReport(dry_run=request.dry_run, next_cursor=following, **shift.counts)
+
+
+def _work(shift: Shift, cursor: str) -> str:
+    if cursor not in ("", _AGAIN):
+        return sweep.go_on(shift, cursor)
+    if shift.dry_run:
+        rows.foresee(shift)
+    else:
+        rows.collect(shift)
+    return _AGAIN if shift.over and not shift.dry_run else sweep.go_on(shift, sweep.STAGING)

@@ -1,0 +1,111 @@
+"""Records: what a version or a base is, as small files beside the blobs, so that the bucket alone can be indexed again.
+
+    records/base/<hex>                          name, fingerprint, spec, source, who, when
+    records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
+
+Invariants
+- A record's key ends in the SHA-256 of its bytes, like every key of the store.
+- A record is written after the commit of its row: `recorded_at` is empty until it is there, and whoever comes next
+  (the next push, `gc`) writes what was left. So there is no record of a version that does not exist.
+- A version that is yanked is recorded again; the newer record takes the older one's place.
+- Aliases, verdicts, tokens and the audit log have no records: those come from the database's backup only.
+
+Example
+    >>> records.write_missing(engine, blobs, limit=10)
+    1
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, update
+from sqlmodel import Session, col, select
+
+from registry.bases import BaseSpec
+from registry.digest import Digest
+from registry.manifest import Manifest
+from registry.records import BaseRecord, Record, VersionRecord
+from registry.server import db
+from registry.server.blobs import BlobStore
+from registry.server.tables import AdapterRow, BaseRow, VersionRow
+
+VERSIONS, BASES = "records/version/", "records/base/"
+RECORD_LIMIT_BYTES = 64 * 2**20
+
+
+def of_base(row: BaseRow) -> BaseRecord:
+    return BaseRecord(
+        created_at=row.created_at,
+        created_by=row.created_by,
+        spec=BaseSpec.model_validate(row.spec),
+        source=row.source,
+    )
+
+
+def of_version(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
+    return VersionRecord(
+        created_at=row.created_at,
+        created_by=row.created_by,
+        namespace=adapter.namespace,
+        name=adapter.name,
+        number=row.number,
+        manifest=Manifest.model_validate_json(row.manifest),
+        method=row.method,
+        rank=row.rank,
+        facts=row.facts,
+        message=row.message,
+        yanked_at=row.yanked_at,
+        yank_reason=row.yank_reason,
+    )
+
+
+def folder_of(namespace: str, name: str) -> str:
+    """The prefix of all records of one adapter's versions."""
+    return f"{VERSIONS}{namespace}/{name}/"
+
+
+def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
+    """The bytes of a record, or None when they are not those that its key says."""
+    data = blobs.read(key, 0, min(size_bytes, RECORD_LIMIT_BYTES))
+    return data if Digest.of(data).hex == key[-64:] else None
+
+
+def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
+    """Write up to `limit` records that are still to be written, bases first; how many. Any number may do so at once."""
+    with db.session(engine, write=False) as session:
+        bases = session.exec(select(BaseRow).where(col(BaseRow.recorded_at).is_(None)).limit(limit)).all()
+        versions = session.exec(
+            select(AdapterRow, VersionRow)
+            .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+            .where(col(VersionRow.recorded_at).is_(None))
+            .limit(limit)
+        ).all()
+    for base in bases:
+        _put(blobs, BASES, of_base(base))
+    for adapter, version in versions:
+        folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
+        key = _put(blobs, folder, of_version(adapter, version))
+        for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
+            blobs.delete(old)
+    if bases or versions:
+        with db.session(engine) as session:
+            _note(session, list(bases), [version for _, version in versions])
+    return len(bases) + len(versions)
+
+
+def _put(blobs: BlobStore, folder: str, record: Record) -> str:
+    key, data = folder + record.digest.hex, record.to_bytes()
+    if blobs.stat(key) is None:
+        blobs.put(key, [data], limit_bytes=len(data))
+    return key
+
+
+def _note(session: Session, bases: list[BaseRow], versions: list[VersionRow]) -> None:
+    """The records are there. A version that was yanked since keeps its empty `recorded_at`."""
+    moment = db.now()
+    for base in bases:
+        session.connection().execute(update(BaseRow).where(col(BaseRow.id) == base.id).values(recorded_at=moment))
+    for row in versions:
+        same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at) == row.yanked_at)
+        if row.yanked_at is None:
+            same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at).is_(None))
+        session.connection().execute(same.values(recorded_at=moment))

@@ -1,0 +1,282 @@
+"""Re-indexing: rows of bases, versions, files and lineage made anew from the records beside the blobs.
+
+Invariants
+- What is there stays as it is: a record whose number is taken by another digest is a finding, not a change.
+- A version whose bytes are missing comes back too; its blobs are `corrupt` until somebody pushes them again.
+- Aliases (but `main`), verdicts (but `fits`, judged anew), tokens, jobs and events do not come back: a backup of the
+  database has those. So restore a backup first, if there is one; this adds what is newer than it.
+- Done twice, the second time changes nothing.
+
+Example
+    >>> reindex.run(engine, blobs, actor, ReindexRequest()).versions
+    12
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.digest import Digest
+from registry.errors import RegistryError
+from registry.manifest import Manifest
+from registry.names import AdapterName
+from registry.records import BaseRecord, VersionRecord
+from registry.server import aliases, audit, bases, catalog, db, holds, judge, records, versions
+from registry.server.actors import Actor
+from registry.server.blobs import BlobStore, Stat, key_of
+from registry.server.holds import BlobState
+from registry.server.judge import Judged
+from registry.server.tables import AdapterRow, AliasRow, BaseRow, BlobRow, VersionRow
+from registry.verdicts import Finding
+from registry.wire.upkeep import ReindexPage, ReindexRequest
+
+BATCH = 100
+SECONDS = 10.0
+EVENT = "version.reindex"
+_AGAIN = "again"
+Shape = TypeVar("Shape", BaseRecord, VersionRecord)
+
+
+def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest) -> ReindexPage:
+    """One request of a run. A dry run counts what is missing and goes to the end in one request."""
+    started = time.monotonic()
+    findings: list[Finding] = []
+    made_bases = _bases(engine, blobs, actor, findings, dry_run=request.dry_run)
+    made, following = 0, ""
+    for batch in _unknown(engine, blobs):
+        if request.dry_run:
+            made += len(batch)
+            continue
+        for name, group in groupby(batch, key=lambda missing: missing.name):
+            made += _versions(engine, blobs, actor, name, list(group), findings)
+        if time.monotonic() - started > SECONDS and made:
+            following = _AGAIN
+            break
+    return ReindexPage(bases=made_bases, versions=made, findings=findings[:200], next_cursor=following)
+
+
+def is_needed(engine: Engine, blobs: BlobStore) -> bool:
+    """Whether a version is recorded beside the blobs that the database does not know."""
+    return next(_unknown(engine, blobs), None) is not None
+
+
+# ------------------------------------------------------------------ what is missing
+@dataclass(frozen=True, slots=True, order=True)
+class _Missing:
+    name: AdapterName
+    number: int
+    keys: tuple[tuple[str, int], ...]
+
+
+def _unknown(engine: Engine, blobs: BlobStore) -> Iterator[list[_Missing]]:
+    """Recorded versions without a row, in batches, each sorted by name and number."""
+    listed = groupby(_sorted(blobs.list(records.VERSIONS)), key=lambda stat: stat.key.rsplit("/", 1)[0])
+    found = (_missing(folder, stats) for folder, stats in listed)
+    while batch := list(islice(found, BATCH)):
+        with db.session(engine, write=False) as session:
+            unknown = [missing for missing in batch if not _is_known(session, missing)]
+        if unknown:
+            yield sorted(unknown, key=lambda missing: (str(missing.name), missing.number))
+
+
+def _sorted(stats: Iterable[Stat]) -> list[Stat]:
+    return sorted(stats, key=lambda stat: stat.key)
+
+
+def _missing(folder: str, stats: Iterable[Stat]) -> _Missing:
+    _, _, namespace, name, number = folder.split("/")
+    return _Missing(AdapterName(namespace, name), int(number), tuple((s.key, s.size_bytes) for s in stats))
+
+
+def _is_known(session: Session, missing: _Missing) -> bool:
+    statement = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    found = statement.where(catalog.named(missing.name), col(VersionRow.number) == missing.number)
+    return session.exec(found).first() is not None
+
+
+# ------------------------------------------------------------------ bases
+def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Finding], *, dry_run: bool) -> int:
+    made = 0
+    for stat in list(blobs.list(records.BASES)):
+        record = _parsed(blobs, stat.key, stat.size_bytes, BaseRecord, findings)
+        if record is None:
+            continue
+        with db.session(engine, write=not dry_run) as session:
+            found = session.exec(select(BaseRow).where(col(BaseRow.name) == record.spec.name)).first()
+            if found is None:
+                made += 1
+                if not dry_run:
+                    _add_base(session, actor, record)
+            elif found.fingerprint != record.spec.fingerprint:
+                findings.append(_finding("record.base_differs", stat.key, f"base '{found.name}' is another one here"))
+    return made
+
+
+def _add_base(session: Session, actor: Actor, record: BaseRecord) -> None:
+    spec = record.spec
+    values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
+    values |= {"source": record.source, "created_at": record.created_at, "created_by": record.created_by}
+    if db.insert_new(session, BaseRow, {**values, "recorded_at": db.now()}):
+        audit.append(session, actor, "base.reindex", spec.name, {"fingerprint": spec.fingerprint})
+
+
+# ------------------------------------------------------------------ versions
+def _versions(
+    engine: Engine, blobs: BlobStore, actor: Actor, name: AdapterName, missing: list[_Missing], findings: list[Finding]
+) -> int:
+    made = 0
+    for one in missing:
+        record = _newest(blobs, one, findings)
+        if record is None:
+            continue
+        present = _present(blobs, record.manifest, name, one.number, findings)
+        judged = _judged(engine, blobs, record.manifest)
+        with db.session(engine) as session:
+            made += _add_version(session, actor, name, record, judged, present, findings)
+    with db.session(engine) as session:
+        _point_main(session, actor, name)
+    return made
+
+
+def _newest(blobs: BlobStore, missing: _Missing, findings: list[Finding]) -> VersionRecord | None:
+    """The record of a version. A yank records it anew, and a kill may leave both: the yanked one counts."""
+    found = [_parsed(blobs, key, size, VersionRecord, findings) for key, size in missing.keys]
+    whole = [r for r in found if r and (r.namespace, r.name, r.number) == (*_parts(missing.name), missing.number)]
+    return max(whole, key=lambda record: record.yanked_at is not None, default=None)
+
+
+def _parts(name: AdapterName) -> tuple[str, str]:
+    return name.namespace, name.name
+
+
+def _present(
+    blobs: BlobStore, manifest: Manifest, name: AdapterName, number: int, findings: list[Finding]
+) -> set[Digest]:
+    """The blobs of a version whose bytes are in the store with the right size."""
+    present = set()
+    for file in manifest.files:
+        stat = blobs.stat(key_of(file.digest))
+        if stat is not None and stat.size_bytes == file.size_bytes:
+            present.add(file.digest)
+        else:
+            sentence = f"the store has {'no bytes' if stat is None else f'{stat.size_bytes} bytes'} of {file.digest}"
+            findings.append(_finding("blob.bytes_missing", f"{name}@{number} {file.path}", sentence))
+    return present
+
+
+def _judged(engine: Engine, blobs: BlobStore, manifest: Manifest) -> Judged | None:
+    """What the bytes say against their base, or None when they cannot be read any more."""
+    try:
+        with db.session(engine, write=False) as session:
+            spec = bases.spec_of(bases.row(session, manifest.base.name))
+        return judge.look(blobs, {file.digest: key_of(file.digest) for file in manifest.files}, manifest, spec)
+    except RegistryError:
+        return None
+
+
+def _add_version(
+    session: Session,
+    actor: Actor,
+    name: AdapterName,
+    record: VersionRecord,
+    judged: Judged | None,
+    present: set[Digest],
+    findings: list[Finding],
+) -> int:
+    manifest = record.manifest
+    base = session.exec(select(BaseRow).where(col(BaseRow.name) == manifest.base.name)).first()
+    if base is None or base.fingerprint != manifest.base.fingerprint:
+        sentence = f"its base '{manifest.base.name}' is not here"
+        findings.append(_finding("record.base_unknown", f"{name}@{record.number}", sentence))
+        return 0
+    adapter = _adapter(session, name, record)
+    taken = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == manifest.digest)
+    if session.exec(taken).first() is not None:
+        findings.append(_finding("record.number_taken", f"{name}@{record.number}", "these bytes have another number"))
+        return 0
+    adapter.newest_number = max(adapter.newest_number, record.number)
+    adapter.updated_at = max(adapter.updated_at, record.created_at)
+    row = _version_row(adapter, base, record)
+    session.add_all([adapter, row])
+    session.flush()
+    versions.add_contents(session, row, manifest)
+    sizes = {file.digest: file.size_bytes for file in manifest.files}
+    holds.reserve(session, sizes)
+    holds.keep(session, {digest: size for digest, size in sizes.items() if digest in present}, written=present)
+    _mark_missing(session, set(sizes) - present)
+    if judged is not None:
+        versions.add_verdict(session, row, base, judged)
+    audit.append(session, actor, EVENT, f"{name}@{row.number}", {"digest": row.digest, "base": base.name})
+    return 1
+
+
+def _adapter(session: Session, name: AdapterName, record: VersionRecord) -> AdapterRow:
+    values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
+    values |= {"created_at": record.created_at, "created_by": record.created_by, "updated_at": record.created_at}
+    db.insert_new(session, AdapterRow, values)
+    statement = select(AdapterRow).where(catalog.named(name)).with_for_update()
+    return session.exec(statement.execution_options(populate_existing=True)).one()
+
+
+def _version_row(adapter: AdapterRow, base: BaseRow, record: VersionRecord) -> VersionRow:
+    manifest = record.manifest
+    return VersionRow(
+        adapter_id=adapter.id or 0,
+        number=record.number,
+        digest=manifest.digest,
+        manifest=manifest.to_bytes().decode(),
+        base_id=base.id or 0,
+        size_bytes=manifest.size_bytes,
+        method=record.method,
+        rank=record.rank,
+        facts=record.facts,
+        message=record.message,
+        created_at=record.created_at,
+        created_by=record.created_by,
+        yanked_at=record.yanked_at,
+        yank_reason=record.yank_reason,
+        recorded_at=db.now(),
+    )
+
+
+def _mark_missing(session: Session, digests: set[Digest]) -> None:
+    for digest in sorted(digests):
+        row = session.get_one(BlobRow, digest, populate_existing=True)
+        if row.state == BlobState.PENDING:
+            row.state = BlobState.CORRUPT
+            session.add(row)
+    session.flush()
+
+
+def _point_main(session: Session, actor: Actor, name: AdapterName) -> None:
+    """`main` follows the newest version again."""
+    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    newest = session.exec(statement.where(catalog.named(name)).order_by(col(VersionRow.number).desc())).first()
+    if newest is None:
+        return
+    main = session.get(AliasRow, (newest.adapter_id, names.NEWEST))
+    if main is None or main.version_id != newest.id:
+        aliases.follow(session, actor, name, newest)
+
+
+# ------------------------------------------------------------------ records
+def _parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], findings: list[Finding]) -> Shape | None:
+    data = records.read(blobs, key, size_bytes)
+    if data is not None:
+        with contextlib.suppress(RegistryError):
+            return shape.parse(data)
+    findings.append(_finding("record.damaged", key, "is not what it was when it was written"))
+    return None
+
+
+def _finding(code: str, place: str, sentence: str) -> Finding:
+    return Finding(code=code, severity="error", place=place, sentence=sentence)

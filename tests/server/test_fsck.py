@@ -1,0 +1,232 @@
+"""Checking: a healthy registry has no findings, every planted damage has one, and flipped bits are all found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, update
+from sqlmodel import Session, SQLModel, col, select
+
+from registry.digest import Digest
+from registry.errors import Corrupt, Invalid
+from registry.server import db
+from registry.server.blobs import key_of
+from registry.server.local import LocalBlobs
+from registry.server.tables import (
+    AdapterRow,
+    AliasMoveRow,
+    AliasRow,
+    BlobRow,
+    EdgeRow,
+    EventRow,
+    VersionFileRow,
+    VersionRow,
+)
+from registry.wire.upkeep import FsckRequest
+from tests import forge
+from tests.upkeep import check, collect, findings, plan, states
+from tests.world import World
+
+BLOBS = 100
+
+
+@pytest.fixture
+def local(database_url: str, tmp_path: Path) -> object:
+    second = tmp_path / "second"
+    with World(database_url, blobs=LocalBlobs(tmp_path / "blobs"), second_copy=second.as_uri()) as world:
+        world.add_base()
+        yield world
+
+
+def busy(world: World) -> None:
+    """Some of everything that a registry holds."""
+    first = world.push("acme/support", alias="canary")
+    world.validate("acme/support@1")
+    world.push("acme/support")
+    world.admin.promote("acme/support", "canary", "2", generation=1)
+    world.admin.rollback("acme/support", "canary")
+    world.push("acme/other")
+    world.admin.yank("acme/other@1", "for the test")
+    assert first.created
+
+
+def file_of(world: World, digest: str) -> Path:
+    path = world.blobs.path_of(key_of(Digest(digest)))
+    assert path is not None
+    return path
+
+
+def flip(path: Path, where: int) -> None:
+    """One bit, as a disk would."""
+    data = bytearray(path.read_bytes())
+    data[where // 8 % len(data)] ^= 1 << where % 8
+    path.write_bytes(data)
+
+
+def test_a_healthy_registry_has_no_findings(stored_world: World) -> None:
+    busy(stored_world)
+    collect(stored_world)
+    pages = check(stored_world, deep=True)
+    assert [f for page in pages for f in page.findings] == []
+    counted: dict[str, int] = {}
+    for page in pages:
+        for what, number in page.checked.items():
+            counted[what] = counted.get(what, 0) + number
+    assert (counted["adapters"], counted["versions"], counted["records"]) == (2, 3, 3)
+    assert counted["hashed"] == counted["blobs"] == len(states(stored_world))
+    assert sorted(page.share for page in pages)[-1] == 1.0
+
+
+def _change(table: type[SQLModel], **values: object) -> Callable[[Session], None]:
+    return lambda session: session.connection().execute(update(table).values(**values)) and None
+
+
+DAMAGES: dict[str, Callable[[Session], object]] = {
+    "version.numbers_broken": _change(AdapterRow, newest_number=7),
+    "version.manifest_broken": _change(VersionRow, manifest="{}"),
+    "version.size_differs": _change(VersionRow, size_bytes=1),
+    "version.files_differ": _change(VersionFileRow, media_type="text/html"),
+    "version.parents_differ": lambda s: s.add(
+        EdgeRow(child_id=s.exec(select(VersionRow.id)).first(), parent_digest=Digest.of(b"x"), relation="merged")
+    ),
+    "version.event_count": lambda s: s.connection().execute(
+        delete(EventRow).where(col(EventRow.action) == "version.push")
+    ),
+    "alias.event_count": lambda s: s.connection().execute(delete(EventRow).where(col(EventRow.action) == "alias.move")),
+    "alias.row_differs": _change(AliasRow, generation=9),
+    "alias.chain_broken": lambda s: s.connection().execute(
+        update(AliasMoveRow).where(col(AliasMoveRow.generation) == 2).values(from_version_id=None)
+    ),
+    "blob.row_missing": lambda s: s.connection().execute(delete(BlobRow)),
+    "blob.state_wrong": _change(BlobRow, state="dead"),
+    "blob.size_differs": _change(BlobRow, size_bytes=5),
+}
+
+
+@pytest.mark.parametrize("code", DAMAGES)
+def test_damage_to_the_rows_is_found(world: World, code: str) -> None:
+    world.add_base()
+    world.push("acme/support", alias="canary")
+    world.push("acme/support", alias="canary")
+    collect(world)
+    with world.session(write=True) as session:
+        DAMAGES[code](session)
+    assert code in {finding.partition(" ")[0] for finding in findings(world, deep=False)}
+    with world.session(write=True) as session:  # leave what World.check accepts
+        session.connection().execute(delete(BlobRow))
+    for stat in list(world.blobs.list("blobs/")):
+        world.blobs.delete(stat.key)
+
+
+def test_a_version_whose_manifest_has_another_digest_is_found(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    with world.session(write=True) as session:
+        session.connection().execute(update(VersionRow).values(digest=Digest.of(b"another")))
+    assert [f for f in findings(world, deep=False) if f.startswith("version.manifest_differs acme/support@1")]
+
+
+def test_missing_and_cut_bytes_are_found_without_reading_them(local: World) -> None:
+    local.push("acme/support")
+    digests = sorted(states(local))
+    file_of(local, digests[0]).unlink()
+    file_of(local, digests[1]).write_bytes(b"")
+    found = findings(local, deep=False)
+    assert found == [f"blob.bytes_missing {digests[0]}", f"blob.size_differs {digests[1]}"]
+    with local.session(write=True) as session:
+        session.connection().execute(delete(BlobRow).where(col(BlobRow.digest).in_(digests[:2])))
+    file_of(local, digests[1]).unlink()
+
+
+def test_a_hundred_flipped_bits_in_a_hundred_blobs_are_a_hundred_findings(local: World) -> None:
+    dice = random.Random(24)
+    wanted = []
+    with local.session(write=True) as session:
+        for _ in range(BLOBS):
+            data = dice.randbytes(dice.randrange(1, 5000))
+            digest = Digest.of(data)
+            local.blobs.put(key_of(digest), [data], limit_bytes=len(data))
+            session.add(BlobRow(digest=digest, size_bytes=len(data), created_at=db.now()))
+            wanted.append(digest)
+            flip(file_of(local, digest), dice.randrange(len(data) * 8))
+    assert sorted(findings(local)) == sorted(f"blob.damaged {digest}" for digest in wanted)
+    assert set(states(local).values()) == {"corrupt"}
+
+
+def test_a_damaged_version_says_so_and_a_push_of_the_same_bytes_mends_it(local: World) -> None:
+    files = local.files()
+    local.push("acme/support", files)
+    weights = Digest.of(files[forge.WEIGHTS])
+    flip(file_of(local, weights), 4000)
+    assert findings(local) == [f"blob.damaged {weights}"]
+    assert local.admin.version("acme/support").damaged == [forge.WEIGHTS]
+    link = next(f.url for f in local.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
+    with pytest.raises(Corrupt) as refusal, local.admin.read(link) as chunks:
+        b"".join(chunks)
+    assert refusal.value.code == "DIGEST_MISMATCH"
+    other = next(f.url for f in local.admin.resolve("acme/support").files if f.path == forge.CONFIG)
+    with local.admin.read(other) as chunks:
+        assert b"".join(chunks) == files[forge.CONFIG]
+    mended = local.push("acme/support", files)
+    assert (mended.created, mended.version.number, mended.version.damaged) == (False, 1, [])
+    with local.admin.read(link) as chunks:
+        assert b"".join(chunks) == files[forge.WEIGHTS]
+    assert findings(local) == []
+
+
+def test_a_push_that_was_open_before_the_damage_mends_it_too(local: World) -> None:
+    files = local.files()
+    local.push("acme/support", files)
+    changed = {**files, "README.md": b"# another\n"}
+    first = plan(local, changed)
+    assert len(first.uploads) == 1
+    weights = Digest.of(files[forge.WEIGHTS])
+    flip(file_of(local, weights), 77)
+    findings(local)
+    pushed = local.push("acme/support", changed)
+    assert (pushed.created, pushed.version.damaged) == (True, [])
+    assert findings(local) == []
+
+
+def test_damaged_blobs_are_restored_from_the_second_copy(local: World, tmp_path: Path) -> None:
+    files = local.files()
+    local.push("acme/support", files)
+    second = LocalBlobs(tmp_path / "second")
+    for data in files.values():
+        second.put(key_of(Digest.of(data)), [data], limit_bytes=len(data))
+    weights, config = Digest.of(files[forge.WEIGHTS]), Digest.of(files[forge.CONFIG])
+    flip(file_of(local, weights), 1)
+    file_of(local, config).unlink()
+    damaged_too = second.path_of(key_of(config))
+    assert damaged_too is not None
+    flip(damaged_too, 9)
+    assert sorted(findings(local)) == sorted([f"blob.restored {weights}", f"blob.damaged {config}"])
+    assert file_of(local, weights).read_bytes() == files[forge.WEIGHTS]
+    assert states(local)[weights] == "live"
+    flip(damaged_too, 9)
+    assert findings(local) == [f"blob.restored {config}"]
+    assert findings(local) == []
+
+
+def test_bytes_that_somebody_mended_by_hand_are_believed_again(local: World) -> None:
+    files = local.files()
+    local.push("acme/support", files)
+    weights = Digest.of(files[forge.WEIGHTS])
+    flip(file_of(local, weights), 5)
+    findings(local)
+    flip(file_of(local, weights), 5)
+    assert findings(local) == [f"blob.mended {weights}"]
+    assert findings(local) == []
+
+
+def test_a_deep_check_goes_on_where_it_stopped(local: World) -> None:
+    local.push("acme/support")
+    digests = sorted(states(local))
+    page = local.admin.fsck(FsckRequest(deep=True, cursor=f"deep:{digests[0]}"))
+    assert page.checked["hashed"] == len(digests) - 1
+    for cursor in ("nonsense", "adapters:x", "blobs:zz"):
+        with pytest.raises(Invalid):
+            local.admin.fsck(FsckRequest(cursor=cursor))

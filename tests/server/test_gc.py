@@ -1,0 +1,251 @@
+"""Garbage collection: what goes, what stays however short the grace, and what a kill in the middle leaves."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlmodel import Session
+
+from registry.digest import Digest
+from registry.errors import Denied, NotFound, RegistryError, Unavailable
+from registry.server import db, turn
+from registry.server.blobs import BlobStore, digest_of, key_of, staging_key_of
+from registry.server.tables import BlobRow, IdempotencyRow, PushRow, VersionRow
+from registry.wire.push import PushPlan, PushRequest
+from registry.wire.upkeep import FsckRequest, GcRequest
+from tests import forge
+from tests.upkeep import collect, expire, findings, orphan, plan, send, states
+from tests.world import World, rows
+
+
+def test_what_a_version_or_a_verdict_needs_stays_at_no_grace(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    stored_world.validate("acme/support@1")
+    before = states(stored_world)
+    report = collect(stored_world)
+    assert (report.blobs_marked, report.blobs_deleted, report.strays_deleted) == (0, 0, 0)
+    assert states(stored_world) == before
+    assert set(before.values()) == {"live"}
+    assert findings(stored_world) == []
+
+
+def test_what_an_open_push_names_stays_and_the_push_succeeds(stored_world: World) -> None:
+    files = stored_world.files()
+    planned = plan(stored_world, files)
+    collect(stored_world)
+    send(stored_world, planned, files)
+    report = collect(stored_world)
+    assert (report.blobs_deleted, report.staged_deleted) == (0, 0)
+    assert set(states(stored_world).values()) == {"pending"}
+    assert stored_world.admin.commit_push(planned.push_id).created
+    collect(stored_world)
+    assert findings(stored_world) == []
+
+
+def test_an_expired_push_holds_nothing_and_leaves_nothing(stored_world: World) -> None:
+    files = stored_world.files()
+    planned = plan(stored_world, files)
+    send(stored_world, planned, files)
+    expire(stored_world, planned)
+    report = collect(stored_world)
+    assert (report.pushes_expired, report.staged_deleted, report.blobs_deleted) == (1, len(files), len(files))
+    assert states(stored_world) == {}
+    assert list(stored_world.blobs.list("staging/")) == []
+    with pytest.raises(NotFound, match="no open push"):
+        stored_world.admin.commit_push(planned.push_id)
+    assert stored_world.push("acme/support", files).created
+    assert findings(stored_world) == []
+
+
+def test_a_blob_that_nobody_needs_goes_after_the_grace(stored_world: World) -> None:
+    digest = orphan(stored_world)
+    first = collect(stored_world, grace=3600)
+    assert (first.blobs_marked, first.blobs_deleted) == (1, 0)
+    assert states(stored_world) == {digest: "dead"}
+    assert stored_world.blobs.stat(key_of(digest)) is not None
+    second = collect(stored_world, grace=0)
+    assert (second.blobs_marked, second.blobs_deleted, second.bytes_deleted) == (0, 1, len(b"nobody's"))
+    assert states(stored_world) == {}
+    assert stored_world.blobs.stat(key_of(digest)) is None
+
+
+def test_a_new_push_brings_a_dead_blob_back_to_life(stored_world: World) -> None:
+    files = stored_world.files()
+    weights = orphan(stored_world, files[forge.WEIGHTS])
+    collect(stored_world, grace=3600)
+    assert states(stored_world)[weights] == "dead"
+    planned = plan(stored_world, files)
+    assert weights in {upload.digest for upload in planned.uploads}, "a blob of nobody is no version's blob"
+    assert states(stored_world)[weights] == "pending"
+    collect(stored_world)
+    send(stored_world, planned, files)
+    stored_world.admin.commit_push(planned.push_id)
+    assert states(stored_world)[weights] == "live"
+
+
+def test_a_push_of_a_blob_that_is_being_deleted_waits(stored_world: World) -> None:
+    files = stored_world.files()
+    weights = orphan(stored_world, files[forge.WEIGHTS])
+    with stored_world.session(write=True) as session:
+        row = session.get_one(BlobRow, weights)
+        row.state = "deleting"
+        session.add(row)
+    impatient = stored_world.client(stored_world.secret)
+    impatient.connection._wait = lambda _seconds: None
+    with pytest.raises(Unavailable) as refusal:
+        impatient.plan_push("acme/support", PushRequest(manifest=stored_world.manifest(files)))
+    assert (refusal.value.code, refusal.value.retry_after_seconds) == ("TRY_LATER", 1)
+    collect(stored_world)
+    assert stored_world.push("acme/support", files).created
+
+
+@pytest.mark.parametrize("step", ["before the bytes", "after the bytes"])
+def test_a_run_that_died_is_ended_by_the_next_one(stored_world: World, step: str) -> None:
+    digest = orphan(stored_world)
+    with stored_world.session(write=True) as session:
+        row = session.get_one(BlobRow, digest)
+        row.state = "deleting"
+        session.add(row)
+    if step == "after the bytes":
+        stored_world.blobs.delete(key_of(digest))
+    assert collect(stored_world).blobs_deleted == 1
+    assert states(stored_world) == {}
+    assert stored_world.blobs.stat(key_of(digest)) is None
+
+
+def test_final_bytes_without_a_row_are_told_and_go_after_the_grace(stored_world: World) -> None:
+    data = b"left by a server that went on too long"
+    key = key_of(Digest.of(data))
+    stored_world.blobs.put(key, [data], limit_bytes=len(data))
+    assert findings(stored_world) == [f"blob.stray {Digest.of(data)}"]
+    assert collect(stored_world, grace=3600).strays_kept == 1
+    assert collect(stored_world).strays_deleted == 1
+    assert stored_world.blobs.stat(key) is None
+
+
+def test_strays_stay_while_versions_are_recorded_that_the_database_does_not_know(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    collect(stored_world)
+    record = next(iter(stored_world.blobs.list("records/version/"))).key
+    data = stored_world.blobs.read(record, 0, 2**20)
+    other = f"records/version/acme/support/2/{digest_of(record).hex}"
+    stored_world.blobs.put(other, [data], limit_bytes=len(data))
+    stray = b"of version 2"
+    stored_world.blobs.put(key_of(Digest.of(stray)), [stray], limit_bytes=100)
+    report = collect(stored_world)
+    assert (report.strays_kept, report.strays_deleted) == (1, 0)
+    stored_world.blobs.delete(other)
+    assert collect(stored_world).strays_deleted == 1
+
+
+def test_a_dry_run_foretells_and_changes_nothing(stored_world: World) -> None:
+    orphan(stored_world)
+    files = stored_world.files()
+    planned = plan(stored_world, files)
+    send(stored_world, planned, files)
+    expire(stored_world, planned)
+    before, staged = states(stored_world), list(stored_world.blobs.list("staging/"))
+    foretold = collect(stored_world, dry_run=True)
+    assert (states(stored_world), list(stored_world.blobs.list("staging/"))) == (before, staged)
+    assert foretold.dry_run
+    done = collect(stored_world)
+    for count in ("pushes_expired", "blobs_marked", "blobs_deleted", "bytes_deleted"):
+        assert getattr(foretold, count) == getattr(done, count), count
+
+
+def test_ended_pushes_and_old_answers_are_forgotten(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    long_ago = db.now() - timedelta(days=40)
+    with stored_world.session(write=True) as session:
+        for row in rows(session, PushRow):
+            row.expires_at = long_ago
+            session.add(row)
+        answer = {"token_id": "t", "key": "old", "request_sha256": "", "status": 200, "answer": "{}"}
+        session.add(IdempotencyRow(**answer, created_at=long_ago))
+    report = collect(stored_world)
+    assert (report.pushes_forgotten, report.answers_forgotten) == (1, 1)
+    with stored_world.session() as session:
+        assert rows(session, PushRow) == []
+    assert findings(stored_world) == []
+
+
+def test_one_collects_at_a_time(stored_world: World) -> None:
+    with (
+        turn.take(stored_world.engine, "gc"),
+        pytest.raises(Unavailable) as refusal,
+        turn.take(stored_world.engine, "gc"),
+    ):
+        pass
+    assert refusal.value.code == "TRY_LATER"
+    with turn.take(stored_world.engine, "gc") as mine:
+        mine.check()
+
+
+def test_only_an_administrator_of_everything_collects(stored_world: World) -> None:
+    for actor in (stored_world.actor("push"), stored_world.actor("admin", namespaces=["acme"])):
+        for call in (
+            lambda a=actor: a.collect(GcRequest()),
+            lambda a=actor: a.fsck(FsckRequest()),
+        ):
+            with pytest.raises(Denied):
+                call()
+
+
+def test_a_commit_that_outlived_its_push_makes_no_version(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The push is ended and collected while its commit is between its bytes and its rows."""
+    files = stored_world.files()
+    planned = plan(stored_world, files)
+    send(stored_world, planned, files)
+    promote = type(stored_world.blobs).promote
+    left = len(files)
+
+    def slow(store: BlobStore, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
+        nonlocal left
+        promote(store, staging_key, digest, replace=replace)  # type: ignore[arg-type]
+        left -= 1
+        if left == 0:
+            expire(stored_world, planned)
+            collect(stored_world)
+
+    monkeypatch.setattr(type(stored_world.blobs), "promote", slow)
+    with pytest.raises(RegistryError) as refusal:
+        stored_world.admin.commit_push(planned.push_id)
+    assert refusal.value.code == "PUSH_UNKNOWN"
+    monkeypatch.undo()
+    with stored_world.session() as session:
+        assert rows(session, VersionRow) == []
+    collect(stored_world)
+    assert states(stored_world) == {}
+    assert stored_world.push("acme/support", files).created
+    assert findings(stored_world) == []
+
+
+def test_a_plan_in_the_middle_of_a_run_is_never_too_late(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push begins between the mark and the claim, for each blob that is on its way out."""
+    files = stored_world.files()
+    for data in files.values():
+        orphan(stored_world, data)
+    planned: list[PushPlan] = []
+    read = Session.exec
+
+    def interfere(session: Session, statement: object, **how: object) -> object:
+        result = read(session, statement, **how)  # type: ignore[call-overload]
+        if "blob.marked_at <=" in str(statement) and not planned:
+            planned.append(plan(stored_world, files))
+        return result
+
+    if stored_world.engine.dialect.name == "postgresql":  # on SQLite the writer would wait for this very thread
+        monkeypatch.setattr(Session, "exec", interfere)
+        collect(stored_world)
+        monkeypatch.undo()
+        assert planned
+        send(stored_world, planned[0], files)
+        assert stored_world.admin.commit_push(planned[0].push_id).created
+        assert findings(stored_world) == []
+
+
+def test_a_stage_key_of_a_push_that_never_was_goes(stored_world: World) -> None:
+    data = b"sent after the end"
+    stored_world.blobs.put(staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
+    assert collect(stored_world).staged_deleted == 1

@@ -1,0 +1,70 @@
+"""Collecting without a grace while others push and pull."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from registry.digest import Digest
+from registry.errors import Conflict
+from tests.upkeep import collect, expire, findings, plan, states
+from tests.world import World
+
+
+@pytest.mark.slow
+def test_collecting_without_grace_races_pushers_and_pullers(stored_world: World) -> None:
+    """Overlapping blobs, pushes that are given up, a collector that never rests: nothing that was promised is lost."""
+    shared = [stored_world.files() for _ in range(3)]
+    failures: list[BaseException] = []
+    pushed: set[str] = set()
+    done = threading.Event()
+
+    def watched(work: object) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()  # type: ignore[operator]
+            except BaseException as e:
+                failures.append(e)
+                done.set()
+
+        return threading.Thread(target=run)
+
+    def push(worker: int) -> None:
+        for turn_number in range(6):
+            files = {**shared[turn_number % 3], "README.md": b"%d" % (turn_number // 2)}
+            if turn_number % 3 == 2:
+                expire(stored_world, plan(stored_world, stored_world.files(), f"acme/w{worker}"))
+            try:
+                stored_world.push(f"acme/w{worker}", files)
+            except Conflict as e:  # taken up by nobody else, so this is a loss
+                raise AssertionError(f"a push lost its bytes: {e}") from e
+            pushed.add(f"acme/w{worker}")
+
+    def pull() -> None:
+        while not done.wait(0.02):
+            for name in list(pushed):
+                resolved = stored_world.admin.resolve(name)
+                for file in resolved.files:
+                    with stored_world.admin.read(file.url) as chunks:
+                        assert Digest.of(b"".join(chunks)) == file.digest
+
+    def gather() -> None:
+        while not done.is_set():
+            collect(stored_world)
+
+    background = [watched(pull), watched(gather)]
+    pushers = [watched(lambda n=n: push(n)) for n in range(4)]
+    for thread in [*background, *pushers]:
+        thread.start()
+    for thread in pushers:
+        thread.join()
+    done.set()
+    for thread in background:
+        thread.join()
+    assert failures == []
+    collect(stored_world)
+    collect(stored_world)
+    assert findings(stored_world) == []
+    assert list(stored_world.blobs.list("staging/")) == []
+    assert set(states(stored_world).values()) == {"live"}

@@ -1,0 +1,69 @@
+"""What tests of upkeep do: whole runs of gc and fsck, pushes that stop half-way, blobs that nobody needs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from registry.digest import Digest
+from registry.server import db
+from registry.server.blobs import key_of
+from registry.server.tables import BlobRow, PushRow
+from registry.wire.push import PushPlan, PushRequest
+from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest
+from tests import forge
+from tests.world import World, rows
+
+
+def collect(world: World, *, grace: int | None = 0, dry_run: bool = False) -> GcReport:
+    """A whole run."""
+    report = GcReport()
+    cursor = ""
+    while True:
+        report += world.admin.collect(GcRequest(grace_seconds=grace, dry_run=dry_run, cursor=cursor))
+        cursor = report.next_cursor
+        if not cursor:
+            return report
+
+
+def check(world: World, *, deep: bool = True) -> list[FsckPage]:
+    """A whole check."""
+    pages = [world.admin.fsck(FsckRequest(deep=deep))]
+    while pages[-1].next_cursor:
+        pages.append(world.admin.fsck(FsckRequest(deep=deep, cursor=pages[-1].next_cursor)))
+    return pages
+
+
+def findings(world: World, *, deep: bool = True) -> list[str]:
+    """The findings of a whole check, as code and place."""
+    return [f"{f.code} {f.place}" for page in check(world, deep=deep) for f in page.findings]
+
+
+def plan(world: World, files: forge.Files, name: str = "acme/support") -> PushPlan:
+    return world.admin.plan_push(name, PushRequest(manifest=world.manifest(files)))
+
+
+def send(world: World, planned: PushPlan, files: forge.Files) -> None:
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for upload in planned.uploads:
+        world.admin.upload(upload, lambda d=upload.digest: iter([by_digest[d]]))
+
+
+def expire(world: World, planned: PushPlan) -> None:
+    with world.session(write=True) as session:
+        row = session.get_one(PushRow, planned.push_id)
+        row.expires_at = db.now() - timedelta(seconds=1)
+        session.add(row)
+
+
+def states(world: World) -> dict[str, str]:
+    with world.session() as session:
+        return {row.digest: row.state for row in rows(session, BlobRow)}
+
+
+def orphan(world: World, data: bytes = b"nobody's") -> Digest:
+    """A live blob that nothing refers to."""
+    digest = Digest.of(data)
+    world.blobs.put(key_of(digest), [data], limit_bytes=len(data))
+    with world.session(write=True) as session:
+        session.add(BlobRow(digest=digest, size_bytes=len(data), created_at=db.now()))
+    return digest
