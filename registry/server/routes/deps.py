@@ -21,7 +21,7 @@ from fastapi import Depends, Query, Request
 from registry import names
 from registry.errors import Denied, Invalid, Unauthenticated
 from registry.names import AdapterName, Selector
-from registry.server import db, tokens
+from registry.server import db, failpoints, tokens
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine, Session
@@ -58,6 +58,8 @@ def session(request: Request) -> Iterator[Session]:
         if actor is not None:
             once.begin(request, opened, actor)
         yield opened
+    if request.method not in once.READING:
+        failpoints.reach("request.committed")
 
 
 def read_session(request: Request) -> Iterator[Session]:
@@ -75,6 +77,7 @@ def keyed_session(request: Request) -> Iterator[Session]:
         if actor is not None:
             once.look(request, opened, actor)
         yield opened
+    failpoints.reach("request.committed")
 
 
 def keyed_actor(request: Request) -> Actor | None:
