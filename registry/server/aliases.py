@@ -24,7 +24,7 @@ from registry import names, verdicts
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound, Reason, Refused
 from registry.names import AdapterName, Selector
-from registry.server import audit, catalog, db
+from registry.server import audit, catalog, db, failpoints
 from registry.server.actors import Actor
 from registry.server.tables import AliasMoveRow, AliasRow, VersionRow
 from registry.wire import AliasList, AliasView, VersionView
@@ -166,6 +166,7 @@ def _point(
         evidence=evidence,
     )
     session.add(moved)
+    failpoints.reach("alias.swapped")
     detail = {"to": version.number, "digest": version.digest, "generation": generation + 1, "reason": reason}
     audit.append(session, actor, "alias.move", f"{name}:{alias}", detail)
     session.flush()

@@ -29,7 +29,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import bases, catalog, db, holds, judge, records, versions
+from registry.server import bases, catalog, db, failpoints, holds, judge, records, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
 from registry.server.holds import OPEN, BlobState
@@ -64,11 +64,13 @@ def plan(
         row = _push_row(actor, name, request, settings)
         wanted = [_blob_row(row, digest, size, held) for digest, size in _sizes(manifest).items()]
         missing = [blob for blob in wanted if blob.staging_key]
+        failpoints.reach("push.plan.before_rows")
         db.begin_writing(session)
         holds.reserve(session, _sizes(manifest))
         session.add(row)
         session.flush()
         session.add_all(wanted)
+        failpoints.reach("push.plan.after_rows")
     return PushPlan(
         push_id=row.id,
         digest=manifest.digest,
@@ -269,10 +271,13 @@ def _judge_and_keep(
         if wrong.key.startswith("staging/"):
             blobs.delete(wrong.key)  # else nothing else could ever be sent there
         raise
+    failpoints.reach("push.hashed")
     judged = judge.look(blobs, keys, manifest, spec)
     brought = {Digest(blob.digest): blob.staging_key for blob in wanted if blob.staging_key}
+    failpoints.reach("push.before_promote")
     for digest, staging_key in brought.items():
         blobs.promote(staging_key, digest, replace=digest in damaged)
+        failpoints.reach("push.after_promote")
     return judged, damaged & set(brought)
 
 

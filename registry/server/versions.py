@@ -26,7 +26,7 @@ from registry.errors import Refused
 from registry.jobs import Kind
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import aliases, audit, bases, catalog, db, holds, queue, validation
+from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, queue, validation
 from registry.server.actors import Actor
 from registry.server.judge import Judged
 from registry.server.tables import (
@@ -75,6 +75,7 @@ def make(
     if not holds.end(session, push.id):
         raise holds.unknown_push(push.id)
     base = bases.row(session, manifest.base.name)
+    failpoints.reach("push.before_rows")
     row = _version_row(session, actor, adapter, base, push, manifest, judged)
     add_contents(session, row, manifest)
     holds.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
@@ -178,5 +179,6 @@ def _answer(
         except Refused as e:
             refused = e.detail
     session.flush()
+    failpoints.reach("push.before_commit")
     view = catalog.view(session, name, row)
     return Pushed(version=view, created=created, job_id=job_id, alias_refused=refused)
