@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cli import output
+from cli.lane import DirectProtocol
 from registry.server import actors, db, tokens
 from registry.server.app import create_app
 from registry.server.settings import Settings
@@ -45,6 +46,7 @@ def serve(host: str, port: int, data: str | None) -> None:
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
+        http=DirectProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -47,6 +47,7 @@ TABLE = [
     _row("cli", "domain client cli", "click rich httpx pydantic"),
     _row("cli.main", "cli", "click"),
     _row("cli.serve", "domain server app cli", "click uvicorn fastapi"),
+    _row("cli.lane", "server", "uvicorn httptools"),
     _row("cli.work", "domain client worker cli", "click"),
     _row("migrations.env", "server", "alembic sqlalchemy sqlmodel"),
     _row("migrations.versions", "", "alembic sqlalchemy"),

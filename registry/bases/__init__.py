@@ -15,7 +15,7 @@ Example
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -95,9 +95,9 @@ def base_spec(
     """
     names.base_name(name)
     inner = config.get("text_config")
-    sizes = {**config, **inner} if isinstance(inner, dict) else dict(config)
-    facts = base_modules.facts_of({**sizes, "architectures": config.get("architectures")}, _Sizes(sizes).first)
-    tensors = _all_tensors(headers)
+    sizes = _sizes_in(config)
+    facts = facts_of(config)
+    tensors = all_tensors(headers)
     logical = base_modules.logical(tensors, facts)
     modules = base_modules.modules(logical, facts)
     tied = _is_tied(sizes, logical, facts)
@@ -120,6 +120,12 @@ def base_spec(
             template=Digest.of(template.encode()) if template else None,
         ),
     )  # fmt: skip
+
+
+def facts_of(config: Mapping[str, Any]) -> Facts:
+    """What the configuration tells about sizes and packing. `Invalid` (BASE_INVALID) for impossible sizes."""
+    sizes = _sizes_in(config)
+    return base_modules.facts_of({**sizes, "architectures": config.get("architectures")}, _Sizes(sizes).first)
 
 
 def read_config(data: bytes, *, file: str = CONFIG) -> dict[str, Any]:
@@ -148,6 +154,11 @@ def shards(index: bytes, *, file: str = INDEX) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _sizes_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else dict(config)
+
+
 class _Sizes:
     """Sizes out of a configuration: whole numbers from 1 to 2^31; null and absent are 0."""
 
@@ -166,7 +177,8 @@ class _Sizes:
         return 0
 
 
-def _all_tensors(headers: Sequence[Header]) -> list[TensorInfo]:
+def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
+    """The tensors of all weight files. `Invalid` (BASE_INVALID) if two files hold one, or there is none."""
     seen: dict[str, TensorInfo] = {}
     for header in headers:
         for info in header:

@@ -102,6 +102,13 @@ def logical(tensors: Iterable[TensorInfo], facts: Facts) -> list[Logical]:
     return [_unpacked(t, f"{prefix}{t.name}" if not t.name.startswith(_HEADS) else t.name, facts) for t in found]
 
 
+def side_names(tensors: Iterable[TensorInfo], facts: Facts) -> dict[str, str]:
+    """File name → the model's name of the side tensors of quantisation (`absmax`, `scales` …)."""
+    names = [t.name for t in tensors]
+    prefix = _missing_prefix([name for name in names if not _SIDE.search(name)], facts)
+    return {name: f"{prefix}{name}" for name in names if _SIDE.search(name)}
+
+
 def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
     """Path → module, in the order of the names; a tied `lm_head`, absent from every file, is added."""
     weights: dict[str, Logical] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from registry import bases, tensors
 from registry.bases import BaseSpec
@@ -62,23 +63,38 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
 
     `Invalid` (BASE_INVALID) for a folder without configuration or without safetensors.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise Invalid("BASE_INVALID", f"there is no folder {str(source)[:300]!r}", next_step="give the base's folder")
-    reader = _Reader(folder)
-    config = reader.whole(bases.CONFIG, bases.CONFIG_LIMIT_BYTES)
-    if config is None:
-        raise Invalid("BASE_INVALID", f"{folder} has no {bases.CONFIG}, so it is not a base's folder")
+    reader = _Reader(_folder(source))
+    config = _config(reader)
     template = reader.whole("chat_template.jinja", TEXT_LIMIT_BYTES)
     spec = bases.base_spec(
         name,
-        bases.read_config(config),
+        config,
         [reader.header(file) for file in _weights(reader)],
         tokenizer=reader.whole("tokenizer.json", TOKENIZER_LIMIT_BYTES),
         tokenizer_config=reader.whole("tokenizer_config.json", TEXT_LIMIT_BYTES),
         chat_template=template.decode("utf-8", "replace") if template is not None else None,
     )
     return spec, reader.bytes_read
+
+
+def weights_of(source: str | Path) -> tuple[dict[str, Any], dict[Path, Header]]:
+    """The configuration of the base in a folder, and its weight files with their headers. `Invalid` as above."""
+    reader = _Reader(_folder(source))
+    return _config(reader), {reader.folder / file: reader.header(file) for file in _weights(reader)}
+
+
+def _folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise Invalid("BASE_INVALID", f"there is no folder {str(source)[:300]!r}", next_step="give the base's folder")
+    return folder
+
+
+def _config(reader: _Reader) -> dict[str, Any]:
+    config = reader.whole(bases.CONFIG, bases.CONFIG_LIMIT_BYTES)
+    if config is None:
+        raise Invalid("BASE_INVALID", f"{reader.folder} has no {bases.CONFIG}, so it is not a base's folder")
+    return bases.read_config(config)
 
 
 def _weights(reader: _Reader) -> tuple[str, ...]:

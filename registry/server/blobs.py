@@ -31,6 +31,9 @@ from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, Reason, TooLarge
 
 CHUNK_BYTES = 2**20
+Bytes = bytes | bytearray | memoryview
+"""A chunk on its way in. It is only good until the call returns: the caller fills the same memory again."""
+
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _KEY = re.compile(
     rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}|records/(?:base|version/{_WORD}/{_WORD}/[0-9]{{1,9}}))"
@@ -69,7 +72,7 @@ class PartLink:
 class Sink(Protocol):
     """Where one blob is written, chunk by chunk. Nothing is under the key before `finish` returns."""
 
-    def write(self, chunk: bytes | bytearray) -> None: ...
+    def write(self, chunk: Bytes) -> None: ...
     def finish(self) -> Stat: ...
     def abort(self) -> None: ...
 
@@ -131,7 +134,7 @@ class Meter:
     def size_bytes(self) -> int:
         return self._hasher.size_bytes
 
-    def add(self, chunk: bytes | bytearray) -> None:
+    def add(self, chunk: Bytes) -> None:
         self._hasher.update(chunk)
         if self._hasher.size_bytes > self._limit_bytes:
             sentence = f"the bytes sent go over the limit of {self._limit_bytes} bytes"
@@ -250,7 +253,7 @@ class _MemorySink:
         self._meter = Meter(key, limit_bytes)
         self._chunks: list[bytes] = []
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: Bytes) -> None:
         self._meter.add(chunk)
         self._chunks.append(bytes(chunk))
 

@@ -29,6 +29,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.server.blobs import (
     CHUNK_BYTES,
+    Bytes,
     Link,
     Meter,
     PartLink,
@@ -197,7 +198,7 @@ class _FileSink:
         except OSError as e:
             raise _unavailable(e) from e
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: Bytes) -> None:
         self._meter.add(chunk)
         view = memoryview(chunk)
         try:

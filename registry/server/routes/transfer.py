@@ -16,9 +16,8 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
 
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
@@ -26,6 +25,7 @@ from registry.manifest import Descriptor
 from registry.names import Selector
 from registry.server import db, files, push
 from registry.server.blobs import BlobStore, Sink
+from registry.server.routes import bodies
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.deps import (
     BlobsDep,
@@ -45,9 +45,6 @@ from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest
 
 router = APIRouter(tags=["transfer"], route_class=OnceRoute)
 OCTETS = "application/octet-stream"
-WRITE_BYTES = 2**20
-"""Received chunks are gathered to about this much before they are hashed and written."""
-
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
 
@@ -72,19 +69,20 @@ async def upload_blob(
 ) -> Response:
     """Bytes of one blob that the plan asked for. Asynchronous, because a slow sender must not hold a thread."""
 
-    def begin() -> Sink | None:
+    def begin() -> tuple[Sink | None, int]:
         with db.session(engine, write=False) as session:
             expected = push.receive(session, actor, push_id, digest)
         _check_length(request, digest, expected.size_bytes)
-        return blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
+        sink = blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
+        return sink, expected.size_bytes
 
-    sink = await run_in_threadpool(begin)
+    sink, size_bytes = await run_in_threadpool(begin)
     if sink is None:
         async for _ in request.stream():
             pass
         return Response(status_code=204)
     try:
-        await _receive(request, sink)
+        await bodies.receive(request, sink, size_bytes)
         await run_in_threadpool(sink.finish)
     except BaseException:
         sink.abort()
@@ -99,21 +97,6 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
     sentence = f"Content-Length is {declared[:20]}, and the plan asked for {size_bytes} bytes"
     reasons = [Reason("blob.size_mismatch", digest, sentence)]
     raise Invalid("BLOB_MISMATCH", f"blob {digest}: {sentence}", reasons=reasons)
-
-
-async def _receive(request: Request, sink: Sink) -> None:
-    """Hashing and writing happen here, between two reads: a thread for each megabyte would cost more than both."""
-    gathered = bytearray()
-    async for chunk in request.stream():
-        if not gathered and len(chunk) >= WRITE_BYTES:
-            sink.write(chunk)
-            continue
-        gathered += chunk
-        if len(gathered) >= WRITE_BYTES:
-            sink.write(gathered)
-            gathered = bytearray()
-    if gathered:
-        sink.write(gathered)
 
 
 @router.post("/pushes/{push_id}/commit", status_code=201)
@@ -183,28 +166,11 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
     link = blobs.link(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
     if link is not None:
         return Response(status_code=307, headers={"Location": link.url, "Cache-Control": "no-store"})
-    path = blobs.path_of(key)
-    if path is not None:
-        return _FromPath(path, headers=headers, media_type=OCTETS)
-    return _streamed(request, blobs, key, file.size_bytes, headers)
+    return _from_here(request, blobs, key, file.size_bytes, headers)
 
 
-class _FromPath(FileResponse):
-    """starlette's answer from a path, with larger reads; of the Range header it sees what we understand."""
-
-    chunk_size = WRITE_BYTES
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        odd = [
-            value for key, value in scope["headers"] if key == b"range" and not _RANGE.match(value.decode("latin-1"))
-        ]
-        if odd:
-            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
-        await super().__call__(scope, receive, send)
-
-
-def _streamed(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
-    """From a store that has neither links nor paths. A Range that is not one plain range is ignored (RFC 9110)."""
+def _from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
+    """From a store without links. A Range that is not one plain range is ignored (RFC 9110)."""
     start, length, status = 0, size_bytes, 200
     wanted = _RANGE.match(request.headers.get("range", ""))
     if wanted and request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
@@ -216,6 +182,9 @@ def _streamed(request: Request, blobs: BlobStore, key: str, size_bytes: int, hea
     headers |= {"Content-Length": str(length), "Accept-Ranges": "bytes"}
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=OCTETS)
+    path = blobs.path_of(key)
+    if path is not None:
+        return bodies.FileAnswer(path, start, length, status, headers)
     return StreamingResponse(blobs.open(key, start, length), status, headers, media_type=OCTETS)
 
 

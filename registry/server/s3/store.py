@@ -31,6 +31,7 @@ from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.blobs import (
     CHUNK_BYTES,
+    Bytes,
     Link,
     Meter,
     PartLink,
@@ -252,7 +253,7 @@ class _ObjectSink:
         self._waiting = bytearray()
         self._upload: parts.Upload | None = None
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: Bytes) -> None:
         self._meter.add(chunk)
         self._waiting += chunk
         if len(self._waiting) >= SINK_PART_BYTES:

@@ -1,0 +1,164 @@
+"""`DirectProtocol`: uvicorn's HTTP protocol, which also offers each request its socket (registry/server/lanes.py).
+
+It reaches into uvicorn: the parser, the request's `body` and `more_body`, the answer's `expected_content_length`.
+tests/cli/test_lane.py runs every use of them against the installed version, and `offered` looks for them before.
+
+Invariants
+- The socket is lent to a thread only while the transport reads nothing and has nothing left to write.
+- Every byte of a body is seen once, by the thread or by the parser; the parser is brought to where the thread ended.
+- Whatever goes wrong in a thread ends the connection after the answer.
+
+Example
+    >>> uvicorn.Config(app, http=DirectProtocol)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from registry.server.lanes import IDLE_SECONDS, NAME, SLOTS
+
+BUFFER_BYTES = 2**20
+TURNS = 20
+"""Turns of the event loop in which the head of an answer is normally sent; a peer that takes longer is a slow one."""
+_ZEROS = bytes(2**16)
+_SLOTS = threading.BoundedSemaphore(SLOTS)
+
+
+class DirectProtocol(HttpToolsProtocol):
+    """Offers a lane to each request over plain HTTP, also to one that came before the last answer was through."""
+
+    _aside = False
+    """True while the parser is told of bytes that a thread has read already."""
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.scheme == "http" and self.cycle is not None and not self.expect_100_continue:
+            extensions: Any = self.scope.setdefault("extensions", {})
+            extensions[NAME] = SocketLane(self, self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._aside:
+            super().on_body(body)
+
+    def skip(self, count: int) -> None:
+        """Bring the parser past `count` bytes of the body that it has not seen."""
+        self._aside = True
+        try:
+            while count > 0 and self.parser is not None:
+                self.parser.feed_data(_ZEROS[:count])
+                count -= len(_ZEROS)
+        finally:
+            self._aside = False
+
+    def restart(self) -> None:
+        """The body is complete: the next byte on this connection begins a request."""
+        self.on_message_complete()
+        if self.parser is not None:
+            self.parser = httptools.HttpRequestParser(self)
+
+
+class SocketLane:
+    """The lane of one request. A second connection to the same socket, which the transport keeps on owning."""
+
+    def __init__(self, protocol: DirectProtocol, cycle: Any) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self._socket: socket.socket | None = None
+
+    # ---------------------------------------------------------------- a body comes in
+    def begin(self) -> bytes | None:
+        current = self._protocol.cycle is self._cycle and self._cycle.more_body
+        if not current or self._cycle.disconnected or not self._open():
+            return None
+        self._protocol.flow.pause_reading()
+        first = bytes(self._cycle.body)
+        self._cycle.body = bytearray()
+        self._cycle.message_event.clear()
+        return first
+
+    def read_into(self, write: Callable[[memoryview], None], count: int) -> int:
+        buffer = memoryview(bytearray(min(BUFFER_BYTES, count)))
+        total = filled = 0
+        while total < count and self._ready(select.POLLIN):
+            got = self._of().recv_into(buffer[filled : filled + count - total])
+            if not got:
+                raise ConnectionError("the sender left before the end of the body")
+            total, filled = total + got, filled + got
+            if filled == len(buffer):
+                write(buffer)
+                filled = 0
+        if filled:
+            write(buffer[:filled])
+        return total
+
+    def end(self, count: int, whole: bool) -> None:
+        self._close()
+        if whole:
+            self._protocol.restart()
+        else:
+            self._protocol.skip(count)
+
+    def break_off(self) -> None:
+        self._close()
+        self._cycle.keep_alive = False
+
+    # ---------------------------------------------------------------- a file goes out
+    async def enter(self) -> bool:
+        transport: Any = self._protocol.transport
+        for _ in range(TURNS):
+            if self._cycle.disconnected or not transport.get_write_buffer_size():
+                break
+            await asyncio.sleep(0)
+        return not self._cycle.disconnected and not transport.get_write_buffer_size() and self._open()
+
+    def send_file(self, descriptor: int, start: int, count: int) -> int:
+        sent = 0
+        while sent < count and self._ready(select.POLLOUT):
+            try:
+                step = os.sendfile(self._of().fileno(), descriptor, start + sent, count - sent)
+            except BlockingIOError:
+                continue
+            if not step:
+                break
+            sent += step
+        return sent
+
+    def leave(self, count: int) -> None:
+        self._close()
+        self._cycle.expected_content_length -= count
+
+    # ---------------------------------------------------------------- inside
+    def _open(self) -> bool:
+        if not _SLOTS.acquire(blocking=False):
+            return False
+        lent: Any = self._protocol.transport.get_extra_info("socket")
+        self._socket = socket.socket(fileno=os.dup(lent.fileno()))
+        self._socket.setblocking(False)
+        return True
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            _SLOTS.release()
+
+    def _of(self) -> socket.socket:
+        if self._socket is None:
+            raise ConnectionError("this lane is closed")
+        return self._socket
+
+    def _ready(self, event: int) -> bool:
+        """Whether the socket can move bytes now or within a moment. select() would stop at descriptor 1024."""
+        waiting = select.poll()
+        waiting.register(self._of(), event)
+        return bool(waiting.poll(IDLE_SECONDS * 1000))

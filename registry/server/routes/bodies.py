@@ -1,0 +1,110 @@
+"""The bytes of blobs in and out of requests: by the lane that the HTTP server offers, else by its event loop.
+
+Invariants
+- Hashing and writing go on while bytes come in; memory stays at one buffer for each upload.
+- A slow peer holds no thread: what stalls on a lane goes on in the event loop.
+- An answer is as long as its Content-Length says, or its connection is closed.
+
+Example
+    await bodies.receive(request, sink, size_bytes)
+    return bodies.FileAnswer(path, 0, size_bytes, 200, headers)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastapi import Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from registry.server import failpoints, lanes
+from registry.server.blobs import Sink
+
+STEP_BYTES = 2**20
+"""Received chunks are gathered to about this much before they are hashed and written."""
+
+
+async def receive(request: Request, sink: Sink, size_bytes: int) -> None:
+    """Everything that the request's body holds goes into the sink, which refuses what is too much."""
+    if request.headers.get("content-length") == str(size_bytes):
+        await _receive_by_lane(request, sink, size_bytes)
+    gathered = bytearray()
+    async for chunk in request.stream():
+        if not gathered and len(chunk) >= STEP_BYTES:
+            sink.write(chunk)
+            failpoints.reach("upload.half")
+            continue
+        gathered += chunk
+        if len(gathered) >= STEP_BYTES:
+            sink.write(gathered)
+            gathered = bytearray()
+            failpoints.reach("upload.half")
+    if gathered:
+        sink.write(gathered)
+
+
+async def _receive_by_lane(request: Request, sink: Sink, size_bytes: int) -> None:
+    """As much of the body as comes without a pause. Nothing, where there is no lane."""
+    lane = lanes.of(request.scope)
+    if lane is None or size_bytes < lanes.FROM_BYTES:
+        return
+    first = lane.begin()
+    if first is None:
+        return
+    left = size_bytes - len(first)
+    try:
+        sink.write(first)
+        failpoints.reach("upload.half")
+        count = await run_in_threadpool(lane.read_into, sink.write, left)
+    except ConnectionError as e:
+        lane.break_off()
+        raise ClientDisconnect() from e
+    except BaseException:
+        lane.break_off()
+        raise
+    lane.end(count, whole=count == left)
+
+
+class FileAnswer(Response):
+    """A range of a file."""
+
+    def __init__(self, path: Path, start: int, length: int, status_code: int, headers: dict[str, str]) -> None:
+        super().__init__(None, status_code, {**headers, "Content-Length": str(length)}, "application/octet-stream")
+        self._path = path
+        self._start = start
+        self._length = length
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        descriptor = await run_in_threadpool(os.open, self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            start, end = self._start, self._start + self._length
+            try:
+                start += await self._send_by_lane(scope, descriptor)
+            except OSError:  # the caller left; the server hears of it in a moment
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                return
+            while start < end:
+                piece = await run_in_threadpool(os.pread, descriptor, min(STEP_BYTES, end - start), start)
+                if not piece:
+                    raise EOFError(f"{self._path} became shorter while it was sent")
+                start += len(piece)
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            os.close(descriptor)
+
+    async def _send_by_lane(self, scope: Scope, descriptor: int) -> int:
+        lane = lanes.of(scope)
+        if lane is None or self._length < lanes.FROM_BYTES or not await lane.enter():
+            return 0
+        sent = 0
+        try:
+            sent = await run_in_threadpool(lane.send_file, descriptor, self._start, self._length)
+        finally:
+            lane.leave(sent)
+        return sent
