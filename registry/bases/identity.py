@@ -176,15 +176,16 @@ def compare(one: Identity, other: Identity, thresholds: Thresholds = DEFAULTS) -
     common = [name for name in shared if _same_shape(one.marks[name], other.marks[name])]
     if len(common) < thresholds.common_share * max(len(one.marks), len(other.marks)):
         return Likeness(grade=Grade.UNRELATED)
-    pairs = {n: (one.marks[n], other.marks[n]) for n in common if not (one.marks[n].constant or other.marks[n].constant)}
+    both = {name: (one.marks[name], other.marks[name]) for name in common}
+    pairs = {name: pair for name, pair in both.items() if not (pair[0].constant or pair[1].constant)}
     equal = [n for n, (a, b) in pairs.items() if (a.dtype, a.digest) == (b.dtype, b.digest)]
-    cosines = {n: 1.0 for n in equal}
+    cosines = dict.fromkeys(equal, 1.0)
     cosines |= {n: _cosine(a, b) for n, (a, b) in pairs.items() if n not in cosines and a.sketch and b.sketch}
     if not cosines:
         return Likeness(grade=Grade.UNKNOWN)
     mean, least = sum(cosines.values()) / len(cosines), min(cosines.values())
     resized = set(shared) - set(common)
-    changed = {_module(n) for n, cosine in cosines.items() if cosine < thresholds.cast_mean} | set(map(_module, resized))
+    changed = {_module(n) for n in resized} | {_module(n) for n, c in cosines.items() if c < thresholds.cast_mean}
     return Likeness(
         grade=_grade(pairs, cosines, bool(resized), thresholds), compared=len(pairs), equal=len(equal),
         mean=round(mean, 7), least=round(least, 7), changed=tuple(sorted(changed)[:64]),

@@ -23,6 +23,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from registry import names
+from registry.bases.identity import Identity, Likeness
 from registry.client.connection import Body, Connection
 from registry.digest import Digest
 from registry.errors import RegistryError
@@ -38,6 +39,7 @@ from registry.wire import (
     BaseList,
     BaseView,
     CheckRequest,
+    IdentityGiven,
     History,
     Lineage,
     PromoteRequest,
@@ -185,6 +187,16 @@ class Registry:
 
     def job(self, job_id: str) -> Job:
         return self._get(_job(job_id), Job)
+
+    def identify_base(self, name: str, identity: Identity) -> BaseView:
+        """Tell which weights a base has, once."""
+        body = IdentityGiven(identity=identity).model_dump(mode="json")
+        answer = self.connection.send("PUT", f"/bases/{names.base_name(name)}/identity", json=body)
+        return _parsed(answer, BaseView)
+
+    def likeness(self, name: str, identity: Identity) -> Likeness:
+        """How weights that one has here are related to those of a base."""
+        return self._post(f"/bases/{names.base_name(name)}/likeness", IdentityGiven(identity=identity), Likeness)
 
     def cancel(self, job_id: str) -> Job:
         return _parsed(self.connection.send("POST", _job(job_id) + "/cancel"), Job)

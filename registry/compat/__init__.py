@@ -14,7 +14,11 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from registry.bases import BaseSpec
+from registry.bases.identity import Likeness
+from registry.compat import kinship
 from registry.compat import methods as compat_methods
 from registry.compat.modules import Site, check_completeness, check_full, check_updates
 from registry.compat.notes import Notes
@@ -33,11 +37,14 @@ _SEMANTICS = {
 }
 
 
-def check_fit(lora: LoraSpec, base: BaseSpec) -> list[Finding]:
-    """All findings about this adapter on this base: the adapter's own faults first, then what the base adds."""
+def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Likeness] = ()) -> list[Finding]:
+    """All findings about this adapter on this base: the adapter's own faults first, then what the base adds.
+
+    `relatives` are the other bases whose weights are known, and how they are related to this one.
+    """
     notes = Notes()
     site = Site(base, lora.config, notes)
-    _names(lora, base, notes)
+    kinship.check_claim(lora.config.base, base, relatives, notes)
     if lora.method in methods.LORA_LIKE:
         check_updates(lora, site)
     elif lora.method in methods.PROMPTS:
@@ -50,13 +57,6 @@ def check_fit(lora: LoraSpec, base: BaseSpec) -> list[Finding]:
     _tokens(lora, base, notes)
     _care(lora, base, notes)
     return [*lora.findings, *notes.findings()]
-
-
-def _names(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
-    claim = lora.config.base
-    if claim.name and not claim.names(base.name):
-        sentence = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
-        notes.warning("fit.base_named_differently", f"{CONFIG}: base_model_name_or_path", sentence)
 
 
 def _prompts(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:

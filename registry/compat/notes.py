@@ -28,8 +28,10 @@ class Notes:
     ) -> None:
         self.note("error", code, place, sentence, expected, found, group=group)
 
-    def warning(self, code: str, place: str, sentence: str, *, group: str = "") -> None:
-        self.note("warning", code, place, sentence, group=group)
+    def warning(
+        self, code: str, place: str, sentence: str, expected: object = "", found: object = "", *, group: str = ""
+    ) -> None:
+        self.note("warning", code, place, sentence, expected, found, group=group)
 
     def unknown(self, code: str, place: str, sentence: str, *, group: str = "") -> None:
         self.note("unknown", code, place, sentence, group=group)

@@ -1,7 +1,9 @@
 """Bases: add, show, list. What adapters are judged against.
 
 Invariants
-- A base's name is given once: adding the same spec again changes nothing, another spec under the name is refused.
+- A base's name is given once: adding the same spec again changes nothing; another spec, or other weights, under the
+  name is refused.
+- The exact fingerprint is that of the base's identity (identities.py), never one that somebody only claims.
 - Bases belong to no namespace: every token that may pull sees them, but counts only the adapters that it may see.
 
 Example
@@ -18,9 +20,10 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.bases import BaseSpec
+from registry.bases.identity import Identity, Likeness
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
-from registry.server import audit, catalog, db
+from registry.server import audit, catalog, db, identities
 from registry.server.actors import Actor
 from registry.server.tables import AdapterRow, BaseRow, VersionRow
 from registry.wire import BaseAdd, BaseList, BaseView
@@ -29,10 +32,12 @@ from registry.wire import BaseAdd, BaseList, BaseView
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
     """The base of this name, and whether this call made it. `Conflict` (BASE_EXISTS) for another spec."""
     name = names.base_name(request.spec.name)
+    claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
+    spec = _with_exact(request.spec, None)
     values = {
         "name": str(name),
-        "fingerprint": str(request.spec.fingerprint),
-        "spec": request.spec.model_dump(mode="json"),
+        "fingerprint": str(spec.fingerprint),
+        "spec": spec.model_dump(mode="json"),
         "source": request.source,
         "created_at": db.now(),
         "created_by": actor.name,
@@ -41,14 +46,30 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     found = row(session, name)
     if created:
         audit.append(session, actor, "base.add", str(name), {"fingerprint": found.fingerprint})
-    elif spec_of(found) != request.spec:
+    elif spec_of(found) != spec:
         raise Conflict(
             "BASE_EXISTS",
             f"base '{name}' exists with fingerprint {found.fingerprint} and other facts than these "
-            f"(fingerprint {request.spec.fingerprint})",
+            f"(fingerprint {spec.fingerprint})",
             next_step="add it under another name: a base never changes under its adapters",
         )
-    return _views(session, actor, [found])[0], created
+    if request.identity is not None:
+        identities.keep(session, actor, found, request.identity)
+    elif claimed is not None:
+        identities.demand_same(session, found, claimed)
+    return _view(session, actor, found), created
+
+
+def identify(session: Session, actor: Actor, name: str, given: Identity) -> BaseView:
+    """Keep which weights the base has. `Conflict` (BASE_EXISTS) when it is known to have others."""
+    found = row(session, names.base_name(name))
+    identities.keep(session, actor, found, given)
+    return _view(session, actor, found)
+
+
+def likeness(session: Session, name: str, given: Identity) -> Likeness:
+    """How these weights are related to the base's. Nothing is kept."""
+    return identities.compare(session, row(session, names.base_name(name)), given)
 
 
 def row(session: Session, name: str) -> BaseRow:
@@ -66,13 +87,23 @@ def spec_of(found: BaseRow) -> BaseSpec:
 
 
 def show(session: Session, actor: Actor, name: str) -> BaseView:
-    return _views(session, actor, [row(session, names.base_name(name))])[0]
+    return _view(session, actor, row(session, names.base_name(name)))
 
 
 def every(session: Session, actor: Actor) -> BaseList:
     """All bases by name."""
     rows = session.exec(select(BaseRow).order_by(col(BaseRow.name))).all()
     return BaseList(items=_views(session, actor, rows))
+
+
+def _view(session: Session, actor: Actor, found: BaseRow) -> BaseView:
+    """One base with its relatives, which a list leaves out."""
+    view = _views(session, actor, [found])[0]
+    return view.model_copy(update={"relatives": identities.relatives(session, found)})
+
+
+def _with_exact(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
+    return spec.model_copy(update={"fingerprints": spec.fingerprints.model_copy(update={"exact": exact})})
 
 
 def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[BaseView]:
@@ -83,11 +114,12 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
         .group_by(col(VersionRow.base_id))
     )
     adapters = dict(session.exec(counting).all())
+    exacts = identities.exacts(session, rows)
     return [
         BaseView(
             name=r.name,
             fingerprint=Digest(r.fingerprint),
-            spec=spec_of(r),
+            spec=_with_exact(spec_of(r), exacts.get(r.id or 0)),
             source=r.source,
             adapters=adapters.get(r.id or 0, 0),
             created_at=r.created_at,

@@ -14,12 +14,14 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from registry import compat, contents
 from registry.bases import BaseSpec
+from registry.bases.identity import Likeness
+from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.errors import Conflict, Invalid, Reason
 from registry.manifest import Manifest
@@ -82,11 +84,22 @@ def _found(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
     return stat
 
 
-def look(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec) -> Judged:
-    """Reads the configuration and the headers, and compares them with the base."""
+def look(
+    blobs: BlobStore,
+    keys: dict[Digest, str],
+    manifest: Manifest,
+    spec: BaseSpec,
+    relatives: Sequence[Likeness] = (),
+) -> Judged:
+    """Reads the configuration, the headers and the tokenizer's files, and compares them with the base."""
     by_path = {file.path: keys[file.digest] for file in manifest.files}
-    found = contents.read_contents(manifest.files, lambda path, start, length: blobs.read(by_path[path], start, length))
-    findings = (*found.findings, *compat.check_fit(found.lora, spec))
+
+    def read(path: str, start: int, length: int) -> bytes:
+        return blobs.read(by_path[path], start, length)
+
+    found = contents.read_contents(manifest.files, read)
+    fits = compat.check_fit(found.lora, spec, relatives)
+    findings = (*found.findings, *fits, *tokenizers.check_tokenizer(manifest.files, read, spec))
     return Judged(found.lora.method, found.lora.rank or None, found.facts, findings)
 
 

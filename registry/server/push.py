@@ -29,7 +29,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import bases, catalog, db, failpoints, holds, judge, records, versions
+from registry.server import bases, catalog, db, failpoints, holds, identities, judge, records, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
 from registry.server.holds import OPEN, BlobState
@@ -262,7 +262,8 @@ def _judge_and_keep(
     session: Session, row: PushRow, manifest: Manifest, blobs: BlobStore
 ) -> tuple[judge.Judged, set[Digest]]:
     """What the bytes say, once they stand under their final keys; and the damaged blobs that they replaced."""
-    spec = bases.spec_of(_base(session, manifest))
+    base = _base(session, manifest)
+    relatives = identities.relatives(session, base)
     wanted = _blobs_of(session, row)
     damaged = _begin(session, row, manifest)
     try:
@@ -272,7 +273,7 @@ def _judge_and_keep(
             blobs.delete(wrong.key)  # else nothing else could ever be sent there
         raise
     failpoints.reach("push.hashed")
-    judged = judge.look(blobs, keys, manifest, spec)
+    judged = judge.look(blobs, keys, manifest, bases.spec_of(base), relatives)
     brought = {Digest(blob.digest): blob.staging_key for blob in wanted if blob.staging_key}
     failpoints.reach("push.before_promote")
     for digest, staging_key in brought.items():

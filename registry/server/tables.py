@@ -58,6 +58,26 @@ class BaseRow(SQLModel, table=True):
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
+class BaseIdentityRow(SQLModel, table=True):
+    """Which weights a base has. Given once, by whoever read them all, and never changed."""
+
+    __tablename__ = "base_identity"
+    base_id: int = Field(foreign_key="base.id", primary_key=True)
+    exact: str = Field(index=True)
+    identity: str = Field(sa_type=Text)
+    made_at: datetime = Field(sa_type=UtcTime)
+    made_by: str
+
+
+class BaseLikenessRow(SQLModel, table=True):
+    """How `other_id` is related to `base_id`: one row for each direction, made when an identity comes in."""
+
+    __tablename__ = "base_likeness"
+    base_id: int = Field(foreign_key="base.id", primary_key=True)
+    other_id: int = Field(foreign_key="base.id", primary_key=True)
+    likeness: dict[str, Any] = Field(sa_type=JSON)
+
+
 class AdapterRow(SQLModel, table=True):
     __tablename__ = "adapter"
     __table_args__ = (UniqueConstraint("namespace", "name"),)

@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from registry.bases import BaseSpec
+from registry.bases.identity import Identity, Likeness
 from registry.digest import Digest
 from registry.manifest import Descriptor, Edge, Manifest
 from registry.verdicts import Verdict
@@ -206,11 +207,22 @@ class Lineage(Answer):
 
 class CheckRequest(Request):
     """POST /check: judge a header and a configuration that are not pushed (yet)."""
+    """`identity` tells which weights the base has, where somebody has read them all."""
 
+
+    identity: Identity | None = None
     base: str
     config: str
     header: str
+class IdentityGiven(Request):
+    """PUT /bases/{base}/identity keeps it; POST /bases/{base}/likeness compares it with the base's."""
+
+    identity: Identity
+
+
     size_bytes: int
+    """`relatives`: the other bases whose weights are known and how they are related; a list leaves them out."""
+
 
 
 # ------------------------------------------------------------------ bases
@@ -218,6 +230,7 @@ class BaseAdd(Request):
     spec: BaseSpec
     source: str = Field(default="", max_length=1000)
 
+    relatives: list[Likeness] = []
 
 class BaseView(Answer):
     name: str

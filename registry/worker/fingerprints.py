@@ -133,7 +133,8 @@ def _unpacking(found: Weights, stored: Stored) -> tuple[tuple[int, ...], Values 
         return _whole(there) if there is not None else None
 
     if stored.info.dtype == "U8":
-        state = next((s for name in ("nf4", "fp4") if (s := side(f"quant_state.bitsandbytes__{name}")) is not None), None)
+        states = [side(f"quant_state.bitsandbytes__{kind}") for kind in ("nf4", "fp4")]
+        state = next((found for found in states if found is not None), None)
         absmax, levels = side("absmax"), side("quant_map")
         if state is None or absmax is None or levels is None:
             return stored.shape, None
@@ -210,18 +211,19 @@ def _whole(stored: Stored) -> Tensor:
 def main(arguments: list[str]) -> int:
     """`FOLDER`: one JSON object a line on standard output, progress first, then the identity or the error."""
 
-    def progress(count: int) -> None:
-        print(json.dumps({"read_bytes": count}), flush=True)
+    def say(message: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
 
     try:
-        found = identify(Weights.of(arguments[0]), progress)
+        found = identify(Weights.of(arguments[0]), lambda count: say({"read_bytes": count}))
     except RegistryError as e:
-        print(json.dumps({"error": e.detail}), flush=True)
+        say({"error": e.detail})
         return 1
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as e:
-        print(json.dumps({"error": f"the weights cannot be read: {type(e).__name__}: {e}"[:500]}), flush=True)
+        say({"error": f"the weights cannot be read: {type(e).__name__}: {e}"[:500]})
         return 1
-    print(json.dumps({"identity": found.model_dump(mode="json")}), flush=True)
+    say({"identity": found.model_dump(mode="json")})
     return 0
 
 

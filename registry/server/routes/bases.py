@@ -1,7 +1,8 @@
-"""Routes of bases: add, list, show.
+"""Routes of bases: add, list, show; which weights they have, and how they are related.
 
 Invariants
 - Whoever may push may add a base; nobody may change one.
+- Which weights a base has, a worker may tell too, once.
 
 Example
     GET /api/v1/bases/meta-llama/Llama-3.1-8B
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from registry.bases.identity import Likeness
 from registry.server import bases
-from registry.server.routes.deps import Puller, Pusher, SessionDep
+from registry.server.routes.deps import Puller, Pusher, SessionDep, Worker
 from registry.server.routes.once import OnceRoute
-from registry.wire import BaseAdd, BaseList, BaseView
+from registry.wire import BaseAdd, BaseList, BaseView, IdentityGiven
 
 router = APIRouter(tags=["bases"], route_class=OnceRoute)
 
@@ -35,3 +37,15 @@ def list_bases(session: SessionDep, actor: Puller) -> BaseList:
 @router.get("/bases/{base:path}")
 def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
     return bases.show(session, actor, base)
+
+
+@router.put("/bases/{base:path}/identity")
+def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityGiven) -> BaseView:
+    """Keep the identity of a base that has none; the same one again changes nothing, another one is refused."""
+    return bases.identify(session, actor, base, request.identity)
+
+
+@router.post("/bases/{base:path}/likeness")
+def compare_base(session: SessionDep, actor: Puller, base: str, request: IdentityGiven) -> Likeness:
+    """How weights that somebody has are related to those of the base. Nothing is kept."""
+    return bases.likeness(session, base, request.identity)

@@ -1,0 +1,74 @@
+"""The tokenizer and the chat template that an adapter brings along, against those of its base.
+
+Invariants
+- Tokenizer and template are two things: an adapter may bring one and leave the other.
+- `padding` and `truncation` do not count, nor where the template is stored, nor its line ends.
+- A tokenizer over the limit is not read: parsing takes ten times its size in memory.
+- Never an error: an adapter with a tokenizer of its own fits, and answers badly if it is served with the base's.
+
+Example
+    >>> check_tokenizer(manifest.files, read, base)
+    [Finding(code='fit.template_differs', …)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from registry.bases import BaseSpec
+from registry.bases.fingerprints import template_text, tokenizer_fingerprint
+from registry.compat.notes import Notes
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.manifest import Descriptor
+from registry.verdicts import Finding
+
+TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER_LIMIT_BYTES = 16 * 2**20
+"""Llama 3's tokenizer has 9 MB. Larger ones (Gemma: 33 MB) are not compared."""
+
+Read = Callable[[str, int, int], bytes]
+"""(path, offset, length) → those bytes of that file."""
+
+
+def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> list[Finding]:
+    """Warnings where the version's own tokenizer or template is not the base's. A base without one is not compared."""
+    notes = Notes()
+    sizes = {file.path: file.size_bytes for file in files}
+    if TOKENIZER in sizes and base.fingerprints.tokenizer is not None:
+        _tokenizer(sizes[TOKENIZER], read, base.fingerprints.tokenizer, base.name, notes)
+    texts = {path: read(path, 0, sizes[path]) for path in (TEMPLATE, TOKENIZER_CONFIG) if path in sizes}
+    written = texts.get(TEMPLATE, b"").decode("utf-8", "replace")
+    template = template_text(written or None, texts.get(TOKENIZER_CONFIG))
+    if template:
+        _template(TEMPLATE if written else TOKENIZER_CONFIG, template, base, notes)
+    return notes.findings()
+
+
+def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, notes: Notes) -> None:
+    if size_bytes > TOKENIZER_LIMIT_BYTES:
+        sentence = f"{TOKENIZER} has {size_bytes} bytes and is not compared with the base's; the limit is "
+        notes.info("fit.tokenizer_not_compared", TOKENIZER, sentence + str(TOKENIZER_LIMIT_BYTES))
+        return
+    try:
+        found = tokenizer_fingerprint(read(TOKENIZER, 0, size_bytes))
+    except Invalid as e:
+        notes.warning("fit.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
+        return
+    if found != expected:
+        sentence = f"{TOKENIZER} is not that of {base}: with the base's tokenizer, the adapter reads other tokens"
+        notes.warning("fit.tokenizer_differs", TOKENIZER, sentence, expected, found)
+
+
+def _template(path: str, template: str, base: BaseSpec, notes: Notes) -> None:
+    found = Digest.of(template.encode("utf-8", "surrogatepass"))
+    expected = base.fingerprints.template
+    if expected is None:
+        sentence = f"the version brings a chat template, and {base.name} has none: serve the adapter with it"
+        notes.info("fit.template_added", path, sentence)
+    elif found != expected:
+        sentence = (
+            f"the chat template in {path} is not that of {base.name}: "
+            "served with the base's template, the adapter fits and answers badly"
+        )
+        notes.warning("fit.template_differs", path, sentence, expected, found)

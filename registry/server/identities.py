@@ -1,0 +1,100 @@
+"""Identities of bases: which weights each has, kept once, and how registered bases are related.
+
+Invariants
+- The first identity of a base stays; another one under its name is refused, with how the two are related.
+- Grades are worked out when an identity comes in and read from their rows; what two servers made at the same moment,
+  and so without a row, is worked out when it is asked for.
+
+Example
+    >>> identities.keep(session, actor, row, identity)
+    True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlmodel import Session, col, select
+
+from registry.bases import identity as base_identity
+from registry.bases.identity import Identity, Likeness
+from registry.digest import Digest
+from registry.errors import Conflict
+from registry.server import audit, db
+from registry.server.actors import Actor
+from registry.server.tables import BaseIdentityRow, BaseLikenessRow, BaseRow
+
+
+def keep(session: Session, actor: Actor, base: BaseRow, given: Identity) -> bool:
+    """Whether this call kept it. `Conflict` (BASE_EXISTS) when the base has other weights than these."""
+    base_id = base.id or 0
+    values = {
+        "base_id": base_id, "exact": str(given.exact), "identity": given.model_dump_json(),
+        "made_at": db.now(), "made_by": actor.name,
+    }  # fmt: skip
+    if not db.insert_new(session, BaseIdentityRow, values):
+        demand_same(session, base, given.exact, given)
+        return False
+    for row in session.exec(select(BaseIdentityRow).where(col(BaseIdentityRow.base_id) != base_id)):
+        found = base_identity.compare(given, _value(row)).model_dump(mode="json", exclude={"other"})
+        for one, other in ((base_id, row.base_id), (row.base_id, base_id)):
+            db.insert_new(session, BaseLikenessRow, {"base_id": one, "other_id": other, "likeness": found})
+    audit.append(session, actor, "base.identify", base.name, {"exact": str(given.exact)})
+    return True
+
+
+def demand_same(session: Session, base: BaseRow, exact: Digest, given: Identity | None = None) -> None:
+    """`Conflict` (BASE_EXISTS) when the base is known to have other weights."""
+    row = session.get(BaseIdentityRow, base.id)
+    if row is None or row.exact == exact:
+        return
+    how = f"; what was given {base_identity.compare(_value(row), given).sentence}" if given is not None else ""
+    raise Conflict(
+        "BASE_EXISTS",
+        f"base '{base.name}' exists with other weights: its exact fingerprint is {row.exact}, not {exact}{how}",
+        next_step="add these weights under another name: a base never changes under its adapters",
+    )
+
+
+def compare(session: Session, base: BaseRow, given: Identity) -> Likeness:
+    """How these weights are related to the base's; `unknown` while the base has no identity."""
+    row = session.get(BaseIdentityRow, base.id)
+    if row is None:
+        return Likeness(grade=base_identity.Grade.UNKNOWN)
+    return base_identity.compare(_value(row), given)
+
+
+def exacts(session: Session, bases: Iterable[BaseRow]) -> dict[int, Digest]:
+    """Base id → exact fingerprint, of those that have one."""
+    wanted = [base.id for base in bases]
+    statement = select(BaseIdentityRow.base_id, BaseIdentityRow.exact).where(col(BaseIdentityRow.base_id).in_(wanted))
+    return {base_id: Digest(exact) for base_id, exact in session.exec(statement)}
+
+
+def relatives(session: Session, base: BaseRow) -> list[Likeness]:
+    """Every other base with an identity and how it is related to this one, by name; empty without an identity."""
+    mine = session.get(BaseIdentityRow, base.id)
+    if mine is None:
+        return []
+    statement = (
+        select(BaseRow.name, BaseIdentityRow.base_id, BaseLikenessRow.likeness)
+        .join(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
+        .outerjoin(
+            BaseLikenessRow,
+            (col(BaseLikenessRow.other_id) == col(BaseRow.id)) & (col(BaseLikenessRow.base_id) == base.id),
+        )
+        .where(col(BaseRow.id) != base.id)
+        .order_by(col(BaseRow.name))
+    )
+    found = []
+    for name, other_id, stored in session.exec(statement).all():
+        if stored:
+            likeness = Likeness.model_validate(stored)
+        else:
+            likeness = base_identity.compare(_value(mine), _value(session.get_one(BaseIdentityRow, other_id)))
+        found.append(likeness.model_copy(update={"other": name}))
+    return found
+
+
+def _value(row: BaseIdentityRow) -> Identity:
+    return Identity.model_validate_json(row.identity)
