@@ -23,7 +23,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import db, files, push
+from registry.server import db, failpoints, files, push
 from registry.server.blobs import BlobStore, Sink
 from registry.server.routes import bodies
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
@@ -83,7 +83,9 @@ async def upload_blob(
         return Response(status_code=204)
     try:
         await bodies.receive(request, sink, size_bytes)
+        failpoints.reach("upload.received")
         await run_in_threadpool(sink.finish)
+        failpoints.reach("upload.written")
     except BaseException:
         sink.abort()
         raise

@@ -1,0 +1,60 @@
+"""Where a killable server keeps its data: SQLite or PostgreSQL, a folder or an S3 store.
+
+Example
+    with Places(folder) as places:
+        stage = Stage(places.environment("postgres", "s3"), folder)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from pathlib import Path
+
+import boto3
+
+from tests import services
+from tests.services import ObjectStore
+
+KINDS = [(database, store) for database in ("sqlite", "postgres") for store in ("local", "s3")]
+
+
+class Places(contextlib.ExitStack):
+    """Starts each service when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self._postgres = ""
+        self._store: ObjectStore | None = None
+
+    def environment(self, database: str, store: str, *, endpoint: str = "") -> dict[str, str]:
+        """Fresh places. `endpoint`: where clients and server find the S3 store, if not where it is."""
+        name = uuid.uuid4().hex[:12]
+        given = {"REGISTRY_DATA": str(self.folder / name)}
+        if database == "postgres":
+            given["REGISTRY_DATABASE_URL"] = self.enter_context(services.fresh_database(self.postgres()))
+        if store == "s3":
+            given |= self._bucket(name, endpoint)
+        return given
+
+    def postgres(self) -> str:
+        self._postgres = self._postgres or self.enter_context(services.postgres_url())
+        return self._postgres
+
+    def object_store(self) -> ObjectStore:
+        if self._store is None:
+            self._store = self.enter_context(services.seaweedfs())
+        return self._store
+
+    def _bucket(self, name: str, endpoint: str) -> dict[str, str]:
+        store = self.object_store()
+        session = boto3.session.Session(store.access_key, store.secret_key, region_name=store.region)
+        session.client("s3", endpoint_url=store.endpoint).create_bucket(Bucket=name)
+        return {
+            "REGISTRY_BLOBS": f"s3://{name}/data",
+            "REGISTRY_S3_ENDPOINT": endpoint or store.endpoint,
+            "AWS_ACCESS_KEY_ID": store.access_key,
+            "AWS_SECRET_ACCESS_KEY": store.secret_key,
+            "AWS_REGION": store.region,
+        }

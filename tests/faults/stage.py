@@ -1,0 +1,171 @@
+"""`Stage`: a killable server on a database and a store, a client that retries, and what must hold after every fault.
+
+    with Stage(environment, folder) as stage:
+        stage.push_through("acme/a1", failpoints="push.hashed=kill")     dies there, comes back, and it succeeds
+        assert stage.violations() == []
+
+Invariants that are checked (`shared` names of the design: I1, I2, I3, I5, I6, I7, I8, I11, I14)
+- Every version that was answered for is there once and pulls byte for byte; numbers have no gap, digests are those.
+- `adapter fsck --deep` finds nothing: rows, blobs, records, alias chains and events agree.
+- Each acknowledged change has one event, and nothing else has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import text
+
+from registry.client import transfer
+from registry.client.api import Registry
+from registry.client.connection import Connection
+from registry.digest import Digest
+from registry.errors import RegistryError, Unavailable
+from registry.names import AdapterName, Ref
+from registry.server import db
+from registry.server.settings import Settings
+from registry.wire import BaseAdd
+from registry.wire.upkeep import FsckRequest, GcRequest
+from tests import forge
+from tests.faults.servers import Server
+from tests.world import spec_of
+
+BASE = forge.llama(hidden=256, layers=6)
+PUSHES_LIMIT = 6
+"""So often a person would try a push again; the client itself tries each request four times."""
+
+
+@dataclass
+class Promise:
+    """A push that was acknowledged."""
+
+    name: AdapterName
+    digest: Digest
+    folder: Path
+
+
+@dataclass
+class Stage:
+    environment: Mapping[str, str]
+    folder: Path
+    promises: list[Promise] = field(default_factory=list)
+    tries: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.server = Server(self.environment)
+        self.settings = Settings.from_env(self.environment)
+        with self.server.running(), self.client() as client:
+            client.add_base(BaseAdd(spec=spec_of(BASE), source=""))
+
+    def client(self, *, patient: bool = True) -> Registry:
+        """A client as everybody has it. One that is not patient retries without pauses."""
+        wait = time.sleep if patient else lambda _seconds: None
+        return Registry(self.server.url, connection=Connection(self.server.url, self.server.token, wait=wait))
+
+    def adapter(self, name: str, seed: int, *, rank: int = 64) -> Path:
+        """A folder of an adapter whose weights are larger than one step of an upload."""
+        return forge.write(forge.lora(BASE, seed=seed, rank=rank), self.folder / f"{name.replace('/', '-')}-{seed}")
+
+    # ------------------------------------------------------------ faults
+    def push_through(self, name: str, seed: int, *, failpoints: str) -> None:
+        """Push and promote while the server dies at a failpoint; it comes back and the client must succeed."""
+        folder = self.adapter(name, seed)
+        with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
+            pushed = self.push(client, folder, name)
+            view = client.alias(name, "main")
+            assert view.digest == pushed
+            client.promote(name, "canary", pushed, generation=0)
+            problems = self.violations(client)
+        assert problems == [], f"{failpoints}: {problems}"
+
+    def collect_through(self, name: str, seed: int, *, failpoints: str) -> None:
+        """Collect what a dead push has left while the server dies at a failpoint; then the same bytes come again."""
+        folder = self.adapter(name, seed)
+        dies = self.server.running(failpoints="push.after_promote=kill")
+        with dies, self.client(patient=False) as client, contextlib.suppress(Unavailable):
+            transfer.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
+        self.expire_pushes()
+        with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
+            self.collect(client)
+            problems = self.violations(client)
+            self.push(client, folder, name)
+            problems += self.violations(client)
+        assert problems == [], f"{failpoints}: {problems}"
+
+    def push(self, client: Registry, folder: Path, name: str) -> Digest:
+        """Push until it is acknowledged."""
+        for attempt in range(1, PUSHES_LIMIT + 1):
+            try:
+                pushed = transfer.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
+            except Unavailable:
+                if attempt == PUSHES_LIMIT:
+                    raise
+                continue
+            self.tries[f"pushes that took {attempt}"] += 1
+            self.promises.append(Promise(AdapterName.parse(name), pushed.version.digest, folder))
+            return pushed.version.digest
+        raise AssertionError("not reached")
+
+    def expire_pushes(self) -> None:
+        """As if everybody who has not finished had gone home long ago."""
+        engine = db.engine(self.settings)
+        with db.session(engine) as session:
+            session.connection().execute(text("UPDATE push SET expires_at = created_at WHERE state = 'open'"))
+        engine.dispose()
+
+    def collect(self, client: Registry, *, grace: int = 0) -> None:
+        cursor = ""
+        while True:
+            report = client.collect(GcRequest(grace_seconds=grace, cursor=cursor))
+            cursor = report.next_cursor
+            if not cursor:
+                return
+
+    # ------------------------------------------------------------ what must hold
+    def violations(self, client: Registry, *, since: int = -3) -> list[str]:
+        """What does not hold now. Only the newest promises are pulled; `all_violations` pulls each."""
+        found = [f"fsck: {f.code} {f.place}: {f.sentence}" for f in self.findings(client)]
+        for promise in self.promises[since:]:
+            found += self._broken(client, promise)
+        return found
+
+    def findings(self, client: Registry) -> list[object]:
+        pages = [client.fsck(FsckRequest(deep=True))]
+        while pages[-1].next_cursor:
+            pages.append(client.fsck(FsckRequest(deep=True, cursor=pages[-1].next_cursor)))
+        return [finding for page in pages for finding in page.findings]
+
+    def all_violations(self, client: Registry) -> list[str]:
+        found = self.violations(client, since=0)
+        events = Counter[str]()
+        after = ""
+        while page := client.events(after=after, limit=200).items:
+            events.update(f"{event.action} {event.object}" for event in page)
+            after = str(page[-1].seq)
+        twice = {what: count for what, count in events.items() if what.startswith("version.push") and count > 1}
+        found += [f"event {what} {count} times" for what, count in twice.items()]
+        names = {promise.name for promise in self.promises}
+        for name in names:
+            promised = {promise.digest for promise in self.promises if promise.name == name}
+            there = [version.digest for version in client.versions(name, limit=200).items]
+            if not promised <= set(there) or len(there) != len(set(there)):
+                found.append(f"{name}: promised {len(promised)} versions and has {len(there)}")
+        return found
+
+    def _broken(self, client: Registry, promise: Promise) -> list[str]:
+        out = self.folder / f"out-{random.SystemRandom().getrandbits(32):x}"
+        try:
+            transfer.pull(client, Ref(promise.name, promise.digest), out, cache=None)
+            wrong = [p.name for p in promise.folder.iterdir() if (out / p.name).read_bytes() != p.read_bytes()]
+            return [f"{promise.name}: {path} differs" for path in wrong]
+        except RegistryError as e:
+            return [f"{promise.name}: cannot be pulled: {e.code} {e.detail}"]
+        finally:
+            shutil.rmtree(out, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""kill -9 of a real server at every failpoint: it comes back, the client succeeds by itself, and nothing is wrong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+
+import pytest
+
+from registry.errors import Invalid
+from registry.server import failpoints
+from tests import house
+from tests.faults import points
+from tests.faults.places import KINDS
+from tests.faults.stage import Stage
+
+StageOn = Callable[[str, str], Stage]
+
+
+def runs(names: dict[str, int]) -> list[tuple[str, str, str]]:
+    """Each point on the smallest setup and, in turn, on one of the others. `make soak` runs all of them with seeds."""
+    chosen = []
+    for turn, point in enumerate(names):
+        others = [kind for kind in KINDS[1:] if kind[1] == "local" or point not in points.DIRECT]
+        chosen += [(point, *KINDS[0]), (point, *others[turn % len(others)])]
+    return chosen
+
+
+@pytest.mark.parametrize(("point", "database", "store"), runs(points.PUSH))
+def test_a_push_survives_a_kill(stage_on: StageOn, point: str, database: str, store: str) -> None:
+    stage = stage_on(database, store)
+    seed = len(stage.promises)
+    deaths = stage.server.deaths
+    stage.push_through(f"acme/p{seed}", seed, failpoints=points.armed(point, seed))
+    assert stage.server.deaths == deaths + 1
+
+
+@pytest.mark.parametrize(("point", "database", "store"), runs(points.GC))
+def test_garbage_collection_survives_a_kill(stage_on: StageOn, point: str, database: str, store: str) -> None:
+    stage = stage_on(database, store)
+    seed = len(stage.promises)
+    deaths = stage.server.deaths
+    stage.collect_through(f"acme/g{seed}", seed, failpoints=points.armed(point, seed))
+    assert stage.server.deaths == deaths + 1
+
+
+def test_at_the_end_every_promise_is_kept(stage_on: StageOn) -> None:
+    for kind in KINDS:
+        stage = stage_on(*kind)
+        with stage.server.running(), stage.client() as client:
+            assert stage.all_violations(client) == []
+
+
+# ------------------------------------------------------------------ the points themselves
+def test_every_failpoint_of_the_code_is_one_that_these_tests_kill_at() -> None:
+    found = set()
+    for module, source in house.sources().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoints.reach":
+                argument = node.args[0]
+                assert isinstance(argument, ast.Constant), f"{module}:{node.lineno}: the name is not a literal"
+                found.add(argument.value)
+    assert found == set(points.PUSH | points.GC)
+
+
+@pytest.mark.parametrize("word", ["push", "push.x=die", "push.x=raise", "push.x=raise:Foo", "x=kill@0", "x=sleep:long"])
+def test_a_failpoint_that_cannot_be_read_stops_the_start(word: str) -> None:
+    with pytest.raises(Invalid, match="REGISTRY_FAILPOINTS"):
+        failpoints.arm(word)
+
+
+def test_a_failpoint_acts_only_in_its_turn_and_not_when_none_is_armed() -> None:
+    failpoints.arm("a.b=raise:OSError@2")
+    try:
+        failpoints.reach("a.b")
+        failpoints.reach("c.d")
+        with pytest.raises(OSError, match="a failpoint"):
+            failpoints.reach("a.b")
+        failpoints.reach("a.b")
+    finally:
+        failpoints.arm("")
+    failpoints.reach("a.b")
