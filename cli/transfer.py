@@ -1,9 +1,9 @@
-"""Moving bytes: `adapter push`, `push-all` and `pull`.
+"""Moving bytes: `adapter push` and `adapter pull`.
 
 Invariants
 - What a push leaves out is said; what the registry refuses is said with file, rule and limit, before bytes are sent.
-- A version that does not fit is stored and shown as such; `--strict` makes that exit 6.
-- `push-all` tries every folder; it exits with the code of the first failure after all of them.
+- A version that does not fit is stored and shown as such; `--strict` makes that exit 6. So does `--alias` when its gate
+  stays shut; the version is stored all the same.
 
 Example
     $ adapter push out/checkpoint-200 acme/support --base smollm2 --message "less formal"
@@ -11,10 +11,9 @@ Example
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import click
 from rich.console import Console
@@ -24,9 +23,8 @@ from rich.progress import Progress as Bars
 from cli import adapters, jobs, output, session
 from registry.client import transfer
 from registry.client.api import Registry
-from registry.errors import Invalid, Reason, RegistryError
+from registry.errors import Reason
 from registry.jobs import Job
-from registry.manifest import CONFIG
 from registry.names import AdapterName, Ref
 from registry.verdicts import Outcome, Verdict
 from registry.wire import VersionView
@@ -61,6 +59,15 @@ class Bar:
 
     def advance(self, count: int) -> None:
         self._bars.update(self._task, advance=count)
+
+    def above(self, show: Callable[[], None]) -> None:
+        """Print something while the bar stays below it."""
+        if not self._bars.live.is_started:
+            show()
+            return
+        self._bars.stop()
+        show()
+        self._bars.start()
 
 
 # ------------------------------------------------------------------ push
@@ -111,7 +118,7 @@ def push(
     output.answer(pushed, lambda: _print_pushed(pushed))
     if job is not None:
         jobs.exit_by(job, None)
-    if strict and failed(pushed.version.verdicts):
+    if pushed.alias_refused or (strict and failed(pushed.version.verdicts)):
         click.get_current_context().exit(output.REFUSED)
 
 
@@ -146,75 +153,8 @@ def _print_pushed(pushed: Pushed) -> None:
     )
     if failed(version.verdicts):
         click.secho("  It is kept, and the gates stay shut for it.", fg="yellow")
-
-
-# ------------------------------------------------------------------ push-all
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of one folder of `push-all`."""
-
-    folder: str
-    name: str
-    pushed: Pushed | None = None
-    error: RegistryError | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        problem = self.error.to_problem() if self.error else None
-        return {"folder": self.folder, "name": self.name, "pushed": output.document(self.pushed), "error": problem}
-
-
-@click.command("push-all")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("namespace")
-@click.option("--base", default="", help="The base of all of them. Default: what each configuration names.")
-@click.option("--message", "-m", default="", help="What is new in them.")
-@click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
-@output.json_option
-def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool) -> None:
-    """Push each adapter folder in DIR as NAMESPACE/FOLDER."""
-    folders = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file())
-    if not folders:
-        raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG}")
-    results = []
-    with session.registry() as registry:
-        for path in folders:
-            result = _push_one(registry, path, f"{namespace}/{path.name}", base, message)
-            results.append(result)
-            if not output.as_json():
-                _print_result(result)
-    errors = [result.error for result in results if result.error]
-    bad = [r for r in results if r.pushed and failed(r.pushed.version.verdicts)]
-    fresh = sum(bool(r.pushed and r.pushed.created) for r in results)
-    told = (
-        f"{output.plural(fresh, 'new version')}, {len(results) - len(errors) - fresh} unchanged, {len(errors)} refused"
-    )
-    output.answer(
-        {"items": [result.to_dict() for result in results]},
-        lambda: click.echo(told + (f"; {len(bad)} with a failing verdict" if bad else "")),
-    )
-    code = output.exit_code_of(errors[0]) if errors else output.REFUSED if strict and bad else 0
-    click.get_current_context().exit(code)
-
-
-def _push_one(registry: Registry, path: Path, name: str, base: str, message: str) -> Result:
-    try:
-        with Bar(name) as progress:
-            pushed = transfer.push_folder(
-                registry, path, AdapterName.parse(name), base=base, message=message, progress=progress
-            )
-        return Result(str(path), name, pushed)
-    except RegistryError as e:
-        return Result(str(path), name, error=e)
-
-
-def _print_result(result: Result) -> None:
-    if result.error is not None:
-        click.echo(f"{result.name}  {click.style('refused', fg='red')}  {result.error.detail}")
-    elif result.pushed is not None:
-        version = result.pushed.version
-        state = "new" if result.pushed.created else "unchanged"
-        fits = next((v.outcome for v in reversed(version.verdicts) if v.check == "fits"), "")
-        click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {state}  fits {output.outcome(fits)}")
+    if pushed.alias_refused:
+        click.secho(f"  The alias did not move: {pushed.alias_refused}", fg="red")
 
 
 # ------------------------------------------------------------------ pull

@@ -197,6 +197,25 @@ def test_every_folder_of_a_fleet_is_pushed_whatever_becomes_of_the_others(desk: 
     assert items[0]["error"]["code"] == "TENSORS_INVALID"
 
 
+def test_the_whole_fleet_of_a_base_is_pulled_and_one_that_cannot_be_stops_none(desk: Desk, tmp_path: Path) -> None:
+    desk.base()
+    folders = [desk.adapter(name) for name in ("a", "b", "c")]
+    desk("push-all", tmp_path / "adapters", "fleet")
+    there = tmp_path / "out" / "fleet" / "b"
+    there.mkdir(parents=True)
+    (there / "mine.txt").write_text("not yours")
+    said = desk("pull-all", tmp_path / "out", "--base", "tiny-llama", expect=2)
+    assert said.stdout.splitlines()[-1] == f"2 adapters in {tmp_path / 'out'}, 1 not"
+    assert "fleet/b:main  refused" in said.stdout
+    for folder in (folders[0], folders[2]):
+        weights = (tmp_path / "out" / "fleet" / folder.name / "adapter_model.safetensors").read_bytes()
+        assert weights == (folder / "adapter_model.safetensors").read_bytes()
+    items = desk("pull-all", tmp_path / "new", "--base", "tiny-llama", "--json").json["items"]
+    assert [item["resolved"]["number"] for item in items] == [1, 1, 1]
+    none = desk("pull-all", tmp_path / "new", "--base", "tiny-llama", "--alias", "production")
+    assert none.stdout.startswith("0 adapters")
+
+
 def test_the_audit_log_tells_everything_in_order(story: Desk) -> None:
     items = story("audit", "log", "--json").json["items"]
     assert [item["seq"] for item in items] == sorted(item["seq"] for item in items)
@@ -236,3 +255,11 @@ def test_bad_input_ends_in_a_sentence_and_its_exit_code(desk: Desk, words: list[
     said = desk(*words, expect=code)
     assert part in said.stderr.replace("\n", " ")
     assert "Traceback" not in said.stderr
+
+
+def test_an_alias_whose_gate_stays_shut_is_told_and_exits_6_though_the_version_is_there(desk: Desk) -> None:
+    desk.base()
+    said = desk("push", desk.adapter("mine"), "acme/support", "--base", "tiny-llama", "--alias", "prod", expect=6)
+    assert "acme/support@1" in said.stdout
+    assert "The alias did not move: version 1 of 'acme/support' may not become 'prod'" in said.stdout
+    assert desk("show", "acme/support", "--json").exit_code == 0
