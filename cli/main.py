@@ -55,6 +55,9 @@ DOORS: dict[str, Door] = {
     "serve": Door("cli.serve", "serve", "Run", "Run the registry's server.", extra="server"),
     "work": Door("cli.work", "work", "Run", "Take jobs: try adapters on their base.", extra="worker"),
     "migrate": Door("cli.serve", "migrate", "Run", "Bring the database's schema up to date.", extra="server"),
+    "gc": Door("cli.upkeep", "gc", "Run", "Delete what nobody needs any more."),
+    "fsck": Door("cli.upkeep", "fsck", "Run", "Check that rows, bytes and history still agree."),
+    "reindex": Door("cli.upkeep", "reindex", "Run", "Make lost rows anew from the bucket."),
 }
 
 

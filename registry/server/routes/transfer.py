@@ -23,7 +23,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import db, failpoints, files, push
+from registry.server import db, failpoints, files, plans, push
 from registry.server.blobs import BlobStore, Sink
 from registry.server.routes import bodies
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
@@ -60,7 +60,7 @@ DigestDep = Annotated[Digest, Depends(_blob_digest)]
 def plan_push(
     session: ReadSessionDep, actor: Pusher, name: NameDep, request: PushRequest, blobs: BlobsDep, settings: SettingsDep
 ) -> PushPlan:
-    return push.plan(session, actor, name, request, blobs=blobs, settings=settings)
+    return plans.make(session, actor, name, request, blobs=blobs, settings=settings)
 
 
 @router.put("/pushes/{push_id}/blobs/{digest}", status_code=204)

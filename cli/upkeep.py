@@ -1,0 +1,174 @@
+"""Upkeep, for administrators: `adapter gc`, `adapter fsck`, `adapter reindex`.
+
+Invariants
+- Each is a row of short requests; Ctrl-C between two of them loses nothing, and the same command goes on.
+- `fsck` and `reindex` exit 70 when something is damaged or missing, and say what; what they mended is no damage.
+
+Example
+    $ adapter gc --dry-run
+    $ adapter fsck --deep --pace 50
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from cli import output, session
+from registry.client.api import Registry
+from registry.errors import Corrupt
+from registry.verdicts import Finding
+from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
+
+DAMAGED = output.EXIT_CODES[Corrupt]
+FINDINGS_SHOWN = 50
+MEGABYTE = 10**6
+_WORDS = (
+    ("pushes_expired", "pushes whose time was up"),
+    ("blobs_marked", "blobs that nobody needs any more"),
+    ("blobs_deleted", "blobs deleted"),
+    ("staged_deleted", "staged blobs deleted"),
+    ("uploads_aborted", "unfinished uploads ended"),
+    ("strays_deleted", "blobs without a row deleted"),
+    ("strays_kept", "blobs without a row kept"),
+    ("records_written", "records written"),
+    ("pushes_forgotten", "ended pushes forgotten"),
+    ("answers_forgotten", "old answers forgotten"),
+)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Count what would go, and change nothing.")
+@click.option("--grace", type=click.IntRange(0), metavar="SECONDS", help="How long a blob stays that nobody needs.")
+@output.json_option
+def gc(dry_run: bool, grace: int | None) -> None:
+    """Delete what nobody needs: blobs, staged bytes, uploads. Pushes and pulls go on meanwhile."""
+    report = GcReport()
+    cursor = ""
+    with session.registry() as registry:
+        while True:
+            report += registry.collect(GcRequest(dry_run=dry_run, grace_seconds=grace, cursor=cursor))
+            cursor = report.next_cursor
+            if not cursor:
+                break
+    output.answer(report, lambda: _print_gc(report))
+
+
+def _print_gc(report: GcReport) -> None:
+    counts = [(str(getattr(report, field)), what) for field, what in _WORDS if getattr(report, field)]
+    if not counts:
+        click.echo("There is nothing to collect.")
+        return
+    if report.dry_run:
+        click.echo("This is what would be done:")
+    output.facts(counts)
+    if report.bytes_deleted:
+        would = "would be" if report.dry_run else "are"
+        click.echo(f"{output.size(report.bytes_deleted)} {would} free again.")
+    if report.strays_kept:
+        output.note("blobs without a row: look at `adapter fsck`; after a restore run `adapter reindex` first")
+
+
+@click.command()
+@click.option("--deep", is_flag=True, help="Also read every blob and hash it; mark or restore what is wrong.")
+@click.option("--pace", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Read no faster than this.")
+@click.option("--from", "cursor", default="", metavar="CURSOR", help="Go on where a check was interrupted.")
+@output.json_option
+def fsck(deep: bool, pace: float | None, cursor: str) -> None:
+    """Check that rows, bytes, counts, manifests and events of the registry tell the same story."""
+    whole = FsckPage()
+    with session.registry() as registry:
+        for page in _pages(registry, deep, cursor, pace):
+            whole = _added(whole, page)
+            if output.on_terminal():
+                click.echo(f"\r{page.share:4.0%} checked, {len(whole.findings)} findings ", nl=False, err=True)
+    if output.on_terminal():
+        click.echo(err=True)
+    output.answer(whole, lambda: _print_fsck(whole))
+    _end(whole.findings)
+
+
+def _pages(registry: Registry, deep: bool, cursor: str, pace: float | None) -> Iterable[FsckPage]:
+    while True:
+        started = time.monotonic()
+        try:
+            page = registry.fsck(FsckRequest(deep=deep, cursor=cursor))
+        except KeyboardInterrupt:
+            output.note(f"go on with: adapter fsck {'--deep ' if deep else ''}--from {cursor or 'adapters:0'}")
+            raise
+        yield page
+        cursor = page.next_cursor
+        if not cursor:
+            return
+        if pace:
+            time.sleep(max(0.0, page.bytes_hashed / (pace * MEGABYTE) - (time.monotonic() - started)))
+
+
+def _added(whole: FsckPage, page: FsckPage) -> FsckPage:
+    checked = dict(whole.checked)
+    for what, number in page.checked.items():
+        checked[what] = checked.get(what, 0) + number
+    return page.model_copy(
+        update={
+            "findings": [*whole.findings, *page.findings],
+            "checked": checked,
+            "bytes_hashed": whole.bytes_hashed + page.bytes_hashed,
+        }
+    )
+
+
+def _print_fsck(whole: FsckPage) -> None:
+    _print_findings(whole.findings)
+    counts = [f"{number} {what.replace('_', ' ')}" for what, number in whole.checked.items() if number]
+    hashed = f"; {output.size(whole.bytes_hashed)} hashed" if whole.bytes_hashed else ""
+    click.echo(output.faint(f"checked: {', '.join(counts) or 'nothing: the registry is empty'}{hashed}"))
+    if not whole.findings:
+        click.echo(click.style("All is well.", fg="green"))
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Count what would come back, and change nothing.")
+@output.json_option
+def reindex(dry_run: bool) -> None:
+    """Make lost rows of bases, versions, files and lineage anew, from the records beside the blobs."""
+    made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0}
+    findings: dict[tuple[str, str], Finding] = {}
+    cursor = ""
+    with session.registry() as registry:
+        while True:
+            page = registry.reindex(ReindexRequest(dry_run=dry_run, cursor=cursor))
+            made["bases"] += page.bases
+            made["versions"] += page.versions
+            findings |= {(finding.code, finding.place): finding for finding in page.findings}
+            cursor = page.next_cursor
+            if not cursor:
+                break
+    found = list(findings.values())
+
+    def text() -> None:
+        _print_findings(found)
+        would = "would come" if dry_run else "came"
+        told = f"{output.plural(made['bases'], 'base')} and {output.plural(made['versions'], 'version')}"
+        click.echo(f"{told} {would} back.")
+        if made["versions"] and not dry_run:
+            output.note("aliases, verdicts and tokens are not in the records: promote again, `adapter validate` again")
+
+    output.answer({**made, "findings": found}, text)
+    _end(found)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    colours = {"error": "red", "warning": "yellow"}
+    for finding in findings[:FINDINGS_SHOWN]:
+        code = click.style(finding.code, fg=colours.get(finding.severity))
+        click.echo(f"{code}  {finding.place}: {finding.sentence}")
+    if len(findings) > FINDINGS_SHOWN:
+        click.echo(f"and {len(findings) - FINDINGS_SHOWN} more; `--json` has all of them")
+
+
+def _end(findings: list[Finding]) -> None:
+    if any(finding.severity == "error" for finding in findings):
+        click.get_current_context().exit(DAMAGED)

@@ -1,0 +1,214 @@
+"""Disaster: the database is lost or older than the bucket. What comes back, what does not, and who says so."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete
+from sqlmodel import Session, SQLModel, select
+
+from registry.digest import Digest
+from registry.errors import Corrupt
+from registry.manifest import Edge, Relation
+from registry.server import tables
+from registry.server.blobs import digest_of, key_of
+from registry.server.tables import (
+    AdapterRow,
+    BaseRow,
+    BlobRow,
+    EdgeRow,
+    TokenRow,
+    VersionFileRow,
+    VersionRow,
+)
+from registry.wire.upkeep import ReindexPage, ReindexRequest
+from tests import forge
+from tests.upkeep import collect, findings, states
+from tests.world import World
+
+KEPT = {"token", "alembic_version"}
+"""Tables that the tests leave alone: who asks must be known."""
+
+
+def reindex(world: World, *, dry_run: bool = False) -> ReindexPage:
+    page = world.admin.reindex(ReindexRequest(dry_run=dry_run))
+    assert page.next_cursor == ""
+    return page
+
+
+def lose_the_database(world: World) -> None:
+    with world.session(write=True) as session:
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            if table.name not in KEPT:
+                session.connection().execute(delete(table))
+
+
+def story(world: World) -> None:
+    """Versions with parents, verdicts, reports, aliases, and one that was withdrawn."""
+    parent = world.push("acme/support", message="first").version
+    world.push("acme/support", parents=[Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1")])
+    world.push("umbrella/images", alias="canary")
+    world.validate("acme/support@1")
+    world.push("acme/support")
+    world.admin.yank("acme/support@2", "diverged")
+    collect(world, grace=3600)
+
+
+def snapshot(world: World) -> dict[str, list[dict[str, Any]]]:
+    """Bases, versions, files, edges and the blobs of versions, with names in place of numbers that a database gives."""
+    with world.session() as session:
+        names = {a.id: f"{a.namespace}/{a.name}" for a in session.exec(select(AdapterRow)).all()}
+        bases = {b.id: b.name for b in session.exec(select(BaseRow)).all()}
+        refs = {v.id: f"{names[v.adapter_id]}@{v.number}" for v in session.exec(select(VersionRow)).all()}
+        return {
+            "adapter": _plain(session, AdapterRow, id=None, created_at=None),
+            "base": _plain(session, BaseRow, id=None, recorded_at=None),
+            "version": _plain(session, VersionRow, id=refs, adapter_id=names, base_id=bases, recorded_at=None),
+            "file": _plain(session, VersionFileRow, version_id=refs),
+            "edge": _plain(session, EdgeRow, child_id=refs),
+            "blob": [
+                row
+                for row in _plain(session, BlobRow, created_at=None, checked_at=None)
+                if session.exec(select(VersionFileRow.path).where(VersionFileRow.digest == row["digest"])).first()
+            ],
+        }
+
+
+def _plain(session: Session, table: type[Any], **renamed: dict[int | None, str] | None) -> list[dict[str, Any]]:
+    found = []
+    for row in session.exec(select(table)).all():
+        values = row.model_dump()
+        for column, names in renamed.items():
+            value = values.pop(column)
+            if names is not None:
+                values[column] = names[value]
+        found.append(values)
+    return sorted(found, key=repr)
+
+
+def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: World) -> None:
+    story(stored_world)
+    before = snapshot(stored_world)
+    assert len(before["version"]) == 4
+    lose_the_database(stored_world)
+    assert "record.version_unknown records/version/" in findings(stored_world, deep=False)
+    assert collect(stored_world).strays_deleted == 0, "gc must not eat what a re-index needs"
+    assert reindex(stored_world, dry_run=True).versions == 4
+    assert snapshot(stored_world)["version"] == []
+    page = reindex(stored_world)
+    assert (page.bases, page.versions, page.findings) == (1, 4, [])
+    assert snapshot(stored_world) == before
+    again = reindex(stored_world)
+    assert (again.bases, again.versions, again.findings) == (0, 0, [])
+    assert {f.partition(" ")[0] for f in findings(stored_world)} == {"blob.stray"}, "the report of a lost verdict"
+    assert collect(stored_world).strays_deleted == 1
+    assert findings(stored_world) == []
+
+
+def test_after_a_reindex_everything_works_and_only_aliases_and_other_verdicts_are_gone(stored_world: World) -> None:
+    story(stored_world)
+    lose_the_database(stored_world)
+    reindex(stored_world)
+    newest = stored_world.admin.version("acme/support")
+    assert (newest.number, newest.aliases) == (3, ["main"])
+    assert [(v.check, v.outcome) for v in newest.verdicts] == [("fits", "pass")]
+    assert stored_world.admin.version("acme/support@2").yank_reason == "diverged"
+    assert {e.relation for e in stored_world.admin.lineage("acme/support@2").edges} >= {"continued"}
+    assert [a.alias for a in stored_world.admin.aliases("umbrella/images").items] == ["main"]
+    assert stored_world.push("acme/support").version.number == 4
+    stored_world.admin.promote("acme/support", "canary", "4", generation=0)
+    collect(stored_world)
+    assert findings(stored_world) == []
+
+
+def test_what_was_pushed_after_the_backup_is_told_and_comes_back(
+    database_kind: str, world: World, tmp_path: Path
+) -> None:
+    if database_kind != "sqlite":
+        pytest.skip("the backup of this test is a copy of a file")
+    world.add_base()
+    world.push("acme/support")
+    collect(world)
+    file = Path(str(world.engine.url.database))
+    world.engine.dispose()
+    shutil.copyfile(file, tmp_path / "backup.db")
+    later = world.push("acme/support", message="after the backup")
+    collect(world)
+    world.engine.dispose()
+    for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
+        (file.parent / name).unlink(missing_ok=True)
+    shutil.copyfile(tmp_path / "backup.db", file)
+    told = findings(world, deep=False)
+    assert "record.version_unknown records/version/" in told
+    assert {f.partition(" ")[0] for f in told} == {"record.version_unknown", "blob.stray"}
+    assert reindex(world).versions == 1
+    found = world.admin.version("acme/support")
+    assert (found.number, found.digest, found.message) == (2, later.version.digest, "after the backup")
+    assert findings(world) == []
+
+
+def test_a_version_without_its_bytes_comes_back_and_says_what_is_missing(stored_world: World) -> None:
+    files = stored_world.files()
+    stored_world.push("acme/support", files)
+    collect(stored_world)
+    weights = Digest.of(files[forge.WEIGHTS])
+    stored_world.blobs.delete(key_of(weights))
+    lose_the_database(stored_world)
+    page = reindex(stored_world)
+    assert [(f.code, f.place) for f in page.findings] == [("blob.bytes_missing", f"acme/support@1 {forge.WEIGHTS}")]
+    assert stored_world.admin.version("acme/support").damaged == [forge.WEIGHTS]
+    assert findings(stored_world, deep=False) == [f"blob.damaged {weights}"]
+    link = next(f.url for f in stored_world.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
+    with pytest.raises(Corrupt), stored_world.admin.read(link):
+        pass
+    assert stored_world.push("acme/support", files).version.damaged == []
+    assert findings(stored_world) == []
+
+
+def test_a_damaged_record_is_told_and_the_others_come_back(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    stored_world.push("acme/support")
+    collect(stored_world)
+    first = next(stat.key for stat in stored_world.blobs.list("records/version/acme/support/1/"))
+    stored_world.blobs.delete(first)
+    data = b'{"not": "a record"}'
+    wrong = first.rpartition("/")[0] + "/" + Digest.of(data).hex
+    stored_world.blobs.put(wrong, [data], limit_bytes=100)
+    lose_the_database(stored_world)
+    page = reindex(stored_world)
+    assert ([f.code for f in page.findings], page.versions) == (["record.damaged"], 1)
+    assert stored_world.admin.version("acme/support").number == 2
+    assert any(f.startswith("version.numbers_broken") for f in findings(stored_world, deep=False))
+    forget_strays(stored_world)
+
+
+def forget_strays(world: World) -> None:
+    known = states(world)
+    for stat in list(world.blobs.list("blobs/")):
+        if str(digest_of(stat.key)) not in known:
+            world.blobs.delete(stat.key)
+
+
+def test_a_number_that_was_given_again_is_told_and_not_changed(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    collect(stored_world)
+    lose_the_database(stored_world)
+    stored_world.add_base()
+    other = stored_world.push("acme/support")
+    page = reindex(stored_world)
+    assert page.versions == 0
+    assert stored_world.admin.version("acme/support@1").digest == other.version.digest
+    forget_strays(stored_world)
+
+
+def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
+    story(stored_world)
+    with stored_world.session() as session:
+        secrets = [row.secret_sha256 for row in session.exec(select(TokenRow)).all()]
+    for stat in stored_world.blobs.list("records/"):
+        data = stored_world.blobs.read(stat.key, 0, stat.size_bytes)
+        assert not any(secret.encode() in data for secret in [*secrets, stored_world.secret])
+    assert tables.TokenRow.__tablename__ in KEPT
