@@ -49,7 +49,7 @@ def _folder(registry: Registry, path: Path, base: str) -> Verdict:
     found = folders.read_folder(path)
     for reason in found.left_out:
         output.note(f"left out: {reason.place} {reason.sentence}")
-    meant = transfer.base_of(registry, found, base)
+    meant = transfer.Bases(registry).of(found, base)
     return _judge(found.contents, registry.base(meant.name), found.manifest(meant).digest)
 
 

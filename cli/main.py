@@ -33,8 +33,9 @@ class Door:
 
 DOORS: dict[str, Door] = {
     "push": Door("cli.transfer", "push", "Move", "Push a folder as a new version; says whether it fits its base."),
-    "push-all": Door("cli.transfer", "push_all", "Move", "Push every adapter folder in a folder."),
+    "push-all": Door("cli.bulk", "push_all", "Move", "Push every adapter folder in a folder."),
     "pull": Door("cli.transfer", "pull", "Move", "Bring a version here, every byte verified."),
+    "pull-all": Door("cli.bulk", "pull_all", "Move", "Bring every adapter of a base here."),
     "list": Door("cli.adapters", "list_adapters", "Look", "List adapters: newest version, base, verdicts, aliases."),
     "show": Door("cli.adapters", "show", "Look", "Show everything that is known about one version."),
     "history": Door("cli.aliases", "history", "Look", "Tell who moved an alias, when, and why."),

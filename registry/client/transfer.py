@@ -16,6 +16,7 @@ Example
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from registry.client.streams import Progress, Silent
 from registry.errors import Corrupt, Invalid, NotFound, Reason
 from registry.manifest import BaseRef, Edge, Relation
 from registry.names import AdapterName, Ref
-from registry.wire import FileLink, Resolved
+from registry.wire import BaseView, FileLink, Resolved
 from registry.wire.push import Pushed, PushRequest
 
 FILES_AT_ONCE = 4
@@ -46,6 +47,7 @@ def push_folder(
     message: str = "",
     golden: Path | None = None,
     progress: Progress | None = None,
+    bases: Bases | None = None,
     left_out: Callable[[Reason], None] = lambda _reason: None,
 ) -> Pushed:
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
@@ -56,7 +58,7 @@ def push_folder(
     for reason in found.left_out:
         left_out(reason)
     edges = [_edge(registry, parent) for parent in parents]
-    manifest = found.manifest(base_of(registry, found, base), tuple(edges))
+    manifest = found.manifest((bases or Bases(registry)).of(found, base), tuple(edges))
     plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
     watched = progress or Silent()
     watched.start(sum(upload.size_bytes for upload in plan.uploads))
@@ -68,23 +70,44 @@ def push_folder(
     return registry.commit_push(plan.push_id, alias=alias)
 
 
-def base_of(registry: Registry, folder: Folder, name: str) -> BaseRef:
-    """The registered base: the one that is named, else the one that the configuration means."""
-    claim = folder.contents.config.base
-    if name:
-        view = registry.base(name)
+class Bases:
+    """The registered bases, each asked for once however many adapters are pushed. Thread-safe."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._named: dict[str, BaseView] = {}
+        self._all: list[BaseView] | None = None
+
+    def of(self, folder: Folder, name: str) -> BaseRef:
+        """The base that is named, else the one that the configuration means."""
+        view = self._by_name(name) if name else self._meant(folder)
         return BaseRef(name=view.name, fingerprint=view.fingerprint)
-    if not claim.name:
-        raise Invalid("BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="say --base NAME")
-    meant = [view for view in registry.bases().items if claim.names(view.name)]
-    if len(meant) != 1:
-        which = f"{len(meant)} bases are meant" if meant else "no base that is registered is meant"
-        raise NotFound(
-            "BASE_UNKNOWN",
-            f"{folder.path}: its configuration names the base {claim.name!r}, and {which} by that",
-            next_step="say --base NAME, or register it first: `adapter base add NAME DIR`",
-        )
-    return BaseRef(name=meant[0].name, fingerprint=meant[0].fingerprint)
+
+    def _by_name(self, name: str) -> BaseView:
+        with self._lock:
+            if name not in self._named:
+                self._named[name] = self._registry.base(name)
+            return self._named[name]
+
+    def _meant(self, folder: Folder) -> BaseView:
+        claim = folder.contents.config.base
+        if not claim.name:
+            raise Invalid(
+                "BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="say --base NAME"
+            )
+        with self._lock:
+            if self._all is None:
+                self._all = self._registry.bases().items
+        meant = [view for view in self._all if claim.names(view.name)]
+        if len(meant) != 1:
+            which = f"{len(meant)} bases are meant" if meant else "no base that is registered is meant"
+            raise NotFound(
+                "BASE_UNKNOWN",
+                f"{folder.path}: its configuration names the base {claim.name!r}, and {which} by that",
+                next_step="say --base NAME, or register it first: `adapter base add NAME DIR`",
+            )
+        return meant[0]
 
 
 def _edge(registry: Registry, parent: Ref) -> Edge:

@@ -1,0 +1,85 @@
+"""Many adapters at once: what is asked, what moves, and that one failure stops nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.client import bulk, transfer
+from registry.client.cache import Cache
+from registry.names import Ref
+from tests import forge
+from tests.client.counted import Counted
+from tests.world import World
+
+COUNT = 12
+
+
+def folders(world: World, tmp_path: Path) -> list[tuple[Path, str]]:
+    return [(forge.write(world.files(), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(COUNT)]
+
+
+def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_an_adapter(
+    counted: Counted, world: World, tmp_path: Path
+) -> None:
+    fleet = folders(world, tmp_path)
+    first = bulk.push_all(counted.registry, fleet)
+    assert [(r.name, r.answer is not None and r.answer.created) for r in first] == [(n, True) for _, n in fleet]
+    counted.requests.clear()
+    second = bulk.push_all(counted.registry, fleet)
+    assert [r.answer is not None and r.answer.created for r in second] == [False] * COUNT
+    assert counted.methods("PUT") == 0
+    assert len(counted.requests) == 2 * COUNT + 1
+
+
+def test_one_failure_stops_nothing_and_results_keep_their_order(counted: Counted, world: World, tmp_path: Path) -> None:
+    fleet = folders(world, tmp_path)
+    (fleet[2][0] / forge.WEIGHTS).write_bytes(b"no weights")
+    fleet[5] = (fleet[5][0], "Not A Name")
+    told: list[str] = []
+    results = bulk.push_all(counted.registry, fleet, base="tiny-llama", told=lambda r: told.append(r.name))
+    codes = {n: r.error.code for n, r in enumerate(results) if r.error}
+    assert codes == {2: "TENSORS_INVALID", 5: "NAME_INVALID"}
+    assert sorted(told) == sorted(name for _, name in fleet)
+
+
+def test_progress_of_many_adds_up(counted: Counted, world: World, tmp_path: Path) -> None:
+    fleet = folders(world, tmp_path)
+    seen = [0, 0]
+
+    class Watch:
+        def start(self, total_bytes: int) -> None:
+            seen[0] = total_bytes
+
+        def advance(self, count: int) -> None:
+            seen[1] += count
+
+    bulk.push_all(counted.registry, fleet, progress=Watch())
+    # They share their configuration, which is sent once or, by those that plan at the same time, a few times.
+    assert seen[0] == seen[1] >= sum((folder / forge.WEIGHTS).stat().st_size for folder, _ in fleet)
+
+
+def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
+    counted: Counted, world: World, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = folders(world, tmp_path)
+    bulk.push_all(counted.registry, fleet)
+    monkeypatch.setattr(bulk, "PAGE_LIMIT", 5)
+    found = [view.name for view in bulk.fleet(counted.registry, "tiny-llama")]
+    assert sorted(found) == sorted(name for _, name in fleet)
+    wanted = [(Ref.parse(name), tmp_path / "out" / name) for name in found]
+    assert all(r.answer for r in bulk.pull_all(counted.registry, wanted, cache=cache))
+    counted.requests.clear()
+    again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
+    assert all(r.answer for r in bulk.pull_all(counted.registry, again, cache=cache))
+    assert [path for _, path in counted.requests if "/files/" in path] == []
+    for folder, name in fleet:
+        assert (tmp_path / "out" / name / forge.WEIGHTS).read_bytes() == (folder / forge.WEIGHTS).read_bytes()
+
+
+def test_each_base_is_asked_for_once(counted: Counted) -> None:
+    known = transfer.Bases(counted.registry)
+    for _ in range(3):
+        assert known._by_name("tiny-llama").name == "tiny-llama"
+    assert len(counted.requests) == 1

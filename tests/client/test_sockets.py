@@ -1,0 +1,258 @@
+"""Files over real sockets: connections are reused, what breaks goes on, and the token never leaves home."""
+
+from __future__ import annotations
+
+import http.server
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.client import sockets
+from registry.client.answers import store_error_of
+from registry.client.api import Registry
+from registry.client.connection import Connection
+from registry.client.streams import Silent, fetch
+from registry.digest import Digest
+from registry.errors import Corrupt, Invalid, Unavailable
+from registry.wire import FileLink
+
+DATA = random.Random(11).randbytes(3 * 2**20 + 7)
+TOKEN = "lra_secret"
+
+
+class Origin(http.server.ThreadingHTTPServer):
+    """A server of one file that does what `tricks` says for the next requests, then what it should."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.connections = 0
+        self.tricks: list[Any] = []
+        self.got = b""
+        self.data = DATA
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Origin
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _seen(self) -> Any:
+        self.server.seen.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        return self.server.tricks.pop(0) if self.server.tricks else None
+
+    def do_PUT(self) -> None:
+        trick = self._seen()
+        size = int(self.headers["content-length"])
+        if trick == "refuse":
+            self._answer(403, b"<Error><Code>AccessDenied</Code></Error>", close=True)
+            return
+        self.server.got = self.rfile.read(size // 2 if trick == "hang up" else size)
+        if trick == "hang up":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif isinstance(trick, int):
+            self._answer(trick, b"")
+        else:
+            self._answer(200, b"")
+
+    def do_GET(self) -> None:
+        trick = self._seen()
+        if isinstance(trick, str) and trick.startswith("http"):
+            self.send_response(307)
+            self.send_header("Location", trick)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        first, last = 0, len(self.server.data) - 1
+        asked = self.headers.get("range")
+        if asked:
+            first, last = (int(n) for n in asked.removeprefix("bytes=").split("-"))
+        body = self.server.data[first : last + 1]
+        self.send_response(206 if asked and trick != "no ranges" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if trick == "cut" else body)
+        if trick in ("cut", "goodbye"):
+            self.close_connection = True
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, status: int, body: bytes, close: bool = False) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if close:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def home() -> Iterator[Origin]:
+    with Origin() as origin:
+        yield origin
+        origin.shutdown()
+
+
+@pytest.fixture
+def store() -> Iterator[Origin]:
+    with Origin() as origin:
+        yield origin
+        origin.shutdown()
+
+
+@pytest.fixture
+def registry(home: Origin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Registry(home.url, connection=Connection(home.url, TOKEN, wait=lambda _: None)) as registry:
+        yield registry
+
+
+def link(url: str, data: bytes = DATA) -> FileLink:
+    return FileLink(path="w.safetensors", media_type="x/y", digest=Digest.of(data), size_bytes=len(data), url=url)
+
+
+def put(registry: Registry, url: str, source: Path, steps: list[int] | None = None) -> httpx.Response:
+    source.write_bytes(DATA)
+    told = steps if steps is not None else []
+    with open(source, "rb", buffering=0) as file:
+        return registry.connection.send_file(url, file, 0, len(DATA), advance=told.append)
+
+
+def test_files_go_up_and_down_over_one_connection(registry: Registry, home: Origin, tmp_path: Path) -> None:
+    for n in range(3):
+        put(registry, "/blob", tmp_path / "source")
+        assert home.got == DATA
+        fetch(registry, link("/file"), tmp_path / f"{n}", Silent())
+        assert (tmp_path / f"{n}").read_bytes() == DATA
+    assert home.connections == 1
+    assert all(headers["authorization"] == f"Bearer {TOKEN}" for _, _, headers in home.seen)
+
+
+def test_a_redirect_and_a_link_to_another_origin_are_followed_without_the_token(
+    registry: Registry, home: Origin, store: Origin, tmp_path: Path
+) -> None:
+    home.tricks = [f"{store.url}/signed?X=1"]
+    fetch(registry, link("/file"), tmp_path / "a", Silent())
+    put(registry, f"{store.url}/put?X=1", tmp_path / "source")
+    assert (tmp_path / "a").read_bytes() == store.got == DATA
+    assert [(method, path) for method, path, _ in store.seen] == [("GET", "/signed?X=1"), ("PUT", "/put?X=1")]
+    assert not any("authorization" in headers or TOKEN in str(headers) for _, _, headers in store.seen)
+
+
+def test_a_download_that_is_cut_goes_on_where_it_broke(registry: Registry, home: Origin, tmp_path: Path) -> None:
+    home.tricks = ["cut", "cut"]
+    fetch(registry, link("/file"), tmp_path / "a", Silent())
+    assert (tmp_path / "a").read_bytes() == DATA
+    asked = [headers.get("range") for _, _, headers in home.seen]
+    half, rest = len(DATA) // 2, len(DATA) - len(DATA) // 2
+    assert asked == [None, f"bytes={half}-{len(DATA) - 1}", f"bytes={half + rest // 2}-{len(DATA) - 1}"]
+
+
+def test_an_upload_that_is_cut_is_sent_again_and_progress_ends_at_its_size(
+    registry: Registry, home: Origin, tmp_path: Path
+) -> None:
+    home.tricks = ["hang up", 503]
+    steps: list[int] = []
+    assert put(registry, "/blob", tmp_path / "source", steps).status_code == 200
+    assert home.got == DATA
+    assert sum(steps) == len(DATA)
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(
+    registry: Registry, home: Origin, tmp_path: Path
+) -> None:
+    home.tricks = ["goodbye"]
+    fetch(registry, link("/file"), tmp_path / "a", Silent())
+    fetch(registry, link("/file"), tmp_path / "b", Silent())
+    assert (tmp_path / "b").read_bytes() == DATA
+    assert (home.connections, len(home.seen)) == (2, 2)
+
+
+def test_big_files_come_in_ranges_that_are_put_together(
+    registry: Registry, home: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.client.streams.RANGES_FROM_BYTES", 2**20)
+    monkeypatch.setattr("registry.client.streams.RANGE_BYTES", 2**20)
+    home.tricks = [None, "cut"]
+    fetch(registry, link("/file"), tmp_path / "a", Silent())
+    assert (tmp_path / "a").read_bytes() == DATA
+    home.data = DATA[:-1] + bytes([DATA[-1] ^ 1])
+    with pytest.raises(Corrupt):
+        fetch(registry, link("/file"), tmp_path / "b", Silent())
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_server_without_ranges_is_said(registry: Registry, home: Origin, tmp_path: Path) -> None:
+    home.tricks = ["cut", *["no ranges"] * 40]
+    with pytest.raises(Unavailable, match="not the range"):
+        fetch(registry, link("/file"), tmp_path / "a", Silent())
+    assert not (tmp_path / "a").exists()
+
+
+def test_more_or_other_bytes_than_the_manifest_says_are_refused(
+    registry: Registry, home: Origin, tmp_path: Path
+) -> None:
+    for n, data in enumerate((DATA + b"more", DATA[:-1], b"x" + DATA[1:])):
+        home.data = data
+        with pytest.raises((Corrupt, Unavailable)):
+            fetch(registry, link("/file"), tmp_path / f"{n}", Silent())
+        assert not (tmp_path / f"{n}").exists()
+
+
+def test_a_store_that_refuses_early_is_heard(registry: Registry, store: Origin, tmp_path: Path) -> None:
+    store.tricks = ["refuse"] * 40
+    with pytest.raises(Unavailable) as caught:
+        put(registry, f"{store.url}/put?X-Amz-Signature=abc", tmp_path / "source")
+    assert "X-Amz" not in caught.value.detail
+
+
+def test_what_a_store_answers_becomes_a_sentence() -> None:
+    def error(status: int, code: str) -> Any:
+        request = httpx.Request("PUT", "http://store:1/b/k?X-Amz-Signature=abc")
+        return store_error_of(httpx.Response(status, content=f"<Code>{code}</Code>", request=request))
+
+    assert (error(400, "BadDigest").code, type(error(400, "BadDigest"))) == ("BLOB_MISMATCH", Invalid)
+    assert error(503, "SlowDown").code == "STORE_UNAVAILABLE"
+    assert error(416, "InvalidRange").code == "DIGEST_MISMATCH"
+    assert error(403, "AccessDenied").next_step.startswith("links expire")
+    assert "Signature" not in error(403, "AccessDenied").detail
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_no_success(registry: Registry, home: Origin, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    with open(source, "rb", buffering=0) as file, pytest.raises(Unavailable):
+        registry.connection.send_file("/blob", file, 0, len(DATA) + 10)
+
+
+def test_what_needs_a_proxy_is_left_to_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert sockets.direct("http://store.example/x")
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert not sockets.direct("http://store.example/x")
+    assert sockets.direct("http://127.0.0.1:8333/x")
+    assert not sockets.direct("ftp://store.example/x")
