@@ -1,7 +1,8 @@
-"""Base models: `adapter base add`, `list`, `show`.
+"""Base models: `adapter base add`, `identify`, `list`, `show`.
 
 Invariants
-- A base is described from its config.json and its safetensors headers; its weights are never read or sent.
+- A base is described from its config.json and its safetensors headers; its weights are never sent.
+- Its weights are read only where asked for (`identify`), once, by a process of the worker's extra.
 
 Example
     $ adapter base add smollm2 models/SmolLM2-135M-Instruct
@@ -10,15 +11,20 @@ Example
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 
 import click
 
-from cli import output, session
+from cli import main, output, session
 from registry import names
 from registry.bases import BaseSpec
+from registry.bases.identity import Grade, Identity
 from registry.client import transfer
+from registry.errors import Invalid
 from registry.wire import BaseAdd, BaseView
+from registry.worker import identify as weights_identity
+from registry.worker.weights import Weights
 
 
 @click.group()
@@ -29,21 +35,54 @@ def base() -> None:
 @base.command()
 @click.argument("name")
 @click.argument("source")
+@click.option("--identify", is_flag=True, help="Read the weights too, so that other bases can be compared with it.")
 @output.json_option
-def add(name: str, source: str) -> None:
+def add(name: str, source: str, identify: bool) -> None:
     """Register the base NAME from SOURCE, a folder with config.json and *.safetensors."""
     name = names.base_name(name)
     spec, bytes_read = transfer.base_spec_from(source, name)
+    identity = _identity(source) if identify else None
     origin = os.path.abspath(source) if os.path.isdir(source) else source
     with session.registry() as registry:
-        added = registry.add_base(BaseAdd(spec=spec, source=origin))
+        added = registry.add_base(BaseAdd(spec=spec, identity=identity, source=origin))
 
     def text() -> None:
         _print_base(added)
+        if identity is not None:
+            return
         weights = f" of {output.size(spec.weights_bytes)}" if spec.weights_bytes else ""
         click.echo(output.faint(f"  read {output.size(bytes_read)}{weights}: configuration and headers only"))
 
     output.answer(added, text)
+
+
+@base.command("identify")
+@click.argument("name")
+@click.argument("folder", metavar="DIR")
+@output.json_option
+def identify_base(name: str, folder: str) -> None:
+    """Read the weights in DIR and tell the registry that they are those of the base NAME."""
+    name = names.base_name(name)
+    spec, _ = transfer.base_spec_from(folder, name)
+    with session.registry() as registry:
+        known = registry.base(name)
+        if known.fingerprint != spec.fingerprint:
+            found = f"its fingerprint is {spec.fingerprint}, not {known.fingerprint}"
+            raise Invalid("BASE_INVALID", f"{folder} is not the base {name}: {found}")
+        identified = registry.identify_base(name, _identity(folder))
+    output.answer(identified, lambda: _print_base(identified))
+
+
+def _identity(folder: str) -> Identity:
+    if not weights_identity.is_possible():
+        raise main.MissingExtra(
+            f"reading weights needs the extra 'worker' ({weights_identity.PACKAGE} is not installed): "
+            "pip install 'adapter-registry[worker]'; or leave it to a worker, which does it when it first uses the base"
+        )
+    size_bytes = Weights.of(folder).size_bytes
+    label = f"reading {output.size(size_bytes)}"
+    with click.progressbar(length=size_bytes, label=label, file=sys.stderr, hidden=not output.on_terminal()) as bar:
+        return weights_identity.identify(folder, bar.update)
 
 
 @base.command("list")
@@ -94,6 +133,7 @@ def _print_base(view: BaseView) -> None:
             ("sizes", _sizes(spec)),
             ("weights", ", ".join(filter(None, [spec.dtype, spec.quantisation, output.size(spec.weights_bytes)]))),
             ("modules", _kinds(spec)),
+            ("exact", str(prints.exact or "")),
             ("tokenizer", str(prints.tokenizer or "")),
             ("template", str(prints.template or "")),
             ("source", view.source),
@@ -101,6 +141,11 @@ def _print_base(view: BaseView) -> None:
             ("added", f"{output.moment(view.created_at)} by {view.created_by}"),
         ]
     )
+    related = [one for one in view.relatives if one.grade is not Grade.UNRELATED]
+    for one in related:
+        click.echo(f"  {one.grade:<12} {output.strong(one.other)} {one.sentence}")
+    if strangers := len(view.relatives) - len(related):
+        click.echo(output.faint(f"  unrelated    {output.plural(strangers, 'other base')}"))
 
 
 def _sizes(spec: BaseSpec) -> str:

@@ -45,6 +45,7 @@ TABLE = [
     _row("registry.server.routes", "domain server routes", "fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
     _row("cli", "domain client cli", "click rich httpx pydantic"),
+    _row("cli.bases", "domain client worker cli", "click"),
     _row("cli.main", "cli", "click"),
     _row("cli.serve", "domain server app cli", "click uvicorn fastapi"),
     _row("cli.lane", "server", "uvicorn httptools"),

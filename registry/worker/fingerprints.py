@@ -20,12 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: never stuck on busy cores
 
 import torch
 from torch import Tensor

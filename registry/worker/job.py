@@ -78,7 +78,7 @@ def _fit(folder: Path, base: BaseView) -> list[Finding]:
         contents = read_folder(folder).contents
     except (Invalid, TooLarge) as e:
         raise Failed(f"what was pulled breaks a rule: {e.detail}", final=True) from e
-    return [*contents.lora.findings, *compat.check_fit(contents.lora, base.spec)]
+    return [*contents.lora.findings, *compat.check_fit(contents.lora, base.spec, base.relatives)]
 
 
 def _not_tried(findings: list[Finding]) -> Finding:

@@ -26,6 +26,7 @@ from registry.errors import Conflict, NotFound, RegistryError, Unavailable
 from registry.jobs import Kind
 from registry.verdicts import Report, add_up, summarise
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
+from registry.worker.identify import Inspector, Stopped
 from registry.worker.job import Failed, smoke_test
 from registry.worker.lease import Held, Lost
 from registry.worker.pool import Limits, Pool, Source
@@ -63,6 +64,7 @@ class Worker:
         self._grace = grace_seconds
         self._stopping = threading.Event()
         self._told: set[str] = set()
+        self._inspector = Inspector(registry, say=say, stopping=self._stopping.is_set)
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +105,11 @@ class Worker:
 
     def _round(self) -> bool:
         """Claim one job and do it; False when there is none."""
-        sources = {source.name: source for source in self._sources.demand(self._registry.bases().items)}
+        try:
+            found = self._sources.demand(self._registry.bases().items, self._inspector.problem)
+        except Stopped:
+            return False
+        sources = {source.name: source for source in found}
         for sentence in self._sources.problems.values():
             if sentence not in self._told:
                 self._told.add(sentence)

@@ -1,9 +1,10 @@
-"""Where this machine has a base's weights, checked by their headers before a job for that base is claimed.
+"""Where this machine has a base's weights, checked before a job for that base is claimed.
 
 Invariants
 - A folder stands for a base only if its configuration and headers hash to the base's registered fingerprint.
+- With an inspector, the weights themselves must be those that the registry knows, byte for byte.
 - A base that needs code of its own is never loaded.
-- A folder is read again only when the base's record or the folder's configuration has changed.
+- A folder is read again only when the base's record, or the folder's configuration or weight files, have changed.
 
 Example
     >>> Sources({"SmolLM2-135M-Instruct": Path("models/smollm2")}).usable(registry.bases().items)
@@ -12,14 +13,19 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from registry import bases
 from registry.client.base_folder import base_spec_from
+from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.wire import BaseView
 from registry.worker.pool import Source
+
+Inspect = Callable[[BaseView, Path], str]
+"""(base, folder) → why the weights there are not the base's, empty when they are."""
+Stamp = tuple[str, int, int]
 
 
 class Sources:
@@ -28,10 +34,10 @@ class Sources:
     def __init__(self, wanted: Mapping[str, Path | None] | None = None) -> None:
         """`wanted` maps a base's name to its folder, or to None for "where the registry says". Empty: all bases."""
         self._wanted = dict(wanted or {})
-        self._known: dict[tuple[str, str, Path, float], Source | str] = {}
+        self._known: dict[tuple[str, Digest, Digest | None, Path, tuple[Stamp, ...]], Source | str] = {}
         self.problems: dict[str, str] = {}
 
-    def usable(self, views: Iterable[BaseView]) -> list[Source]:
+    def usable(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[Source]:
         """The bases that can be loaded here now. `problems` then says why the others cannot, one sentence each."""
         self.problems = {}
         by_name = {view.name: view for view in views}
@@ -42,35 +48,41 @@ class Sources:
         for name, view in by_name.items():
             if self._wanted and name not in self._wanted:
                 continue
-            source = self._source(view)
+            source = self._source(view, inspect)
             if isinstance(source, Source):
                 found.append(source)
             else:
                 self.problems[name] = source
         return found
 
-    def demand(self, views: Iterable[BaseView]) -> list[Source]:
+    def demand(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[Source]:
         """As `usable`, but a base named with a folder of its own that is not that base is `Invalid` (BASE_INVALID)."""
-        found = self.usable(views)
+        found = self.usable(views, inspect)
         for name, folder in self._wanted.items():
             if folder is not None and name in self.problems:
                 raise Invalid("BASE_INVALID", self.problems[name])
         return found
 
-    def _source(self, view: BaseView) -> Source | str:
+    def _source(self, view: BaseView, inspect: Inspect | None) -> Source | str:
         folder = self._wanted.get(view.name) or (Path(view.source) if view.source else None)
         if folder is None:
             return f"the base {view.name} has no source; say where it lies: --base {view.name}=DIR"
         config = folder / bases.CONFIG
         if not config.is_file():
             return f"the base {view.name} is not in {folder} here; say where it lies: --base {view.name}=DIR"
-        key = (view.name, str(view.fingerprint), folder, config.stat().st_mtime)
+        key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, _stamps(folder))
         if key not in self._known:
-            self._known[key] = _read(view, folder)
+            self._known[key] = _read(view, folder, inspect)
         return self._known[key]
 
 
-def _read(view: BaseView, folder: Path) -> Source | str:
+def _stamps(folder: Path) -> tuple[Stamp, ...]:
+    """While name, size and time of every file stay, its bytes are taken to stay."""
+    files = sorted([folder / bases.CONFIG, *folder.glob("*.safetensors")])
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> Source | str:
     if view.spec.needs_code:
         return f"the base {view.name} needs code of its own, which a worker never runs"
     try:
@@ -82,4 +94,8 @@ def _read(view: BaseView, folder: Path) -> Source | str:
             f"{folder} is not the base {view.name}: its fingerprint is {spec.fingerprint[:19]}…, "
             f"registered is {view.fingerprint[:19]}…"
         )
-    return Source(view.name, folder.resolve(), str(view.fingerprint))
+    try:
+        problem = inspect(view, folder) if inspect is not None else ""
+    except Invalid as e:
+        problem = f"the base {view.name} in {folder}: {e.detail}"
+    return problem or Source(view.name, folder.resolve(), str(view.fingerprint))

@@ -87,11 +87,6 @@ class Weights:
             leaves.append(leaf(stored, hasher.digest()))
         return identity.root(leaves)
 
-    def stamps(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of every weight file: while they stay, the bytes are taken to stay."""
-        files = sorted({stored.path for stored in self.by_file_name.values()})
-        return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
 
 def leaf(stored: Stored, digest: Digest) -> Leaf:
     return Leaf(stored.name, stored.info.dtype, stored.info.shape, digest)

@@ -38,7 +38,7 @@ def adapter(base_folder: Path, folder: Path, *, seed: int = 1, change: Change | 
                 parameter.add_(0.05 * torch.randn_like(parameter))
             if "lora_magnitude" in name:
                 parameter.abs_()
-    wrapped.peft_config["default"].base_model_name_or_path = "tiny"
+    wrapped.peft_config["default"].base_model_name_or_path = base_folder.name
     wrapped.save_pretrained(folder)
     if change is not None:
         tensors = change(load_file(folder / WEIGHTS))

@@ -10,6 +10,8 @@ from registry.names import AdapterName
 from registry.verdicts import Check, Verdict
 from registry.wire import BaseAdd
 from registry.wire.push import Pushed
+from registry.worker import fingerprints
+from registry.worker.weights import Weights
 from tests.world import World
 
 BASE = "tiny"
@@ -23,7 +25,9 @@ class Workshop:
 
     def add_base(self, name: str, folder: Path, *, source: str | None = None) -> None:
         spec, _ = base_spec_from(folder, name)
-        self.world.admin.add_base(BaseAdd(spec=spec, source=str(folder) if source is None else source))
+        identity = fingerprints.identify(Weights.of(folder))
+        where = str(folder) if source is None else source
+        self.world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=where))
 
     def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> Pushed:
         return transfer.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)
