@@ -2,6 +2,7 @@
 
 Invariants
 - `list` walks every page unless `--limit` says otherwise; `--json` gives the items of all of them.
+- `list` filters in the registry, by the newest version of each adapter.
 - `show` answers one version; what its aliases are comes from the adapter, because an alias is not part of a version.
 
 Example
@@ -12,17 +13,19 @@ Example
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from cli import output, session
+from cli import drawing, output, session
 from registry.client.api import Registry
-from registry.names import Ref
+from registry.names import AdapterName, Ref
 from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire import AdapterView, AliasView, VersionView
 
 FINDINGS_SHOWN = 5
+VALUE_WIDTH = 80
 
 
 @click.command("list")
@@ -31,17 +34,27 @@ FINDINGS_SHOWN = 5
 @click.option("--method", default="", help="Only this method, such as LORA.")
 @click.option("--text", default="", help="Only names that hold this text.")
 @click.option("--alias", default="", help="Only adapters that have this alias.")
+@click.option("--owner", default="", help="Only adapters that this token name pushed first.")
+@click.option("--scheme", default="", help="Only this naming scheme of the tensors, such as peft.")
+@click.option(
+    "--target", multiple=True, metavar="MODULE", help="Only adapters that touch it, such as q_proj. Repeatable."
+)
+@click.option("--rank-min", type=click.IntRange(0), help="Only ranks from this one on.")
+@click.option("--rank-max", type=click.IntRange(0), help="Only ranks up to this one.")
+@click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves; the server must keep it.")
+@click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many.")
 @output.json_option
-def list_adapters(namespace: str, base: str, method: str, text: str, alias: str, limit: int | None) -> None:
+def list_adapters(limit: int | None, **query: Any) -> None:
     """List adapters that you may see, with their newest version."""
+    if query["outcome"] and not query["engine"]:
+        raise click.UsageError("--outcome needs the --engine whose outcome is meant")
     with session.registry() as registry:
-        query = {"namespace": namespace, "base": base, "method": method, "text": text, "alias": alias}
-        items = list(_adapters(registry, query, limit))
+        items = list(_adapters(registry, query | {"target": list(query["target"])}, limit))
     output.answer({"items": items}, lambda: _print_list(items))
 
 
-def _adapters(registry: Registry, query: dict[str, str], limit: int | None) -> Iterator[AdapterView]:
+def _adapters(registry: Registry, query: dict[str, Any], limit: int | None) -> Iterator[AdapterView]:
     cursor, left = "", limit
     while True:
         page = registry.adapters(**query, cursor=cursor, limit=min(left, 200) if left else 200)
@@ -77,16 +90,35 @@ def _print_list(items: list[AdapterView]) -> None:
 
 @click.command()
 @click.argument("ref", type=output.REF)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a heat map of the norms (SVG).")
 @output.json_option
-def show(ref: Ref) -> None:
+def show(ref: Ref, plot: Path | None) -> None:
     """Show what a version is, what was found out about it, and which aliases point where."""
     with session.registry() as registry:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
-    output.answer(version, lambda: _print_version(version, aliases))
+        norms = _norms(registry, version) if plot or not output.as_json() else {}
+    if plot is not None:
+        title = f"{version.name}@{version.number}: norm of each module's update"
+        high = max((value for value in norms.values() if value is not None), default=0.0)
+        drawing.write(plot, drawing.heat_map(title, norms, low=0.0, high=high))
+    output.answer(version, lambda: _print_version(version, aliases, norms))
 
 
-def _print_version(version: VersionView, aliases: list[AliasView]) -> None:
+def _norms(registry: Registry, version: VersionView) -> dict[str, float | None]:
+    """Module → norm of its update, from the newest report of a worker; empty without one."""
+    reports = [v.report for v in version.verdicts if v.check is Check.ACTS and v.report]
+    if not reports:
+        return {}
+    measured = registry.report(Ref(AdapterName.parse(version.name), version.digest), reports[-1]).measurements
+    return {
+        str(path): float(row[2]) if isinstance(row[2], int | float) else None
+        for path, row in dict(measured.get("module_norms") or {}).items()
+        if isinstance(row, list) and len(row) > 2
+    }
+
+
+def _print_version(version: VersionView, aliases: list[AliasView], norms: dict[str, float | None]) -> None:
     known = version.facts
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
     if version.damaged:
@@ -103,10 +135,16 @@ def _print_version(version: VersionView, aliases: list[AliasView]) -> None:
             ("message", version.message),
             ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
             ("verdicts", "\n".join(verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
+            ("norms", "\n".join(drawing.layer_bars(norms)) and "by layer\n" + "\n".join(drawing.layer_bars(norms))),
             ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),
             ("files", "\n".join(f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files)),
         ]
     )
+
+
+def shortened(text: str) -> str:
+    """At most a line of a value that may be long."""
+    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
 
 
 def method_name(method: str) -> str:

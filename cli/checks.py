@@ -2,11 +2,12 @@
 
 Invariants
 - `check` stores nothing and sends nothing: it asks for the base's facts and judges here, by the server's own rules.
-  Of a version only the configuration and the header are read.
+  Of a version on another base only the configuration and the header are read; on its own base nothing is.
 - `verify` trusts nothing but SHA-256: it hashes every byte that the registry gives now, and the manifest too.
 
 Example
-    $ adapter check out/checkpoint-200 --base smollm2
+    $ adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
+    $ adapter check --fleet smollm2 --engine vllm==0.33.0
     $ adapter verify acme/support:prod
 """
 
@@ -18,46 +19,72 @@ from pathlib import Path
 import click
 
 from cli import adapters, output, session
-from registry import __version__, compat, contents
+from registry import contents, engines, judgement
 from registry.client import folder as folders
 from registry.client import transfer
 from registry.client.api import Registry
-from registry.contents import Contents
-from registry.digest import Digest, Hasher
+from registry.digest import Hasher
+from registry.engines import Profile
 from registry.errors import Corrupt, NotFound
 from registry.names import Ref
 from registry.verdicts import Check, Outcome, Verdict
-from registry.wire import BaseView, FileLink, Resolved
+from registry.wire import FileLink, Resolved
+from registry.wire.verdicts import FleetView
 
 
 # ------------------------------------------------------------------ check
 @click.command()
-@click.argument("what", metavar="DIR|REF")
+@click.argument("what", metavar="DIR|REF|BASE")
 @click.option("--base", default="", help="The base to judge against. Default: the version's, or what the folder names.")
+@click.option(
+    "--engine", "texts", multiple=True, metavar="PROFILE",
+    help="Ask this engine too, such as vllm==0.33.0,max_lora_rank=32. Repeatable.",
+)  # fmt: skip
+@click.option("--fleet", is_flag=True, help="BASE is a base: say what to set so that all its adapters are served.")
+@click.option("--slots", type=click.IntRange(1, 10_000), help="With --fleet: adapters in one batch.")
 @output.json_option
-def check(what: str, base: str) -> None:
-    """Say whether a folder, or a version on any base, fits. Exits 6 when it does not."""
+def check(what: str, base: str, texts: tuple[str, ...], fleet: bool, slots: int | None) -> None:
+    """Say whether a folder, or a version on any base, fits, and what engines do with it. Exits 6 on a no."""
+    asked = [engines.profile(text) for text in texts]
+    if fleet:
+        _fleet(what, asked, slots)
+        return
     path = Path(what)
     with session.registry() as registry:
-        verdict = _folder(registry, path, base) if path.is_dir() else _version(registry, Ref.parse(what), base)
-    output.answer(verdict, lambda: _print_verdict(what, verdict))
-    if verdict.outcome is Outcome.FAIL:
+        if path.is_dir():
+            verdicts = _folder(registry, path, base, asked)
+        else:
+            verdicts = _version(registry, Ref.parse(what), base, asked)
+    document = {"items": verdicts} if asked else verdicts[0]
+    output.answer(document, lambda: _print_verdicts(what, verdicts))
+    if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         click.get_current_context().exit(output.REFUSED)
 
 
-def _folder(registry: Registry, path: Path, base: str) -> Verdict:
+def _fleet(base: str, asked: list[Profile], slots: int | None) -> None:
+    if not asked:
+        raise click.UsageError("--fleet needs an --engine to set up")
+    with session.registry() as registry:
+        found = registry.fleet(base, [str(profile) for profile in asked], slots=slots)
+    output.answer(found, lambda: _print_fleet(found))
+
+
+def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> list[Verdict]:
     found = folders.read_folder(path)
     for reason in found.left_out:
         output.note(f"left out: {reason.place} {reason.sentence}")
     meant = transfer.Bases(registry).of(found, base)
-    return _judge(found.contents, registry.base(meant.name), found.manifest(meant).digest)
+    return judgement.verdicts(found.contents, registry.base(meant.name).spec, found.manifest(meant).digest, asked)
 
 
-def _version(registry: Registry, ref: Ref, base: str) -> Verdict:
+def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> list[Verdict]:
+    """On its own base from what the registry keeps; on another one from its configuration and header."""
     version = registry.version(ref)
     stored = [v for v in version.verdicts if v.check is Check.FITS and base in ("", v.base)]
     if stored:
-        return stored[-1]
+        exactly = Ref(ref.name, version.digest)
+        loads = registry.verdicts(exactly, [str(profile) for profile in asked]).items if asked else []
+        return [stored[-1], *loads]
     links = {file.path: file for file in registry.resolve(Ref(ref.name, version.digest)).files}
 
     def read(path: str, start: int, length: int) -> bytes:
@@ -68,21 +95,36 @@ def _version(registry: Registry, ref: Ref, base: str) -> Verdict:
             return b"".join(chunks)
 
     found = contents.read_contents(version.files, read)
-    return _judge(found, registry.base(base or version.base), version.digest)
+    return judgement.verdicts(found, registry.base(base or version.base).spec, version.digest, asked)
 
 
-def _judge(found: Contents, base: BaseView, subject: Digest) -> Verdict:
-    findings = (*found.findings, *compat.check_fit(found.lora, base.spec))
-    made_by = {"adapter-registry": __version__}
-    return Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
+def _print_verdicts(what: str, verdicts: list[Verdict]) -> None:
+    for verdict in verdicts:
+        where = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
+        click.echo(f"{output.strong(what)} {where}: {output.outcome(verdict.outcome)}")
+        for finding in verdict.findings:
+            click.echo(f"  {finding.severity:<8} {adapters.finding_line(finding)}")
+        if verdict.check is Check.FITS and verdict.outcome is Outcome.PASS and not verdict.findings:
+            click.echo(output.faint("  every tensor has its place and its shape; whether it acts, a worker must try"))
 
 
-def _print_verdict(what: str, verdict: Verdict) -> None:
-    click.echo(f"{output.strong(what)} on {verdict.base}: {output.outcome(verdict.outcome)}")
-    for finding in verdict.findings:
-        click.echo(f"  {finding.severity:<8} {adapters.finding_line(finding)}")
-    if verdict.outcome is Outcome.PASS and not verdict.findings:
-        click.echo(output.faint("  every tensor has its place and its shape; whether it acts, a worker must try"))
+def _print_fleet(found: FleetView) -> None:
+    click.echo(f"{output.plural(found.adapters, 'adapter')} of {output.strong(found.base)}")
+    for item in found.items:
+        click.echo(f"  {output.strong(item.profile)}")
+        raised = f"; only because of {', '.join(item.raised_by)}" if item.raised_by else ""
+        saved = item.bytes_per_slot - item.bytes_per_slot_without
+        output.facts(
+            [
+                ("set", " ".join(item.flags) or output.faint("nothing: this engine has no such settings")),
+                ("rank", f"{item.max_rank}, limit {item.rank_limit}{raised}"),
+                ("slots", f"{item.slots}, each {output.size(item.bytes_per_slot)} before tensor parallelism"),
+                ("without", f"limit {item.rank_limit_without}: {output.size(saved)} less a slot" if raised else ""),
+                ("modules", ", ".join(item.modules)),
+                ("left out", ", ".join(item.left_out) and f"{', '.join(item.left_out)}: refused at any setting"),
+            ],
+            indent="    ",
+        )
 
 
 # ------------------------------------------------------------------ verify

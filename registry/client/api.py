@@ -13,7 +13,7 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.jobs import Job, Lease
 from registry.names import AdapterName, Ref
-from registry.verdicts import Report, Verdict
+from registry.verdicts import Report
 from registry.wire import (
     AdapterPage,
     AdapterView,
@@ -38,9 +38,8 @@ from registry.wire import (
     BaseAdd,
     BaseList,
     BaseView,
-    CheckRequest,
-    IdentityGiven,
     History,
+    IdentityGiven,
     Lineage,
     PromoteRequest,
     Request,
@@ -54,6 +53,7 @@ from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, T
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Upload
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
+from registry.wire.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, VerdictList
 
 Shape = TypeVar("Shape", bound=BaseModel)
 UPKEEP_SECONDS = 900.0
@@ -113,16 +113,12 @@ class Registry:
     def adapters(
         self,
         *,
-        namespace: str = "",
-        base: str = "",
-        method: str = "",
-        text: str = "",
-        alias: str = "",
         cursor: str = "",
         limit: int | None = None,
+        **search: Any,
     ) -> AdapterPage:
-        query = {"namespace": namespace, "base": base, "method": method, "text": text, "alias": alias}
-        return self._get("/adapters", AdapterPage, **query, cursor=cursor, limit=limit)
+        """One page. `search`: the fields of the route, such as base, method, rank_min, target, engine, owner, text."""
+        return self._get("/adapters", AdapterPage, **search, cursor=cursor, limit=limit)
 
     def adapter(self, name: Name) -> AdapterView:
         return self._get(f"/adapters/{_name(name)}", AdapterView)
@@ -143,8 +139,22 @@ class Registry:
     def yank(self, ref: AnyRef, reason: str) -> VersionView:
         return self._post(f"{_version(ref)}/yank", YankRequest(reason=reason), VersionView)
 
-    def check(self, request: CheckRequest) -> Verdict:
-        return self._post("/check", request, Verdict)
+    # ------------------------------------------------------------ judging
+    def check(self, request: CheckRequest) -> VerdictList:
+        """`fits`, then `loads` for each engine, of what is not pushed."""
+        return self._post("/check", request, VerdictList)
+
+    def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> VerdictList:
+        """`loads` of a version for each engine, judged now; without engines what is stored about it."""
+        return self._get(f"{_version(ref)}/verdicts", VerdictList, engine=list(engines))
+
+    def fleet(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> FleetView:
+        """What to set so that these engines serve the newest version of every adapter of the base."""
+        return self._get("/fleet", FleetView, base=str(names.base_name(base)), engine=list(engines), slots=slots)
+
+    def rejudge(self, request: RejudgeRequest) -> RejudgePage:
+        """Some seconds of renewal; go on with `next_cursor`."""
+        return self._long("/verdicts/rejudge", request, RejudgePage)
 
     # ------------------------------------------------------------ aliases
     def aliases(self, name: Name) -> AliasList:
@@ -178,16 +188,6 @@ class Registry:
     def base(self, name: str) -> BaseView:
         return self._get(f"/bases/{names.base_name(name)}", BaseView)
 
-    # ------------------------------------------------------------ jobs
-    def submit(self, request: JobSubmit) -> Job:
-        return self._post("/jobs", request, Job)
-
-    def jobs(self, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "") -> JobPage:
-        return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor)
-
-    def job(self, job_id: str) -> Job:
-        return self._get(_job(job_id), Job)
-
     def identify_base(self, name: str, identity: Identity) -> BaseView:
         """Tell which weights a base has, once."""
         body = IdentityGiven(identity=identity).model_dump(mode="json")
@@ -197,6 +197,16 @@ class Registry:
     def likeness(self, name: str, identity: Identity) -> Likeness:
         """How weights that one has here are related to those of a base."""
         return self._post(f"/bases/{names.base_name(name)}/likeness", IdentityGiven(identity=identity), Likeness)
+
+    # ------------------------------------------------------------ jobs
+    def submit(self, request: JobSubmit) -> Job:
+        return self._post("/jobs", request, Job)
+
+    def jobs(self, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "") -> JobPage:
+        return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor)
+
+    def job(self, job_id: str) -> Job:
+        return self._get(_job(job_id), Job)
 
     def cancel(self, job_id: str) -> Job:
         return _parsed(self.connection.send("POST", _job(job_id) + "/cancel"), Job)

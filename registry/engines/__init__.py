@@ -6,7 +6,7 @@ Invariants
 - `judge` is pure: equal facts and profile give equal findings. It reads no blob and no network.
 - What nobody has examined is `unknown`, never yes: a version outside the examined ones, or a property of the
   adapter about which the engine's file says nothing.
-- Every finding ends with the source of its rule.
+- Every finding ends with the source of its rule; every verdict names the rules that it follows from by digest.
 
 Example
     >>> [f.code for f in judge(facts, profile("sglang==0.5.23"))]
@@ -22,6 +22,7 @@ from typing import Any
 from registry.bases import BaseSpec
 from registry.digest import Digest
 from registry.engines import facts as engine_facts
+from registry.engines import rulebook
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import (
     Condition,
@@ -149,12 +150,12 @@ def verdict(
 ) -> Verdict:
     """The verdict `loads` of one version, from its stored facts, its base and `fits`.
 
-    `registry` is the version of this registry, for `made_by`. Reads nothing; renewing is calling it again.
+    `registry` is the version of this registry, for `made_by`, which also names the rules by their digest: a verdict
+    of other rules is old. Reads nothing; renewing is calling it again.
     """
     findings = judge({**stored, **engine_facts.of_base(base), "fits": fits.value}, asked)
-    return Verdict.of(
-        Check.LOADS, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by={"registry": registry}
-    )
+    made_by = {"registry": registry, "rules": rulebook.digest(asked.engine)}
+    return Verdict.of(Check.LOADS, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by=made_by)
 
 
 def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:

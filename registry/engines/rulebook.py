@@ -26,7 +26,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from registry.engines.facts import EngineFacts
+from registry.digest import Digest
+from registry.engines.facts import FACTS_VERSION, EngineFacts
 from registry.errors import Invalid
 from registry.verdicts import Severity, Value
 
@@ -202,6 +203,14 @@ def engine(name: str) -> Engine:
         known = ", ".join(engines())
         raise Invalid("SETTING_INVALID", f"engine {name[:60]!r} is unknown; known are {known}")
     return found
+
+
+@lru_cache(maxsize=32)
+def digest(name: str) -> Digest:
+    """What this engine's verdicts follow from, besides facts: its file, the properties, the meaning of the facts."""
+    rules = resources.files("registry.engines") / "rules"
+    files = [(rules / file).read_bytes() for file in (f"{engine(name).name}.toml", "properties.toml")]
+    return Digest.of(b"\0".join([*files, str(FACTS_VERSION).encode()]))
 
 
 def _engine(data: dict[str, Any]) -> Engine:

@@ -12,31 +12,50 @@ Example
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, exists, func, tuple_
+from sqlalchemy import ColumnElement, and_, exists, func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
 from registry.digest import Digest
+from registry.engines import Profile
+from registry.engines.facts import EngineFacts
 from registry.names import AdapterName
 from registry.server import catalog
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.tables import AdapterRow, AliasRow, BaseRow, VersionRow
+from registry.server.tables import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow
+from registry.verdicts import Check, Outcome
 from registry.wire import AdapterPage, AdapterView
+
+DEFAULT_SCHEME = EngineFacts().scheme
+"""Stored facts leave out fields at their default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a list asks for; empty fields ask for nothing. `text` is any part of `namespace/name`."""
+    """What a list asks for; empty fields ask for nothing. All but `alias` and `owner` are about the newest version.
+
+    `text` is any part of `namespace/name`, `targets` are modules that it must all touch, by the last part of their
+    path (`q_proj`), `rank_min` and `rank_max` the largest rank of a module, `scheme` who wrote its tensors' names,
+    `owner` who pushed the adapter first. `engine` is a profile whose verdicts are stored; it finds what that engine
+    serves (`pass` or `warn`), or with `outcome` what has this outcome.
+    """
 
     namespace: str = ""
     base: str = ""
     method: str = ""
     text: str = ""
     alias: str = ""
+    owner: str = ""
+    scheme: str = ""
+    targets: tuple[str, ...] = ()
+    rank_min: int | None = None
+    rank_max: int | None = None
+    engine: Profile | None = None
+    outcome: Outcome | None = None
 
 
 _Shelved = tuple[AdapterRow, VersionRow, str]
@@ -44,19 +63,9 @@ _Shelved = tuple[AdapterRow, VersionRow, str]
 
 def page(session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`."""
-    statement = _newest().where(catalog.visible(actor))
-    if search.namespace:
-        statement = statement.where(col(AdapterRow.namespace) == names.namespace(search.namespace))
-    if search.base:
-        statement = statement.where(col(BaseRow.name) == names.base_name(search.base))
-    if search.method:
-        statement = statement.where(func.lower(VersionRow.method) == search.method.lower())
-    if search.text:
-        full_name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
-        statement = statement.where(full_name.contains(search.text.lower(), autoescape=True))
-    if search.alias:
-        pointing = and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == search.alias)
-        statement = statement.where(exists().where(pointing))
+    statement = _newest().where(catalog.visible(actor), *_named(search), *_described(search))
+    if search.engine is not None:
+        statement = statement.where(_served(search.engine, search.outcome))
     if cursor:
         last = AdapterName.parse(cursor)
         keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name))
@@ -65,6 +74,50 @@ def page(session: Session, actor: Actor, search: Search, *, cursor: str = "", li
     rows = session.exec(ordered).all()
     items = _views(session, rows[:limit])
     return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
+
+
+def _named(search: Search) -> Iterator[ColumnElement[bool]]:
+    """What the search says about the adapter, its base and its aliases."""
+    if search.namespace:
+        yield col(AdapterRow.namespace) == names.namespace(search.namespace)
+    if search.base:
+        yield col(BaseRow.name) == names.base_name(search.base)
+    if search.text:
+        full_name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
+        yield full_name.contains(search.text.lower(), autoescape=True)
+    if search.alias:
+        pointing = and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == search.alias)
+        yield exists().where(pointing)
+    if search.owner:
+        yield col(AdapterRow.created_by) == search.owner
+
+
+def _described(search: Search) -> Iterator[ColumnElement[bool]]:
+    """What the search says about the newest version's content."""
+    facts: Any = col(VersionRow.facts)
+    if search.method:
+        yield func.lower(VersionRow.method) == search.method.lower()
+    if search.scheme:
+        yield func.coalesce(facts[("engine", "scheme")].as_string(), DEFAULT_SCHEME) == search.scheme.lower()
+    for target in search.targets:  # the list is JSON text in both databases: ["k_proj", "q_proj"]
+        yield facts["targets"].as_string().contains(f'"{target}"', autoescape=True)
+    if search.rank_min is not None:
+        yield col(VersionRow.rank) >= search.rank_min
+    if search.rank_max is not None:
+        yield col(VersionRow.rank) <= search.rank_max
+
+
+def _served(engine: Profile, outcome: Outcome | None) -> ColumnElement[bool]:
+    """Whether the newest stored verdict of this profile has the outcome; without one, whether it is a yes."""
+    mine = VerdictRow.__table__.alias("mine")  # type: ignore[attr-defined]
+    newest = (
+        select(func.max(mine.c.id))
+        .where(mine.c.version_id == col(VersionRow.id), mine.c.check == Check.LOADS, mine.c.profile == str(engine))
+        .correlate(VersionRow)
+        .scalar_subquery()
+    )
+    wanted = [outcome] if outcome else [Outcome.PASS, Outcome.WARN]
+    return exists().where(col(VerdictRow.id) == newest, col(VerdictRow.outcome).in_(wanted))
 
 
 def one(session: Session, actor: Actor, name: AdapterName) -> AdapterView:

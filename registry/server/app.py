@@ -24,12 +24,12 @@ from fastapi.routing import APIRoute
 
 from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, RegistryError
-from registry.server import db, failpoints, stores, tokens
+from registry.server import db, failpoints, loads, stores, tokens
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
 from registry.server.envelope import Envelope
-from registry.server.routes import access, adapters, bases, deps, jobs, once, transfer, upkeep
+from registry.server.routes import access, adapters, bases, deps, jobs, once, transfer, upkeep, verdicts
 from registry.server.settings import Settings
 from registry.wire import PREFIX
 
@@ -53,7 +53,7 @@ STATUS_OF_CODE = {
     "ALIAS_MOVED": 412,
     "BODY_STALLED": 408,
 }
-ROOMS = (adapters, bases, jobs, access, transfer, upkeep)
+ROOMS = (adapters, bases, jobs, access, transfer, upkeep, verdicts)
 """Where routes are. No room includes another's router: `declared_scopes` must see every route."""
 
 REASONS_LIMIT = 50
@@ -82,6 +82,7 @@ def create_app(
     app.state.blobs = blobs if blobs is not None else stores.of(settings)
     app.state.trusted = trusted
     app.state.remembered = tokens.Remembered()
+    loads.profiles(settings.engines)  # a wrong setting is told before anything starts
     _refuse_undeclared()
     for room in ROOMS:
         app.include_router(room.router, prefix=PREFIX)

@@ -14,6 +14,7 @@ Example
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,6 +23,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.digest import Digest
+from registry.engines import Profile
 from registry.errors import Conflict, NotFound, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
@@ -65,9 +67,18 @@ def _own(session: Session, actor: Actor, push_id: str) -> PushRow:
 
 
 # ------------------------------------------------------------------ commit
-def commit(session: Session, actor: Actor, push_id: str, request: PushCommit, *, blobs: BlobStore) -> Pushed:
-    """The version, made now or found. `session` must have begun by reading; it writes from the last check on.
+def commit(
+    session: Session,
+    actor: Actor,
+    push_id: str,
+    request: PushCommit,
+    *,
+    blobs: BlobStore,
+    engines: Sequence[Profile] = (),
+) -> Pushed:
+    """The version, made now or found, with its verdicts `fits` and, for each of `engines`, `loads`.
 
+    `session` must have begun by reading; it writes from the last check on.
     Order: the push, its blobs, its judgement, the final keys; then the rows. `Invalid` stores nothing.
     """
     row = _own(session, actor, push_id)
@@ -91,7 +102,7 @@ def commit(session: Session, actor: Actor, push_id: str, request: PushCommit, *,
             raise
         return _found(session, actor, name, row, manifest, alias)
     db.begin_writing(session)
-    return versions.make(session, actor, name, row, manifest, judged, alias=alias, mended=mended)
+    return versions.make(session, actor, name, row, manifest, judged, alias=alias, mended=mended, engines=engines)
 
 
 def _found(session: Session, actor: Actor, name: AdapterName, row: PushRow, manifest: Manifest, alias: str) -> Pushed:

@@ -45,6 +45,9 @@ class Settings:
     """A store with the same keys (`file:///…` or `s3://…`), from which `adapter fsck --deep` restores damaged blobs."""
     link_seconds: int = 3600
     """How long a presigned link to a blob lasts."""
+    engines: str = ""
+    """Serving engines, as profiles with spaces between (`vllm==0.33.0,max_lora_rank=32 sglang==0.5.23`), whose verdicts
+    `loads` are stored at push and renewed when the rules change."""
     stall_seconds: int = 60
     """A request whose body brings less than 1 KiB a second for so long is ended."""
     failpoints: str = ""

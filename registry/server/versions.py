@@ -15,18 +15,19 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from sqlmodel import Session, col, select
 
 from registry import __version__, names
 from registry.digest import Digest
+from registry.engines import Profile
 from registry.errors import Refused
 from registry.jobs import Kind
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, queue, validation
+from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, validation
 from registry.server.actors import Actor
 from registry.server.judge import Judged
 from registry.server.tables import (
@@ -62,6 +63,7 @@ def make(
     *,
     alias: str = "",
     mended: Set[Digest] = frozenset(),
+    engines: Sequence[Profile] = (),
 ) -> Pushed:
     """The version of this push. Found instead of made when an equal push was faster.
 
@@ -80,6 +82,7 @@ def make(
     add_contents(session, row, manifest)
     holds.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
     outcome = add_verdict(session, row, base, judged)
+    loads.add(session, row, base, outcome, engines)
     detail = {"digest": row.digest, "base": base.name, "fits": str(outcome), "size_bytes": row.size_bytes}
     audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
     aliases.follow(session, actor, name, row)

@@ -205,34 +205,24 @@ class Lineage(Answer):
     edges: list[LineageEdge]
 
 
-class CheckRequest(Request):
-    """POST /check: judge a header and a configuration that are not pushed (yet)."""
+# ------------------------------------------------------------------ bases
+class BaseAdd(Request):
     """`identity` tells which weights the base has, where somebody has read them all."""
 
-
+    spec: BaseSpec
     identity: Identity | None = None
-    base: str
-    config: str
-    header: str
+    source: str = Field(default="", max_length=1000)
+
+
 class IdentityGiven(Request):
     """PUT /bases/{base}/identity keeps it; POST /bases/{base}/likeness compares it with the base's."""
 
     identity: Identity
 
 
-    size_bytes: int
+class BaseView(Answer):
     """`relatives`: the other bases whose weights are known and how they are related; a list leaves them out."""
 
-
-
-# ------------------------------------------------------------------ bases
-class BaseAdd(Request):
-    spec: BaseSpec
-    source: str = Field(default="", max_length=1000)
-
-    relatives: list[Likeness] = []
-
-class BaseView(Answer):
     name: str
     fingerprint: Digest
     spec: BaseSpec
@@ -240,6 +230,7 @@ class BaseView(Answer):
     adapters: int = 0
     created_at: datetime
     created_by: str
+    relatives: list[Likeness] = []
 
 
 class BaseList(Answer):

@@ -40,6 +40,7 @@ class Thresholds:
     effect_logit_delta: float = 1e-6
     drift_warn_kl_nats: float = 3.0
     tensors_named_limit: int = 20
+    modules_measured_limit: int = 4000
 
 
 THRESHOLDS = Thresholds()

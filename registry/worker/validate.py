@@ -1,6 +1,6 @@
 """Put one adapter on a loaded base and see whether it acts: values, load, forward, comparison, and the base afterwards.
 
-    values     every number of the file is finite
+    values     every number of the file is finite; how large each module's update is, beside the base's weight
     load       PEFT takes it
     forward    logits of the probes are finite
     acts       they differ from the base's
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import resource
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from safetensors import safe_open
 
 from registry.lora.config import AdapterConfig
 from registry.verdicts import Finding
-from registry.worker import model, probes
+from registry.worker import model, probes, updates
 from registry.worker.model import Base, Logits
 from registry.worker.probes import THRESHOLDS, Thresholds
 
@@ -69,6 +70,7 @@ def examine(base: Base, folder: Path, config: AdapterConfig, thresholds: Thresho
         return seen
     if not _values(folder / WEIGHTS, seen, thresholds):
         return seen
+    _norms(base, folder, seen, thresholds)
     special = (*config.invocation_tokens, *(token for tokens in config.token_indices.values() for token in tokens))
     asked = probes.with_tokens(base.probes, special, base.vocabulary)
     fingerprint = base.fingerprint()
@@ -107,6 +109,28 @@ def _values(weights: Path, seen: Examination, thresholds: Thresholds) -> bool:
         sentence = f"{name} holds NaN or infinite values{others}"
         seen.note("error", "acts.not_finite", name, sentence, "finite numbers", "NaN or infinity")
     return not broken
+
+
+def _norms(base: Base, folder: Path, seen: Examination, thresholds: Thresholds) -> None:
+    """`module_norms`: |A|, |B|, |scale · BA| of each module's update, and |W| of the base's weight where it has one."""
+    started = perf_counter()
+    found: dict[str, list[float | None]] = {}
+    for update in islice(updates.of_folder(folder), thresholds.modules_measured_limit):
+        size = update.norms()
+        numbers = (size.a, size.b, size.update, _weight_norm(base, update.path))
+        found[update.path] = [float(f"{n:.4g}") if n is not None and math.isfinite(n) else None for n in numbers]
+    if found:
+        seen.measurements["module_norms"] = found
+        seen.measure("norms_seconds", perf_counter() - started)
+
+
+def _weight_norm(base: Base, path: str) -> float | None:
+    """The norm of the base's own weight; None for one that is packed (quantised) or not there under this path."""
+    try:
+        weight = base.model.get_parameter(f"{path}.weight")
+    except AttributeError:
+        return None
+    return float(weight.detach().float().norm()) if weight.is_floating_point() else None
 
 
 def _load(base: Base, folder: Path, seen: Examination) -> Any:

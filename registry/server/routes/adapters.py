@@ -18,12 +18,24 @@ from fastapi import APIRouter, Header, Query, Response
 
 from registry import names
 from registry.digest import Digest
+from registry.engines import PROFILE_LIMIT
 from registry.errors import Conflict, Invalid
 from registry.names import Ref, Selector
-from registry.server import adapters, aliases, catalog, history, lineage
+from registry.server import adapters, aliases, catalog, history, lineage, loads
 from registry.server.adapters import Search
-from registry.server.routes.deps import PAGE, CursorDep, LimitDep, NameDep, Promoter, Puller, SelectorDep, SessionDep
+from registry.server.routes.deps import (
+    PAGE,
+    CursorDep,
+    LimitDep,
+    NameDep,
+    Promoter,
+    Puller,
+    SelectorDep,
+    SessionDep,
+    SettingsDep,
+)
 from registry.server.routes.once import OnceRoute
+from registry.verdicts import Outcome
 from registry.wire import (
     AdapterPage,
     AdapterView,
@@ -46,6 +58,8 @@ FOR_EVER = "private, max-age=31536000, immutable"
 ASK_AGAIN = "private, no-cache"
 IfMatch = Annotated[str | None, Header(max_length=100)]
 Text = Annotated[str, Query(max_length=200)]
+Rank = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
+TARGETS_LIMIT = 32
 
 
 @router.get("/resolve/{namespace}/{name}/{selector}")
@@ -70,15 +84,27 @@ def resolve(
 def list_adapters(
     session: SessionDep,
     actor: Puller,
+    settings: SettingsDep,
     cursor: CursorDep,
     namespace: Text = "",
     base: Text = "",
     method: Text = "",
     text: Text = "",
     alias: Text = "",
+    owner: Text = "",
+    scheme: Text = "",
+    target: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
+    rank_min: Rank = None,
+    rank_max: Rank = None,
+    engine: Annotated[str, Query(max_length=PROFILE_LIMIT)] = "",
+    outcome: Outcome | None = None,
     limit: LimitDep = PAGE,
 ) -> AdapterPage:
-    search = Search(namespace=namespace, base=base, method=method, text=text, alias=alias)
+    search = Search(
+        namespace=namespace, base=base, method=method, text=text, alias=alias, owner=owner, scheme=scheme,
+        targets=tuple(target), rank_min=rank_min, rank_max=rank_max,
+        engine=loads.kept(settings.engines, engine) if engine else None, outcome=outcome,
+    )  # fmt: skip
     return adapters.page(session, actor, search, cursor=cursor, limit=limit)
 
 
@@ -149,9 +175,7 @@ def promote(
             f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
         )
     version = catalog.find(session, actor, name, _selector(request.version, name))
-    moved = aliases.move(
-        session, actor, name, alias, version, expected_generation=expected, reason=request.reason
-    )
+    moved = aliases.move(session, actor, name, alias, version, expected_generation=expected, reason=request.reason)
     return _tagged(moved, response)
 
 
@@ -201,7 +225,7 @@ def _generation(if_match: str | None) -> int | None:
         return None
     text = if_match.strip().removeprefix("W/").strip('"')
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise Invalid("REQUEST_INVALID", f"If-Match: {if_match[:40]!r} is not a generation such as \"3\"")
+        raise Invalid("REQUEST_INVALID", f'If-Match: {if_match[:40]!r} is not a generation such as "3"')
     return int(text)
 
 

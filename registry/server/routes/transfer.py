@@ -23,7 +23,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import db, failpoints, files, plans, push
+from registry.server import db, failpoints, files, loads, plans, push
 from registry.server.blobs import BlobStore, Sink
 from registry.server.routes import bodies
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
@@ -111,9 +111,11 @@ def commit_push(
     response: Response,
     after: BackgroundTasks,
     engine: EngineDep,
+    settings: SettingsDep,
 ) -> Pushed:
     """201 for a new version, 200 for one that was there."""
-    pushed = push.commit(session, actor, push_id, request, blobs=blobs)
+    engines = loads.profiles(settings.engines)
+    pushed = push.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     after.add_task(push.tidy, engine, push_id, blobs=blobs)
     return pushed

@@ -1,0 +1,166 @@
+"""`adapter diff`: what changed between two adapters: configuration, facts, files, and with `--values` the numbers.
+
+Invariants
+- Without `--values` only configurations, headers and digests are read, never a tensor; and nothing is stored.
+- With `--values` both adapters are brought to this machine (cached, verified); torch compares them here (extra worker).
+- Left is A, right is B; a side that has no such field shows a dash.
+
+Example
+    $ adapter diff acme/support@2 acme/support@3
+    $ adapter diff acme/support@3 out/checkpoint-400 --values --plot change.svg
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import adapters, drawing, main, output, session
+from registry.client import folder as folders
+from registry.client import transfer
+from registry.client.api import Registry
+from registry.manifest import CONFIG
+from registry.names import Ref
+
+MODULES_SHOWN = 8
+FACTS_LEFT_OUT = frozenset({"engine", "targets"})
+"""Facts that are shown in another way or are for machines."""
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two: what it is called, what it says of itself, and the digest of each of its files."""
+
+    label: str
+    base: str
+    facts: dict[str, Any]
+    config: dict[str, Any]
+    files: dict[str, str]
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--values", is_flag=True, help="Compare the updates too: their cosine for each module.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a heat map of the cosines (SVG).")
+@output.json_option
+def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
+    """Say what changed from A to B, each a folder or a REF."""
+    compare = main.load("cli.updates", "cosines", "worker", "adapter diff --values") if values or plot else None
+    with session.registry() as registry:
+        left, right = _side(registry, a), _side(registry, b)
+        cosines = _cosines(registry, a, b, compare) if compare else None
+    document = {
+        "a": left.label,
+        "b": right.label,
+        "base": _changes({"base": left.base}, {"base": right.base}),
+        "config": _changes(left.config, right.config),
+        "facts": _changes(_shown(left.facts), _shown(right.facts)),
+        "targets": _sets(left.facts.get("targets"), right.facts.get("targets")),
+        "files": _changes(left.files, right.files),
+        "cosines": cosines,
+    }
+    if plot is not None:
+        title = f"{left.label} and {right.label}: cosine of the updates"
+        drawing.write(plot, drawing.heat_map(title, cosines or {}, low=-1.0, high=1.0))
+    output.answer(document, lambda: _print(document))
+
+
+def _side(registry: Registry, text: str) -> Side:
+    path = Path(text)
+    if path.is_dir():
+        found = folders.read_folder(path)
+        written = _written((path / CONFIG).read_bytes())
+        return Side(text, found.contents.lora.base_name, found.contents.facts, written,
+                    {f.path: f.digest for f in found.files})  # fmt: skip
+    version = registry.version(Ref.parse(text))
+    link = next(f for f in registry.resolve(f"{version.name}@{version.digest}").files if f.path == CONFIG)
+    with registry.read(link.url) as chunks:
+        written = _written(b"".join(chunks))
+    files = {f.path: str(f.digest) for f in version.files}
+    return Side(f"{version.name}@{version.number}", version.base, version.facts, written, files)
+
+
+def _written(data: bytes) -> dict[str, Any]:
+    """The fields of a configuration that was read and judged before, as they are written."""
+    fields: dict[str, Any] = json.loads(data)
+    return fields
+
+
+def _cosines(
+    registry: Registry, a: str, b: str, compare: Callable[[Path, Path], dict[str, float | None]]
+) -> dict[str, float | None]:
+    with tempfile.TemporaryDirectory(prefix="adapter-diff-") as scratch:
+        here = []
+        for side, text in (("a", a), ("b", b)):
+            folder = Path(text) if Path(text).is_dir() else Path(scratch) / side
+            if not Path(text).is_dir():
+                transfer.pull(registry, Ref.parse(text), folder)
+            here.append(folder)
+        return compare(here[0], here[1])
+
+
+def _shown(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in FACTS_LEFT_OUT}
+
+
+def _changes(left: dict[str, Any], right: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every field whose value differs, by name. A field that one side lacks has no value there."""
+    changed = []
+    for name in sorted(left.keys() | right.keys()):
+        values = {side: fields[name] for side, fields in (("a", left), ("b", right)) if name in fields}
+        if values.get("a", _ABSENT) != values.get("b", _ABSENT):
+            changed.append({"field": name, **values})
+    return changed
+
+
+def _sets(left: list[str] | None, right: list[str] | None) -> dict[str, list[str]]:
+    one, other = set(left or ()), set(right or ())
+    return {"added": sorted(other - one), "removed": sorted(one - other)}
+
+
+def _print(found: dict[str, Any]) -> None:
+    click.echo(f"{output.strong(found['a'])} → {output.strong(found['b'])}")
+    same = True
+    for part in ("base", "config", "facts"):
+        for change in found[part]:
+            same = False
+            click.echo(f"  {part:<7} {change['field']}: {_value(change, 'a')} → {_value(change, 'b')}")
+    for word, modules in found["targets"].items():
+        if modules:
+            same = False
+            click.echo(f"  targets {word}: {', '.join(modules)}")
+    for change in found["files"]:
+        same = False
+        word = "added" if "a" not in change else "removed" if "b" not in change else "changed"
+        click.echo(f"  files   {change['field']} {word}")
+    if same:
+        click.echo("  the same configuration, the same facts, the same bytes")
+    if found["cosines"] is not None:
+        _print_cosines(found["cosines"])
+
+
+def _value(change: dict[str, Any], side: str) -> str:
+    if side not in change:
+        return output.faint("-")
+    value = change[side]
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return adapters.shortened(text)
+
+
+def _print_cosines(cosines: dict[str, float | None]) -> None:
+    numbers = {path: value for path, value in cosines.items() if value is not None}
+    if not numbers:
+        click.echo("  no module has an update in both that could be compared")
+        return
+    mean = sum(numbers.values()) / len(numbers)
+    click.echo(f"  updates cosine {mean:.3f} on average over {output.plural(len(numbers), 'module')}; least alike:")
+    for path, value in sorted(numbers.items(), key=lambda item: item[1])[:MODULES_SHOWN]:
+        click.echo(f"          {value:+.3f}  {path}")

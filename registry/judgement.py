@@ -1,0 +1,35 @@
+"""What can be said of an adapter without its values: does it fit a base, and which engines serve it as trained?
+
+Invariants
+- Judges a configuration and a header that were read already; it reads nothing itself, and it stores nothing.
+- The first verdict is `fits`; then one `loads` for each profile, in the order that was asked.
+
+Example
+    >>> [v.outcome for v in verdicts(found, base, subject, [engines.profile("vllm==0.33.0")])]
+    ['pass', 'pass']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from registry import __version__, compat, engines
+from registry.bases import BaseSpec
+from registry.contents import Contents
+from registry.digest import Digest
+from registry.engines import Profile
+from registry.engines import facts as engine_facts
+from registry.verdicts import Check, Verdict
+
+
+def verdicts(found: Contents, base: BaseSpec, subject: Digest, profiles: Iterable[Profile] = ()) -> list[Verdict]:
+    """`fits`, and `loads` for each of the profiles. `subject`: the digest of what is judged."""
+    findings = (*found.findings, *compat.check_fit(found.lora, base))
+    made_by = {"registry": __version__}
+    fits = Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
+    stored = engine_facts.to_stored(engine_facts.of_lora(found.lora))
+    loads = [
+        engines.verdict(stored, asked, subject=subject, base=base, fits=fits.outcome, registry=__version__)
+        for asked in profiles
+    ]
+    return [fits, *loads]

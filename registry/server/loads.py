@@ -1,0 +1,130 @@
+"""The check `loads`: what serving engines would do with a version, judged from the facts that its row keeps.
+
+Invariants
+- No blob is read: a push stored the facts, and a verdict follows from them, the base and the engine's rules.
+- Verdicts are stored for the profiles that the operator lists (REGISTRY_ENGINES); any other profile is answered and
+  not stored.
+- Facts of another release of this registry make the outcome `unknown`, never a guess.
+
+Example
+    >>> [v.outcome for v in loads.of_version(session, actor, name, 3, ["vllm==0.33.0"]).items]
+    ['pass']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import and_
+from sqlmodel import Session, col, select
+
+from registry import __version__, engines, judgement, lora, names, tensors
+from registry.bases import BaseSpec
+from registry.contents import Contents
+from registry.digest import Digest
+from registry.engines import Profile
+from registry.engines import settings as engine_settings
+from registry.errors import Invalid
+from registry.lora import config
+from registry.manifest import CONFIG, WEIGHTS
+from registry.names import AdapterName, Selector
+from registry.server import bases, catalog, validation
+from registry.server.actors import Actor
+from registry.server.tables import AdapterRow, BaseRow, VersionRow
+from registry.verdicts import Check, Outcome, Verdict
+from registry.wire.verdicts import CheckRequest, FleetView, VerdictList
+
+VARIABLE = "REGISTRY_ENGINES"
+
+
+@lru_cache(maxsize=8)
+def profiles(text: str) -> tuple[Profile, ...]:
+    """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
+    try:
+        found = {str(asked): asked for asked in map(engines.profile, text.split())}
+    except Invalid as e:
+        raise Invalid(e.code, f"{VARIABLE}: {e.detail}", reasons=e.reasons, next_step=e.next_step) from e
+    return tuple(found.values())
+
+
+def asked_for(texts: Iterable[str]) -> list[Profile]:
+    """The profiles of a request. What is none is the request's fault: `Invalid` (REQUEST_INVALID)."""
+    try:
+        return [engines.profile(text) for text in texts]
+    except Invalid as e:
+        raise Invalid("REQUEST_INVALID", e.detail, reasons=e.reasons, next_step=e.next_step) from e
+
+
+def kept(setting: str, text: str) -> Profile:
+    """The profile `text`, whose verdicts this server stores. `Invalid` (REQUEST_INVALID): a search finds no others."""
+    asked = asked_for([text])[0]
+    stored = profiles(setting)
+    if asked not in stored:
+        known = ", ".join(map(str, stored)) or "none"
+        raise Invalid(
+            "REQUEST_INVALID",
+            f"engine: the verdicts of '{asked}' are not stored here; stored are: {known}",
+            next_step=f"add it to {VARIABLE} of the server and run `adapter rejudge`",
+        )
+    return asked
+
+
+def judge(facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, fits: str) -> Verdict:
+    """One verdict, from what the rows of a version and of its base keep. `fits`: its newest outcome, "" for none."""
+    outcome = Outcome(fits) if fits else Outcome.UNKNOWN
+    stored = facts.get("engine") or {}
+    return engines.verdict(stored, asked, subject=Digest(digest), base=base, fits=outcome, registry=__version__)
+
+
+def add(session: Session, version: VersionRow, base: BaseRow, fits: Outcome, wanted: Iterable[Profile]) -> None:
+    """The verdicts of a new version, written with it."""
+    spec = bases.spec_of(base)
+    session.add_all(
+        validation.verdict_row(judge(version.facts, asked, version.digest, spec, fits), version, base)
+        for asked in wanted
+    )
+    session.flush()
+
+
+def of_version(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, texts: Sequence[str]
+) -> VerdictList:
+    """`loads` for each profile, judged now; without profiles every stored verdict that counts."""
+    version = catalog.find(session, actor, name, selector)
+    stored = catalog.verdicts_of(session, [version])[version.id or 0]
+    if not texts:
+        return VerdictList(items=stored)
+    fits = next((v.outcome for v in reversed(stored) if v.check is Check.FITS), "")
+    spec = bases.spec_of(session.get_one(BaseRow, version.base_id))
+    return VerdictList(items=[judge(version.facts, asked, version.digest, spec, fits) for asked in asked_for(texts)])
+
+
+def check(session: Session, request: CheckRequest) -> VerdictList:
+    """Verdicts about a configuration and a header that are nowhere stored; their subject is the header's digest."""
+    asked = asked_for(request.engines)
+    spec = bases.spec_of(bases.row(session, names.base_name(request.base)))
+    written = config.read_config(request.config.encode(), file=CONFIG)
+    text = request.header.encode()
+    data = len(text).to_bytes(8, "little") + text
+    header = tensors.read_header(lambda start, length: data[start : start + length], request.size_bytes, file=WEIGHTS)
+    found = Contents(written, header, lora.describe(written, header))
+    return VerdictList(items=judgement.verdicts(found, spec, Digest.of(data), asked))
+
+
+def fleet(session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None) -> FleetView:
+    """What to set for the newest versions of all adapters of this base that the actor sees and that are not yanked."""
+    base = bases.row(session, names.base_name(base_name))
+    newest = and_(
+        col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
+    )
+    statement = (
+        select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
+        .join(VersionRow, newest)
+        .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), catalog.visible(actor))
+    )
+    spec = bases.spec_of(base)
+    found = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
+    items = [engine_settings.settings_for(str(asked), found, spec, slots=slots) for asked in asked_for(texts)]
+    return FleetView(base=base.name, adapters=len(found), items=items)

@@ -1,0 +1,142 @@
+"""Renewal: judge stored versions again when an engine's rules, or the meaning of the facts, have changed.
+
+Invariants
+- A verdict `loads` is old when its `made_by` names other rules than those installed, or when there is none. Only old
+  ones are judged again; a second run writes nothing.
+- No blob is read, and a batch of versions costs the same few statements whatever its size.
+- Verdicts are appended, a batch in one transaction; a run that is cut off goes on where it was.
+- One process at a time renews (`Turn`).
+
+Example
+    >>> renewal.every(engine, loads.profiles("vllm==0.33.0 sglang==0.5.23")).renewed
+    20000
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, func, insert
+from sqlmodel import Session, col, select
+
+from registry.bases import BaseSpec
+from registry.engines import Profile, rulebook
+from registry.errors import Invalid
+from registry.server import bases, db, loads, turn
+from registry.server.tables import BaseRow, VerdictRow, VersionRow
+from registry.verdicts import Check, Verdict
+from registry.wire.verdicts import RejudgePage
+
+BATCH = 500
+SECONDS = 5.0
+"""How long one request works before it hands out a cursor."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What stands in the rows about one version: its newest `fits`, and the rules of each stored `loads`."""
+
+    id: int
+    digest: str
+    base_id: int
+    facts: dict[str, Any]
+    fits: str
+    rules: dict[str, str]
+
+
+def every(engine: Engine, wanted: Sequence[Profile]) -> RejudgePage:
+    """The whole run. `Unavailable` (TRY_LATER) while another process renews."""
+    looked = renewed = 0
+    with turn.take(engine, "renewal") as mine:
+        for page in _pages(engine, wanted, 0):
+            mine.check()
+            looked, renewed = looked + page.looked, renewed + page.renewed
+    return RejudgePage(looked=looked, renewed=renewed)
+
+
+def run(engine: Engine, wanted: Sequence[Profile], cursor: str) -> RejudgePage:
+    """Some seconds of a run, from the version after `cursor`."""
+    if cursor and not (cursor.isascii() and cursor.isdigit()):
+        raise Invalid("REQUEST_INVALID", "cursor: not one that this route gave")
+    looked = renewed = 0
+    ends = time.monotonic() + SECONDS
+    with turn.take(engine, "renewal"):
+        for page in _pages(engine, wanted, int(cursor or 0)):
+            looked, renewed = looked + page.looked, renewed + page.renewed
+            if page.next_cursor and time.monotonic() >= ends:
+                return RejudgePage(looked=looked, renewed=renewed, next_cursor=page.next_cursor)
+    return RejudgePage(looked=looked, renewed=renewed)
+
+
+def _pages(engine: Engine, wanted: Sequence[Profile], after: int) -> Iterator[RejudgePage]:
+    specs: dict[int, BaseSpec] = {}
+    while wanted:
+        with db.session(engine, write=False) as session:
+            batch = _batch(session, after)
+            missing = {known.base_id for known in batch} - set(specs)
+            if missing:
+                found = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
+                specs.update((row.id or 0, bases.spec_of(row)) for row in found)
+        rows = [row for known in batch for row in _renewed(known, wanted, specs[known.base_id])]
+        if rows:
+            with db.session(engine) as session:
+                session.connection().execute(insert(VerdictRow), rows)
+        last = len(batch) < BATCH
+        after = batch[-1].id if batch else after
+        yield RejudgePage(looked=len(batch), renewed=len(rows), next_cursor="" if last else str(after))
+        if last:
+            return
+
+
+def _batch(session: Session, after: int) -> list[_Known]:
+    """The next versions by id: two statements."""
+    statement = select(VersionRow.id, VersionRow.digest, VersionRow.base_id, VersionRow.facts)
+    found = session.exec(statement.where(col(VersionRow.id) > after).order_by(col(VersionRow.id)).limit(BATCH)).all()
+    if not found:
+        return []
+    span = (col(VerdictRow.version_id) > after, col(VerdictRow.version_id) <= found[-1][0])
+    newest = (
+        select(func.max(VerdictRow.id))
+        .where(*span, col(VerdictRow.check).in_((Check.FITS, Check.LOADS)))
+        .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
+    )
+    judged = select(  # type: ignore[call-overload]  # five columns: SQLModel has names for four
+        VerdictRow.version_id, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, VerdictRow.made_by
+    ).where(col(VerdictRow.id).in_(newest))
+    fits: dict[int, str] = {}
+    rules: dict[int, dict[str, str]] = {}
+    for version_id, check, profile, outcome, made_by in session.exec(judged):
+        if check == Check.FITS:
+            fits[version_id] = outcome
+        else:
+            rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
+    return [
+        _Known(id or 0, digest, base_id, dict(facts), fits.get(id or 0, ""), rules.get(id or 0, {}))
+        for id, digest, base_id, facts in found
+    ]
+
+
+def _renewed(known: _Known, wanted: Sequence[Profile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
+    for asked in wanted:
+        if known.rules.get(str(asked)) != rulebook.digest(asked.engine):
+            yield _row(known, loads.judge(known.facts, asked, known.digest, spec, known.fits))
+
+
+def _row(known: _Known, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "version_id": known.id,
+        "check": str(verdict.check),
+        "profile": verdict.profile,
+        "base_id": known.base_id,
+        "base_fingerprint": verdict.base_fingerprint,
+        "outcome": str(verdict.outcome),
+        "findings": [finding.model_dump(mode="json") for finding in verdict.findings],
+        "summary": verdict.summary,
+        "report": None,
+        "made_by": verdict.made_by,
+        "made_at": db.now(),
+        "job_id": "",
+    }

@@ -1,0 +1,68 @@
+"""Routes of judging: what is not pushed yet, engines asked about a version, settings for a fleet, renewal.
+
+Invariants
+- None of them reads a blob. Only renewal stores something, and only for administrators of all namespaces.
+
+Example
+    GET /api/v1/adapters/acme/support/versions/prod/verdicts?engine=vllm==0.33.0,max_lora_rank=32
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from registry.server import loads, renewal
+from registry.server.routes.adapters import VERSION
+from registry.server.routes.deps import (
+    Admin,
+    EngineDep,
+    NameDep,
+    Puller,
+    ReadSessionDep,
+    SelectorDep,
+    SessionDep,
+    SettingsDep,
+)
+from registry.wire.verdicts import (
+    ENGINES_LIMIT,
+    CheckRequest,
+    EngineText,
+    FleetView,
+    RejudgePage,
+    RejudgeRequest,
+    VerdictList,
+)
+
+router = APIRouter(tags=["verdicts"])
+Engines = Annotated[list[EngineText], Query(alias="engine", max_length=ENGINES_LIMIT)]
+Slots = Annotated[int | None, Query(ge=1, le=10_000)]
+
+
+@router.post("/check")
+def check(session: ReadSessionDep, actor: Puller, request: CheckRequest) -> VerdictList:
+    """`fits`, then `loads` for each engine; nothing is stored."""
+    return loads.check(session, request)
+
+
+@router.get(VERSION + "/verdicts")
+def version_verdicts(
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    selector: SelectorDep,
+    asked: Engines = [],  # noqa: B006
+) -> VerdictList:
+    return loads.of_version(session, actor, name, selector, asked)
+
+
+@router.get("/fleet")
+def fleet(session: SessionDep, actor: Puller, base: str, asked: Engines, slots: Slots = None) -> FleetView:
+    return loads.fleet(session, actor, base, asked, slots)
+
+
+@router.post("/verdicts/rejudge")
+def rejudge(actor: Admin, engine: EngineDep, settings: SettingsDep, request: RejudgeRequest) -> RejudgePage:
+    actor.demand_everywhere("admin")
+    return renewal.run(engine, loads.profiles(settings.engines), request.cursor)

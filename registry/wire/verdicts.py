@@ -1,0 +1,67 @@
+"""The REST contract of judging: check what is not pushed, engine verdicts of what is, settings for a fleet.
+
+Invariants
+- Engines are asked by profile: `vllm==0.33.0,max_lora_rank=32`.
+- Nothing of this stores anything, but for `RejudgeRequest`, which is for administrators.
+
+Example
+    >>> CheckRequest(base="smollm2", config="{}", header="{}", size_bytes=10).engines
+    []
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from registry.engines import PROFILE_LIMIT
+from registry.engines.settings import FleetSettings
+from registry.lora.config import SIZE_LIMIT_BYTES
+from registry.tensors import LIMITS
+from registry.verdicts import Verdict
+from registry.wire import Answer, Request
+
+ENGINES_LIMIT = 32
+"""Profiles that one request may ask for."""
+EngineText = Annotated[str, Field(max_length=PROFILE_LIMIT)]
+
+
+class CheckRequest(Request):
+    """POST /check: judge a header and a configuration that are not pushed (yet).
+
+    `config` and `header` are the texts of `adapter_config.json` and of the JSON header of the weights, without the
+    eight bytes before it; `size_bytes` is the size of the whole weights file.
+    """
+
+    base: str
+    config: str = Field(max_length=SIZE_LIMIT_BYTES)
+    header: str = Field(max_length=LIMITS.header_bytes)
+    size_bytes: int = Field(ge=0)
+    engines: list[EngineText] = Field(default=[], max_length=ENGINES_LIMIT)
+
+
+class VerdictList(Answer):
+    items: list[Verdict]
+
+
+class FleetView(Answer):
+    """GET /fleet: what to set so that the newest versions of all adapters on this base are served, engine by engine."""
+
+    base: str
+    adapters: int
+    items: list[FleetSettings]
+
+
+class RejudgeRequest(Request):
+    """POST /verdicts/rejudge: judge versions again whose verdicts `loads` are older than the engines' rules."""
+
+    cursor: str = Field(default="", max_length=20)
+
+
+class RejudgePage(Answer):
+    """What one request did. `looked`: versions looked at; `renewed`: verdicts written; go on with `next_cursor`."""
+
+    looked: int = 0
+    renewed: int = 0
+    next_cursor: str = ""

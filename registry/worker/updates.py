@@ -1,0 +1,105 @@
+"""The updates of an adapter's modules as numbers: their norms, and how alike those of two adapters are.
+
+    update of a module      scale * B @ A, with A [rank, in] and B [out, rank]; it is never multiplied out
+
+Invariants
+- Values are taken as 32-bit floats. Norms hold one module at a time, cosines all of one of the two adapters;
+  nothing of the base is needed.
+- All norms are Frobenius norms: |BA|² = sum((BᵀB) ∘ (AAᵀ)), which costs rank² numbers.
+- Fused experts (`target_parameters`) and methods other than LoRA have no update of this form and are left out.
+
+Example
+    >>> norms(Path("out/checkpoint-200"))["model.layers.0.self_attn.q_proj"]
+    Norms(a=1.1, b=0.32, update=0.7)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from registry import lora, tensors
+from registry.lora import ModuleUpdate, config
+from registry.manifest import CONFIG, WEIGHTS
+
+_PREFIX = "base_model.model."
+_HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """|A|, |B| and |scale · BA| of one module."""
+
+    a: float
+    b: float
+    update: float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One module's halves: `a` [rank, in], `b` [out, rank]."""
+
+    path: str
+    scale: float
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def norms(self) -> Norms:
+        squared = float(((self.b.T @ self.b) * (self.a @ self.a.T)).sum())
+        return Norms(float(self.a.norm()), float(self.b.norm()), abs(self.scale) * math.sqrt(max(squared, 0.0)))
+
+
+def of_folder(folder: Path) -> Iterator[Update]:
+    """The updates of an adapter's folder, in the order of their modules. Errors are those of reading its files."""
+    written = config.read_config((folder / CONFIG).read_bytes(), file=CONFIG)
+    weights = folder / WEIGHTS
+    with open(weights, "rb") as file:
+
+        def read(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        header = tensors.read_header(read, weights.stat().st_size, file=WEIGHTS)
+    spec = lora.describe(written, header)
+    with safe_open(weights, framework="pt") as opened:
+        there = set(opened.keys())
+        for module in spec.modules:
+            halves = _halves(module, there)
+            if halves is not None:
+                a, b = (opened.get_tensor(name).float() for name in halves)
+                yield Update(module.path, module.scale, a.flatten(1), b.flatten(1))
+
+
+def _halves(module: ModuleUpdate, there: set[str]) -> tuple[str, str] | None:
+    for a, b in _HALVES:
+        names = (f"{_PREFIX}{module.path}{a}", f"{_PREFIX}{module.path}{b}")
+        if module.kind != "parameter" and there.issuperset(names):
+            return names
+    return None
+
+
+def norms(folder: Path) -> dict[str, Norms]:
+    """The norms of every module's update."""
+    return {update.path: update.norms() for update in of_folder(folder)}
+
+
+def cosines(one: Path, other: Path) -> dict[str, float | None]:
+    """Module → cosine of its two updates, for modules that both adapters touch; None where an update is zero.
+
+    <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ.
+    """
+    found: dict[str, float | None] = {}
+    waiting = {update.path: update for update in of_folder(other)}
+    for update in of_folder(one):
+        match = waiting.pop(update.path, None)
+        if match is None or update.a.shape[1:] != match.a.shape[1:] or update.b.shape[:1] != match.b.shape[:1]:
+            continue
+        inner = float(((update.b.T @ match.b) * (update.a @ match.a.T)).sum()) * update.scale * match.scale
+        size = update.norms().update * match.norms().update
+        found[update.path] = max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(size) else None
+    return found

@@ -1,0 +1,200 @@
+"""Engine verdicts on the server: asked, stored at push, renewed; fleets; and never a blob is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+from sqlmodel import select
+
+from registry.engines import rulebook
+from registry.errors import Denied, Invalid, NotFound
+from registry.server import loads, renewal
+from registry.server.blobs import MemoryBlobs
+from registry.server.tables import AdapterRow, VerdictRow, VersionRow
+from registry.wire.verdicts import CheckRequest, RejudgeRequest
+from tests import forge
+from tests.world import World
+
+VLLM, WIDE, SGLANG = "vllm==0.33.0", "vllm==0.33.0,max_lora_rank=64", "sglang==0.5.23"
+
+
+class NoReads(MemoryBlobs):
+    """A store that tells when somebody reads from it."""
+
+    closed = False
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        assert not self.closed, f"{key} was read"
+        return super().read(key, start, length)
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url, blobs=NoReads(), engines=f"{VLLM} {SGLANG}") as made:
+        made.add_base()
+        yield made
+
+
+def stored(world: World, ref: str = "acme/support") -> dict[str, str]:
+    return {v.profile: v.outcome for v in world.admin.version(ref).verdicts if v.check == "loads"}
+
+
+def rows(world: World) -> list[VerdictRow]:
+    with world.session() as session:
+        return list(session.exec(select(VerdictRow).where(VerdictRow.check == "loads")).all())
+
+
+def many(world: World, count: int) -> None:
+    """More versions of the first adapter's facts, as rows alone."""
+    with world.session(write=True) as session:
+        pattern = session.exec(select(VersionRow)).first()
+        adapter = session.exec(select(AdapterRow)).first()
+        values = pattern.model_dump() | {"adapter_id": adapter.id}
+        values.pop("id")
+        new = [values | {"number": 100 + i, "digest": f"sha256:{i:064x}"} for i in range(count)]
+        session.connection().execute(insert(VersionRow), new)
+
+
+# ------------------------------------------------------------------ at push
+def test_a_push_stores_a_verdict_for_each_engine_that_the_operator_lists(world: World) -> None:
+    world.push("acme/support", world.files(rank=64))
+    assert stored(world) == {VLLM: "fail", SGLANG: "pass"}
+    made_by = {row.profile: row.made_by["rules"] for row in rows(world)}
+    assert made_by == {VLLM: rulebook.digest("vllm"), SGLANG: rulebook.digest("sglang")}
+    line = world.admin.adapter("acme/support")
+    assert line.verdicts[f"loads {VLLM}"] == "fail"
+
+
+def test_a_server_that_is_told_of_a_wrong_engine_does_not_start(database_url: str) -> None:
+    with pytest.raises(Invalid, match="REGISTRY_ENGINES: engine 'vlm' is unknown"):
+        World(database_url, engines="vlm==0.33.0")
+
+
+# ------------------------------------------------------------------ asked
+def test_an_engine_is_asked_about_a_version_without_reading_a_blob(world: World) -> None:
+    world.push("acme/support", world.files(rank=64))
+    world.blobs.closed = True  # type: ignore[attr-defined]
+    items = world.admin.verdicts("acme/support", [VLLM, WIDE]).items
+    assert [(v.profile, v.outcome) for v in items] == [(VLLM, "fail"), (WIDE, "pass")]
+    assert "max_lora_rank" in items[0].findings[0].sentence
+    assert len(rows(world)) == 2
+
+
+def test_without_an_engine_the_stored_verdicts_are_the_answer(world: World) -> None:
+    world.push("acme/support")
+    assert [str(v.check) for v in world.admin.verdicts("acme/support").items] == ["fits", "loads", "loads"]
+
+
+@pytest.mark.parametrize("profile", ["vllm", "vlm==1.0", "vllm==0.33.0,max_lora_rank=33"])
+def test_a_profile_that_is_none_is_a_wrong_request(world: World, profile: str) -> None:
+    world.push("acme/support")
+    with pytest.raises(Invalid) as caught:
+        world.admin.verdicts("acme/support", [profile])
+    assert caught.value.code == "REQUEST_INVALID"
+
+
+def test_what_is_out_of_sight_has_no_verdicts(world: World) -> None:
+    world.push("acme/support")
+    with pytest.raises(NotFound):
+        world.actor("pull", namespaces=["other"]).verdicts("acme/support", [VLLM])
+
+
+def test_an_adapter_that_does_not_fit_loads_nowhere(world: World) -> None:
+    world.push("acme/support", forge.lora(forge.llama(hidden=32, heads=2, kv_heads=1, intermediate=64), seed=1))
+    assert world.admin.version("acme/support").verdicts[0].outcome == "fail"
+    assert set(stored(world).values()) == {"fail"}
+
+
+def test_a_header_is_judged_before_it_is_pushed(world: World) -> None:
+    files = world.files(rank=64)
+    weights = files[forge.WEIGHTS]
+    length = int.from_bytes(weights[:8], "little")
+    request = CheckRequest(
+        base="tiny-llama", config=files[forge.CONFIG].decode(), header=weights[8 : 8 + length].decode(),
+        size_bytes=len(weights), engines=[VLLM, WIDE],
+    )  # fmt: skip
+    items = world.admin.check(request).items
+    assert [(str(v.check), v.outcome) for v in items] == [("fits", "pass"), ("loads", "fail"), ("loads", "pass")]
+    assert rows(world) == []
+    with pytest.raises(Invalid) as caught:
+        world.admin.check(request.model_copy(update={"header": json.dumps({"x": 1})}))
+    assert caught.value.code == "TENSORS_INVALID"
+
+
+# ------------------------------------------------------------------ fleets
+def test_a_fleet_is_told_the_limit_that_its_largest_adapter_needs_and_who_that_is(world: World) -> None:
+    world.push("acme/small", world.files(rank=8))
+    world.push("acme/large", world.files(rank=64))
+    world.push("acme/gone", world.files(rank=128))
+    world.admin.yank("acme/gone@1", "wrong data")
+    world.blobs.closed = True  # type: ignore[attr-defined]
+    found = world.admin.fleet("tiny-llama", [VLLM, SGLANG])
+    assert (found.base, found.adapters) == ("tiny-llama", 2)
+    vllm = found.items[0]
+    assert (vllm.rank_limit, vllm.raised_by) == (64, ("acme/large",))
+    assert "--max-lora-rank 64" in vllm.flags
+    assert world.actor("pull", namespaces=["other"]).fleet("tiny-llama", [VLLM]).adapters == 0
+
+
+# ------------------------------------------------------------------ renewal
+def renewed(world: World, setting: str) -> tuple[int, int]:
+    done = renewal.every(world.engine, loads.profiles(setting))
+    return done.looked, done.renewed
+
+
+def test_only_what_is_older_than_the_rules_is_judged_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.push("acme/support")
+    world.push("acme/other")
+    setting = world.settings.engines
+    assert renewed(world, setting) == (2, 0)
+    before = rulebook.digest
+    monkeypatch.setattr(rulebook, "digest", lambda name: "sha256:new" if name == "vllm" else before(name))
+    assert renewed(world, setting) == (2, 2)
+    assert renewed(world, setting) == (2, 0)
+    assert len(rows(world)) == 6
+    assert {row.made_by["rules"] for row in rows(world)[-2:]} == {"sha256:new"}
+
+
+def test_an_engine_that_is_listed_later_gets_its_verdicts_without_a_blob(world: World) -> None:
+    world.push("acme/support", world.files(rank=64))
+    world.blobs.closed = True  # type: ignore[attr-defined]
+    assert renewed(world, f"{VLLM} {SGLANG} {WIDE}") == (1, 1)
+    assert stored(world) == {VLLM: "fail", SGLANG: "pass", WIDE: "pass"}
+
+
+def test_a_batch_costs_the_same_few_statements_however_many_versions_it_holds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.push("acme/support")
+    many(world, 250)
+    monkeypatch.setattr(renewal, "BATCH", 100)
+    world.blobs.closed = True  # type: ignore[attr-defined]
+    with world.statements() as sent:
+        assert renewed(world, f"{VLLM} {SGLANG}") == (251, 500)
+    # Three batches: versions, verdicts, the rows written; once the base; and PostgreSQL's lock, taken and given back.
+    assert len([s for s in sent if s.startswith("SELECT") and "advisory" not in s and s != "SELECT 1"]) <= 7
+    assert len([s for s in sent if s.startswith("INSERT")]) <= 3
+
+
+def test_a_run_is_cut_into_requests_and_is_for_administrators(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.push("acme/support")
+    many(world, 5)
+    monkeypatch.setattr(renewal, "BATCH", 2)
+    monkeypatch.setattr(renewal, "SECONDS", 0.0)
+    counts: list[Any] = []
+    cursor = ""
+    while True:
+        page = world.admin.rejudge(RejudgeRequest(cursor=cursor))
+        counts.append((page.looked, page.renewed))
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    assert sum(looked for looked, _ in counts) == 6
+    assert sum(written for _, written in counts) == 10
+    assert len(counts) >= 3
+    with pytest.raises(Denied):
+        world.actor("push").rejudge(RejudgeRequest())

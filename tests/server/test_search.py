@@ -1,0 +1,113 @@
+"""Search: every filter, pages by key, and that a later page costs what the first does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, text
+from sqlmodel import select
+
+from registry.errors import Invalid
+from registry.server.tables import AdapterRow, VersionRow
+from tests import forge
+from tests.world import World
+
+VLLM = "vllm==0.33.0"
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url, engines=VLLM) as made:
+        made.add_base()
+        made.add_base(forge.gpt2())
+        yield made
+
+
+def found(world: World, **search: Any) -> list[str]:
+    return [item.name for item in world.admin.adapters(**search).items]
+
+
+def test_each_filter_finds_what_it_names_and_nothing_else(world: World) -> None:
+    world.push("acme/attention", world.files(rank=4, targets=("q_proj", "v_proj")))
+    world.push("acme/everything", world.files(rank=64, targets=("q_proj", "v_proj", "down_proj")))
+    fused = forge.lora(forge.gpt2(), seed=9, targets=("c_attn",))
+    world.push("lab/conv1d", fused, base="tiny-gpt2", by=world.actor("push", name="lea"))
+    assert found(world, base="tiny-gpt2") == ["lab/conv1d"]
+    assert found(world, owner="lea") == ["lab/conv1d"]
+    assert found(world, namespace="acme", method="lora") == ["acme/attention", "acme/everything"]
+    assert found(world, rank_min=8, namespace="acme") == ["acme/everything"]
+    assert found(world, rank_max=4, namespace="acme") == ["acme/attention"]
+    assert found(world, rank_min=4, rank_max=64, text="every") == ["acme/everything"]
+    assert found(world, target=["q_proj"]) == ["acme/attention", "acme/everything"]
+    assert found(world, target=["q_proj", "down_proj"]) == ["acme/everything"]
+    assert found(world, target=["proj"]) == []
+    assert found(world, target=["%"]) == []
+    assert found(world, scheme="peft", namespace="lab") == ["lab/conv1d"]
+    assert found(world, scheme="kohya") == []
+    assert found(world, engine=VLLM, namespace="acme") == ["acme/attention"]
+    assert found(world, engine=VLLM, outcome="fail", namespace="acme") == ["acme/everything"]
+
+
+def test_an_engine_whose_verdicts_are_not_kept_is_an_error_not_an_empty_list(world: World) -> None:
+    with pytest.raises(Invalid, match="not stored here; stored are: vllm"):
+        world.admin.adapters(engine="vllm==0.32.0")
+
+
+def test_only_the_newest_version_and_its_newest_verdict_count(world: World) -> None:
+    world.push("acme/support", world.files(rank=64))
+    assert found(world, engine=VLLM) == []
+    world.push("acme/support", world.files(rank=8))
+    assert found(world, engine=VLLM) == ["acme/support"]
+    assert found(world, rank_min=64) == []
+
+
+def test_a_rank_that_is_none_is_a_wrong_request(world: World) -> None:
+    with pytest.raises(Invalid) as caught:
+        world.admin.adapters(rank_min=-1)
+    assert caught.value.code == "REQUEST_INVALID"
+
+
+def shelve(world: World, count: int) -> None:
+    """Adapters like the first one, as rows alone."""
+    world.push("acme/a")
+    with world.session(write=True) as session:
+        adapter = session.exec(select(AdapterRow)).one().model_dump()
+        version = session.exec(select(VersionRow)).one().model_dump()
+        for name in ("id", "created_at", "updated_at"):
+            version.pop(name, None)
+        adapter.pop("id")
+        moment = adapter["created_at"]
+        names = [adapter | {"name": f"b{i:05d}"} for i in range(count)]
+        session.connection().execute(insert(AdapterRow), names)
+        ids = session.exec(select(AdapterRow.id).where(AdapterRow.name != "a").order_by(AdapterRow.name)).all()
+        rows = [version | {"adapter_id": id, "created_at": moment} for id in ids]
+        session.connection().execute(insert(VersionRow), rows)
+
+
+def test_a_later_page_starts_in_the_index_where_the_last_one_ended(world: World, database_kind: str) -> None:
+    shelve(world, 300)
+    with world.statements() as sent:
+        first = world.admin.adapters(limit=20)
+    assert first.next_cursor == "acme/b00018"
+    seen, cursor = list(first.items), first.next_cursor
+    while cursor:
+        with world.statements() as later:
+            page = world.admin.adapters(limit=20, cursor=cursor)
+        seen, cursor = seen + page.items, page.next_cursor
+        assert len(later) <= len(sent)
+    assert [item.name for item in seen] == ["acme/a", *(f"acme/b{i:05d}" for i in range(300))]
+    if database_kind == "sqlite":
+        listing = next(s for s in later if "LIMIT" in s and "FROM adapter" in s)
+        values = {"namespace": "acme", "name": "b00100"}
+        plan = explained(world, listing, values)
+        assert any("SEARCH adapter USING INDEX" in line for line in plan), plan
+        assert not any("TEMP B-TREE" in line or line.startswith("SCAN") for line in plan), plan
+
+
+def explained(world: World, statement: str, values: dict[str, str]) -> list[str]:
+    for value in (f"'{values['namespace']}'", f"'{values['name']}'", "21", "0"):
+        statement = statement.replace("?", value, 1)
+    with world.session() as session:
+        return [row[3] for row in session.connection().execute(text("EXPLAIN QUERY PLAN " + statement))]
