@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from registry.bases import BaseSpec
+from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.manifest import Manifest
@@ -47,10 +48,11 @@ class Record(BaseModel):
 
 
 class BaseRecord(Record):
-    """A base: what `adapter base add` found, who added it and when."""
+    """A base: what `adapter base add` found, who added it and when; and which weights it has, once that is known."""
 
     spec: BaseSpec
     source: str
+    identity: Identity | None = None
 
 
 class VersionRecord(Record):

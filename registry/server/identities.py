@@ -39,6 +39,8 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity) -> bool
         found = base_identity.compare(given, _value(row)).model_dump(mode="json", exclude={"other"})
         for one, other in ((base_id, row.base_id), (row.base_id, base_id)):
             db.insert_new(session, BaseLikenessRow, {"base_id": one, "other_id": other, "likeness": found})
+    base.recorded_at = None  # its record is written anew
+    session.add(base)
     audit.append(session, actor, "base.identify", base.name, {"exact": str(given.exact)})
     return True
 

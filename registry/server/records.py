@@ -1,13 +1,13 @@
 """Records: what a version or a base is, as small files beside the blobs, so that the bucket alone can be indexed again.
 
-    records/base/<hex>                          name, fingerprint, spec, source, who, when
+    records/base/<hex>                          name, fingerprint, spec, source, who, when, which weights
     records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
 
 Invariants
 - A record's key ends in the SHA-256 of its bytes, like every key of the store.
 - A record is written after the commit of its row: `recorded_at` is empty until it is there, and whoever comes next
   (the next push, `gc`) writes what was left. So there is no record of a version that does not exist.
-- A version that is yanked is recorded again; the newer record takes the older one's place.
+- A version that is yanked is recorded again, and so is a base whose weights become known; the fuller record counts.
 - Aliases, verdicts, tokens and the audit log have no records: those come from the database's backup only.
 
 Example
@@ -21,23 +21,25 @@ from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
 from registry.bases import BaseSpec
+from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.manifest import Manifest
 from registry.records import BaseRecord, Record, VersionRecord
 from registry.server import db
 from registry.server.blobs import BlobStore
-from registry.server.tables import AdapterRow, BaseRow, VersionRow
+from registry.server.tables import AdapterRow, BaseIdentityRow, BaseRow, VersionRow
 
 VERSIONS, BASES = "records/version/", "records/base/"
 RECORD_LIMIT_BYTES = 64 * 2**20
 
 
-def of_base(row: BaseRow) -> BaseRecord:
+def of_base(row: BaseRow, identity: str | None) -> BaseRecord:
     return BaseRecord(
         created_at=row.created_at,
         created_by=row.created_by,
         spec=BaseSpec.model_validate(row.spec),
         source=row.source,
+        identity=Identity.model_validate_json(identity) if identity else None,
     )
 
 
@@ -72,15 +74,20 @@ def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
 def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     """Write up to `limit` records that are still to be written, bases first; how many. Any number may do so at once."""
     with db.session(engine, write=False) as session:
-        bases = session.exec(select(BaseRow).where(col(BaseRow.recorded_at).is_(None)).limit(limit)).all()
+        bases = session.exec(
+            select(BaseRow, BaseIdentityRow.identity)
+            .outerjoin(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
+            .where(col(BaseRow.recorded_at).is_(None))
+            .limit(limit)
+        ).all()
         versions = session.exec(
             select(AdapterRow, VersionRow)
             .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
             .where(col(VersionRow.recorded_at).is_(None))
             .limit(limit)
         ).all()
-    for base in bases:
-        _put(blobs, BASES, of_base(base))
+    for base, identity in bases:
+        _put(blobs, BASES, of_base(base, identity))
     for adapter, version in versions:
         folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
         key = _put(blobs, folder, of_version(adapter, version))
@@ -88,7 +95,11 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
             blobs.delete(old)
     if bases or versions:
         with db.session(engine) as session:
-            _note(session, list(bases), [version for _, version in versions])
+            _note(
+                session,
+                [base.id for base, identity in bases if not _newly(session, base, identity)],
+                [version for _, version in versions],
+            )
     return len(bases) + len(versions)
 
 
@@ -99,11 +110,15 @@ def _put(blobs: BlobStore, folder: str, record: Record) -> str:
     return key
 
 
-def _note(session: Session, bases: list[BaseRow], versions: list[VersionRow]) -> None:
+def _newly(session: Session, base: BaseRow, identity: str | None) -> bool:
+    """Whether the base has got an identity since its record was made."""
+    return identity is None and session.get(BaseIdentityRow, base.id) is not None
+
+
+def _note(session: Session, base_ids: list[int | None], versions: list[VersionRow]) -> None:
     """The records are there. A version that was yanked since keeps its empty `recorded_at`."""
     moment = db.now()
-    for base in bases:
-        session.connection().execute(update(BaseRow).where(col(BaseRow.id) == base.id).values(recorded_at=moment))
+    session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=moment))
     for row in versions:
         same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at) == row.yanked_at)
         if row.yanked_at is None:

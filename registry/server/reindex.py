@@ -25,12 +25,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from registry import names
+from registry.bases.identity import Identity
 from registry.digest import Digest
-from registry.errors import RegistryError
+from registry.errors import Conflict, RegistryError
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.records import BaseRecord, VersionRecord
-from registry.server import aliases, audit, bases, catalog, db, holds, judge, records, versions
+from registry.server import aliases, audit, bases, catalog, db, holds, identities, judge, records, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.holds import BlobState
@@ -105,28 +106,43 @@ def _is_known(session: Session, missing: _Missing) -> bool:
 
 # ------------------------------------------------------------------ bases
 def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Finding], *, dry_run: bool) -> int:
-    made = 0
+    missing: set[str] = set()
     for stat in list(blobs.list(records.BASES)):
         record = _parsed(blobs, stat.key, stat.size_bytes, BaseRecord, findings)
         if record is None:
             continue
         with db.session(engine, write=not dry_run) as session:
+            if not dry_run and _add_base(session, actor, record):
+                missing.add(record.spec.name)
             found = session.exec(select(BaseRow).where(col(BaseRow.name) == record.spec.name)).first()
             if found is None:
-                made += 1
-                if not dry_run:
-                    _add_base(session, actor, record)
+                missing.add(record.spec.name)
             elif found.fingerprint != record.spec.fingerprint:
                 findings.append(_finding("record.base_differs", stat.key, f"base '{found.name}' is another one here"))
-    return made
+            elif record.identity is not None and not dry_run:
+                _identify(session, actor, found, record.identity, findings)
+    return len(missing)
 
 
-def _add_base(session: Session, actor: Actor, record: BaseRecord) -> None:
+def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     spec = record.spec
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
     values |= {"source": record.source, "created_at": record.created_at, "created_by": record.created_by}
-    if db.insert_new(session, BaseRow, {**values, "recorded_at": db.now()}):
+    added = db.insert_new(session, BaseRow, {**values, "recorded_at": db.now()})
+    if added:
         audit.append(session, actor, "base.reindex", spec.name, {"fingerprint": spec.fingerprint})
+    return added
+
+
+def _identify(session: Session, actor: Actor, base: BaseRow, identity: Identity, findings: list[Finding]) -> None:
+    """Which weights a base has, unless that is known. The record is there: it need not be written anew."""
+    recorded_at = base.recorded_at
+    try:
+        if identities.keep(session, actor, base, identity):
+            base.recorded_at = recorded_at
+            session.add(base)
+    except Conflict as e:
+        findings.append(_finding("record.base_differs", base.name, e.detail[:500]))
 
 
 # ------------------------------------------------------------------ versions

@@ -171,6 +171,50 @@ def test_racing_writers_of_one_blob_all_succeed(store: BlobStore) -> None:
     assert_no_litter(store)
 
 
+def damage(store: BlobStore, key: str) -> None:
+    """Other bytes under a key, as no call of the protocol could put them there."""
+    if isinstance(store, MemoryBlobs):
+        store.keep(key, b"rotten")
+    elif isinstance(store, LocalBlobs):
+        (store.root / key).unlink()  # else the staged file, which is the same one by another name, would rot too
+        (store.root / key).write_bytes(b"rotten")
+    elif isinstance(store, S3Blobs):
+        store.bucket.put(key, b"rotten")
+
+
+def test_damaged_bytes_are_replaced_only_by_who_says_so(store: BlobStore) -> None:
+    store.put(STAGED, pieces(DATA), limit_bytes=len(DATA))
+    store.promote(STAGED, DIGEST)
+    damage(store, key_of(DIGEST))
+    store.promote(STAGED, DIGEST)
+    assert b"".join(store.open(key_of(DIGEST))) == b"rotten"
+    store.promote(STAGED, DIGEST, replace=True)
+    assert b"".join(store.open(key_of(DIGEST))) == DATA
+    store.promote(STAGED, DIGEST, replace=True)
+    assert b"".join(store.open(key_of(DIGEST))) == b"".join(store.open(STAGED)) == DATA
+    assert_no_litter(store)
+
+
+def test_records_are_kept_beside_the_blobs(store: BlobStore) -> None:
+    key = f"records/version/acme/support-1.0/3/{DIGEST.hex}"
+    store.put(key, pieces(DATA), limit_bytes=len(DATA))
+    assert [(stat.key, stat.size_bytes) for stat in store.list("records/")] == [(key, len(DATA))]
+    assert list(store.list("blobs/")) == []
+    store.delete(key)
+    assert list(store.list("records/version/acme/")) == []
+    for folder in ("records/version/../x/3", "records", "records/version/a/b/c"):
+        with pytest.raises(ValueError, match="not the key"):
+            store.stat(f"{folder}/{DIGEST.hex}")
+
+
+def test_ending_the_uploads_of_one_push_leaves_those_of_others(store: BlobStore) -> None:
+    mine = store.sink(STAGED, limit_bytes=2**27)
+    mine.write(DATA)
+    assert store.sweep(timedelta(0), "staging/another/") == 0
+    mine.write(b"")
+    assert mine.finish().size_bytes == len(DATA)
+
+
 def assert_no_litter(store: BlobStore) -> None:
     if isinstance(store, LocalBlobs):
         assert not list((store.root / "tmp").glob("*"))

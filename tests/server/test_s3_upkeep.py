@@ -1,0 +1,72 @@
+"""Upkeep of a registry whose bytes are in a bucket, on a real store (SeaweedFS)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from registry.digest import Digest
+from registry.server.blobs import key_of
+from registry.server.s3 import parts
+from registry.server.s3.store import S3Blobs
+from registry.wire.upkeep import ReindexRequest
+from tests import forge
+from tests.flows.test_restore import lose_the_database, snapshot, story
+from tests.upkeep import collect, expire, findings, plan, states
+from tests.world import World
+
+
+@pytest.fixture
+def blobs(s3_url: str, object_store: str) -> S3Blobs:
+    return S3Blobs.at(s3_url, endpoint=object_store, parts_from_bytes=parts.PART_BYTES)
+
+
+@pytest.fixture
+def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
+    with World(database_url, blobs=blobs) as world:
+        world.add_base()
+        yield world
+
+
+def open_uploads(blobs: S3Blobs) -> list[str]:
+    pages = blobs.bucket.pages("list_multipart_uploads", Prefix=blobs.bucket.prefix)
+    return [upload["UploadId"] for page in pages for upload in page.get("Uploads", ())]
+
+
+def test_a_push_that_was_given_up_leaves_no_staged_bytes_and_no_upload(world: World, blobs: S3Blobs) -> None:
+    files = world.files()
+    big = {**files, "tokenizer.json": b"[" + b" " * (parts.PART_BYTES + 5) + b"]"}
+    planned = plan(world, big)
+    in_parts = next(upload for upload in planned.uploads if upload.parts)
+    httpx.put(in_parts.parts[0].url, content=big["tokenizer.json"][: in_parts.parts[0].size_bytes]).raise_for_status()
+    collect(world)
+    assert len(open_uploads(blobs)) == 1
+    expire(world, planned)
+    report = collect(world)
+    assert (report.pushes_expired, report.uploads_aborted, report.blobs_deleted) == (1, 1, len(big))
+    assert list(blobs.list("staging/")) == []
+    assert open_uploads(blobs) == []
+    assert states(world) == {}
+
+
+def test_rot_in_the_bucket_is_found_and_mended_by_a_push(world: World, blobs: S3Blobs) -> None:
+    files = world.files()
+    world.push("acme/support", files)
+    weights = Digest.of(files[forge.WEIGHTS])
+    blobs.bucket.put(key_of(weights), files[forge.WEIGHTS][:-1] + b"!")
+    assert findings(world, deep=False) == []
+    assert findings(world) == [f"blob.damaged {weights}"]
+    assert world.push("acme/support", files).version.damaged == []
+    assert findings(world) == []
+
+
+def test_the_bucket_alone_gives_back_the_versions(world: World) -> None:
+    story(world)
+    before = snapshot(world)
+    lose_the_database(world)
+    assert world.admin.reindex(ReindexRequest()).versions == 4
+    assert snapshot(world) == before
+    collect(world)
+    assert findings(world) == []
