@@ -23,7 +23,7 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Likeness
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
-from registry.errors import Conflict, Invalid, Reason
+from registry.errors import Conflict, Invalid, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.tables import PushBlobRow
@@ -92,10 +92,14 @@ def look(
     relatives: Sequence[Likeness] = (),
 ) -> Judged:
     """Reads the configuration, the headers and the tokenizer's files, and compares them with the base."""
-    by_path = {file.path: keys[file.digest] for file in manifest.files}
+    by_path = {file.path: file for file in manifest.files}
 
     def read(path: str, start: int, length: int) -> bytes:
-        return blobs.read(by_path[path], start, length)
+        file = by_path[path]
+        found = blobs.read(keys[file.digest], start, length)
+        if start == 0 and length >= file.size_bytes and Digest.of(found) != file.digest:
+            raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store gave other bytes than those that were verified")
+        return found
 
     found = contents.read_contents(manifest.files, read)
     fits = compat.check_fit(found.lora, spec, relatives)

@@ -166,8 +166,9 @@ class _Trial:
         return self._bucket.link(operation, SECONDS, {"Key": self._bucket.prefix + key, **parameters}, internal=True)
 
     def _content(self, key: str, start: int = 0, length: int = 100) -> bytes | None:
-        found = self._bucket.get(key, start, length)
-        return bytes(found[0].read()) if found else None
+        with self._bucket.reached("get_object"):
+            found = self._bucket.get(key, start, length)
+            return bytes(found[0].read()) if found else None
 
     def _copy(self, key: str) -> None:
         source = {"Bucket": self._bucket.name, "Key": self._bucket.prefix + self._key}

@@ -1,0 +1,187 @@
+"""A store that fails in every way that stores do: the push and the pull succeed by themselves, or say what is away.
+
+The proxy stands before a real store; server and client both reach the store through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.client import sockets, transfer
+from registry.client.api import Registry
+from registry.client.connection import Connection
+from registry.errors import Corrupt, RegistryError, Unavailable
+from registry.names import AdapterName, Ref
+from registry.server.s3 import bucket
+from registry.server.s3.store import S3Blobs
+from registry.server.tables import VersionRow
+from registry.wire.push import Pushed
+from tests import forge
+from tests.faults.proxy import FaultProxy
+from tests.upkeep import collect, findings
+from tests.world import URL, World, rows
+
+NAME = AdapterName("acme", "support")
+BASE = forge.llama(hidden=256, layers=6)
+MIB = 2**20
+HANG_SECONDS = 1.5
+
+WHOLE = [
+    ("put", "503"), ("put", "hang"), ("put", "reset_after"), ("put", "cut"), ("put", "flip"), ("head", "500"),
+    ("get", "500"), ("get", "cut"), ("get", "flip"), ("copy", "503"), ("copy", "reset_after"),
+    ("copy", "error_in_200"), ("delete", "500"),
+]  # fmt: skip
+PARTS = [
+    ("create", "500"), ("part", "503"), ("part", "reset_after"), ("part", "cut"), ("part", "flip"), ("parts", "500"),
+    ("complete", "hang"), ("complete", "reset_after"), ("complete", "error_in_200"),
+]  # fmt: skip
+PULL = [("get", "503"), ("get", "reset_before"), ("get", "cut")]
+"""One of each kind; `make soak` draws from all of them."""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket, "READ_SECONDS", 1)
+    monkeypatch.setattr(sockets, "READ_SECONDS", 1.0)
+
+
+@pytest.fixture
+def proxy(object_store: str) -> Iterator[FaultProxy]:
+    with FaultProxy(object_store, hang_seconds=HANG_SECONDS) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def blobs(s3_url: str, proxy: FaultProxy) -> S3Blobs:
+    return S3Blobs(bucket.Bucket.at(s3_url, endpoint=proxy.endpoint), parts_from_bytes=5 * MIB, part_bytes=5 * MIB)
+
+
+@pytest.fixture
+def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
+    with World(database_url, blobs=blobs) as world:
+        world.add_base(BASE)
+        assert blobs.abilities.links  # found out now, while the store is well
+        yield world
+
+
+@pytest.fixture
+def client(world: World) -> Registry:
+    """As everybody's, but without pauses."""
+    return Registry(URL, connection=Connection(URL, world.secret, transport=world.transport, wait=lambda _: None))
+
+
+def folder(tmp_path: Path, *, rank: int = 64) -> Path:
+    return forge.write(forge.lora(BASE, rank=rank), tmp_path / "adapter")
+
+
+def push(client: Registry, source: Path) -> Pushed:
+    return transfer.push_folder(client, source, NAME, base=BASE.name)
+
+
+def pull(client: Registry, target: Path) -> None:
+    transfer.pull(client, Ref(NAME), target, cache=None)
+
+
+def same(source: Path, target: Path) -> bool:
+    return all((target / path.name).read_bytes() == path.read_bytes() for path in source.iterdir())
+
+
+@pytest.mark.parametrize(("operation", "act"), WHOLE)
+def test_a_push_gets_over_a_fault(
+    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
+) -> None:
+    source = folder(tmp_path)
+    proxy.fail(operation, act, times=1)
+    pushed_at_last(client, source)
+    whole(world, client, source, tmp_path)
+    assert proxy.happened(operation) == 1
+
+
+@pytest.mark.parametrize(("operation", "act"), PARTS)
+def test_a_push_in_parts_gets_over_a_fault(
+    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
+) -> None:
+    source = folder(tmp_path, rank=256)
+    proxy.fail(operation, act, times=1)
+    pushed_at_last(client, source)
+    whole(world, client, source, tmp_path)
+    assert proxy.happened(operation) == 1
+
+
+def pushed_at_last(client: Registry, source: Path) -> None:
+    """A bit that flips on its way is found by whoever hashes, and the next push sends it again."""
+    try:
+        push(client, source)
+        return
+    except RegistryError as e:
+        code = e.code
+    assert code in ("BLOB_MISMATCH", "STORE_UNAVAILABLE", "UPLOAD_INCOMPLETE", "DIGEST_MISMATCH")
+    push(client, source)
+
+
+def whole(world: World, client: Registry, source: Path, tmp_path: Path) -> None:
+    pull(client, tmp_path / "out")
+    assert same(source, tmp_path / "out")
+    collect(world)
+    assert findings(world) == []
+    assert list(world.blobs.list("staging/")) == []
+    with world.session() as session:
+        assert len(rows(session, VersionRow)) == 1
+
+
+@pytest.mark.parametrize(("operation", "act"), PULL)
+def test_a_pull_gets_over_a_fault(
+    client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
+) -> None:
+    source = folder(tmp_path)
+    push(client, source)
+    proxy.fail(operation, act, times=2)
+    pull(client, tmp_path / "out")
+    assert proxy.happened(operation) == 2
+    assert same(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_flipped_bit_is_never_pulled(client: Registry, proxy: FaultProxy, tmp_path: Path, seed: int) -> None:
+    push(client, folder(tmp_path))
+    proxy._random.seed(seed)
+    proxy.fail("get", "flip", times=1)
+    with pytest.raises(Corrupt, match="hash to"):
+        pull(client, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    pull(client, tmp_path / "out")
+    assert same(tmp_path / "adapter", tmp_path / "out")
+
+
+@pytest.mark.parametrize("operation", ["put", "copy"])
+def test_a_store_that_stays_away_is_said_and_the_next_push_succeeds(
+    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str
+) -> None:
+    source = folder(tmp_path)
+    proxy.fail(operation, "reset_before")
+    with pytest.raises(Unavailable) as caught:
+        push(client, source)
+    assert caught.value.code in ("STORE_UNAVAILABLE", "SERVER_UNREACHABLE")
+    assert client.adapters().items == []
+    with world.session() as session:
+        assert rows(session, VersionRow) == []
+    proxy.heal()
+    assert push(client, source).created
+    whole(world, client, source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operation", "act"),
+    [("put", "500"), ("head", "reset_after"), ("get", "cut"), ("copy", "cut"), ("complete", "500")],
+)
+def test_a_probe_that_meets_a_fault_costs_an_ability_or_is_asked_again(
+    blobs: S3Blobs, proxy: FaultProxy, operation: str, act: str
+) -> None:
+    proxy.fail(operation, act, times=1)
+    with contextlib.suppress(Unavailable):
+        assert blobs.capabilities
+    assert blobs.capabilities
