@@ -11,10 +11,12 @@ Example
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,7 +26,8 @@ from fastapi import FastAPI
 
 from cli import output
 from cli.lane import DirectProtocol
-from registry.server import actors, db, tokens
+from registry.errors import Unavailable
+from registry.server import actors, db, loads, renewal, tokens
 from registry.server.app import create_app
 from registry.server.settings import Settings
 
@@ -60,6 +63,7 @@ def serve(host: str, port: int, data: str | None) -> None:
 
     def ready() -> None:  # the first token is made when somebody is sure to see it
         _announce(listener, settings, tokens.bootstrap(engine), as_json)
+        threading.Thread(target=_renew, args=(engine, settings), name="renewal", daemon=True).start()
 
     _Server(config, ready).run(sockets=[listener])
     engine.dispose()
@@ -67,6 +71,12 @@ def serve(host: str, port: int, data: str | None) -> None:
 
 def _settings(data: str | None) -> Settings:
     return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
+
+
+def _renew(engine: db.Engine, settings: Settings) -> None:
+    """Judge again what is older than the engines' rules. Another server may be at it already."""
+    with contextlib.suppress(Unavailable):
+        renewal.every(engine, loads.profiles(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:
