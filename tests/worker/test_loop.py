@@ -9,16 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
+from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid
 from registry.jobs import State
 from registry.verdicts import Outcome
+from registry.wire import BaseAdd
 from registry.wire.jobs import JobSubmit
 from registry.worker.loop import Worker
 from registry.worker.pool import Limits, Pool
 from registry.worker.sources import Sources
 from tests.worker import models
 from tests.worker.workshop import Workshop
+from tests.world import World
 
 Make = Callable[..., Worker]
 
@@ -169,3 +174,29 @@ class _Frozen(Pool):
             pass
         os.kill(child, signal.SIGSTOP)
         self.then()
+
+
+def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_grade(
+    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
+) -> None:
+    workshop.push(good)
+    stranger = models.base(tmp_path / "stranger", seed=5)
+    with pytest.raises(Invalid, match="the weights were exchanged; what lies there has unrelated weights"):
+        worker(Sources({"tiny": stranger})).run(once=True)
+    cast = tmp_path / "cast"
+    transformers.LlamaForCausalLM.from_pretrained(base_folder).to(torch.bfloat16).save_pretrained(cast)
+    with pytest.raises(Invalid, match="its grade is 'other-dtype'"):
+        worker(Sources({"tiny": cast})).run(once=True)
+    assert workshop.acts() is None
+
+
+def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
+    world: World, workshop: Workshop, base_folder: Path, worker: Make
+) -> None:
+    spec, _ = base_spec_from(base_folder, "copy")
+    world.admin.add_base(BaseAdd(spec=spec, source=str(base_folder)))
+    assert worker().run(once=True).done == 0
+    found = world.admin.base("copy")
+    assert found.spec.fingerprints.exact == world.admin.base("tiny").spec.fingerprints.exact
+    assert [(one.other, one.grade) for one in found.relatives] == [("tiny", "exact")]
+    assert workshop.lines == ["reading the weights of copy once, to know them again"]

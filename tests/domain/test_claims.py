@@ -1,0 +1,136 @@
+"""What an adapter says of its base, its tokenizer and its template, against the base that it is pushed for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from registry.bases import BaseSpec
+from registry.bases.fingerprints import tokenizer_fingerprint
+from registry.bases.identity import Grade, Likeness
+from registry.compat import kinship, tokenizers
+from registry.compat.notes import Notes
+from registry.digest import Digest
+from registry.lora.base_claim import BaseClaim
+from registry.manifest import Descriptor
+from registry.verdicts import Finding
+from tests import forge
+from tests.domain.specs import base_spec
+
+BASE = base_spec(forge.llama(name="acme/llama"))
+TOKENIZER = b'{"model": {"vocab": {"a": 0}}, "padding": null}'
+
+
+def claimed(
+    name: str, *relatives: tuple[str, Grade], base: BaseSpec = BASE, is_local: bool = False
+) -> tuple[str, str] | None:
+    notes = Notes()
+    alike = [Likeness(other=other, grade=grade) for other, grade in relatives]
+    kinship.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, notes)
+    found = notes.findings()
+    assert len(found) <= 1
+    return (found[0].severity, found[0].code) if found else None
+
+
+@pytest.mark.parametrize(
+    ("grade", "expected"),
+    [
+        (Grade.EXACT, ("info", "fit.base_same_weights")),
+        (Grade.OTHER_DTYPE, ("info", "fit.base_same_weights")),
+        (Grade.QUANTISED, ("warning", "fit.base_quantised_variant")),
+        (Grade.DESCENDANT, ("warning", "fit.base_descendant")),
+        (Grade.UNRELATED, ("error", "fit.base_unrelated")),
+        (Grade.UNKNOWN, ("warning", "fit.base_named_differently")),
+    ],
+)
+def test_an_adapter_of_another_registered_base_is_judged_by_the_grade(grade: Grade, expected: tuple[str, str]) -> None:
+    assert claimed("org/other", ("org/other", grade)) == expected
+    assert claimed("other", ("org/other", grade)) == (expected if expected[0] != "error" else
+                                                      ("warning", "fit.base_named_differently"))  # fmt: skip
+
+
+def test_an_adapter_of_this_base_says_nothing_and_of_an_unknown_one_a_warning() -> None:
+    assert claimed("acme/llama") is claimed("llama") is claimed("other-org/llama") is claimed("") is None
+    assert claimed("org/unheard-of") == ("warning", "fit.base_named_differently")
+
+
+def test_a_base_of_the_same_last_name_is_not_taken_for_this_one_when_it_is_registered() -> None:
+    assert claimed("org/llama", ("org/llama", Grade.UNRELATED)) == ("error", "fit.base_unrelated")
+    assert claimed("llama", ("org/llama", Grade.UNRELATED)) is None
+
+
+def test_a_folder_of_the_trainer_with_the_name_of_an_unrelated_base_is_only_a_warning() -> None:
+    found = claimed("other", ("other", Grade.UNRELATED), is_local=True)
+    assert found == ("warning", "fit.base_named_differently")
+
+
+@pytest.mark.parametrize(
+    "name", ["unsloth/llama-bnb-4bit", "org/Llama-GPTQ-Int4", "x/llama.w4a16", "llama-AWQ", "org/llama_nf4", "a/b-FP8"]
+)
+def test_an_adapter_of_a_packed_copy_is_not_passed_off_as_made_for_the_plain_base(name: str) -> None:
+    assert claimed(name) == ("warning", "fit.trained_on_packed")
+    packed = BASE.model_copy(update={"quantisation": "bitsandbytes"})
+    assert claimed(name, base=packed) != ("warning", "fit.trained_on_packed")
+
+
+@pytest.mark.parametrize("name", ["org/Qwen2.5-14B", "org/bitnet-b1.58-2B", "org/awqward", "org/model-v4"])
+def test_names_that_only_look_like_a_packing_are_none(name: str) -> None:
+    assert claimed(name) == ("warning", "fit.base_named_differently")
+
+
+# ------------------------------------------------------------------ tokenizer and template
+def brought(base: BaseSpec, **files: bytes) -> list[Finding]:
+    paths = {"tokenizer": "tokenizer.json", "config": "tokenizer_config.json", "template": "chat_template.jinja"}
+    by_path = {paths[name]: data for name, data in files.items()}
+    described = [
+        Descriptor(path=path, media_type="application/json", digest=Digest.of(data), size_bytes=len(data))
+        for path, data in by_path.items()
+    ]
+    return tokenizers.check_tokenizer(described, lambda path, at, n: by_path[path][at : at + n], base)
+
+
+def with_prints(template: str | None = "{{ x }}") -> BaseSpec:
+    prints = {
+        "tokenizer": tokenizer_fingerprint(TOKENIZER),
+        "template": Digest.of(template.encode()) if template else None,
+    }
+    return BASE.model_copy(update={"fingerprints": BASE.fingerprints.model_copy(update=prints)})
+
+
+def test_the_bases_own_tokenizer_and_template_are_no_finding() -> None:
+    used = json.dumps(json.loads(TOKENIZER) | {"padding": {"length": 8}, "truncation": {"max_length": 4}}).encode()
+    in_config = json.dumps({"chat_template": "{{ x }}\r\n"}).encode()
+    assert brought(with_prints(), tokenizer=used, template=b"{{ x }}\n") == []
+    assert brought(with_prints(), config=in_config) == []
+    assert brought(with_prints(), config=b'{"chat_template": "old"}', template=b"{{ x }}") == []
+    assert brought(with_prints()) == []
+
+
+def test_tokenizer_and_template_are_told_apart() -> None:
+    other = b'{"model": {"vocab": {"b": 0}}}'
+    assert [f.code for f in brought(with_prints(), tokenizer=other)] == ["fit.tokenizer_differs"]
+    found = brought(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")
+    assert [(f.severity, f.code, f.place) for f in found] == [
+        ("warning", "fit.template_differs", "chat_template.jinja")
+    ]
+    assert [f.code for f in brought(with_prints(None), template=b"{{ y }}")] == ["fit.template_added"]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"[" * 200_000, b"\xff\xfe"])
+def test_a_tokenizer_that_is_none_is_a_warning(data: bytes) -> None:
+    assert [f.code for f in brought(with_prints(), tokenizer=data)] == ["fit.tokenizer_unreadable"]
+
+
+def test_a_tokenizer_over_the_limit_is_not_read() -> None:
+    large = Descriptor(
+        path="tokenizer.json", media_type="application/json", digest=Digest.of(b""),
+        size_bytes=tokenizers.TOKENIZER_LIMIT_BYTES + 1,
+    )  # fmt: skip
+    found = tokenizers.check_tokenizer([large], lambda *_: pytest.fail("it was read"), with_prints())
+    assert [(f.severity, f.code) for f in found] == [("info", "fit.tokenizer_not_compared")]
+
+
+@pytest.mark.parametrize("config", [b"", b"[]", b"nonsense", b'{"chat_template": 7}', b'{"chat_template": "\\ud800"}'])
+def test_an_odd_tokenizer_configuration_breaks_nothing(config: bytes) -> None:
+    assert all(finding.severity != "error" for finding in brought(with_prints(), config=config))

@@ -1,0 +1,119 @@
+"""Which weights a base has, and the grades between two bases, from forged identities."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from pydantic import ValidationError
+
+from registry.bases import identity
+from registry.bases.identity import Grade, Identity, Leaf, TensorMark, Thresholds, compare
+from registry.digest import Digest
+from tests.identities import forge, nudged, values
+
+ONE = values()
+BASE = forge(ONE)
+
+
+def leaves(count: int) -> list[Leaf]:
+    return [Leaf(f"t{i}", "F32", (i, 2), Digest.of(b"%d" % i)) for i in range(count)]
+
+
+def test_the_exact_fingerprint_does_not_depend_on_the_order_of_tensors() -> None:
+    for count in (1, 2, 3, 7, 8):
+        assert identity.root(leaves(count)) == identity.root(reversed(leaves(count)))
+
+
+def test_the_exact_fingerprint_covers_name_dtype_shape_bytes_and_the_number_of_tensors() -> None:
+    first, *rest = leaves(3)
+    changes = [
+        first._replace(name="other"), first._replace(dtype="BF16"), first._replace(shape=(2, 0)),
+        first._replace(digest=Digest.of(b"x")),
+    ]  # fmt: skip
+    roots = {identity.root([changed, *rest]) for changed in [first, *changes]} | {identity.root(rest)}
+    assert len(roots) == 6
+
+
+@pytest.mark.parametrize(
+    ("other", "grade"),
+    [
+        (BASE, Grade.EXACT),
+        (forge(nudged(ONE, 0.001), dtype="BF16"), Grade.OTHER_DTYPE),
+        (forge(nudged(ONE, 0.08, only="_proj"), quantisation="bitsandbytes", packed="_proj"), Grade.QUANTISED),
+        (forge(nudged(ONE, 0.001), dtype="F32"), Grade.DESCENDANT),
+        (forge(nudged(ONE, 0.05, only="down_proj"), dtype="BF16"), Grade.DESCENDANT),
+        (forge(ONE, rows={"model.embed_tokens.weight": 9}), Grade.DESCENDANT),
+        (forge(nudged(ONE, 0.08), quantisation="bitsandbytes", packed="_proj"), Grade.DESCENDANT),
+        (forge(values(1)), Grade.UNRELATED),
+        (forge(values(1), dtype="BF16"), Grade.UNRELATED),
+        (forge(values(1), quantisation="bitsandbytes", packed="_proj"), Grade.UNRELATED),
+        (forge({f"other.{name}": v for name, v in ONE.items()}), Grade.UNRELATED),
+    ],
+    ids=["same", "cast", "packed", "same dtype", "tuned and cast", "resized", "tuned and packed", "other weights",
+         "other weights cast", "other weights packed", "another model"],
+)  # fmt: skip
+def test_two_bases_have_the_expected_grade_in_either_order(other: Identity, grade: Grade) -> None:
+    assert compare(BASE, other).grade is grade
+    assert compare(other, BASE) == compare(BASE, other)
+
+
+def test_a_likeness_says_which_modules_differ() -> None:
+    found = compare(BASE, forge(nudged(ONE, 0.05, only="down_proj")))
+    assert (found.changed, found.compared, found.equal) == (("down_proj",), 5, 3)
+    assert "only down_proj differ" in found.sentence
+
+
+def test_constant_tensors_are_not_compared() -> None:
+    norm = TensorMark(dtype="F32", shape=(8,), digest=Digest.of(b"ones"), constant=True)
+    one, other = (of.model_copy(update={"marks": {**of.marks, "norm": norm}}) for of in (BASE, forge(values(1))))
+    assert compare(one, other).compared == 5
+    assert compare(one, other).equal == 0
+
+
+def test_a_packing_that_cannot_be_read_is_unknown_when_nothing_plain_is_left() -> None:
+    packed = forge(ONE, quantisation="gptq", packed="weight")
+    blind = {n: m.model_copy(update={"sketch": "", "shape": ()}) for n, m in packed.marks.items()}
+    found = compare(BASE, packed.model_copy(update={"marks": blind}))
+    assert (found.grade, found.sentence) == (Grade.UNKNOWN, "is packed in a way that cannot be compared")
+
+
+def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:
+    packed = forge(ONE, quantisation="gptq", packed="_proj")
+    blind = {n: m.model_copy(update={"sketch": ""}) if m.packed else m for n, m in packed.marks.items()}
+    assert compare(BASE, packed.model_copy(update={"marks": blind})).grade is Grade.QUANTISED
+
+
+def test_thresholds_can_be_set() -> None:
+    tuned = forge(nudged(ONE, 0.05))
+    assert compare(BASE, tuned).grade is Grade.DESCENDANT
+    assert compare(BASE, tuned, Thresholds(descendant_mean=0.9999)).grade is Grade.UNRELATED
+
+
+def test_large_bases_keep_the_marks_of_the_same_tensors() -> None:
+    names = [f"model.layers.{i}.weight" for i in range(10_000)]
+    kept = identity.marked(names)
+    assert len(kept) == identity.MARKS_LIMIT
+    assert identity.marked([*names, "one.more"]) - {"one.more"} <= kept
+
+
+def test_the_sketch_of_nothing_is_empty_and_the_length_does_not_count() -> None:
+    assert identity.sketch([0.0] * 64) == identity.sketch([float("inf"), *[1.0] * 63]) == ""
+    assert identity.sketch([1e-30] * 64) == identity.sketch([1e30] * 64)
+
+
+@pytest.mark.parametrize("sketch", ["AAAA", "not base64!", "A" * 257])
+def test_a_sketch_that_is_none_is_refused(sketch: str) -> None:
+    with pytest.raises(ValidationError):
+        TensorMark(dtype="F32", shape=(1,), digest=Digest.of(b""), sketch=sketch)
+
+
+def test_comparing_the_largest_identities_is_quick() -> None:
+    many = forge({f"model.layers.{i}.weight": ONE["model.embed_tokens.weight"] for i in range(identity.MARKS_LIMIT)})
+    other = many.model_copy(update={
+        "exact": Digest.of(b"other"),
+        "marks": {n: m.model_copy(update={"digest": Digest.of(n.encode())}) for n, m in many.marks.items()},
+    })  # fmt: skip
+    started = time.process_time()
+    assert compare(many, other).compared == identity.MARKS_LIMIT
+    assert time.process_time() - started < 2

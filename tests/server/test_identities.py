@@ -1,0 +1,155 @@
+"""Which weights a base has: told once, compared with those of the other bases, and used when an adapter is pushed."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.bases.identity import Grade
+from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.verdicts import Check, Finding
+from registry.wire import BaseAdd
+from tests import forge
+from tests.identities import forge as forge_identity
+from tests.identities import nudged, values
+from tests.world import World, spec_of
+
+ONE = values()
+SAME = forge_identity(ONE)
+CAST = forge_identity(nudged(ONE, 0.0005), dtype="BF16")
+TUNED = forge_identity(nudged(ONE, 0.05))
+PACKED = forge_identity(nudged(ONE, 0.08, only="_proj"), quantisation="bitsandbytes", packed="_proj")
+OTHER = forge_identity(values(1))
+
+
+@pytest.fixture
+def family(world: World) -> World:
+    """`tiny-llama` and its relatives, all with their weights told, and one base whose weights nobody knows."""
+    members = {"tiny-llama": SAME, "cast": CAST, "tuned": TUNED, "packed-4bit": PACKED, "org/other": OTHER}
+    for name, identity in members.items():
+        spec = spec_of(forge.llama(name))
+        world.bases[name] = spec
+        world.admin.add_base(BaseAdd(spec=spec, identity=identity))
+    world.add_base(forge.llama("unknown"))
+    return world
+
+
+def fits(world: World, files: forge.Files, base: str = "tiny-llama") -> list[Finding]:
+    pushed = world.push("acme/a", files, base=base)
+    version = world.admin.version(f"acme/a@{pushed.version.number}")
+    return [f for v in version.verdicts if v.check is Check.FITS for f in v.findings]
+
+
+def of_base(world: World, claim: str) -> list[tuple[str, str]]:
+    files = world.files(config={"base_model_name_or_path": claim})
+    return [(f.severity, f.code) for f in fits(world, files) if f.code.startswith(("fit.base_", "fit.trained"))]
+
+
+def test_a_base_tells_how_the_others_are_related_to_it(family: World) -> None:
+    found = {one.other: one.grade for one in family.admin.base("tiny-llama").relatives}
+    assert found == {
+        "cast": Grade.OTHER_DTYPE, "tuned": Grade.DESCENDANT, "packed-4bit": Grade.QUANTISED,
+        "org/other": Grade.UNRELATED,
+    }  # fmt: skip
+    assert {one.other: one.grade for one in family.admin.base("cast").relatives}["tiny-llama"] is Grade.OTHER_DTYPE
+    assert family.admin.base("unknown").relatives == []
+
+
+def test_grades_are_read_and_not_worked_out_again(family: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.bases.identity.compare", lambda *_: pytest.fail("it was compared again"))
+    with family.statements() as statements:
+        assert len(family.admin.base("tiny-llama").relatives) == 4
+    assert len(statements) <= 8
+
+
+def test_a_list_of_bases_carries_exact_fingerprints_but_no_relatives(family: World) -> None:
+    found = {base.name: base for base in family.admin.bases().items}
+    assert found["cast"].spec.fingerprints.exact == CAST.exact
+    assert found["unknown"].spec.fingerprints.exact is None
+    assert not any(base.relatives for base in found.values())
+
+
+def test_other_weights_under_the_name_of_a_base_are_refused_with_the_grade(family: World) -> None:
+    spec = spec_of(forge.llama("tiny-llama"))
+    assert family.admin.add_base(BaseAdd(spec=spec, identity=SAME)).spec.fingerprints.exact == SAME.exact
+    refused = r"exists with other weights.*descends from the same weights"
+    with pytest.raises(Conflict, match=refused) as caught:
+        family.admin.add_base(BaseAdd(spec=spec, identity=TUNED))
+    assert caught.value.code == "BASE_EXISTS"
+    with pytest.raises(Conflict, match=refused):
+        family.admin.identify_base("tiny-llama", TUNED)
+    assert family.admin.base("tiny-llama").spec.fingerprints.exact == SAME.exact
+
+
+def test_a_spec_that_claims_other_weights_is_refused_and_a_claim_alone_is_not_kept(family: World) -> None:
+    def claiming(name: str) -> BaseAdd:
+        spec = spec_of(forge.llama(name))
+        prints = spec.fingerprints.model_copy(update={"exact": OTHER.exact})
+        return BaseAdd(spec=spec.model_copy(update={"fingerprints": prints}))
+
+    with pytest.raises(Conflict, match="exists with other weights"):
+        family.admin.add_base(claiming("tiny-llama"))
+    assert family.admin.add_base(claiming("unknown")).spec.fingerprints.exact is None
+
+
+def test_a_worker_tells_which_weights_a_base_has_once(family: World) -> None:
+    worker = family.actor("work")
+    first = worker.identify_base("unknown", OTHER)
+    assert first.spec.fingerprints.exact == OTHER.exact
+    assert {one.other: one.grade for one in first.relatives}["org/other"] is Grade.EXACT
+    assert worker.identify_base("unknown", OTHER) == first
+    events = [event.action for event in family.admin.events(limit=200).items]
+    assert events.count("base.identify") == 6
+    with pytest.raises(NotFound):
+        worker.identify_base("nothing", OTHER)
+
+
+def test_only_workers_tell_weights_and_only_readers_compare(family: World) -> None:
+    with pytest.raises(Denied):
+        family.actor("push").identify_base("unknown", OTHER)
+    found = family.actor("pull").likeness("tiny-llama", TUNED)
+    assert (found.grade, found.changed) == (Grade.DESCENDANT, ("down_proj", "embed_tokens", "q_proj"))
+    assert family.actor("pull").likeness("unknown", TUNED).grade is Grade.UNKNOWN
+
+
+def test_an_identity_that_is_none_is_refused(family: World) -> None:
+    broken = SAME.model_dump(mode="json") | {"exact": "sha256:1"}
+    with pytest.raises(Invalid) as caught:
+        family.admin.connection.send("PUT", "/bases/unknown/identity", json={"identity": broken})
+    assert caught.value.code == "REQUEST_INVALID"
+
+
+# ------------------------------------------------------------------ adapters
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        ("cast", ("info", "fit.base_same_weights")),
+        ("tuned", ("warning", "fit.base_descendant")),
+        ("packed-4bit", ("warning", "fit.base_quantised_variant")),
+        ("org/other", ("error", "fit.base_unrelated")),
+        ("unknown", ("warning", "fit.base_named_differently")),
+        ("elsewhere/model-bnb-4bit", ("warning", "fit.trained_on_packed")),
+    ],
+)
+def test_the_fit_of_an_adapter_made_for_another_base_names_the_grade(
+    family: World, claim: str, expected: tuple[str, str]
+) -> None:
+    assert of_base(family, claim) == [expected]
+
+
+def test_an_adapter_for_unrelated_weights_is_kept_and_never_tried(family: World) -> None:
+    assert of_base(family, "org/other") == [("error", "fit.base_unrelated")]
+    assert family.admin.jobs().items == []
+
+
+def test_a_version_with_a_tokenizer_and_a_template_of_its_own_is_warned_of(family: World) -> None:
+    base = forge.llama("with-template")
+    base.files.update({"tokenizer.json": b'{"model": 1}', "chat_template.jinja": b"{{ x }}"})
+    family.add_base(base)
+    claim = {"base_model_name_or_path": "with-template"}
+    same = family.files(config=claim) | {
+        "tokenizer.json": b'{"model":1,"padding":{}}',
+        "chat_template.jinja": b"{{ x }}",
+    }
+    assert fits(family, same, "with-template") == []
+    other = family.files(config=claim) | {"tokenizer.json": b'{"model":2}', "chat_template.jinja": b"{{ y }}"}
+    assert [f.code for f in fits(family, other, "with-template")] == ["fit.tokenizer_differs", "fit.template_differs"]

@@ -1,0 +1,193 @@
+"""The identity of real bases: the tiny family and its grades, packings, and what can go wrong while reading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from registry.bases.identity import Grade, Identity, compare
+from registry.errors import Invalid
+from registry.worker import fingerprints, identify
+from registry.worker.fingerprints import BLOCK, Sketch
+from registry.worker.weights import Weights
+from tests import fixtures
+from tests.worker import models
+
+SINGLE = "model.safetensors"
+EXPECTED = {
+    "llama-a": Grade.EXACT,
+    "llama-a-renamed": Grade.EXACT,
+    "llama-a-sharded": Grade.EXACT,
+    "llama-a-bf16": Grade.OTHER_DTYPE,
+    "llama-a-fp16": Grade.OTHER_DTYPE,
+    "llama-a-finetuned": Grade.DESCENDANT,
+    "llama-a-vocab520": Grade.DESCENDANT,
+    "llama-tied": Grade.DESCENDANT,  # the same seed: all but the head are llama-a's
+    "llama-b-other-weights": Grade.UNRELATED,
+    "llama-wide": Grade.UNRELATED,
+    "llama-deep": Grade.UNRELATED,
+    "llama-no-gqa": Grade.UNRELATED,
+    "qwen2-bias": Grade.UNRELATED,
+    "gpt2-conv1d": Grade.UNRELATED,
+    "mixtral-moe": Grade.UNRELATED,
+    "phi3-fused": Grade.UNRELATED,
+}
+
+
+@pytest.fixture(scope="module")
+def of_family() -> Callable[[str], Identity]:
+    return lambda name: fingerprints.identify(Weights.of(fixtures.tiny_bases() / name))
+
+
+@pytest.fixture(scope="module")
+def middle(of_family: Callable[[str], Identity]) -> Identity:
+    return of_family("llama-a")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_of_the_tiny_family_has_its_grade(
+    of_family: Callable[[str], Identity], middle: Identity, name: str
+) -> None:
+    found = compare(middle, of_family(name))
+    assert found.grade is EXPECTED[name], found
+    assert Weights.of(fixtures.tiny_bases() / name).exact() == of_family(name).exact
+
+
+def test_the_descendants_say_what_differs(of_family: Callable[[str], Identity], middle: Identity) -> None:
+    assert compare(middle, of_family("llama-a-finetuned")).changed == ("down_proj",)
+    assert compare(middle, of_family("llama-a-vocab520")).changed == ("embed_tokens", "lm_head")
+
+
+def test_a_base_that_bitsandbytes_packed_is_a_quantised_variant(
+    of_family: Callable[[str], Identity], middle: Identity
+) -> None:
+    if not (fixtures.tiny_bases() / "llama-a-nf4").is_dir():
+        pytest.skip("bitsandbytes is not installed: the family has no NF4 base")
+    assert compare(middle, of_family("llama-a-nf4")).grade is Grade.QUANTISED
+
+
+# ------------------------------------------------------------------ packings, written by hand
+def packed(source: Path, folder: Path, pack: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]) -> Path:
+    """The base with every projection packed; what `pack` returns stands in its place."""
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    method = "bitsandbytes" if pack is not scaled_floats else "fp8"
+    config["quantization_config"] = {"quant_method": method, "load_in_4bit": pack is nf4}
+    (folder / "config.json").write_text(json.dumps(config))
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(source / SINGLE).items():
+        found |= pack(name, tensor) if name.endswith("_proj.weight") else {name: tensor}
+    save_file(found, folder / SINGLE, metadata={"format": "pt"})
+    return folder
+
+
+def nf4(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As bitsandbytes writes 4 bits: blocks of 64, two values a byte, the first one in the high half."""
+    levels = torch.linspace(-1, 1, 16)
+    blocks = tensor.reshape(-1, 64)
+    absmax = blocks.abs().amax(1)
+    nearest = (blocks / absmax[:, None])[..., None].sub(levels).abs().argmin(-1).view(-1).to(torch.uint8)
+    state = json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(tensor.shape)})
+    return {
+        name: (nearest[::2] << 4 | nearest[1::2]).unsqueeze(1),
+        f"{name}.absmax": absmax,
+        f"{name}.quant_map": levels,
+        f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(list(state.encode()), dtype=torch.uint8),
+    }
+
+
+def eight_bits(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows = tensor.abs().amax(1)
+    path = name.removesuffix(".weight")
+    return {name: (tensor / rows[:, None] * 127).round().to(torch.int8), f"{path}.SCB": rows}
+
+
+def scaled_floats(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    scale = tensor.abs().amax() / 448
+    return {name: (tensor / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale.reshape(1)}
+
+
+@pytest.mark.parametrize("pack", [nf4, eight_bits, scaled_floats])
+def test_packed_weights_are_unpacked_for_the_sketch(
+    base_folder: Path, tmp_path: Path, pack: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]
+) -> None:
+    plain = fingerprints.identify(Weights.of(base_folder))
+    found = fingerprints.identify(Weights.of(packed(base_folder, tmp_path / "packed", pack)))
+    assert found.marks.keys() == plain.marks.keys()
+    projections = [mark for name, mark in found.marks.items() if name.endswith("_proj.weight")]
+    assert all(mark.packed and mark.sketch for mark in projections)
+    likeness = compare(plain, found)
+    assert (likeness.grade, likeness.compared) == (Grade.QUANTISED, 16)
+    assert likeness.mean is not None
+    assert likeness.mean > 0.99
+    stranger = models.base(tmp_path / "stranger", seed=5)
+    assert compare(fingerprints.identify(Weights.of(stranger)), found).grade is Grade.UNRELATED
+
+
+# ------------------------------------------------------------------ reading
+def test_names_without_the_head_models_prefix_and_another_order_give_the_same_identity(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((base_folder / "config.json").read_bytes())
+    tensors = load_file(base_folder / SINGLE)
+    bare = {name.removeprefix("model."): tensors[name] for name in reversed(tensors)}
+    save_file(bare, tmp_path / SINGLE, metadata={"made": "by somebody else"})
+    found = fingerprints.identify(Weights.of(tmp_path))
+    assert found.marks == fingerprints.identify(Weights.of(base_folder)).marks
+    assert found.exact == fingerprints.identify(Weights.of(base_folder)).exact
+
+
+def test_a_sketch_does_not_depend_on_the_pieces_in_which_it_is_fed() -> None:
+    values = torch.randn(2 * BLOCK + 100, generator=torch.Generator().manual_seed(3))
+    whole, pieces = Sketch(), Sketch()
+    whole.add(values)
+    pieces.add(values[:BLOCK])
+    pieces.add(values[BLOCK:])
+    assert whole.sums() == pieces.sums()
+    assert whole.elements == len(values)
+
+
+def test_the_signs_are_the_same_on_every_machine() -> None:
+    sketch = Sketch()
+    sketch.add(torch.arange(1, 129, dtype=torch.float32))
+    assert sketch.sums()[:8] == [66, 68, -64, 64, -64, -64, 64, 64]
+
+
+def test_values_that_are_not_finite_do_not_spoil_a_sketch() -> None:
+    sketch = Sketch()
+    sketch.add(torch.tensor([float("nan"), float("inf"), 1.0, 2.0]))
+    assert all(abs(value) <= 2 for value in sketch.sums())
+
+
+def test_a_process_of_its_own_reads_the_same_and_tells_how_far_it_is(base_folder: Path) -> None:
+    read: list[int] = []
+    found = identify.identify(base_folder, read.append)
+    assert found == fingerprints.identify(Weights.of(base_folder))
+    assert sum(read) == Weights.of(base_folder).size_bytes
+
+
+def test_reading_ends_when_its_progress_does(base_folder: Path) -> None:
+    def stop(_bytes: int) -> None:
+        raise identify.Stopped
+
+    with pytest.raises(identify.Stopped):
+        identify.identify(base_folder, stop)
+
+
+def test_a_folder_without_readable_weights_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="have no identity: there is no folder"):
+        identify.identify(tmp_path / "nothing")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(base_folder: Path, tmp_path: Path) -> None:
+    folder = models.base(tmp_path / "shrinking")
+    found = Weights.of(folder)
+    with open(folder / SINGLE, "r+b") as file:
+        file.truncate((folder / SINGLE).stat().st_size - 1)
+    with pytest.raises(Invalid, match="ended inside the tensor"):
+        found.exact()
