@@ -30,7 +30,7 @@ from registry.names import AdapterName
 from registry.server import bases, db, failpoints, holds, identities, judge, plans, records, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
-from registry.server.holds import OPEN, BlobState
+from registry.server.holds import EXPIRED, OPEN, BlobState
 from registry.server.tables import BlobRow, PushBlobRow, PushRow
 from registry.wire.push import PushCommit, Pushed
 
@@ -61,7 +61,8 @@ def receive(session: Session, actor: Actor, push_id: str, digest: Digest) -> Exp
 
 def _own(session: Session, actor: Actor, push_id: str) -> PushRow:
     row = session.get(PushRow, push_id[:80])
-    if row is None or row.token_id != actor.token_id or (row.state == OPEN and row.expires_at <= db.now()):
+    late = row is not None and row.state == OPEN and row.expires_at <= db.now()
+    if row is None or row.token_id != actor.token_id or row.state == EXPIRED or late:
         raise holds.unknown_push(push_id)
     return row
 
