@@ -74,7 +74,8 @@ def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> 
     for reason in found.left_out:
         output.note(f"left out: {reason.place} {reason.sentence}")
     meant = transfer.Bases(registry).of(found, base)
-    return judgement.verdicts(found.contents, registry.base(meant.name).spec, found.manifest(meant).digest, asked)
+    known, subject = registry.base(meant.name), found.manifest(meant).digest
+    return judgement.verdicts(found.contents, known.spec, subject, asked, relatives=known.relatives)
 
 
 def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> list[Verdict]:
@@ -95,7 +96,8 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
             return b"".join(chunks)
 
     found = contents.read_contents(version.files, read)
-    return judgement.verdicts(found, registry.base(base or version.base).spec, version.digest, asked)
+    known = registry.base(base or version.base)
+    return judgement.verdicts(found, known.spec, version.digest, asked, relatives=known.relatives)
 
 
 def _print_verdicts(what: str, verdicts: list[Verdict]) -> None:

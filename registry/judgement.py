@@ -11,10 +11,11 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from registry import __version__, compat, engines
 from registry.bases import BaseSpec
+from registry.bases.identity import Likeness
 from registry.contents import Contents
 from registry.digest import Digest
 from registry.engines import Profile
@@ -22,9 +23,16 @@ from registry.engines import facts as engine_facts
 from registry.verdicts import Check, Verdict
 
 
-def verdicts(found: Contents, base: BaseSpec, subject: Digest, profiles: Iterable[Profile] = ()) -> list[Verdict]:
-    """`fits`, and `loads` for each of the profiles. `subject`: the digest of what is judged."""
-    findings = (*found.findings, *compat.check_fit(found.lora, base))
+def verdicts(
+    found: Contents,
+    base: BaseSpec,
+    subject: Digest,
+    profiles: Iterable[Profile] = (),
+    *,
+    relatives: Sequence[Likeness] = (),
+) -> list[Verdict]:
+    """`fits`, and `loads` for each of the profiles. `subject` is the digest of what is judged."""
+    findings = (*found.findings, *compat.check_fit(found.lora, base, relatives))
     made_by = {"registry": __version__}
     fits = Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
     stored = engine_facts.to_stored(engine_facts.of_lora(found.lora))

@@ -30,7 +30,7 @@ from registry.errors import Invalid
 from registry.lora import config
 from registry.manifest import CONFIG, WEIGHTS
 from registry.names import AdapterName, Selector
-from registry.server import bases, catalog, validation
+from registry.server import bases, catalog, identities, validation
 from registry.server.actors import Actor
 from registry.server.tables import AdapterRow, BaseRow, VersionRow
 from registry.verdicts import Check, Outcome, Verdict
@@ -104,13 +104,15 @@ def of_version(
 def check(session: Session, request: CheckRequest) -> VerdictList:
     """Verdicts about a configuration and a header that are nowhere stored; their subject is the header's digest."""
     asked = asked_for(request.engines)
-    spec = bases.spec_of(bases.row(session, names.base_name(request.base)))
+    base = bases.row(session, names.base_name(request.base))
+    relatives = identities.relatives(session, base)
     written = config.read_config(request.config.encode(), file=CONFIG)
     text = request.header.encode()
     data = len(text).to_bytes(8, "little") + text
     header = tensors.read_header(lambda start, length: data[start : start + length], request.size_bytes, file=WEIGHTS)
     found = Contents(written, header, lora.describe(written, header))
-    return VerdictList(items=judgement.verdicts(found, spec, Digest.of(data), asked))
+    spec, subject = bases.spec_of(base), Digest.of(data)
+    return VerdictList(items=judgement.verdicts(found, spec, subject, asked, relatives=relatives))
 
 
 def fleet(session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None) -> FleetView:

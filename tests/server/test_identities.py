@@ -8,6 +8,7 @@ from registry.bases.identity import Grade
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.verdicts import Check, Finding
 from registry.wire import BaseAdd
+from registry.wire.verdicts import CheckRequest
 from tests import forge
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values
@@ -153,3 +154,13 @@ def test_a_version_with_a_tokenizer_and_a_template_of_its_own_is_warned_of(famil
     assert fits(family, same, "with-template") == []
     other = family.files(config=claim) | {"tokenizer.json": b'{"model":2}', "chat_template.jinja": b"{{ y }}"}
     assert [f.code for f in fits(family, other, "with-template")] == ["fit.tokenizer_differs", "fit.template_differs"]
+
+
+def test_what_is_checked_without_a_push_names_the_grade_too(family: World) -> None:
+    files = family.files(config={"base_model_name_or_path": "tuned"})
+    data = files["adapter_model.safetensors"]
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")].decode()
+    config = files["adapter_config.json"].decode()
+    request = CheckRequest(base="tiny-llama", config=config, header=header, size_bytes=len(data))
+    findings = family.admin.check(request).items[0].findings
+    assert [f.code for f in findings if f.code.startswith("fit.base_")] == ["fit.base_descendant"]
