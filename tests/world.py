@@ -218,4 +218,5 @@ def media_type(path: str) -> str:
 
 
 def rows(session: Session, table: type[Any]) -> list[Any]:
-    return list(session.exec(select(table)).all())
+    """All rows, in the order of their keys."""
+    return list(session.exec(select(table).order_by(*table.__table__.primary_key.columns)).all())

@@ -91,8 +91,9 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     for adapter, version in versions:
         folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
         key = _put(blobs, folder, of_version(adapter, version))
-        for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
-            blobs.delete(old)
+        if version.yanked_at is not None:  # for ever: nobody writes a record that is newer than this one
+            for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
+                blobs.delete(old)
     if bases or versions:
         with db.session(engine) as session:
             _note(

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 from sqlmodel import Session, SQLModel, select
 
 from registry.digest import Digest
 from registry.errors import Corrupt
 from registry.manifest import Edge, Relation
-from registry.server import tables
-from registry.server.blobs import digest_of, key_of
+from registry.records import Record
+from registry.server import records, tables
+from registry.server.blobs import BlobStore, digest_of, key_of
 from registry.server.tables import (
     AdapterRow,
     BaseRow,
@@ -202,6 +203,35 @@ def test_a_number_that_was_given_again_is_told_and_not_changed(stored_world: Wor
     assert page.versions == 0
     assert stored_world.admin.version("acme/support@1").digest == other.version.digest
     forget_strays(stored_world)
+
+
+def test_a_late_writer_of_a_record_takes_no_newer_one_away(
+    stored_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version is yanked, and recorded as such, while its first record is being written."""
+    stored_world.push("acme/support")
+    stored_world.push("acme/support")
+    collect(stored_world)
+    with stored_world.session(write=True) as session:
+        session.connection().execute(update(VersionRow).values(recorded_at=None))
+    put, late = records._put, []
+
+    def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
+        if not late:
+            late.append(folder)
+            stored_world.admin.yank("acme/support@1", "diverged")
+            records.write_missing(stored_world.engine, blobs, limit=10)
+        return put(blobs, folder, record)
+
+    monkeypatch.setattr(records, "_put", interrupted)
+    records.write_missing(stored_world.engine, stored_world.blobs, limit=10)
+    monkeypatch.undo()
+    assert late
+    collect(stored_world)
+    assert findings(stored_world) == []
+    lose_the_database(stored_world)
+    assert reindex(stored_world).versions == 2
+    assert stored_world.admin.version("acme/support@1").yank_reason == "diverged"
 
 
 def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
