@@ -51,7 +51,7 @@ def add(name: str, source: str, identify: bool) -> None:
         if identity is not None:
             return
         weights = f" of {output.size(spec.weights_bytes)}" if spec.weights_bytes else ""
-        click.echo(output.faint(f"  read {output.size(bytes_read)}{weights}: configuration and headers only"))
+        click.echo(output.faint(f"  read {output.size(bytes_read)}{weights} of weights: the headers only"))
 
     output.answer(added, text)
 

@@ -1,7 +1,8 @@
 """A base's facts from its folder: the configuration, the headers, the tokenizer; never a weight.
 
 Invariants
-- Of a safetensors file its header is read and nothing behind it; `bytes_read` counts everything that was read.
+- Of a safetensors file its header is read and nothing behind it; `bytes_read` counts what was read of those files.
+- Configuration, index and tokenizer are read whole: they are what the fingerprints are made of.
 - Files that are links are followed (model caches are made of links), but only names beside config.json are opened.
 
 Example
@@ -24,7 +25,7 @@ TEXT_LIMIT_BYTES = 4 * 2**20
 
 
 class _Reader:
-    """Reads files of one folder and counts the bytes."""
+    """Reads files of one folder and counts the bytes that it takes from the weights."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,9 +38,7 @@ class _Reader:
             return None
         if path.stat().st_size > limit_bytes:
             raise TooLarge("SIZE_INVALID", f"{path}: has {path.stat().st_size} bytes; the limit is {limit_bytes}")
-        data = path.read_bytes()
-        self.bytes_read += len(data)
-        return data
+        return path.read_bytes()
 
     def header(self, name: str) -> Header:
         path = self.folder / name
@@ -59,7 +58,7 @@ class _Reader:
 
 
 def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
-    """The spec of the base in a folder, and how many bytes were read for it.
+    """The spec of the base in a folder, and how many bytes of its weight files were read for it.
 
     `Invalid` (BASE_INVALID) for a folder without configuration or without safetensors.
     """

@@ -130,9 +130,7 @@ def test_a_base_is_read_without_its_weights(tmp_path: Path) -> None:
     folder = forge.llama(hidden=256).write(tmp_path / "base")
     spec, bytes_read = base_spec_from(folder, "tiny")
     assert (spec.name, spec.hidden) == ("tiny", 256)
-    small = sum(p.stat().st_size for p in folder.iterdir() if p.suffix != ".safetensors")
-    assert bytes_read <= small + 2**16
-    assert spec.weights_bytes > 10 * bytes_read
+    assert 0 < bytes_read * 100 < spec.weights_bytes, "under one percent of the weights"
 
 
 def test_a_folder_that_is_no_base_is_said(tmp_path: Path) -> None:

@@ -46,9 +46,7 @@ def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
     actor.demand("push", ref.name)
     version = catalog.find(session, actor, ref.name, ref.selector)
     base = session.get_one(BaseRow, version.base_id)
-    row = queue.enqueue(
-        session, actor, request.kind, version, name=ref.name, base=base.name, payload=request.payload
-    )
+    row = queue.enqueue(session, actor, request.kind, version, name=ref.name, base=base.name, payload=request.payload)
     return queue.value(row)
 
 
