@@ -6,6 +6,7 @@ tests/cli/test_lane.py runs every use of them against the installed version, and
 Invariants
 - The socket is lent to a thread only while the transport reads nothing and has nothing left to write.
 - Every byte of a body is seen once, by the thread or by the parser; the parser is brought to where the thread ended.
+- A thread is lent only while bytes flow: neither a pause nor a drip keeps it.
 - Whatever goes wrong in a thread ends the connection after the answer.
 
 Example
@@ -19,6 +20,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from registry.server.lanes import IDLE_SECONDS, NAME, SLOTS
 
 BUFFER_BYTES = 2**20
+FLOW_BYTES = 2**18
+"""Whoever moves less than this in `IDLE_SECONDS` goes back to the event loop."""
 TURNS = 20
 """Turns of the event loop in which the head of an answer is normally sent; a peer that takes longer is a slow one."""
 _ZEROS = bytes(2**16)
@@ -67,6 +71,22 @@ class DirectProtocol(HttpToolsProtocol):
             self.parser = httptools.HttpRequestParser(self)
 
 
+class _Flow:
+    """Whether bytes still come fast enough to be worth a thread. A peer that drips must not hold one for ever."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + IDLE_SECONDS
+        self._enough = FLOW_BYTES
+
+    def goes_on(self, total: int) -> bool:
+        now = time.monotonic()
+        if now < self._until:
+            return True
+        enough = total >= self._enough
+        self._until, self._enough = now + IDLE_SECONDS, total + FLOW_BYTES
+        return enough
+
+
 class SocketLane:
     """The lane of one request. A second connection to the same socket, which the transport keeps on owning."""
 
@@ -89,7 +109,8 @@ class SocketLane:
     def read_into(self, write: Callable[[memoryview], None], count: int) -> int:
         buffer = memoryview(bytearray(min(BUFFER_BYTES, count)))
         total = filled = 0
-        while total < count and self._ready(select.POLLIN):
+        flow = _Flow()
+        while total < count and flow.goes_on(total) and self._ready(select.POLLIN):
             got = self._of().recv_into(buffer[filled : filled + count - total])
             if not got:
                 raise ConnectionError("the sender left before the end of the body")
@@ -123,7 +144,8 @@ class SocketLane:
 
     def send_file(self, descriptor: int, start: int, count: int) -> int:
         sent = 0
-        while sent < count and self._ready(select.POLLOUT):
+        flow = _Flow()
+        while sent < count and flow.goes_on(sent) and self._ready(select.POLLOUT):
             try:
                 step = os.sendfile(self._of().fileno(), descriptor, start + sent, count - sent)
             except BlockingIOError:

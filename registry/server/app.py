@@ -21,9 +21,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from registry import __version__, errors
-from registry.errors import Invalid, NotFound, Reason, RegistryError
+from registry.errors import Invalid, NotFound, Reason, RegistryError, Unavailable
 from registry.server import db, failpoints, loads, stores, tokens
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
@@ -89,6 +90,7 @@ def create_app(
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(once.Answered, once.replay)
     app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(400, _unreadable)
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_method)
@@ -165,6 +167,11 @@ def _invalid_request(request: Request, error: Exception) -> Response:
 def _reason(item: Any) -> Reason:
     place = ".".join(str(part) for part in item["loc"])[:300]
     return Reason(f"request.{item['type'].replace('-', '_')}", place, str(item["msg"])[:500])
+
+
+def _left(request: Request, error: Exception) -> Response:
+    """Nobody hears this; it only keeps a sender that went away from looking like a bug."""
+    return problem(request, Unavailable("BODY_STALLED", "the sender left before the end of the body"))
 
 
 def _unreadable(request: Request, error: Exception) -> Response:

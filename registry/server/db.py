@@ -49,8 +49,12 @@ WAL_IS_SAFE_SINCE = (3, 51, 3)
 BUSY_SECONDS = 30
 STATEMENT_LIMIT_MS = 30_000
 LOCK_LIMIT_MS = 15_000
+MIGRATION_LOCK_MS = 2_000
+"""A migration that waits for a table makes everybody behind it wait: it must not for long."""
 RETRY_AFTER_SECONDS = 2
 _BEGIN = "sqlite_begin"
+_MIGRATOR = 0x61646170_6D696772
+"""The advisory lock of whoever migrates: "adapmigr"."""
 _ALEMBIC = threading.Lock()
 """Alembic keeps what it runs in module globals, so one process runs one migration at a time."""
 
@@ -193,9 +197,16 @@ def schema_revision(engine: Engine) -> str:
 
 
 def migrate(engine: Engine, revision: str = "head") -> str:
-    """Move the schema up to `revision` (`base` moves it down to nothing); the revision that it is at afterwards."""
+    """Move the schema up to `revision` (`base` moves it down to nothing); the revision that it is at afterwards.
+
+    One transaction, one migrator at a time, also of several machines. A server that is in the way for too long wins:
+    `Unavailable` then, and nothing has changed.
+    """
     immediate = engine.execution_options(**{_BEGIN: "IMMEDIATE"})
     with _ALEMBIC, database_errors(), immediate.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATOR})
+            connection.execute(text(f"SET LOCAL lock_timeout = {MIGRATION_LOCK_MS}"))
         config = _alembic(connection)
         if revision == "base":
             command.downgrade(config, revision)
