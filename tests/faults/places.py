@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 
 import boto3
+import psycopg
+from psycopg import sql
 
 from tests import services
 from tests.services import ObjectStore
@@ -34,6 +36,7 @@ class Places(contextlib.ExitStack):
         given = {"REGISTRY_DATA": str(self.folder / name)}
         if database == "postgres":
             given["REGISTRY_DATABASE_URL"] = self.enter_context(services.fresh_database(self.postgres()))
+            keep_commits(given["REGISTRY_DATABASE_URL"])
         if store == "s3":
             given |= self._bucket(name, endpoint)
         return given
@@ -58,3 +61,10 @@ class Places(contextlib.ExitStack):
             "AWS_SECRET_ACCESS_KEY": store.secret_key,
             "AWS_REGION": store.region,
         }
+
+
+def keep_commits(url: str) -> None:
+    """The tests' PostgreSQL forgets what it committed last when it crashes; here it must not, as in production."""
+    with psycopg.connect(url.replace("postgresql+psycopg://", "postgresql://", 1), autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = on").format(name))

@@ -1,0 +1,130 @@
+"""Each step of the schema, up and down, while clients of the first schema read; and migrators that meet."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from registry.errors import Unavailable
+from registry.server import db
+from registry.server.db import Engine
+from registry.server.settings import Settings
+from tests.world import World
+
+READS = [
+    "SELECT namespace, name, newest_number FROM adapter ORDER BY namespace, name",
+    "SELECT v.number, v.digest, f.path, f.digest FROM version v JOIN version_file f ON f.version_id = v.id",
+    "SELECT a.alias, a.generation, v.number FROM alias a JOIN version v ON v.id = a.version_id",
+    "SELECT outcome, findings FROM verdict",
+]
+"""What the first release asks. A later schema must go on answering it."""
+WAIT_LIMIT_SECONDS = 2.0
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = db.engine(Settings(database_url=database_url))
+    yield made
+    db.migrate(made)
+    made.dispose()
+
+
+def revisions() -> list[str]:
+    return [step.revision for step in reversed(list(ScriptDirectory.from_config(db._alembic()).walk_revisions()))]
+
+
+def go_down(engine: Engine, revision: str) -> None:
+    with engine.execution_options(**{db._BEGIN: "IMMEDIATE"}).begin() as connection:
+        command.downgrade(db._alembic(connection), revision)
+
+
+class Reader(threading.Thread):
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self._stop_now = threading.Event()
+        self.slowest = 0.0
+        self.answers: list[set[str]] = [set() for _ in READS]
+        self.failed: list[Exception] = []
+        self.rounds = 0
+
+    def run(self) -> None:
+        while not self._stop_now.is_set():
+            for place, statement in enumerate(READS):
+                began = time.monotonic()
+                try:
+                    with self._engine.connect() as connection:
+                        self.answers[place].add(str(sorted(map(str, connection.execute(text(statement)).all()))))
+                except Exception as e:
+                    self.failed.append(e)
+                self.slowest = max(self.slowest, time.monotonic() - began)
+            self.rounds += 1
+
+    def stop(self) -> None:
+        self._stop_now.set()
+        self.join()
+
+
+def test_each_step_goes_up_and_down_while_clients_read(database_url: str, engine: Engine) -> None:
+    with World(database_url) as world:
+        world.add_base()
+        for name in ("acme/one", "acme/two"):
+            world.push(name)
+            world.push(name)
+    steps = revisions()
+    reader = Reader(engine)
+    reader.start()
+    try:
+        for before in reversed(steps[:-1]):
+            go_down(engine, before)
+            db.migrate(engine, "head")
+        go_down(engine, steps[0])
+        for after in steps[1:]:
+            db.migrate(engine, after)
+        rounds = reader.rounds
+        while reader.rounds < rounds + 2 and reader.is_alive():  # it read after the last step, too
+            time.sleep(0.005)
+    finally:
+        reader.stop()
+    assert reader.failed == []
+    assert [len(found) for found in reader.answers] == [1] * len(READS)
+    assert reader.slowest < WAIT_LIMIT_SECONDS
+    assert db.schema_revision(engine) == steps[-1]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_a_migration_gives_way_to_a_server_that_holds_a_table(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "MIGRATION_LOCK_MS", 200)
+    go_down(engine, revisions()[0])
+    with engine.begin() as busy:
+        busy.execute(text("LOCK TABLE version IN SHARE MODE"))
+        with pytest.raises(Unavailable):
+            db.migrate(engine)
+        assert db.schema_revision(engine) == revisions()[0]
+    assert db.migrate(engine) == revisions()[-1]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_a_migrator_waits_for_another_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "_ALEMBIC", contextlib.nullcontext())  # two processes have no lock in common
+    go_down(engine, revisions()[0])
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as first:
+            first.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": db._MIGRATOR})
+            second = pool.submit(db.migrate, engine)
+            with pytest.raises(TimeoutError):
+                second.result(0.3)
+        assert second.result(20) == revisions()[-1]
