@@ -12,6 +12,7 @@ Example
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ from registry.server.settings import Settings
 
 GRACE_SECONDS = 30
 BACKLOG = 2048
+GARBAGE_THRESHOLD = 50_000
 
 
 @click.command()
@@ -46,6 +48,8 @@ def serve(host: str, port: int, data: str | None) -> None:
     engine = db.engine(settings)
     db.prepare(engine)
     app = create_app(settings, engine=engine)
+    gc.freeze()  # what is loaded by now stays; a request makes so many objects that the default looks far too often
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,

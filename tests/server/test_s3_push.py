@@ -230,4 +230,14 @@ def test_a_store_that_is_not_there_is_said_and_the_next_request_asks_again(
         _ = blobs.abilities
     assert caught.value.code == "STORE_UNAVAILABLE"
     blobs.bucket = S3Blobs.at(s3_url, endpoint=object_store).bucket
+    with pytest.raises(Unavailable):
+        _ = blobs.abilities  # not so soon
+    blobs._ask_again_at = 0.0
     assert blobs.abilities.ranges
+
+
+def test_health_says_when_the_store_is_away(database_url: str, s3_url: str) -> None:
+    with World(database_url, blobs=S3Blobs.at(s3_url, endpoint="http://127.0.0.1:9")) as world:
+        with pytest.raises(Unavailable):
+            world.admin.health()
+        world.check = lambda: None  # type: ignore[method-assign]

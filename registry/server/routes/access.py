@@ -74,13 +74,14 @@ def events(
 
 @router.get("/health", dependencies=[OPEN])
 def health(engine: EngineDep, blobs: BlobsDep, response: Response) -> Health:
-    """200 when the database answers, else 503; says which stores are behind it and what they can do."""
+    """200 when the database and the store answer, else 503; says which stores are behind it and what they can do."""
     state, revision = "ok", ""
+    capabilities: dict[str, Any] = {}
     try:
         revision = db.schema_revision(engine)
+        capabilities = getattr(blobs, "capabilities", {})
     except RegistryError:
         state, response.status_code = "unavailable", 503
-    capabilities: dict[str, Any] = getattr(blobs, "capabilities", {})
     return Health(
         status=state,
         version=__version__,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -47,6 +48,7 @@ from registry.server.s3 import parts, probe
 from registry.server.s3.bucket import Bucket
 from registry.server.s3.probe import Abilities
 
+PROBE_PAUSE_SECONDS = 5.0
 READ_BYTES = 32 * 2**20
 """One ranged read. SeaweedFS streams a larger one at a tenth of the speed when its reader cache is small."""
 SINK_PART_BYTES = 16 * 2**20
@@ -68,6 +70,8 @@ class S3Blobs:
         self._parts_from_bytes = parts_from_bytes
         self._probing = threading.Lock()
         self._abilities: Abilities | None = None
+        self._failure: Unavailable | None = None
+        self._ask_again_at = 0.0
 
     @classmethod
     def at(
@@ -78,12 +82,21 @@ class S3Blobs:
 
     @property
     def abilities(self) -> Abilities:
-        """What the store can do. `Unavailable` while it cannot be asked; the next call asks again."""
+        """What the store can do. `Unavailable` while it cannot be asked; it is asked again every few seconds."""
         if self._abilities is None:
             with self._probing:
+                if self._failure is not None and time.monotonic() < self._ask_again_at:
+                    raise self._failure
                 if self._abilities is None:
-                    self._abilities = probe.of(self.bucket)
+                    self._abilities = self._probe()
         return self._abilities
+
+    def _probe(self) -> Abilities:
+        try:
+            return probe.of(self.bucket)
+        except Unavailable as e:
+            self._failure, self._ask_again_at = e, time.monotonic() + PROBE_PAUSE_SECONDS
+            raise
 
     @property
     def capabilities(self) -> dict[str, Any]:

@@ -1,0 +1,202 @@
+"""How fast adapters move, beside what else could move them: one run, interleaved, ratios of medians.
+
+    make bench-transfer            everything that is installed (oras and docker-registry are Debian packages)
+    ROUNDS=1 make bench-transfer   quicker and noisier
+
+- Local store: push-all and pull-all of 10 × 30 MB, push and pull of 1 × 1 GB, against oras with docker-registry. oras
+  has no command for many adapters: it runs once for each (ratios `…_vs_oras`), and four at once (`…_vs_oras_at_once`).
+- S3 (SeaweedFS): the same, against the fastest of obstore, boto3 and boto3 tuned. Those check nothing and promote
+  nothing; ours hashes everything on both sides and copies what is staged to its final key.
+- Memory: the largest resident size of client and server for 1 GB over that for 100 MB.
+- Every contender is a process from start to end, on the same files, which change before every round.
+- What is not installed is null. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _adapters, _contenders
+from tests import services
+
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+FLEET = 10
+FLEET_BYTES = 30 * 10**6
+ONE_BYTES = 10**9
+SMALL_BYTES = 10**8
+PLAIN = ("obstore", "boto3", "boto3-tuned")
+Times = dict[str, list[float]]
+
+
+class Files:
+    """The adapters that move."""
+
+    def __init__(self, root: Path) -> None:
+        self.fleet = [root / "fleet" / f"a{n}" for n in range(FLEET)]
+        self.one, self.small = root / "big" / "one", root / "big" / "small"
+        for n, folder in enumerate(self.fleet):
+            _adapters.make(folder, FLEET_BYTES, seed=n)
+        _adapters.make(self.one, ONE_BYTES, seed=100)
+        _adapters.make(self.small, SMALL_BYTES, seed=101)
+
+    def change(self) -> None:
+        for folder in (*self.fleet, self.one, self.small):
+            _adapters.stamp(folder)
+        os.sync()
+
+    def fleet_bytes(self) -> int:
+        return sum(path.stat().st_size for folder in self.fleet for path in folder.iterdir())
+
+
+def measure(times: Times, name: str, contender: Any, files: Files) -> None:
+    """One round of one contender."""
+    steps = {
+        "push": lambda: contender.push_fleet(files.fleet),
+        "pull": lambda: contender.pull_fleet(files.fleet),
+        "push_one": lambda: contender.push(files.one),
+        "pull_one": lambda: contender.pull(files.one),
+    }
+    for step, run in steps.items():
+        times[f"{name}.{step}"].append(run().seconds)
+        say(f"    {name:16} {step:9} {times[f'{name}.{step}'][-1]:7.2f} s")
+        os.sync()
+
+
+def local(scratch: Path, files: Files, times: Times) -> bool:
+    """Rounds on local files. Whether oras took part."""
+    with _contenders.distribution(scratch) as address, _contenders.ours(scratch, {}) as ours:
+        for n in range(ROUNDS):
+            say(f"local round {n + 1} of {ROUNDS}")
+            contenders: list[tuple[str, Any]] = [("local", ours)]
+            if address:
+                contenders.append(("oras", _contenders.Oras(address, scratch)))
+                contenders.append(("oras_at_once", _contenders.Oras(address, scratch, at_once=4)))
+            for name, contender in contenders[n % 2 :] + contenders[: n % 2]:
+                files.change()  # a registry that has seen the bytes would not take them again
+                measure(times, name, contender, files)
+            plain_limits(scratch, files, times)
+    return address is not None
+
+
+def plain_limits(scratch: Path, files: Files, times: Times) -> None:
+    """What the machine itself does with the same files: copy them to disk, hash them."""
+    started = time.perf_counter()
+    for folder in files.fleet:
+        shutil.copytree(folder, scratch / "copy" / folder.name)
+        for path in (scratch / "copy" / folder.name).iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    times["cp.push"].append(time.perf_counter() - started)
+    started = time.perf_counter()
+    for folder in files.fleet:
+        for path in folder.iterdir():
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, "sha256")
+    times["sha256.push"].append(time.perf_counter() - started)
+    shutil.rmtree(scratch / "copy")
+
+
+def on_s3(scratch: Path, files: Files, times: Times) -> list[str]:
+    """Rounds on an S3 store. Which plain clients took part."""
+    with object_store() as (store, bucket, env), _contenders.ours(scratch, env) as ours:
+        plain = [kind for kind in PLAIN if importlib.util.find_spec(kind.partition("-")[0])]
+        contenders: list[tuple[str, Any]] = [("s3", ours)]
+        contenders += [(kind, _contenders.Plain(kind, store.endpoint, bucket, scratch)) for kind in plain]
+        for n in range(ROUNDS):
+            say(f"S3 round {n + 1} of {ROUNDS}")
+            files.change()
+            for name, contender in contenders[n % 2 :] + contenders[: n % 2]:
+                measure(times, name, contender, files)
+        return plain
+
+
+@contextlib.contextmanager
+def object_store() -> Iterator[tuple[services.ObjectStore, str, dict[str, str]]]:
+    import boto3
+
+    with services.seaweedfs() as store:
+        os.environ.update(
+            AWS_ACCESS_KEY_ID=store.access_key, AWS_SECRET_ACCESS_KEY=store.secret_key, AWS_REGION=store.region
+        )
+        os.environ["AWS_DEFAULT_REGION"] = store.region
+        bucket = f"bench-{uuid.uuid4().hex[:8]}"
+        boto3.session.Session().client("s3", endpoint_url=store.endpoint).create_bucket(Bucket=bucket)
+        yield store, bucket, {"REGISTRY_BLOBS": f"s3://{bucket}/ours", "REGISTRY_S3_ENDPOINT": store.endpoint}
+
+
+def memory(scratch: Path, files: Files) -> dict[str, int]:
+    """Largest resident sizes for 100 MB and for 1 GB, each with a server of its own."""
+    found = {}
+    for size, folder in (("100mb", files.small), ("1gb", files.one)):
+        files.change()
+        with _contenders.ours(scratch, {}) as ours:
+            found[f"client_{size}"] = max(ours.push(folder).peak_bytes, ours.pull(folder).peak_bytes)
+            found[f"server_{size}"] = ours.server_peak_bytes()
+    return found
+
+
+def main() -> None:
+    times: Times = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="bench-transfer-") as folder:
+        root = Path(folder)
+        say("making the adapters")
+        files = Files(root)
+        peaks = memory(root, files)
+        oras = local(root, files, times)
+        plain = on_s3(root, files, times)
+        fleet_bytes = files.fleet_bytes()
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    print(json.dumps(result(median, peaks, oras, plain, fleet_bytes)))
+
+
+def result(
+    median: dict[str, float], peaks: dict[str, int], oras: bool, plain: list[str], fleet_bytes: int
+) -> dict[str, Any]:
+    def against(ours: str, others: list[str], step: str) -> float | None:
+        times = [median[f"{other}.{step}"] for other in others]
+        return round(min(times) / median[f"{ours}.{step}"], 3) if times else None
+
+    ratios: dict[str, float | None] = {}
+    for step in ("push", "pull", "push_one", "pull_one"):
+        where, one = step.partition("_")[0], "_one" if step.endswith("one") else ""
+        ratios[f"{where}{one}_local_speed_vs_oras"] = against("local", ["oras"] if oras else [], step)
+        ratios[f"{where}{one}_local_speed_vs_oras_at_once"] = against("local", ["oras_at_once"] if oras else [], step)
+        ratios[f"{where}{one}_s3_speed_vs_fastest"] = against("s3", plain, step)
+    ratios["push_local_speed_vs_cp"] = against("local", ["cp"], "push")
+    ratios["push_local_speed_vs_sha256"] = against("local", ["sha256"], "push")
+    for side in ("server", "client"):
+        ratios[f"{side}_peak_memory_1gb_vs_100mb"] = round(peaks[f"{side}_1gb"] / peaks[f"{side}_100mb"], 3)
+    rates = {f"{n}_mb_per_s": round((ONE_BYTES if "one" in n else fleet_bytes) / s / 1e6) for n, s in median.items()}
+    figures = {**rates, **{f"{name}_peak_mb": round(size / 1e6) for name, size in peaks.items()}}
+    absent = [] if oras else ["oras or docker-registry is not installed: its ratios are null"]
+    absent += [f"{kind} is not installed" for kind in PLAIN if kind not in plain]
+    machine = {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS}
+    return {"bench": "transfer", "ratios": ratios, "figures": figures, "machine": machine, "notes": absent}
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
