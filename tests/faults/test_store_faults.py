@@ -180,9 +180,7 @@ def test_a_store_that_stays_away_is_said_and_the_next_push_succeeds(
         ("put", "500"),
         ("head", "reset_after"),
         # Seen once to fail on a busy machine: the cut came in the second question, which nobody repeats.
-        pytest.param(
-            "get", "cut", marks=pytest.mark.xfail(strict=False, reason="a cut read of the probe, now and then")
-        ),
+        pytest.param("get", "cut", marks=pytest.mark.xfail(strict=False, reason="a cut read, now and then")),
         ("copy", "cut"),
         ("complete", "500"),
     ],
