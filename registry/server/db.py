@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,11 +166,21 @@ def settle(session: Session) -> None:
     session.commit()
 
 
-def insert_new(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> bool:
+def insert_new(target: Session | Connection, table: type[SQLModel], values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is taken; whether it is new. Never breaks the transaction, safe under races."""
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    connection = target if isinstance(target, Connection) else target.connection()
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     statement = insert(table).values(**values).on_conflict_do_nothing().returning(literal(1))
-    return session.connection().execute(statement).first() is not None
+    return connection.execute(statement).first() is not None
+
+
+def at_first(session: Session, act: Callable[[Connection], None]) -> None:
+    """Call `act` when this session's first transaction has begun, in the thread that began it.
+
+    For what must come before everything else, and must not hold a connection while nobody works with it.
+    """
+
+    event.listen(session, "after_begin", lambda _session, _transaction, connection: act(connection), once=True)
 
 
 # ------------------------------------------------------------------ schema

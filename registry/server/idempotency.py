@@ -7,9 +7,9 @@ Invariants
 - An answer that says `no-store` (it holds a secret) is not kept: the same request again is refused, not done twice.
 
 Example
-    >>> idempotency.begin(session, asked) is None                  # nobody asked before: act, then
+    >>> idempotency.begin(connection, asked) is None                  # nobody asked before: act, then
     True
-    >>> idempotency.keep(session, asked, Answer(201, "", body))
+    >>> idempotency.keep(connection, asked, Answer(201, "", body))
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlmodel import Session
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, select, update
 
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.server import db
 from registry.server.tables import IdempotencyRow
 
+_ROW: Table = IdempotencyRow.__table__  # type: ignore[attr-defined]
 _KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")
 _CLAIMED = 0
 """The status of a row whose answer is still to come; nobody but its own transaction sees it."""
@@ -60,21 +61,22 @@ class Answer:
     body: str | None
 
 
-def begin(session: Session, asked: Asked) -> Answer | None:
+def begin(connection: Connection, asked: Asked) -> Answer | None:
     """Claim the key before the first change; the answer instead, if this request was done before."""
     claim: dict[str, Any] = {"token_id": asked.token_id, "key": asked.key, "request_sha256": asked.request_sha256}
-    if db.insert_new(session, IdempotencyRow, claim | {"status": _CLAIMED, "answer": "", "created_at": db.now()}):
+    if db.insert_new(connection, IdempotencyRow, claim | {"status": _CLAIMED, "answer": "", "created_at": db.now()}):
         return None
-    answer = find(session, asked)
+    answer = find(connection, asked)
     if answer is None:  # pruned between the two statements
         raise Unavailable("TRY_LATER", "an old answer to this key was just forgotten", retry_after_seconds=1)
     return answer
 
 
-def find(session: Session, asked: Asked) -> Answer | None:
+def find(connection: Connection, asked: Asked) -> Answer | None:
     """The answer that this request had, or None. `Conflict` (IDEMPOTENCY_REUSED) if the key had another request."""
-    row = session.get(IdempotencyRow, (asked.token_id, asked.key), populate_existing=True)
-    if row is None:
+    wanted = select(_ROW.c.request_sha256, _ROW.c.status, _ROW.c.answer).where(_is(asked))
+    row = connection.execute(wanted).first()
+    if row is None or (row.status == _CLAIMED and row.request_sha256 == asked.request_sha256):
         return None
     if row.request_sha256 != asked.request_sha256:
         raise Conflict(
@@ -86,24 +88,26 @@ def find(session: Session, asked: Asked) -> Answer | None:
     return Answer(row.status, kept["etag"], kept["body"])
 
 
-def keep(session: Session, asked: Asked, answer: Answer) -> Answer | None:
+def keep(connection: Connection, asked: Asked, answer: Answer) -> Answer | None:
     """Keep the answer with the effect. Returns another one when an equal request was faster: then undo this one.
 
     An empty answer (204) forgets the key.
     """
-    row = session.get(IdempotencyRow, (asked.token_id, asked.key), populate_existing=True)
-    if row is not None and row.status != _CLAIMED:
-        return find(session, asked)
     if answer.status == 204:
-        if row is not None:
-            session.delete(row)
+        connection.execute(delete(_ROW).where(_is(asked), _ROW.c.status == _CLAIMED))
         return None
-    if row is None and (earlier := begin(session, asked)) is not None:
-        return earlier
-    row = session.get_one(IdempotencyRow, (asked.token_id, asked.key))
-    row.status, row.answer = answer.status, json.dumps({"etag": answer.etag, "body": answer.body})
-    session.add(row)
-    return None
+    values = {"status": answer.status, "answer": json.dumps({"etag": answer.etag, "body": answer.body})}
+    kept = update(_ROW).where(_is(asked), _ROW.c.status == _CLAIMED).values(**values)
+    if connection.execute(kept).rowcount:
+        return None
+    claim = {"token_id": asked.token_id, "key": asked.key, "request_sha256": asked.request_sha256}
+    if db.insert_new(connection, IdempotencyRow, claim | values | {"created_at": db.now()}):
+        return None
+    return find(connection, asked)
+
+
+def _is(asked: Asked) -> ColumnElement[bool]:
+    return and_(_ROW.c.token_id == asked.token_id, _ROW.c.key == asked.key)
 
 
 def given_again(answer: Answer) -> str:

@@ -12,20 +12,25 @@ Example
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from sqlalchemy import Connection
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
-from registry.server import idempotency
+from registry.server import db, idempotency
 from registry.server.actors import Actor
 from registry.server.idempotency import Answer, Asked
 
 HEADER = "Idempotency-Key"
 READING = frozenset({"GET", "HEAD"})
+Ask = Callable[[Connection, Asked], Answer | None]
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -50,21 +55,30 @@ def asked(request: Request, actor: Actor) -> Asked | None:
 
 def begin(request: Request, session: Session, actor: Actor) -> None:
     """Claim the key before anything else is written. `Answered` if the request was done before."""
-    found = asked(request, actor)
-    if found is not None:
-        request.state.keyed_session = session
-        _unless(idempotency.begin(session, found))
+    _at_first(request, session, actor, idempotency.begin)
 
 
 def look(request: Request, session: Session, actor: Actor) -> None:
     """For a route that reads for long before it writes: only look; the key is claimed with the answer."""
+    _at_first(request, session, actor, idempotency.find)
+
+
+def _at_first(request: Request, session: Session, actor: Actor, ask: Ask) -> None:
+    """Ask when the route begins to work, in its thread. Here, it would hold a connection and wait for a thread, while
+    all threads may be waiting for connections."""
     found = asked(request, actor)
     if found is not None:
         request.state.keyed_session = session
-        _unless(idempotency.find(session, found))
+        db.at_first(session, lambda connection: _unless(ask(connection, found)))
 
 
 class OnceRoute(APIRoute):
+    """Every route of ours. Once its session has begun it waits for no further thread of the pool until it has ended:
+    all threads may be waiting for what this session holds, a connection or SQLite's write lock."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
+        super().__init__(path, endpoint if inspect.iscoroutinefunction(endpoint) else _in_thread(endpoint), **how)
+
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
@@ -72,7 +86,7 @@ class OnceRoute(APIRoute):
             response = await handle(request)
             session: Session | None = getattr(request.state, "keyed_session", None)
             if session is not None:
-                _unless(await run_in_threadpool(idempotency.keep, session, request.state.asked, _answer(response)))
+                await asyncio.to_thread(_keep, session, request.state.asked, response)
             return response
 
         return once
@@ -86,9 +100,23 @@ def replay(request: Request, error: Exception) -> Response:
     return Response(error.body, error.status, headers, media_type="application/json")
 
 
+def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """As FastAPI would run it, but what it answers is made into bytes without asking for a thread again."""
+
+    @functools.wraps(endpoint)
+    async def run(*words: Any, **given: Any) -> Any:
+        return await run_in_threadpool(endpoint, *words, **given)
+
+    return run
+
+
 def _unless(answer: Answer | None) -> None:
     if answer is not None:
         raise Answered(answer.status, answer.etag, idempotency.given_again(answer))
+
+
+def _keep(session: Session, request: Asked, response: Response) -> None:
+    _unless(idempotency.keep(session.connection(), request, _answer(response)))
 
 
 def _answer(response: Response) -> Answer:
