@@ -51,7 +51,7 @@ from registry.wire import (
 )
 from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
-from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Upload
+from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Small, Upload
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.wire.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, VerdictList
 
@@ -94,8 +94,10 @@ class Registry:
         headers = {"Content-Length": str(upload.size_bytes), **upload.headers}
         self.connection.upload(upload.method, upload.url, body, headers=headers)
 
-    def commit_push(self, push_id: str, *, alias: str = "") -> Pushed:
-        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", PushCommit(alias=alias), Pushed)
+    def commit_push(self, push_id: str, *, alias: str = "", small: Sequence[Small] = ()) -> Pushed:
+        """The version, once every blob of the plan was sent or is among the `small` ones."""
+        request = PushCommit(alias=alias, small=tuple(small))
+        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed)
 
     @contextmanager
     def read(self, url: str, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:

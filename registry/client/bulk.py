@@ -28,7 +28,7 @@ from registry.names import AdapterName, Ref
 from registry.wire import PAGE_LIMIT, AdapterView, Resolved
 from registry.wire.push import Pushed
 
-ADAPTERS_AT_ONCE = 3
+ADAPTERS_AT_ONCE = 4
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 

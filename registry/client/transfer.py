@@ -15,6 +15,7 @@ Example
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from registry.errors import Corrupt, Invalid, NotFound, Reason
 from registry.manifest import BaseRef, Edge, Relation
 from registry.names import AdapterName, Ref
 from registry.wire import BaseView, FileLink, Resolved
-from registry.wire.push import Pushed, PushRequest
+from registry.wire.push import SMALL_BYTES, Pushed, PushRequest, Small, Upload
 
 FILES_AT_ONCE = 4
 
@@ -62,12 +63,22 @@ def push_folder(
     plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
     watched = progress or Silent()
     watched.start(sum(upload.size_bytes for upload in plan.uploads))
+    small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BYTES]
     streams.at_once(
         lambda upload: streams.send(registry, upload, found.source_of(upload.digest), watched),
-        sorted(plan.uploads, key=lambda upload: -upload.size_bytes),
+        sorted((upload for upload in plan.uploads if upload not in small), key=lambda upload: -upload.size_bytes),
         FILES_AT_ONCE,
     )
-    return registry.commit_push(plan.push_id, alias=alias)
+    pushed = registry.commit_push(plan.push_id, alias=alias, small=[_small(found, upload) for upload in small])
+    watched.advance(sum(upload.size_bytes for upload in small))
+    return pushed
+
+
+def _small(folder: Folder, upload: Upload) -> Small:
+    data = folder.source_of(upload.digest).read_bytes()
+    if len(data) != upload.size_bytes:
+        raise Invalid("FOLDER_INVALID", f"{folder.path}: a file changed while it was pushed; wait for its writer")
+    return Small(digest=upload.digest, data=base64.b64encode(data).decode())
 
 
 class Bases:

@@ -13,6 +13,7 @@ Example
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.digest import Digest
 from registry.engines import Profile
-from registry.errors import Conflict, NotFound, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import bases, db, failpoints, holds, identities, judge, plans, records, versions
@@ -32,7 +33,7 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.holds import EXPIRED, OPEN, BlobState
 from registry.server.tables import BlobRow, PushBlobRow, PushRow
-from registry.wire.push import PushCommit, Pushed
+from registry.wire.push import PushCommit, Pushed, Small
 
 RECORDS_LIMIT = 8
 """Records that one push writes: its own, and some of those that were left."""
@@ -52,7 +53,10 @@ class Expected:
 
 def receive(session: Session, actor: Actor, push_id: str, digest: Digest) -> Expected:
     """Where the bytes of this blob go. `NotFound` for a push of somebody else and a blob that was not asked for."""
-    row = _own(session, actor, push_id)
+    return _expected(session, _own(session, actor, push_id), digest)
+
+
+def _expected(session: Session, row: PushRow, digest: Digest) -> Expected:
     blob = session.get(PushBlobRow, (row.id, digest))
     if blob is None or not blob.staging_key:
         raise NotFound("BLOB_UNKNOWN", f"push {row.id} did not ask for blob {digest}")
@@ -92,6 +96,7 @@ def commit(
     there = versions.existing(session, name, manifest.digest) is not None
     if there and not _mends(session, row):
         return _found(session, actor, name, row, manifest, alias)
+    _keep_small(session, row, request.small, blobs)
     try:
         judged, mended = _judge_and_keep(session, row, manifest, blobs)
     except (Conflict, NotFound) as gone:
@@ -104,6 +109,23 @@ def commit(
         return _found(session, actor, name, row, manifest, alias)
     db.begin_writing(session)
     return versions.make(session, actor, name, row, manifest, judged, alias=alias, mended=mended, engines=engines)
+
+
+def _keep_small(session: Session, row: PushRow, small: Sequence[Small], blobs: BlobStore) -> None:
+    """Stage what the commit itself brings, under the rules of an upload."""
+    for item in small:
+        expected = _expected(session, row, item.digest)
+        try:
+            data = base64.b64decode(item.data, validate=True)
+        except ValueError:
+            sentence = f"small: the bytes of {item.digest} are not base64"
+            raise Invalid("REQUEST_INVALID", sentence) from None
+        if len(data) != expected.size_bytes:
+            sentence = f"has {len(data)} bytes in the commit, and the plan asked for {expected.size_bytes}"
+            reasons = [Reason("blob.size_mismatch", item.digest, sentence)]
+            raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {sentence}", reasons=reasons)
+        if expected.needed:
+            blobs.put(expected.key, [data], expect=item.digest, limit_bytes=len(data))
 
 
 def _found(session: Session, actor: Actor, name: AdapterName, row: PushRow, manifest: Manifest, alias: str) -> Pushed:

@@ -16,8 +16,10 @@ from datetime import datetime
 from pydantic import Field
 
 from registry.digest import Digest
-from registry.manifest import Manifest
+from registry.manifest import FILES_LIMIT, Manifest
 from registry.wire import MESSAGE_LIMIT, Answer, Request, VersionView
+
+SMALL_BYTES = 16 * 2**10
 
 
 class PushRequest(Request):
@@ -59,10 +61,21 @@ class PushPlan(Answer):
     expires_at: datetime
 
 
+class Small(Request):
+    """The bytes of a small blob of the plan (base64), which are not worth a request of their own."""
+
+    digest: Digest
+    data: str = Field(max_length=4 * SMALL_BYTES // 3 + 4)
+
+
 class PushCommit(Request):
-    """POST /pushes/{push_id}/commit. `alias` moves through its gate after the version exists."""
+    """POST /pushes/{push_id}/commit. `alias` moves through its gate after the version exists.
+
+    `small` brings blobs of at most `SMALL_BYTES` that were not uploaded: most versions have a large one and these.
+    """
 
     alias: str = ""
+    small: tuple[Small, ...] = Field(default=(), max_length=FILES_LIMIT)
 
 
 class Pushed(Answer):

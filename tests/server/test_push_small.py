@@ -1,0 +1,81 @@
+"""Small blobs come with the commit instead of a request of their own, under the rules of uploads."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from registry.digest import Digest
+from registry.errors import Invalid, RegistryError
+from registry.server.tables import VersionRow
+from registry.wire.push import SMALL_BYTES, PushPlan, PushRequest, Small
+from tests import forge
+from tests.world import World, rows
+
+
+@pytest.fixture
+def based(world: World) -> World:
+    world.add_base()
+    return world
+
+
+def plan(world: World, files: forge.Files) -> PushPlan:
+    return world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+
+
+def send(world: World, plan: PushPlan, files: forge.Files) -> None:
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for upload in plan.uploads:
+        world.admin.upload(upload, lambda d=upload.digest: iter([by_digest[d]]))
+
+
+def small_of(plan: PushPlan, files: forge.Files) -> list[Small]:
+    by_digest = {Digest.of(data): data for data in files.values()}
+    return [
+        Small(digest=u.digest, data=base64.b64encode(by_digest[u.digest]).decode())
+        for u in plan.uploads
+        if u.size_bytes <= SMALL_BYTES
+    ]
+
+
+def test_small_blobs_may_come_with_the_commit(based: World) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    small = small_of(planned, files)
+    assert {len(small), len(planned.uploads)} == {2, 3}
+    sent = {item.digest for item in small}
+    big = planned.model_copy(update={"uploads": [u for u in planned.uploads if u.digest not in sent]})
+    send(based, big, files)
+    assert based.admin.commit_push(planned.push_id, small=small).created
+    assert not based.admin.commit_push(planned.push_id, small=small).created
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda _: {"data": "not base64!"}, "REQUEST_INVALID"),
+        (lambda item: {"data": base64.b64encode(b"x" * len(base64.b64decode(item.data))).decode()}, "BLOB_MISMATCH"),
+        (lambda item: {"data": base64.b64encode(base64.b64decode(item.data) + b"x").decode()}, "BLOB_MISMATCH"),
+        (lambda _: {"digest": Digest.of(b"never asked for")}, "BLOB_UNKNOWN"),
+    ],
+)
+def test_small_blobs_obey_the_rules_of_uploads(based: World, change: Any, code: str) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    first, *others = small_of(planned, files)
+    with pytest.raises(RegistryError) as refusal:
+        based.admin.commit_push(planned.push_id, small=[first.model_copy(update=change(first)), *others])
+    assert refusal.value.code == code
+    with based.session() as session:
+        assert rows(session, VersionRow) == []
+
+
+def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: World) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    body = {"small": [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BYTES)}]}
+    with pytest.raises(Invalid) as refusal:
+        based.admin.connection.send("POST", f"/pushes/{planned.push_id}/commit", json=body)
+    assert refusal.value.code == "REQUEST_INVALID"
