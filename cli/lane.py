@@ -110,8 +110,13 @@ class SocketLane:
         buffer = memoryview(bytearray(min(BUFFER_BYTES, count)))
         total = filled = 0
         flow = _Flow()
-        while total < count and flow.goes_on(total) and self._ready(select.POLLIN):
-            got = self._of().recv_into(buffer[filled : filled + count - total])
+        while total < count and flow.goes_on(total):
+            try:
+                got = self._of().recv_into(buffer[filled : filled + count - total])
+            except BlockingIOError:
+                if self._ready(select.POLLIN):
+                    continue
+                break
             if not got:
                 raise ConnectionError("the sender left before the end of the body")
             total, filled = total + got, filled + got
@@ -145,11 +150,13 @@ class SocketLane:
     def send_file(self, descriptor: int, start: int, count: int) -> int:
         sent = 0
         flow = _Flow()
-        while sent < count and flow.goes_on(sent) and self._ready(select.POLLOUT):
+        while sent < count and flow.goes_on(sent):
             try:
                 step = os.sendfile(self._of().fileno(), descriptor, start + sent, count - sent)
             except BlockingIOError:
-                continue
+                if self._ready(select.POLLOUT):
+                    continue
+                break
             if not step:
                 break
             sent += step
