@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from registry.errors import Invalid, Unavailable
 
@@ -139,8 +140,10 @@ class Bucket:
                 raise _Taken(*self._unavailable(operation, code)) from e
             if code in _BEHIND:
                 raise _Behind(*self._unavailable(operation, code)) from e
-            raise Unavailable(*self._unavailable(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
-        except BotoCoreError as e:
+            status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            kind = Unwilling if 400 <= status < 500 else Unavailable
+            raise kind(*self._unavailable(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
+        except (BotoCoreError, ResponseParserError) as e:
             text = str(e).split("\n", 1)[0][:200]
             raise Unavailable(*self._unavailable(operation, text), retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
@@ -148,6 +151,10 @@ class Bucket:
         hint = "; are the credentials right?" if why in _REFUSED else ""
         hint = "; create it first" if why == "NoSuchBucket" else hint
         return "STORE_UNAVAILABLE", f"bucket '{self.name}' cannot serve {operation} now: {why}{hint}"
+
+
+class Unwilling(Unavailable):
+    """The store is there and refuses this call: a 4xx that has no other meaning here."""
 
 
 class _Absent(Unavailable):

@@ -38,7 +38,7 @@ def cut(size_bytes: int, part_bytes: int) -> Iterator[tuple[int, int, int]]:
 
 def links(bucket: Bucket, key: str, size_bytes: int, part_bytes: int, seconds: int) -> tuple[PartLink, ...]:
     """A link for each part that has not arrived. Begins the upload if there is none."""
-    upload = _open_upload(bucket, key) or Upload.begin(bucket, key)
+    upload = next(iter(_open_uploads(bucket, key)), None) or Upload.begin(bucket, key)
     there = upload.arrived()
     return tuple(
         PartLink(number, start, length, upload.link(number, length, seconds))
@@ -49,14 +49,13 @@ def links(bucket: Bucket, key: str, size_bytes: int, part_bytes: int, seconds: i
 
 def complete(bucket: Bucket, key: str, size_bytes: int, part_bytes: int) -> None:
     """Put the parts together if they are all there; what is incomplete, or done already, stays as it is."""
-    upload = _open_upload(bucket, key)
-    if upload is None:
-        return
-    there = upload.arrived()
     wanted = {number: length for number, _, length in cut(size_bytes, part_bytes)}
-    if all(there.get(number, ("", -1))[1] == length for number, length in wanted.items()):
-        upload.etags = [there[number][0] for number in wanted]
-        upload.complete()
+    for upload in _open_uploads(bucket, key):
+        there = upload.arrived()
+        if all(there.get(number, ("", -1))[1] == length for number, length in wanted.items()):
+            upload.etags = [there[number][0] for number in wanted]
+            upload.complete()
+            return
 
 
 def copy(bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes: int) -> None:
@@ -135,8 +134,8 @@ class Upload:
         self.bucket.find("abort_multipart_upload", **self._where)
 
 
-def _open_upload(bucket: Bucket, key: str) -> Upload | None:
-    """The oldest open upload to exactly this key."""
+def _open_uploads(bucket: Bucket, key: str) -> list[Upload]:
+    """The open uploads to exactly this key, the oldest first. More than one if the answer to a beginning was lost."""
     whole = bucket.prefix + key
     found = [
         item
@@ -144,5 +143,5 @@ def _open_upload(bucket: Bucket, key: str) -> Upload | None:
         for item in page.get("Uploads", ())
         if item["Key"] == whole
     ]
-    oldest = min(found, key=lambda item: (item["Initiated"], item["UploadId"]), default=None)
-    return Upload(bucket, key, str(oldest["UploadId"])) if oldest else None
+    found.sort(key=lambda item: (item["Initiated"], item["UploadId"]))
+    return [Upload(bucket, key, str(item["UploadId"])) for item in found]

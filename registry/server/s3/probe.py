@@ -35,10 +35,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from registry.errors import Unavailable
-from registry.server.s3.bucket import Bucket
+from registry.server.s3.bucket import Bucket, Unwilling
 
 SECONDS = 60
 PROBE_TIMEOUT_SECONDS = 20
+ATTEMPTS = 3
+"""So often is tried what did not work, since networks and stores stumble and an answer lasts for a server's life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,14 @@ def of(bucket: Bucket) -> Abilities:
     tried = _Trial(bucket, key)
     try:
         bucket.put(key, b"probe")
-        if not tried.ranges():
+        if not tried.works(tried.ranges):
+            bucket.head(key)  # tells of a store that is away
             raise Unavailable("STORE_UNAVAILABLE", f"bucket '{bucket.name}' is in a store that cannot read ranges")
         links = tried.works(tried.links)
-        return Abilities(
+        found = Abilities(
             ranges=True,
             copies=tried.works(tried.copies),
-            conditional=tried.works(lambda: not bucket.put(key, b"again", IfNoneMatch="*")),
+            conditional=tried.works(tried.conditional),
             conditional_copy=tried.works(tried.conditional_copy),
             sums=tried.works(tried.sums),
             links=links,
@@ -74,6 +77,8 @@ def of(bucket: Bucket) -> Abilities:
             once_links=links and tried.works(tried.once_links),
             parts=links and tried.works(tried.parts),
         )
+        bucket.head(key)  # a store that went away meanwhile has not shown what it cannot do
+        return found
     finally:
         tried.clean()
 
@@ -87,11 +92,12 @@ class _Trial:
         self._keys = [key]
 
     def works(self, attempt: Callable[[], bool]) -> bool:
-        """A call that the store refuses is an ability that it lacks. That it is there at all was seen before."""
-        try:
-            return attempt()
-        except (Unavailable, OSError, http.client.HTTPException):
-            return False
+        """What the store refuses each time is an ability that it lacks; a single fault is not."""
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(Unavailable, OSError, http.client.HTTPException):
+                if attempt():
+                    return True
+        return False
 
     def clean(self) -> None:
         for key in self._keys:
@@ -106,6 +112,10 @@ class _Trial:
         self._copy(copy)
         return self._content(copy) == b"probe"
 
+    def conditional(self) -> bool:
+        key = self._fresh()
+        return self._bucket.put(key, b"first", IfNoneMatch="*") and not self._bucket.put(key, b"other", IfNoneMatch="*")
+
     def conditional_copy(self) -> bool:
         copy = self._fresh()
         self._copy(copy)
@@ -118,17 +128,20 @@ class _Trial:
         right, wrong = self._fresh(), self._fresh()
         self._bucket.put(right, b"right", ChecksumSHA256=sum_of(b"right"))
         told = (self._bucket.head(right) or {}).get("ChecksumSHA256") == sum_of(b"right")
-        refused = not self.works(lambda: self._bucket.put(wrong, b"wrong", ChecksumSHA256=sum_of(b"right")))
-        return told and refused and self._bucket.head(wrong) is None
+        try:
+            self._bucket.put(wrong, b"wrong", ChecksumSHA256=sum_of(b"right"))
+        except Unwilling:
+            return told and self._bucket.head(wrong) is None
+        return False
 
     def links(self) -> bool:
         link = self._link("get_object", self._key)
         altered = link[:-1] + ("0" if link[-1] != "0" else "1")
         identity = self._bucket.identity()
-        now, long_ago = (
-            signed_at(datetime.now(UTC) - age, link, *identity) for age in (timedelta(0), timedelta(hours=2))
-        )
-        return _send("GET", link) == _send("GET", now) == 200 and _send("GET", altered) >= 400 <= _send("GET", long_ago)
+        now = datetime.now(UTC)
+        good = (link, signed_at(now, link, *identity))
+        bad = (altered, signed_at(now - timedelta(hours=2), link, *identity))
+        return all(_send("GET", url) == 200 for url in good) and all(_refused(_send("GET", url)) for url in bad)
 
     def sum_links(self) -> bool:
         right, wrong = self._fresh(), self._fresh()
@@ -137,7 +150,7 @@ class _Trial:
             self._link("put_object", key, ChecksumSHA256=sum_of(b"right"), ContentLength=5) for key in (right, wrong)
         )
         taken = _send("PUT", to_right, b"right", header)
-        refused = _send("PUT", to_wrong, b"wrong", header) >= 400 and _send("PUT", to_wrong, b"wrong") >= 400
+        refused = all(_refused(_send("PUT", to_wrong, b"wrong", given)) for given in (header, {}))
         return taken == 200 and refused and self._bucket.head(wrong) is None
 
     def once_links(self) -> bool:
@@ -146,7 +159,7 @@ class _Trial:
         header = {"If-None-Match": "*"}
         first, second = _send("PUT", link, b"first", header), _send("PUT", link, b"other", header)
         bare = _send("PUT", link, b"other")
-        return first == 200 and second >= 400 and bare >= 400 and self._content(key) == b"first"
+        return first == 200 and _refused(second) and _refused(bare) and self._content(key) == b"first"
 
     def parts(self) -> bool:
         key = self._fresh()
@@ -160,7 +173,7 @@ class _Trial:
         self._bucket.call("complete_multipart_upload", **where, UploadId=upload, MultipartUpload=done)
         late = _send("PUT", to_part, b"late")
         listed = [u["UploadId"] for u in open_now] == [upload] and [p["Size"] for p in parts] == [4]
-        return sent == 200 and listed and late >= 400 and self._content(key) == b"part"
+        return sent == 200 and listed and _refused(late) and self._content(key) == b"part"
 
     def _link(self, operation: str, key: str, **parameters: Any) -> str:
         return self._bucket.link(operation, SECONDS, {"Key": self._bucket.prefix + key, **parameters}, internal=True)
@@ -182,6 +195,11 @@ class _Trial:
 def sum_of(data: bytes) -> str:
     """SHA-256 as S3 writes it: base64."""
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def _refused(status: int) -> bool:
+    """A refusal, which is no fault of the store's own: those prove nothing."""
+    return 400 <= status < 500
 
 
 def _send(method: str, url: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> int:
