@@ -21,7 +21,7 @@ BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benc
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test lint light bench clean
+.PHONY: help venv demo test lint light soak bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ lint: venv  ## ruff and mypy
 
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
 	@$(PYTHON) -m pytest tests/light $(ARGS)
+
+soak: venv  ## faults for SOAK_SECONDS (600): kills, a failing store, races; prints runs and violations
+	@$(PYTHON) -m tests.faults.soak
 
 bench: venv $(BENCHES)  ## every benchmark; each ends with one JSON object on a line
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -23,15 +24,19 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from registry.client import transfer
+from registry.client import streams, transfer
 from registry.client.api import Registry
 from registry.client.connection import Connection
+from registry.client.folder import read_folder
 from registry.digest import Digest
-from registry.errors import RegistryError, Unavailable
+from registry.errors import NotFound, RegistryError, Unavailable
+from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
 from registry.server import db
 from registry.server.settings import Settings
+from registry.verdicts import Finding
 from registry.wire import BaseAdd
+from registry.wire.push import PushRequest
 from registry.wire.upkeep import FsckRequest, GcRequest
 from tests import forge
 from tests.faults.servers import Server
@@ -70,8 +75,13 @@ class Stage:
         return Registry(self.server.url, connection=Connection(self.server.url, self.server.token, wait=wait))
 
     def adapter(self, name: str, seed: int, *, rank: int = 64) -> Path:
-        """A folder of an adapter whose weights are larger than one step of an upload."""
-        return forge.write(forge.lora(BASE, seed=seed, rank=rank), self.folder / f"{name.replace('/', '-')}-{seed}")
+        """A folder of an adapter whose weights are larger than one step of an upload. Never written twice."""
+        folder = self.folder / f"{name.replace('/', '-')}-{seed}-{rank}"
+        if not folder.exists():
+            written = forge.write(forge.lora(BASE, seed=seed, rank=rank), Path(tempfile.mkdtemp(dir=self.folder)))
+            with contextlib.suppress(OSError):  # another thread was faster
+                written.rename(folder)
+        return folder
 
     # ------------------------------------------------------------ faults
     def push_through(self, name: str, seed: int, *, failpoints: str) -> None:
@@ -99,12 +109,12 @@ class Stage:
             problems += self.violations(client)
         assert problems == [], f"{failpoints}: {problems}"
 
-    def push(self, client: Registry, folder: Path, name: str) -> Digest:
-        """Push until it is acknowledged."""
+    def push(self, client: Registry, folder: Path, name: str, *, also: tuple[type[RegistryError], ...] = ()) -> Digest:
+        """Push until it is acknowledged, again after `Unavailable` and `also`."""
         for attempt in range(1, PUSHES_LIMIT + 1):
             try:
                 pushed = transfer.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
-            except Unavailable:
+            except (Unavailable, *also):  # type: ignore[misc]
                 if attempt == PUSHES_LIMIT:
                     raise
                 continue
@@ -113,11 +123,21 @@ class Stage:
             return pushed.version.digest
         raise AssertionError("not reached")
 
-    def expire_pushes(self) -> None:
-        """As if everybody who has not finished had gone home long ago."""
+    def send_only(self, client: Registry, folder: Path, name: str) -> None:
+        """Plan a push and send its bytes, and no more."""
+        base = client.base(BASE.name)
+        found = read_folder(folder)
+        manifest = found.manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
+        for upload in client.plan_push(name, PushRequest(manifest=manifest)).uploads:
+            with contextlib.suppress(NotFound):  # collected meanwhile: its time was up
+                streams.send(client, upload, found.source_of(upload.digest), streams.Silent())
+
+    def expire_pushes(self, *, of: str = "%") -> None:
+        """As if everybody who has not finished a push of this adapter had gone home long ago."""
         engine = db.engine(self.settings)
+        statement = "UPDATE push SET expires_at = created_at WHERE state = 'open' AND namespace || '/' || name LIKE :of"
         with db.session(engine) as session:
-            session.connection().execute(text("UPDATE push SET expires_at = created_at WHERE state = 'open'"))
+            session.connection().execute(text(statement), {"of": of})
         engine.dispose()
 
     def collect(self, client: Registry, *, grace: int = 0) -> None:
@@ -133,10 +153,10 @@ class Stage:
         """What does not hold now. Only the newest promises are pulled; `all_violations` pulls each."""
         found = [f"fsck: {f.code} {f.place}: {f.sentence}" for f in self.findings(client)]
         for promise in self.promises[since:]:
-            found += self._broken(client, promise)
+            found += self.broken(client, promise)
         return found
 
-    def findings(self, client: Registry) -> list[object]:
+    def findings(self, client: Registry) -> list[Finding]:
         pages = [client.fsck(FsckRequest(deep=True))]
         while pages[-1].next_cursor:
             pages.append(client.fsck(FsckRequest(deep=True, cursor=pages[-1].next_cursor)))
@@ -159,7 +179,7 @@ class Stage:
                 found.append(f"{name}: promised {len(promised)} versions and has {len(there)}")
         return found
 
-    def _broken(self, client: Registry, promise: Promise) -> list[str]:
+    def broken(self, client: Registry, promise: Promise) -> list[str]:
         out = self.folder / f"out-{random.SystemRandom().getrandbits(32):x}"
         try:
             transfer.pull(client, Ref(promise.name, promise.digest), out, cache=None)

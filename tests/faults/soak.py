@@ -1,0 +1,155 @@
+"""`make soak`: the fault tests for as long as SOAK_SECONDS says (600), over all points, seeds, databases and stores.
+
+Prints a table of runs and violations, and one JSON object on the last line; exits with 1 if there is a violation.
+What it draws follows from SOAK_SEED (0), so that a run can be repeated.
+
+Example
+    $ SOAK_SECONDS=3600 make soak
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from registry.errors import Corrupt, Invalid, RegistryError
+from tests.faults import points, races
+from tests.faults.places import KINDS, Places
+from tests.faults.proxy import ACTS, FaultProxy
+from tests.faults.stage import Stage
+
+CLIENTS = 64
+CHURN_SECONDS = 20.0
+OPERATIONS = ("put", "head", "get", "copy", "create", "part", "complete", "parts", "list", "delete")
+LATE = {"copy", "complete"}
+"""What S3 may answer with status 200 and an error."""
+FAULTS = [(o, act) for o in OPERATIONS for act in ACTS if act != "error_in_200" or o in LATE]
+Run = tuple[str, Callable[[], list[str]]]
+
+
+class Soak:
+    def __init__(self, places: Places, seed: int) -> None:
+        self._places = places
+        self._random = random.Random(seed)
+        self._stages: dict[tuple[str, str], Stage] = {}
+        self._numbers = itertools.count(1)
+        self.runs: Counter[str] = Counter()
+        self.violations: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    def go(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for name, run in self._forever():
+            if time.monotonic() > until:
+                break
+            self._count(name, run)
+        for kind, stage in self._stages.items():
+            with stage.server.running(), stage.client() as client:
+                self._count(f"at the end: every promise, {'+'.join(kind)}", partial(stage.all_violations, client))
+
+    def _count(self, name: str, run: Callable[[], list[str]]) -> None:
+        self.runs[name] += 1
+        try:
+            found = run()
+        except Exception as e:
+            traceback.print_exc()
+            found = [f"{type(e).__name__}: {e}"]
+        if found:
+            self.violations[name] += len(found)
+            self.problems += [f"{name}: {problem}" for problem in found]
+            print(f"VIOLATION {name}: {found[:3]}", file=sys.stderr, flush=True)
+
+    def _forever(self) -> Iterator[Run]:
+        """Each round kills once at each point on each kind, and has some of everything else in between."""
+        for turn in itertools.count():
+            for kind in KINDS:
+                for point in points.PUSH | points.GC:
+                    if not (kind[1] == "s3" and point in points.DIRECT):
+                        yield f"kill at a point, {'+'.join(kind)}", partial(self._kill, kind, point)
+                    if point in points.GC:
+                        yield "a store that fails, sqlite+s3", self._store_fails
+            kind = KINDS[turn % len(KINDS)]
+            yield f"{CLIENTS} equal pushes", partial(self._race, races.equal, kind, CLIENTS)
+            yield f"{CLIENTS} different pushes", partial(self._race, races.different, kind, CLIENTS)
+            name = f"collection under pushes and pulls, {CHURN_SECONDS:.0f} s"
+            yield name, partial(self._race, races.churn, kind, CHURN_SECONDS)
+
+    # ------------------------------------------------------------ runs
+    def _kill(self, kind: tuple[str, str], point: str) -> list[str]:
+        stage, number = self._stage(kind), next(self._numbers)
+        deaths = stage.server.deaths
+        through = stage.collect_through if point in points.GC else stage.push_through
+        through(f"acme/k{number}", self._random.randrange(10**6), failpoints=points.armed(point, number))
+        return [] if stage.server.deaths == deaths + 1 else [f"{point} was not reached"]
+
+    def _store_fails(self) -> list[str]:
+        """Some operations fail in some way now and then, for several pushes; then all must be well."""
+        store = self._places.object_store()
+        with FaultProxy(store.endpoint, seed=self._random.randrange(10**6)) as proxy:
+            environment = self._places.environment("sqlite", "s3", endpoint=proxy.endpoint)
+            environment["REGISTRY_PARTS_FROM_BYTES"] = str(2**20)
+            folder = Path(tempfile.mkdtemp(dir=self._places.folder))
+            stage = Stage(environment, folder)
+            with stage.server.running(), stage.client(patient=False) as client:
+                client.health()
+                drawn = dict(self._random.sample(FAULTS, 3))
+                for operation, act in drawn.items():
+                    proxy.fail(operation, act, share=0.3, times=6)
+                try:
+                    for number in range(4):
+                        name = f"acme/s{number}"
+                        stage.push(client, stage.adapter(name, number), name, also=(Invalid, Corrupt))
+                except RegistryError as e:
+                    return [f"{drawn}: {e.code}: {e.detail}"]
+                proxy.heal()
+                stage.expire_pushes()
+                stage.collect(client)
+                return [f"{drawn}: {problem}" for problem in stage.all_violations(client)]
+
+    def _race(self, race: Callable[..., list[str]], kind: tuple[str, str], amount: float) -> list[str]:
+        return race(self._stage(kind), f"acme/{race.__name__}-{next(self._numbers)}", amount)
+
+    def _stage(self, kind: tuple[str, str]) -> Stage:
+        if kind not in self._stages:
+            self._stages[kind] = Stage(self._places.environment(*kind), Path(tempfile.mkdtemp(dir=self._places.folder)))
+        return self._stages[kind]
+
+    def table(self) -> str:
+        wide = max(len(name) for name in self.runs)
+        lines = [f"{'':{wide}}    runs  violations"]
+        lines += [f"{name:{wide}}  {count:6}  {self.violations[name]:10}" for name, count in sorted(self.runs.items())]
+        return "\n".join(lines)
+
+
+def main() -> int:
+    logging.disable(logging.ERROR)
+    seconds, seed = float(os.environ.get("SOAK_SECONDS", "600")), int(os.environ.get("SOAK_SEED", "0"))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, Places(Path(folder)) as places:
+        soak = Soak(places, seed)
+        try:
+            soak.go(seconds)
+        except (KeyboardInterrupt, RegistryError) as e:
+            print(f"stopped: {e!r}", file=sys.stderr)
+            soak.violations["stopped"] += isinstance(e, RegistryError)
+        print(soak.table())
+        for problem in soak.problems[:20]:
+            print(problem)
+    total = {"runs": soak.runs.total(), "violations": soak.violations.total()}
+    print(json.dumps({"soak": total, "seconds": round(time.monotonic() - began), "seed": seed, "by": dict(soak.runs)}))
+    return 1 if soak.violations.total() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
