@@ -143,7 +143,7 @@ class Bucket:
             status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = Unwilling if 400 <= status < 500 else Unavailable
             raise kind(*self._unavailable(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
-        except (BotoCoreError, ResponseParserError) as e:
+        except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: an answer that makes no sense
             text = str(e).split("\n", 1)[0][:200]
             raise Unavailable(*self._unavailable(operation, text), retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
