@@ -77,7 +77,7 @@ class Ours:
 
     def pull_fleet(self, folders: Sequence[Path]) -> Timed:
         with self._dest() as dest:
-            return self._run(["pull-all", str(dest), "--base", _adapters.BASE, "--json"])
+            return self._run(["pull-all", str(dest), "--base", _adapters.BASE, "--namespace", SPACE, "--json"])
 
     def push(self, folder: Path) -> Timed:
         return self._run(["push", str(folder), f"one/{folder.name}", "--base", _adapters.BASE, "--json"])

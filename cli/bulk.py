@@ -60,13 +60,14 @@ def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool
 @click.command("pull-all")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--base", required=True, help="The base whose adapters are wanted.")
+@click.option("--namespace", default="", help="Only adapters of this namespace.")
 @click.option("--alias", default="", help="Those versions that this alias points at. Default: the newest of each.")
 @output.json_option
-def pull_all(folder: Path, base: str, alias: str) -> None:
+def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     """Bring every adapter of a base into DIR/NAMESPACE/NAME."""
     selector = names.selector(alias or names.NEWEST)
     with session.registry() as registry, Bar(base) as bar:
-        found = [AdapterName.parse(view.name) for view in bulk.fleet(registry, base, alias=alias)]
+        found = [AdapterName.parse(view.name) for view in bulk.fleet(registry, base, namespace=namespace, alias=alias)]
         wanted = [(Ref(name, selector), folder / name.namespace / name.name) for name in found]
         results = bulk.pull_all(registry, wanted, progress=bar, told=_quiet(bar, _print_pulled))
     fetched = sum(result.answer is not None for result in results)

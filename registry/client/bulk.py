@@ -88,11 +88,11 @@ def pull_all(
     return _each(pull, wanted, told)
 
 
-def fleet(registry: Registry, base: str, *, alias: str = "") -> Iterator[AdapterView]:
-    """Every adapter of a base that the actor may see; with `alias`, those that have one of this name."""
+def fleet(registry: Registry, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
+    """Every adapter of a base that the actor may see; those of one namespace, those with one alias, if asked."""
     cursor = ""
     while True:
-        page = registry.adapters(base=base, alias=alias, cursor=cursor, limit=PAGE_LIMIT)
+        page = registry.adapters(base=base, namespace=namespace, alias=alias, cursor=cursor, limit=PAGE_LIMIT)
         yield from page.items
         cursor = page.next_cursor
         if not cursor:

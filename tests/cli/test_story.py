@@ -212,6 +212,8 @@ def test_the_whole_fleet_of_a_base_is_pulled_and_one_that_cannot_be_stops_none(d
         assert weights == (folder / "adapter_model.safetensors").read_bytes()
     items = desk("pull-all", tmp_path / "new", "--base", "tiny-llama", "--json").json["items"]
     assert [item["resolved"]["number"] for item in items] == [1, 1, 1]
+    none = desk("pull-all", tmp_path / "new", "--base", "tiny-llama", "--namespace", "elsewhere")
+    assert none.stdout.startswith("0 adapters")
     none = desk("pull-all", tmp_path / "new", "--base", "tiny-llama", "--alias", "production")
     assert none.stdout.startswith("0 adapters")
 
