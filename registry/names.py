@@ -45,6 +45,7 @@ _LIKE_A_VERSION = re.compile(r"(v?[0-9]+|sha256.*|[0-9a-f]{7,64})\Z")
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul"} | {f"com{i}" for i in range(1, 10)} | {f"lpt{i}" for i in range(1, 10)}
 )
+_LOOKS_LIKE = {"l": "1", "i": "1", "o": "0"}
 RESERVED = frozenset({"api", "admin", "assets", "docs", "health", "metrics", "static", "registry", "resolve"})
 """First path segments that the server or the Hub dialect owns: no namespace may have them."""
 
@@ -89,6 +90,26 @@ def namespace(text: str) -> str:
             reasons=[Reason("name.reserved", "namespace", "is reserved for the server")],
         )
     return word
+
+
+def skeleton(word: str) -> str:
+    """What is left of a name when look-alikes count as one: without separators, `l` and `i` as `1`, `o` as `0`.
+
+    The rule of PyPI's `ultranormalize_name`, but a separator between two digits stays: `shop-1-23` and `shop-12-3` are
+    told apart by it.
+
+    >>> skeleton("my-lora"), skeleton("my_1ora")
+    ('my10ra', 'my10ra')
+    """
+    found, last, apart = "", "", False
+    for letter in word:
+        if letter in "._-":
+            apart = True
+            continue
+        between_digits = apart and last.isdigit() and letter.isdigit()
+        found += ("-" if between_digits else "") + _LOOKS_LIKE.get(letter, letter)
+        last, apart = letter, False
+    return found
 
 
 def alias(text: str) -> Alias:

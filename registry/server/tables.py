@@ -1,4 +1,4 @@
-"""The rows: SQLModel tables, constraint naming set once, no behaviour and no validation.
+"""The rows: SQLModel tables, no behaviour and no validation. Those of access are in tables_access.py.
 
 Invariants
 - A row ends in `Row` and never leaves `registry/server/`; `to_value()` or the catalog is the only crossing.
@@ -12,38 +12,22 @@ The migration in migrations/versions writes these columns out by hand; a test co
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Text, TypeDecorator, UniqueConstraint
-from sqlalchemy.engine import Dialect
-from sqlmodel import Field, SQLModel
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint
+from sqlmodel import Field
+from sqlmodel import SQLModel as SQLModel
 
-SQLModel.metadata.naming_convention = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """An aware UTC time in every database. SQLite keeps no zone, so it is put back on the way out."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is not None and value.tzinfo is None:
-            raise ValueError("a naive time was about to be stored; use db.now()")
-        return value.astimezone(UTC) if value is not None else None
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        moment: datetime = value
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+from registry.server.columns import UtcTime as UtcTime
+from registry.server.tables_access import AccessStateRow as AccessStateRow
+from registry.server.tables_access import IdempotencyRow as IdempotencyRow
+from registry.server.tables_access import NamespaceRow as NamespaceRow
+from registry.server.tables_access import PublisherRow as PublisherRow
+from registry.server.tables_access import RoleRow as RoleRow
+from registry.server.tables_access import TakenNameRow as TakenNameRow
+from registry.server.tables_access import TokenRow as TokenRow
+from registry.server.tables_access import UsedAssertionRow as UsedAssertionRow
 
 
 class BaseRow(SQLModel, table=True):
@@ -266,31 +250,3 @@ class EventRow(SQLModel, table=True):
     object: str = Field(index=True)
     detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     request_id: str = ""
-
-
-class TokenRow(SQLModel, table=True):
-    """A token at rest: the SHA-256 of its secret, never the secret."""
-
-    __tablename__ = "token"
-    id: str = Field(primary_key=True)
-    name: str
-    secret_sha256: str = Field(unique=True)
-    scopes: list[str] = Field(sa_type=JSON)
-    namespaces: list[str] = Field(sa_type=JSON)
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
-    expires_at: datetime | None = Field(default=None, sa_type=UtcTime)
-    revoked_at: datetime | None = Field(default=None, sa_type=UtcTime)
-    last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
-
-
-class IdempotencyRow(SQLModel, table=True):
-    """The answer to a mutation, kept under the caller's key, so that twice means once."""
-
-    __tablename__ = "idempotency"
-    token_id: str = Field(primary_key=True)
-    key: str = Field(primary_key=True)
-    request_sha256: str
-    status: int
-    answer: str = Field(sa_type=Text)
-    created_at: datetime = Field(sa_type=UtcTime, index=True)
