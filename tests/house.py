@@ -36,6 +36,8 @@ def _row(prefix: str, ours: str, packages: str) -> Row:
 # The longest matching prefix decides. ARCHITECTURE.md shows the same table in words.
 TABLE = [
     _row("registry", "domain", "pydantic pydantic_core"),
+    _row("registry.tlog", "domain", "cryptography"),
+    _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "httpx pydantic"),
     _row("registry.serving", "domain client serving", "httpx"),
     _row("registry.server", "domain server", "sqlmodel sqlalchemy"),

@@ -1,0 +1,184 @@
+"""Signed notes and checkpoints (C2SP signed-note, tlog-checkpoint): text that a key has signed with Ed25519.
+
+    registry.example.org/3f9c          the origin, which is also the name of the key
+    1042                               the size
+    CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2…  the root, base64
+
+    — registry.example.org/3f9c Az3grl…   each signature behind four bytes that say which key
+
+Invariants
+- A signature line of a key that we do not know is passed over; one of a known key that does not verify spoils the note.
+- Only text that parses to one checkpoint and prints as it was is a checkpoint: no second spelling of a number.
+- A private key is only in `Signer`, whose text begins with PRIVATE+KEY; its repr does not show it.
+
+Example
+    >>> Verifier.parse(signer.verifier.text).name == signer.name
+    True
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from registry.errors import Invalid
+from registry.tlog import HASH_BYTES
+
+ED25519 = b"\x01"
+NOTE_LIMIT_BYTES = 16 * 2**10
+_NAME = re.compile(r"[!-*,-~]{1,200}\Z")  # no space and no plus sign (C2SP signed-note)
+_DASH = "— "
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """A public key with its name. `text` is what people copy: `name+hash+key`."""
+
+    name: str
+    public: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> Verifier:
+        """`Invalid` (SETTING_INVALID) for text that is not a verifier's."""
+        name, _, rest = text.strip().partition("+")
+        hint, _, encoded = rest.partition("+")
+        key = _decoded(encoded)
+        if key is None or key[:1] != ED25519 or len(key) != 33 or not _NAME.match(name):
+            raise Invalid(
+                "SETTING_INVALID", f"{text[:80]!r} is not a verifier key: name+hash+base64 (C2SP signed-note)"
+            )
+        found = cls(name, key[1:])
+        if hint != found.hint.hex():
+            raise Invalid(
+                "SETTING_INVALID", f"verifier key of {name!r}: its hash is {found.hint.hex()}, not {hint[:20]!r}"
+            )
+        return found
+
+    @property
+    def hint(self) -> bytes:
+        """The four bytes that name the key in a signature."""
+        return hashlib.sha256(self.name.encode() + b"\n" + ED25519 + self.public).digest()[:4]
+
+    @property
+    def text(self) -> str:
+        return f"{self.name}+{self.hint.hex()}+{base64.b64encode(ED25519 + self.public).decode()}"
+
+    def verifies(self, message: bytes, signature: bytes) -> bool:
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """A private key with its name: one line of the key file."""
+
+    name: str
+    seed: bytes = field(repr=False)
+
+    @classmethod
+    def make(cls, name: str) -> Signer:
+        return cls(name, Ed25519PrivateKey.generate().private_bytes_raw())
+
+    @classmethod
+    def parse(cls, text: str) -> Signer:
+        """`Invalid` (SETTING_INVALID), without the text, for what is no signer's line."""
+        parts = text.strip().split("+", 4)
+        key = _decoded(parts[4]) if len(parts) == 5 and parts[:2] == ["PRIVATE", "KEY"] else None
+        if key is None or key[:1] != ED25519 or len(key) != 33 or not _NAME.match(parts[2]):
+            raise Invalid(
+                "SETTING_INVALID", "the audit key is not a line PRIVATE+KEY+name+hash+base64 (C2SP signed-note)"
+            )
+        found = cls(parts[2], key[1:])
+        if parts[3] != found.verifier.hint.hex():
+            raise Invalid("SETTING_INVALID", "the audit key's hash is not that of its key")
+        return found
+
+    @property
+    def text(self) -> str:
+        key = base64.b64encode(ED25519 + self.seed).decode()
+        return f"PRIVATE+KEY+{self.name}+{self.verifier.hint.hex()}+{key}"
+
+    @property
+    def verifier(self) -> Verifier:
+        private = Ed25519PrivateKey.from_private_bytes(self.seed)
+        return Verifier(self.name, private.public_key().public_bytes_raw())
+
+    def sign(self, message: bytes) -> bytes:
+        return Ed25519PrivateKey.from_private_bytes(self.seed).sign(message)
+
+
+# ------------------------------------------------------------------ notes
+def sign_note(text: str, *signers: Signer) -> str:
+    """The note: `text`, which ends in a newline, and one line for each signature."""
+    lines = [f"{_DASH}{s.name} {base64.b64encode(s.verifier.hint + s.sign(text.encode())).decode()}\n" for s in signers]
+    return text + "\n" + "".join(lines)
+
+
+def open_note(note: str, *known: Verifier) -> str | None:
+    """The text of a note that at least one of these keys has signed, and none of them wrongly; else None."""
+    text, found, signatures = note.rpartition("\n\n")
+    if not found or not signatures.endswith("\n") or len(note.encode()) > NOTE_LIMIT_BYTES:
+        return None
+    text += "\n"
+    by_key = {(v.name, v.hint): v for v in known}
+    good = 0
+    for line in signatures.removesuffix("\n").split("\n"):
+        name, _, encoded = line.removeprefix(_DASH).partition(" ")
+        signature = _decoded(encoded)
+        if not line.startswith(_DASH) or not _NAME.match(name) or signature is None or len(signature) < 5:
+            return None
+        verifier = by_key.get((name, signature[:4]))
+        if verifier is None:
+            continue
+        if not verifier.verifies(text.encode(), signature[4:]):
+            return None
+        good += 1
+    return text if good else None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The size and the root of a log. An origin names the log."""
+
+    origin: str
+    size: int
+    root: bytes
+
+    @property
+    def text(self) -> str:
+        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+
+    @classmethod
+    def of_text(cls, text: str) -> Checkpoint | None:
+        lines = text.split("\n")
+        if len(lines) != 4 or not (lines[1].isascii() and lines[1].isdigit() and len(lines[1]) < 16):
+            return None
+        held = _decoded(lines[2])
+        if held is None or len(held) != HASH_BYTES:
+            return None
+        found = cls(lines[0], int(lines[1]), held)
+        return found if found.text == text else None
+
+    @classmethod
+    def of_note(cls, note: str, *known: Verifier) -> Checkpoint | None:
+        """The checkpoint of a note that one of these keys has signed for its own log; else None."""
+        text = open_note(note, *known)
+        found = cls.of_text(text) if text is not None else None
+        return found if found is not None and found.origin in {v.name for v in known} else None
+
+
+def _decoded(text: str) -> bytes | None:
+    try:
+        held = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return held if base64.b64encode(held).decode() == text else None
