@@ -98,6 +98,7 @@ def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: P
 
 
 def _empty(postgres_url: str) -> None:
+    """Nothing of the test before may still work here: whoever is connected is ended first."""
     import psycopg
 
     from registry.server import tables
@@ -105,6 +106,10 @@ def _empty(postgres_url: str) -> None:
     children_first = [table.name for table in reversed(tables.SQLModel.metadata.sorted_tables)]
     statements = "; ".join(f'DELETE FROM "{name}"' for name in children_first)
     with psycopg.connect(postgres_url.replace("postgresql+psycopg://", "postgresql://", 1)) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
         connection.execute(statements)
 
 

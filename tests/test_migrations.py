@@ -12,7 +12,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, event, inspect, text
 
 from registry.errors import Conflict
 from registry.server import db, tables
@@ -83,6 +83,26 @@ def test_two_servers_that_start_at_once_initialise_one_schema(empty: Engine) -> 
     found = [server.communicate(timeout=60)[0].strip() for server in servers]
     assert found == [db.newest_revision()] * 2
     assert differences(empty) == []
+
+
+def test_a_server_that_looks_while_another_one_initialises_serves_the_same_schema(empty: Engine) -> None:
+    """Whatever it asked first: the other one is done before it asks the rest."""
+    db.ping(empty)
+    other = db.engine(Settings(database_url=empty.url.render_as_string(hide_password=False)))
+    begun: list[str] = []
+
+    @event.listens_for(empty, "after_cursor_execute")
+    def _(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "alembic_version" not in statement and "pg_class" not in statement and "sqlite_master" not in statement:
+            return
+        if not begun:
+            begun.append(statement)
+            db.migrate(other)
+
+    assert db.prepare(empty) == db.newest_revision()
+    assert begun
+    assert differences(empty) == []
+    other.dispose()
 
 
 def test_an_old_or_newer_schema_is_refused_and_left_alone(empty: Engine) -> None:

@@ -5,6 +5,7 @@ Invariants
 - Bodies stream in both directions and a slow reader holds the application back: a file is never in memory whole.
 - The application's lifespan begins before the first request and ends with `close()`. What its start raises, the
   first request raises.
+- `close()` lets the application finish what it does for requests, also after their answers; only what is stuck is cut.
 - An exception inside the application is logged and looks to the caller as it would over a socket: an answer with
   status 500, or an answer that breaks off.
 
@@ -22,7 +23,7 @@ import logging
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import httpx
@@ -35,6 +36,8 @@ Application = Callable[
 
 CHUNKS_AHEAD = 8
 """Chunks of an answer that the application may produce before the caller has taken them."""
+STOP_SECONDS = 30.0
+"""How long `close()` waits for the application to finish what it began."""
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _LOG = logging.getLogger(__name__)
@@ -72,6 +75,8 @@ class _Running:
         self._thread = threading.Thread(target=self.loop.run_forever, name="in-process application", daemon=True)
         self._stop_lifespan: Callable[[], Awaitable[None]] | None = None
         self.state: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._exchanges: dict[_Exchange, Future[None]] = {}
 
     @classmethod
     def start(cls, app: Application) -> _Running:
@@ -84,7 +89,18 @@ class _Running:
             raise
         return running
 
+    def begin(self, exchange: _Exchange) -> None:
+        with self._lock:
+            begun = asyncio.run_coroutine_threadsafe(exchange.run(), self.loop)
+            self._exchanges[exchange] = begun
+        begun.add_done_callback(lambda _: self._exchanges.pop(exchange, None))
+
     def stop(self) -> None:
+        with self._lock:
+            left = dict(self._exchanges)
+        for exchange in left:
+            exchange.leave()
+        wait(left.values(), timeout=STOP_SECONDS)
         if self._stop_lifespan is not None:
             asyncio.run_coroutine_threadsafe(_as_coroutine(self._stop_lifespan()), self.loop).result()
         asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop).result()
@@ -144,7 +160,7 @@ class _Exchange:
         self._ended = False
 
     def answer(self) -> httpx.Response:
-        asyncio.run_coroutine_threadsafe(self._run(), self._running.loop)
+        self._running.begin(self)
         first = self._next()
         if self._body_error is not None:
             raise self._body_error
@@ -180,7 +196,7 @@ class _Exchange:
             self._running.loop.call_soon_threadsafe(function)
 
     # ---------------------------------------------------------------- on the event loop
-    async def _run(self) -> None:
+    async def run(self) -> None:
         try:
             await self._app(_scope(self._request, self._running.state), self._receive, self._send)
         except Exception:

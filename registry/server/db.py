@@ -228,13 +228,15 @@ def migrate(engine: Engine, revision: str = "head") -> str:
 def prepare(engine: Engine) -> str:
     """Make the database ready to serve: initialise an empty one, refuse an old or newer schema.
 
+    Servers may start at once: who finds no tables waits for the migrator and then has nothing left to do. The tables
+    are looked at before the revision, because both appear together: tables without their revision are a stranger's.
     `Conflict` (SCHEMA_OLD) says which revision is there and which is expected.
     """
-    found, expected = schema_revision(engine), newest_revision()
     with database_errors():
-        empty = not found and not inspect(engine).get_table_names()
+        empty = not inspect(engine).get_table_names()
     if empty:
         return migrate(engine)
+    found, expected = schema_revision(engine), newest_revision()
     if found != expected:
         raise Conflict(
             "SCHEMA_OLD",

@@ -15,6 +15,7 @@ from registry.errors import Conflict
 
 pytest.importorskip("starlette")
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,6 +28,7 @@ class Told:
         self.produced = 0
         self.events: list[str] = []
         self.flood_ended = threading.Event()
+        self.answered = threading.Event()
 
 
 def application(told: Told) -> Starlette:
@@ -71,6 +73,13 @@ def application(told: Told) -> Starlette:
         yield {"word": "kept"}
         told.events.append("stop")
 
+    def tidies(request: Request) -> Response:
+        def tidy() -> None:
+            told.answered.wait(60)
+            told.events.append("tidied")
+
+        return PlainTextResponse("done", background=BackgroundTask(tidy))
+
     def state(request: Request) -> Response:
         return PlainTextResponse(request.state.word)
 
@@ -82,6 +91,7 @@ def application(told: Told) -> Starlette:
             Route("/breaks", breaks),
             Route("/fails", fails),
             Route("/state", state),
+            Route("/tidies", tidies),
             Route("/path/{rest:path}", path),
         ],
         lifespan=lifespan,
@@ -125,7 +135,7 @@ def test_a_slow_reader_holds_the_application_back(client: httpx.Client, told: To
 def test_an_application_learns_that_the_caller_has_left(client: httpx.Client, told: Told) -> None:
     with client.stream("GET", "/flood") as answer:
         next(answer.iter_raw())
-    assert told.flood_ended.wait(10)
+    assert told.flood_ended.wait(60)
     assert told.produced < 1000
 
 
@@ -154,6 +164,13 @@ def test_the_lifespan_begins_once_and_ends_with_close(told: Told) -> None:
         client.get("/state")
         assert told.events == ["start"]
     assert told.events == ["start", "stop"]
+
+
+def test_close_waits_for_what_is_done_after_an_answer(told: Told) -> None:
+    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test") as client:
+        assert client.get("/tidies").text == "done"
+        threading.Timer(0.1, told.answered.set).start()
+    assert told.events == ["start", "tidied", "stop"]
 
 
 def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:
