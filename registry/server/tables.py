@@ -1,4 +1,4 @@
-"""The rows: SQLModel tables, no behaviour and no validation. Those of access are in tables_access.py.
+"""The rows: SQLModel tables, no behaviour and no validation. Those of access and audit are in rooms of their own.
 
 Invariants
 - A row ends in `Row` and never leaves `registry/server/`; `to_value()` or the catalog is the only crossing.
@@ -28,6 +28,12 @@ from registry.server.tables_access import RoleRow as RoleRow
 from registry.server.tables_access import TakenNameRow as TakenNameRow
 from registry.server.tables_access import TokenRow as TokenRow
 from registry.server.tables_access import UsedAssertionRow as UsedAssertionRow
+from registry.server.tables_audit import AttestationRow as AttestationRow
+from registry.server.tables_audit import AuditCheckpointRow as AuditCheckpointRow
+from registry.server.tables_audit import AuditTileRow as AuditTileRow
+from registry.server.tables_audit import DeliveryRow as DeliveryRow
+from registry.server.tables_audit import EventRow as EventRow
+from registry.server.tables_audit import WebhookRow as WebhookRow
 
 
 class BaseRow(SQLModel, table=True):
@@ -236,17 +242,3 @@ class JobRow(SQLModel, table=True):
     created_by: str
     started_at: datetime | None = Field(default=None, sa_type=UtcTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcTime)
-
-
-class EventRow(SQLModel, table=True):
-    """One line of the audit log, written in the transaction of the change that it tells of."""
-
-    __tablename__ = "event"
-    seq: int | None = Field(default=None, primary_key=True)
-    at: datetime = Field(sa_type=UtcTime, index=True)
-    actor: str
-    token_id: str = ""
-    action: str
-    object: str = Field(index=True)
-    detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
-    request_id: str = ""
