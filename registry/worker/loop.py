@@ -16,21 +16,20 @@ import os
 import platform
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from registry.client.api import Registry
 from registry.errors import Conflict, NotFound, RegistryError, Unavailable
-from registry.jobs import Kind
-from registry.verdicts import Report, add_up, summarise
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
+from registry.worker import job as jobs
 from registry.worker.identify import Inspector, Stopped
-from registry.worker.job import Failed, smoke_test
 from registry.worker.lease import Held, Lost
 from registry.worker.pool import Limits, Pool, Source
 from registry.worker.sources import Sources
+from registry.worker.task import Failed, Task
 
 IDLE_SECONDS = (0.5, 5.0)
 """How long an idle worker waits before it asks again: it begins with the first and doubles up to the second."""
@@ -114,23 +113,34 @@ class Worker:
             if sentence not in self._told:
                 self._told.add(sentence)
                 self._say(sentence)
-        if not sources:
-            return False
-        warm = [name for name in self._pool.warm if name in sources]
-        names = [*warm, *(name for name in sources if name not in warm)]
-        claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=[Kind.VALIDATE], bases=names))
+        claimed = self._claim(sources)
         if claimed is None:
             return False
-        self._work(claimed, sources[claimed.job.base])
+        self._work(claimed, sources.get(claimed.job.base))
         return True
 
-    def _work(self, claimed: Claimed, source: Source) -> None:
+    def _claim(self, sources: Mapping[str, Source]) -> Claimed | None:
+        """A job for a base that is here, warm bases first; else one that needs none."""
+        bound = [kind for kind in jobs.RUNNERS if kind not in jobs.BASELESS]
+        free = [kind for kind in jobs.RUNNERS if kind in jobs.BASELESS]
+        warm = [name for name in self._pool.warm if name in sources]
+        names = [*warm, *(name for name in sources if name not in warm)]
+        claimed = None
+        if names:
+            claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=bound, bases=names))
+        if claimed is None and free:
+            claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=free))
+        return claimed
+
+    def _work(self, claimed: Claimed, source: Source | None) -> None:
         job = claimed.job
         label = job.subject
         try:
             with Held(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
-                report = smoke_test(self._registry, claimed, source, pool=self._pool, limits=self._limits, lease=lease)
-                self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=report))
+                done = jobs.run(Task(self._registry, claimed, lease, self._pool, self._limits, source))
+                self._registry.finish(
+                    job.id, FinishRequest(lease_token=lease.token, report=done.report, result=done.result)
+                )
         except (Lost, Conflict, NotFound) as e:
             self._say(f"{label}: the job is no longer ours ({e}); dropped")
             return
@@ -138,7 +148,7 @@ class Worker:
             self._fail(claimed, label, e)
             return
         self.tally.done += 1
-        self._say(f"{label}: {_in_short(report)}")
+        self._say(f"{label}: {done.sentence}")
 
     def _fail(self, claimed: Claimed, label: str, error: Exception) -> None:
         self.tally.failed += 1
@@ -152,12 +162,3 @@ class Worker:
             )
         except RegistryError as e:  # the lease will run out, which says the same
             self._say(f"{label}: could not be given back: {e.detail}")
-
-
-def _in_short(report: Report) -> str:
-    outcome = add_up(report.findings)
-    seen = report.measurements
-    if seen.get("kl_nats") is not None and outcome != "fail":
-        moved = f"logits move by up to {seen['max_logit_delta']:.3g}, KL {seen['kl_nats']:.3g} nats a token"
-        return f"acts: {outcome} ({moved})"
-    return f"acts: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else "")

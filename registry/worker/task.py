@@ -1,0 +1,89 @@
+"""`Task` and `Done`: what a claimed job's runner gets, and what it leaves; `Failed` when an attempt cannot answer.
+
+Invariants
+- A runner changes nothing in the registry: what it leaves, it answers; the loop sends it with the lease's token.
+- What it writes lies in a folder of this job alone, which is gone afterwards.
+
+Example
+    >>> def count(task: Task) -> Done:
+    ...     return Done("counted", result={"files": len(task.subject.files)})
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from registry.client import transfer
+from registry.client.api import Registry
+from registry.errors import Corrupt
+from registry.jobs import Job
+from registry.names import AdapterName, Ref
+from registry.verdicts import Report
+from registry.wire import BaseView, Resolved
+from registry.wire.jobs import Claimed
+from registry.worker.lease import Held
+from registry.worker.pool import Limits, Pool, Source
+
+
+class Failed(Exception):
+    """This attempt could not answer. `final`: no other attempt would either."""
+
+    def __init__(self, sentence: str, *, final: bool = False) -> None:
+        super().__init__(sentence)
+        self.final = final
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One claimed job with everything that its runner may use. `source` is the job's base, where it lies here."""
+
+    registry: Registry
+    claimed: Claimed
+    lease: Held
+    pool: Pool
+    limits: Limits
+    source: Source | None = None
+
+    @property
+    def job(self) -> Job:
+        return self.claimed.job
+
+    @property
+    def subject(self) -> Resolved:
+        if self.claimed.subject is None:
+            raise Failed("the job names no version", final=True)
+        return self.claimed.subject
+
+    @property
+    def base(self) -> BaseView:
+        if self.claimed.base is None:
+            raise Failed("the job names no base", final=True)
+        return self.claimed.base
+
+    def ready_source(self) -> Source:
+        """The job's base on this machine, still the one that is registered."""
+        if self.source is None:
+            raise Failed(f"the base {self.base.name} is not on this machine")
+        if self.base.fingerprint != self.source.fingerprint:
+            raise Failed(f"the base {self.base.name} was registered anew since this worker looked")
+        return self.source
+
+    def pull(self, folder: Path, subject: Resolved | None = None) -> Path:
+        """The version's files in `folder`, each byte verified against its manifest."""
+        subject = subject or self.subject
+        try:
+            transfer.pull(self.registry, Ref(AdapterName.parse(subject.name), subject.digest), folder, cache=None)
+        except Corrupt as e:
+            raise Failed(e.detail) from e
+        return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a job leaves: one line for the worker's log, a report for a validation, a small result for any kind."""
+
+    sentence: str
+    report: Report | None = None
+    result: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,90 @@
+"""One validation: pull the adapter, judge its header once more, put it on its base, make the report.
+
+Invariants
+- A check that cannot run raises `Failed`: that is a failed job, never a failing verdict.
+- An adapter that does not fit by its header never reaches the model: its report says so.
+
+Example
+    >>> validate(task).report.findings
+    ()
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from registry import compat
+from registry.client.folder import read_folder
+from registry.errors import Invalid, TooLarge
+from registry.verdicts import Check, Finding, Outcome, Report, add_up, summarise
+from registry.wire import BaseView
+from registry.worker.pool import Gone
+from registry.worker.task import Done, Failed, Task
+
+
+def validate(task: Task) -> Done:
+    """The report of the check *acts* on the claimed version."""
+    source, base, lease = task.ready_source(), task.base, task.lease
+    with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
+        lease.say("pulling the adapter")
+        folder = task.pull(Path(scratch) / "adapter")
+        findings = _fit(folder, base)
+        if add_up(findings) is Outcome.FAIL:
+            return _done(_report(task, [_not_tried(findings), *findings], {}, {}))
+        lease.say(f"putting the adapter on {base.name}")
+        try:
+            answer = task.pool.try_adapter(source, folder, task.limits)
+        except Gone as e:
+            raise Failed(str(e)) from e
+    lease.check()
+    if "seen" not in answer:
+        raise Failed(str(answer.get("failed") or "the check ended without an answer"))
+    found = [Finding.model_validate(finding) for finding in answer["seen"].get("findings", ())]
+    return _done(_report(task, found, answer["seen"].get("measurements", {}), answer["base"]))
+
+
+def _fit(folder: Path, base: BaseView) -> list[Finding]:
+    """The domain's own judgement, made here again: the names that reach the model are on its allow-list."""
+    try:
+        contents = read_folder(folder).contents
+    except (Invalid, TooLarge) as e:
+        raise Failed(f"what was pulled breaks a rule: {e.detail}", final=True) from e
+    return [*contents.lora.findings, *compat.check_fit(contents.lora, base.spec, base.relatives)]
+
+
+def _not_tried(findings: list[Finding]) -> Finding:
+    return Finding(
+        code="acts.does_not_fit",
+        severity="error",
+        place="adapter_model.safetensors",
+        sentence=f"not put on the base, because it does not fit by its header: {summarise(findings)}"[:2000],
+    )
+
+
+def _report(task: Task, findings: list[Finding], measurements: dict[str, Any], keeper: dict[str, Any]) -> Report:
+    about_base = {
+        "base_load_seconds": keeper.get("load_seconds"),
+        "base_parameters": keeper.get("parameters"),
+        "base_loads": keeper.get("base_loads"),
+        "adapters_tried": keeper.get("adapters_tried"),
+    }
+    return Report(
+        check=Check.ACTS,
+        subject=task.subject.digest,
+        base=task.base.name,
+        base_fingerprint=str(task.base.fingerprint),
+        findings=tuple(findings),
+        measurements=measurements | {name: value for name, value in about_base.items() if value is not None},
+        made_by=dict(keeper.get("versions", {})),
+    )
+
+
+def _done(report: Report) -> Done:
+    outcome = add_up(report.findings)
+    seen = report.measurements
+    if seen.get("kl_nats") is not None and outcome != "fail":
+        moved = f"logits move by up to {seen['max_logit_delta']:.3g}, KL {seen['kl_nats']:.3g} nats a token"
+        return Done(f"acts: {outcome} ({moved})", report)
+    return Done(f"acts: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else ""), report)
