@@ -34,6 +34,8 @@ from registry.server.tables_audit import AuditTileRow as AuditTileRow
 from registry.server.tables_audit import DeliveryRow as DeliveryRow
 from registry.server.tables_audit import EventRow as EventRow
 from registry.server.tables_audit import WebhookRow as WebhookRow
+from registry.server.tables_values import VersionTagRow as VersionTagRow
+from registry.server.tables_values import VersionValuesRow as VersionValuesRow
 
 
 class BaseRow(SQLModel, table=True):
@@ -81,7 +83,10 @@ class AdapterRow(SQLModel, table=True):
 
 
 class VersionRow(SQLModel, table=True):
-    """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be."""
+    """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be.
+
+    `measured_at` is when the numbers of its weights were read (`values`); empty means that they still must be.
+    """
 
     __tablename__ = "version"
     __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
@@ -101,6 +106,7 @@ class VersionRow(SQLModel, table=True):
     yanked_at: datetime | None = Field(default=None, sa_type=UtcTime)
     yank_reason: str = Field(default="", sa_type=Text)
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
+    measured_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
 
 
 class VersionFileRow(SQLModel, table=True):
