@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-START_LIMIT_SECONDS = 45
-STOP_LIMIT_SECONDS = 15
+START_LIMIT_SECONDS = 120
+STOP_LIMIT_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 

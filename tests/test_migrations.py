@@ -80,7 +80,7 @@ def test_two_servers_that_start_at_once_initialise_one_schema(empty: Engine) -> 
     url = empty.url.render_as_string(hide_password=False)
     command = [sys.executable, "-c", START, url]
     servers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = [server.communicate(timeout=60)[0].strip() for server in servers]
+    found = [server.communicate(timeout=120)[0].strip() for server in servers]
     assert found == [db.newest_revision()] * 2
     assert differences(empty) == []
 

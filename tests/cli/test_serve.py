@@ -44,7 +44,7 @@ def test_the_first_start_gives_a_token_that_works_and_no_other_start_does(desk: 
         env = {"ADAPTER_REGISTRY": first["url"], "ADAPTER_TOKEN": first["token"]}
         assert desk("whoami", "--json", **env).json["scopes"] == ["admin"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     with served(tmp_path / "data") as (_, second):
         assert second["token"] == ""
         assert desk("whoami", "--json", ADAPTER_REGISTRY=second["url"], ADAPTER_TOKEN=first["token"]).exit_code == 0

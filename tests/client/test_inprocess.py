@@ -105,7 +105,7 @@ def told() -> Told:
 
 @pytest.fixture
 def client(told: Told) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test", timeout=20) as client:
+    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test", timeout=120) as client:
         yield client
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -17,9 +16,9 @@ from registry.engines import table as engine_table
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Condition, Rule
 from registry.errors import Invalid
-from registry.formats.images import ImageFacts
+from registry.formats.facts import FileFacts
 from registry.verdicts import Outcome, add_up
-from tests import forge
+from tests import effort, forge
 from tests.engines.cases import CASES, facts_of
 from tests.house import ROOT
 
@@ -191,13 +190,11 @@ def test_a_verdict_says_profile_base_and_outcome() -> None:
     assert (found.base, found.base_fingerprint) == (base.name, base.fingerprint)
 
 
-def test_ten_thousand_verdicts_are_renewed_in_under_a_minute() -> None:
+def test_a_verdict_from_stored_facts_is_a_few_thousand_lines_of_work() -> None:
     stored = engine_facts.to_stored(facts_of(CASES["all-linear"]))
     asked = engines.profile("vllm==0.33.0,max_lora_rank=32")
-    started = time.perf_counter()
-    for _ in range(1000):
-        engines.judge(stored, asked)
-    assert time.perf_counter() - started < 6
+    engines.judge(stored, asked)
+    assert effort.lines(lambda: engines.judge(stored, asked)) < 10_000
 
 
 def test_a_text_adapter_is_not_for_an_image_engine() -> None:
@@ -217,7 +214,7 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
     ],
 )
 def test_image_files_are_judged_by_scheme(scheme: str, dora: bool, diffusers: list[str], comfyui: list[str]) -> None:
-    facts = engine_facts.of_image(ImageFacts(scheme=scheme, method="lora", family="flux", has_dora=dora))
+    facts = engine_facts.of_image(FileFacts(scheme=scheme, method="lora", family="flux", has_dora=dora))
     assert codes(facts, "diffusers==0.42.1") == diffusers
     assert codes(facts, "comfyui") == comfyui
 

@@ -81,7 +81,7 @@ class FaultProxy:
     # ------------------------------------------------------------ the server
     def __enter__(self) -> FaultProxy:
         self._thread.start()
-        self._ready.wait(10)
+        self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -27,7 +27,7 @@ from multiprocessing.process import BaseProcess
 
 from cli import serve
 
-START_LIMIT_SECONDS = 60
+START_LIMIT_SECONDS = 120
 _PR_SET_PDEATHSIG = 1
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.faults.servers", "cli.serve", "boto3", "psycopg", "pytest", "pysqlite3.dbapi2"])

@@ -57,7 +57,7 @@ def test_a_push_survives_a_crash_of_the_database(stage_on: StageOn, tmp_path: Pa
         wait_for(go_on.with_name("go.reached"))
         crash_postgres(stage.environment["REGISTRY_DATABASE_URL"])
         go_on.touch()
-        pushed.result(60)
+        pushed.result(180)
         assert stage.violations(client) == []
 
 
@@ -67,7 +67,7 @@ def push_and_promote(stage: Stage, folder: Path, name: str) -> None:
 
 
 def wait_for(path: Path) -> None:
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < limit, f"{path} never came"
         time.sleep(0.01)
@@ -140,7 +140,7 @@ def send_slowly(stage: Stage, method: str, path: str, size_bytes: int, first: by
     parts = urlsplit(stage.server.url)
     head = f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {stage.server.token}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {size_bytes}\r\n\r\n"
-    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=20) as line:
+    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=120) as line:
         line.sendall(head.encode() + first)
         answered = threading.Event()
 

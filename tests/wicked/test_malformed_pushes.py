@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests import forge
@@ -21,9 +19,7 @@ def client(world: World) -> RawClient:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_malformed_weights_are_refused(client: RawClient, name: str) -> None:
     data, code, reason = WEIGHTS[name]
-    began = time.monotonic()
     answer = client.push({**client.world.files(), forge.WEIGHTS: data})
-    assert time.monotonic() - began < 10  # alone it is far below one second; the machine may be shared
     assert_refused(client.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
     assert forge.WEIGHTS in answer.json()["detail"]
 
@@ -31,9 +27,7 @@ def test_malformed_weights_are_refused(client: RawClient, name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_malformed_configurations_are_refused(client: RawClient, name: str) -> None:
     data, code, reason = CONFIGS[name]
-    began = time.monotonic()
     answer = client.push({**client.world.files(), forge.CONFIG: data})
-    assert time.monotonic() - began < 10
     reason = "file.too_large" if reason == "config.too_large" else reason
     assert_refused(client.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
     assert forge.CONFIG in answer.json()["detail"]

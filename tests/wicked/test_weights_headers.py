@@ -1,13 +1,12 @@
-"""Attack: a weights file whose header lies, hides or exhausts. Each is answered with its rule, quickly."""
+"""Attack: a weights file whose header lies, hides or exhausts. Each is answered with its rule."""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 
 from registry import tensors
 from registry.errors import Invalid, TooLarge
+from tests import effort
 from tests.wicked_forge import WEIGHTS
 
 FILE = "adapter_model.safetensors"
@@ -16,10 +15,8 @@ FILE = "adapter_model.safetensors"
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_wicked_header_is_refused_with_its_rule(name: str) -> None:
     data, code, reason = WEIGHTS[name]
-    began = time.process_time()
-    with pytest.raises((Invalid, TooLarge)) as caught:
+    with effort.ends(), pytest.raises((Invalid, TooLarge)) as caught:
         tensors.read_bytes(data, file=FILE)
-    assert time.process_time() - began < 3
     assert caught.value.code == code
     assert reason in {r.code for r in caught.value.reasons}
     assert FILE in caught.value.detail
@@ -46,11 +43,9 @@ def test_a_reader_that_returns_less_than_was_asked_is_an_answer_and_no_crash() -
         tensors.read_header(lambda at, n: good[at : at + n - 1], len(good), file=FILE)
 
 
-def test_many_quotes_do_not_make_the_depth_scan_slow() -> None:
+def test_many_quotes_do_not_make_the_depth_scan_endless() -> None:
     from tests import forge
 
     header = b'{"' + b'\\"' * 2_000_000
-    began = time.process_time()
-    with pytest.raises(Invalid):
+    with effort.ends(), pytest.raises(Invalid):
         tensors.read_bytes(forge.raw_safetensors(header + b"}"), file=FILE)
-    assert time.process_time() - began < 3

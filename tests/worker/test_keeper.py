@@ -182,7 +182,7 @@ class _When:
         self._thread.join()
 
     def _wait(self) -> None:
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + 120
         while not self.child and time.monotonic() < ends:
             self.child = self._keeper.child
         os.kill(self.child, self._number)
@@ -192,7 +192,7 @@ class _When:
 
 def _exists(pid: int) -> bool:
     """Whether the process still runs. A killed orphan may wait a moment for its parent to take notice."""
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while time.monotonic() < ends:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

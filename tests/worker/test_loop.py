@@ -42,13 +42,13 @@ def test_a_pushed_adapter_is_proven_on_its_base(workshop: Workshop, good: Path, 
 
 
 def test_two_adapters_of_one_base_load_it_once(
-    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
+    workshop: Workshop, good: Path, base_folder: Path, worker: Make, pool: Pool, tmp_path: Path
 ) -> None:
     workshop.push(good, "acme/one")
     workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
-    with Pool() as fresh:
-        tally = worker(pool=fresh).run(once=True)
-    assert (tally.done, tally.failed, tally.base_loads) == (2, 0, 1)
+    loads = pool.base_loads + (not pool.warm)
+    tally = worker().run(once=True)
+    assert (tally.done, tally.failed, tally.base_loads) == (2, 0, loads)
 
 
 def test_an_adapter_with_nan_fails_and_its_neighbour_passes(
@@ -76,53 +76,57 @@ def test_an_adapter_that_does_not_fit_never_reaches_the_model(
 
 
 def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
-    workshop: Workshop, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
+    workshop: Workshop, good: Path, worker: Make, pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """It waits for a writer of its configuration, and nobody ever comes."""
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    for path in good.iterdir():
+        os.mkfifo(tmp_path / path.name)
     job_id = workshop.push(good).job_id
-    one = worker(limits=Limits(deadline_seconds=0.01, threads=1))
-    tally = one.run(once=True)
+    loads, whole = pool.base_loads + (not pool.warm), pool.try_adapter
+    monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits: whole(source, tmp_path, limits))
+    tally = worker(limits=Limits(deadline_seconds=0.1, threads=1)).run(once=True)
     job = workshop.world.admin.job(job_id)
-    assert (tally.failed, job.state, job.attempt) == (3, State.PARKED, 3)
-    assert "deadline of 0.01 seconds" in job.error
+    assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.PARKED, 3, loads)
+    assert "deadline of 0.1 seconds" in job.error
     assert workshop.acts() is None
 
 
 def test_a_cancelled_job_is_dropped_and_files_nothing(
-    workshop: Workshop, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
+    workshop: Workshop, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("registry.worker.lease.RENEWALS_PER_LEASE", 100)
     job_id = workshop.push(good).job_id
-    with _Frozen() as pool:
-        pool.then = lambda: workshop.world.admin.cancel(job_id)
-        one = worker(pool=pool)
-        tally = one.run(once=True)
+    frozen.then = lambda: workshop.world.admin.cancel(job_id)
+    tally = worker().run(once=True)
     assert (tally.done, tally.failed) == (0, 0)
     assert workshop.acts() is None
     assert workshop.world.admin.job(job_id).state is State.CANCELLED
     assert "no longer ours" in workshop.lines[-1]
 
 
-def test_a_worker_that_is_told_to_stop_gives_its_job_back(workshop: Workshop, good: Path, worker: Make) -> None:
+def test_a_worker_that_is_told_to_stop_gives_its_job_back(
+    workshop: Workshop, good: Path, worker: Make, frozen: Frozen
+) -> None:
     job_id = workshop.push(good).job_id
-    with _Frozen() as pool:
-        one = worker(pool=pool, grace_seconds=0.1)
-        pool.then = one.stop
-        one.run()
+    one = worker(grace_seconds=0.1)
+    frozen.then = one.stop
+    one.run()
     job = workshop.world.admin.job(job_id)
     assert (job.state, job.error) == (State.QUEUED, "the child was killed: the worker gave the job up")
 
 
 def test_a_killed_keeper_fails_the_attempt_and_the_next_job_is_right(
-    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    workshop: Workshop, good: Path, base_folder: Path, worker: Make, frozen: Frozen, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    loads = frozen.pool.base_loads + (not frozen.pool.warm) + 1
     workshop.push(good, "acme/one")
     workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
-    with _Frozen() as pool:
-        pool.then = lambda: os.kill(pool.frozen_keeper, signal.SIGKILL)
-        tally = worker(pool=pool).run(once=True)
-    assert (tally.done, tally.failed, tally.base_loads) == (2, 1, 2)
+    frozen.then = lambda: os.kill(frozen.keeper, signal.SIGKILL)
+    tally = worker().run(once=True)
+    assert (tally.done, tally.failed, tally.base_loads) == (2, 1, loads)
     assert {v.outcome for name in ("one", "two") if (v := workshop.acts(f"acme/{name}"))} == {"pass"}
 
 
@@ -147,25 +151,24 @@ def test_a_folder_that_is_another_base_is_refused_by_its_fingerprint(
         worker(Sources({"tiny": other})).run(once=True)
 
 
-class _Frozen(Pool):
-    """A pool whose first child is stopped (SIGSTOP) as soon as it exists; then `then` is called, once."""
+class Frozen:
+    """The warm pool, whose next child is stopped (SIGSTOP) as soon as it exists; then `then` is called, once."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
         self.then: Callable[[], object] = lambda: None
-        self.frozen_keeper = 0
-        self._first = True
+        self.keeper = 0
+        self._whole = pool.try_adapter
 
     def try_adapter(self, source, folder, limits):  # type: ignore[no-untyped-def]
-        if not self._first:
-            return super().try_adapter(source, folder, limits)
-        self._first = False
-        keeper = self.keeper(source)
-        self.frozen_keeper = keeper.pid
+        if self.keeper:
+            return self._whole(source, folder, limits)
+        keeper = self.pool.keeper(source)
+        self.keeper = keeper.pid
         thread = threading.Thread(target=self._freeze, args=[keeper])
         thread.start()
         try:
-            return super().try_adapter(source, folder, limits)
+            return self._whole(source, folder, limits)
         finally:
             thread.join()
 
@@ -174,6 +177,13 @@ class _Frozen(Pool):
             pass
         os.kill(child, signal.SIGSTOP)
         self.then()
+
+
+@pytest.fixture
+def frozen(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Frozen:
+    made = Frozen(pool)
+    monkeypatch.setattr(pool, "try_adapter", made.try_adapter)
+    return made
 
 
 def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_grade(
