@@ -66,7 +66,7 @@ def identify(found: Weights, progress: Progress = weights.quiet) -> Identity:
 
 def _mark(found: Weights, stored: Stored, progress: Progress, *, sketched: bool) -> TensorMark:
     hasher, dtype = Hasher(), DTYPES.get(stored.info.dtype)
-    shape, values = _unpacking(found, stored) if sketched and dtype is not None else (stored.shape, None)
+    shape, values = unpacking(found, stored) if sketched and dtype is not None else (stored.shape, None)
     sketch = Sketch()
     for chunk in weights.chunks(stored, BLOCK * (dtype.itemsize if dtype is not None else 1)):
         hasher.update(chunk)
@@ -122,7 +122,7 @@ def _drawn(seed: bytes, count: int) -> Tensor:
 
 
 # ------------------------------------------------------------------ unpacking
-def _unpacking(found: Weights, stored: Stored) -> tuple[tuple[int, ...], Values | None]:
+def unpacking(found: Weights, stored: Stored) -> tuple[tuple[int, ...], Values | None]:
     """The logical shape, and how raw elements become values; None for a packing that is not known here."""
 
     def side(ending: str) -> Tensor | None:

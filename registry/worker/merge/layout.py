@@ -1,0 +1,196 @@
+"""`Plan`: the files of the fused base, tensor by tensor, and what its configuration says.
+
+Invariants
+- Shards, order and names are the base's; only what must differ differs: copies of replicated layers, a head that is
+  tied no more, unpacked tensors in place of packed ones.
+- Input and output embedding stay one only while the adapter leaves both alone or trained them as one.
+- The configuration is the base's, field by field, but for what the weights no longer are.
+
+Example
+    >>> plan(weights, spec, adapter, config, changes).config["tie_word_embeddings"]
+    False
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from registry import bases
+from registry.bases import BaseSpec
+from registry.errors import Invalid
+from registry.worker import fingerprints
+from registry.worker.merge import sites
+from registry.worker.merge.adapters import Adapter
+from registry.worker.merge.shards import Fill, Piece
+from registry.worker.merge.sites import Changes
+from registry.worker.weights import Stored, Weights
+
+HEAD = "lm_head.weight"
+_UNPACKED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(slots=True)
+class Plan:
+    """File name → its tensors in order. `notes` are said to whoever asked for the fused base."""
+
+    files: dict[str, list[Piece]]
+    config: dict[str, Any]
+    config_changed: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def plan(
+    weights: Weights, spec: BaseSpec, adapter: Adapter, config: Mapping[str, Any], changes: Changes, *, dequantise: bool
+) -> Plan:
+    """`Invalid` (RECIPE_INVALID) when an adapter changes a tensor that cannot be changed."""
+    found = Plan({}, copy.deepcopy(dict(config)))
+    left = dict(changes)
+    if spec.tied:
+        _tie_or_untie(found, weights, adapter, left)
+    copies = sites.layer_map(adapter)
+    for stored in weights.in_order():
+        if stored.is_side and dequantise:
+            continue
+        pieces = found.files.setdefault(stored.path.name, [])
+        for name in _names(stored, copies):
+            makes = tuple(left.pop(name, ()))
+            pieces.append(_piece(found, weights, stored, _file_name(stored, name), dequantise)._replace(changes=makes))
+    if HEAD in left:
+        _add_head(found, weights, left.pop(HEAD))
+    if left:
+        raise Invalid("RECIPE_INVALID", f"the base has no tensor {sorted(left)[0]}, which the adapter changes")
+    if copies:
+        _deepen(found, copies, spec)
+    if dequantise and found.config.pop("quantization_config", None) is not None:
+        found.config_changed = True
+        found.notes.append(f"the base was packed ({spec.quantisation}) and is unpacked in what was written")
+    return found
+
+
+def write_texts(folder: Path, base: Path, plan: Plan) -> None:
+    """config.json, and the index where there are several files."""
+    if plan.config_changed:
+        (folder / bases.CONFIG).write_text(json.dumps(plan.config, indent=2) + "\n", "utf-8")
+    else:
+        (folder / bases.CONFIG).write_bytes((base / bases.CONFIG).read_bytes())
+    index = base / bases.INDEX
+    if not index.is_file():
+        return
+    where = {piece.name: name for name, pieces in plan.files.items() for piece in pieces}
+    old = json.loads(index.read_bytes())
+    if old.get("weight_map") == where:
+        (folder / bases.INDEX).write_bytes(index.read_bytes())
+        return
+    total = sum(piece.size_bytes for pieces in plan.files.values() for piece in pieces)
+    new = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    (folder / bases.INDEX).write_text(json.dumps(new, indent=2) + "\n", "utf-8")
+
+
+# ------------------------------------------------------------------ names and layers
+def _names(stored: Stored, copies: list[int]) -> Iterator[str]:
+    """The model's names of this tensor in the new base: one, or one for each copy of its layer."""
+    layer = sites.layer_of(stored.name)
+    if not copies or layer is None:
+        yield stored.name
+        return
+    yield from (sites.moved(stored.name, new) for new, old in enumerate(copies) if old == layer)
+
+
+def _file_name(stored: Stored, name: str) -> str:
+    """The name in the file of what the model calls `name`: with the same prefix, or lack of one, as the base's."""
+    layer = sites.layer_of(name)
+    return stored.info.name if layer is None else sites.moved(stored.info.name, layer)
+
+
+def _deepen(found: Plan, copies: list[int], spec: BaseSpec) -> None:
+    for config in (found.config, found.config.get("text_config")):
+        if not isinstance(config, dict):
+            continue
+        for name, value in config.items():
+            if name in ("num_hidden_layers", "n_layer", "num_layers"):
+                config[name] = len(copies)
+            elif isinstance(value, list) and len(value) == spec.layers and name != "architectures":
+                config[name] = [value[old] for old in copies]
+    found.config_changed = True
+    found.notes.append(f"{spec.layers} layers are written out as {len(copies)}")
+
+
+# ------------------------------------------------------------------ tied embeddings
+def _embedding(weights: Weights) -> Stored:
+    tables = [s for s in weights.by_file_name.values() if not s.is_side and s.name.endswith(sites.TABLES)]
+    if len(tables) != 1:
+        raise Invalid("RECIPE_INVALID", "the base's token embedding is not found by its name, and its head is tied")
+    return tables[0]
+
+
+def _tie_or_untie(found: Plan, weights: Weights, adapter: Adapter, changes: Changes) -> None:
+    """Leave head and embedding one, or make them two: then `changes` has an entry for the head."""
+    table = _embedding(weights).name
+    lora = adapter.lora
+    whole = {f"{piece.path}.{piece.name}" for piece in lora.full}
+    pairs = {f"{module.path}.weight" for module in lora.modules}
+    if {HEAD, table} <= whole and _equal(adapter, table):
+        changes.pop(HEAD)
+        return
+    if HEAD not in changes and not ({table} & (whole | pairs)):
+        return  # trained rows count for both, as PEFT has it
+    if HEAD not in changes and adapter.contents.config.ensure_weight_tying:
+        return
+    changes.setdefault(HEAD, [])
+    for config in (found.config, found.config.get("text_config")):
+        if isinstance(config, dict) and (config is found.config or "tie_word_embeddings" in config):
+            config["tie_word_embeddings"] = False
+    found.config_changed = True
+    found.notes.append("input and output embedding were one and are two now: the adapter changes them apart")
+
+
+def _equal(adapter: Adapter, table: str) -> bool:
+    by_name = {f"{name.path}.{name.leaf}": stored for name, stored in adapter.others()}
+    return torch.equal(adapter.raw(by_name[HEAD]), adapter.raw(by_name[table]))
+
+
+def _add_head(found: Plan, weights: Weights, makes: list[Any]) -> None:
+    """A head of its own behind the last tensor, made from the embedding."""
+    table = _embedding(weights)
+    last = list(found.files)[-1]
+    piece = Piece(HEAD, table.info.dtype, table.info.shape, table.path, table.data_start + table.info.start)
+    found.files[last].append(piece._replace(changes=tuple(makes)))
+
+
+# ------------------------------------------------------------------ packed tensors
+def _piece(found: Plan, weights: Weights, stored: Stored, name: str, dequantise: bool) -> Piece:
+    start = stored.data_start + stored.info.start
+    if not dequantise or stored.info.dtype in _PLAIN:
+        return Piece(name, stored.info.dtype, stored.info.shape, stored.path, start)
+    shape, values = fingerprints.unpacking(weights, stored)
+    if values is None or len(shape) != 2:
+        sentence = f"{stored.info.name}: weights packed by {weights.quantisation} are not unpacked here"
+        raise Invalid("RECIPE_INVALID", sentence, next_step="fuse into the original weights: --onto BASE")
+    written = str(found.config.get("dtype") or found.config.get("torch_dtype") or "bfloat16")
+    dtype = _UNPACKED.get(written.removeprefix("torch."), "BF16")
+    return Piece(name, dtype, shape, stored.path, start, fill=_filler(stored, shape, values))
+
+
+def _filler(stored: Stored, shape: tuple[int, ...], values: fingerprints.Values) -> Fill:
+    columns, dtype = shape[1], fingerprints.DTYPES[stored.info.dtype]
+    per_byte = 2 if stored.info.dtype == "U8" else 1
+    if columns % per_byte:
+        raise Invalid("RECIPE_INVALID", f"{stored.info.name}: rows of an odd length share bytes")
+
+    def fill(first: int, block: Tensor) -> None:
+        size = len(block) * columns // per_byte * dtype.itemsize
+        with open(stored.path, "rb") as file:
+            file.seek(stored.data_start + stored.info.start + first * columns // per_byte * dtype.itemsize)
+            raw = torch.frombuffer(bytearray(file.read(size)), dtype=dtype)
+        block.copy_(values(raw, first * columns).view(len(block), columns))
+
+    return fill

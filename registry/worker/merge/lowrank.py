@@ -1,0 +1,123 @@
+"""Low-rank updates as pairs of factors: their exact weighted sum, the best one of a smaller rank, and what it loses.
+
+An update is `left @ right`, [rows, rank] @ [rank, columns], with every scale folded in.
+
+Invariants
+- The dense product is never formed: cost grows with (rows + columns) * rank², not with rows * columns * rank.
+- `truncated` is the best approximation of its rank in the Frobenius norm (Eckart and Young 1936), as a dense SVD gives.
+- `Loss` counts squared norms, so the losses of many modules add up.
+
+Example
+    >>> shorter, loss = truncated(weighted_sum([(0.7, one), (0.3, other)]), 8)
+    >>> shorter.rank, loss.relative_error
+    (8, 0.12)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NOISE = 1e-6
+"""Singular values below this share of the largest are rounding noise of 32-bit factors."""
+
+
+class Factors(NamedTuple):
+    """The update `left @ right`; left is [rows, rank], right [rank, columns], both 32 or 64 bit."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    @property
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+    def times(self, weight: float) -> Factors:
+        return Factors(self.left * weight, self.right)
+
+
+class Loss(NamedTuple):
+    """Squared Frobenius norms: of what was wanted, and of what the result differs from it."""
+
+    wanted: float
+    lost: float
+
+    @property
+    def relative_error(self) -> float:
+        """‖result - wanted‖ / ‖wanted‖; 0 when nothing was wanted."""
+        return math.sqrt(self.lost / self.wanted) if self.wanted > 0 else 0.0
+
+    @property
+    def energy_kept(self) -> float:
+        """1 - lost / wanted: the share of the squared norm that a truncation keeps."""
+        return max(0.0, 1.0 - self.lost / self.wanted) if self.wanted > 0 else 1.0
+
+    @classmethod
+    def total(cls, losses: Iterable[Loss]) -> Loss:
+        losses = list(losses)
+        return cls(sum(one.wanted for one in losses), sum(one.lost for one in losses))
+
+
+def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
+    """Σ weight * update, exactly: the factors side by side. Its rank is the sum of the ranks."""
+    left = torch.cat([one.left * weight for weight, one in parts], dim=1)
+    return Factors(left, torch.cat([one.right for _, one in parts], dim=0))
+
+
+def truncated(update: Factors, rank: int | None) -> tuple[Factors, Loss]:
+    """The best update of at most `rank`, its scale shared evenly by both factors, and what it loses.
+
+    None keeps every singular value that is not noise. QR of each factor leaves a core of [rank, rank], whose SVD is
+    that of the product (Q1 R1)(Q2 R2)ᵀ.
+    """
+    q_left, r_left = torch.linalg.qr(update.left)
+    q_right, r_right = torch.linalg.qr(update.right.T)
+    u, values, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return _cut(q_left @ u, values, vh @ q_right.T, rank)
+
+
+def of_dense(matrix: Tensor, rank: int) -> tuple[Factors, Loss]:
+    """The best update of at most `rank` for a dense matrix [rows, columns], and what it loses.
+
+    Through the eigenvectors of the smaller Gram matrix in 64 bits: one product instead of a dense SVD.
+    """
+    wide = matrix.shape[0] <= matrix.shape[1]
+    flat = (matrix if wide else matrix.T).double()
+    squares, vectors = torch.linalg.eigh(flat @ flat.T)
+    kept = vectors[:, -min(rank, len(squares)) :].flip(1)
+    values = squares.clamp(min=0).sqrt().flip(0)
+    other = kept.T @ flat
+    shared = values[: kept.shape[1]].clamp(min=1e-30).sqrt()
+    left, right = kept * shared, other / shared.unsqueeze(1)
+    factors = Factors(left, right) if wide else Factors(right.T, left.T)
+    wanted = float(values.square().sum())
+    lost = max(0.0, wanted - float(values[: kept.shape[1]].square().sum()))
+    return Factors(*(half.to(matrix.dtype).contiguous() for half in factors)), Loss(wanted, lost)
+
+
+def _cut(left: Tensor, values: Tensor, right: Tensor, rank: int | None) -> tuple[Factors, Loss]:
+    squares = values.double().square()
+    limit = len(values) if rank is None else min(rank, len(values))
+    count = max(1, min(limit, int((values > values[0] * NOISE).sum())))
+    shared = values[:count].sqrt()
+    factors = Factors((left[:, :count] * shared).contiguous(), (shared.unsqueeze(1) * right[:count]).contiguous())
+    return factors, Loss(float(squares.sum()), float(squares[limit:].sum()))
+
+
+def squared_norm(update: Factors) -> float:
+    """‖left @ right‖², from the factors' Gram matrices in 64 bits."""
+    left, right = update.left.double(), update.right.double()
+    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
+
+
+def difference(result: Factors, wanted: Factors) -> Loss:
+    """What `result` differs from `wanted`, measured on the factors."""
+    return Loss(squared_norm(wanted), squared_norm(weighted_sum([(1.0, result), (-1.0, wanted)])))

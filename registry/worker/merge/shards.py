@@ -1,0 +1,212 @@
+"""Write safetensors files that are others with changes: untouched ranges copied by the kernel, the rest row by row.
+
+Invariants
+- Memory does not grow with the file: some rows (`BLOCK_BYTES`) and one tensor's change are held at a time.
+- A file whose tensors keep their names and sizes keeps its header byte for byte, so its index stays true.
+- Bytes of tensors without a change are never decoded; they are copied as they are.
+
+Example
+    >>> write(Path("model.safetensors"), [Piece(name, dtype, shape, source, start, changes)], metadata)
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from registry.errors import Invalid
+from registry.tensors import DTYPE_BYTES, Header
+from registry.worker.fingerprints import DTYPES
+from registry.worker.merge.changes import Change
+
+BLOCK_BYTES = 2**20
+COPY_BYTES = 64 * 2**20
+_NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+
+_WIDE = frozenset({"F64", "F32", "F16"})
+"""Types whose last bit 32-bit arithmetic would not get right; bfloat16 keeps 8 bits, for which it is ample."""
+
+Fill = Callable[[int, Tensor], None]
+"""(index of the first row, block) → the block's values in the working type, from wherever they are packed."""
+
+
+class Piece(NamedTuple):
+    """One tensor of the new file: what it is called, where its bytes are now, and what happens to them.
+
+    `changes` are made when the tensor's turn comes, so that one tensor's factors are in memory at a time. `fill` reads
+    rows of a packed tensor in place of bytes at `start`; then `dtype` and `shape` are the new ones.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: Path
+    start: int
+    changes: tuple[Callable[[], Change], ...] = ()
+    fill: Fill | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        size = DTYPE_BYTES[self.dtype]
+        for side in self.shape:
+            size *= side
+        return size
+
+    @property
+    def is_copied(self) -> bool:
+        return not self.changes and self.fill is None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run wrote: tensors that were computed, and bytes that were only copied."""
+
+    changed_tensors: int = 0
+    copied_bytes: int = 0
+
+
+def write(
+    target: Path, pieces: Sequence[Piece], metadata: dict[str, str], tally: Tally, *, same: Header | None = None,
+    progress: Callable[[int], None] = lambda _bytes: None,
+) -> None:  # fmt: skip
+    """The file. `same`: the header of the only source, kept as it is when no tensor changes name, type or size."""
+    keeps = same is not None and _layout(pieces) == [(t.name, t.dtype, t.shape) for t in same]
+    head = _head_of(pieces[0].source, same) if keeps and same is not None else _header(pieces, metadata)
+    with open(target, "wb", buffering=0) as out:
+        out.write(head)
+        at = len(head)
+        os.truncate(out.fileno(), at + sum(piece.size_bytes for piece in pieces))
+        for run in _runs(pieces):
+            size = sum(piece.size_bytes for piece in run)
+            if run[0].is_copied:
+                _copy(run[0].source, run[0].start, out.fileno(), at, size, progress)
+                tally.copied_bytes += size
+            else:
+                _compute(run[0], out.fileno(), at, progress)
+                tally.changed_tensors += 1
+            at += size
+
+
+def _layout(pieces: Sequence[Piece]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(piece.name, piece.dtype, piece.shape) for piece in pieces]
+
+
+def _head_of(path: Path, header: Header) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(header.data_start)
+
+
+def _header(pieces: Sequence[Piece], metadata: dict[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
+    at = 0
+    for piece in pieces:
+        end = at + piece.size_bytes
+        entries[piece.name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Copied tensors that lie behind each other together, every computed one alone."""
+    run: list[Piece] = []
+    for piece in pieces:
+        last = run[-1] if run else None
+        joins = last is not None and piece.is_copied and last.is_copied and piece.source == last.source
+        if last is not None and joins and piece.start == last.start + last.size_bytes:
+            run.append(piece)
+            continue
+        if run:
+            yield run
+        run = [piece]
+    if run:
+        yield run
+
+
+def _copy(source: Path, start: int, out: int, at: int, size: int, progress: Callable[[int], None]) -> None:
+    with open(source, "rb", buffering=0) as file:
+        done, kernel = 0, True
+        while done < size:
+            want = min(COPY_BYTES, size - done)
+            count = 0
+            if kernel:
+                try:
+                    count = os.copy_file_range(file.fileno(), out, want, start + done, at + done)
+                except OSError as e:
+                    if e.errno not in _NO_KERNEL_COPY:
+                        raise
+                kernel = count > 0
+            if not kernel:
+                data = os.pread(file.fileno(), min(want, 4 * 2**20), start + done)
+                if not data:
+                    raise _short(source)
+                count = os.pwrite(out, data, at + done)
+            done += count
+            progress(count)
+
+
+def _compute(piece: Piece, out: int, at: int, progress: Callable[[int], None]) -> None:
+    """Read, widen, change, round once and write, some rows at a time, in two buffers that are used again."""
+    stored = DTYPES[piece.dtype]
+    columns = piece.shape[-1] if len(piece.shape) != 4 else piece.size_bytes // stored.itemsize // piece.shape[0]
+    rows = piece.size_bytes // stored.itemsize // columns if piece.size_bytes else 0
+    working = torch.float64 if piece.dtype in _WIDE else torch.float32
+    height = max(1, min(rows, BLOCK_BYTES // (columns * stored.itemsize)))
+    data = bytearray(height * columns * stored.itemsize)
+    raw = torch.frombuffer(data, dtype=stored).view(height, columns)
+    wide = torch.empty(height, columns, dtype=working)
+    with open(piece.source, "rb", buffering=0) as file:
+
+        def blocks() -> Iterator[tuple[int, Tensor]]:
+            for first in range(0, rows, height):
+                count = min(height, rows - first)
+                if piece.fill is not None:
+                    piece.fill(first, wide[:count])
+                else:
+                    size = count * columns * stored.itemsize
+                    _fill(
+                        file.fileno(), memoryview(data)[:size], piece.start + first * columns * stored.itemsize, piece
+                    )
+                    wide[:count].copy_(raw[:count])
+                yield first, wide[:count]
+
+        changes = [make() for make in piece.changes]
+        for change in changes:
+            change.begin(working, blocks)
+        for first, block in blocks():
+            for change in changes:
+                change.apply(block, first)
+            raw[: len(block)].copy_(block)
+            if stored is torch.float16 and not bool(raw[: len(block)].isfinite().all()):
+                raise Invalid("TENSORS_INVALID", f"{piece.name}: the fused values do not fit into 16-bit floats")
+            size = len(block) * columns * stored.itemsize
+            _pour(out, memoryview(data)[:size], at + first * columns * stored.itemsize)
+            progress(size)
+
+
+def _fill(file: int, view: memoryview, start: int, piece: Piece) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(file, [view[done:]], start + done)
+        if not count:
+            raise _short(piece.source)
+        done += count
+
+
+def _pour(out: int, view: memoryview, at: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(out, view[done:], at + done)
+
+
+def _short(path: Path) -> Invalid:
+    return Invalid("BASE_INVALID", f"{path.name} ended inside a tensor", next_step="fetch the base again")

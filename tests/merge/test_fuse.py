@@ -1,0 +1,226 @@
+"""Fusing against PEFT's own merge in double precision, rounded once: for every mergeable method of the zoo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import fixtures
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+from registry.errors import Invalid, RegistryError
+from registry.worker.merge.adapters import Adapter
+from registry.worker.merge.fuse import fuse
+from tests.worker import models
+
+FUSED = [
+    "lora-r8-all", "lora-regex", "lora-layers-to-transform", "lora-rank-pattern", "lora-rslora", "lora-dora",
+    "lora-bias-all", "lora-bias-only", "lora-modules-to-save", "lora-on-embedding", "lora-trainable-tokens",
+    "lora-tied-modules-to-save", "lora-vocab520", "lora-pissa-converted", "lora-exclude", "lora-gpt2",
+    "lora-fused-qkv", "lora-moe-attn", "lora-moe-target-parameters", "lora-bfloat16", "lora-float8_e4m3fn",
+    "adalora", "ia3", "ln-tuning", "trainable-tokens",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str, tmp_path: Path) -> None:
+    folder, base = _of_zoo(name)
+    report = fuse(Adapter.open(folder), base, tmp_path / "fused")
+    found, wanted, untouched = _loaded(tmp_path / "fused"), _merged(folder, base), _loaded(base)
+
+    assert found.keys() == wanted.keys()
+    changed = [key for key in found if not torch.equal(wanted[key], untouched[key].double())]
+    assert changed
+    assert report.changed_tensors > 0
+    assert _share_equal([(found[key], wanted[key]) for key in changed]) >= 0.9999
+    for key in found.keys() - set(changed):
+        assert torch.equal(found[key], untouched[key]), key
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["lora-r8-all", "lora-dora", "lora-modules-to-save"])
+def test_a_16_bit_base_is_rounded_once_from_32_bits(name: str, dtype: str, tmp_path: Path) -> None:
+    base = fixtures.tiny_bases() / f"llama-a-{dtype}"
+    fuse(Adapter.open(fixtures.zoo() / name), base, tmp_path / "fused")
+    found, wanted = _loaded(tmp_path / "fused"), _merged(fixtures.zoo() / name, base)
+
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float16}
+    assert _share_equal([(found[key], wanted[key]) for key in found]) >= 0.9999
+
+
+def test_shards_keep_their_headers_and_their_untouched_bytes(tmp_path: Path) -> None:
+    base = fixtures.tiny_bases() / "llama-a-sharded"
+    report = fuse(Adapter.open(fixtures.zoo() / "lora-regex"), base, tmp_path / "fused")
+
+    shards = sorted(path.name for path in base.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert sorted(path.name for path in (tmp_path / "fused").glob("*.safetensors")) == shards
+    for name in ("model.safetensors.index.json", "config.json", "tokenizer.json"):
+        assert (tmp_path / "fused" / name).read_bytes() == (base / name).read_bytes()
+    for name in shards:
+        old, new = (base / name).read_bytes(), (tmp_path / "fused" / name).read_bytes()
+        end = 8 + int.from_bytes(old[:8], "little")
+        assert (len(old), old[:end]) == (len(new), new[:end])
+    assert report.changed_tensors == 4
+    assert report.copied_bytes > 0
+
+
+def test_replicated_layers_are_written_out_and_act_as_they_did_unmerged(tmp_path: Path) -> None:
+    folder, base = _of_zoo("lora-layer-replication")
+    report = fuse(Adapter.open(folder), base, tmp_path / "fused")
+
+    fused = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused")
+    assert fused.config.num_hidden_layers == 6
+    tokens = torch.arange(3, 40).unsqueeze(0)
+    unmerged = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), folder)
+    with torch.no_grad():
+        assert float((fused(tokens).logits - unmerged(tokens).logits).abs().max()) < 1e-5
+    assert "4 layers are written out as 6" in report.notes
+
+
+def test_a_head_that_is_tied_is_untied_when_only_the_embedding_was_trained(tmp_path: Path) -> None:
+    base = fixtures.tiny_bases() / "llama-tied"
+    folder = _on(base, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
+    report = fuse(Adapter.open(folder), base, tmp_path / "fused")
+
+    assert json.loads((tmp_path / "fused" / "config.json").read_text())["tie_word_embeddings"] is False
+    found = _loaded(tmp_path / "fused")
+    old = _loaded(base)["model.embed_tokens.weight"]
+    assert torch.equal(found["lm_head.weight"], old)
+    assert not torch.equal(found["model.embed_tokens.weight"], old)
+    assert any("are two now" in note for note in report.notes)
+
+
+def test_trained_tokens_of_a_tied_base_stay_tied(tmp_path: Path) -> None:
+    base = fixtures.tiny_bases() / "llama-tied"
+    folder = _on(base, tmp_path / "adapter", trainable_token_indices={"embed_tokens": [5, 6]})
+    fuse(Adapter.open(folder), base, tmp_path / "fused")
+
+    assert json.loads((tmp_path / "fused" / "config.json").read_text())["tie_word_embeddings"] is True
+    found, wanted = _loaded(tmp_path / "fused"), _merged(folder, base)
+    assert _share_equal([(found[key], wanted[key]) for key in found]) == 1.0
+
+
+def test_dora_on_a_conv1d_and_on_an_embedding_takes_the_norm_of_each_output(tmp_path: Path) -> None:
+    bases = fixtures.tiny_bases()
+    for base, targets in (("gpt2-conv1d", ["c_attn"]), ("llama-a", ["embed_tokens", "q_proj"])):
+        folder = _on(bases / base, tmp_path / base, target_modules=targets, use_dora=True)
+        fuse(Adapter.open(folder), bases / base, tmp_path / f"{base}-fused")
+        found, wanted = _loaded(tmp_path / f"{base}-fused"), _merged(folder, bases / base)
+        assert _share_equal([(found[key], wanted[key]) for key in found]) >= 0.9999
+
+
+def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) -> None:
+    base = fixtures.tiny_bases() / "llama-a-nf4"
+    if not base.is_dir():
+        pytest.skip("bitsandbytes is not installed")
+    adapter = Adapter.open(fixtures.zoo() / "lora-r8-all")
+    with pytest.raises(Invalid) as refused:
+        fuse(adapter, base, tmp_path / "fused")
+    assert refused.value.code == "RECIPE_INVALID"
+    assert "--dequantise" in refused.value.next_step
+    assert not (tmp_path / "fused").exists()
+
+    report = fuse(adapter, base, tmp_path / "fused", dequantise=True)
+
+    assert "quantization_config" not in json.loads((tmp_path / "fused" / "config.json").read_text())
+    found = _loaded(tmp_path / "fused")
+    wanted = _merged(fixtures.zoo() / "lora-r8-all", base, weights=_unpacked(base))
+    assert _share_equal([(found[key], wanted[key]) for key in found]) >= 0.9999
+    assert any("unpacked" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("lora-alora", "aLoRA"), ("lora-pissa", "initialisation"), ("lora-olora", "initialisation"),
+        ("prompt-tuning", "beside the weights"), ("lora-lora-bias", "bias"), ("boft", "BOFT"),
+    ],
+)  # fmt: skip
+def test_what_no_weights_can_equal_is_refused_with_its_reason(name: str, word: str, tmp_path: Path) -> None:
+    folder, base = _of_zoo(name)
+    with pytest.raises(Invalid) as refused:
+        fuse(Adapter.open(folder), base, tmp_path / "fused")
+    assert refused.value.code == "RECIPE_INVALID"
+    assert word in refused.value.detail
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_another_base_and_a_cut_file_leave_nothing_behind(tmp_path: Path) -> None:
+    bases = fixtures.tiny_bases()
+    nan = models.adapter(models.base(tmp_path / "base"), tmp_path / "nan", change=models.with_nan)
+    cut = shutil.copytree(bases / "llama-a", tmp_path / "cut")
+    with open(cut / "model.safetensors", "r+b") as file:
+        file.truncate(50_000)
+    good = fixtures.zoo() / "lora-r8-all"
+    for folder, base in ((nan, tmp_path / "base"), (good, bases / "llama-wide"), (good, cut), (good, tmp_path)):
+        with pytest.raises(RegistryError):
+            fuse(Adapter.open(folder), base, tmp_path / "fused")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "cut", "nan"]
+
+
+def test_a_folder_with_something_in_it_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(Invalid):
+        fuse(Adapter.open(fixtures.zoo() / "lora-r4"), fixtures.tiny_bases() / "llama-a", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# ------------------------------------------------------------------ the other side
+def _of_zoo(name: str) -> tuple[Path, Path]:
+    entry = fixtures.manifest(fixtures.zoo())[name]
+    return fixtures.zoo() / name, fixtures.tiny_bases() / entry["base"]
+
+
+def _on(base: Path, folder: Path, **settings: Any) -> Path:
+    """An adapter for a base of any architecture, with random values."""
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    written = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | settings
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**written))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            if "magnitude" in name:
+                parameter.abs_()
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def _merged(folder: Path, base: Path, *, weights: dict[str, Any] | None = None) -> dict[str, Any]:
+    """PEFT's merge with every number in 64 bits, into `weights` if they are given."""
+    skeleton = base if weights is None else base.with_name("llama-a")
+    model = transformers.AutoModelForCausalLM.from_pretrained(skeleton, dtype=torch.float64)
+    model.load_state_dict(weights or {}, strict=weights is not None)
+    wrapped = peft.PeftModel.from_pretrained(model, folder).double()
+    return dict(wrapped.merge_and_unload().state_dict())
+
+
+def _unpacked(base: Path) -> dict[str, Any]:
+    """The weights of an NF4 base as bitsandbytes unpacks them."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, device_map="cpu")
+    plain = {name: tensor.data for name, tensor in model.named_parameters()}
+    packed = {name for name, tensor in plain.items() if tensor.dtype == torch.uint8}
+    for name in packed:
+        weight = model.get_parameter(name)
+        plain[name] = functional.dequantize_4bit(weight.data, weight.quant_state)
+    return {name: tensor.double() for name, tensor in plain.items()}
+
+
+def _loaded(folder: Path) -> dict[str, Any]:
+    return dict(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict())
+
+
+def _share_equal(pairs: list[tuple[Any, Any]]) -> float:
+    """The share of elements that are the wanted ones, rounded once to the type that was found."""
+    equal = sum(int((found == wanted.to(found.dtype)).sum()) for found, wanted in pairs)
+    return equal / sum(found.numel() for found, _ in pairs)
