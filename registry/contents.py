@@ -1,9 +1,13 @@
 """`Contents`: what the files of a version say about themselves, read by ranges. Client and server read the same way.
 
+    Contents    a PEFT adapter: adapter_config.json and adapter_model.safetensors
+    Foreign     any other tool's: one weights file of any name (safetensors or GGUF), read by its own names
+
 Invariants
-- At most the configuration (256 KiB) and the headers (16 MiB each) are read, never a tensor.
+- At most the configuration (256 KiB), the headers (16 MiB each) and image adapters' alphas (8 bytes each) are read.
 - Malformed is `Invalid` or `TooLarge` with every broken rule of the first file that breaks one.
-- What is merely odd or does not add up is a finding of `lora.findings` or of `findings`.
+- What is merely odd or does not add up is a finding of `lora.findings` or of `findings`; so are names of no tool
+  that we know: "unknown scheme" is a failing finding, never a guess.
 
 Example
     >>> read_contents(manifest.files, read).lora.rank
@@ -16,12 +20,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from registry import lora, tensors
+from registry import formats, lora, tensors
 from registry.engines import facts as engine_facts
+from registry.engines.facts import EngineFacts
 from registry.errors import Invalid, Reason
+from registry.formats import gguf, images, native, summary
+from registry.formats.facts import FileFacts
 from registry.lora import LoraSpec, config
+from registry.lora.base_claim import BaseClaim
 from registry.lora.config import AdapterConfig
-from registry.manifest import CONFIG, WEIGHTS, Descriptor
+from registry.manifest import CONFIG, WEIGHTS, WEIGHTS_ENDINGS, Descriptor
 from registry.tensors import Header
 from registry.verdicts import Finding
 
@@ -37,11 +45,21 @@ class Contents:
     findings: tuple[Finding, ...] = ()
 
     @property
+    def claim(self) -> BaseClaim:
+        """What the configuration calls the base."""
+        return self.config.base
+
+    @property
+    def engine(self) -> EngineFacts:
+        return engine_facts.of_lora(self.lora)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What people and serving engines ask about a version, as JSON: the `facts` of a VersionView."""
         spec, written = self.lora, self.config
         paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
         return {
+            "scheme": "peft",
             "method": spec.method,
             "rank": spec.rank or None,
             "ranks": sorted({m.rank for m in spec.modules}),
@@ -60,12 +78,85 @@ class Contents:
             "weights_bytes": spec.size_bytes,
             "base_claimed": spec.base_name,
             "peft_version": written.peft_version,
-            "engine": engine_facts.to_stored(engine_facts.of_lora(spec)),
+            "updates": summary.of_updates((m.path, m.rank, m.alpha, m.scale) for m in spec.modules),
+            "engine": engine_facts.to_stored(self.engine),
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """An adapter that PEFT did not write: what its one weights file says of itself."""
+
+    file: FileFacts
+    header: Header
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def claim(self) -> BaseClaim:
+        return BaseClaim(name=self.file.base_claimed)
+
+    @property
+    def engine(self) -> EngineFacts:
+        return engine_facts.of_file(self.file, is_image=self.file.scheme in formats.IMAGE_SCHEMES)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As `Contents.facts`, and what only such a file has. Private metadata is named, never repeated."""
+        file = self.file
+        scales = {round(m.scale, 6) for m in file.modules if m.scale is not None}
+        alphas = {m.alpha for m in file.modules if m.alpha is not None}
+        return {
+            "scheme": file.scheme,
+            "method": file.method.upper(),
+            "file": file.file,
+            "family": file.family,
+            "components": list(file.components),
+            "rank": file.max_rank or None,
+            "ranks": sorted({m.rank for m in file.modules if m.rank}),
+            "alpha": alphas.pop() if len(alphas) == 1 else None,
+            "alpha_rule": file.alpha_rule,
+            "scales": sorted(scales),
+            "targets": summary.targets(m.path for m in file.modules),
+            "modules": len(file.modules),
+            "use_dora": file.has_dora,
+            "dtypes": list(file.dtypes),
+            "parameters": file.parameters,
+            "weights_bytes": file.size_bytes,
+            "base_claimed": file.base_claimed,
+            "trigger_words": file.trigger_words,
+            "training": dict(file.claims),
+            "private_left_out": list(file.private_texts),
+            "updates": summary.of_updates((m.path, m.rank, m.alpha, m.scale) for m in file.modules),
+            "engine": engine_facts.to_stored(self.engine),
+        }
+
+
+Found = Contents | Foreign
+
+
+def read_any(files: Iterable[Descriptor], read: Read) -> Found:
+    """What these files say, whichever tool wrote them.
+
+    `Invalid` (MANIFEST_INVALID) when it is not clear which file holds the weights or PEFT's configuration is missing;
+    `Invalid` (FILE_REFUSED) for a scheme that must be converted outside, with the advice how.
+    """
+    by_path = {f.path: f for f in files}
+    weights = [path for path in by_path if path.endswith(WEIGHTS_ENDINGS)]
+    if WEIGHTS in by_path or not weights or (CONFIG in by_path and _is_peft(by_path[CONFIG], read)):
+        return read_contents(by_path.values(), read)
+    if len(weights) > 1:
+        sentence = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
+        raise Invalid(
+            "MANIFEST_INVALID",
+            f"{weights[0]} {sentence}",
+            reasons=[Reason("adapter.weights_ambiguous", weights[0], sentence)],
+            next_step="push each file as an adapter of its own",
+        )
+    return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
+
+
 def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
-    """The configuration, the header and the LoraSpec of these files.
+    """The configuration, the header and the LoraSpec of a PEFT adapter's files.
 
     `Invalid` (MANIFEST_INVALID) when the weights or the configuration are not among them.
     """
@@ -75,8 +166,50 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     limit = config.SIZE_LIMIT_BYTES + 1
     found = config.read_config(read(CONFIG, 0, min(written.size_bytes, limit)), file=CONFIG)
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
-    extra = tuple(_extra(path) for path in headers if path != WEIGHTS)
+    extra = tuple(_extra(path) for path in by_path if path.endswith(WEIGHTS_ENDINGS) and path != WEIGHTS)
     return Contents(found, headers[WEIGHTS], lora.describe(found, headers[WEIGHTS]), extra)
+
+
+def _is_peft(file: Descriptor, read: Read) -> bool:
+    """Whether a configuration names one of PEFT's methods; mlx's has `fine_tune_type` in its place."""
+    data = read(CONFIG, 0, min(file.size_bytes, config.SIZE_LIMIT_BYTES + 1))
+    return "peft_type" in native.read_config(data, file=CONFIG)
+
+
+def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> Foreign:
+    def within(offset: int, length: int) -> bytes:
+        return read(file.path, offset, length)
+
+    packed = gguf.read_header(within, file.size_bytes, file=file.path) if file.path.endswith(".gguf") else None
+    header = packed.header if packed else _header(file, read)
+    found = formats.of_header(header)
+    if found.scheme == "peft":
+        _refuse_missing({file.path: file})
+    if found.scheme == "nemo":
+        sentence = f"is an adapter of NeMo ({found.evidence}), which no loader of ours takes; {found.advice}"
+        reasons = [Reason("format.convert_first", file.path, sentence)]
+        raise Invalid("FILE_REFUSED", f"{file.path} {sentence}", reasons=reasons)
+    if found.is_image:
+        facts = images.of_header(header, found, read=within)
+    else:
+        fields = None
+        if written is not None:
+            fields = native.read_config(read(CONFIG, 0, written.size_bytes), file=CONFIG)
+        facts = native.of_header(header, found, config=fields, gguf=packed)
+    return Foreign(facts.model_copy(update={"file": file.path}), header, _about(found, packed, file.path))
+
+
+def _about(found: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
+    """What the names alone say: an unknown scheme, or a GGUF file that is no LoRA adapter."""
+    if packed is not None and (packed.text("general.type"), packed.text("adapter.type")) != ("adapter", "lora"):
+        kind = packed.text("general.type") or "no general.type"
+        sentence = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
+        return (Finding(code="format.gguf_no_adapter", severity="error", place=path, sentence=sentence[:2000]),)
+    if found.is_known:
+        return ()
+    place = found.strangers[0] if found.strangers else path
+    sentence = f"{found.sentence}; {found.advice}"[:2000]
+    return (Finding(code="format.unknown_scheme", severity="error", place=place[:600], sentence=sentence),)
 
 
 def _header(file: Descriptor, read: Read) -> Header:

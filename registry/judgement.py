@@ -16,15 +16,16 @@ from collections.abc import Iterable, Sequence
 from registry import __version__, compat, engines
 from registry.bases import BaseSpec
 from registry.bases.identity import Likeness
-from registry.contents import Contents
+from registry.compat import files as compat_files
+from registry.contents import Contents, Found
 from registry.digest import Digest
 from registry.engines import Profile
 from registry.engines import facts as engine_facts
-from registry.verdicts import Check, Verdict
+from registry.verdicts import Check, Finding, Verdict
 
 
 def verdicts(
-    found: Contents,
+    found: Found,
     base: BaseSpec,
     subject: Digest,
     profiles: Iterable[Profile] = (),
@@ -32,12 +33,21 @@ def verdicts(
     relatives: Sequence[Likeness] = (),
 ) -> list[Verdict]:
     """`fits`, and `loads` for each of the profiles. `subject` is the digest of what is judged."""
-    findings = (*found.findings, *compat.check_fit(found.lora, base, relatives))
+    findings = fit(found, base, relatives)
     made_by = {"registry": __version__}
     fits = Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
-    stored = engine_facts.to_stored(engine_facts.of_lora(found.lora))
+    stored = engine_facts.to_stored(found.engine)
     loads = [
         engines.verdict(stored, asked, subject=subject, base=base, fits=fits.outcome, registry=__version__)
         for asked in profiles
     ]
     return [fits, *loads]
+
+
+def fit(found: Found, base: BaseSpec, relatives: Sequence[Likeness] = ()) -> tuple[Finding, ...]:
+    """All findings of the check `fits`, whichever tool wrote the adapter."""
+    if isinstance(found, Contents):
+        return (*found.findings, *compat.check_fit(found.lora, base, relatives))
+    if found.findings:  # names of no known scheme: there is nothing to compare
+        return found.findings
+    return tuple(compat_files.check_file(found.file, base))

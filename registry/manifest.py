@@ -39,9 +39,13 @@ FILES_LIMIT = 256
 FILE_LIMIT_BYTES = 20 * 2**30
 VERSION_LIMIT_BYTES = 40 * 2**30
 MANIFEST_LIMIT_BYTES = 1 * 2**20
+TAG_VALUE_LIMIT = 200
+"""Characters of an annotation that can be searched for; longer ones are kept, not found."""
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+WEIGHTS_ENDINGS = (".safetensors", ".gguf")
+"""How the names of files end that may hold an adapter's weights. PEFT's is `WEIGHTS`; other tools' have any name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class FileKind:
 
 KINDS: tuple[FileKind, ...] = (
     FileKind("*.safetensors", "application/vnd.safetensors", FILE_LIMIT_BYTES),
+    FileKind("*.gguf", "application/vnd.gguf", FILE_LIMIT_BYTES),
     FileKind(CONFIG, "application/vnd.peft.config+json", 256 * 2**10),
     FileKind("README.md", "text/markdown", 2**20),
     FileKind("chat_template.jinja", "text/vnd.chat-template", 64 * 2**10),
@@ -222,7 +227,7 @@ def _reasons_against(files: tuple[Descriptor, ...]) -> Iterable[Reason]:
             yield Reason("manifest.media_type", f.path, f"has media type {f.media_type}, not {kind.media_type}")
         elif f.size_bytes > kind.limit_bytes:
             yield Reason("file.too_large", f.path, f"has {f.size_bytes} bytes, over the limit of {kind.limit_bytes}")
-    if not any(f.path.endswith(".safetensors") for f in files):
+    if not any(f.path.endswith(WEIGHTS_ENDINGS) for f in files):
         yield Reason("adapter.weights_missing", WEIGHTS, "is missing: a version holds its weights as safetensors")
 
 

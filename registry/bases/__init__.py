@@ -49,7 +49,8 @@ class BaseSpec(Value):
     """A base model. `modules` maps the Python model's paths to shapes. Sizes count elements, 0 where unknown.
 
     `quantisation` is the method of packed weights (`bitsandbytes`, `gptq`, `awq` …) or empty. `names_known` is
-    false for architectures whose file names were only assumed to be the module names.
+    false for architectures whose file names were only assumed to be the module names. `components` are the models
+    of an image pipeline (`unet`, `text_encoder` …), which begin the paths of their modules; empty for a language model.
     """
 
     name: str = Field(min_length=1, max_length=256)
@@ -69,9 +70,15 @@ class BaseSpec(Value):
     weights_bytes: int = 0
     names_known: bool = True
     needs_code: bool = False
+    components: tuple[str, ...] = ()
     modules: dict[str, ModuleShape]
     template: str = Field(default="", max_length=2**16)
     fingerprints: Fingerprints
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether this is an image model: several models in one folder (`registry.bases.pipelines`)."""
+        return bool(self.components)
 
     @property
     def fingerprint(self) -> Digest:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import bases, tensors
-from registry.bases import BaseSpec
+from registry.bases import BaseSpec, pipelines
 from registry.errors import Invalid, TooLarge
 from registry.tensors import Header
 
@@ -60,9 +60,13 @@ class _Reader:
 def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
     """The spec of the base in a folder, and how many bytes of its weight files were read for it.
 
-    `Invalid` (BASE_INVALID) for a folder without configuration or without safetensors.
+    A diffusers pipeline's folder gives an image model's spec. `Invalid` (BASE_INVALID) for a folder without
+    configuration or without safetensors.
     """
     reader = _Reader(_folder(source))
+    components = [c for c in pipelines.COMPONENTS if (reader.folder / c / bases.CONFIG).is_file()]
+    if components and not (reader.folder / bases.CONFIG).is_file():
+        return _pipeline(reader, name, components)
     config = _config(reader)
     template = reader.whole("chat_template.jinja", TEXT_LIMIT_BYTES)
     spec = bases.base_spec(
@@ -73,6 +77,17 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
         tokenizer_config=reader.whole("tokenizer_config.json", TEXT_LIMIT_BYTES),
         chat_template=template.decode("utf-8", "replace") if template is not None else None,
     )
+    return spec, reader.bytes_read
+
+
+def _pipeline(reader: _Reader, name: str, components: list[str]) -> tuple[BaseSpec, int]:
+    index = reader.whole(pipelines.INDEX, bases.CONFIG_LIMIT_BYTES)
+    found: dict[str, pipelines.Component] = {}
+    for component in components:
+        inner = _Reader(reader.folder / component)
+        found[component] = (_config(inner), [inner.header(file) for file in _weights(inner)])
+        reader.bytes_read += inner.bytes_read
+    spec = pipelines.pipeline_spec(name, bases.read_config(index, file=pipelines.INDEX) if index else {}, found)
     return spec, reader.bytes_read
 
 
@@ -98,11 +113,13 @@ def _config(reader: _Reader) -> dict[str, Any]:
 
 def _weights(reader: _Reader) -> tuple[str, ...]:
     """The names of the weight files: what the index names, else the one file, else every safetensors file."""
-    index = reader.whole(bases.INDEX, tensors.LIMITS.header_bytes)
-    if index is not None:
-        return bases.shards(index)
-    if (reader.folder / bases.SINGLE).is_file():
-        return (bases.SINGLE,)
+    for name in (bases.INDEX, "diffusion_pytorch_model.safetensors.index.json"):
+        index = reader.whole(name, tensors.LIMITS.header_bytes)
+        if index is not None:
+            return bases.shards(index)
+    for name in (bases.SINGLE, "diffusion_pytorch_model.safetensors"):
+        if (reader.folder / name).is_file():
+            return (name,)
     found = tuple(sorted(path.name for path in reader.folder.glob("*.safetensors")))
     if not found:
         raise Invalid("BASE_INVALID", f"{reader.folder} has no *.safetensors, and only those are read")

@@ -8,7 +8,7 @@ Invariants
 
 Example
     >>> folder = read_folder(Path("out/checkpoint-200"))
-    >>> folder.contents.config.method, [f.path for f in folder.files]
+    >>> folder.found.facts["method"], [f.path for f in folder.files]
     ('LORA', ['README.md', 'adapter_config.json', 'adapter_model.safetensors'])
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
-from registry.contents import Contents, read_contents
+from registry.contents import Contents, Found, read_any
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, Reason, TooLarge
 from registry.manifest import REFUSED, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
@@ -42,14 +42,28 @@ class Folder:
     files: tuple[Descriptor, ...]
     sources: dict[str, Path]
     left_out: tuple[Reason, ...]
-    contents: Contents
+    found: Found
+
+    @property
+    def contents(self) -> Contents:
+        """What a PEFT adapter says. `Invalid` (FOLDER_INVALID) for another tool's, which PEFT cannot load."""
+        if isinstance(self.found, Contents):
+            return self.found
+        scheme = self.found.file.scheme
+        raise Invalid(
+            "FOLDER_INVALID",
+            f"{self.path}: {self.found.file.file} is a file of the scheme {scheme!r}, and PEFT's is needed here",
+            next_step="convert it first: `adapter convert`",
+        )
 
     @property
     def size_bytes(self) -> int:
         return sum(f.size_bytes for f in self.files)
 
-    def manifest(self, base: BaseRef, parents: tuple[Edge, ...] = ()) -> Manifest:
-        return Manifest.build(base, self.files, parents)
+    def manifest(
+        self, base: BaseRef, parents: tuple[Edge, ...] = (), annotations: dict[str, str] | None = None
+    ) -> Manifest:
+        return Manifest.build(base, self.files, parents, annotations)
 
     def source_of(self, digest: Digest) -> Path:
         return self.sources[next(f.path for f in self.files if f.digest == digest)]
@@ -67,9 +81,9 @@ def read_folder(
         taken[GOLDEN] = _regular(golden, GOLDEN)
     sources = {name: entry for name, (entry, _) in taken.items()}
     undigested = {name: _described(name, size) for name, (_, size) in taken.items()}
-    contents = read_contents(undigested.values(), lambda file, start, length: _read(sources[file], start, length))
+    found = read_any(undigested.values(), lambda file, start, length: _read(sources[file], start, length))
     files = tuple(_hash(d, sources[d.path], hashed) for d in undigested.values())
-    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
+    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), found)
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:

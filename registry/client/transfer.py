@@ -102,7 +102,7 @@ class Bases:
             return self._named[name]
 
     def _meant(self, folder: Folder) -> BaseView:
-        claim = folder.contents.config.base
+        claim = folder.found.claim
         if not claim.name:
             raise Invalid(
                 "BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="say --base NAME"

@@ -39,6 +39,8 @@ from registry.errors import Invalid
 from registry.verdicts import Check, Finding, Outcome, Value, Verdict
 
 PROFILE_LIMIT = 400
+TAKES: dict[str, tuple[str, ...]] = {"gguf": ("llama.cpp", "ollama")}
+"""Scheme of a text adapter that is not PEFT's → the engines that load it as it is."""
 _PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")
 _EFFECT_WORDS = {
     "refuses": "refuses it",
@@ -130,6 +132,10 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
     if values.get("kind", "text") != known.kind:
         sentence = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"
         return [_finding(known, "kind", "error", sentence)]
+    scheme = values.get("scheme", "peft")
+    if known.kind == "text" and scheme != "peft" and known.name not in TAKES.get(scheme, ()):
+        sentence = f"{known.title} reads adapters of PEFT, and the names of this one are of the scheme {scheme!r}"
+        return [_finding(known, "scheme", "error", f"{sentence}: convert it first")]
     version = version_of(asked.version)
     findings = _about_version(known, asked, version)
     for prop in properties():

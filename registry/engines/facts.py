@@ -5,7 +5,8 @@ ten thousand verdicts can be renewed when a rule changes, without reading one bl
 `registry/engine_rules/*.toml` name these fields.
 
 Invariants
-- Facts follow from the configuration and the header alone; only `fits` and `base_*` say something about a base.
+- Facts follow from the configuration and the header alone; only `fits` and `base_*` say something about a base, and
+  `values` about the numbers.
 - A field that does not apply has the empty value of its type.
 - Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: older stored facts are then `unknown`.
 - Names of modules are the last part of their path (`q_proj`), sorted, so that equal adapters have equal facts.
@@ -24,7 +25,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from registry.bases import BaseSpec
-from registry.formats.images import ImageFacts
+from registry.formats.facts import FileFacts
 from registry.lora import LoraSpec, ModuleUpdate
 from registry.verdicts import Value
 
@@ -90,6 +91,7 @@ class EngineFacts(Value):
     parameters: int = 0
     size_bytes: int = 0
     fits: str = ""
+    values: str = ""
     base_architecture: str = ""
     base_vocabulary: int = 0
     base_multimodal: bool = False
@@ -181,10 +183,15 @@ def of_base(base: BaseSpec) -> dict[str, Any]:
     }
 
 
-def of_image(facts: ImageFacts, *, fits: str = "") -> EngineFacts:
+def of_image(facts: FileFacts, *, fits: str = "") -> EngineFacts:
     """The facts of an image model's adapter."""
+    return of_file(facts, is_image=True, fits=fits)
+
+
+def of_file(facts: FileFacts, *, is_image: bool, fits: str = "") -> EngineFacts:
+    """The facts of a weights file without a PEFT configuration."""
     return EngineFacts(
-        kind="image",
+        kind="image" if is_image else "text",
         scheme=facts.scheme,
         method=facts.method.upper(),
         max_rank=facts.max_rank,

@@ -21,9 +21,9 @@ from typing import Any
 
 from registry.errors import Invalid
 from registry.formats import Format
+from registry.formats.facts import FileFacts, FileModule
 from registry.strict import json as strict_json
 from registry.tensors import Header, Read, TensorInfo
-from registry.verdicts import Value
 
 ALPHA_READS_LIMIT = 4096
 TEXT_LIMIT = 300
@@ -50,40 +50,7 @@ _TRIGGERS = ("modelspec.trigger_phrase", "trigger_words", "activation text", "in
 _ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "weights", depth=6)
 
 
-class ImageModule(Value):
-    """One module that is updated. `rank` 0: no rank (a full difference); `alpha` None: unknown."""
-
-    path: str
-    rank: int = 0
-    alpha: float | None = None
-
-
-class ImageFacts(Value):
-    """Everything the header (and the alphas) tell. `claims` is the uploader's metadata, private texts left out."""
-
-    scheme: str
-    method: str
-    family: str = ""
-    family_evidence: str = ""
-    components: tuple[str, ...] = ()
-    modules: tuple[ImageModule, ...] = ()
-    has_dora: bool = False
-    has_convolutions: bool = False
-    has_alpha_tensors: bool = False
-    alpha_rule: str = ""
-    trigger_words: str = ""
-    claims: dict[str, str] = {}
-    private_texts: tuple[str, ...] = ()
-    tensors: int = 0
-    parameters: int = 0
-    size_bytes: int = 0
-
-    @property
-    def max_rank(self) -> int:
-        return max((m.rank for m in self.modules), default=0)
-
-
-def of_header(header: Header, found: Format, *, read: Read | None = None) -> ImageFacts:
+def of_header(header: Header, found: Format, *, read: Read | None = None) -> FileFacts:
     """The facts of a header whose scheme is known. `read` reads the file's bytes (absolute offsets), for alphas."""
     groups: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for info in header:
@@ -93,14 +60,14 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Ima
     private = tuple(sorted(k[:TEXT_LIMIT] for k in header.metadata if k not in claims and k not in _HARMLESS))
     alphas, rule = _alphas(groups, header, found, read)
     family, evidence = family_of(header)
-    return ImageFacts(
+    return FileFacts(
         scheme=found.scheme,
         method=_method(groups),
         family=family,
         family_evidence=evidence,
         components=tuple(sorted({_component(t.name) for t in header})),
         modules=tuple(
-            ImageModule(path=path, rank=_rank(halves), alpha=alphas.get(path))
+            FileModule(path=path, rank=_rank(halves), alpha=alphas.get(path), **_sizes(halves))
             for path, halves in sorted(groups.items())
             if set(halves) - {"scale"} or not path.endswith("_norm")
         ),
@@ -111,6 +78,7 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Ima
         trigger_words=next((header.metadata[k][:TEXT_LIMIT] for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
+        dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),
         size_bytes=header.size_bytes,
@@ -148,6 +116,34 @@ def _rank(halves: Mapping[str, TensorInfo]) -> int:
         if "lora_A" in half or half.endswith("down.weight") or half in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
             return info.shape[0]
     return 0
+
+
+def _sizes(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """[out, in] of the update that these tensors make; nothing where the method's shapes do not tell.
+
+    LoHa: A and B of each half are [out, r] and [r, in]; LoKr: the Kronecker product of two matrices multiplies sizes
+    (arXiv 2108.06098, 2212.10650, as LyCORIS stores them). A convolution's kernel is part of LoHa's and LoKr's `in`.
+    """
+    by_end = {half.removesuffix(".weight").rpartition(".")[2]: info.shape for half, info in halves.items()}
+    down = by_end.get("lora_A") or by_end.get("lora_down") or by_end.get("down") or by_end.get("hada_w1_b")
+    up = by_end.get("lora_B") or by_end.get("lora_up") or by_end.get("up") or by_end.get("hada_w1_a")
+    if down and up and len(down) >= 2 and "hada_t1" not in halves:
+        return {"out_features": up[0], "in_features": down[1], "is_conv": len(down) > 2}
+    first, second = _kronecker(by_end, "1"), _kronecker(by_end, "2")
+    if first and second:
+        return {"out_features": first[0] * second[0], "in_features": first[1] * second[1], "is_conv": len(second) > 2}
+    full = by_end.get("diff")
+    if full and len(full) >= 2:
+        return {"out_features": full[0], "in_features": full[1], "is_conv": len(full) > 2}
+    return {}
+
+
+def _kronecker(by_end: Mapping[str, tuple[int, ...]], number: str) -> tuple[int, ...]:
+    """The shape of one of LoKr's two matrices, written whole or as a pair; empty if it is neither."""
+    whole = by_end.get(f"lokr_w{number}", ())
+    a, b = by_end.get(f"lokr_w{number}_a", ()), by_end.get(f"lokr_w{number}_b", ())
+    pair = (a[0], b[1]) if len(a) == 2 and len(b) == 2 and f"lokr_t{number}" not in by_end else ()
+    return whole if len(whole) >= 2 else pair
 
 
 def _component(name: str) -> str:

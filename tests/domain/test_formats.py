@@ -11,7 +11,7 @@ import pytest
 
 from registry import formats, tensors
 from registry.formats import images as image_facts
-from registry.formats.images import ImageFacts
+from registry.formats.facts import FileFacts
 from tests import forge
 from tests.forge import Tensor
 
@@ -112,7 +112,7 @@ def read(names: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tu
     return tensors.read_bytes(data, file="x.safetensors"), data
 
 
-def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *, values: bool = False) -> ImageFacts:
+def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *, values: bool = False) -> FileFacts:
     header, data = read(names, metadata)
     reader = (lambda at, n: data[at : at + n]) if values else None
     return image_facts.of_header(header, formats.of_header(header), read=reader)

@@ -1,0 +1,87 @@
+"""Does this weights file fit this base, where no PEFT configuration stands beside it? Findings, from headers alone.
+
+Invariants
+- Every module that the file updates must be one of the base's (or a fused group of them) with equal sizes.
+- Names that no rule translates are `unknown`, never a pass by silence; names that a rule translates and the base
+  does not have are an error.
+- Which modules were meant to be trained is not written anywhere, so a layer that is missing cannot be noticed here.
+
+Example
+    >>> check_file(facts, base)
+    []
+"""
+
+from __future__ import annotations
+
+from registry import formats
+from registry.bases import BaseSpec
+from registry.bases.modules import ModuleShape
+from registry.compat.notes import Notes
+from registry.compat.paths import Paths
+from registry.formats.facts import FileFacts, FileModule
+from registry.verdicts import Finding
+
+_KERNELS = (1, 4, 9, 16, 25, 49)
+"""Areas of square kernels: what a convolution's channels are multiplied by where a scheme stores them flat."""
+_CONTROL_INPUTS = ("img_in", "x_embedder")
+
+
+def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
+    """All findings about this file on this base."""
+    notes = Notes()
+    is_image = facts.scheme in formats.IMAGE_SCHEMES
+    if is_image != base.is_pipeline:
+        kind, other = ("an image model", "a language model") if is_image else ("a language model", "an image model")
+        sentence = f"the file's names ({facts.scheme}) are of {kind}, and {base.name} is {other}"
+        notes.error("fit.kind", facts.file, sentence, kind, other)
+        return notes.findings()
+    if facts.family and base.model_type and facts.family[:2] != base.model_type[:2]:
+        sentence = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
+        notes.error("fit.family", facts.file, sentence, base.model_type, facts.family)
+        return notes.findings()
+    if not facts.modules:
+        sentence = f"{facts.file} holds no pair of factors that names a module"
+        notes.error("lora.no_modules", facts.file, sentence, "lora_a and lora_b", facts.tensors)
+    paths = Paths(facts.scheme, base.modules)
+    for module in facts.modules:
+        _check(module, paths, facts, base, notes)
+    if facts.alpha_rule.startswith("no alpha in the file") and facts.scheme in ("kohya", "lycoris"):
+        sentence = "the file holds no alpha: loaders take alpha = rank, which may not be what was trained"
+        notes.warning("format.alpha_absent", facts.file, sentence)
+    return notes.findings()
+
+
+def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
+    meant = paths.of(module.path)
+    leaf = module.path.replace("_", ".").rpartition(".")[2]
+    if meant is None:
+        sentence = f"{module.path} is named as no rule for {facts.scheme} names a module of {base.name}"
+        notes.unknown("format.names_unmapped", module.path, sentence, group=leaf)
+        return
+    found = [base.modules.get(path) for path in meant]
+    absent = [path for path, there in zip(meant, found, strict=True) if there is None]
+    if absent:
+        sentence = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
+        notes.note("error" if base.names_known else "unknown", "fit.module_unknown", module.path, sentence,
+                   "a module of the base", absent[0], group=leaf)  # fmt: skip
+        return
+    _sizes(module, [there for there in found if there is not None], facts, base, notes)
+
+
+def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
+    leaf = module.path.replace("_", ".").rpartition(".")[2]
+    if not module.in_features or not module.out_features or not all(part.is_known for part in there):
+        sentence = f"the sizes of {module.path} cannot be told from the header ({facts.method or 'an unknown method'})"
+        notes.unknown("fit.shape_unknown", module.path, sentence, group=facts.method)
+        return
+    expected = (sum(part.out_features for part in there), there[0].in_features)
+    factors = _KERNELS if module.is_conv or there[0].kind == "conv" else (1,)
+    if module.out_features == expected[0] and module.in_features in [expected[1] * factor for factor in factors]:
+        return
+    found = (module.out_features, module.in_features)
+    if facts.scheme == "bfl" and module.path.endswith(_CONTROL_INPUTS) and found[1] > expected[1]:
+        sentence = f"{module.path} takes {found[1]} inputs instead of {expected[1]}: a control adapter widens it"
+        notes.warning("format.control_inputs", module.path, sentence, expected[1], found[1])
+        return
+    sentence = f"{module.path} updates a matrix of {list(found)}; {base.name} has {list(expected)} there"
+    notes.error("fit.shape", module.path, sentence, list(expected), list(found), group=f"{leaf} {found} {expected}")

@@ -1,0 +1,209 @@
+"""Which modules of the base a tool means by the path that it writes into a weights file.
+
+    mlx          the model's own path
+    torchtune    layers.0.attn.output_proj             → model.layers.0.self_attn.o_proj
+    gguf         blk.0.attn_output                     → model.layers.0.self_attn.o_proj
+    diffusers    unet.….to_q                           the pipeline's own path
+    kohya        lora_unet_down_blocks_0_…_to_q        → the one path that reads so with its dots as underscores
+    Flux         double_blocks.0.img_attn.qkv          → three modules of transformer_blocks.0.attn
+
+Invariants
+- A path is looked up, never guessed: what no rule names is None, and what a rule names may still be absent.
+- Several modules for one path are the parts of one fused matrix, in the order of its rows.
+
+Example
+    >>> Paths("kohya", base.modules).of("lora_unet_mid_block_attentions_0_proj_in")
+    ('unet.mid_block.attentions.0.proj_in',)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+IMAGE_COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+_KOHYA_COMPONENTS: tuple[tuple[str, str], ...] = (
+    ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"),
+    ("lora_te_", "text_encoder"), ("lora_transformer_", "transformer"), ("lora_prior_unet_", "prior"),
+    ("lora_unet_", "unet"), ("lora_unet_", "transformer"), ("lycoris_", "unet"), ("lycoris_", "transformer"),
+    ("lycoris_", "text_encoder"),
+)  # fmt: skip
+_TORCHTUNE = {
+    "attn.q_proj": "self_attn.q_proj", "attn.k_proj": "self_attn.k_proj", "attn.v_proj": "self_attn.v_proj",
+    "attn.output_proj": "self_attn.o_proj", "mlp.w1": "mlp.gate_proj", "mlp.w2": "mlp.down_proj",
+    "mlp.w3": "mlp.up_proj",
+}  # fmt: skip
+_GGUF = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+_WHOLE = {"output": "lm_head", "tok_embeddings": "model.embed_tokens", "token_embd": "model.embed_tokens"}
+FLUX_DOUBLE: dict[str, tuple[str, ...]] = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",), "img_mod.lin": ("norm1.linear",),
+    "txt_mlp.0": ("ff_context.net.0.proj",), "txt_mlp.2": ("ff_context.net.2",),
+    "txt_mod.lin": ("norm1_context.linear",),
+    "processor.qkv_lora1": ("attn.to_q", "attn.to_k", "attn.to_v"), "processor.proj_lora1": ("attn.to_out.0",),
+    "processor.qkv_lora2": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "processor.proj_lora2": ("attn.to_add_out",),
+}  # fmt: skip
+FLUX_SINGLE: dict[str, tuple[str, ...]] = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear2": ("proj_out",),
+    "modulation.lin": ("norm.linear",), "processor.qkv_lora": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "processor.proj_lora": ("proj_out",),
+}  # fmt: skip
+FLUX_WHOLE: dict[str, tuple[str, ...]] = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "final_layer.linear": ("proj_out",),
+    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
+    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
+    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
+    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
+    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
+}
+_SGM = re.compile(r"(?:lora_unet_|diffusion_model\.)(input|output|middle)_blocks?[_.](\d+)[_.](?:(\d+)[_.])?(.+)\Z")
+_SGM_INNER = (
+    ("in_layers_2", "conv1"), ("out_layers_3", "conv2"), ("emb_layers_1", "time_emb_proj"),
+    ("skip_connection", "conv_shortcut"),
+)  # fmt: skip
+_LAYER = re.compile(r"(?:layers|blk)\.(\d{1,6})\.(.+)\Z")
+_OLD = re.compile(r"(?P<at>.+)\.processor\.to_(?P<leaf>q|k|v|out)(?:_lora)?\Z")
+_OLD_TEXT = re.compile(r"(?P<at>text_encoder\..+?)(?:_lora(?:_linear_layer)?|_lora_linear_layer)\Z")
+
+
+class Paths:
+    """The modules of one base under the names of one scheme."""
+
+    def __init__(self, scheme: str, modules: Iterable[str]) -> None:
+        self._scheme = scheme
+        self._known = set(modules)
+        self._flat: dict[str, str] = {}
+        if scheme in ("kohya", "lycoris", "comfy"):
+            for path in self._known:
+                self._flat.setdefault(_flat(path), path)
+        numbers = {
+            int(m[1]) for path in self._known if (m := re.match(r"unet\.down_blocks\.0\.resnets\.(\d+)\.", path))
+        }
+        self._resnets = max(numbers, default=-1) + 1
+
+    def of(self, written: str) -> tuple[str, ...] | None:
+        """The base's paths that `written` means, as the base spells them; None if no rule of the scheme names it."""
+        rule = _RULES.get(self._scheme)
+        found = rule(self, written) if rule else None
+        return tuple(self._spelt(path) for path in found) if found else None
+
+    def _spelt(self, path: str) -> str:
+        """The path, with or without the `text_model.` that one version of transformers adds and another drops."""
+        if path in self._known or not path.startswith("text_encoder"):
+            return path
+        head, _, rest = path.partition(".")
+        bare = rest.removeprefix("text_model.")
+        return next((p for p in (f"{head}.text_model.{bare}", f"{head}.{bare}") if p in self._known), path)
+
+    # -------------------------------------------------------------- rules
+    def same(self, written: str) -> tuple[str, ...]:
+        return (written,)
+
+    def text(self, written: str) -> tuple[str, ...] | None:
+        if written in _WHOLE:
+            return (_WHOLE[written],)
+        match = _LAYER.match(written)
+        inner = (_TORCHTUNE if self._scheme == "torchtune" else _GGUF).get(match[2]) if match else None
+        return (f"model.layers.{match[1]}.{inner}",) if match and inner else None
+
+    def diffusers(self, written: str) -> tuple[str, ...]:
+        return (written,)
+
+    def processors(self, written: str) -> tuple[str, ...]:
+        match = _OLD.match(written)
+        if match:
+            at = match["at"] if match["at"].startswith(IMAGE_COMPONENTS) else f"unet.{match['at']}"
+            if at.startswith("text_encoder"):
+                return (f"{at}.{match['leaf']}_proj",)
+            return (f"{at}.to_out.0" if match["leaf"] == "out" else f"{at}.to_{match['leaf']}",)
+        text = _OLD_TEXT.match(written)
+        return (text["at"] if text else written,)
+
+    def flat(self, written: str) -> tuple[str, ...] | None:
+        for prefix, component in _KOHYA_COMPONENTS:
+            if written.startswith(prefix):
+                rest = written.removeprefix(prefix)
+                for tail in (rest, f"text_model_{rest}", rest.removeprefix("text_model_")):
+                    path = self._flat.get(f"{component}_{tail}")
+                    if path:
+                        return (path,)
+        return self._flux_flat(written) or self._sgm(written)
+
+    def flux(self, written: str) -> tuple[str, ...] | None:
+        path = written.removeprefix("diffusion_model.")
+        match = re.match(r"(double|single)_blocks\.(\d{1,4})\.(.+)\Z", path)
+        if not match:
+            found = FLUX_WHOLE.get(path)
+            return tuple(f"transformer.{p}" for p in found) if found else None
+        table, block = (
+            (FLUX_DOUBLE, "transformer_blocks") if match[1] == "double" else (FLUX_SINGLE, "single_transformer_blocks")
+        )
+        inner = table.get(match[3])
+        return tuple(f"transformer.{block}.{match[2]}.{p}" for p in inner) if inner else None
+
+    def comfy(self, written: str) -> tuple[str, ...] | None:
+        path = written.removeprefix("diffusion_model.")
+        for component in ("transformer", "unet"):
+            if f"{component}.{path}" in self._known:
+                return (f"{component}.{path}",)
+        return self.flux(written) or self._sgm(written)
+
+    def _flux_flat(self, written: str) -> tuple[str, ...] | None:
+        match = re.match(r"lora_unet_(double|single)_blocks_(\d{1,4})_(.+)\Z", written)
+        if not match:
+            rest = written.removeprefix("lora_unet_")
+            return next((self.flux(p) for p in FLUX_WHOLE if p.replace(".", "_") == rest), None)
+        table = FLUX_DOUBLE if match[1] == "double" else FLUX_SINGLE
+        inner = next((p for p in table if p.replace(".", "_") == match[3]), "")
+        return self.flux(f"{match[1]}_blocks.{match[2]}.{inner}") if inner else None
+
+    def _sgm(self, written: str) -> tuple[str, ...] | None:
+        """Names of the original UNet (Stability's code): blocks are counted through, each with its sampler."""
+        match = _SGM.match(written)
+        if not match or not self._resnets:
+            return None
+        side, number, inner, rest = match[1], int(match[2]), match[3], match[4].replace(".", "_")
+        each = self._resnets
+        if side == "middle":
+            at = "mid_block_attentions_0" if number == 1 else f"mid_block_resnets_{number // 2}"
+        elif inner is None or (side == "input" and number == 0):
+            return None
+        elif side == "input":
+            block, place = divmod(number - 1, each + 1)
+            kind = "downsamplers_0" if place == each else f"{_kind(inner)}_{place}"
+            at = f"down_blocks_{block}_{kind}"
+        else:
+            block, place = divmod(number, each + 1)
+            attention = f"unet_up_blocks_{block}_attentions_{place}_"
+            has = inner == "1" and any(flat.startswith(attention) for flat in self._flat)
+            kind = f"{_kind(inner)}_{place}" if inner == "0" or has else "upsamplers_0"
+            at = f"up_blocks_{block}_{kind}"
+        for theirs, ours in _SGM_INNER:
+            rest = rest.replace(theirs, ours)
+        rest = re.sub(r"\A(?:op|conv)\Z", "conv", rest)
+        path = self._flat.get(f"unet_{at}_{rest}")
+        return (path,) if path else None
+
+
+def _kind(inner: str) -> str:
+    return "resnets" if inner == "0" else "attentions"
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
+
+
+_RULES: dict[str, Callable[[Paths, str], tuple[str, ...] | None]] = {
+    "mlx": Paths.same, "torchtune": Paths.text, "gguf": Paths.text, "diffusers": Paths.diffusers,
+    "diffusers-old": Paths.processors, "kohya": Paths.flat, "lycoris": Paths.flat, "bfl": Paths.flux,
+    "xlabs": Paths.flux, "comfy": Paths.comfy,
+}  # fmt: skip

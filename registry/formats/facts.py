@@ -1,0 +1,68 @@
+"""`FileFacts`: what an adapter's weights file says by itself, where no PEFT configuration explains it.
+
+Invariants
+- Structure comes from names and shapes. `claims` is the uploader's metadata, kept apart, without private texts.
+- What the file does not tell is None, 0 or empty: an alpha that nobody wrote is not guessed.
+- scale = alpha / rank for every scheme but mlx, which writes the multiplier itself.
+
+Example
+    >>> FileModule(path="unet.mid_block.attn", rank=4, alpha=2.0).scale
+    0.5
+"""
+
+from __future__ import annotations
+
+from registry.verdicts import Value
+
+MODULES_LIMIT = 20_000
+
+
+class FileModule(Value):
+    """One module that is updated: [out_features, in_features], 0 where the file does not tell.
+
+    `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
+    then counts channels times the kernel where the scheme stores them so.
+    """
+
+    path: str
+    rank: int = 0
+    alpha: float | None = None
+    in_features: int = 0
+    out_features: int = 0
+    is_conv: bool = False
+    multiplier: float | None = None
+
+    @property
+    def scale(self) -> float | None:
+        """What the product of the factors is multiplied by; None if the file does not tell."""
+        if self.multiplier is not None:
+            return self.multiplier
+        return self.alpha / self.rank if self.alpha is not None and self.rank else None
+
+
+class FileFacts(Value):
+    """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out."""
+
+    scheme: str
+    method: str
+    file: str = ""
+    family: str = ""
+    family_evidence: str = ""
+    components: tuple[str, ...] = ()
+    modules: tuple[FileModule, ...] = ()
+    has_dora: bool = False
+    has_convolutions: bool = False
+    has_alpha_tensors: bool = False
+    alpha_rule: str = ""
+    trigger_words: str = ""
+    claims: dict[str, str] = {}
+    private_texts: tuple[str, ...] = ()
+    base_claimed: str = ""
+    dtypes: tuple[str, ...] = ()
+    tensors: int = 0
+    parameters: int = 0
+    size_bytes: int = 0
+
+    @property
+    def max_rank(self) -> int:
+        return max((m.rank for m in self.modules), default=0)
