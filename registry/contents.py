@@ -96,6 +96,11 @@ class Foreign:
         return BaseClaim(name=self.file.base_claimed)
 
     @property
+    def lora(self) -> LoraSpec:
+        """No pairs: PEFT's names are not here. For readers that look at every tensor whatever it is called."""
+        return LoraSpec(config=AdapterConfig(method=""))
+
+    @property
     def engine(self) -> EngineFacts:
         return engine_facts.of_file(self.file, is_image=self.file.scheme in formats.IMAGE_SCHEMES)
 
@@ -153,6 +158,12 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
             next_step="push each file as an adapter of its own",
         )
     return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
+
+
+def weights_of(files: Iterable[Descriptor]) -> Descriptor:
+    """The file that holds the weights: PEFT's by its name, else the first one that may. The manifest has one."""
+    named = [f for f in files if f.path.endswith(WEIGHTS_ENDINGS)]
+    return next((f for f in named if f.path == WEIGHTS), named[0])
 
 
 def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
