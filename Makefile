@@ -21,7 +21,7 @@ BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benc
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test lint light soak bench clean
+.PHONY: help venv demo test lint light faults soak test-ceph bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ $(STAMP): pyproject.toml
 demo: venv  ## the whole story on a real model: train, push, check, prove, promote, pull, trace
 	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/demo
 
-test: venv  ## every test (PostgreSQL is started by the tests themselves)
-	@$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+test: venv  ## every test but the faults (PostgreSQL and an S3 store are started by the tests themselves)
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults' $(ARGS)
+
+faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)
+	@$(PYTHON) -m pytest -n $(JOBS) -m faults tests/faults $(ARGS)
 
 lint: venv  ## ruff and mypy
 	@$(PYTHON) -m ruff check .
@@ -51,6 +54,9 @@ light: venv  ## prove the light install: wheel, bare environment, domain tests, 
 
 soak: venv  ## faults for SOAK_SECONDS (600): kills, a failing store, races; prints runs and violations
 	@$(PYTHON) -m tests.faults.soak
+
+test-ceph: venv  ## the S3 tests against a real Ceph gateway (Debian's ceph packages; says so when they are missing)
+	@$(PYTHON) -m tests.ceph $(ARGS)
 
 bench: venv $(BENCHES)  ## every benchmark; each ends with one JSON object on a line
 
