@@ -102,7 +102,7 @@ def _configure(folder: Path, cluster: str, gateway: int) -> None:
             folder=folder,
             classes=classes,
             memory=MEMORY_BYTES,
-        )  # fmt: skip
+        )
     )
     for number, (name, capabilities) in enumerate(CAPABILITIES.items()):
         words = [word for pair in capabilities.items() for word in ("--cap", *pair)]
