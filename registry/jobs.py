@@ -41,6 +41,7 @@ RESULT_LIMIT_BYTES = 2**20
 class Kind(StrEnum):
     VALIDATE = "validate"
     MERGE = "merge"
+    FUSE = "fuse"
 
 
 class State(StrEnum):

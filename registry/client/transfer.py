@@ -45,6 +45,8 @@ def push_folder(
     base: str = "",
     alias: str = "",
     parents: Sequence[Ref] = (),
+    edges: Sequence[Edge] = (),
+    annotations: dict[str, str] | None = None,
     message: str = "",
     golden: Path | None = None,
     progress: Progress | None = None,
@@ -53,13 +55,14 @@ def push_folder(
 ) -> Pushed:
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
-    `base` is found from the configuration when empty. `left_out` is told of each entry that is not sent.
+    `base` is found from the configuration when empty. `parents` were trained further; `edges` say themselves how the
+    version came from others. `left_out` is told of each entry that is not sent.
     """
     found = read_folder(folder, golden=golden)
     for reason in found.left_out:
         left_out(reason)
-    edges = [_edge(registry, parent) for parent in parents]
-    manifest = found.manifest((bases or Bases(registry)).of(found, base), tuple(edges))
+    all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
+    manifest = found.manifest((bases or Bases(registry)).of(found, base), all_edges, annotations)
     plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
     watched = progress or Silent()
     watched.start(sum(upload.size_bytes for upload in plan.uploads))
