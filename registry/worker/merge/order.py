@@ -1,0 +1,73 @@
+"""`Order`: a recipe with folders in place of names, and the running of it in a process of its own. No torch here.
+
+Invariants
+- The process gets no secret: its environment is an allow-list, its input is folders.
+- A process that dies, or is told to stop, is an error with its reason; what it had begun is gone.
+
+Example
+    >>> Order(recipe=recipe, sources=["a", "b"], out="c").run().relative_error
+    0.0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from registry.errors import Unavailable, from_problem
+from registry.recipes import MergeReport, Recipe
+from registry.verdicts import Value
+from registry.worker.pool import clean_environment
+
+
+class Order(Value):
+    """`sources`: folders of adapters. `base`: the folder of the base that is fused into, or extracted against."""
+
+    recipe: Recipe
+    sources: tuple[str, ...] = ()
+    base: str = ""
+    base_name: str = ""
+    tuned: str = ""
+    out: str
+
+    def run(self, say: Callable[[str], None] = lambda _said: None, *, threads: int = 0) -> MergeReport:
+        """Do it in a process of its own. An exception of `say` ends the process and comes through.
+
+        The error that the process met, or `Unavailable` (TRY_LATER) when it died.
+        """
+        environment = clean_environment(os.environ)
+        if threads:
+            environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "registry.worker.merge.process"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+        )  # fmt: skip
+        try:
+            return self._listen(process, say)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def _listen(self, process: subprocess.Popen[bytes], say: Callable[[str], None]) -> MergeReport:
+        last: dict[str, Any] = {}
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("the process has no pipes")
+        with process.stdin, process.stdout:
+            process.stdin.write(self.model_dump_json().encode())
+            process.stdin.close()
+            for line in process.stdout:
+                last = json.loads(line)
+                if "said" in last:
+                    say(str(last["said"]))
+        if "report" in last:
+            return MergeReport.model_validate(last["report"])
+        if "problem" in last:
+            raise from_problem(last["problem"])
+        status = process.wait()
+        how = last.get("error") or (f"it was ended by signal {-status}" if status < 0 else f"exit status {status}")
+        raise Unavailable("TRY_LATER", f"the merge could not be done: {how}")

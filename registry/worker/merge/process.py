@@ -1,0 +1,88 @@
+"""The process that does a merge: folders in, a folder out, one JSON object a line on standard output.
+
+    $ echo '{"recipe": {…}, "sources": ["a", "b"], "out": "c"}' | python -m registry.worker.merge.process
+    {"said": "32 of 210 modules"}
+    {"report": {…}}
+
+Invariants
+- torch lives here and nowhere above: whoever asks may kill this process at any moment.
+- It knows no registry and no token; it reads the folders that it is given and writes one.
+
+Example
+    >>> do(Order(recipe=recipe, sources=["a"], base="models/tiny", out="fused"))
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from registry import recipes
+from registry.engines import facts as engine_facts
+from registry.errors import RegistryError
+from registry.recipes import Ingredient, MergeReport, Operation
+from registry.worker.merge import combine, extract, fuse
+from registry.worker.merge.adapters import Adapter
+from registry.worker.merge.order import Order
+
+SAY_EVERY_BYTES = 256 * 2**20
+
+
+def do(order: Order, say: Callable[[str], None] = lambda _said: None) -> MergeReport:
+    """Do what the order says. `Invalid` when it cannot be done."""
+    recipe, out = order.recipe, Path(order.out)
+    if recipe.operation is Operation.EXTRACT:
+        return extract.extract(
+            Path(order.tuned), Path(order.base), out, rank=recipe.rank, base_name=order.base_name, progress=say
+        )
+    sources = [Adapter.open(folder) for folder in order.sources]
+    if recipe.operation is Operation.FUSE:
+        return fuse.fuse(sources[0], Path(order.base), out, dequantise=recipe.dequantise, progress=_counted(say))
+    named = recipe.model_copy(update={"sources": tuple(order.sources)})
+    recipes.demand(named, [_ingredient(source) for source in sources])
+    weights = recipe.weights or (1.0,) * len(sources)
+    return combine.combine(recipe, list(zip(weights, sources, strict=True)), out, progress=say)
+
+
+def _ingredient(source: Adapter) -> Ingredient:
+    """The source as a recipe's check sees it. The folder says nothing sure of its base: whoever ordered knows."""
+    facts = engine_facts.of_lora(source.lora).model_dump(mode="json")
+    return Ingredient(name=source.folder.name, digest=str(source.folder), base="", base_fingerprint="", facts=facts)
+
+
+def _counted(say: Callable[[str], None]) -> Callable[[int], None]:
+    seen = {"now": 0, "told": 0}
+
+    def count(size: int) -> None:
+        seen["now"] += size
+        if seen["now"] - seen["told"] >= SAY_EVERY_BYTES:
+            seen["told"] = seen["now"]
+            say(f"{seen['now'] / 1e9:.1f} GB written")
+
+    return count
+
+
+def main() -> int:
+    """The order from standard input; progress, then the report or the error, on standard output."""
+
+    def write(message: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+    try:
+        found = do(Order.model_validate_json(sys.stdin.read()), lambda said: write({"said": said}))
+    except RegistryError as e:
+        write({"problem": e.to_problem()})
+        return 1
+    except (OSError, ValueError, RuntimeError) as e:
+        write({"error": f"{type(e).__name__}: {e}"[:1000]})
+        return 1
+    write({"report": found.model_dump(mode="json")})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
