@@ -95,6 +95,10 @@ class NotFound(RegistryError):
             "JOB_UNKNOWN",
             "PUSH_UNKNOWN",
             "TOKEN_UNKNOWN",
+            "NAMESPACE_UNKNOWN",
+            "PUBLISHER_UNKNOWN",
+            "EVENT_UNKNOWN",
+            "WEBHOOK_UNKNOWN",
             "ROUTE_UNKNOWN",
         }
     )
@@ -112,17 +116,20 @@ class Invalid(RegistryError):
             "FILE_REFUSED",
             "TENSORS_INVALID",
             "CONFIG_INVALID",
+            "GOLDEN_INVALID",
             "BASE_INVALID",
             "BLOB_MISMATCH",
             "SETTING_INVALID",
             "RECIPE_INVALID",
+            "SIGNATURE_INVALID",
+            "URL_REFUSED",
         }
     )
 
 
 class TooLarge(RegistryError):
     TITLE = "The input is over a limit"
-    CODES = frozenset({"SIZE_INVALID"})
+    CODES = frozenset({"SIZE_INVALID", "QUOTA_EXCEEDED"})
 
 
 class Conflict(RegistryError):
@@ -136,6 +143,10 @@ class Conflict(RegistryError):
             "UPLOAD_INCOMPLETE",
             "BASE_EXISTS",
             "TOKEN_EXISTS",
+            "TOKEN_REVOKED",
+            "NAME_TAKEN",
+            "NAME_TOMBSTONED",
+            "NAMESPACE_IN_USE",
             "SCHEMA_OLD",
             "IDEMPOTENCY_REUSED",
         }
@@ -159,12 +170,14 @@ class Denied(RegistryError):
 
 class Unavailable(RegistryError):
     TITLE = "Try again later"
-    CODES = frozenset({"STORE_UNAVAILABLE", "DATABASE_UNAVAILABLE", "SERVER_UNREACHABLE", "TRY_LATER", "BODY_STALLED"})
+    CODES = frozenset(
+        {"STORE_UNAVAILABLE", "DATABASE_UNAVAILABLE", "SERVER_UNREACHABLE", "TRY_LATER", "BODY_STALLED", "RATE_LIMITED"}
+    )
 
 
 class Corrupt(RegistryError):
     TITLE = "Stored bytes are damaged"
-    CODES = frozenset({"DIGEST_MISMATCH"})
+    CODES = frozenset({"DIGEST_MISMATCH", "LOG_INCONSISTENT"})
 
 
 CLASSES: tuple[type[RegistryError], ...] = (

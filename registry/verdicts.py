@@ -26,6 +26,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.digest import Digest
+from registry.fingerprint import Fingerprint
 
 FINDINGS_LIMIT = 200
 """Findings kept per verdict; `summary` counts the rest, so a million wrong tensors stay a small answer."""
@@ -34,13 +35,15 @@ FINDINGS_LIMIT = 200
 class Value(BaseModel):
     """A frozen, validated value that crosses machines. Unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
 
 
 class Check(StrEnum):
-    """What is judged. `fits`: header against base. `loads`: an engine takes it. `acts`: it works on the base."""
+    """What is judged. `fits`: header against base. `values`: its numbers. `loads`: an engine takes it.
+    `acts`: it works on the base."""
 
     FITS = "fits"
+    VALUES = "values"
     LOADS = "loads"
     ACTS = "acts"
 
@@ -131,7 +134,11 @@ def summarise(findings: Sequence[Finding]) -> str:
 
 
 class Report(Value):
-    """Everything one run of a check saw. `measurements` are numbers with their unit in the name."""
+    """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
+
+    `fingerprint`: what a serving box compares after loading. `pictures`: name → PNG in base64, of image adapters.
+    `thresholds`: the limits that findings were judged by.
+    """
 
     check: Check
     subject: Digest
@@ -140,6 +147,9 @@ class Report(Value):
     findings: tuple[Finding, ...] = ()
     measurements: dict[str, Any] = Field(default_factory=dict)
     made_by: dict[str, str] = Field(default_factory=dict)
+    fingerprint: Fingerprint | None = None
+    pictures: dict[str, str] = Field(default_factory=dict)
+    thresholds: dict[str, float] = Field(default_factory=dict)
 
 
 class Gate(Value):

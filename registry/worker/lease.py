@@ -23,6 +23,8 @@ from registry.wire.jobs import Claimed, RenewRequest
 
 RENEWALS_PER_LEASE = 3
 """How often a lease is renewed in the time that it lasts: two renewals may get lost."""
+TELL_SECONDS = 0.5
+"""How long news of the progress wait for more, so that quick steps cost one request."""
 
 
 class Lost(Exception):
@@ -41,6 +43,7 @@ class Held:
         self._progress = ""
         self._lost = threading.Event()
         self._done = threading.Event()
+        self._news = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease of {self._job}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -49,12 +52,19 @@ class Held:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._done.set()
+        self._news.set()
         self._thread.join()
 
     def say(self, progress: str) -> None:
-        """What is being done now; sent with the next renewal. Raises `Lost` like `check`."""
-        self._progress = progress
+        """As `tell`, and raises `Lost` like `check`."""
+        self.tell(progress)
         self.check()
+
+    def tell(self, progress: str) -> None:
+        """What is being done now; sent soon, at most once in `TELL_SECONDS`. May be called from any thread."""
+        if progress != self._progress:
+            self._progress = progress
+            self._news.set()
 
     def check(self) -> None:
         if self._lost.is_set():
@@ -62,7 +72,11 @@ class Held:
 
     def _renew(self) -> None:
         ends = time.monotonic() + self._seconds
-        while not self._done.wait(self._seconds / RENEWALS_PER_LEASE):
+        while not self._done.is_set():
+            self._news.wait(self._seconds / RENEWALS_PER_LEASE)
+            if self._done.wait(min(TELL_SECONDS, self._seconds / RENEWALS_PER_LEASE)):
+                return
+            self._news.clear()
             try:
                 lease = self._registry.renew(
                     self._job, RenewRequest(lease_token=self.token, progress=self._progress[:500])

@@ -21,12 +21,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from registry.worker import confine
+
+CPU, CUDA = "cpu", "cuda"
 KEEPERS_LIMIT = 2
 """Bases in memory at once; the one not used for longest makes room."""
 LOAD_SECONDS_LIMIT = 600.0
@@ -43,6 +46,7 @@ _SETTINGS = {
     "HF_DEACTIVATE_ASYNC_LOAD": "1",  # no loader threads: the keeper forks
     "TOKENIZERS_PARALLELISM": "false",
     "OPENBLAS_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to ask whether there is a GPU must not take hold of it
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
     "PYTHONWARNINGS": "ignore",  # of the libraries; they are not for whoever runs a worker
@@ -51,20 +55,31 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A base that this machine can load: its name, its folder, and the fingerprint that both agree on."""
+    """A base that this machine can load: its name, its folder, and the fingerprint that both agree on.
+
+    `dtype` is the number format of its record, for a GPU. `thresholds` are what the base says instead of our defaults.
+    """
 
     name: str
     folder: Path
     fingerprint: str
+    dtype: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one child may use. `memory_bytes` comes on top of what the keeper has mapped."""
+    """What one child may use. `memory_bytes` comes on top of what the keeper has mapped.
+
+    `alone` gives every adapter a process of its own. `any_name` lets adapters with names outside the allow-list reach
+    the shared process: for tests, which show that the checksum stops them there.
+    """
 
     deadline_seconds: float = 300.0
     memory_bytes: int = 8 * 2**30
     threads: int = max(1, os.cpu_count() or 1)
+    alone: bool = False
+    any_name: bool = False
 
 
 class Gone(Exception):
@@ -74,13 +89,27 @@ class Gone(Exception):
 class Keeper:
     """One keeper process. `ready` says what it loaded and with which versions."""
 
-    def __init__(self, source: Source, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: Source, *, device: str = CPU, environment: Mapping[str, str] | None = None,
+        listener: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
         self.source = source
+        self.loads = 0
+        self.listener = listener
         self.child = 0
         self.tried = 0
         self._rest = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "registry.worker.keeper", source.name, str(source.folder)],
+            [
+                *confine.bubblewrap(),
+                sys.executable,
+                "-m",
+                "registry.worker.keeper",
+                source.name,
+                str(source.folder),
+                device,
+                source.dtype,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=clean_environment(os.environ if environment is None else environment),
@@ -98,6 +127,7 @@ class Keeper:
             self.kill()
             raise
         self.ready = first["ready"]
+        self.loads = int("load_seconds" in self.ready)
         return self
 
     @property
@@ -108,7 +138,9 @@ class Keeper:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def try_adapter(self, folder: Path, limits: Limits) -> dict[str, Any]:
+    def try_adapter(
+        self, folder: Path, limits: Limits, thresholds: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
         """`{"seen": {"findings", "measurements"}}`, or `{"failed": sentence}`. `Gone` if the keeper is lost."""
         self.tried += 1
         self._write(
@@ -118,15 +150,26 @@ class Keeper:
                 "deadline_seconds": limits.deadline_seconds,
                 "memory_bytes": limits.memory_bytes,
                 "threads": limits.threads,
+                "alone": limits.alone,
+                "any_name": limits.any_name,
+                "thresholds": dict(thresholds or {}),
             }
         )
-        patience = time.monotonic() + limits.deadline_seconds + 30  # the keeper keeps the deadline; this is the net
+        # The keeper keeps the deadline of each child, and there may be two; this is the net.
+        patience = time.monotonic() + 2 * limits.deadline_seconds + 30
         try:
             while True:
                 message = self._read(patience)
-                if "child" not in message:
+                if "child" in message:
+                    self.child = int(message["child"])
+                elif "loaded" in message:  # on a GPU a child loads the base
+                    self.loads += 1
+                    self.ready |= message["loaded"]
+                elif "says" in message:
+                    if self.listener is not None:
+                        self.listener(str(message["says"])[:500])
+                else:
                     return message
-                self.child = int(message["child"])
         except Gone:
             self.kill()
             raise
@@ -202,8 +245,10 @@ def _end_of(process: subprocess.Popen[bytes]) -> str:
 class Pool:
     """The keepers of this worker, by base, the last used one last."""
 
-    def __init__(self, *, keepers_limit: int = KEEPERS_LIMIT) -> None:
-        self.base_loads = 0
+    def __init__(self, *, keepers_limit: int = KEEPERS_LIMIT, device: str = CPU) -> None:
+        self.device = device
+        self._loads_before = 0
+        self._listener: Callable[[str], None] | None = None
         self._limit = keepers_limit
         self._keepers: dict[str, Keeper] = {}
         self._busy: Keeper | None = None
@@ -215,6 +260,20 @@ class Pool:
         self.close()
 
     @property
+    def base_loads(self) -> int:
+        """How often a base was loaded by keepers of this pool, those that ended included."""
+        return self._loads_before + sum(keeper.loads for keeper in self._keepers.values())
+
+    @contextlib.contextmanager
+    def listening(self, listener: Callable[[str], None]) -> Iterator[None]:
+        """Tell what the child does meanwhile, in words. The listener must not raise."""
+        self._listener = listener
+        try:
+            yield
+        finally:
+            self._listener = None
+
+    @property
     def warm(self) -> list[str]:
         """The bases in memory, the last used one first."""
         return [name for name, keeper in reversed(self._keepers.items()) if keeper.alive]
@@ -223,25 +282,25 @@ class Pool:
         """The keeper of this base, started now if there is none. `Gone` when the base does not load."""
         keeper = self._keepers.pop(source.name, None)
         if keeper is not None and not (keeper.alive and keeper.source == source):
-            keeper.kill()
+            self._end(keeper)
             keeper = None
         while keeper is None and len(self._keepers) >= self._limit:
-            self._keepers.pop(next(iter(self._keepers))).kill()
+            self._end(self._keepers.pop(next(iter(self._keepers))))
         if keeper is None:
-            keeper = self._busy = Keeper(source)
+            keeper = self._busy = Keeper(source, device=self.device)
             try:
                 keeper.load()
             finally:
                 self._busy = None
-            self.base_loads += 1
         self._keepers[source.name] = keeper
         return keeper
 
     def try_adapter(self, source: Source, folder: Path, limits: Limits) -> dict[str, Any]:
         """One adapter on its base. Adds what the keeper knows: `base` (load time, versions, how many were tried)."""
         keeper = self._busy = self.keeper(source)
+        keeper.listener = self._listener
         try:
-            answer = keeper.try_adapter(folder, limits)
+            answer = keeper.try_adapter(folder, limits, source.thresholds)
         finally:
             self._busy = None
         return answer | {"base": keeper.ready | {"adapters_tried": keeper.tried, "base_loads": self.base_loads}}
@@ -258,6 +317,17 @@ class Pool:
         if busy is not None:
             busy.interrupt()
 
+    def _end(self, keeper: Keeper) -> None:
+        self._loads_before += keeper.loads
+        keeper.kill()
+
     def close(self) -> None:
         while self._keepers:
-            self._keepers.popitem()[1].kill()
+            self._end(self._keepers.popitem()[1])
+
+
+def device_of(wanted: str) -> str:
+    """`auto`: the GPU where this machine has NVIDIA's driver, else the CPU. Takes hold of nothing."""
+    if wanted != "auto":
+        return wanted
+    return CUDA if Path("/dev/nvidiactl").exists() else CPU

@@ -1,4 +1,4 @@
-"""What a smoke test asks of an adapter, and from which numbers on it complains: fixed texts and `Thresholds`.
+"""What a smoke test asks of an adapter: fixed texts, or fixed token numbers for a base without a tokenizer.
 
 Invariants
 - The probes never change between two runs, so two reports of one adapter can be compared.
@@ -12,38 +12,23 @@ Example
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 TEXTS: tuple[str, ...] = (
     "The train to the coast leaves at nine, and the last one comes back before midnight.",
     "Customer: My parcel has not arrived yet. What can I do?\nShop:",
     "def area(width, height):\n    return width *",
+    "Bread needs four things: flour, water, salt and time. Mix them in the evening, let the dough rest in a cool place "
+    "over night, and bake it in the morning until the crust is dark and sounds hollow when you knock on it.",
+    "The committee met on Tuesday to discuss the budget for the coming year. After two hours it agreed on a smaller "
+    "sum for the library, put off the question of the bridge, and thanked the treasurer for her patient work.",
+    "Light from the sun takes about eight minutes to reach the earth. The moon, which is much closer, sends us only "
+    "what it reflects, and so we always see its surface as it was a little more than a second ago.",
 )
-"""Neutral, short, of our own: a plain sentence, a customer's question, a line of code."""
+"""Neutral, short, of our own: sentences, a customer's question, code, and three paragraphs to measure drift on."""
 
 TOKENS_LIMIT = 64
 """Tokens kept of one probe: enough to tell adapters apart, short enough for a CPU."""
 
 _STEP = 13  # coprime to ordinary vocabulary sizes, so that the numbers spread
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """From which numbers on a measurement becomes a finding. Logits are fp32 on the probes' real tokens.
-
-    `effect_logit_delta`: the largest |change| of a logit below which an adapter does nothing; fp32 noise of a
-    different summation order stays under 1e-5 of the largest logit.
-    `drift_warn_kl_nats`: mean KL(base ‖ adapter) per token above which a warning says that it left the base far
-    behind. Healthy but overfitted adapters were measured at 0.5 to 1.9, a B ten times too large at 6.4.
-    """
-
-    effect_logit_delta: float = 1e-6
-    drift_warn_kl_nats: float = 3.0
-    tensors_named_limit: int = 20
-    modules_measured_limit: int = 4000
-
-
-THRESHOLDS = Thresholds()
 
 
 def numbered(vocabulary: int) -> list[tuple[int, ...]]:

@@ -98,4 +98,4 @@ def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> Source | str
         problem = inspect(view, folder) if inspect is not None else ""
     except Invalid as e:
         problem = f"the base {view.name} in {folder}: {e.detail}"
-    return problem or Source(view.name, folder.resolve(), str(view.fingerprint))
+    return problem or Source(view.name, folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)

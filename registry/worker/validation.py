@@ -35,14 +35,15 @@ def validate(task: Task) -> Done:
             return _done(_report(task, [_not_tried(findings), *findings], {}, {}))
         lease.say(f"putting the adapter on {base.name}")
         try:
-            answer = task.pool.try_adapter(source, folder, task.limits)
+            with task.pool.listening(lease.tell):
+                answer = task.pool.try_adapter(source, folder, task.limits)
         except Gone as e:
             raise Failed(str(e)) from e
     lease.check()
     if "seen" not in answer:
         raise Failed(str(answer.get("failed") or "the check ended without an answer"))
     found = [Finding.model_validate(finding) for finding in answer["seen"].get("findings", ())]
-    return _done(_report(task, found, answer["seen"].get("measurements", {}), answer["base"]))
+    return _done(_report(task, found, answer["seen"], answer["base"]))
 
 
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
@@ -63,7 +64,8 @@ def _not_tried(findings: list[Finding]) -> Finding:
     )
 
 
-def _report(task: Task, findings: list[Finding], measurements: dict[str, Any], keeper: dict[str, Any]) -> Report:
+def _report(task: Task, findings: list[Finding], seen: dict[str, Any], keeper: dict[str, Any]) -> Report:
+    measurements = seen.get("measurements", {})
     about_base = {
         "base_load_seconds": keeper.get("load_seconds"),
         "base_parameters": keeper.get("parameters"),
@@ -78,6 +80,8 @@ def _report(task: Task, findings: list[Finding], measurements: dict[str, Any], k
         findings=tuple(findings),
         measurements=measurements | {name: value for name, value in about_base.items() if value is not None},
         made_by=dict(keeper.get("versions", {})),
+        fingerprint=seen.get("fingerprint"),
+        pictures=seen.get("pictures", {}),
     )
 
 

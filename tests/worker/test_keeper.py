@@ -15,6 +15,8 @@ from registry.worker.pool import Gone, Keeper, Limits, Pool, Source, clean_envir
 from tests.worker import models
 
 LIMITS = Limits(deadline_seconds=120, threads=1)
+ALONE = Limits(deadline_seconds=120, threads=1, alone=True)
+"""A process of its own for every adapter: slow enough to be stopped on its way."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,8 @@ def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: S
     seen = answer["seen"]["measurements"]
     assert seen["max_logit_delta"] > 1e-3
     assert 0 < seen["kl_nats"] < 3
+    assert seen["base_tensors_changed"] == 0
+    seen = pool.try_adapter(source, good, ALONE)["seen"]["measurements"]
     assert (seen["base_tensors_changed"], seen["base_logits_equal_after"]) == (0, True)
 
 
@@ -106,7 +110,7 @@ def test_a_hanging_child_is_killed_at_its_deadline_and_the_keeper_goes_on(
 ) -> None:
     keeper = pool.keeper(source)
     with _When(keeper, signal.SIGSTOP) as stopped:
-        answer = pool.try_adapter(source, good, Limits(deadline_seconds=1.5, threads=1))
+        answer = pool.try_adapter(source, good, Limits(deadline_seconds=1.5, threads=1, alone=True))
     assert answer["failed"] == "the child was killed: it reached its deadline of 1.5 seconds"
     assert not _exists(stopped.child)
     assert codes(pool.try_adapter(source, good, LIMITS)) == {}
@@ -115,7 +119,7 @@ def test_a_hanging_child_is_killed_at_its_deadline_and_the_keeper_goes_on(
 
 def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: Source, good: Path) -> None:
     with _When(pool.keeper(source), signal.SIGSEGV):
-        answer = pool.try_adapter(source, good, LIMITS)
+        answer = pool.try_adapter(source, good, ALONE)
     assert answer["failed"] == "the child died of SIGSEGV without an answer"
 
 
@@ -130,7 +134,7 @@ def test_a_child_that_asks_for_too_much_memory_is_a_failed_attempt(
 
 def test_a_job_that_was_given_up_stops_its_child(pool: Pool, source: Source, good: Path) -> None:
     with _When(pool.keeper(source), signal.SIGSTOP, then=pool.stop_child):
-        answer = pool.try_adapter(source, good, LIMITS)
+        answer = pool.try_adapter(source, good, ALONE)
     assert answer["failed"] == "the child was killed: the worker gave the job up"
 
 
@@ -139,7 +143,7 @@ def test_a_keeper_that_is_killed_takes_its_child_along_and_a_new_one_is_right(so
         keeper = pool.keeper(source)
         kill = lambda: os.kill(keeper.pid, signal.SIGKILL)  # noqa: E731
         with _When(keeper, signal.SIGSTOP, then=kill) as stopped, pytest.raises(Gone, match="signal 9"):
-            pool.try_adapter(source, good, LIMITS)
+            pool.try_adapter(source, good, ALONE)
         assert not _exists(stopped.child)
         assert codes(pool.try_adapter(source, good, LIMITS)) == {}
         assert pool.base_loads == 2

@@ -1,0 +1,141 @@
+"""What a child that handles a stranger's adapter may do: limits always, no network and no writing where possible.
+
+    limits        memory, CPU time, size of written files, no core dumps (rlimits); no inherited descriptors
+    namespaces    no network, every mount read-only (Linux, unprivileged user namespaces)
+    bubblewrap    the same around the whole keeper, where the program `bwrap` is installed and may do its work
+
+Invariants
+- Each layer is tried; what could be had is told (`Confinement.layers`) and stands in the report, never assumed.
+- Nothing here needs torch. Linux only; elsewhere the limits remain.
+
+Example
+    >>> confine(deadline_seconds=60, memory_bytes=2**30, keep=(0, 1, 2)).layers
+    ('limits', 'no network', 'read-only files')
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILE_LIMIT_BYTES = 2**20
+PROBE_SECONDS = 20.0
+
+_PR_SET_PDEATHSIG = 1
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000
+_MS_PRIVATE_RECURSIVE = 0x44000
+_SYS_MOUNT_SETATTR = 442  # the same number on every architecture
+_AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """The layers that hold, in words for the report."""
+
+    layers: tuple[str, ...]
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+def confine(*, seconds: float, memory_bytes: int, keep: Collection[int]) -> Confinement:
+    """Confine this process for good. `memory_bytes` comes on top of what is mapped now; 0 sets no such limit."""
+    close_descriptors(keep)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES)
+    if memory_bytes:
+        _limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes)
+    grant_seconds(seconds)
+    return Confinement(("limits", *_unshare()))
+
+
+def grant_seconds(seconds: float) -> None:
+    """So many seconds of CPU time from now on; SIGXCPU ends the process after that."""
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (_within(int(used + seconds) + 1, hard), hard))
+
+
+def close_descriptors(keep: Collection[int]) -> None:
+    """Everything that was inherited but for these: another child's pipes, the protocol of the keeper."""
+    with contextlib.suppress(OSError):
+        for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if number not in keep:
+                with contextlib.suppress(OSError):
+                    os.close(number)
+
+
+def die_with_the_parent() -> None:
+    """Linux only. Elsewhere the end of standard input ends a keeper, and the deadline its child."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _limit(kind: int, limit: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    limit = _within(limit, hard)
+    resource.setrlimit(kind, (limit, limit))
+
+
+def _within(limit: int, hard: int) -> int:
+    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+
+
+def _address_space_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 8 * 2**30
+
+
+def _unshare() -> list[str]:
+    """A network of its own, which is none, and mounts of its own, all read-only. Needs a process of one thread."""
+    if sys.platform != "linux":
+        return []
+    libc = ctypes.CDLL(None, use_errno=True)
+    spaces = _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC
+    if libc.unshare(_CLONE_NEWUSER | spaces) != 0 and libc.unshare(spaces) != 0:
+        return []
+    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
+    read_only = libc.mount(b"none", b"/", None, _MS_PRIVATE_RECURSIVE, None) == 0 and (
+        libc.syscall(
+            _SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes)
+        )
+        == 0
+    )
+    return ["no network", *(["read-only files"] if read_only else [])]
+
+
+@cache
+def bubblewrap() -> tuple[str, ...]:
+    """What to put before a keeper's command; empty where `bwrap` is missing or may not make its namespaces."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return ()
+    prefix = bubblewrap_command(program)
+    try:
+        tried = subprocess.run(
+            [*prefix, "true"], stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return prefix if tried.returncode == 0 else ()
+
+
+def bubblewrap_command(program: str) -> tuple[str, ...]:
+    """Everything readable, nothing writable, no network. Process numbers stay ours: the pool ends children by them."""
+    return (
+        program, "--ro-bind", "/", "/", "--dev-bind-try", "/dev", "/dev", "--proc", "/proc", "--unshare-net",
+        "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--",
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""`Nursery`: the keeper's children. Fork them, hand them adapters, keep their deadlines, end them.
+
+Invariants
+- A child that did not answer as it should is ended with its whole process group, and never asked again.
+- Of an adapter that the warm child refuses or stumbles over, the child of its own says what becomes the verdict.
+
+Example
+    >>> Nursery(base, loader, inbox, say).try_adapter({"id": 1, "folder": "scratch/adapter", ...})
+    {'seen': {'findings': [], 'measurements': {...}}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from registry.worker import confine
+from registry.worker.child import Alone, Loader, Message, Warm, failed
+from registry.worker.model import CPU, Base
+
+ANSWER_LIMIT_BYTES = 4 * 2**20
+Say = Callable[[Message], None]
+
+
+class Stops(Protocol):
+    """Where the word to stop comes from: descriptor 0, read by `read`."""
+
+    def read(self) -> None: ...
+
+    def told_to_stop(self, request: int) -> bool: ...
+
+
+class Child:
+    """One forked process and the two pipes to it."""
+
+    def __init__(self, pid: int, to_child: int, from_child: int) -> None:
+        self.pid = pid
+        self._to, self._from = to_child, from_child
+        self._rest = b""
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # as the child does itself: whoever comes first
+
+    def ask(self, request: Message, stops: Stops, say: Say) -> Message:
+        """Its answer. `{"failed": …, "spoilt": True}` when it was killed or died: then it is gone."""
+        deadline = time.monotonic() + float(request["deadline_seconds"])
+        try:
+            _write(self._to, request)
+            while True:
+                line, why = self._line(deadline, stops, request)
+                if why:
+                    return self._gone(f"the child was killed: {why}")
+                message = _parsed(line)
+                if message is None:
+                    return self._gone("")
+                if "says" not in message and "loaded" not in message:
+                    return message
+                say(message)
+        except BrokenPipeError:
+            return self._gone("")
+
+    def _line(self, deadline: float, stops: Stops, request: Message) -> tuple[bytes, str]:
+        """The next line, or why the child must not go on. An empty line means that it closed its pipe."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._from, selectors.EVENT_READ)
+            selector.register(0, selectors.EVENT_READ)
+            while not stops.told_to_stop(request["id"]):
+                if b"\n" in self._rest:
+                    line, self._rest = self._rest.split(b"\n", 1)
+                    return line, ""
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return b"", f"it reached its deadline of {float(request['deadline_seconds']):g} seconds"
+                for key, _ in selector.select(left):
+                    if key.fd == 0:
+                        stops.read()
+                        continue
+                    data = os.read(self._from, 65536)
+                    if not data:
+                        return b"", ""
+                    self._rest += data
+                    if len(self._rest) > ANSWER_LIMIT_BYTES:
+                        return b"", f"its answer is over {ANSWER_LIMIT_BYTES} bytes"
+        return b"", "the worker gave the job up"
+
+    def _gone(self, why: str) -> Message:
+        status = self.end() if why else self._wait()
+        if not why and os.WIFSIGNALED(status):
+            why = f"the child died of {signal.Signals(os.WTERMSIG(status)).name} without an answer"
+        return {"failed": why or f"the child ended with status {status >> 8} without an answer", "spoilt": True}
+
+    def _wait(self) -> int:
+        """The status of a child that has closed its pipe by itself, and so is at its end."""
+        ends = time.monotonic() + 5
+        while time.monotonic() < ends:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                self._close()
+                return status
+            time.sleep(0.01)
+        return self.end()
+
+    def end(self) -> int:
+        """Kill it and everything that it started; its status."""
+        if not self.pid:
+            return 0
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        self._close()
+        return status
+
+    def _close(self) -> None:
+        for number in (self._to, self._from):
+            with contextlib.suppress(OSError):
+                os.close(number)
+
+
+class Nursery:
+    def __init__(self, base: Base | None, loader: Loader, stops: Stops, say: Say) -> None:
+        self._base, self._loader = base, loader
+        self._stops, self._say = stops, say
+        self._warm: Child | None = None
+
+    def try_adapter(self, request: Message) -> Message:
+        """`{"seen": …}` from whichever child could judge, or `{"failed": sentence}`."""
+        if request.get("alone"):
+            return self._in_its_own(request, "")
+        if self._warm is None:
+            self._warm = self._fork(Warm(self._base, self._loader), request)
+        self._say({"child": self._warm.pid})
+        answer = self._warm.ask(request, self._stops, self._say)
+        if "seen" in answer or "alone" in answer:
+            return answer if "seen" in answer else self._in_its_own(request, answer["alone"])
+        self._warm.end()  # whatever it was, nothing of it may reach the next adapter
+        self._warm = None
+        if "discard" in answer:
+            return self._in_its_own(request, f"the shared process was given up: {answer['discard']}")
+        return answer
+
+    def _in_its_own(self, request: Message, why: str) -> Message:
+        child = self._fork(Alone(self._base, self._loader), request)
+        self._say({"child": child.pid})
+        try:
+            answer = child.ask(request, self._stops, self._say)
+        finally:
+            child.end()
+        if why and "seen" in answer:
+            answer["seen"]["measurements"]["alone_because"] = why[:600]
+        return answer
+
+    def _fork(self, work: Alone, request: Message) -> Child:
+        inward, to_child = os.pipe()
+        from_child, outward = os.pipe()
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _be_the_child(work, request, inward, outward, keeper, self._loader.device)  # never returns
+        os.close(inward)
+        os.close(outward)
+        return Child(pid, to_child, from_child)
+
+
+def _be_the_child(work: Alone, request: Message, inward: int, outward: int, keeper: int, device: str) -> None:
+    """Answer requests until the pipe ends, and end without any clean-up of the keeper's state."""
+    try:
+        os.setpgid(0, 0)
+        confine.die_with_the_parent()
+        if os.getppid() != keeper:
+            os._exit(1)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        memory = int(request["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
+        held = confine.confine(seconds=_cpu_seconds(request), memory_bytes=memory, keep=(0, 1, 2, inward, outward))
+        torch.set_num_threads(int(request["threads"]))
+        with os.fdopen(inward, "rb") as requests:
+            for line in requests:
+                asked = json.loads(line)
+                confine.grant_seconds(_cpu_seconds(asked))
+                answer = work.answer(asked, lambda message: _write(outward, message))
+                if "seen" in answer:
+                    answer["seen"]["measurements"]["confined_by"] = list(held.layers)
+                _write(outward, answer)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            _write(outward, failed(e))
+    finally:
+        os._exit(0)
+
+
+def _cpu_seconds(request: Message) -> float:
+    return float(request["deadline_seconds"]) * int(request["threads"]) + 5
+
+
+def _write(pipe: int, message: Any) -> None:
+    data = json.dumps(message).encode() + b"\n"
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def _parsed(line: bytes) -> Message | None:
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict):
+            return found
+    return None

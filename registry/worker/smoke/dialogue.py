@@ -1,0 +1,75 @@
+"""The adapter's own chat template and special tokens: the template renders a dialogue, the tokens are in range.
+
+Invariants
+- A template is a program from a stranger: it is rendered in the library's sandbox, within the limits of this process.
+- Nothing is rendered where the adapter brings no template of its own.
+
+Example
+    >>> examine(base, folder, seen)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from registry.worker.model import Base
+from registry.worker.smoke.examination import Examination, first_line, machine_fault
+
+TEMPLATE = "chat_template.jinja"
+SETTINGS = "tokenizer_config.json"
+WORDS = ("What stands in the blue room?", "A lamp and two chairs.")
+"""A turn of the user and one of the assistant; both must occur in what the template makes of them."""
+
+
+def examine(base: Base, folder: Path, seen: Examination) -> None:
+    """Notes of a template that fails or loses text, and of added tokens that the base has no row for."""
+    settings = _settings(folder)
+    for number, content in _added(settings):
+        if number >= base.vocabulary:
+            sentence = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} rows"
+            seen.note("error", "acts.token_out_of_range", SETTINGS, sentence, f"under {base.vocabulary}", str(number))
+    template, place = _template(folder, settings)
+    if not template or base.tokenizer is None or not hasattr(base.tokenizer, "apply_chat_template"):
+        return
+    turns = [{"role": "user", "content": WORDS[0]}, {"role": "assistant", "content": WORDS[1]}]
+    try:
+        text = base.tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        sentence = f"the chat template fails on a question and an answer: {first_line(e)}"
+        seen.note("warning", "acts.template_failed", place, sentence)
+        return
+    lost = [words for words in WORDS if words not in str(text)]
+    if lost:
+        sentence = f"the chat template loses text: {lost[0]!r} does not occur in what it makes"
+        seen.note("warning", "acts.template_loses_text", place, sentence)
+    seen.measurements["template_rendered"] = not lost
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / SETTINGS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _added(settings: dict[str, Any]) -> list[tuple[int, str]]:
+    added = settings.get("added_tokens_decoder")
+    if not isinstance(added, dict):
+        return []
+    return [
+        (int(number), str(token.get("content", ""))[:80])
+        for number, token in added.items()
+        if str(number).isdecimal() and len(str(number)) < 12 and isinstance(token, dict)
+    ]
+
+
+def _template(folder: Path, settings: dict[str, Any]) -> tuple[str, str]:
+    if (folder / TEMPLATE).is_file():
+        return (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace"), TEMPLATE
+    written = settings.get("chat_template")
+    return (written, SETTINGS) if isinstance(written, str) else ("", "")

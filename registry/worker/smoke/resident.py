@@ -1,0 +1,235 @@
+"""`Resident`: one model object for many adapters. Plain LoRA adapters of one layout are hot-swapped into two slots.
+
+    layout    the modules that an adapter touches, its task, its orientation; ranks and scales may differ
+    slot      PEFT's place for an adapter; two take turns, so that the neighbour stays while the next one is tried
+
+Invariants
+- An adapter comes in only if nothing of it can change the base: `reason_to_be_alone` is empty.
+- After each swap the slot's numbers and scales are exactly those of the file: what was there before has no part.
+- One pass of a mixed batch shows that base and neighbour answer as before, and the adapter as alone.
+- Whatever is not as it should be raises `Discard`: this model object is not used again, and the adapter is tried alone.
+
+Example
+    >>> resident = Resident(base)
+    >>> resident.examine(folder, config, spec, Thresholds()).measurements["way"]
+    'swapped'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import peft
+import torch
+from peft.utils import hotswap
+from safetensors.torch import load_file
+
+from registry.lora import LoraSpec
+from registry.lora.config import AdapterConfig
+from registry.thresholds import Thresholds
+from registry.worker import model
+from registry.worker.model import Base
+from registry.worker.smoke import acting, alone, dialogue, examination, samples
+from registry.worker.smoke.acting import Baseline
+from registry.worker.smoke.examination import WEIGHTS, Examination
+from registry.worker.updates import Update
+
+SLOTS = ("even", "odd")
+SHORT_TOKENS = 8
+"""Tokens of one row of the mixed batch: the beginning of the first probe; its logits are known from the whole one."""
+NOISE_FACTOR = 8.0
+_PREFIX = "base_model.model."
+Layout = tuple[str, bool, frozenset[str]]
+
+
+class Discard(Exception):
+    """This model object is spoilt, or will not do what is asked of it: end its process and try the adapter alone."""
+
+
+def reason_to_be_alone(base: Base, config: AdapterConfig, spec: LoraSpec) -> str:
+    """Why an adapter must not share a model object with others; empty when it may."""
+    odd = [module.path for module in spec.modules if module.kind != "linear" or module.bias_shape]
+    for reason, holds in (
+        ("its configuration announces a change of the base", alone.announces_change(config)),
+        ("it is more than LoRA pairs", not spec.is_plain or not spec.modules or bool(config.saved_modules)),
+        (f"its module {odd[0] if odd else ''} is no plain linear one", bool(odd)),
+        ("it acts after certain tokens only", bool(config.invocation_tokens or config.token_indices)),
+        ("the base is no language model", base.task != "CAUSAL_LM" or config.task not in ("", base.task)),
+    ):
+        if holds:
+            return reason
+    return ""
+
+
+def may_be_guest(config: AdapterConfig, spec: LoraSpec) -> bool:
+    """Whether it can at least be loaded and removed again on a model object that others use after it."""
+    extras = spec.pieces or spec.full or spec.repeats or spec.tokens or config.saved_modules or config.token_indices
+    return config.method == "LORA" and not extras and not alone.announces_change(config)
+
+
+class Resident:
+    """A base with two slots. Runs the bare base once, when it is made."""
+
+    def __init__(self, base: Base) -> None:
+        started = perf_counter()
+        self.say: Callable[[str], None] = examination.silent
+        self._base = base
+        before = base.logits(base.probes)
+        self.forward_seconds = perf_counter() - started
+        self._known = alone.Known(Baseline.of(base.probes, before, base.dtype), base.fingerprint(), shared=True)
+        self._parameters = dict(base.model.named_parameters())
+        self._weight_norms: dict[str, float | None] = {}
+        self._short = base.probes[0][:SHORT_TOKENS]
+        self._largest = self._known.baseline.largest
+        self._noise = self._noise_of_rows()
+        self._wrapped: Any = None
+        self._layout: Layout | None = None
+        self._answers: dict[str, torch.Tensor] = {}
+
+    def examine(self, folder: Path, config: AdapterConfig, spec: LoraSpec, thresholds: Thresholds) -> Examination:
+        """The smoke test. `Discard` when the outcome would say something about this process rather than the adapter."""
+        seen = Examination(thresholds, say=self.say)
+        tensors = load_file(folder / WEIGHTS)
+        if not examination.finite(iter(tensors.items()), seen):
+            return seen
+        examination.norms(_updates(spec, tensors), self._weight_norm, seen)
+        seen.say("the adapter comes in")
+        slot = self._put(folder, config, spec, tensors, seen)
+        self._demand_slot(slot, spec, tensors)
+        started = perf_counter()
+        after = model.logits(self._wrapped, self._known.baseline.asked)
+        seen.measure("adapter_forward_seconds", perf_counter() - started)
+        seen.measure("base_forward_seconds", self.forward_seconds)
+        if acting.compare(self._known.baseline, after, seen, kind=self._base.probe_kind):
+            self._answers[slot] = after[0][: len(self._short)]
+            dialogue.examine(self._base, folder, seen)
+            samples.examine(self._base, self._wrapped, folder, seen)
+            self._mixed(slot, seen)
+        else:
+            self._answers.pop(slot, None)
+        self._demand_base(seen)
+        alone.tell_probes(self._base, self._known.baseline.asked, seen)
+        return seen
+
+    def examine_guest(self, folder: Path, config: AdapterConfig, thresholds: Thresholds) -> Examination:
+        """An adapter that cannot be swapped but leaves the base as it is: loaded, tried and removed, without slots."""
+        self._clear()
+        seen = alone.examine(self._base, folder, config, thresholds, self._known, say=self.say)
+        if seen.has("acts.base_changed", "acts.load_failed", "acts.forward_failed", "acts.unload_failed"):
+            raise Discard(seen.findings[-1].sentence)
+        seen.measurements["way"] = "loaded"
+        self._demand_base(seen)
+        return seen
+
+    # ---------------------------------------------------------------- slots
+    def _put(
+        self, folder: Path, config: AdapterConfig, spec: LoraSpec, tensors: dict[str, torch.Tensor], seen: Examination
+    ) -> str:
+        """The adapter in a slot that is then the active one: swapped where the layout is that of the slots."""
+        started = perf_counter()
+        layout = (config.task, config.fan_in_fan_out, frozenset(module.path for module in spec.modules))
+        device = str(next(iter(self._parameters.values())).device)
+        if layout != self._layout:
+            self._clear()
+            self._wrapped = peft.PeftModel.from_pretrained(
+                self._base.model, str(folder), adapter_name=SLOTS[0], is_trainable=False, torch_device=device
+            ).eval()
+            self._layout, slot, way = layout, SLOTS[0], "loaded"
+        elif len(self._wrapped.peft_config) == 1:
+            slot, way = SLOTS[1], "loaded"
+            self._wrapped.load_adapter(str(folder), adapter_name=slot, is_trainable=False, torch_device=device)
+        else:
+            slot, way = SLOTS[1 - SLOTS.index(self._wrapped.active_adapter)], "swapped"
+            self._swap(folder, spec, tensors, slot)
+        self._wrapped.set_adapter(slot)
+        self._wrapped.eval().requires_grad_(False)
+        seen.measurements["way"] = way
+        seen.measure("load_seconds", perf_counter() - started)
+        return slot
+
+    def _swap(self, folder: Path, spec: LoraSpec, tensors: dict[str, torch.Tensor], slot: str) -> None:
+        config = peft.LoraConfig.from_pretrained(str(folder))
+        state = {_in_slot(name, slot): values.float() for name, values in tensors.items()}
+        hotswap.hotswap_adapter_from_state_dict(self._wrapped, state, slot, config)
+        for update in spec.modules:  # patterns of ranks and alphas are ours to resolve; the swap matches them otherwise
+            self._wrapped.get_submodule(_PREFIX + update.path).scaling[slot] = update.scale
+
+    def _demand_slot(self, slot: str, spec: LoraSpec, tensors: dict[str, torch.Tensor]) -> None:
+        """The slot holds the file's numbers and nothing else, at our scales: so a predecessor has no part in it."""
+        for update in spec.modules:
+            layer = self._wrapped.get_submodule(_PREFIX + update.path)
+            a, b = layer.lora_A[slot].weight, layer.lora_B[slot].weight
+            wanted_a = tensors[f"{_PREFIX}{update.path}.lora_A.weight"].to(a)
+            wanted_b = tensors[f"{_PREFIX}{update.path}.lora_B.weight"].to(b)
+            same = torch.equal(a[: update.rank], wanted_a) and torch.equal(b[:, : update.rank], wanted_b)
+            if not same or bool(a[update.rank :].any()) or bool(b[:, update.rank :].any()):
+                raise Discard(f"after the swap {update.path} does not hold the file's numbers")
+            if abs(float(layer.scaling[slot]) - update.scale) > 1e-6 * abs(update.scale):
+                raise Discard(f"{update.path} is scaled by {float(layer.scaling[slot]):g}, not by {update.scale:g}")
+
+    def _clear(self) -> None:
+        if self._wrapped is not None:
+            self._wrapped.unload()
+        self._wrapped, self._layout = None, None
+        self._answers.clear()
+
+    # ---------------------------------------------------------------- what must stay
+    def _mixed(self, slot: str, seen: Examination) -> None:
+        """Rows of one batch: the bare base, this adapter, its neighbour. Each must answer as it did alone."""
+        short = len(self._short)
+        known = {"__base__": self._known.baseline.logits[0][:short], **self._answers}
+        names = ["__base__", slot, *(name for name in known if name not in ("__base__", slot))]
+        answers = model.rows(self._wrapped, [self._short] * len(names), adapter_names=names)
+        largest = max(self._largest, *(float(values.abs().max()) for values in known.values()))
+        deltas = {name: self._delta(row, known[name]) / largest for name, row in zip(names, answers, strict=True)}
+        limit = max(seen.thresholds.swap_logit_delta, NOISE_FACTOR * self._noise)
+        seen.measure("mixed_delta", max(deltas.values()))
+        seen.measurements["mixed_rows"] = len(names)
+        for name, delta in deltas.items():
+            if name != slot and not delta <= limit:
+                who = "the bare base" if name == "__base__" else "its neighbour"
+                raise Discard(
+                    f"with the adapter in place {who} answers differently by {delta:.2g} of its largest logit"
+                )
+        if not deltas[slot] <= limit:
+            sentence = f"in a batch with other adapters it answers differently than alone, by {deltas[slot]:.2g}"
+            seen.note(
+                "warning", "acts.mixed_differs", "logits", sentence, f"at most {limit:.2g}", f"{deltas[slot]:.3g}"
+            )
+
+    def _noise_of_rows(self) -> float:
+        """How far a row of a batch and the same tokens alone differ on the bare base, of the largest logit."""
+        answers = model.rows(self._base.model, [self._short] * 3)
+        alone_ = self._known.baseline.logits[0][: len(self._short)]
+        return max(self._delta(row, alone_) for row in answers) / self._largest
+
+    @staticmethod
+    def _delta(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one - other).abs().max())
+
+    def _demand_base(self, seen: Examination) -> None:
+        started = perf_counter()
+        now = self._base.fingerprint()
+        changed = [name for name, bits in self._known.fingerprint.items() if now[name] != bits]
+        seen.measurements["base_tensors_changed"] = len(changed)
+        seen.measure("base_check_seconds", perf_counter() - started)
+        if changed:
+            raise Discard(f"{len(changed)} of the base's tensors changed, {changed[0]} first")
+
+    def _weight_norm(self, path: str) -> float | None:
+        if path not in self._weight_norms:
+            self._weight_norms[path] = examination.weight_norm(self._parameters, path)
+        return self._weight_norms[path]
+
+
+def _in_slot(name: str, slot: str) -> str:
+    return name.removesuffix(".weight") + f".{slot}.weight"
+
+
+def _updates(spec: LoraSpec, tensors: dict[str, torch.Tensor]) -> Iterator[Update]:
+    for module in spec.modules:
+        a, b = (tensors[f"{_PREFIX}{module.path}.lora_{half}.weight"].float() for half in "AB")
+        yield Update(module.path, module.scale, a.flatten(1), b.flatten(1))

@@ -1,0 +1,103 @@
+"""Golden samples: are the answers that the owner expects likelier with the adapter than without, by a margin?
+
+Invariants
+- The bare base is asked through the same model with the adapter switched off; nothing of the base is changed.
+- What cannot be asked (no tokenizer, a text over the limit) is `unknown`, never a pass.
+
+Example
+    >>> examine(base, wrapped, folder, seen)
+    >>> seen.measurements["golden"][0]["margin_nats"]
+    2.41
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from registry import golden
+from registry.errors import RegistryError
+from registry.golden import Golden
+from registry.worker import model
+from registry.worker.model import Base
+from registry.worker.smoke.examination import Examination
+
+TOKENS_LIMIT = 1024
+"""Tokens of one sample, prompt and answer together."""
+
+
+def examine(base: Base, wrapped: Any, folder: Path, seen: Examination, bare: Callable[[], Any] | None = None) -> None:
+    """Asks every sample of the folder's golden.jsonl, if it has one. `bare` switches the adapter off meanwhile."""
+    file = folder / golden.FILE
+    if not file.is_file():
+        return
+    try:
+        asked = golden.read_golden(file.read_bytes())
+    except RegistryError as e:
+        seen.note("error", "acts.golden_unreadable", golden.FILE, e.detail)
+        return
+    if base.tokenizer is None:
+        sentence = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
+        seen.note("unknown", "acts.golden_unasked", golden.FILE, sentence)
+        return
+    seen.say(f"asking {len(asked)} golden samples")
+    off = bare if bare is not None else _switch_of(wrapped)
+    found = []
+    for number, sample in enumerate(asked, 1):
+        measured = _ask(base, wrapped, sample, off, seen, f"{golden.FILE} line {number}")
+        if measured is not None:
+            found.append(measured)
+    seen.measurements["golden"] = found
+
+
+def _switch_of(wrapped: Any) -> Callable[[], Any]:
+    """PEFT's way to switch the adapter off for a while."""
+    switch: Callable[[], Any] = getattr(wrapped, "disable_adapter", nullcontext)
+    return switch
+
+
+def _ask(
+    base: Base, wrapped: Any, sample: Golden, off: Callable[[], Any], seen: Examination, place: str
+) -> dict[str, Any] | None:
+    prompt = tuple(_prompt(base, sample))
+    answer = tuple(base.tokenizer(sample.expected, add_special_tokens=False)["input_ids"])
+    if not prompt or not answer or len(prompt) + len(answer) > TOKENS_LIMIT:
+        sentence = (
+            f"the sample has {len(prompt)} + {len(answer)} tokens; it needs some of both and at most {TOKENS_LIMIT}"
+        )
+        seen.note("unknown", "acts.golden_unasked", place, sentence)
+        return None
+    with_it = model.rows(wrapped, [prompt + answer])[0]
+    with off():
+        without = model.rows(wrapped, [prompt + answer])[0]
+    likelihood, was = _mean_log_p(with_it, prompt, answer), _mean_log_p(without, prompt, answer)
+    margin, wanted = likelihood - was, sample.margin_nats
+    wanted = seen.thresholds.golden_margin_nats if wanted is None else wanted
+    ends = int(with_it[-1].argmax()) == base.tokenizer.eos_token_id
+    if not margin >= wanted:
+        sentence = (
+            f"the expected answer is {margin:+.3f} nats a token likelier than on the bare base; {wanted:g} is asked"
+        )
+        seen.note("error", "acts.golden_missed", place, sentence, f"{wanted:g} nats a token", f"{margin:.4f}")
+    if sample.ends and not ends:
+        seen.note("error", "acts.golden_endless", place, "after the expected answer the text does not end")
+    return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
+
+
+def _prompt(base: Base, sample: Golden) -> list[int]:
+    if not sample.chat:
+        return list(base.tokenizer(sample.prompt)["input_ids"])
+    turns = [{"role": "user", "content": sample.prompt}]
+    text = base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _mean_log_p(logits: torch.Tensor, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+    """Mean log p of the answer's tokens; the token at position i is foretold by the logits at i - 1."""
+    logs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
+    wanted = torch.tensor(answer, device=logs.device)[:, None]
+    return float(logs.gather(-1, wanted).mean())
