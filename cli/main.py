@@ -12,7 +12,9 @@ Example
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import click
@@ -70,6 +72,14 @@ class MissingExtra(click.ClickException):
     exit_code = 2
 
 
+def spare(module: str) -> None:
+    """Have `module` be an empty one, unless it is there already: whoever tries to import from it does without.
+
+    httpx imports rich and pygments for a command line of its own, which costs us more than the rest of httpx.
+    """
+    sys.modules.setdefault(module, ModuleType(module))
+
+
 def load(module: str, attribute: str, extra: str = "", what: str = "") -> Any:
     """What `module` calls `attribute`. `MissingExtra` says what to install if a package is not there."""
     try:
@@ -93,6 +103,7 @@ class Rooms(click.Group):
         door = DOORS.get(cmd_name)
         if door is None:
             return None
+        spare("httpx._main")
         command: click.Command = load(door.module, door.attribute, door.extra, f"adapter {cmd_name}")
         return command
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from cli import main
 from registry.client.api import Registry
-from registry.client.inprocess import InProcess
 from registry.errors import Invalid
 
 EMBEDDED_URL = "http://registry.embedded"
@@ -112,5 +111,6 @@ def embedded() -> Iterator[Registry]:
             "no registry is named, and the server for an embedded one is not installed",
             next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or pip install 'adapter-registry[server]'",
         ) from e
-    with application() as app, Registry(EMBEDDED_URL, transport=InProcess(app)) as opened:
+    transport = main.load("registry.client.inprocess", "InProcess")
+    with application() as app, Registry(EMBEDDED_URL, transport=transport(app)) as opened:
         yield opened

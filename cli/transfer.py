@@ -16,11 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
 
-from cli import adapters, jobs, output, session
+from cli import adapters, jobs, main, output, session
 from registry.client import transfer
 from registry.client.api import Registry
 from registry.errors import Reason
@@ -32,18 +29,10 @@ from registry.wire.push import Pushed
 
 
 class Bar:
-    """A progress bar with a rate on a terminal; nothing elsewhere. It appears when bytes begin to move."""
+    """A progress bar on a terminal (cli/bars.py, which is slow to import); nothing elsewhere."""
 
     def __init__(self, label: str) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bars = Bars(*columns, console=Console(stderr=True), transient=True, disable=not output.on_terminal())
-        self._task = self._bars.add_task(label, total=None)
+        self._bars = main.load("cli.bars", "Bars")(label) if output.on_terminal() else None
 
     def __enter__(self) -> Bar:
         return self
@@ -51,23 +40,20 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._bars:
+            self._bars.stop()
 
     def start(self, total_bytes: int) -> None:
-        self._bars.start()
-        self._bars.update(self._task, total=total_bytes)
+        if self._bars:
+            self._bars.start(total_bytes)
 
     def advance(self, count: int) -> None:
-        self._bars.update(self._task, advance=count)
+        if self._bars:
+            self._bars.advance(count)
 
     def above(self, show: Callable[[], None]) -> None:
         """Print something while the bar stays below it."""
-        if not self._bars.live.is_started:
-            show()
-            return
-        self._bars.stop()
-        show()
-        self._bars.start()
+        self._bars.above(show) if self._bars else show()
 
 
 # ------------------------------------------------------------------ push
