@@ -6,8 +6,10 @@ get SQLite unless their folder's conftest.py asks for both (tests/server, tests/
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import ssl
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # reading the certificates: 12 ms a client
+
+pytest_plugins = ["tests.order"]
 
 
 @pytest.fixture(scope="session")
@@ -121,14 +126,15 @@ def world(database_url: str) -> Iterator[object]:
         yield made
 
 
-@pytest.fixture(params=["memory", "local"])
-def stored_world(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[object]:
-    """A World with a base, its blobs in memory and in a folder."""
+@pytest.fixture
+def stored_world(database_kind: str, database_url: str, tmp_path: Path) -> Iterator[object]:
+    """A World with a base. Each database has one of the stores, so that two runs see both of each: what is told
+    between the two does not depend on which ones they are."""
     from registry.server.blobs import MemoryBlobs
     from registry.server.local import LocalBlobs
     from tests.world import World
 
-    blobs = MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "blobs")
+    blobs = MemoryBlobs() if database_kind == "postgres" else LocalBlobs(tmp_path / "blobs")
     with World(database_url, blobs=blobs) as made:
         made.add_base()
         yield made

@@ -15,6 +15,7 @@ Example
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -195,6 +196,7 @@ def _alembic(connection: Connection | None = None) -> Config:
     return config
 
 
+@functools.cache
 def newest_revision() -> str:
     """The schema that this code expects."""
     return ScriptDirectory.from_config(_alembic()).get_current_head() or ""

@@ -30,6 +30,13 @@ class Told:
         self.flood_ended = threading.Event()
         self.answered = threading.Event()
 
+    def tidies(self, request: Request) -> Response:
+        def tidy() -> None:
+            self.answered.wait(60)
+            self.events.append("tidied")
+
+        return PlainTextResponse("done", background=BackgroundTask(tidy))
+
 
 def application(told: Told) -> Starlette:
     async def echo(request: Request) -> Response:
@@ -73,13 +80,6 @@ def application(told: Told) -> Starlette:
         yield {"word": "kept"}
         told.events.append("stop")
 
-    def tidies(request: Request) -> Response:
-        def tidy() -> None:
-            told.answered.wait(60)
-            told.events.append("tidied")
-
-        return PlainTextResponse("done", background=BackgroundTask(tidy))
-
     def state(request: Request) -> Response:
         return PlainTextResponse(request.state.word)
 
@@ -91,7 +91,7 @@ def application(told: Told) -> Starlette:
             Route("/breaks", breaks),
             Route("/fails", fails),
             Route("/state", state),
-            Route("/tidies", tidies),
+            Route("/tidies", told.tidies),
             Route("/path/{rest:path}", path),
         ],
         lifespan=lifespan,

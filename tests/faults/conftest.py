@@ -11,6 +11,15 @@ from tests.faults.places import Places
 from tests.faults.stage import Stage
 
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("faults")
+
+
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     with Places(tmp_path_factory.mktemp("faults")) as made:

@@ -1,0 +1,88 @@
+"""How the tests are shared out to processes, and what the summary says of those that were left out.
+
+- A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, the S3 store) are
+  one parcel together.
+- Parcels that take longest are handed out first, so that no process is left alone with one at the end.
+- `make test` leaves out the tests marked `faults`; with several processes, too, the summary says how many.
+
+Example
+    pytest_plugins = ["tests.order"]
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+TOGETHER = {
+    "torch": ("tests/worker/", "tests/flows/test_one_validation.py", "tests/facts/", "tests/engines/"),
+    "s3": ("tests/server/test_s3_", "tests/contract/test_blobs.py"),
+}
+FIRST = (
+    "torch",
+    "tests/light/",
+    "s3",
+    "tests/cli/",
+    "tests/flows/",
+    "tests/server/",
+    "tests/contract/",
+    "tests/wicked/",
+)
+"""Longest first. What is not named comes after them."""
+
+
+def parcel(nodeid: str) -> str:
+    """The parcel of a test: the name of a group, or its file."""
+    path = nodeid.split("::", 1)[0]
+    return next((name for name, starts in TOGETHER.items() if path.startswith(starts)), path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        own = parcel(item.nodeid)
+        return next((place for place, start in enumerate(FIRST) if own.startswith(start)), len(FIRST))
+
+    items.sort(key=turn)  # stable: within a parcel nothing changes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByParcel(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return parcel(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByParcel(config, log)
+
+
+# ------------------------------------------------------------------ what was left out
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    config = items[0].config
+    config.stash[_LEFT_OUT] = config.stash.get(_LEFT_OUT, 0) + len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = session.config.stash.get(_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every process leaves out the same tests."""
+    stash = node.config.stash
+    stash[_LEFT_OUT] = max(stash.get(_LEFT_OUT, 0), getattr(node, "workeroutput", {}).get("left_out", 0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    stats = terminalreporter.stats
+    if not stats.get("deselected"):
+        stats["deselected"] = [SimpleNamespace() for _ in range(config.stash.get(_LEFT_OUT, 0))]
