@@ -106,7 +106,10 @@ def show(ref: Ref, plot: Path | None) -> None:
 
 
 def _norms(registry: Registry, version: VersionView) -> dict[str, float | None]:
-    """Module → norm of its update, from the newest report of a worker; empty without one."""
+    """Module → norm of its update, as the registry measured it, else from the newest report of a worker."""
+    known = registry.values(Ref(AdapterName.parse(version.name), version.digest)).modules
+    if known:
+        return {path: numbers.update for path, numbers in known.items()}
     reports = [v.report for v in version.verdicts if v.check is Check.ACTS and v.report]
     if not reports:
         return {}
@@ -130,6 +133,7 @@ def _print_version(version: VersionView, aliases: list[AliasView], norms: dict[s
             ("base", version.base),
             ("method", method_line(known)),
             ("targets", target_line(known)),
+            ("trigger", str(known.get("trigger_words") or "")),
             ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
             ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
             ("message", version.message),
@@ -160,8 +164,10 @@ def method_line(known: dict[str, Any]) -> str:
     if known.get("use_rslora"):
         method = f"{method} (rank-stabilised)"
     ranks, scales = known.get("ranks") or [], known.get("scales") or []
+    scheme = str(known.get("scheme") or "peft")
     parts = [
-        method,
+        " ".join(part for part in (method, "" if scheme == "peft" else f"by the names of {scheme}") if part),
+        str(known.get("family") or ""),
         f"rank {_span(ranks)}" if ranks else "",
         f"alpha {known['alpha']:g}" if ranks and isinstance(known.get("alpha"), int | float) else "",
         f"scale {_span(scales)}" if scales else "",

@@ -75,7 +75,7 @@ def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> 
         output.note(f"left out: {reason.place} {reason.sentence}")
     meant = transfer.Bases(registry).of(found, base)
     known, subject = registry.base(meant.name), found.manifest(meant).digest
-    return judgement.verdicts(found.contents, known.spec, subject, asked, relatives=known.relatives)
+    return judgement.verdicts(found.found, known.spec, subject, asked, relatives=known.relatives)
 
 
 def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> list[Verdict]:
@@ -95,7 +95,7 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
         with registry.read(links[path].url, start=start, length=length) as chunks:
             return b"".join(chunks)
 
-    found = contents.read_contents(version.files, read)
+    found = contents.read_any(version.files, read)
     known = registry.base(base or version.base)
     return judgement.verdicts(found, known.spec, version.digest, asked, relatives=known.relatives)
 

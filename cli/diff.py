@@ -29,7 +29,7 @@ from registry.manifest import CONFIG
 from registry.names import Ref
 
 MODULES_SHOWN = 8
-FACTS_LEFT_OUT = frozenset({"engine", "targets"})
+FACTS_LEFT_OUT = frozenset({"engine", "targets", "updates"})
 """Facts that are shown in another way or are for machines."""
 _ABSENT = object()
 
@@ -77,13 +77,15 @@ def _side(registry: Registry, text: str) -> Side:
     path = Path(text)
     if path.is_dir():
         found = folders.read_folder(path)
-        written = _written((path / CONFIG).read_bytes())
-        return Side(text, found.contents.lora.base_name, found.contents.facts, written,
+        written = _written((path / CONFIG).read_bytes()) if CONFIG in found.sources else {}
+        return Side(text, found.found.claim.name, found.found.facts, written,
                     {f.path: f.digest for f in found.files})  # fmt: skip
     version = registry.version(Ref.parse(text))
-    link = next(f for f in registry.resolve(f"{version.name}@{version.digest}").files if f.path == CONFIG)
-    with registry.read(link.url) as chunks:
-        written = _written(b"".join(chunks))
+    written = {}
+    for link in registry.resolve(f"{version.name}@{version.digest}").files:
+        if link.path == CONFIG:
+            with registry.read(link.url) as chunks:
+                written = _written(b"".join(chunks))
     files = {f.path: str(f.digest) for f in version.files}
     return Side(f"{version.name}@{version.number}", version.base, version.facts, written, files)
 

@@ -1,0 +1,133 @@
+"""Adapters of other tools go through the real door: pushed, judged by their own names, listed, pulled unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.client import transfer
+from registry.errors import Invalid
+from registry.names import AdapterName, Ref
+from registry.wire import BaseAdd, VersionView
+from tests import forge, forge_foreign
+from tests.world import World
+
+NAME = AdapterName("acme", "support")
+PRIVATE = {
+    "ss_network_module": "networks.lora", "ss_network_dim": "4", "modelspec.trigger_phrase": "toy style",
+    "ss_tag_frequency": '{"img": {"a photo of Ann": 3}}', "ss_dataset_dirs": '{"10_ann": {}}',
+}  # fmt: skip
+
+
+@pytest.fixture
+def studio(world: World, tmp_path: Path) -> World:
+    """A registry with a language model and an image model."""
+    world.add_base()
+    spec, _ = transfer.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    world.bases["sd-tiny"] = spec
+    world.admin.add_base(BaseAdd(spec=spec))
+    return world
+
+
+def push(world: World, files: dict[str, bytes], tmp_path: Path, base: str, name: AdapterName = NAME) -> VersionView:
+    folder = forge.write(files, tmp_path / name.name)
+    return transfer.push_folder(world.admin, folder, name, base=base).version
+
+
+@pytest.mark.parametrize(
+    ("make", "scheme", "scales"),
+    [
+        (forge_foreign.torchtune, "torchtune", [2.0]),
+        (forge_foreign.mlx, "mlx", [20.0]),
+        (forge_foreign.gguf_adapter, "gguf", [4.0]),
+    ],
+)
+def test_text_adapters_of_other_trainers_fit_by_their_own_names(
+    studio: World, tmp_path: Path, make: object, scheme: str, scales: list[float]
+) -> None:
+    files = make(forge.llama())  # type: ignore[operator]
+    version = push(studio, files, tmp_path, "tiny-llama")
+    assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
+    facts = version.facts
+    assert (facts["scheme"], facts["rank"], facts["scales"]) == (scheme, 4, scales)
+    assert [a.name for a in studio.admin.adapters(scheme=scheme).items] == ["acme/support"]
+    assert studio.admin.adapters(scheme="peft").items == []
+    transfer.pull(studio.admin, Ref(NAME), tmp_path / "back", cache=None)
+    assert {path: (tmp_path / "back" / path).read_bytes() for path in files} == files
+
+
+def test_no_worker_is_asked_to_try_what_peft_cannot_load(studio: World, tmp_path: Path) -> None:
+    push(studio, forge_foreign.mlx(forge.llama()), tmp_path, "tiny-llama")
+    assert studio.admin.jobs().items == []
+
+
+def test_an_mlx_configuration_names_its_base(studio: World, tmp_path: Path) -> None:
+    assert push(studio, forge_foreign.mlx(forge.llama()), tmp_path, "").base == "tiny-llama"
+
+
+def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(studio: World, tmp_path: Path) -> None:
+    files = {"toy_style.safetensors": forge_foreign.kohya(metadata=PRIVATE)}
+    version = push(studio, files, tmp_path, "sd-tiny")
+    assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
+    facts = version.facts
+    assert (facts["scheme"], facts["method"], facts["family"], facts["scales"]) == ("kohya", "LORA", "sd", [0.5])
+    assert (facts["trigger_words"], facts["training"]["ss_network_dim"]) == ("toy style", "4")
+    assert facts["targets"] == ["attn2_to_k", "attn2_to_q"]
+    assert facts["private_left_out"] == ["ss_dataset_dirs", "ss_tag_frequency"]
+    assert "Ann" not in version.model_dump_json()
+
+
+def test_an_image_adapter_of_another_width_fails_with_the_sizes(studio: World, tmp_path: Path) -> None:
+    version = push(studio, {"x.safetensors": forge_foreign.kohya(width=64)}, tmp_path, "sd-tiny")
+    (finding, *_) = version.verdicts[0].findings
+    assert (version.verdicts[0].outcome, finding.code, finding.found) == ("fail", "fit.shape", "[64, 24]")
+
+
+def test_an_image_adapter_does_not_fit_a_language_model(studio: World, tmp_path: Path) -> None:
+    version = push(studio, {"x.safetensors": forge_foreign.kohya()}, tmp_path, "tiny-llama")
+    assert [f.code for f in version.verdicts[0].findings] == ["fit.kind"]
+
+
+def test_names_of_no_tool_are_a_finding_and_never_a_guess(studio: World, tmp_path: Path) -> None:
+    files = {"x.safetensors": forge.safetensors({"some.where.matrix": ("F32", (4, 4), None)})}
+    version = push(studio, files, tmp_path, "tiny-llama")
+    assert (version.facts["scheme"], version.verdicts[0].outcome) == ("unknown", "fail")
+    assert [f.code for f in version.verdicts[0].findings] == ["format.unknown_scheme"]
+
+
+def test_an_adapter_of_nemo_is_refused_with_advice(studio: World, tmp_path: Path) -> None:
+    names = [f"decoder.layers.0.self_attention.linear_qkv.adapter.linear_{side}.weight" for side in ("in", "out")]
+    files = {"x.safetensors": forge.safetensors(dict.fromkeys(names, ("F32", (4, 4), None)))}
+    with pytest.raises(Invalid) as refused:
+        push(studio, files, tmp_path, "tiny-llama")
+    assert [r.code for r in refused.value.reasons] == ["format.convert_first"]
+    assert "Megatron-Bridge" in refused.value.detail
+
+
+def test_a_gguf_model_is_no_adapter(studio: World, tmp_path: Path) -> None:
+    model = forge_foreign.gguf({"blk.0.attn_q.weight": ("F32", (4, 4), None)}, {"general.type": "model"})
+    version = push(studio, {"model.gguf": model}, tmp_path, "tiny-llama")
+    assert [f.code for f in version.verdicts[0].findings] == ["format.gguf_no_adapter"]
+
+
+def test_two_weights_files_of_which_none_is_pefts_are_refused(studio: World, tmp_path: Path) -> None:
+    files = {"a.safetensors": forge_foreign.kohya(), "b.safetensors": forge_foreign.kohya(64)}
+    with pytest.raises(Invalid) as refused:
+        push(studio, files, tmp_path, "sd-tiny")
+    assert [r.code for r in refused.value.reasons] == ["adapter.weights_ambiguous"]
+
+
+def test_pefts_names_without_its_configuration_are_refused(studio: World, tmp_path: Path) -> None:
+    files = {"lora.safetensors": forge.lora(forge.llama())[forge.WEIGHTS]}
+    with pytest.raises(Invalid) as refused:
+        push(studio, files, tmp_path, "tiny-llama")
+    assert "adapter.config_missing" in [r.code for r in refused.value.reasons]
+
+
+def test_numbers_that_are_not_finite_are_found_in_every_format(studio: World, tmp_path: Path) -> None:
+    nan = b"\0\0\xc0\x7f" * 16
+    at = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    tensors = {f"{at}.lora_down.weight": ("F32", (4, 32), None), f"{at}.lora_up.weight": ("F32", (32, 4), nan * 8)}
+    version = push(studio, {"x.safetensors": forge.safetensors(tensors)}, tmp_path, "sd-tiny")
+    assert "fail" in [v.outcome for v in version.verdicts if v.check == "values"]

@@ -1,0 +1,59 @@
+"""Every naming scheme of image adapters, through the real door: recognised, fitting its base, none fitting another."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from registry.client import transfer
+from registry.client.api import Registry
+from registry.names import AdapterName
+from registry.wire import BaseAdd, VersionView
+from tests import fixtures
+from tests.world import World
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="the images extra (diffusers) is not installed"),
+]
+BASES = {"sd": "sd-tiny", "flux": "flux-tiny"}
+
+
+@pytest.fixture
+def pusher(world: World) -> Registry:
+    for name in BASES.values():
+        spec, read = transfer.base_spec_from(fixtures.image_bases() / name, name)
+        assert read < 100_000, "headers, not weights"
+        world.admin.add_base(BaseAdd(spec=spec))
+    return world.actor("push")
+
+
+def push(pusher: Registry, file: str, base: str, tmp_path: Path) -> VersionView:
+    folder = tmp_path / f"{Path(file).stem}-on-{base}"
+    folder.mkdir()
+    shutil.copy(fixtures.images() / file, folder)
+    return transfer.push_folder(pusher, folder, AdapterName("images", folder.name), base=base).version
+
+
+def test_every_naming_scheme_is_recognised_and_no_good_image_adapter_is_called_a_bad_one(
+    pusher: Registry, tmp_path: Path
+) -> None:
+    wrong = []
+    entries = fixtures.manifest(fixtures.images())
+    for name, entry in entries.items():
+        version = push(pusher, entry["file"], BASES[entry["family"]], tmp_path)
+        facts, fits = version.facts, version.verdicts[0]
+        seen = (facts["scheme"], facts["family"], fits.outcome.value)
+        if seen != (entry["naming"], entry["family"], "pass"):
+            wrong.append(f"{name}: {seen}: {fits.summary}")
+    assert wrong == []
+    assert len({entry["naming"] for entry in entries.values()}) == 7
+
+
+def test_no_image_adapter_fits_the_base_of_another_family(pusher: Registry, tmp_path: Path) -> None:
+    for entry in fixtures.manifest(fixtures.images()).values():
+        other = BASES["flux" if entry["family"] == "sd" else "sd"]
+        version = push(pusher, entry["file"], other, tmp_path)
+        assert [f.code for f in version.verdicts[0].findings] == ["fit.family"]
