@@ -34,6 +34,10 @@ from registry.server.tables_audit import AuditTileRow as AuditTileRow
 from registry.server.tables_audit import DeliveryRow as DeliveryRow
 from registry.server.tables_audit import EventRow as EventRow
 from registry.server.tables_audit import WebhookRow as WebhookRow
+from registry.server.tables_jobs import BaseThresholdsRow as BaseThresholdsRow
+from registry.server.tables_jobs import CampaignJobRow as CampaignJobRow
+from registry.server.tables_jobs import CampaignRow as CampaignRow
+from registry.server.tables_jobs import JobStepRow as JobStepRow
 from registry.server.tables_values import VersionTagRow as VersionTagRow
 from registry.server.tables_values import VersionValuesRow as VersionValuesRow
 
