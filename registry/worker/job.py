@@ -15,14 +15,17 @@ from collections.abc import Callable, Mapping
 
 from registry.jobs import Kind
 from registry.worker import validation
+from registry.worker.merge import runner
 from registry.worker.task import Done, Task
 
 Runner = Callable[[Task], Done]
 
 RUNNERS: Mapping[Kind, Runner] = {
     Kind.VALIDATE: validation.validate,
+    Kind.MERGE: runner.merge,
+    Kind.FUSE: runner.fuse,
 }
-BASELESS: frozenset[Kind] = frozenset()
+BASELESS: frozenset[Kind] = frozenset({Kind.MERGE})
 """Kinds whose work reads no weights of a base."""
 
 

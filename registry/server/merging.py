@@ -1,0 +1,91 @@
+"""Merging: a recipe is checked against the rows of its sources, its refs are fixed to versions, and a job is queued.
+
+Invariants
+- Nothing is queued that the rows already speak against; the answer names every reason.
+- The job holds version numbers, which are never reused: an alias that moves meanwhile changes nothing.
+- Whoever asks must see every source, and must be allowed to push where the result goes.
+
+Example
+    >>> merging.submit(session, actor, JobSubmit(kind="merge", payload=recipe.model_dump(mode="json"))).kind
+    'merge'
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from sqlmodel import Session
+
+from registry import names, recipes
+from registry.errors import Conflict, Invalid
+from registry.jobs import Kind
+from registry.names import AdapterName, Ref
+from registry.recipes import Ingredient, Operation, Recipe
+from registry.server import bases, catalog, identities, queue
+from registry.server.actors import Actor
+from registry.server.tables import BaseRow, JobRow, VersionRow
+from registry.verdicts import Check
+from registry.wire.jobs import JobSubmit
+
+KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}
+
+
+def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
+    """The job of this recipe. `Invalid` (RECIPE_INVALID) with every reason why it cannot work."""
+    recipe = _recipe(request)
+    found = [_find(session, actor, Ref.parse(source)) for source in recipe.sources]
+    recipes.demand(recipe, [_ingredient(session, ref, row) for ref, row in found])
+    if not found:
+        raise Invalid("RECIPE_INVALID", "sources: names no adapter")
+    first, row = found[0]
+    base = session.get_one(BaseRow, row.base_id)
+    _demand_target(session, actor, recipe, base)
+    fixed = tuple(str(Ref(ref.name, version.number)) for ref, version in found)
+    payload = recipe.model_copy(update={"sources": fixed}).model_dump(mode="json")
+    where = recipe.onto or base.name
+    return queue.enqueue(session, actor, request.kind, row, name=first.name, base=where, payload=payload)
+
+
+def _recipe(request: JobSubmit) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(request.payload)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "payload"
+        raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
+    if KINDS.get(recipe.operation) is not request.kind:
+        raise Invalid("REQUEST_INVALID", f"payload: {recipe.operation} is no job of kind '{request.kind}'")
+    return recipe
+
+
+def _find(session: Session, actor: Actor, ref: Ref) -> tuple[Ref, VersionRow]:
+    return ref, catalog.find(session, actor, ref.name, ref.selector, yanked_too=False)
+
+
+def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
+    base = session.get_one(BaseRow, row.base_id)
+    fits = [v.outcome for v in catalog.verdicts_of(session, [row])[row.id or 0] if v.check is Check.FITS]
+    return Ingredient(
+        name=f"{ref.name}@{row.number}", digest=row.digest, base=base.name, base_fingerprint=base.fingerprint,
+        facts=row.facts.get("engine") or {}, fits=fits[-1] if fits else "",
+    )  # fmt: skip
+
+
+def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow) -> None:
+    if recipe.operation is not Operation.FUSE:
+        actor.demand("push", AdapterName.parse(recipe.into))
+        return
+    name = names.base_name(recipe.into)
+    if name in {known.name for known in bases.every(session, actor).items}:
+        raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
+    if not recipe.onto:
+        return
+    other = bases.row(session, names.base_name(recipe.onto))
+    wanted, found = bases.spec_of(base), bases.spec_of(other)
+    sizes = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
+    if any(getattr(wanted, size) != getattr(found, size) for size in sizes):
+        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is of another architecture than {base.name}")
+    if found.quantisation:
+        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is packed ({found.quantisation}), too")
+    related = [one for one in identities.relatives(session, base) if one.other == other.name]
+    if related and related[0].grade == "unrelated":
+        raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")

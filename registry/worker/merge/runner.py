@@ -1,0 +1,107 @@
+"""The jobs `merge` and `fuse`: pull the sources, do the recipe in a process of its own, push or register the result.
+
+Invariants
+- The result of a merge enters by the push door, with every source as a parent and the recipe in its manifest; the
+  same job done twice is the same version.
+- A fused base is a folder on this machine and a name in the registry; a base never changes under its name.
+- No torch here (order.py): a lost lease ends the process at once.
+
+Example
+    >>> merge(task).result["version"]
+    'acme/both@1'
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from registry import names
+from registry.client import transfer
+from registry.client.base_folder import base_spec_from
+from registry.errors import Invalid, NotFound
+from registry.manifest import Edge, Relation
+from registry.names import AdapterName, Ref
+from registry.recipes import MergeReport, Recipe
+from registry.wire import BaseAdd, Resolved
+from registry.worker.merge.order import Order
+from registry.worker.task import Done, Failed, Task
+
+FOLDER = "ADAPTER_BASES"
+"""Where fused bases are kept on this machine."""
+
+
+def kept_in() -> Path:
+    """The folder of fused bases: $ADAPTER_BASES, else `adapter-registry/bases` in the user's data folder."""
+    named = os.environ.get(FOLDER)
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(named).expanduser() if named else Path(data).expanduser() / "adapter-registry" / "bases"
+
+
+def merge(task: Task) -> Done:
+    """Adapters into one, or one at another rank; the result is the newest version of the recipe's target."""
+    recipe = Recipe.model_validate(task.job.payload)
+    with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
+        found = [task.registry.resolve(Ref.parse(source)) for source in recipe.sources]
+        folders = []
+        for at, source in enumerate(found):
+            task.lease.say(f"pulling {source.name}@{source.number}")
+            folders.append(str(task.pull(Path(scratch) / f"source-{at}", source)))
+        out = Path(scratch) / "result"
+        report = _run(task, Order(recipe=recipe, sources=tuple(folders), out=str(out)))
+        task.lease.say(f"pushing {recipe.into}")
+        pushed = transfer.push_folder(
+            task.registry, out, AdapterName.parse(recipe.into), base=found[0].manifest.base.name,
+            edges=[edge(source, Relation.MERGED) for source in found], annotations=recipe.annotations,
+            message=f"{recipe.operation}: {', '.join(recipe.sources)}"[:2000],
+        )  # fmt: skip
+    task.lease.check()
+    made = f"{pushed.version.name}@{pushed.version.number}"
+    result = {"version": made, "digest": pushed.version.digest, "report": report.model_dump(mode="json")}
+    lost = f", relative error {report.relative_error:.3g}" if report.relative_error > 1e-6 else ", exact"
+    return Done(f"{recipe.operation} → {made}: rank {report.rank}{lost}", result=result)
+
+
+def fuse(task: Task) -> Done:
+    """The adapter in the weights of its base (or of `onto`): a new base of the recipe's name, kept on this machine."""
+    recipe = Recipe.model_validate(task.job.payload)
+    source, name = task.ready_source(), names.base_name(recipe.into)
+    out = kept_in() / name / task.job.id
+    _demand_new(task, name)
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier attempt of this job
+    with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
+        task.lease.say(f"pulling {task.job.subject}")
+        folder = task.pull(Path(scratch) / "adapter")
+        order = Order(recipe=recipe, sources=(str(folder),), base=str(source.folder), out=str(out))
+        report = _run(task, order)
+    if recipe.onto:
+        own = task.subject.manifest.base.name
+        note = f"the adapter was trained on {own}; it is fused into {recipe.onto}, which is not what was trained"
+        report = report.model_copy(update={"notes": (*report.notes, note)})
+    task.lease.check()
+    spec, _ = base_spec_from(out, name)
+    view = task.registry.add_base(BaseAdd(spec=spec, source=str(out)))
+    result = {"base": view.name, "folder": str(out), "report": report.model_dump(mode="json")}
+    return Done(f"fuse → {name}: {report.changed_tensors} tensors changed", result=result)
+
+
+def edge(source: Resolved, relation: Relation) -> Edge:
+    """Child → parent by the parent's digest, with what it is called now."""
+    return Edge(relation=relation, digest=source.digest, name=f"{source.name}@{source.number}")
+
+
+def _demand_new(task: Task, name: str) -> None:
+    try:
+        task.registry.base(name)
+    except NotFound:
+        return
+    raise Failed(f"the base {name} exists; a base never changes under its name", final=True)
+
+
+def _run(task: Task, order: Order) -> MergeReport:
+    try:
+        return order.run(task.lease.say, threads=task.limits.threads)
+    except Invalid as e:
+        raise Failed(e.detail, final=True) from e
