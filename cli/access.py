@@ -1,4 +1,4 @@
-"""Who you are and who may do what: `adapter login`, `whoami`, `token …`, and the audit log.
+"""Who you are and who may do what: `adapter login`, `whoami`, `token …`.
 
 Invariants
 - A token's secret is asked for without echo or read from standard input; it is no argument, where others could see it.
@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
-from collections.abc import Iterator
 
 import click
 
 from cli import output, session
 from registry.client.api import Registry
 from registry.errors import Invalid
-from registry.wire.access import EventView, TokenCreate, TokenView, Whoami
+from registry.wire.access import TokenCreate, TokenView, Whoami
 
 SCOPES = ("pull", "push", "promote", "work", "admin")
 DAY_SECONDS = 86400
@@ -136,46 +134,3 @@ def revoke(token_id: str) -> None:
     with session.registry() as registry:
         ended = registry.revoke_token(token_id)
     output.answer(ended, lambda: click.echo(f"{ended.id} ({ended.name}) is revoked."))
-
-
-# ------------------------------------------------------------------ audit
-@click.group()
-def audit() -> None:
-    """The audit log: who did what, when."""
-
-
-@audit.command()
-@click.option("--after", default="", metavar="SEQ", help="Only what follows this event.")
-@click.option("--limit", type=click.IntRange(1), help="Only the newest so many.")
-@output.json_option
-def log(after: str, limit: int | None) -> None:
-    """Tell what happened in the registry, oldest first."""
-    with session.registry() as registry:
-        items = list(deque(_events(registry, after), maxlen=limit))
-    output.answer({"items": items}, lambda: _print_events(items))
-
-
-def _events(registry: Registry, after: str) -> Iterator[EventView]:
-    cursor = after
-    while True:
-        page = registry.events(after=cursor, limit=200)
-        yield from page.items
-        cursor = page.next_cursor
-        if not cursor:
-            return
-
-
-def _print_events(items: list[EventView]) -> None:
-    for item in items:
-        click.echo(_event_line(item))
-
-
-def _event_line(item: EventView) -> str:
-    told = ", ".join(f"{key} {_short(value)}" for key, value in item.detail.items() if value not in ("", None, [], {}))
-    line = f"{item.seq:>5}  {output.faint(output.moment(item.at))}  {item.actor}  "
-    return line + f"{output.strong(item.action)}  {item.object}" + (output.faint(f"  {told}") if told else "")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:19] if text.startswith("sha256:") else text

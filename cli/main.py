@@ -56,7 +56,7 @@ DOORS: dict[str, Door] = {
     "token": Door("cli.access", "token", "Set up", "Tokens: create, list, revoke."),
     "whoami": Door("cli.access", "whoami", "Set up", "Say which registry and which rights you have."),
     "doctor": Door("cli.doctor", "doctor", "Set up", "Look for what is wrong between you and the registry."),
-    "audit": Door("cli.access", "audit", "Set up", "The audit log: log."),
+    "audit": Door("cli.audit", "audit", "Look", "The audit log: log, verify, export, key."),
     "serve": Door("cli.serve", "serve", "Run", "Run the registry's server.", extra="server"),
     "work": Door("cli.work", "work", "Run", "Take jobs: try adapters on their base.", extra="worker"),
     "migrate": Door("cli.serve", "migrate", "Run", "Bring the database's schema up to date.", extra="server"),

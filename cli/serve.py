@@ -35,6 +35,7 @@ from registry.server.settings import Settings
 GRACE_SECONDS = 30
 BACKLOG = 2048
 GARBAGE_THRESHOLD = 50_000
+FOLLOWER_SECONDS = 10.0
 
 
 @click.command()
@@ -64,12 +65,16 @@ def serve(host: str, port: int, data: str | None) -> None:
         # uvicorn raises the signal again after its orderly end; then it must not kill us.
         signal.signal(number, lambda *_: None)
     as_json = output.as_json()
+    follower = threading.Thread(target=app.state.log.follow, name="audit", daemon=True)
 
     def ready() -> None:  # the first token is made when somebody is sure to see it
         _announce(listener, settings, tokens.bootstrap(engine), as_json)
+        follower.start()
         threading.Thread(target=_renew, args=(engine, settings), name="renewal", daemon=True).start()
 
-    _Server(config, ready).run(sockets=[listener])
+    _Server(config, ready, app.state.log.closing).run(sockets=[listener])
+    if follower.is_alive():
+        follower.join(FOLLOWER_SECONDS)
     engine.dispose()
 
 
@@ -96,11 +101,15 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says so when it is ready to answer."""
+    """Says so when it is ready to answer, and when it ends, so that nobody waits for events any longer."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], closing: threading.Event) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._announce, self._closing = announce, closing
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._closing.set()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -141,6 +150,8 @@ def embedded() -> Iterator[FastAPI]:
     engine = db.engine(settings)
     try:
         db.prepare(engine)
-        yield create_app(settings, engine=engine, trusted=actors.TRUSTED)
+        app = create_app(settings, engine=engine, trusted=actors.TRUSTED)
+        yield app
+        app.state.log.finish()
     finally:
         engine.dispose()  # the last connection that closes folds SQLite's WAL into the file

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cli import main
 from registry.client.api import Registry
+from registry.client.heads import Heads
 from registry.errors import Invalid
 
 EMBEDDED_URL = "http://registry.embedded"
@@ -97,7 +98,13 @@ def registry() -> Iterator[Registry]:
     """The registry of `target()`, closed at the end. The embedded one runs in this process, without a socket."""
     where = target()
     with embedded() if where.embedded else Registry(where.url, where.token) as opened:
+        heads().watch(opened, by_origin=where.embedded)
         yield opened
+
+
+def heads() -> Heads:
+    """What this machine remembers of the audit logs of registries, beside the profile."""
+    return Heads(profile_path().parent / "heads")
 
 
 @contextmanager

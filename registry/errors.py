@@ -93,6 +93,7 @@ class NotFound(RegistryError):
             "BLOB_UNKNOWN",
             "BASE_UNKNOWN",
             "JOB_UNKNOWN",
+            "CAMPAIGN_UNKNOWN",
             "PUSH_UNKNOWN",
             "TOKEN_UNKNOWN",
             "NAMESPACE_UNKNOWN",

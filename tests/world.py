@@ -20,6 +20,7 @@ Example
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,8 @@ WEIGHTS_TYPE = "application/octet-stream"
 
 class World:
     def __init__(self, database_url: str, *, blobs: BlobStore | None = None, **settings: Any) -> None:
-        self.settings = Settings(database_url=database_url, **settings).filled()
+        self._data = tempfile.TemporaryDirectory(prefix="world-")
+        self.settings = Settings(database_url=database_url, **{"data": self._data.name, **settings}).filled()
         self.engine = db.engine(self.settings)
         self.blobs = blobs if blobs is not None else MemoryBlobs()
         db.prepare(self.engine)
@@ -72,6 +74,7 @@ class World:
         finally:
             self.transport.close()
             self.engine.dispose()
+            self._data.cleanup()
 
     def check(self) -> None:
         """What holds whenever no request is under way."""

@@ -49,11 +49,11 @@ from registry.wire import (
     VersionView,
     YankRequest,
 )
-from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
+from registry.wire.access import Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Small, Upload
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
-from registry.wire.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, VerdictList
+from registry.wire.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, ValuesView, VerdictList
 
 Shape = TypeVar("Shape", bound=BaseModel)
 UPKEEP_SECONDS = 900.0
@@ -150,6 +150,10 @@ class Registry:
         """`loads` of a version for each engine, judged now; without engines what is stored about it."""
         return self._get(f"{_version(ref)}/verdicts", VerdictList, engine=list(engines))
 
+    def values(self, ref: AnyRef) -> ValuesView:
+        """How large the updates of this version's modules are."""
+        return self._get(f"{_version(ref)}/values", ValuesView)
+
     def fleet(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> FleetView:
         """What to set so that these engines serve the newest version of every adapter of the base."""
         return self._get("/fleet", FleetView, base=str(names.base_name(base)), engine=list(engines), slots=slots)
@@ -239,9 +243,6 @@ class Registry:
 
     def whoami(self) -> Whoami:
         return self._get("/whoami", Whoami)
-
-    def events(self, *, after: str = "", limit: int | None = None) -> EventPage:
-        return self._get("/events", EventPage, after=after, limit=limit)
 
     def health(self) -> Health:
         return self._get("/health", Health)

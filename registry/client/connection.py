@@ -32,6 +32,7 @@ from registry.client.answers import error_of, store_error_of, unreachable
 from registry.client.sockets import Advance, Sockets, Take, direct
 from registry.errors import Invalid, Unavailable
 from registry.wire import PREFIX
+from registry.wire.audit import CHECKPOINT_HEADER
 
 ATTEMPTS_LIMIT = 4
 PAUSE_SECONDS = 0.2
@@ -63,6 +64,8 @@ class Connection:
         self.url = _checked(url)
         self._token = token
         self._wait = wait
+        self.on_checkpoint: Callable[[str], None] | None = None
+        """Told of each checkpoint that an answer of the registry carries, before the answer is given on."""
         program = f"adapter-registry/{__version__}"
         headers = {"User-Agent": program}
         self._home = httpx.Client(transport=transport, timeout=TIMEOUT, limits=LIMITS, headers=headers)
@@ -108,11 +111,7 @@ class Connection:
     def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Send bytes to a link of the registry (relative, or of its origin) or of its store (absolute)."""
         client, target, sent = self._route(url, headers)
-
-        def once() -> httpx.Response:
-            return client.request(method, target, content=body(), headers=sent)
-
-        return self._repeat(once)
+        return self._repeat(lambda: client.request(method, target, content=body(), headers=sent))
 
     @contextmanager
     def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
@@ -228,12 +227,18 @@ class Connection:
                 self._wait(_pause(attempt, None))
                 continue
             if not answer.is_error:
+                self._tell(answer)
                 return answer
             at_home = _origin(str(answer.url)) == _origin(self.url)
             error = error_of(answer, self.url) if at_home else store_error_of(answer)
             if last or not isinstance(error, Unavailable):
                 raise error
             self._wait(_pause(attempt, error.retry_after_seconds))
+
+    def _tell(self, answer: httpx.Response) -> None:
+        checkpoint = answer.headers.get(CHECKPOINT_HEADER)
+        if checkpoint and self.on_checkpoint is not None and _origin(str(answer.url)) == _origin(self.url):
+            self.on_checkpoint(checkpoint)
 
 
 @contextmanager

@@ -25,12 +25,27 @@ from starlette.requests import ClientDisconnect
 
 from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, RegistryError, Unavailable
-from registry.server import db, failpoints, loads, stores, tokens
+from registry.server import db, failpoints, loads, stores
+from registry.server.access import signin
+from registry.server.access.issuers import Issuers
 from registry.server.actors import Actor
+from registry.server.audit.log import Log
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
 from registry.server.envelope import Envelope
-from registry.server.routes import access, adapters, bases, deps, jobs, once, transfer, upkeep, verdicts
+from registry.server.routes import (
+    access,
+    adapters,
+    audit,
+    bases,
+    deps,
+    jobs,
+    namespaces,
+    once,
+    transfer,
+    upkeep,
+    verdicts,
+)
 from registry.server.settings import Settings
 from registry.wire import PREFIX
 
@@ -53,10 +68,13 @@ STATUS_OF_CODE = {
     "PRECONDITION_REQUIRED": 428,
     "ALIAS_MOVED": 412,
     "BODY_STALLED": 408,
+    "RATE_LIMITED": 429,
 }
-ROOMS = (adapters, bases, jobs, access, transfer, upkeep, verdicts)
+ROOMS = (adapters, bases, jobs, access, namespaces, transfer, upkeep, verdicts, audit)
 """Where routes are. No room includes another's router: `declared_scopes` must see every route."""
 
+NOTED = (errors.Unauthenticated, errors.Denied, errors.NotFound)
+"""What the audit log is told of, in batches: who was refused what, or asked for what they may not know of."""
 REASONS_LIMIT = 50
 _LOG = logging.getLogger("registry.server")
 
@@ -82,7 +100,11 @@ def create_app(
     app.state.engine = engine if engine is not None else db.engine(settings)
     app.state.blobs = blobs if blobs is not None else stores.of(settings)
     app.state.trusted = trusted
-    app.state.remembered = tokens.Remembered()
+    app.state.log = Log(settings, app.state.engine, app.state.blobs)
+    app.state.memory = signin.Memory()
+    app.state.issuers = Issuers.read(settings.issuers)
+    app.state.pace = signin.Pace(settings.requests_per_minute)
+    app.state.failures = signin.Failures(settings.failures_per_minute)
     loads.profiles(settings.engines)  # a wrong setting is told before anything starts
     _refuse_undeclared()
     for room in ROOMS:
@@ -152,6 +174,8 @@ def _registry_error(request: Request, error: Exception) -> Response:
     found = error if isinstance(error, RegistryError) else RegistryError("INTERNAL", "the server failed")
     if status_of(found) >= 500:
         _LOG.error("request %s: %s: %s", request.state.request_id, found.code, found.detail)
+    if isinstance(found, NOTED):
+        request.app.state.log.batch.denied(request.scope, type(found).__name__)
     return problem(request, found)
 
 

@@ -48,10 +48,20 @@ class Settings:
     engines: str = ""
     """Serving engines, as profiles with spaces between (`vllm==0.33.0,max_lora_rank=32 sglang==0.5.23`), whose verdicts
     `loads` are stored at push and renewed when the rules change."""
+    issuers: str = ""
+    """A file that names the issuers of identity tokens that may be exchanged; see `access.issuers`."""
+    requests_per_minute: int = 0
+    """How many requests each token may make in a minute, for each server process. 0: any number."""
+    failures_per_minute: int = 10
+    """After so many wrong tokens in a minute, an address is told to wait. 0: never."""
     stall_seconds: int = 60
     """A request whose body brings less than 1 KiB a second for so long is ended."""
     failpoints: str = ""
     """For tests of crashes only: see `failpoints`."""
+    audit_key: str = ""
+    """File with the keys that sign the audit log and attestations. Default: `DATA/audit.key`, made at the first need."""
+    webhook_private: str = ""
+    """Private networks (CIDR, with spaces between) to which webhooks may be sent, by http too. Empty: public https only."""
     database_pool: int = 8
     """Connections that one process keeps to PostgreSQL."""
 

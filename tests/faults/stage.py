@@ -26,6 +26,7 @@ from sqlalchemy import text
 
 from registry.client import streams, transfer
 from registry.client.api import Registry
+from registry.client.audit import Audit
 from registry.client.connection import Connection
 from registry.client.folder import read_folder
 from registry.digest import Digest
@@ -164,11 +165,7 @@ class Stage:
 
     def all_violations(self, client: Registry) -> list[str]:
         found = self.violations(client, since=0)
-        events = Counter[str]()
-        after = ""
-        while page := client.events(after=after, limit=200).items:
-            events.update(f"{event.action} {event.object}" for event in page)
-            after = str(page[-1].seq)
+        events = Counter(f"{event.action} {event.object}" for event in Audit(client).events())
         twice = {what: count for what, count in events.items() if what.startswith("version.push") and count > 1}
         found += [f"event {what} {count} times" for what, count in twice.items()]
         names = {promise.name for promise in self.promises}

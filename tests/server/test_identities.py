@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.bases.identity import Grade
+from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.verdicts import Check, Finding
 from registry.wire import BaseAdd
@@ -98,7 +99,7 @@ def test_a_worker_tells_which_weights_a_base_has_once(family: World) -> None:
     assert first.spec.fingerprints.exact == OTHER.exact
     assert {one.other: one.grade for one in first.relatives}["org/other"] is Grade.EXACT
     assert worker.identify_base("unknown", OTHER) == first
-    events = [event.action for event in family.admin.events(limit=200).items]
+    events = [event.action for event in Audit(family.admin).events()]
     assert events.count("base.identify") == 6
     with pytest.raises(NotFound):
         worker.identify_base("nothing", OTHER)

@@ -1,4 +1,4 @@
-"""Routes of access: tokens, who am I, the audit log's events, and whether the server is well.
+"""Routes of access: tokens, who am I, and whether the server is well.
 
 Invariants
 - A token's secret is in one answer only, the one that made it.
@@ -9,26 +9,26 @@ Example
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 
 from registry import __version__
 from registry.errors import RegistryError
-from registry.server import audit, db, tokens
+from registry.server import db, tokens
+from registry.server.access import exchange
 from registry.server.routes.deps import (
     OPEN,
-    PAGE,
     Admin,
     Anyone,
     BlobsDep,
     EngineDep,
-    LimitDep,
-    RememberedDep,
+    IssuersDep,
     SessionDep,
 )
 from registry.server.routes.once import OnceRoute
-from registry.wire.access import EventPage, Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
+from registry.wire.access import Health, TokenCreate, TokenCreated, TokenList, TokenRotate, TokenView, Whoami
+from registry.wire.namespaces import ExchangeRequest
 
 router = APIRouter(tags=["access"], route_class=OnceRoute)
 
@@ -40,16 +40,33 @@ def create_token(session: SessionDep, actor: Admin, request: TokenCreate, respon
     return TokenCreated(token=view, secret=secret)
 
 
+@router.post("/tokens/exchange", status_code=201, dependencies=[OPEN])
+def exchange_token(
+    session: SessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
+) -> TokenCreated:
+    """An identity token for a short token of ours: 201, or 401 whatever is wrong with it."""
+    response.headers["Cache-Control"] = "no-store"
+    view, secret = exchange.token_for(session, issuers, request)
+    return TokenCreated(token=view, secret=secret)
+
+
 @router.get("/tokens")
-def list_tokens(session: SessionDep, actor: Admin) -> TokenList:
-    actor.demand_everywhere("admin")
-    return TokenList(items=list(tokens.every(session)))
+def list_tokens(session: SessionDep, actor: Anyone) -> TokenList:
+    """Those that the asker may end."""
+    return TokenList(items=list(tokens.every(session, actor)))
+
+
+@router.post("/tokens/{token_id}/rotate")
+def rotate_token(
+    session: SessionDep, actor: Anyone, token_id: str, request: TokenRotate, response: Response
+) -> TokenCreated:
+    response.headers["Cache-Control"] = "no-store"
+    view, secret = tokens.rotate(session, actor, token_id, keep_seconds=request.keep_seconds)
+    return TokenCreated(token=view, secret=secret)
 
 
 @router.delete("/tokens/{token_id}")
-def revoke_token(session: SessionDep, actor: Admin, remembered: RememberedDep, token_id: str) -> TokenView:
-    actor.demand_everywhere("admin")
-    remembered.forget(token_id)
+def revoke_token(session: SessionDep, actor: Anyone, token_id: str) -> TokenView:
     return tokens.revoke(session, actor, token_id)
 
 
@@ -61,15 +78,10 @@ def whoami(actor: Anyone) -> Whoami:
         scopes=sorted(actor.scopes),
         namespaces=sorted(actor.namespaces),
         expires_at=actor.expires_at,
+        subject=actor.subject,
+        roles={namespace: str(role) for namespace, role in sorted((actor.roles or {}).items())},
+        adapters=sorted(actor.adapters),
     )
-
-
-@router.get("/events")
-def events(
-    session: SessionDep, actor: Admin, after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0, limit: LimitDep = PAGE
-) -> EventPage:
-    actor.demand_everywhere("admin")
-    return audit.page(session, after=after, limit=limit)
 
 
 @router.get("/health", dependencies=[OPEN])

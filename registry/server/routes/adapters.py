@@ -14,7 +14,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from registry import names
 from registry.digest import Digest
@@ -30,9 +30,11 @@ from registry.server.routes.deps import (
     NameDep,
     Promoter,
     Puller,
+    PullerNow,
     SelectorDep,
     SessionDep,
     SettingsDep,
+    as_of_now,
 )
 from registry.server.routes.once import OnceRoute
 from registry.verdicts import Outcome
@@ -64,17 +66,18 @@ TARGETS_LIMIT = 32
 
 @router.get("/resolve/{namespace}/{name}/{selector}")
 def resolve(
+    incoming: Request,
     session: SessionDep,
-    actor: Puller,
+    actor: PullerNow,
     name: NameDep,
     selector: SelectorDep,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
-    found = catalog.resolve(session, actor, name, selector)
+    found = as_of_now(incoming, session, actor, lambda who: catalog.looked_up(session, who, name, selector))
     body = found.model_dump_json().encode()
     etag = f'"{Digest.of(body).hex}"'
     keep = FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN
-    headers = {"ETag": etag, "Cache-Control": keep, "Vary": "Authorization"}
+    headers = {"ETag": etag, "Cache-Control": keep, "Vary": "Authorization", **incoming.app.state.log.header}
     if if_none_match is not None and etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")

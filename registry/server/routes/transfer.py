@@ -103,6 +103,7 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
 
 @router.post("/pushes/{push_id}/commit", status_code=201)
 def commit_push(
+    incoming: Request,
     session: KeyedSessionDep,
     actor: Pusher,
     push_id: str,
@@ -117,6 +118,7 @@ def commit_push(
     engines = loads.profiles(settings.engines)
     pushed = push.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
+    response.headers.update(incoming.app.state.log.header)
     after.add_task(push.tidy, engine, push_id, blobs=blobs)
     return pushed
 
@@ -166,11 +168,19 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
     known = request.headers.get("if-none-match", "")
     if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
+    _note_read(request, selector)
     key = files.key_in(blobs, file)
     link = blobs.link(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
     if link is not None:
         return Response(status_code=307, headers={"Location": link.url, "Cache-Control": "no-store"})
     return _from_here(request, blobs, key, file.size_bytes, headers)
+
+
+def _note_read(request: Request, selector: Selector) -> None:
+    """Somebody gets private bytes: the audit log is told, in batches."""
+    words, mark = request.path_params, "@" if isinstance(selector, int | Digest) else ":"
+    about = f"{words['namespace']}/{words['name']}{mark}{selector}"
+    request.app.state.log.batch.note(request.state.actor, "blob.read", about, request_id=request.state.request_id)
 
 
 def _from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:

@@ -1,0 +1,199 @@
+"""The audit log: `adapter audit log`, `verify`, `export` and `key`.
+
+Invariants
+- Each of them first demands that the log follows the one that this machine has seen before; else exit 70.
+- `verify` believes nothing but the key: it hashes every row, entry and tile again. A folder needs no registry.
+- A log that is well proves that nothing in it was changed, not that what it tells was right to do.
+
+Example
+    $ adapter audit log --object acme/support
+    $ adapter audit export log-of-may && adapter audit verify log-of-may --key registry.example.org/3f9c+…
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from cli import output, session
+from registry.client import exported
+from registry.client import heads as memory
+from registry.client.api import Registry
+from registry.client.audit import Audit, ServerLog
+from registry.client.exported import FolderLog
+from registry.errors import Corrupt
+from registry.tlog.notes import Checkpoint, Verifier
+from registry.tlog.replay import Replay, replay
+from registry.wire.audit import EventView
+
+STORY = {
+    "version.push": "pushed {object}",
+    "version.yank": "withdrew {object}",
+    "version.reindex": "brought {object} back from the bucket",
+    "version.sign": "signed {object}",
+    "verdict.add": "judged {object}: {check} {outcome}",
+    "alias.move": "pointed {object} at version {to}",
+    "adapter.create": "began {object}",
+    "base.add": "registered the base {object}",
+    "base.identify": "told which weights {object} has",
+    "token.issue": "made the token {object} for {name}",
+    "token.revoke": "ended the token {object} of {name}",
+    "job.enqueue": "asked to {kind} {subject}",
+    "job.finish": "finished job {object}",
+    "job.park": "gave job {object} up: {error}",
+    "blob.read": "read bytes of {object}",
+    "access.denied": "was refused {object}",
+    "access.unknown": "tried {object} without a valid token",
+    "access.not_found": "asked for {object}, which it may not know of",
+}
+"""Action → what is told of it; the other details follow in small print."""
+
+
+@click.group()
+def audit() -> None:
+    """The audit log: who did what, when, and that nobody changed it since."""
+
+
+# ------------------------------------------------------------------ log
+@audit.command()
+@click.option(
+    "--object", "about", default="", metavar="NAME", help="Only what concerns this name, such as acme/support."
+)
+@click.option("--action", "actions", multiple=True, help="Only this action, such as alias.move; repeat it.")
+@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only what follows this event.")
+@click.option("--limit", type=click.IntRange(1), help="Only the newest so many.")
+@click.option("--follow", is_flag=True, help="Go on and tell what happens from now on.")
+@output.json_option
+def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, follow: bool) -> None:
+    """Tell what happened in the registry, oldest first."""
+    with _checked() as (registry, _):
+        events = Audit(registry).events(after, object=about, action=list(actions))
+        items = list(deque(events, maxlen=limit))
+        output.answer({"items": items}, lambda: _print_events(items))
+        if follow:
+            for event in _following(registry, items[-1].seq if items else after, about, actions):
+                output.answer(event, lambda event=event: click.echo(_line(event)))  # type: ignore[misc]
+
+
+def _following(registry: Registry, after: int, about: str, actions: tuple[str, ...]) -> Iterator[EventView]:
+    while True:
+        page = Audit(registry).page(after, wait=20, object=about, action=list(actions))
+        yield from page.items
+        after = page.last
+
+
+@contextmanager
+def _checked() -> Iterator[tuple[Registry, str]]:
+    """The registry, once its log is shown to follow the one that was seen before; and its checkpoint's note."""
+    embedded = session.target().embedded
+    with session.registry() as registry:
+        note = Audit(registry).checkpoint()
+        session.heads().check(registry, note, by_origin=embedded)
+        yield registry, note
+
+
+def _print_events(items: list[EventView]) -> None:
+    if not items:
+        click.echo("Nothing happened that you may see.")
+    for item in items:
+        click.echo(_line(item))
+
+
+def _line(item: EventView) -> str:
+    told = {key: _short(value) for key, value in item.detail.items() if value not in ("", None, [], {})}
+    pattern = STORY.get(item.action, f"{item.action} {{object}}")
+    try:
+        sentence = pattern.format(object=item.object, **told)
+    except (KeyError, IndexError):
+        sentence = f"{item.action} {item.object}"
+    reason = f": “{told.pop('reason')}”" if "reason" in told else ""
+    rest = ", ".join(f"{key} {value}" for key, value in told.items() if f"{{{key}}}" not in pattern)
+    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(item.actor)} {sentence}{reason}"
+    return head + (output.faint(f"  ({rest})") if rest else "")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:19] if text.startswith("sha256:") else text
+
+
+# ------------------------------------------------------------------ verify
+@audit.command()
+@click.argument(
+    "folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="Trust this verifier key; repeat it. See audit key.")
+@output.json_option
+def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
+    """Replay the whole log: rows, entries, tiles, checkpoint. Of the registry, or of a folder that was exported."""
+    known = tuple(Verifier.parse(key) for key in keys)
+    if folder is not None:
+        source = FolderLog(folder)
+        seen = replay(source, *(known or source.keys()))
+        trusted = bool(known)
+    else:
+        with _checked() as (registry, note):
+            head = session.heads().known(registry, note, by_origin=session.target().embedded)
+            held = known or (head.verifiers if head is not None else ())
+            seen = replay(ServerLog(Audit(registry), note), *held)
+            trusted = True
+    document = {
+        "ok": not seen.problems, "origin": seen.origin, "size": seen.size, "root": seen.root.hex(),
+        "key_given": trusted, "problems": seen.problems,
+    }  # fmt: skip
+    output.answer(document, lambda: _print_replay(seen, trusted))
+    if seen.problems:
+        click.get_current_context().exit(output.EXIT_CODES[Corrupt])
+
+
+def _print_replay(seen: Replay, trusted: bool) -> None:
+    if seen.problems:
+        click.secho("the audit log was changed or is damaged:", fg="red", bold=True)
+        for problem in seen.problems:
+            click.echo(f"  {problem}")
+        return
+    click.echo(
+        f"{output.plural(seen.size, 'event')} of {output.strong(seen.origin)}: rows, entries, tiles and root agree"
+    )
+    output.facts([("root", seen.root.hex())])
+    if not trusted:
+        click.echo(output.faint("  the key came with the folder: give the one that you have from elsewhere with --key"))
+
+
+# ------------------------------------------------------------------ export, key
+@audit.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@output.json_option
+def export(folder: Path) -> None:
+    """Write the whole log into DIR: checkpoint, keys, tiles, entries, events. It is verified without the registry."""
+    with _checked() as (registry, _):
+        written: Checkpoint = exported.write(Audit(registry), folder)
+    document = {"path": str(folder.absolute()), "origin": written.origin, "size": written.size}
+    output.answer(
+        document, lambda: click.echo(f"{output.plural(written.size, 'event')} of {written.origin} in {folder}")
+    )
+
+
+@audit.command()
+@click.option("--trust", is_flag=True, help="Remember these keys instead of those that this machine remembers.")
+@output.json_option
+def key(trust: bool) -> None:
+    """Show the keys that sign the log, to compare and to hand on; `--trust` after a key was changed on purpose."""
+    embedded = session.target().embedded
+    with session.registry() as registry:
+        found, note = Audit(registry).keys(), Audit(registry).checkpoint()
+        if trust:
+            head: memory.Heads = session.heads()
+            head.trust(registry, tuple(found.keys), note, by_origin=embedded)
+
+    def text() -> None:
+        for line in found.keys:
+            click.echo(line)
+        if trust:
+            output.note("remembered; the log must follow this checkpoint from now on")
+
+    output.answer(found, text)

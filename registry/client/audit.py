@@ -1,0 +1,117 @@
+"""`Audit`: the routes of the audit log, and the log of a server as something to replay.
+
+Invariants
+- Nothing is verified here but by `registry.tlog`, with keys that the caller trusts.
+
+Example
+    >>> Audit(registry).proof(1042).entry
+    '{"action":"version.push",…}'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from registry.client.api import Registry
+from registry.errors import Corrupt, NotFound, RegistryError
+from registry.tlog import tiles, verify_consistency
+from registry.tlog.notes import Checkpoint, Verifier
+from registry.wire.audit import Consistency, EventPage, EventProof, EventView, LogKeys
+
+Shape = TypeVar("Shape", bound=BaseModel)
+PAGE = 200
+
+
+class Audit:
+    def __init__(self, registry: Registry) -> None:
+        self._connection = registry.connection
+
+    def checkpoint(self) -> str:
+        """The newest checkpoint's note."""
+        return self._connection.send("GET", "/audit/checkpoint").content.decode()
+
+    def keys(self) -> LogKeys:
+        return self._get("/audit/keys", LogKeys)
+
+    def consistency(self, old: int, new: int) -> Consistency:
+        return self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
+
+    def proof(self, seq: int) -> EventProof:
+        return self._get(f"/audit/events/{seq}/proof", EventProof)
+
+    def page(self, after: int = 0, **search: Any) -> EventPage:
+        """One page. `search`: wait (seconds), limit, action (a list), object."""
+        return self._get("/events", EventPage, after=str(after), **search)
+
+    def events(self, after: int = 0, **search: Any) -> Iterator[EventView]:
+        """All events from the one that follows `after`, that are there now."""
+        cursor = str(after)
+        while cursor:
+            page = self.page(int(cursor), limit=PAGE, **search)
+            yield from page.items
+            cursor = page.next_cursor
+
+    def tile(self, level: int, index: int, width: int, *, stored: bool = False) -> bytes:
+        path = f"/audit/{tiles.tile_path(level, index, width)}"
+        return self._connection.send("GET", path, query={"stored": "true"} if stored else None).content
+
+    def entries(self, index: int, width: int) -> bytes:
+        return self._connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
+
+    def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
+        answer = self._connection.send("GET", path, query=query)
+        try:
+            return shape.model_validate_json(answer.content)
+        except ValidationError as e:
+            sentence = f"the registry's answer to {path} is not what we expect: {e.errors()[0]['msg']}"
+            raise RegistryError("INTERNAL", sentence) from e
+
+
+class ServerLog:
+    """The log of a server as a source of a replay (registry.tlog.replay)."""
+
+    def __init__(self, audit: Audit, note: str) -> None:
+        self._audit, self._note = audit, note
+
+    def checkpoint(self) -> str:
+        return self._note
+
+    def tiles(self, level: int, index: int, width: int) -> Sequence[bytes]:
+        """The database's and the store's."""
+        found = []
+        for stored in (False, True):
+            try:
+                found.append(self._audit.tile(level, index, width, stored=stored))
+            except (Corrupt, NotFound):
+                found.append(b"")
+        return found
+
+    def entries(self, index: int, width: int) -> bytes:
+        try:
+            return self._audit.entries(index, width)
+        except (Corrupt, NotFound):
+            return b""
+
+    def rows(self) -> Iterator[bytes]:
+        for event in self._audit.events():
+            yield event.entry()
+
+
+def verifiers(keys: LogKeys) -> tuple[Verifier, ...]:
+    """The keys as they verify. `Invalid` for a key that is none."""
+    return tuple(Verifier.parse(text) for text in keys.keys)
+
+
+def consistent(audit: Audit, old: Checkpoint, new: Checkpoint) -> bool:
+    """Whether the server shows that the one is the beginning of the other, whichever is the longer."""
+    first, second = sorted((old, new), key=lambda checkpoint: checkpoint.size)
+    hashes: list[bytes] = []
+    if 0 < first.size < second.size:
+        try:
+            hashes = [bytes.fromhex(text) for text in audit.consistency(first.size, second.size).hashes]
+        except ValueError:
+            return False
+    return verify_consistency(first.size, first.root, second.size, second.root, hashes)

@@ -1,0 +1,211 @@
+"""Routes of the audit log: events (page, long poll, stream), checkpoint, keys, tiles and proofs.
+
+Invariants
+- Events are shown in the order of their numbers, which have no gap, to whoever may see them; going on from the last
+  number misses nothing, whatever was restarted meanwhile.
+- Hashes and checkpoints are for everybody with a token: they tell how long the log is and nothing of what is in it.
+  Bundles of entries are for administrators.
+- Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
+
+Example
+    GET /api/v1/events?after=1042&wait=20
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlmodel import col, select
+from starlette.concurrency import run_in_threadpool
+
+from registry.errors import NotFound
+from registry.server import audit, db
+from registry.server.actors import Actor
+from registry.server.audit import log as logs
+from registry.server.audit import sequencer, tree
+from registry.server.audit import stored as copies
+from registry.server.audit.log import Log
+from registry.server.routes.deps import PAGE, Admin, Anyone, BlobsDep, EngineDep, LimitDep, Needs, Puller, SessionDep
+from registry.server.routes.once import OnceRoute
+from registry.server.tables import EventRow
+from registry.tlog import tiles
+from registry.wire.audit import Consistency, EventPage, EventProof, LogKeys
+
+router = APIRouter(tags=["audit"], route_class=OnceRoute)
+FOR_EVER = "private, max-age=31536000, immutable"
+WAIT_LIMIT_SECONDS = 30
+STREAM_SECONDS = 900
+"""A stream ends then; whoever follows goes on from the last id."""
+QUIET_SECONDS = 15
+LOOK_SECONDS = 0.1
+
+
+def _log(request: Request) -> Log:
+    found: Log = request.app.state.log
+    return found
+
+
+LogDep = Annotated[Log, Depends(_log)]
+After = Annotated[int, Query(ge=0, le=2**53)]
+Action = Annotated[str, Query(max_length=100)]
+
+
+class _Reader:
+    """Reads pages for one request, and waits for what is newer."""
+
+    def __init__(self, request: Request, engine: db.Engine, log: Log, actions: list[str], about: str) -> None:
+        self._request, self._engine, self._log = request, engine, log
+        self._actions, self._object = actions, about
+
+    async def page(self, after: int, limit: int, *, fresh: bool) -> EventPage:
+        return await run_in_threadpool(self._page, after, limit, fresh)
+
+    def _page(self, after: int, limit: int, fresh: bool) -> EventPage:
+        if fresh or not self._log.followed:
+            self._log.step()
+        actor = self._again()
+        with db.session(self._engine, write=False) as session:
+            return audit.page(session, actor, after=after, limit=limit, actions=self._actions, object=self._object)
+
+    def _again(self) -> Actor:
+        """Who asks, as of now."""
+        self._request.state.actor = None
+        return Needs("pull")(self._request)
+
+    async def newer(self, last: int, seconds: float) -> bool:
+        """Wait until the log is longer than `last`, or may be; False when the time is over or the server ends."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._log.closing.is_set():
+            if self._log.newest[0] > last:
+                return True
+            await asyncio.sleep(LOOK_SECONDS)
+            if not self._log.followed:
+                await asyncio.sleep(min(LOOK_SECONDS, seconds))
+                return True
+        return False
+
+
+@router.get("/events")
+async def events(
+    request: Request,
+    actor: Puller,
+    engine: EngineDep,
+    log: LogDep,
+    after: After = 0,
+    limit: LimitDep = PAGE,
+    wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
+    action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
+    object: Annotated[str, Query(max_length=300)] = "",
+) -> EventPage:
+    """A page of events; with `wait`, at once when there is one, else when one comes or the seconds are over."""
+    reader = _Reader(request, engine, log, action, object)
+    until = time.monotonic() + wait
+    page = await reader.page(after, limit, fresh=True)
+    while not page.items and not page.next_cursor and await reader.newer(page.last, until - time.monotonic()):
+        page = await reader.page(page.last, limit, fresh=False)
+    return page
+
+
+@router.get("/events/stream", response_class=StreamingResponse)
+async def stream(
+    request: Request,
+    actor: Puller,
+    engine: EngineDep,
+    log: LogDep,
+    after: After = 0,
+    action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
+    object: Annotated[str, Query(max_length=300)] = "",
+    last_event_id: Annotated[str, Header(max_length=20, pattern="^[0-9]*$")] = "",
+) -> StreamingResponse:
+    """Events as they come (text/event-stream). `Last-Event-ID` goes on where a broken stream has stopped."""
+    reader = _Reader(request, engine, log, action, object)
+    start = int(last_event_id or after)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_told(reader, start), headers=headers, media_type="text/event-stream")
+
+
+async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
+    until, fresh = time.monotonic() + STREAM_SECONDS, True
+    yield ": the audit log\n\n"
+    while time.monotonic() < until:
+        page = await reader.page(cursor, PAGE, fresh=fresh)
+        for event in page.items:
+            yield f"id: {event.seq}\nevent: {event.action}\ndata: {event.model_dump_json()}\n\n"
+        cursor, fresh = page.last, False
+        if page.next_cursor or page.items:
+            continue
+        quiet = time.monotonic() + QUIET_SECONDS
+        if not await reader.newer(cursor, QUIET_SECONDS):
+            if time.monotonic() < quiet:  # the server ends
+                return
+            yield ": nothing new\n\n"
+
+
+# ------------------------------------------------------------------ proofs
+@router.get("/audit/checkpoint", response_class=Response)
+def checkpoint(actor: Anyone, log: LogDep) -> Response:
+    """The newest checkpoint: a signed note (C2SP tlog-checkpoint)."""
+    log.step()
+    if not log.newest[1]:
+        raise NotFound("EVENT_UNKNOWN", "the audit log is empty")
+    return Response(log.newest[1], media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/audit/keys")
+def log_keys(actor: Anyone, log: LogDep) -> LogKeys:
+    """The log's name and its verifier keys (C2SP signed-note)."""
+    return log.described()
+
+
+@router.get("/audit/consistency")
+def consistency(
+    session: SessionDep, actor: Anyone, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
+) -> Consistency:
+    """The proof that the log of `old` entries is the beginning of that of `new` (RFC 6962)."""
+    return tree.consistency(session, old, new)
+
+
+@router.get("/audit/tile/entries/{path:path}", response_class=Response)
+def entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
+    """A bundle of entries (C2SP tlog-tiles): everybody's events, so for administrators only."""
+    actor.demand_everywhere("admin")
+    found = tiles.parse_path(f"entries/{path}")
+    newest = sequencer.latest(session)
+    if found is None or newest is None or tiles.width_at(0, found[1], newest.size) < found[2]:
+        raise _no_tile(f"entries/{path}")
+    return _tile(copies.entries(blobs, found[1], found[2]))
+
+
+@router.get("/audit/tile/{path:path}", response_class=Response)
+def tile(session: SessionDep, actor: Anyone, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
+    """A tile of the log's tree (C2SP tlog-tiles), from the database, or `stored`: as the store has it."""
+    found = tiles.parse_path(path)
+    data = tree.tile(session, found[0], found[1], found[2]) if found is not None and found[0] is not None else None
+    if data is None:
+        raise _no_tile(path)
+    if stored and found is not None and found[0] is not None:
+        data = copies.tile(blobs, found[0], found[1], found[2])
+    return _tile(data)
+
+
+@router.get("/audit/events/{seq}/proof")
+def event_proof(session: SessionDep, actor: Puller, seq: int) -> EventProof:
+    """That the log holds this event: its entry, and a proof that is verified offline (C2SP tlog-proof)."""
+    statement = select(EventRow).where(col(EventRow.position) == seq, audit.visible(actor))
+    row = session.exec(statement).first() if 0 < seq < 2**53 else None
+    if row is None:
+        raise NotFound("EVENT_UNKNOWN", f"there is no event {seq}, or you may not see it")
+    return logs.proof(session, row)
+
+
+def _tile(data: bytes) -> Response:
+    return Response(data, media_type="application/octet-stream", headers={"Cache-Control": FOR_EVER})
+
+
+def _no_tile(path: str) -> NotFound:
+    return NotFound("EVENT_UNKNOWN", f"the audit log has no tile {path[:100]!r}")

@@ -1,0 +1,117 @@
+"""A replay: rows against entries against tiles against a signed checkpoint, every byte of them.
+
+Invariants
+- Everything is recomputed from the rows; nothing that the log says of itself is believed, but for its keys.
+- One changed byte in a row, an entry, a hash or the checkpoint is a named problem; so is a gap, or an early end.
+- A replay needs no server: a folder that was exported is as good.
+
+Example
+    >>> replay(source, verifier).problems
+    []
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+from registry.tlog import HASH_BYTES, leaf_hash, root_of, tiles
+from registry.tlog.notes import Checkpoint, Verifier
+from registry.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
+
+PROBLEMS_LIMIT = 100
+
+
+class Source(Protocol):
+    """Where the parts of a log come from: a server, or a folder."""
+
+    def checkpoint(self) -> str: ...
+    def tiles(self, level: int, index: int, width: int) -> Sequence[bytes]:
+        """Every copy of this tile that there is."""
+        ...
+
+    def entries(self, index: int, width: int) -> bytes: ...
+    def rows(self) -> Iterator[bytes]:
+        """The entries as the rows of the database tell them, from the first on."""
+        ...
+
+
+@dataclass
+class Replay:
+    """What a replay saw: how long the log is, its root, and what is wrong with it."""
+
+    origin: str = ""
+    size: int = 0
+    root: bytes = b""
+    note: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    def found(self, sentence: str) -> None:
+        if len(self.problems) < PROBLEMS_LIMIT:
+            self.problems.append(sentence)
+
+
+def replay(source: Source, *known: Verifier) -> Replay:
+    """Replay the whole log as its checkpoint has it."""
+    note = source.checkpoint()
+    checkpoint = Checkpoint.of_note(note, *known)
+    if checkpoint is None:
+        return Replay(note=note, problems=["the checkpoint is not signed by a key of this log"])
+    seen = Replay(checkpoint.origin, checkpoint.size, checkpoint.root, note)
+    level = list(_leaves(source, seen))
+    leaves = [leaf for hashes in level for leaf in hashes]
+    if root_of(leaves) != checkpoint.root:
+        seen.found(f"the {len(leaves)} rows do not make the root that was signed")
+    _upper(source, seen, level)
+    return seen
+
+
+def _leaves(source: Source, seen: Replay) -> Iterator[list[bytes]]:
+    """The leaf hashes of the rows, tile by tile; differences of tiles and entries from them are noted."""
+    rows = source.rows()
+    for index in range(-(-seen.size // TILE_WIDTH)):
+        width = tiles.width_at(0, index, seen.size)
+        told = list(islice(rows, width))
+        if len(told) < width:
+            seen.found(f"rows end at {index * TILE_WIDTH + len(told)}, and the log has {seen.size}")
+        hashes = [leaf_hash(entry) for entry in told]
+        _compare(source, seen, 0, index, hashes)
+        try:
+            bundle = list(tiles.entries_of(source.entries(index, width)))
+        except ValueError as e:
+            seen.found(f"entries of tile {index}: {e}")
+            bundle = []
+        if len(bundle) != width:
+            seen.found(f"entries of tile {index}: {len(bundle)} of them, not {width}")
+        for at, (mine, theirs) in enumerate(zip(told, bundle, strict=False)):
+            if mine != theirs:
+                seen.found(f"event {index * TILE_WIDTH + at + 1}: its row differs from its entry")
+        yield hashes
+
+
+def _upper(source: Source, seen: Replay, level: list[list[bytes]]) -> None:
+    number = 0
+    while len(full := [tile for tile in level if len(tile) == TILE_WIDTH]):
+        number += 1
+        hashes = [tiles.hash_in(b"".join(tile), TILE_HEIGHT, 0) for tile in full]
+        level = [hashes[at : at + TILE_WIDTH] for at in range(0, len(hashes), TILE_WIDTH)]
+        for index, tile in enumerate(level):
+            _compare(source, seen, number, index, tile)
+
+
+def _compare(source: Source, seen: Replay, level: int, index: int, hashes: list[bytes]) -> None:
+    width = tiles.width_at(level, index, seen.size)
+    expected = b"".join(hashes)
+    copies = source.tiles(level, index, width)
+    if not copies:
+        seen.found(f"{tiles.tile_path(level, index, width)}: is missing")
+    for data in copies:
+        if data == expected:
+            continue
+        first = next(
+            (at for at in range(len(hashes)) if data[at * HASH_BYTES : (at + 1) * HASH_BYTES] != hashes[at]), 0
+        )
+        event = f" (event {index * TILE_WIDTH + first + 1})" if level == 0 else ""
+        seen.found(f"{tiles.tile_path(level, index, width)}: differs from what the rows make, first at {first}{event}")

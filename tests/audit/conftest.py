@@ -1,1 +1,0 @@
-"""The audit log's tests run on SQLite; what depends on the database asks for both itself."""

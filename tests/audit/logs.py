@@ -1,0 +1,55 @@
+"""Events by the thousand, and ways to change what is stored about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from registry.client.audit import Audit, ServerLog
+from registry.server import audit
+from registry.server.actors import TRUSTED
+from registry.tlog.replay import Replay, replay
+from tests.world import World
+
+
+def append(world: World, count: int, *, start: int = 0) -> None:
+    """Append events as a door would, and have them numbered and signed."""
+    with world.session(write=True) as session:
+        for number in range(start, start + count):
+            audit.append(session, TRUSTED, "alias.move", f"acme/a{number % 7}:prod", {"to": number})
+    world.app.state.log.step()
+
+
+def replayed(world: World) -> Replay:
+    """The whole log of a world, replayed through its API with its own keys."""
+    log = Audit(world.admin)
+    note = log.checkpoint()
+    return replay(ServerLog(log, note), *world.app.state.log.keys.verifiers)
+
+
+class Held:
+    """A log held in memory, to change one byte of it and put it back: a source of a replay."""
+
+    def __init__(self, world: World) -> None:
+        log = Audit(world.admin)
+        self.note = log.checkpoint()
+        self.lines = [event.entry() for event in log.events()]
+        source = ServerLog(log, self.note)
+        self.parts: dict[tuple[Any, ...], bytes] = {}
+        from registry.tlog import tiles
+
+        for level, index, width in tiles.widths(len(self.lines)):
+            self.parts[level, index] = source.tiles(level, index, width)[0]
+            if level == 0:
+                self.parts["entries", index] = source.entries(index, width)
+
+    def checkpoint(self) -> str:
+        return self.note
+
+    def tiles(self, level: int, index: int, width: int) -> list[bytes]:
+        return [self.parts[level, index]]
+
+    def entries(self, index: int, width: int) -> bytes:
+        return self.parts["entries", index]
+
+    def rows(self) -> Any:
+        return iter(self.lines)

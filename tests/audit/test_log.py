@@ -1,0 +1,238 @@
+"""The log in the server: numbers without a gap, tiles and checkpoints that prove themselves, and what a change does."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from registry.client.audit import Audit
+from registry.client.heads import Heads
+from registry.errors import Corrupt, Invalid, NotFound
+from registry.server import audit, db
+from registry.server.actors import TRUSTED
+from registry.server.audit import keys, sequencer
+from registry.server.audit.log import Log
+from registry.server.tables import AuditCheckpointRow, AuditTileRow, EventRow
+from registry.tlog import notes, proofs, tiles
+from registry.tlog.notes import Checkpoint, Signer
+from registry.tlog.replay import replay
+from tests.audit import logs
+from tests.world import World, rows
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_events_are_numbered_without_a_gap_in_every_order_of_writers(world: World) -> None:
+    def write(number: int) -> None:
+        for at in range(10):
+            with world.session(write=True) as session:
+                audit.append(session, TRUSTED, "alias.move", f"acme/w{number}:prod", {"to": at})
+            if at % 3 == 0:
+                world.app.state.log.step()
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    world.app.state.log.step()
+    with world.session() as session:
+        positions = sorted(row.position for row in rows(session, EventRow))
+    assert positions == list(range(1, 42)), "the first token's event, and forty more"
+    assert logs.replayed(world).problems == []
+
+
+def test_a_numbering_that_was_cut_off_is_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.append(world, 300)
+
+    def away(*_: object, **__: object) -> None:
+        raise Invalid("REQUEST_INVALID", "the store is away")
+
+    with world.session(write=True) as session:
+        audit.append(session, TRUSTED, "alias.move", "acme/a:prod")
+    with monkeypatch.context() as patch:
+        patch.setattr(sequencer, "put", away)
+        with pytest.raises(Invalid):
+            world.app.state.log.step()
+    with world.session() as session:
+        assert [row.size for row in rows(session, AuditCheckpointRow)] == [301]
+    world.app.state.log.step()
+    seen = logs.replayed(world)
+    assert (seen.size, seen.problems) == (302, [])
+
+
+def test_the_store_holds_c2sp_tiles_and_no_partial_one_of_a_full_one(world: World) -> None:
+    logs.append(world, 200)
+    logs.append(world, 400, start=200)
+    paths = {key.key.removeprefix("audit/").rpartition("/")[0] for key in world.blobs.list("audit/")}
+    expected = {tiles.tile_path(*tile) for tile in tiles.widths(601)}
+    expected |= {tiles.tile_path("entries", index, width) for level, index, width in tiles.widths(601) if level == 0}
+    assert paths == expected
+
+
+def test_every_event_has_a_proof_that_verifies_without_the_server(world: World) -> None:
+    logs.append(world, 270)
+    log, verifier = Audit(world.admin), world.app.state.log.keys.signer.verifier
+    for seq in (1, 2, 255, 256, 257, 271):
+        shown = log.proof(seq)
+        assert proofs.verify(shown.proof, shown.entry.encode(), verifier).size == 271
+        assert proofs.verify(shown.proof, shown.entry.replace("acme", "acne").encode() + b" ", verifier) is None
+    with pytest.raises(NotFound):
+        log.proof(272)
+
+
+def test_one_changed_byte_in_any_column_of_the_database_or_in_the_store_is_found(world: World) -> None:
+    logs.append(world, 300)
+    changes = [
+        "UPDATE event SET actor = actor || 'x' WHERE position = 17",
+        "UPDATE event SET token_id = 'tok_x' WHERE position = 18",
+        "UPDATE event SET action = 'alias.moved' WHERE position = 19",
+        "UPDATE event SET object = 'acme/b:prod' WHERE position = 20",
+        "UPDATE event SET detail = '{\"to\": 3}' WHERE position = 21",
+        "UPDATE event SET request_id = 'r' WHERE position = 22",
+        "UPDATE event SET namespace = 'acne' WHERE position = 23",
+        "UPDATE event SET at = '2026-01-01 00:00:00' WHERE position = 24",
+        "UPDATE event SET position = 400 WHERE position = 25",
+        "DELETE FROM event WHERE position = 300",
+    ]
+    held = logs.Held(world)
+    for change in changes:
+        with pytest.raises(RuntimeError, match="back again"), world.session(write=True) as session:
+            assert _after(world, held, session, change), change
+            raise RuntimeError("back again")
+    assert logs.replayed(world).problems == []
+    with world.session(write=True) as session:
+        row = session.get_one(AuditTileRow, (0, 0))
+        row.hashes = row.hashes[:40] + bytes([row.hashes[40] ^ 1]) + row.hashes[41:]
+        session.add(row)
+    assert "tile/0/000: differs from what the rows make, first at 1 (event 2)" in logs.replayed(world).problems
+
+
+def _after(world: World, held: logs.Held, session: db.Session, change: str) -> list[str]:
+    """What a replay of the rows finds after this change."""
+    session.connection().execute(text(change))
+    changed = session.execute(text("SELECT seq FROM event ORDER BY position")).scalars().all()
+    views = [audit.view(session.get_one(EventRow, seq, populate_existing=True)) for seq in changed]
+    held.lines = [view.entry() for view in views]
+    return replay(held, *world.app.state.log.keys.verifiers).problems
+
+
+def test_a_tile_that_was_changed_in_the_store_is_found(world: World) -> None:
+    logs.append(world, 300)
+    for stat_ in list(world.blobs.list("audit/tile/")):
+        data = world.blobs.read(stat_.key, 0, stat_.size_bytes)
+        world.blobs._data[stat_.key] = (bytes([data[0] ^ 1]) + data[1:], *world.blobs._data[stat_.key][1:])
+        assert logs.replayed(world).problems, stat_.key
+        world.blobs._data[stat_.key] = (data, *world.blobs._data[stat_.key][1:])
+    assert logs.replayed(world).problems == []
+
+
+def test_a_cut_tail_that_is_signed_again_is_refused_by_whoever_saw_more(world: World, tmp_path: Path) -> None:
+    logs.append(world, 300)
+    heads = Heads(tmp_path / "heads")
+    assert heads.check(world.admin, Audit(world.admin).checkpoint()).size == 301
+    with world.session(write=True) as session:
+        for statement in (
+            "DELETE FROM audit_checkpoint", "DELETE FROM audit_tile", "DELETE FROM event WHERE position > 280",
+            "UPDATE event SET position = NULL",
+        ):  # fmt: skip
+            session.connection().execute(text(statement))
+    for key in list(world.blobs.list("audit/")):
+        world.blobs.delete(key.key)
+    world.app.state.log.newest = (0, "")
+    world.app.state.log.step()
+    assert logs.replayed(world).problems == [], "whoever sees it for the first time sees a log that is well"
+    with pytest.raises(Corrupt) as caught:
+        heads.check(world.admin, Audit(world.admin).checkpoint())
+    assert caught.value.code == "LOG_INCONSISTENT"
+    logs.append(world, 100, start=900)
+    with pytest.raises(Corrupt):
+        heads.check(world.admin, Audit(world.admin).checkpoint())
+    with pytest.raises(Corrupt):
+        heads.check(world.admin, Audit(world.admin).checkpoint())
+    assert Heads(tmp_path / "new").check(world.admin, Audit(world.admin).checkpoint()).size == 380
+
+
+def test_a_client_follows_a_log_that_grows_and_accepts_an_older_checkpoint_of_it(world: World, tmp_path: Path) -> None:
+    heads = Heads(tmp_path)
+    seen = []
+    for count in (1, 5, 250, 300):
+        logs.append(world, count)
+        seen.append(Audit(world.admin).checkpoint())
+        assert heads.check(world.admin, seen[-1]).size == sum((1, 5, 250, 300)[: len(seen)]) + 1
+    assert heads.check(world.admin, seen[0]).size == 2, "another server of the registry may be behind"
+    assert Checkpoint.of_text(heads.known(world.admin, "").note.partition("\n\n")[0] + "\n").size == 557
+
+
+def test_a_forked_log_and_another_key_are_refused(world: World, tmp_path: Path) -> None:
+    logs.append(world, 10)
+    heads, log = Heads(tmp_path), world.app.state.log
+    heads.check(world.admin, Audit(world.admin).checkpoint())
+    forged = notes.sign_note(Checkpoint(log.keys.signer.name, 11, b"\7" * 32).text, log.keys.signer)
+    with pytest.raises(Corrupt, match="does not agree"):
+        heads.check(world.admin, forged)
+    foreign = notes.sign_note(Checkpoint(log.keys.signer.name, 11, b"\7" * 32).text, Signer.make(log.keys.signer.name))
+    with pytest.raises(Corrupt, match="not signed by the key"):
+        heads.check(world.admin, foreign)
+
+
+def test_an_answer_that_carries_a_wrong_checkpoint_is_not_given_on(world: World, tmp_path: Path) -> None:
+    world.add_base()
+    world.push("acme/support")
+    logs.append(world, 3)
+    heads = Heads(tmp_path)
+    reader = world.actor("pull")
+    heads.watch(reader)
+    assert reader.resolve("acme/support").number == 1
+    log = world.app.state.log
+    log.newest = (3, notes.sign_note(Checkpoint(log.keys.signer.name, 3, b"\7" * 32).text, log.keys.signer))
+    with pytest.raises(Corrupt) as caught:
+        reader.resolve("acme/support")
+    assert caught.value.code == "LOG_INCONSISTENT"
+
+
+def test_the_key_is_a_file_for_its_owner_alone_and_is_made_once(world: World) -> None:
+    made = keys.load(world.settings)
+    path = keys.path_of(world.settings)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert keys.load(world.settings) == made
+    assert os.listdir(path.parent).count(path.name) == 1
+
+
+def test_a_log_is_not_gone_on_with_by_another_key_but_by_a_new_one_beside_the_old(world: World) -> None:
+    logs.append(world, 5)
+    path = keys.path_of(world.settings)
+    old = path.read_text()
+    path.write_text(Signer.make("registry.local/other").text)
+    with world.session(write=True) as session:
+        audit.append(session, TRUSTED, "alias.move", "acme/a:prod")
+    second = Log(world.settings, world.engine, world.blobs)
+    with pytest.raises(Invalid, match="none of its keys"):
+        second.step()
+    path.write_text(Signer.make("registry.local/other").text + "\n" + old)
+    third = Log(world.settings, world.engine, world.blobs)
+    third.step()
+    with world.session() as session:
+        signed = rows(session, AuditCheckpointRow)
+    verifiers = third.keys.verifiers
+    assert [notes.open_note(row.note, *verifiers) is not None for row in signed] == [True, True]
+
+
+def test_a_key_file_that_was_named_and_is_not_there_is_refused(world: World, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(Invalid, match="cannot be read"):
+        keys.load(replace(world.settings, audit_key=str(tmp_path / "absent")))
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "wrong").write_text("PRIVATE+KEY+x+00000000+c2VjcmV0")
+    with pytest.raises(Invalid) as caught:
+        keys.load(replace(world.settings, audit_key=str(tmp_path / "wrong")))
+    assert "c2VjcmV0" not in caught.value.detail
