@@ -85,7 +85,8 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
     if stored:
         exactly = Ref(ref.name, version.digest)
         loads = registry.verdicts(exactly, [str(profile) for profile in asked]).items if asked else []
-        return [stored[-1], *loads]
+        numbers = [v for v in version.verdicts if v.check is Check.VALUES and v.outcome is not Outcome.PASS]
+        return [stored[-1], *numbers, *loads]
     links = {file.path: file for file in registry.resolve(Ref(ref.name, version.digest)).files}
 
     def read(path: str, start: int, length: int) -> bytes:

@@ -44,6 +44,7 @@ TABLE = [
     _row("registry.server.s3", "domain server", "boto3 botocore"),
     _row("registry.server.db", "domain server", "sqlmodel sqlalchemy alembic pysqlite3"),
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
+    _row("registry.server.values.numbers", "domain", "numpy"),
     _row("registry.server.routes", "domain server routes", "fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
     _row("cli", "domain client cli", "click rich httpx pydantic"),

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry import compat, contents
+from registry import contents, judgement
 from registry.bases import BaseSpec
 from registry.bases.identity import Likeness
 from registry.compat import tokenizers
@@ -27,6 +27,7 @@ from registry.errors import Conflict, Invalid, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.tables import PushBlobRow
+from registry.server.values.measure import INLINE_BYTES, Measured, measure
 from registry.verdicts import Finding
 
 
@@ -38,6 +39,10 @@ class Judged:
     rank: int | None
     facts: dict[str, Any]
     findings: tuple[Finding, ...]
+    values: Measured | None = None
+    """None while the weights are still to be measured: they are large."""
+    is_peft: bool = True
+    """Whether a worker can put it on its base: PEFT loads only its own."""
 
 
 class Mismatch(Invalid):
@@ -101,10 +106,15 @@ def look(
             raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store gave other bytes than those that were verified")
         return found
 
-    found = contents.read_contents(manifest.files, read)
-    fits = compat.check_fit(found.lora, spec, relatives)
-    findings = (*found.findings, *fits, *tokenizers.check_tokenizer(manifest.files, read, spec))
-    return Judged(found.lora.method, found.lora.rank or None, found.facts, findings)
+    found = contents.read_any(manifest.files, read)
+    fits = judgement.fit(found, spec, relatives)
+    findings = (*fits, *tokenizers.check_tokenizer(manifest.files, read, spec))
+    measured, weights = None, contents.weights_of(manifest.files)
+    if weights.size_bytes <= INLINE_BYTES:
+        key = keys[weights.digest]
+        measured = measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.lora)
+    facts = found.facts
+    return Judged(facts["method"], facts["rank"], facts, findings, measured, isinstance(found, contents.Contents))
 
 
 def _hash(blobs: BlobStore, key: str) -> Digest:

@@ -71,18 +71,29 @@ def kept(setting: str, text: str) -> Profile:
     return asked
 
 
-def judge(facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, fits: str) -> Verdict:
-    """One verdict, from what the rows of a version and of its base keep. `fits`: its newest outcome, "" for none."""
+def judge(facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, fits: str, values: str = "") -> Verdict:
+    """One verdict, from what the rows of a version and of its base keep.
+
+    `fits` and `values`: the newest outcomes of these checks, "" for none.
+    """
     outcome = Outcome(fits) if fits else Outcome.UNKNOWN
-    stored = facts.get("engine") or {}
+    stored = {**(facts.get("engine") or {}), "values": values}
     return engines.verdict(stored, asked, subject=Digest(digest), base=base, fits=outcome, registry=__version__)
 
 
-def add(session: Session, version: VersionRow, base: BaseRow, fits: Outcome, wanted: Iterable[Profile]) -> None:
+def outcomes(verdicts: Iterable[Verdict]) -> tuple[str, str]:
+    """The outcomes of `fits` and of `values` that count among a version's verdicts, oldest first; "" for none."""
+    newest = {verdict.check: str(verdict.outcome) for verdict in verdicts}
+    return newest.get(Check.FITS, ""), newest.get(Check.VALUES, "")
+
+
+def add(
+    session: Session, version: VersionRow, base: BaseRow, fits: Outcome, values: Outcome, wanted: Iterable[Profile]
+) -> None:
     """The verdicts of a new version, written with it."""
     spec = bases.spec_of(base)
     session.add_all(
-        validation.verdict_row(judge(version.facts, asked, version.digest, spec, fits), version, base)
+        validation.verdict_row(judge(version.facts, asked, version.digest, spec, fits, values), version, base)
         for asked in wanted
     )
     session.flush()
@@ -96,9 +107,9 @@ def of_version(
     stored = catalog.verdicts_of(session, [version])[version.id or 0]
     if not texts:
         return VerdictList(items=stored)
-    fits = next((v.outcome for v in reversed(stored) if v.check is Check.FITS), "")
+    known = outcomes(stored)
     spec = bases.spec_of(session.get_one(BaseRow, version.base_id))
-    return VerdictList(items=[judge(version.facts, asked, version.digest, spec, fits) for asked in asked_for(texts)])
+    return VerdictList(items=[judge(version.facts, asked, version.digest, spec, *known) for asked in asked_for(texts)])
 
 
 def check(session: Session, request: CheckRequest) -> VerdictList:

@@ -28,7 +28,7 @@ from registry.engines import Profile
 from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import bases, db, failpoints, holds, identities, judge, plans, records, versions
+from registry.server import bases, db, failpoints, holds, identities, judge, plans, records, values, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.holds import EXPIRED, OPEN, BlobState
@@ -184,8 +184,12 @@ def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
 
 
 def tidy(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
-    """Remove what a committed push staged, and record its version. Not needed for truth: `gc` would do it later."""
+    """Remove what a committed push staged, record its version, and measure it if it is large.
+
+    Not needed for truth: `gc` would do it later.
+    """
     with contextlib.suppress(Unavailable):
         for key in [stat.key for stat in blobs.list(f"staging/{push_id}/")]:
             blobs.delete(key)
         records.write_missing(engine, blobs, limit=RECORDS_LIMIT)
+        values.add_missing(engine, blobs, limit=values.MEASURED_AT_ONCE)

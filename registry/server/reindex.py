@@ -31,7 +31,7 @@ from registry.errors import Conflict, RegistryError
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.records import BaseRecord, VersionRecord
-from registry.server import aliases, audit, bases, catalog, db, holds, identities, judge, records, versions
+from registry.server import aliases, audit, bases, catalog, db, holds, identities, judge, records, values, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.holds import BlobState
@@ -231,6 +231,7 @@ def _add_version(
     _mark_missing(session, set(sizes) - present)
     if judged is not None:
         versions.add_verdict(session, row, base, judged)
+        values.add(session, row, base, judged.values)
     audit.append(session, actor, EVENT, f"{name}@{row.number}", {"digest": row.digest, "base": base.name})
     return 1
 

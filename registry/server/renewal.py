@@ -37,13 +37,14 @@ SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What stands in the rows about one version: its newest `fits`, and the rules of each stored `loads`."""
+    """What stands in the rows about one version: its newest `fits` and `values`, the rules of each stored `loads`."""
 
     id: int
     digest: str
     base_id: int
     facts: dict[str, Any]
     fits: str
+    values: str
     rules: dict[str, str]
 
 
@@ -100,29 +101,32 @@ def _batch(session: Session, after: int) -> list[_Known]:
     span = (col(VerdictRow.version_id) > after, col(VerdictRow.version_id) <= found[-1][0])
     newest = (
         select(func.max(VerdictRow.id))
-        .where(*span, col(VerdictRow.check).in_((Check.FITS, Check.LOADS)))
+        .where(*span, col(VerdictRow.check).in_((Check.FITS, Check.VALUES, Check.LOADS)))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
     judged = select(  # type: ignore[call-overload]  # five columns: SQLModel has names for four
         VerdictRow.version_id, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, VerdictRow.made_by
     ).where(col(VerdictRow.id).in_(newest))
-    fits: dict[int, str] = {}
+    header: dict[int, str] = {}
+    numbers: dict[int, str] = {}
     rules: dict[int, dict[str, str]] = {}
     for version_id, check, profile, outcome, made_by in session.exec(judged):
         if check == Check.FITS:
-            fits[version_id] = outcome
+            header[version_id] = outcome
+        elif check == Check.VALUES:
+            numbers[version_id] = outcome
         else:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
     return [
-        _Known(id or 0, digest, base_id, dict(facts), fits.get(id or 0, ""), rules.get(id or 0, {}))
-        for id, digest, base_id, facts in found
+        _Known(id, digest, base_id, dict(facts), header.get(id, ""), numbers.get(id, ""), rules.get(id, {}))
+        for id, digest, base_id, facts in ((row[0] or 0, *row[1:]) for row in found)
     ]
 
 
 def _renewed(known: _Known, wanted: Sequence[Profile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
     for asked in wanted:
         if known.rules.get(str(asked)) != rulebook.digest(asked.engine):
-            yield _row(known, loads.judge(known.facts, asked, known.digest, spec, known.fits))
+            yield _row(known, loads.judge(known.facts, asked, known.digest, spec, known.fits, known.values))
 
 
 def _row(known: _Known, verdict: Verdict) -> dict[str, Any]:

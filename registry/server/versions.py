@@ -5,7 +5,7 @@ Invariants
   make one version.
 - Version, files, edges, blobs, verdict, `main`, the job and the event are one transaction, and no blob is read in it.
 - The push is still open then, so it held every blob all the time; its blobs become `live` in the same transaction.
-- A verdict `fits` that fails enqueues no job: a worker could only fail, too.
+- A verdict `fits` or `values` that fails enqueues no job: a worker could only fail, too. Nor does a foreign format.
 - An alias that its gate keeps shut does not undo the version; the answer says why it did not move.
 
 Example
@@ -25,9 +25,10 @@ from registry.digest import Digest
 from registry.engines import Profile
 from registry.errors import Refused
 from registry.jobs import Kind
-from registry.manifest import Manifest
+from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
-from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, validation
+from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, validation, values
+from registry.server.access import admission, taken
 from registry.server.actors import Actor
 from registry.server.judge import Judged
 from registry.server.tables import (
@@ -37,6 +38,7 @@ from registry.server.tables import (
     PushRow,
     VersionFileRow,
     VersionRow,
+    VersionTagRow,
 )
 from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.push import Pushed
@@ -82,12 +84,13 @@ def make(
     add_contents(session, row, manifest)
     holds.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
     outcome = add_verdict(session, row, base, judged)
-    loads.add(session, row, base, outcome, engines)
+    numbers = values.add(session, row, base, judged.values)
+    loads.add(session, row, base, outcome, numbers, engines)
     detail = {"digest": row.digest, "base": base.name, "fits": str(outcome), "size_bytes": row.size_bytes}
     audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
     aliases.follow(session, actor, name, row)
     job_id = ""
-    if outcome is not Outcome.FAIL:
+    if judged.is_peft and Outcome.FAIL not in (outcome, numbers):
         job_id = queue.enqueue(session, actor, Kind.VALIDATE, row, name=name, base=base.name).id
     return _answer(session, actor, name, push, row, alias, created=True, job_id=job_id)
 
@@ -150,6 +153,12 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
 
 
 def _once(manifest: Manifest) -> Iterable[Any]:
+    session.add_all(VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(manifest))
+
+
+def _tags(manifest: Manifest) -> Iterable[tuple[str, str]]:
+    """The annotations that can be searched for: those whose value is short, as a tag's is."""
+    return ((key, value) for key, value in manifest.annotations.items() if len(value) <= TAG_VALUE_LIMIT)
     """Each (relation, parent) once: the same parent may have been named by two of its names."""
     return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
 

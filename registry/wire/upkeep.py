@@ -45,6 +45,7 @@ class GcReport(Answer):
     strays_kept: int = 0
     """The same, kept: younger than the grace, or versions are recorded here that the database does not know."""
     records_written: int = 0
+    versions_measured: int = 0
     next_cursor: str = ""
 
     def __add__(self, other: GcReport) -> GcReport:

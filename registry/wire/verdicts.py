@@ -11,6 +11,7 @@ Example
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field
@@ -43,6 +44,31 @@ class CheckRequest(Request):
 
 class VerdictList(Answer):
     items: list[Verdict]
+
+
+class ModuleNorms(Answer):
+    """Frobenius norms of A, of B and of scale · BA, and the root mean square of the elements of scale · BA.
+
+    None: too large for 32-bit floats.
+    """
+
+    a: float | None
+    b: float | None
+    update: float | None
+    rms: float | None
+
+
+class ValuesView(Answer):
+    """GET /adapters/{namespace}/{name}/versions/{selector}/values: how large the updates of a version's modules are.
+
+    `measured_at` is empty while its numbers were not read yet. `modules` is empty too for other methods than LoRA, and
+    for weights that hold NaN.
+    """
+
+    name: str
+    number: int
+    measured_at: datetime | None
+    modules: dict[str, ModuleNorms]
 
 
 class FleetView(Answer):

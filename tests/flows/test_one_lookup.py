@@ -27,7 +27,7 @@ def test_a_look_up_is_one_statement_whatever_selects_the_version(world: World) -
         assert answer.status_code == 200
         found = Resolved.model_validate_json(answer.content)
         assert (found.number, found.digest, found.manifest.digest) == (1, pushed.digest, pushed.digest)
-        assert found.verdicts == {"fits": "pass", "acts": "pass"}
+        assert found.verdicts == {"fits": "pass", "values": "pass", "acts": "pass"}
         assert [s for s in sent if "FROM token" not in s] == sent[-1:], sent
         assert len(sent) <= 2
 

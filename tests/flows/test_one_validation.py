@@ -43,7 +43,7 @@ def test_prod_opens_for_an_adapter_that_acts(world: World, base_folder: Path, po
 
     job = world.admin.job(pushed.job_id)
     assert (job.state, job.worker, job.attempt) == (State.DONE, "gpu-1", 1)
-    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "acts": "pass"}
+    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "values": "pass", "acts": "pass"}
     assert world.admin.promote(NAME, "prod", "1", generation=0).number == 1
     evidence = world.admin.history(NAME, alias="prod").moves[0].evidence
     assert {"fits", "acts"} <= {verdict["check"] for verdict in evidence}
@@ -55,7 +55,7 @@ def test_prod_stays_shut_for_an_adapter_with_nan(world: World, base_folder: Path
 
     assert _work(workshop, pool) == 1
 
-    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "acts": "fail"}
+    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "values": "pass", "acts": "fail"}
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
     assert refused.value.code == "GATE_CLOSED"

@@ -67,7 +67,7 @@ def snapshot(world: World) -> dict[str, list[dict[str, Any]]]:
         return {
             "adapter": _plain(session, AdapterRow, id=None, created_at=None),
             "base": _plain(session, BaseRow, id=None, recorded_at=None),
-            "version": _plain(session, VersionRow, id=refs, adapter_id=names, base_id=bases, recorded_at=None),
+            "version": _plain(session, VersionRow, id=refs, adapter_id=names, base_id=bases, recorded_at=None, measured_at=None),
             "file": _plain(session, VersionFileRow, version_id=refs),
             "edge": _plain(session, EdgeRow, child_id=refs),
             "blob": [
@@ -115,7 +115,7 @@ def test_after_a_reindex_everything_works_and_only_aliases_and_other_verdicts_ar
     reindex(stored_world)
     newest = stored_world.admin.version("acme/support")
     assert (newest.number, newest.aliases) == (3, ["main"])
-    assert [(v.check, v.outcome) for v in newest.verdicts] == [("fits", "pass")]
+    assert [(v.check, v.outcome) for v in newest.verdicts] == [("fits", "pass"), ("values", "pass")]
     assert stored_world.admin.version("acme/support@2").yank_reason == "diverged"
     assert {e.relation for e in stored_world.admin.lineage("acme/support@2").edges} >= {"continued"}
     assert [a.alias for a in stored_world.admin.aliases("umbrella/images").items] == ["main"]

@@ -86,7 +86,7 @@ def test_an_engine_is_asked_about_a_version_without_reading_a_blob(world: World)
 
 def test_without_an_engine_the_stored_verdicts_are_the_answer(world: World) -> None:
     world.push("acme/support")
-    assert [str(v.check) for v in world.admin.verdicts("acme/support").items] == ["fits", "loads", "loads"]
+    assert [str(v.check) for v in world.admin.verdicts("acme/support").items] == ["fits", "values", "loads", "loads"]
 
 
 @pytest.mark.parametrize("profile", ["vllm", "vlm==1.0", "vllm==0.33.0,max_lora_rank=33"])

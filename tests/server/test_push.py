@@ -42,7 +42,7 @@ def test_a_push_makes_a_version_with_facts_verdict_alias_job_and_event(based: Wo
     assert (version.number, version.name, version.message, pushed.created) == (1, "acme/support", "first try", True)
     assert version.facts["rank"] == 8
     assert version.facts["targets"] == ["q_proj", "v_proj"]
-    assert [(v.check, v.outcome) for v in version.verdicts] == [("fits", Outcome.PASS)]
+    assert [(v.check, v.outcome) for v in version.verdicts] == [("fits", Outcome.PASS), ("values", Outcome.PASS)]
     assert version.aliases == ["main"]
     assert based.admin.job(pushed.job_id).subject == "acme/support@1"
     with based.session() as session:

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, func, or_, update
 from sqlmodel import col, select
 
-from registry.server import db, failpoints, holds, records
+from registry.server import db, failpoints, holds, records, values
 from registry.server.gc.shift import BATCH, Shift
 from registry.server.holds import EXPIRED, OPEN, BlobState
 from registry.server.tables import BlobRow, IdempotencyRow, PushRow
@@ -161,6 +161,8 @@ def _remove(shift: Shift) -> None:
 def _record(shift: Shift) -> None:
     while not shift.over and (written := records.write_missing(shift.engine, shift.blobs, limit=BATCH)):
         shift.count("records_written", written)
+    while not shift.over and (measured := values.add_missing(shift.engine, shift.blobs, limit=1)):
+        shift.count("versions_measured", measured)
 
 
 def _forget(shift: Shift) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from registry.server import loads, renewal
+from registry.server import loads, renewal, values
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.deps import (
     Admin,
@@ -32,6 +32,7 @@ from registry.wire.verdicts import (
     FleetView,
     RejudgePage,
     RejudgeRequest,
+    ValuesView,
     VerdictList,
 )
 
@@ -55,6 +56,11 @@ def version_verdicts(
     asked: Engines = [],  # noqa: B006
 ) -> VerdictList:
     return loads.of_version(session, actor, name, selector, asked)
+
+
+@router.get(VERSION + "/values")
+def version_values(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ValuesView:
+    return values.of_version(session, actor, name, selector)
 
 
 @router.get("/fleet")

@@ -1,0 +1,112 @@
+"""The check `values`: what the numbers of a version's weights say, read once. Are they finite, do they act, how large?
+
+    at the commit of a push    weights of at most `INLINE_BYTES`: the version begins with its verdict
+    afterwards                 larger ones: when the answer is out (`push.tidy`), and in every run of `gc`
+
+Invariants
+- A version's weights are read once in its life for this; `version.measured_at` is empty until then.
+- NaN and infinities fail; a B of zeros and updates beyond any trained weight are warnings: that is the trainer's right.
+- A large version that turns out to hold NaN has its stored verdicts `loads` judged again in the same transaction.
+- Two servers that measure one version write one verdict.
+
+Example
+    >>> values.add_missing(engine, blobs, limit=4)
+    1
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from sqlalchemy import Engine, update
+from sqlmodel import Session, col, select
+
+from registry import __version__, contents, engines
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound, TooLarge
+from registry.manifest import Manifest
+from registry.names import AdapterName, Selector
+from registry.server import bases, catalog, db, loads, validation
+from registry.server.actors import Actor
+from registry.server.blobs import BlobStore, key_of
+from registry.server.tables import BaseRow, VersionRow
+from registry.server.tables_values import VersionValuesRow
+from registry.server.values.measure import Measured, measure
+from registry.verdicts import Check, Finding, Outcome, Verdict
+from registry.wire.verdicts import ModuleNorms, ValuesView
+
+MEASURED_AT_ONCE = 4
+"""Versions that one push measures afterwards: its own, and some that were left."""
+
+
+def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> Outcome:
+    """The verdict `values` and the norms of a version that is being made; `unknown` while they are still to come."""
+    if measured is None:
+        return Outcome.UNKNOWN
+    row.measured_at = db.now()
+    session.add(row)
+    return _write(session, row, base, measured)
+
+
+def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> Outcome:
+    tools = {"registry": __version__}
+    verdict = Verdict.of(
+        Check.VALUES, Digest(row.digest), base.name, base.fingerprint, measured.findings, made_by=tools
+    )
+    session.add(validation.verdict_row(verdict, row, base))
+    text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
+    session.add(VersionValuesRow(version_id=row.id or 0, norms=text))
+    session.flush()
+    return verdict.outcome
+
+
+# ------------------------------------------------------------------ afterwards
+def add_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
+    """Measure up to `limit` versions that were not measured yet, the newest first; how many. Any number may do so."""
+    with db.session(engine, write=False) as session:
+        statement = select(VersionRow.id, VersionRow.manifest).where(col(VersionRow.measured_at).is_(None))
+        waiting = session.exec(statement.order_by(col(VersionRow.id).desc()).limit(limit)).all()
+    for version_id, manifest in waiting:
+        measured = _measured(blobs, Manifest.model_validate_json(manifest))
+        with db.session(engine) as session:
+            mine = update(VersionRow).where(col(VersionRow.id) == version_id, col(VersionRow.measured_at).is_(None))
+            if session.connection().execute(mine.values(measured_at=db.now())).rowcount:
+                row = session.get_one(VersionRow, version_id)
+                base = session.get_one(BaseRow, row.base_id)
+                if _write(session, row, base, measured) is Outcome.FAIL:
+                    _judge_engines_again(session, row, base)
+    return len(waiting)
+
+
+def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
+    """From the final keys. A version whose bytes cannot be read any more is `unknown`; an absent store is raised."""
+    keys = {file.path: key_of(file.digest) for file in manifest.files}
+    weights = contents.weights_of(manifest.files)
+    try:
+        found = contents.read_any(manifest.files, lambda path, start, n: blobs.read(keys[path], start, n))
+        key = keys[weights.path]
+        return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.lora)
+    except (Invalid, TooLarge, NotFound) as e:
+        sentence = f"the numbers of its weights could not be read: {e.detail}"[:2000]
+        finding = Finding(code="values.unreadable", severity="unknown", place=weights.path, sentence=sentence)
+        return Measured((finding,), {})
+
+
+def _judge_engines_again(session: Session, row: VersionRow, base: BaseRow) -> None:
+    stored = catalog.verdicts_of(session, [row])[row.id or 0]
+    spec = bases.spec_of(base)
+    known = loads.outcomes(stored)
+    for asked in [engines.profile(v.profile) for v in stored if v.check is Check.LOADS]:
+        verdict = loads.judge(row.facts, asked, row.digest, spec, *known)
+        session.add(validation.verdict_row(verdict, row, base))
+    session.flush()
+
+
+# ------------------------------------------------------------------ asked
+def of_version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ValuesView:
+    """The norms of a version's modules; `measured_at` is empty while nobody has read its numbers."""
+    version = catalog.find(session, actor, name, selector)
+    row = session.get(VersionValuesRow, version.id)
+    norms = {path: ModuleNorms(**numbers) for path, numbers in json.loads(row.norms).items()} if row else {}
+    return ValuesView(name=str(name), number=version.number, measured_at=version.measured_at, modules=norms)

@@ -1,0 +1,173 @@
+"""The check `values`: NaN, zeros and sizes, read once; what engines and gates make of it; large weights afterwards."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import delete
+from sqlmodel import select
+
+from registry import lora, tensors
+from registry.lora import config
+from registry.server import push
+from registry.server.tables import VersionRow, VersionValuesRow
+from registry.server.values import numbers
+from registry.server.values.measure import Window
+from registry.wire.upkeep import GcRequest
+from tests import forge
+from tests.forge import CONFIG, WEIGHTS, Files
+from tests.world import World
+
+VLLM = "vllm==0.33.0"
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url, engines=VLLM) as made:
+        made.add_base()
+        yield made
+
+
+def filled(**values: float) -> Files:
+    """An adapter whose tensors hold one number each: `a` and `b`; `odd` is the last element of one of them."""
+
+    def change(given: dict[str, Any]) -> dict[str, Any]:
+        made = {}
+        for name, (_, shape, _) in given.items():
+            count = math.prod(shape)
+            data = np.full(count, values["a" if "lora_A" in name else "b"], "<f4")
+            if name == f"{Q}.lora_A.weight" and "odd" in values:
+                data[-1] = values["odd"]
+            made[name] = ("F32", shape, data.tobytes())
+        return made
+
+    return forge.lora(forge.llama(), change=change)
+
+
+def outcome(world: World, ref: str) -> tuple[str, list[str]]:
+    found = next(v for v in world.admin.version(ref).verdicts if v.check == "values")
+    return str(found.outcome), [f.code for f in found.findings]
+
+
+# ------------------------------------------------------------------ at the commit
+def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world: World) -> None:
+    files = filled(a=0.02, b=0.01)
+    world.push("acme/support", files)
+    assert outcome(world, "acme/support") == ("pass", [])
+    spec = lora.describe(config.read_config(files[CONFIG]), tensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
+    known = world.admin.values("acme/support")
+    assert set(known.modules) == {module.path for module in spec.modules}
+    assert known.measured_at is not None
+    for module in spec.modules:
+        rank, width, height = module.rank, module.in_features, module.out_features
+        element = module.scale * rank * 0.02 * 0.01  # every element of scale * B @ A
+        size = known.modules[module.path]
+        assert size.a == pytest.approx(0.02 * math.sqrt(rank * width), rel=1e-3)
+        assert size.b == pytest.approx(0.01 * math.sqrt(rank * height), rel=1e-3)
+        assert size.rms == pytest.approx(element, rel=1e-3)
+        assert size.update == pytest.approx(element * math.sqrt(width * height), rel=1e-3)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_fails_shuts_every_engine_and_asks_no_worker(world: World, odd: float) -> None:
+    pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=odd))
+    assert outcome(world, "acme/support") == ("fail", ["values.not_finite"])
+    judged = {str(v.check): v for v in pushed.version.verdicts}
+    assert judged["fits"].outcome == "pass"
+    assert judged["values"].findings[0].place == f"{Q}.lora_A.weight"
+    assert judged["loads"].outcome == "fail"
+    assert pushed.job_id == ""
+    assert world.admin.values("acme/support").modules == {}
+    assert world.admin.verdicts("acme/support", ["vllm==0.31.0"]).items[0].outcome == "fail"
+
+
+def test_zeros_and_huge_updates_are_warnings(world: World) -> None:
+    world.push("acme/untrained", filled(a=0.02, b=0.0))
+    world.push("acme/diverged", filled(a=10.0, b=10.0))
+    world.push("acme/beyond", filled(a=1e30, b=1e30))
+    assert outcome(world, "acme/untrained") == ("warn", ["values.zero_b"])
+    assert outcome(world, "acme/diverged") == ("warn", ["values.huge"])
+    assert outcome(world, "acme/beyond") == ("warn", ["values.huge"])
+    assert {size.update for size in world.admin.values("acme/beyond").modules.values()} == {None}
+
+
+# ------------------------------------------------------------------ afterwards
+def test_large_weights_are_measured_once_when_the_push_has_been_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.server.judge.INLINE_BYTES", 0)
+    pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
+    assert [str(v.check) for v in pushed.version.verdicts] == ["fits", "loads"]
+    assert pushed.version.verdicts[1].outcome == "pass"  # nobody knew yet
+    push.tidy(world.engine, "a push that ended", blobs=world.blobs)  # as after every push; here it is waited for
+    assert outcome(world, "acme/support") == ("fail", ["values.not_finite"])
+    newest = {str(v.check): v.outcome for v in world.admin.version("acme/support").verdicts}
+    assert newest == {"fits": "pass", "values": "fail", "loads": "fail"}
+    assert world.admin.collect(GcRequest()).versions_measured == 0
+
+
+def test_what_was_never_measured_is_measured_by_gc(world: World) -> None:
+    world.push("acme/support")
+    with world.session(write=True) as session:
+        row = session.exec(select(VersionRow)).one()
+        row.measured_at = None
+        session.connection().execute(delete(VersionValuesRow))
+        session.add(row)
+    world.admin.collect(GcRequest())  # or the background of the push, if that is slow
+    assert world.admin.values("acme/support").modules
+    assert outcome(world, "acme/support") == ("pass", [])
+    assert world.admin.collect(GcRequest()).versions_measured == 0
+
+
+# ------------------------------------------------------------------ numbers
+def weights(dtype: str, data: bytes, count: int) -> tuple[Any, tensors.Header]:
+    body = forge.safetensors({"x": (dtype, (count,), data)})
+    return (lambda start, n: body[start : start + n]), tensors.read_bytes(body, file=WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [
+        ("F32", struct.pack("<f", 3.4e38), [b"\x00\x00\x80\x7f", b"\x01\x00\x80\xff", b"\x00\x00\xc0\x7f"]),
+        ("BF16", b"\x7f\x7f", [b"\x80\x7f", b"\x80\xff", b"\xc0\x7f"]),
+        ("F16", struct.pack("<e", 65504.0), [b"\x00\x7c", b"\x00\xfc", b"\x01\x7e"]),
+        ("F64", struct.pack("<d", 1e308), [struct.pack("<d", math.inf), struct.pack("<d", math.nan)]),
+        ("F8_E4M3", b"\x7e", [b"\x7f", b"\xff"]),
+        ("F8_E5M2", b"\x7b", [b"\x7c", b"\xfd"]),
+        ("I32", b"\xff\xff\xff\x7f", []),
+    ],
+)
+def test_every_type_knows_its_largest_number_from_nan_and_infinity(dtype: str, good: bytes, bad: list[bytes]) -> None:
+    assert numbers.not_finite(*weights(dtype, good * 3, 3)) == []
+    for element in bad:
+        assert numbers.not_finite(*weights(dtype, good * 2 + element, 3)) == ["x"]
+
+
+def test_eight_bit_floats_have_the_values_that_torch_gives_them() -> None:
+    torch = pytest.importorskip("torch")
+    for dtype, theirs in (("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)):
+        codes = torch.arange(256, dtype=torch.uint8).view(theirs).float().numpy()
+        ours = numbers._eight_bits(dtype)
+        finite = np.isfinite(codes)
+        assert (ours[finite] == codes[finite]).all()
+
+
+def test_a_file_is_fetched_in_large_pieces_and_never_beyond_its_end() -> None:
+    data = bytes(range(256)) * 4096
+    asked: list[tuple[int, int]] = []
+
+    def fetch(start: int, length: int) -> bytes:
+        asked.append((start, length))
+        return data[start : start + length]
+
+    window = Window(fetch, len(data))
+    assert bytes(window.read(10, 5)) == data[10:15]
+    assert bytes(window.read(1000, 100)) == data[1000:1100]
+    assert bytes(window.read(0, 4)) == data[:4]
+    assert asked == [(10, len(data) - 10), (0, len(data))]
