@@ -48,6 +48,8 @@ DOORS: dict[str, Door] = {
     "verify": Door("cli.checks", "verify", "Judge", "Read a version's stored bytes again and compare their digests."),
     "job": Door("cli.jobs", "job", "Judge", "Jobs: list, show, cancel."),
     "rejudge": Door("cli.rejudge", "rejudge", "Judge", "Renew the engines' verdicts when their rules have changed."),
+    "merge": Door("cli.merge", "merge", "Make", "Make one adapter of several, or a base with an adapter in it."),
+    "extract": Door("cli.merge", "extract", "Make", "Make an adapter of what two bases differ in."),
     "promote": Door("cli.aliases", "promote", "Decide", "Point an alias at a version, through its gate."),
     "rollback": Door("cli.aliases", "rollback", "Decide", "Point an alias back at an earlier version."),
     "yank": Door("cli.aliases", "yank", "Decide", "Withdraw a version: no alias leads to it any more."),

@@ -1,0 +1,187 @@
+"""Merging: `adapter merge` (combine, resize, fuse) and `adapter extract`.
+
+Invariants
+- With `--into NAME` the registry checks the recipe and a worker does it; with `--into DIR` it is done here, in a
+  process of the worker's extra, and nothing is pushed. A folder begins with `.`, `/` or `~`.
+- What a merge loses is always said: rank, energy kept, relative error in all and of the worst modules.
+
+Example
+    $ adapter merge acme/pirate=0.7 acme/whisper=0.3 --method svd --rank 8 --into acme/both --wait
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import jobs, main, output, session
+from registry.client import transfer
+from registry.client.api import Registry
+from registry.client.destination import Destination
+from registry.errors import Invalid
+from registry.jobs import Job, Kind, State
+from registry.names import AdapterName, Ref
+from registry.recipes import MergeReport, Method, Operation, Recipe
+from registry.wire.jobs import JobSubmit
+from registry.worker import identify
+from registry.worker.merge.order import Order
+
+WORST_SHOWN = 5
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="REF[=WEIGHT]...")
+@click.option("--into", required=True, metavar="NAME|DIR", help="The new version or base; or a folder, made here.")
+@click.option("--method", type=click.Choice([m.value for m in Method]), default=Method.LINEAR.value, show_default=True,
+              help="How the updates become one.")  # fmt: skip
+@click.option("--rank", type=int, default=0, metavar="N", help="The rank of the result; with one REF: resize it.")
+@click.option("--density", type=float, default=1.0, metavar="SHARE", help="How much ties, dare and prune keep.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="What chance follows in dare.")
+@click.option("--fuse", is_flag=True, help="Write the adapter into its base's weights.")
+@click.option("--onto", default="", metavar="BASE", help="Fuse into this base instead: the unpacked original, say.")
+@click.option("--dequantise", is_flag=True, help="Fuse into the unpacked weights of a packed base.")
+@click.option("--base-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the base lies here.")
+@click.option("--wait", is_flag=True, help="Wait for the worker.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+@output.json_option
+def merge(
+    sources: tuple[str, ...], into: str, method: str, rank: int, density: float, seed: int, fuse: bool, onto: str,
+    dequantise: bool, base_dir: Path | None, wait: bool, timeout: float | None,
+) -> None:  # fmt: skip
+    """Make one adapter of several, one of another rank, or a base with the adapter in it."""
+    named, weights = zip(*(_weighted(source) for source in sources), strict=True)
+    operation = Operation.FUSE if fuse else Operation.COMBINE if len(sources) > 1 else Operation.RESIZE
+    if operation is Operation.RESIZE and not rank:
+        raise click.UsageError("one adapter alone: say --rank N to resize it, or --fuse to write it into its base")
+    recipe = Recipe(
+        operation=operation, sources=named, weights=weights if operation is Operation.COMBINE else (),
+        method=Method.SVD if operation is Operation.RESIZE else Method(method), rank=rank, density=density, seed=seed,
+        into=into, onto=onto, dequantise=dequantise,
+    )  # fmt: skip
+    if is_folder(into):
+        report = _here(recipe, Path(into).expanduser(), base_dir)
+        output.answer({"folder": into, "report": report}, lambda: print_report(into, report))
+        return
+    kind = Kind.FUSE if fuse else Kind.MERGE
+    with session.registry() as registry:
+        job = registry.submit(JobSubmit(kind=kind, payload=recipe.model_dump(mode="json")))
+        if wait or timeout:
+            job = jobs.wait_for(registry, job.id, timeout)
+    output.answer(job, lambda: _print_job(job))
+    if job.state is State.PARKED or job.state is State.CANCELLED:
+        jobs.exit_by(job, None)
+
+
+@click.command()
+@click.argument("tuned", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("base_dir", metavar="BASE_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--rank", type=int, required=True, metavar="N", help="The rank of the adapter.")
+@click.option("--into", required=True, metavar="NAME|DIR", help="The new version; or a folder, and nothing is pushed.")
+@click.option("--base", "base_name", default="", metavar="NAME", help="What the registry calls the base.")
+@output.json_option
+def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -> None:
+    """Make an adapter of what a fully trained model (TUNED) differs in from its base."""
+    recipe = Recipe(operation=Operation.EXTRACT, rank=rank, method=Method.SVD)
+    order = Order(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
+    if is_folder(into):
+        report = _written(order, Path(into).expanduser())
+        output.answer({"folder": into, "report": report}, lambda: print_report(into, report))
+        return
+    name = AdapterName.parse(into)
+    with tempfile.TemporaryDirectory(prefix="adapter-extract-") as scratch, session.registry() as registry:
+        out = Path(scratch) / "adapter"
+        report = _run(order.model_copy(update={"out": str(out)}))
+        pushed = transfer.push_folder(registry, out, name, base=base_name, annotations=recipe.annotations)
+    made = f"{pushed.version.name}@{pushed.version.number}"
+    output.answer({"version": pushed.version, "report": report}, lambda: print_report(made, report))
+
+
+def is_folder(text: str) -> bool:
+    """Whether a source or target is a folder here, not a name."""
+    return text.startswith((".", "/", "~"))
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: after '=' comes a weight, a number", param_hint="REF") from None
+
+
+# ------------------------------------------------------------------ here
+def _here(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
+    """Do the recipe in this machine's folders; refs among the sources are pulled first."""
+    with tempfile.TemporaryDirectory(prefix="adapter-merge-") as scratch:
+        if all(is_folder(source) for source in recipe.sources):
+            folders, own = [str(Path(source).expanduser()) for source in recipe.sources], ""
+            registered = ""
+        else:
+            with session.registry() as registry:
+                folders, own = _fetched(registry, recipe.sources, Path(scratch))
+                registered = registry.base(recipe.onto or own).source
+        order = Order(recipe=recipe, sources=tuple(folders), base=str(base_dir or registered), out=str(out))
+        if recipe.operation is not Operation.FUSE:
+            return _written(order, out)
+        if not order.base or not Path(order.base).is_dir():
+            raise Invalid("BASE_INVALID", "the base's weights are not here", next_step="say where: --base-dir DIR")
+        return _run(order)
+
+
+def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
+    """The folders of the sources, and the one base that they are for."""
+    folders, bases = [], set()
+    for at, source in enumerate(sources):
+        if is_folder(source):
+            folders.append(str(Path(source).expanduser()))
+            continue
+        folder = scratch / f"source-{at}"
+        bases.add(transfer.pull(registry, Ref.parse(source), folder).manifest.base.name)
+        folders.append(str(folder))
+    if len(bases) != 1:
+        raise Invalid("RECIPE_INVALID", f"the sources are for different bases: {', '.join(sorted(bases))}")
+    return folders, bases.pop()
+
+
+def _written(order: Order, out: Path) -> MergeReport:
+    with Destination(out) as folder:
+        return _run(order.model_copy(update={"out": str(folder)}))
+
+
+def _run(order: Order) -> MergeReport:
+    if not identify.is_possible():
+        raise main.MissingExtra(
+            "merging here needs the extra 'worker' (torch is not installed): pip install 'adapter-registry[worker]'"
+        )
+    return order.run(lambda said: output.note(f"  {said}"))
+
+
+# ------------------------------------------------------------------ what is shown
+def _print_job(job: Job) -> None:
+    report: Any = job.result.get("report")
+    if job.state is not State.DONE or report is None:
+        click.echo(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
+        click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter work` does it"))
+        return
+    print_report(job.result.get("version") or job.result.get("base") or "", MergeReport.model_validate(report))
+
+
+def print_report(made: str, report: MergeReport) -> None:
+    click.echo(f"{output.strong(made)}  {report.operation}{f' ({report.method})' if report.method else ''}")
+    if report.operation is Operation.FUSE:
+        facts = [("changed", output.plural(report.changed_tensors, "tensor")),
+                 ("copied", output.size(report.copied_bytes))]  # fmt: skip
+    else:
+        facts = [("rank", str(report.rank)), ("energy kept", f"{report.energy_kept:.2%}"),
+                 ("error", f"{report.relative_error:.3g} of the update")]  # fmt: skip
+        if abs(report.error_to_sum - report.relative_error) > 1e-6:
+            facts.append(("against the sum", f"{report.error_to_sum:.3g}"))
+        worst = [one for one in report.modules[:WORST_SHOWN] if one.relative_error > 1e-6]
+        facts += [("worst" if not at else "", f"{one.path}: {one.relative_error:.3g}") for at, one in enumerate(worst)]
+    output.facts([*facts, *(("note", note) for note in report.notes)])

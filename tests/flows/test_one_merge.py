@@ -1,0 +1,197 @@
+"""The journeys of a merge and of a fuse: asked for, checked by rows, done by a worker, pushed or registered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from safetensors.torch import load_file
+
+from registry.client import transfer
+from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.jobs import Job, Kind, State
+from registry.recipes import ANNOTATION, Method, Operation, Recipe
+from registry.wire.jobs import JobSubmit
+from registry.worker.loop import Worker
+from registry.worker.pool import Limits, Pool
+from registry.worker.sources import Sources
+from tests.worker import models
+from tests.worker.workshop import Workshop
+from tests.world import World
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def adapters(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        "one": models.adapter(base_folder, folder / "one", seed=1),
+        "other": models.adapter(base_folder, folder / "other", seed=2, r=8, use_rslora=True),
+        "dora": models.adapter(base_folder, folder / "dora", seed=3, use_dora=True),
+    }
+
+
+@pytest.fixture
+def workshop(world: World, base_folder: Path, adapters: dict[str, Path]) -> Iterator[Workshop]:
+    workshop = Workshop(world, base_folder)
+    for name, folder in adapters.items():
+        workshop.push(folder, f"acme/{name}")
+    yield workshop
+    for job in world.admin.jobs(state="queued").items:
+        world.admin.cancel(job.id)
+
+
+def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, tmp_path: Path) -> None:
+    admin = workshop.world.admin
+    job = _submit(workshop, weights=(0.7, 0.3), rank=6)
+    assert (job.state, job.kind, job.payload["sources"]) == (State.QUEUED, Kind.MERGE, ["acme/one@1", "acme/other@1"])
+
+    _work(workshop, Kind.MERGE)
+
+    done = admin.job(job.id)
+    assert done.state is State.DONE, done.error
+    assert done.result["version"] == "acme/both@1"
+    made = admin.version("acme/both")
+    assert {(edge.relation, edge.name) for edge in made.parents} == {
+        ("merged", "acme/one@1"), ("merged", "acme/other@1"),
+    }  # fmt: skip
+    assert {edge.relation for edge in admin.lineage("acme/both").edges} >= {"merged"}
+    assert {v.check: v.outcome for v in made.verdicts}["fits"] == "pass"
+    recipe = json.loads(admin.resolve("acme/both").manifest.annotations[ANNOTATION])
+    assert (recipe["weights"], recipe["rank"]) == ([0.7, 0.3], 6)
+    report = done.result["report"]
+    assert report["rank"] == 6
+    assert 0 < report["relative_error"] < 1
+    assert len(report["modules"]) == 4
+
+    transfer.pull(admin, "acme/both", tmp_path / "both", cache=None)
+    assert _error(tmp_path / "both", workshop, tmp_path) == pytest.approx(report["relative_error"], abs=1e-4)
+
+    again = _submit(workshop, weights=(0.7, 0.3), rank=6)
+    _work(workshop, Kind.MERGE)
+    assert admin.job(again.id).result["version"] == "acme/both@1"
+
+
+def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path
+) -> None:
+    monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
+    admin = workshop.world.admin
+    job = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
+
+    _work(workshop, Kind.FUSE)
+
+    done = admin.job(job.id)
+    assert done.state is State.DONE, done.error
+    view = admin.base("tiny-dora")
+    assert view.source == done.result["folder"]
+    assert view.fingerprint == admin.base("tiny").fingerprint
+    old, new = load_file(base_folder / "model.safetensors"), load_file(Path(view.source) / "model.safetensors")
+    assert {name for name in old if not old[name].equal(new[name])} == {
+        f"model.layers.{layer}.self_attn.{leaf}.weight" for layer in (0, 1) for leaf in ("q_proj", "v_proj")
+    }
+    with pytest.raises(Conflict):
+        _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"weights": (1.0,)}, "recipe.weight_invalid"),
+    ({"weights": (0.0, 1.0)}, "recipe.weight_invalid"),
+    ({"weights": (1e9, 1.0)}, "recipe.weight_invalid"),
+    ({"rank": 10**9}, "recipe.rank_invalid"),
+    ({"rank": -1}, "recipe.rank_invalid"),
+    ({"operation": Operation.RESIZE, "sources": ("acme/one",), "rank": 0}, "recipe.rank_invalid"),
+    ({"sources": ("acme/one",)}, "recipe.sources"),
+    ({"sources": ()}, "recipe.sources"),
+    ({"sources": ("acme/one", "acme/one@1")}, "recipe.source_twice"),
+    ({"sources": ("acme/one", "acme/dora")}, "recipe.dora"),
+    ({"sources": ("acme/one", "acme/elsewhere")}, "recipe.bases_differ"),
+    ({"method": Method.TIES, "density": 0.0}, "recipe.density_invalid"),
+    ({"density": 0.5}, "recipe.density_invalid"),
+    ({"method": Method.CAT, "rank": 4}, "recipe.rank_invalid"),
+    ({"onto": "tiny"}, "recipe.fuse_only"),
+]
+
+
+def test_nonsense_is_refused_before_anything_is_queued(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.add_base("wide", models.base(tmp_path / "base", hidden=96))
+    workshop.push(models.adapter(tmp_path / "base", tmp_path / "adapter"), "acme/elsewhere", base="wide")
+    for changes, code in WRONG:
+        with pytest.raises(Invalid) as refused:
+            _submit(workshop, **changes)
+        assert refused.value.code == "RECIPE_INVALID", changes
+        assert code in {reason.code for reason in refused.value.reasons}, changes
+    for payload in ({"operation": "combine", "weights": ["NaN", 1]}, {"operation": "melt"}, {"sources": "acme/one"}):
+        with pytest.raises(Invalid):
+            workshop.world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload))
+    assert workshop.world.admin.jobs(kind="merge").items == []
+
+
+def test_what_one_may_not_see_or_may_not_push_is_no_source_and_no_target(workshop: Workshop) -> None:
+    with pytest.raises(NotFound):
+        _submit(workshop, sources=("acme/one", "acme/missing"))
+    stranger = workshop.world.actor("push", "pull", namespaces=["other"])
+    with pytest.raises(NotFound):
+        _submit(workshop, by=stranger, into="other/both")
+    reader = workshop.world.actor("pull", namespaces=["acme"])
+    with pytest.raises(Denied):
+        _submit(workshop, by=reader)
+
+
+# ------------------------------------------------------------------ means
+def _submit(workshop: Workshop, *, by: Any = None, **changes: Any) -> Job:
+    given = {"operation": Operation.COMBINE, "sources": ("acme/one", "acme/other"), "into": "acme/both"} | changes
+    recipe = Recipe(**given)
+    kind = Kind.FUSE if recipe.operation is Operation.FUSE else Kind.MERGE
+    request = JobSubmit(kind=kind, payload=recipe.model_dump(mode="json"))
+    job: Job = (by or workshop.world.admin).submit(request)
+    return job
+
+
+def _work(workshop: Workshop, kind: Kind) -> None:
+    """Let a worker do what is queued of this kind; validations wait for somebody else."""
+    for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
+        workshop.world.admin.cancel(job.id)
+    registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
+    with Pool() as pool:
+        limits = Limits(deadline_seconds=120, threads=1)
+        worker = Worker(registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1", limits=limits)
+        assert worker.run(once=True).done >= 1, workshop.lines
+    for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
+        workshop.world.admin.cancel(job.id)
+
+
+def _error(made: Path, workshop: Workshop, scratch: Path) -> float:
+    """The relative error of what was pushed against 0.7 * one + 0.3 * other, with dense matrices."""
+    deltas = []
+    for name in ("one", "other"):
+        transfer.pull(workshop.world.admin, f"acme/{name}", scratch / name, cache=None)
+        deltas.append(_deltas(scratch / name))
+    lost = wanted = 0.0
+    for path, found in _deltas(made).items():
+        exact = 0.7 * deltas[0][path] + 0.3 * deltas[1][path]
+        lost += float((found - exact).square().sum())
+        wanted += float(exact.square().sum())
+    return (lost / wanted) ** 0.5
+
+
+def _deltas(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return {
+        name: scale * tensors[name.replace("lora_A", "lora_B")].double() @ tensors[name].double()
+        for name in tensors
+        if "lora_A" in name
+    }
