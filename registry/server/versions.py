@@ -28,7 +28,6 @@ from registry.jobs import Kind
 from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
 from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, validation, values
-from registry.server.access import admission, taken
 from registry.server.actors import Actor
 from registry.server.judge import Judged
 from registry.server.tables import (

@@ -67,7 +67,9 @@ def snapshot(world: World) -> dict[str, list[dict[str, Any]]]:
         return {
             "adapter": _plain(session, AdapterRow, id=None, created_at=None),
             "base": _plain(session, BaseRow, id=None, recorded_at=None),
-            "version": _plain(session, VersionRow, id=refs, adapter_id=names, base_id=bases, recorded_at=None, measured_at=None),
+            "version": _plain(
+                session, VersionRow, id=refs, adapter_id=names, base_id=bases, recorded_at=None, measured_at=None
+            ),
             "file": _plain(session, VersionFileRow, version_id=refs),
             "edge": _plain(session, EdgeRow, child_id=refs),
             "blob": [
