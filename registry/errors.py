@@ -122,6 +122,7 @@ class Invalid(RegistryError):
             "BLOB_MISMATCH",
             "SETTING_INVALID",
             "RECIPE_INVALID",
+            "CONVERSION_INVALID",
             "SIGNATURE_INVALID",
             "URL_REFUSED",
         }
