@@ -13,8 +13,13 @@ import ssl
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from registry.worker.pool import Pool
+    from tests import services
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 ssl.create_default_context = functools.cache(ssl.create_default_context)  # reading the certificates: 12 ms a client
@@ -58,15 +63,22 @@ def migrated_postgres(postgres_server: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def object_store() -> Iterator[str]:
-    """The endpoint of a running S3 store (SeaweedFS); boto3's environment names its writer."""
+def store_server() -> Iterator[services.ObjectStore]:
+    """A running S3 store (SeaweedFS) and its identities."""
     from tests import services
 
-    with services.seaweedfs() as store, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", store.access_key)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", store.secret_key)
-        patch.setenv("AWS_REGION", store.region)
-        yield store.endpoint
+    with services.seaweedfs() as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def object_store(store_server: services.ObjectStore) -> Iterator[str]:
+    """The endpoint of that store; boto3's environment names its writer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", store_server.access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", store_server.secret_key)
+        patch.setenv("AWS_REGION", store_server.region)
+        yield store_server.endpoint
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +94,23 @@ def bucket(object_store: str) -> str:
 def s3_url(bucket: str) -> str:
     """A place of its own in a bucket of that store, as the setting names it."""
     return f"s3://{bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real base, for workers."""
+    from tests.worker import models
+
+    return models.base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Warm keepers for all tests that need a worker: starting one costs some seconds of imports."""
+    from registry.worker.pool import Pool
+
+    with Pool() as pool:
+        yield pool
 
 
 @pytest.fixture

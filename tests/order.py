@@ -17,8 +17,14 @@ from typing import Any
 import pytest
 
 TOGETHER = {
-    "torch": ("tests/worker/", "tests/flows/test_one_validation.py", "tests/facts/", "tests/engines/"),
-    "s3": ("tests/server/test_s3_", "tests/contract/test_blobs.py"),
+    "torch": (
+        "tests/worker/",
+        "tests/flows/test_one_validation.py",
+        "tests/facts/",
+        "tests/engines/",
+        "tests/cli/test_bases.py",
+    ),
+    "s3": ("tests/server/test_s3_", "tests/contract/test_blobs.py", "tests/test_services.py"),
 }
 FIRST = (
     "torch",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,24 +42,17 @@ def test_two_databases_of_one_server_do_not_see_each_other_and_the_server_ends_w
     assert not _listens(server)
 
 
-def test_a_database_made_from_a_template_starts_with_what_the_template_holds() -> None:
+def test_a_database_made_from_a_template_starts_with_what_the_template_holds(postgres_server: str) -> None:
     def fill(url: str) -> None:
         with _connect(url) as connection:
             connection.execute("CREATE TABLE note (text text)")
             connection.execute("INSERT INTO note VALUES ('from the template')")
 
-    with services.postgres_url() as server, services.template_database(server, fill) as template:
+    with services.template_database(postgres_server, fill) as template:
         for _ in range(2):
-            with services.fresh_database(server, template=template) as url, _connect(url) as connection:
+            with services.fresh_database(postgres_server, template=template) as url, _connect(url) as connection:
                 assert connection.execute("SELECT text FROM note").fetchall() == [("from the template",)]
                 connection.execute("DELETE FROM note")
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[services.ObjectStore]:
-    with services.seaweedfs() as running:
-        yield running
-    assert not _listens(running.endpoint)
 
 
 def _s3(store: services.ObjectStore, access_key: str, secret_key: str) -> Any:
@@ -74,18 +66,20 @@ def _s3(store: services.ObjectStore, access_key: str, secret_key: str) -> Any:
     )
 
 
-def test_the_object_store_keeps_what_the_writer_puts_and_the_reader_may_only_read(store: services.ObjectStore) -> None:
-    writer = _s3(store, store.access_key, store.secret_key)
+def test_the_object_store_keeps_what_the_writer_puts_and_the_reader_may_only_read(
+    store_server: services.ObjectStore,
+) -> None:
+    writer = _s3(store_server, store_server.access_key, store_server.secret_key)
     writer.create_bucket(Bucket="bucket")
     data = b"weights" * 1000
     writer.put_object(Bucket="bucket", Key="a/b", Body=data, ChecksumAlgorithm="SHA256")
-    reader = _s3(store, store.reader_access_key, store.reader_secret_key)
+    reader = _s3(store_server, store_server.reader_access_key, store_server.reader_secret_key)
     found = reader.get_object(Bucket="bucket", Key="a/b")["Body"].read()
     assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
     with pytest.raises(ClientError, match="AccessDenied"):
         reader.put_object(Bucket="bucket", Key="a/c", Body=b"no")
 
 
-def test_the_object_store_refuses_a_wrong_secret(store: services.ObjectStore) -> None:
+def test_the_object_store_refuses_a_wrong_secret(store_server: services.ObjectStore) -> None:
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
-        _s3(store, store.access_key, "wrong").list_buckets()
+        _s3(store_server, store_server.access_key, "wrong").list_buckets()

@@ -59,15 +59,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("adapter_registry-*.whl"))
 
 
+def install(python: Path, what: str | Path) -> None:
+    """By the pip of this environment: the bare one has none, which saves unpacking it."""
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", what]
+    installed = _run(*pip, cwd=python.parent)
+    assert installed.returncode == 0, installed.stderr
+
+
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The python of a new environment that holds the wheel, what it depends on, and nothing else."""
     folder = tmp_path_factory.mktemp("bare")
-    made = _run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    made = _run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     assert made.returncode == 0, made.stderr
     python = folder / "venv/bin/python"
-    installed = _run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
-    assert installed.returncode == 0, installed.stderr
+    install(python, wheel)
     yield python
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -104,8 +110,7 @@ def test_the_command_helps_on_the_bare_install_and_names_the_missing_extra(bare:
 
 def test_the_domain_tests_pass_on_the_bare_install(bare: Path, tmp_path: Path) -> None:
     """Last in this file: it adds pytest to the environment."""
-    installed = _run(bare, "-m", "pip", "install", "--quiet", "pytest", cwd=tmp_path)
-    assert installed.returncode == 0, installed.stderr
+    install(bare, "pytest")
     for folder in ("tests", "docs"):  # some rules are printed as a page, and a test compares the two
         shutil.copytree(house.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pytest.ini").write_text(

@@ -243,12 +243,11 @@ def test_only_who_may_promote_moves_aliases(stocked: World) -> None:
         assert refused(stocked, act).code == "ADAPTER_UNKNOWN"
 
 
-@pytest.mark.parametrize("alias", ["latest3", "3", "v3", "sha256-x", "Prod", "pröd", "a..b", "con"])
-def test_an_alias_cannot_look_like_a_version_or_break_the_grammar(stocked: World, alias: str) -> None:
-    if alias == "latest3":
-        assert promote(stocked.admin, 1, 0, alias=alias) == 1
-        return
-    assert refused(stocked, lambda: promote(stocked.admin, 1, 0, alias=alias)).code in ("NAME_INVALID", "ROUTE_UNKNOWN")
+def test_an_alias_cannot_look_like_a_version_or_break_the_grammar(stocked: World) -> None:
+    for alias in ("3", "v3", "sha256-x", "Prod", "pröd", "a..b", "con"):
+        error = refused(stocked, lambda alias=alias: promote(stocked.admin, 1, 0, alias=alias))  # type: ignore[misc]
+        assert error.code in ("NAME_INVALID", "ROUTE_UNKNOWN"), alias
+    assert promote(stocked.admin, 1, 0, alias="latest3") == 1
 
 
 def test_a_version_of_another_adapter_cannot_be_promoted_here(stocked: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +107,7 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
 }
 
 
-@pytest.mark.parametrize("code", DAMAGES)
+@pytest.mark.parametrize(("code", "database_kind"), zip(DAMAGES, itertools.cycle(["sqlite", "postgres"]), strict=False))
 def test_damage_to_the_rows_is_found(world: World, code: str) -> None:
     world.add_base()
     world.push("acme/support", alias="canary")

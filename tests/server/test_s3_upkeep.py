@@ -19,6 +19,11 @@ from tests.world import World
 
 
 @pytest.fixture
+def database_kind() -> str:
+    return "postgres"
+
+
+@pytest.fixture
 def blobs(s3_url: str, object_store: str) -> S3Blobs:
     return S3Blobs.at(s3_url, endpoint=object_store, parts_from_bytes=parts.PART_BYTES)
 

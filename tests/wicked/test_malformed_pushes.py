@@ -17,28 +17,28 @@ def client(world: World) -> RawClient:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_malformed_weights_are_refused(client: RawClient, name: str) -> None:
+def test_malformed_weights_are_refused(refusing: RawClient, name: str) -> None:
     data, code, reason = WEIGHTS[name]
-    answer = client.push({**client.world.files(), forge.WEIGHTS: data})
-    assert_refused(client.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
+    answer = refusing.push({**refusing.world.files(), forge.WEIGHTS: data})
+    assert_refused(refusing.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
     assert forge.WEIGHTS in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_malformed_configurations_are_refused(client: RawClient, name: str) -> None:
+def test_malformed_configurations_are_refused(refusing: RawClient, name: str) -> None:
     data, code, reason = CONFIGS[name]
-    answer = client.push({**client.world.files(), forge.CONFIG: data})
+    answer = refusing.push({**refusing.world.files(), forge.CONFIG: data})
     reason = "file.too_large" if reason == "config.too_large" else reason
-    assert_refused(client.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
+    assert_refused(refusing.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
     assert forge.CONFIG in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
     ("gone", "reason"), [(forge.WEIGHTS, "adapter.weights_missing"), (forge.CONFIG, "adapter.config_missing")]
 )
-def test_a_version_without_weights_or_configuration_is_refused(client: RawClient, gone: str, reason: str) -> None:
-    files = {path: data for path, data in client.world.files().items() if path != gone}
-    assert_refused(client.world, client.push(files), 422, ["MANIFEST_INVALID"], reason)
+def test_a_version_without_weights_or_configuration_is_refused(refusing: RawClient, gone: str, reason: str) -> None:
+    files = {path: data for path, data in refusing.world.files().items() if path != gone}
+    assert_refused(refusing.world, refusing.push(files), 422, ["MANIFEST_INVALID"], reason)
 
 
 def test_a_trainers_folder_as_base_is_a_warning_and_is_not_repeated(client: RawClient) -> None:
@@ -58,8 +58,8 @@ def test_unknown_fields_are_a_warning(client: RawClient) -> None:
     assert "a_field_of_tomorrow" in str(answer.json()["version"]["verdicts"][0]["findings"])
 
 
-def test_every_other_safetensors_file_is_read_as_strictly(client: RawClient) -> None:
-    files = {**client.world.files(), "extra.safetensors": WEIGHTS["09-a-tensor-twice"][0]}
-    answer = client.push(files)
-    assert_refused(client.world, answer, 422, ["TENSORS_INVALID"], "weights.duplicate_key")
+def test_every_other_safetensors_file_is_read_as_strictly(refusing: RawClient) -> None:
+    files = {**refusing.world.files(), "extra.safetensors": WEIGHTS["09-a-tensor-twice"][0]}
+    answer = refusing.push(files)
+    assert_refused(refusing.world, answer, 422, ["TENSORS_INVALID"], "weights.duplicate_key")
     assert "extra.safetensors" in answer.json()["detail"]

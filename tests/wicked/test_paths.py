@@ -47,12 +47,12 @@ CLIMBING = [
 
 
 @pytest.mark.parametrize("path", CLIMBING)
-def test_a_file_path_that_is_not_plain_is_refused(client: RawClient, path: str) -> None:
-    answer = client.plan({**client.world.files(), path: b"x"})
+def test_a_file_path_that_is_not_plain_is_refused(refusing: RawClient, path: str) -> None:
+    answer = refusing.plan({**refusing.world.files(), path: b"x"})
     if "\0" in path:  # no text of a request may hold it, whatever it is for
-        assert_refused(client.world, answer, 400, ["REQUEST_INVALID"])
+        assert_refused(refusing.world, answer, 400, ["REQUEST_INVALID"])
     else:
-        assert_refused(client.world, answer, 415, ["FILE_REFUSED"])
+        assert_refused(refusing.world, answer, 415, ["FILE_REFUSED"])
 
 
 @pytest.mark.parametrize(
@@ -69,22 +69,22 @@ def test_a_file_path_that_is_not_plain_is_refused(client: RawClient, path: str) 
         ("adapter_model.safetensors.index.json", "file.kind_unknown"),
     ],
 )
-def test_a_kind_of_file_that_a_version_does_not_hold_is_refused(client: RawClient, path: str, reason: str) -> None:
-    answer = client.plan({**client.world.files(), path: b"x"})
-    assert_refused(client.world, answer, 415, ["FILE_REFUSED"], reason)
+def test_a_kind_of_file_that_a_version_does_not_hold_is_refused(refusing: RawClient, path: str, reason: str) -> None:
+    answer = refusing.plan({**refusing.world.files(), path: b"x"})
+    assert_refused(refusing.world, answer, 415, ["FILE_REFUSED"], reason)
     assert path in answer.json()["detail"]
 
 
-def test_paths_that_are_equal_where_case_does_not_count_are_refused(client: RawClient) -> None:
-    answer = client.plan({**client.world.files(), "A/README.md": b"x", "a/README.md": b"y"})
-    assert_refused(client.world, answer, 415, ["FILE_REFUSED"], "file.path_conflict")
+def test_paths_that_are_equal_where_case_does_not_count_are_refused(refusing: RawClient) -> None:
+    answer = refusing.plan({**refusing.world.files(), "A/README.md": b"x", "a/README.md": b"y"})
+    assert_refused(refusing.world, answer, 415, ["FILE_REFUSED"], "file.path_conflict")
 
 
-def test_a_path_twice_is_refused(client: RawClient) -> None:
-    manifest = client.manifest(client.world.files())
+def test_a_path_twice_is_refused(refusing: RawClient) -> None:
+    manifest = refusing.manifest(refusing.world.files())
     manifest["files"] = [manifest["files"][0], *manifest["files"]]
-    answer = client.ask("POST", PUSHES, json={"manifest": manifest})
-    assert_refused(client.world, answer, 422, ["MANIFEST_INVALID"], "manifest.order")
+    answer = refusing.ask("POST", PUSHES, json={"manifest": manifest})
+    assert_refused(refusing.world, answer, 422, ["MANIFEST_INVALID"], "manifest.order")
 
 
 NAMES = [
@@ -105,18 +105,18 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_is_not_in_the_grammar_is_refused(client: RawClient, name: str) -> None:
-    answer = client.ask("POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": client.manifest({})})
-    body = client.ask(
-        "POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": client.manifest(client.world.files())}
+def test_a_name_that_is_not_in_the_grammar_is_refused(refusing: RawClient, name: str) -> None:
+    answer = refusing.ask("POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": refusing.manifest({})})
+    body = refusing.ask(
+        "POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": refusing.manifest(refusing.world.files())}
     )
     assert answer.status_code in (400, 415, 422)
-    assert_refused(client.world, body, 422, ["NAME_INVALID"])
+    assert_refused(refusing.world, body, 422, ["NAME_INVALID"])
 
 
 @pytest.mark.parametrize("middle", ["../..", "%2e%2e", "%2e%2e%2f%2e%2e", "%252e%252e", "..%5c..", "%00", "a%2fb"])
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST", "HEAD"])
-def test_a_url_that_climbs_is_4xx_and_says_no_inner_path(client: RawClient, middle: str, method: str) -> None:
+def test_a_url_that_climbs_is_4xx_and_says_no_inner_path(refusing: RawClient, middle: str, method: str) -> None:
     for path in (
         f"/api/v1/adapters/{middle}/support/versions/1/files/README.md",
         f"/api/v1/adapters/acme/support/versions/{middle}/files/README.md",
@@ -125,7 +125,7 @@ def test_a_url_that_climbs_is_4xx_and_says_no_inner_path(client: RawClient, midd
         f"/api/v1/pushes/psh_0/blobs/{middle}",
         f"/api/v1/bases/{middle}",
     ):
-        answer = client.ask(method, path, content=b"" if method in ("PUT", "POST") else None)
+        answer = refusing.ask(method, path, content=b"" if method in ("PUT", "POST") else None)
         assert 400 <= answer.status_code < 500, path
         assert "Traceback" not in answer.text
 

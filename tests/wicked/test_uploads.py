@@ -126,8 +126,8 @@ def test_a_known_blob_with_another_size_is_asked_for_again_and_then_refused(clie
         (b" " * (9 * 2**20), 413, "SIZE_INVALID"),
     ],
 )
-def test_a_plan_that_cannot_be_read_is_refused(client: RawClient, body: bytes, status: int, code: str) -> None:
-    answer = client.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
+def test_a_plan_that_cannot_be_read_is_refused(refusing: RawClient, body: bytes, status: int, code: str) -> None:
+    answer = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
@@ -145,10 +145,10 @@ def test_a_plan_that_cannot_be_read_is_refused(client: RawClient, body: bytes, s
         {"annotations": {"a": "\ud800"}},
     ],
 )
-def test_a_manifest_that_breaks_its_shape_is_refused(client: RawClient, change: dict[str, object]) -> None:
-    manifest = client.manifest(client.world.files()) | change
+def test_a_manifest_that_breaks_its_shape_is_refused(refusing: RawClient, change: dict[str, object]) -> None:
+    manifest = refusing.manifest(refusing.world.files()) | change
     body = json.dumps({"manifest": manifest}).encode()
-    answer = client.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
+    answer = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
     assert 400 <= answer.status_code < 500, answer.text
     assert answer.json()["code"] in ("REQUEST_INVALID", "MANIFEST_INVALID", "NAME_INVALID")
 

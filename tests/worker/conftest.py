@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,6 @@ from tests.world import World
 
 
 @pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.base(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
 def good(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.adapter(base_folder, tmp_path_factory.mktemp("adapters") / "good")
 
@@ -29,13 +24,6 @@ def good(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workshop(world: World, base_folder: Path) -> Workshop:
     return Workshop(world, base_folder)
-
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
-    """Warm keepers for all tests of the worker: starting one costs some seconds of imports."""
-    with Pool() as pool:
-        yield pool
 
 
 @pytest.fixture
