@@ -46,6 +46,7 @@ DOORS: dict[str, Door] = {
     "diff": Door("cli.diff", "diff", "Look", "Say what changed between two versions or folders."),
     "validate": Door("cli.jobs", "validate", "Judge", "Have a worker try a version on its base."),
     "verify": Door("cli.checks", "verify", "Judge", "Read a version's stored bytes again and compare their digests."),
+    "convert": Door("cli.convert", "convert", "Move", "Make another form of a version: canonical, diffusers, gguf …"),
     "job": Door("cli.jobs", "job", "Judge", "Jobs: list, show, cancel."),
     "rejudge": Door("cli.rejudge", "rejudge", "Judge", "Renew the engines' verdicts when their rules have changed."),
     "merge": Door("cli.merge", "merge", "Make", "Make one adapter of several, or a base with an adapter in it."),

@@ -42,6 +42,8 @@ class Kind(StrEnum):
     VALIDATE = "validate"
     MERGE = "merge"
     FUSE = "fuse"
+    CONVERT = "convert"
+    CONVERT_ON_BASE = "convert-on-base"
 
 
 class State(StrEnum):

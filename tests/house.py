@@ -48,6 +48,8 @@ TABLE = [
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
     _row("registry.server.routes", "domain server routes", "fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
+    _row("registry.worker.conversions.images", "domain client worker", "diffusers safetensors torch"),
+    _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf torch"),
     _row("cli", "domain client cli", "click rich httpx pydantic"),
     _row("cli.bases", "domain client worker cli", "click"),
     _row("cli.main", "cli", "click"),

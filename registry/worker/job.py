@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 from registry.jobs import Kind
 from registry.worker import validation
+from registry.worker.conversions import runner as conversions
 from registry.worker.merge import runner
 from registry.worker.task import Done, Task
 
@@ -24,8 +25,10 @@ RUNNERS: Mapping[Kind, Runner] = {
     Kind.VALIDATE: validation.validate,
     Kind.MERGE: runner.merge,
     Kind.FUSE: runner.fuse,
+    Kind.CONVERT: conversions.convert,
+    Kind.CONVERT_ON_BASE: conversions.convert,
 }
-BASELESS: frozenset[Kind] = frozenset({Kind.MERGE})
+BASELESS: frozenset[Kind] = frozenset({Kind.MERGE, Kind.CONVERT})
 """Kinds whose work reads no weights of a base."""
 
 

@@ -18,7 +18,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
-from registry.server import bases, catalog, merging, queue, validation
+from registry.server import bases, catalog, converting, merging, queue, validation
 from registry.server.routes.deps import (
     PAGE,
     BlobsDep,
@@ -42,6 +42,8 @@ Text = Annotated[str, Query(max_length=300)]
 def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
     if request.kind in (Kind.MERGE, Kind.FUSE):
         return queue.value(merging.submit(session, actor, request))
+    if request.kind in converting.KINDS:
+        return queue.value(converting.submit(session, actor, request))
     if request.kind is not Kind.VALIDATE:
         raise Invalid("REQUEST_INVALID", f"kind: '{request.kind}' cannot be submitted")
     ref = Ref.parse(request.ref)

@@ -1,0 +1,64 @@
+"""`adapter convert`: the same adapter in another form, as a version of its own.
+
+Invariants
+- Names alone are changed here and now; values by a worker, for which `--wait` waits.
+- The original stays as it is; the result's lineage says `converted`.
+
+Example
+    $ adapter convert acme/support --to canonical --wait
+    $ adapter convert art/style@3 --to diffusers --into art/style-diffusers
+"""
+
+from __future__ import annotations
+
+import click
+
+from cli import jobs, output, session
+from registry.client import convert as conversion
+from registry.client.convert import Outcome
+from registry.conversions import Conversion, Target
+from registry.errors import Unavailable
+from registry.jobs import Job, State
+from registry.names import Ref
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--to", "target", required=True, type=click.Choice([str(t) for t in Target]), help="The form to make.")
+@click.option("--into", default="", metavar="NAME", help="Push into this adapter. Default: NAME-FORM.")
+@click.option("--repair", is_flag=True, help="With --to peft: mend wrong prefixes and `.default` in names.")
+@click.option("--message", "-m", default="", help="What to say of the new version.")
+@click.option("--wait", is_flag=True, help="Wait for the worker.")
+@output.json_option
+def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool) -> None:
+    """Make another form of a version: canonical, plain, peft, diffusers or gguf. The original stays as it is."""
+    asked = Conversion(to=Target(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
+    with session.registry() as registry:
+        made = conversion.convert(registry, ref, asked)
+        job = jobs.wait_for(registry, made.job.id) if made.job is not None and wait else made.job
+    if job is None:
+        output.answer({"version": made.pushed and made.pushed.version, "report": made.report}, lambda: _print(made))
+        return
+    output.answer({"job": job}, lambda: _print_job(job))
+    if job.state in (State.PARKED, State.CANCELLED):
+        click.get_current_context().exit(output.EXIT_CODES[Unavailable])
+
+
+def _print(made: Outcome) -> None:
+    if made.pushed is None or made.report is None:
+        return
+    version = made.pushed.version
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+    click.echo(f"  {made.report.sentence}")
+
+
+def _print_job(job: Job) -> None:
+    if job.state is State.DONE:
+        report = job.result.get("report") or {}
+        click.echo(f"{output.strong(str(job.result.get('version')))}  {output.faint(str(job.result.get('digest')))}")
+        for line in (report.get("sentence"), *(report.get("notes") or ())):
+            click.echo(f"  {line}")
+    elif job.error:
+        click.echo(f"{job.id} is {job.state}: {job.error}")
+    else:
+        click.echo(f"{job.id} {job.state}: values change, so a worker does it (`adapter work`); --wait waits for it")

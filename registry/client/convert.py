@@ -1,0 +1,110 @@
+"""Convert a version into another form: by renaming here, or by a job for a worker; either way a new version.
+
+Invariants
+- The request is judged here, by header and facts, before anything is fetched; the worker judges it again.
+- Renaming reads no number: the new header is written, the old bytes follow in chunks.
+- The result enters by the push door, with the original as its parent (`converted`) and the request in its annotations.
+
+Example
+    >>> convert(registry, Ref.parse("acme/support"), Conversion(to="canonical", into="acme/support-canonical")).job.kind
+    <Kind.CONVERT: 'convert'>
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry import contents, conversions
+from registry.client import transfer
+from registry.client.api import Registry
+from registry.client.folder import read_folder
+from registry.contents import Contents, Found
+from registry.conversions import Conversion, Converted, Place, renaming
+from registry.jobs import Job, Kind
+from registry.manifest import Edge, Relation
+from registry.names import AdapterName, Ref
+from registry.wire import BaseView, Resolved
+from registry.wire.jobs import JobSubmit
+from registry.wire.push import Pushed
+
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A version that exists now, with what was done for it; or the job that will make it."""
+
+    pushed: Pushed | None = None
+    report: Converted | None = None
+    job: Job | None = None
+
+
+def convert(registry: Registry, ref: Ref, asked: Conversion) -> Outcome:
+    """`Invalid` (CONVERSION_INVALID) says why it cannot be. Only names: done on return; values: the job is queued."""
+    source = registry.resolve(ref)
+    base = registry.base(source.manifest.base.name)
+    found = read(registry, source)
+    place = conversions.place_of(found, asked, base.spec)
+    if place is not Place.HERE:
+        kind = Kind.CONVERT_ON_BASE if place is Place.BASE else Kind.CONVERT
+        exactly = str(Ref(AdapterName.parse(source.name), source.number))
+        return Outcome(job=registry.submit(JobSubmit(kind=kind, ref=exactly, payload=asked.model_dump(mode="json"))))
+    with tempfile.TemporaryDirectory(prefix="adapter-convert-") as scratch:
+        before, after = Path(scratch) / "before", Path(scratch) / "after"
+        transfer.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
+        report = rename(before, after, asked, base)
+        return Outcome(push(registry, after, source, asked, report, scheme=found.facts["scheme"]), report)
+
+
+def read(registry: Registry, source: Resolved) -> Found:
+    """What the version's files say, by ranges: its configuration and its header."""
+    links = {file.path: file for file in source.files}
+
+    def part(path: str, start: int, length: int) -> bytes:
+        length = min(length, links[path].size_bytes - start)
+        if length <= 0:
+            return b""
+        with registry.read(links[path].url, start=start, length=length) as chunks:
+            return b"".join(chunks)
+
+    return contents.read_any(source.manifest.files, part)
+
+
+def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Converted:
+    """The adapter of one folder with other names, in another folder."""
+    folder = read_folder(before)
+    weights = contents.weights_of(folder.files)
+    header = folder.found.header
+    metadata = dict(header.metadata)
+    if isinstance(folder.found, Contents):
+        names = renaming.repairs(header, folder.found.lora, base.spec)
+        target = weights.path
+    else:
+        names = renaming.to_diffusers(header)
+        target = "pytorch_lora_weights.safetensors"
+    after.mkdir()
+    with open(before / weights.path, "rb") as old, open(after / target, "wb") as new:
+        new.write(renaming.head_of(header, names, metadata))
+        old.seek(header.data_start)
+        while chunk := old.read(CHUNK_BYTES):
+            new.write(chunk)
+    for file in folder.files:
+        if file.path != weights.path:
+            (after / file.path).write_bytes((before / file.path).read_bytes())
+    first = next(iter(names.items()))
+    sentence = f"{len(names)} of {len(header)} tensors renamed, such as {first[0]} to {first[1]}"
+    return Converted(sentence=sentence, tensors=len(header), renamed=len(names))
+
+
+def push(
+    registry: Registry, folder: Path, source: Resolved, asked: Conversion, report: Converted, *, scheme: str
+) -> Pushed:
+    """The converted folder as the newest version of `asked.into`."""
+    parent = Edge(relation=Relation.CONVERTED, digest=source.digest, name=f"{source.name}@{source.number}")
+    return transfer.push_folder(
+        registry, folder, AdapterName.parse(asked.into), base=source.manifest.base.name, edges=[parent],
+        annotations=asked.annotations(scheme, report),
+        message=asked.message or f"{asked.to} form of {source.name}@{source.number}",
+    )  # fmt: skip

@@ -1,0 +1,228 @@
+"""Conversions: the same adapter in another form, and what stands against it. Judged from facts, before anybody works.
+
+    canonical   PEFT's plain LoRA: the scale in B, alpha = rank, one rank, no rsLoRA; every runtime multiplies by 1
+    plain       PiSSA or OLoRA → a LoRA of twice the rank that fits the unchanged base (needs the base's weights)
+    peft        torchtune or mlx → PEFT; with `repair`, wrong prefixes and `.default` in PEFT's own names
+    diffusers   kohya, X-Labs, diffusers of 2023 … → the names of today's diffusers
+    gguf        PEFT → a GGUF adapter for llama.cpp and Ollama
+
+Invariants
+- A conversion that would lose or guess something is refused with the reason (`Invalid` CONVERSION_INVALID).
+- The original is never touched: the result is a version of its own, with the relation `converted` and the request in
+  its annotations.
+- Only names change: it runs anywhere (`Place.HERE`). Values change: a worker does it. Repair happens only on request.
+
+Example
+    >>> place_of(found, Conversion(to="canonical", into="acme/support-canonical"), base)
+    <Place.WORKER: 'worker'>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from pydantic import Field, field_validator
+
+from registry import formats
+from registry.bases import BaseSpec
+from registry.contents import Contents, Foreign, Found
+from registry.conversions import renaming
+from registry.errors import Invalid
+from registry.lora import LoraSpec
+from registry.names import AdapterName
+from registry.verdicts import Value
+
+ANNOTATION = "conversion"
+"""The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""
+MUTATED = ("pissa", "olora")
+PERMUTED = frozenset({"llama", "mistral"})
+"""Model types for which the row order of q and k in torchtune and in GGUF is known to us."""
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""transformers' model type → llama.cpp's architecture, where its rules are known to us (llama's rows change order)."""
+_SEMANTICS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config", "velora_config")
+_DIFFUSERS = frozenset({"kohya", "xlabs", "bfl", "comfy", "diffusers-old"})
+
+
+class Target(StrEnum):
+    """What an adapter can be converted to."""
+
+    CANONICAL = "canonical"
+    PLAIN = "plain"
+    PEFT = "peft"
+    DIFFUSERS = "diffusers"
+    GGUF = "gguf"
+
+
+class Place(StrEnum):
+    """Where a conversion can be done: anywhere, on a worker, on a worker that has the base's weights."""
+
+    HERE = "here"
+    WORKER = "worker"
+    BASE = "base"
+
+
+class Conversion(Value):
+    """A request: the payload of a `convert` job. `into` is the adapter whose newest version the result becomes."""
+
+    to: Target
+    into: str
+    repair: bool = False
+    message: str = Field(default="", max_length=2000)
+
+    @field_validator("into")
+    @classmethod
+    def _into(cls, into: str) -> str:
+        return str(AdapterName.parse(into))
+
+    def annotations(self, scheme: str, report: Converted) -> dict[str, str]:
+        """What is written into the new version's manifest."""
+        said = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.sentence}
+        return {f"{ANNOTATION}.{key}": value[:500] for key, value in said.items() if value}
+
+
+class Converted(Value):
+    """What was done, in figures. `error`: the largest relative error of an update that was measured, if any."""
+
+    sentence: str
+    modules: int = 0
+    rank: int = 0
+    tensors: int = 0
+    renamed: int = 0
+    widened: int = 0
+    error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def place_of(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    """Where this conversion is done. `Invalid` (CONVERSION_INVALID) if it cannot be, with the reason."""
+    rule = {
+        Target.CANONICAL: _canonical, Target.PLAIN: _plain, Target.PEFT: _peft, Target.DIFFUSERS: _diffusers,
+        Target.GGUF: _gguf,
+    }[asked.to]  # fmt: skip
+    if asked.repair and asked.to is not Target.PEFT:
+        raise refused(f"--repair mends PEFT's names and goes with --to {Target.PEFT}")
+    return rule(found, asked, base)
+
+
+def refused(sentence: str, next_step: str = "") -> Invalid:
+    return Invalid("CONVERSION_INVALID", sentence, next_step=next_step)
+
+
+def _lora_of(found: Found, to: Target) -> LoraSpec:
+    if not isinstance(found, Contents):
+        raise refused(f"this is a file of the scheme {found.file.scheme!r}, and {to} is made from PEFT adapters",
+                      f"convert it to {Target.PEFT} first")  # fmt: skip
+    errors = [f for f in found.lora.findings if f.severity == "error"]
+    if errors:
+        raise refused(f"the adapter is faulty: {errors[0].sentence}", "mend it first, or push it again")
+    if found.lora.method != "LORA":
+        raise refused(f"the method is {found.lora.method}; only LoRA has the form {to}")
+    return found.lora
+
+
+def _demand_plain(spec: LoraSpec, to: Target) -> None:
+    config = spec.config
+    if config.use_dora or any(m.magnitude_shape for m in spec.modules):
+        raise refused(
+            f"DoRA rescales the rows of the base's own weights, which no {to} LoRA can say", "merge it instead"
+        )
+    if config.initialisation.startswith(MUTATED):
+        raise refused(
+            f"{config.initialisation} changed the base before training", f"convert it to {Target.PLAIN} first"
+        )
+    odd = [field for field in _SEMANTICS if config.other.get(field)]
+    if odd:
+        raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
+
+
+def _canonical(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(found, asked.to)
+    _demand_plain(spec, asked.to)
+    if len({m.rank for m in spec.modules}) > 1 and any(m.kind == "parameter" for m in spec.modules):
+        raise refused("ranks differ among fused experts, whose factors cannot be padded to one rank")
+    if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
+        raise refused("it is canonical already: every module has alpha = rank, and all have one rank")
+    return Place.WORKER
+
+
+def _plain(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(found, asked.to)
+    if not spec.config.initialisation.startswith(MUTATED):
+        said = spec.config.initialisation or "an ordinary beginning"
+        raise refused(f"only PiSSA and OLoRA changed their base and can be undone, and this one has {said}")
+    if "niter" in spec.config.initialisation:
+        raise refused("a randomised SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
+    if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:
+        raise refused("with DoRA, rsLoRA or patterns PEFT does not convert it")
+    if base.quantisation:
+        raise refused(f"the base is packed ({base.quantisation}): its first factors cannot be computed again")
+    return Place.BASE
+
+
+def _peft(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    if isinstance(found, Contents):
+        if not asked.repair:
+            raise refused("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
+        renaming.repairs(found.header, found.lora, base)
+        return Place.HERE
+    if asked.repair:
+        raise refused("--repair mends names that are nearly PEFT's; these are of another tool")
+    return _foreign_text(found, base)
+
+
+def _foreign_text(found: Foreign, base: BaseSpec) -> Place:
+    file = found.file
+    if file.scheme not in ("torchtune", "mlx"):
+        raise refused(f"there is no way from {file.scheme!r} to PEFT here; torchtune and mlx can be converted")
+    if file.method != "lora" or file.has_dora:
+        raise refused(
+            f"only plain LoRA of {file.scheme} is converted, and this is {'DoRA' if file.has_dora else file.method}"
+        )
+    if any(m.scale is None or not m.rank for m in file.modules):
+        raise refused("adapter_config.json does not say the scale, and a guess would change the outputs")
+    if file.scheme == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
+        known = " and ".join(sorted(PERMUTED))
+        raise refused(
+            f"torchtune orders the rows of q and k its own way; that of {base.model_type!r} is not known ({known})"
+        )
+    return Place.WORKER
+
+
+def _diffusers(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    if isinstance(found, Contents) or found.file.scheme not in formats.IMAGE_SCHEMES:
+        raise refused("diffusers' names are for adapters of image models, and this is a language model's")
+    file = found.file
+    if file.scheme == "diffusers":
+        raise refused("it has diffusers' names already")
+    if file.scheme not in _DIFFUSERS or file.method != "lora":
+        raise refused(
+            f"diffusers has no converter for {file.scheme} with the method {file.method}; ComfyUI loads it as it is"
+        )
+    if file.has_dora:
+        raise refused("diffusers' converters drop `dora_scale`, which would change the images")
+    return Place.HERE if renaming.can_rename(found.header) else Place.WORKER
+
+
+_BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
+    ("whole modules or biases", lambda spec: spec.full),
+    ("trained tokens", lambda spec: spec.tokens),
+    ("repeated base tensors", lambda spec: spec.repeats),
+    ("a bias on lora_B", lambda spec: [m for m in spec.modules if m.bias_shape]),
+    ("an adapted embedding", lambda spec: [m for m in spec.modules if m.kind != "linear"]),
+    ("invocation tokens (aLoRA)", lambda spec: spec.config.invocation_tokens),
+    ("replicated layers", lambda spec: spec.config.layer_replication),
+)
+"""What an adapter may hold that a GGUF adapter cannot."""
+
+
+def _gguf(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(found, asked.to)
+    _demand_plain(spec, asked.to)
+    extra = next((what for what, there in _BEYOND_PAIRS if there(spec)), "")
+    if extra:
+        raise refused(f"a GGUF adapter holds pairs of linear modules only, and this one has {extra}")
+    if base.model_type not in GGUF_ARCHITECTURES:
+        known = ", ".join(sorted(GGUF_ARCHITECTURES))
+        raise refused(f"the rules of llama.cpp for {base.model_type!r} are not here; known are {known}")
+    return Place.WORKER

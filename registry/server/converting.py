@@ -1,0 +1,42 @@
+"""Converting: a request is checked and a job is queued. What the version's files say is judged by client and worker.
+
+Invariants
+- Whoever asks must see the source, and must be allowed to push where the result goes.
+- The job is about one version by its number; an alias that moves meanwhile changes nothing.
+
+Example
+    >>> converting.submit(session, actor, JobSubmit(kind="convert", ref="acme/support", payload=payload)).kind
+    'convert'
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from sqlmodel import Session
+
+from registry.conversions import Conversion
+from registry.errors import Invalid
+from registry.jobs import Kind
+from registry.names import AdapterName, Ref
+from registry.server import catalog, queue
+from registry.server.actors import Actor
+from registry.server.tables import BaseRow, JobRow
+from registry.wire.jobs import JobSubmit
+
+KINDS = (Kind.CONVERT, Kind.CONVERT_ON_BASE)
+
+
+def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
+    """The job of this conversion. `Invalid` (REQUEST_INVALID) for a payload that is none."""
+    try:
+        asked = Conversion.model_validate(request.payload)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "payload"
+        raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
+    ref = Ref.parse(request.ref)
+    version = catalog.find(session, actor, ref.name, ref.selector, yanked_too=False)
+    actor.demand("push", AdapterName.parse(asked.into))
+    base = session.get_one(BaseRow, version.base_id)
+    payload = asked.model_dump(mode="json")
+    return queue.enqueue(session, actor, request.kind, version, name=ref.name, base=base.name, payload=payload)

@@ -1,0 +1,129 @@
+"""Image adapters under today's diffusers names, by diffusers' own converters, and proof that nothing was lost.
+
+`Pipeline.lora_state_dict` knows some thirty naming schemes, and it is lenient: what it does not understand it leaves
+under its old name or drops with a log line. So what it made is counted, and the size of the whole update is compared.
+
+Invariants
+- Every pair of the result has a name of a diffusers component; one that has not is a refusal.
+- The squared norm of all updates, scale · B·A, equals the original's to one part in 10^4 (a fused matrix that is split
+  into rows keeps its norm); else the conversion lost something and is refused.
+- alpha / rank is folded into B, so the file means the same to loaders that know no alpha.
+
+Example
+    $ python -m registry.worker.conversions.images < order.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from registry import contents
+from registry.client.folder import read_folder
+from registry.compat.paths import IMAGE_COMPONENTS
+from registry.contents import Foreign
+from registry.conversions import Converted, refused, renaming
+from registry.formats.facts import FileFacts
+from registry.worker.conversions import canonical, process
+from registry.worker.conversions.order import Order
+
+PIPELINES = {
+    "sd": "StableDiffusionPipeline", "sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline", "sd3": "StableDiffusion3Pipeline",
+    "wan": "WanPipeline", "qwen-image": "QwenImagePipeline",
+}  # fmt: skip
+"""Family of the base → the class whose `lora_state_dict` reads its adapters."""
+FILE = "pytorch_lora_weights.safetensors"
+TOLERANCE = 1e-4
+
+_DOWN = (".lora_A.weight", ".lora_down.weight", ".down.weight")
+_UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
+
+
+def convert(order: Order) -> Converted:
+    folder, out = read_folder(Path(order.source)), Path(order.out)
+    if not isinstance(folder.found, Foreign):
+        raise refused("this is a language model's adapter")
+    file = folder.found.file
+    weights = contents.weights_of(folder.files).path
+    family = order.base.model_type or file.family
+    if family not in PIPELINES:
+        raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
+    given = process.load(folder.path / weights)
+    tensors = _converted(getattr(diffusers, PIPELINES[family]), folder.path, weights)
+    _demand_all(given, tensors, file)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
+    canonical.copy_others(folder, out)
+    pairs = sum(name.endswith(_UP) for name in tensors)
+    return Converted(
+        sentence=f"{len(file.modules)} modules of {file.scheme} became {pairs} of diffusers, by diffusers "
+                 f"{diffusers.__version__}",
+        modules=pairs, rank=file.max_rank, tensors=len(tensors), renamed=len(tensors),
+        error=_difference(given, tensors, file),
+    )  # fmt: skip
+
+
+def _converted(pipeline: Any, folder: Path, weights: str) -> dict[str, Tensor]:
+    try:
+        answer = pipeline.lora_state_dict(str(folder), weight_name=weights, return_alphas=True)
+    except TypeError:
+        answer = pipeline.lora_state_dict(str(folder), weight_name=weights)
+    except (ValueError, KeyError) as e:
+        raise refused(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
+    found, alphas = answer if isinstance(answer, tuple) else (answer, {})
+    by_path = {
+        name.removesuffix(".alpha").removesuffix(".down.weight"): value for name, value in (alphas or {}).items()
+    }
+    result: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        alpha = by_path.get(name.removesuffix(".up.weight")) if name.endswith(".up.weight") else None
+        if alpha is not None:
+            tensor = canonical.scaled(tensor, float(alpha) / tensor.shape[1])
+        result[renaming.modern(name)] = tensor
+    return result
+
+
+def _demand_all(given: dict[str, Tensor], made: dict[str, Tensor], file: FileFacts) -> None:
+    stray = [name for name in made if not name.startswith(tuple(f"{c}." for c in IMAGE_COMPONENTS))]
+    if stray or not made:
+        raise refused(f"diffusers left {len(stray)} of {len(made)} tensors under names that it loads nowhere, "
+                      f"such as {stray[0] if stray else 'all'}")  # fmt: skip
+    difference = _difference(given, made, file)
+    if difference > TOLERANCE:
+        raise refused(f"diffusers' converter lost part of the adapter: its size changed by {difference:.3g}")
+
+
+def _difference(given: dict[str, Tensor], made: dict[str, Tensor], file: FileFacts) -> float:
+    """How far the norm of the whole update moved, relatively."""
+    scales = {module.path: module.scale for module in file.modules}
+    before = sum((_scale_of(path, scales) ** 2) * size for path, size in _sizes(given).items())
+    after = sum(_sizes(made).values())
+    return abs(after - before) / before if before else abs(after)
+
+
+def _scale_of(path: str, scales: dict[str, float | None]) -> float:
+    """The scale of the pair at `path`; X-Labs' two pairs of one processor have paths that differ by a separator."""
+    found = next((s for p, s in scales.items() if p == path or p.replace("_", ".") == path.replace("_", ".")), None)
+    return 1.0 if found is None else found
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """Path → |B·A|², from the small products: tr((A·Aᵀ)(Bᵀ·B)). Convolutions count with their kernels."""
+    sizes: dict[str, float] = {}
+    for name, a in tensors.items():
+        end = next((end for end in _DOWN if name.endswith(end)), "")
+        b = tensors.get(name.removesuffix(end) + _UP[_DOWN.index(end)]) if end else None
+        if b is not None:
+            wide_a, wide_b = a.to(torch.float64).flatten(1), b.to(torch.float64).flatten(1)
+            sizes[name.removesuffix(end)] = float(((wide_a @ wide_a.T) * (wide_b.T @ wide_b)).sum())
+    return sizes
+
+
+if __name__ == "__main__":
+    process.main(convert)

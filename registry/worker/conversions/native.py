@@ -1,0 +1,94 @@
+"""torchtune's and mlx-lm's adapters as PEFT's: names, A and B turned where they lie the other way, rows in order.
+
+    torchtune   rows of lora_B for q and k stand in pairs (x0, y0, x1, y1 …), PEFT's in halves (x0, x1 … y0, y1 …):
+                torchtune's tune_to_peft_adapter_weights (models/convert_weights.py)
+    mlx         A is [in, r] and B [r, out]; the multiplier `scale` becomes alpha = scale · rank
+
+Invariants
+- Values are moved, never computed: each number of the original is one of the result.
+- Targets are the last parts of paths only if these mean exactly the modules that the file holds on this base.
+
+Example
+    $ python -m registry.worker.conversions.native < order.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from registry import contents
+from registry.bases import BaseSpec
+from registry.client.folder import read_folder
+from registry.compat.paths import Paths
+from registry.contents import Foreign
+from registry.conversions import Converted, refused
+from registry.formats.facts import FileModule
+from registry.lora.names import PREFIX
+from registry.worker.conversions import canonical, process
+from registry.worker.conversions.order import Order
+
+
+def convert(order: Order) -> Converted:
+    folder = read_folder(Path(order.source))
+    if not isinstance(folder.found, Foreign):
+        raise refused("this is PEFT's already")
+    file = folder.found.file
+    given = process.load(folder.path / contents.weights_of(folder.files).path)
+    paths, made = Paths(file.scheme, order.base.modules), {}
+    for module in file.modules:
+        meant = paths.of(module.path)
+        if meant is None or len(meant) != 1 or meant[0] not in order.base.modules:
+            raise refused(f"{module.path} names no module of {order.base.name}")
+        a, b = _pair(given, module, file.scheme, meant[0], order.base)
+        made[meant[0]] = (a, b, module)
+    tensors: dict[str, Tensor] = {}
+    for path, (a, b, _) in made.items():
+        tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
+    process.save(Path(order.out), tensors, _config(made, order.base, file.base_claimed))
+    canonical.copy_others(folder, Path(order.out))
+    return Converted(
+        sentence=f"{len(made)} modules of {file.scheme} named as PEFT names them, rank {file.max_rank}",
+        modules=len(made), rank=file.max_rank, tensors=len(tensors), renamed=len(tensors), error=0.0,
+    )  # fmt: skip
+
+
+def _pair(
+    given: dict[str, Tensor], module: FileModule, scheme: str, path: str, base: BaseSpec
+) -> tuple[Tensor, Tensor]:
+    if scheme == "mlx":
+        return given[f"{module.path}.lora_a"].T, given[f"{module.path}.lora_b"].T
+    at = f"module.{module.path}" if f"module.{module.path}.lora_a.weight" in given else module.path
+    a, b = given[f"{at}.lora_a.weight"], given[f"{at}.lora_b.weight"]
+    heads = {"q_proj": base.heads, "k_proj": base.kv_heads}.get(path.rpartition(".")[2])
+    return a, in_halves(b, heads) if heads else b
+
+
+def in_halves(b: Tensor, heads: int) -> Tensor:
+    """Rows of each head from pairs to halves: row 2i to i, row 2i + 1 to half + i."""
+    rows, rank = b.shape
+    half = rows // heads // 2
+    return b.reshape(heads, half, 2, rank).transpose(1, 2).reshape(rows, rank)
+
+
+def _config(made: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec, claimed: str) -> dict[str, Any]:
+    ranks = {path: module.rank for path, (_, _, module) in made.items()}
+    alphas = {path: (module.scale or 0.0) * module.rank for path, (_, _, module) in made.items()}
+    rank, alpha = max(ranks.values()), max(alphas.values(), key=list(alphas.values()).count)
+    leaves = sorted({path.rpartition(".")[2] for path in made})
+    meant = {path for path in base.modules if path.rpartition(".")[2] in leaves}
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": claimed or base.name, "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "target_modules": leaves if meant == set(made) else sorted(made),
+        "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
+        "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+        "lora_dropout": 0.0, "modules_to_save": None, "use_dora": False, "use_rslora": False,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    process.main(convert)

@@ -1,0 +1,67 @@
+"""PiSSA and OLoRA as a plain LoRA of twice the rank, which fits the base as it is: PEFT's own conversion.
+
+Both take their first factors B0·A0 out of the base before training. What was learned is B·A - B0·A0 on the unchanged
+base: one LoRA of the two pairs side by side. The first factors follow from the base's weights (an SVD, a QR), so they
+are made again here, and PEFT subtracts them (`save_pretrained(path_initial_model_for_weight_conversion=…)`).
+
+Invariants
+- The base is loaded twice, in 32 bits: once to make the beginning, once to load the adapter; it is never written.
+- No code of the base is run (`trust_remote_code` stays off).
+
+Example
+    $ python -m registry.worker.conversions.plain < order.json
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from registry.client.folder import read_folder
+from registry.conversions import Converted
+from registry.manifest import CONFIG
+from registry.worker.conversions import canonical, process
+from registry.worker.conversions.order import Order
+
+
+def convert(order: Order) -> Converted:
+    folder, out = read_folder(Path(order.source)), Path(order.out)
+    spec = folder.contents.lora
+    began = spec.config.initialisation
+    with tempfile.TemporaryDirectory(prefix="adapter-start-") as start:
+        config = LoraConfig.from_pretrained(order.source)
+        config.inference_mode = False
+        beginning = get_peft_model(_base(order), config)
+        beginning.peft_config["default"].init_lora_weights = True
+        beginning.save_pretrained(start)
+        del beginning
+        trained = PeftModel.from_pretrained(_base(order), order.source)
+        trained.peft_config["default"].init_lora_weights = began
+        trained.save_pretrained(out, path_initial_model_for_weight_conversion=start)
+    (out / "README.md").unlink(missing_ok=True)  # PEFT writes an empty card
+    written = json.loads((out / CONFIG).read_bytes())
+    written["base_model_name_or_path"] = spec.base_name or order.base.name
+    (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
+    canonical.copy_others(folder, out)
+    made = read_folder(out).contents.lora
+    return Converted(
+        sentence=f"{began} taken back: {len(made.modules)} modules of rank {made.rank} for the unchanged base",
+        modules=len(made.modules), rank=made.rank, tensors=2 * len(made.modules),
+        notes=(f"the first factors were computed again from the weights of {order.base.name}",),
+    )  # fmt: skip
+
+
+def _base(order: Order) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        order.base_folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+
+
+if __name__ == "__main__":
+    process.main(convert)

@@ -1,0 +1,51 @@
+"""The jobs `convert` and `convert-on-base`: pull the original, judge it once more, convert, push the result.
+
+Invariants
+- What the client judged is judged again here, from the bytes; a refusal ends the job for good.
+- The result enters by the push door with the original as its parent; the same job done twice is the same version.
+- No torch here (order.py): a lost lease ends the process at once.
+
+Example
+    >>> convert(task).result["version"]
+    'acme/support-canonical@1'
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from registry import conversions
+from registry.client import convert as client_convert
+from registry.client.folder import read_folder
+from registry.conversions import Conversion, Place
+from registry.errors import Invalid, TooLarge
+from registry.worker.conversions.order import Order
+from registry.worker.task import Done, Failed, Task
+
+
+def convert(task: Task) -> Done:
+    """The claimed version in another form."""
+    asked = Conversion.model_validate(task.job.payload)
+    base = task.base
+    with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
+        task.lease.say(f"pulling {task.subject.name}@{task.subject.number}")
+        folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
+        try:
+            found = read_folder(folder).found
+            place = conversions.place_of(found, asked, base.spec)
+            weights = str(task.ready_source().folder) if place is Place.BASE else ""
+            task.lease.say(f"converting to {asked.to}")
+            if place is Place.HERE:
+                report = client_convert.rename(folder, out, asked, base)
+            else:
+                order = Order(conversion=asked, source=str(folder), out=str(out), base=base.spec, base_folder=weights)
+                report = order.run(task.lease.check, threads=task.limits.threads)
+        except (Invalid, TooLarge) as e:
+            raise Failed(e.detail, final=True) from e
+        task.lease.say(f"pushing {asked.into}")
+        scheme = str(found.facts["scheme"])
+        pushed = client_convert.push(task.registry, out, task.subject, asked, report, scheme=scheme)
+    made = f"{pushed.version.name}@{pushed.version.number}"
+    result = {"version": made, "digest": str(pushed.version.digest), "report": report.model_dump(mode="json")}
+    return Done(f"{asked.to} → {made}: {report.sentence}", result=result)

@@ -1,0 +1,76 @@
+"""A PEFT adapter as GGUF for llama.cpp and Ollama: its names, its row order, the scale in B, written by `gguf`.
+
+llama.cpp multiplies by alpha / rank and knows neither rsLoRA nor patterns, so the canonical form is made first; alpha
+is then the rank. For the architecture `llama` its converter puts the rows of q and k from halves into pairs
+(convert_hf_to_gguf.py: LlamaModel.permute), and those of lora_B with them.
+
+Invariants
+- Names come from the library's table (`gguf.get_tensor_name_map`); a module that it does not know is a refusal.
+- Tensors are F16 where the original is F16, else F32: nothing is rounded.
+
+Example
+    $ python -m registry.worker.conversions.to_gguf < order.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import torch
+from torch import Tensor
+
+from registry import conversions
+from registry.client.folder import read_folder
+from registry.conversions import Converted, refused
+from registry.manifest import WEIGHTS
+from registry.worker.conversions import canonical, process
+from registry.worker.conversions.order import Order
+
+FILE = "adapter.gguf"
+
+
+def convert(order: Order) -> Converted:
+    folder, out, base = read_folder(Path(order.source)), Path(order.out), order.base
+    spec = folder.contents.lora
+    tensors, _ = canonical.folded(spec, process.load(folder.path / WEIGHTS))
+    architecture = conversions.GGUF_ARCHITECTURES[base.model_type]
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    table = gguf.get_tensor_name_map(numbers[architecture], base.layers)
+    out.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(out / FILE, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(spec.rank))
+    writer.add_name(order.conversion.into)
+    writer.add_string("general.base_model.0.name", base.name)
+    for module in spec.modules:
+        name = table.get_name(module.path)
+        if name is None:
+            raise refused(f"llama.cpp has no name for {module.path} in the architecture {architecture}")
+        a, b = (tensors[half] for half in canonical.names_of(module, tensors)[:2])
+        heads = {"q_proj": base.heads, "k_proj": base.kv_heads}.get(module.path.rpartition(".")[2])
+        if architecture == "llama" and heads:
+            b = in_pairs(b, heads)
+        for half, tensor in (("lora_a", a), ("lora_b", b)):
+            kept = torch.float16 if tensor.dtype == torch.float16 else torch.float32
+            writer.add_tensor(f"{name}.weight.{half}", tensor.to(kept).contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Converted(
+        sentence=f"{len(spec.modules)} modules of rank {spec.rank} written for llama.cpp's architecture {architecture}",
+        modules=len(spec.modules), rank=spec.rank, tensors=2 * len(spec.modules), renamed=2 * len(spec.modules),
+        error=0.0,
+    )  # fmt: skip
+
+
+def in_pairs(b: Tensor, heads: int) -> Tensor:
+    """Rows of each head from halves to pairs: row i to 2i, row half + i to 2i + 1."""
+    rows, rank = b.shape
+    return b.reshape(heads, 2, rows // heads // 2, rank).transpose(1, 2).reshape(rows, rank)
+
+
+if __name__ == "__main__":
+    process.main(convert)
