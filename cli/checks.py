@@ -1,19 +1,16 @@
-"""Judging without storing: `adapter check`, and `adapter verify`, which reads stored bytes again.
+"""Judging without storing: `adapter check`.
 
 Invariants
 - `check` stores nothing and sends nothing: it asks for the base's facts and judges here, by the server's own rules.
   Of a version on another base only the configuration and the header are read; on its own base nothing is.
-- `verify` trusts nothing but SHA-256: it hashes every byte that the registry gives now, and the manifest too.
 
 Example
     $ adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
     $ adapter check --fleet smollm2 --engine vllm==0.33.0
-    $ adapter verify acme/support:prod
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -23,12 +20,9 @@ from registry import contents, engines, judgement
 from registry.client import folder as folders
 from registry.client import transfer
 from registry.client.api import Registry
-from registry.digest import Hasher
 from registry.engines import Profile
-from registry.errors import Corrupt, NotFound
 from registry.names import Ref
 from registry.verdicts import Check, Outcome, Verdict
-from registry.wire import FileLink, Resolved
 from registry.wire.verdicts import FleetView
 
 
@@ -128,67 +122,3 @@ def _print_fleet(found: FleetView) -> None:
             ],
             indent="    ",
         )
-
-
-# ------------------------------------------------------------------ verify
-@dataclass(frozen=True, slots=True)
-class Reread:
-    """One file read again: what it should hash to and what it hashed to. `error`: it could not be read."""
-
-    path: str
-    expected: str
-    found: str
-    size_bytes: int
-    error: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.expected == self.found
-
-
-@click.command()
-@click.argument("ref", type=output.REF)
-@output.json_option
-def verify(ref: Ref) -> None:
-    """Read every stored byte of a version now and compare with its digest. Exits 70 when something differs."""
-    with session.registry() as registry:
-        resolved = registry.resolve(ref)
-        rereads = [_reread(registry, resolved, file) for file in resolved.files]
-    listed = {(f.path, f.digest) for f in resolved.manifest.files} == {(f.path, f.digest) for f in resolved.files}
-    manifest = Reread("the manifest", resolved.digest, resolved.manifest.digest, len(resolved.manifest.to_bytes()))
-    items = [manifest, *rereads]
-    whole = listed and all(item.ok for item in items)
-    document = {
-        "name": resolved.name,
-        "number": resolved.number,
-        "digest": resolved.digest,
-        "ok": whole,
-        "files": [{**asdict(item), "ok": item.ok} for item in items],
-        "signatures": [],
-    }
-    output.answer(document, lambda: _print_rereads(resolved, items, whole))
-    if not whole:
-        click.get_current_context().exit(output.EXIT_CODES[Corrupt])
-
-
-def _reread(registry: Registry, resolved: Resolved, file: FileLink) -> Reread:
-    hasher = Hasher()
-    expected = resolved.manifest.file(file.path)
-    try:
-        with registry.read(file.url) as chunks:
-            for chunk in chunks:
-                hasher.update(chunk)
-    except (Corrupt, NotFound) as e:
-        return Reread(file.path, str(expected.digest if expected else ""), "", hasher.size_bytes, e.detail)
-    return Reread(file.path, str(expected.digest if expected else ""), str(hasher.digest()), hasher.size_bytes)
-
-
-def _print_rereads(resolved: Resolved, items: list[Reread], whole: bool) -> None:
-    click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
-    for item in items:
-        mark = click.style("ok     ", fg="green") if item.ok else click.style("differs", fg="red", bold=True)
-        click.echo(f"  {mark}  {item.path}  {output.faint(output.size(item.size_bytes))}")
-        if not item.ok:
-            click.echo(f"           should be {item.expected}, {item.error or f'is {item.found}'}")
-    click.echo("every byte is what its digest says" if whole else "this version is damaged: do not use it")
-    click.echo(output.faint("signatures: none; a digest says what the bytes are, not who made them"))

@@ -45,9 +45,13 @@ DOORS: dict[str, Door] = {
     "check": Door("cli.checks", "check", "Judge", "Say whether it fits a base, and what engines do with it."),
     "diff": Door("cli.diff", "diff", "Look", "Say what changed between two versions or folders."),
     "validate": Door("cli.jobs", "validate", "Judge", "Have a worker try a version on its base."),
-    "verify": Door("cli.checks", "verify", "Judge", "Read a version's stored bytes again and compare their digests."),
+    "sign": Door("cli.sign", "sign", "Judge", "Sign a version, or bring a signature for it."),
+    "verify": Door("cli.verify", "verify", "Judge", "Verify a version's bytes, signatures and its place in the log."),
     "convert": Door("cli.convert", "convert", "Move", "Make another form of a version: canonical, diffusers, gguf …"),
     "job": Door("cli.jobs", "job", "Judge", "Jobs: list, show, cancel."),
+    "revalidate": Door(
+        "cli.campaigns", "revalidate", "Judge", "Have workers try a base's versions again; says what changed."
+    ),
     "rejudge": Door("cli.rejudge", "rejudge", "Judge", "Renew the engines' verdicts when their rules have changed."),
     "merge": Door("cli.merge", "merge", "Make", "Make one adapter of several, or a base with an adapter in it."),
     "extract": Door("cli.merge", "extract", "Make", "Make an adapter of what two bases differ in."),

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import click
 
-from cli import adapters, jobs, main, output, session
+from cli import adapters, jobs, main, output, session, sign
 from registry.client import transfer
 from registry.client.api import Registry
 from registry.errors import Reason
@@ -57,14 +58,28 @@ class Bar:
 
 
 # ------------------------------------------------------------------ push
+class Tag(click.ParamType[tuple[str, str]]):
+    """`KEY=VALUE` → the pair. It becomes an annotation of the manifest, and so a part of what the version is."""
+
+    name = "tag"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE, such as team=search", param, ctx)
+        return key, text
+
+
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("name")
 @click.option("--base", default="", help="The base it was trained on. Default: what its configuration names.")
 @click.option("--alias", default="", help="Also point this alias at it, through its gate.")
 @click.option("--parent", "parents", multiple=True, type=output.REF, help="What it was trained on from; repeat it.")
+@click.option("--tag", "tags", multiple=True, type=Tag(), metavar="KEY=VALUE", help="A tag to search by; repeat it.")
 @click.option("--message", "-m", default="", help="What is new in it.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
+@click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign it with this private key (PEM, OpenSSH).")
 @click.option("--wait", is_flag=True, help="Wait for the verdict of a worker.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
 @click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
@@ -75,14 +90,17 @@ def push(
     base: str,
     alias: str,
     parents: tuple[Ref, ...],
+    tags: tuple[tuple[str, str], ...],
     message: str,
     golden: Path | None,
+    key: Path | None,
     wait: bool,
     timeout: float | None,
     strict: bool,
 ) -> None:
     """Push the adapter in DIR as the newest version of NAME. The same bytes again are the same version."""
     adapter = AdapterName.parse(name)
+    signer = sign.private_key(key) if key is not None else None
     job: Job | None = None
     with session.registry() as registry:
         with Bar(name) as progress:
@@ -93,10 +111,12 @@ def push(
                 base=base,
                 alias=alias,
                 parents=parents,
+                annotations=dict(tags),
                 message=message,
                 golden=golden,
                 progress=progress,
                 left_out=say_left_out,
+                key=signer,
             )
         if (wait or timeout) and pushed.job_id:
             job = jobs.wait_for(registry, pushed.job_id, timeout)

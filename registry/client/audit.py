@@ -17,9 +17,19 @@ from pydantic import BaseModel, ValidationError
 
 from registry.client.api import Registry
 from registry.errors import Corrupt, NotFound, RegistryError
+from registry.names import Ref
 from registry.tlog import tiles, verify_consistency
 from registry.tlog.notes import Checkpoint, Verifier
-from registry.wire.audit import Consistency, EventPage, EventProof, EventView, LogKeys
+from registry.wire.audit import (
+    AttestationList,
+    AttestationView,
+    Consistency,
+    EventPage,
+    EventProof,
+    EventView,
+    LogKeys,
+    SignRequest,
+)
 
 Shape = TypeVar("Shape", bound=BaseModel)
 PAGE = 200
@@ -61,6 +71,17 @@ class Audit:
     def entries(self, index: int, width: int) -> bytes:
         return self._connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
 
+    # ------------------------------------------------------------ attestations
+    def attestations(self, ref: Ref | str) -> AttestationList:
+        """What is signed about a version."""
+        return self._get(f"{_version(ref)}/attestations", AttestationList)
+
+    def sign(self, ref: Ref | str, request: SignRequest) -> AttestationView:
+        """Bring a signature for a version."""
+        body = request.model_dump(mode="json")
+        answer = self._connection.send("POST", f"{_version(ref)}/attestations", json=body)
+        return AttestationView.model_validate_json(answer.content)
+
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         answer = self._connection.send("GET", path, query=query)
         try:
@@ -68,6 +89,11 @@ class Audit:
         except ValidationError as e:
             sentence = f"the registry's answer to {path} is not what we expect: {e.errors()[0]['msg']}"
             raise RegistryError("INTERNAL", sentence) from e
+
+
+def _version(ref: Ref | str) -> str:
+    parsed = ref if isinstance(ref, Ref) else Ref.parse(ref)
+    return f"/adapters/{parsed.name}/versions/{parsed.selector}"
 
 
 class ServerLog:

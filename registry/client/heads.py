@@ -92,8 +92,8 @@ class Heads:
         return _read(self._path(note.partition("\n")[0] if by_origin else registry.url))
 
     def trust(self, registry: Registry, keys: tuple[str, ...], note: str, *, by_origin: bool = False) -> None:
-        """Remember these keys from now on: the answer of a person to a key that was changed on purpose."""
-        _write(self._path(note.partition("\n")[0] if by_origin else registry.url), Head(keys, note))
+        """Remember these keys and this checkpoint from now on: what a person decides after a change on purpose."""
+        _write(self._path(note.partition("\n")[0] if by_origin else registry.url), Head(keys, note), shorter_too=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
@@ -111,10 +111,10 @@ def _read(path: Path) -> Head | None:
         ) from e
 
 
-def _write(path: Path, head: Head) -> None:
+def _write(path: Path, head: Head, *, shorter_too: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = _read(path)
-    if now is not None and now.keys == head.keys:
+    if now is not None and now.keys == head.keys and not shorter_too:
         held, new = (Checkpoint.of_note(h.note, *h.verifiers) for h in (now, head))
         if held is not None and new is not None and held.size > new.size:
             return

@@ -21,8 +21,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from registry.client import streams
+from registry.attestations.keys import PrivateKey
+from registry.client import signing, streams
 from registry.client.api import Registry
+from registry.client.audit import Audit
 from registry.client.base_folder import base_spec_from as base_spec_from
 from registry.client.cache import Cache
 from registry.client.destination import NOTE, Destination
@@ -52,11 +54,12 @@ def push_folder(
     progress: Progress | None = None,
     bases: Bases | None = None,
     left_out: Callable[[Reason], None] = lambda _reason: None,
+    key: PrivateKey | None = None,
 ) -> Pushed:
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
     `base` is found from the configuration when empty. `parents` were trained further; `edges` say themselves how the
-    version came from others. `left_out` is told of each entry that is not sent.
+    version came from others. `left_out` is told of each entry that is not sent. `key` signs what was pushed from here.
     """
     found = read_folder(folder, golden=golden)
     for reason in found.left_out:
@@ -74,6 +77,8 @@ def push_folder(
     )
     pushed = registry.commit_push(plan.push_id, alias=alias, small=[_small(found, upload) for upload in small])
     watched.advance(sum(upload.size_bytes for upload in small))
+    if key is not None:
+        signing.sign(Audit(registry), Ref(name, manifest.digest), manifest, key)
     return pushed
 
 

@@ -33,9 +33,13 @@ from registry.server.audit.log import Log
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
 from registry.server.envelope import Envelope
+from registry.server.lookup import Lookup
+from registry.server.lookup.freshness import Freshness
+from registry.server.lookup.pointer import Pointers
 from registry.server.routes import (
     access,
     adapters,
+    attestations,
     audit,
     bases,
     deps,
@@ -70,7 +74,7 @@ STATUS_OF_CODE = {
     "BODY_STALLED": 408,
     "RATE_LIMITED": 429,
 }
-ROOMS = (adapters, bases, jobs, access, namespaces, transfer, upkeep, verdicts, audit)
+ROOMS = (adapters, bases, jobs, access, namespaces, transfer, upkeep, verdicts, audit, attestations)
 """Where routes are. No room includes another's router: `declared_scopes` must see every route."""
 
 NOTED = (errors.Unauthenticated, errors.Denied, errors.NotFound)
@@ -118,6 +122,15 @@ def create_app(
     app.add_exception_handler(405, _no_method)
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(Envelope, stall_seconds=settings.stall_seconds)
+    app.state.freshness = Freshness(app.state.engine)
+    app.add_middleware(
+        Lookup,
+        freshness=app.state.freshness,
+        pointers=Pointers(app.state.engine),
+        memory=app.state.memory,
+        pace=app.state.pace,
+        told=lambda: app.state.log.header,
+    )
     return app
 
 

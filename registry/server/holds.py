@@ -6,7 +6,7 @@
 
 Invariants
 - The row is there before the bytes are: there is never a final key without a row. `pending` promises nothing.
-- A blob is needed while a version or a verdict refers to it, while an open push names it, and while a running job is
+- A blob is needed while a version, a verdict or an attestation refers to it, while an open push names it, and while a running job is
   about to leave it. Whoever begins to need one locks its row first; `gc` asks again under the same lock.
 - No clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
 
@@ -28,7 +28,16 @@ from registry.digest import Digest
 from registry.errors import NotFound, Unavailable
 from registry.jobs import State
 from registry.server import db
-from registry.server.tables import BlobRow, JobRow, PushBlobRow, PushRow, UtcTime, VerdictRow, VersionFileRow
+from registry.server.tables import (
+    AttestationRow,
+    BlobRow,
+    JobRow,
+    PushBlobRow,
+    PushRow,
+    UtcTime,
+    VerdictRow,
+    VersionFileRow,
+)
 
 OPEN, COMMITTED, EXPIRED = "open", "committed", "expired"
 """The states of a push. Only an open one holds blobs; the other two are for ever."""
@@ -45,10 +54,11 @@ class BlobState(StrEnum):
 
 
 def referenced() -> ColumnElement[bool]:
-    """The condition on `blob` that a version or a verdict refers to it."""
+    """The condition on `blob` that a version, a verdict or an attestation refers to it."""
     by_version = exists().where(col(VersionFileRow.digest) == col(BlobRow.digest))
     by_verdict = exists().where(col(VerdictRow.report) == col(BlobRow.digest))
-    return or_(by_version, by_verdict)
+    by_attestation = exists().where(col(AttestationRow.digest) == col(BlobRow.digest))
+    return or_(by_version, by_verdict, by_attestation)
 
 
 def held(*, expired_too: bool = True) -> ColumnElement[bool]:

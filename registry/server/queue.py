@@ -26,8 +26,8 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, TooLarge
 from registry.jobs import Job, Kind, Lease, State
 from registry.names import AdapterName, Ref
-from registry.server import audit, db
-from registry.server.actors import EVERYWHERE, Actor
+from registry.server import audit, db, steps
+from registry.server.actors import Actor
 from registry.server.tables import JobRow, VersionRow
 from registry.wire.jobs import ClaimRequest, FailRequest, JobPage
 
@@ -75,7 +75,7 @@ def enqueue(
         created_by=actor.name,
     )
     session.add(row)
-    audit.append(session, actor, "job.enqueue", row.id, {"kind": kind, "subject": row.subject})
+    audit.append(session, actor, "job.enqueue", row.id, {"kind": kind, "subject": row.subject}, namespace=row.namespace)
     return row
 
 
@@ -125,7 +125,9 @@ def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: 
     """A lease that runs `LEASE_SECONDS` from now. `Conflict` (LEASE_LOST) once it was given to another or cancelled."""
     row = _held(session, actor, job_id, token)
     row.lease_expires_at = db.now() + timedelta(seconds=jobs.LEASE_SECONDS)
-    row.progress = progress or row.progress
+    if progress and progress != row.progress:
+        row.progress = progress
+        steps.keep(session, row, progress)
     session.add(row)
     return Lease(token=token, expires_at=row.lease_expires_at)
 
@@ -151,7 +153,9 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
     _end(row, State.DONE)
     row.result = result
     session.add(row)
-    audit.append(session, actor, "job.finish", row.id, {"worker": row.worker, "attempt": row.attempt})
+    audit.append(
+        session, actor, "job.finish", row.id, {"worker": row.worker, "attempt": row.attempt}, namespace=row.namespace
+    )
     return row, True
 
 
@@ -188,7 +192,14 @@ def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final
         row.lease_token, row.lease_expires_at = "", None
     session.add(row)
     detail = {"attempt": row.attempt, "error": error[:500]}
-    audit.append(session, actor, "job.park" if row.state == State.PARKED else "job.requeue", row.id, detail)
+    audit.append(
+        session,
+        actor,
+        "job.park" if row.state == State.PARKED else "job.requeue",
+        row.id,
+        detail,
+        namespace=row.namespace,
+    )
 
 
 def _end(row: JobRow, state: State) -> None:
@@ -207,12 +218,14 @@ def cancel(session: Session, actor: Actor, job_id: str) -> JobRow:
         raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
     _end(row, State.CANCELLED)
     session.add(row)
-    audit.append(session, actor, "job.cancel", row.id, {"subject": row.subject})
+    audit.append(session, actor, "job.cancel", row.id, {"subject": row.subject}, namespace=row.namespace)
     return row
 
 
-def show(session: Session, actor: Actor, job_id: str) -> JobRow:
-    return _row(session, actor, "pull", job_id)
+def show(session: Session, actor: Actor, job_id: str) -> Job:
+    """The job with its steps, which lists leave out."""
+    row = _row(session, actor, "pull", job_id)
+    return value(row).model_copy(update={"steps": steps.of(session, row)})
 
 
 def page(
@@ -258,20 +271,29 @@ def value(row: JobRow) -> Job:
 
 
 # ------------------------------------------------------------------ rights and locks
-def _namespaced(actor: Actor) -> ColumnElement[bool]:
-    return true() if EVERYWHERE in actor.namespaces else col(JobRow.namespace).in_(sorted(actor.namespaces))
+def _namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
+    """The condition on `job` that leaves those about adapters in which the actor holds this scope."""
+    reach, public = actor.reach(scope), sorted(actor.public) if scope == "pull" else []
+    if actor.adapters:
+        own = [col(JobRow.subject).startswith(f"{name}@", autoescape=True) for name in sorted(actor.adapters)]
+        return or_(col(JobRow.namespace).in_(public), *own)
+    return true() if reach is None else col(JobRow.namespace).in_(sorted(reach | set(public)))
 
 
 def _workable(actor: Actor) -> ColumnElement[bool]:
-    return _namespaced(actor) if actor.has("work") else ~true()
+    return _namespaced(actor, "work") if actor.has("work") else ~true()
 
 
 def _row(session: Session, actor: Actor, scope: str, job_id: str, *, lock: bool = False) -> JobRow:
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
-    if row is None or not actor.may(scope, row.namespace):
+    if row is None or not actor.may(scope, row.namespace, _adapter_of(row)):
         raise NotFound("JOB_UNKNOWN", f"there is no job {job_id[:100]!r}, or you may not see it")
     return row
+
+
+def _adapter_of(row: JobRow) -> str:
+    return row.subject.partition("@")[0].partition("/")[2]
 
 
 def _held(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:

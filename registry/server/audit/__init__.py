@@ -26,8 +26,8 @@ from registry.server.tables import EventRow
 from registry.wire.audit import EventPage, EventView
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
-NAMED = frozenset({"version", "alias", "adapter", "verdict", "attestation"})
-"""Nouns whose objects begin with a namespace and a slash."""
+NAMED = frozenset({"version", "alias", "adapter", "verdict", "publisher", "namespace"})
+"""Nouns whose objects are a namespace, or begin with one and a slash."""
 WINDOW = 5000
 """Events that one page looks at, at most, for those that its reader may see."""
 
@@ -51,7 +51,8 @@ def append(
     if size_bytes > DETAIL_LIMIT_BYTES:
         told = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
     if namespace is None:
-        namespace = object.partition("/")[0] if action.partition(".")[0] in NAMED else ""
+        noun = action.partition(".")[0]
+        namespace = object.partition("/")[0] if noun in NAMED else ""
     row = EventRow(
         at=db.now(),
         actor=actor.name,

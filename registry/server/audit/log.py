@@ -19,7 +19,7 @@ import threading
 
 from registry import tlog
 from registry.errors import Invalid, NotFound, Unavailable
-from registry.server import db
+from registry.server import attestations, db
 from registry.server.audit import keys, sequencer, tree
 from registry.server.audit.batch import Batch
 from registry.server.audit.keys import Keys
@@ -45,6 +45,7 @@ class Log:
         self._lock = threading.Lock()
         self.batch = Batch()
         self.newest: Head = NO_HEAD
+        self._attested = -1
         self.followed = False
         """Whether a thread of this process calls `step` again and again."""
         self.closing = threading.Event()
@@ -64,6 +65,18 @@ class Log:
         with contextlib.suppress(Unavailable):
             sequencer.run(self._engine, self._blobs, lambda: self.keys)
         self.look()
+        self._attest()
+
+    def _attest(self) -> None:
+        """Sign what the log tells of versions, from where it was done before."""
+        until = self.newest[0]
+        with contextlib.suppress(Unavailable):
+            if self._attested < 0:
+                with db.session(self._engine, write=False) as session:
+                    self._attested = attestations.attested(session)
+            if self._attested < until:
+                after = self._attested
+                self._attested = attestations.attest(self._engine, self._blobs, self.keys, after=after, until=until)
 
     def finish(self) -> None:
         """Write what was noted, before this application ends. What cannot be written now is lost."""

@@ -1,0 +1,71 @@
+"""`adapter sign`: sign a version with a key of this machine, or bring a signature that was made elsewhere.
+
+Invariants
+- The private key never leaves this machine; its password comes from ADAPTER_SIGN_PASSWORD, not from an argument.
+- What is signed is what DIR holds, or what the registry says after its digest was checked; never an unverified list.
+
+Example
+    $ adapter sign acme/support@3 --key ~/.ssh/id_ed25519
+    $ adapter sign acme/support@3 --bundle model.sig --public-key signer.pem
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from cli import output, session
+from registry.attestations.keys import PrivateKey
+from registry.client import signing
+from registry.client.audit import Audit
+from registry.errors import Corrupt, Invalid
+from registry.names import Ref
+from registry.wire.audit import SignRequest
+
+LIMIT_BYTES = 512 * 2**10
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--key", type=_FILE, help="Private key that signs: Ed25519 or ECDSA, PEM or OpenSSH.")
+@click.option(
+    "--bundle", type=_FILE, help="A signature made elsewhere (OpenSSF model signing, model.sig)."
+)
+@click.option("--public-key", type=_FILE, help="With --bundle: the public key (PEM) that it verifies with.")
+@output.json_option
+def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | None) -> None:
+    """Sign the version that REF means, or bring a signature for it. The registry verifies it before it is kept."""
+    if (key is None) == (bundle is None) or (bundle is None) != (public_key is None):
+        raise click.UsageError("give --key, or --bundle and --public-key")
+    with session.registry() as registry:
+        resolved = registry.resolve(ref)
+        exactly, audit = Ref(ref.name, resolved.digest), Audit(registry)
+        if key is not None:
+            if resolved.manifest.digest != resolved.digest:
+                raise Corrupt("DIGEST_MISMATCH", f"the manifest of {ref} does not hash to {resolved.digest}")
+            kept = signing.sign(audit, exactly, resolved.manifest, private_key(key))
+        else:
+            texts = [_read(path).decode(errors="replace") for path in (bundle, public_key) if path is not None]
+            kept = audit.sign(exactly, SignRequest(bundle=texts[0], public_key=texts[1]))
+
+    def text() -> None:
+        click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')} is signed by {kept.identity}")
+
+    output.answer(kept, text)
+
+
+def private_key(path: Path) -> PrivateKey:
+    """The key of a file. `Invalid` (SIGNATURE_INVALID)."""
+    password = os.environ.get("ADAPTER_SIGN_PASSWORD", "")
+    return PrivateKey.parse(_read(path), password.encode() if password else None)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(LIMIT_BYTES)
+    except OSError as e:
+        raise Invalid("SIGNATURE_INVALID", f"{path} cannot be read: {e.strerror}") from e

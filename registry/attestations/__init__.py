@@ -1,0 +1,128 @@
+"""Attestations: in-toto statements about a version in DSSE envelopes, signed with a key, and what they say.
+
+    Statement (who, what, digests)  →  Envelope (payload, signatures)  →  bundle (an envelope and a hint at the key)
+
+Invariants
+- What is signed is DSSE's pre-authentication encoding, so a signature of an envelope is never one of something else.
+- The statement's bytes are kept as they were signed; what is read of them is read strictly (no duplicate keys).
+- A signature says whose key it was, never that something is good.
+
+Example
+    >>> envelope = seal(statement(push, subjects, predicate), key)
+    >>> opened(envelope, key.public).predicate_type
+    'urn:adapter-registry:push:v1'
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from registry.attestations.keys import PrivateKey, PublicKey
+from registry.digest import canonical_json
+from registry.errors import Invalid
+from registry.strict import json as strict_json
+from registry.strict.json import Dialect
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PAYLOAD = "application/vnd.in-toto+json"
+PUSH = "urn:adapter-registry:push:v1"
+VERDICT = "https://in-toto.io/attestation/test-result/v0.1"
+BUNDLE_LIMIT_BYTES = 512 * 2**10
+_DIALECT = Dialect("SIGNATURE_INVALID", "signature", depth=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What an envelope says: about which digests (name → SHA-256 in hex), of which sort, and what."""
+
+    subjects: Mapping[str, str]
+    predicate_type: str
+    predicate: Mapping[str, Any]
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding (secure-systems-lab/dsse, protocol.md)."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes:
+    """The canonical bytes of an in-toto statement (in-toto/attestation, Statement v1)."""
+    told = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())]
+    return canonical_json(
+        {"_type": STATEMENT, "subject": told, "predicateType": predicate_type, "predicate": dict(predicate)}
+    )
+
+
+def seal(payload: bytes, key: PrivateKey) -> bytes:
+    """The DSSE envelope of a statement, as canonical JSON."""
+    signature = {"keyid": key.public.identity, "sig": base64.b64encode(key.sign(pae(PAYLOAD, payload))).decode()}
+    return canonical_json(
+        {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD, "signatures": [signature]}
+    )
+
+
+def opened(envelope: bytes | Mapping[str, Any], key: PublicKey) -> Statement:
+    """The statement of an envelope that this key has signed. `Invalid` (SIGNATURE_INVALID) says what is wrong."""
+    found = read(envelope) if isinstance(envelope, bytes) else envelope
+    payload_type, signatures = found.get("payloadType"), found.get("signatures")
+    if payload_type != PAYLOAD or not isinstance(signatures, list):
+        raise wrong(f"the envelope is not a DSSE envelope of {PAYLOAD}")
+    payload = decoded(found.get("payload"), "payload")
+    signed = pae(PAYLOAD, payload)
+    for signature in signatures[:8]:
+        if isinstance(signature, dict) and key.verifies(signed, decoded(signature.get("sig"), "signatures.sig")):
+            return _statement(payload)
+    raise wrong(f"no signature of the envelope is one of the key {key.identity}")
+
+
+def read(text: bytes) -> dict[str, Any]:
+    """A JSON object, read strictly. `Invalid` (SIGNATURE_INVALID)."""
+    if len(text) > BUNDLE_LIMIT_BYTES:
+        raise wrong(f"the bundle is over {BUNDLE_LIMIT_BYTES} bytes")
+    found = strict_json.parse(text, _DIALECT, file="the bundle")
+    if not isinstance(found, dict):
+        raise wrong("the bundle is not a JSON object")
+    return found
+
+
+def _statement(payload: bytes) -> Statement:
+    found = read(payload)
+    subjects = found.get("subject")
+    if (
+        found.get("_type") != STATEMENT
+        or not isinstance(subjects, list)
+        or not isinstance(found.get("predicate"), dict)
+    ):
+        raise wrong(f"the payload is not a {STATEMENT}")
+    named: dict[str, str] = {}
+    for item in subjects:
+        digests = item.get("digest") if isinstance(item, dict) else None
+        held = digests.get("sha256") if isinstance(digests, dict) else None
+        if not isinstance(held, str):
+            raise wrong("subject: one has no sha256")
+        named[str(item.get("name", ""))] = held
+    return Statement(named, str(found.get("predicateType", "")), found["predicate"])
+
+
+def decoded(text: object, field: str) -> bytes:
+    """Base64 of a field. `Invalid` (SIGNATURE_INVALID) otherwise."""
+    try:
+        return base64.b64decode(str(text).encode(), validate=True)
+    except (binascii.Error, ValueError) as e:
+        raise wrong(f"{field}: not base64") from e
+
+
+def wrong(sentence: str) -> Invalid:
+    return Invalid("SIGNATURE_INVALID", sentence)
+
+
+def pretty(envelope: bytes) -> str:
+    """An envelope's statement for people, unverified."""
+    payload = decoded(read(envelope).get("payload"), "payload")
+    return json.dumps(json.loads(payload), indent=2, ensure_ascii=False)

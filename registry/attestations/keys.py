@@ -1,0 +1,112 @@
+"""Keys that sign versions: Ed25519 and the elliptic curves that OpenSSF model signing uses, from PEM or OpenSSH files.
+
+Invariants
+- A key's identity is `key:` and the SHA-256 of its public key in DER: the same for every file format it comes in.
+- The hash goes with the key (ECDSA: SHA-256, -384, -512 by the curve's size); no bundle chooses one.
+
+Example
+    >>> PrivateKey.parse(Path("id_ed25519").read_bytes()).public.identity
+    'key:5f0c…'
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from registry.errors import Invalid
+
+KEY_LIMIT_BYTES = 16 * 2**10
+_HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+_Public = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
+_Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    held: _Public
+
+    @classmethod
+    def parse(cls, data: bytes) -> PublicKey:
+        """From PEM or a line of OpenSSH. `Invalid` (SIGNATURE_INVALID) for another kind of key."""
+        try:
+            ssh = data.lstrip().startswith((b"ssh-", b"ecdsa-"))
+            found = (serialization.load_ssh_public_key if ssh else serialization.load_pem_public_key)(data)
+        except (ValueError, UnsupportedAlgorithm) as e:
+            raise Invalid("SIGNATURE_INVALID", "the public key is neither PEM nor an OpenSSH line") from e
+        if not _known(found):
+            raise _unknown()
+        return cls(found)  # type: ignore[arg-type]
+
+    @property
+    def identity(self) -> str:
+        der = self.held.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return f"key:{hashlib.sha256(der).hexdigest()}"
+
+    @property
+    def pem(self) -> str:
+        encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        return self.held.public_bytes(encoding, form).decode()
+
+    def verifies(self, message: bytes, signature: bytes) -> bool:
+        try:
+            if isinstance(self.held, ed25519.Ed25519PublicKey):
+                self.held.verify(signature, message)
+            else:
+                self.held.verify(signature, message, ec.ECDSA(_HASHES[self.held.curve.key_size]))
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateKey:
+    held: _Private = field(repr=False)
+
+    @classmethod
+    def parse(cls, data: bytes, password: bytes | None = None) -> PrivateKey:
+        """From PEM or OpenSSH. `Invalid` (SIGNATURE_INVALID), without a word of what is in it."""
+        ssh = b"OPENSSH PRIVATE KEY" in data[:200]
+        try:
+            found = (serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key)(data, password)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise Invalid(
+                "SIGNATURE_INVALID",
+                "the private key cannot be read: not PEM or OpenSSH, or it needs a password",
+                next_step="set ADAPTER_SIGN_PASSWORD if it has one",
+            ) from None
+        if not _known(found):
+            raise _unknown()
+        return cls(found)  # type: ignore[arg-type]
+
+    @classmethod
+    def of_seed(cls, seed: bytes) -> PrivateKey:
+        return cls(ed25519.Ed25519PrivateKey.from_private_bytes(seed))
+
+    @property
+    def public(self) -> PublicKey:
+        return PublicKey(self.held.public_key())
+
+    def sign(self, message: bytes) -> bytes:
+        if isinstance(self.held, ed25519.Ed25519PrivateKey):
+            return self.held.sign(message)
+        return self.held.sign(message, ec.ECDSA(_HASHES[self.held.curve.key_size]))
+
+
+def of_raw(public: bytes) -> PublicKey:
+    """An Ed25519 key from its 32 bytes, as verifier keys of the log have it."""
+    return PublicKey(ed25519.Ed25519PublicKey.from_public_bytes(public))
+
+
+def _known(key: object) -> bool:
+    if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
+        return True
+    return isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) and key.curve.key_size in _HASHES
+
+
+def _unknown() -> Invalid:
+    return Invalid("SIGNATURE_INVALID", "the key is neither Ed25519 nor ECDSA on P-256, P-384 or P-521")

@@ -1,0 +1,98 @@
+"""OpenSSF model signing: bundles that sign the files of a model, made and read (key-based ones).
+
+    subject     the model's name, and the SHA-256 over the digests of its files in the order of their names
+    predicate   `resources`: each file's name, algorithm and digest; `serialization`: how they were hashed
+
+Invariants
+- A bundle signs a version if it names each of the version's files with its digest. It may name more files than were
+  pushed; it may not miss one.
+- The resources must hash to the subject, as the format asks; only whole files with SHA-256 are taken.
+- What we sign also names the manifest, which pins base and parents too; readers of the format pass over it.
+
+Example
+    >>> covered(bundle, key, manifest)
+    'key:5f0c…'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from registry import attestations
+from registry.attestations import Statement, wrong
+from registry.attestations.keys import PrivateKey, PublicKey
+from registry.manifest import Manifest
+
+MODEL = "https://model_signing/signature/v1.0"
+BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+
+def sign(name: str, manifest: Manifest, key: PrivateKey) -> str:
+    """The bundle that signs a version's files: a sigstore bundle, as `model_signing verify key` reads it."""
+    files = sorted((file.path, file.digest.hex) for file in manifest.files)
+    resources = [{"name": path, "algorithm": "sha256", "digest": digest} for path, digest in files]
+    predicate = {
+        "manifest": str(manifest.digest),
+        "resources": resources,
+        "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": []},
+    }
+    payload = attestations.statement(MODEL, {name: _root(digest for _, digest in files)}, predicate)
+    envelope: dict[str, Any] = json.loads(attestations.seal(payload, key))
+    envelope["signatures"] = [{**signature, "keyid": ""} for signature in envelope["signatures"]]
+    hint = hashlib.sha256(key.public.pem.encode()).hexdigest()
+    material = {"publicKey": {"hint": hint}, "tlogEntries": []}
+    return json.dumps({"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope})
+
+
+def covered(bundle: str, key: PublicKey, manifest: Manifest) -> str:
+    """The identity that signed the files of this version. `Invalid` (SIGNATURE_INVALID) says what does not agree."""
+    signed = files_of(attestations.opened(_envelope(attestations.read(bundle.encode())), key))
+    for file in manifest.files:
+        if file.path not in signed:
+            raise wrong(f"the signature does not name {file.path}")
+        if signed[file.path] != file.digest.hex:
+            raise wrong(f"the signature is about other bytes of {file.path}: sha256:{signed[file.path][:64]}")
+    return key.identity
+
+
+def files_of(found: Statement) -> dict[str, str]:
+    """Name → SHA-256 of every file that a statement of the format signs."""
+    if found.predicate_type != MODEL:
+        raise wrong(f"the statement is of type {found.predicate_type[:100]!r}, not {MODEL}")
+    resources, how = found.predicate.get("resources"), found.predicate.get("serialization")
+    if not isinstance(resources, list) or not isinstance(how, Mapping) or how.get("method") != "files":
+        raise wrong("the statement does not list whole files (serialization method 'files')")
+    named: dict[str, str] = {}
+    digests = []
+    for item in resources:
+        name, digest = (item.get("name"), item.get("digest")) if isinstance(item, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(digest, str) or item.get("algorithm") != "sha256":
+            raise wrong("resources: each needs a name, the algorithm sha256 and a digest")
+        if name in named:
+            raise wrong(f"resources: {name[:200]!r} is named twice")
+        named[name] = digest
+        digests.append(digest)
+    if list(found.subjects.values()) != [_root(digests)]:
+        raise wrong("the subject is not the digest over the resources")
+    return named
+
+
+def _root(digests: Any) -> str:
+    hasher = hashlib.sha256()
+    for digest in digests:
+        try:
+            hasher.update(bytes.fromhex(digest))
+        except ValueError as e:
+            raise wrong("resources: a digest is not hex") from e
+    return hasher.hexdigest()
+
+
+def _envelope(found: dict[str, Any]) -> Mapping[str, Any]:
+    """The envelope of a bundle; what is no bundle is taken for an envelope."""
+    inner = found.get("dsseEnvelope", found)
+    if not isinstance(inner, dict):
+        raise wrong("dsseEnvelope: not an object")
+    return inner

@@ -1,0 +1,110 @@
+"""Signing and verifying versions here, where the keys are: what `adapter push --sign` and `adapter verify` do.
+
+Invariants
+- A private key never leaves this machine; what is sent is the bundle and the public key.
+- Every signature is verified again here, against the manifest whose digest is the version. What the registry says of a
+  signature is not used.
+- The registry's own statements count only with a key of the log that this machine remembers.
+
+Example
+    >>> [line.who for line in examine(audit, resolved, verifiers) if line.ok]
+    ['ci, by the word of registry.example.org/3f9c', 'key:5f0c…']
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from registry import attestations
+from registry.attestations import Statement, keys, models
+from registry.attestations.keys import PrivateKey, PublicKey
+from registry.client.audit import Audit
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound
+from registry.manifest import Manifest
+from registry.names import Ref
+from registry.tlog import proofs
+from registry.tlog.notes import Verifier
+from registry.wire import Resolved
+from registry.wire.audit import AttestationView, SignRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """One attestation of a version: of which kind, whose, whether it verifies here, and what is wrong otherwise."""
+
+    kind: str
+    identity: str
+    who: str
+    says: str
+    digest: str
+    seq: int | None
+    ok: bool
+    problem: str = ""
+
+
+def sign(audit: Audit, ref: Ref, manifest: Manifest, key: PrivateKey) -> AttestationView:
+    """Sign a version with a key of this machine and bring the signature to the registry."""
+    bundle = models.sign(str(ref.name), manifest, key)
+    return audit.sign(ref, SignRequest(bundle=bundle, public_key=key.public.pem))
+
+
+def examine(audit: Audit, resolved: Resolved, log_keys: Sequence[Verifier]) -> list[Signed]:
+    """Every attestation of a version, verified here."""
+    ref = Ref.parse(f"{resolved.name}@{resolved.number}")
+    found = []
+    for view in audit.attestations(ref).items:
+        try:
+            found.append(_signature(view, resolved) if view.kind == "signature" else _own(view, resolved, log_keys))
+        except Invalid as e:
+            found.append(_line(view, "", "", e.detail))
+    return found
+
+
+def included(audit: Audit, resolved: Resolved, seq: int, log_keys: Sequence[Verifier]) -> str:
+    """What is wrong with the log's word on this push; empty when its entry is in the log and is about this version."""
+    try:
+        shown = audit.proof(seq)
+    except NotFound as e:
+        return e.detail
+    if proofs.verify(shown.proof, shown.entry.encode(), *log_keys) is None:
+        return f"the log does not prove event {seq} with a key that this machine remembers"
+    told = json.loads(shown.entry)
+    named = (told["seq"], told["action"], told["object"], told["detail"].get("digest"))
+    if named != (seq, "version.push", f"{resolved.name}@{resolved.number}", str(resolved.digest)):
+        return f"event {seq} of the log is about something else"
+    return ""
+
+
+def _signature(view: AttestationView, resolved: Resolved) -> Signed:
+    key = PublicKey.parse(view.public_key.encode())
+    identity = models.covered(view.bundle, key, resolved.manifest)
+    if identity != view.identity or Digest.of(view.bundle.encode()) != view.digest:
+        raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
+    return _line(view, identity, f"signed these files; brought by {view.made_by}", "")
+
+
+def _own(view: AttestationView, resolved: Resolved, log_keys: Sequence[Verifier]) -> Signed:
+    by_identity = {keys.of_raw(v.public).identity: (keys.of_raw(v.public), v.name) for v in log_keys}
+    if view.identity not in by_identity:
+        raise attestations.wrong(f"the registry signed with {view.identity}, which this machine does not remember")
+    key, origin = by_identity[view.identity]
+    found = attestations.opened(view.bundle.encode(), key)
+    name = f"{resolved.name}@{resolved.number}"
+    if found.subjects.get(name) != Digest(resolved.digest).hex:
+        raise attestations.wrong(f"the statement is not about {name} with this manifest")
+    actor = str(found.predicate.get("actor", ""))
+    return _line(view, f"{actor}, by the word of {origin}", _says(found), "")
+
+
+def _says(found: Statement) -> str:
+    at = str(found.predicate.get("at", ""))[:16].replace("T", " ")
+    if found.predicate_type == attestations.PUSH:
+        return f"pushed this version at {at}"
+    return f"judged it at {at}: {found.predicate.get('check')} {found.predicate.get('outcome')}"
+
+
+def _line(view: AttestationView, who: str, says: str, problem: str) -> Signed:
+    return Signed(view.kind, view.identity, who, says, str(view.digest), view.seq, not problem, problem)

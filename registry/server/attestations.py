@@ -1,0 +1,225 @@
+"""Attestations of versions: the registry's own about pushes and verdicts, and signatures that somebody brings.
+
+Invariants
+- The registry attests what the log holds: each of its statements is made from one numbered event, after it is durable,
+  and the same event always makes the same bytes. So it may be done again after a crash, and trails the log by a moment.
+- A signature is verified before it is kept, against the files of the version's own manifest.
+- The row that holds the blob comes first, then the bytes; it is shown when its blob is live.
+
+Example
+    >>> attestations.identities(session, version)
+    frozenset({'key:5f0c…'})
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from registry import attestations as envelopes
+from registry.attestations import models
+from registry.attestations.keys import PrivateKey, PublicKey
+from registry.digest import Digest
+from registry.errors import NotFound
+from registry.manifest import Manifest
+from registry.names import AdapterName, Ref, Selector
+from registry.server import audit, blobs, catalog, db, failpoints, holds, turn
+from registry.server.actors import TRUSTED, Actor
+from registry.server.audit.keys import Keys
+from registry.server.blobs import BlobStore
+from registry.server.db import Engine
+from registry.server.holds import BlobState
+from registry.server.tables import AttestationRow, BlobRow, EventRow, VersionRow
+from registry.verdicts import Outcome
+from registry.wire.audit import AttestationList, AttestationView, SignRequest, moment
+
+ATTESTED = ("version.push", "verdict.add")
+SIGNATURE, OWN_PUSH, OWN_VERDICT = "signature", "push", "verdict"
+BATCH = 100
+SHOWN_LIMIT = 200
+_RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
+
+
+# ------------------------------------------------------------------ looking
+def identities(session: Session, version: VersionRow) -> frozenset[str]:
+    """Whose signatures this version has: identities of keys (`key:…`), each verified when it was brought."""
+    statement = _live().where(AttestationRow.version_id == version.id, AttestationRow.kind == SIGNATURE)
+    return frozenset(row.identity for row in session.exec(statement))
+
+
+def of(session: Session, actor: Actor, name: AdapterName, selector: Selector, store: BlobStore) -> AttestationList:
+    """All attestations of a version, oldest first, each with its bundle."""
+    version = catalog.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
+    statement = _live().where(AttestationRow.version_id == version.id).order_by(col(AttestationRow.id))
+    rows = session.exec(statement.limit(SHOWN_LIMIT)).all()
+    return AttestationList(items=[_view(row, store) for row in rows])
+
+
+def _live() -> Any:
+    return (
+        select(AttestationRow)
+        .join(BlobRow, col(BlobRow.digest) == col(AttestationRow.digest))
+        .where(col(BlobRow.state) == BlobState.LIVE)
+    )
+
+
+def _view(row: AttestationRow, store: BlobStore) -> AttestationView:
+    text = store.read(blobs.key_of(Digest(row.digest)), 0, row.size_bytes).decode(errors="replace")
+    return AttestationView(
+        kind=row.kind,
+        identity=row.identity,
+        digest=Digest(row.digest),
+        size_bytes=row.size_bytes,
+        public_key=row.public_key,
+        seq=row.position,
+        made_at=row.made_at,
+        made_by=row.made_by,
+        bundle=text,
+    )
+
+
+# ------------------------------------------------------------------ signatures that are brought
+def sign(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, request: SignRequest, store: BlobStore
+) -> tuple[AttestationView, bool]:
+    """Keep a signature for a version, and whether it is new. `Invalid` (SIGNATURE_INVALID) unless it verifies.
+
+    `session` must have begun by reading; it writes from the last check on, and holds no transaction while bytes move.
+    """
+    actor.demand("push", name)
+    version = catalog.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
+    key = PublicKey.parse(request.public_key.encode())
+    identity = models.covered(request.bundle, key, Manifest.parse(version.manifest.encode()))
+    data = request.bundle.encode()
+    digest = Digest.of(data)
+    db.begin_writing(session)
+    mine = select(AttestationRow).where(AttestationRow.version_id == version.id, AttestationRow.digest == digest)
+    row = session.exec(mine).first()
+    states = holds.reserve(session, {digest: len(data)})
+    if row is not None and states[digest] == BlobState.LIVE:
+        return _view(row, store), False
+    if row is None:
+        row = _row(version, SIGNATURE, identity, digest, len(data), made_by=actor.name, public_key=key.pem)
+        session.add(row)
+    db.settle(session)
+    failpoints.reach("attestation.held")
+    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    db.begin_writing(session)
+    holds.keep(session, {digest: len(data)}, written={digest})
+    told = {"identity": identity, "signature": digest, "digest": version.digest}
+    audit.append(session, actor, "version.sign", f"{name}@{version.number}", told)
+    session.flush()
+    return _view(row, store), True
+
+
+def _row(
+    version: VersionRow, kind: str, identity: str, digest: Digest, size_bytes: int, *, made_by: str, **more: Any
+) -> AttestationRow:
+    return AttestationRow(
+        version_id=version.id or 0,
+        kind=kind,
+        identity=identity,
+        digest=digest,
+        size_bytes=size_bytes,
+        made_at=db.now(),
+        made_by=made_by,
+        **more,
+    )
+
+
+# ------------------------------------------------------------------ the registry's own
+def attest(engine: Engine, store: BlobStore, keys: Keys, *, after: int, until: int) -> int:
+    """Attest what the events from `after` (not included) to `until` tell; the position up to which that is done.
+
+    `Unavailable` (TRY_LATER) while another process is at it.
+    """
+    with turn.take(engine, "attest") as mine:
+        while after < until:
+            with db.session(engine, write=False) as session:
+                wanted = select(EventRow).where(
+                    col(EventRow.position) > after,
+                    col(EventRow.position) <= until,
+                    col(EventRow.action).in_(ATTESTED),
+                )
+                events = session.exec(wanted.order_by(col(EventRow.position)).limit(BATCH)).all()
+            for event in events:
+                mine.check()
+                _attest(engine, store, keys, event)
+            after = (events[-1].position or until) if len(events) == BATCH else until
+    return after
+
+
+def attested(session: Session) -> int:
+    """The position up to which the registry has surely attested, as far as rows tell."""
+    done = select(AttestationRow.position).where(col(AttestationRow.position).is_not(None))
+    newest = session.exec(done.order_by(col(AttestationRow.position).desc()).limit(1)).first()
+    pending = (
+        select(AttestationRow.position)
+        .join(BlobRow, col(BlobRow.digest) == col(AttestationRow.digest))
+        .where(col(AttestationRow.position).is_not(None), col(BlobRow.state) == BlobState.PENDING)
+    )
+    first = session.exec(pending.order_by(col(AttestationRow.position)).limit(1)).first()
+    return first - 1 if first is not None else newest or 0
+
+
+def _attest(engine: Engine, store: BlobStore, keys: Keys, event: EventRow) -> None:
+    key = PrivateKey.of_seed(keys.signer.seed)
+    with db.session(engine) as session:
+        version = _version_of(session, event)
+        if version is None:  # deleted, or under another name by now
+            return
+        kind, payload = _statement(keys.signer.name, event, version)
+        data = envelopes.seal(payload, key)
+        digest = Digest.of(data)
+        there = session.exec(select(AttestationRow).where(AttestationRow.position == event.position)).first()
+        if there is not None and there.digest != digest:  # attested with an older key
+            return
+        state = holds.reserve(session, {digest: len(data)})[digest]
+        if there is None:
+            row = _row(version, kind, key.public.identity, digest, len(data), made_by=keys.signer.name)
+            session.add(row.sqlmodel_update({"position": event.position, "public_key": key.public.pem}))
+    if state == BlobState.LIVE:
+        return
+    failpoints.reach("attestation.held")
+    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    with db.session(engine) as session:
+        holds.keep(session, {digest: len(data)}, written={digest})
+
+
+def _version_of(session: Session, event: EventRow) -> VersionRow | None:
+    ref = Ref.parse(event.object)
+    try:
+        found = catalog.find(session, TRUSTED, ref.name, ref.selector, yanked_too=True)
+    except NotFound:
+        return None
+    return found if event.detail.get("digest") in (None, found.digest) else None
+
+
+def _statement(origin: str, event: EventRow, version: VersionRow) -> tuple[str, bytes]:
+    """The statement that an event makes: who pushed which bytes when, or what a check found of them."""
+    manifest = Manifest.parse(version.manifest.encode())
+    by: dict[str, Any] = {
+        "actor": event.actor,
+        "at": moment(event.at),
+        "log": {"origin": origin, "seq": event.position},
+        "requestId": event.request_id,
+        "token": event.token_id,
+    }
+    subjects = {event.object: Digest(version.digest).hex}
+    if event.action == "version.push":
+        subjects |= {file.path: file.digest.hex for file in manifest.files}
+        base = {"name": manifest.base.name, "fingerprint": manifest.base.fingerprint}
+        told = {**by, "version": event.object, "base": base, "fits": str(event.detail.get("fits", ""))}
+        return OWN_PUSH, envelopes.statement(envelopes.PUSH, subjects, told)
+    outcome, report = str(event.detail.get("outcome", "")), str(event.detail.get("report") or "")
+    settings = [{"name": "report", "digest": {"sha256": report[7:]}}] if report else []
+    result = _RESULTS.get(Outcome(outcome), "FAILED") if outcome in set(Outcome) else "FAILED"
+    told = {
+        **by,
+        "result": result,
+        "outcome": outcome,
+        "check": str(event.detail.get("check", "")),
+        "configuration": settings,
+    }
+    return OWN_VERDICT, envelopes.statement(envelopes.VERDICT, subjects, told)

@@ -1,0 +1,46 @@
+"""Routes of attestations: what is signed about a version, and a signature that somebody brings.
+
+Invariants
+- A signature that does not verify against the version's own files is refused and leaves nothing.
+
+Example
+    POST /api/v1/adapters/acme/support/versions/3/attestations      201
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from registry.server import attestations
+from registry.server.routes.adapters import VERSION
+from registry.server.routes.audit import LogDep
+from registry.server.routes.deps import BlobsDep, KeyedSessionDep, NameDep, Puller, Pusher, ReadSessionDep, SelectorDep
+from registry.server.routes.once import OnceRoute
+from registry.wire.audit import AttestationList, AttestationView, SignRequest
+
+router = APIRouter(tags=["attestations"], route_class=OnceRoute)
+
+
+@router.get(VERSION + "/attestations")
+def list_attestations(
+    session: ReadSessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: LogDep
+) -> AttestationList:
+    """Every attestation of a version, with its bundle."""
+    log.step()
+    return attestations.of(session, actor, name, selector, blobs)
+
+
+@router.post(VERSION + "/attestations", status_code=201)
+def sign_version(
+    session: KeyedSessionDep,
+    actor: Pusher,
+    name: NameDep,
+    selector: SelectorDep,
+    request: SignRequest,
+    blobs: BlobsDep,
+    response: Response,
+) -> AttestationView:
+    """Keep a signature: 201, or 200 for one that was there."""
+    view, new = attestations.sign(session, actor, name, selector, request, blobs)
+    response.status_code = 201 if new else 200
+    return view

@@ -1,0 +1,200 @@
+"""Attestations: the registry's own, signatures with keys, bundles of OpenSSF model signing; who, never safe."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from registry import attestations
+from registry.attestations import models
+from registry.attestations.keys import PrivateKey, PublicKey
+from registry.client import signing
+from registry.client.audit import Audit
+from registry.errors import Denied, Invalid, NotFound
+from registry.names import Ref
+from registry.server import attestations as door
+from registry.server import catalog
+from registry.server.actors import TRUSTED
+from registry.server.tables import AttestationRow, EventRow
+from registry.tlog.notes import Signer
+from registry.wire.audit import SignRequest
+from registry.wire.upkeep import GcRequest
+from tests.world import World, rows
+
+NAME = "acme/support"
+
+
+@pytest.fixture
+def pushed(world: World) -> World:
+    world.add_base()
+    world.push(NAME, by=world.actor("push", name="ci"))
+    return world
+
+
+def pem(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def request(world: World, key: PrivateKey) -> SignRequest:
+    manifest = world.admin.resolve(NAME).manifest
+    return SignRequest(bundle=models.sign(NAME, manifest, key), public_key=key.public.pem)
+
+
+def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: World) -> None:
+    pushed.validate(f"{NAME}@1")
+    key = PrivateKey.of_seed(pushed.app.state.log.keys.signer.seed).public
+    held = Audit(pushed.admin).attestations(f"{NAME}@1").items
+    assert [item.kind for item in held] == ["push", "verdict"]
+    push, verdict = (attestations.opened(item.bundle.encode(), key) for item in held)
+    resolved = pushed.admin.resolve(NAME)
+    assert push.subjects == {f.path: f.digest.hex for f in resolved.manifest.files} | {f"{NAME}@1": resolved.digest.hex}
+    assert (push.predicate["actor"], push.predicate["version"], push.predicate["fits"]) == ("ci", f"{NAME}@1", "pass")
+    assert push.predicate["log"]["seq"] == held[0].seq
+    assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
+    found = signing.examine(Audit(pushed.admin), resolved, pushed.app.state.log.keys.verifiers)
+    assert [(line.ok, line.who.partition(",")[0]) for line in found] == [(True, "ci"), (True, "admin")]
+    assert signing.included(Audit(pushed.admin), resolved, held[0].seq, pushed.app.state.log.keys.verifiers) == ""
+    foreign = (Signer.make(pushed.app.state.log.keys.signer.name).verifier,)
+    assert not any(line.ok for line in signing.examine(Audit(pushed.admin), resolved, foreign))
+    assert signing.included(Audit(pushed.admin), resolved, held[0].seq, foreign) != ""
+
+
+def test_attesting_again_makes_the_same_bytes_and_nothing_new(pushed: World) -> None:
+    first = Audit(pushed.admin).attestations(NAME).items
+    log = pushed.app.state.log
+    door.attest(pushed.engine, pushed.blobs, log.keys, after=0, until=log.newest[0])
+    assert Audit(pushed.admin).attestations(NAME).items == first
+
+
+def test_an_attestation_that_was_cut_off_is_finished_by_the_next_start(
+    pushed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = pushed.app.state.log
+    with monkeypatch.context() as patch:
+        patch.setattr(door.failpoints, "reach", lambda point: 1 / 0 if point == "attestation.held" else None)
+        with pytest.raises(ZeroDivisionError):
+            log.step()
+    with pushed.session() as session:
+        assert len(rows(session, AttestationRow)) == 1
+    log._attested = -1
+    assert [item.kind for item in Audit(pushed.admin).attestations(NAME).items] == ["push"]
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "p256", "p384"])
+def test_a_signature_is_verified_kept_once_and_told_by_its_key(pushed: World, kind: str) -> None:
+    curve = {"p256": ec.SECP256R1, "p384": ec.SECP384R1}.get(kind)
+    made = ec.generate_private_key(curve()) if curve else ed25519.Ed25519PrivateKey.generate()
+    key = PrivateKey.parse(pem(made))
+    wanted = request(pushed, key)
+    signed = Audit(pushed.admin).sign(NAME, wanted)
+    assert (signed.identity, signed.kind) == (key.public.identity, "signature")
+    assert Audit(pushed.admin).sign(NAME, wanted) == signed
+    with pushed.session() as session:
+        version = catalog.find(session, TRUSTED, Ref.parse(NAME).name, 1)
+        assert door.identities(session, version) == {key.public.identity}
+        told = [row for row in rows(session, EventRow) if row.action == "version.sign"]
+    assert [(row.object, row.detail["identity"]) for row in told] == [(f"{NAME}@1", key.public.identity)]
+    lines = signing.examine(Audit(pushed.admin), pushed.admin.resolve(NAME), pushed.app.state.log.keys.verifiers)
+    assert {(line.kind, line.ok) for line in lines} == {("push", True), ("signature", True)}
+
+
+def test_a_bundle_that_openssf_model_signing_would_write_is_taken(pushed: World) -> None:
+    """Written here as that tool does: indented JSON as payload, more files than were pushed, ECDSA, no key id."""
+    made = ec.generate_private_key(ec.SECP256R1())
+    public = PublicKey(made.public_key())
+    files = {f.path: f.digest.hex for f in pushed.admin.resolve(NAME).manifest.files} | {"optimizer.pt": "0" * 64}
+    listed = sorted(files.items())
+    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in listed)).hexdigest()
+    told = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": "out", "digest": {"sha256": root}}],
+        "predicateType": "https://model_signing/signature/v1.0",
+        "predicate": {
+            "serialization": {
+                "method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": ["model.sig"],
+            },
+            "resources": [{"name": n, "algorithm": "sha256", "digest": d} for n, d in listed],
+        },
+    }  # fmt: skip
+    payload = json.dumps(told, indent=2).encode()
+    kind = "application/vnd.in-toto+json"
+    encoded = f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload
+    signature = made.sign(encoded, ec.ECDSA(hashes.SHA256()))
+    bundle = {
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "verificationMaterial": {"publicKey": {"hint": "x"}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": kind,
+            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+        },
+    }
+    signed = Audit(pushed.admin).sign(NAME, SignRequest(bundle=json.dumps(bundle), public_key=public.pem))
+    assert signed.identity == public.identity
+
+
+def test_a_signature_of_something_else_is_refused_and_leaves_nothing(pushed: World) -> None:
+    key, other = (PrivateKey.of_seed(bytes([number]) * 32) for number in (1, 2))
+    good = request(pushed, key)
+    pushed.push("acme/other")
+    foreign = models.sign("x", pushed.admin.resolve("acme/other").manifest, key)
+    bundle = json.loads(good.bundle)
+    cut = json.loads(json.dumps(bundle))
+    cut["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(b"\0" * 64).decode()
+    typed = json.loads(json.dumps(bundle))
+    typed["dsseEnvelope"]["payloadType"] = "text/plain"
+    twice = good.bundle.replace('"mediaType"', '"mediaType": "x", "mediaType"', 1)
+    wrong = [
+        SignRequest(bundle=good.bundle, public_key=other.public.pem),
+        SignRequest(bundle=foreign, public_key=key.public.pem),
+        SignRequest(bundle=json.dumps(cut), public_key=key.public.pem),
+        SignRequest(bundle=json.dumps(typed), public_key=key.public.pem),
+        SignRequest(bundle=twice, public_key=key.public.pem),
+        SignRequest(bundle="[" * 100_000, public_key=key.public.pem),
+        SignRequest(bundle="{}", public_key=key.public.pem),
+        SignRequest(bundle=good.bundle, public_key="-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----"),
+    ]
+    for item in wrong:
+        with pytest.raises(Invalid) as caught:
+            Audit(pushed.admin).sign(NAME, item)
+        assert caught.value.code == "SIGNATURE_INVALID"
+    with pushed.session() as session:
+        assert [row for row in rows(session, AttestationRow) if row.kind == "signature"] == []
+    with pytest.raises(Denied):
+        Audit(pushed.actor("pull")).sign(NAME, good)
+    with pytest.raises(NotFound):
+        Audit(pushed.actor("push", namespaces=["globex"])).sign(NAME, good)
+
+
+def test_garbage_collection_keeps_attestations(pushed: World) -> None:
+    Audit(pushed.admin).sign(NAME, request(pushed, PrivateKey.of_seed(b"\1" * 32)))
+    before = Audit(pushed.admin).attestations(NAME)
+    cursor = ""
+    while True:
+        page = pushed.admin.collect(GcRequest(grace_seconds=0, cursor=cursor))
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    assert Audit(pushed.admin).attestations(NAME) == before
+
+
+def test_the_identity_of_a_key_is_one_whatever_file_it_comes_in(tmp_path: Path) -> None:
+    made = ed25519.Ed25519PrivateKey.generate()
+    encoding, form = serialization.Encoding, serialization.PrivateFormat
+    openssh = made.private_bytes(encoding.PEM, form.OpenSSH, serialization.NoEncryption())
+    line = made.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    identities = {PrivateKey.parse(data).public.identity for data in (pem(made), openssh)}
+    assert identities == {PublicKey.parse(line).identity}
+    locked = made.private_bytes(encoding.PEM, form.PKCS8, serialization.BestAvailableEncryption(b"word"))
+    assert {PrivateKey.parse(locked, b"word").public.identity} == identities
+    with pytest.raises(Invalid) as caught:
+        PrivateKey.parse(locked)
+    assert "word" not in caught.value.detail.replace("password", "")
+    assert repr(PrivateKey.parse(pem(made))) == "PrivateKey()"

@@ -1,0 +1,99 @@
+"""`adapter audit`, `verify` and `sign` on an embedded registry: a story, a proof, and what a change ends in."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from tests.cli.desk import Desk
+
+
+@pytest.fixture
+def told(desk: Desk) -> Desk:
+    """A desk on which something happened, whose log was seen once."""
+    desk.base()
+    desk.push("acme/support")
+    desk.tried("acme/support")
+    desk("promote", "acme/support@1", "prod", "--reason", "it is better")
+    desk("audit", "log")
+    return desk
+
+
+def database(desk: Desk, *statements: str) -> None:
+    with sqlite3.connect(desk.folder / "data" / "registry.db") as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def test_the_log_of_an_adapter_reads_like_a_story(told: Desk) -> None:
+    lines = told("audit", "log", "--object", "acme/support").stdout.splitlines()
+    story = [line.split("  ", 3)[-1] for line in lines]
+    assert any("owner began acme/support" in line for line in story)
+    assert any("owner pushed acme/support@1" in line for line in story)
+    assert any("owner judged acme/support@1: acts pass" in line for line in story)
+    assert any("owner pointed acme/support:prod at version 1: “it is better”" in line for line in story)
+    actions = [item["action"] for item in told("audit", "log", "--action", "alias.move", "--json").json["items"]]
+    assert actions == ["alias.move", "alias.move"]
+
+
+def test_a_log_that_is_well_verifies_here_and_from_an_export(told: Desk, tmp_path: Path) -> None:
+    key = told("audit", "key", "--json").json["keys"][0]
+    assert told("audit", "verify", "--json").json["ok"]
+    folder = tmp_path / "exported"
+    size = told("audit", "export", folder, "--json").json["size"]
+    found = told("audit", "verify", folder, "--key", key, "--json").json
+    assert (found["ok"], found["size"], found["key_given"]) == (True, size, True)
+    other = "x.example+" + key.split("+", 1)[1]
+    told("audit", "verify", folder, "--key", other, expect=2)
+    told("audit", "export", folder, expect=2)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "keys"):
+        data = path.read_bytes()
+        at = data.index(b"owner") if path.name == "events.jsonl" else 5
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert not told("audit", "verify", folder, "--json", expect=70).json["ok"], path
+        path.write_bytes(data)
+
+
+def test_a_row_that_was_changed_is_found_and_exits_70(told: Desk) -> None:
+    database(told, "UPDATE event SET actor = 'somebody' WHERE action = 'alias.move'")
+    problems = told("audit", "verify", "--json", expect=70).json["problems"]
+    assert any("its row differs from its entry" in problem for problem in problems)
+
+
+def test_history_that_was_rewritten_and_signed_again_is_refused_by_every_command(told: Desk) -> None:
+    database(
+        told,
+        "DELETE FROM audit_checkpoint",
+        "DELETE FROM audit_tile",
+        "DELETE FROM event WHERE action = 'alias.move'",
+        "UPDATE event SET position = NULL",
+    )
+    for words in (("audit", "log"), ("audit", "verify"), ("audit", "export", told.folder / "x")):
+        assert told(*words, "--json", expect=70).problem["code"] == "LOG_INCONSISTENT"
+    told("audit", "key", "--trust")
+    told("audit", "log")
+
+
+def test_verify_says_who_pushed_who_signed_and_that_the_log_knows(told: Desk, tmp_path: Path) -> None:
+    made = ed25519.Ed25519PrivateKey.generate()
+    path = tmp_path / "id_ed25519"
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    path.write_bytes(made.private_bytes(encoding, form, serialization.NoEncryption()))
+    told.push("acme/signed", "--sign", path)
+    found = told("verify", "acme/signed", "--json").json
+    assert found["ok"]
+    kinds = {line["kind"]: line for line in found["signatures"]}
+    assert kinds["push"]["who"].startswith("owner, by the word of registry.local/")
+    identity = kinds["signature"]["identity"]
+    assert told("sign", "acme/support", "--key", path, "--json").json["identity"] == identity
+    text = told("verify", "acme/support", "--signed-by", identity).stdout
+    assert f"signature  {identity}" in text
+    assert "tells of this push" in text
+    assert " safe" not in text
+    assert told("verify", "acme/support", "--signed-by", "key:0", "--json", expect=70).json["missing"] == ["key:0"]
+    told("sign", "acme/support", expect=2)
+    told("sign", "acme/support", "--key", tmp_path / "absent", expect=2)
