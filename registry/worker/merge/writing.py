@@ -79,7 +79,7 @@ def like(sources: Sequence[dict[str, Any]], made: Sequence[Made]) -> dict[str, A
     found = plain(first.get("base_model_name_or_path") or "", first.get("task_type") or "")
     found["fan_in_fan_out"] = bool(first.get("fan_in_fan_out"))
     if all(_targets(one) == _targets(first) for one in sources):
-        return found | {name: first[name] for name in _SAME if first.get(name)}
+        return found | {name: first[name] for name in _SAME if first.get(name) is not None}
     return found | targets_of(made)
 
 
