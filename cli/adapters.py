@@ -25,12 +25,15 @@ from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire import AdapterView, AliasView, VersionView
 
 FINDINGS_SHOWN = 5
+GRADES = ("exact", "other-dtype", "quantised", "descendant")
+"""How alike the weights of two bases are, the closest first; each one includes those before it."""
 VALUE_WIDTH = 80
 
 
 @click.command("list")
 @click.option("--namespace", default="", help="Only this namespace.")
 @click.option("--base", default="", help="Only adapters of this base.")
+@click.option("--grade", type=click.Choice(GRADES), help="With --base: also bases whose weights are so alike.")
 @click.option("--method", default="", help="Only this method, such as LORA.")
 @click.option("--text", default="", help="Only names that hold this text.")
 @click.option("--alias", default="", help="Only adapters that have this alias.")
@@ -39,6 +42,7 @@ VALUE_WIDTH = 80
 @click.option(
     "--target", multiple=True, metavar="MODULE", help="Only adapters that touch it, such as q_proj. Repeatable."
 )
+@click.option("--tag", multiple=True, metavar="KEY[=VALUE]", help="Only adapters with this tag. Repeatable.")
 @click.option("--rank-min", type=click.IntRange(0), help="Only ranks from this one on.")
 @click.option("--rank-max", type=click.IntRange(0), help="Only ranks up to this one.")
 @click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves; the server must keep it.")
@@ -49,8 +53,10 @@ def list_adapters(limit: int | None, **query: Any) -> None:
     """List adapters that you may see, with their newest version."""
     if query["outcome"] and not query["engine"]:
         raise click.UsageError("--outcome needs the --engine whose outcome is meant")
+    if query["grade"] and not query["base"]:
+        raise click.UsageError("--grade needs the --base whose relatives are meant")
     with session.registry() as registry:
-        items = list(_adapters(registry, query | {"target": list(query["target"])}, limit))
+        items = list(_adapters(registry, query | {"target": list(query["target"]), "tag": list(query["tag"])}, limit))
     output.answer({"items": items}, lambda: _print_list(items))
 
 

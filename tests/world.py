@@ -126,12 +126,13 @@ class World:
         alias: str = "",
         message: str = "",
         parents: Sequence[Edge] = (),
+        annotations: dict[str, str] | None = None,
         by: Registry | None = None,
     ) -> Pushed:
         """Plan, upload, commit, through the API."""
         registry = by or self.admin
         files = self.files() if files is None else files
-        manifest = self.manifest(files, base, parents)
+        manifest = self.manifest(files, base, parents).model_copy(update={"annotations": annotations or {}})
         plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
         by_digest = {Digest.of(data): data for data in files.values()}
         for upload in plan.uploads:

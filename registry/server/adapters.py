@@ -2,7 +2,8 @@
 
 Invariants
 - A page holds what the actor may see, ordered by name; `next_cursor` is the last name.
-- Three statements a page, however many adapters it holds.
+- Three statements a page, however many adapters it holds; two more where relatives of a base are asked for.
+- A page begins in the index where the last one ended: no page reads what the pages before it held.
 
 Example
     >>> adapters.page(session, actor, Search(namespace="acme"), limit=50).items[0].newest
@@ -20,24 +21,29 @@ from sqlalchemy import ColumnElement, and_, exists, func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
+from registry.bases.identity import Grade
 from registry.digest import Digest
 from registry.engines import Profile
 from registry.engines.facts import EngineFacts
 from registry.names import AdapterName
-from registry.server import catalog
+from registry.server import bases, catalog, identities
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.tables import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow
+from registry.server.tables import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 from registry.verdicts import Check, Outcome
 from registry.wire import AdapterPage, AdapterView
 
 DEFAULT_SCHEME = EngineFacts().scheme
 """Stored facts leave out fields at their default."""
 
+CLOSEST_FIRST = (Grade.EXACT, Grade.OTHER_DTYPE, Grade.QUANTISED, Grade.DESCENDANT)
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """What a list asks for; empty fields ask for nothing. All but `alias` and `owner` are about the newest version.
 
+    `base` is one base; with `grade` also those whose weights are related to it, at least so closely.
+    `tags` are `key` or `key=value` of its annotations; all must be there.
     `text` is any part of `namespace/name`, `targets` are modules that it must all touch, by the last part of their
     path (`q_proj`), `rank_min` and `rank_max` the largest rank of a module, `scheme` who wrote its tensors' names,
     `owner` who pushed the adapter first. `engine` is a profile whose verdicts are stored; it finds what that engine
@@ -46,12 +52,14 @@ class Search:
 
     namespace: str = ""
     base: str = ""
+    grade: Grade | None = None
     method: str = ""
     text: str = ""
     alias: str = ""
     owner: str = ""
     scheme: str = ""
     targets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     rank_min: int | None = None
     rank_max: int | None = None
     engine: Profile | None = None
@@ -63,7 +71,7 @@ _Shelved = tuple[AdapterRow, VersionRow, str]
 
 def page(session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`."""
-    statement = _newest().where(catalog.visible(actor), *_named(search), *_described(search))
+    statement = _newest().where(catalog.visible(actor), *_named(search, _bases(session, search)), *_described(search))
     if search.engine is not None:
         statement = statement.where(_served(search.engine, search.outcome))
     if cursor:
@@ -76,12 +84,24 @@ def page(session: Session, actor: Actor, search: Search, *, cursor: str = "", li
     return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
 
 
-def _named(search: Search) -> Iterator[ColumnElement[bool]]:
+def _bases(session: Session, search: Search) -> list[str]:
+    """The names of the bases that are meant. `NotFound` for relatives of a base that is not registered."""
+    if not search.base:
+        return []
+    name = str(names.base_name(search.base))
+    if search.grade is None:
+        return [name]
+    wanted = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.grade) + 1]
+    relatives = identities.relatives(session, bases.row(session, name))
+    return [name, *(relative.other for relative in relatives if relative.grade in wanted)]
+
+
+def _named(search: Search, bases_meant: list[str]) -> Iterator[ColumnElement[bool]]:
     """What the search says about the adapter, its base and its aliases."""
     if search.namespace:
         yield col(AdapterRow.namespace) == names.namespace(search.namespace)
-    if search.base:
-        yield col(BaseRow.name) == names.base_name(search.base)
+    if bases_meant:
+        yield col(BaseRow.name).in_(bases_meant)
     if search.text:
         full_name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
         yield full_name.contains(search.text.lower(), autoescape=True)
@@ -101,6 +121,10 @@ def _described(search: Search) -> Iterator[ColumnElement[bool]]:
         yield func.coalesce(facts[("engine", "scheme")].as_string(), DEFAULT_SCHEME) == search.scheme.lower()
     for target in search.targets:  # the list is JSON text in both databases: ["k_proj", "q_proj"]
         yield facts["targets"].as_string().contains(f'"{target}"', autoescape=True)
+    for tag in search.tags:
+        key, equals, value = tag.partition("=")
+        carried = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
+        yield exists().where(*carried, *([col(VersionTagRow.value) == value] if equals else []))
     if search.rank_min is not None:
         yield col(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:

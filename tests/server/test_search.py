@@ -12,6 +12,8 @@ from sqlmodel import select
 from registry.errors import Invalid
 from registry.server.tables import AdapterRow, VersionRow
 from tests import forge
+from tests.identities import forge as forge_identity
+from tests.identities import nudged, values
 from tests.world import World
 
 VLLM = "vllm==0.33.0"
@@ -48,6 +50,40 @@ def test_each_filter_finds_what_it_names_and_nothing_else(world: World) -> None:
     assert found(world, scheme="kohya") == []
     assert found(world, engine=VLLM, namespace="acme") == ["acme/attention"]
     assert found(world, engine=VLLM, outcome="fail", namespace="acme") == ["acme/everything"]
+
+
+def test_adapters_of_related_bases_are_found_by_how_closely_they_are_related(world: World) -> None:
+    one = values()
+    told = {
+        "tiny-llama": forge_identity(one), "cast": forge_identity(nudged(one, 0.0005), dtype="BF16"),
+        "tuned": forge_identity(nudged(one, 0.05)), "stranger": forge_identity(values(1)),
+    }  # fmt: skip
+    for name, identity in told.items():
+        if name != "tiny-llama":
+            world.add_base(forge.llama(name))
+        world.admin.identify_base(name, identity)
+        world.push(f"acme/for-{name}", world.files(), base=name)
+    assert found(world, base="tiny-llama") == ["acme/for-tiny-llama"]
+    assert found(world, base="tiny-llama", grade="exact") == ["acme/for-tiny-llama"]
+    assert found(world, base="tiny-llama", grade="other-dtype") == ["acme/for-cast", "acme/for-tiny-llama"]
+    everything = ["acme/for-cast", "acme/for-tiny-llama", "acme/for-tuned"]
+    assert found(world, base="tiny-llama", grade="descendant") == everything
+    assert found(world, base="cast", grade="descendant") == everything
+    with pytest.raises(Invalid, match="no base is named"):
+        found(world, grade="exact")
+
+
+def test_tags_are_found_by_key_and_by_value_and_belong_to_the_newest_version(world: World) -> None:
+    world.push("acme/a", annotations={"team": "search", "tier": "gold"})
+    world.push("acme/b", annotations={"team": "support"})
+    world.push("acme/c", annotations={"report": "x" * 1000})
+    assert found(world, tag=["team"]) == ["acme/a", "acme/b"]
+    assert found(world, tag=["team=search"]) == ["acme/a"]
+    assert found(world, tag=["team", "tier=gold"]) == ["acme/a"]
+    assert found(world, tag=["team=search", "tier=silver"]) == []
+    assert found(world, tag=["report"]) == []  # too long for an index; it stays in the manifest
+    world.push("acme/a", annotations={"tier": "gold"})
+    assert found(world, tag=["team"]) == ["acme/b"]
 
 
 def test_an_engine_whose_verdicts_are_not_kept_is_an_error_not_an_empty_list(world: World) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from registry import names
+from registry.bases.identity import Grade
 from registry.digest import Digest
 from registry.engines import PROFILE_LIMIT
 from registry.errors import Conflict, Invalid
@@ -91,21 +92,26 @@ def list_adapters(
     cursor: CursorDep,
     namespace: Text = "",
     base: Text = "",
+    grade: Literal["exact", "other-dtype", "quantised", "descendant"] | None = None,
     method: Text = "",
     text: Text = "",
     alias: Text = "",
     owner: Text = "",
     scheme: Text = "",
     target: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
+    tag: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
     rank_min: Rank = None,
     rank_max: Rank = None,
     engine: Annotated[str, Query(max_length=PROFILE_LIMIT)] = "",
     outcome: Outcome | None = None,
     limit: LimitDep = PAGE,
 ) -> AdapterPage:
+    if grade and not base:
+        raise Invalid("REQUEST_INVALID", "grade: says how alike to a base, and no base is named")
     search = Search(
-        namespace=namespace, base=base, method=method, text=text, alias=alias, owner=owner, scheme=scheme,
-        targets=tuple(target), rank_min=rank_min, rank_max=rank_max,
+        namespace=namespace, base=base, grade=Grade(grade) if grade else None,
+        method=method, text=text, alias=alias, owner=owner, scheme=scheme,
+        targets=tuple(target), tags=tuple(tag), rank_min=rank_min, rank_max=rank_max,
         engine=loads.kept(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip
     return adapters.page(session, actor, search, cursor=cursor, limit=limit)
