@@ -1,4 +1,4 @@
-"""Base models: `adapter base add`, `identify`, `list`, `show`.
+"""Base models: `adapter base add`, `identify`, `list`, `show`, `thresholds`.
 
 Invariants
 - A base is described from its config.json and its safetensors headers; its weights are never sent.
@@ -21,7 +21,9 @@ from registry import names
 from registry.bases import BaseSpec
 from registry.bases.identity import Grade, Identity
 from registry.client import transfer
+from registry.client.judging import Judging
 from registry.errors import Invalid
+from registry.thresholds import Thresholds
 from registry.wire import BaseAdd, BaseView
 from registry.worker import identify as weights_identity
 from registry.worker.weights import Weights
@@ -123,6 +125,30 @@ def show(name: str) -> None:
     output.answer(found, lambda: _print_base(found))
 
 
+@base.command()
+@click.argument("name")
+@click.argument("values", nargs=-1, metavar="[FIELD=NUMBER]...")
+@output.json_option
+def thresholds(name: str, values: tuple[str, ...]) -> None:
+    """Set from which numbers on smoke tests on the base NAME complain; without any, go back to the defaults.
+
+    For administrators. The fields are those of a report's `thresholds`, such as drift_warn_kl_nats=1.5.
+    """
+    given = dict(_threshold(text) for text in values)
+    Thresholds.with_overrides(given)
+    with session.registry() as registry:
+        found = Judging(registry).set_thresholds(name, given)
+    output.answer(found, lambda: _print_base(found))
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    field, _, number = text.partition("=")
+    try:
+        return field, float(number)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not FIELD=NUMBER", param_hint="FIELD=NUMBER") from None
+
+
 def _print_base(view: BaseView) -> None:
     spec = view.spec
     click.echo(f"{output.strong(view.name)}  {output.faint(view.fingerprint)}")
@@ -136,6 +162,7 @@ def _print_base(view: BaseView) -> None:
             ("exact", str(prints.exact or "")),
             ("tokenizer", str(prints.tokenizer or "")),
             ("template", str(prints.template or "")),
+            ("thresholds", ", ".join(f"{field} = {number:g}" for field, number in view.thresholds.items())),
             ("source", view.source),
             ("adapters", str(view.adapters)),
             ("added", f"{output.moment(view.created_at)} by {view.created_by}"),

@@ -17,7 +17,7 @@ import click
 from cli import adapters, output, session
 from registry.client.api import Registry
 from registry.errors import Conflict, Unavailable
-from registry.jobs import FINAL, Job, Kind, State
+from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State, Step
 from registry.names import Ref
 from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.jobs import JobSubmit
@@ -30,11 +30,13 @@ REMARK_AFTER_SECONDS = 5.0
 @click.argument("ref", type=output.REF)
 @click.option("--wait", is_flag=True, help="Wait for the verdict.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+@click.option("--priority", type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT), default=0, show_default=True,
+              help="The higher goes first.")  # fmt: skip
 @output.json_option
-def validate(ref: Ref, wait: bool, timeout: float | None) -> None:
+def validate(ref: Ref, wait: bool, timeout: float | None, priority: int) -> None:
     """Have a worker put a version on its base and judge whether it acts. `adapter work` is such a worker."""
     with session.registry() as registry:
-        job = registry.submit(JobSubmit(kind=Kind.VALIDATE, ref=str(ref)))
+        job = registry.submit(JobSubmit(kind=Kind.VALIDATE, ref=str(ref), priority=priority))
         if not (wait or timeout):
             output.answer(job, lambda: _print_submitted(job))
             return
@@ -51,9 +53,12 @@ def _print_submitted(job: Job) -> None:
 
 def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> Job:
     """The job when it is final. `Unavailable` (TRY_LATER) when `timeout` seconds pass before."""
-    began, remarked, told = time.monotonic(), False, ""
+    began, remarked, told = time.monotonic(), False, 0
     while True:
         job = registry.job(job_id)
+        for step in job.steps[told:]:
+            output.note(f"  {step.says}" if step.attempt == 1 else f"  attempt {step.attempt}: {step.says}")
+        told = max(told, len(job.steps))
         if job.state in FINAL:
             return job
         waited = time.monotonic() - began
@@ -66,9 +71,6 @@ def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> J
         if job.state is State.QUEUED and waited >= REMARK_AFTER_SECONDS and not remarked:
             output.note(f"job {job.id} waits for a worker: run `adapter work` where the base's weights are")
             remarked = True
-        if job.progress and job.progress != told:
-            told = job.progress
-            output.note(f"  {told}")
         time.sleep(ASK_EVERY_SECONDS)
 
 
@@ -174,6 +176,10 @@ def cancel(job_id: str) -> None:
     output.answer(found, lambda: _print_job(found))
 
 
+def _step(step: Step) -> str:
+    return f"{output.moment(step.at)}  {step.says}"
+
+
 def _print_job(found: Job) -> None:
     click.echo(f"{output.strong(found.id)}  {_state(found)}")
     output.facts(
@@ -181,7 +187,8 @@ def _print_job(found: Job) -> None:
             ("work", f"{found.kind} {found.subject} on {found.base}"),
             ("attempt", f"{found.attempt} of {found.attempts_limit}"),
             ("worker", found.worker),
-            ("progress", found.progress),
+            ("progress", "\n".join(_step(step) for step in found.steps) or found.progress),
+            ("priority", str(found.priority) if found.priority else ""),
             ("error", found.error),
             ("made", f"{output.moment(found.created_at)} by {found.created_by}"),
             ("started", output.moment(found.started_at)),

@@ -18,13 +18,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import click
 
 from cli import main, output, session
 from registry import names
+from registry.worker.keepers import Limits
 from registry.worker.loop import Tally, Worker
-from registry.worker.pool import Limits
+from registry.worker.pool import Pool, device_of
 from registry.worker.sources import Sources
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
@@ -42,22 +44,61 @@ DEFAULTS = Limits()
               metavar="SECONDS", help="How long one adapter may take before it is killed.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, show_default=True,
               help="CPU threads for one adapter.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+              help="Where bases are loaded.")  # fmt: skip
+@click.option("--ray", "address", default="", metavar="ADDRESS", help="Work on the nodes of this Ray cluster.")
+@click.option("--actors", type=click.IntRange(1, 1000), default=1, show_default=True,
+              help="With --ray: warm workers for each base.")  # fmt: skip
+@click.option(
+    "--gpus", type=click.FloatRange(0), help="With --ray: GPUs for each of them. Default: 1 where cuda is used."
+)
 @output.json_option
-def work(once: bool, bases: tuple[str, ...], deadline: float, threads: int) -> None:
+def work(
+    once: bool, bases: tuple[str, ...], deadline: float, threads: int, device: str, address: str, actors: int,
+    gpus: float | None,
+) -> None:  # fmt: skip
     """Take jobs: put each adapter on its base, see whether it acts, and report.
 
     A base's weights are checked against its registered fingerprint before they are used.
     """
     _demand_packages()
-    sources = Sources(dict(_base(text) for text in bases))
+    wanted = dict(_base(text) for text in bases)
     limits = Limits(deadline_seconds=deadline, threads=threads)
     say: Callable[[str], None] = _silent if output.as_json() else click.echo
-    with session.registry() as registry, Worker(registry, sources, say=say, limits=limits) as worker:
+    if address:
+        tally = _on_a_cluster(address, wanted, limits, say, once=once, device=device, actors=actors, gpus=gpus)
+        output.answer(asdict(tally), lambda: click.echo(_in_words(tally)))
+        return
+    pool = Pool(device=device_of(device))
+    with session.registry() as registry, Worker(registry, Sources(wanted), say=say, limits=limits, pool=pool) as worker:
         _stop_on_signals(worker)
         if not once:
             say("taking jobs; stop with Ctrl-C")
         tally = worker.run(once=once)
     output.answer(asdict(tally), lambda: click.echo(_in_words(tally)))
+
+
+def _on_a_cluster(
+    address: str, wanted: dict[str, Path | None], limits: Limits, say: Callable[[str], None], *, once: bool,
+    device: str, actors: int, gpus: float | None,
+) -> Tally:  # fmt: skip
+    """The same work on a Ray cluster. What the cluster's nodes need of a machine, they look for there."""
+    cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", what="adapter work --ray")
+    plan = main.load("registry.worker.cluster", "Plan", extra="cluster", what="adapter work --ray")
+    where = session.target()
+    if where.embedded:
+        raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")
+    if not wanted:
+        raise click.UsageError("--ray needs to know the bases: repeat --base NAME[=DIR]")
+    device = "cpu" if device == "auto" and not gpus else "cuda" if device == "auto" else device
+    gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
+    what = plan(
+        where.url, where.token, wanted, actors=actors, cpus=limits.threads, gpus=gpus, device=device, limits=limits
+    )
+    with cluster(address, what, say=say) as running:
+        _stop_on_signals(running)
+        tally: Tally = running.run(once=once)
+    return tally
 
 
 def _base(text: str) -> tuple[str, Path | None]:
@@ -76,7 +117,11 @@ def _demand_packages() -> None:
         )
 
 
-def _stop_on_signals(worker: Worker) -> None:
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+def _stop_on_signals(worker: Stoppable) -> None:
     def stop(_number: int, _frame: FrameType | None) -> None:
         worker.stop()
 

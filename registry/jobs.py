@@ -36,6 +36,10 @@ BACKOFF_SECONDS = (2, 15, 60)
 
 PAYLOAD_LIMIT_BYTES = 64 * 2**10
 RESULT_LIMIT_BYTES = 2**20
+STEPS_LIMIT = 200
+"""Steps kept of one job; later ones only replace `progress`."""
+PRIORITY_LIMIT = 100
+"""A priority lies between minus and plus this; the higher goes first, 0 is a push's own."""
 
 
 class Kind(StrEnum):
@@ -74,6 +78,14 @@ def backoff_seconds(attempt: int) -> int:
     return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS)) - 1]
 
 
+class Step(Value):
+    """What a worker said that it was doing, and when."""
+
+    at: datetime
+    attempt: int
+    says: str
+
+
 class Job(Value):
     """One piece of work on one version, as everybody sees it."""
 
@@ -96,6 +108,7 @@ class Job(Value):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    steps: tuple[Step, ...] = ()
 
 
 class Lease(Value):

@@ -25,7 +25,8 @@ from registry.digest import Digest
 from registry.errors import Conflict, NotFound
 from registry.server import audit, catalog, db, identities
 from registry.server.actors import Actor
-from registry.server.tables import AdapterRow, BaseRow, VersionRow
+from registry.server.tables import AdapterRow, BaseRow, BaseThresholdsRow, VersionRow
+from registry.thresholds import Thresholds
 from registry.wire import BaseAdd, BaseList, BaseView
 
 
@@ -67,6 +68,16 @@ def identify(session: Session, actor: Actor, name: str, given: Identity) -> Base
     return _view(session, actor, found)
 
 
+def judge_by(session: Session, actor: Actor, name: str, thresholds: dict[str, float]) -> BaseView:
+    """Keep what smoke tests on this base take instead of the defaults. `Invalid` names a field that is none."""
+    found = row(session, names.base_name(name))
+    Thresholds.with_overrides(thresholds)
+    session.merge(BaseThresholdsRow(base_id=found.id or 0, thresholds=thresholds, set_at=db.now(), set_by=actor.name))
+    audit.append(session, actor, "base.thresholds", found.name, {field: f"{v:g}" for field, v in thresholds.items()})
+    session.flush()
+    return _view(session, actor, found)
+
+
 def likeness(session: Session, name: str, given: Identity) -> Likeness:
     """How these weights are related to the base's. Nothing is kept."""
     return identities.compare(session, row(session, names.base_name(name)), given)
@@ -99,7 +110,9 @@ def every(session: Session, actor: Actor) -> BaseList:
 def _view(session: Session, actor: Actor, found: BaseRow) -> BaseView:
     """One base with its relatives, which a list leaves out."""
     view = _views(session, actor, [found])[0]
-    return view.model_copy(update={"relatives": identities.relatives(session, found)})
+    own = session.get(BaseThresholdsRow, found.id)
+    thresholds = dict(own.thresholds) if own is not None else {}
+    return view.model_copy(update={"relatives": identities.relatives(session, found), "thresholds": thresholds})
 
 
 def _with_exact(spec: BaseSpec, exact: Digest | None) -> BaseSpec:

@@ -1,4 +1,4 @@
-"""Which bytes of a version an actor may read: its files, and the reports behind its verdicts.
+"""Which bytes of a version an actor may read: its files, the reports behind its verdicts, the fingerprint in them.
 
 Invariants
 - A digest opens nothing by itself: bytes are found through a version that the actor may see.
@@ -23,6 +23,10 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, key_of
 from registry.server.holds import BlobState
 from registry.server.tables import BlobRow, VerdictRow, VersionFileRow, VersionRow
+from registry.verdicts import Check, Report
+from registry.wire.verdicts import FingerprintView
+
+REPORTS_LOOKED_AT = 3
 
 
 def find(session: Session, actor: Actor, name: AdapterName, selector: Selector, path: str) -> Descriptor:
@@ -50,6 +54,31 @@ def report(session: Session, actor: Actor, name: AdapterName, selector: Selector
     if row is None:
         raise NotFound("BLOB_UNKNOWN", f"no verdict of version {version.number} of '{name}' has the report {digest}")
     return Descriptor(path="report.json", media_type="application/json", digest=digest, size_bytes=row.size_bytes)
+
+
+def fingerprint(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, blobs: BlobStore
+) -> FingerprintView:
+    """How the newest smoke test of this version saw it answer. `NotFound` (BLOB_UNKNOWN) when none did so yet."""
+    version = _version(session, actor, name, selector)
+    judged = select(VerdictRow, BlobRow.size_bytes).join(BlobRow, col(BlobRow.digest) == col(VerdictRow.report))
+    wanted = judged.where(col(VerdictRow.version_id) == version.id, col(VerdictRow.check) == Check.ACTS)
+    for verdict, size_bytes in session.exec(wanted.order_by(col(VerdictRow.id).desc()).limit(REPORTS_LOOKED_AT)):
+        digest = Digest(verdict.report or "")
+        data = blobs.read(key_of(digest), 0, size_bytes)
+        if Digest.of(data) != digest:
+            raise Corrupt("DIGEST_MISMATCH", f"the report {digest} no longer hashes to its name")
+        found = Report.model_validate_json(data)
+        if found.fingerprint is not None:
+            return FingerprintView(
+                version=f"{name}@{version.number}", digest=Digest(version.digest), base=found.base,
+                base_fingerprint=found.base_fingerprint, report=digest, fingerprint=found.fingerprint,
+            )  # fmt: skip
+    raise NotFound(
+        "BLOB_UNKNOWN",
+        f"no smoke test of version {version.number} of '{name}' has left a fingerprint yet",
+        next_step=f"run `adapter validate {name}@{version.number} --wait`",
+    )
 
 
 def key_in(blobs: BlobStore, file: Descriptor) -> str:

@@ -220,8 +220,16 @@ class IdentityGiven(Request):
     identity: Identity
 
 
+class ThresholdsGiven(Request):
+    """PUT /bases/{base}/thresholds: what a smoke test on this base takes instead of the defaults; empty for none."""
+
+    thresholds: dict[str, float] = Field(max_length=50)
+
+
 class BaseView(Answer):
-    """`relatives`: the other bases whose weights are known and how they are related; a list leaves them out."""
+    """`relatives`: the other bases whose weights are known and how they are related. `thresholds`: what a smoke test on
+    this base takes instead of the defaults. A list leaves both out.
+    """
 
     name: str
     fingerprint: Digest
@@ -231,6 +239,7 @@ class BaseView(Answer):
     created_at: datetime
     created_by: str
     relatives: list[Likeness] = []
+    thresholds: dict[str, float] = {}
 
 
 class BaseList(Answer):

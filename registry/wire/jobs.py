@@ -11,11 +11,12 @@ Example
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import Field
 
-from registry.jobs import Job, Kind, Lease
+from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 from registry.verdicts import Report
 from registry.wire import Answer, BaseView, Request, Resolved
 
@@ -24,6 +25,7 @@ class JobSubmit(Request):
     kind: Kind
     ref: str = ""
     payload: dict[str, Any] = {}
+    priority: int = Field(default=0, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)
 
 
 class ClaimRequest(Request):
@@ -65,3 +67,41 @@ class FailRequest(Request):
 class JobPage(Answer):
     items: list[Job]
     next_cursor: str = ""
+
+
+class RevalidateRequest(Request):
+    """POST /campaigns: try the versions of a base again.
+
+    `outdated` leaves out those whose newest verdict was made on the base's fingerprint; `made_by` (tool → version, such
+    as torch → 2.13.0) those whose verdict was made with just these. With neither, every version is tried.
+    """
+
+    base: str
+    outdated: bool = False
+    made_by: dict[str, str] = Field(default={}, max_length=20)
+    priority: int = Field(default=-10, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)
+
+
+class CampaignItem(Answer):
+    """A version that is judged otherwise than before (`before` and `after` are outcomes, empty for none)."""
+
+    version: str
+    job: str
+    state: State
+    before: str
+    after: str
+    summary: str = ""
+
+
+class CampaignView(Answer):
+    """`states` counts jobs by state, `changed` the versions that `items` names (at most 1000 of them)."""
+
+    id: str
+    base: str
+    created_at: datetime
+    created_by: str
+    total: int
+    states: dict[State, int]
+    finished: bool
+    changed: int
+    items: list[CampaignItem]

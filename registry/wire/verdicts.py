@@ -16,8 +16,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from registry.digest import Digest
 from registry.engines import PROFILE_LIMIT
 from registry.engines.settings import FleetSettings
+from registry.fingerprint import Fingerprint
 from registry.lora.config import SIZE_LIMIT_BYTES
 from registry.tensors import LIMITS
 from registry.verdicts import Verdict
@@ -44,6 +46,17 @@ class CheckRequest(Request):
 
 class VerdictList(Answer):
     items: list[Verdict]
+
+
+class FingerprintView(Answer):
+    """How a version answered in its newest smoke test: `registry.fingerprint.compare` takes an engine's answers to it."""
+
+    version: str
+    digest: Digest
+    base: str
+    base_fingerprint: str
+    report: Digest
+    fingerprint: Fingerprint
 
 
 class ModuleNorms(Answer):

@@ -26,7 +26,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.wire import BaseView
 from registry.worker import weights
-from registry.worker.pool import clean_environment
+from registry.worker.keepers import clean_environment
 from registry.worker.weights import Progress, Weights
 
 PACKAGE = "torch"

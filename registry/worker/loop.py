@@ -26,8 +26,9 @@ from registry.errors import Conflict, NotFound, RegistryError, Unavailable
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.worker import job as jobs
 from registry.worker.identify import Inspector, Stopped
+from registry.worker.keepers import Limits, Source
 from registry.worker.lease import Held, Lost
-from registry.worker.pool import Limits, Pool, Source
+from registry.worker.pool import Pool
 from registry.worker.sources import Sources
 from registry.worker.task import Failed, Task
 

@@ -21,7 +21,7 @@ from registry.client.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.wire import BaseView
-from registry.worker.pool import Source
+from registry.worker.keepers import Source
 
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights there are not the base's, empty when they are."""

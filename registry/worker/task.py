@@ -23,8 +23,9 @@ from registry.names import AdapterName, Ref
 from registry.verdicts import Report
 from registry.wire import BaseView, Resolved
 from registry.wire.jobs import Claimed
+from registry.worker.keepers import Limits, Source
 from registry.worker.lease import Held
-from registry.worker.pool import Limits, Pool, Source
+from registry.worker.pool import Pool
 
 
 class Failed(Exception):

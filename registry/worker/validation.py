@@ -12,21 +12,24 @@ Example
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from registry import compat
 from registry.client.folder import read_folder
 from registry.errors import Invalid, TooLarge
+from registry.thresholds import Thresholds
 from registry.verdicts import Check, Finding, Outcome, Report, add_up, summarise
 from registry.wire import BaseView
-from registry.worker.pool import Gone
+from registry.worker.keepers import Gone
 from registry.worker.task import Done, Failed, Task
 
 
 def validate(task: Task) -> Done:
     """The report of the check *acts* on the claimed version."""
-    source, base, lease = task.ready_source(), task.base, task.lease
+    base, lease = task.base, task.lease
+    source = replace(task.ready_source(), thresholds=base.thresholds)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         lease.say("pulling the adapter")
         folder = task.pull(Path(scratch) / "adapter")
@@ -82,6 +85,7 @@ def _report(task: Task, findings: list[Finding], seen: dict[str, Any], keeper: d
         made_by=dict(keeper.get("versions", {})),
         fingerprint=seen.get("fingerprint"),
         pictures=seen.get("pictures", {}),
+        thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
     )
 
 

@@ -20,7 +20,8 @@ from registry.jobs import Job, Kind, State
 from registry.recipes import ANNOTATION, Method, Operation, Recipe
 from registry.wire.jobs import JobSubmit
 from registry.worker.loop import Worker
-from registry.worker.pool import Limits, Pool
+from registry.worker.keepers import Limits
+from registry.worker.pool import Pool
 from registry.worker.sources import Sources
 from tests.worker import models
 from tests.worker.workshop import Workshop

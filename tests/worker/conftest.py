@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from registry.worker.keepers import Limits
 from registry.worker.loop import Worker
-from registry.worker.pool import Limits, Pool
+from registry.worker.pool import Pool
 from registry.worker.sources import Sources
 from tests.worker import models
 from tests.worker.workshop import Workshop

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from registry.worker.pool import Gone, Keeper, Limits, Pool, Source, clean_environment
+from registry.worker.keepers import Gone, Keeper, Limits, Source, clean_environment
+from registry.worker.pool import Pool
 from tests.worker import models
 
 LIMITS = Limits(deadline_seconds=120, threads=1)

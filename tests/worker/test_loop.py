@@ -19,8 +19,9 @@ from registry.jobs import State
 from registry.verdicts import Outcome
 from registry.wire import BaseAdd
 from registry.wire.jobs import JobSubmit
+from registry.worker.keepers import Limits
 from registry.worker.loop import Worker
-from registry.worker.pool import Limits, Pool
+from registry.worker.pool import Pool
 from registry.worker.sources import Sources
 from tests.worker import models
 from tests.worker.workshop import Workshop

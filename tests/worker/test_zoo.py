@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from registry.worker.pool import Limits, Pool, Source
+from registry.worker.keepers import Limits, Source
+from registry.worker.pool import Pool
 from tests import fixtures
 
 pytestmark = pytest.mark.slow

@@ -1,7 +1,7 @@
 """Routes of bases: add, list, show; which weights they have, and how they are related.
 
 Invariants
-- Whoever may push may add a base; nobody may change one.
+- Whoever may push may add a base; nobody may change one, but for the thresholds that its adapters are judged by.
 - Which weights a base has, a worker may tell too, once.
 
 Example
@@ -14,9 +14,9 @@ from fastapi import APIRouter, Response
 
 from registry.bases.identity import Likeness
 from registry.server import bases
-from registry.server.routes.deps import Puller, Pusher, SessionDep, Worker
+from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
 from registry.server.routes.once import OnceRoute
-from registry.wire import BaseAdd, BaseList, BaseView, IdentityGiven
+from registry.wire import BaseAdd, BaseList, BaseView, IdentityGiven, ThresholdsGiven
 
 router = APIRouter(tags=["bases"], route_class=OnceRoute)
 
@@ -43,6 +43,13 @@ def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
 def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityGiven) -> BaseView:
     """Keep the identity of a base that has none; the same one again changes nothing, another one is refused."""
     return bases.identify(session, actor, base, request.identity)
+
+
+@router.put("/bases/{base:path}/thresholds")
+def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsGiven) -> BaseView:
+    """What smoke tests on this base take instead of the defaults, for administrators of all namespaces."""
+    actor.demand_everywhere("admin")
+    return bases.judge_by(session, actor, base, request.thresholds)
 
 
 @router.post("/bases/{base:path}/likeness")

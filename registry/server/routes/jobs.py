@@ -18,7 +18,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
-from registry.server import bases, catalog, converting, merging, queue, validation
+from registry.server import bases, campaigns, catalog, converting, merging, queue, validation
 from registry.server.routes.deps import (
     PAGE,
     BlobsDep,
@@ -32,7 +32,17 @@ from registry.server.routes.deps import (
 )
 from registry.server.routes.once import OnceRoute
 from registry.server.tables import BaseRow
-from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.wire.jobs import (
+    CampaignView,
+    Claimed,
+    ClaimRequest,
+    FailRequest,
+    FinishRequest,
+    JobPage,
+    JobSubmit,
+    RenewRequest,
+    RevalidateRequest,
+)
 
 router = APIRouter(tags=["jobs"], route_class=OnceRoute)
 Text = Annotated[str, Query(max_length=300)]
@@ -50,7 +60,16 @@ def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
     actor.demand("push", ref.name)
     version = catalog.find(session, actor, ref.name, ref.selector)
     base = session.get_one(BaseRow, version.base_id)
-    row = queue.enqueue(session, actor, request.kind, version, name=ref.name, base=base.name, payload=request.payload)
+    row = queue.enqueue(
+        session,
+        actor,
+        request.kind,
+        version,
+        name=ref.name,
+        base=base.name,
+        payload=request.payload,
+        priority=request.priority,
+    )
     return queue.value(row)
 
 
@@ -84,9 +103,20 @@ def claim(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed 
     )
 
 
+@router.post("/campaigns", status_code=201)
+def revalidate(session: SessionDep, actor: Pusher, request: RevalidateRequest) -> CampaignView:
+    """Queue the affected versions of a base, of the adapters that the caller may push."""
+    return campaigns.begin(session, actor, request)
+
+
+@router.get("/campaigns/{campaign_id}")
+def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> CampaignView:
+    return campaigns.show(session, actor, campaign_id)
+
+
 @router.get("/jobs/{job_id}")
 def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
-    return queue.value(queue.show(session, actor, job_id))
+    return queue.show(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")

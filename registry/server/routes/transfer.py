@@ -42,6 +42,7 @@ from registry.server.routes.deps import (
 from registry.server.routes.once import OnceRoute
 from registry.server.settings import Settings
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest
+from registry.wire.verdicts import FingerprintView
 
 router = APIRouter(tags=["transfer"], route_class=OnceRoute)
 OCTETS = "application/octet-stream"
@@ -154,6 +155,14 @@ def read_report(
     """The report behind one of this version's verdicts."""
     file = files.report(session, actor, name, selector, digest)
     return _bytes_of(request, file, selector, blobs, settings)
+
+
+@router.get(VERSION + "/fingerprint")
+def read_fingerprint(
+    session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep
+) -> FingerprintView:
+    """What a serving box compares after loading: from the newest report of the check `acts` that has one."""
+    return files.fingerprint(session, actor, name, selector, blobs)
 
 
 def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: BlobStore, settings: Settings) -> Response:

@@ -24,7 +24,7 @@ from registry.bases import BaseSpec
 from registry.conversions import Conversion, Converted, Target
 from registry.errors import Unavailable, from_problem
 from registry.verdicts import Value
-from registry.worker.pool import clean_environment
+from registry.worker.keepers import clean_environment
 
 PROGRAMS: dict[Target, tuple[str, str, str]] = {
     Target.CANONICAL: ("canonical", "torch", "worker"),

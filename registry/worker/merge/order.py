@@ -21,7 +21,7 @@ from typing import Any
 from registry.errors import Unavailable, from_problem
 from registry.recipes import MergeReport, Recipe
 from registry.verdicts import Value
-from registry.worker.pool import clean_environment
+from registry.worker.keepers import clean_environment
 
 
 class Order(Value):

@@ -1,0 +1,117 @@
+"""`adapter revalidate`: have every version of a base, or those that are affected, tried again, and see what changed.
+
+Invariants
+- Waiting asks the registry; Ctrl-C ends the waiting, not the campaign. `--campaign ID` waits for it again.
+- Exits 6 when a version now fails that did not fail before, 75 when one could not be judged.
+
+Example
+    $ adapter revalidate --base smollm2 --made-by torch=2.13.0
+"""
+
+from __future__ import annotations
+
+import time
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cli import output, session
+from registry import names
+from registry.client.judging import Judging
+from registry.errors import Unavailable
+from registry.jobs import State
+from registry.verdicts import Outcome
+from registry.wire.jobs import CampaignView, RevalidateRequest
+
+ASK_EVERY_SECONDS = 1.0
+
+
+@click.command()
+@click.option("--base", default="", help="The base whose versions are tried again.")
+@click.option("--outdated", is_flag=True, help="Only those not judged on the base as it is now.")
+@click.option("--made-by", "made_by", multiple=True, metavar="TOOL=VERSION",
+              help="Only those not judged with this version of a tool, such as torch=2.13.0; repeat it.")  # fmt: skip
+@click.option("--campaign", "campaign_id", default="", metavar="ID", help="Wait for one that was begun before.")
+@click.option("--no-wait", is_flag=True, help="Queue them and return.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+@output.json_option
+def revalidate(
+    base: str, outdated: bool, made_by: tuple[str, ...], campaign_id: str, no_wait: bool, timeout: float | None
+) -> None:
+    """Have workers try a base's versions again, and tell what changed. For the engines' verdicts: `adapter rejudge`."""
+    if bool(base) == bool(campaign_id):
+        raise click.UsageError("name the base with --base, or a campaign that was begun before with --campaign")
+    with session.registry() as registry:
+        judging = Judging(registry)
+        if campaign_id:
+            view = judging.campaign(campaign_id)
+        else:
+            request = RevalidateRequest(
+                base=names.base_name(base), outdated=outdated, made_by=dict(_tool(text) for text in made_by)
+            )
+            view = judging.begin(request)
+        if not no_wait:
+            view = _watch(judging, view, timeout)
+    output.answer(view, lambda: _print(view))
+    if not no_wait:
+        _exit_by(view)
+
+
+def _tool(text: str) -> tuple[str, str]:
+    tool, equals, version = text.partition("=")
+    if not (tool and equals and version):
+        raise click.BadParameter(f"{text!r} is not TOOL=VERSION", param_hint="--made-by")
+    return tool, version
+
+
+def _watch(judging: Judging, view: CampaignView, timeout: float | None) -> CampaignView:
+    ends = None if timeout is None else time.monotonic() + timeout
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not output.on_terminal()) as bars:
+        task = bars.add_task(view.base, total=view.total)
+        while not view.finished:
+            if ends is not None and time.monotonic() >= ends:
+                raise Unavailable(
+                    "TRY_LATER",
+                    f"campaign {view.id} is not finished: {_states(view)}",
+                    next_step=f"it goes on; `adapter revalidate --campaign {view.id}` waits for it again",
+                )
+            time.sleep(ASK_EVERY_SECONDS)
+            view = judging.campaign(view.id)
+            bars.update(task, completed=view.total - _open(view))
+    return view
+
+
+def _open(view: CampaignView) -> int:
+    return view.states.get(State.QUEUED, 0) + view.states.get(State.RUNNING, 0)
+
+
+def _states(view: CampaignView) -> str:
+    return ", ".join(f"{count} {state}" for state, count in view.states.items()) or "nothing to do"
+
+
+def _print(view: CampaignView) -> None:
+    click.echo(f"{output.strong(view.id)} on {view.base}: {output.plural(view.total, 'version')}, {_states(view)}")
+    if not view.finished:
+        click.echo(output.faint(f"  adapter revalidate --campaign {view.id} tells how it goes"))
+        return
+    if not view.items:
+        click.echo("Nothing changed.")
+        return
+    rows = [(item.version, item.before or "–", item.after or item.state, item.summary) for item in view.items]
+    output.table(("version", "before", "after", "says"), rows)
+    if view.changed > len(view.items):
+        click.echo(output.faint(f"  and {view.changed - len(view.items)} more"))
+
+
+def _exit_by(view: CampaignView) -> None:
+    if any(item.after == Outcome.FAIL for item in view.items):
+        click.get_current_context().exit(output.REFUSED)
+    if view.states.get(State.PARKED, 0):
+        raise Unavailable(
+            "TRY_LATER",
+            f"{output.plural(view.states[State.PARKED], 'version')} could not be judged",
+            next_step="look at the worker, then begin another campaign",
+        )

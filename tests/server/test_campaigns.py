@@ -1,0 +1,158 @@
+"""Campaigns of revalidation, thresholds of bases, steps and priorities of jobs: what is queued, and what is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from registry.client.judging import Judging
+from registry.errors import Denied, Invalid, NotFound
+from registry.fingerprint import Fingerprint, Prompt
+from registry.jobs import State
+from registry.names import Ref
+from registry.server.tables import BaseRow, VerdictRow
+from registry.verdicts import Finding
+from registry.wire.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
+from tests.world import World, rows
+
+BAD = Finding(code="acts.no_effect", severity="error", place="logits", sentence="it answers as the base does")
+
+
+@pytest.fixture
+def judged(world: World) -> World:
+    """Three adapters of one base, each judged well; the third by another torch."""
+    world.add_base()
+    for name in ("one", "two", "three"):
+        world.push(f"acme/{name}")
+        world.validate(f"acme/{name}@1")
+    with world.session(write=True) as session:
+        row = [row for row in rows(session, VerdictRow) if row.check == "acts"][-1]
+        row.made_by = {"torch": "2.13.0"}
+        session.add(row)
+    return world
+
+
+def begin(world: World, **how: Any) -> Any:
+    return Judging(world.admin).begin(RevalidateRequest(base="tiny-llama", **how))
+
+
+def end(world: World) -> None:
+    for state in ("queued", "running"):
+        for job in world.admin.jobs(state=state).items:
+            world.admin.cancel(job.id)
+
+
+def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: World) -> None:
+    view = begin(judged)
+    assert (view.total, view.states, view.finished) == (3, {State.QUEUED: 3}, False)
+    judged.validate("acme/one@1")
+    judged.validate("acme/two@1", [BAD])
+    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    judged.admin.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="out of memory", final=True))
+    view = Judging(judged.admin).campaign(view.id)
+    assert (view.finished, view.states) == (True, {State.DONE: 2, State.PARKED: 1})
+    told = {item.version: (item.before, item.after, item.summary) for item in view.items}
+    assert told == {
+        "acme/two@1": ("pass", "fail", BAD.sentence),
+        "acme/three@1": ("pass", "", "out of memory"),
+    }
+
+
+def test_only_versions_that_another_tool_judged_are_affected(judged: World) -> None:
+    view = begin(judged, made_by={"torch": "2.13.0"})
+    assert {job.subject for job in judged.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
+    assert view.total == 2
+    end(judged)
+
+
+def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: World) -> None:
+    assert begin(judged, outdated=True).total == 0
+    with judged.session(write=True) as session:
+        base = rows(session, BaseRow)[0]
+        base.fingerprint = "sha256:" + "1" * 64
+        session.add(base)
+    assert begin(judged, outdated=True).total == 3
+    end(judged)
+
+
+def test_yanked_versions_and_those_that_cannot_fit_are_left_alone(judged: World) -> None:
+    judged.admin.yank("acme/one@1", reason="wrong data")
+    with judged.session(write=True) as session:
+        fits = [row for row in rows(session, VerdictRow) if row.check == "fits"][1]
+        fits.outcome = "fail"
+        session.add(fits)
+    begin(judged)
+    assert [job.subject for job in judged.admin.jobs(state="queued").items] == ["acme/three@1"]
+    end(judged)
+
+
+def test_a_campaign_reaches_only_what_its_owner_may_push_and_tells_only_what_one_may_see(judged: World) -> None:
+    judged.push("other/four")
+    judged.validate("other/four@1")
+    mine = judged.actor("push", "pull", namespaces=["other"], name="tenant")
+    view = Judging(mine).begin(RevalidateRequest(base="tiny-llama"))
+    assert view.total == 1
+    everything = begin(judged)
+    assert everything.total == 4
+    assert Judging(mine).campaign(everything.id).total == 1
+    with pytest.raises(NotFound, match="no campaign"):
+        Judging(mine).campaign("cam_unknown")
+    end(judged)
+
+
+def test_a_job_that_waits_already_is_joined_and_one_for_a_push_goes_first(judged: World) -> None:
+    waiting = judged.admin.submit(JobSubmit(kind="validate", ref="acme/two@1"))
+    urgent = judged.admin.submit(JobSubmit(kind="validate", ref="acme/three@1", priority=5))
+    view = begin(judged)
+    assert (view.total, len(judged.admin.jobs(state="queued").items)) == (3, 3)
+    taken = []
+    while (claimed := judged.admin.claim(ClaimRequest(worker="w"))) is not None:
+        taken.append(claimed.job)
+    assert [job.id for job in taken[:2]] == [urgent.id, waiting.id]
+    assert [job.priority for job in taken] == [5, 0, -10]
+    end(judged)
+
+
+def test_what_a_worker_says_is_kept_step_by_step(judged: World) -> None:
+    job = judged.admin.submit(JobSubmit(kind="validate", ref="acme/one@1"))
+    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    for says in ("pulling", "pulling", "asking 3 golden samples"):
+        judged.admin.renew(job.id, RenewRequest(lease_token=claimed.lease.token, progress=says))
+    found = judged.admin.job(job.id)
+    assert [(step.attempt, step.says) for step in found.steps] == [(1, "pulling"), (1, "asking 3 golden samples")]
+    end(judged)
+
+
+def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: World) -> None:
+    judging = Judging(judged.admin)
+    assert judging.set_thresholds("tiny-llama", {"drift_warn_kl_nats": 1.5}).thresholds == {"drift_warn_kl_nats": 1.5}
+    judged.admin.submit(JobSubmit(kind="validate", ref="acme/one@1"))
+    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    assert claimed.base is not None
+    assert claimed.base.thresholds == {"drift_warn_kl_nats": 1.5}
+    assert judging.set_thresholds("tiny-llama", {}).thresholds == {}
+    for wrong in ({"drift": 1.0}, {"drift_warn_kl_nats": -1.0}):
+        with pytest.raises(Invalid, match="thresholds: drift"):
+            judging.set_thresholds("tiny-llama", wrong)
+    with pytest.raises(Denied):
+        Judging(judged.actor("push", "pull")).set_thresholds("tiny-llama", {})
+    end(judged)
+
+
+def test_the_fingerprint_of_a_version_is_that_of_its_newest_report_that_has_one(judged: World) -> None:
+    ref = Ref.parse("acme/one@1")
+    with pytest.raises(NotFound, match="has left a fingerprint yet"):
+        Judging(judged.admin).fingerprint(ref)
+    job = judged.admin.submit(JobSubmit(kind="validate", ref=str(ref)))
+    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    print_ = Fingerprint(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
+    version = judged.admin.version(ref)
+    report = judged.report(version.digest, version.base).model_copy(update={"fingerprint": print_})
+    judged.admin.finish(job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    found = Judging(judged.admin).fingerprint(ref)
+    assert (found.fingerprint, found.version, found.digest) == (print_, "acme/one@1", version.digest)
