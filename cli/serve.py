@@ -31,6 +31,7 @@ from registry.errors import Unavailable
 from registry.server import actors, db, loads, renewal, tokens
 from registry.server.app import create_app
 from registry.server.settings import Settings
+from registry.server.webhooks import dispatch
 
 GRACE_SECONDS = 30
 BACKLOG = 2048
@@ -70,6 +71,11 @@ def serve(host: str, port: int, data: str | None) -> None:
     def ready() -> None:  # the first token is made when somebody is sure to see it
         _announce(listener, settings, tokens.bootstrap(engine), as_json)
         follower.start()
+        sending = (engine, settings, lambda: app.state.log.keys, app.state.log.closing)
+        threading.Thread(target=dispatch.follow, args=sending, name="webhooks", daemon=True).start()
+        threading.Thread(
+            target=app.state.freshness.follow, args=(app.state.log.closing,), name="freshness", daemon=True
+        ).start()
         threading.Thread(target=_renew, args=(engine, settings), name="renewal", daemon=True).start()
 
     _Server(config, ready, app.state.log.closing).run(sockets=[listener])

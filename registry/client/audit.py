@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,11 +25,17 @@ from registry.wire.audit import (
     AttestationList,
     AttestationView,
     Consistency,
+    DeliveryList,
+    DeliveryView,
     EventPage,
     EventProof,
     EventView,
     LogKeys,
     SignRequest,
+    WebhookCreate,
+    WebhookCreated,
+    WebhookList,
+    WebhookView,
 )
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -82,6 +89,24 @@ class Audit:
         answer = self._connection.send("POST", f"{_version(ref)}/attestations", json=body)
         return AttestationView.model_validate_json(answer.content)
 
+    # ------------------------------------------------------------ webhooks
+    def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
+        answer = self._connection.send("POST", "/webhooks", json=request.model_dump(mode="json"))
+        return WebhookCreated.model_validate_json(answer.content)
+
+    def webhooks(self) -> WebhookList:
+        return self._get("/webhooks", WebhookList)
+
+    def delete_webhook(self, webhook_id: str) -> WebhookView:
+        return WebhookView.model_validate_json(self._connection.send("DELETE", _webhook(webhook_id)).content)
+
+    def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
+        return self._get(f"{_webhook(webhook_id)}/deliveries", DeliveryList, state=state)
+
+    def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
+        answer = self._connection.send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry")
+        return DeliveryView.model_validate_json(answer.content)
+
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         answer = self._connection.send("GET", path, query=query)
         try:
@@ -89,6 +114,10 @@ class Audit:
         except ValidationError as e:
             sentence = f"the registry's answer to {path} is not what we expect: {e.errors()[0]['msg']}"
             raise RegistryError("INTERNAL", sentence) from e
+
+
+def _webhook(webhook_id: str) -> str:
+    return f"/webhooks/{quote(webhook_id, safe='')}"
 
 
 def _version(ref: Ref | str) -> str:

@@ -49,6 +49,7 @@ from registry.server.routes import (
     transfer,
     upkeep,
     verdicts,
+    webhooks,
 )
 from registry.server.settings import Settings
 from registry.wire import PREFIX
@@ -74,7 +75,19 @@ STATUS_OF_CODE = {
     "BODY_STALLED": 408,
     "RATE_LIMITED": 429,
 }
-ROOMS = (adapters, bases, jobs, access, namespaces, transfer, upkeep, verdicts, audit, attestations)
+ROOMS = (
+    adapters,
+    bases,
+    jobs,
+    access,
+    namespaces,
+    transfer,
+    upkeep,
+    verdicts,
+    audit,
+    attestations,
+    webhooks,
+)
 """Where routes are. No room includes another's router: `declared_scopes` must see every route."""
 
 NOTED = (errors.Unauthenticated, errors.Denied, errors.NotFound)

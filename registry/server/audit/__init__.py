@@ -21,7 +21,7 @@ from sqlmodel import Session, col, select
 
 from registry.digest import canonical_json
 from registry.server import db
-from registry.server.actors import EVERYWHERE, Actor
+from registry.server.actors import Actor
 from registry.server.tables import EventRow
 from registry.wire.audit import EventPage, EventView
 
@@ -105,7 +105,7 @@ def page(
 
 def visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `event` that leaves what the actor may see."""
-    if "admin" in actor.scopes and EVERYWHERE in actor.namespaces and actor.reach("pull") is None:
+    if actor.may_everywhere("admin"):
         return true()
     everybody = and_(col(EventRow.namespace) == "", col(EventRow.action).startswith("base."))
     if actor.adapters:

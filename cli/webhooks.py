@@ -1,0 +1,93 @@
+"""`adapter webhook`: where events of the registry are sent to: create, list, delete, deliveries.
+
+Invariants
+- A webhook's secret is printed once, by the command that made it.
+
+Example
+    $ adapter webhook create https://ops.example.org/adapters --namespace acme --action alias.move
+"""
+
+from __future__ import annotations
+
+import click
+
+from cli import output, session
+from registry.client.audit import Audit
+from registry.wire.audit import ACTIONS, DeliveryView, WebhookCreate, WebhookView
+
+
+@click.group()
+def webhook() -> None:
+    """Webhooks: who is told of what happens."""
+
+
+@webhook.command()
+@click.argument("url")
+@click.option("--namespace", default="*", show_default=True, help="Whose events; * is all.")
+@click.option("--action", "actions", multiple=True, default=ACTIONS, show_default=True, help="Of what; repeat it.")
+@output.json_option
+def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
+    """Send events to URL from now on. The secret that signs them is shown now and never again."""
+    with session.registry() as registry:
+        made = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
+
+    def text() -> None:
+        click.echo(made.secret)
+        output.note(f"webhook {made.webhook.id}; verify what it sends as Standard Webhooks says")
+
+    output.answer(made, text)
+
+
+@webhook.command("list")
+@output.json_option
+def list_webhooks() -> None:
+    """List webhooks, without their secrets."""
+    with session.registry() as registry:
+        found = Audit(registry).webhooks()
+    output.answer(found, lambda: _print(found.items))
+
+
+def _print(items: list[WebhookView]) -> None:
+    if not items:
+        click.echo("No webhooks.")
+        return
+    rows = [(item.id, item.namespace, item.url, ",".join(item.actions)) for item in items]
+    output.table(("id", "namespace", "url", "actions"), rows)
+
+
+@webhook.command()
+@click.argument("webhook_id", metavar="ID")
+@output.json_option
+def delete(webhook_id: str) -> None:
+    """End a webhook and forget its deliveries."""
+    with session.registry() as registry:
+        ended = Audit(registry).delete_webhook(webhook_id)
+    output.answer(ended, lambda: click.echo(f"{ended.id} is gone."))
+
+
+@webhook.command()
+@click.argument("webhook_id", metavar="ID")
+@click.option("--state", default="", type=click.Choice(["", "waiting", "delivered", "dead"]), help="Only these.")
+@click.option("--retry", type=int, metavar="DELIVERY", help="Send this delivery again.")
+@output.json_option
+def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
+    """Show what was sent, what waits and what was given up."""
+    with session.registry() as registry:
+        audit = Audit(registry)
+        if retry is not None:
+            again = audit.retry_delivery(webhook_id, retry)
+            output.answer(again, lambda: _print_deliveries([again]))
+            return
+        found = audit.deliveries(webhook_id, state=state)
+    output.answer(found, lambda: _print_deliveries(found.items))
+
+
+def _print_deliveries(items: list[DeliveryView]) -> None:
+    if not items:
+        click.echo("No deliveries.")
+        return
+    rows = [
+        (str(item.id), str(item.seq), item.state, str(item.attempt), output.moment(item.next_at), item.error or "-")
+        for item in items
+    ]
+    output.table(("id", "event", "state", "attempts", "next or last", "error"), rows)

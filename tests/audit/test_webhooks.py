@@ -1,0 +1,239 @@
+"""Webhooks: who is told of what, signed, again until it arrives; and no address that the server must not call."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from registry.client.audit import Audit
+from registry.errors import Denied, Invalid, NotFound
+from registry.server import db
+from registry.server.tables import DeliveryRow, WebhookRow
+from registry.server.webhooks import dispatch, target
+from registry.wire import YankRequest
+from registry.wire.audit import WebhookCreate
+from tests.world import World, rows
+
+LOOPBACK = "127.0.0.1/32"
+
+
+class Receiver:
+    """A server on loopback that keeps what it is sent and answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, dict[str, str], bytes]] = []
+        self.answer, self.headers = 200, {}
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.got.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                self.send_response(outer.answer)
+                for name, value in outer.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/in?token=hidden"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url, webhook_private=LOOPBACK) as made:
+        made.add_base()
+        yield made
+
+
+def step(world: World) -> int:
+    world.app.state.log.step()
+    return dispatch.step(world.engine, world.settings, lambda: world.app.state.log.keys)
+
+
+def later(world: World) -> None:
+    """As if every pause were over."""
+    with world.session(write=True) as session:
+        for row in rows(session, DeliveryRow):
+            row.next_at = db.now() - timedelta(seconds=1)
+            session.add(row)
+
+
+def test_events_are_sent_signed_and_once(world: World, receiver: Receiver) -> None:
+    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
+    world.push("acme/support")
+    world.push("globex/support")
+    world.admin.yank("acme/support@1", YankRequest(reason="wrong data").reason)
+    assert step(world) == 3
+    assert step(world) == 0
+    events = [json.loads(body) for _, _, body in receiver.got]
+    told = {(event["type"], event["data"]["object"]) for event in events}
+    assert told == {
+        ("version.push", "acme/support@1"), ("alias.move", "acme/support:main"), ("version.yank", "acme/support@1"),
+    }  # fmt: skip
+    secret = base64.b64decode(made.secret.removeprefix("whsec_"))
+    for path, headers, body in receiver.got:
+        assert path == "/in?token=hidden"
+        message = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        expected = base64.b64encode(hmac.new(secret, message, hashlib.sha256).digest()).decode()
+        assert headers["webhook-signature"] == f"v1,{expected}"
+    ids = {headers["webhook-id"] for _, headers, _ in receiver.got}
+    assert len(ids) == 3
+    states = {(item.state, item.attempt, item.status) for item in Audit(world.admin).deliveries(made.webhook.id).items}
+    assert states == {("delivered", 1, 200)}
+
+
+def test_a_failure_is_tried_again_after_pauses_then_dead_then_on_demand(world: World, receiver: Receiver) -> None:
+    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    world.push("acme/support")
+    receiver.answer = 500
+    for _ in range(len(dispatch.PAUSES_SECONDS) + 1):
+        assert step(world) == 1
+        assert step(world) == 0, "not before its pause is over"
+        later(world)
+    dead = Audit(world.admin).deliveries(made.webhook.id, state="dead").items
+    assert [(item.attempt, item.status, item.error) for item in dead] == [(8, 500, "it answered 500")]
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.got}) == 1
+    assert step(world) == 0
+    receiver.answer = 204
+    Audit(world.admin).retry_delivery(made.webhook.id, dead[0].id)
+    assert step(world) == 1
+    assert [item.state for item in Audit(world.admin).deliveries(made.webhook.id).items] == ["delivered"]
+
+
+def test_a_redirect_is_not_followed_and_a_dead_receiver_is_a_failure(world: World, receiver: Receiver) -> None:
+    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    receiver.answer, receiver.headers = 307, {"Location": receiver.url.replace("/in", "/elsewhere")}
+    world.push("acme/support")
+    step(world)
+    assert len(receiver.got) == 1
+    assert "redirects" in Audit(world.admin).deliveries(made.webhook.id).items[0].error
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        gone = Audit(world.admin).create_webhook(
+            WebhookCreate(url=f"http://127.0.0.1:{unused.getsockname()[1]}/secret-path", actions=["version.push"])
+        )
+        world.push("acme/support")
+        step(world)
+        error = Audit(world.admin).deliveries(gone.webhook.id).items[0].error
+    assert "ConnectionRefused" in error
+    assert "secret-path" not in error
+
+
+def test_an_event_becomes_one_delivery_however_often_its_making_is_cut_off(world: World, receiver: Receiver) -> None:
+    Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    for _ in range(3):
+        world.push("acme/support")
+    world.app.state.log.step()
+    with world.session() as session:
+        hook = rows(session, WebhookRow)[0]
+    dispatch._enqueue(world.engine, hook.id)
+    with world.session(write=True) as session:
+        row = session.get_one(WebhookRow, hook.id)
+        row.after = hook.after
+        session.add(row)
+    dispatch._enqueue(world.engine, hook.id)
+    assert step(world) == 3
+    assert len(receiver.got) == 3
+
+
+def test_a_webhook_is_absent_for_whoever_does_not_administer_its_namespace(world: World, receiver: Receiver) -> None:
+    world.push("acme/support")
+    world.push("globex/support")
+    acme = Audit(world.actor("admin", namespaces=["acme"], name="acme-admin"))
+    globex = Audit(world.actor("admin", namespaces=["globex"], name="globex-admin"))
+    made = acme.create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
+    assert [item.id for item in acme.webhooks().items] == [made.webhook.id]
+    assert globex.webhooks().items == []
+    for ask in (globex.delete_webhook, globex.deliveries, lambda hook: globex.retry_delivery(hook, 1)):
+        with pytest.raises(NotFound) as caught:
+            ask(made.webhook.id)
+        assert caught.value.code == "WEBHOOK_UNKNOWN"
+    for namespace in ("*", "globex"):
+        with pytest.raises((Denied, NotFound)):
+            acme.create_webhook(WebhookCreate(url=receiver.url, namespace=namespace))
+    acme.delete_webhook(made.webhook.id)
+    world.push("acme/support")
+    assert step(world) == 0
+    assert acme.webhooks().items == []
+
+
+def test_a_secret_is_kept_nowhere_and_no_path_is_told(world: World, receiver: Receiver) -> None:
+    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url))
+    with world.session() as session:
+        assert made.secret not in str([row.model_dump() for row in rows(session, WebhookRow)])
+    told = [event for event in Audit(world.admin).events() if event.action == "webhook.create"]
+    assert told[0].detail["to"] == receiver.url.partition("/in")[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1/", "https://localhost/", "https://[::1]/", "https://0.0.0.0/", "https://2130706433/",
+        "https://0x7f000001/", "https://0177.0.0.1/", "https://127.1/", "https://10.1.2.3/", "https://192.168.0.1/",
+        "https://172.16.0.1/", "https://169.254.169.254/latest/meta-data/", "https://[fe80::1]/", "https://[fd00::1]/",
+        "https://[::ffff:127.0.0.1]/", "https://[::ffff:169.254.169.254]/", "https://[2002:7f00:1::]/",
+        "https://[64:ff9b::7f00:1]/", "https://100.64.0.1/", "https://224.0.0.1/", "https://255.255.255.255/",
+        "http://93.184.216.34/", "ftp://93.184.216.34/", "file:///etc/passwd", "gopher://93.184.216.34/", "https://",
+        "https://user@93.184.216.34/", "https://user:word@93.184.216.34/", "https://93.184.216.34\\@127.0.0.1/",
+        "https://93.184.216.34:99999/", "https://exa mple/", "https://no-such-host.invalid/", "//93.184.216.34/", "x",
+    ],
+)  # fmt: skip
+def test_an_address_inside_is_refused_in_every_spelling(url: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        target.find(url, "")
+    assert caught.value.code == "URL_REFUSED"
+    assert caught.value.reasons[0].code == "url.refused"
+
+
+def test_a_public_address_is_called_as_it_was_looked_at() -> None:
+    found = target.find("https://93.184.216.34:8443/in?x=1", "")
+    assert (found.address, found.port, found.path, found.scheme) == ("93.184.216.34", 8443, "/in?x=1", "https")
+    assert target.find("https://[2606:2800:220:1::1]/", "").host == "2606:2800:220:1::1"
+    assert target.find("http://127.0.0.1/", LOOPBACK).path == "/"
+
+
+def test_a_name_with_one_private_address_is_refused_and_rebinding_changes_nothing(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(*addresses: str) -> object:
+        return lambda _host, port, **_how: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target.socket, "getaddrinfo", answers("93.184.216.34", "10.0.0.1"))
+        with pytest.raises(Invalid):
+            target.find("https://two.example/", "")
+    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    world.push("acme/support")
+    world.app.state.log.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(target.socket, "getaddrinfo", answers("169.254.169.254"))
+        assert dispatch.step(world.engine, world.settings, lambda: world.app.state.log.keys) == 1
+    assert receiver.got == []
+    assert "169.254.169.254" in Audit(world.admin).deliveries(made.webhook.id).items[0].error
+
+
+def test_the_api_refuses_such_a_url_with_422(world: World) -> None:
+    with pytest.raises(Invalid) as caught:
+        Audit(world.admin).create_webhook(WebhookCreate(url="https://169.254.169.254/"))
+    assert caught.value.code == "URL_REFUSED"
+    assert Audit(world.admin).webhooks().items == []
