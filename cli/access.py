@@ -7,6 +7,7 @@ Invariants
 Example
     $ adapter login https://registry.example.org
     $ adapter token create ci --scope push --namespace acme --days 90
+    $ adapter token exchange --adapter acme/support < identity-token
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import click
 
 from cli import output, session
 from registry.client.api import Registry
+from registry.client.namespaces import Namespaces
 from registry.errors import Invalid
-from registry.wire.access import TokenCreate, TokenView, Whoami
+from registry.wire.access import TokenCreate, TokenCreated, TokenView, Whoami
 
 SCOPES = ("pull", "push", "promote", "work", "admin")
 DAY_SECONDS = 86400
@@ -40,14 +42,14 @@ def login(url: str) -> None:
 
     def text() -> None:
         click.echo(f"You are {output.strong(who.actor)} at {kept_as}.")
-        click.echo(output.faint(f"  {_rights(who.scopes, who.namespaces)}; remembered in {path}"))
+        click.echo(output.faint(f"  {_rights(who.scopes, who.namespaces, who.adapters)}; remembered in {path}"))
 
     output.answer(who, text)
 
 
-def _ask() -> str:
+def _ask(what: str = "Token") -> str:
     if sys.stdin.isatty():
-        answer: str = click.prompt("Token", hide_input=True)
+        answer: str = click.prompt(what, hide_input=True)
         return answer.strip()
     return sys.stdin.readline().strip()
 
@@ -65,11 +67,15 @@ def whoami() -> None:
 def _print_whoami(where: session.Target, who: Whoami) -> None:
     click.echo(output.strong(who.actor) + ("" if where.embedded else f" at {where.url}"))
     expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
-    output.facts([("rights", _rights(who.scopes, who.namespaces) + expires), ("registry", where.source)])
+    rights = _rights(who.scopes, who.namespaces, who.adapters) + expires
+    roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
+    subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
+    output.facts([("rights", rights), *subject, ("registry", where.source)])
 
 
-def _rights(scopes: list[str], namespaces: list[str]) -> str:
-    return f"{', '.join(scopes)} in {'all namespaces' if '*' in namespaces else ', '.join(namespaces)}"
+def _rights(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:
+    where = "all namespaces" if "*" in namespaces else ", ".join(namespaces)
+    return f"{', '.join(scopes)} in {', '.join(adapters) or where}"
 
 
 # ------------------------------------------------------------------ tokens
@@ -82,21 +88,71 @@ def token() -> None:
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="A right; repeat it.")
 @click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where; repeat it. Default: all.")
+@click.option("--subject", default="", help="Whose roles bound what it may do, such as alice@example.org.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter; repeat it.")
 @click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="How long it lasts. Default: for ever.")
 @output.json_option
-def create(name: str, scopes: tuple[str, ...], namespaces: tuple[str, ...], days: float | None) -> None:
+def create(
+    name: str,
+    scopes: tuple[str, ...],
+    namespaces: tuple[str, ...],
+    subject: str,
+    adapters: tuple[str, ...],
+    days: float | None,
+) -> None:
     """Make a token. Its secret is shown now and never again."""
-    lasts = max(1, round(days * DAY_SECONDS)) if days else None
-    request = TokenCreate(name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=lasts)
+    request = TokenCreate(
+        name=name,
+        scopes=list(scopes),
+        namespaces=list(namespaces),
+        expires_in_seconds=max(1, round(days * DAY_SECONDS)) if days else None,
+        subject=subject,
+        adapters=list(adapters),
+    )
     with session.registry() as registry:
         made = registry.create_token(request)
+    output.answer(made, lambda: _print_secret(made))
+
+
+def _print_secret(made: TokenCreated) -> None:
+    click.echo(made.secret)
+    rights = _rights(made.token.scopes, made.token.namespaces, made.token.adapters)
+    until = f", until {output.moment(made.token.expires_at)}" if made.token.expires_at else ""
+    output.note(f"token {made.token.id} for {made.token.subject or made.token.name}: {rights}{until}")
+    output.note("this is shown once; whoever has it has these rights")
+
+
+@token.command()
+@click.argument("token_id", metavar="ID", default="")
+@click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="How long the old secret still counts.")
+@output.json_option
+def rotate(token_id: str, keep_minutes: int) -> None:
+    """Give a token a new secret; without ID your own, which is remembered here if the old one was."""
+    with session.registry() as registry:
+        mine = registry.whoami().token_id
+        made = Namespaces(registry).rotate(token_id or mine, keep_seconds=keep_minutes * 60)
+    kept = session.replace_token(made.secret) if made.token.id == mine else ""
 
     def text() -> None:
-        click.echo(made.secret)
-        output.note(f"token {made.token.id} for {name}: {_rights(made.token.scopes, made.token.namespaces)}")
-        output.note("this is shown once; whoever has it has these rights")
+        if kept:
+            click.echo(f"{made.token.id} ({made.token.name}) has a new secret, remembered in {kept}.")
+        else:
+            _print_secret(made)
 
     output.answer(made, text)
+
+
+@token.command()
+@click.option("--adapter", default="", metavar="NAME", help="Ask for the right to push this adapter only.")
+@output.json_option
+def exchange(adapter: str) -> None:
+    """Exchange an identity token for a short one. It comes from ADAPTER_IDENTITY_TOKEN or a pipe, never an argument."""
+    assertion = os.environ.get("ADAPTER_IDENTITY_TOKEN", "").strip() or _ask("Identity token")
+    if not assertion:
+        raise Invalid("REQUEST_INVALID", "no identity token was given", next_step="set ADAPTER_IDENTITY_TOKEN")
+    with session.registry() as registry:
+        made = Namespaces(registry).exchange(assertion, adapter=adapter)
+    output.answer(made, lambda: _print_secret(made))
 
 
 @token.command("list")

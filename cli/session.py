@@ -82,6 +82,15 @@ def write_profile(profile: Profile) -> Path:
     return path
 
 
+def replace_token(secret: str) -> str:
+    """Remember a new secret for the registry in use, if its old one is remembered; where, or nothing."""
+    where = target()
+    if where.embedded or os.environ.get("ADAPTER_TOKEN"):
+        return ""
+    profile = read_profile()
+    return str(write_profile(Profile(profile.url, {**profile.tokens, where.url: secret})))
+
+
 def target() -> Target:
     """The registry that the environment, the profile or nothing at all names."""
     given = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")

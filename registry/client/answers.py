@@ -13,12 +13,15 @@ Example
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from registry import errors
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
 
+Shape = TypeVar("Shape", bound=BaseModel)
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 _MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -69,3 +72,16 @@ def store_error_of(answer: httpx.Response) -> RegistryError:
     if answer.status_code == 416:
         return Corrupt("DIGEST_MISMATCH", f"{told}: the file there is shorter than the registry says")
     return Unavailable("STORE_UNAVAILABLE", told, next_step="links expire: start again, and new ones are made")
+
+
+def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
+    """The body of an answer as this shape. `RegistryError` for one that is not: another program, or a newer server."""
+    try:
+        return shape.model_validate_json(answer.content)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise RegistryError(
+            "INTERNAL",
+            f"the registry's answer to {answer.request.url.path} is not what we expect: {place}: {first['msg']}",
+        ) from e

@@ -16,17 +16,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
 from registry import names
 from registry.bases.identity import Identity, Likeness
+from registry.client.answers import Shape
+from registry.client.answers import parsed as _parsed
 from registry.client.connection import Body, Connection
 from registry.digest import Digest
-from registry.errors import RegistryError
 from registry.jobs import Job, Lease
 from registry.names import AdapterName, Ref
 from registry.verdicts import Report
@@ -55,7 +55,6 @@ from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Small,
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.wire.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, ValuesView, VerdictList
 
-Shape = TypeVar("Shape", bound=BaseModel)
 UPKEEP_SECONDS = 900.0
 """How long one request of upkeep may take: a deep check reads at least one blob, and that may be 20 GiB."""
 Name = AdapterName | str
@@ -270,18 +269,6 @@ class Registry:
 
     def _post(self, path: str, request: Request, shape: type[Shape]) -> Shape:
         return _parsed(self.connection.send("POST", path, json=request.model_dump(mode="json")), shape)
-
-
-def _parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
-    try:
-        return shape.model_validate_json(answer.content)
-    except ValidationError as e:
-        first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise RegistryError(
-            "INTERNAL",
-            f"the registry's answer to {answer.request.url.path} is not what we expect: {place}: {first['msg']}",
-        ) from e
 
 
 def _name(name: Name) -> AdapterName:

@@ -17,14 +17,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, and_, func, null, true, type_coerce
+from sqlalchemy import ColumnElement, Integer, and_, func, null, or_, true, type_coerce
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Refused
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
-from registry.server.actors import EVERYWHERE, Actor, unknown_adapter
+from registry.server.access import state as access
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.holds import BlobState
 from registry.server.tables import AdapterRow, AliasRow, BaseRow, BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.verdicts import Verdict
@@ -33,9 +34,11 @@ from registry.wire import PREFIX, FileLink, Resolved, VersionPage, VersionView
 
 def visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `adapter` that leaves what the actor may see."""
-    if EVERYWHERE in actor.namespaces:
-        return true()
-    return col(AdapterRow.namespace).in_(sorted(actor.namespaces))
+    reach = actor.reach("pull")
+    if actor.adapters:
+        own = [named(AdapterName.parse(adapter)) for adapter in sorted(actor.adapters)]
+        return or_(col(AdapterRow.namespace).in_(sorted(actor.public)), *own)
+    return true() if reach is None else col(AdapterRow.namespace).in_(sorted(reach | actor.public))
 
 
 def named(name: AdapterName) -> ColumnElement[bool]:
@@ -64,11 +67,21 @@ def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selecto
 
     `NotFound`; `Refused` (YANKED) when an alias points at a yanked version. By number or digest it still answers.
     """
-    if not actor.may("pull", name.namespace):
+    return looked_up(session, actor, name, selector)[0]
+
+
+def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> tuple[Resolved, int]:
+    """The same, with the generation of access at that moment: it tells whether a remembered actor is still right."""
+    if not actor.sees(name):
         raise unknown_adapter(name)
     statement = (
-        select(  # type: ignore[call-overload]  # five columns: SQLModel has names for four
-            VersionRow, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, _generation(selector)
+        select(  # type: ignore[call-overload]  # six columns: SQLModel has names for four
+            VersionRow,
+            VerdictRow.check,
+            VerdictRow.profile,
+            VerdictRow.outcome,
+            _generation(selector),
+            access.generation(),
         )
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .outerjoin(VerdictRow, and_(col(VerdictRow.version_id) == col(VersionRow.id), _newest_verdict()))
@@ -85,17 +98,18 @@ def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selecto
         raise yanked(name, version)
     manifest = Manifest.model_validate_json(version.manifest)
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
-    return Resolved(
+    found = Resolved(
         name=str(name),
         selector=str(selector),
         number=version.number,
         digest=Digest(version.digest),
         manifest=manifest,
         files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
-        verdicts={label(check, profile): outcome for _, check, profile, outcome, _ in rows if check},
+        verdicts={label(check, profile): outcome for _, check, profile, outcome, *_ in rows if check},
         yanked=version.yanked_at is not None,
         generation=rows[0][4],
     )
+    return found, rows[0][5]
 
 
 def _generation(selector: Selector) -> ColumnElement[Any]:
@@ -121,7 +135,7 @@ def find(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, *, yanked_too: bool = True
 ) -> VersionRow:
     """The row of one version. `NotFound`, or `Refused` (YANKED) unless yanked ones are wanted too."""
-    if not actor.may("pull", name.namespace):
+    if not actor.sees(name):
         raise unknown_adapter(name)
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     if _by_alias(selector):
@@ -155,7 +169,7 @@ def adapter_row(session: Session, actor: Actor, name: AdapterName, *, lock: bool
     """The row of an adapter. With `lock`, changes of the same adapter wait for this transaction (PostgreSQL)."""
     statement = select(AdapterRow).where(named(name))
     row = session.exec(statement.with_for_update() if lock else statement).first()
-    if row is None or not actor.may("pull", name.namespace):
+    if row is None or not actor.sees(name):
         raise unknown_adapter(name)
     return row
 

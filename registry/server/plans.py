@@ -23,6 +23,7 @@ from registry.errors import Invalid, Reason
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import bases, catalog, db, failpoints, holds
+from registry.server.access import admission
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
 from registry.server.holds import OPEN, BlobState
@@ -48,6 +49,7 @@ def make(
         asked = [blob for blob in _asked(session, row, held) if blob.staging_key]
         missing = [blob for blob in asked if blobs.stat(blob.staging_key) is None]
     else:
+        admission.foresee(session, actor, name, manifest)
         row = _push_row(actor, name, request, settings)
         wanted = [_blob_row(row, digest, size, held) for digest, size in sizes_of(manifest).items()]
         missing = [blob for blob in wanted if blob.staging_key]

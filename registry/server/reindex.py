@@ -32,6 +32,7 @@ from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.records import BaseRecord, VersionRecord
 from registry.server import aliases, audit, bases, catalog, db, holds, identities, judge, records, values, versions
+from registry.server.access import taken
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.holds import BlobState
@@ -101,7 +102,7 @@ def _missing(folder: str, stats: Iterable[Stat]) -> _Missing:
 def _is_known(session: Session, missing: _Missing) -> bool:
     statement = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     found = statement.where(catalog.named(missing.name), col(VersionRow.number) == missing.number)
-    return session.exec(found).first() is not None
+    return session.exec(found).first() is not None or taken.is_buried(session, missing.name)
 
 
 # ------------------------------------------------------------------ bases
@@ -239,7 +240,8 @@ def _add_version(
 def _adapter(session: Session, name: AdapterName, record: VersionRecord) -> AdapterRow:
     values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
     values |= {"created_at": record.created_at, "created_by": record.created_by, "updated_at": record.created_at}
-    db.insert_new(session, AdapterRow, values)
+    if db.insert_new(session, AdapterRow, values):
+        taken.restore(session, name)
     statement = select(AdapterRow).where(catalog.named(name)).with_for_update()
     return session.exec(statement.execution_options(populate_existing=True)).one()
 

@@ -1,12 +1,11 @@
-"""Tokens: issue, hash, verify, list, revoke. Whose a secret is, is an `Actor` (registry.server.actors).
-
-    secret = "lra_" + 32 base62 characters (190 bits) + 6 base62 characters of CRC-32, which secret scanners check
+"""Tokens: issue, rotate, revoke, list. Whose a secret is, `access.signin` says.
 
 Invariants
-- A secret is shown once, when it is made; the database has its SHA-256 only.
-- Nobody gives a right that they do not hold.
-- A token that is unknown, expired or revoked gets one and the same answer.
-- A verified token is remembered for `REMEMBER_SECONDS`, so a revocation counts after that at the latest.
+- A secret is shown once, when it is made; the database has its SHA-256 only (access/secret.py).
+- Nobody gives a right that they do not hold, nor for longer than they hold it.
+- A token that a subject makes is that subject's: it ends to mean anything when the subject's role does.
+- A revocation and a rotation are seen by the next request, on every replica.
+- Whoever may not end a token is told what they would be told of one that never was.
 
 Example
     >>> view, secret = tokens.issue(session, actor, TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
@@ -15,12 +14,7 @@ Example
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
 import secrets
-import string
-import time
-import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -28,41 +22,20 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.errors import Conflict, Denied, Invalid, NotFound, Unauthenticated
+from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.names import AdapterName
 from registry.server import audit, db
-from registry.server.actors import EVERYWHERE, SCOPES, TRUSTED
+from registry.server.access import state
+from registry.server.access.secret import new_secret as new_secret
+from registry.server.access.secret import sha256_of as sha256_of
+from registry.server.access.secret import well_formed as well_formed
+from registry.server.actors import EVERYBODY, EVERYWHERE, SCOPES, TRUSTED
 from registry.server.actors import Actor as Actor
 from registry.server.tables import TokenRow
 from registry.wire.access import TokenCreate, TokenView
 
-REMEMBER_SECONDS = 1.0
 USE_NOTED_EVERY = timedelta(minutes=10)
 FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
-_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_GRAMMAR = re.compile(r"lra_[0-9A-Za-z]{38}\Z")
-
-
-def new_secret() -> str:
-    text = "".join(secrets.choice(_ALPHABET) for _ in range(32))
-    return f"lra_{text}{_checksum(text)}"
-
-
-def _checksum(text: str) -> str:
-    number = zlib.crc32(text.encode())
-    digits = ""
-    for _ in range(6):
-        number, digit = divmod(number, 62)
-        digits = _ALPHABET[digit] + digits
-    return digits
-
-
-def well_formed(secret: str) -> bool:
-    """Grammar and checksum: a mistyped secret is told apart from a revoked one without asking the database."""
-    return bool(_GRAMMAR.match(secret)) and _checksum(secret[4:36]) == secret[36:]
-
-
-def sha256_of(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str = "") -> tuple[TokenView, str]:
@@ -78,8 +51,22 @@ def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str
         for scope in request.scopes:
             if not actor.may(scope, namespace):
                 raise Denied("DENIED", f"token {actor.name!r} cannot give the scope '{scope}' in '{namespace}'")
+    for adapter in request.adapters:
+        if not {AdapterName.parse(adapter).namespace, EVERYWHERE} & set(request.namespaces):
+            raise Invalid("REQUEST_INVALID", f"adapters: '{adapter}' is in none of the token's namespaces")
+    row, secret = make(request, actor, subject=_subject(actor, request.subject), token_id=token_id)
+    if not db.insert_new(session, TokenRow, row.model_dump()):
+        raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
+    _tell(session, actor, row)
+    return view(row), secret
+
+
+def make(request: TokenCreate, by: Actor, *, subject: str, token_id: str = "") -> tuple[TokenRow, str]:
+    """The row of a new token and its secret; whether it may be given has been judged."""
     secret, made_at = new_secret(), db.now()
     lasts = request.expires_in_seconds
+    ends = [made_at + timedelta(seconds=lasts)] if lasts else []
+    ends += [by.expires_at] if by.expires_at else []
     row = TokenRow(
         id=token_id or "tok_" + secrets.token_hex(8),
         name=request.name,
@@ -87,13 +74,27 @@ def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str
         scopes=sorted(set(request.scopes)),
         namespaces=sorted(set(request.namespaces)),
         created_at=made_at,
-        created_by=actor.name,
-        expires_at=made_at + timedelta(seconds=lasts) if lasts else None,
+        created_by=by.name,
+        expires_at=min(ends, default=None),
+        subject=subject,
+        adapters=sorted(set(request.adapters)),
     )
-    if not db.insert_new(session, TokenRow, row.model_dump()):
-        raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
-    audit.append(session, actor, "token.issue", row.id, {"name": row.name, "scopes": row.scopes})
-    return view(row), secret
+    return row, secret
+
+
+def _tell(session: Session, actor: Actor, row: TokenRow) -> None:
+    told = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
+    audit.append(session, actor, "token.issue", row.id, told)
+
+
+def _subject(actor: Actor, wanted: str) -> str:
+    """Whose the new token is. What a subject makes is its own; only an administrator makes one for somebody else."""
+    if wanted == EVERYBODY:
+        raise Invalid("REQUEST_INVALID", "subject: '*' is everybody, and a token is somebody's")
+    if wanted and wanted != actor.subject:
+        actor.demand_everywhere("admin")
+        return wanted
+    return actor.subject
 
 
 def bootstrap(engine: Engine) -> str | None:
@@ -110,41 +111,6 @@ def bootstrap(engine: Engine) -> str | None:
         return None
 
 
-def verify(session: Session, secret: str) -> Actor:
-    """The actor of a secret. `Unauthenticated` (UNAUTHORIZED), without saying which way it is not valid."""
-    row = None
-    if well_formed(secret):
-        row = session.exec(select(TokenRow).where(TokenRow.secret_sha256 == sha256_of(secret))).first()
-    if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= db.now()):
-        raise Unauthenticated(
-            "UNAUTHORIZED",
-            "this token is unknown, expired or revoked",
-            next_step="run `adapter login URL` with a valid token, or set ADAPTER_TOKEN",
-        )
-    return Actor(row.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), row.expires_at)
-
-
-class Remembered:
-    """Actors of the last second by the hash of their secret, so that a busy client costs no look-up each time."""
-
-    ENTRIES_LIMIT = 4096
-
-    def __init__(self) -> None:
-        self._actors: dict[str, tuple[float, Actor]] = {}
-
-    def find(self, secret: str) -> Actor | None:
-        until, actor = self._actors.get(sha256_of(secret), (0.0, None))
-        return actor if until > time.monotonic() else None
-
-    def keep(self, secret: str, actor: Actor) -> None:
-        if len(self._actors) >= self.ENTRIES_LIMIT:
-            self._actors = {}
-        self._actors[sha256_of(secret)] = (time.monotonic() + REMEMBER_SECONDS, actor)
-
-    def forget(self, token_id: str) -> None:
-        self._actors = {k: v for k, v in list(self._actors.items()) if v[1].token_id != token_id}
-
-
 def note_use(session: Session, token_id: str) -> None:
     """Keep when a token was last used, to ten minutes: `session` reads, and writes only when it must."""
     row = session.get(TokenRow, token_id)
@@ -154,22 +120,52 @@ def note_use(session: Session, token_id: str) -> None:
         session.add(row)
 
 
+def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int = 0) -> tuple[TokenView, str]:
+    """A new secret for the same token. The old one still counts for `keep_seconds`, then no more."""
+    row = _row(session, actor, token_id)
+    if row.subject not in ("", actor.subject) and not actor.may_everywhere("admin"):
+        raise Denied("DENIED", f"token {actor.name!r} may end the token {row.id!r} but not take its place")
+    if row.revoked_at is not None:
+        raise Conflict("TOKEN_REVOKED", f"token {row.id!r} is revoked: make a new one")
+    secret = new_secret()
+    row.previous_sha256 = row.secret_sha256 if keep_seconds else None
+    row.previous_until = db.now() + timedelta(seconds=keep_seconds) if keep_seconds else None
+    row.secret_sha256 = sha256_of(secret)
+    session.add(row)
+    state.changed(session)
+    audit.append(session, actor, "token.rotate", row.id, {"name": row.name, "keep_seconds": keep_seconds})
+    return view(row), secret
+
+
 def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
     """Ends a token now. Twice is the same as once."""
-    row = session.get(TokenRow, token_id)
-    if row is None:
-        raise NotFound("TOKEN_UNKNOWN", f"there is no token {token_id[:80]!r}")
+    row = _row(session, actor, token_id)
     if row.revoked_at is None:
         row.revoked_at = db.now()
         session.add(row)
+        state.changed(session)
         audit.append(session, actor, "token.revoke", row.id, {"name": row.name})
     return view(row)
 
 
-def every(session: Session) -> Sequence[TokenView]:
-    """All tokens, newest first, without their secrets."""
+def _row(session: Session, actor: Actor, token_id: str) -> TokenRow:
+    row = session.exec(select(TokenRow).where(col(TokenRow.id) == token_id[:80]).with_for_update()).first()
+    if row is None or not _answers_for(actor, row):
+        raise NotFound("TOKEN_UNKNOWN", f"there is no token {token_id[:80]!r}, or it is not yours to end")
+    return row
+
+
+def _answers_for(actor: Actor, row: TokenRow) -> bool:
+    """A token answers for itself, a subject for its tokens, an administrator for those in its namespaces."""
+    if row.id == actor.token_id or (actor.subject and row.subject == actor.subject and not actor.adapters):
+        return True
+    return all(actor.may("admin", namespace) for namespace in row.namespaces)
+
+
+def every(session: Session, actor: Actor) -> Sequence[TokenView]:
+    """The tokens that the actor may end, newest first, without their secrets."""
     rows = session.exec(select(TokenRow).order_by(col(TokenRow.created_at).desc(), col(TokenRow.id))).all()
-    return [view(row) for row in rows]
+    return [view(row) for row in rows if _answers_for(actor, row)]
 
 
 def view(row: TokenRow) -> TokenView:
@@ -178,6 +174,8 @@ def view(row: TokenRow) -> TokenView:
         name=row.name,
         scopes=row.scopes,
         namespaces=row.namespaces,
+        subject=row.subject,
+        adapters=row.adapters,
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,

@@ -28,6 +28,7 @@ from registry.jobs import Kind
 from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
 from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, validation, values
+from registry.server.access import admission, taken
 from registry.server.actors import Actor
 from registry.server.judge import Judged
 from registry.server.tables import (
@@ -72,6 +73,8 @@ def make(
     """
     adapter = _locked(session, actor, name)
     row = existing(session, name, manifest.digest)
+    if row is None:
+        admission.confirm(session, name, manifest)
     if row is not None:
         holds.keep(session, {f.digest: f.size_bytes for f in manifest.files if f.digest in mended}, written=mended)
         return found(session, actor, name, push, row, alias)
@@ -100,6 +103,7 @@ def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
     values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
     values |= {"created_at": moment, "created_by": actor.name, "updated_at": moment}
     if db.insert_new(session, AdapterRow, values):
+        taken.claim_adapter(session, actor, name)
         audit.append(session, actor, "adapter.create", str(name))
     statement = select(AdapterRow).where(catalog.named(name)).with_for_update()
     return session.exec(statement.execution_options(populate_existing=True)).one()
@@ -149,15 +153,15 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
         EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
         for e in _once(manifest)
     )
-
-
-def _once(manifest: Manifest) -> Iterable[Any]:
     session.add_all(VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(manifest))
 
 
 def _tags(manifest: Manifest) -> Iterable[tuple[str, str]]:
     """The annotations that can be searched for: those whose value is short, as a tag's is."""
     return ((key, value) for key, value in manifest.annotations.items() if len(value) <= TAG_VALUE_LIMIT)
+
+
+def _once(manifest: Manifest) -> Iterable[Any]:
     """Each (relation, parent) once: the same parent may have been named by two of its names."""
     return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
 

@@ -24,6 +24,7 @@ from registry.server.routes.deps import (
     BlobsDep,
     EngineDep,
     IssuersDep,
+    ReadSessionDep,
     SessionDep,
 )
 from registry.server.routes.once import OnceRoute

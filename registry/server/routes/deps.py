@@ -13,21 +13,25 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query, Request
 
 from registry import names
-from registry.errors import Denied, Invalid, Unauthenticated
+from registry.errors import Denied, Invalid, RegistryError, Unauthenticated
 from registry.names import AdapterName, Selector
 from registry.server import db, failpoints, tokens
+from registry.server.access import signin
+from registry.server.access.issuers import Issuers
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine, Session
 from registry.server.routes import once
 from registry.server.settings import Settings
 from registry.wire import PAGE_DEFAULT, PAGE_LIMIT
+
+Found = TypeVar("Found")
 
 
 def engine(request: Request) -> Engine:
@@ -45,8 +49,13 @@ def settings(request: Request) -> Settings:
     return found
 
 
-def remembered(request: Request) -> tokens.Remembered:
-    found: tokens.Remembered = request.app.state.remembered
+def issuers(request: Request) -> Issuers:
+    found: Issuers = request.app.state.issuers
+    return found
+
+
+def memory(request: Request) -> signin.Memory:
+    found: signin.Memory = request.app.state.memory
     return found
 
 
@@ -92,31 +101,86 @@ class Needs:
         self.scope = scope
 
     def __call__(self, request: Request) -> Actor:
-        actor = _signed_in(request)
+        actor = self._who(request)
         if self.scope and not actor.has(self.scope):
             raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self.scope}'")
         return actor
 
+    def _who(self, request: Request) -> Actor:
+        return _signed_in(request)
 
-def _signed_in(request: Request) -> Actor:
+
+class NeedsNow(Needs):
+    """For the hot look-up: who asks may be remembered, and the route asks through `as_of_now`."""
+
+    def _who(self, request: Request) -> Actor:
+        secret = _secret(request)
+        actor = memory(request).find(secret) if secret else None
+        if actor is None:
+            return _signed_in(request)
+        request.app.state.pace.take(actor.token_id)
+        return actor
+
+
+def as_of_now(request: Request, session: Session, actor: Actor, ask: Callable[[Actor], tuple[Found, int]]) -> Found:
+    """What `ask` finds for an actor, and for who it is now if access has changed since it was remembered.
+
+    `ask` answers with the generation of access that its own statement has read.
+    """
+    try:
+        found, generation = ask(actor)
+        if actor.generation in (None, generation):
+            return found
+    except RegistryError:
+        if actor.generation is None:
+            raise
+        fresh = _verified(request, session)
+        if fresh == actor:
+            raise
+        return ask(fresh)[0]
+    return ask(_verified(request, session))[0]
+
+
+def _verified(request: Request, session: Session) -> Actor:
+    return signin.verify(session, _secret(request) or "", memory(request))
+
+
+def _secret(request: Request) -> str | None:
+    """The secret of the Authorization header; None without one."""
     header = request.headers.get("authorization")
     if header is None:
+        return None
+    scheme, _, secret = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("UNAUTHORIZED", "the Authorization header is not 'Bearer' and a token")
+    return secret.strip()
+
+
+def _signed_in(request: Request) -> Actor:
+    """Who asks, read anew, once for each request."""
+    found: Actor | None = getattr(request.state, "actor", None)
+    if found is None:
+        found = request.state.actor = _sign_in(request)
+    return found
+
+
+def _sign_in(request: Request) -> Actor:
+    secret = _secret(request)
+    if secret is None:
         trusted: Actor | None = request.app.state.trusted
         if trusted is not None:
             return trusted
         raise Unauthenticated(
             "UNAUTHORIZED", "this request has no token", next_step="run `adapter login URL`, or set ADAPTER_TOKEN"
         )
-    scheme, _, secret = header.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthenticated("UNAUTHORIZED", "the Authorization header is not 'Bearer' and a token")
-    recent = remembered(request)
-    actor = recent.find(secret)
-    if actor is None:
+    try:
         with db.session(engine(request), write=False) as reading:
-            actor = tokens.verify(reading, secret)
+            actor = signin.verify(reading, secret, memory(request))
             tokens.note_use(reading, actor.token_id)
-        recent.keep(secret, actor)
+    except Unauthenticated:
+        request.app.state.failures.note(request.client.host if request.client else "")
+        raise
+    request.app.state.pace.take(actor.token_id)
     return actor
 
 
@@ -140,8 +204,8 @@ def keyset_cursor(cursor: str = "") -> str:
 
 EngineDep = Annotated[Engine, Depends(engine)]
 BlobsDep = Annotated[BlobStore, Depends(store)]
+IssuersDep = Annotated[Issuers, Depends(issuers)]
 SettingsDep = Annotated[Settings, Depends(settings)]
-RememberedDep = Annotated[tokens.Remembered, Depends(remembered)]
 SessionDep = Annotated[Session, Depends(session, scope="function")]
 ReadSessionDep = Annotated[Session, Depends(read_session, scope="function")]
 KeyedSessionDep = Annotated[Session, Depends(keyed_session, scope="function")]
@@ -154,6 +218,7 @@ PAGE = PAGE_DEFAULT
 OPEN = Depends(open_to_all)
 Anyone = Annotated[Actor, Depends(Needs(""))]
 Puller = Annotated[Actor, Depends(Needs("pull"))]
+PullerNow = Annotated[Actor, Depends(NeedsNow("pull"))]
 Pusher = Annotated[Actor, Depends(Needs("push"))]
 Promoter = Annotated[Actor, Depends(Needs("promote"))]
 Worker = Annotated[Actor, Depends(Needs("work"))]

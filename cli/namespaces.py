@@ -1,0 +1,234 @@
+"""Who owns what: `adapter namespace …`, `adapter publisher …`, and adapters that end or change hands.
+
+Invariants
+- What cannot be taken back (a name is never given again) asks first, or takes `--yes`.
+
+Example
+    $ adapter namespace create acme --owner alice@example.org
+    $ adapter namespace grant acme bob@example.org pusher
+    $ adapter publisher add acme/support --issuer https://ci.example.org --claim repository=acme/train
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from cli import output, session
+from registry.client.namespaces import Namespaces
+from registry.errors import Invalid
+from registry.names import AdapterName
+from registry.wire.namespaces import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
+
+ROLES = ("reader", "pusher", "promoter", "owner")
+
+
+@contextmanager
+def _namespaces() -> Iterator[Namespaces]:
+    with session.registry() as registry:
+        yield Namespaces(registry)
+
+
+@click.group()
+def namespace() -> None:
+    """Namespaces: who may do what inside, and how much."""
+
+
+@namespace.command()
+@click.argument("name")
+@click.option("--owner", default="", help="The subject that owns it, such as alice@example.org. Default: yours.")
+@output.json_option
+def create(name: str, owner: str) -> None:
+    """Make a private namespace."""
+    with _namespaces() as ours:
+        made = ours.create(name, owner=owner)
+    output.answer(made, lambda: _print_namespace(made))
+
+
+@namespace.command("list")
+@output.json_option
+def list_namespaces() -> None:
+    """List the namespaces that you may look into."""
+    items: list[NamespaceView] = []
+    with _namespaces() as ours:
+        page = ours.page(limit=200)
+        items += page.items
+        while page.next_cursor:
+            page = ours.page(cursor=page.next_cursor, limit=200)
+            items += page.items
+    output.answer({"items": items}, lambda: _print_namespaces(items))
+
+
+def _print_namespaces(items: list[NamespaceView]) -> None:
+    if not items:
+        click.echo("No namespaces.")
+        return
+    rows = [
+        (output.strong(i.name), "public" if i.public else "private", str(i.used_versions), output.size(i.used_bytes))
+        for i in items
+    ]
+    output.table(("name", "seen", "versions", "bytes"), rows)
+
+
+@namespace.command()
+@click.argument("name")
+@output.json_option
+def show(name: str) -> None:
+    """Show a namespace: limits, what is used of them, and who may do what."""
+    with _namespaces() as ours:
+        found = ours.show(name)
+    output.answer(found, lambda: _print_namespace(found))
+
+
+def _print_namespace(found: NamespaceView) -> None:
+    click.echo(f"{output.strong(found.name)}  {'public' if found.public else 'private'}")
+    bytes_limit = f" of {output.size(found.quota_bytes)}" if found.quota_bytes else ""
+    versions_limit = f" of {found.quota_versions}" if found.quota_versions else ""
+    told = [("bytes", output.size(found.used_bytes) + bytes_limit)]
+    told += [("versions", f"{found.used_versions}{versions_limit}")]
+    told += [("pushes", f"{found.pushes_per_hour} an hour")] if found.pushes_per_hour else []
+    told += [(role, subject) for subject, role in sorted((found.roles or {}).items())]
+    output.facts(told)
+
+
+@namespace.command("set")
+@click.argument("name")
+@click.option("--public/--private", default=None, help="Whether everybody with a token may pull.")
+@click.option("--quota-bytes", type=click.IntRange(0), help="How many bytes its versions may have; 0: any number.")
+@click.option("--quota-versions", type=click.IntRange(0), help="How many versions it may hold; 0: any number.")
+@click.option("--pushes-per-hour", type=click.IntRange(0), help="How many pushes in an hour; 0: any number.")
+@output.json_option
+def change(
+    name: str,
+    public: bool | None,
+    quota_bytes: int | None,
+    quota_versions: int | None,
+    pushes_per_hour: int | None,
+) -> None:
+    """Make a namespace public or private, or set its limits."""
+    request = NamespaceSet(
+        public=public, quota_bytes=quota_bytes, quota_versions=quota_versions, pushes_per_hour=pushes_per_hour
+    )
+    with _namespaces() as ours:
+        changed = ours.change(name, request)
+    output.answer(changed, lambda: _print_namespace(changed))
+
+
+@namespace.command()
+@click.argument("name")
+@click.argument("subject")
+@click.argument("role", type=click.Choice(ROLES))
+@output.json_option
+def grant(name: str, subject: str, role: str) -> None:
+    """Give SUBJECT a ROLE in a namespace instead of the one that it has; the namespace * is all of them."""
+    with _namespaces() as ours:
+        changed = ours.grant(name, subject, role)
+    output.answer(changed, lambda: click.echo(f"{subject} is {role} in {name}."))
+
+
+@namespace.command()
+@click.argument("name")
+@click.argument("subject")
+@output.json_option
+def revoke(name: str, subject: str) -> None:
+    """Take SUBJECT's role in a namespace, at once."""
+    with _namespaces() as ours:
+        changed = ours.revoke(name, subject)
+    output.answer(changed, lambda: click.echo(f"{subject} has no role in {name} any more."))
+
+
+@namespace.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.json_option
+def delete_namespace(name: str, yes: bool) -> None:
+    """End an empty namespace. Its name is never given again."""
+    _confirm(f"End the namespace {name} for ever?", yes)
+    with _namespaces() as ours:
+        gone = ours.delete(name)
+    output.answer(gone, lambda: click.echo(f"{name} is gone; its name is never given again."))
+
+
+# ------------------------------------------------------------------ adapters
+@click.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.json_option
+def delete(name: str, yes: bool) -> None:
+    """End an adapter with all its versions. Its name is never given again."""
+    adapter = AdapterName.parse(name)
+    _confirm(f"End {adapter} with all its versions for ever?", yes)
+    with _namespaces() as ours:
+        gone = ours.delete_adapter(adapter)
+    output.answer(gone, lambda: click.echo(f"{gone.name} is gone with {gone.versions} versions."))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("to")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.json_option
+def transfer(name: str, to: str, yes: bool) -> None:
+    """Give an adapter the name TO, also in another namespace. The old name is never given again."""
+    adapter, wanted = AdapterName.parse(name), AdapterName.parse(to)
+    _confirm(f"Rename {adapter} to {wanted} for ever?", yes)
+    with _namespaces() as ours:
+        moved = ours.transfer(adapter, wanted)
+    output.answer(moved, lambda: click.echo(f"{adapter} is {output.strong(moved.name)} now."))
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if not yes and not click.confirm(question, err=True):
+        raise Invalid("REQUEST_INVALID", "not done: the answer was no", next_step="say yes, or give --yes")
+
+
+# ------------------------------------------------------------------ trusted publishers
+@click.group()
+def publisher() -> None:
+    """Trusted publishers: CI jobs that may push an adapter without a stored secret."""
+
+
+@publisher.command()
+@click.argument("name")
+@click.option("--issuer", required=True, help="Who signs the identity tokens, as their claim `iss` says.")
+@click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN", help="Repeat it; * is any.")
+@output.json_option
+def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
+    """Let identity tokens of an issuer that match all claims push the adapter NAME."""
+    wanted = dict(claim.split("=", 1) for claim in claims if "=" in claim)
+    if len(wanted) != len(claims):
+        raise Invalid("REQUEST_INVALID", "claim: each one once, as CLAIM=PATTERN", next_step="--claim repository=a/b")
+    with _namespaces() as ours:
+        made = ours.add_publisher(AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=wanted))
+    output.answer(made, lambda: _print_publishers([made]))
+
+
+@publisher.command("list")
+@click.argument("name")
+@output.json_option
+def list_publishers(name: str) -> None:
+    """List the trusted publishers of an adapter."""
+    with _namespaces() as ours:
+        found = ours.publishers(AdapterName.parse(name))
+    output.answer(found, lambda: _print_publishers(found.items))
+
+
+def _print_publishers(items: list[PublisherView]) -> None:
+    if not items:
+        click.echo("No trusted publishers.")
+        return
+    rows = [(i.id, i.issuer, ", ".join(f"{c}={p}" for c, p in sorted(i.claims.items())), i.created_by) for i in items]
+    output.table(("id", "issuer", "claims", "made by"), rows)
+
+
+@publisher.command()
+@click.argument("name")
+@click.argument("publisher_id", metavar="ID")
+@output.json_option
+def remove(name: str, publisher_id: str) -> None:
+    """End a trusted publisher."""
+    with _namespaces() as ours:
+        gone = ours.remove_publisher(AdapterName.parse(name), publisher_id)
+    output.answer(gone, lambda: click.echo(f"{gone.id} may not push {gone.adapter} any more."))

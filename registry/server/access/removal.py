@@ -1,0 +1,112 @@
+"""Removal and transfer: an adapter ends or changes hands, a namespace ends. What they were called nobody is again.
+
+Invariants
+- Rows, tombstone and event are one transaction. Bytes stay until `gc` finds that nothing needs them.
+- With the name go the rights that hung on it: trusted publishers, and roles in a namespace that ends.
+- Records beside the blobs go after the commit (`forget`); `reindex` passes over what is left of them.
+- A push that is under way finds its name taken for ever, and leaves nothing.
+
+Example
+    >>> removal.delete(session, actor, AdapterName("acme", "support")).versions
+    3
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete as delete_rows
+from sqlalchemy import update
+from sqlmodel import Session, SQLModel, col, select
+
+from registry.errors import Conflict, Unavailable
+from registry.names import AdapterName
+from registry.server import audit, catalog, db, records
+from registry.server.access import namespaces, publishers, state, taken
+from registry.server.actors import Actor
+from registry.server.blobs import BlobStore
+from registry.server.tables import AdapterRow, JobRow, PushRow, VersionRow
+from registry.wire.namespaces import Removed
+
+
+def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
+    """End an adapter with all its versions. `NotFound`, `Denied`."""
+    actor.demand("admin", name)
+    adapter = catalog.adapter_row(session, actor, name, lock=True)
+    versions = session.exec(select(VersionRow.id, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)).all()
+    _delete_whatever_points_at(session, "version", [version_id for version_id, _ in versions])
+    _delete_whatever_points_at(session, "adapter", [adapter.id])
+    session.connection().execute(delete_rows(AdapterRow).where(col(AdapterRow.id) == adapter.id))
+    session.expunge(adapter)
+    _end_name(session, name)
+    told = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
+    audit.append(session, actor, "adapter.delete", str(name), told)
+    return Removed(name=str(name), versions=len(versions))
+
+
+def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
+    """Give an adapter another name, in the same namespace or in another one that the actor owns, too."""
+    actor.demand("admin", name)
+    adapter = catalog.adapter_row(session, actor, name, lock=True)
+    if to == name:
+        raise Conflict("NAME_TAKEN", f"'{name}' has this name already")
+    actor.demand_in("admin", to.namespace)
+    _end_name(session, name)
+    if session.exec(select(AdapterRow.id).where(catalog.named(to))).first() is not None:
+        raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
+    taken.claim_adapter(session, actor, to)
+    adapter.namespace, adapter.name = to.namespace, to.name
+    session.add(adapter)
+    mine = col(VersionRow.adapter_id) == adapter.id
+    session.connection().execute(update(VersionRow).where(mine).values(recorded_at=None))
+    _rename_jobs(session, adapter, to)
+    audit.append(session, actor, "adapter.transfer", str(name), {"to": str(to)})
+    session.flush()
+
+
+def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
+    """End a namespace that holds no adapter. `Conflict` (NAMESPACE_IN_USE), `NotFound`, `Denied`."""
+    actor.demand_in("admin", namespace)
+    namespaces.show(session, actor, namespace)
+    if session.exec(select(AdapterRow.id).where(col(AdapterRow.namespace) == namespace).limit(1)).first() is not None:
+        raise Conflict(
+            "NAMESPACE_IN_USE",
+            f"namespace '{namespace}' holds adapters",
+            next_step="delete them or give them another name first",
+        )
+    namespaces.remove(session, actor, namespace)
+    return Removed(name=namespace)
+
+
+def forget(blobs: BlobStore, name: AdapterName) -> None:
+    """Delete the records of an adapter that is gone. Not needed for truth: `reindex` passes them over."""
+    with contextlib.suppress(Unavailable):
+        for key in [stat.key for stat in blobs.list(records.folder_of(name.namespace, name.name))]:
+            blobs.delete(key)
+
+
+def _end_name(session: Session, name: AdapterName) -> None:
+    taken.bury(session, name.namespace, name.name)
+    publishers.end_all(session, name)
+    mine = (col(PushRow.namespace) == name.namespace, col(PushRow.name) == name.name)
+    session.connection().execute(update(PushRow).where(*mine).values(expires_at=db.now()))
+    state.changed(session)
+
+
+def _delete_whatever_points_at(session: Session, table: str, ids: Sequence[int | None]) -> None:
+    """The rows of every table with a key into this one, whichever tables there are."""
+    for other in reversed(SQLModel.metadata.sorted_tables):
+        for key in other.foreign_keys:
+            if key.column.table.name == table and other.name not in ("version", "adapter"):
+                session.connection().execute(delete_rows(other).where(key.parent.in_(ids)))
+    if table == "adapter":
+        session.connection().execute(delete_rows(VersionRow).where(col(VersionRow.adapter_id).in_(ids)))
+
+
+def _rename_jobs(session: Session, adapter: AdapterRow, to: AdapterName) -> None:
+    mine = select(JobRow).join(VersionRow, col(VersionRow.id) == col(JobRow.version_id))
+    for job in session.exec(mine.where(col(VersionRow.adapter_id) == adapter.id)).all():
+        values: dict[str, Any] = {"namespace": to.namespace, "subject": f"{to}@{job.subject.rpartition('@')[2]}"}
+        session.add(job.sqlmodel_update(values))

@@ -1,0 +1,113 @@
+"""Routes of namespaces: make, look, limits, roles; trusted publishers; adapters that change hands or end.
+
+Invariants
+- What somebody may not look into is answered like what is not there; who may look but not do this is denied.
+- A subject may hold slashes (`https://issuer#sub`), so it is the last part of its path.
+
+Example
+    PUT /api/v1/namespaces/acme/roles/alice@example.org {"role": "pusher"}
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, BackgroundTasks
+
+from registry.names import AdapterName
+from registry.server import adapters
+from registry.server.access import namespaces, publishers, removal
+from registry.server.routes.adapters import ADAPTER
+from registry.server.routes.deps import PAGE, Admin, BlobsDep, CursorDep, LimitDep, NameDep, Puller, SessionDep
+from registry.server.routes.once import OnceRoute
+from registry.wire import AdapterView
+from registry.wire.namespaces import (
+    NamespaceCreate,
+    NamespacePage,
+    NamespaceSet,
+    NamespaceView,
+    PublisherAdd,
+    PublisherList,
+    PublisherView,
+    Removed,
+    RoleGrant,
+    TransferRequest,
+)
+
+router = APIRouter(tags=["namespaces"], route_class=OnceRoute)
+NAMESPACE = "/namespaces/{namespace}"
+ROLE = NAMESPACE + "/roles/{subject:path}"
+
+
+@router.get("/namespaces")
+def list_namespaces(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> NamespacePage:
+    return namespaces.page(session, actor, cursor=cursor, limit=limit)
+
+
+@router.post("/namespaces", status_code=201)
+def create_namespace(session: SessionDep, actor: Admin, request: NamespaceCreate) -> NamespaceView:
+    return namespaces.create(session, actor, request)
+
+
+@router.get(NAMESPACE)
+def show_namespace(session: SessionDep, actor: Puller, namespace: str) -> NamespaceView:
+    return namespaces.show(session, actor, namespace)
+
+
+@router.patch(NAMESPACE)
+def change_namespace(session: SessionDep, actor: Admin, namespace: str, request: NamespaceSet) -> NamespaceView:
+    return namespaces.change(session, actor, namespace, request)
+
+
+@router.delete(NAMESPACE)
+def delete_namespace(session: SessionDep, actor: Admin, namespace: str) -> Removed:
+    return removal.delete_namespace(session, actor, namespace)
+
+
+@router.put(ROLE)
+def grant_role(session: SessionDep, actor: Admin, namespace: str, subject: str, request: RoleGrant) -> NamespaceView:
+    return namespaces.grant(session, actor, namespace, subject, request.role)
+
+
+@router.delete(ROLE)
+def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> NamespaceView:
+    return namespaces.revoke(session, actor, namespace, subject)
+
+
+# ------------------------------------------------------------------ adapters
+@router.delete(ADAPTER)
+def delete_adapter(
+    session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsDep, after: BackgroundTasks
+) -> Removed:
+    removed = removal.delete(session, actor, name)
+    after.add_task(removal.forget, blobs, name)
+    return removed
+
+
+@router.post(ADAPTER + "/transfer")
+def transfer_adapter(
+    session: SessionDep,
+    actor: Admin,
+    name: NameDep,
+    request: TransferRequest,
+    blobs: BlobsDep,
+    after: BackgroundTasks,
+) -> AdapterView:
+    to = AdapterName.parse(request.to)
+    removal.transfer(session, actor, name, to)
+    after.add_task(removal.forget, blobs, name)
+    return adapters.one(session, actor, to)
+
+
+# ------------------------------------------------------------------ trusted publishers
+@router.get(ADAPTER + "/publishers")
+def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> PublisherList:
+    return publishers.every(session, actor, name)
+
+
+@router.post(ADAPTER + "/publishers", status_code=201)
+def add_publisher(session: SessionDep, actor: Admin, name: NameDep, request: PublisherAdd) -> PublisherView:
+    return publishers.add(session, actor, name, request)
+
+
+@router.delete(ADAPTER + "/publishers/{publisher_id}")
+def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> PublisherView:
+    return publishers.remove(session, actor, name, publisher_id)

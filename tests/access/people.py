@@ -1,0 +1,70 @@
+"""People of the tests: namespaces with somebody in each role, and plain requests with any token.
+
+with a world, `House(world)` has the namespaces `acme` and `globex`, both with an adapter, and in `acme` one subject for
+each role; `house.secret("owner")` is a token of the widest scopes, so that only the role bounds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from registry.client.namespaces import Namespaces
+from registry.wire.access import TokenCreate
+from tests.world import URL, World
+
+ROLES = ("reader", "pusher", "promoter", "owner")
+EVERY_SCOPE = ["admin", "promote", "pull", "push", "work"]
+
+
+class Shared(httpx.BaseTransport):
+    """The world's transport, which stays open when one client closes."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._world.transport.handle_request(request)
+
+
+def send(world: World, method: str, path: str, secret: str = "", **rest: Any) -> httpx.Response:
+    """A request as it is, without our client's retries and errors."""
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    headers |= rest.pop("headers", {})
+    with httpx.Client(transport=Shared(world), base_url=URL) as client:
+        return client.request(method, path, headers=headers, **rest)
+
+
+def of_subject(world: World, subject: str, scopes: list[str] | None = None, namespaces: list[str] | None = None) -> str:
+    """The secret of a new token of this subject."""
+    request = TokenCreate(name=subject, scopes=scopes or EVERY_SCOPE, namespaces=namespaces or ["*"], subject=subject)
+    return world.admin.create_token(request).secret
+
+
+class House:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.namespaces = Namespaces(world.admin)
+        world.add_base()
+        self.namespaces.create("acme", owner="owner@acme")
+        self.namespaces.create("globex", owner="owner@globex")
+        for role in ROLES[:3]:
+            self.namespaces.grant("acme", f"{role}@acme", role)
+        self.files = world.files()
+        world.push("acme/support", self.files)
+        world.push("globex/secret")
+        self._secrets: dict[str, str] = {}
+
+    def secret(self, who: str) -> str:
+        """The secret of `owner@acme` for `owner`, of `owner@globex`, of anybody."""
+        subject = who if "@" in who else f"{who}@acme"
+        if subject not in self._secrets:
+            self._secrets[subject] = of_subject(self.world, subject)
+        return self._secrets[subject]
+
+    def client(self, who: str) -> Any:
+        return self.world.client(self.secret(who))
+
+    def as_(self, who: str) -> Namespaces:
+        return Namespaces(self.client(who))
