@@ -1,0 +1,141 @@
+"""The matrix: what each kind of actor is answered by each route, about its own, another's and an absent object.
+
+    python -m tests.access.matrix > tests/access/matrix.txt        after a route was added or changed on purpose
+
+Invariants
+- Every route of the application has a line. A column is an actor: nobody, then a subject without a role and in each role,
+  and an administrator of all. A cell is the status about an object in `acme` (where the roles are), in `globex`, and nowhere;
+  one status for a route that is about no object.
+- Nothing that one request changes may change what a later one is answered: objects that go are made for each actor.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from registry.server import app
+from registry.server.tables import JobRow
+from registry.wire.access import TokenCreate
+from tests.access.people import House, send
+from tests.world import World, rows
+
+ACTORS = ("nobody", "stranger", "reader", "pusher", "promoter", "owner", "admin")
+PLACES = {"acme": "support", "globex": "secret", "nowhere": "nothing"}
+ZERO = "sha256:" + "0" * 64
+LONG = frozenset({"/api/v1/fsck", "/api/v1/gc", "/api/v1/reindex"})
+
+
+class Matrix:
+    def __init__(self, world: World) -> None:
+        self.world, self.house = world, House(world)
+        with world.session() as session:
+            self.jobs = {row.namespace: row.id for row in rows(session, JobRow)}
+        self.bodies = self._bodies()
+
+    def _bodies(self) -> dict[str, Any]:
+        """Route → a body that passes its first look. The words in braces are filled in."""
+        manifest = self.world.manifest(self.house.files).model_dump(mode="json")
+        identity: dict[str, Any] = {}
+        return {
+            "POST /api/v1/adapters/{namespace}/{name}/pushes": {"manifest": manifest},
+            "POST /api/v1/adapters/{namespace}/{name}/transfer": {"to": "{namespace}/{name}"},
+            "POST /api/v1/adapters/{namespace}/{name}/publishers": {"issuer": "https://ci", "claims": {"sub": "x"}},
+            "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/yank": {"reason": ""},
+            "PUT /api/v1/adapters/{namespace}/{name}/aliases/{alias}": {"version": "1"},
+            "POST /api/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": {"to": "1"},
+            "POST /api/v1/bases": {"spec": self.world.bases["tiny-llama"].model_dump(mode="json")},
+            "PUT /api/v1/bases/{base:path}/identity": identity,
+            "POST /api/v1/jobs": {"kind": "validate", "ref": "{namespace}/{name}@1"},
+            "POST /api/v1/jobs/claim": {"worker": "w", "bases": ["none"]},
+            "POST /api/v1/jobs/{job_id}/renew": {"lease_token": "x"},
+            "POST /api/v1/jobs/{job_id}/finish": {"lease_token": "x"},
+            "POST /api/v1/jobs/{job_id}/fail": {"lease_token": "x", "error": "e"},
+            "POST /api/v1/tokens": {"name": "t", "scopes": ["pull"], "namespaces": ["{namespace}"]},
+            "POST /api/v1/namespaces": {"name": "fresh-{actor}"},
+            "PATCH /api/v1/namespaces/{namespace}": {"public": False},
+            "PUT /api/v1/namespaces/{namespace}/roles/{subject:path}": {"role": "reader"},
+        }
+
+    def answers(self) -> Iterator[tuple[str, str, str, httpx.Response]]:
+        """(route, actor, place or "", answer) of all, in an order of its own."""
+        for method, path in sorted(app.declared_scopes(), key=lambda route: (route[1], route[0])):
+            if path in LONG:
+                continue
+            for actor in ACTORS:
+                for place in self._places(method, path):
+                    yield f"{method} {path}", actor, place, self._answer(method, path, actor, place)
+
+    def _places(self, method: str, path: str) -> list[str]:
+        about = str(self.bodies.get(f"{method} {path}", "")) + path
+        return list(PLACES) if any(word in about for word in ("{namespace}", "{job_id}", "{token_id}")) else [""]
+
+    def _answer(self, method: str, path: str, actor: str, place: str) -> httpx.Response:
+        words = self._words(method, path, actor, place or "acme")
+        url = path.replace(":path}", "}")
+        for word, value in words.items():
+            url = url.replace("{" + word + "}", value)
+        query = {"base": "tiny-llama", "engine": "vllm==0.33.0"} if path.endswith("/fleet") else None
+        headers = {"If-Match": '"9"'} if method == "PUT" else {}
+        body = _filled(self.bodies.get(f"{method} {path}", {}), words) if method in ("POST", "PUT", "PATCH") else None
+        return send(self.world, method, url, self._secret(actor), json=body, params=query, headers=headers)
+
+    def _secret(self, actor: str) -> str:
+        if actor == "nobody":
+            return ""
+        if actor == "admin":
+            return self.world.secret
+        return self.house.secret("stranger@elsewhere" if actor == "stranger" else actor)
+
+    def _words(self, method: str, path: str, actor: str, place: str) -> dict[str, str]:
+        words = {
+            "namespace": place, "name": PLACES[place], "selector": "1", "alias": "canary", "digest": ZERO,
+            "path": "adapter_config.json", "base": "tiny-llama", "subject": "somebody", "push_id": "psh_none",
+            "publisher_id": "pub_none", "job_id": self.jobs.get(place, "job_none"), "actor": actor,
+            "token_id": "tok_none",
+        }  # fmt: skip
+        if "{token_id}" in path and place != "nowhere":
+            request = TokenCreate(name="victim", scopes=["pull"], namespaces=[place])
+            words["token_id"] = self.world.admin.create_token(request).token.id
+        if method == "DELETE" and path.endswith("{name}") and place != "nowhere":
+            words["name"] = f"going-{actor}"
+            self.world.push(f"{place}/going-{actor}")
+        return words
+
+
+def _filled(value: Any, words: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(item, words) for key, item in value.items()}
+    if isinstance(value, str) and value.count("{") and not value.startswith('{"'):
+        for word, text in words.items():
+            value = value.replace("{" + word + "}", text)
+    return [_filled(item, words) for item in value] if isinstance(value, list) else value
+
+
+def table(answers: Iterator[tuple[str, str, str, httpx.Response]]) -> str:
+    """The answers as the committed text."""
+    cells: dict[str, dict[str, list[str]]] = {}
+    for route, actor, _, answer in answers:
+        cells.setdefault(route, {name: [] for name in ACTORS})[actor].append(str(answer.status_code))
+    head = "status about one's own / another's / an absent object, by actor".ljust(96)
+    lines = [head + "  ".join(actor.ljust(11) for actor in ACTORS).rstrip()]
+    for route, by_actor in cells.items():
+        shown = ["/".join(dict.fromkeys(c) if len(set(c)) == 1 else c) for c in by_actor.values()]
+        lines.append(route.ljust(96) + "  ".join(cell.ljust(11) for cell in shown).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def indifferent(answer: httpx.Response, place: str) -> tuple[int, bytes]:
+    """Status and body without the names that were asked for, and without the request's id."""
+    body = answer.content.replace(answer.headers["x-request-id"].encode(), b"ID")
+    for name in (PLACES[place], place):
+        body = body.replace(name.encode(), b"NAME")
+    return answer.status_code, body
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db") as world:
+        print(table(Matrix(world).answers()), end="")

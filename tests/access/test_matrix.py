@@ -1,0 +1,36 @@
+"""The matrix of rights is the committed one, and what one may not see is answered like what is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.access.matrix import Matrix, indifferent, table
+from tests.world import World
+
+COMMITTED = Path(__file__).with_name("matrix.txt")
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+def test_every_route_answers_every_kind_of_actor_as_the_committed_table_says(world: World) -> None:
+    answers = list(Matrix(world).answers())
+    found, wanted = table(iter(answers)), COMMITTED.read_text()
+    assert found == wanted, "if this is on purpose: python -m tests.access.matrix > tests/access/matrix.txt"
+    assert {a.status_code for *_, a in answers if a.status_code >= 500} == set()
+    by_place: dict[tuple[str, str], dict[str, object]] = {}
+    for route, actor, place, answer in answers:
+        if place and actor != "admin" and answer.request.method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            by_place.setdefault((route, actor), {})[place] = _without_ids(indifferent(answer, place))
+    told_apart = {key for key, told in by_place.items() if told["globex"] != told["nowhere"]}
+    assert told_apart == set()
+
+
+def _without_ids(told: tuple[int, bytes]) -> tuple[int, bytes]:
+    """The asker's own words are in the answer: they say nothing of what is there."""
+    return told[0], re.sub(rb"(tok|job|psh|pub)_[a-z0-9]+|going-[a-z]+", b"NAME", told[1])
