@@ -43,7 +43,7 @@ def create_token(session: SessionDep, actor: Admin, request: TokenCreate, respon
 
 @router.post("/tokens/exchange", status_code=201, dependencies=[OPEN])
 def exchange_token(
-    session: SessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
+    session: ReadSessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
 ) -> TokenCreated:
     """An identity token for a short token of ours: 201, or 401 whatever is wrong with it."""
     response.headers["Cache-Control"] = "no-store"

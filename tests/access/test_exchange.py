@@ -1,0 +1,246 @@
+"""Identity tokens for short tokens: who gets one, how narrow it is, and the many ways to be refused in one sentence."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.client.namespaces import Namespaces
+from registry.errors import Denied, Invalid, NotFound, Unauthenticated
+from registry.server import db
+from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
+from registry.server.access.publishers import fits
+from registry.server.tables import EventRow, TokenRow, UsedAssertionRow
+from registry.wire.namespaces import PublisherAdd
+from tests.access.identity import ISSUER, Provider, other_key, rsa_key
+from tests.access.people import send
+from tests.world import World, rows
+
+RULE = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train", "ref": "refs/heads/*"})
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Provider:
+    folder = tmp_path / "provider"
+    folder.mkdir()
+    return Provider(folder, login_claim="email")
+
+
+@pytest.fixture
+def world(database_url: str, provider: Provider) -> Iterator[World]:
+    with World(database_url, issuers=provider.settings) as made:
+        made.add_base()
+        Namespaces(made.admin).add_publisher("acme/support", RULE)
+        yield made
+
+
+def exchange(world: World, assertion: str, adapter: str = "") -> Any:
+    return Namespaces(world.client("")).exchange(assertion, adapter=adapter)
+
+
+def test_a_job_that_matches_pushes_its_adapter_and_nothing_else_for_minutes(world: World, provider: Provider) -> None:
+    made = exchange(world, provider.sign())
+    assert (made.token.scopes, made.token.adapters) == (["push"], ["acme/support"])
+    assert made.token.expires_at - db.now() <= timedelta(minutes=15)
+    ci = world.client(made.secret)
+    assert world.push("acme/support", by=ci).created
+    with pytest.raises(NotFound):
+        world.push("acme/other", by=ci)
+    with pytest.raises(Denied):
+        ci.promote("acme/support", "canary", "1", generation=0)
+
+
+def test_a_token_lasts_no_longer_than_the_identity_token(world: World, provider: Provider) -> None:
+    ends = int(time.time()) + 40
+    assert exchange(world, provider.sign(exp=ends)).token.expires_at.timestamp() == ends
+
+
+def test_a_person_gets_a_token_of_the_subject_and_its_roles_say_what_it_may(world: World, provider: Provider) -> None:
+    world.push("acme/support")
+    assertion = provider.sign(sub="u1", repository=None, email="alice@example.org", email_verified=True)
+    made = exchange(world, assertion)
+    alice = world.client(made.secret)
+    assert alice.whoami().subject == "alice@example.org"
+    with pytest.raises(NotFound):
+        alice.resolve("acme/support")
+    Namespaces(world.admin).grant("acme", "alice@example.org", "reader")
+    assert alice.resolve("acme/support").number == 1
+
+
+def b64(value: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def unsigned(provider: Provider) -> str:
+    return f"{b64({'alg': 'none', 'typ': 'JWT', 'kid': 'k1'})}.{b64(provider.claims())}."
+
+
+def by_public_key_as_a_secret(provider: Provider) -> str:
+    """The old trick: HMAC with the public key, which everybody knows."""
+    head = f"{b64({'alg': 'HS256', 'typ': 'JWT', 'kid': 'k1'})}.{b64(provider.claims())}"
+    mac = hmac.new(json.dumps(provider.public).encode(), head.encode(), hashlib.sha256).digest()
+    return f"{head}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+
+
+NOW = time.time
+WICKED: dict[str, Callable[[Provider], str]] = {
+    "signed by another key": lambda p: p.sign(key=other_key()),
+    "unsigned": unsigned,
+    "HMAC with the public key": by_public_key_as_a_secret,
+    "an algorithm that is not listed": lambda p: p.sign(key=rsa_key(), algorithm="RS256"),
+    "an unknown key id": lambda p: p.sign(kid="k2"),
+    "for somebody else": lambda p: p.sign(aud="https://elsewhere.example.org"),
+    "without an audience": lambda p: p.sign(aud=None),
+    "of another issuer": lambda p: p.sign(iss="https://evil.example.org"),
+    "of an issuer that looks alike": lambda p: p.sign(iss=ISSUER + "/"),
+    "over": lambda p: p.sign(exp=int(NOW()) - LEEWAY_SECONDS - 5, iat=int(NOW()) - 400),
+    "without an end": lambda p: p.sign(exp=None),
+    "from the future": lambda p: p.sign(iat=int(NOW()) + 300, exp=int(NOW()) + 600),
+    "not yet": lambda p: p.sign(nbf=int(NOW()) + 300),
+    "good for a month": lambda p: p.sign(exp=int(NOW()) + 30 * 86400),
+    "without a jti": lambda p: p.sign(jti=None),
+    "with an empty jti": lambda p: p.sign(jti=""),
+    "with a jti that is no text": lambda p: p.sign(jti=7),
+    "with an endless jti": lambda p: p.sign(jti="x" * 1000),
+    "of another repository": lambda p: p.sign(repository="globex/train"),
+    "of another ref": lambda p: p.sign(ref="refs/tags/x"),
+    "with a list where a text is asked for": lambda p: p.sign(repository=["acme/train"]),
+    "of a person whose address nobody verified": lambda p: p.sign(repository=None, email="a@example.org"),
+    "of a person called everybody": lambda p: p.sign(repository=None, email="*", email_verified=True),
+    "of a person with a space": lambda p: p.sign(repository=None, email="a b@c", email_verified=True),
+    "changed afterwards": lambda p: p.sign()[:-6] + "AAAAAA",
+    "no token at all": lambda _: "x.y.z",
+    "one of ours": lambda _: "lra_" + "0" * 38,
+}
+
+
+def test_every_wicked_identity_token_is_refused_in_the_same_words_and_leaves_nothing(
+    world: World, provider: Provider
+) -> None:
+    answers = {
+        what: send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": make(provider)})
+        for what, make in WICKED.items()
+    }
+    assert {what: a.status_code for what, a in answers.items() if a.status_code != 401} == {}
+    assert len({a.json()["detail"] for a in answers.values()}) == 1
+    with world.session() as session:
+        assert rows(session, UsedAssertionRow) == []
+        assert [row.name for row in rows(session, TokenRow)] == ["admin"]
+
+
+def test_an_adapter_that_does_not_trust_the_job_is_refused_like_one_that_is_not_there(
+    world: World, provider: Provider
+) -> None:
+    world.push("globex/secret")
+    for adapter in ("globex/secret", "globex/nothing"):
+        with pytest.raises(Unauthenticated):
+            exchange(world, provider.sign(), adapter)
+    assert exchange(world, provider.sign(), "acme/support").token.adapters == ["acme/support"]
+
+
+def test_an_identity_token_is_taken_once_even_when_two_ask_at_once(world: World, provider: Provider) -> None:
+    def ask(assertion: str) -> int:
+        return send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion}).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            assertion = provider.sign()
+            assert sorted(pool.map(ask, [assertion, assertion])) == [201, 401]
+    with world.session() as session:
+        assert len(rows(session, UsedAssertionRow)) == 10
+
+
+def test_a_jti_is_kept_longer_than_its_token_is_believed(world: World, provider: Provider) -> None:
+    exchange(world, provider.sign(exp=int(NOW()) - 1, iat=int(NOW()) - 60))
+    with world.session() as session:
+        (kept,) = rows(session, UsedAssertionRow)
+    assert (kept.expires_at - db.now()).total_seconds() > LEEWAY_SECONDS
+
+
+def test_an_exchange_is_an_event_and_the_secret_is_in_no_row(world: World, provider: Provider) -> None:
+    assertion = provider.sign()
+    made = exchange(world, assertion)
+    with world.session() as session:
+        events = [e.model_dump_json() for e in rows(session, EventRow)]
+        assert [e.action for e in rows(session, EventRow)].count("token.exchange") == 1
+        kept = "".join(events + [row.model_dump_json() for row in rows(session, TokenRow)])
+    assert made.secret not in kept
+    assert assertion not in kept
+
+
+def test_a_transfer_ends_trusted_publishers_and_a_removed_one_counts_no_more(world: World, provider: Provider) -> None:
+    ours = Namespaces(world.admin)
+    world.push("acme/support")
+    token = world.client(exchange(world, provider.sign()).secret)
+    ours.transfer("acme/support", "acme/helpdesk")
+    with pytest.raises(Unauthenticated):
+        exchange(world, provider.sign())
+    with pytest.raises(NotFound):
+        world.push("acme/helpdesk", by=token)
+    made = ours.add_publisher("acme/helpdesk", RULE)
+    assert exchange(world, provider.sign()).token.adapters == ["acme/helpdesk"]
+    ours.remove_publisher("acme/helpdesk", made.id)
+    assert ours.publishers("acme/helpdesk").items == []
+    with pytest.raises(Unauthenticated):
+        exchange(world, provider.sign())
+
+
+@pytest.mark.parametrize(
+    "claims", [{"repository": "*"}, {"a": "*", "b": "**"}, {"": "x"}, {"a": "x" * 600}, {"a": "*" * 9}]
+)
+def test_a_rule_that_would_let_everybody_in_is_refused(world: World, claims: dict[str, str]) -> None:
+    with pytest.raises(Invalid):
+        Namespaces(world.admin).add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims=claims))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value", "is_so"),
+    [
+        ("acme/train", "acme/train", True),
+        ("acme/*", "acme/train", True),
+        ("acme/*", "acmes/train", False),
+        ("*/train", "acme/train", True),
+        ("a*b*c", "aXbYc", True),
+        ("a*b*c", "abc", True),
+        ("a*b*c", "acb", False),
+        ("ab*ba", "aba", False),
+        ("true", True, True),
+        ("7", 7, True),
+        ("x", ["x"], False),
+        ("x", None, False),
+    ],
+)
+def test_a_pattern_fits_from_end_to_end(pattern: str, value: Any, is_so: bool) -> None:
+    assert fits(pattern, value) is is_so
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[issuer]]\nissuer = 'x'",
+        "[[issuer]]\nissuer = 'x'\naudience = 'y'",
+        "[[issuer]]\nissuer = 'x'\naudience = 'y'\njwks_url = 'http://10.0.0.1/keys'",
+        "[[issuer]]\nissuer = 'x'\naudience = 'y'\njwks_url = 'https://a'\njwks_file = 'b'",
+        "[[issuer]]\nissuer = 'x'\naudience = 'y'\njwks_file = 'b'\nalgorithms = ['none']",
+        "[[issuer]]\nissuer = 'x'\naudience = 'y'\njwks_file = 'b'\nalgorithms = ['HS256']",
+        "[[issuer]]\nissuer = 'x'\naudience = 'y'\njwks_file = 'b'\nsecret = 's'",
+        "other = 1",
+        "not toml",
+    ],
+)
+def test_a_wrong_file_of_issuers_stops_the_start(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "issuers.toml"
+    path.write_text(text)
+    with pytest.raises(Invalid) as caught:
+        Issuers.read(str(path))
+    assert caught.value.code == "SETTING_INVALID"
