@@ -34,7 +34,7 @@ def foresee(session: Session, actor: Actor, name: AdapterName, manifest: Manifes
     taken.foresee(session, actor, name)
     row = session.get(NamespaceRow, name.namespace)
     if row is not None:
-        _refuse_excess(session, row, manifest)
+        _refuse_excess(session, row, name, manifest)
         _refuse_haste(session, row)
 
 
@@ -43,7 +43,7 @@ def confirm(session: Session, name: AdapterName, manifest: Manifest) -> None:
     row = session.get(NamespaceRow, name.namespace)
     if row is not None and not (row.quota_bytes is None and row.quota_versions is None):
         session.exec(select(NamespaceRow.name).where(col(NamespaceRow.name) == row.name).with_for_update()).one()
-        _refuse_excess(session, row, manifest)
+        _refuse_excess(session, row, name, manifest)
 
 
 def used(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -58,7 +58,7 @@ def used(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, in
     return {namespace: found.get(namespace, (0, 0)) for namespace in namespaces}
 
 
-def _refuse_excess(session: Session, row: NamespaceRow, manifest: Manifest) -> None:
+def _refuse_excess(session: Session, row: NamespaceRow, name: AdapterName, manifest: Manifest) -> None:
     if row.quota_bytes is None and row.quota_versions is None:
         return
     size_bytes, versions = used(session, [row.name])[row.name]
@@ -67,12 +67,23 @@ def _refuse_excess(session: Session, row: NamespaceRow, manifest: Manifest) -> N
         over = f"{size_bytes} of {row.quota_bytes} bytes are used, and this version has {manifest.size_bytes}"
     elif row.quota_versions is not None and versions >= row.quota_versions:
         over = f"all {row.quota_versions} versions are used"
-    if over:
+    if over and not _is_there(session, name, manifest):
         raise TooLarge(
             "QUOTA_EXCEEDED",
             f"the quota of namespace '{row.name}' is full: {over}",
             next_step="delete an adapter that nobody needs, or ask an administrator for a larger quota",
         )
+
+
+def _is_there(session: Session, name: AdapterName, manifest: Manifest) -> bool:
+    """The same version again takes no room."""
+    statement = (
+        select(VersionRow.id)
+        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .where(AdapterRow.namespace == name.namespace, AdapterRow.name == name.name)
+        .where(VersionRow.digest == manifest.digest)
+    )
+    return session.exec(statement).first() is not None
 
 
 def _refuse_haste(session: Session, row: NamespaceRow) -> None:
