@@ -52,6 +52,7 @@ class BaseRow(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
     created_by: str
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    parents: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
 
 
 class BaseIdentityRow(SQLModel, table=True):
