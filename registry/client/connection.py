@@ -16,7 +16,7 @@ Example
 from __future__ import annotations
 
 import io
-import os
+import json as texts
 import random
 import secrets
 import time
@@ -29,7 +29,8 @@ import httpx
 
 from registry import __version__
 from registry.client.answers import error_of, store_error_of, unreachable
-from registry.client.sockets import Advance, Sockets, Take, direct
+from registry.client.carriers import Carrier
+from registry.client.sockets import READ_SECONDS, Advance, Sockets, Take
 from registry.errors import Invalid, Unavailable
 from registry.wire import PREFIX
 from registry.wire.audit import CHECKPOINT_HEADER
@@ -38,9 +39,6 @@ ATTEMPTS_LIMIT = 4
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
-TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-CHUNK_BYTES = 2**20
-LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
 
 Body = Callable[[], Iterable[bytes]]
 """A request body that can be read again from the start, so that the request can be sent again."""
@@ -67,11 +65,9 @@ class Connection:
         self.on_checkpoint: Callable[[str], None] | None = None
         """Told of each checkpoint that an answer of the registry carries, before the answer is given on."""
         program = f"adapter-registry/{__version__}"
-        headers = {"User-Agent": program}
-        self._home = httpx.Client(transport=transport, timeout=TIMEOUT, limits=LIMITS, headers=headers)
-        self._abroad = httpx.Client(transport=abroad, timeout=TIMEOUT, limits=LIMITS, headers=headers)
         self._sockets = Sockets(program)
-        self._on_sockets = {self._home: transport is None, self._abroad: abroad is None}
+        self._home = Carrier(self._sockets, program, transport)
+        self._abroad = Carrier(self._sockets, program, abroad)
 
     def close(self) -> None:
         self._home.close()
@@ -97,21 +93,19 @@ class Connection:
         """One request to a route below the API's prefix, its answer read whole. `seconds`: how long it may think."""
         given = {key: value for key, value in (query or {}).items() if value not in (None, "")}
         sent = self._own(headers)
-        patience = TIMEOUT if seconds is None else httpx.Timeout(seconds, connect=TIMEOUT.connect)
         if method not in ("GET", "HEAD"):
             sent["Idempotency-Key"] = secrets.token_hex(16)
-
-        def once() -> httpx.Response:
-            return self._home.request(
-                method, self.url + PREFIX + path, json=json, params=given, headers=sent, timeout=patience
-            )
-
-        return self._repeat(once)
+        content = None
+        if json is not None:
+            content = texts.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+            sent["Content-Type"] = "application/json"
+        target = str(httpx.URL(self.url + PREFIX + path, params=given or None))
+        return self._repeat(lambda: self._home.ask(method, target, content, sent, seconds=seconds or READ_SECONDS))
 
     def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Send bytes to a link of the registry (relative, or of its origin) or of its store (absolute)."""
-        client, target, sent = self._route(url, headers)
-        return self._repeat(lambda: client.request(method, target, content=body(), headers=sent))
+        carrier, target, sent = self._route(url, headers)
+        return self._repeat(lambda: carrier.put(method, target, sent, body()))
 
     @contextmanager
     def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
@@ -137,7 +131,7 @@ class Connection:
 
         A link that is bound to a key without bytes refuses a second time: the first one arrived and its answer did not.
         """
-        client, target, sent = self._route(url, headers)
+        carrier, target, sent = self._route(url, headers)
         moved = 0
 
         def step(count: int) -> None:
@@ -147,15 +141,9 @@ class Connection:
 
         def once() -> httpx.Response:
             step(-moved)
-            answer = put()
+            answer = carrier.put_file(target, sent, file, start, length, step)
             there_already = answer.status_code == 412 and "If-None-Match" in sent
             return httpx.Response(200, request=answer.request) if there_already else answer
-
-        def put() -> httpx.Response:
-            if self._on_sockets[client] and direct(target):
-                return self._sockets.put(target, sent, file, start, length, step)
-            body = _pieces(file, start, length, step)
-            return client.request("PUT", target, content=body, headers={**sent, "Content-Length": str(length)})
 
         return self._repeat(once)
 
@@ -181,8 +169,8 @@ class Connection:
     # ---------------------------------------------------------------- inside
     def _open(self, url: str, headers: Mapping[str, str] | None) -> httpx.Response:
         for _ in range(REDIRECTS_LIMIT + 1):
-            client, target, sent = self._route(url, {"Accept-Encoding": "identity"} | dict(headers or {}))
-            answer = client.send(client.build_request("GET", target, headers=sent), stream=True)
+            carrier, target, sent = self._route(url, {"Accept-Encoding": "identity"} | dict(headers or {}))
+            answer = carrier.open(target, sent)
             if not answer.has_redirect_location:
                 if answer.is_error:
                     answer.read()
@@ -193,18 +181,15 @@ class Connection:
 
     def _receive(self, url: str, take: Take, headers: Mapping[str, str] | None) -> httpx.Response:
         for _ in range(REDIRECTS_LIMIT + 1):
-            client, target, sent = self._route(url, headers)
-            if self._on_sockets[client] and direct(target):
-                answer = self._sockets.get(target, sent, take)
-            else:
-                answer = _take_all(client, target, sent, take)
+            carrier, target, sent = self._route(url, headers)
+            answer = carrier.get(target, sent, take)
             if not answer.has_redirect_location:
                 return answer
             url = urljoin(target, answer.headers["location"])
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
-    def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[httpx.Client, str, dict[str, str]]:
-        """Which client a link is for, the whole URL, and its headers: with the token only at home."""
+    def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Carrier, str, dict[str, str]]:
+        """Who carries a link, the whole URL, and its headers: with the token only at home."""
         target = urljoin(self.url + "/", url)
         if _origin(target) == _origin(self.url):
             return self._home, target, self._own(headers)
@@ -247,26 +232,6 @@ def _as_unavailable(url: str) -> Iterator[None]:
         yield
     except httpx.HTTPError as e:
         raise unreachable(url, e) from e
-
-
-def _pieces(file: io.FileIO, start: int, length: int, advance: Advance) -> Iterator[bytes]:
-    while length and (piece := os.pread(file.fileno(), min(CHUNK_BYTES, length), start)):
-        yield piece
-        start, length = start + len(piece), length - len(piece)
-        advance(len(piece))
-
-
-def _take_all(client: httpx.Client, target: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
-    sent = {"Accept-Encoding": "identity", **headers}
-    with client.stream("GET", target, headers=sent) as answer:
-        if answer.status_code not in (200, 206):
-            answer.read()
-            return answer
-        if (answer.status_code == 206) != ("Range" in headers):
-            raise httpx.RemoteProtocolError("the answer is not the range that was asked for", request=answer.request)
-        for piece in answer.iter_bytes():
-            take(memoryview(piece))
-        return answer
 
 
 def _pause(attempt: int, retry_after_seconds: int | None) -> float:

@@ -1,4 +1,4 @@
-"""`Sockets`: bytes of files over plain HTTP connections, with as little Python between disk and network as we can.
+"""`Sockets`: requests and files over plain HTTP connections, with as little Python between disk and network as we can.
 
 Invariants
 - Up: `sendfile` from the page cache to the socket, over TLS one buffer at a time. Down: one buffer of 1 MiB for each
@@ -57,6 +57,13 @@ class Sockets:
             for connection in connections:
                 connection.close()
 
+    def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes, seconds: float) -> httpx.Response:
+        """A request whose answer is read whole. `seconds`: how long the other side may think."""
+        given = {**headers, "Content-Length": str(len(body))} if body or method not in ("GET", "HEAD") else headers
+        with self._exchange(method, url, given, body, seconds) as (connection, request):
+            answer = connection.getresponse()
+            return _response(answer, answer.read(), request)
+
     def put(
         self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
     ) -> httpx.Response:
@@ -93,22 +100,23 @@ class Sockets:
     # ---------------------------------------------------------------- connections
     @contextlib.contextmanager
     def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str]
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"", seconds: float = READ_SECONDS
     ) -> Iterator[tuple[http.client.HTTPConnection, httpx.Request]]:
-        """A connection with the head of a request on it; kept for the next one if everything goes well."""
+        """A connection with a request on it, or the head of one; kept for the next if everything goes well."""
         parts = urlsplit(url)
         origin = (parts.scheme, parts.netloc)
         request = httpx.Request(method, url)
         connection = self._take(origin) or self._open(parts, request)
         try:
+            connection.sock.settimeout(seconds)
             connection.putrequest(method, _target(parts), skip_accept_encoding=True)
             for name, value in {"User-Agent": self._user_agent, **headers}.items():
                 connection.putheader(name, value)
-            connection.endheaders()
+            connection.endheaders(body or None)
             yield connection, request
         except TimeoutError as e:
             connection.close()
-            raise httpx.ReadTimeout(f"no byte moved for {READ_SECONDS:.0f} seconds", request=request) from e
+            raise httpx.ReadTimeout(f"no byte moved for {seconds:.0f} seconds", request=request) from e
         except (OSError, http.client.HTTPException) as e:
             connection.close()
             raise httpx.ReadError(str(e) or type(e).__name__, request=request) from e
@@ -132,7 +140,6 @@ class Sockets:
             connection.connect()
         except OSError as e:
             raise httpx.ConnectError(str(e), request=request) from e
-        connection.sock.settimeout(READ_SECONDS)
         return connection
 
     def _take(self, origin: tuple[str, str]) -> http.client.HTTPConnection | None:

@@ -1,0 +1,104 @@
+"""`Carrier`: how requests travel to one side, the registry or its stores: over our sockets, or by httpx.
+
+Invariants
+- Sockets where nothing stands between us and the other side; httpx through a proxy or a transport that was given.
+- An httpx client is made when it is first needed: what it costs to make one is what a short command would notice.
+- Both ways answer with httpx's responses and fail with httpx's exceptions.
+
+Example
+    >>> carrier.ask("GET", "http://registry/api/v1/health", None, {}, seconds=60.0).status_code
+    200
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+
+import httpx
+
+from registry.client.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct
+
+TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
+CHUNK_BYTES = 2**20
+
+
+class Carrier:
+    """Thread-safe. `transport` carries everything if it is given."""
+
+    def __init__(self, sockets: Sockets, user_agent: str, transport: httpx.BaseTransport | None) -> None:
+        self._sockets = sockets
+        self._user_agent = user_agent
+        self._transport = transport
+        self._making = threading.Lock()
+        self._made: httpx.Client | None = None
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+        elif self._transport is not None:
+            self._transport.close()
+
+    def ask(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], *, seconds: float
+    ) -> httpx.Response:
+        """A request and its answer, both small enough to be held."""
+        if self._by_socket(url):
+            return self._sockets.ask(method, url, headers, content or b"", seconds)
+        patience = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        return self._client().request(method, url, content=content, headers=headers, timeout=patience)
+
+    def put_file(
+        self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
+    ) -> httpx.Response:
+        if self._by_socket(url):
+            return self._sockets.put(url, headers, file, start, length, advance)
+        body = _pieces(file, start, length, advance)
+        return self._client().request("PUT", url, content=body, headers={**headers, "Content-Length": str(length)})
+
+    def put(self, method: str, url: str, headers: Mapping[str, str], body: Iterable[bytes]) -> httpx.Response:
+        return self._client().request(method, url, content=body, headers=headers)
+
+    def get(self, url: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
+        """The body of a 200 or 206 goes to `take` piece by piece, any other is in the answer."""
+        if self._by_socket(url):
+            return self._sockets.get(url, headers, take)
+        return _take_all(self._client(), url, headers, take)
+
+    def open(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
+        """The answer to a GET, its body still to be read."""
+        client = self._client()
+        return client.send(client.build_request("GET", url, headers=headers), stream=True)
+
+    def _by_socket(self, url: str) -> bool:
+        return self._transport is None and direct(url)
+
+    def _client(self) -> httpx.Client:
+        with self._making:
+            if self._made is None:
+                headers = {"User-Agent": self._user_agent}
+                self._made = httpx.Client(transport=self._transport, timeout=TIMEOUT, limits=LIMITS, headers=headers)
+            return self._made
+
+
+def _pieces(file: io.FileIO, start: int, length: int, advance: Advance) -> Iterator[bytes]:
+    while length and (piece := os.pread(file.fileno(), min(CHUNK_BYTES, length), start)):
+        yield piece
+        start, length = start + len(piece), length - len(piece)
+        advance(len(piece))
+
+
+def _take_all(client: httpx.Client, target: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
+    sent = {"Accept-Encoding": "identity", **headers}
+    with client.stream("GET", target, headers=sent) as answer:
+        if answer.status_code not in (200, 206):
+            answer.read()
+            return answer
+        if (answer.status_code == 206) != ("Range" in headers):
+            raise httpx.RemoteProtocolError("the answer is not the range that was asked for", request=answer.request)
+        for piece in answer.iter_bytes():
+            take(memoryview(piece))
+        return answer
