@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Integer, and_, func, null, or_, true, type_coerce
 from sqlmodel import Session, col, select
@@ -30,6 +30,20 @@ from registry.server.holds import BlobState
 from registry.server.tables import AdapterRow, AliasRow, BaseRow, BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.verdicts import Verdict
 from registry.wire import PREFIX, FileLink, Resolved, VersionPage, VersionView
+
+
+class Pointer(NamedTuple):
+    """Everything that can change in an answer of `resolve`: equal pointers of one request mean equal answers."""
+
+    access: int
+    """The generation of access."""
+    version: int
+    """The id of the version's row."""
+    alias: int
+    """The generation of the alias; 0 where a number or a digest was asked for."""
+    yanked: bool
+    verdict: int
+    """The id of the version's newest verdict; 0 without one."""
 
 
 def visible(actor: Actor) -> ColumnElement[bool]:
@@ -57,7 +71,7 @@ def _by_alias(selector: Selector) -> bool:
     return not isinstance(selector, int | Digest)
 
 
-def _points_at() -> ColumnElement[bool]:
+def points_at() -> ColumnElement[bool]:
     return and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.version_id) == col(VersionRow.id))
 
 
@@ -70,13 +84,14 @@ def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selecto
     return looked_up(session, actor, name, selector)[0]
 
 
-def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> tuple[Resolved, int]:
-    """The same, with the generation of access at that moment: it tells whether a remembered actor is still right."""
+def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> tuple[Resolved, Pointer]:
+    """The same, and what it was read from: it tells whether a remembered actor, or answer, is still right."""
     if not actor.sees(name):
         raise unknown_adapter(name)
     statement = (
-        select(  # type: ignore[call-overload]  # six columns: SQLModel has names for four
+        select(  # type: ignore[call-overload]  # seven columns: SQLModel has names for four
             VersionRow,
+            VerdictRow.id,
             VerdictRow.check,
             VerdictRow.profile,
             VerdictRow.outcome,
@@ -89,7 +104,7 @@ def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selec
         .order_by(col(VerdictRow.id))
     )
     if _by_alias(selector):
-        statement = statement.join(AliasRow, _points_at())
+        statement = statement.join(AliasRow, points_at())
     rows = session.exec(statement).all()
     if not rows:
         raise absent(session, name, selector)
@@ -105,11 +120,11 @@ def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selec
         digest=Digest(version.digest),
         manifest=manifest,
         files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
-        verdicts={label(check, profile): outcome for _, check, profile, outcome, *_ in rows if check},
+        verdicts={label(check, profile): outcome for _, _, check, profile, outcome, *_ in rows if check},
         yanked=version.yanked_at is not None,
-        generation=rows[0][4],
+        generation=rows[0][5],
     )
-    return found, rows[0][5]
+    return found, Pointer(rows[0][6], version.id or 0, rows[0][5] or 0, found.yanked, rows[-1][1] or 0)
 
 
 def _generation(selector: Selector) -> ColumnElement[Any]:
@@ -139,7 +154,7 @@ def find(
         raise unknown_adapter(name)
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     if _by_alias(selector):
-        statement = statement.join(AliasRow, _points_at())
+        statement = statement.join(AliasRow, points_at())
     row = session.exec(statement.where(named(name), _selected(selector))).first()
     if row is None:
         raise absent(session, name, selector)

@@ -74,7 +74,9 @@ def resolve(
     selector: SelectorDep,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
-    found = as_of_now(incoming, session, actor, lambda who: catalog.looked_up(session, who, name, selector))
+    found, incoming.state.pointer = as_of_now(
+        incoming, session, actor, lambda who: catalog.looked_up(session, who, name, selector)
+    )
     body = found.model_dump_json().encode()
     etag = f'"{Digest.of(body).hex}"'
     keep = FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN

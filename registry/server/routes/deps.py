@@ -26,6 +26,7 @@ from registry.server.access import signin
 from registry.server.access.issuers import Issuers
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
+from registry.server.catalog import Pointer
 from registry.server.db import Engine, Session
 from registry.server.routes import once
 from registry.server.settings import Settings
@@ -122,23 +123,25 @@ class NeedsNow(Needs):
         return actor
 
 
-def as_of_now(request: Request, session: Session, actor: Actor, ask: Callable[[Actor], tuple[Found, int]]) -> Found:
+def as_of_now(
+    request: Request, session: Session, actor: Actor, ask: Callable[[Actor], tuple[Found, Pointer]]
+) -> tuple[Found, Pointer]:
     """What `ask` finds for an actor, and for who it is now if access has changed since it was remembered.
 
-    `ask` answers with the generation of access that its own statement has read.
+    `ask` answers with the pointer that its own statement has read.
     """
     try:
-        found, generation = ask(actor)
-        if actor.generation in (None, generation):
-            return found
+        found, pointer = ask(actor)
+        if actor.generation in (None, pointer.access):
+            return found, pointer
     except RegistryError:
         if actor.generation is None:
             raise
         fresh = _verified(request, session)
         if fresh == actor:
             raise
-        return ask(fresh)[0]
-    return ask(_verified(request, session))[0]
+        return ask(fresh)
+    return ask(_verified(request, session))
 
 
 def _verified(request: Request, session: Session) -> Actor:
