@@ -21,7 +21,7 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.manifest import Manifest
+from registry.manifest import Edge, Manifest
 
 
 class Record(BaseModel):
@@ -53,6 +53,7 @@ class BaseRecord(Record):
     spec: BaseSpec
     source: str
     identity: Identity | None = None
+    parents: tuple[Edge, ...] = ()
 
 
 class VersionRecord(Record):

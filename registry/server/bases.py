@@ -23,7 +23,7 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity, Likeness
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
-from registry.server import audit, catalog, db, identities
+from registry.server import audit, catalog, db, identities, lineage
 from registry.server.actors import Actor
 from registry.server.tables import AdapterRow, BaseRow, BaseThresholdsRow, VersionRow
 from registry.thresholds import Thresholds
@@ -42,7 +42,9 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         "source": request.source,
         "created_at": db.now(),
         "created_by": actor.name,
+        "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
     }
+    lineage.demand_seen(session, actor, [edge.digest for edge in request.parents])
     created = db.insert_new(session, BaseRow, values)
     found = row(session, name)
     if created:
@@ -128,12 +130,14 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
     )
     adapters = dict(session.exec(counting).all())
     exacts = identities.exacts(session, rows)
+    parents = lineage.parents_of(session, actor, rows)
     return [
         BaseView(
             name=r.name,
             fingerprint=Digest(r.fingerprint),
             spec=_with_exact(spec_of(r), exacts.get(r.id or 0)),
             source=r.source,
+            parents=parents[r.name],
             adapters=adapters.get(r.id or 0, 0),
             created_at=r.created_at,
             created_by=r.created_by,

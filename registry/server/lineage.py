@@ -12,10 +12,12 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 
 from sqlmodel import Session, col, select
 
+from registry.errors import NotFound
+from registry.manifest import Edge, Relation
 from registry.names import AdapterName, Selector
 from registry.server import catalog
 from registry.server.actors import Actor
@@ -77,6 +79,7 @@ def _told(session: Session, actor: Actor, name: AdapterName, root: VersionRow, r
     )
     nodes: dict[str, LineageNode] = {}
     bases: set[tuple[str, str]] = set()
+    fused = _fused_from(session, digests)
     for version, adapter, base in session.exec(statement):
         # The same bytes may be a version of several adapters: the first push of them gives the name.
         nodes[version.digest] = LineageNode(
@@ -92,8 +95,40 @@ def _told(session: Session, actor: Actor, name: AdapterName, root: VersionRow, r
     )
     for digest in digests - nodes.keys():
         nodes[digest] = LineageNode(id=digest, kind="version", digest=digest, hidden=True)
-    for _, base in bases:
+    for base in {base for _, base in bases} | {base for base, _ in fused}:
         nodes[f"base:{base}"] = LineageNode(id=f"base:{base}", kind="base", name=base)
     told = [LineageEdge(child=c, parent=p, relation=r) for c, p, r in edges]
     told += [LineageEdge(child=d, parent=f"base:{b}", relation="adapter") for d, b in sorted(bases)]
+    told += [LineageEdge(child=f"base:{b}", parent=d, relation=Relation.FUSED) for b, d in fused]
     return Lineage(root=root.digest, nodes=[nodes[key] for key in sorted(nodes)], edges=told)
+
+
+# ------------------------------------------------------------------ bases with adapters in their weights
+def parents_of(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:
+    """Base's name → what was fused into it. A parent that the actor may not see is its digest, without a name."""
+    found = {base.name: [Edge.model_validate(edge) for edge in base.parents or ()] for base in bases}
+    seen = _seen(session, actor, {edge.digest for edges in found.values() for edge in edges})
+    return {
+        name: [edge if edge.digest in seen else edge.model_copy(update={"name": ""}) for edge in edges]
+        for name, edges in found.items()
+    }
+
+
+def demand_seen(session: Session, actor: Actor, digests: Iterable[str]) -> None:
+    """`NotFound` (VERSION_UNKNOWN) for a parent that is no version, or none that the actor may see."""
+    wanted = set(digests)
+    for digest in sorted(wanted - _seen(session, actor, wanted)):
+        raise NotFound("VERSION_UNKNOWN", f"parents: there is no version {digest}, or you may not see it")
+
+
+def _seen(session: Session, actor: Actor, digests: Set[str]) -> set[str]:
+    if not digests:
+        return set()
+    statement = select(VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    return set(session.exec(statement.where(col(VersionRow.digest).in_(digests), catalog.visible(actor))).all())
+
+
+def _fused_from(session: Session, digests: Set[str]) -> list[tuple[str, str]]:
+    """(base, version) for every base into whose weights one of these versions was fused."""
+    rows = session.exec(select(BaseRow.name, BaseRow.parents)).all()
+    return sorted((name, edge["digest"]) for name, edges in rows for edge in edges or () if edge["digest"] in digests)

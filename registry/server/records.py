@@ -23,7 +23,7 @@ from sqlmodel import Session, col, select
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
-from registry.manifest import Manifest
+from registry.manifest import Edge, Manifest
 from registry.records import BaseRecord, Record, VersionRecord
 from registry.server import db
 from registry.server.blobs import BlobStore
@@ -39,6 +39,7 @@ def of_base(row: BaseRow, identity: str | None) -> BaseRecord:
         created_by=row.created_by,
         spec=BaseSpec.model_validate(row.spec),
         source=row.source,
+        parents=tuple(Edge.model_validate(edge) for edge in row.parents or ()),
         identity=Identity.model_validate_json(identity) if identity else None,
     )
 

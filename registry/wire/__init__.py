@@ -207,11 +207,12 @@ class Lineage(Answer):
 
 # ------------------------------------------------------------------ bases
 class BaseAdd(Request):
-    """`identity` tells which weights the base has, where somebody has read them all."""
+    """`identity` tells which weights the base has, where somebody has read them all. `parents`: fused adapters."""
 
     spec: BaseSpec
     identity: Identity | None = None
     source: str = Field(default="", max_length=1000)
+    parents: list[Edge] = Field(default=[], max_length=8)
 
 
 class IdentityGiven(Request):
@@ -239,6 +240,7 @@ class BaseView(Answer):
     created_at: datetime
     created_by: str
     relatives: list[Likeness] = []
+    parents: list[Edge] = []
     thresholds: dict[str, float] = {}
 
 

@@ -19,8 +19,8 @@ from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
 from registry.recipes import ANNOTATION, Method, Operation, Recipe
 from registry.wire.jobs import JobSubmit
-from registry.worker.loop import Worker
 from registry.worker.keepers import Limits
+from registry.worker.loop import Worker
 from registry.worker.pool import Pool
 from registry.worker.sources import Sources
 from tests.worker import models
@@ -98,6 +98,13 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     view = admin.base("tiny-dora")
     assert view.source == done.result["folder"]
     assert view.fingerprint == admin.base("tiny").fingerprint
+    assert [(edge.relation, edge.name) for edge in view.parents] == [("fused", "acme/dora@1")]
+    down = admin.lineage("acme/dora", down=True)
+    assert ("base:tiny-dora", admin.version("acme/dora").digest, "fused") in {
+        (edge.child, edge.parent, edge.relation) for edge in down.edges
+    }
+    stranger = workshop.world.actor("pull", namespaces=["other"])
+    assert [edge.name for edge in stranger.base("tiny-dora").parents] == [""]
     old, new = load_file(base_folder / "model.safetensors"), load_file(Path(view.source) / "model.safetensors")
     assert {name for name in old if not old[name].equal(new[name])} == {
         f"model.layers.{layer}.self_attn.{leaf}.weight" for layer in (0, 1) for leaf in ("q_proj", "v_proj")

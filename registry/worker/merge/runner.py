@@ -82,7 +82,8 @@ def fuse(task: Task) -> Done:
         report = report.model_copy(update={"notes": (*report.notes, note)})
     task.lease.check()
     spec, _ = base_spec_from(out, name)
-    view = task.registry.add_base(BaseAdd(spec=spec, source=str(out)))
+    parents = [edge(task.subject, Relation.FUSED)]
+    view = task.registry.add_base(BaseAdd(spec=spec, source=str(out), parents=parents))
     result = {"base": view.name, "folder": str(out), "report": report.model_dump(mode="json")}
     return Done(f"fuse → {name}: {report.changed_tensors} tensors changed", result=result)
 
