@@ -1,0 +1,181 @@
+"""The feed of events: everybody sees theirs, in order, without a gap; and no secret is in anything that is told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import httpx
+import pytest
+
+from registry.client.audit import Audit
+from registry.errors import Denied, NotFound, Unauthenticated
+from registry.server import audit
+from registry.server.actors import TRUSTED
+from registry.server.audit.batch import ACTIONS, KINDS_LIMIT, Batch
+from registry.server.tables import EventRow
+from registry.wire.access import TokenCreate
+from registry.wire.audit import WebhookCreate
+from tests.audit import logs
+from tests.world import URL, World, rows
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_everybody_sees_the_events_of_what_they_may_see(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    world.push("globex/support")
+    told = {
+        name: {event.object for event in Audit(reader).events()}
+        for name, reader in (
+            ("admin", world.admin),
+            ("acme", world.actor("pull", namespaces=["acme"])),
+            ("all", world.actor("pull")),
+        )
+    }
+    assert not any("globex" in object for object in told["acme"])
+    assert {"acme/support@1", "acme/support:main", "tiny-llama"} <= told["acme"]
+    assert {"acme/support@1", "globex/support@1"} <= told["all"]
+    assert not any(object.startswith(("tok_", "first-admin")) for object in told["acme"] | told["all"])
+    assert any(object.startswith("tok_") for object in told["admin"])
+    jobs = {event.object for event in Audit(world.actor("pull", namespaces=["acme"])).events(action=["job.enqueue"])}
+    assert len(jobs) == 1
+
+
+def test_a_proof_and_entries_are_only_for_whoever_may_see_the_event(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    stranger = Audit(world.actor("pull", namespaces=["globex"]))
+    seq = next(event.seq for event in Audit(world.admin).events(action=["version.push"]))
+    assert Audit(world.actor("pull", namespaces=["acme"])).proof(seq).seq == seq
+    with pytest.raises(NotFound) as hidden:
+        stranger.proof(seq)
+    with pytest.raises(NotFound) as absent:
+        stranger.proof(seq + 10_000)
+    assert hidden.value.detail.replace(str(seq), "N") == absent.value.detail.replace(str(seq + 10_000), "N")
+    with pytest.raises(Denied):
+        stranger.entries(0, 1)
+    assert stranger.tile(0, 0, 1) == Audit(world.admin).tile(0, 0, 1)
+
+
+def test_pages_go_on_where_the_last_one_ended_and_miss_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "WINDOW", 7)
+    with world.session(write=True) as session:
+        for number in range(40):
+            audit.append(session, TRUSTED, "alias.move", f"{'acme' if number % 9 else 'globex'}/a:prod", {"to": number})
+    reader = Audit(world.actor("pull", namespaces=["globex"]))
+    found, after = [], 0
+    while page := reader.page(after, limit=2):
+        found += [event.detail["to"] for event in page.items]
+        after = page.last
+        if not page.next_cursor:
+            break
+    assert found == [0, 9, 18, 27, 36]
+    assert [event.detail["to"] for event in Audit(world.admin).events(object="globex/a")] == found
+
+
+def test_a_reader_that_waits_hears_of_the_next_event_and_of_nothing_else(world: World) -> None:
+    logs.append(world, 3)
+    reader = Audit(world.actor("pull", namespaces=["acme"]))
+    last = reader.page(0, limit=200).last
+    answers = []
+    waiting = threading.Thread(target=lambda: answers.append(reader.page(last, wait=30)))
+    waiting.start()
+    with world.session(write=True) as session:
+        audit.append(session, TRUSTED, "alias.move", "globex/a:prod")
+        audit.append(session, TRUSTED, "alias.move", "acme/a:prod", {"to": 99})
+    waiting.join()
+    assert [event.detail for event in answers[0].items] == [{"to": 99}]
+    assert reader.page(answers[0].last, wait=1).items == []
+
+
+def test_a_revoked_token_hears_nothing_more_even_if_it_waited(world: World) -> None:
+    token_id, secret = world.issue("pull", namespaces=["acme"])
+    reader = Audit(world.client(secret))
+    last = reader.page(0, limit=200).last
+    failures: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            reader.page(last, wait=30)
+        except Unauthenticated as e:
+            failures.append(e)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    world.admin.revoke_token(token_id)
+    logs.append(world, 1)
+    waiting.join()
+    assert len(failures) == 1
+
+
+def test_denials_and_reads_of_bytes_are_told_with_counts(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    reader = world.actor("pull", namespaces=["acme"], name="reader")
+    link = next(file for file in reader.resolve("acme/support").files if file.path == "adapter_config.json")
+    for _ in range(3):
+        with reader.read(link.url) as chunks:
+            list(chunks)
+    with pytest.raises(Denied):
+        reader.yank("acme/support@1", "no")
+    with pytest.raises(NotFound):
+        reader.version("globex/secret@1")
+    with pytest.raises(Unauthenticated):
+        world.client("lra_wrong").whoami()
+    told = {
+        (event.actor, event.action, event.object): event.detail["count"]
+        for event in Audit(world.admin).events(action=[*ACTIONS.values(), "blob.read"])
+    }
+    digest = reader.resolve("acme/support").digest
+    assert told == {
+        ("reader", "blob.read", f"acme/support@{digest}"): 3,
+        ("reader", "access.denied", "POST /api/v1/adapters/acme/support/versions/1/yank"): 1,
+        ("reader", "access.not_found", "GET /api/v1/adapters/globex/secret/versions/1"): 1,
+        ("nobody", "access.unknown", "GET /whoami"): 1,
+    }
+    assert all("lra_wrong" not in str(key) for key in told)
+    assert not any(event.action.startswith(("blob", "access")) for event in Audit(reader).events())
+
+
+def test_a_batch_is_bounded_and_survives_a_database_that_is_away(world: World) -> None:
+    batch = Batch()
+    for number in range(KINDS_LIMIT + 5):
+        batch.note(TRUSTED, "blob.read", f"acme/a{number}@1")
+    broken = World.__new__(World)
+    broken.engine = None
+    with pytest.raises(Exception):  # noqa: B017 - any failure keeps the batch
+        batch.flush(broken.engine)
+    assert batch.flush(world.engine) == KINDS_LIMIT + 1
+    assert batch.flush(world.engine) == 0
+    over = next(event for event in Audit(world.admin).events(action=["audit.overflow"]))
+    assert over.detail == {"count": 5}
+
+
+def test_no_secret_is_in_events_tiles_errors_answers_or_logs(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    world.add_base()
+    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
+    hook = Audit(world.admin).create_webhook(WebhookCreate(url="https://93.184.216.34/in?key=canary-in-a-query"))
+    client = world.client(made.secret)
+    world.push("acme/support", by=client)
+    with pytest.raises(NotFound):
+        client.version("acme/absent@1")
+    answers = []
+    with httpx.Client(transport=world.transport, base_url=URL) as raw:
+        for header in (f"Bearer {made.secret}x", f"Basic {made.secret}", made.secret):
+            answers.append(raw.get("/api/v1/whoami", headers={"Authorization": header}).text)
+    with World(str(world.engine.url.render_as_string(hide_password=False)), blobs=world.blobs) as again:
+        admin = Audit(again.client(world.secret))
+        events = [event.model_dump_json() for event in admin.events()]
+        bundle = admin.entries(0, len(events)).decode(errors="replace")
+    seed = world.app.state.log.keys.signer.text
+    with world.session() as session:
+        stored = str([row.model_dump() for row in rows(session, EventRow)])
+    everything = "\n".join([*events, bundle, stored, *answers, caplog.text])
+    for canary in (world.secret, made.secret, hook.secret, "canary-in-a-query", seed, seed.rpartition("+")[2]):
+        assert canary not in everything

@@ -1,0 +1,127 @@
+"""Every acknowledged change has exactly one event: each mutating route is in one of two tables, and one is driven."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from registry.attestations import models
+from registry.attestations.keys import PrivateKey
+from registry.client.audit import Audit
+from registry.client.namespaces import Namespaces
+from registry.jobs import Kind
+from registry.server import app
+from registry.wire.access import TokenCreate
+from registry.wire.audit import SignRequest, WebhookCreate
+from registry.wire.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
+from registry.wire.namespaces import NamespaceSet, PublisherAdd
+from registry.wire.push import PushRequest
+from tests.world import World
+
+A = "/adapters/{namespace}/{name}"
+W = "/webhooks/{webhook_id}"
+NOT_CHANGES = {
+    f"POST {A}/pushes": "a plan holds bytes and changes nothing that anybody sees",
+    "PUT /pushes/{push_id}/blobs/{digest}": "staged bytes are nobody's yet",
+    "POST /jobs/claim": "a lease is a moment's; what comes of it is an event",
+    "POST /jobs/{job_id}/renew": "the same",
+    "POST /bases/{base:path}/likeness": "an answer",
+    "POST /check": "an answer",
+}
+TOLD_ELSEWHERE = {
+    "PUT /bases/{base:path}/identity": "tests/server/test_identities.py",
+    "PUT /bases/{base:path}/thresholds": "with campaigns",
+    "POST /campaigns": "with campaigns",
+    "POST /tokens/exchange": "with the exchange of identity tokens",
+    "POST /fsck": "marks damage, and says so in its findings",
+    "POST /gc": "removes what nobody can name any more",
+    "POST /reindex": "tests/flows/test_restore.py: an event for each version and base",
+    "POST /verdicts/rejudge": "verdicts `loads` follow from facts and rules: made anew, they tell nothing new",
+}
+
+
+class Drive:
+    """Does one thing through the API and keeps what events it made."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.seen: dict[str, Counter[str]] = {}
+        self._last = self._events()[0]
+
+    def _events(self, after: int = 0) -> tuple[int, list[str]]:
+        items = list(Audit(self.world.admin).events(after))
+        told = [f"{item.action} {item.object}" for item in items if not item.action.startswith(("access.", "blob."))]
+        return (items[-1].seq if items else after), told
+
+    def __call__(self, route: str, act: Callable[[], object]) -> object:
+        result = act()
+        self._last, told = self._events(self._last)
+        assert len(told) == len(set(told)), f"{route}: one change tells something twice: {told}"
+        self.seen.setdefault(route, Counter()).update(told)
+        return result
+
+
+def test_each_change_through_each_mutating_route_is_told_exactly_once(world: World) -> None:
+    admin, drive = world.admin, Drive(world)
+    audit, spaces = Audit(admin), Namespaces(admin)
+    drive("POST /bases", world.add_base)
+    drive("POST /namespaces", lambda: spaces.create("acme", owner="user:ann"))
+    drive("PATCH /namespaces/{namespace}", lambda: spaces.change("acme", NamespaceSet(public=True)))
+    drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: spaces.grant("acme", "user:bob", "reader"))
+    drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: spaces.revoke("acme", "user:bob"))
+    files = world.files()
+    drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support", files))
+    drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support", files))
+    drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support"))
+    held = drive("POST /jobs/claim", lambda: admin.claim(ClaimRequest(worker="w")))
+    token = held.lease.token
+    drive("POST /jobs/{job_id}/renew", lambda: admin.renew(held.job.id, RenewRequest(lease_token=token)))
+    report = world.report(held.job.subject_digest, held.job.base)
+    finish = FinishRequest(lease_token=token, report=report)
+    for _ in range(2):
+        drive("POST /jobs/{job_id}/finish", lambda: admin.finish(held.job.id, finish))
+    other = drive("POST /jobs/claim", lambda: admin.claim(ClaimRequest(worker="w")))
+    fail = FailRequest(lease_token=other.lease.token, error="no", final=True)
+    drive("POST /jobs/{job_id}/fail", lambda: admin.fail(other.job.id, fail))
+    job = drive("POST /jobs", lambda: admin.submit(JobSubmit(kind=Kind.VALIDATE, ref="acme/support@1")))
+    for _ in range(2):
+        drive("POST /jobs/{job_id}/cancel", lambda: admin.cancel(job.id))
+    drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "prod", "1", generation=0))
+    drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
+    drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "2", generation=1))
+    drive(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
+    key = PrivateKey.of_seed(b"\1" * 32)
+    bundle = models.sign("x", admin.resolve("acme/support@1").manifest, key)
+    wanted = SignRequest(bundle=bundle, public_key=key.public.pem)
+    for _ in range(2):
+        drive(f"POST {A}/versions/{{selector}}/attestations", lambda: audit.sign("acme/support@1", wanted))
+    for _ in range(2):
+        drive(f"POST {A}/versions/{{selector}}/yank", lambda: admin.yank("acme/support@2", "wrong"))
+    rule = PublisherAdd(issuer="https://ci.example", claims={"sub": "x"})
+    made = drive(f"POST {A}/publishers", lambda: spaces.add_publisher("acme/support", rule))
+    gone = f"DELETE {A}/publishers/{{publisher_id}}"
+    drive(gone, lambda: spaces.remove_publisher("acme/support", made.id))
+    drive(f"POST {A}/transfer", lambda: spaces.transfer("acme/support", "acme/helper"))
+    drive(f"DELETE {A}", lambda: spaces.delete_adapter("acme/helper"))
+    drive("DELETE /namespaces/{namespace}", lambda: spaces.delete("acme"))
+    issued = drive("POST /tokens", lambda: admin.create_token(TokenCreate(name="ci", scopes=["pull"])))
+    drive("POST /tokens/{token_id}/rotate", lambda: spaces.rotate(issued.token.id))
+    for _ in range(2):
+        drive("DELETE /tokens/{token_id}", lambda: admin.revoke_token(issued.token.id))
+    hook = drive("POST /webhooks", lambda: audit.create_webhook(WebhookCreate(url="https://93.184.216.34/")))
+    drive(f"DELETE {W}", lambda: audit.delete_webhook(hook.webhook.id))
+    drive("POST /check", lambda: None)
+    drive(f"POST {A}/pushes", lambda: admin.plan_push("new/one", PushRequest(manifest=world.manifest(files))))
+
+    routes = {f"{method} {path.removeprefix('/api/v1')}" for method, path in app.declared_scopes()}
+    mutating = {route for route in routes if not route.startswith(("GET", "HEAD"))}
+    retried = {f"POST {W}/deliveries/{{delivery_id}}/retry"}
+    assert mutating - set(drive.seen) - set(NOT_CHANGES) - set(TOLD_ELSEWHERE) - retried == set()
+    for route, told in drive.seen.items():
+        assert bool(told) == (route not in NOT_CHANGES), (route, told)
+    pushed = drive.seen["POST /pushes/{push_id}/commit"]
+    versions = {what: count for what, count in pushed.items() if what.startswith("version.push")}
+    assert versions == {"version.push acme/support@1": 1, "version.push acme/support@2": 1}
+    twice = {"POST /jobs/{job_id}/finish": "job.finish", f"POST {A}/versions/{{selector}}/yank": "version.yank"}
+    for route, what in twice.items():
+        assert [count for told, count in drive.seen[route].items() if told.startswith(what)] == [1], "twice means once"
