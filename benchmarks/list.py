@@ -1,0 +1,108 @@
+"""`make bench-list`: a page of the list of 100,000 adapters, the first and the thousandth, on SQLite and on PostgreSQL.
+
+Requests go through the application and its client in this process; the rows are written straight into the tables, as
+copies of one pushed adapter that differ in name, base, rank, owner and tags. A page holds 100 adapters, so that page
+1,000 is the last one. Ratio: time of page 1,000 over time of page 1 (medians; 1.0 is equal).
+
+    REGISTRY_BENCH_ADAPTERS=100000      how many, in hundreds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert, text
+from sqlmodel import select
+
+from registry.server.tables import AdapterRow, VersionRow, VersionTagRow
+from tests import services
+from tests.world import World
+
+ADAPTERS = int(os.environ.get("REGISTRY_BENCH_ADAPTERS") or 100_000)
+PAGE = 100
+ROUNDS = 15
+BATCH = 5000
+SEARCHES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "method": {"method": "lora"},
+    "base": {"base": "tiny-llama"},
+    "rank": {"rank_min": 8, "rank_max": 64},
+    "target": {"target": ["q_proj"]},
+    "owner": {"owner": "admin"},
+    "text": {"text": "shop"},
+    "tag": {"tag": ["tier=gold"]},
+}
+
+
+def shelve(world: World) -> None:
+    """The adapters as rows: `acme/shop-000001` … Every one matches every search, so that page 1,000 exists."""
+    world.add_base()
+    world.push("acme/a-pushed-one", annotations={"tier": "gold"})
+    with world.session(write=True) as session:
+        adapter = session.exec(select(AdapterRow)).one().model_dump()
+        version = session.exec(select(VersionRow)).one().model_dump()
+        known = len(session.exec(select(AdapterRow.id)).all())
+        for start in range(0, ADAPTERS - known, BATCH):
+            numbers = range(start, min(start + BATCH, ADAPTERS - known))
+            ids = [1000 + number for number in numbers]
+            names = [f"shop-{number:06d}" for number in numbers]
+            rows = [adapter | {"id": id, "name": name} for id, name in zip(ids, names, strict=True)]
+            session.connection().execute(insert(AdapterRow), rows)
+            versions = [version | {"id": id, "adapter_id": id, "rank": (8, 16, 32, 64)[id % 4]} for id in ids]
+            session.connection().execute(insert(VersionRow), versions)
+            tags = [{"version_id": id, "key": "tier", "value": "gold"} for id in ids]
+            session.connection().execute(insert(VersionTagRow), tags)
+    with world.engine.connect() as connection:
+        connection.execute(text("ANALYZE"))
+        connection.commit()
+
+
+def measured(world: World) -> dict[str, dict[str, float]]:
+    """Search → milliseconds of page 1 and of page 1,000 (medians of alternating requests)."""
+    last = f"acme/shop-{ADAPTERS - 1 - PAGE - 1:06d}"
+    found = {}
+    for name, search in SEARCHES.items():
+        first, thousandth = [], []
+        for _ in range(ROUNDS):
+            for cursor, into in (("", first), (last, thousandth)):
+                started = time.perf_counter()
+                page = world.admin.adapters(limit=PAGE, cursor=cursor, **search)
+                into.append(1000 * (time.perf_counter() - started))
+                assert len(page.items) == PAGE, (name, cursor, len(page.items))
+        found[name] = {"page_1_ms": statistics.median(first), "page_1000_ms": statistics.median(thousandth)}
+    return found
+
+
+def main() -> None:
+    figures: dict[str, Any] = {"adapters": ADAPTERS, "page": PAGE}
+    ratios: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        services.postgres_url() as server,
+        services.fresh_database(server) as url,
+    ):
+        for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
+            with World(database) as world:
+                shelve(world)
+                for name, numbers in measured(world).items():
+                    ratio = numbers["page_1000_ms"] / numbers["page_1_ms"]
+                    print(f"{kind:9} {name:7} page 1 {numbers['page_1_ms']:7.1f} ms, page 1,000 "
+                          f"{numbers['page_1000_ms']:7.1f} ms, ratio {ratio:.2f}")  # fmt: skip
+                    figures |= {f"{kind}_{name}_{what}": round(value, 2) for what, value in numbers.items()}
+                    ratios[f"{kind}_{name}_page_1000_time_vs_page_1"] = round(ratio, 3)
+    ratios["page_1000_time_vs_page_1"] = max(
+        ratios["sqlite_all_page_1000_time_vs_page_1"], ratios["postgres_all_page_1000_time_vs_page_1"]
+    )
+    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
+    print(json.dumps({"bench": "list", "ratios": ratios, "figures": figures, "machine": machine}))
+
+
+if __name__ == "__main__":
+    main()
