@@ -2,6 +2,7 @@
 
 Invariants
 - Nothing that a client claimed is believed: sizes and digests come from the store, facts from the bytes.
+- What is judged is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
 - A staged blob is never looked for under its final key: that may be another tenant's.
 - Malformed raises; incompatible is a finding.
 - Reads blobs and rows, writes neither: it all happens before the first row of a version.
@@ -97,24 +98,44 @@ def look(
     relatives: Sequence[Likeness] = (),
 ) -> Judged:
     """Reads the configuration, the headers and the tokenizer's files, and compares them with the base."""
-    by_path = {file.path: file for file in manifest.files}
-
-    def read(path: str, start: int, length: int) -> bytes:
-        file = by_path[path]
-        found = blobs.read(keys[file.digest], start, length)
-        if start == 0 and length >= file.size_bytes and Digest.of(found) != file.digest:
-            raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store gave other bytes than those that were verified")
-        return found
-
+    weights = contents.weights_of(manifest.files)
+    small = weights.size_bytes <= INLINE_BYTES
+    read = _reader(blobs, keys, manifest, keep=weights.path if small else "")
     found = contents.read_any(manifest.files, read)
     fits = judgement.fit(found, spec, relatives)
     findings = (*fits, *tokenizers.check_tokenizer(manifest.files, read, spec))
-    measured, weights = None, contents.weights_of(manifest.files)
-    if weights.size_bytes <= INLINE_BYTES:
-        key = keys[weights.digest]
-        measured = measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.lora)
+    measured = None
+    if small:
+        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.lora)
     facts = found.facts
     return Judged(facts["method"], facts["rank"], facts, findings, measured, isinstance(found, contents.Contents))
+
+
+def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, keep: str) -> contents.Read:
+    """Reads pieces of the manifest's files. A bit that flips between the store and here is found.
+
+    The file `keep` is read once, as a whole, and hashed; its pieces are of that. `Unavailable` when bytes differ.
+    """
+    by_path = {file.path: file for file in manifest.files}
+    whole: dict[str, bytes] = {}
+
+    def read(path: str, start: int, length: int) -> bytes:
+        file = by_path[path]
+        if path in whole:
+            return whole[path][start : start + length]
+        if path == keep and file.size_bytes > length:
+            whole[path] = read(path, 0, file.size_bytes)
+            return whole[path][start : start + length]
+        found = blobs.read(keys[file.digest], start, length)
+        if start == 0 and length >= file.size_bytes:
+            same = Digest.of(found) == file.digest
+        else:
+            same = blobs.read(keys[file.digest], start, length) == found
+        if not same:
+            raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store gave other bytes than those that were verified")
+        return found
+
+    return read
 
 
 def _hash(blobs: BlobStore, key: str) -> Digest:
