@@ -29,7 +29,7 @@ _ADAPTER_NAME = re.compile(
 )
 _WRAPPERS = re.compile(r"(?:\A|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _TAIL = re.compile(r"\.(?:lora_(?:A|B)\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)\Z")
-_PREFIXES = (PREFIX, "base_model.", "model.model.", "model.", "")
+_PREFIXES = (PREFIX, f"{PREFIX}model.", "base_model.", "model.model.", "model.", "")
 
 _OLD = re.compile(r"(?P<at>.+?)(?:\.processor)?\.to_(?P<leaf>q|k|v|out)_lora\.(?P<half>down|up)\.weight\Z")
 _OLD_TEXT = re.compile(

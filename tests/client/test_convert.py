@@ -1,0 +1,162 @@
+"""Conversions by renaming run here: a new header over the same bytes, pushed with the original as its parent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.client import convert, transfer
+from registry.conversions import Conversion
+from registry.errors import Invalid
+from registry.names import AdapterName, Ref
+from registry.wire import BaseAdd
+from tests import forge, forge_foreign
+from tests.forge import Tensor
+from tests.world import World
+
+REF = Ref.parse("acme/support")
+REPAIR = Conversion(to="peft", into="acme/mended", repair=True)
+GOOD = "base_model.model.model.layers."
+
+
+def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {name.replace(old, new, 1): tensor for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def studio(world: World, tmp_path: Path) -> World:
+    world.add_base()
+    spec, _ = transfer.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    world.bases["sd-tiny"] = spec
+    world.admin.add_base(BaseAdd(spec=spec))
+    return world
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (".weight", ".default.weight"),
+        ("base_model.model.", "base_model.model._orig_mod."),
+        ("base_model.model.", ""),
+        ("base_model.model.model.", ""),
+        ("base_model.model.", "module.base_model.model."),
+        ("base_model.model.", "base_model.model.model."),
+    ],
+)
+def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
+    studio: World, tmp_path: Path, old: str, new: str
+) -> None:
+    base = forge.llama()
+    good = forge.lora(base, seed=9)
+    wrong = forge.lora(base, seed=9, change=lambda tensors: renamed(tensors, old, new))
+    studio.push("acme/support", wrong)
+    assert studio.admin.version("acme/support").verdicts[0].outcome == "fail"
+    made = convert.convert(studio.admin, REF, REPAIR)
+    assert made.pushed is not None
+    version = made.pushed.version
+    assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
+    transfer.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
+    assert forge.tensors_of((tmp_path / "mended" / forge.WEIGHTS).read_bytes()) == forge.tensors_of(good[forge.WEIGHTS])
+    assert (tmp_path / "mended" / forge.CONFIG).read_bytes() == wrong[forge.CONFIG]
+
+
+def test_the_result_says_what_it_came_from_and_the_original_is_untouched(studio: World) -> None:
+    wrong = forge.lora(forge.llama(), change=lambda tensors: renamed(tensors, ".weight", ".default.weight"))
+    before = studio.push("acme/support", wrong).version
+    made = convert.convert(studio.admin, REF, REPAIR)
+    assert made.pushed is not None
+    version = made.pushed.version
+    assert [(str(edge.relation), edge.digest, edge.name) for edge in version.parents] == [
+        ("converted", before.digest, "acme/support@1")
+    ]
+    annotations = studio.admin.resolve("acme/mended").manifest.annotations
+    assert annotations["conversion.to"] == "peft"
+    assert annotations["conversion.done"].startswith("16 of 16 tensors renamed")
+    assert studio.admin.version("acme/support").digest == before.digest
+    assert [a.name for a in studio.admin.adapters().items] == ["acme/mended", "acme/support"]
+
+
+def test_converting_twice_is_one_version(studio: World) -> None:
+    studio.push("acme/support", forge.lora(forge.llama(), change=lambda t: renamed(t, ".weight", ".default.weight")))
+    first, second = (convert.convert(studio.admin, REF, REPAIR).pushed for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert (first.created, second.created, second.version.number) == (True, False, 1)
+
+
+def test_a_good_adapter_has_nothing_to_repair(studio: World) -> None:
+    studio.push("acme/support")
+    with pytest.raises(Invalid) as refused:
+        convert.convert(studio.admin, REF, REPAIR)
+    assert refused.value.code == "CONVERSION_INVALID"
+
+
+def test_a_repair_never_makes_two_tensors_one(studio: World) -> None:
+    def doubled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | renamed(tensors, ".weight", ".default.weight")
+
+    studio.push("acme/support", forge.lora(forge.llama(), change=doubled))
+    with pytest.raises(Invalid) as refused:
+        convert.convert(studio.admin, REF, REPAIR)
+    assert "would both be called" in refused.value.detail
+
+
+def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: World, tmp_path: Path) -> None:
+    at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+    old: dict[str, Tensor] = {}
+    for leaf, columns in (("to_q", 32), ("to_k", 24), ("to_out", 32)):
+        old[f"{at}.processor.{leaf}_lora.down.weight"] = ("F32", (4, columns), None)
+        old[f"{at}.processor.{leaf}_lora.up.weight"] = ("F32", (32, 4), None)
+    folder = forge.write({"old.safetensors": forge.safetensors(old)}, tmp_path / "old")
+    transfer.push_folder(studio.admin, folder, AdapterName("art", "style"), base="sd-tiny")
+    made = convert.convert(studio.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new"))
+    assert made.pushed is not None
+    version = made.pushed.version
+    assert (version.facts["scheme"], version.verdicts[0].outcome) == ("diffusers", "pass")
+    transfer.pull(studio.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
+    new = forge.tensors_of((tmp_path / "new" / "pytorch_lora_weights.safetensors").read_bytes())
+    given = forge.tensors_of((folder / "old.safetensors").read_bytes())
+    assert new[f"{at}.to_out.0.lora_B.weight"] == given[f"{at}.processor.to_out_lora.up.weight"]
+    assert sorted(new) == sorted(
+        f"{at}.{leaf}.lora_{half}.weight" for leaf in ("to_q", "to_k", "to_out.0") for half in "AB"
+    )
+
+
+def test_what_changes_values_is_queued_for_a_worker(studio: World) -> None:
+    studio.push("acme/support")
+    made = convert.convert(studio.admin, REF, Conversion(to="canonical", into="acme/plain"))
+    assert made.job is not None
+    assert (str(made.job.kind), made.job.subject, made.job.payload["into"]) == (
+        "convert",
+        "acme/support@1",
+        "acme/plain",
+    )
+
+
+def test_who_may_not_push_into_the_target_queues_nothing(studio: World) -> None:
+    studio.push("acme/support")
+    reader = studio.actor("pull", "push", namespaces=["acme"])
+    with pytest.raises(Exception, match="other"):
+        convert.convert(reader, REF, Conversion(to="canonical", into="other/plain"))
+    assert [str(job.kind) for job in studio.admin.jobs().items] == ["validate"]
+
+
+@pytest.mark.parametrize(
+    ("how", "to", "why"),
+    [
+        ({"dora": True}, "canonical", "DoRA"),
+        ({"alpha": 8}, "canonical", "canonical already"),
+        ({"config": {"init_lora_weights": "pissa"}}, "canonical", "convert it to plain first|changed the base"),
+        ({}, "plain", "PiSSA and OLoRA"),
+        ({"config": {"init_lora_weights": "pissa_niter_4"}}, "plain", "randomised"),
+        ({}, "peft", "PEFT's already"),
+        ({}, "diffusers", "image models"),
+        ({"config": {"alora_invocation_tokens": [1, 2]}}, "gguf", "invocation tokens"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_its_reason(studio: World, how: dict[str, object], to: str, why: str) -> None:
+    studio.push("acme/support", forge.lora(forge.llama(), **how))  # type: ignore[arg-type]
+    with pytest.raises(Invalid, match=why) as refused:
+        convert.convert(studio.admin, REF, Conversion(to=to, into="acme/other"))
+    assert refused.value.code == "CONVERSION_INVALID"

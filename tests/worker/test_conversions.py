@@ -1,0 +1,238 @@
+"""Conversions that need values: what comes out computes what went in, by PEFT and by the arithmetic of each format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from registry import conversions
+from registry.client import convert as client_convert
+from registry.client.base_folder import base_spec_from
+from registry.client.folder import read_folder
+from registry.conversions import Conversion
+from registry.errors import RegistryError
+from registry.lora.names import PREFIX
+from registry.manifest import CONFIG, WEIGHTS
+from registry.names import Ref
+from registry.verdicts import Outcome
+from registry.wire import VersionView
+from registry.wire.jobs import JobSubmit
+from registry.worker.conversions import canonical, native, plain, to_gguf
+from registry.worker.conversions.order import Order
+from registry.worker.loop import Worker
+from registry.worker.pool import Limits, Pool
+from registry.worker.sources import Sources
+from tests import fixtures
+from tests.worker import models
+from tests.worker.workshop import Workshop
+
+IDS = torch.arange(1, 24).reshape(1, -1)
+
+
+def logits(base: Path, adapter: Path) -> torch.Tensor:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(IDS).logits
+    return found
+
+
+def order(to: str, base: Path, source: Path, out: Path) -> Order:
+    """The order that a worker would give, after the judgement that it would make."""
+    spec, _ = base_spec_from(base, base.name)
+    asked = Conversion(to=to, into="acme/made")
+    conversions.place_of(read_folder(source).found, asked, spec)
+    return Order(conversion=asked, source=str(source), out=str(out), base=spec, base_folder=str(base))
+
+
+def difference(base: Path, one: Path, other: Path) -> float:
+    return float((logits(base, one) - logits(base, other)).abs().max())
+
+
+# ------------------------------------------------------------------ canonical
+@pytest.mark.slow
+def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(tmp_path: Path) -> None:
+    zoo, bases, wrong, refused = fixtures.zoo(), fixtures.tiny_bases(), {}, {}
+    for name, entry in fixtures.manifest(zoo).items():
+        if not name.startswith("lora-"):
+            continue
+        base, out = bases / entry["base"], tmp_path / name
+        try:
+            canonical.convert(order("canonical", base, zoo / name, out))
+        except RegistryError as e:
+            refused[name] = e.detail
+            continue
+        config = json.loads((out / CONFIG).read_bytes())
+        spec = read_folder(out).contents.lora
+        if (far := difference(base, zoo / name, out)) > 1e-6:
+            wrong[name] = f"logits differ by {far}"
+        if config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"]:
+            wrong[name] = "it still has rsLoRA or patterns"
+        if {m.scale for m in spec.modules} != {1.0} or {m.rank for m in spec.modules} != {config["r"]}:
+            wrong[name] = "a module is scaled or has a rank of its own"
+    assert wrong == {}
+    assert set(refused) == {"lora-r64", "lora-dora", "lora-pissa", "lora-olora", "lora-pickle-bin"}, refused
+
+
+def test_a_scale_that_bfloat16_cannot_hold_is_kept_exactly_in_32_bits() -> None:
+    b = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    exact = b.to(torch.float64) * 5.5
+    made = canonical.scaled(b, 5.5)
+    assert made.dtype == torch.float32
+    assert torch.equal(made.to(torch.float64), exact)
+    assert canonical.scaled(b, 2.0).dtype == torch.bfloat16
+
+
+# ------------------------------------------------------------------ PiSSA, OLoRA
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora-pissa", "lora-olora"])
+def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_unchanged_base(
+    name: str, tmp_path: Path
+) -> None:
+    base, source = fixtures.tiny_bases() / "llama-a", fixtures.zoo() / name
+    report = plain.convert(order("plain", base, source, tmp_path / "made"))
+    assert report.rank == 16
+    assert difference(base, source, tmp_path / "made") < 1e-5
+    made = read_folder(tmp_path / "made").contents
+    assert (made.config.initialisation, made.config.base.name) == ("", "llama-a")
+
+
+# ------------------------------------------------------------------ torchtune, mlx
+def as_mlx(folder: Path, out: Path) -> Path:
+    config = json.loads((folder / CONFIG).read_bytes())
+    tensors = {
+        name.removeprefix(PREFIX).replace(".lora_A.weight", ".lora_a").replace(".lora_B.weight", ".lora_b"): t.T
+        for name, t in load_file(folder / WEIGHTS).items()
+    }
+    out.mkdir()
+    save_file({name: t.contiguous() for name, t in tensors.items()}, out / "adapters.safetensors")
+    settings = {"rank": config["r"], "scale": config["lora_alpha"] / config["r"], "dropout": 0.0}
+    (out / CONFIG).write_text(json.dumps({"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": settings}))
+    return out
+
+
+def as_torchtune(folder: Path, out: Path, heads: dict[str, int]) -> Path:
+    """By torchtune's own rule for weights that come from transformers (hf_to_tune): halves of a head to pairs."""
+    config = json.loads((folder / CONFIG).read_bytes())
+    tensors = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        leaf = name.split(".")[-3]
+        if "lora_B" in name and leaf in heads:
+            rows, rank = tensor.shape
+            half = rows // heads[leaf] // 2
+            tensor = tensor.view(heads[leaf], 2, half, rank).transpose(1, 2).reshape(rows, rank)
+        short = name.removeprefix(f"{PREFIX}model.").replace("self_attn", "attn").replace("o_proj", "output_proj")
+        tensors[short.replace("lora_A", "lora_a").replace("lora_B", "lora_b")] = tensor.contiguous()
+    out.mkdir()
+    save_file(tensors, out / "adapter_0.safetensors")
+    kept = {"r": config["r"], "lora_alpha": config["lora_alpha"], "target_modules": ["q_proj", "output_proj"]}
+    (out / CONFIG).write_text(json.dumps(kept))
+    return out
+
+
+@pytest.fixture(scope="module")
+def attention(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained-looking adapter of all four projections, with a scale of 2."""
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return models.adapter(
+        base_folder, tmp_path_factory.mktemp("a") / "attention", target_modules=targets, lora_alpha=16
+    )
+
+
+@pytest.mark.parametrize("tool", ["mlx", "torchtune"])
+def test_what_another_trainer_wrote_gives_the_same_logits_as_pefts(
+    tool: str, base_folder: Path, attention: Path, tmp_path: Path
+) -> None:
+    spec, _ = base_spec_from(base_folder, "tiny")
+    heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}
+    written = tmp_path / tool
+    source = as_mlx(attention, written) if tool == "mlx" else as_torchtune(attention, written, heads)
+    report = native.convert(order("peft", base_folder, source, tmp_path / "made"))
+    assert difference(base_folder, attention, tmp_path / "made") == 0
+    assert report.error == 0
+    made, given = load_file(tmp_path / "made" / WEIGHTS), load_file(attention / WEIGHTS)
+    assert set(made) == set(given)
+    assert all(torch.equal(made[name], given[name]) for name in given)
+
+
+def test_layers_that_were_not_trained_are_not_announced(base_folder: Path, attention: Path, tmp_path: Path) -> None:
+    source = as_mlx(attention, tmp_path / "mlx")
+    tensors = load_file(source / "adapters.safetensors")
+    kept = {name: t for name, t in tensors.items() if ".layers.0." not in name}
+    save_file(kept, source / "adapters.safetensors")
+    native.convert(order("peft", base_folder, source, tmp_path / "made"))
+    targets = json.loads((tmp_path / "made" / CONFIG).read_bytes())["target_modules"]
+    assert targets
+    assert not [path for path in targets if ".layers.0." in path or "." not in path]
+
+
+# ------------------------------------------------------------------ GGUF
+def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_order(
+    base_folder: Path, attention: Path, tmp_path: Path
+) -> None:
+    to_gguf.convert(order("gguf", base_folder, attention, tmp_path / "made"))
+    reader = GGUFReader(tmp_path / "made" / to_gguf.FILE)
+    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    given = load_file(attention / WEIGHTS)
+    spec, _ = base_spec_from(base_folder, "tiny")
+    scale = read_folder(attention).contents.lora.modules[0].scale
+    assert reader.get_field("adapter.lora.alpha").contents() == reader.tensors[0].shape[-1]  # type: ignore[union-attr]
+    at = f"{PREFIX}model.layers.1.self_attn"
+    assert torch.equal(found["blk.1.attn_output.weight.lora_b"], given[f"{at}.o_proj.lora_B.weight"] * scale)
+    assert torch.equal(found["blk.1.attn_k.weight.lora_a"], given[f"{at}.k_proj.lora_A.weight"])
+    b = given[f"{at}.k_proj.lora_B.weight"] * scale
+    heads, size = spec.kv_heads, b.shape[0] // spec.kv_heads
+    order_of_rows = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2)
+                     for half in (0, 1)]  # fmt: skip
+    assert torch.equal(found["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
+    facts = read_folder(tmp_path / "made").found.facts
+    assert (facts["scheme"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
+
+
+# ------------------------------------------------------------------ the job
+@pytest.fixture
+def converter(workshop: Workshop, pool: Pool) -> Worker:
+    """A worker whose token may push, with nothing else to do."""
+    registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
+    return Worker(registry, Sources(), say=workshop.lines.append, limits=Limits(threads=1), pool=pool)
+
+
+def pushed(workshop: Workshop, folder: Path) -> VersionView:
+    """The version, with its validation called off."""
+    made = workshop.push(folder)
+    workshop.world.admin.cancel(made.job_id)
+    return made.version
+
+
+def test_a_worker_converts_and_pushes_with_the_original_as_the_parent(
+    workshop: Workshop, converter: Worker, good: Path
+) -> None:
+    registry, first = workshop.world.admin, pushed(workshop, good)
+    asked = Conversion(to="canonical", into="acme/plain")
+    job = client_convert.convert(registry, Ref.parse("acme/support@1"), asked).job
+    assert job is not None
+    converter.run(once=True)
+    assert str(registry.job(job.id).state) == "done", workshop.lines
+    made = registry.version("acme/plain@1")
+    assert [(str(e.relation), e.digest) for e in made.parents] == [("converted", first.digest)]
+    assert made.verdicts[0].outcome is Outcome.PASS
+    assert made.facts["scales"] == [1.0]
+    assert registry.job(job.id).result["version"] == "acme/plain@1"
+    assert registry.version("acme/support@1").digest == first.digest
+
+
+def test_a_job_that_the_bytes_speak_against_is_parked_with_the_reason(
+    workshop: Workshop, converter: Worker, good: Path
+) -> None:
+    registry, _ = workshop.world.admin, pushed(workshop, good)
+    payload = Conversion(to="plain", into="acme/plain").model_dump(mode="json")
+    job = registry.submit(JobSubmit(kind="convert-on-base", ref="acme/support@1", payload=payload))
+    converter.run(once=True)
+    ended = registry.job(job.id)
+    assert (str(ended.state), "PiSSA and OLoRA" in ended.error) == ("parked", True)
