@@ -1,0 +1,69 @@
+"""The feed of a real server: a stream that is gone on with over restarts, and an end that waits for nobody."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from registry.client.api import Registry
+from registry.client.audit import Audit
+from registry.wire.access import TokenCreate
+from tests.cli.test_serve import served
+
+
+@contextmanager
+def stream(url: str, token: str, last: int) -> Iterator[Iterator[dict[str, str]]]:
+    """Messages of the stream that follow this event."""
+    headers = {"Authorization": f"Bearer {token}", "Last-Event-ID": str(last)}
+    with httpx.stream("GET", f"{url}/api/v1/events/stream", headers=headers, timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield _messages(answer.iter_lines())
+
+
+def _messages(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    held: dict[str, str] = {}
+    for line in lines:
+        if not line and held:
+            yield held
+            held = {}
+        elif line and not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            held[name] = value
+
+
+def make(url: str, token: str, name: str) -> None:
+    with Registry(url, token) as registry:
+        registry.create_token(TokenCreate(name=name, scopes=["pull"]))
+
+
+def test_a_stream_goes_on_over_a_restart_and_misses_nothing(tmp_path: Path) -> None:
+    heard: list[dict[str, str]] = []
+    with served(tmp_path / "data") as (process, said):
+        url, token = said["url"], said["token"]
+        with stream(url, token, 0) as messages:
+            heard.append(next(messages))
+            make(url, token, "one")
+            heard.append(next(messages))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert list(messages) == [], "the stream ends with the server"
+    with served(tmp_path / "data") as (process, said):
+        url = said["url"]
+        make(url, token, "two")
+        make(url, token, "three")
+        with stream(url, token, int(heard[-1]["id"])) as messages:
+            heard += [next(messages), next(messages)]
+        with Registry(url, token) as registry:
+            log = Audit(registry)
+            seen = [event for event in log.events() if event.action == "token.issue"]
+            with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=60) as raw:
+                answer = raw.get(f"{url}/api/v1/whoami")
+            assert answer.status_code == 200
+    assert [int(message["id"]) for message in heard] == [event.seq for event in seen]
+    assert [json.loads(message["data"])["detail"]["name"] for message in heard] == ["admin", "one", "two", "three"]
+    assert {message["event"] for message in heard} == {"token.issue"}
