@@ -1,0 +1,184 @@
+"""The layer in front of the hot look-up: it says what the application would say, asks for less, outlives outages."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import psycopg
+import pytest
+
+from registry.client.inprocess import InProcess
+from registry.server import app
+from registry.server.actors import TRUSTED
+from registry.server.tokens import revoke
+from tests.faults.servers import Server
+from tests.world import URL, World
+
+NAME = "acme/support"
+PATH = f"/api/v1/resolve/{NAME}"
+
+
+def client(world: World, secret: str = "", transport: httpx.BaseTransport | None = None) -> httpx.Client:
+    authorization = {"Authorization": f"Bearer {secret or world.secret}"}
+    return httpx.Client(transport=transport or world.transport, base_url=URL, headers=authorization)
+
+
+@contextmanager
+def replica(world: World) -> Iterator[InProcess]:
+    """Another server on the same data, which has answered nothing yet."""
+    other = InProcess(app.create_app(world.settings, engine=world.engine, blobs=world.blobs))
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+def told(http: httpx.Client, selector: str) -> tuple[int, bytes, dict[str, str]]:
+    """An answer, without what is different each time."""
+    answer = http.get(f"{PATH}/{selector}")
+    own = {"x-request-id", "audit-checkpoint"}
+    body = b"" if answer.status_code >= 400 else answer.content
+    return answer.status_code, body, {k: v for k, v in sorted(answer.headers.items()) if k not in own}
+
+
+def test_after_every_change_it_says_what_a_server_says_that_has_answered_nothing_before(world: World) -> None:
+    world.add_base()
+    reader_id, reader = world.issue("pull", namespaces=["acme"])
+    _, stranger = world.issue("pull", namespaces=["other"])
+    first = world.push(NAME).version
+
+    def withdraw() -> None:
+        with world.session(write=True) as session:
+            revoke(session, TRUSTED, reader_id)
+
+    changes: list[Callable[[], object]] = [
+        lambda: world.admin.promote(NAME, "canary", "1", generation=0),
+        lambda: world.validate(f"{NAME}@1"),
+        lambda: world.push(NAME),
+        lambda: world.admin.promote(NAME, "canary", "2", generation=1),
+        lambda: world.admin.rollback(NAME, "canary"),
+        lambda: world.admin.yank(f"{NAME}@2", "bad data"),
+        withdraw,
+    ]
+    for number, change in enumerate(changes):
+        change()
+        with replica(world) as fresh:
+            for secret in (world.secret, reader, stranger):
+                for selector in ("canary", "main", "1", "2", first.digest, "nowhere"):
+                    expected = told(client(world, secret, fresh), selector)
+                    for _ in range(2):
+                        assert told(client(world, secret), selector) == expected, (number, selector)
+
+
+def test_what_did_not_change_is_not_asked_for_again(world: World, database_kind: str) -> None:
+    world.add_base()
+    world.push(NAME)
+    http = client(world)
+    first = http.get(f"{PATH}/main")
+    with world.statements() as sent:
+        again = http.get(f"{PATH}/main", headers={"If-None-Match": first.headers["etag"]})
+        whole = http.get(f"{PATH}/main")
+    assert (again.status_code, again.content, whole.content) == (304, b"", first.content)
+    # SQLite itself tells whether anything was committed; on PostgreSQL the pointer is asked for, by one statement.
+    assert len(sent) == (0 if database_kind == "sqlite" else 2), sent
+
+
+def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_write(
+    world: World, database_kind: str
+) -> None:
+    world.add_base()
+    world.push(NAME)
+    http, closing = client(world), threading.Event()
+    freshness = world.app.state.freshness
+    follower = threading.Thread(target=freshness.follow, args=(closing,))
+    follower.start()
+    try:
+        http.get(f"{PATH}/main")
+
+        def quiet() -> bool:
+            with world.statements() as sent:
+                http.get(f"{PATH}/main")
+            return not [statement for statement in sent if "pg_current_snapshot" not in statement]
+
+        until(quiet)
+        with replica(world) as other:  # what it writes is no write of ours
+            yank = {"reason": "bad data"}
+            assert (
+                client(world, transport=other)
+                .post(f"/api/v1/adapters/{NAME}/versions/1/yank", json=yank, headers={"Idempotency-Key": "k" * 20})
+                .is_success
+            )
+        until(lambda: http.get(f"{PATH}/main").status_code == 422)
+    finally:
+        closing.set()
+        follower.join()
+
+
+def test_a_token_that_expires_ends_to_the_second(world: World) -> None:
+    world.add_base()
+    world.push(NAME)
+    _, secret = world.issue("pull", namespaces=["acme"], seconds=2)
+    http = client(world, secret)
+    assert http.get(f"{PATH}/main").status_code == 200
+    until(lambda: http.get(f"{PATH}/main").status_code == 401)
+
+
+def test_while_the_database_is_away_the_last_good_answer_is_given_and_marked(
+    world: World, database_kind: str, database_url: str
+) -> None:
+    if database_kind == "sqlite":
+        pytest.skip("a SQLite file is never away")
+    world.add_base()
+    world.push(NAME)
+    _, other = world.issue("pull", namespaces=["acme"])
+    http = client(world)
+    before = http.get(f"{PATH}/main")
+    with away(database_url):
+        stale = http.get(f"{PATH}/main")
+        assert (stale.status_code, stale.content) == (200, before.content)
+        assert stale.headers["warning"].startswith("110")
+        assert int(stale.headers["x-registry-stale"]) >= 0
+        assert http.get(f"{PATH}/main", headers={"If-None-Match": before.headers["etag"]}).status_code == 304
+        # Nothing is told to whom it was not told before, and nothing that was not asked before.
+        assert client(world, other).get(f"{PATH}/main").status_code == 503
+        assert http.get(f"{PATH}/1").status_code == 503
+    fresh = http.get(f"{PATH}/main")
+    assert (fresh.status_code, "x-registry-stale" in fresh.headers) == (200, False)
+
+
+@contextmanager
+def away(url: str) -> Iterator[None]:
+    """PostgreSQL takes no connection to this database, and ends those that are."""
+    server, _, name = url.replace("postgresql+psycopg://", "postgresql://", 1).rpartition("/")
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as other:
+        other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        try:
+            yield
+        finally:
+            other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+def test_a_promotion_is_seen_by_another_server_process(world: World, database_kind: str, database_url: str) -> None:
+    world.add_base()
+    world.push(NAME)
+    world.push(NAME)
+    world.admin.promote(NAME, "canary", "1", generation=0)
+    server = Server({"REGISTRY_DATA": str(world.settings.data), "REGISTRY_DATABASE_URL": database_url})
+    with server.running():
+        http = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {world.secret}"})
+        until(lambda: http.get(f"{PATH}/canary").json()["number"] == 1)
+        world.admin.promote(NAME, "canary", "2", generation=1)
+        until(lambda: http.get(f"{PATH}/canary").json()["number"] == 2)
+
+
+def until(seen: Callable[[], bool]) -> None:
+    """Ask as serving systems do, until it is so; a machine under load may be slow."""
+    deadline = time.monotonic() + 60
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
