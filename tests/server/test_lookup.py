@@ -84,7 +84,8 @@ def test_what_did_not_change_is_not_asked_for_again(world: World, database_kind:
         whole = http.get(f"{PATH}/main")
     assert (again.status_code, again.content, whole.content) == (304, b"", first.content)
     # SQLite itself tells whether anything was committed; on PostgreSQL the pointer is asked for, by one statement.
-    assert len(sent) == (0 if database_kind == "sqlite" else 2), sent
+    asked = [statement for statement in sent if "adapter.namespace" in statement]  # the rest is work after the push
+    assert len(asked) == (0 if database_kind == "sqlite" else 2), sent
 
 
 def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_write(
@@ -102,7 +103,7 @@ def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_wr
         def quiet() -> bool:
             with world.statements() as sent:
                 http.get(f"{PATH}/main")
-            return not [statement for statement in sent if "pg_current_snapshot" not in statement]
+            return not [statement for statement in sent if "adapter.namespace" in statement]
 
         until(quiet)
         with replica(world) as other:  # what it writes is no write of ours
