@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from registry import formats, lora, tensors
+from registry import formats, golden, lora, tensors
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.errors import Invalid, Reason
@@ -146,6 +146,7 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
     `Invalid` (FILE_REFUSED) for a scheme that must be converted outside, with the advice how.
     """
     by_path = {f.path: f for f in files}
+    _golden(by_path.get(golden.FILE), read)
     weights = [path for path in by_path if path.endswith(WEIGHTS_ENDINGS)]
     if WEIGHTS in by_path or not weights or (CONFIG in by_path and _is_peft(by_path[CONFIG], read)):
         return read_contents(by_path.values(), read)
@@ -158,6 +159,12 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
             next_step="push each file as an adapter of its own",
         )
     return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
+
+
+def _golden(file: Descriptor | None, read: Read) -> None:
+    """Golden samples that cannot be read are refused before they are relied on."""
+    if file is not None:
+        golden.read_golden(read(golden.FILE, 0, file.size_bytes), file=golden.FILE)
 
 
 def weights_of(files: Iterable[Descriptor]) -> Descriptor:

@@ -9,7 +9,7 @@ Invariants
 - Nothing here needs torch. Linux only; elsewhere the limits remain.
 
 Example
-    >>> confine(deadline_seconds=60, memory_bytes=2**30, keep=(0, 1, 2)).layers
+    >>> confine(keep=(0, 1, 2)).layers
     ('limits', 'no network', 'read-only files')
 """
 
@@ -49,22 +49,19 @@ class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def confine(*, seconds: float, memory_bytes: int, keep: Collection[int]) -> Confinement:
-    """Confine this process for good. `memory_bytes` comes on top of what is mapped now; 0 sets no such limit."""
+def confine(*, keep: Collection[int]) -> Confinement:
+    """Confine this process for good, but for these descriptors."""
     close_descriptors(keep)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES)
-    if memory_bytes:
-        _limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes)
-    grant_seconds(seconds)
     return Confinement(("limits", *_unshare()))
 
 
-def grant_seconds(seconds: float) -> None:
-    """So many seconds of CPU time from now on; SIGXCPU ends the process after that."""
+def grant(*, seconds: float, memory_bytes: int) -> None:
+    """What the next adapter may use: CPU time from now on (then SIGXCPU), memory on top of what is mapped; 0: any."""
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (_within(int(used + seconds) + 1, hard), hard))
+    _grant(resource.RLIMIT_CPU, int(used + seconds) + 1)
+    _grant(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes if memory_bytes else resource.RLIM_INFINITY)
 
 
 def close_descriptors(keep: Collection[int]) -> None:
@@ -86,6 +83,11 @@ def _limit(kind: int, limit: int) -> None:
     _, hard = resource.getrlimit(kind)
     limit = _within(limit, hard)
     resource.setrlimit(kind, (limit, limit))
+
+
+def _grant(kind: int, limit: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (hard if limit == resource.RLIM_INFINITY else _within(limit, hard), hard))
 
 
 def _within(limit: int, hard: int) -> int:

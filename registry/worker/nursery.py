@@ -179,13 +179,13 @@ def _be_the_child(work: Alone, request: Message, inward: int, outward: int, keep
         if os.getppid() != keeper:
             os._exit(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        memory = int(request["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
-        held = confine.confine(seconds=_cpu_seconds(request), memory_bytes=memory, keep=(0, 1, 2, inward, outward))
+        held = confine.confine(keep=(0, 1, 2, inward, outward))
         torch.set_num_threads(int(request["threads"]))
         with os.fdopen(inward, "rb") as requests:
             for line in requests:
                 asked = json.loads(line)
-                confine.grant_seconds(_cpu_seconds(asked))
+                memory = int(asked["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
+                confine.grant(seconds=_cpu_seconds(asked), memory_bytes=memory)
                 answer = work.answer(asked, lambda message: _write(outward, message))
                 if "seen" in answer:
                     answer["seen"]["measurements"]["confined_by"] = list(held.layers)

@@ -41,7 +41,7 @@ def test_what_is_left_out_is_said(counted: Counted, folder: Path) -> None:
 
 def test_a_golden_file_from_elsewhere_is_kept_as_golden_jsonl(counted: Counted, folder: Path, tmp_path: Path) -> None:
     golden = tmp_path / "cases.txt"
-    golden.write_text('{"prompt": "hi", "answer": "ahoy"}\n')
+    golden.write_text('{"prompt": "hi", "expected": "ahoy"}\n')
     pushed = transfer.push_folder(counted.registry, folder, NAME, golden=golden)
     assert Digest.of(golden.read_bytes()) in {f.digest for f in pushed.version.files if f.path == "golden.jsonl"}
 

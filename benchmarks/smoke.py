@@ -1,0 +1,158 @@
+"""What a smoke test costs: 20 adapters on the real base, beside a bare forward with reading the file, and reloading.
+
+    cost      wall of one adapter through the keeper, hot-swapped: values, norms, swap, forward, drift, fingerprint, mixed
+              batch with base and neighbour, the checksum of the base; the way there and back included
+    floor     the bare base's forward of the same token rows (probes and mixed batch), and reading the file into tensors
+    reload    load the base, load the adapter, the same probes once: what a worker without a warm base does
+
+The three are taken in turn for each adapter, in one run, on as many threads, so other load falls on all alike.
+`cost_vs_forward_plus_read` and `time_vs_reload` are medians of the ratios of each turn (less is better).
+
+python -m benchmarks.smoke [ADAPTERS]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tests import fixtures
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "bench"
+ADAPTERS = 20
+RANKS = (8, 8, 4, 8)
+"""Ranks of the fleet in turn: one slot takes them all."""
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def base() -> Path:
+    """The real base, de-quantised once."""
+    folder = CACHE / "smollm2-base"
+    if not (folder / "config.json").is_file():
+        command = [sys.executable, "-m", "tests.fixtures.make_base", "real", str(folder), "--dtype", "bfloat16"]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return folder if (folder / "config.json").is_file() else next(folder.rglob("config.json")).parent
+
+
+def fleet(folder: Path, count: int) -> list[Path]:
+    """Adapters as trained ones are: A and B random and small, all linear modules."""
+    import peft
+    import torch
+    import transformers
+
+    made = [CACHE / f"smoke-{folder.name}-{i}" for i in range(count)]
+    for i, target in enumerate(made):
+        if (target / "adapter_config.json").is_file():
+            continue
+        torch.manual_seed(i)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        rank = RANKS[i % len(RANKS)]
+        settings = peft.LoraConfig(r=rank, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
+        wrapped = peft.get_peft_model(model, settings)
+        state = {
+            name: 0.02 * torch.randn(values.shape) for name, values in peft.get_peft_model_state_dict(wrapped).items()
+        }
+        wrapped.peft_config["default"].base_model_name_or_path = folder.name
+        target.mkdir(parents=True, exist_ok=True)
+        wrapped.peft_config["default"].save_pretrained(str(target))
+        fixtures_save(state, target / "adapter_model.safetensors")
+    return made
+
+
+def fixtures_save(state: dict[str, Any], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: values.contiguous() for name, values in state.items()}, path, metadata={"format": "pt"})
+
+
+def seconds(act: Callable[[], Any]) -> float:
+    started = perf_counter()
+    act()
+    return perf_counter() - started
+
+
+def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str, float], dict[str, Any]]:
+    import peft
+    import torch
+    from safetensors.torch import load_file
+
+    from registry.worker import model
+    from registry.worker.keepers import Limits, Source
+    from registry.worker.pool import Pool
+
+    torch.set_num_threads(threads)
+    bare = model.Base.load(folder, "real")
+    short = bare.probes[0][:8]
+    rows = [short] * 3
+
+    def forward() -> None:
+        bare.logits(bare.probes)
+        model.rows(bare.model, rows)
+
+    def reload(adapter: Path) -> None:
+        again = model.Base.load(folder, "real")
+        wrapped = peft.PeftModel.from_pretrained(again.model, str(adapter))
+        model.logits(wrapped.eval(), again.probes)
+
+    forward()
+    limits = Limits(deadline_seconds=300, threads=threads)
+    turns: list[dict[str, float]] = []
+    parts: dict[str, list[float]] = {}
+    with Pool() as pool:
+        source = Source("real", folder, "")
+        for adapter in adapters[:2]:  # both slots are filled by loading; every later adapter is swapped
+            pool.try_adapter(source, adapter, limits)
+        for adapter in [*adapters[2:], *adapters[:2]]:
+            answers: list[dict[str, Any]] = []
+            turn = {"cost": seconds(lambda a=adapter, to=answers: to.append(pool.try_adapter(source, a, limits)))}
+            seen = answers[0]["seen"]
+            if seen["measurements"]["way"] != "swapped" or seen["findings"]:
+                raise SystemExit(f"{adapter.name} was not swapped, or is not well: {answers[0]}")
+            turn["read"] = seconds(lambda a=adapter: load_file(a / "adapter_model.safetensors"))
+            turn["forward"] = seconds(forward)
+            turn["reload"] = seconds(lambda a=adapter: reload(a))
+            turns.append(turn)
+            for name, value in seen["measurements"].items():
+                if name.endswith("_seconds"):
+                    parts.setdefault(name, []).append(value)
+        loads = pool.base_loads
+    ratios = {
+        "cost_vs_forward_plus_read": statistics.median(t["cost"] / (t["forward"] + t["read"]) for t in turns),
+        "time_vs_reload": statistics.median(t["cost"] / t["reload"] for t in turns),
+    }
+    figures: dict[str, Any] = {f"{name}_seconds": statistics.median(t[name] for t in turns) for name in turns[0]}
+    figures |= {f"of_it_{name}": statistics.median(values) for name, values in parts.items()}
+    tokens = sum(len(probe) for probe in bare.probes) + len(short) * len(rows)
+    return ratios, figures | {"base_loads": loads, "adapters": len(turns), "threads": threads, "tokens": tokens}
+
+
+def main() -> None:
+    if not fixtures.AVAILABLE:
+        print("smoke tests need the worker extra, which is not installed")
+        print(json.dumps({"bench": "smoke", "ratios": {}, "figures": {}, "machine": {}}))
+        return
+    CACHE.mkdir(parents=True, exist_ok=True)
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else ADAPTERS
+    folder = base()
+    ratios, figures = measure(folder, fleet(folder, count), int(os.environ.get("BENCH_THREADS") or os.cpu_count() or 1))
+    figures = {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()}
+    for name, value in (ratios | figures).items():
+        print(f"{name:40} {value:.4g}" if isinstance(value, float) else f"{name:40} {value}")
+    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
+    rounded = {name: round(value, 4) for name, value in ratios.items()}
+    print(json.dumps({"bench": "smoke", "ratios": rounded, "figures": figures, "machine": machine}))
+
+
+if __name__ == "__main__":
+    main()

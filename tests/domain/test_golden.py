@@ -1,0 +1,80 @@
+"""Golden samples and fingerprints of adapters as values: what is read and refused, how engines' answers compare."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.errors import Invalid, TooLarge
+from registry.fingerprint import Fingerprint, Prompt, compare
+from registry.golden import LINE_LIMIT_BYTES, LINES_LIMIT, read_golden
+from registry.thresholds import Thresholds
+
+LINE = b'{"prompt": "2 + 2 =", "expected": " 4"}'
+
+
+def test_each_line_is_a_sample_and_empty_lines_are_none() -> None:
+    first, second = read_golden(LINE + b"\n\n" + LINE.replace(b"}", b', "margin_nats": 0.5, "ends": true}') + b"\n")
+    assert (first.prompt, first.expected, first.margin_nats, first.ends) == ("2 + 2 =", " 4", None, False)
+    assert (second.margin_nats, second.ends) == (0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"[1]", "must hold one object"),
+        (b"not json", "is not JSON"),
+        (b'{"prompt": "a"}', "field 'expected'"),
+        (b'{"prompt": "", "expected": "b"}', "field 'prompt'"),
+        (b'{"prompt": "a", "expected": "b", "answer": "c"}', "field 'answer'"),
+        (b'{"prompt": "a", "prompt": "b", "expected": "c"}', "written twice"),
+        (b'{"prompt": "a", "expected": "b", "margin_nats": NaN}', "not a number of JSON"),
+        (b'{"prompt": "a", "expected": "b", "ends": 1}', "field 'ends'"),
+        (b'{"prompt": "\xff", "expected": "b"}', "not UTF-8"),
+    ],
+)
+def test_a_line_that_breaks_a_rule_is_refused_with_its_number(line: bytes, why: str) -> None:
+    with pytest.raises(Invalid, match=rf"golden\.jsonl line 2.*{why}") as caught:
+        read_golden(LINE + b"\n" + line)
+    assert caught.value.code == "GOLDEN_INVALID"
+
+
+def test_nothing_too_many_and_too_long_are_refused() -> None:
+    with pytest.raises(Invalid, match="holds no sample"):
+        read_golden(b"\n \n")
+    with pytest.raises(TooLarge, match=f"the limit is {LINES_LIMIT}"):
+        read_golden((LINE + b"\n") * (LINES_LIMIT + 1))
+    with pytest.raises(TooLarge, match="line 1"):
+        read_golden(b'{"prompt": "' + b"a" * LINE_LIMIT_BYTES + b'", "expected": "b"}')
+
+
+KNOWN = Fingerprint(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
+
+
+@pytest.mark.parametrize(
+    ("found", "like"),
+    [
+        ([[-0.52, -0.97]], "adapter"),
+        ([[-3.01, -1.99]], "base"),
+        ([[-6.0, -7.0]], "neither"),
+    ],
+)
+def test_an_engine_is_told_to_answer_like_the_adapter_like_the_base_or_like_neither(found: object, like: str) -> None:
+    assert compare(KNOWN, found).answers_like == like  # type: ignore[arg-type]
+
+
+def test_an_adapter_that_hardly_differs_from_its_base_cannot_be_told_from_it() -> None:
+    alike = Fingerprint(prompts=(Prompt(tokens=(1, 2), adapter=(-0.50,), base=(-0.51,)),))
+    assert compare(alike, [[-0.505]]).answers_like == "either"
+
+
+def test_other_counts_of_numbers_are_refused() -> None:
+    with pytest.raises(Invalid, match="one number is needed for each token"):
+        compare(KNOWN, [[-0.5]])
+
+
+def test_thresholds_name_the_field_that_is_none_and_the_limit() -> None:
+    assert Thresholds.with_overrides({"golden_margin_nats": 2}).golden_margin_nats == 2.0
+    with pytest.raises(Invalid, match=r"drift_fail: .*known are effect_logit_delta"):
+        Thresholds.with_overrides({"drift_fail": 1})
+    with pytest.raises(Invalid, match="drift_fail_kl_nats: "):
+        Thresholds.with_overrides({"drift_fail_kl_nats": float("nan")})
