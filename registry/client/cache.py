@@ -4,6 +4,8 @@ Invariants
 - A cached blob is hashed again whenever it is used: nobody's edit of a pulled file becomes somebody's adapter.
 - Large blobs are handed out as hard links and are read-only; small ones as copies, which people like to edit.
 - Files appear under their digest whole or not at all, so any number of processes may share a cache.
+- Who wants a blob that somebody is fetching just now waits for it and fetches nothing.
+- The cache stays near its limit: what was not used for longest goes first. What was handed out is not touched.
 
 Example
     >>> Cache.of_user().take(digest, size_bytes, Path("adapter_model.safetensors"))
@@ -13,27 +15,48 @@ Example
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from registry.client import streams
 from registry.digest import Digest
+from registry.errors import Invalid
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two processes may fetch the same blob there
+    fcntl = None  # type: ignore[assignment]
 
 LINK_FROM_BYTES = 2**20
+LIMIT_BYTES = 50 * 2**30
+LIMIT_SETTING = "ADAPTER_CACHE_BYTES"
+LOOK_SHARE = 50
+"""The files are counted when this part of the limit was added since the last count."""
 
 
 class Cache:
-    def __init__(self, root: Path) -> None:
+    """Thread-safe; other processes may use the same folder."""
+
+    def __init__(self, root: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self.root = root
+        self.limit_bytes = limit_bytes
+        self._added_bytes = limit_bytes  # the first file that is added makes it count what others left
+        self._counting = threading.Lock()
 
     @classmethod
     def of_user(cls) -> Cache:
-        """`$XDG_CACHE_HOME/adapter-registry/blobs`, else below `~/.cache`."""
+        """`$XDG_CACHE_HOME/adapter-registry/blobs`, else below `~/.cache`; `ADAPTER_CACHE_BYTES` is its limit."""
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return cls(Path(home).expanduser() / "adapter-registry" / "blobs")
+        limit = os.environ.get(LIMIT_SETTING, "").strip() or str(LIMIT_BYTES)
+        if not (limit.isascii() and limit.isdigit()):
+            raise Invalid("SETTING_INVALID", f"{LIMIT_SETTING}: {limit[:40]!r} is not a number of bytes")
+        return _shared(Path(home).expanduser() / "adapter-registry" / "blobs", int(limit))
 
     def path_of(self, digest: Digest) -> Path:
         return self.root / "sha256" / digest.hex[:2] / digest.hex
@@ -46,27 +69,88 @@ class Cache:
                 kept.unlink(missing_ok=True)
                 return False
             hand_out(kept, target)
+            _used(kept)
         except OSError:
             return False
         return True
 
-    def fill(self, digest: Digest, target: Path, fetch: Callable[[Path], None]) -> None:
-        """Fetch the blob into the cache and put it at `target`. A cache that cannot be written is passed over."""
+    def fill(self, digest: Digest, size_bytes: int, target: Path, fetch: Callable[[Path], None]) -> bool:
+        """Fetch the blob into the cache and put it at `target`; False if somebody else had fetched it meanwhile.
+
+        A cache that cannot be written is passed over.
+        """
         kept = self.path_of(digest)
         new = kept.with_name(f".{digest.short}-{secrets.token_hex(6)}")
         try:
             kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            turn = os.open(kept.with_name(f".{digest.hex}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             fetch(target)
-            return
+            return True
         try:
-            fetch(new)
-            os.chmod(new, 0o444)
-            os.replace(new, kept)
-            hand_out(kept, target)
+            with _locked(turn, kept.with_name(f".{digest.hex}.lock")):
+                if kept.exists() and self.take(digest, size_bytes, target):
+                    return False
+                fetch(new)
+                os.chmod(new, 0o444)
+                os.replace(new, kept)
+                hand_out(kept, target)
         finally:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
+        self._make_room(size_bytes)
+        return True
+
+    def _make_room(self, added_bytes: int) -> None:
+        with self._counting:
+            self._added_bytes += added_bytes
+            if self._added_bytes * LOOK_SHARE < self.limit_bytes:
+                return
+            self._added_bytes = 0
+        self.trim()
+
+    def trim(self) -> int:
+        """Remove what was not used for longest until the rest is within the limit; how many bytes went."""
+        found = []
+        for path in self.root.glob("sha256/*/[0-9a-f]*"):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found.append((stat.st_atime_ns, stat.st_size, path))
+        too_much = sum(size for _, size, _ in found) - self.limit_bytes
+        gone = 0
+        for _, size, path in sorted(found):
+            if gone >= too_much:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                gone += size
+        return gone
+
+
+@functools.lru_cache(maxsize=8)
+def _shared(root: Path, limit_bytes: int) -> Cache:
+    """One object for each folder, so that many pulls of one process count its files once."""
+    return Cache(root, limit_bytes=limit_bytes)
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int, path: Path) -> Iterator[None]:
+    """Holds the lock of one blob, and removes its file at the end. Who waits for it holds the removed file's lock
+    then, and finds the blob. In the worst case two fetch it, and the later one replaces the same bytes."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _used(kept: Path) -> None:
+    """Remember the use in the time of the last access; file systems may not do that by themselves."""
+    with contextlib.suppress(OSError):  # somebody else's file
+        os.utime(kept, ns=(time.time_ns(), kept.stat().st_mtime_ns))
 
 
 def hand_out(kept: Path, target: Path) -> None:

@@ -184,7 +184,7 @@ def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:
 def _bring(registry: Registry, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:
     if cache is None:
         streams.fetch(registry, link, target, progress)
-    elif cache.take(link.digest, link.size_bytes, target):
+        return
+    fetch = lambda path: streams.fetch(registry, link, path, progress)  # noqa: E731
+    if cache.take(link.digest, link.size_bytes, target) or not cache.fill(link.digest, link.size_bytes, target, fetch):
         progress.advance(link.size_bytes)
-    else:
-        cache.fill(link.digest, target, lambda path: streams.fetch(registry, link, path, progress))

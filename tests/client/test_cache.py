@@ -1,0 +1,126 @@
+"""The cache of pulled blobs: its limit, what goes first, and that nobody fetches what somebody is fetching."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from registry.client.cache import LIMIT_SETTING, LINK_FROM_BYTES, Cache
+from registry.digest import Digest
+from registry.errors import Invalid
+from tests.house import ROOT
+
+SIZE = 1000
+
+
+def blob(number: int, size_bytes: int = SIZE) -> tuple[Digest, bytes]:
+    data = b"%d" % number * size_bytes
+    return Digest.of(data[:size_bytes]), data[:size_bytes]
+
+
+def fill(cache: Cache, number: int, target: Path, *, size_bytes: int = SIZE) -> Digest:
+    digest, data = blob(number, size_bytes)
+    assert cache.fill(digest, len(data), target, lambda path: path.write_bytes(data) and None)
+    age(cache, digest, number)
+    return digest
+
+
+def age(cache: Cache, digest: Digest, moment: int) -> None:
+    """As if it had been used last then: clocks of file systems are coarse."""
+    path = cache.path_of(digest)
+    os.utime(path, ns=(moment * 10**9, path.stat().st_mtime_ns))
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=3 * SIZE)
+    first, second, third = (fill(cache, number, tmp_path / str(number)) for number in (1, 2, 3))
+    assert cache.take(first, SIZE, tmp_path / "again")
+    fourth = fill(cache, 4, tmp_path / "4")
+    assert {d for d in (first, second, third, fourth) if cache.path_of(d).exists()} == {first, third, fourth}
+    assert (tmp_path / "2").read_bytes() == blob(2)[1]
+
+
+def test_what_was_handed_out_as_a_link_stays_when_the_cache_lets_it_go(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=LINK_FROM_BYTES)
+    first = fill(cache, 1, tmp_path / "1", size_bytes=LINK_FROM_BYTES)
+    assert (tmp_path / "1").stat().st_nlink == 2
+    fill(cache, 2, tmp_path / "2", size_bytes=LINK_FROM_BYTES)
+    assert not cache.path_of(first).exists()
+    assert (tmp_path / "1").read_bytes() == blob(1, LINK_FROM_BYTES)[1]
+
+
+def test_a_blob_larger_than_the_limit_is_handed_out_and_not_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=SIZE - 1)
+    digest = fill_only(cache, tmp_path / "1")
+    assert (tmp_path / "1").read_bytes() == blob(1)[1]
+    assert not cache.path_of(digest).exists()
+
+
+def fill_only(cache: Cache, target: Path) -> Digest:
+    digest, data = blob(1)
+    cache.fill(digest, SIZE, target, lambda path: path.write_bytes(data) and None)
+    return digest
+
+
+def test_who_wants_what_somebody_is_fetching_waits_and_fetches_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    digest, data = blob(1)
+    begun, go_on, fetched = threading.Event(), threading.Event(), []
+
+    def slowly(path: Path) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        fetched.append(path)
+        path.write_bytes(data)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.fill, digest, SIZE, tmp_path / "one", slowly)
+        assert begun.wait(60)
+        second = pool.submit(Cache(cache.root).fill, digest, SIZE, tmp_path / "two", slowly)
+        go_on.set()
+        assert (first.result(60), second.result(60), len(fetched)) == (True, False, 1)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == data
+    assert [path.name for path in cache.root.rglob("*") if path.is_file()] == [digest.hex]
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from registry.client.cache import Cache
+from registry.digest import Digest
+root, target, digest, size = Path(sys.argv[1]), Path(sys.argv[2]), Digest(sys.argv[3]), int(sys.argv[4])
+print("begun", flush=True)
+print(Cache(root).fill(digest, size, target, lambda path: sys.exit("it fetched")))
+"""
+
+
+def test_another_process_waits_too(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    digest, data = blob(1)
+    command = [sys.executable, "-c", FETCH, cache.root, tmp_path / "other", digest, str(SIZE)]
+    started: list[subprocess.Popen[str]] = []
+
+    def fetch(path: Path) -> None:
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        assert started[0].stdout is not None
+        assert started[0].stdout.readline() == "begun\n"
+        path.write_bytes(data)
+
+    assert cache.fill(digest, SIZE, tmp_path / "mine", fetch)
+    assert started[0].communicate(timeout=120)[0] == "False\n"
+    assert (tmp_path / "other").read_bytes() == data
+
+
+def test_the_users_cache_has_the_limit_of_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(LIMIT_SETTING, "12345")
+    assert (Cache.of_user().limit_bytes, Cache.of_user().root) == (12345, tmp_path / "adapter-registry/blobs")
+    monkeypatch.setenv(LIMIT_SETTING, "10 GB")
+    with pytest.raises(Invalid, match=LIMIT_SETTING):
+        Cache.of_user()
