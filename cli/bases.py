@@ -164,6 +164,7 @@ def _print_base(view: BaseView) -> None:
             ("template", str(prints.template or "")),
             ("thresholds", ", ".join(f"{field} = {number:g}" for field, number in view.thresholds.items())),
             ("source", view.source),
+            ("fused from", ", ".join(edge.name or str(edge.digest) for edge in view.parents)),
             ("adapters", str(view.adapters)),
             ("added", f"{output.moment(view.created_at)} by {view.created_by}"),
         ]

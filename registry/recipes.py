@@ -134,6 +134,8 @@ _UNMERGEABLE: tuple[tuple[str, str, str], ...] = (
     ("qalora", "recipe.not_mergeable", "is QA-LoRA, which pools the inputs: no update of the weights equals it"),
     ("bdlora", "recipe.not_mergeable", "is BD-LoRA, whose factors are blocks of a larger matrix"),
 )  # fmt: skip
+BY_PEFT = frozenset({"LOHA", "LOKR", "OFT", "BOFT", "MISS", "VERA", "RANDLORA", "SHIRA"})
+"""Methods whose update of a weight PEFT computes, a module at a time."""
 NOT_WEIGHTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT",
      "XLORA", "POLY"}

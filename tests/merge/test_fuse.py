@@ -16,8 +16,11 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from registry.errors import Invalid, RegistryError
+from registry.recipes import Operation, Recipe
 from registry.worker.merge.adapters import Adapter
+from registry.worker.merge.foreign import Foreign
 from registry.worker.merge.fuse import fuse
+from registry.worker.merge.order import Order
 from tests.worker import models
 
 FUSED = [
@@ -25,14 +28,15 @@ FUSED = [
     "lora-bias-all", "lora-bias-only", "lora-modules-to-save", "lora-on-embedding", "lora-trainable-tokens",
     "lora-tied-modules-to-save", "lora-vocab520", "lora-pissa-converted", "lora-exclude", "lora-gpt2",
     "lora-fused-qkv", "lora-moe-attn", "lora-moe-target-parameters", "lora-bfloat16", "lora-float8_e4m3fn",
-    "adalora", "ia3", "ln-tuning", "trainable-tokens",
+    "adalora", "ia3", "ln-tuning", "trainable-tokens", "loha", "lokr", "oft", "boft", "miss", "vera", "randlora",
+    "shira",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str, tmp_path: Path) -> None:
     folder, base = _of_zoo(name)
-    report = fuse(Adapter.open(folder), base, tmp_path / "fused")
+    report = fuse(Adapter.open(folder), base, tmp_path / "fused", foreign=Foreign)
     found, wanted, untouched = _loaded(tmp_path / "fused"), _merged(folder, base), _loaded(base)
 
     assert found.keys() == wanted.keys()
@@ -151,6 +155,15 @@ def test_what_no_weights_can_equal_is_refused_with_its_reason(name: str, word: s
     assert refused.value.code == "RECIPE_INVALID"
     assert word in refused.value.detail
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> None:
+    folder, base = _of_zoo("loha")
+    recipe = Recipe(operation=Operation.FUSE, sources=("acme/loha",))
+    said: list[str] = []
+    report = Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(said.append)
+    assert (report.method, report.changed_tensors) == ("LOHA", 8)
+    assert (tmp_path / "fused" / "model.safetensors").is_file()
 
 
 def test_nan_another_base_and_a_cut_file_leave_nothing_behind(tmp_path: Path) -> None:

@@ -43,18 +43,20 @@ _FUSABLE = methods.LORA_LIKE | {"TRAINABLE_TOKENS", "LN_TUNING", "IA3"}
 
 
 def fuse(
-    adapter: Adapter, base: Path, out: Path, *, dequantise: bool = False,
+    adapter: Adapter, base: Path, out: Path, *, dequantise: bool = False, foreign: sites.MakeForeign | None = None,
     progress: Callable[[int], None] = lambda _bytes: None,
 ) -> MergeReport:  # fmt: skip
     """The base with the adapter in its weights, in the new folder `out`. `progress` is told of bytes written.
 
+    `foreign` makes what computes the methods of `recipes.BY_PEFT` (foreign.py); without it they are refused.
+
     `Invalid`: RECIPE_INVALID for what cannot be fused, BASE_INVALID for a base that is not right.
     """
     spec, _ = base_spec_from(base, base.name[:200] or "base")
-    demand_fusable(adapter, spec, dequantise=dequantise)
+    demand_fusable(adapter, spec, dequantise=dequantise, more=recipes.BY_PEFT if foreign else frozenset())
     config, headers = weights_of(base)
     weights = Weights.of(base)
-    changes = sites.changes(adapter, spec, weights)
+    changes = sites.changes(adapter, spec, weights, foreign)
     plan = layout.plan(weights, spec, adapter, config, changes, dequantise=dequantise)
     _demand_room(out, plan)
     tally = Tally()
@@ -71,14 +73,14 @@ def fuse(
     )  # fmt: skip
 
 
-def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool) -> None:
+def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool, more: frozenset[str] = frozenset()) -> None:
     """`Invalid` (RECIPE_INVALID) with the reason why there are no weights that equal base and adapter together."""
     lora = adapter.lora
     facts = engine_facts.of_lora(lora).model_dump()
     name = adapter.folder.name or "the adapter"
     one = Ingredient(name=name, digest="", base=spec.name, base_fingerprint=str(spec.fingerprint), facts=facts)
     recipes.demand(Recipe(operation=Operation.FUSE, sources=(name,)), [one])
-    if lora.method not in _FUSABLE:
+    if lora.method not in _FUSABLE | more:
         sentence = f"{name} is {lora.method}, whose update is not written into weights here"
         raise Invalid("RECIPE_INVALID", sentence, next_step="merge it with PEFT's merge_and_unload")
     for field in ("kasa_config", "monteclora_config", "arrow_config"):

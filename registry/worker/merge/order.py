@@ -16,10 +16,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from registry.errors import Unavailable, from_problem
-from registry.recipes import MergeReport, Recipe
+from registry.lora.config import read_config
+from registry.manifest import CONFIG
+from registry.recipes import BY_PEFT, MergeReport, Operation, Recipe
 from registry.verdicts import Value
 from registry.worker.keepers import clean_environment
 
@@ -43,7 +46,7 @@ class Order(Value):
         if threads:
             environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "registry.worker.merge.process"],
+            [sys.executable, "-m", f"registry.worker.merge.{self._room()}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )  # fmt: skip
         try:
@@ -52,6 +55,14 @@ class Order(Value):
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+    def _room(self) -> str:
+        """The process's room: the quick one, unless PEFT must compute the update (foreign.py)."""
+        if self.recipe.operation is not Operation.FUSE or not self.sources:
+            return "process"
+        written = Path(self.sources[0]) / CONFIG
+        method = read_config(written.read_bytes()).method if written.is_file() else ""
+        return "foreign" if method in BY_PEFT else "process"
 
     def _listen(self, process: subprocess.Popen[bytes], say: Callable[[str], None]) -> MergeReport:
         last: dict[str, Any] = {}

@@ -27,12 +27,15 @@ from registry.recipes import Ingredient, MergeReport, Operation
 from registry.worker.merge import combine, extract, fuse
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.order import Order
+from registry.worker.merge.sites import MakeForeign
 
 SAY_EVERY_BYTES = 256 * 2**20
 
 
-def do(order: Order, say: Callable[[str], None] = lambda _said: None) -> MergeReport:
-    """Do what the order says. `Invalid` when it cannot be done."""
+def do(
+    order: Order, say: Callable[[str], None] = lambda _said: None, foreign: MakeForeign | None = None
+) -> MergeReport:
+    """Do what the order says. `Invalid` when it cannot be done. `foreign`: as for `fuse.fuse`."""
     recipe, out = order.recipe, Path(order.out)
     if recipe.operation is Operation.EXTRACT:
         return extract.extract(
@@ -40,7 +43,9 @@ def do(order: Order, say: Callable[[str], None] = lambda _said: None) -> MergeRe
         )
     sources = [Adapter.open(folder) for folder in order.sources]
     if recipe.operation is Operation.FUSE:
-        return fuse.fuse(sources[0], Path(order.base), out, dequantise=recipe.dequantise, progress=_counted(say))
+        return fuse.fuse(
+            sources[0], Path(order.base), out, dequantise=recipe.dequantise, foreign=foreign, progress=_counted(say)
+        )
     named = recipe.model_copy(update={"sources": tuple(order.sources)})
     recipes.demand(named, [_ingredient(source) for source in sources])
     weights = recipe.weights or (1.0,) * len(sources)
@@ -65,7 +70,7 @@ def _counted(say: Callable[[str], None]) -> Callable[[int], None]:
     return count
 
 
-def main() -> int:
+def main(foreign: MakeForeign | None = None) -> int:
     """The order from standard input; progress, then the report or the error, on standard output."""
 
     def write(message: dict[str, Any]) -> None:
@@ -73,7 +78,7 @@ def main() -> int:
         sys.stdout.flush()
 
     try:
-        found = do(Order.model_validate_json(sys.stdin.read()), lambda said: write({"said": said}))
+        found = do(Order.model_validate_json(sys.stdin.read()), lambda said: write({"said": said}), foreign)
     except RegistryError as e:
         write({"problem": e.to_problem()})
         return 1

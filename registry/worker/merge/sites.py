@@ -13,7 +13,9 @@ Example
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.lora import ModuleUpdate
 from registry.lora.names import Role, TensorName
+from registry.recipes import BY_PEFT
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.changes import Blocks, Change, Dora, LowRank, NewRows, Plus, Replaced, Scaled
 from registry.worker.weights import Weights
@@ -35,9 +38,20 @@ TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks|layer)\.)(\d{1,6})(\..+)\Z")
 
 
-def changes(adapter: Adapter, spec: BaseSpec, weights: Weights) -> Changes:
+class ByOthers(Protocol):
+    """What computes the update of a method that is not ours, module by module (foreign.py)."""
+
+    def change(self, path: str) -> Change: ...
+
+
+MakeForeign = Callable[[Path, Mapping[str, tuple[int, int]]], ByOthers]
+"""(the adapter's folder, target path → its weight's shape) → what computes its updates."""
+
+
+def changes(adapter: Adapter, spec: BaseSpec, weights: Weights, make_foreign: MakeForeign | None = None) -> Changes:
     """Tensor name → the changes to it, in order. `Invalid` (RECIPE_INVALID) for a place that the base lacks."""
-    return _Finder(adapter, spec, weights).found()
+    finder = _Finder(adapter, spec, weights)
+    return finder.by_others(make_foreign) if make_foreign and adapter.lora.method in BY_PEFT else finder.found()
 
 
 def layer_map(adapter: Adapter) -> list[int]:
@@ -68,6 +82,22 @@ class _Finder:
             self._module(module)
         for name, stored in self._adapter.others():
             self._other(name, stored)
+        return self._changes
+
+    def by_others(self, make: MakeForeign) -> Changes:
+        """One change for each target: its whole weight, computed elsewhere."""
+        targets: dict[str, tuple[int, int]] = {}
+        for path in sorted({piece.path for piece in self._adapter.lora.pieces if piece.path}):
+            shape = self._shape(self._name(path, "weight")) or ()
+            known = self._spec.modules.get(path)
+            if len(shape) != 2 or known is None or known.kind != "linear":
+                raise Invalid("RECIPE_INVALID", f"{path} is no linear module, and only those are merged by PEFT")
+            targets[path] = (shape[0], shape[1])
+        if self._map or self._adapter.lora.full:
+            raise Invalid("RECIPE_INVALID", "the adapter changes more than linear modules: merge it with PEFT")
+        foreign = make(self._adapter.folder, targets)
+        for path in targets:
+            self._add(self._name(path, "weight"), lambda path=path: foreign.change(path))  # type: ignore[misc]
         return self._changes
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
