@@ -47,13 +47,13 @@ DOORS: dict[str, Door] = {
     "validate": Door("cli.jobs", "validate", "Judge", "Have a worker try a version on its base."),
     "sign": Door("cli.sign", "sign", "Judge", "Sign a version, or bring a signature for it."),
     "verify": Door("cli.verify", "verify", "Judge", "Verify a version's bytes, signatures and its place in the log."),
-    "convert": Door("cli.convert", "convert", "Move", "Make another form of a version: canonical, diffusers, gguf …"),
     "job": Door("cli.jobs", "job", "Judge", "Jobs: list, show, cancel."),
     "revalidate": Door(
         "cli.campaigns", "revalidate", "Judge", "Have workers try a base's versions again; says what changed."
     ),
     "rejudge": Door("cli.rejudge", "rejudge", "Judge", "Renew the engines' verdicts when their rules have changed."),
     "merge": Door("cli.merge", "merge", "Make", "Make one adapter of several, or a base with an adapter in it."),
+    "convert": Door("cli.convert", "convert", "Make", "Make another form of a version: canonical, diffusers, gguf …"),
     "extract": Door("cli.merge", "extract", "Make", "Make an adapter of what two bases differ in."),
     "promote": Door("cli.aliases", "promote", "Decide", "Point an alias at a version, through its gate."),
     "rollback": Door("cli.aliases", "rollback", "Decide", "Point an alias back at an earlier version."),

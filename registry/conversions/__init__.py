@@ -19,10 +19,11 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from registry import formats
 from registry.bases import BaseSpec
@@ -79,6 +80,16 @@ class Conversion(Value):
         """What is written into the new version's manifest."""
         said = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.sentence}
         return {f"{ANNOTATION}.{key}": value[:500] for key, value in said.items() if value}
+
+
+def conversion(payload: Mapping[str, Any]) -> Conversion:
+    """The request in a job's payload. `Invalid` (REQUEST_INVALID) names the field that is wrong."""
+    try:
+        return Conversion.model_validate(payload)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "payload"
+        raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
 
 
 class Converted(Value):

@@ -11,11 +11,9 @@ Example
 
 from __future__ import annotations
 
-from pydantic import ValidationError
 from sqlmodel import Session
 
-from registry.conversions import Conversion
-from registry.errors import Invalid
+from registry import conversions
 from registry.jobs import Kind
 from registry.names import AdapterName, Ref
 from registry.server import catalog, queue
@@ -28,12 +26,7 @@ KINDS = (Kind.CONVERT, Kind.CONVERT_ON_BASE)
 
 def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
     """The job of this conversion. `Invalid` (REQUEST_INVALID) for a payload that is none."""
-    try:
-        asked = Conversion.model_validate(request.payload)
-    except ValidationError as e:
-        first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "payload"
-        raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
+    asked = conversions.conversion(request.payload)
     ref = Ref.parse(request.ref)
     version = catalog.find(session, actor, ref.name, ref.selector, yanked_too=False)
     actor.demand("push", AdapterName.parse(asked.into))
