@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -32,20 +33,30 @@ from registry.client.api import Registry
 from registry.wire import BaseAdd
 
 SPACE = "bench"
+WARM_STEP_BYTES = 4096
 ADAPTER = [sys.executable, "-c", "from cli.main import main; main()"]
 SERVER_LIMIT_SECONDS = 60
 
 
 @dataclass
 class Timed:
-    """A command that ended well: wall time, and the largest resident size of its processes in bytes."""
+    """Commands that ended well: wall time, CPU of theirs and of the servers, the largest resident size of a process."""
 
     seconds: float
     peak_bytes: int = 0
+    cpu_seconds: float = 0.0
+    server_cpu_seconds: float = 0.0
 
 
-def timed(commands: Sequence[Sequence[str]], at_once: int = 1, env: Mapping[str, str] | None = None) -> Timed:
+def timed(
+    commands: Sequence[Sequence[str]],
+    servers: Sequence[int],
+    at_once: int = 1,
+    env: Mapping[str, str] | None = None,
+) -> Timed:
     """Run the commands, some at once. A command that fails is an error: a benchmark of failures would look fast."""
+    spent = 0.0
+    served = cpu_of(servers)
     started = time.perf_counter()
     waiting, running, peak = list(commands), {}, 0
     while waiting or running:
@@ -59,7 +70,30 @@ def timed(commands: Sequence[Sequence[str]], at_once: int = 1, env: Mapping[str,
         if process.returncode:
             raise RuntimeError(f"{' '.join(command[:4])} … ended with {process.returncode}")
         peak = max(peak, usage.ru_maxrss * 1024)
-    return Timed(time.perf_counter() - started, peak)
+        spent += usage.ru_utime + usage.ru_stime
+    return Timed(time.perf_counter() - started, peak, spent, cpu_of(servers) - served)
+
+
+def cpu_of(servers: Sequence[int]) -> float:
+    """Seconds of CPU that these processes have used so far."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in servers]
+    return sum(int(user) + int(system) for user, system in (f[11:13] for f in fields)) / os.sysconf("SC_CLK_TCK")
+
+
+def settle(warm_bytes: int) -> None:
+    """Write back what waits, and touch as much memory as the next step fills.
+
+    A virtual machine that gives free pages back to its host pays for each again, and whoever comes first would pay.
+    """
+    os.sync()
+    with mmap.mmap(-1, warm_bytes) as memory:
+        for start in range(0, warm_bytes, WARM_STEP_BYTES):
+            memory[start] = 1
+
+
+def python_env(scratch: Path) -> dict[str, str]:
+    """Python programs find their bytecode, as installed ones do, whatever the environment of the benchmark says."""
+    return {"PYTHONPYCACHEPREFIX": str(scratch / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
 
 
 @dataclass
@@ -70,6 +104,7 @@ class Ours:
     token: str
     pid: int
     scratch: Path
+    servers: Sequence[int] = ()
     env: dict[str, str] = field(default_factory=dict)
 
     def push_fleet(self, folders: Sequence[Path]) -> Timed:
@@ -92,8 +127,8 @@ class Ours:
         return int(line.split()[1]) * 1024
 
     def _run(self, arguments: Sequence[str]) -> Timed:
-        env = {"ADAPTER_REGISTRY": self.url, "ADAPTER_TOKEN": self.token, **self.env}
-        return timed([[*ADAPTER, *arguments]], env=env)
+        env = {"ADAPTER_REGISTRY": self.url, "ADAPTER_TOKEN": self.token, **python_env(self.scratch), **self.env}
+        return timed([[*ADAPTER, *arguments]], self.servers, env=env)
 
     @contextlib.contextmanager
     def _dest(self) -> Iterator[Path]:
@@ -105,11 +140,12 @@ class Ours:
 
 
 @contextlib.contextmanager
-def ours(scratch: Path, env: Mapping[str, str]) -> Iterator[Ours]:
-    """A server with an empty registry that knows the base."""
+def ours(scratch: Path, env: Mapping[str, str], store: Sequence[int] = ()) -> Iterator[Ours]:
+    """A server with an empty registry that knows the base. `store`: the processes of the S3 store behind it."""
     data = scratch / f"data-{uuid.uuid4().hex[:8]}"
     command = [*ADAPTER, "serve", "--port", "0", "--data", str(data), "--json"]
-    server = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True)
+    whole = {**os.environ, **python_env(scratch), **env}
+    server = subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, text=True)
     try:
         if server.stdout is None:
             raise RuntimeError("the server has no output")
@@ -118,7 +154,7 @@ def ours(scratch: Path, env: Mapping[str, str]) -> Iterator[Ours]:
         with Registry(told["url"], told["token"]) as registry:
             spec = base_folder.base_spec_from(folder, _adapters.BASE)
             registry.add_base(BaseAdd(spec=spec[0] if isinstance(spec, tuple) else spec))
-        yield Ours(told["url"], told["token"], server.pid, scratch)
+        yield Ours(told["url"], told["token"], server.pid, scratch, (server.pid, *store))
     finally:
         _end(server)
         shutil.rmtree(data, ignore_errors=True)
@@ -130,15 +166,17 @@ class Oras:
 
     address: str
     scratch: Path
+    servers: Sequence[int] = ()
     at_once: int = 1
 
     def push_fleet(self, folders: Sequence[Path]) -> Timed:
-        return timed([self._push(folder) for folder in folders], self.at_once)
+        return timed([self._push(folder) for folder in folders], self.servers, self.at_once)
 
     def pull_fleet(self, folders: Sequence[Path]) -> Timed:
         dest = self.scratch / uuid.uuid4().hex
         try:
-            return timed([self._pull(folder, dest / folder.name) for folder in folders], self.at_once)
+            pulls = [self._pull(folder, dest / folder.name) for folder in folders]
+            return timed(pulls, self.servers, self.at_once)
         finally:
             shutil.rmtree(dest)
 
@@ -166,8 +204,8 @@ class Oras:
 
 
 @contextlib.contextmanager
-def distribution(scratch: Path) -> Iterator[str | None]:
-    """The address of a running docker-registry on local files; None where it or oras is not installed."""
+def distribution(scratch: Path) -> Iterator[tuple[str, int] | None]:
+    """Address and process of a docker-registry on local files; None where it or oras is not installed."""
     if not (shutil.which("docker-registry") and shutil.which("oras")):
         yield None
         return
@@ -190,7 +228,7 @@ def distribution(scratch: Path) -> Iterator[str | None]:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("docker-registry does not answer")
             time.sleep(0.05)
-        yield address
+        yield address, server.pid
     finally:
         _end(server)
 
@@ -203,6 +241,7 @@ class Plain:
     endpoint: str
     bucket: str
     scratch: Path
+    servers: Sequence[int] = ()
 
     def push_fleet(self, folders: Sequence[Path]) -> Timed:
         return self._run("put", [str(folder) for folder in folders])
@@ -222,7 +261,7 @@ class Plain:
 
     def _run(self, verb: str, arguments: Sequence[str]) -> Timed:
         start = [sys.executable, "-m", "benchmarks._plain", self.kind, self.endpoint, self.bucket]
-        return timed([[*start, verb, *arguments]])
+        return timed([[*start, verb, *arguments]], self.servers, env=python_env(self.scratch))
 
 
 def _end(server: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,10 @@
 - S3 (SeaweedFS): the same, against the fastest of obstore, boto3 and boto3 tuned. Those check nothing and promote
   nothing; ours hashes everything on both sides and copies what is staged to its final key.
 - Memory: the largest resident size of client and server for 1 GB over that for 100 MB.
-- Every contender is a process from start to end, on the same files, which change before every round.
+- Every contender is a process from start to end, on the same files, which change before every round. Contenders take
+  turns at each step; memory is touched and files are written back before it. What the step costs in CPU, its servers
+  included, is a ratio of its own (`…_cpu_vs_…`, theirs over ours): on a busy machine it says more than time does.
+- Figures: MB/s by the median, CPU seconds, and `spread`, the slowest time over the quickest.
 - What is not installed is null. The last line is one JSON object.
 """
 
@@ -40,7 +43,8 @@ FLEET_BYTES = 30 * 10**6
 ONE_BYTES = 10**9
 SMALL_BYTES = 10**8
 PLAIN = ("obstore", "boto3", "boto3-tuned")
-Times = dict[str, list[float]]
+STEPS = ("push", "pull", "push_one", "pull_one")
+Times = dict[str, list[_contenders.Timed]]
 
 
 class Files:
@@ -63,34 +67,36 @@ class Files:
         return sum(path.stat().st_size for folder in self.fleet for path in folder.iterdir())
 
 
-def measure(times: Times, name: str, contender: Any, files: Files) -> None:
-    """One round of one contender."""
-    steps = {
-        "push": lambda: contender.push_fleet(files.fleet),
-        "pull": lambda: contender.pull_fleet(files.fleet),
-        "push_one": lambda: contender.push(files.one),
-        "pull_one": lambda: contender.pull(files.one),
-    }
-    for step, run in steps.items():
-        times[f"{name}.{step}"].append(run().seconds)
-        say(f"    {name:16} {step:9} {times[f'{name}.{step}'][-1]:7.2f} s")
-        os.sync()
+def measure(times: Times, contenders: list[tuple[str, Any]], files: Files) -> None:
+    """One round: each step by each contender, one after the other."""
+    for step in STEPS:
+        folders = [files.one] if step.endswith("one") else files.fleet
+        for name, contender in contenders:
+            _contenders.settle(2 * sum(path.stat().st_size for folder in folders for path in folder.iterdir()))
+            verb = step.partition("_")[0]
+            what, given = (verb, files.one) if step.endswith("one") else (f"{verb}_fleet", files.fleet)
+            took = getattr(contender, what)(given)
+            times[f"{name}.{step}"].append(took)
+            cpu = took.cpu_seconds + took.server_cpu_seconds
+            say(f"    {name:16} {step:9} {took.seconds:7.2f} s  {cpu:7.2f} CPU-s")
 
 
 def local(scratch: Path, files: Files, times: Times) -> bool:
     """Rounds on local files. Whether oras took part."""
-    with _contenders.distribution(scratch) as address, _contenders.ours(scratch, {}) as ours:
+    with _contenders.distribution(scratch) as registry, _contenders.ours(scratch, {}) as ours:
+        contenders: list[tuple[str, Any]] = [("local", ours)]
+        if registry:
+            address, process = registry
+            contenders.append(("oras", _contenders.Oras(address, scratch, (process,))))
         for n in range(ROUNDS):
             say(f"local round {n + 1} of {ROUNDS}")
-            contenders: list[tuple[str, Any]] = [("local", ours)]
-            if address:
-                contenders.append(("oras", _contenders.Oras(address, scratch)))
-                contenders.append(("oras_at_once", _contenders.Oras(address, scratch, at_once=4)))
-            for name, contender in contenders[n % 2 :] + contenders[: n % 2]:
-                files.change()  # a registry that has seen the bytes would not take them again
-                measure(times, name, contender, files)
+            files.change()  # a registry that has seen the bytes would not take them again
+            measure(times, contenders[:: -1 if n % 2 else 1], files)
+            if registry:
+                files.change()
+                measure(times, [("oras_at_once", _contenders.Oras(address, scratch, (process,), at_once=4))], files)
             plain_limits(scratch, files, times)
-    return address is not None
+    return registry is not None
 
 
 def plain_limits(scratch: Path, files: Files, times: Times) -> None:
@@ -101,28 +107,40 @@ def plain_limits(scratch: Path, files: Files, times: Times) -> None:
         for path in (scratch / "copy" / folder.name).iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-    times["cp.push"].append(time.perf_counter() - started)
+    times["cp.push"].append(_contenders.Timed(time.perf_counter() - started))
     started = time.perf_counter()
     for folder in files.fleet:
         for path in folder.iterdir():
             with open(path, "rb") as file:
                 hashlib.file_digest(file, "sha256")
-    times["sha256.push"].append(time.perf_counter() - started)
+    times["sha256.push"].append(_contenders.Timed(time.perf_counter() - started))
     shutil.rmtree(scratch / "copy")
 
 
 def on_s3(scratch: Path, files: Files, times: Times) -> list[str]:
     """Rounds on an S3 store. Which plain clients took part."""
-    with object_store() as (store, bucket, env), _contenders.ours(scratch, env) as ours:
-        plain = [kind for kind in PLAIN if importlib.util.find_spec(kind.partition("-")[0])]
-        contenders: list[tuple[str, Any]] = [("s3", ours)]
-        contenders += [(kind, _contenders.Plain(kind, store.endpoint, bucket, scratch)) for kind in plain]
-        for n in range(ROUNDS):
-            say(f"S3 round {n + 1} of {ROUNDS}")
-            files.change()
-            for name, contender in contenders[n % 2 :] + contenders[: n % 2]:
-                measure(times, name, contender, files)
-        return plain
+    running = processes("weed")
+    with object_store() as (store, bucket, env):
+        serving = tuple(processes("weed") - running)
+        with _contenders.ours(scratch, env, serving) as ours:
+            plain = [kind for kind in PLAIN if importlib.util.find_spec(kind.partition("-")[0])]
+            contenders: list[tuple[str, Any]] = [("s3", ours)]
+            contenders += [(kind, _contenders.Plain(kind, store.endpoint, bucket, scratch, serving)) for kind in plain]
+            for n in range(ROUNDS):
+                say(f"S3 round {n + 1} of {ROUNDS}")
+                files.change()
+                measure(times, contenders[:: -1 if n % 2 else 1], files)
+            return plain
+
+
+def processes(name: str) -> set[int]:
+    """The numbers of the processes that run a program of this name."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == name:
+                found.add(int(path.parent.name))
+    return found
 
 
 @contextlib.contextmanager
@@ -160,29 +178,37 @@ def main() -> None:
         oras = local(root, files, times)
         plain = on_s3(root, files, times)
         fleet_bytes = files.fleet_bytes()
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
-    print(json.dumps(result(median, peaks, oras, plain, fleet_bytes)))
+    print(json.dumps(result(times, peaks, oras, plain, fleet_bytes)))
 
 
-def result(
-    median: dict[str, float], peaks: dict[str, int], oras: bool, plain: list[str], fleet_bytes: int
-) -> dict[str, Any]:
-    def against(ours: str, others: list[str], step: str) -> float | None:
-        times = [median[f"{other}.{step}"] for other in others]
-        return round(min(times) / median[f"{ours}.{step}"], 3) if times else None
+def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], fleet_bytes: int) -> dict[str, Any]:
+    median = {name: statistics.median(took.seconds for took in all_) for name, all_ in times.items()}
+    spent = {
+        name: statistics.median(took.cpu_seconds + took.server_cpu_seconds for took in all_)
+        for name, all_ in times.items()
+    }
+
+    def against(ours: str, others: list[str], step: str, of: dict[str, float] = median) -> float | None:
+        theirs = [of[f"{other}.{step}"] for other in others]
+        return round(min(theirs) / of[f"{ours}.{step}"], 3) if theirs else None
 
     ratios: dict[str, float | None] = {}
-    for step in ("push", "pull", "push_one", "pull_one"):
+    for step in STEPS:
         where, one = step.partition("_")[0], "_one" if step.endswith("one") else ""
         ratios[f"{where}{one}_local_speed_vs_oras"] = against("local", ["oras"] if oras else [], step)
         ratios[f"{where}{one}_local_speed_vs_oras_at_once"] = against("local", ["oras_at_once"] if oras else [], step)
         ratios[f"{where}{one}_s3_speed_vs_fastest"] = against("s3", plain, step)
+        ratios[f"{where}{one}_local_cpu_vs_oras"] = against("local", ["oras"] if oras else [], step, spent)
+        ratios[f"{where}{one}_s3_cpu_vs_least"] = against("s3", plain, step, spent)
     ratios["push_local_speed_vs_cp"] = against("local", ["cp"], "push")
     ratios["push_local_speed_vs_sha256"] = against("local", ["sha256"], "push")
     for side in ("server", "client"):
         ratios[f"{side}_peak_memory_1gb_vs_100mb"] = round(peaks[f"{side}_1gb"] / peaks[f"{side}_100mb"], 3)
     rates = {f"{n}_mb_per_s": round((ONE_BYTES if "one" in n else fleet_bytes) / s / 1e6) for n, s in median.items()}
-    figures = {**rates, **{f"{name}_peak_mb": round(size / 1e6) for name, size in peaks.items()}}
+    figures: dict[str, float] = {**rates, **{f"{name}_peak_mb": round(size / 1e6) for name, size in peaks.items()}}
+    figures |= {f"{name}_cpu_s": round(seconds, 2) for name, seconds in spent.items() if seconds}
+    for name, all_ in times.items():
+        figures[f"{name}_spread"] = round(max(t.seconds for t in all_) / min(t.seconds for t in all_), 2)
     absent = [] if oras else ["oras or docker-registry is not installed: its ratios are null"]
     absent += [f"{kind} is not installed" for kind in PLAIN if kind not in plain]
     machine = {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS}
