@@ -209,7 +209,10 @@ def _source(recipe: Recipe, one: Ingredient) -> Iterator[Finding]:
     if one.fits == "fail":
         yield _error("recipe.does_not_fit", one.name, f"{one.name} does not fit its base {one.base}")
     if facts.get("kind", "text") != "text":
-        yield _error("recipe.not_mergeable", one.name, f"{one.name} is an image model's adapter; convert it first")
+        yield _error("recipe.not_mergeable", one.name, f"{one.name} is an image model's adapter: it is not merged here")
+    elif facts.get("scheme", "peft") != "peft":
+        sentence = f"{one.name} is stored as {facts['scheme']}: convert it to PEFT's layout first"
+        yield _error("recipe.not_mergeable", one.name, sentence)
     method = str(facts.get("method", "LORA"))
     if method in NOT_WEIGHTS:
         sentence = f"{one.name} is {method}: it adds something beside the weights, so no weights equal it"
