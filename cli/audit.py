@@ -45,7 +45,7 @@ STORY = {
     "job.enqueue": "asked to {kind} {subject}",
     "job.finish": "finished job {object}",
     "job.park": "gave job {object} up: {error}",
-    "blob.read": "read bytes of {object}",
+    "bytes.read": "read bytes of {object}",
     "access.denied": "was refused {object}",
     "access.unknown": "tried {object} without a valid token",
     "access.not_found": "asked for {object}, which it may not know of",

@@ -153,9 +153,8 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
     _end(row, State.DONE)
     row.result = result
     session.add(row)
-    audit.append(
-        session, actor, "job.finish", row.id, {"worker": row.worker, "attempt": row.attempt}, namespace=row.namespace
-    )
+    told = {"worker": row.worker, "attempt": row.attempt}
+    audit.append(session, actor, "job.finish", row.id, told, namespace=row.namespace)
     return row, True
 
 
@@ -192,14 +191,8 @@ def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final
         row.lease_token, row.lease_expires_at = "", None
     session.add(row)
     detail = {"attempt": row.attempt, "error": error[:500]}
-    audit.append(
-        session,
-        actor,
-        "job.park" if row.state == State.PARKED else "job.requeue",
-        row.id,
-        detail,
-        namespace=row.namespace,
-    )
+    action = "job.park" if row.state == State.PARKED else "job.requeue"
+    audit.append(session, actor, action, row.id, detail, namespace=row.namespace)
 
 
 def _end(row: JobRow, state: State) -> None:

@@ -129,23 +129,23 @@ def test_denials_and_reads_of_bytes_are_told_with_counts(world: World) -> None:
         world.client("lra_wrong").whoami()
     told = {
         (event.actor, event.action, event.object): event.detail["count"]
-        for event in Audit(world.admin).events(action=[*ACTIONS.values(), "blob.read"])
+        for event in Audit(world.admin).events(action=[*ACTIONS.values(), "bytes.read"])
     }
     digest = reader.resolve("acme/support").digest
     assert told == {
-        ("reader", "blob.read", f"acme/support@{digest}"): 3,
+        ("reader", "bytes.read", f"acme/support@{digest}"): 3,
         ("reader", "access.denied", "POST /api/v1/adapters/acme/support/versions/1/yank"): 1,
         ("reader", "access.not_found", "GET /api/v1/adapters/globex/secret/versions/1"): 1,
         ("nobody", "access.unknown", "GET /whoami"): 1,
     }
     assert all("lra_wrong" not in str(key) for key in told)
-    assert not any(event.action.startswith(("blob", "access")) for event in Audit(reader).events())
+    assert not any(event.action.startswith(("bytes", "access")) for event in Audit(reader).events())
 
 
 def test_a_batch_is_bounded_and_survives_a_database_that_is_away(world: World) -> None:
     batch = Batch()
     for number in range(KINDS_LIMIT + 5):
-        batch.note(TRUSTED, "blob.read", f"acme/a{number}@1")
+        batch.note(TRUSTED, "bytes.read", f"acme/a{number}@1")
     broken = World.__new__(World)
     broken.engine = None
     with pytest.raises(Exception):  # noqa: B017 - any failure keeps the batch

@@ -6,7 +6,7 @@ Invariants
 - A batch that cannot be written stays; a process that is killed loses at most what came since the last flush.
 
 Example
-    >>> batch.note(actor, "blob.read", "acme/support@3", request_id="…")
+    >>> batch.note(actor, "bytes.read", "acme/support@3", request_id="…")
     >>> batch.flush(engine)
     1
 """

@@ -189,7 +189,7 @@ def _note_read(request: Request, selector: Selector) -> None:
     """Somebody gets private bytes: the audit log is told, in batches."""
     words, mark = request.path_params, "@" if isinstance(selector, int | Digest) else ":"
     about = f"{words['namespace']}/{words['name']}{mark}{selector}"
-    request.app.state.log.batch.note(request.state.actor, "blob.read", about, request_id=request.state.request_id)
+    request.app.state.log.batch.note(request.state.actor, "bytes.read", about, request_id=request.state.request_id)
 
 
 def _from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
