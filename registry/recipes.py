@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from registry import compat
 from registry.errors import Invalid, Reason
@@ -76,6 +76,16 @@ class Recipe(Value):
     into: str = Field(default="", max_length=300)
     onto: str = Field(default="", max_length=300)
     dequantise: bool = False
+
+    @classmethod
+    def read(cls, payload: Mapping[str, Any]) -> Recipe:
+        """`Invalid` (REQUEST_INVALID) names the field that is none of a recipe, or not of its kind."""
+        try:
+            return cls.model_validate(payload)
+        except ValidationError as e:
+            first = e.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "recipe"
+            raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
 
     @property
     def annotations(self) -> dict[str, str]:

@@ -55,6 +55,11 @@ class BaseRecord(Record):
     identity: Identity | None = None
     parents: tuple[Edge, ...] = ()
 
+    @property
+    def edges(self) -> list[dict[str, Any]] | None:
+        """The parents as the row holds them: what was fused into the base, None for one that nobody fused."""
+        return [edge.model_dump(mode="json") for edge in self.parents] or None
+
 
 class VersionRecord(Record):
     """A version: its place, its manifest, what the push said and what was seen in its bytes."""

@@ -12,7 +12,6 @@ Example
 
 from __future__ import annotations
 
-from pydantic import ValidationError
 from sqlmodel import Session
 
 from registry import names, recipes
@@ -46,12 +45,7 @@ def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
 
 
 def _recipe(request: JobSubmit) -> Recipe:
-    try:
-        recipe = Recipe.model_validate(request.payload)
-    except ValidationError as e:
-        first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "payload"
-        raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
+    recipe = Recipe.read(request.payload)
     if KINDS.get(recipe.operation) is not request.kind:
         raise Invalid("REQUEST_INVALID", f"payload: {recipe.operation} is no job of kind '{request.kind}'")
     return recipe

@@ -129,8 +129,7 @@ def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     spec = record.spec
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
     values |= {"source": record.source, "created_at": record.created_at, "created_by": record.created_by}
-    parents = [edge.model_dump(mode="json") for edge in record.parents] or None
-    if added := db.insert_new(session, BaseRow, {**values, "parents": parents, "recorded_at": db.now()}):
+    if added := db.insert_new(session, BaseRow, {**values, "parents": record.edges, "recorded_at": db.now()}):
         audit.append(session, actor, "base.reindex", spec.name, {"fingerprint": spec.fingerprint})
     return added
 
