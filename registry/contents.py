@@ -219,8 +219,8 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> Foreig
 
 def _about(found: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
     """What the names alone say: an unknown scheme, or a GGUF file that is no LoRA adapter."""
-    if packed is not None and (packed.text("general.type"), packed.text("adapter.type")) != ("adapter", "lora"):
-        kind = packed.text("general.type") or "no general.type"
+    if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
+        kind = packed.kinds[0] or "no general.type"
         sentence = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
         return (Finding(code="format.gguf_no_adapter", severity="error", place=path, sentence=sentence[:2000]),)
     if found.is_known:

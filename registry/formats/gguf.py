@@ -35,6 +35,8 @@ ITEMS_LIMIT = 100_000
 DEPTH_LIMIT = 2
 SIDE_LIMIT = 2**40
 
+ADAPTER = "adapter"
+"""Begins the keys of an adapter's fields, and is the `general.type` of one."""
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Type number of a value → its struct code. 8 is text, 9 an array."""
 _TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -52,6 +54,11 @@ class Gguf:
     fields: dict[str, Field]
     header: Header
     version: int
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """What the file says that it is: `("adapter", "lora")` for a LoRA adapter."""
+        return self.text("general.type"), self.text(f"{ADAPTER}.type")
 
     def text(self, key: str) -> str:
         value = self.fields.get(key)

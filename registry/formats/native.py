@@ -58,7 +58,7 @@ def of_header(
         if match and found.is_known:
             groups.setdefault(match["path"], {})[match["half"]] = info
     modules = [_module(path, halves, found.scheme, alpha, multiplier) for path, halves in sorted(groups.items())]
-    kind = str(gguf.fields.get("adapter.type", "")) if gguf else str((config or {}).get("fine_tune_type") or "lora")
+    kind = gguf.kinds[1] if gguf else str((config or {}).get("fine_tune_type") or "lora")
     return FileFacts(
         scheme=found.scheme,
         method=kind.lower()[:40] if found.is_known else "",
@@ -110,5 +110,5 @@ def _scales(scheme: str, config: Mapping[str, Any], gguf: Gguf | None) -> tuple[
 def _claims(gguf: Gguf | None) -> dict[str, str]:
     if gguf is None:
         return {}
-    wanted = ("general.architecture", "general.type", "general.name", "general.license", "adapter.type")
+    wanted = ("general.architecture", "general.type", "general.name", "general.license")
     return {key: gguf.text(key)[:300] for key in wanted if gguf.text(key)}

@@ -27,7 +27,7 @@ from registry.manifest import WEIGHTS
 from registry.worker.conversions import canonical, process
 from registry.worker.conversions.order import Order
 
-FILE = "adapter.gguf"
+FILE = "lora-adapter.gguf"
 
 
 def convert(order: Order) -> Converted:
@@ -40,8 +40,8 @@ def convert(order: Order) -> Converted:
     out.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(out / FILE, architecture)
     writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(spec.rank))
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(spec.rank))
     writer.add_name(order.conversion.into)
     writer.add_string("general.base_model.0.name", base.name)
     for module in spec.modules:
