@@ -1,0 +1,139 @@
+"""Servers for benchmarks/resolve.py: ours with so many adapters, and the distribution registry with one tag.
+
+Example
+    >>> with ours(folder, "sqlite", 1_000) as target:
+    ...     target.url, target.paths[0]
+    ('http://127.0.0.1:40001', '/api/v1/resolve/bench/a0/prod')
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+
+from benchmarks import _contenders
+from registry.digest import Digest
+from registry.server import db, tokens
+from registry.server.actors import TRUSTED
+from registry.server.settings import Settings
+from registry.wire.access import TokenCreate
+from tests import services
+from tests.world import World
+
+NAMESPACE = "bench"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+FLEET = 200
+BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked: an address, the paths of a fleet, and the headers of each request."""
+
+    url: str
+    paths: tuple[str, ...]
+    headers: dict[str, str]
+    all_paths: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def ours(scratch: Path, database: str, adapters: int) -> Iterator[Target]:
+    """`adapter serve` over that many adapters, each with a version, verdicts and the alias prod; a token may pull."""
+    folder = scratch / f"{database}-{adapters}"
+    with contextlib.ExitStack() as stack:
+        url = f"sqlite:///{folder}/registry.db"
+        if database == "postgres":
+            url = stack.enter_context(services.fresh_database(stack.enter_context(services.postgres_url())))
+        settings = Settings(database_url=url, data=str(folder)).filled()
+        folder.mkdir(parents=True)
+        secret = _fill(url, adapters)
+        environment = os.environ | {"REGISTRY_DATA": str(folder), "REGISTRY_DATABASE_URL": settings.database_url}
+        command = [*_contenders.ADAPTER, "serve", "--port", "0", "--json"]
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        stack.callback(_contenders._end, server)
+        address = json.loads(server.stdout.readline())["url"]  # type: ignore[union-attr]
+        paths = [f"/api/v1/resolve/{NAMESPACE}/a{number}/prod" for number in range(adapters)]
+        step = max(1, adapters // FLEET)
+        yield Target(address, tuple(paths[::step][:FLEET]), {"Authorization": f"Bearer {secret}"}, tuple(paths))
+
+
+def _fill(url: str, adapters: int) -> str:
+    """One adapter is pushed for real; the others are copies of its rows. A token's secret comes back."""
+    with World(url) as world:
+        world.add_base()
+        world.push(f"{NAMESPACE}/a0")
+        world.validate(f"{NAMESPACE}/a0@1")
+        world.admin.promote(f"{NAMESPACE}/a0", "prod", "1", generation=0)
+        with world.session(write=True) as session:
+            view = TokenCreate(name="box", scopes=["pull"], namespaces=[NAMESPACE])
+            secret = tokens.issue(session, TRUSTED, view)[1]
+        engine = world.engine
+        for start in range(1, adapters, BATCH):
+            with db.session(engine) as session:
+                _copies(session.connection(), range(start, min(start + BATCH, adapters)))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ANALYZE"))
+    return secret
+
+
+def _copies(connection: Connection, numbers: range) -> None:
+    names = [
+        {"id": 10 + n, "name": f"a{n}", "digest": str(Digest.of(str(n).encode()))} for n in numbers
+    ]  # ids far from those that exist
+    columns = {
+        table: [c for c in db.inspect(connection).get_columns(table) if c["name"] not in ("id",)]
+        for table in ("adapter", "version", "verdict", "alias")
+    }
+
+    def copy(table: str, keyed: bool, where: str, **own: str) -> None:
+        kept = [c["name"] for c in columns[table]]
+        values = [own.get(name, f'"{name}"') for name in kept]
+        into = ", ".join([*(["id"] if keyed else []), *(f'"{name}"' for name in kept)])
+        chosen = ", ".join([*([":id"] if keyed else []), *values])
+        connection.execute(text(f'INSERT INTO "{table}" ({into}) SELECT {chosen} FROM "{table}" WHERE {where}'), names)
+
+    copy("adapter", True, "name = 'a0'", name=":name")
+    copy("version", True, "id = 1", adapter_id=":id", digest=":digest", recorded_at="created_at")
+    connection.execute(text("UPDATE version SET recorded_at = created_at, measured_at = created_at"))
+    kept = ", ".join(f'"{c["name"]}"' for c in columns["verdict"])
+    chosen = kept.replace('"version_id"', ":id")
+    connection.execute(text(f"INSERT INTO verdict ({kept}) SELECT {chosen} FROM verdict WHERE version_id = 1"), names)
+    copy("alias", False, "alias = 'prod' AND version_id = 1", adapter_id=":id", version_id=":id")
+
+
+@contextlib.contextmanager
+def distribution(scratch: Path) -> Iterator[Target | None]:
+    """The distribution registry with one small image under one tag; None where it is not installed."""
+    with _contenders.distribution(scratch) as found:
+        if found is None:
+            yield None
+            return
+        url = f"http://{found[0]}"
+        config = b"{}"
+        digest = "sha256:" + hashlib.sha256(config).hexdigest()
+        place = _request("POST", f"{url}/v2/bench/a0/blobs/uploads/")
+        _request("PUT", f"{place}&digest={digest}", config, "application/octet-stream")
+        described = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": len(config)}
+        manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": described, "layers": []}
+        _request("PUT", f"{url}/v2/bench/a0/manifests/prod", json.dumps(manifest).encode(), MANIFEST_TYPE)
+        yield Target(url, ("/v2/bench/a0/manifests/prod",), {"Accept": MANIFEST_TYPE})
+
+
+def _request(method: str, url: str, body: bytes = b"", kind: str = "") -> str:
+    headers = {"Content-Type": kind} if kind else {}
+    request = urllib.request.Request(url, data=body, method=method, headers=headers)
+    with urllib.request.urlopen(request) as answer:
+        return str(answer.headers.get("Location", ""))
+
+
+def installed(program: str) -> bool:
+    return subprocess.run(["which", program], capture_output=True, check=False).returncode == 0
