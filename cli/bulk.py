@@ -23,7 +23,7 @@ from registry import names
 from registry.client import bulk
 from registry.client.bulk import Result
 from registry.errors import Invalid
-from registry.manifest import CONFIG
+from registry.manifest import CONFIG, WEIGHTS_ENDINGS
 from registry.names import AdapterName, Ref
 from registry.wire import Resolved
 from registry.wire.push import Pushed
@@ -38,9 +38,9 @@ from registry.wire.push import Pushed
 @output.json_option
 def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool) -> None:
     """Push each adapter folder in DIR as NAMESPACE/FOLDER."""
-    found = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file())
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
     if not found:
-        raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG}")
+        raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG} or a file of weights")
     folders = [(path, f"{namespace}/{path.name}") for path in found]
     with session.registry() as registry, Bar(namespace) as bar:
         results = bulk.push_all(
@@ -55,6 +55,11 @@ def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool
         lambda: click.echo(told + (f"; {len(bad)} with a failing verdict" if bad else "")),
     )
     _exit(results, output.REFUSED if strict and bad else 0)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder looks like an adapter of any tool: a configuration, or a file that may hold weights."""
+    return (folder / CONFIG).is_file() or any(path.name.endswith(WEIGHTS_ENDINGS) for path in folder.iterdir())
 
 
 @click.command("pull-all")
