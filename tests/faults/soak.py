@@ -35,6 +35,7 @@ OPERATIONS = ("put", "head", "get", "copy", "create", "part", "complete", "parts
 LATE = {"copy", "complete"}
 """What S3 may answer with status 200 and an error."""
 FAULTS = [(o, act) for o in OPERATIONS for act in ACTS if act != "error_in_200" or o in LATE]
+KILL = "kill at "
 Run = tuple[str, Callable[[], list[str]]]
 
 
@@ -76,7 +77,7 @@ class Soak:
             for kind in KINDS:
                 for point in points.PUSH | points.GC:
                     if not (kind[1] == "s3" and point in points.DIRECT):
-                        yield f"kill at a point, {'+'.join(kind)}", partial(self._kill, kind, point)
+                        yield f"{KILL}{class_of(point)}, {'+'.join(kind)}", partial(self._kill, kind, point)
                     if point in points.GC:
                         yield "a store that fails, sqlite+s3", self._store_fails
             kind = KINDS[turn % len(KINDS)]
@@ -126,10 +127,23 @@ class Soak:
         return self._stages[kind]
 
     def table(self) -> str:
-        wide = max(len(name) for name in self.runs)
-        lines = [f"{'':{wide}}    runs  violations"]
-        lines += [f"{name:{wide}}  {count:6}  {self.violations[name]:10}" for name, count in sorted(self.runs.items())]
+        """Kills by class of failpoint and by kind of server, then everything else; each as runs and violations."""
+        kinds, classes = ["+".join(kind) for kind in KINDS], dict.fromkeys(map(class_of, points.PUSH | points.GC))
+        lines = ["kill -9 (runs/violations)" + "".join(f"{kind:>16}" for kind in kinds)]
+        for one in classes:
+            names = [f"{KILL}{one}, {kind}" for kind in kinds]
+            lines.append(f"{one:25}" + "".join(f"{f'{self.runs[n]}/{self.violations[n]}':>16}" for n in names))
+        rest = {name: count for name, count in self.runs.items() if not name.startswith(KILL)}
+        lines += ["", f"{'everything else':40}{'runs':>6}{'violations':>12}"]
+        lines += [f"{name:40}{count:>6}{self.violations[name]:>12}" for name, count in sorted(rest.items())]
         return "\n".join(lines)
+
+
+def class_of(point: str) -> str:
+    """What is under way at this failpoint: plan, upload, commit, request, alias or gc."""
+    if point.startswith("push."):
+        return "plan" if point.startswith("push.plan.") else "commit"
+    return point.partition(".")[0]
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -11,6 +12,8 @@ from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
 from registry.server import db, turn
 from registry.server.blobs import BlobStore, digest_of, key_of, staging_key_of
+from registry.server.gc import rows as gc_rows
+from registry.server.gc.shift import Shift
 from registry.server.tables import BlobRow, IdempotencyRow, PushRow, VersionRow
 from registry.wire.push import PushPlan, PushRequest
 from registry.wire.upkeep import FsckRequest, GcRequest
@@ -249,3 +252,31 @@ def test_a_stage_key_of_a_push_that_never_was_goes(stored_world: World) -> None:
     data = b"sent after the end"
     stored_world.blobs.put(staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
     assert collect(stored_world).staged_deleted == 1
+
+
+def test_a_run_of_many_short_shifts_ends_however_many_blobs_are_well(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shift sees a few blobs and goes on where the one before it stopped."""
+    world.add_base()
+    for _ in range(4):
+        world.push("acme/support")
+    gone = orphan(world)
+    looks = Counter[int]()
+
+    def over(shift: Shift) -> bool:
+        looks[id(shift)] += 1
+        return looks[id(shift)] > 8
+
+    monkeypatch.setattr(gc_rows, "WINDOW", 1)
+    monkeypatch.setattr(Shift, "over", property(over))
+    cursors = [""]
+    while len(cursors) < 300:
+        answered = world.admin.collect(GcRequest(grace_seconds=0, cursor=cursors[-1])).next_cursor
+        if not answered:
+            break
+        cursors.append(answered)
+        looks.clear()
+    assert len(cursors) == len(set(cursors)) < 300
+    assert gone not in states(world)
+    assert set(states(world).values()) == {"live"}

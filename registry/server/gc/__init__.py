@@ -30,7 +30,8 @@ from registry.server.settings import Settings
 from registry.wire.upkeep import GcReport, GcRequest
 
 TURN = "gc"
-_AGAIN = "rows"
+_ROWS = "rows:"
+"""The cursor of a run that was still among the rows, with what `rows.collect` answered."""
 
 
 def run(engine: Engine, blobs: BlobStore, settings: Settings, request: GcRequest) -> GcReport:
@@ -44,10 +45,13 @@ def run(engine: Engine, blobs: BlobStore, settings: Settings, request: GcRequest
 
 
 def _work(shift: Shift, cursor: str) -> str:
-    if cursor not in ("", _AGAIN):
+    after = cursor.removeprefix(_ROWS)
+    if cursor and (after == cursor or not rows.is_place(after)):
         return sweep.go_on(shift, cursor)
     if shift.dry_run:
         rows.foresee(shift)
     else:
-        rows.collect(shift)
-    return _AGAIN if shift.over and not shift.dry_run else sweep.go_on(shift, sweep.STAGING)
+        after = rows.collect(shift, after)
+        if shift.over:
+            return _ROWS + after
+    return sweep.go_on(shift, sweep.STAGING)

@@ -10,6 +10,7 @@ Example
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -24,18 +25,30 @@ from registry.server.tables import BlobRow, IdempotencyRow, PushRow
 
 KEEP_ENDED = timedelta(days=7)
 """How long an ended push and the answer to a mutation are remembered, for a client that asks twice."""
+END = "end"
+"""The place after the last blob."""
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 WINDOW = 5000
 """Blobs that one statement looks at to find those that nobody needs."""
 
 
-def collect(shift: Shift) -> None:
-    """Everything, unless the shift is over before: then once more."""
+def collect(shift: Shift, after: str = "") -> str:
+    """Everything, marking from this place on, unless the shift is over before. Answers the place to go on from.
+
+    However many blobs are well, a run comes to its end: no shift looks at those again that an earlier one looked at.
+    """
     _end_pushes(shift)
     _delete(shift)
-    _mark(shift)
+    place = _mark(shift, after)
     _delete(shift)
     _record(shift)
     _forget(shift)
+    return place
+
+
+def is_place(after: str) -> bool:
+    """Whether `collect` could have answered this."""
+    return after in ("", END) or _DIGEST.fullmatch(after) is not None
 
 
 def foresee(shift: Shift) -> None:
@@ -97,15 +110,14 @@ def _end_pushes(shift: Shift) -> None:
             return
 
 
-def _mark(shift: Shift) -> None:
-    """Window after window of all blobs, so that no statement is longer the more of them are well."""
-    after = ""
-    while not shift.over:
+def _mark(shift: Shift, after: str) -> str:
+    """Window after window of all blobs, so that no statement is longer the more of them are well; the last one seen."""
+    while after != END and not shift.over:
         with db.session(shift.engine, write=False) as session:
             window = select(BlobRow.digest).where(col(BlobRow.digest) > after).order_by(col(BlobRow.digest))
             digests = session.exec(window.limit(WINDOW)).all()
             if not digests:
-                return
+                return END
             between = col(BlobRow.digest).between(digests[0], digests[-1])
             found = session.exec(select(BlobRow.digest).where(between, _markable(), holds.unneeded())).all()
         after = digests[-1]
@@ -114,6 +126,7 @@ def _mark(shift: Shift) -> None:
             marked = _change(shift, found[start : start + BATCH], _markable(), values)
             shift.count("blobs_marked", len(marked))
         failpoints.reach("gc.marked")
+    return after
 
 
 def _delete(shift: Shift) -> None:
