@@ -1,6 +1,6 @@
 """What a smoke test costs: 20 adapters on the real base, beside a bare forward with reading the file, and reloading.
 
-    cost      wall of one adapter through the keeper, hot-swapped: values, norms, swap, forward, drift, fingerprint, mixed
+    cost      wall of one adapter through the keeper, hot-swapped: values, norms, swap, forward, drift, a mixed
               batch with base and neighbour, the checksum of the base; the way there and back included
     floor     the bare base's forward of the same token rows (probes and mixed batch), and reading the file into tensors
     reload    load the base, load the adapter, the same probes once: what a worker without a warm base does

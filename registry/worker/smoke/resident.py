@@ -152,7 +152,8 @@ class Resident:
 
     def _swap(self, folder: Path, spec: LoraSpec, tensors: dict[str, torch.Tensor], slot: str) -> None:
         config = peft.LoraConfig.from_pretrained(str(folder))
-        state = {_in_slot(name, slot): values.float() for name, values in tensors.items()}
+        # Copies, because a slot that must grow takes the very tensors and leaves its old numbers in them.
+        state = {_in_slot(name, slot): values.to(torch.float32, copy=True) for name, values in tensors.items()}
         hotswap.hotswap_adapter_from_state_dict(self._wrapped, state, slot, config)
         for update in spec.modules:  # patterns of ranks and alphas are ours to resolve; the swap matches them otherwise
             self._wrapped.get_submodule(_PREFIX + update.path).scaling[slot] = update.scale

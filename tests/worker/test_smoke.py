@@ -1,0 +1,174 @@
+"""The warm child and its checks, as real processes: what is swapped, what is tried alone, what thresholds do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.fingerprint import Fingerprint, compare
+from registry.worker import confine
+from registry.worker.keepers import Limits, Source
+from registry.worker.pool import Pool
+from tests.worker import models
+
+LIMITS = Limits(deadline_seconds=120, threads=1)
+ALONE = replace(LIMITS, alone=True)
+
+
+@pytest.fixture(scope="module")
+def source(base_folder: Path) -> Source:
+    return Source("tiny", base_folder, "sha256:" + "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def fleet(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Adapters of one layout that differ in everything else that a slot must follow."""
+    folder = tmp_path_factory.mktemp("fleet")
+    made: list[dict[str, Any]] = [
+        {"r": 4}, {"r": 4, "lora_alpha": 2}, {"r": 8, "use_rslora": True}, {"r": 2},
+        {"r": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"v_proj": 32}},
+    ]  # fmt: skip
+    return [models.adapter(base_folder, folder / str(i), seed=i, **how) for i, how in enumerate(made)]
+
+
+def seen(pool: Pool, source: Source, folder: Path, limits: Limits = LIMITS) -> dict[str, Any]:
+    answer = pool.try_adapter(source, folder, limits)
+    assert "seen" in answer, answer
+    return dict(answer["seen"])
+
+
+def codes(found: dict[str, Any]) -> dict[str, str]:
+    return {finding["code"]: finding["severity"] for finding in found["findings"]}
+
+
+def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone(
+    pool: Pool, source: Source, fleet: list[Path], good: Path
+) -> None:
+    seen(pool, source, good)
+    loads, ways, apart = pool.base_loads, [], []
+    for folder in [*fleet, *reversed(fleet)]:
+        found = seen(pool, source, folder)
+        numbers = found["measurements"]
+        ways.append(numbers["way"])
+        assert "alone_because" not in numbers, numbers["alone_because"]
+        apart.append(numbers["mixed_delta"])
+        assert codes(found) == {}
+        by_itself = seen(pool, source, folder, ALONE)
+        known = Fingerprint.model_validate(by_itself["fingerprint"])
+        swapped = Fingerprint.model_validate(found["fingerprint"])
+        assert compare(known, [prompt.adapter for prompt in swapped.prompts]).largest_nats < 1e-4
+        assert numbers["max_logit_delta"] == pytest.approx(by_itself["measurements"]["max_logit_delta"], rel=1e-4)
+    assert ways.count("swapped") >= len(ways) - 2
+    assert max(apart) < 1e-5, "a row of a mixed batch is not what it is alone"
+    assert pool.base_loads == loads
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa"}, {"bias": "all"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_could_change_the_base_gets_a_process_of_its_own(
+    pool: Pool, source: Source, base_folder: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    found = seen(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
+    assert found["measurements"]["way"] == "alone"
+    assert found["measurements"]["alone_because"]
+
+
+def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_neighbours_never_notice(
+    pool: Pool, source: Source, base_folder: Path, good: Path, tmp_path: Path
+) -> None:
+    before = seen(pool, source, good)
+    loads = pool.base_loads
+    poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
+    found = seen(pool, source, poison, replace(LIMITS, any_name=True))
+    assert codes(found)["acts.base_changed"] == "error"
+    assert "the shared process was given up" in found["measurements"]["alone_because"]
+    after = seen(pool, source, good)
+    assert after["fingerprint"] == before["fingerprint"]
+    assert pool.base_loads == loads, "the base was loaded again"
+
+
+def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
+    pool: Pool, source: Source, good: Path, tmp_path: Path
+) -> None:
+    """It waits for a writer of the configuration, and nobody ever comes."""
+    loads = pool.base_loads
+    os.mkfifo(tmp_path / "adapter_config.json")
+    answer = pool.try_adapter(source, tmp_path, replace(LIMITS, deadline_seconds=0.5))
+    assert answer["failed"] == "the child was killed: it reached its deadline of 0.5 seconds"
+    assert codes(seen(pool, source, good)) == {}
+    assert pool.base_loads == max(loads, 1)
+
+
+def test_what_a_child_does_is_told_meanwhile(pool: Pool, source: Source, good: Path) -> None:
+    told: list[str] = []
+    with pool.listening(told.append):
+        seen(pool, source, good)
+    assert "the adapter comes in" in told
+
+
+def test_thresholds_of_the_base_decide(pool: Pool, source: Source, good: Path) -> None:
+    strict = replace(source, thresholds={"drift_warn_kl_nats": 1e-6})
+    assert codes(seen(pool, strict, good)) == {"acts.drift": "warning"}
+    assert codes(seen(pool, replace(source, thresholds={"drift_fail_kl_nats": 1e-6}), good)) == {"acts.drift": "error"}
+    assert codes(seen(pool, source, good)) == {}
+
+
+def with_golden(folder: Path, target: Path, *lines: dict[str, Any]) -> Path:
+    shutil.copytree(folder, target)
+    (target / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return target
+
+
+def test_golden_samples_without_a_tokenizer_are_unknown_never_a_pass(
+    pool: Pool, source: Source, good: Path, tmp_path: Path
+) -> None:
+    sample = {"prompt": "2 + 2 =", "expected": " 4"}
+    found = seen(pool, source, with_golden(good, tmp_path / "golden", sample))
+    assert codes(found) == {"acts.golden_unasked": "unknown"}
+
+
+def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_parent(tmp_path: Path) -> None:
+    """In a process of its own, because confining is for good."""
+    script = (
+        "import json, os, socket, sys\n"
+        "from registry.worker.confine import confine\n"
+        "secret = os.open('/dev/null', os.O_RDONLY)\n"
+        "layers = confine(keep=(0, 1, 2)).layers\n"
+        "def works(act):\n"
+        "    try:\n"
+        "        act()\n"
+        "    except OSError:\n"
+        "        return False\n"
+        "    return True\n"
+        "print(json.dumps({'layers': layers, 'descriptor': works(lambda: os.fstat(secret)),\n"
+        "    'network': works(lambda: socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)),\n"
+        "    'file': works(lambda: open(sys.argv[2], 'w'))}))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", script, str(server.getsockname()[1]), str(tmp_path / "written")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    found = json.loads(done.stdout)
+    assert "limits" in found["layers"]
+    assert found["descriptor"] is False
+    assert found["network"] is ("no network" not in found["layers"])
+    assert found["file"] is ("read-only files" not in found["layers"])
+
+
+def test_bubblewrap_is_told_to_share_neither_network_nor_a_writable_mount() -> None:
+    command = confine.bubblewrap_command("/usr/bin/bwrap")
+    assert command[:4] == ("/usr/bin/bwrap", "--ro-bind", "/", "/")
+    assert {"--unshare-net", "--die-with-parent"} <= set(command)
+    assert "--bind" not in command
+    assert command[-1] == "--"
