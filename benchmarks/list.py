@@ -48,6 +48,7 @@ def shelve(world: World) -> None:
     with world.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
+        carried = [tag.model_dump() for tag in session.exec(select(VersionTagRow)).all()]
         known = len(session.exec(select(AdapterRow.id)).all())
         for start in range(0, ADAPTERS - known, BATCH):
             numbers = range(start, min(start + BATCH, ADAPTERS - known))
@@ -57,7 +58,7 @@ def shelve(world: World) -> None:
             session.connection().execute(insert(AdapterRow), rows)
             versions = [version | {"id": id, "adapter_id": id, "rank": (8, 16, 32, 64)[id % 4]} for id in ids]
             session.connection().execute(insert(VersionRow), versions)
-            tags = [{"version_id": id, "key": "tier", "value": "gold"} for id in ids]
+            tags = [tag | {"version_id": id} for id in ids for tag in carried]
             session.connection().execute(insert(VersionTagRow), tags)
     with world.engine.connect() as connection:
         connection.execute(text("ANALYZE"))

@@ -1,7 +1,8 @@
 """What the numbers of a version's weights say, and its tags
 
 Rule of this folder: see script.py.mako. Two new tables and a column that may be empty: a server of the step before
-leaves it empty, and the versions that it makes are measured by the first server of this step.
+leaves it empty, and the versions that it makes are measured by the first server of this step. Until
+they are pushed anew the search by target and scheme does not find them.
 
 Revision: 0006
 Follows: 0005
@@ -37,6 +38,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("version_id", "key", name="pk_version_tag"),
     )
     op.create_index("ix_version_tag_key_value", "version_tag", ["key", "value", "version_id"])
+    sqlite = op.get_bind().dialect.name == "sqlite"
+    each, name = "json_each(v.facts, '$.targets') AS t", "t.value"
+    if not sqlite:
+        each, name = "json_array_elements_text(COALESCE(v.facts->'targets', '[]'::json)) AS t(name)", "t.name"
+    op.execute(
+        "INSERT INTO version_tag (version_id, key, value)"
+        f" SELECT DISTINCT v.id, 'fact:target:' || {name}, '' FROM version v, {each}"
+    )
+    op.execute("INSERT INTO version_tag (version_id, key, value) SELECT id, 'fact:scheme:peft', '' FROM version")
 
 
 def downgrade() -> None:

@@ -24,16 +24,13 @@ from registry import names
 from registry.bases.identity import Grade
 from registry.digest import Digest
 from registry.engines import Profile
-from registry.engines.facts import EngineFacts
 from registry.names import AdapterName
 from registry.server import bases, catalog, identities
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.tables import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
+from registry.server.tables_values import FACT
 from registry.verdicts import Check, Outcome
 from registry.wire import AdapterPage, AdapterView
-
-DEFAULT_SCHEME = EngineFacts().scheme
-"""Stored facts leave out fields at their default."""
 
 CLOSEST_FIRST = (Grade.EXACT, Grade.OTHER_DTYPE, Grade.QUANTISED, Grade.DESCENDANT)
 
@@ -114,21 +111,25 @@ def _named(search: Search, bases_meant: list[str]) -> Iterator[ColumnElement[boo
 
 def _described(search: Search) -> Iterator[ColumnElement[bool]]:
     """What the search says about the newest version's content."""
-    facts: Any = col(VersionRow.facts)
     if search.method:
         yield func.lower(VersionRow.method) == search.method.lower()
     if search.scheme:
-        yield func.coalesce(facts[("engine", "scheme")].as_string(), DEFAULT_SCHEME) == search.scheme.lower()
-    for target in search.targets:  # the list is JSON text in both databases: ["k_proj", "q_proj"]
-        yield facts["targets"].as_string().contains(f'"{target}"', autoescape=True)
+        yield _carries(f"{FACT}scheme:{search.scheme.lower()}")
+    for target in search.targets:
+        yield _carries(f"{FACT}target:{target}")
     for tag in search.tags:
         key, equals, value = tag.partition("=")
-        carried = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
-        yield exists().where(*carried, *([col(VersionTagRow.value) == value] if equals else []))
+        yield _carries(key, value if equals else None)
     if search.rank_min is not None:
         yield col(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:
         yield col(VersionRow.rank) <= search.rank_max
+
+
+def _carries(key: str, value: str | None = None) -> ColumnElement[bool]:
+    """Whether the version has this tag. In the index; a condition on JSON would make the planner guess."""
+    carried = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
+    return exists().where(*carried, *([] if value is None else [col(VersionTagRow.value) == value]))
 
 
 def _served(engine: Profile, outcome: Outcome | None) -> ColumnElement[bool]:

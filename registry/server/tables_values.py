@@ -19,8 +19,12 @@ class VersionValuesRow(SQLModel, table=True):
     norms: str = Field(sa_type=Text)
 
 
+FACT = "fact:"
+"""Keys of tags that are facts of the version's content begin so; `fact:target:q_proj`, `fact:scheme:peft`."""
+
+
 class VersionTagRow(SQLModel, table=True):
-    """One annotation of a version's manifest that can be searched for."""
+    """One annotation of a version's manifest that can be searched for, or one of its facts (`FACT`)."""
 
     __tablename__ = "version_tag"
     __table_args__ = (Index("ix_version_tag_key_value", "key", "value", "version_id"),)

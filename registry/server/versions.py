@@ -40,6 +40,7 @@ from registry.server.tables import (
     VersionRow,
     VersionTagRow,
 )
+from registry.server.tables_values import FACT
 from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.push import Pushed
 
@@ -153,12 +154,18 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
         EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
         for e in _once(manifest)
     )
-    session.add_all(VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(manifest))
+    session.add_all(VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest))
 
 
-def _tags(manifest: Manifest) -> Iterable[tuple[str, str]]:
-    """The annotations that can be searched for: those whose value is short, as a tag's is."""
-    return ((key, value) for key, value in manifest.annotations.items() if len(value) <= TAG_VALUE_LIMIT)
+def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:
+    """What can be searched for: short annotations, and facts that a planner could not tell the share of in JSON."""
+    for key, value in manifest.annotations.items():
+        if len(value) <= TAG_VALUE_LIMIT and not key.startswith(FACT):
+            yield key, value
+    for target in row.facts.get("targets") or ():
+        yield f"{FACT}target:{target}", ""
+    if scheme := row.facts.get("scheme"):
+        yield f"{FACT}scheme:{scheme}", ""
 
 
 def _once(manifest: Manifest) -> Iterable[Any]:

@@ -120,7 +120,8 @@ def shelve(world: World, count: int) -> None:
         ids = session.exec(select(AdapterRow.id).where(AdapterRow.name != "a").order_by(AdapterRow.name)).all()
         rows = [version | {"id": 1000 + id, "adapter_id": id, "created_at": moment} for id in ids]
         session.connection().execute(insert(VersionRow), rows)
-        tags = [{"version_id": row["id"], "key": "team", "value": "search"} for row in rows]
+        carried = [tag.model_dump() for tag in session.exec(select(VersionTagRow)).all()]
+        tags = [tag | {"version_id": row["id"]} for row in rows for tag in carried]
         session.connection().execute(insert(VersionTagRow), tags)
 
 
@@ -140,7 +141,16 @@ def test_a_later_page_goes_on_where_the_last_one_ended_and_costs_no_more_stateme
 
 @pytest.mark.parametrize(
     "search",
-    [{}, {"namespace": "acme"}, {"method": "lora"}, {"rank_min": 4}, {"tag": ["team=search"]}, {"owner": "admin"}],
+    [
+        {},
+        {"namespace": "acme"},
+        {"method": "lora"},
+        {"rank_min": 4},
+        {"tag": ["team=search"]},
+        {"owner": "admin"},
+        {"target": ["q_proj", "v_proj"]},
+        {"scheme": "peft"},
+    ],
     ids=lambda search: ",".join(search) or "all",
 )
 def test_no_page_reads_the_adapters_before_it_or_all_versions(
