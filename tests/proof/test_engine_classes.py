@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,4 +24,9 @@ def test_the_code_of_a_release_answers_as_it_is_recorded(engine: str) -> None:
     name, _, version = engine.partition("==")
     folder = Path(str(FOLDER)) / f"{name}-{version}"
     ask = record.vllm if name == "vllm" else record.sglang
-    assert ask(folder) == RECORDED[engine]
+    assert _one_layer(ask(folder)) == _one_layer(RECORDED[engine])
+
+
+def _one_layer(answers: dict[str, str]) -> dict[str, str]:
+    """Which layer a file's reader meets first is no part of the answer."""
+    return {case: re.sub(r"layers\.\d+", "layers.N", answer) for case, answer in answers.items()}

@@ -1,6 +1,7 @@
 """Environments of engines under `.cache/engines`, made once: they bring gigabytes that nothing else here needs.
 
     python -m tests.proof.venvs vllm       vLLM's CPU build, with torch and PEFT (3.3 GB, some minutes)
+    python -m tests.proof.venvs llama      llama.cpp with its HTTP server, built (34 MB)
     python -m tests.proof.venvs wheels     the Python files of vLLM and SGLang releases, unpacked, not installed
 
 Invariants
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ROOT / ".cache" / "engines"
 VLLM = "0.32.0"
 """The newest release of the CPU build."""
+LLAMA = "2026.10.11549"
+"""Of xllamacpp, which carries a build of llama.cpp of that month."""
 VLLM_WHEELS = ("0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
 SGLANG_WHEELS = ("0.5.23",)
 _ABSENT = {"torch", "torchvision", "torchaudio", "torchcodec"}
@@ -31,6 +34,12 @@ _ABSENT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 def vllm_python() -> Path | None:
     """The interpreter of vLLM's environment, if that is whole."""
     folder = ENGINES / f"vllm-{VLLM}"
+    return folder / "bin" / "python" if (folder / ".ready").exists() else None
+
+
+def llama_python() -> Path | None:
+    """The interpreter of llama.cpp's environment, if that is whole."""
+    folder = ENGINES / f"llama-{LLAMA}"
     return folder / "bin" / "python" if (folder / ".ready").exists() else None
 
 
@@ -53,6 +62,14 @@ def make_vllm() -> None:
     _pip(python, "-r", str(needed))
     _pip(python, "--no-deps", str(wheel))
     (folder / ".ready").touch()
+
+
+def make_llama() -> None:
+    folder = ENGINES / f"llama-{LLAMA}"
+    if llama_python() is None:
+        _run(sys.executable, "-m", "venv", str(folder))
+        _pip(folder / "bin" / "python", f"xllamacpp=={LLAMA}")
+        (folder / ".ready").touch()
 
 
 def make_wheels() -> None:
@@ -107,4 +124,4 @@ def _run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    {"vllm": make_vllm, "wheels": make_wheels}[sys.argv[1]]()
+    {"vllm": make_vllm, "llama": make_llama, "wheels": make_wheels}[sys.argv[1]]()

@@ -123,7 +123,7 @@ def _sentence(found: httpx.Response) -> str:
         body = found.json()
         text = str(body.get("error", body).get("message", body))
     inner = re.search(r"Worker failed with error '(.*)', please check", text, re.DOTALL)
-    return (inner[1] if inner else text)[:300]
+    return (inner[1] if inner else text)[:600]
 
 
 def log_probs(client: httpx.Client, model: str) -> reference.LogProbs | str:

@@ -1,0 +1,30 @@
+"""Every case is converted and asked of llama.cpp's server again. Part of `make test-engines`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.proof import venvs
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        venvs.llama_python() is None, reason="no environment with llama.cpp: make test-engines brings it"
+    ),
+]
+
+
+def test_llama_cpp_answers_as_it_is_recorded(tmp_path: Path) -> None:
+    from tests.proof import llama_cpp  # imports torch
+
+    recorded = json.loads(llama_cpp.RECORDED.read_text())[f"xllamacpp=={venvs.LLAMA}"]
+    asked = llama_cpp.run(tmp_path)
+    assert {name: row.get("converter") for name, row in asked.items()} == {
+        name: row.get("converter") for name, row in recorded.items()
+    }
+    for name, row in asked.items():
+        if "from_peft" in row:
+            assert abs(row["from_peft"] - recorded[name]["from_peft"]) < llama_cpp.vllm_http.TOLERANCE / 2, name
