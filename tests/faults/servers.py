@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
@@ -43,6 +44,7 @@ class Server:
         self.token = ""
         self.deaths = 0
         self._process: BaseProcess | None = None
+        self._up = threading.Event()
 
     # ------------------------------------------------------------ starting and ending
     def start(self, *, failpoints: str = "") -> None:
@@ -59,6 +61,12 @@ class Server:
             self._process.join()
             raise RuntimeError(f"the server ended while it started ({self._process.exitcode})")
         self.token = json.loads(said)["token"] or self.token
+        self._up.set()
+
+    def pause(self, seconds: float) -> None:
+        """As long as a client pauses, and longer while a new process starts: a busy machine may take a minute."""
+        time.sleep(seconds)
+        self._up.wait(START_LIMIT_SECONDS)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -99,6 +107,7 @@ class Server:
             process = self._process
             if process is None or ended in wait([process.sentinel, ended]):
                 return
+            self._up.clear()
             process.join()
             self.deaths += 1
             self.start()

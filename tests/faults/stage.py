@@ -16,7 +16,6 @@ import contextlib
 import random
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,8 +70,9 @@ class Stage:
             client.add_base(BaseAdd(spec=spec_of(BASE), source=""))
 
     def client(self, *, patient: bool = True) -> Registry:
-        """A client as everybody has it. One that is not patient retries without pauses."""
-        wait = time.sleep if patient else lambda _seconds: None
+        """A client as everybody has it, which waits for a server that is starting. One that is not patient retries
+        without pauses."""
+        wait = self.server.pause if patient else lambda _seconds: None
         return Registry(self.server.url, connection=Connection(self.server.url, self.server.token, wait=wait))
 
     def adapter(self, name: str, seed: int, *, rank: int = 64) -> Path:
