@@ -89,7 +89,9 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
 ) -> None:
     monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
     admin = workshop.world.admin
+    workshop.add_base("tiny-twin", base_folder)
     job = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
+    onto = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="twin-dora", onto="tiny-twin")
 
     _work(workshop, Kind.FUSE)
 
@@ -109,6 +111,9 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     assert {name for name in old if not old[name].equal(new[name])} == {
         f"model.layers.{layer}.self_attn.{leaf}.weight" for layer in (0, 1) for leaf in ("q_proj", "v_proj")
     }
+    assert "not what was trained" in admin.job(onto.id).result["report"]["notes"][-1]
+    same = (Path(admin.base(name).source) / "model.safetensors" for name in ("tiny-dora", "twin-dora"))
+    assert len({path.read_bytes() for path in same}) == 1
     with pytest.raises(Conflict):
         _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
 
