@@ -10,7 +10,6 @@ import pytest
 from tests.faults.places import Places
 from tests.faults.stage import Stage
 
-
 HERE = Path(__file__).parent
 
 
