@@ -37,6 +37,8 @@ from registry.verdicts import Value
 ANNOTATION = "conversion"
 """The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""
 MUTATED = ("pissa", "olora")
+MENDED = frozenset({"lora.adapter_name_inside", "lora.compiled_prefix", "lora.prefix_wrong", "lora.no_modules"})
+"""Findings about names that a repair takes away."""
 PERMUTED = frozenset({"llama", "mistral"})
 """Model types for which the row order of q and k in torchtune and in GGUF is known to us."""
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -126,7 +128,9 @@ def _lora_of(found: Found, to: Target) -> LoraSpec:
                       f"convert it to {Target.PEFT} first")  # fmt: skip
     errors = [f for f in found.lora.findings if f.severity == "error"]
     if errors:
-        raise refused(f"the adapter is faulty: {errors[0].sentence}", "mend it first, or push it again")
+        mends = {f.code for f in errors} <= MENDED
+        step = f"convert it with --to {Target.PEFT} --repair first" if mends else "mend it first, or push it again"
+        raise refused(f"the adapter is faulty: {errors[0].sentence}", step)
     if found.lora.method != "LORA":
         raise refused(f"the method is {found.lora.method}; only LoRA has the form {to}")
     return found.lora
