@@ -1,7 +1,7 @@
 """How the tests are shared out to processes, and what the summary says of those that were left out.
 
-- A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, the S3 store) are
-  one parcel together.
+- A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, warm keepers,
+  the S3 store) are one parcel together.
 - Parcels that take longest are handed out first, so that no process is left alone with one at the end.
 - `make test` leaves out the tests marked `faults`; with several processes, too, the summary says how many.
 
@@ -17,25 +17,17 @@ from typing import Any
 import pytest
 
 TOGETHER = {
-    "torch": (
-        "tests/worker/",
-        "tests/flows/test_one_validation.py",
-        "tests/facts/",
-        "tests/engines/",
-        "tests/cli/test_bases.py",
+    "worker": (
+        "tests/worker/", "tests/flows/test_one_validation.py", "tests/flows/test_one_merge.py",
+        "tests/cli/test_bases.py", "tests/cli/test_merge.py",
     ),
+    "libraries": ("tests/facts/", "tests/engines/", "tests/merge/", "tests/proof/"),
     "s3": ("tests/server/test_s3_", "tests/contract/test_blobs.py", "tests/test_services.py"),
-}
+}  # fmt: skip
 FIRST = (
-    "torch",
-    "tests/light/",
-    "s3",
-    "tests/cli/",
-    "tests/flows/",
-    "tests/server/",
-    "tests/contract/",
+    "worker", "libraries", "tests/light/", "s3", "tests/cli/", "tests/flows/", "tests/server/", "tests/contract/",
     "tests/wicked/",
-)
+)  # fmt: skip
 """Longest first. What is not named comes after them."""
 
 

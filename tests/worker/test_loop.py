@@ -48,7 +48,7 @@ def test_two_adapters_of_one_base_load_it_once(
 ) -> None:
     workshop.push(good, "acme/one")
     workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
-    loads = pool.base_loads + (not pool.warm)
+    loads = pool.base_loads + ("tiny" not in pool.warm)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (2, 0, loads)
 
@@ -85,7 +85,7 @@ def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
     for path in good.iterdir():
         os.mkfifo(tmp_path / path.name)
     job_id = workshop.push(good).job_id
-    loads, whole = pool.base_loads + (not pool.warm), pool.try_adapter
+    loads, whole = pool.base_loads + ("tiny" not in pool.warm), pool.try_adapter
     monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits: whole(source, tmp_path, limits))
     tally = worker(limits=Limits(deadline_seconds=0.1, threads=1)).run(once=True)
     job = workshop.world.admin.job(job_id)
@@ -123,7 +123,7 @@ def test_a_killed_keeper_fails_the_attempt_and_the_next_job_is_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
-    loads = frozen.pool.base_loads + (not frozen.pool.warm) + 1
+    loads = frozen.pool.base_loads + ("tiny" not in frozen.pool.warm) + 1
     workshop.push(good, "acme/one")
     workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
     frozen.then = lambda: os.kill(frozen.keeper, signal.SIGKILL)
