@@ -145,8 +145,6 @@ def test_a_cut_tail_that_is_signed_again_is_refused_by_whoever_saw_more(world: W
             "UPDATE event SET position = NULL",
         ):  # fmt: skip
             session.connection().execute(text(statement))
-    for key in list(world.blobs.list("audit/")):
-        world.blobs.delete(key.key)
     world.app.state.log.newest = (0, "")
     world.app.state.log.step()
     assert logs.replayed(world).problems == [], "whoever sees it for the first time sees a log that is well"

@@ -22,10 +22,11 @@ PUSH = {
     "alias.swapped": 2,
 }
 GC = {"gc.marked": 1, "gc.claimed": 1, "gc.deleted": 1}
+AUDIT = {"audit.numbered": 1, "audit.stored": 1, "attestation.held": 1}
 DIRECT = {"upload.half", "upload.received", "upload.written"}
 """Not reached where clients send bytes straight to the store."""
 
 
 def armed(point: str, seed: int) -> str:
     """The setting that kills the server at this point, the n-th time where it is reached more than once."""
-    return f"{point}=kill@{1 + seed % (PUSH | GC)[point]}"
+    return f"{point}=kill@{1 + seed % (PUSH | GC | AUDIT)[point]}"

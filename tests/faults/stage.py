@@ -25,7 +25,7 @@ from sqlalchemy import text
 
 from registry.client import streams, transfer
 from registry.client.api import Registry
-from registry.client.audit import Audit
+from registry.client.audit import Audit, ServerLog, verifiers
 from registry.client.connection import Connection
 from registry.client.folder import read_folder
 from registry.digest import Digest
@@ -34,6 +34,7 @@ from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
 from registry.server import db
 from registry.server.settings import Settings
+from registry.tlog.replay import replay
 from registry.verdicts import Finding
 from registry.wire import BaseAdd
 from registry.wire.push import PushRequest
@@ -109,6 +110,16 @@ class Stage:
             self.push(client, folder, name)
             problems += self.violations(client)
         assert problems == [], f"{failpoints}: {problems}"
+
+    def log_through(self, name: str, seed: int, *, failpoints: str) -> None:
+        """Push, and have it numbered, signed and attested while the server dies; then the whole log is replayed."""
+        folder = self.adapter(name, seed)
+        with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
+            self.push(client, folder, name)
+            log = Audit(client)
+            kinds = [item.kind for item in log.attestations(f"{name}@1").items]
+            problems = replay(ServerLog(log, log.checkpoint()), *verifiers(log.keys())).problems
+        assert (kinds, problems) == (["push"], []), failpoints
 
     def push(self, client: Registry, folder: Path, name: str, *, also: tuple[type[RegistryError], ...] = ()) -> Digest:
         """Push until it is acknowledged, again after `Unavailable` and `also`."""

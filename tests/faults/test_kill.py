@@ -44,6 +44,15 @@ def test_garbage_collection_survives_a_kill(stage_on: StageOn, point: str, datab
     assert stage.server.deaths == deaths + 1
 
 
+@pytest.mark.parametrize(("point", "database", "store"), runs(points.AUDIT))
+def test_the_audit_log_survives_a_kill(stage_on: StageOn, point: str, database: str, store: str) -> None:
+    stage = stage_on(database, store)
+    seed = len(stage.promises)
+    deaths = stage.server.deaths
+    stage.log_through(f"acme/l{seed}", seed, failpoints=points.armed(point, seed))
+    assert stage.server.deaths == deaths + 1
+
+
 def test_at_the_end_every_promise_is_kept(stage_on: StageOn) -> None:
     for kind in KINDS:
         stage = stage_on(*kind)
@@ -60,7 +69,7 @@ def test_every_failpoint_of_the_code_is_one_that_these_tests_kill_at() -> None:
                 argument = node.args[0]
                 assert isinstance(argument, ast.Constant), f"{module}:{node.lineno}: the name is not a literal"
                 found.add(argument.value)
-    assert found == set(points.PUSH | points.GC)
+    assert found == set(points.PUSH | points.GC | points.AUDIT)
 
 
 @pytest.mark.parametrize("word", ["push", "push.x=die", "push.x=raise", "push.x=raise:Foo", "x=kill@0", "x=sleep:long"])

@@ -35,6 +35,7 @@ Head = tuple[int, str]
 """The size and the note of a checkpoint."""
 NO_HEAD: Head = (0, "")
 STEP_SECONDS = 1.0
+STEP_LIMIT_SECONDS = 10.0
 _LOG = logging.getLogger("registry.server.audit")
 
 
@@ -42,7 +43,7 @@ class Log:
     def __init__(self, settings: Settings, engine: Engine, blobs: BlobStore) -> None:
         self._settings, self._engine, self._blobs = settings, engine, blobs
         self._keys: Keys | None = None
-        self._lock = threading.Lock()
+        self._lock, self._stepping = threading.Lock(), threading.Lock()
         self.batch = Batch()
         self.newest: Head = NO_HEAD
         self._attested = -1
@@ -60,12 +61,20 @@ class Log:
             return self._keys
 
     def step(self) -> None:
-        """Write what was noted, number what waits, sign, and look what is newest. Another process may be at it."""
-        self.batch.flush(self._engine)
-        with contextlib.suppress(Unavailable):
-            sequencer.run(self._engine, self._blobs, lambda: self.keys)
-        self.look()
-        self._attest()
+        """Write what was noted, number what waits, sign, and look what is newest. Another process may be at it.
+
+        One thread of a process at a time; the others wait for what it has done, but not for ever.
+        """
+        if not self._stepping.acquire(timeout=STEP_LIMIT_SECONDS):
+            return
+        try:
+            self.batch.flush(self._engine)
+            with contextlib.suppress(Unavailable):
+                sequencer.run(self._engine, self._blobs, lambda: self.keys)
+            self.look()
+            self._attest()
+        finally:
+            self._stepping.release()
 
     def _attest(self) -> None:
         """Sign what the log tells of versions, from where it was done before."""

@@ -178,7 +178,8 @@ def entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Re
     newest = sequencer.latest(session)
     if found is None or newest is None or tiles.width_at(0, found[1], newest.size) < found[2]:
         raise _no_tile(f"entries/{path}")
-    return _tile(copies.entries(blobs, found[1], found[2]))
+    expected = tiles.bundle(sequencer.entries(session, found[1], found[2]))
+    return _tile(copies.entries(blobs, found[1], found[2], expected=expected))
 
 
 @router.get("/audit/tile/{path:path}", response_class=Response)
@@ -189,7 +190,7 @@ def tile(session: SessionDep, actor: Anyone, blobs: BlobsDep, path: str, stored:
     if data is None:
         raise _no_tile(path)
     if stored and found is not None and found[0] is not None:
-        data = copies.tile(blobs, found[0], found[1], found[2])
+        data = copies.tile(blobs, found[0], found[1], found[2], expected=data)
     return _tile(data)
 
 

@@ -35,7 +35,7 @@ from sqlmodel import col, select
 
 from registry import __version__
 from registry.errors import Invalid, Unavailable
-from registry.server import audit, db, failpoints, turn, webhooks
+from registry.server import audit, db, turn, webhooks
 from registry.server.actors import EVERYWHERE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
@@ -76,7 +76,6 @@ def step(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
         for webhook_id in ids:
             while _enqueue(engine, webhook_id):
                 mine.check()
-        failpoints.reach("webhooks.enqueued")
         with db.session(engine, write=False) as session:
             waiting = [(row, hook, _event(session, row)) for row, hook in webhooks.due(session, AT_ONCE)]
         if not waiting:
