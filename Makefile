@@ -21,7 +21,7 @@ BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benc
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-vllm test-engines lint light faults soak test-ceph bench clean
+.PHONY: help venv demo test test-vllm test-engines lint light faults soak test-ray test-gpu test-ceph bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,13 @@ light: venv  ## prove the light install: wheel, bare environment, domain tests, 
 
 soak: venv  ## faults for SOAK_SECONDS (600): kills, a failing store, races; prints runs and violations
 	@$(PYTHON) -m tests.faults.soak
+
+test-ray: venv  ## workers on a Ray cluster of three local nodes, one of which is killed (brings Ray, 80 MB, once)
+	@$(PYTHON) -c 'import ray' 2>/dev/null || $(PYTHON) -m pip install --quiet --editable '.[cluster]'
+	@REGISTRY_TEST_RAY=1 $(PYTHON) -m pytest tests/cluster $(ARGS)
+
+test-gpu: venv  ## the worker on a CUDA device (says so, and passes, where there is none)
+	@$(PYTHON) -m pytest tests/gpu $(ARGS)
 
 test-ceph: venv  ## the S3 tests against a real Ceph gateway (Debian's ceph packages; says so when they are missing)
 	@$(PYTHON) -m tests.ceph $(ARGS)

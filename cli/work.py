@@ -24,9 +24,9 @@ import click
 
 from cli import main, output, session
 from registry import names
-from registry.worker.keepers import Limits
+from registry.worker.keepers import Limits, device_of
 from registry.worker.loop import Tally, Worker
-from registry.worker.pool import Pool, device_of
+from registry.worker.pool import Pool
 from registry.worker.sources import Sources
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")

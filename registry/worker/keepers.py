@@ -228,6 +228,13 @@ class Keeper:
         return message if isinstance(message, dict) else {}
 
 
+def device_of(wanted: str) -> str:
+    """`auto`: the GPU where this machine has NVIDIA's driver, else the CPU. Takes hold of nothing."""
+    if wanted != "auto":
+        return wanted
+    return CUDA if Path("/dev/nvidiactl").exists() else CPU
+
+
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What a keeper and its children may know: where programs lie, the language, how many threads. No secrets."""
     kept = {name: value for name, value in environment.items() if name in _PASSED_ON}

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from registry.worker.keepers import CPU, CUDA, Keeper, Limits, Source
+from registry.worker.keepers import CPU, Keeper, Limits, Source
 
 KEEPERS_LIMIT = 2
 """Bases in memory at once; the one not used for longest makes room."""
@@ -106,10 +106,3 @@ class Pool:
     def close(self) -> None:
         while self._keepers:
             self._end(self._keepers.popitem()[1])
-
-
-def device_of(wanted: str) -> str:
-    """`auto`: the GPU where this machine has NVIDIA's driver, else the CPU. Takes hold of nothing."""
-    if wanted != "auto":
-        return wanted
-    return CUDA if Path("/dev/nvidiactl").exists() else CPU

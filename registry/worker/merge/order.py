@@ -27,6 +27,10 @@ from registry.verdicts import Value
 from registry.worker.keepers import clean_environment
 
 
+END_SECONDS = 10.0
+"""How long a process may take to clear up what it began."""
+
+
 class Order(Value):
     """`sources`: folders of adapters. `base`: the folder of the base that is fused into, or extracted against."""
 
@@ -52,9 +56,7 @@ class Order(Value):
         try:
             return self._listen(process, say)
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            _end(process)
 
     def _room(self) -> str:
         """The process's room: the quick one, unless PEFT must compute the update (foreign.py)."""
@@ -82,3 +84,14 @@ class Order(Value):
         status = process.wait()
         how = last.get("error") or (f"it was ended by signal {-status}" if status < 0 else f"exit status {status}")
         raise Unavailable("TRY_LATER", f"the merge could not be done: {how}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it so that it clears up what it began, and by force if it does not."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

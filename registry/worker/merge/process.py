@@ -15,9 +15,11 @@ Example
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from registry import recipes
@@ -43,6 +45,7 @@ def do(
         )
     sources = [Adapter.open(folder) for folder in order.sources]
     if recipe.operation is Operation.FUSE:
+        say("reading the base's headers")
         return fuse.fuse(
             sources[0], Path(order.base), out, dequantise=recipe.dequantise, foreign=foreign, progress=_counted(say)
         )
@@ -77,6 +80,7 @@ def main(foreign: MakeForeign | None = None) -> int:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
+    signal.signal(signal.SIGTERM, _stop)
     try:
         found = do(Order.model_validate_json(sys.stdin.read()), lambda said: write({"said": said}), foreign)
     except RegistryError as e:
@@ -87,6 +91,11 @@ def main(foreign: MakeForeign | None = None) -> int:
         return 1
     write({"report": found.model_dump(mode="json")})
     return 0
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Told to end: what was begun is cleared up on the way out."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

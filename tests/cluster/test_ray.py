@@ -1,0 +1,110 @@
+"""Workers on a local Ray cluster of several nodes: bases are spread, and a node that is killed loses no job.
+
+Run by `make test-ray`; without Ray, or in the ordinary run, these are skipped and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from registry.jobs import State
+from registry.verdicts import Outcome
+from registry.worker.keepers import Limits
+from tests import processes
+from tests.worker import models
+from tests.worker.workshop import Workshop
+from tests.world import World
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(not os.environ.get("REGISTRY_TEST_RAY"), reason="a tier of its own: make test-ray"),
+]
+ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install 'adapter-registry[cluster]'")
+PATIENCE_SECONDS = 300
+
+
+@pytest.fixture
+def served(world: World) -> Iterator[str]:
+    """The registry of the test over HTTP, for processes elsewhere."""
+    port = processes.free_port()
+    server = uvicorn.Server(uvicorn.Config(world.app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """A head without room for work, and two nodes with room for one worker each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", namespace="adapter-registry")
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
+    world: World, served: str, nodes: Any, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from registry.worker.cluster import Cluster, Plan
+
+    monkeypatch.setattr("registry.jobs.LEASE_SECONDS", 5)
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    workshop = Workshop(world, base_folder)
+    other = models.base(tmp_path / "other", hidden=128)
+    workshop.add_base("other", other)
+    names = [f"acme/{base}-{i}" for base in ("tiny", "other") for i in range(4)]
+    for i, name in enumerate(names):
+        base = "other" if "other" in name else "tiny"
+        folder = other if base == "other" else base_folder
+        workshop.push(models.adapter(folder, tmp_path / str(i), seed=i), name, base=base)
+    _, secret = world.issue("work", "pull", name="cluster")
+    plan = Plan(served, secret, {"tiny": None, "other": None}, limits=Limits(deadline_seconds=120, threads=1))
+    lines: list[str] = []
+    with Cluster(nodes.address, plan, say=lines.append) as cluster:
+        working = threading.Thread(target=cluster.run, daemon=True)
+        working.start()
+        places = {ray.get(actor.where.remote(), timeout=PATIENCE_SECONDS)[0] for actor in cluster.actors}
+        assert len(places) == 2, "both workers are on one node"
+        _wait_until(lambda: len(_done(world)) >= 1)
+        victim = next(node for node in nodes.worker_nodes if node.node_id in places)
+        nodes.remove_node(victim, allow_graceful=False)
+        nodes.add_node(num_cpus=1)
+        _wait_until(lambda: len(_done(world)) == len(names))
+        cluster.stop()
+        working.join(PATIENCE_SECONDS)
+    assert not world.admin.jobs(state=State.PARKED).items
+    verdicts = [workshop.acts(name) for name in names]
+    assert {v.outcome for v in verdicts if v is not None} == {Outcome.PASS}
+    assert len(verdicts) == len(names)
+
+
+def _done(world: World) -> list[Any]:
+    return world.admin.jobs(state=State.DONE).items
+
+
+def _wait_until(true: Any) -> None:
+    ends = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < ends, "it did not come true in time"
+        time.sleep(0.5)
