@@ -8,8 +8,8 @@ import pytest
 
 from registry.errors import Refused
 from registry.jobs import State
-from registry.worker.loop import Worker
 from registry.worker.keepers import Limits
+from registry.worker.loop import Worker
 from registry.worker.pool import Pool
 from registry.worker.sources import Sources
 from tests.worker import models
