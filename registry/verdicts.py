@@ -160,12 +160,17 @@ class Gate(Value):
     def missing(self, verdicts: Iterable[Verdict]) -> list[Finding]:
         """What still stands between these verdicts and the channel; empty means open.
 
-        A check counts when its verdict is `pass` or `warn`. The newest verdict of a check decides.
+        A check counts when its verdict is `pass` or `warn`. The newest verdict of a check decides. A gate that asks for
+        anything stays shut for numbers that are known to be none, also where it does not ask for `values`.
         """
         newest: dict[Check, Verdict] = {}
         for verdict in verdicts:
             newest[verdict.check] = verdict
-        return [finding for check in self.requires for finding in _missing(check, newest.get(check))]
+        asked = list(self.requires)
+        numbers = newest.get(Check.VALUES)
+        if asked and Check.VALUES not in asked and numbers is not None and numbers.outcome is Outcome.FAIL:
+            asked.append(Check.VALUES)
+        return [finding for check in asked for finding in _missing(check, newest.get(check))]
 
     def open_for(self, verdicts: Iterable[Verdict]) -> bool:
         return not self.missing(verdicts)

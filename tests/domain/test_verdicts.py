@@ -81,6 +81,15 @@ def test_no_gate_takes_fail_or_unknown_for_a_yes(severity: Severity) -> None:
     assert [f.code for f in missing] == [f"gate.fits_{'fail' if severity == 'error' else 'unknown'}"]
 
 
+def test_numbers_that_are_none_shut_every_gate_that_asks_for_anything() -> None:
+    fits, broken = verdict(Check.FITS), verdict(Check.VALUES, "error")
+    assert [f.code for f in gate_of("canary").missing([fits, broken])] == ["gate.values_fail"]
+    assert gate_of("canary").open_for([fits, verdict(Check.VALUES, "warning")])
+    assert gate_of("canary").open_for([fits])  # large weights are measured some seconds after their push
+    assert gate_of("main").open_for([fits, broken])  # a name for the newest push, not a channel
+    assert [f.code for f in Gate(requires=(Check.VALUES,)).missing([fits])] == ["gate.values_absent"]
+
+
 def test_the_newest_verdict_of_a_check_decides() -> None:
     gate = Gate(requires=(Check.FITS,))
     assert gate.open_for([verdict(Check.FITS, "error"), verdict(Check.FITS)])
