@@ -166,6 +166,20 @@ def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> Non
     assert (tmp_path / "fused" / "model.safetensors").is_file()
 
 
+def test_an_order_that_is_given_up_leaves_nothing_half_done(tmp_path: Path) -> None:
+    class GivenUp(Exception):
+        """The lease was lost."""
+
+    def give_up(_said: str) -> None:
+        raise GivenUp
+
+    folder, base = _of_zoo("lora-r4")
+    recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
+    with pytest.raises(GivenUp):
+        Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(give_up)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "fused"] == []
+
+
 def test_nan_another_base_and_a_cut_file_leave_nothing_behind(tmp_path: Path) -> None:
     bases = fixtures.tiny_bases()
     nan = models.adapter(models.base(tmp_path / "base"), tmp_path / "nan", change=models.with_nan)

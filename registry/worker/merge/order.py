@@ -26,7 +26,6 @@ from registry.recipes import BY_PEFT, MergeReport, Operation, Recipe
 from registry.verdicts import Value
 from registry.worker.keepers import clean_environment
 
-
 END_SECONDS = 10.0
 """How long a process may take to clear up what it began."""
 
