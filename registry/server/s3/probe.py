@@ -9,6 +9,7 @@
     sum_links         a signed PUT link can be bound to the SHA-256 of the body
     once_links        a signed PUT link can be bound to a key that does not exist yet
     parts             multipart uploads by signed links work and can be listed
+    bound_parts       so do uploads in one part that are bound to its SHA-256; they replace a key at once, or make it
 
 Invariants
 - Every answer comes from an outcome that was looked at, never from a header that names a product.
@@ -54,6 +55,7 @@ class Abilities:
     sum_links: bool
     once_links: bool
     parts: bool
+    bound_parts: bool
 
 
 def of(bucket: Bucket) -> Abilities:
@@ -76,6 +78,7 @@ def of(bucket: Bucket) -> Abilities:
             sum_links=links and tried.works(tried.sum_links),
             once_links=links and tried.works(tried.once_links),
             parts=links and tried.works(tried.parts),
+            bound_parts=links and tried.works(tried.bound_parts),
         )
         bucket.head(key)  # a store that went away meanwhile has not shown what it cannot do
         return found
@@ -174,6 +177,24 @@ class _Trial:
         late = _send("PUT", to_part, b"late")
         listed = [u["UploadId"] for u in open_now] == [upload] and [p["Size"] for p in parts] == [4]
         return sent == 200 and listed and _refused(late) and self._content(key) == b"part"
+
+    def bound_parts(self) -> bool:
+        key, told = self._fresh(), sum_of(b"right")
+        self._bucket.put(key, b"older")
+        where = {"Key": self._bucket.prefix + key}
+        upload = self._bucket.call("create_multipart_upload", **where, ChecksumAlgorithm="SHA256")["UploadId"]
+        header = {"x-amz-checksum-sha256": told}
+        link = self._link("upload_part", key, UploadId=upload, PartNumber=1, ContentLength=5, ChecksumSHA256=told)
+        refused = all(_refused(_send("PUT", link, b"wrong", given)) for given in (header, {}))
+        none_yet = not self._bucket.call("list_parts", **where, UploadId=upload).get("Parts")
+        sent = _send("PUT", link, b"right", header)
+        parts = self._bucket.call("list_parts", **where, UploadId=upload).get("Parts", [])
+        unseen = self._content(key) == b"older"
+        done = {"Parts": [{"PartNumber": 1, "ETag": p["ETag"], "ChecksumSHA256": told} for p in parts]}
+        self._bucket.call("complete_multipart_upload", **where, UploadId=upload, MultipartUpload=done)
+        late = _refused(_send("PUT", link, b"right", header))
+        sizes = [p["Size"] for p in parts] == [5]
+        return refused and none_yet and sent == 200 and unseen and sizes and late and self._content(key) == b"right"
 
     def _link(self, operation: str, key: str, **parameters: Any) -> str:
         return self._bucket.link(operation, SECONDS, {"Key": self._bucket.prefix + key, **parameters}, internal=True)

@@ -3,9 +3,9 @@
     PREFIX/blobs/sha256/ab/<hex>   written by this server only     PREFIX/staging/<push id>/<hex>   written by clients
 
 Invariants
-- A client never holds a link that writes under `blobs/`, nor one that can change what is staged already: a PUT link
-  is bound to the body's SHA-256, or to a key that does not exist yet, or it is not given and the bytes come through
-  this server.
+- A client never holds a link that makes anything visible under `blobs/`, nor one that can change what is staged
+  already: a PUT link is bound to the body's SHA-256 (`bound`, or staged), or to a key that does not exist yet, or it
+  is not given and the bytes come through this server.
 - The store's word for a digest is taken where the probe saw it refuse a wrong one; else the bytes are hashed here.
 - Only calls and small reads go through boto3; memory stays constant whatever the size.
 - What bytes a key has does not change: under `blobs/` they hash to the key's digest.
@@ -19,7 +19,6 @@ Example
 from __future__ import annotations
 
 import base64
-import hashlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -32,9 +31,7 @@ from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.blobs import (
     CHUNK_BYTES,
-    Bytes,
     Link,
-    Meter,
     PartLink,
     Sink,
     Stat,
@@ -44,14 +41,17 @@ from registry.server.blobs import (
     fill,
     key_of,
 )
-from registry.server.s3 import parts, probe
+from registry.server.s3 import bound, parts, probe
+from registry.server.s3.bound import BoundUploads, Note
 from registry.server.s3.bucket import Bucket
 from registry.server.s3.probe import Abilities
+from registry.server.s3.sink import ObjectSink
 
 PROBE_PAUSE_SECONDS = 5.0
+LANDED_LIMIT = 10_000
+"""Staging keys of bound uploads that are remembered as complete."""
 READ_BYTES = 32 * 2**20
 """One ranged read. SeaweedFS streams a larger one at a tenth of the speed when its reader cache is small."""
-SINK_PART_BYTES = 16 * 2**20
 SINGLE_PUT_LIMIT_BYTES = 5 * 2**30
 COPY_LIMIT_BYTES = 2**30
 """One CopyObject; S3 itself stops at 5 GiB. Larger ones are copied in ranges of this size."""
@@ -72,6 +72,9 @@ class S3Blobs:
         self._abilities: Abilities | None = None
         self._failure: Unavailable | None = None
         self._ask_again_at = 0.0
+        self._bound = BoundUploads(bucket)
+        self._bound_from_bytes = bound.FROM_BYTES
+        self._landed: set[str] = set()
 
     @classmethod
     def at(
@@ -109,8 +112,29 @@ class S3Blobs:
         found = self.bucket.head(key)
         if found is None:
             return None
+        note = _note_of(key, found)
+        if note is not None:
+            return self._land(key, note)
         vouched = digest if key.startswith("blobs/") else self._vouched(found)
         return Stat(key, int(found["ContentLength"]), vouched, found["LastModified"].astimezone(UTC))
+
+    def _land(self, key: str, note: Note) -> Stat | None:
+        stat = self._bound.land(key, note)
+        if stat is not None:
+            if len(self._landed) >= LANDED_LIMIT:
+                self._landed.clear()
+            self._landed.add(key)
+        return stat
+
+    def _place(self, key: str) -> str:
+        """Where the bytes of a key are: of a bound upload they are under the final key from the start."""
+        if key in self._landed:
+            return key_of(digest_of(key))
+        found = self.bucket.head(key) if key.startswith("staging/") and self.abilities.bound_parts else None
+        note = _note_of(key, found) if found else None
+        if note is None:
+            return key
+        return key_of(digest_of(key)) if self._land(key, note) else absent(key)
 
     def _vouched(self, found: dict[str, Any]) -> Digest | None:
         """The whole object's SHA-256 where the store checked it. A sum of sums (`…-3`) is not one."""
@@ -125,6 +149,7 @@ class S3Blobs:
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes in chunks; that the key is there is seen before the first one is asked for."""
         digest_of(key)
+        key = self._place(key)
         wanted = SINGLE_PUT_LIMIT_BYTES * 100 if length is None else length
         found = self.bucket.get(key, start, min(READ_BYTES, wanted))
         if found is None:
@@ -164,7 +189,7 @@ class S3Blobs:
 
     # ---------------------------------------------------------------- write
     def sink(self, key: str, *, limit_bytes: int) -> Sink:
-        return _ObjectSink(self, key, limit_bytes)
+        return ObjectSink(self.bucket, key, sums=self.abilities.sums, limit_bytes=limit_bytes)
 
     def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
         check_expectation(key, expect)
@@ -174,6 +199,8 @@ class S3Blobs:
         """Copy what is staged, which no client can change any more, unless the final key is there."""
         digest_of(staging_key)
         final = key_of(digest)
+        if self._place(staging_key) == final:
+            return
         if not replace and self.bucket.head(final) is not None:
             return
         found = self.bucket.head(staging_key)
@@ -191,6 +218,11 @@ class S3Blobs:
 
     def delete(self, key: str) -> None:
         digest_of(key)
+        found = self.bucket.head(key) if key.startswith("staging/") and self.abilities.bound_parts else None
+        note = _note_of(key, found) if found else None
+        if note is not None and not note.arrived:
+            self._bound.abort(key, note)
+        self._landed.discard(key)
         self.bucket.delete(key)
 
     def sweep(self, older_than: timedelta, prefix: str = "") -> int:
@@ -213,10 +245,16 @@ class S3Blobs:
             return None
         where = {"Key": self.bucket.prefix + key}
         if method == "PUT":
+            if digest is not None and self._takes_bound(key, size_bytes or 0):
+                return self._bound.begin(key, size_bytes or 0, seconds=seconds)
             return self._put_link(where, seconds, digest, size_bytes)
         name = file_name.rsplit("/", 1)[-1] or "blob"
         shown = {"ResponseContentDisposition": f'attachment; filename="{name}"'} if method == "GET" else {}
         return Link(self.bucket.link("head_object" if method == "HEAD" else "get_object", seconds, {**where, **shown}))
+
+    def _takes_bound(self, key: str, size_bytes: int) -> bool:
+        fits = self._bound_from_bytes <= size_bytes <= bound.LIMIT_BYTES
+        return fits and key.startswith("staging/") and self.abilities.bound_parts
 
     def _put_link(
         self, where: dict[str, Any], seconds: int, digest: Digest | None, size_bytes: int | None
@@ -255,41 +293,5 @@ class S3Blobs:
         return None
 
 
-class _ObjectSink:
-    """One blob that comes through this server: a single PUT if it is small, else an upload in parts."""
-
-    def __init__(self, store: S3Blobs, key: str, limit_bytes: int) -> None:
-        self._bucket = store.bucket
-        self._sums = store.abilities.sums
-        self._key = key
-        self._meter = Meter(key, limit_bytes)
-        self._waiting = bytearray()
-        self._upload: parts.Upload | None = None
-
-    def write(self, chunk: Bytes) -> None:
-        self._meter.add(chunk)
-        self._waiting += chunk
-        if len(self._waiting) >= SINK_PART_BYTES:
-            self._upload = self._upload or parts.Upload.begin(self._bucket, self._key)
-            self._upload.send(bytes(self._waiting))
-            self._waiting = bytearray()
-
-    def finish(self) -> Stat:
-        self._meter.check()
-        if self._upload is None:
-            data = bytes(self._waiting)
-            told: dict[str, Any] = {"ContentMD5": base64.b64encode(hashlib.md5(data).digest()).decode()}  # noqa: S324
-            if self._sums:
-                told = {"ChecksumSHA256": probe.sum_of(data)}
-            self._bucket.put(self._key, data, **told)
-        else:
-            if self._waiting:
-                self._upload.send(bytes(self._waiting))
-            self._upload.complete()
-        return Stat(self._key, self._meter.size_bytes, self._meter.digest, datetime.now(UTC))
-
-    def abort(self) -> None:
-        upload, self._upload = self._upload, None
-        self._waiting = bytearray()
-        if upload is not None:
-            upload.abort()
+def _note_of(key: str, found: dict[str, Any]) -> Note | None:
+    return Note.of(found) if key.startswith("staging/") else None

@@ -1,0 +1,114 @@
+"""Uploads bound to their digest: one part, open at the blob's final key, which becomes the blob without being copied.
+
+    plan     an upload in one part is begun at `blobs/sha256/ab/<hex>`; its number is noted under the staging key
+    client   sends the part by a link that the store takes only with bytes of the SHA-256 in the key
+    commit   the part is there: that is noted, and the upload is completed; the bytes stand under their final key
+
+Invariants
+- Nothing is visible under the final key before this server completes the upload, and only true bytes can be in it:
+  this needs a store that was seen to refuse a part with another sum (`Abilities.bound_parts`).
+- The note is written by this server alone and says whether *this push* has sent the bytes; that others have them under
+  the final key is never asked for that. So a plan, a link and a commit are the same whether or not somebody has them.
+- That the part is there is noted before the upload is completed: whoever dies between the two goes on from the note.
+- Completing over a key that exists puts equal bytes in the place of equal or damaged ones.
+
+Example
+    >>> uploads.begin(staging_key, size_bytes, seconds=3600).headers
+    {'x-amz-checksum-sha256': '…'}
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from registry.digest import Digest
+from registry.server.blobs import Link, Stat, digest_of, key_of
+from registry.server.s3.bucket import Bucket
+
+FROM_BYTES = 8 * 2**20
+"""Less than this is copied sooner than the calls for a bound upload are made."""
+LIMIT_BYTES = 5 * 2**30
+_UPLOAD, _ARRIVED = "upload", "arrived"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What stands under a staging key: which upload, and whether its part has arrived."""
+
+    upload_id: str
+    arrived: bool
+    size_bytes: int
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Note | None:
+        """None for a staging key that holds bytes."""
+        told = found.get("Metadata", {})
+        if _UPLOAD not in told:
+            return None
+        return cls(str(told[_UPLOAD]), told.get(_ARRIVED) == "yes", int(told.get("size", 0)))
+
+
+class BoundUploads:
+    """The uploads of one bucket. Stateless: the notes say everything."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def begin(self, staging_key: str, size_bytes: int, *, seconds: int) -> Link:
+        """A link for the bytes of this staging key. The same upload when the plan is made again."""
+        digest = digest_of(staging_key)
+        found = self._bucket.head(staging_key)
+        note = Note.of(found) if found else None
+        if note is None or note.arrived or not self._is_open(digest, note.upload_id):
+            upload = self._bucket.call("create_multipart_upload", **self._where(digest), ChecksumAlgorithm="SHA256")
+            note = Note(str(upload["UploadId"]), False, size_bytes)
+            self._write(staging_key, note)
+        told = _sum(digest)
+        given = {"UploadId": note.upload_id, "PartNumber": 1, "ContentLength": size_bytes, "ChecksumSHA256": told}
+        url = self._bucket.link("upload_part", seconds, {**self._where(digest), **given})
+        return Link(url, {"x-amz-checksum-sha256": told})
+
+    def land(self, staging_key: str, note: Note) -> Stat | None:
+        """The blob under its final key, if this push has sent it; completes the upload if that is still to be done."""
+        digest = digest_of(staging_key)
+        if not note.arrived:
+            part = self._part(digest, note.upload_id)
+            if part is None:
+                return None
+            note = Note(note.upload_id, True, int(part["Size"]))
+            self._write(staging_key, note)
+        part = self._part(digest, note.upload_id)
+        if part is not None:
+            parts = [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": _sum(digest)}]
+            given = {**self._where(digest), "UploadId": note.upload_id, "MultipartUpload": {"Parts": parts}}
+            self._bucket.find("complete_multipart_upload", **given)  # None: another commit of this push was quicker
+        if self._bucket.head(key_of(digest)) is None:
+            return None
+        return Stat(staging_key, note.size_bytes, digest, datetime.now(UTC))
+
+    def abort(self, staging_key: str, note: Note) -> None:
+        """End an upload that nobody will complete."""
+        digest = digest_of(staging_key)
+        self._bucket.find("abort_multipart_upload", **self._where(digest), UploadId=note.upload_id)
+
+    def _where(self, digest: Digest) -> dict[str, Any]:
+        return {"Key": self._bucket.prefix + key_of(digest)}
+
+    def _is_open(self, digest: Digest, upload_id: str) -> bool:
+        return self._bucket.find("list_parts", **self._where(digest), UploadId=upload_id) is not None
+
+    def _part(self, digest: Digest, upload_id: str) -> dict[str, Any] | None:
+        found = self._bucket.find("list_parts", **self._where(digest), UploadId=upload_id)
+        return next((part for part in (found or {}).get("Parts", ()) if part["PartNumber"] == 1), None)
+
+    def _write(self, staging_key: str, note: Note) -> None:
+        arrived = "yes" if note.arrived else "no"
+        told = {_UPLOAD: note.upload_id, _ARRIVED: arrived, "size": str(note.size_bytes)}
+        self._bucket.put(staging_key, b"", Metadata=told)
+
+
+def _sum(digest: Digest) -> str:
+    return base64.b64encode(bytes.fromhex(digest.hex)).decode()

@@ -1,0 +1,219 @@
+"""Uploads bound to their digest at the final key: no byte is copied, and nobody gains what they did not send."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.client import transfer
+from registry.digest import Digest
+from registry.errors import Conflict, Invalid, Unavailable
+from registry.names import AdapterName
+from registry.server.blobs import key_of, staging_key_of
+from registry.server.s3.bucket import Bucket
+from registry.server.s3.store import S3Blobs
+from registry.server.tables import PushRow
+from registry.wire.push import PushPlan, PushRequest, Upload
+from registry.wire.upkeep import GcRequest
+from tests import forge
+from tests.world import World, rows
+
+NAME = AdapterName("acme", "support")
+SMALL_BYTES = 2**10
+DATA = bytes(range(256)) * 64
+DIGEST = Digest.of(DATA)
+STAGED = staging_key_of("psh_one", DIGEST)
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def blobs(s3_url: str, object_store: str) -> S3Blobs:
+    store = S3Blobs.at(s3_url, endpoint=object_store)
+    store._bound_from_bytes = SMALL_BYTES
+    if not store.abilities.bound_parts:
+        pytest.skip("this store binds no part to a sum")
+    return store
+
+
+@pytest.fixture
+def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
+    with World(database_url, blobs=blobs) as world:
+        world.add_base()
+        yield world
+
+
+@pytest.fixture
+def operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls that may write, in order."""
+    told: list[str] = []
+    for name in ("call", "find", "create"):
+        inner = getattr(Bucket, name)
+
+        def counted(self: Bucket, operation: str, *, inner: Any = inner, **parameters: Any) -> Any:
+            told.append(f"{operation} {parameters.get('Key', '')}")
+            return inner(self, operation, **parameters)
+
+        monkeypatch.setattr(Bucket, name, counted)
+    return told
+
+
+def put(upload: Any, body: bytes) -> int:
+    return httpx.put(upload.url, content=body, headers=upload.headers).status_code
+
+
+def plan(world: World, files: forge.Files, name: AdapterName = NAME) -> tuple[PushPlan, Upload]:
+    """The plan, and what it says of the weights."""
+    made = world.admin.plan_push(name, PushRequest(manifest=world.manifest(files)))
+    return made, next(u for u in made.uploads if u.digest == Digest.of(files[forge.WEIGHTS]))
+
+
+def open_uploads(blobs: S3Blobs) -> list[str]:
+    pages = blobs.bucket.pages("list_multipart_uploads", Prefix=blobs.bucket.prefix)
+    return [upload["Key"] for page in pages for upload in page.get("Uploads", ())]
+
+
+def test_weights_become_a_blob_without_being_copied(
+    world: World, blobs: S3Blobs, tmp_path: Path, operations: list[str]
+) -> None:
+    files = world.files()
+    weights = Digest.of(files[forge.WEIGHTS])
+    pushed = transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    assert pushed.created
+    copies = [line for line in operations if line.startswith("copy_object")]
+    assert copies
+    assert not [line for line in copies if weights.hex in line]
+    assert b"".join(blobs.open(key_of(weights))) == files[forge.WEIGHTS]
+    assert open_uploads(blobs) == []
+    transfer.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
+    assert (tmp_path / "out" / forge.WEIGHTS).read_bytes() == files[forge.WEIGHTS]
+
+
+def test_a_bound_link_takes_no_other_bytes_and_shows_none_before_the_commit(world: World, blobs: S3Blobs) -> None:
+    files = world.files()
+    made, upload = plan(world, files)
+    right = files[forge.WEIGHTS]
+    assert put(upload, right[:-1] + b"?") in (400, 403)
+    assert httpx.put(upload.url, content=right).status_code == 403
+    with pytest.raises(Conflict) as incomplete:
+        world.admin.commit_push(made.push_id)
+    assert incomplete.value.code == "UPLOAD_INCOMPLETE"
+    assert put(upload, right) == 200
+    assert blobs.stat(key_of(upload.digest)) is None
+
+
+def test_who_sent_nothing_gains_nothing_though_the_blob_is_there(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+    files = world.files()
+    _, upload = plan(world, files)
+    transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    stranger = staging_key_of("psh_stranger", upload.digest)
+    link = blobs.link(stranger, seconds=60, method="PUT", digest=upload.digest, size_bytes=upload.size_bytes)
+    assert link is not None
+    # What the stranger sees does not depend on whether somebody has the bytes.
+    assert (httpx.URL(link.url).path, sorted(httpx.URL(link.url).params)) == (
+        httpx.URL(upload.url).path,
+        sorted(httpx.URL(upload.url).params),
+    )
+    assert blobs.stat(stranger) is None
+    blobs.delete(stranger)
+    assert blobs.stat(stranger) is None
+    assert b"".join(blobs.open(key_of(upload.digest))) == files[forge.WEIGHTS]
+
+
+def test_a_commit_that_died_between_note_and_completion_goes_on(
+    blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = blobs.link(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+    assert put(link, DATA) == 200
+    find = Bucket.find
+
+    def dying(self: Bucket, operation: str, **parameters: Any) -> Any:
+        if operation == "complete_multipart_upload":
+            raise Unavailable("STORE_UNAVAILABLE", "gone")
+        return find(self, operation, **parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "find", dying)
+        with pytest.raises(Unavailable):
+            blobs.stat(STAGED)
+    found = blobs.stat(STAGED)
+    assert found is not None
+    assert (found.size_bytes, found.digest) == (len(DATA), DIGEST)
+    fresh = S3Blobs(blobs.bucket)  # a server that was started meanwhile
+    assert fresh.read(STAGED, 3, 5) == DATA[3:8]
+    fresh.promote(STAGED, DIGEST)
+    fresh.delete(STAGED)
+    assert b"".join(fresh.open(key_of(DIGEST))) == DATA
+
+
+def test_bytes_sent_again_mend_a_damaged_blob(blobs: S3Blobs) -> None:
+    blobs.bucket.put(key_of(DIGEST), b"damaged")
+    link = blobs.link(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+    assert put(link, DATA) == 200
+    blobs.promote(STAGED, DIGEST, replace=True)
+    assert b"".join(blobs.open(key_of(DIGEST))) == DATA
+
+
+def test_a_plan_made_again_goes_on_with_the_same_upload_and_asks_for_nothing_that_arrived(
+    world: World, blobs: S3Blobs
+) -> None:
+    files = world.files()
+    first, upload = plan(world, files)
+    again, same = plan(world, files)
+    assert (again.push_id, httpx.URL(same.url).params["uploadId"]) == (
+        first.push_id,
+        httpx.URL(upload.url).params["uploadId"],
+    )
+    assert put(same, files[forge.WEIGHTS]) == 200
+    third = world.admin.plan_push(NAME, PushRequest(manifest=world.manifest(files)))
+    assert upload.digest not in [u.digest for u in third.uploads]
+
+
+def test_what_a_push_left_open_is_ended_by_gc_and_takes_no_late_bytes(world: World, blobs: S3Blobs) -> None:
+    files = world.files()
+    _, upload = plan(world, files)
+    assert len(open_uploads(blobs)) == 1
+    with world.session(write=True) as session:
+        for row in rows(session, PushRow):
+            row.expires_at -= timedelta(days=30)
+            session.add(row)
+        session.commit()
+    while world.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
+        pass
+    assert (list(blobs.list("staging/")), open_uploads(blobs)) == ([], [])
+    assert put(upload, files[forge.WEIGHTS]) == 404
+
+
+def test_without_that_ability_bytes_are_staged_and_copied(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+    blobs._abilities = dataclasses.replace(blobs.abilities, bound_parts=False)
+    files = world.files()
+    _, upload = plan(world, files)
+    assert "/staging/" in upload.url
+    assert transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME).created
+
+
+def test_a_malformed_adapter_that_came_by_a_bound_link_is_refused_and_collected(world: World, blobs: S3Blobs) -> None:
+    files = {**world.files(), forge.WEIGHTS: b"\xff" * (2 * SMALL_BYTES)}
+    made, upload = plan(world, files)
+    for each in made.uploads:
+        body = next(data for data in files.values() if Digest.of(data) == each.digest)
+        assert put(each, body) == 200
+    with pytest.raises(Invalid):
+        world.admin.commit_push(made.push_id)
+    with world.session(write=True) as session:
+        for row in rows(session, PushRow):
+            row.expires_at -= timedelta(days=30)
+            session.add(row)
+        session.commit()
+    while world.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
+        pass
+    assert blobs.stat(key_of(upload.digest)) is None
