@@ -21,7 +21,7 @@ BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benc
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-vllm test-engines lint light faults soak test-ray test-gpu test-ceph bench clean
+.PHONY: help venv demo test test-vllm test-engines lint light faults model soak test-ray test-gpu test-ceph bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ lint: venv  ## ruff and mypy
 
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
 	@$(PYTHON) -m pytest tests/light $(ARGS)
+
+model: venv  ## the registry against a dictionary of its rules, 300 × 50 steps, and 3,000 requests that the API's document allows
+	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest tests/access/test_model.py tests/access/test_documented.py $(ARGS)
 
 soak: venv  ## faults for SOAK_SECONDS (600): kills, a failing store, races; prints runs and violations
 	@$(PYTHON) -m tests.faults.soak

@@ -1,0 +1,90 @@
+"""What the OpenAPI document allows is sent (schemathesis): no server error, and no status that the document lacks.
+
+SCHEMA_EXAMPLES asks for more requests than the quick run makes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, strategies
+
+from registry.client.namespaces import Namespaces
+from registry.server.routes import answers
+from registry.server.tables import JobRow
+from registry.wire import PREFIX
+from tests.access.people import House, send
+from tests.world import World, rows
+
+EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "200"))
+ENDLESS = frozenset({"/events", "/events/stream", "/gc", "/fsck", "/reindex", "/verdicts/rejudge"})
+"""Routes that wait or work for seconds on purpose."""
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def house(world: World) -> Iterator[House]:
+    made = House(world)
+    yield made
+    with world.session() as session:
+        world.give_back([row.id for row in rows(session, JobRow) if row.state == "running"])
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate Operation ID")
+def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocumented_status(house: House) -> None:
+    document = answers.document(house.world.app, PREFIX)
+    schema = schemathesis.openapi.from_dict(document)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [o for o in operations if o.path.removeprefix(PREFIX) not in ENDLESS]
+    secrets = [house.world.secret, house.secret("owner"), house.secret("reader"), ""]
+    known = {"namespace": "acme", "name": "support", "selector": "1", "alias": "main", "base": "tiny-llama"}
+    wrong: list[tuple[str, int, str]] = []
+    asked: set[str] = set()
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @hypothesis.given(strategies.data())
+    def ask(data: Any) -> None:
+        operation = data.draw(strategies.sampled_from(operations))
+        case = data.draw(operation.as_strategy())
+        path = dict(case.path_parameters or {})
+        if data.draw(strategies.booleans()):  # half of the requests are about something that is there
+            path |= {key: value for key, value in known.items() if key in path}
+        case.path_parameters = path
+        sent = case.as_transport_kwargs(base_url="http://registry.test")
+        given = {key: sent[key] for key in ("params", "json", "data") if sent.get(key) is not None}
+        given["content"] = given.pop("data", None)
+        headers = {name: str(value) for name, value in dict(sent.get("headers") or {}).items() if _is_plain(str(value))}
+        if not isinstance(given["content"], bytes | str | None):
+            given["content"] = None
+        secret = data.draw(strategies.sampled_from(secrets))
+        answer = send(house.world, sent["method"], sent["url"], secret, headers=headers, **given)
+        asked.add(operation.label)
+        told = document["paths"][operation.path][operation.method.lower()]["responses"]
+        if (answer.status_code >= 500 and answer.status_code != 503) or str(answer.status_code) not in told:
+            wrong.append((operation.label, answer.status_code, answer.text[:300]))
+
+    ask()
+    assert wrong == []
+    assert len(asked) > len(operations) // 2
+    assert Namespaces(house.world.admin).show("acme").name == "acme"
+
+
+def _is_plain(value: str) -> bool:
+    """Whether an HTTP client would send it at all."""
+    return value.isascii() and value.isprintable()

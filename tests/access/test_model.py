@@ -1,0 +1,286 @@
+"""A dictionary that knows the rules, against the registry: push, promote, roll back, yank, delete, transfer, rights.
+
+Each step is an act of an actor on an object, through the API; the registry and the dictionary must agree on what comes
+of it (an error's code, or done), and at the end on what every actor may see. `make model` makes 300 × 50 steps, the
+quick run fewer (MODEL_EXAMPLES, MODEL_STEPS).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, strategies
+
+from registry import names
+from registry.client.api import Registry
+from registry.client.namespaces import Namespaces
+from registry.errors import RegistryError
+from registry.server.actors import GIVES, Role
+from registry.wire.namespaces import NamespaceSet
+from tests import forge
+from tests.access.people import of_subject
+from tests.world import World
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "8"))
+STEPS = int(os.environ.get("MODEL_STEPS", "40"))
+SUBJECTS = ("ann", "bob")
+WORDS = ("one", "two", "0ne")
+ALIAS = "canary"
+DONE = "done"
+ACTS = ("push", "push", "push", "promote", "promote", "stale", "rollback", "yank", "delete", "transfer", "grant",
+        "revoke", "publish", "hide", "end_token", "look")  # fmt: skip
+
+
+@dataclass
+class Line:
+    """One adapter: its versions' contents by number, what is yanked, and the moves of its alias."""
+
+    contents: list[int] = field(default_factory=list)
+    yanked: set[int] = field(default_factory=set)
+    moves: list[tuple[int, int, bool]] = field(default_factory=list)  # from, to, went back
+
+    @property
+    def held(self) -> int:
+        return self.moves[-1][1] if self.moves else 0
+
+    def before(self) -> int:
+        """What rolling back leads to: what was held before this version came, yanked ones passed over; 0 is nothing."""
+        came_from = {to: origin for origin, to, back in self.moves if not back}
+        seen, number = {self.held}, came_from.get(self.held, 0)
+        while number and number not in seen:
+            if number not in self.yanked:
+                return number
+            seen.add(number)
+            number = came_from.get(number, 0)
+        return 0
+
+
+class Oracle:
+    """The dictionary. Every act answers with the code that the registry should answer with."""
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple[str, str], Line] = {}
+        self.taken: dict[tuple[str, str], str] = {}
+        self.buried: set[tuple[str, str]] = set()
+        self.roles: dict[tuple[str, str], str] = {}
+        self.public: set[str] = set()
+
+    def may(self, who: str, scope: str, space: str) -> bool:
+        if who == "admin" or (scope == "pull" and space in self.public):
+            return True
+        role = self.roles.get((space, who))
+        return role is not None and scope in GIVES[Role(role)]
+
+    def has(self, who: str, scope: str) -> bool:
+        mine = [role for (_, subject), role in self.roles.items() if subject == who]
+        return who == "admin" or scope == "pull" or any(scope in GIVES[Role(role)] for role in mine)
+
+    def barred(self, who: str, scope: str, space: str, absent: str = "ADAPTER_UNKNOWN") -> str:
+        """Why `who` may not, or nothing: denied without the scope anywhere, unknown where it may not look."""
+        if not self.has(who, scope):
+            return "DENIED"
+        if self.may(who, scope, space):
+            return ""
+        return "DENIED" if self.may(who, "pull", space) else absent
+
+    def refused(self, space: str, word: str) -> str:
+        key = (space, names.skeleton(word))
+        if key in self.buried:
+            return "NAME_TOMBSTONED"
+        return "NAME_TAKEN" if self.taken.get(key, word) != word else ""
+
+    def push(self, who: str, space: str, word: str, content: int) -> str:
+        wrong = self.barred(who, "push", space) or self.refused(space, word)
+        if wrong:
+            return wrong
+        self.taken[space, names.skeleton(word)] = word
+        line = self.lines.setdefault((space, word), Line())
+        if content not in line.contents:
+            line.contents.append(content)
+        return DONE
+
+    def found(self, who: str, scope: str, space: str, word: str, number: int) -> str:
+        wrong = self.barred(who, scope, space)
+        line = self.lines.get((space, word))
+        if wrong or line is None:
+            return wrong or "ADAPTER_UNKNOWN"
+        return "" if number <= len(line.contents) else "VERSION_UNKNOWN"
+
+    def promote(self, who: str, space: str, word: str, number: int, *, stale: bool) -> str:
+        wrong = self.found(who, "promote", space, word, number)
+        if wrong:
+            return wrong
+        line = self.lines[space, word]
+        if number in line.yanked:
+            return "YANKED"
+        if stale:
+            return "ALIAS_MOVED"
+        line.moves.append((line.held, number, False))
+        return DONE
+
+    def rollback(self, who: str, space: str, word: str) -> str:
+        wrong = self.found(who, "promote", space, word, 0)
+        if wrong:
+            return wrong
+        line = self.lines[space, word]
+        if not line.moves:
+            return "ALIAS_UNKNOWN"
+        number = line.before()
+        if not number:
+            return "VERSION_UNKNOWN"
+        line.moves.append((line.held, number, True))
+        return DONE
+
+    def yank(self, who: str, space: str, word: str, number: int) -> str:
+        wrong = self.found(who, "promote", space, word, number)
+        if not wrong:
+            self.lines[space, word].yanked.add(number)
+        return wrong or DONE
+
+    def delete(self, who: str, space: str, word: str) -> str:
+        wrong = self.found(who, "admin", space, word, 0)
+        if not wrong:
+            del self.lines[space, word]
+            self.buried.add((space, names.skeleton(word)))
+        return wrong or DONE
+
+    def transfer(self, who: str, space: str, word: str, to: tuple[str, str]) -> str:
+        wrong = self.found(who, "admin", space, word, 0)
+        if wrong:
+            return wrong
+        if to == (space, word):
+            return "NAME_TAKEN"
+        wrong = self.barred(who, "admin", to[0], "NAMESPACE_UNKNOWN")
+        if wrong:
+            return wrong
+        looks_like_itself = to[0] == space and names.skeleton(to[1]) == names.skeleton(word)
+        wrong = "NAME_TAKEN" if to in self.lines else "NAME_TOMBSTONED" if looks_like_itself else self.refused(*to)
+        if wrong:
+            return wrong
+        self.buried.add((space, names.skeleton(word)))
+        self.lines[to] = self.lines.pop((space, word))
+        self.taken[to[0], names.skeleton(to[1])] = to[1]
+        return DONE
+
+    def change(self, who: str, space: str, act: Callable[[], object]) -> str:
+        wrong = self.barred(who, "admin", space, "NAMESPACE_UNKNOWN")
+        if not wrong:
+            act()
+        return wrong or DONE
+
+    def seen(self, who: str) -> dict[str, tuple[int, int]]:
+        """Adapter → how many versions, and what its alias holds."""
+        return {
+            f"{space}/{word}": (len(line.contents), line.held)
+            for (space, word), line in self.lines.items()
+            if self.may(who, "pull", space)
+        }
+
+
+class Pair:
+    """The registry and the dictionary, taking the same steps in namespaces of their own."""
+
+    def __init__(self, world: World, contents: list[forge.Files], example: int) -> None:
+        self.world, self.contents, self.oracle = world, contents, Oracle()
+        self.spaces = (f"a{example}x", f"b{example}x")
+        self.subjects = {name: f"{name}-{example}" for name in SUBJECTS}
+        self.clients = {"admin": world.admin} | {name: self.token(name) for name in SUBJECTS}
+        for space in self.spaces:
+            Namespaces(world.admin).create(space)
+
+    def token(self, name: str) -> Registry:
+        return self.world.client(of_subject(self.world, self.subjects[name]))
+
+    def step(self, act: str, who: str, place: int, word: str, number: int, other: str) -> tuple[str, str]:
+        """What the registry and what the dictionary say."""
+        space, client = self.spaces[place], self.clients[who]
+        ours, name = Namespaces(client), f"{space}/{word}"
+        model, version = self.oracle, number + 1
+        role, to = list(Role)[number], (self.spaces[number % 2], other)
+        subject = SUBJECTS[number % 2]
+        if act == "push":
+            real = _code(lambda: self.world.push(name, self.contents[number], by=client))
+            return real, model.push(who, space, word, number)
+        if act in ("promote", "stale"):
+            line = model.lines.get((space, word), Line())
+            at = len(line.moves) + (act == "stale")
+            real = _code(lambda: client.promote(name, ALIAS, str(version), generation=at))
+            return real, model.promote(who, space, word, version, stale=act == "stale")
+        if act == "rollback":
+            return _code(lambda: client.rollback(name, ALIAS)), model.rollback(who, space, word)
+        if act == "yank":
+            return _code(lambda: client.yank(f"{name}@{version}", "r")), model.yank(who, space, word, version)
+        if act == "delete":
+            return _code(lambda: ours.delete_adapter(name)), model.delete(who, space, word)
+        if act == "transfer":
+            return _code(lambda: ours.transfer(name, "/".join(to))), model.transfer(who, space, word, to)
+        if act == "grant":
+            real = _code(lambda: ours.grant(space, self.subjects[subject], role))
+            return real, model.change(who, space, lambda: model.roles.update({(space, subject): role}))
+        if act == "revoke":
+            real = _code(lambda: ours.revoke(space, self.subjects[subject]))
+            return real, model.change(who, space, lambda: model.roles.pop((space, subject), None))
+        if act in ("publish", "hide"):
+            real = _code(lambda: ours.change(space, NamespaceSet(public=act == "publish")))
+            change = model.public.add if act == "publish" else model.public.discard
+            return real, model.change(who, space, lambda: change(space))
+        if act == "end_token" and who != "admin":
+            client.revoke_token(client.whoami().token_id)
+            refused = _code(client.whoami)
+            self.clients[who] = self.token(who)
+            return refused, "UNAUTHORIZED"
+        return self.compared(who)
+
+    def compared(self, who: str) -> tuple[str, str]:
+        """What one actor sees of this example, in the registry and in the dictionary."""
+        listed = [a for space in self.spaces for a in self.clients[who].adapters(namespace=space).items]
+        real = {a.name: (a.versions, a.aliases.get(ALIAS, 0)) for a in listed}
+        return str(sorted(real.items())), str(sorted(self.oracle.seen(who).items()))
+
+
+def _code(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except RegistryError as error:
+        return error.code
+    return DONE
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+def test_the_registry_and_the_dictionary_never_disagree(world: World) -> None:
+    world.add_base()
+    contents = [world.files() for _ in Role]
+    examples = itertools.count(10)
+    pick = strategies.sampled_from
+    step = strategies.tuples(
+        pick(ACTS),
+        pick(("admin", *SUBJECTS)),
+        strategies.integers(0, 1),
+        pick(WORDS),
+        strategies.integers(0, 3),
+        pick(WORDS),
+    )
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @hypothesis.given(strategies.lists(step, min_size=STEPS, max_size=STEPS))
+    def agree(steps: list[tuple[str, str, int, str, int, str]]) -> None:
+        pair = Pair(world, contents, next(examples))
+        for number, taken in enumerate(steps):
+            real, expected = pair.step(*taken)
+            assert real == expected, (number, taken)
+        for who in pair.clients:
+            real, expected = pair.compared(who)
+            assert real == expected, who
+
+    agree()
