@@ -51,6 +51,8 @@ TABLE = [
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
     _row("registry.worker.conversions.images", "domain client worker", "diffusers safetensors torch"),
     _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf torch"),
+    _row("registry.worker.pictures", "domain worker", "torch diffusers transformers"),
+    _row("registry.worker.painter", "domain worker", "diffusers"),
     _row("registry.worker.cluster", "domain client worker", "ray"),
     _row("cli", "domain client cli", "click rich httpx pydantic"),
     _row("cli.bases", "domain client worker cli", "click"),

@@ -39,14 +39,16 @@ class Loader:
     device: str = CPU
     dtype: str = ""
 
-    def load(self) -> Base:
+    def load(self) -> Any:
+        """A `Base`; a subclass may load something else that has `load_seconds` and `parameters`."""
         return Base.load(self.folder, self.name, device=self.device, dtype=self.dtype)
 
 
 class Alone:
     """One adapter, whatever it is."""
 
-    def __init__(self, base: Base | None, loader: Loader) -> None:
+    def __init__(self, base: Any, loader: Loader) -> None:
+        """`base` is a `Base`, or the image model that a subclass tries adapters on; None before it is loaded."""
         self._base = base
         self._loader = loader
 
@@ -56,7 +58,7 @@ class Alone:
         except BaseException as e:
             return failed(e)
 
-    def base(self, say: Say) -> Base:
+    def base(self, say: Say) -> Any:
         if self._base is None:
             self._base = self._loader.load()
             say({"loaded": {"load_seconds": round(self._base.load_seconds, 3), "parameters": self._base.parameters}})
@@ -65,7 +67,7 @@ class Alone:
     def _answer(self, request: Message, say: Say) -> Message:
         folder = Path(request["folder"])
         base = self.base(say)
-        seen = alone.examine(base, folder, _config_of(folder), _thresholds(request), say=_telling(say))
+        seen = alone.examine(base, folder, _config_of(folder), thresholds_of(request), say=telling(say))
         seen.measurements.setdefault("way", "alone")
         return {"seen": seen.to_message()}
 
@@ -111,10 +113,10 @@ class Warm(Alone):
     ) -> Examination:
         if self._resident is None:
             self._resident = Resident(base)
-        self._resident.say = _telling(say)
+        self._resident.say = telling(say)
         if guest:
-            return self._resident.examine_guest(folder, written, _thresholds(request))
-        return self._resident.examine(folder, written, spec, _thresholds(request))
+            return self._resident.examine_guest(folder, written, thresholds_of(request))
+        return self._resident.examine(folder, written, spec, thresholds_of(request))
 
 
 def failed(error: BaseException) -> Message:
@@ -123,11 +125,11 @@ def failed(error: BaseException) -> Message:
     return {"failed": f"{what}: {examination.first_line(error)}"}
 
 
-def _telling(say: Say) -> Callable[[str], None]:
+def telling(say: Say) -> Callable[[str], None]:
     return lambda progress: say({"says": progress})
 
 
-def _thresholds(request: Message) -> Thresholds:
+def thresholds_of(request: Message) -> Thresholds:
     return Thresholds.with_overrides(request.get("thresholds") or {})
 
 

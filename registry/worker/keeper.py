@@ -25,7 +25,7 @@ import os
 import platform
 import selectors
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,16 @@ import transformers
 
 from registry import __version__
 from registry.worker import confine
-from registry.worker.child import Loader, Message
-from registry.worker.model import CPU, Base
+from registry.worker.child import Alone, Loader, Message
+from registry.worker.model import CPU
 from registry.worker.nursery import Nursery
 from registry.worker.smoke.examination import first_line
 
 
-def main(arguments: list[str]) -> int:
+def main(
+    arguments: list[str], *, loader_of: type[Loader] = Loader, alone: type[Alone] = Alone,
+    versions: Mapping[str, str] | None = None,
+) -> int:  # fmt: skip
     """`NAME FOLDER DEVICE DTYPE`: load, say that it is ready, serve requests until standard input ends."""
     name, folder, device, dtype = arguments
     confine.die_with_the_parent()
@@ -50,24 +53,24 @@ def main(arguments: list[str]) -> int:
     os.set_blocking(0, False)
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    loader = Loader(name, Path(folder), device, dtype)
-    base: Base | None = None
+    loader = loader_of(name, Path(folder), device, dtype)
+    base: Any = None
     if device == CPU:
         try:
             base = loader.load()
         except Exception as e:
             _say(out, {"error": f"the base {name} does not load from {folder}: {first_line(e)}"})
             return 1
-    _say(out, {"ready": _ready(base)})
+    _say(out, {"ready": _ready(base, versions or {})})
     inbox = Inbox()
-    nursery = Nursery(base, loader, inbox, lambda message: _say(out, message))
+    nursery = Nursery(base, loader, inbox, lambda message: _say(out, message), alone)
     for message in inbox:
         if "folder" in message:
             _say(out, nursery.try_adapter(message))
     return 0
 
 
-def _ready(base: Base | None) -> Message:
+def _ready(base: Any, versions: Mapping[str, str]) -> Message:
     loaded = {"load_seconds": round(base.load_seconds, 3), "parameters": base.parameters} if base is not None else {}
     return loaded | {
         "threads": len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0,
@@ -77,6 +80,7 @@ def _ready(base: Base | None) -> Message:
             "transformers": transformers.__version__,
             "peft": peft.__version__,
             "python": platform.python_version(),
+            **versions,
         },
     }
 

@@ -101,7 +101,7 @@ class Keeper:
                 *confine.bubblewrap(),
                 sys.executable,
                 "-m",
-                "registry.worker.keeper",
+                _program(source.folder),
                 source.name,
                 str(source.folder),
                 device,
@@ -233,6 +233,11 @@ def device_of(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return CUDA if Path("/dev/nvidiactl").exists() else CPU
+
+
+def _program(folder: Path) -> str:
+    """A pipeline of several models has no configuration of its own beside theirs."""
+    return "registry.worker.keeper" if (folder / "config.json").is_file() else "registry.worker.painter"
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -90,7 +90,7 @@ class Base:
 
     def fingerprint(self) -> dict[str, int]:
         """An integer sum of the bits of each tensor: any single changed bit changes it. 0.1 s for 135M parameters."""
-        return {name: _bit_sum(tensor) for name, tensor in self.originals.items()}
+        return {name: bit_sum(tensor) for name, tensor in self.originals.items()}
 
 
 @torch.inference_mode()
@@ -136,7 +136,7 @@ def _probes_of(tokenizer: Any, vocabulary: int) -> tuple[list[tuple[int, ...]], 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _bit_sum(tensor: torch.Tensor) -> int:
+def bit_sum(tensor: torch.Tensor) -> int:
     """A weighted sum would also see swapped elements; the base's logits, compared bit by bit, see those."""
     flat = tensor.detach().contiguous().view(-1)
     size = flat.element_size()

@@ -24,7 +24,7 @@ import torch
 
 from registry.worker import confine
 from registry.worker.child import Alone, Loader, Message, Warm, failed
-from registry.worker.model import CPU, Base
+from registry.worker.model import CPU
 
 ANSWER_LIMIT_BYTES = 4 * 2**20
 Say = Callable[[Message], None]
@@ -127,14 +127,15 @@ class Child:
 
 
 class Nursery:
-    def __init__(self, base: Base | None, loader: Loader, stops: Stops, say: Say) -> None:
-        self._base, self._loader = base, loader
+    def __init__(self, base: Any, loader: Loader, stops: Stops, say: Say, alone: type[Alone] = Alone) -> None:
+        """`alone` is what tries one adapter by itself. Only language models (`Alone`) have a warm child beside it."""
+        self._base, self._loader, self._alone = base, loader, alone
         self._stops, self._say = stops, say
         self._warm: Child | None = None
 
     def try_adapter(self, request: Message) -> Message:
         """`{"seen": …}` from whichever child could judge, or `{"failed": sentence}`."""
-        if request.get("alone"):
+        if request.get("alone") or self._alone is not Alone:
             return self._in_its_own(request, "")
         if self._warm is None:
             self._warm = self._fork(Warm(self._base, self._loader), request)
@@ -149,7 +150,7 @@ class Nursery:
         return answer
 
     def _in_its_own(self, request: Message, why: str) -> Message:
-        child = self._fork(Alone(self._base, self._loader), request)
+        child = self._fork(self._alone(self._base, self._loader), request)
         self._say({"child": child.pid})
         try:
             answer = child.ask(request, self._stops, self._say)
