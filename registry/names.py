@@ -31,6 +31,7 @@ from registry.errors import Invalid, Reason
 
 NAME_LIMIT = 64
 BASE_NAME_LIMIT = 128
+SERVED_WORDS_LIMIT = 89
 PATH_LIMIT_BYTES = 255
 PATH_DEPTH_LIMIT = 8
 
@@ -164,6 +165,18 @@ class AdapterName:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+def served_name(name: AdapterName, number: int) -> str:
+    """The name of one version in a serving engine: `acme-support-v3`. Letters, digits and `-`, at most 100 characters.
+
+    That is what every engine, a Kubernetes object and an S3 prefix take. Two adapters may read the same here
+    (`a-b/c` and `a/b-c`): who serves both adds a piece of the digest.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", f"{name.namespace}-{name.name}")
+    if len(words) > SERVED_WORDS_LIMIT:
+        words = f"{words[: SERVED_WORDS_LIMIT - 9]}-{Digest.of(str(name).encode()).hex[:8]}"
+    return f"{words}-v{number}"
 
 
 Selector = Alias | int | Digest

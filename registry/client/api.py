@@ -52,6 +52,7 @@ from registry.wire import (
 from registry.wire.access import Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Small, Upload
+from registry.wire.roster import Roster
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.wire.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, ValuesView, VerdictList
 
@@ -152,6 +153,11 @@ class Registry:
     def values(self, ref: AnyRef) -> ValuesView:
         """How large the updates of this version's modules are."""
         return self._get(f"{_version(ref)}/values", ValuesView)
+
+    def roster(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> Roster:
+        """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
+        path = f"/bases/{names.base_name(base)}/adapters"
+        return self._get(path, Roster, alias=alias, engine=engine, since=since, wait=wait or "")
 
     def fleet(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> FleetView:
         """What to set so that these engines serve the newest version of every adapter of the base."""

@@ -46,6 +46,7 @@ from registry.server.routes import (
     jobs,
     namespaces,
     once,
+    roster,
     transfer,
     upkeep,
     verdicts,
@@ -77,6 +78,7 @@ STATUS_OF_CODE = {
 }
 ROOMS = (
     adapters,
+    roster,
     bases,
     jobs,
     access,
@@ -88,7 +90,8 @@ ROOMS = (
     attestations,
     webhooks,
 )
-"""Where routes are. No room includes another's router: `declared_scopes` must see every route."""
+"""Where routes are. No room includes another's router: `declared_scopes` must see every route. The first match counts:
+`/bases/{base}/adapters` comes before `/bases/{base}`, which would take it for a name."""
 
 NOTED = (errors.Unauthenticated, errors.Denied, errors.NotFound)
 """What the audit log is told of, in batches: who was refused what, or asked for what they may not know of."""

@@ -1,0 +1,88 @@
+"""The route of the roster: what serving boxes of a base shall serve, and word of it when that changes.
+
+Invariants
+- Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
+- A wait looks at the roster only after something was committed, and then by one statement.
+
+Example
+    GET /api/v1/bases/smollm2/adapters?alias=prod&engine=vllm==0.33.0&since=5f3a…&wait=20
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from registry import names
+from registry.engines import PROFILE_LIMIT, Profile
+from registry.server import bases, db, loads, roster
+from registry.server.lookup.freshness import Freshness
+from registry.server.routes.deps import EngineDep, Needs, Puller
+from registry.wire.roster import Roster
+
+router = APIRouter(tags=["serving"])
+
+WAIT_LIMIT_SECONDS = 60
+LOOK_SECONDS = 0.1
+LOOK_ANYWAY_SECONDS = 0.5
+"""So often is looked where nobody tells whether anything was committed (PostgreSQL without a follower)."""
+
+
+class _Reader:
+    """Reads for one request, which may wait."""
+
+    def __init__(self, request: Request, engine: db.Engine, base: str, alias: str, asked: Profile | None) -> None:
+        self._request, self._engine = request, engine
+        self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), asked
+
+    def whole(self) -> Roster:
+        self._request.state.actor = None
+        actor = Needs("pull")(self._request)
+        with db.session(self._engine, write=False) as session:
+            return roster.of(session, actor, self._base, self._alias, self._asked)
+
+    def state(self) -> str:
+        self._request.state.actor = None
+        actor = Needs("pull")(self._request)
+        with db.session(self._engine, write=False) as session:
+            return roster.state(session, actor, bases.row(session, self._base), self._alias, self._asked)
+
+
+@router.get("/bases/{base:path}/adapters")
+async def base_adapters(
+    request: Request,
+    response: Response,
+    actor: Puller,
+    engine: EngineDep,
+    base: str,
+    alias: Annotated[str, Query(max_length=100)] = "prod",
+    asked: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
+    since: Annotated[str, Query(max_length=100)] = "",
+    wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
+) -> Roster:
+    """The whole roster. With `since`, a cursor, and `wait`: once it differs from that, or when the seconds are over."""
+    reader = _Reader(request, engine, base, alias, loads.asked_for([asked])[0] if asked else None)
+    if since and wait:
+        await _differs(request, reader, since, time.monotonic() + wait)
+    found = await run_in_threadpool(reader.whole)
+    response.headers["ETag"] = f'"{found.cursor}"'
+    response.headers["Cache-Control"] = "private, no-cache"
+    return found
+
+
+async def _differs(request: Request, reader: _Reader, since: str, until: float) -> None:
+    freshness: Freshness = request.app.state.freshness
+    closing = request.app.state.log.closing
+    while not closing.is_set() and time.monotonic() < until:
+        stamp, looked_at = freshness.stamp(), time.monotonic()
+        if await run_in_threadpool(reader.state) != since:
+            return
+        while not closing.is_set() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = freshness.stamp()
+            if now != stamp or (now is None and time.monotonic() - looked_at > LOOK_ANYWAY_SECONDS):
+                break

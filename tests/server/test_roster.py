@@ -1,0 +1,114 @@
+"""The roster of a base: one answer with everything that a serving box needs, and word of every change."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+
+from registry.names import AdapterName, served_name
+from registry.wire.roster import Roster
+from tests.world import URL, World
+
+BASE = "tiny-llama"
+ROSTER = f"/api/v1/bases/{BASE}/adapters"
+
+
+def http(world: World, secret: str = "") -> httpx.Client:
+    authorization = {"Authorization": f"Bearer {secret or world.secret}"}
+    return httpx.Client(transport=world.transport, base_url=URL, headers=authorization, timeout=90)
+
+
+def roster(client: httpx.Client, **asked: str | int) -> Roster:
+    answer = client.get(ROSTER, params={"alias": "canary", **asked})
+    assert answer.status_code == 200, answer.text
+    found = Roster.model_validate_json(answer.content)
+    assert answer.headers["etag"] == f'"{found.cursor}"'
+    return found
+
+
+def fill(world: World, *names: str) -> None:
+    world.add_base()
+    for name in names:
+        world.push(name)
+        world.admin.promote(name, "canary", "1", generation=0)
+
+
+def test_the_roster_holds_what_the_alias_points_at_with_all_that_a_box_needs(world: World) -> None:
+    fill(world, "acme/support", "bolt/sales")
+    world.push("acme/other")  # on no alias
+    world.push("acme/support")
+    found = roster(http(world), engine="vllm==0.33.0,max_lora_rank=16")
+    assert [(e.name, e.served_name, e.number) for e in found.adapters] == [
+        ("acme/support", "acme-support-v1", 1),
+        ("bolt/sales", "bolt-sales-v1", 1),
+    ]
+    first = found.adapters[0]
+    assert {f.path for f in first.files} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert (first.verdicts["fits"], first.loads, first.findings) == ("pass", "pass", [])
+    assert sum(f.size_bytes for f in first.files) == first.size_bytes
+    assert found.ranks == {str(first.rank): 2}
+    assert found.settings is not None
+    assert found.settings.bytes_per_slot > 0
+    for file in first.files:
+        assert len(http(world).get(file.url, follow_redirects=True).content) == file.size_bytes
+
+
+def test_the_roster_costs_the_same_statements_for_two_adapters_and_for_ten(world: World) -> None:
+    fill(world, "acme/a0", "acme/a1")
+    client = http(world)
+    with world.statements() as few:
+        roster(client)
+    for number in range(2, 10):
+        world.push(f"acme/a{number}")
+        world.admin.promote(f"acme/a{number}", "canary", "1", generation=0)
+    with world.statements() as many:
+        assert len(roster(client).adapters) == 10
+    ours = [
+        [s for s in sent if "FROM adapter" in s or "version_file" in s or "FROM verdict" in s] for sent in (few, many)
+    ]
+    assert len(ours[0]) == len(ours[1]) <= 4, ours
+
+
+def test_the_cursor_changes_with_every_move_verdict_and_yank_and_with_nothing_else(world: World) -> None:
+    fill(world, "acme/support")
+    client = http(world)
+    cursors = [roster(client).cursor]
+    world.push("acme/support")
+    assert roster(client).cursor == cursors[0]
+    world.admin.promote("acme/support", "canary", "2", generation=1)
+    cursors.append(roster(client).cursor)
+    world.validate("acme/support@2")
+    cursors.append(roster(client).cursor)
+    world.admin.yank("acme/support@2", "bad data")
+    last = roster(client)
+    assert (last.adapters, len({*cursors, last.cursor})) == ([], 4)
+
+
+def test_who_waits_is_told_of_a_promotion(world: World) -> None:
+    fill(world, "acme/support")
+    client = http(world)
+    cursor = roster(client).cursor
+    told: list[Roster] = []
+    waiting = threading.Thread(target=lambda: told.append(roster(http(world), since=cursor, wait=60)))
+    waiting.start()
+    world.push("acme/support")
+    world.admin.promote("acme/support", "canary", "2", generation=1)
+    waiting.join(60)
+    assert [entry.number for entry in told[0].adapters] == [2]
+    assert roster(client, since="of another time", wait=60).cursor == told[0].cursor
+
+
+def test_a_roster_shows_to_each_what_they_may_see(world: World) -> None:
+    fill(world, "acme/support", "bolt/sales")
+    _, secret = world.issue("pull", namespaces=["bolt"])
+    assert [entry.name for entry in roster(http(world, secret)).adapters] == ["bolt/sales"]
+    assert http(world).get("/api/v1/bases/none/adapters").json()["code"] == "BASE_UNKNOWN"
+
+
+def test_names_that_read_the_same_in_an_engine_are_told_apart(world: World) -> None:
+    fill(world, "a-b/c", "a/b-c")
+    served = [entry.served_name for entry in roster(http(world)).adapters]
+    assert len(set(served)) == 2
+    assert all(name.startswith("a-b-c-v1-") for name in served)
+    assert len(served_name(AdapterName("a" * 64, "b" * 64), 10**8)) <= 100
