@@ -72,14 +72,14 @@ class Soak:
             print(f"VIOLATION {name}: {found[:3]}", file=sys.stderr, flush=True)
 
     def _forever(self) -> Iterator[Run]:
-        """Each round kills once at each point on each kind, and has some of everything else in between."""
+        """Each round kills once at each point on each kind, and has some of everything else in between. The kinds take
+        turns, so that a short run has seen all of them."""
         for turn in itertools.count():
-            for kind in KINDS:
-                for point in points.PUSH | points.GC:
-                    if not (kind[1] == "s3" and point in points.DIRECT):
-                        yield f"{KILL}{class_of(point)}, {'+'.join(kind)}", partial(self._kill, kind, point)
-                    if point in points.GC:
-                        yield "a store that fails, sqlite+s3", self._store_fails
+            for point, kind in itertools.product(points.PUSH | points.GC, KINDS):
+                if not (kind[1] == "s3" and point in points.DIRECT):
+                    yield f"{KILL}{class_of(point)}, {'+'.join(kind)}", partial(self._kill, kind, point)
+                if point in points.GC:
+                    yield "a store that fails, sqlite+s3", self._store_fails
             kind = KINDS[turn % len(KINDS)]
             yield f"{CLIENTS} equal pushes", partial(self._race, races.equal, kind, CLIENTS)
             yield f"{CLIENTS} different pushes", partial(self._race, races.different, kind, CLIENTS)
