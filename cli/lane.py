@@ -34,6 +34,8 @@ FLOW_BYTES = 2**18
 """Whoever moves less than this in `IDLE_SECONDS` goes back to the event loop."""
 TURNS = 20
 """Turns of the event loop in which the head of an answer is normally sent; a peer that takes longer is a slow one."""
+HEAD_LIMIT_BYTES = 64 * 2**10
+"""What the request line and the headers of one request may have together."""
 _ZEROS = bytes(2**16)
 _SLOTS = threading.BoundedSemaphore(SLOTS)
 
@@ -43,6 +45,25 @@ class DirectProtocol(HttpToolsProtocol):
 
     _aside = False
     """True while the parser is told of bytes that a thread has read already."""
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size_bytes: int) -> None:
+        """The parser has no limit of its own. What is over ours is answered 400, and the connection ends."""
+        self._head_bytes += size_bytes
+        if self._head_bytes > HEAD_LIMIT_BYTES:
+            raise httptools.HttpParserError("the head of the request is too large")
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
