@@ -22,6 +22,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from registry import names
 from registry.errors import NotFound, TooLarge
+from registry.formats import IMAGE_SCHEMES
 from registry.jobs import Kind, State
 from registry.names import AdapterName
 from registry.server import audit, bases, db, queue
@@ -83,6 +84,7 @@ def begin(session: Session, actor: Actor, request: RevalidateRequest) -> Campaig
 def _affected(session: Session, actor: Actor, base: BaseRow, request: RevalidateRequest) -> Iterator[Affected]:
     """The versions of the base that the actor may have judged, with their newest verdict, if it calls for a new one."""
     acts, fits = _newest(base, Check.ACTS), _newest(base, Check.FITS)
+    pipeline = bases.spec_of(base).is_pipeline
     statement = (
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
@@ -93,7 +95,8 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: Revalidate
         .order_by(col(VersionRow.id))
     )
     for version, namespace, adapter, verdict in session.exec(statement):
-        foreign = version.facts.get("scheme", PEFT) != PEFT  # a worker loads only PEFT's own files
+        scheme = version.facts.get("scheme", PEFT)
+        foreign = scheme != PEFT and not (pipeline and scheme in IMAGE_SCHEMES)  # no worker can try it
         if not foreign and actor.may("push", namespace, adapter) and _calls_for(verdict, base, request):
             yield version, AdapterName(namespace, adapter), verdict
 

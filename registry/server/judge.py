@@ -25,6 +25,7 @@ from registry.bases.identity import Likeness
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.errors import Conflict, Invalid, Reason, Unavailable
+from registry.formats import IMAGE_SCHEMES
 from registry.manifest import Manifest
 from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.tables import PushBlobRow
@@ -42,8 +43,8 @@ class Judged:
     findings: tuple[Finding, ...]
     values: Measured | None = None
     """None while the weights are still to be measured: they are large."""
-    is_peft: bool = True
-    """Whether a worker can put it on its base: PEFT loads only its own."""
+    can_be_tried: bool = True
+    """Whether a worker can put it on its base: PEFT's own, and image adapters on an image model."""
 
 
 class Mismatch(Invalid):
@@ -108,7 +109,8 @@ def look(
     if small:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.lora)
     facts = found.facts
-    return Judged(facts["method"], facts["rank"], facts, findings, measured, isinstance(found, contents.Contents))
+    tried = isinstance(found, contents.Contents) or (spec.is_pipeline and found.file.scheme in IMAGE_SCHEMES)
+    return Judged(facts["method"], facts["rank"], facts, findings, measured, tried)
 
 
 def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, keep: str) -> contents.Read:

@@ -93,7 +93,7 @@ def make(
     audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
     aliases.follow(session, actor, name, row)
     job_id = ""
-    if judged.is_peft and Outcome.FAIL not in (outcome, numbers):
+    if judged.can_be_tried and Outcome.FAIL not in (outcome, numbers):
         job_id = queue.enqueue(session, actor, Kind.VALIDATE, row, name=name, base=base.name).id
     return _answer(session, actor, name, push, row, alias, created=True, job_id=job_id)
 

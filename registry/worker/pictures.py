@@ -112,14 +112,20 @@ def examine(
     started = perf_counter()
     try:
         _load(base, files[0])
+    except Exception as e:  # other programs may know this scheme: their word is not ours to give
+        if machine_fault(e):
+            raise
+        sentence = f"diffusers {diffusers.__version__} does not take this scheme: {first_line(e)}"
+        seen.note("unknown", "acts.task_unsupported", files[0].name, sentence)
+        return seen
+    try:
         seen.measure("load_seconds", perf_counter() - started)
         say("painting with the adapter")
         after = _paint(base)
     except Exception as e:
         if machine_fault(e):
             raise
-        sentence = f"diffusers {diffusers.__version__} cannot paint with it: {first_line(e)}"
-        seen.note("error", "acts.load_failed", files[0].name, sentence)
+        seen.note("error", "acts.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
         return seen
     _compare(base, before, after, seen)
     changed = [name for name, bits in fingerprint.items() if base.fingerprint()[name] != bits]

@@ -13,6 +13,7 @@ Example
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from registry.worker.keepers import Source
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights there are not the base's, empty when they are."""
 Stamp = tuple[str, int, int]
+PAINTER = "diffusers"
+"""What a worker paints with on image models."""
 
 
 class Sources:
@@ -67,8 +70,9 @@ class Sources:
         folder = self._wanted.get(view.name) or (Path(view.source) if view.source else None)
         if folder is None:
             return f"the base {view.name} has no source; say where it lies: --base {view.name}=DIR"
-        config = folder / bases.CONFIG
-        if not config.is_file():
+        if view.spec.is_pipeline and importlib.util.find_spec(PAINTER) is None:
+            return f"the base {view.name} is an image model, and {PAINTER} is not installed here (extra `images`)"
+        if not any((folder / inner / bases.CONFIG).is_file() for inner in ("", *view.spec.components)):
             return f"the base {view.name} is not in {folder} here; say where it lies: --base {view.name}=DIR"
         key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, _stamps(folder))
         if key not in self._known:
@@ -78,7 +82,7 @@ class Sources:
 
 def _stamps(folder: Path) -> tuple[Stamp, ...]:
     """While name, size and time of every file stay, its bytes are taken to stay."""
-    files = sorted([folder / bases.CONFIG, *folder.glob("*.safetensors")])
+    files = sorted({*folder.glob(bases.CONFIG), *folder.glob(f"*/{bases.CONFIG}"), *folder.glob("**/*.safetensors")})
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry import compat
+from registry import judgement
 from registry.client.folder import read_folder
 from registry.errors import Invalid, TooLarge
 from registry.thresholds import Thresholds
@@ -52,10 +52,10 @@ def validate(task: Task) -> Done:
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
     """The domain's own judgement, made here again: the names that reach the model are on its allow-list."""
     try:
-        contents = read_folder(folder).contents
+        found = read_folder(folder).found
     except (Invalid, TooLarge) as e:
         raise Failed(f"what was pulled breaks a rule: {e.detail}", final=True) from e
-    return [*contents.lora.findings, *compat.check_fit(contents.lora, base.spec, base.relatives)]
+    return list(judgement.fit(found, base.spec, base.relatives))
 
 
 def _not_tried(findings: list[Finding]) -> Finding:
@@ -92,6 +92,8 @@ def _report(task: Task, findings: list[Finding], seen: dict[str, Any], keeper: d
 def _done(report: Report) -> Done:
     outcome = add_up(report.findings)
     seen = report.measurements
+    if seen.get("mean_pixel_delta") is not None and outcome != "fail":
+        return Done(f"acts: {outcome} (the picture changes by {seen['mean_pixel_delta']:.3g} of its range)", report)
     if seen.get("kl_nats") is not None and outcome != "fail":
         moved = f"logits move by up to {seen['max_logit_delta']:.3g}, KL {seen['kl_nats']:.3g} nats a token"
         return Done(f"acts: {outcome} ({moved})", report)

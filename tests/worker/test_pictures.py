@@ -1,0 +1,64 @@
+"""Image adapters on tiny pipelines, through the registry: what is painted, what is told, what is not judged."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from registry.client.base_folder import base_spec_from
+from registry.verdicts import Outcome
+from registry.wire import BaseAdd
+from registry.worker.loop import Worker
+from tests import fixtures
+from tests.worker.workshop import Workshop
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="diffusers is not installed"),
+]
+EXPECTED = {
+    "kohya-sd": ("sd-tiny", Outcome.PASS, ""),
+    "diffusers-old": ("sd-tiny", Outcome.PASS, ""),
+    "flux-xlabs": ("flux-tiny", Outcome.PASS, ""),
+    "flux-comfy": ("flux-tiny", Outcome.FAIL, "acts.picture_unchanged"),
+    "lycoris-loha": ("sd-tiny", Outcome.UNKNOWN, "acts.task_unsupported"),
+}
+"""diffusers takes ComfyUI's names without a word and does nothing with them."""
+
+
+def test_image_adapters_are_painted_with_and_the_report_holds_both_pictures(
+    workshop: Workshop, worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    images, pipelines = fixtures.images(), fixtures.image_bases()
+    for base in ("sd-tiny", "flux-tiny"):
+        spec, _ = base_spec_from(pipelines / base, base)
+        workshop.world.admin.add_base(BaseAdd(spec=spec, source=str(pipelines / base)))
+    for name, (base, _, _) in EXPECTED.items():
+        (tmp_path / name).mkdir()
+        shutil.copy(images / f"{name}.safetensors", tmp_path / name)
+        workshop.push(tmp_path / name, f"acme/{name}", base=base)
+    tally = worker().run(once=True)
+    assert (tally.done, tally.failed) == (len(EXPECTED), 0), workshop.lines
+    found = {name: workshop.acts(f"acme/{name}") for name in EXPECTED}
+    told = {name: (v.outcome, *(f.code for f in v.findings)) for name, v in found.items() if v is not None}
+    assert told == {name: (outcome, *filter(None, [code])) for name, (_, outcome, code) in EXPECTED.items()}
+    verdict = found["kohya-sd"]
+    assert verdict is not None
+    assert verdict.report is not None
+    report = workshop.world.admin.report("acme/kohya-sd", verdict.report)
+    assert report.measurements["mean_pixel_delta"] > 1e-6
+    pictures = {name: base64.b64decode(picture) for name, picture in report.pictures.items()}
+    assert {name: _size(picture) for name, picture in pictures.items()} == {"before": (128, 128), "after": (128, 128)}
+    assert pictures["before"] != pictures["after"]
+    assert "diffusers" in report.made_by
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", png[16:24])
+    return int(width), int(height)
