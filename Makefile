@@ -46,7 +46,7 @@ faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races
 
 test-vllm: venv  ## ask a real vLLM (CPU, over HTTP) what it does with each case; brings its environment once (3.3 GB)
 	@$(PYTHON) -m tests.proof.venvs vllm
-	@$(PYTHON) -m pytest -m vllm $(ARGS)
+	@PROOF_VLLM=1 $(PYTHON) -m pytest -m vllm $(ARGS)
 
 test-engines: venv  ## ask llama.cpp, and the code of published vLLM and SGLang wheels, about each case; diffusers about image files
 	@$(PYTHON) -m tests.proof.venvs wheels

@@ -13,8 +13,8 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.skipif(
-        venvs.vllm_python() is None,
-        reason=f"no environment with vLLM {venvs.VLLM}: make test-vllm brings it",
+        not venvs.vllm_is_wanted(),
+        reason=f"asks vLLM {venvs.VLLM} for minutes: make test-vllm does it",
     ),
 ]
 

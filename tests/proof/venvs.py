@@ -12,6 +12,7 @@ Invariants
 from __future__ import annotations
 
 import email
+import os
 import re
 import shutil
 import subprocess
@@ -35,6 +36,11 @@ def vllm_python() -> Path | None:
     """The interpreter of vLLM's environment, if that is whole."""
     folder = ENGINES / f"vllm-{VLLM}"
     return folder / "bin" / "python" if (folder / ".ready").exists() else None
+
+
+def vllm_is_wanted() -> bool:
+    """Whether this run is to ask a real vLLM: `make test-vllm` says so; it takes minutes."""
+    return bool(os.environ.get("PROOF_VLLM")) and vllm_python() is not None
 
 
 def llama_python() -> Path | None:
