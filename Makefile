@@ -62,7 +62,7 @@ light: venv  ## prove the light install: wheel, bare environment, domain tests, 
 	@$(PYTHON) -m pytest tests/light $(ARGS)
 
 model: venv  ## the registry against a dictionary of its rules, 300 × 50 steps, and 3,000 requests that the API's document allows
-	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest tests/access/test_model.py tests/access/test_documented.py $(ARGS)
+	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/access/test_model.py tests/access/test_documented.py $(ARGS)
 
 soak: venv  ## faults for SOAK_SECONDS (600): kills, a failing store, races; prints runs and violations
 	@$(PYTHON) -m tests.faults.soak
