@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlmodel import col, select
 
 from registry.client.audit import Audit
 from registry.client.heads import Heads
@@ -119,8 +120,7 @@ def test_one_changed_byte_in_any_column_of_the_database_or_in_the_store_is_found
 def _after(world: World, held: logs.Held, session: db.Session, change: str) -> list[str]:
     """What a replay of the rows finds after this change."""
     session.connection().execute(text(change))
-    changed = session.execute(text("SELECT seq FROM event ORDER BY position")).scalars().all()
-    views = [audit.view(session.get_one(EventRow, seq, populate_existing=True)) for seq in changed]
+    views = [audit.view(row) for row in session.exec(select(EventRow).order_by(col(EventRow.position))).all()]
     held.lines = [view.entry() for view in views]
     return replay(held, *world.app.state.log.keys.verifiers).problems
 

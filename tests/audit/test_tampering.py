@@ -28,17 +28,29 @@ def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_foun
     for number, line in enumerate(held.lines):
         assert tlog.leaf_hash(line) == leaves[number * 32 : number * 32 + 32]
         assert tlog.leaf_hash(changed(line)) != leaves[number * 32 : number * 32 + 32]
-    for number in [0, 255, 256, EVENTS - 1, *draw.sample(range(EVENTS), 6)]:
-        kept, held.lines[number] = held.lines[number], changed(held.lines[number])
-        problems = replay(held, verifier).problems
-        assert any(f"(event {number + 1})" in problem for problem in problems), number
-        assert any("do not make the root" in problem for problem in problems)
-        held.lines[number] = kept
-    # Every tile and every bundle of entries.
-    for part, data in list(held.parts.items()):
-        held.parts[part] = changed(data)
-        assert replay(held, verifier).problems, part
-        held.parts[part] = data
+    # The replay names each of these rows, which are in tiles of their own.
+    kept = list(held.lines)
+    rows = [0, 256 + 255, *(index * 256 + draw.randrange(256) for index in range(2, 39)), EVENTS - 1]
+    for number in rows:
+        held.lines[number] = changed(kept[number])
+    problems = replay(held, verifier).problems
+    assert {number for number in rows if f"event {number + 1}: its row differs from its entry" in problems} == set(rows)
+    assert {number for number in rows if any(f"(event {number + 1})" in problem for problem in problems)} == set(rows)
+    held.lines = kept
+    # One row alone, anywhere, makes another root.
+    for number in draw.sample(range(EVENTS), 3):
+        held.lines = [*kept[:number], changed(kept[number]), *kept[number + 1 :]]
+        assert any("do not make the root" in problem for problem in replay(held, verifier).problems)
+    held.lines = kept
+    # Every tile and every bundle of entries, each with one changed byte, is named.
+    whole = dict(held.parts)
+    held.parts = {part: data[:-1] + bytes([data[-1] ^ 1]) for part, data in whole.items()}
+    problems = replay(held, verifier).problems
+    named = [f"tile/{level}/{index:03d}" for level, index in whole if level != "entries"]
+    assert [path for path in named if not any(problem.startswith(path) for problem in problems)] == []
+    differ = [problem for problem in problems if problem.endswith("its row differs from its entry")]
+    assert len(differ) == sum(part[0] == "entries" for part in whole)
+    held.parts = whole
     note, held.note = held.note, held.note.replace("\n10000\n", "\n9999\n")
     assert replay(held, verifier).problems == ["the checkpoint is not signed by a key of this log"]
     held.note = note
