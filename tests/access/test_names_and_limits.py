@@ -11,7 +11,7 @@ from registry.names import AdapterName
 from registry.server import reindex
 from registry.server.access import taken
 from registry.server.actors import TRUSTED
-from registry.server.tables import AdapterRow, EventRow, NamespaceRow, TakenNameRow, VersionRow
+from registry.server.tables import AdapterRow, EventRow, JobRow, JobStepRow, NamespaceRow, TakenNameRow, VersionRow
 from registry.wire.access import TokenCreate
 from registry.wire.namespaces import NamespaceSet
 from registry.wire.push import PushRequest
@@ -87,6 +87,9 @@ def test_a_deleted_adapter_is_gone_with_all_that_hung_on_it_and_its_name_for_eve
     world.push("acme/support")
     world.validate("acme/support@1")
     world.admin.promote("acme/support", "canary", "1", generation=0)
+    with world.session(write=True) as session:  # a row that points at one that points at a version
+        job = next(row for row in rows(session, JobRow) if row.namespace == "acme")
+        session.add(JobStepRow(job_id=job.id, attempt=1, at=job.created_at, says="loads the base"))
     assert house.as_("owner").delete_adapter("acme/support").versions == 2
     with pytest.raises(NotFound):
         world.admin.resolve("acme/support")

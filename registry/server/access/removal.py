@@ -14,11 +14,11 @@ Example
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import ColumnElement, Table, update
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import update
+from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.errors import Conflict, Unavailable
@@ -30,15 +30,15 @@ from registry.server.blobs import BlobStore
 from registry.server.tables import AdapterRow, JobRow, PushRow, VersionRow
 from registry.wire.namespaces import Removed
 
+_ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
+
 
 def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     """End an adapter with all its versions. `NotFound`, `Denied`."""
     actor.demand("admin", name)
     adapter = catalog.adapter_row(session, actor, name, lock=True)
     versions = session.exec(select(VersionRow.id, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)).all()
-    _delete_whatever_points_at(session, "version", [version_id for version_id, _ in versions])
-    _delete_whatever_points_at(session, "adapter", [adapter.id])
-    session.connection().execute(delete_rows(AdapterRow).where(col(AdapterRow.id) == adapter.id))
+    _delete_with_all_below(session, _ADAPTER, _ADAPTER.c.id == adapter.id)
     session.expunge(adapter)
     _end_name(session, name)
     told = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
@@ -95,14 +95,13 @@ def _end_name(session: Session, name: AdapterName) -> None:
     state.changed(session)
 
 
-def _delete_whatever_points_at(session: Session, table: str, ids: Sequence[int | None]) -> None:
-    """The rows of every table with a key into this one, whichever tables there are."""
-    for other in reversed(SQLModel.metadata.sorted_tables):
+def _delete_with_all_below(session: Session, table: Table, which: ColumnElement[bool]) -> None:
+    """These rows and those of every table that point at them, whichever tables there are."""
+    for other in SQLModel.metadata.sorted_tables:
         for key in other.foreign_keys:
-            if key.column.table.name == table and other.name not in ("version", "adapter"):
-                session.connection().execute(delete_rows(other).where(key.parent.in_(ids)))
-    if table == "adapter":
-        session.connection().execute(delete_rows(VersionRow).where(col(VersionRow.adapter_id).in_(ids)))
+            if key.column.table is table:
+                _delete_with_all_below(session, other, key.parent.in_(plain_select(key.column).where(which)))
+    session.connection().execute(delete_rows(table).where(which))
 
 
 def _rename_jobs(session: Session, adapter: AdapterRow, to: AdapterName) -> None:
