@@ -57,6 +57,7 @@ def test_an_adapter_with_nan_fails_and_its_neighbour_passes(
     workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
     workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
+    workshop.world.admin.submit(JobSubmit(kind="validate", ref="acme/nan"))  # its values failed: none was queued
     workshop.push(good, "acme/good")
     assert worker().run(once=True).done == 2
     verdicts = {name: workshop.acts(f"acme/{name}") for name in ("nan", "good")}

@@ -96,10 +96,10 @@ def tell_probes(base: Base, asked: Sequence[tuple[int, ...]], seen: Examination)
 
 
 def _learn(base: Base, asked: list[tuple[int, ...]], seen: Examination, *, shared: bool) -> Known:
-    fingerprint = base.fingerprint()
     started = perf_counter()
     before = base.logits(asked)
     seen.measure("base_forward_seconds", perf_counter() - started)
+    fingerprint = base.fingerprint()  # after the forward: a base of four bits packs itself anew in its first one
     return Known(Baseline.of(asked, before, base.dtype), fingerprint, shared)
 
 
