@@ -31,9 +31,7 @@ _FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.option("--key", type=_FILE, help="Private key that signs: Ed25519 or ECDSA, PEM or OpenSSH.")
-@click.option(
-    "--bundle", type=_FILE, help="A signature made elsewhere (OpenSSF model signing, model.sig)."
-)
+@click.option("--bundle", type=_FILE, help="A signature made elsewhere (OpenSSF model signing, model.sig).")
 @click.option("--public-key", type=_FILE, help="With --bundle: the public key (PEM) that it verifies with.")
 @output.json_option
 def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | None) -> None:

@@ -6,8 +6,9 @@
 
 Invariants
 - The row is there before the bytes are: there is never a final key without a row. `pending` promises nothing.
-- A blob is needed while a version, a verdict or an attestation refers to it, while an open push names it, and while a running job is
-  about to leave it. Whoever begins to need one locks its row first; `gc` asks again under the same lock.
+- A blob is needed while a version, a verdict or an attestation refers to it, while an open push names it, and while a
+  running job is about to leave it. Whoever begins to need one locks its row first; `gc` asks again under the same
+  lock.
 - No clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
 
 Example

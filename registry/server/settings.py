@@ -59,9 +59,9 @@ class Settings:
     failpoints: str = ""
     """For tests of crashes only: see `failpoints`."""
     audit_key: str = ""
-    """File with the keys that sign the audit log and attestations. Default: `DATA/audit.key`, made at the first need."""
+    """File with the keys that sign the audit log and attestations. Default: `DATA/audit.key`, made when needed."""
     webhook_private: str = ""
-    """Private networks (CIDR, with spaces between) to which webhooks may be sent, by http too. Empty: public https only."""
+    """Private networks (CIDR, spaces between) to which webhooks may be sent, by http too. Empty: public https only."""
     database_pool: int = 8
     """Connections that one process keeps to PostgreSQL."""
 

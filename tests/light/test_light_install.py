@@ -21,7 +21,7 @@ HEAVY = [
     *("alembic", "boto3", "fastapi", "jinja2", "orjson", "psycopg", "sqlalchemy", "sqlmodel", "starlette", "uvicorn"),
     *("diffusers", "numpy", "peft", "ray", "safetensors", "torch", "transformers"),
 ]
-SIZE_LIMIT_BYTES = 30 * 2**20
+SIZE_LIMIT_BYTES = 36 * 2**20  # half of it is cryptography: a client verifies by itself (docs/adr/0012)
 MISSING_EXTRA_EXIT_CODE = 2
 
 LOOK = """
@@ -83,7 +83,7 @@ def test_the_wheel_holds_two_packages_and_the_migrations_inside_the_server(wheel
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry", "cli"}
     migrations = {str(path.relative_to(house.ROOT)) for path in (house.ROOT / "migrations").rglob("*.py")}
     assert {f"registry/server/{name}" for name in migrations} <= set(names)
-    assert not [name for name in names if "test" in name]
+    assert not [name for name in names if "tests" in name.split("/") or name.rpartition("/")[2].startswith("test")]
 
 
 def test_the_bare_install_imports_every_base_room_and_nothing_heavy(bare: Path, tmp_path: Path) -> None:
