@@ -68,15 +68,19 @@ def _send_part(registry: Registry, part: Part, file: io.FileIO, progress: Progre
     registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
 
 
-def fetch(registry: Registry, link: FileLink, target: Path, progress: Progress) -> None:
-    """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be."""
+def fetch(registry: Registry, link: FileLink, target: Path, progress: Progress, *, durable: bool = True) -> None:
+    """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be.
+
+    Without `durable` nobody waits for the disk: for what is hashed again before it is used.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(target, flags, 0o644)
     try:
         fetcher = _Fetch(registry, link, descriptor, progress)
         fetcher.whole() if link.size_bytes < RANGES_FROM_BYTES else fetcher.in_ranges()
         fetcher.check()
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):
             target.unlink()

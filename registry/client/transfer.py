@@ -26,7 +26,7 @@ from registry.client import signing, streams
 from registry.client.api import Registry
 from registry.client.audit import Audit
 from registry.client.base_folder import base_spec_from as base_spec_from
-from registry.client.cache import Cache
+from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.client.destination import NOTE, Destination
 from registry.client.folder import Folder, read_folder
 from registry.client.streams import Progress, Silent
@@ -185,6 +185,11 @@ def _bring(registry: Registry, link: FileLink, target: Path, cache: Cache | None
     if cache is None:
         streams.fetch(registry, link, target, progress)
         return
-    fetch = lambda path: streams.fetch(registry, link, path, progress)  # noqa: E731
+    linked = link.size_bytes >= LINK_FROM_BYTES
+
+    def fetch(path: Path) -> None:
+        # A small file is handed out as a copy, which is forced to disk; the cache hashes its own again at each use.
+        streams.fetch(registry, link, path, progress, durable=linked or path == target)
+
     if cache.take(link.digest, link.size_bytes, target) or not cache.fill(link.digest, link.size_bytes, target, fetch):
         progress.advance(link.size_bytes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from registry.client import transfer
 from registry.client.base_folder import base_spec_from
-from registry.client.cache import Cache
+from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
 from tests import forge
@@ -141,3 +142,20 @@ def test_a_folder_that_is_no_base_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(Invalid, match="safetensors"):
         base_spec_from(tmp_path, "tiny")
+
+
+def test_what_is_put_into_the_destination_is_forced_to_disk_and_a_small_cached_file_is_not_waited_for(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert max(len(data) for data in pushed.values()) < LINK_FROM_BYTES
+    forced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        forced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    assert set(pushed) <= {path.name for path in forced}
+    assert [path for path in forced if cache.root in path.parents] == []
