@@ -49,7 +49,7 @@ class VerdictList(Answer):
 
 
 class FingerprintView(Answer):
-    """How a version answered in its newest smoke test: `registry.fingerprint.compare` takes an engine's answers to it."""
+    """How a version answered in its newest smoke test; `registry.fingerprint.compare` puts an engine beside it."""
 
     version: str
     digest: Digest

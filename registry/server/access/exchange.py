@@ -36,7 +36,7 @@ _SUBJECT = re.compile(r"[!-~]+\Z")
 
 
 def token_for(session: Session, issuers: Issuers, request: ExchangeRequest) -> tuple[TokenView, str]:
-    """A token and its secret; `session` has only begun. `Unauthenticated` for whatever is not believed or not trusted."""
+    """A token and its secret; `session` has only begun. `Unauthenticated` for what is not believed or not trusted."""
     told = issuers.believe(request.assertion)
     wanted = AdapterName.parse(request.adapter) if request.adapter else None
     db.begin_writing(session)
