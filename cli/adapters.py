@@ -207,7 +207,7 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
     order = list(Check)
     lines = []
     for (check, engine), verdict in sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
-        line = f"{check:<6}{output.outcome(verdict.outcome)}"
+        line = f"{check:<8}{output.outcome(verdict.outcome)}"
         line += f"  {engine}" if engine else ""
         lines.append(line + (f"  {verdict.summary}" if verdict.summary else ""))
         found = [f for f in verdict.findings if f.severity != "info" and f.sentence not in verdict.summary]
@@ -218,7 +218,7 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
         fits = newest.get((Check.FITS, ""))
         hopeless = fits is not None and fits.outcome is Outcome.FAIL
         why = "not tried: it does not fit" if hopeless else f"not tried yet: adapter validate {ref} --wait"
-        lines.append(f"{'acts':<6}{output.faint(why)}")
+        lines.append(f"{'acts':<8}{output.faint(why)}")
     return lines
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cli import drawing, session
-from registry.verdicts import Check, Report
-from registry.wire.jobs import ClaimRequest, FinishRequest
+from cli import drawing
 from tests import fixtures
 from tests.cli.desk import Desk
 
@@ -57,7 +55,7 @@ def test_verdicts_of_the_listed_engines_are_kept_searched_and_renewed(stocked: D
     found = stocked("list", "--engine", VLLM, "--outcome", "fail", "--json", REGISTRY_ENGINES=VLLM).json["items"]
     assert [item["name"] for item in found] == ["acme/large"]
     assert stocked("rejudge", "--json", REGISTRY_ENGINES=VLLM).json == {"looked": 2, "renewed": 0}
-    assert f"loads pass  {VLLM}" in stocked("show", "acme/small").stdout
+    assert f"loads   pass  {VLLM}" in stocked("show", "acme/small").stdout
     assert stocked("list", "--engine", VLLM, "--json", expect=2).problem["code"] == "REQUEST_INVALID"
 
 
@@ -101,29 +99,14 @@ def test_two_adapters_are_compared_by_their_numbers(stocked: Desk, tmp_path: Pat
     assert "updates cosine" in stocked("diff", folder, other, "--values").stdout
 
 
-def tried(ref: str, norms: dict[str, Any]) -> None:
-    with session.embedded() as registry:
-        version = registry.version(ref)
-        claimed = registry.claim(ClaimRequest(worker="test"))
-        assert claimed is not None
-        report = Report(check=Check.ACTS, subject=version.digest, base=version.base,
-                        base_fingerprint=version.base_fingerprint, measurements={"module_norms": norms})  # fmt: skip
-        registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-
-
-def test_norms_of_a_report_are_bars_by_layer_and_a_heat_map(stocked: Desk, tmp_path: Path) -> None:
+def test_norms_of_the_weights_are_bars_by_layer_and_a_heat_map(stocked: Desk, tmp_path: Path) -> None:
     stocked.push("acme/support")
-    assert "norms" not in stocked("show", "acme/support").stdout
-    tried("acme/support", {
-        "model.layers.0.self_attn.q_proj": [1.0, 1.0, 3.0, 9.0],
-        "model.layers.0.self_attn.v_proj": [1.0, 1.0, 4.0, None],
-        "model.layers.1.self_attn.q_proj": [1.0, 0.0, 0.0, 9.0],
-    })  # fmt: skip
     picture = tmp_path / "norms.svg"
     said = stocked("show", "acme/support", "--plot", picture).stdout
-    assert "0 " + "█" * drawing.BAR_WIDTH + " 5" in said
+    assert len(re.findall(r"^ +[0-3] █+\S? 0\.[0-9]+$", said, re.MULTILINE)) == 4
+    assert "█" * drawing.BAR_WIDTH in said  # the largest fills the line
     texts = [text.text for text in ElementTree.parse(picture).iter() if text.tag.endswith("text")]
-    assert {"layer 0", "layer 1", "q_proj", "v_proj", "3", "4", "0"} <= set(texts)
+    assert {"layer 0", "layer 3", "q_proj", "v_proj"} <= set(texts)
 
 
 def test_texts_in_a_picture_are_escaped() -> None:

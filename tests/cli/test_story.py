@@ -29,6 +29,7 @@ def lines(text: str) -> list[str]:
     """The text without times and digests, which differ from run to run."""
     text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "SHORT", text)
+    text = re.sub(r"█\S* +[0-9.]+", "BAR", text)
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "TIME", text).splitlines()
 
 
@@ -42,8 +43,11 @@ def test_show_tells_everything_about_a_version_on_one_screen(story: Desk) -> Non
         "  pushed    TIME by owner",
         "  message   less rude",
         "  parents   continued acme/support@1 DIGEST",
-        "  verdicts  fits  pass",
-        "            acts  pass",
+        "  verdicts  fits    pass",
+        "            values  pass",
+        "            acts    pass",
+        "  norms     by layer",
+        *[f"                {layer} BAR" for layer in range(4)],
         "  aliases   main → @2  since TIME by owner  pushed",
         "            prod → @1  since TIME by owner  first release",
         "  files     README.md  23 B",
@@ -135,7 +139,7 @@ def test_a_push_says_what_it_leaves_out_and_finds_the_base_itself(desk: Desk) ->
     (folder / "optimizer.pt").write_bytes(b"state")
     said = desk("push", folder, "acme/support")
     assert "left out: optimizer.pt" in said.stderr
-    assert "acts  not tried yet: adapter validate acme/support@1 --wait" in said.stdout
+    assert "acts    not tried yet: adapter validate acme/support@1 --wait" in said.stdout
 
 
 def test_an_adapter_for_another_base_is_kept_and_goes_nowhere(desk: Desk) -> None:

@@ -45,13 +45,15 @@ def test_prod_opens_for_an_adapter_that_acts(
     assert {"fits", "acts"} <= {verdict["check"] for verdict in evidence}
 
 
-def test_prod_stays_shut_for_an_adapter_with_nan(world: World, base_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_prod_stays_shut_for_an_adapter_with_nan_which_no_worker_need_try(
+    world: World, base_folder: Path, pool: Pool, tmp_path: Path
+) -> None:
     workshop = Workshop(world, base_folder)
     workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), NAME)
 
-    assert _work(workshop, pool) == 1
+    assert _work(workshop, pool) == 0
 
-    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "values": "pass", "acts": "fail"}
+    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "values": "fail"}
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
     assert refused.value.code == "GATE_CLOSED"
