@@ -215,9 +215,10 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
         if len(found) > FINDINGS_SHOWN:
             lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
     if (Check.ACTS, "") not in newest:
-        fits = newest.get((Check.FITS, ""))
-        hopeless = fits is not None and fits.outcome is Outcome.FAIL
-        why = "not tried: it does not fit" if hopeless else f"not tried yet: adapter validate {ref} --wait"
+        failed = {check for (check, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
+        why = f"not tried yet: adapter validate {ref} --wait"
+        if Check.FITS in failed or Check.VALUES in failed:
+            why = "not tried: it does not fit" if Check.FITS in failed else "not tried: its values are broken"
         lines.append(f"{'acts':<8}{output.faint(why)}")
     return lines
 
