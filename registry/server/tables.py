@@ -185,6 +185,7 @@ class VerdictRow(SQLModel, table=True):
 class BlobRow(SQLModel, table=True):
     """A final key of the store; the row is there before the bytes are and goes after them. See `holds.BlobState`.
 
+    `git_sha1` is the id of a git blob with these bytes, once the Hub's dialect was asked for it.
     `marked_at` is when it became dead, `checked_at` when its bytes were last read and found true (or not: `corrupt`).
     """
 
@@ -195,6 +196,7 @@ class BlobRow(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
     checked_at: datetime | None = Field(default=None, sa_type=UtcTime)
     marked_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    git_sha1: str | None = None
 
 
 class PushRow(SQLModel, table=True):
