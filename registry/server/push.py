@@ -192,4 +192,4 @@ def tidy(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
         for key in [stat.key for stat in blobs.list(f"staging/{push_id}/")]:
             blobs.delete(key)
         records.write_missing(engine, blobs, limit=RECORDS_LIMIT)
-        values.add_missing(engine, blobs, limit=values.MEASURED_AT_ONCE)
+        values.keep_up(engine, blobs)

@@ -17,6 +17,8 @@ Example
 from __future__ import annotations
 
 import json
+import threading
+import weakref
 from dataclasses import asdict
 
 from sqlalchemy import Engine, update
@@ -35,9 +37,6 @@ from registry.server.tables_values import VersionValuesRow
 from registry.server.values.measure import Measured, measure
 from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire.verdicts import ModuleNorms, ValuesView
-
-MEASURED_AT_ONCE = 4
-"""Versions that one push measures afterwards: its own, and some that were left."""
 
 
 def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> Outcome:
@@ -77,6 +76,29 @@ def add_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
                 if _write(session, row, base, measured) is Outcome.FAIL:
                     _judge_engines_again(session, row, base)
     return len(waiting)
+
+
+class _Desk:
+    """Who measures in this process, for one database: one thread, and it goes on while others ask."""
+
+    def __init__(self) -> None:
+        self.busy, self.wanted = threading.Lock(), threading.Event()
+
+
+_DESKS: weakref.WeakKeyDictionary[Engine, _Desk] = weakref.WeakKeyDictionary()
+
+
+def keep_up(engine: Engine, blobs: BlobStore) -> None:
+    """Measure everything that waits. Pushes that end together ask together, and each version is measured once."""
+    desk = _DESKS.setdefault(engine, _Desk())
+    desk.wanted.set()
+    while desk.wanted.is_set() and desk.busy.acquire(blocking=False):
+        try:
+            desk.wanted.clear()
+            while add_missing(engine, blobs, limit=1):
+                pass
+        finally:
+            desk.busy.release()
 
 
 def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
