@@ -39,7 +39,8 @@ TABLE = [
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "httpx pydantic"),
-    _row("registry.serving", "domain client serving", "httpx"),
+    _row("registry.serving", "domain client serving", "httpx pydantic"),
+    _row("registry.serving.export_bucket", "domain client serving", "boto3 botocore"),
     _row("registry.serving.vllm", "domain client serving", "vllm"),
     _row("registry.server", "domain server", "sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
@@ -56,7 +57,9 @@ TABLE = [
     _row("registry.worker.painter", "domain worker", "diffusers"),
     _row("registry.worker.cluster", "domain client worker", "ray"),
     _row("cli", "domain client cli", "click rich httpx pydantic"),
+    _row("cli.agent", "domain client serving cli", "click"),
     _row("cli.bases", "domain client worker cli", "click"),
+    _row("cli.export", "domain client serving cli", "click"),
     _row("cli.main", "cli", "click"),
     _row("cli.merge", "domain client worker cli", "click"),
     _row("cli.serve", "domain server app cli", "click uvicorn fastapi"),
@@ -177,12 +180,13 @@ def graph(texts: dict[str, str]) -> dict[str, set[str]]:
 
 
 def base_rooms() -> list[str]:
-    """Modules that the base install can import: those whose row allows neither server nor worker."""
+    """Modules that the base install can import: those whose row allows neither server nor worker nor boto3."""
     return [
         module
         for module in modules()
         if not module.startswith(("migrations", "registry.server", "registry.worker"))
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
+        and "boto3" not in (row_of(module) or TABLE[0]).packages
     ]
 
 

@@ -94,7 +94,7 @@ class Exported(Answer):
 
 
 def chosen(roster: Roster) -> tuple[list[RosterEntry], dict[str, str]]:
-    """What shall be served, and served name → reason for what shall not: a check of its own, or the asked engine, fails."""
+    """What shall be served, and served name → reason for what shall not: one of its checks or the engine says fail."""
     reasons = {entry.served_name: reason for entry in roster.adapters if (reason := _against(entry))}
     return [entry for entry in roster.adapters if entry.served_name not in reasons], reasons
 
@@ -130,7 +130,11 @@ def run(
 
     def one(entry: RosterEntry) -> Item:
         reason = reasons.get(entry.served_name, "")
-        item = _item(entry, "left out", reason) if reason else _brought(registry, roster, entry, place, model, cache, notes)
+        item = (
+            _item(entry, "left out", reason)
+            if reason
+            else _brought(registry, roster, entry, place, model, cache, notes)
+        )
         with telling:
             told(item)
         return item

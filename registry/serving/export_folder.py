@@ -54,7 +54,9 @@ class FolderPlace:
 
     def sizes(self, name: str) -> dict[str, int]:
         folder = self.root / name
-        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        return {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
 
     def put(self, name: str, staged: Path, digests: dict[str, Digest]) -> None:
         """`digests` were verified when the folder was staged."""

@@ -6,9 +6,9 @@ pkg/apis/serving/v1alpha2/llm_inference_service_types.go.
 
 Invariants
 - Values in, one `List` out; equal rosters give equal objects, in the order of the roster.
-- Names of objects are DNS labels of at most 63 characters; a longer served name is cut and ends in a piece of its digest.
-- Every object carries the label `app.kubernetes.io/managed-by: adapter-registry`, so that `kubectl apply --prune -l` sees
-  only ours, and annotations with the version that it means.
+- Names of objects are DNS labels of at most 63 characters; a longer served name is cut and ends in a digest of it.
+- Every object carries the label `app.kubernetes.io/managed-by: adapter-registry`, so that `kubectl apply --prune -l`
+  sees only ours, and annotations with the version that it means.
 
 Example
     >>> objects.make("modeladapter", roster, entries, "s3://models/prod/")["items"][0]["spec"]["artifactURL"]
@@ -98,7 +98,7 @@ def _model_adapter(
 
 
 def _lora_adapter(entry: RosterEntry, roster: Roster, root: str, model: str) -> Object:
-    """production-stack. Its operator knows the type s3 and answers "not implemented": folders of a shared volume only."""
+    """production-stack. Its operator answers "not implemented" for the type s3: folders of a shared volume only."""
     if "://" in root:
         raise Invalid(
             "URL_REFUSED",

@@ -1,0 +1,131 @@
+"""Exports: `adapter export`, for engines that read folders, buckets or Kubernetes objects and know no registry.
+
+Invariants
+- What is left out is always named; with `--strict` that makes exit 6. What cannot be brought ends in its own exit code.
+- `--kubernetes` writes nothing but one JSON document to standard output.
+
+Example
+    $ adapter export smollm2 /srv/adapters --engine vllm==0.33.0 --model HuggingFaceTB/SmolLM2-135M
+    $ adapter export smollm2 --kubernetes modeladapter --from s3://models/prod/ | kubectl apply -f -
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from cli import main, output, session
+from registry import errors
+from registry.client import transfer
+from registry.serving import export as exports
+from registry.serving import objects
+from registry.serving.export import Exported, Item, Place
+from registry.serving.export_folder import FolderPlace
+from registry.wire.roster import Roster, RosterEntry
+
+_COLOURS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
+
+
+@click.command()
+@click.argument("base")
+@click.argument("dest", required=False, default="")
+@click.option("--alias", default="prod", show_default=True, help="Those versions that this alias points at.")
+@click.option("--engine", default="", help="Leave out what this engine would not serve as trained: vllm==0.33.0,….")
+@click.option(
+    "--model", default="", help="What the engine is started with as its model; configurations then name that."
+)
+@click.option("--prune", is_flag=True, help="Remove what an export put there and the roster does not have any more.")
+@click.option("--strict", is_flag=True, help="Exit 6 when something is left out.")
+@click.option("--kubernetes", type=click.Choice(objects.KINDS), help="Print Kubernetes objects instead, as JSON.")
+@click.option("--from", "source", default="", help="With --kubernetes: where the export is, as the pods see it.")
+@click.option("--namespace", default="", help="With --kubernetes: the namespace of the objects.")
+@click.option(
+    "--selector", "selectors", multiple=True, metavar="KEY=VALUE", help="With modeladapter: labels of the pods."
+)
+@click.option("--secret", default="", help="With modeladapter: the Secret with the bucket's credentials.")
+@output.json_option
+def export(
+    base: str,
+    dest: str,
+    alias: str,
+    engine: str,
+    model: str,
+    prune: bool,
+    strict: bool,
+    kubernetes: str | None,
+    source: str,
+    namespace: str,
+    selectors: tuple[str, ...],
+    secret: str,
+) -> None:
+    """Lay out what an alias of every adapter of BASE points at in DEST, a folder or s3://BUCKET/PREFIX."""
+    if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
+        raise click.UsageError("say either DEST, or --kubernetes KIND and --from PLACE")
+    with session.registry() as registry:
+        roster = registry.roster(base, alias, engine=engine)
+        if kubernetes:
+            labels = dict(_pair(text) for text in selectors)
+            _print_objects(
+                roster,
+                lambda entries: objects.make(
+                    kubernetes, roster, entries, source,
+                    namespace=namespace, model=model, selector=labels or None, secret=secret,
+                ),
+                strict,
+            )  # fmt: skip
+            return
+        place = _place(dest)
+        cache = None if dest.startswith("s3://") else transfer.USER_CACHE  # bytes on their way to a bucket are not kept
+        as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
+        told: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
+        done = exports.run(registry, roster, place, model=model, prune=prune, cache=cache, told=told)
+    output.answer(done, lambda: _print_sum(done))
+    _exit(done, strict)
+
+
+def _place(dest: str) -> Place:
+    if dest.startswith("s3://"):
+        made: Place = main.load("registry.serving.export_bucket", "BucketPlace", "server", "adapter export to s3://")(
+            dest
+        )
+        return made
+    return FolderPlace(Path(dest))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.UsageError(f"--selector {text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _print_objects(roster: Roster, make: Callable[[Sequence[RosterEntry]], objects.Object], strict: bool) -> None:
+    entries, left_out = exports.chosen(roster)
+    click.echo(json.dumps(make(entries), indent=2, ensure_ascii=False))
+    for name, reason in left_out.items():
+        output.note(f"left out: {name}: {reason}")
+    if strict and left_out:
+        click.get_current_context().exit(output.REFUSED)
+
+
+def _print_item(item: Item) -> None:
+    state = click.style(item.state, fg=_COLOURS.get(item.state))
+    click.echo(f"{output.strong(item.served_name)}  {state}  {item.reason or f'{item.name}@{item.number}'}")
+
+
+def _print_sum(done: Exported) -> None:
+    states = [item.state for item in done.items]
+    there = states.count("new") + states.count("unchanged")
+    also = [f"{states.count(state)} {state}" for state in ("new", "left out", "failed", "removed") if state in states]
+    told = f"{output.plural(there, 'adapter')} in {done.place}"
+    click.echo(f"{told} ({', '.join(also)})" if also else f"{told}, nothing new")
+
+
+def _exit(done: Exported, strict: bool) -> None:
+    failed = next((item.error for item in done.items if item.error), None)
+    left_out = any(item.state == "left out" for item in done.items)
+    code = output.exit_code_of(errors.from_problem(failed)) if failed else output.REFUSED if strict and left_out else 0
+    click.get_current_context().exit(code)

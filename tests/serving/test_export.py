@@ -1,0 +1,170 @@
+"""Exports: a roster laid out in a folder and in a real S3 store, whole, true, and never rewritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import boto3
+import pytest
+
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.serving import export
+from registry.serving.export import Exported, Place
+from registry.serving.export_bucket import BucketPlace
+from registry.serving.export_folder import FolderPlace
+from registry.verdicts import Outcome
+from tests.world import World
+
+BASE = "tiny-llama"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Place]:
+    """Opens the same place anew, as each run of the command does."""
+    if request.param == "folder":
+        return lambda: FolderPlace(tmp_path / "models")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("object_store"))
+    url = request.getfixturevalue("s3_url")
+    return lambda: BucketPlace(url)
+
+
+@pytest.fixture
+def shop(world: World) -> World:
+    """Two adapters that canary points at."""
+    world.add_base()
+    for name in ("acme/support", "bolt/sales"):
+        world.push(name)
+        world.admin.promote(name, "canary", "1", generation=0)
+    return world
+
+
+def run(world: World, place: Place, **how: object) -> Exported:
+    roster = world.admin.roster(BASE, "canary", engine=str(how.pop("engine", "")))
+    return export.run(world.admin, roster, place, cache=None, **how)  # type: ignore[arg-type]
+
+
+def states(done: Exported) -> dict[str, str]:
+    return {item.served_name: item.state for item in done.items}
+
+
+def read(place: Place, key: str) -> bytes:
+    if isinstance(place, FolderPlace):
+        return (place.root / key).read_bytes()
+    assert isinstance(place, BucketPlace)
+    found = place._read(key)
+    assert found is not None, key
+    return found
+
+
+def test_every_file_is_there_with_its_bytes_and_the_index_names_it(shop: World, place: Callable[[], Place]) -> None:
+    assert states(run(shop, place())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
+    index = json.loads(read(place(), "roster.json"))
+    assert [(a["served_name"], a["name"], a["number"]) for a in index["adapters"]] == [
+        ("acme-support-v1", "acme/support", 1),
+        ("bolt-sales-v1", "bolt/sales", 1),
+    ]
+    for adapter in index["adapters"]:
+        paths = [file["path"] for file in adapter["files"]]
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= set(paths)
+        assert set(place().sizes(adapter["served_name"])) == {*paths, ".adapter.json"}
+        for file in adapter["files"]:
+            data = read(place(), f"{adapter['served_name']}/{file['path']}")
+            assert (Digest.of(data), len(data)) == (file["digest"], file["size_bytes"])
+    assert sorted(place().names()) == ["acme-support-v1", "bolt-sales-v1"]
+
+
+def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(shop: World, place: Callable[[], Place]) -> None:
+    run(shop, place())
+    index = read(place(), "roster.json")
+    assert set(states(run(shop, place())).values()) == {"unchanged"}
+    assert read(place(), "roster.json") == index
+    shop.push("acme/support")
+    shop.admin.promote("acme/support", "canary", "2", generation=1)
+    assert states(run(shop, place())) == {"acme-support-v2": "new", "bolt-sales-v1": "unchanged"}
+    assert place().names() == ["acme-support-v1", "acme-support-v2", "bolt-sales-v1"]
+
+
+def test_pruning_removes_what_is_off_the_roster_and_only_what_an_export_made(
+    shop: World, place: Callable[[], Place], tmp_path: Path
+) -> None:
+    run(shop, place())
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / ".adapter.json").write_text('{"name": "somebody/else"}')
+    place().put("mine", mine, {})
+    shop.admin.yank("bolt/sales@1", "bad data")
+    assert states(run(shop, place())) == {"acme-support-v1": "unchanged"}
+    assert "bolt-sales-v1" in place().names()
+    assert states(run(shop, place(), prune=True)) == {"acme-support-v1": "unchanged", "bolt-sales-v1": "removed"}
+    assert place().names() == ["acme-support-v1", "mine"]
+
+
+def test_the_model_is_written_into_the_configuration_and_the_original_is_remembered(
+    shop: World, place: Callable[[], Place]
+) -> None:
+    run(shop, place(), model="/models/tiny")
+    config = json.loads(read(place(), "acme-support-v1/adapter_config.json"))
+    assert config["base_model_name_or_path"] == "/models/tiny"
+    stored = {file.path: file for file in shop.admin.version("acme/support@1").files}
+    told = {f["path"]: f for f in json.loads(read(place(), "roster.json"))["adapters"][0]["files"]}
+    assert told["adapter_config.json"]["original"] == stored["adapter_config.json"].digest
+    assert told["adapter_config.json"]["digest"] != stored["adapter_config.json"].digest
+    assert told["adapter_model.safetensors"]["digest"] == stored["adapter_model.safetensors"].digest
+    assert set(states(run(shop, place(), model="/models/tiny")).values()) == {"unchanged"}
+
+
+def test_another_model_or_another_base_never_rewrites_what_is_there(shop: World, place: Callable[[], Place]) -> None:
+    run(shop, place())
+    before = read(place(), "acme-support-v1/adapter_config.json")
+    refused = run(shop, place(), model="other", prune=True)
+    assert set(states(refused).values()) == {"failed"}
+    assert "is there already and holds acme/support@1" in refused.items[0].reason
+    assert read(place(), "acme-support-v1/adapter_config.json") == before
+    shop.admin.promote("acme/support", "beta", "1", generation=0)
+    with pytest.raises(Invalid, match="alias 'canary' of the base 'tiny-llama'"):
+        export.run(shop.admin, shop.admin.roster(BASE, "beta"), place(), cache=None)
+
+
+def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: World, tmp_path: Path) -> None:
+    place = FolderPlace(tmp_path / "models")
+    run(shop, place)
+    (place.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")
+    done = run(shop, place)
+    assert states(done) == {"acme-support-v1": "failed", "bolt-sales-v1": "unchanged"}
+    assert "adapter_model.safetensors is missing or has another size" in done.items[0].reason
+    assert [a["name"] for a in json.loads(read(place, "roster.json"))["adapters"]] == ["bolt/sales"]
+
+
+def test_an_upload_that_was_cut_short_is_completed(
+    shop: World, object_store: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
+    run(shop, BucketPlace(s3_url))
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    client = boto3.session.Session().client("s3", endpoint_url=object_store)
+    for path in (".adapter.json", "adapter_config.json"):
+        client.delete_object(Bucket=bucket, Key=f"{prefix}/acme-support-v1/{path}")
+    assert states(run(shop, BucketPlace(s3_url))) == {"acme-support-v1": "new", "bolt-sales-v1": "unchanged"}
+    client.put_object(Bucket=bucket, Key=f"{prefix}/bolt-sales-v1/adapter_model.safetensors", Body=b"other")
+    client.delete_object(Bucket=bucket, Key=f"{prefix}/bolt-sales-v1/.adapter.json")
+    done = run(shop, BucketPlace(s3_url))
+    assert states(done) == {"acme-support-v1": "unchanged", "bolt-sales-v1": "failed"}
+    assert "is there already with other bytes" in done.items[1].reason
+
+
+def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World, tmp_path: Path) -> None:
+    roster = shop.admin.roster(BASE, "canary", engine="vllm==0.33.0,max_lora_rank=1")
+    serve, reasons = export.chosen(roster)
+    assert (serve, sorted(reasons)) == ([], ["acme-support-v1", "bolt-sales-v1"])
+    assert all("would not serve it as trained" in reason for reason in reasons.values())
+    good = shop.admin.roster(BASE, "canary")
+    bad = good.adapters[0].model_copy(update={"verdicts": {"acts": Outcome.FAIL}, "loads": None})
+    other = good.adapters[1].model_copy(update={"verdicts": {"loads sglang==0.5.23": Outcome.FAIL}})
+    serve, reasons = export.chosen(good.model_copy(update={"adapters": [bad, other]}))
+    assert ([e.name for e in serve], reasons) == (["bolt/sales"], {"acme-support-v1": "its check 'acts' says fail"})
+    done = run(shop, FolderPlace(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
+    assert set(states(done).values()) == {"left out"}
+    assert set(json.loads((tmp_path / "m" / "roster.json").read_text())["left_out"]) == set(states(done))
