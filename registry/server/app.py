@@ -33,6 +33,7 @@ from registry.server.audit.log import Log
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
 from registry.server.envelope import Envelope
+from registry.server.hub.upstream import Upstream
 from registry.server.lookup import Lookup
 from registry.server.lookup.freshness import Freshness
 from registry.server.lookup.pointer import Pointers
@@ -43,6 +44,7 @@ from registry.server.routes import (
     audit,
     bases,
     deps,
+    hub,
     jobs,
     namespaces,
     once,
@@ -75,6 +77,7 @@ STATUS_OF_CODE = {
     "ALIAS_MOVED": 412,
     "BODY_STALLED": 408,
     "RATE_LIMITED": 429,
+    "HUB_PUSH_UNSUPPORTED": 501,
 }
 ROOMS = (
     adapters,
@@ -125,10 +128,13 @@ def create_app(
     app.state.issuers = Issuers.read(settings.issuers)
     app.state.pace = signin.Pace(settings.requests_per_minute)
     app.state.failures = signin.Failures(settings.failures_per_minute)
+    app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     loads.profiles(settings.engines)  # a wrong setting is told before anything starts
     _refuse_undeclared()
     for room in ROOMS:
         app.include_router(room.router, prefix=PREFIX)
+    for room in hub.ROOMS:
+        app.include_router(room.router)
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(once.Answered, once.replay)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -164,7 +170,9 @@ def problem(request: Request, error: RegistryError, *, status: int | None = None
         headers["Retry-After"] = str(error.retry_after_seconds)
     if code == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(json.dumps(body), code, headers, media_type="application/problem+json")
+    told = hub.error_headers(request, error)
+    body |= {"error": told["X-Error-Message"]} if told else {}
+    return Response(json.dumps(body), code, headers | told, media_type="application/problem+json")
 
 
 def scope_of(route: APIRoute) -> str | None:
@@ -186,8 +194,9 @@ def _flat(dependant: Dependant) -> Iterable[Dependant]:
 def declared_scopes() -> dict[tuple[str, str], str | None]:
     """(method, path) of every route of the application → its scope."""
     return {
-        (method, PREFIX + getattr(route, "path", "?")): scope_of(route) if isinstance(route, APIRoute) else None
-        for room in ROOMS
+        (method, prefix + getattr(route, "path", "?")): scope_of(route) if isinstance(route, APIRoute) else None
+        for prefix, rooms in ((PREFIX, ROOMS), ("", hub.ROOMS))
+        for room in rooms
         for route in room.router.routes
         for method in getattr(route, "methods", None) or ["?"]
     }
