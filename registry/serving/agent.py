@@ -1,0 +1,115 @@
+"""`Agent`: keeps one engine at what the roster of its base says, told of changes by the registry.
+
+Invariants
+- A change wakes the pass at once (long poll); the engine is looked at now and then anyway, for restarts and drift.
+- Without the registry the last roster holds, also over a restart of the agent: it is kept beside the shelf.
+- Nothing that goes wrong ends the loop: it is told, and tried again.
+
+Example
+    >>> Agent(registry, station, shelf, base="smollm2", alias="prod").run(stop)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from registry.client.api import Registry
+from registry.digest import Digest
+from registry.errors import RegistryError, Unavailable
+from registry.serving.shelf import Shelf, write_whole
+from registry.serving.station import Slot, Station
+from registry.wire.roster import Roster
+
+WAIT_SECONDS = 20
+LOOK_SECONDS = 5.0
+AGAIN_SECONDS = 2.0
+
+
+class Agent:
+    """`profile`: the engine as the rules know it (`vllm==0.33.0,max_lora_rank=32`); without it none is judged."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        station: Station,
+        shelf: Shelf,
+        *,
+        base: str,
+        alias: str = "prod",
+        profile: str = "",
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self._registry, self._station, self._shelf, self._say = registry, station, shelf, say
+        self._base, self._alias, self._profile = base, alias, profile
+        key = Digest.of(f"{registry.url} {base} {alias} {profile}".encode()).hex[:16]
+        self._file = shelf.root / f"roster-{key}.json"
+        self._roster: Roster | None = None
+        self._changed = threading.Event()
+        self._told: dict[str, Slot] = {}
+
+    def fetch(self, *, wait: int = 0) -> bool:
+        """Ask for the roster; whether it has changed. Falls back on the kept one where there is none yet."""
+        since = self._roster.cursor if self._roster else ""
+        try:
+            found = self._registry.roster(self._base, self._alias, engine=self._profile, since=since, wait=wait)
+        except Unavailable:
+            if self._roster is None:
+                self._roster = self._kept()
+                if self._roster is not None:
+                    return True
+            raise
+        if found.cursor == since:
+            return False
+        self._roster = found
+        try:
+            self._shelf.root.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, found.model_dump_json().encode())
+        except OSError as e:
+            self._say(f"the roster cannot be kept for a time without the registry: {e.strerror or e}")
+        return True
+
+    def step(self) -> list[Slot]:
+        """One pass over the engine; tells what is new. Nothing without a roster."""
+        if self._roster is None:
+            return []
+        slots = self._station.converge(self._roster)
+        for slot in slots:
+            if self._told.get(slot.name) != slot:
+                self._say(f"{slot.name}  {slot.served_name}  {slot.state}  {slot.reason}".rstrip())
+        self._told = {slot.name: slot for slot in slots}
+        return slots
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set; the watch of the roster may take some seconds more to end."""
+        threading.Thread(target=self._watch, args=(stop,), name="roster", daemon=True).start()
+        while not stop.is_set():
+            self._changed.clear()
+            try:
+                self.step()
+            except RegistryError as e:
+                self._say(e.detail)
+            due = self._station.due_seconds()
+            self._changed.wait(min(LOOK_SECONDS, due + 0.01 if due is not None else LOOK_SECONDS))
+
+    def wake(self) -> None:
+        """Have `run` look now, or see that it shall stop."""
+        self._changed.set()
+
+    # ---------------------------------------------------------------- inside
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                if self.fetch(wait=WAIT_SECONDS):
+                    self._changed.set()
+            except RegistryError as e:
+                self._say(f"no new roster: {e.detail}")
+                stop.wait(AGAIN_SECONDS)
+
+    def _kept(self) -> Roster | None:
+        try:
+            return Roster.model_validate_json(self._file.read_bytes())
+        except (OSError, ValidationError):
+            return None

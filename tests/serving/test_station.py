@@ -1,0 +1,228 @@
+"""The agent's pass over an engine that behaves as vLLM does: load, prove, switch, drain; and what goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.client.api import Registry
+from registry.errors import Unavailable
+from registry.fingerprint import Fingerprint, Prompt
+from registry.serving.agent import Agent
+from registry.serving.engines import VLLM
+from registry.serving.shelf import Shelf
+from registry.serving.station import Station
+from registry.wire.jobs import ClaimRequest, FinishRequest
+from tests.forge import WEIGHTS, Files
+from tests.serving.conftest import Clock, Line
+from tests.world import URL, World
+
+TOKENS = (1, 2, 3, 4)
+
+
+def answers(weights: bytes) -> list[float]:
+    """Log-probabilities that depend on every byte of the weights."""
+    return [-1.0 - byte / 32 for byte in hashlib.sha256(weights).digest()[: len(TOKENS) - 1]]
+
+
+class FakeVLLM(httpx.BaseTransport):
+    """/v1/models, load, unload and completions; refuses what vLLM refuses (serving.py of 0.33.0)."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, tuple[str, bytes]] = {}
+        self.down, self.deaf, self.loads = False, False, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self.down:
+            raise httpx.ConnectError("refused", request=request)
+        body = json.loads(request.read() or b"{}")
+        path = request.url.path
+        if path == "/v1/models":
+            cards = [{"id": name, "root": root, "parent": "base"} for name, (root, _) in self.loaded.items()]
+            return httpx.Response(200, json={"data": [{"id": "base", "root": "/base", "parent": None}, *cards]})
+        if path == "/v1/load_lora_adapter":
+            return self._load(body["lora_name"], body["lora_path"])
+        if path == "/v1/unload_lora_adapter":
+            known = self.loaded.pop(body["lora_name"], None)
+            return httpx.Response(200 if known else 404, text="the lora adapter cannot be found")
+        values = answers(b"" if self.deaf else self.loaded[body["model"]][1])
+        rows = [None, *({str(t): {"logprob": v}} for t, v in zip(body["prompt"][1:], values, strict=True))]
+        return httpx.Response(200, json={"choices": [{"prompt_logprobs": rows}]})
+
+    def _load(self, name: str, root: str) -> httpx.Response:
+        if name in self.loaded:
+            return httpx.Response(400, text=f"The lora adapter '{name}' has already been loaded.")
+        self.loads += 1
+        self.loaded[name] = (root, (Path(root) / WEIGHTS).read_bytes())
+        return httpx.Response(200, text="Success")
+
+
+class Box:
+    """One box: an engine, a station and an agent, and the registry that they hear of."""
+
+    def __init__(self, world: World, line: Line, shelf: Shelf, clock: Clock) -> None:
+        self.world, self.line, self.shelf, self.clock = world, line, shelf, clock
+        self.engine, self.said = FakeVLLM(), list[str]()
+        self.registry = Registry(URL, world.issue("pull")[1], line)
+        self.start()
+
+    def start(self) -> None:
+        engine = VLLM("http://engine.test", self.engine)
+        self.station = Station(engine, self.registry, self.shelf, drain_seconds=10, clock=self.clock)
+        self.agent = Agent(
+            self.registry, self.station, self.shelf, base="tiny-llama", alias="canary",
+            profile="vllm==0.33.0,max_lora_rank=16", say=self.said.append,
+        )  # fmt: skip
+
+    def push(self, name: str, files: Files | None = None, **how: Any) -> Files:
+        """A version that was smoke-tested, and the canary pointing at it."""
+        files = self.world.files() if files is None else files
+        version = self.world.push(name, files).version
+        claimed = self.world.admin.claim(ClaimRequest(worker="test"))
+        assert claimed is not None
+        prompt = Prompt(tokens=TOKENS, adapter=tuple(answers(files[WEIGHTS])), base=tuple(answers(b"")))
+        report = self.world.report(version.digest, version.base)
+        report = report.model_copy(update={"fingerprint": Fingerprint(prompts=(prompt,))})
+        self.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+        self.promote(name, version.number)
+        return files
+
+    def promote(self, name: str, number: int) -> None:
+        there = {alias.alias: alias.generation for alias in self.world.admin.aliases(name).items}
+        self.world.admin.promote(name, "canary", str(number), generation=there.get("canary", 0))
+
+    def states(self) -> dict[str, str]:
+        self.agent.fetch()
+        return {slot.served_name: slot.state for slot in self.agent.step()}
+
+    @property
+    def loaded(self) -> list[str]:
+        return sorted(self.engine.loaded)
+
+
+@pytest.fixture
+def box(world: World, line: Line, shelf: Shelf, clock: Clock) -> Box:
+    return Box(world, line, shelf, clock)
+
+
+def test_twenty_adapters_are_loaded_from_their_own_folders_and_proved(box: Box) -> None:
+    files = {f"acme/m{n}": box.push(f"acme/m{n}") for n in range(20)}
+    assert box.states() == {f"acme-m{n}-v1": "ready" for n in range(20)}
+    for name, given in files.items():
+        root, weights = box.engine.loaded[box.station.aliases[name]]
+        assert (Path(root).name, weights) == (box.world.admin.version(name).digest.hex, given[WEIGHTS])
+    assert json.loads((box.shelf.root / "aliases.json").read_text()) == box.station.aliases
+    assert box.states()
+    assert box.engine.loads == 20
+
+
+def test_a_promote_loads_the_new_one_switches_drains_and_unloads_the_old_one(box: Box) -> None:
+    box.push("acme/support")
+    box.states()
+    box.push("acme/support")
+    assert box.states() == {"acme-support-v2": "ready"}
+    assert (box.station.aliases, box.loaded) == (
+        {"acme/support": "acme-support-v2"}, ["acme-support-v1", "acme-support-v2"],
+    )  # fmt: skip
+    assert box.station.due_seconds() == 10
+    box.clock.now += 11
+    box.states()
+    assert (box.loaded, box.station.due_seconds()) == (["acme-support-v2"], None)
+    box.world.admin.rollback("acme/support", "canary")
+    assert box.states() == {"acme-support-v1": "ready"}
+    assert box.station.aliases == {"acme/support": "acme-support-v1"}
+
+
+def test_an_adapter_that_the_engine_takes_and_ignores_is_unloaded_and_the_old_one_stays(box: Box) -> None:
+    box.push("acme/support")
+    box.push("acme/other")
+    box.states()
+    box.push("acme/support")
+    box.engine.deaf = True
+    assert box.states() == {"acme-support-v2": "failed", "acme-other-v1": "ready"}
+    assert "answers like base" in " ".join(box.said)
+    assert box.station.aliases["acme/support"] == "acme-support-v1"
+    assert box.loaded == ["acme-other-v1", "acme-support-v1"]
+    box.engine.deaf = False
+    box.clock.now += 31
+    assert box.states()["acme-support-v2"] == "ready"
+
+
+def test_what_the_engine_would_refuse_is_not_fetched_and_blocks_nobody(box: Box) -> None:
+    box.push("acme/large", box.world.files(rank=32))
+    box.push("acme/support")
+    assert box.states() == {"acme-large-v1": "refused", "acme-support-v1": "ready"}
+    assert len(list(box.shelf.versions.iterdir())) == 1
+
+
+def test_an_engine_that_was_restarted_is_filled_and_proved_again(box: Box) -> None:
+    box.push("acme/support")
+    box.states()
+    box.engine.loaded.clear()
+    assert box.states() == {"acme-support-v1": "ready"}
+    assert box.loaded == ["acme-support-v1"]
+    box.engine.down = True
+    with pytest.raises(Unavailable, match="does not answer"):
+        box.states()
+    box.engine.down = False
+    assert box.states() == {"acme-support-v1": "ready"}
+
+
+def test_other_weights_under_our_name_are_replaced_and_strangers_are_left_alone(box: Box, tmp_path: Path) -> None:
+    given = box.push("acme/support")
+    box.engine.loaded = {"acme-support-v1": ("/elsewhere", b"other"), "static": ("/models/static", b"")}
+    assert box.states() == {"acme-support-v1": "ready"}
+    box.clock.now += 60
+    box.states()
+    assert box.engine.loaded["acme-support-v1"][1] == given[WEIGHTS]
+    assert box.loaded == ["acme-support-v1", "static"]
+
+
+def test_a_yanked_version_leaves_after_the_drain_and_its_folder_stays(box: Box) -> None:
+    box.push("acme/support")
+    box.states()
+    box.world.admin.yank("acme/support@1", "leaks addresses")
+    assert box.states() == {}
+    assert box.station.aliases == {}
+    box.clock.now += 11
+    box.states()
+    assert box.loaded == []
+    assert len(list(box.shelf.versions.iterdir())) == 1
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-7], lambda data: bytes([data[0] ^ 1]) + data[1:]])
+def test_bad_bytes_never_reach_the_engine_and_the_next_pass_mends_it(box: Box, spoil: Callable[[bytes], bytes]) -> None:
+    box.push("acme/support")
+    box.line.spoil = spoil
+    assert box.states() == {"acme-support-v1": "failed"}
+    assert box.loaded == []
+    box.line.spoil = None
+    assert box.states() == {"acme-support-v1": "ready"}
+
+
+def test_without_the_registry_a_new_agent_fills_a_new_engine_from_what_it_kept(box: Box) -> None:
+    box.push("acme/support")
+    box.states()
+    box.line.cut = True
+    box.engine.loaded.clear()
+    box.start()
+    assert box.states() == {"acme-support-v1": "ready"}
+    assert box.loaded == ["acme-support-v1"]
+
+
+def test_a_name_that_the_plugin_resolved_is_unloaded_when_its_alias_moved(box: Box) -> None:
+    box.push("acme/support")
+    box.states()
+    box.engine.loaded["acme/support:canary"] = box.engine.loaded["acme-support-v1"]
+    box.engine.loaded["acme/support@1"] = box.engine.loaded["acme-support-v1"]
+    box.push("acme/support")
+    box.states()
+    box.clock.now += 11
+    box.states()
+    assert box.loaded == ["acme-support-v2", "acme/support@1"]
