@@ -62,6 +62,8 @@ class Settings:
     """File with the keys that sign the audit log and attestations. Default: `DATA/audit.key`, made when needed."""
     webhook_private: str = ""
     """Private networks (CIDR, spaces between) to which webhooks may be sent, by http too. Empty: public https only."""
+    hub_upstream: str = ""
+    """Another Hub (`https://huggingface.co`) that is asked for repositories which are not here. Empty: nobody is."""
     database_pool: int = 8
     """Connections that one process keeps to PostgreSQL."""
 

@@ -182,7 +182,7 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
     link = blobs.link(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
     if link is not None:
         return Response(status_code=307, headers={"Location": link.url, "Cache-Control": "no-store"})
-    return _from_here(request, blobs, key, file.size_bytes, headers)
+    return from_here(request, blobs, key, file.size_bytes, headers)
 
 
 def _note_read(request: Request, selector: Selector) -> None:
@@ -192,7 +192,7 @@ def _note_read(request: Request, selector: Selector) -> None:
     request.app.state.log.batch.note(request.state.actor, "bytes.read", about, request_id=request.state.request_id)
 
 
-def _from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
+def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
     """From a store without links. A Range that is not one plain range is ignored (RFC 9110)."""
     start, length, status = 0, size_bytes, 200
     wanted = _RANGE.match(request.headers.get("range", ""))

@@ -1,0 +1,91 @@
+"""The read dialect of the Hugging Face Hub, as values: our words said so that unchanged clients can pull.
+
+    our word                 in the dialect
+    adapter                  model repository `namespace/name`
+    alias                    branch (`main`, `prod`); also `refs/heads/prod`
+    version 3                tag `v3`; also `3` and `refs/tags/v3`
+    manifest digest          commit id: its first 40 hex digits
+    file, small              regular file: known by its git blob SHA-1
+    file, large              "LFS" file: known by its SHA-256
+
+Invariants
+- Pure: no clock, no database, no HTTP. Text that names no revision of ours is None, never an error.
+- A commit id never changes its meaning, because a manifest digest does not; clients build their caches on it.
+- Which files are large follows from the descriptor alone, so that it is the same in every answer about a version.
+
+Example
+    >>> hub.revision("refs/heads/prod"), hub.revision("v3"), hub.revision("refs/pr/1")
+    ('prod', 3, None)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from registry import names
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.manifest import Descriptor
+from registry.names import Selector
+
+COMMIT_DIGITS = 40
+SMALL_LIMIT_BYTES = 2**20
+"""Larger files are large whatever they are called."""
+_LARGE_ENDINGS = (".safetensors", ".gguf", ".model")
+_TAG = re.compile(r"v?([1-9][0-9]{0,8})\Z")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The beginning of a manifest digest's hex digits: a commit id, or a piece of one."""
+
+    digits: str
+
+
+Revision = Selector | Commit
+
+
+def revision(text: str) -> Revision | None:
+    """What a revision of the dialect picks, or None where no version of ours can have that name."""
+    if text.startswith("sha256:"):
+        return _digest(text)
+    word = text.removeprefix("refs/heads/").removeprefix("refs/tags/")
+    if tag := _TAG.match(word):
+        return int(tag[1])
+    if _COMMIT.match(word):
+        return Commit(word)
+    try:
+        return names.alias(word)
+    except Invalid:
+        return None
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return Digest(text)
+    except (Invalid, ValueError):
+        return None
+
+
+def commit_id(digest: str) -> str:
+    """40 lower-case hex digits: the shape by which clients know that a revision never changes."""
+    return digest.removeprefix("sha256:")[:COMMIT_DIGITS]
+
+
+def is_large(file: Descriptor) -> bool:
+    """Whether the file is known by its SHA-256 and comes from the store, as what the Hub calls an LFS file."""
+    return file.path.endswith(_LARGE_ENDINGS) or file.size_bytes > SMALL_LIMIT_BYTES
+
+
+def git_id(data: bytes) -> str:
+    """The id of a git blob with these bytes: SHA-1 of `blob`, a space, the size, NUL and the bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def pointer(file: Descriptor) -> bytes:
+    """The text that stands in git for a large file (Git LFS specification, version 1)."""
+    lines = ("version https://git-lfs.github.com/spec/v1", f"oid sha256:{file.digest.hex}", f"size {file.size_bytes}")
+    return "".join(f"{line}\n" for line in lines).encode()

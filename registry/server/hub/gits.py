@@ -1,0 +1,57 @@
+"""The git ids of small files: made when they are first asked for, kept with the blob, the same for ever.
+
+Invariants
+- Bytes that no longer hash to their SHA-256 get no git id: they are `Corrupt`.
+- Nothing is read or written while a transaction of the caller is open: on SQLite the two would wait for each other.
+
+Example
+    >>> gits.known(engine, blobs, [descriptor])[0].etag
+    'd670460b4b4aece5915caf5c68d12f560a9fe3e4'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import update
+from sqlmodel import col, select
+
+from registry import hub
+from registry.digest import Digest
+from registry.errors import Corrupt
+from registry.hub.shapes import File
+from registry.manifest import Descriptor
+from registry.server import db, files
+from registry.server.blobs import BlobStore
+from registry.server.db import Engine
+from registry.server.tables import BlobRow
+
+
+def known(engine: Engine, blobs: BlobStore, descriptors: Iterable[Descriptor]) -> list[File]:
+    """The files with their git ids, in the same order. One statement, once all of them were asked for before."""
+    wanted = list(descriptors)
+    small = {file.digest: file for file in wanted if not hub.is_large(file)}
+    ids = _stored(engine, small)
+    made = {digest: _made(blobs, file) for digest, file in small.items() if digest not in ids}
+    if made:
+        with db.session(engine) as session:
+            for digest, git_id in made.items():
+                session.execute(update(BlobRow).where(col(BlobRow.digest) == digest).values(git_sha1=git_id))
+    ids |= made
+    return [File(file, ids.get(file.digest) or hub.git_id(hub.pointer(file))) for file in wanted]
+
+
+def _stored(engine: Engine, small: Iterable[Digest]) -> dict[Digest, str]:
+    asked = sorted(small)
+    if not asked:
+        return {}
+    statement = select(BlobRow.digest, BlobRow.git_sha1).where(col(BlobRow.digest).in_(asked))
+    with db.session(engine, write=False) as session:
+        return {Digest(digest): git_id for digest, git_id in session.exec(statement) if git_id}
+
+
+def _made(blobs: BlobStore, file: Descriptor) -> str:
+    data = blobs.read(files.key_in(blobs, file), 0, file.size_bytes)
+    if Digest.of(data) != file.digest:
+        raise Corrupt("DIGEST_MISMATCH", f"{file.path}: the stored bytes no longer hash to {file.digest}")
+    return hub.git_id(data)

@@ -1,0 +1,118 @@
+"""The relay: what another Hub answers for a repository that we do not hold. Off unless an operator names that Hub.
+
+Invariants
+- Only the configured origin is called. Its redirects to itself are followed (three at most), those to elsewhere are
+  handed to the client as they are: no path and no answer can send this server anywhere else.
+- No header of the client goes upstream but Range; no token of ours, no cookie. We say who we are.
+- What would lead clients to Xet (`xetHash`, `X-Xet-…`) is taken out, because its token route is not relayed.
+
+Example
+    >>> Upstream("https://huggingface.co").ask("HEAD", "/org/name/resolve/main/config.json").status
+    200
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from registry import __version__
+from registry.errors import Invalid, Unavailable
+
+HOPS_LIMIT = 3
+SECONDS = 10
+ANSWER_LIMIT_BYTES = 32 * 2**20
+CHUNK_BYTES = 2**20
+REDIRECTS = (301, 302, 303, 307, 308)
+KEPT_OVER_HOPS = ("X-Repo-Commit", "X-Linked-ETag", "X-Linked-Size")
+PASSED = (
+    *("ETag", "Content-Length", "Content-Range", "Content-Type", "Accept-Ranges"),
+    *("X-Error-Code", "X-Error-Message", *KEPT_OVER_HOPS),
+)
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer of the upstream. `chunks` must be read to its end or closed."""
+
+    status: int
+    headers: dict[str, str]
+    location: str
+    answer: http.client.HTTPResponse
+    connection: http.client.HTTPConnection
+
+    def chunks(self) -> Iterator[bytes]:
+        try:
+            while chunk := self.answer.read(CHUNK_BYTES):
+                yield chunk
+        finally:
+            self.connection.close()
+
+    def json(self) -> Any:
+        """The whole body, which is JSON, without what leads to Xet."""
+        try:
+            data = self.answer.read(ANSWER_LIMIT_BYTES + 1)
+            if len(data) > ANSWER_LIMIT_BYTES:
+                raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub's answer is over {ANSWER_LIMIT_BYTES} bytes")
+            return _plain(json.loads(data))
+        except (ValueError, RecursionError, OSError, http.client.HTTPException) as e:
+            raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub's answer is no JSON that can be read") from e
+        finally:
+            self.connection.close()
+
+
+class Upstream:
+    """One other Hub, by the URL of its root."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.username:
+            raise Invalid("SETTING_INVALID", f"REGISTRY_HUB_UPSTREAM: {url[:120]!r} is not the root of a host")
+        self.url = f"{parts.scheme}://{parts.netloc}"
+        self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
+
+    def ask(
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Reply:
+        """The answer to this path and query. `Unavailable` when the upstream cannot be reached."""
+        kept: dict[str, str] = {}
+        for _ in range(HOPS_LIMIT + 1):
+            reply = self._once(method, target, headers or {}, body)
+            kept = {name: reply.headers[name] for name in KEPT_OVER_HOPS if name in reply.headers} | kept
+            reply.headers |= kept
+            inside = self._inside(reply.location) if reply.status in REDIRECTS else ""
+            if not inside:
+                return reply
+            reply.connection.close()
+            target = inside
+        raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub redirects in a circle")
+
+    def _once(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
+        kind = http.client.HTTPSConnection if self._scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=SECONDS)
+        ours = {"User-Agent": f"adapter-registry/{__version__}", "Accept-Encoding": "identity"}
+        try:
+            connection.request(method, target, body, {**headers, **ours})
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            connection.close()
+            raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub does not answer: {type(e).__name__}") from e
+        passed = {name: value for name in PASSED if (value := answer.getheader(name)) is not None}
+        return Reply(answer.status, passed, answer.getheader("Location") or "", answer, connection)
+
+    def _inside(self, location: str) -> str:
+        """The path of a redirect that stays at the upstream; empty for one that leads elsewhere."""
+        if location.startswith("/") and not location.startswith("//"):
+            return location
+        return location.removeprefix(self.url) if location.startswith(f"{self.url}/") else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        found = {key: _plain(item) for key, item in value.items() if key != "xetHash"}
+        return found | ({"xetEnabled": False} if "xetEnabled" in found else {})
+    return [_plain(item) for item in value] if isinstance(value, list) else value

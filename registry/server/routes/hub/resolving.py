@@ -1,0 +1,83 @@
+"""The bytes of one file, in the Hub's dialect.
+
+    small file   HEAD and GET are answered from here, the ETag is the git id
+    large file   GET is a redirect to a fresh link of the store; HEAD tells the SHA-256 and the size
+                 for huggingface_hub 0.x HEAD is the redirect, too; the Rust client gets the bytes from here
+
+Invariants
+- A link to the store is only given where the client that asks will not take its token along (see hub.md's table).
+- Every answer names the commit, also that there is no such file: clients cache by it.
+
+Example
+    HEAD /acme/support/resolve/prod/adapter_model.safetensors
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from registry import hub as words
+from registry.hub.shapes import File
+from registry.server import db, files, hub
+from registry.server.hub import gits
+from registry.server.routes import transfer
+from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER
+from registry.server.routes.deps import BlobsDep, EngineDep, Puller, SettingsDep
+from registry.server.routes.hub import dialect
+from registry.server.routes.hub.dialect import HubRoute
+
+router = APIRouter(route_class=HubRoute, include_in_schema=False)
+
+
+@router.api_route("/{namespace}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
+def resolve(
+    request: Request,
+    actor: Puller,
+    engine: EngineDep,
+    blobs: BlobsDep,
+    settings: SettingsDep,
+    namespace: str,
+    name: str,
+    revision: str,
+    path: str,
+) -> Response:
+    called = hub.name(namespace, name)
+    with db.session(engine, write=False) as session:
+        row = hub.version(session, actor, called, revision)
+        commit = request.state.commit = words.commit_id(row.digest)
+        found = hub.file(session, actor, called, row, path)
+    file = gits.known(engine, blobs, [found])[0]
+    headers = _headers(file, commit, revision)
+    if request.method == "GET":
+        about = f"{called}@{row.number}"
+        request.app.state.log.batch.note(actor, "bytes.read", about, request_id=request.state.request_id)
+    key = files.key_in(blobs, found)
+    redirected = request.method == "GET" or dialect.is_of_old(request)
+    if words.is_large(found) and redirected and not dialect.takes_token_along(request):
+        link = blobs.link(key, seconds=settings.link_seconds, method="GET", file_name=found.path)
+        if link is not None:
+            return Response(status_code=302, headers={**headers, "Location": link.url, "Cache-Control": "no-store"})
+    return transfer.from_here(request, blobs, key, found.size_bytes, headers)
+
+
+def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
+    descriptor = file.descriptor
+    headers = {
+        "ETag": f'"{file.etag}"',
+        dialect.COMMIT: commit,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": FOR_EVER if revision == commit else ASK_AGAIN,
+        "Vary": "Authorization",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Content-Disposition": f'attachment; filename="{descriptor.path.rsplit("/", 1)[-1]}"',
+    }
+    if words.is_large(descriptor):
+        headers |= {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(descriptor.size_bytes)}
+    return headers
+
+
+@router.api_route("/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
+def resolve_unnamed(actor: Puller, name: str, revision: str, path: str) -> Response:
+    """A name without a namespace: none of ours."""
+    raise hub.no_repository(name)
