@@ -22,7 +22,8 @@ def test_every_route_answers_every_kind_of_actor_as_the_committed_table_says(wor
     answers = list(Matrix(world).answers())
     found, wanted = table(iter(answers)), COMMITTED.read_text()
     assert found == wanted, "if this is on purpose: python -m tests.access.matrix > tests/access/matrix.txt"
-    assert {a.status_code for *_, a in answers if a.status_code >= 500} == set()
+    # 501: a push in the Hub's dialect, which is refused with a sentence
+    assert {a.status_code for *_, a in answers if a.status_code >= 500} <= {501}
     by_place: dict[tuple[str, str], dict[str, object]] = {}
     for route, actor, place, answer in answers:
         if place and actor != "admin" and answer.request.method in ("GET", "POST", "PUT", "PATCH", "DELETE"):

@@ -116,7 +116,10 @@ def test_each_change_through_each_mutating_route_is_told_exactly_once(world: Wor
 
 
 def _nothing_is_left_out(drive: Drive) -> None:
-    routes = {f"{method} {path.removeprefix('/api/v1')}" for method, path in app.declared_scopes()}
+    ours = [
+        (method, path) for method, path in app.declared_scopes() if path.startswith("/api/v1/")
+    ]  # the Hub's only read
+    routes = {f"{method} {path.removeprefix('/api/v1')}" for method, path in ours}
     mutating = {route for route in routes if not route.startswith(("GET", "HEAD"))}
     retried = {f"POST {W}/deliveries/{{delivery_id}}/retry"}
     assert mutating - set(drive.seen) - set(NOT_CHANGES) - set(TOLD_ELSEWHERE) - retried == set()

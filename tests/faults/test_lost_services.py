@@ -97,7 +97,7 @@ def test_no_room_for_a_blob_is_said_and_the_push_goes_on_when_there_is(stage: St
     with stage.server.running(), stage.client(patient=False) as client:
         folder = stage.adapter("acme/full", 1)
         disk = Disk(stage.server.pid)
-        disk.full_beyond(MIB // 2)
+        disk.full_beyond(MIB)  # less than the weights, more than the journal of a fresh database
         with pytest.raises(Unavailable) as caught:
             transfer.push_folder(client, folder, AdapterName("acme", "full"), base=BASE.name)
         assert caught.value.code in ("STORE_UNAVAILABLE", "SERVER_UNREACHABLE")
