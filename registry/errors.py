@@ -157,7 +157,7 @@ class Conflict(RegistryError):
 
 class Refused(RegistryError):
     TITLE = "Refused"
-    CODES = frozenset({"GATE_CLOSED", "VERDICT_FAILED", "YANKED", "HUB_PUSH_UNSUPPORTED"})
+    CODES = frozenset({"GATE_CLOSED", "VERDICT_FAILED", "YANKED", "QUARANTINED", "HUB_PUSH_UNSUPPORTED"})
 
 
 class Unauthenticated(RegistryError):

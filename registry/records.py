@@ -1,7 +1,7 @@
 """`VersionRecord` and `BaseRecord`: what must be known of a version and of a base to make their rows anew.
 
 Invariants
-- A record holds facts that never change, and whether a version was withdrawn; nothing that a row can be derived of.
+- A record holds facts that never change, and whether a version is withdrawn; nothing that a row can be derived of.
 - Its bytes are named by their SHA-256, like every blob.
 
 Example
@@ -74,3 +74,7 @@ class VersionRecord(Record):
     message: str
     yanked_at: datetime | None
     yank_reason: str
+    pushed_by: str = ""
+    quarantine: int = 0
+    quarantined_at: datetime | None = None
+    quarantine_reason: str = ""

@@ -1,15 +1,13 @@
-"""Judgement as data: `Finding`, `Verdict`, `Report`, `Gate`; how findings add up and what a gate still asks for.
+"""Judgement as data: `Finding`, `Verdict`, `Report`; and how findings add up.
 
     Finding   one observation: code, severity, place, sentence; what was expected and what was found
     Verdict   check × subject (a version's digest) × base fingerprint → pass, warn, fail or unknown
     Report    all findings and measurements of one run of a check, stored as a blob
-    Gate      the checks that must have passed before a channel moves
 
 Invariants
 - A verdict belongs to a digest and to a base's fingerprint; it never moves to another.
 - `unknown` means "we cannot judge this from what we have"; no gate takes it for a yes.
 - Findings add up by the worst: an error makes `fail`, a warning `warn`, nothing worse `pass`.
-- A gate looks only at verdicts; it answers with what is missing, never with a bare no.
 
 Example
     >>> add_up([Finding(code="fit.shape", severity="error", place="q_proj.lora_A", sentence="...")])
@@ -150,64 +148,3 @@ class Report(Value):
     fingerprint: Fingerprint | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
-
-
-class Gate(Value):
-    """What a channel demands before it moves. An empty gate lets everything through."""
-
-    requires: tuple[Check, ...] = ()
-
-    def missing(self, verdicts: Iterable[Verdict]) -> list[Finding]:
-        """What still stands between these verdicts and the channel; empty means open.
-
-        A check counts when its verdict is `pass` or `warn`. The newest verdict of a check decides. A gate that asks for
-        anything stays shut for numbers that are known to be none, also where it does not ask for `values`.
-        """
-        newest: dict[Check, Verdict] = {}
-        for verdict in verdicts:
-            newest[verdict.check] = verdict
-        asked = list(self.requires)
-        numbers = newest.get(Check.VALUES)
-        if asked and Check.VALUES not in asked and numbers is not None and numbers.outcome is Outcome.FAIL:
-            asked.append(Check.VALUES)
-        return [finding for check in asked for finding in _missing(check, newest.get(check))]
-
-    def open_for(self, verdicts: Iterable[Verdict]) -> bool:
-        return not self.missing(verdicts)
-
-
-def _missing(check: Check, verdict: Verdict | None) -> list[Finding]:
-    if verdict is None:
-        step = "run `adapter validate REF --wait`" if check is Check.ACTS else "push it with its base"
-        return [
-            Finding(
-                code=f"gate.{check}_absent",
-                severity="error",
-                place=check,
-                sentence=f"no verdict for the check '{check}' yet: {step}",
-            )
-        ]
-    if verdict.outcome in (Outcome.PASS, Outcome.WARN):
-        return []
-    why = f": {verdict.summary}" if verdict.summary else ""
-    return [
-        Finding(
-            code=f"gate.{check}_{verdict.outcome}",
-            severity="error",
-            place=check,
-            sentence=f"the check '{check}' on base {verdict.base} says {verdict.outcome}{why}"[:2000],
-        )
-    ]
-
-
-GATES: dict[str, Gate] = {
-    "main": Gate(),
-    "prod": Gate(requires=(Check.FITS, Check.ACTS)),
-    "production": Gate(requires=(Check.FITS, Check.ACTS)),
-}
-ANY_CHANNEL = Gate(requires=(Check.FITS,))
-"""The gate of every alias without one of its own: it must at least fit its base."""
-
-
-def gate_of(alias: str) -> Gate:
-    return GATES.get(alias, ANY_CHANNEL)

@@ -174,10 +174,12 @@ class Registry:
     def alias(self, name: Name, alias: str) -> AliasView:
         return self._get(f"/adapters/{_name(name)}/aliases/{names.alias(alias)}", AliasView)
 
-    def promote(self, name: Name, alias: str, version: str, *, generation: int, reason: str = "") -> AliasView:
+    def promote(
+        self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
+    ) -> AliasView:
         """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
         path = f"/adapters/{_name(name)}/aliases/{names.alias(alias)}"
-        body = PromoteRequest(version=version, reason=reason).model_dump(mode="json")
+        body = PromoteRequest(version=version, reason=reason, break_glass=break_glass).model_dump(mode="json")
         answer = self.connection.send("PUT", path, json=body, headers={"If-Match": f'"{generation}"'})
         return _parsed(answer, AliasView)
 

@@ -1,11 +1,11 @@
-"""Aliases: move, roll back, yank. The only way a pointer changes.
+"""Aliases: move, roll back. The only way a pointer changes.
 
 Invariants
 - A move is one transaction: the pointer (compare-and-swap on its generation), its history row, its event.
 - `main` moves only by `follow`, when a push makes a version. Every other move goes through the gate of its alias.
 - A generation is never reused and history rows are never changed, so "what held then" is always answerable.
 - Within one alias the times of moves strictly grow, even when the clock does not.
-- Rolling back to what this alias held before needs no new evidence, but never leads to a yanked version.
+- Rolling back to what this alias held before needs no new evidence, but never leads to a withdrawn version.
 
 Example
     >>> aliases.move(session, actor, name, "prod", version, expected_generation=3, reason="canary was fine")
@@ -20,17 +20,19 @@ from typing import Any
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from registry import names, verdicts
+from registry import names
 from registry.digest import Digest
-from registry.errors import Conflict, NotFound, Reason, Refused
+from registry.errors import Conflict, Invalid, NotFound, Reason, Refused
 from registry.names import AdapterName, Selector
-from registry.server import audit, catalog, db, failpoints
+from registry.server import audit, catalog, db, failpoints, gates, withdrawn
 from registry.server.actors import Actor
 from registry.server.tables import AliasMoveRow, AliasRow, VersionRow
-from registry.wire import AliasList, AliasView, VersionView
+from registry.wire import AliasList, AliasView
 
 ROLLED_BACK = "rollback"
 """Marks, in a history row's evidence, a move that went back."""
+BROKE_GLASS = "break_glass"
+"""Marks a move through a shut gate, with what was missing."""
 
 
 def move(
@@ -42,31 +44,34 @@ def move(
     *,
     expected_generation: int | None,
     reason: str = "",
+    break_glass: bool = False,
 ) -> AliasView:
     """Point `alias` at `version` if its gate is open and it is still at `expected_generation` (0: it must be new).
 
     None takes whatever generation it is at now. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is
-    missing as reasons; YANKED), `Denied`.
+    missing as reasons; YANKED, QUARANTINED), `Denied`. With `break_glass` an owner passes a shut gate, with a
+    reason, and the move is marked for ever.
     """
     actor.demand("promote", name)
     _refuse_main(names.alias(alias))
-    _refuse_yanked(name, version)
-    judged = catalog.verdicts_of(session, [version])[version.id or 0]
-    gate = verdicts.gate_of(alias)
-    missing = gate.missing(judged)
-    if missing:
+    withdrawn.refuse_change(name, version)
+    if break_glass:
+        actor.demand("admin", name)
+        if not reason.strip():
+            raise Invalid("REQUEST_INVALID", "reason: a promotion that breaks the glass must say why")
+    found, seen = gates.look(session, name, alias, version)
+    missing = found.gate.missing(seen)
+    if missing and not break_glass:
         raise Refused(
             "GATE_CLOSED",
             f"version {version.number} of '{name}' may not become '{alias}': {missing[0].sentence}"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
             reasons=[Reason(f.code, f.place, f.sentence) for f in missing],
-            next_step=_next_step(name, version, missing[0].code),
+            next_step=_next_step(name, version, alias, missing[0].code),
         )
-    evidence = [
-        {"check": v.check, "outcome": v.outcome, "base_fingerprint": v.base_fingerprint, "report": v.report}
-        for v in judged
-        if v.check in gate.requires
-    ]
+    evidence = gates.told(found.gate, seen)
+    if missing:
+        evidence.insert(0, {"check": BROKE_GLASS, "missing": [f.code for f in missing]})
     return _point(session, actor, name, alias, version, expected_generation, reason, evidence)
 
 
@@ -100,24 +105,11 @@ def rollback(
         if version.id not in {m.to_version_id for m in moves}:
             expected = row.generation if expected_generation is None else expected_generation
             return move(session, actor, name, alias, version, expected_generation=expected, reason=reason)
-    _refuse_yanked(name, version)
+    withdrawn.refuse_change(name, version)
     expected = row.generation if expected_generation is None else expected_generation
     held_since = max(m.generation for m in moves if m.to_version_id == version.id)
     evidence = [{"check": ROLLED_BACK, "generation": held_since}]
     return _point(session, actor, name, alias, version, expected, reason or "rolled back", evidence)
-
-
-def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
-    """Withdraw a version: aliases that point at it answer YANKED until they move. Twice keeps the first reason."""
-    actor.demand("promote", name)
-    if version.yanked_at is None:
-        version.yanked_at = db.now()
-        version.yank_reason = reason
-        version.recorded_at = None  # its record is written anew
-        session.add(version)
-        audit.append(session, actor, "version.yank", f"{name}@{version.number}", {"reason": reason})
-        session.flush()
-    return catalog.view(session, name, version)
 
 
 def every(session: Session, actor: Actor, name: AdapterName) -> AliasList:
@@ -168,6 +160,9 @@ def _point(
     session.add(moved)
     failpoints.reach("alias.swapped")
     detail = {"to": version.number, "digest": version.digest, "generation": generation + 1, "reason": reason}
+    for item in evidence:
+        if item.get("check") == BROKE_GLASS:
+            detail[BROKE_GLASS] = item["missing"]
     audit.append(session, actor, "alias.move", f"{name}:{alias}", detail)
     session.flush()
     return AliasView(
@@ -242,7 +237,7 @@ def _moves(session: Session, row: AliasRow) -> Sequence[AliasMoveRow]:
 
 
 def _before(session: Session, name: AdapterName, row: AliasRow, moves: Sequence[AliasMoveRow]) -> VersionRow:
-    """What this alias held before the version that it holds, passing over yanked ones.
+    """What this alias held before the version that it holds, passing over withdrawn ones.
 
     Going back twice goes back two versions: a move that itself went back does not count as the arrival.
     """
@@ -251,13 +246,13 @@ def _before(session: Session, name: AdapterName, row: AliasRow, moves: Sequence[
     version_id = came_from.get(row.version_id)
     while version_id is not None and version_id not in seen:
         version = session.get_one(VersionRow, version_id)
-        if version.yanked_at is None:
+        if not withdrawn.is_withdrawn(version):
             return version
         seen.add(version_id)
         version_id = came_from.get(version_id)
     raise NotFound(
         "VERSION_UNKNOWN",
-        f"alias '{row.alias}' of '{name}' held no other version before that is not yanked",
+        f"alias '{row.alias}' of '{name}' held no other version before that is not withdrawn",
         next_step="name one with --to",
     )
 
@@ -271,11 +266,8 @@ def _refuse_main(alias: str) -> None:
         raise Refused("GATE_CLOSED", f"alias '{alias}' follows the newest version: only a push moves it")
 
 
-def _refuse_yanked(name: AdapterName, version: VersionRow) -> None:
-    if version.yanked_at is not None:
-        raise catalog.yanked(name, version)
-
-
-def _next_step(name: AdapterName, version: VersionRow, code: str) -> str:
+def _next_step(name: AdapterName, version: VersionRow, alias: str, code: str) -> str:
     ref = f"{name}@{version.number}"
-    return f"run `adapter validate {ref} --wait`" if code.endswith("_absent") else f"look at `adapter show {ref}`"
+    if code in ("gate.fits_absent", "gate.values_absent", "gate.acts_absent"):
+        return f"run `adapter validate {ref} --wait`"
+    return f"run `adapter approve {ref} {alias}`" if code == "gate.approvals_few" else f"look at `adapter show {ref}`"

@@ -24,7 +24,7 @@ from registry.digest import Digest
 from registry.errors import NotFound
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, Selector
-from registry.server import audit, blobs, catalog, db, failpoints, holds, turn
+from registry.server import audit, blobs, catalog, db, failpoints, holds, turn, withdrawn
 from registry.server.actors import TRUSTED, Actor
 from registry.server.audit.keys import Keys
 from registry.server.blobs import BlobStore
@@ -89,6 +89,8 @@ def sign(
     """
     actor.demand("push", name)
     version = catalog.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
+    if version.quarantined_at is not None:
+        raise withdrawn.quarantined(name, version)
     key = PublicKey.parse(request.public_key.encode())
     identity = models.covered(request.bundle, key, Manifest.parse(version.manifest.encode()))
     data = request.bundle.encode()

@@ -91,6 +91,7 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: Revalidate
         .outerjoin(acts, col(VersionRow.id) == acts.c.version_id)
         .outerjoin(VerdictRow, col(VerdictRow.id) == acts.c.newest)
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None))
+        .where(col(VersionRow.quarantined_at).is_(None))
         .where(col(VersionRow.id).in_(_fitting(fits)))
         .order_by(col(VersionRow.id))
     )

@@ -21,9 +21,10 @@ from sqlalchemy import ColumnElement, Integer, and_, func, null, or_, true, type
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound, Refused
+from registry.errors import Invalid, NotFound
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
+from registry.server import withdrawn
 from registry.server.access import state as access
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.holds import BlobState
@@ -44,6 +45,8 @@ class Pointer(NamedTuple):
     yanked: bool
     verdict: int
     """The id of the version's newest verdict; 0 without one."""
+    quarantine: int = 0
+    """How often the version was put in quarantine or released."""
 
 
 def visible(actor: Actor) -> ColumnElement[bool]:
@@ -79,7 +82,7 @@ def points_at() -> ColumnElement[bool]:
 def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Resolved:
     """Everything that a serving system asks about one version, in one statement.
 
-    `NotFound`; `Refused` (YANKED) when an alias points at a yanked version. By number or digest it still answers.
+    `NotFound`; `Refused` (YANKED, QUARANTINED) as `withdrawn` says.
     """
     return looked_up(session, actor, name, selector)[0]
 
@@ -109,8 +112,7 @@ def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selec
     if not rows:
         raise absent(session, name, selector)
     version: VersionRow = rows[0][0]
-    if version.yanked_at is not None and _by_alias(selector):
-        raise yanked(name, version)
+    withdrawn.refuse(actor, name, version, selector)
     manifest = Manifest.model_validate_json(version.manifest)
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
     found = Resolved(
@@ -124,7 +126,9 @@ def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selec
         yanked=version.yanked_at is not None,
         generation=rows[0][5],
     )
-    return found, Pointer(rows[0][6], version.id or 0, rows[0][5] or 0, found.yanked, rows[-1][1] or 0)
+    return found, Pointer(
+        rows[0][6], version.id or 0, rows[0][5] or 0, found.yanked, rows[-1][1] or 0, version.quarantine
+    )
 
 
 def _generation(selector: Selector) -> ColumnElement[Any]:
@@ -149,7 +153,7 @@ def label(check: str, profile: str) -> str:
 def find(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, *, yanked_too: bool = True
 ) -> VersionRow:
-    """The row of one version. `NotFound`, or `Refused` (YANKED) unless yanked ones are wanted too."""
+    """The row of one version. `NotFound`, or `Refused` unless withdrawn ones are wanted too."""
     if not actor.sees(name):
         raise unknown_adapter(name)
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
@@ -158,8 +162,8 @@ def find(
     row = session.exec(statement.where(named(name), _selected(selector))).first()
     if row is None:
         raise absent(session, name, selector)
-    if row.yanked_at is not None and not yanked_too:
-        raise yanked(name, row)
+    if not yanked_too:
+        withdrawn.refuse_change(name, row)
     return row
 
 
@@ -170,14 +174,6 @@ def absent(session: Session, name: AdapterName, selector: Selector) -> NotFound:
     if _by_alias(selector):
         return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{selector}'")
     return NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no version '{selector}'")
-
-
-def yanked(name: AdapterName, version: VersionRow) -> Refused:
-    return Refused(
-        "YANKED",
-        f"version {version.number} of '{name}' was yanked: {version.yank_reason}",
-        next_step=f"use another version, or exactly this one by its digest: {name}@{version.digest}",
-    )
 
 
 def adapter_row(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:
@@ -262,6 +258,8 @@ def _view(
         created_by=row.created_by,
         yanked_at=row.yanked_at,
         yank_reason=row.yank_reason,
+        quarantined_at=row.quarantined_at,
+        quarantine_reason=row.quarantine_reason,
         damaged=damaged,
     )
 

@@ -2,7 +2,8 @@
 
 Invariants
 - A digest opens nothing by itself: bytes are found through a version that the actor may see.
-- A yanked version is still read by its number or its digest, no longer by an alias.
+- A yanked version is still read by its number or its digest, no longer by an alias; one in quarantine by its digest
+  alone, and only by those who may promote.
 
 Example
     >>> files.find(session, actor, name, 3, "adapter_model.safetensors").digest
@@ -18,7 +19,7 @@ from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
 from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
-from registry.server import catalog
+from registry.server import catalog, withdrawn
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, key_of
 from registry.server.holds import BlobState
@@ -95,5 +96,6 @@ def key_in(blobs: BlobStore, file: Descriptor) -> str:
 
 
 def _version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionRow:
-    fixed = isinstance(selector, int | Digest)
-    return catalog.find(session, actor, name, selector, yanked_too=fixed)
+    found = catalog.find(session, actor, name, selector)
+    withdrawn.refuse(actor, name, found, selector)
+    return found

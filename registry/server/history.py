@@ -1,7 +1,7 @@
 """The history of aliases: every move, newest first, and what held at a moment.
 
 Invariants
-- `at` answers from history rows alone: the last move of each alias that is not later than that moment.
+- `at` answers from history rows alone: the last move of each alias that is not later than that moment; one statement.
 
 Example
     >>> history.of(session, actor, name, alias="prod", at=yesterday, limit=50).moves[0].number
@@ -20,8 +20,8 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.server import catalog
-from registry.server.actors import Actor
-from registry.server.tables import AliasMoveRow, VersionRow
+from registry.server.actors import Actor, unknown_adapter
+from registry.server.tables import AdapterRow, AliasMoveRow, VersionRow
 from registry.wire import AliasMove, History
 
 
@@ -36,13 +36,15 @@ def of(
     limit: int,
 ) -> History:
     """The moves of one alias or of all, newest first. With `at` (aware), the one row per alias that held then."""
-    adapter = catalog.adapter_row(session, actor, name)
+    if not actor.sees(name):
+        raise unknown_adapter(name)
     before, after = aliased(VersionRow), aliased(VersionRow)
     statement = (
         select(AliasMoveRow, before.number, after.number, after.digest)
         .outerjoin(before, col(before.id) == col(AliasMoveRow.from_version_id))
         .outerjoin(after, col(after.id) == col(AliasMoveRow.to_version_id))
-        .where(col(AliasMoveRow.adapter_id) == adapter.id)
+        .join(AdapterRow, col(AdapterRow.id) == col(AliasMoveRow.adapter_id))
+        .where(catalog.named(name))
     )
     if alias:
         statement = statement.where(col(AliasMoveRow.alias) == alias)
@@ -51,6 +53,8 @@ def of(
     offset = _offset(cursor)
     newest_first = (col(AliasMoveRow.at).desc(), col(AliasMoveRow.alias), col(AliasMoveRow.generation).desc())
     rows = session.exec(statement.order_by(*newest_first).offset(offset).limit(limit + 1)).all()
+    if not rows:
+        catalog.adapter_row(session, actor, name)  # or it is not there
     moves = [_move(*row) for row in rows[:limit]]
     return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
 
@@ -86,6 +90,7 @@ def _move(row: AliasMoveRow, from_number: int | None, number: int | None, digest
         digest=Digest(digest) if digest else None,
         at=row.at,
         actor=row.actor,
+        token_id=row.token_id,
         reason=row.reason,
         evidence=row.evidence,
     )

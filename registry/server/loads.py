@@ -136,6 +136,7 @@ def fleet(session: Session, actor: Actor, base_name: str, texts: Sequence[str], 
         select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
         .join(VersionRow, newest)
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), catalog.visible(actor))
+        .where(col(VersionRow.quarantined_at).is_(None))
     )
     spec = bases.spec_of(base)
     found = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}

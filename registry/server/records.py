@@ -7,7 +7,8 @@ Invariants
 - A record's key ends in the SHA-256 of its bytes, like every key of the store.
 - A record is written after the commit of its row: `recorded_at` is empty until it is there, and whoever comes next
   (the next push, `gc`) writes what was left. So there is no record of a version that does not exist.
-- A version that is yanked is recorded again, and so is a base whose weights become known; the fuller record counts.
+- A version that is yanked, put in quarantine or released is recorded again, and so is a base
+  whose weights become known; the fuller record counts.
 - Aliases, verdicts, tokens and the audit log have no records: those come from the database's backup only.
 
 Example
@@ -16,6 +17,8 @@ Example
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
@@ -58,7 +61,17 @@ def of_version(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
         message=row.message,
         yanked_at=row.yanked_at,
         yank_reason=row.yank_reason,
+        pushed_by=row.pushed_by or "",
+        quarantine=row.quarantine,
+        quarantined_at=row.quarantined_at,
+        quarantine_reason=row.quarantine_reason,
     )
+
+
+def withdrawal_of(record: VersionRecord) -> dict[str, Any]:
+    """The columns of a version's row that its record fills: who pushed it, is it in quarantine, when recorded."""
+    told = record.model_dump(include={"quarantine", "quarantined_at", "quarantine_reason"})
+    return {**told, "pushed_by": record.pushed_by or None, "recorded_at": db.now()}
 
 
 def folder_of(namespace: str, name: str) -> str:
@@ -92,7 +105,7 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     for adapter, version in versions:
         folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
         key = _put(blobs, folder, of_version(adapter, version))
-        if version.yanked_at is not None:  # for ever: nobody writes a record that is newer than this one
+        if version.yanked_at is not None and not version.quarantine:  # for ever: the newest record there will be
             for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
                 blobs.delete(old)
     if bases or versions:
@@ -118,11 +131,12 @@ def _newly(session: Session, base: BaseRow, identity: str | None) -> bool:
 
 
 def _note(session: Session, base_ids: list[int | None], versions: list[VersionRow]) -> None:
-    """The records are there. A version that was yanked since keeps its empty `recorded_at`."""
+    """The records are there. A version that was withdrawn since keeps its empty `recorded_at`."""
     moment = db.now()
     session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=moment))
     for row in versions:
         same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at) == row.yanked_at)
         if row.yanked_at is None:
             same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at).is_(None))
+        same = same.where(col(VersionRow.quarantine) == row.quarantine)
         session.connection().execute(same.values(recorded_at=moment))

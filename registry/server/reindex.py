@@ -164,10 +164,10 @@ def _versions(
 
 
 def _newest(blobs: BlobStore, missing: _Missing, findings: list[Finding]) -> VersionRecord | None:
-    """The record of a version. A yank records it anew, and a kill may leave both: the yanked one counts."""
+    """The record of a version. Each withdrawal records it anew: the last one counts."""
     found = [_parsed(blobs, key, size, VersionRecord, findings) for key, size in missing.keys]
     whole = [r for r in found if r and (r.namespace, r.name, r.number) == (*_parts(missing.name), missing.number)]
-    return max(whole, key=lambda record: record.yanked_at is not None, default=None)
+    return max(whole, key=lambda record: (record.quarantine, record.yanked_at is not None), default=None)
 
 
 def _parts(name: AdapterName) -> tuple[str, str]:
@@ -262,7 +262,7 @@ def _version_row(adapter: AdapterRow, base: BaseRow, record: VersionRecord) -> V
         created_by=record.created_by,
         yanked_at=record.yanked_at,
         yank_reason=record.yank_reason,
-        recorded_at=db.now(),
+        **records.withdrawal_of(record),
     )
 
 

@@ -1,7 +1,7 @@
 """The roster of a base: which versions an alias points at, for everybody who serves that base.
 
 Invariants
-- Four statements, whatever the number of adapters. Yanked versions, and what the actor may not see, are not on it.
+- Four statements, whatever the number of adapters. Withdrawn versions, and what the actor may not see, are not on it.
 - `state` is one statement; it changes whenever an answer of `of` would, and is its cursor.
 - A verdict for an engine is judged now from stored facts, so it is there for profiles that nobody listed, too.
 
@@ -80,6 +80,7 @@ def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
             col(VersionRow.base_id) == base.id,
             col(AliasRow.alias) == alias,
             col(VersionRow.yanked_at).is_(None),
+            col(VersionRow.quarantined_at).is_(None),
             catalog.visible(actor),
         )
     )

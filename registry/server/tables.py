@@ -34,6 +34,9 @@ from registry.server.tables_audit import AuditTileRow as AuditTileRow
 from registry.server.tables_audit import DeliveryRow as DeliveryRow
 from registry.server.tables_audit import EventRow as EventRow
 from registry.server.tables_audit import WebhookRow as WebhookRow
+from registry.server.tables_gates import AdapterGateRow as AdapterGateRow
+from registry.server.tables_gates import ApprovalRow as ApprovalRow
+from registry.server.tables_gates import NamespaceGateRow as NamespaceGateRow
 from registry.server.tables_jobs import BaseThresholdsRow as BaseThresholdsRow
 from registry.server.tables_jobs import CampaignJobRow as CampaignJobRow
 from registry.server.tables_jobs import CampaignRow as CampaignRow
@@ -91,6 +94,8 @@ class VersionRow(SQLModel, table=True):
     """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be.
 
     `measured_at` is when the numbers of its weights were read (`values`); empty means that they still must be.
+    `pushed_by` is who stood behind the token `created_by`. `quarantine` grows with each quarantine and each release;
+    `quarantined_at` is empty outside one.
     """
 
     __tablename__ = "version"
@@ -112,6 +117,10 @@ class VersionRow(SQLModel, table=True):
     yank_reason: str = Field(default="", sa_type=Text)
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
     measured_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
+    pushed_by: str | None = None
+    quarantine: int = 0
+    quarantined_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    quarantine_reason: str = Field(default="", sa_type=Text)
 
 
 class VersionFileRow(SQLModel, table=True):

@@ -135,6 +135,7 @@ def _version_row(
         message=push.message,
         created_at=moment,
         created_by=actor.name,
+        pushed_by=actor.identity,
     )
     session.add_all([adapter, row])
     session.flush()

@@ -78,6 +78,12 @@ class AliasMove(Answer):
     actor: str
     reason: str
     evidence: list[dict[str, Any]] = []
+    token_id: str = ""
+
+    @property
+    def broke_glass(self) -> list[str]:
+        """What the gate was missing when somebody passed it all the same; empty for a usual move."""
+        return [code for e in self.evidence if e.get("check") == "break_glass" for code in e.get("missing", [])]
 
 
 class VersionView(Answer):
@@ -99,6 +105,8 @@ class VersionView(Answer):
     created_by: str
     yanked_at: datetime | None = None
     yank_reason: str = ""
+    quarantined_at: datetime | None = None
+    quarantine_reason: str = ""
     damaged: list[str] = []
 
 
@@ -163,6 +171,7 @@ class PromoteRequest(Request):
 
     version: str
     reason: str = Field(default="", max_length=MESSAGE_LIMIT)
+    break_glass: bool = False
 
 
 class RollbackRequest(Request):

@@ -1,8 +1,8 @@
 """`Pointers`: reads the `Pointer` behind a path of the look-up, in one statement.
 
 Invariants
-- Two equal pointers of one path mean equal answers: a version's row never changes but for its yank, and its newest
-  verdict, the generations of its alias and of access only grow.
+- Two equal pointers of one path mean equal answers: a version's row never changes but for its yank and its quarantine,
+  and its newest verdict, the count of its quarantines, the generations of its alias and of access only grow.
 - The statement is prepared once for each kind of selector and sent through the driver, without ORM and session.
 - On SQLite it runs where it is asked, since it takes less time than a change of threads; on PostgreSQL in a thread.
 
@@ -71,7 +71,14 @@ def _compiled(engine: Engine, kind: str) -> tuple[str, dict[str, Any]]:
     by_alias = kind == "alias"
     generation = col(AliasRow.generation) if by_alias else literal_column("0")
     statement = (
-        select(state.generation(), col(VersionRow.id), generation, col(VersionRow.yanked_at), newest)
+        select(
+            state.generation(),
+            col(VersionRow.id),
+            generation,
+            col(VersionRow.yanked_at),
+            newest,
+            col(VersionRow.quarantine),
+        )
         .select_from(VersionRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .where(col(AdapterRow.namespace) == bindparam("namespace"), col(AdapterRow.name) == bindparam("name"))
@@ -96,4 +103,4 @@ def _plain(selector: Selector) -> str | int:
 
 
 def _pointer(row: Any) -> Pointer | None:
-    return None if row is None else Pointer(row[0], row[1], row[2], row[3] is not None, row[4] or 0)
+    return None if row is None else Pointer(row[0], row[1], row[2], row[3] is not None, row[4] or 0, row[5])

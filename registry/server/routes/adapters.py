@@ -22,7 +22,7 @@ from registry.digest import Digest
 from registry.engines import PROFILE_LIMIT
 from registry.errors import Conflict, Invalid
 from registry.names import Ref, Selector
-from registry.server import adapters, aliases, catalog, history, lineage, loads
+from registry.server import adapters, aliases, catalog, history, lineage, loads, withdrawal
 from registry.server.adapters import Search
 from registry.server.routes.deps import (
     PAGE,
@@ -154,7 +154,7 @@ def yank(
 ) -> VersionView:
     actor.demand("promote", name)
     version = catalog.find(session, actor, name, selector)
-    return aliases.yank(session, actor, name, version, reason=request.reason)
+    return withdrawal.yank(session, actor, name, version, reason=request.reason)
 
 
 # ------------------------------------------------------------------ aliases
@@ -186,7 +186,10 @@ def promote(
             f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
         )
     version = catalog.find(session, actor, name, _selector(request.version, name))
-    moved = aliases.move(session, actor, name, alias, version, expected_generation=expected, reason=request.reason)
+    moved = aliases.move(
+        session, actor, name, alias, version,
+        expected_generation=expected, reason=request.reason, break_glass=request.break_glass,
+    )  # fmt: skip
     return _tagged(moved, response)
 
 

@@ -1,0 +1,79 @@
+"""`Gates`: one method for each route of gates, approvals and quarantine.
+
+Invariants
+- As in api.py: it sends wire requests and answers wire answers, nothing else.
+- A place with a slash is an adapter, one without is a namespace.
+
+Example
+    >>> Gates(registry).put("acme", "prod", Gate(approvals=2))
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from registry import names
+from registry.client.answers import Shape, parsed
+from registry.client.api import Registry
+from registry.gates import Gate
+from registry.names import AdapterName, Ref
+from registry.wire import Request, VersionView
+from registry.wire.gates import (
+    ApprovalList,
+    ApprovalView,
+    ApproveRequest,
+    GateCheck,
+    GateList,
+    GateSet,
+    GateView,
+    QuarantineRequest,
+)
+
+
+class Gates:
+    def __init__(self, registry: Registry) -> None:
+        self._connection = registry.connection
+
+    def every(self, place: str) -> GateList:
+        return self._send("GET", _gates(place), GateList)
+
+    def show(self, place: str, alias: str) -> GateView:
+        return self._send("GET", f"{_gates(place)}/{names.alias(alias)}", GateView)
+
+    def put(self, place: str, alias: str, gate: Gate) -> GateView:
+        return self._send("PUT", f"{_gates(place)}/{names.alias(alias)}", GateView, GateSet(gate=gate))
+
+    def remove(self, place: str, alias: str) -> GateView:
+        return self._send("DELETE", f"{_gates(place)}/{names.alias(alias)}", GateView)
+
+    def check(self, ref: Ref | str, alias: str) -> GateCheck:
+        """What would stand between a version and a channel now."""
+        return self._send("GET", f"{_version(ref)}/gates/{names.alias(alias)}", GateCheck)
+
+    def approve(self, ref: Ref | str, alias: str, comment: str = "") -> ApprovalView:
+        request = ApproveRequest(alias=alias, comment=comment)
+        return self._send("POST", f"{_version(ref)}/approvals", ApprovalView, request)
+
+    def approvals(self, ref: Ref | str) -> ApprovalList:
+        return self._send("GET", f"{_version(ref)}/approvals", ApprovalList)
+
+    def quarantine(self, ref: Ref | str, reason: str) -> VersionView:
+        return self._send("POST", f"{_version(ref)}/quarantine", VersionView, QuarantineRequest(reason=reason))
+
+    def release(self, ref: Ref | str, reason: str) -> VersionView:
+        return self._send("POST", f"{_version(ref)}/release", VersionView, QuarantineRequest(reason=reason))
+
+    def _send(self, method: str, path: str, shape: type[Shape], request: Request | None = None) -> Shape:
+        body = request.model_dump(mode="json") if request is not None else None
+        return parsed(self._connection.send(method, path, json=body), shape)
+
+
+def _gates(place: str) -> str:
+    if "/" in place:
+        return f"/adapters/{AdapterName.parse(place)}/gates"
+    return f"/namespaces/{quote(names.namespace(place), safe='')}/gates"
+
+
+def _version(ref: Ref | str) -> str:
+    parsed_ref = ref if isinstance(ref, Ref) else Ref.parse(ref)
+    return f"/adapters/{parsed_ref.name}/versions/{parsed_ref.selector}"

@@ -1,0 +1,117 @@
+"""What a gate asks for, and what counts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from pydantic import ValidationError
+
+from registry.digest import Digest
+from registry.gates import Approval, Evidence, Gate, gate_of
+from registry.verdicts import Check, Finding, Severity, Verdict
+
+SUBJECT = Digest.of(b"version")
+BASE = str(Digest.of(b"base"))
+ENGINE = "vllm==0.33.0"
+
+
+def verdict(check: Check, *severities: Severity, code: str = "fit.shape", profile: str = "") -> Verdict:
+    found = [Finding(code=code, severity=s, place="x", sentence="a sentence") for s in severities]
+    return Verdict.of(check, SUBJECT, "llama", BASE, found, profile=profile)
+
+
+def codes(gate: Gate, *verdicts: Verdict, **more: object) -> list[str]:
+    return [f.code for f in gate.missing(Evidence.model_validate({"verdicts": verdicts, **more}))]
+
+
+def yes(*identities: str) -> tuple[Approval, ...]:
+    return tuple(Approval(identity=identity, at=datetime(2026, 5, 3, tzinfo=UTC)) for identity in identities)
+
+
+def test_an_open_gate_is_missing_nothing() -> None:
+    assert codes(gate_of("prod"), verdict(Check.FITS), verdict(Check.ACTS, "warning")) == []
+    assert gate_of("main").open_for(Evidence())
+
+
+def test_a_gate_answers_with_all_that_is_missing() -> None:
+    assert codes(gate_of("prod"), verdict(Check.FITS)) == ["gate.acts_absent"]
+    assert codes(gate_of("prod")) == ["gate.fits_absent", "gate.acts_absent"]
+    assert "adapter validate" in gate_of("prod").missing(Evidence())[1].sentence
+
+
+@pytest.mark.parametrize("severity", ["error", "unknown"])
+def test_no_gate_takes_fail_or_unknown_for_a_yes(severity: Severity) -> None:
+    outcome = "fail" if severity == "error" else "unknown"
+    assert codes(Gate(requires=(Check.FITS,)), verdict(Check.FITS, severity)) == [f"gate.fits_{outcome}"]
+
+
+def test_numbers_that_are_none_shut_every_gate_that_asks_for_anything() -> None:
+    fits, broken = verdict(Check.FITS), verdict(Check.VALUES, "error")
+    assert codes(gate_of("canary"), fits, broken) == ["gate.values_fail"]
+    assert codes(Gate(approvals=1), broken, approvals=yes("bob")) == ["gate.values_fail"]
+    assert codes(gate_of("canary"), fits, verdict(Check.VALUES, "warning")) == []
+    assert codes(gate_of("canary"), fits) == []  # large weights are measured some seconds after their push
+    assert codes(gate_of("main"), fits, broken) == []  # a name for the newest push, not a channel
+    assert codes(Gate(requires=(Check.VALUES,)), fits) == ["gate.values_absent"]
+
+
+def test_the_newest_verdict_of_a_check_decides() -> None:
+    gate, good, bad = Gate(requires=(Check.FITS,)), verdict(Check.FITS), verdict(Check.FITS, "error")
+    assert codes(gate, bad, good) == []
+    assert codes(gate, good, bad) == ["gate.fits_fail"]
+
+
+def test_an_alias_without_a_gate_of_its_own_asks_that_the_adapter_fits() -> None:
+    assert codes(gate_of("canary")) == ["gate.fits_absent"]
+
+
+def test_an_engine_is_asked_about_by_its_profile() -> None:
+    gate = Gate(engines=(ENGINE,))
+    other = verdict(Check.LOADS, profile="vllm==0.29.0")
+    assert codes(gate, loads=[other]) == ["gate.loads_absent"]
+    assert codes(gate, loads=[other, verdict(Check.LOADS, "unknown", profile=ENGINE)]) == ["gate.loads_unknown"]
+    assert codes(gate, loads=[verdict(Check.LOADS, profile=ENGINE)]) == []
+
+
+def test_golden_samples_must_be_there_and_all_pass() -> None:
+    gate, acts = Gate(golden=True), verdict(Check.ACTS)
+    assert codes(gate, acts) == ["gate.golden_absent"]
+    assert codes(gate, files=["golden.jsonl"]) == ["gate.acts_absent"]
+    missed = verdict(Check.ACTS, "warning", code="acts.golden_missed")
+    assert codes(gate, missed, files=["golden.jsonl"]) == ["gate.golden_missed"]
+    assert codes(gate, acts, files=["golden.jsonl"]) == []
+
+
+def test_approvals_count_each_identity_once_and_never_whoever_pushed() -> None:
+    gate = Gate(approvals=2)
+    assert codes(gate, approvals=yes("bob", "bob"), pushed_by=["ci"]) == ["gate.approvals_few"]
+    assert codes(gate, approvals=yes("bob", "ci"), pushed_by=["ci"]) == ["gate.approvals_few"]
+    assert codes(gate, approvals=yes("bob", "eve"), pushed_by=["ci"]) == []
+    named = Gate(approvals=2, approvers=("bob", "ann", "kim"))
+    assert codes(named, approvals=yes("bob", "eve")) == ["gate.approvals_few"]
+    assert codes(named, approvals=yes("bob", "eve", "kim")) == []
+
+
+def test_time_in_another_channel_and_signatures() -> None:
+    soak = Gate(held_in="canary", held_seconds=3600)
+    assert codes(soak, held_seconds={"canary": 3599, "beta": 9999}) == ["gate.held_short"]
+    assert codes(soak, held_seconds={"canary": 3600}) == []
+    signed = Gate(signed_by=("key:aa", "key:bb"))
+    assert codes(signed, signed_by=["key:cc"]) == ["gate.signature_absent"]
+    assert codes(signed, signed_by=["key:bb", "key:cc"]) == []
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {"approvals": 3, "approvers": ["a", "b", "b"]},
+        {"held_in": "canary"},
+        {"held_seconds": 5},
+        {"requires": ["loads"]},
+        {"approvals": -1},
+    ],
+)
+def test_a_gate_that_can_never_open_is_none(gate: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Gate.model_validate(gate)

@@ -1,0 +1,211 @@
+"""Gates that somebody has set, approvals, the broken glass, and quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+
+import pytest
+from sqlalchemy import text
+
+from registry.client.api import Registry
+from registry.client.gates import Gates
+from registry.errors import Denied, Invalid, NotFound, Refused, RegistryError
+from registry.gates import Gate
+from registry.server import db
+from registry.server.tables import AliasMoveRow, EventRow
+from registry.verdicts import Check
+from registry.wire.upkeep import GcRequest, ReindexRequest
+from tests.world import World, rows
+
+NAME = "acme/support"
+ENGINE = "vllm==0.33.0"
+
+
+@pytest.fixture
+def stocked(world: World) -> World:
+    """Two versions, both pushed by the token `ci`."""
+    world.add_base()
+    ci = world.actor("push", namespaces=["acme"], name="ci")
+    world.push(NAME, by=ci)
+    world.push(NAME, by=ci)
+    return world
+
+
+def promoter(world: World, name: str) -> Registry:
+    return world.actor("promote", namespaces=["acme"], name=name)
+
+
+def code_of(act: Callable[[], object]) -> str:
+    with pytest.raises(RegistryError) as caught:
+        act()
+    return caught.value.code
+
+
+def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list[str]:
+    with pytest.raises(Refused) as caught:
+        registry.promote(NAME, alias, version, generation=0)
+    assert caught.value.code == "GATE_CLOSED"
+    return [reason.code for reason in caught.value.reasons]
+
+
+def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
+    gates = Gates(stocked.admin)
+    assert gates.show(NAME, "prod").gate == Gate(requires=(Check.FITS, Check.ACTS))
+    gates.put("acme", "prod", Gate(approvals=1))
+    shown = gates.show(NAME, "prod")
+    assert (shown.set_on, shown.gate.approvals, shown.set_by) == ("acme", 1, "admin")
+    gates.put(NAME, "prod", Gate(requires=(Check.FITS,)))
+    assert gates.show(NAME, "prod").set_on == NAME
+    assert [view.alias for view in gates.every(NAME).items] == ["prod"]
+    assert gates.check(f"{NAME}@1", "prod").open
+    assert stocked.admin.promote(NAME, "prod", "1", generation=0).generation == 1
+    assert gates.remove(NAME, "prod").set_on == "acme"
+    assert gates.remove("acme", "prod").set_on == ""
+    with stocked.session() as session:
+        told = [row.object for row in rows(session, EventRow) if row.action == "gate.set"]
+    assert told == ["acme:prod", f"{NAME}:prod", f"{NAME}:prod", "acme:prod"]
+
+
+def test_only_owners_set_gates_and_main_has_none(stocked: World) -> None:
+    bob = Gates(promoter(stocked, "bob"))
+    stranger = Gates(stocked.actor("admin", namespaces=["globex"]))
+    for place in ("acme", NAME):
+        with pytest.raises(Denied):
+            bob.put(place, "prod", Gate())
+        with pytest.raises(NotFound):
+            stranger.put(place, "prod", Gate())
+        with pytest.raises(NotFound):
+            stranger.show(place, "prod")
+    assert code_of(lambda: Gates(stocked.admin).put("acme", "main", Gate(approvals=1))) == "GATE_CLOSED"
+    assert (
+        code_of(lambda: Gates(stocked.admin).put("acme", "prod", Gate(engines=("what is this",)))) == "REQUEST_INVALID"
+    )
+
+
+def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> None:
+    Gates(stocked.admin).put("acme", "prod", Gate(approvals=2))
+    bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
+    ci = stocked.actor("push", "promote", namespaces=["acme"], name="ci")
+    assert Gates(ci).approve(f"{NAME}@1", "prod").counts is False, "whoever pushed it"
+    assert Gates(bob).approve(f"{NAME}@1", "prod", "looks good").counts
+    Gates(bob).approve(f"{NAME}@1", "prod")
+    Gates(eve).approve(f"{NAME}@1", "canary")
+    Gates(eve).approve(f"{NAME}@2", "prod")
+    assert missing(bob) == ["gate.approvals_few"]
+    Gates(eve).approve(f"{NAME}@1", "prod")
+    bob.promote(NAME, "prod", "1", generation=0)
+    move = stocked.admin.history(NAME, alias="prod").moves[0]
+    assert {e["by"] for e in move.evidence if e["check"] == "approval"} == {"bob", "eve"}
+    assert (move.actor, bool(move.token_id), move.broke_glass) == ("bob", True, [])
+    with pytest.raises(Denied):
+        Gates(stocked.actor("push", namespaces=["acme"])).approve(f"{NAME}@1", "prod")
+
+
+def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
+    gate = Gate(engines=(ENGINE,), held_in="canary", held_seconds=60)
+    Gates(stocked.admin).put(NAME, "prod", gate)
+    assert missing(stocked.admin) == ["gate.held_short"]
+    stocked.admin.promote(NAME, "canary", "1", generation=0)
+    with stocked.session(write=True) as session:
+        [move] = [row for row in rows(session, AliasMoveRow) if row.alias == "canary"]
+        move.at = db.now() - timedelta(seconds=61)
+        session.add(move)
+    stocked.admin.promote(NAME, "prod", "1", generation=0)
+    checks = {e["check"] for e in stocked.admin.history(NAME, alias="prod").moves[0].evidence}
+    assert checks == {"loads", "held"}
+
+
+def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(stocked: World) -> None:
+    Gates(stocked.admin).put("acme", "prod", Gate(approvals=2, golden=True))
+
+    def smash(by: Registry, reason: str = "the site is down") -> object:
+        return by.promote(NAME, "prod", "1", generation=0, reason=reason, break_glass=True)
+
+    with pytest.raises(Denied):
+        smash(promoter(stocked, "bob"))
+    with pytest.raises(Invalid):
+        smash(stocked.admin, " ")
+    smash(stocked.admin)
+    [move] = stocked.admin.history(NAME, alias="prod").moves
+    assert move.broke_glass == ["gate.acts_absent", "gate.golden_absent", "gate.approvals_few"]
+    with stocked.session() as session:
+        [event] = [
+            row for row in rows(session, EventRow) if row.object == f"{NAME}:prod" and row.action == "alias.move"
+        ]
+    assert event.detail["break_glass"] == move.broke_glass
+    stocked.admin.yank(f"{NAME}@2", "leaks")
+    with pytest.raises(Refused):
+        stocked.admin.promote(NAME, "prod", "2", generation=1, reason="still down", break_glass=True)
+
+
+def test_what_held_at_a_moment_is_one_statement(stocked: World) -> None:
+    stocked.admin.promote(NAME, "canary", "1", generation=0)
+    moved = stocked.admin.promote(NAME, "canary", "2", generation=1)
+    with stocked.statements() as sent:
+        held = stocked.admin.history(NAME, alias="canary", at=moved.moved_at - timedelta(microseconds=1)).moves
+    assert [move.number for move in held] == [1]
+    assert len([statement for statement in sent if "alias_move" in statement or "FROM adapter" in statement]) == 1
+
+
+# ------------------------------------------------------------------ quarantine
+def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_and_nobody_else(stocked: World) -> None:
+    reader, bob = stocked.actor("pull", namespaces=["acme"], name="reader"), promoter(stocked, "bob")
+    digest = stocked.admin.version(f"{NAME}@1").digest
+    stocked.admin.promote(NAME, "canary", "1", generation=0)
+    file = f"/adapters/{NAME}/versions/{{}}/files/adapter_config.json"
+    view = Gates(bob).quarantine(f"{NAME}@1", "poisoned")
+    assert (view.quarantine_reason, Gates(bob).quarantine(f"{NAME}@1", "again").quarantine_reason) == ("poisoned",) * 2
+    for selector in ("canary", "1", digest):
+        assert code_of(partial(reader.connection.send, "GET", f"/resolve/{NAME}/{selector}")) == "QUARANTINED"
+        assert code_of(partial(reader.connection.send, "GET", file.format(selector))) == "QUARANTINED"
+    assert code_of(lambda: bob.connection.send("GET", f"/resolve/{NAME}/1")) == "QUARANTINED"
+    assert bob.connection.send("GET", f"/resolve/{NAME}/{digest}").status_code == 200
+    assert bob.connection.send("GET", file.format(digest)).status_code == 200
+    assert reader.version(f"{NAME}@1").quarantined_at is not None, "that it is withdrawn is seen"
+    assert stocked.admin.roster("tiny-llama", "canary").adapters == []
+
+
+def test_nothing_changes_a_quarantined_version_but_its_release(stocked: World) -> None:
+    gates = Gates(stocked.admin)
+    stocked.admin.promote(NAME, "canary", "1", generation=0)
+    stocked.admin.promote(NAME, "canary", "2", generation=1)
+    gates.quarantine(f"{NAME}@1", "reported")
+    for act in (
+        lambda: stocked.admin.promote(NAME, "beta", "1", generation=0),
+        lambda: stocked.admin.promote(NAME, "beta", "1", generation=0, reason="x", break_glass=True),
+        lambda: stocked.admin.yank(f"{NAME}@1", "x"),
+        lambda: gates.approve(f"{NAME}@1", "prod"),
+        lambda: stocked.admin.rollback(NAME, "canary", to="1"),
+    ):
+        assert code_of(act) == "QUARANTINED"
+    assert code_of(lambda: stocked.admin.rollback(NAME, "canary")) == "VERSION_UNKNOWN"
+    with pytest.raises(Denied):
+        Gates(promoter(stocked, "bob")).release(f"{NAME}@1", "fine")
+    assert gates.release(f"{NAME}@1", "looked at").quarantined_at is None
+    assert stocked.admin.rollback(NAME, "canary").number == 1
+    assert stocked.admin.resolve(f"{NAME}:canary").number == 1
+    with stocked.session() as session:
+        told = [row.action for row in rows(session, EventRow) if row.object == f"{NAME}@1" and "." in row.action]
+    assert told.count("version.quarantine") == told.count("version.release") == 1
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_the_last_word_about_a_quarantine_is_in_the_bucket(stocked: World, released: bool) -> None:
+    gates = Gates(stocked.admin)
+    stocked.admin.collect(GcRequest())
+    gates.quarantine(f"{NAME}@1", "reported")
+    stocked.admin.collect(GcRequest())
+    if released:
+        gates.release(f"{NAME}@1", "looked at")
+        stocked.admin.collect(GcRequest())
+    records = [stat.key for stat in stocked.blobs.list(f"records/version/{NAME}/1/")]
+    assert len(records) == (3 if released else 2)
+    with stocked.session(write=True) as session:
+        for table in ("approval", "alias_move", "alias", "job", "verdict", "version_values", "version_tag", "edge",
+                      "version_file", "attestation", "version", "adapter", "taken_name"):  # fmt: skip
+            session.connection().execute(text(f"DELETE FROM {table}"))
+    stocked.admin.reindex(ReindexRequest())
+    view = stocked.admin.version(f"{NAME}@1")
+    assert (view.quarantined_at is None, view.quarantine_reason) == (released, "" if released else "reported")
