@@ -8,7 +8,9 @@ from collections.abc import Callable
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit
+from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
+from registry.gates import Gate
 from registry.jobs import Kind
 from registry.server import app
 from registry.wire.access import TokenCreate
@@ -90,6 +92,14 @@ def test_each_change_through_each_mutating_route_is_told_exactly_once(world: Wor
     drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
     drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "2", generation=1))
     drive(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
+    gates, rule_of = Gates(admin), {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
+    for route, place in rule_of.items():
+        drive(f"PUT /{route}/gates/{{alias}}", lambda place=place: gates.put(place, "beta", Gate(approvals=1)))
+    drive(f"POST {A}/versions/{{selector}}/approvals", lambda: gates.approve("acme/support@1", "beta"))
+    for route, place in rule_of.items():
+        drive(f"DELETE /{route}/gates/{{alias}}", lambda place=place: gates.remove(place, "beta"))
+    drive(f"POST {A}/versions/{{selector}}/quarantine", lambda: gates.quarantine("acme/support@1", "an alarm"))
+    drive(f"POST {A}/versions/{{selector}}/release", lambda: gates.release("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
     bundle = models.sign("x", admin.resolve("acme/support@1").manifest, key)
     wanted = SignRequest(bundle=bundle, public_key=key.public.pem)
