@@ -28,13 +28,16 @@ from registry.wire import AliasMove, AliasView
 @click.argument("alias")
 @click.option("--reason", default="", help="Why, kept in the history for ever.")
 @click.option("--generation", type=click.IntRange(0), help="Move only if the alias is at this generation (0: is new).")
+@click.option(
+    "--break-glass", is_flag=True, help="Through a shut gate, for owners; needs --reason, is marked for ever."
+)
 @output.json_option
-def promote(ref: Ref, alias: str, reason: str, generation: int | None) -> None:
+def promote(ref: Ref, alias: str, reason: str, generation: int | None, break_glass: bool) -> None:
     """Point ALIAS at the version that REF means, if the alias's gate is open for it."""
     with session.registry() as registry:
         number = registry.version(ref).number
         seen = _generation(registry, ref.name, alias) if generation is None else generation
-        moved = registry.promote(ref.name, alias, str(number), generation=seen, reason=reason)
+        moved = registry.promote(ref.name, alias, str(number), generation=seen, reason=reason, break_glass=break_glass)
     output.answer(moved, lambda: _print_moved(ref.name, moved))
 
 
@@ -152,5 +155,7 @@ def _print_move(move: AliasMove, width: int) -> None:
         click.echo(f"{indent}“{move.reason}”")
     told = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
     told += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
+    if any(e.get("check") == "break_glass" for e in move.evidence):
+        click.secho(f"{indent}through a shut gate: the glass was broken", fg="red")
     if told:
         click.echo(f"{indent}{output.faint('on')} {', '.join(told)}")

@@ -1,0 +1,177 @@
+"""What stands before production: `adapter gate …`, `adapter approve`, and `adapter quarantine` with `release`.
+
+Invariants
+- A place with a slash is an adapter, one without is a namespace; an adapter's own gate counts before its namespace's.
+- A gate is set as a whole: what an option does not name, it does not ask for.
+
+Example
+    $ adapter gate set acme prod --require fits --require acts --approvals 2
+    $ adapter approve acme/support@3 prod --comment "listened to ten answers"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from pydantic import ValidationError
+
+from cli import output, session
+from registry.client.gates import Gates
+from registry.errors import Invalid
+from registry.gates import Gate
+from registry.names import Ref
+from registry.verdicts import Check
+from registry.wire import VersionView
+from registry.wire.gates import GateView
+
+CHECKS = [check.value for check in Check if check is not Check.LOADS]
+
+
+@contextmanager
+def _gates() -> Iterator[Gates]:
+    with session.registry() as registry:
+        yield Gates(registry)
+
+
+@click.group()
+def gate() -> None:
+    """Gates: what a channel demands of a version before it moves."""
+
+
+@gate.command("set")
+@click.argument("place", metavar="NAMESPACE|NAME")
+@click.argument("alias")
+@click.option("--require", "requires", multiple=True, type=click.Choice(CHECKS), help="A check that must have passed.")
+@click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="An engine that must serve it as trained.")
+@click.option("--golden", is_flag=True, help="It brings golden samples, and passed them all.")
+@click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="So many must approve.")
+@click.option("--approver", "approvers", multiple=True, metavar="IDENTITY", help="Who may. Default: who may promote.")
+@click.option("--held-in", default="", metavar="ALIAS", help="It was in this channel first …")
+@click.option("--held-seconds", type=click.IntRange(0), default=0, show_default=True, help="… for so long.")
+@click.option("--signed-by", multiple=True, metavar="IDENTITY", help="One of these has signed it.")
+@output.json_option
+def set_gate(
+    place: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
+    approvers: tuple[str, ...], held_in: str, held_seconds: int, signed_by: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Set the whole gate of ALIAS for an adapter, or for a namespace. For owners."""
+    try:
+        wanted = Gate(
+            requires=tuple(Check(check) for check in requires), engines=engines, golden=golden, approvals=approvals,
+            approvers=approvers, held_in=held_in, held_seconds=held_seconds, signed_by=signed_by,
+        )  # fmt: skip
+    except ValidationError as e:
+        raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
+    with _gates() as gates:
+        view = gates.put(place, alias, wanted)
+    output.answer(view, lambda: _print(view))
+
+
+@gate.command()
+@click.argument("place", metavar="NAMESPACE|NAME|REF")
+@click.argument("alias")
+@output.json_option
+def show(place: str, alias: str) -> None:
+    """Show the gate of ALIAS; of a version (NAME@3), what it still lacks."""
+    with _gates() as gates:
+        if not any(mark in place for mark in "@:"):
+            view = gates.show(place, alias)
+            output.answer(view, lambda: _print(view))
+            return
+        found = gates.check(place, alias)
+
+    def text() -> None:
+        _print(found.gate)
+        click.echo(f"  open for @{found.number}" if found.open else f"  shut for @{found.number}:")
+        for finding in found.missing:
+            click.echo(f"    - {finding.sentence}")
+
+    output.answer(found, text)
+
+
+@gate.command("list")
+@click.argument("place", metavar="NAMESPACE|NAME")
+@output.json_option
+def list_gates(place: str) -> None:
+    """List the gates of an adapter or a namespace."""
+    with _gates() as gates:
+        found = gates.every(place)
+
+    def text() -> None:
+        for view in found.items:
+            _print(view)
+
+    output.answer(found, text)
+
+
+@gate.command()
+@click.argument("place", metavar="NAMESPACE|NAME")
+@click.argument("alias")
+@output.json_option
+def remove(place: str, alias: str) -> None:
+    """Take a gate away that was set; what counts then is printed. For owners."""
+    with _gates() as gates:
+        view = gates.remove(place, alias)
+    output.answer(view, lambda: _print(view))
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.argument("alias")
+@click.option("--comment", default="", help="What you looked at; kept with the approval.")
+@output.json_option
+def approve(ref: Ref, alias: str, comment: str) -> None:
+    """Approve a version for ALIAS. Whoever pushed it does not count."""
+    with _gates() as gates:
+        made = gates.approve(ref, alias, comment)
+    note = "" if made.counts else ", which does not count: you pushed it"
+    output.answer(made, lambda: click.echo(f"{made.identity} approved {ref.name}@{made.number} for {made.alias}{note}"))
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--reason", required=True, help="Why, shown to everybody who asks for the version.")
+@output.json_option
+def quarantine(ref: Ref, reason: str) -> None:
+    """Lock a version away: nobody resolves, moves or changes it until an owner releases it."""
+    with _gates() as gates:
+        version = gates.quarantine(ref, reason)
+    output.answer(version, lambda: _say(version, f"is in quarantine: {reason}"))
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--reason", required=True, help="Why, kept in the audit log.")
+@output.json_option
+def release(ref: Ref, reason: str) -> None:
+    """End the quarantine of a version. For owners."""
+    with _gates() as gates:
+        version = gates.release(ref, reason)
+    output.answer(version, lambda: _say(version, f"is released: {reason}"))
+
+
+def _say(version: VersionView, what: str) -> None:
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')} {what}")
+
+
+def _print(view: GateView) -> None:
+    where = f"set on {view.set_on} by {view.set_by}" if view.set_on else "built in"
+    click.echo(f"{output.strong(view.alias)}  {output.faint(where)}")
+    asked = view.gate
+    lines = [
+        ("checks", ", ".join(asked.requires)),
+        ("engines", ", ".join(asked.engines)),
+        ("golden", "all passed" if asked.golden else ""),
+        ("approvals", _approvals(asked)),
+        ("held in", f"{asked.held_in} for {asked.held_seconds} s" if asked.held_in else ""),
+        ("signed by", ", ".join(asked.signed_by)),
+    ]
+    output.facts([(name, value) for name, value in lines if value] or [("asks for", "nothing")])
+
+
+def _approvals(asked: Gate) -> str:
+    if not asked.approvals:
+        return ""
+    return f"{asked.approvals} of " + (", ".join(asked.approvers) or "those who may promote")

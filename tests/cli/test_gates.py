@@ -1,0 +1,45 @@
+"""Gates, approvals, broken glass and quarantine by command."""
+
+from __future__ import annotations
+
+from tests.cli.desk import Desk
+
+
+def test_a_gate_is_set_shown_met_and_taken_away(desk: Desk) -> None:
+    desk.base()
+    desk.push("acme/support")
+    words = ["gate", "set", "acme", "prod", "--require", "fits", "--approvals", "1", "--approver", "ann"]
+    assert "1 of ann" in desk(*words).stdout
+    assert desk("gate", "list", "acme", "--json").json["items"][0]["gate"]["approvals"] == 1
+    shown = desk("gate", "show", "acme/support@1", "prod").stdout
+    assert "shut for @1:" in shown
+    assert desk("promote", "acme/support@1", "prod", "--json", expect=6).problem["code"] == "GATE_CLOSED"
+    own = desk("approve", "acme/support@1", "prod", "--comment", "mine").stdout
+    assert "which does not count" in own
+    desk("gate", "remove", "acme", "prod")
+    desk("gate", "set", "acme/support", "prod", "--require", "fits")
+    assert "open for @1" in desk("gate", "show", "acme/support@1", "prod").stdout
+    desk("promote", "acme/support@1", "prod")
+
+
+def test_a_gate_that_can_never_open_is_refused_in_a_sentence(desk: Desk) -> None:
+    said = desk("gate", "set", "acme", "prod", "--approvals", "2", "--approver", "ann", expect=2)
+    assert "can never" in said.stderr
+
+
+def test_broken_glass_needs_a_reason_and_is_told_for_ever(desk: Desk) -> None:
+    desk.base()
+    desk.push("acme/support")
+    desk("promote", "acme/support", "prod", expect=6)
+    desk("promote", "acme/support", "prod", "--break-glass", expect=2)
+    desk("promote", "acme/support", "prod", "--break-glass", "--reason", "the shop is down")
+    assert "the glass was broken" in desk("history", "acme/support:prod").stdout
+
+
+def test_a_version_in_quarantine_is_led_to_by_no_name_until_it_is_released(desk: Desk) -> None:
+    desk.base()
+    desk.push("acme/support")
+    assert "is in quarantine: an alarm" in desk("quarantine", "acme/support@1", "--reason", "an alarm").stdout
+    assert desk("pull", "acme/support", desk.folder / "out", "--json", expect=6).problem["code"] == "QUARANTINED"
+    desk("release", "acme/support@1", "--reason", "a false alarm")
+    desk("pull", "acme/support", desk.folder / "out")
