@@ -77,6 +77,8 @@ def _fill(url: str, adapters: int) -> str:
             view = TokenCreate(name="box", scopes=["pull"], namespaces=[NAMESPACE])
             secret = tokens.issue(session, TRUSTED, view)[1]
         engine = world.engine
+        with db.session(engine) as session:  # once: the copies take it along, and no upkeep looks for what is missing
+            session.connection().execute(text("UPDATE version SET recorded_at = created_at, measured_at = created_at"))
         for start in range(1, adapters, BATCH):
             with db.session(engine) as session:
                 _copies(session.connection(), range(start, min(start + BATCH, adapters)))
@@ -103,7 +105,6 @@ def _copies(connection: Connection, numbers: range) -> None:
 
     copy("adapter", True, "name = 'a0'", name=":name")
     copy("version", True, "id = 1", adapter_id=":id", digest=":digest", recorded_at="created_at")
-    connection.execute(text("UPDATE version SET recorded_at = created_at, measured_at = created_at"))
     kept = ", ".join(f'"{c["name"]}"' for c in columns["verdict"])
     chosen = kept.replace('"version_id"', ":id")
     connection.execute(text(f"INSERT INTO verdict ({kept}) SELECT {chosen} FROM verdict WHERE version_id = 1"), names)
