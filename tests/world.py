@@ -185,7 +185,9 @@ class World:
     # ------------------------------------------------------------ looking inside
     @contextmanager
     def statements(self) -> Iterator[list[str]]:
-        """The statements that reach the database in this block, without BEGIN and COMMIT."""
+        """The statements that reach the database in this block, without BEGIN and COMMIT. What earlier requests
+        still do after their answers has ended before it begins."""
+        self.transport.settle()
         sent: list[str] = []
 
         def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:

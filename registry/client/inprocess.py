@@ -59,6 +59,14 @@ class InProcess(httpx.BaseTransport):
         exchange = _Exchange(self._app, request, running)
         return exchange.answer()
 
+    def settle(self) -> None:
+        """Wait until the application has finished what it does for the requests so far, also after their answers.
+        What stands open (a stream, a long poll) is not waited for longer than `STOP_SECONDS`."""
+        with self._lock:
+            running = self._running
+        if running is not None:
+            running.settle()
+
     def close(self) -> None:
         with self._lock:
             running, self._running = self._running, None
@@ -94,6 +102,11 @@ class _Running:
             begun = asyncio.run_coroutine_threadsafe(exchange.run(), self.loop)
             self._exchanges[exchange] = begun
         begun.add_done_callback(lambda _: self._exchanges.pop(exchange, None))
+
+    def settle(self) -> None:
+        with self._lock:
+            left = list(self._exchanges.values())
+        wait(left, timeout=STOP_SECONDS)
 
     def stop(self) -> None:
         with self._lock:
