@@ -186,6 +186,13 @@ def test_every_link_between_pages_leads_somewhere(path: Path) -> None:
     assert [link for link in targets if not (path.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_of_the_project_that_a_page_names_exists(path: Path) -> None:
+    tops = "registry|cli|tests|migrations|docs|benchmarks|demo|scripts"
+    named = {found.rstrip("/") for found in re.findall(rf"`((?:{tops})/[^`\s{{<…]*)`", path.read_text())}
+    assert [name for name in sorted(named) if not any(ROOT.glob(name))] == []
+
+
 def test_every_make_target_that_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
     targets |= {f"bench-{path.stem.replace('_', '-')}" for path in (ROOT / "benchmarks").glob("[a-z]*.py")}
