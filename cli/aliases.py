@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 import click
 
-from cli import output, session
+from cli import fleet, output, session
 from registry.client.api import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
@@ -94,6 +94,7 @@ def yank(ref: Ref, reason: str) -> None:
             click.echo(f"  {', '.join(still)} still names it and answers YANKED: roll back or promote another version")
         if len(still) < len(version.aliases):
             click.echo(f"  it is the newest: {version.name} answers YANKED until the next push")
+        fleet.warn(version.served_on)
 
     output.answer(version, text)
 

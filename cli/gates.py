@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import click
 from pydantic import ValidationError
 
-from cli import output, session
+from cli import fleet, output, session
 from registry.client.gates import Gates
 from registry.errors import Invalid
 from registry.gates import Gate
@@ -138,7 +138,12 @@ def quarantine(ref: Ref, reason: str) -> None:
     """Lock a version away: nobody resolves, moves or changes it until an owner releases it."""
     with _gates() as gates:
         version = gates.quarantine(ref, reason)
-    output.answer(version, lambda: _say(version, f"is in quarantine: {reason}"))
+
+    def text() -> None:
+        _say(version, f"is in quarantine: {reason}")
+        fleet.warn(version.served_on)
+
+    output.answer(version, text)
 
 
 @click.command()

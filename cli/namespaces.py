@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import click
 
-from cli import output, session
+from cli import fleet, output, session
 from registry.client.namespaces import Namespaces
 from registry.errors import Invalid
 from registry.names import AdapterName
@@ -162,7 +162,12 @@ def delete(name: str, yes: bool) -> None:
     _confirm(f"End {adapter} with all its versions for ever?", yes)
     with _namespaces() as ours:
         gone = ours.delete_adapter(adapter)
-    output.answer(gone, lambda: click.echo(f"{gone.name} is gone with {gone.versions} versions."))
+
+    def text() -> None:
+        click.echo(f"{gone.name} is gone with {gone.versions} versions.")
+        fleet.warn(gone.served_on)
+
+    output.answer(gone, text)
 
 
 @click.command()

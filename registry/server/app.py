@@ -44,6 +44,7 @@ from registry.server.routes import (
     audit,
     bases,
     deps,
+    fleet,
     gates,
     hub,
     jobs,
@@ -83,6 +84,7 @@ STATUS_OF_CODE = {
 ROOMS = (
     adapters,
     roster,
+    fleet,
     bases,
     jobs,
     access,

@@ -9,7 +9,8 @@ Invariants
 - A blob is needed while a version, a verdict or an attestation refers to it, while an open push names it, and while a
   running job is about to leave it. Whoever begins to need one locks its row first; `gc` asks again under the same
   lock.
-- No clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
+- What a live box of the fleet has reported is held until its lease ends, also when the version's rows have gone.
+- No other clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
 
 Example
     >>> holds.reserve(session, {digest: 4096})
@@ -32,6 +33,9 @@ from registry.server import db
 from registry.server.tables import (
     AttestationRow,
     BlobRow,
+    FleetBlobRow,
+    FleetBoxRow,
+    FleetSlotRow,
     JobRow,
     PushBlobRow,
     PushRow,
@@ -39,6 +43,7 @@ from registry.server.tables import (
     VerdictRow,
     VersionFileRow,
 )
+from registry.wire.fleet import KEEPING
 
 OPEN, COMMITTED, EXPIRED = "open", "committed", "expired"
 """The states of a push. Only an open one holds blobs; the other two are for ever."""
@@ -69,7 +74,10 @@ def held(*, expired_too: bool = True) -> ColumnElement[bool]:
         open_push.append(col(PushRow.expires_at) > db.now())
     by_push = exists().where(col(PushBlobRow.digest) == col(BlobRow.digest), *open_push)
     by_job = exists().where(col(JobRow.report) == col(BlobRow.digest), col(JobRow.state) == State.RUNNING)
-    return or_(by_push, by_job)
+    on_box = [col(FleetSlotRow.digest) == col(FleetBlobRow.version), col(FleetSlotRow.state).in_(KEEPING)]
+    leased = [col(FleetBoxRow.id) == col(FleetSlotRow.box_id), col(FleetBoxRow.expires_at) > db.now()]
+    by_box = exists().where(col(FleetBlobRow.digest) == col(BlobRow.digest), *on_box, *leased)
+    return or_(by_push, by_job, by_box)
 
 
 def unneeded(*, expired_too: bool = True) -> ColumnElement[bool]:

@@ -34,6 +34,9 @@ from registry.server.tables_audit import AuditTileRow as AuditTileRow
 from registry.server.tables_audit import DeliveryRow as DeliveryRow
 from registry.server.tables_audit import EventRow as EventRow
 from registry.server.tables_audit import WebhookRow as WebhookRow
+from registry.server.tables_fleet import FleetBlobRow as FleetBlobRow
+from registry.server.tables_fleet import FleetBoxRow as FleetBoxRow
+from registry.server.tables_fleet import FleetSlotRow as FleetSlotRow
 from registry.server.tables_gates import AdapterGateRow as AdapterGateRow
 from registry.server.tables_gates import ApprovalRow as ApprovalRow
 from registry.server.tables_gates import NamespaceGateRow as NamespaceGateRow

@@ -15,7 +15,7 @@ from __future__ import annotations
 from sqlmodel import Session
 
 from registry.names import AdapterName
-from registry.server import audit, catalog, db, withdrawn
+from registry.server import audit, catalog, db, fleet, withdrawn
 from registry.server.actors import Actor
 from registry.server.tables import VersionRow
 from registry.wire import VersionView
@@ -30,7 +30,7 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
         version.yanked_at = db.now()
         version.yank_reason = reason
         _changed(session, actor, name, version, "version.yank", reason)
-    return catalog.view(session, name, version)
+    return _view(session, name, version)
 
 
 def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
@@ -41,7 +41,7 @@ def quarantine(session: Session, actor: Actor, name: AdapterName, version: Versi
         version.quarantine_reason = reason
         version.quarantine += 1
         _changed(session, actor, name, version, "version.quarantine", reason)
-    return catalog.view(session, name, version)
+    return _view(session, name, version)
 
 
 def release(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
@@ -53,6 +53,12 @@ def release(session: Session, actor: Actor, name: AdapterName, version: VersionR
         version.quarantine += 1
         _changed(session, actor, name, version, "version.release", reason)
     return catalog.view(session, name, version)
+
+
+def _view(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
+    """With the boxes that still have it: withdrawing takes nothing out of an engine by itself."""
+    found = catalog.view(session, name, version)
+    return found.model_copy(update={"served_on": fleet.live_on(session, name, version.digest)})
 
 
 def _changed(session: Session, actor: Actor, name: AdapterName, version: VersionRow, action: str, reason: str) -> None:

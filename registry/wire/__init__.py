@@ -86,8 +86,22 @@ class AliasMove(Answer):
         return [code for e in self.evidence if e.get("check") == "break_glass" for code in e.get("missing", [])]
 
 
+class ServedOn(Answer):
+    """A box with a live lease that has a version; see wire/fleet.py for its states."""
+
+    box: str
+    engine: str
+    served_name: str
+    number: int | None
+    state: str
+    heard_at: datetime
+
+
 class VersionView(Answer):
-    """One version. `damaged` are its files whose stored bytes are known to be wrong or lost."""
+    """One version. `damaged` are its files whose stored bytes are known to be wrong or lost.
+
+    `served_on`: who still has it, said by the answers that withdraw it and by no other.
+    """
 
     name: str
     number: int
@@ -108,6 +122,7 @@ class VersionView(Answer):
     quarantined_at: datetime | None = None
     quarantine_reason: str = ""
     damaged: list[str] = []
+    served_on: list[ServedOn] = []
 
 
 class VersionPage(Answer):

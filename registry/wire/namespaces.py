@@ -14,7 +14,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.wire import Answer, Request
+from registry.wire import Answer, Request, ServedOn
 from registry.wire.access import SUBJECT, SUBJECT_LIMIT
 
 COUNT_LIMIT = 2**31 - 1
@@ -96,7 +96,8 @@ class TransferRequest(Request):
 
 
 class Removed(Answer):
-    """What is gone; its name is never given again."""
+    """What is gone; its name is never given again. `served_on`: the live boxes that still have versions of it."""
 
     name: str
     versions: int = 0
+    served_on: list[ServedOn] = []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit
+from registry.client.fleet import Fleet
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
 from registry.gates import Gate
@@ -15,6 +16,7 @@ from registry.jobs import Kind
 from registry.server import app
 from registry.wire.access import TokenCreate
 from registry.wire.audit import SignRequest, WebhookCreate
+from registry.wire.fleet import BoxReport, SlotReport, SlotState
 from registry.wire.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.wire.namespaces import NamespaceSet, PublisherAdd
 from registry.wire.push import PushRequest
@@ -64,8 +66,7 @@ class Drive:
 
 
 def test_each_change_through_each_mutating_route_is_told_exactly_once(world: World) -> None:
-    admin, drive = world.admin, Drive(world)
-    audit, spaces = Audit(admin), Namespaces(admin)
+    admin, drive, audit, spaces = world.admin, Drive(world), Audit(world.admin), Namespaces(world.admin)
     drive("POST /bases", world.add_base)
     drive("POST /namespaces", lambda: spaces.create("acme", owner="user:ann"))
     drive("PATCH /namespaces/{namespace}", lambda: spaces.change("acme", NamespaceSet(public=True)))
@@ -92,6 +93,7 @@ def test_each_change_through_each_mutating_route_is_told_exactly_once(world: Wor
     drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
     drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "2", generation=1))
     drive(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
+    _a_box_reports(drive)
     gates, rule_of = Gates(admin), {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
     for route, place in rule_of.items():
         drive(f"PUT /{route}/gates/{{alias}}", lambda place=place: gates.put(place, "beta", Gate(approvals=1)))
@@ -101,8 +103,8 @@ def test_each_change_through_each_mutating_route_is_told_exactly_once(world: Wor
     drive(f"POST {A}/versions/{{selector}}/quarantine", lambda: gates.quarantine("acme/support@1", "an alarm"))
     drive(f"POST {A}/versions/{{selector}}/release", lambda: gates.release("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
-    bundle = models.sign("x", admin.resolve("acme/support@1").manifest, key)
-    wanted = SignRequest(bundle=bundle, public_key=key.public.pem)
+    signed = models.sign("x", admin.resolve("acme/support@1").manifest, key)
+    wanted = SignRequest(bundle=signed, public_key=key.public.pem)
     for _ in range(2):
         drive(f"POST {A}/versions/{{selector}}/attestations", lambda: audit.sign("acme/support@1", wanted))
     for _ in range(2):
@@ -125,6 +127,14 @@ def test_each_change_through_each_mutating_route_is_told_exactly_once(world: Wor
     _nothing_is_left_out(drive)
 
 
+def _a_box_reports(drive: Drive) -> None:
+    version = drive.world.admin.version("acme/support@1")
+    slot = SlotReport(adapter=version.name, digest=version.digest, served_name="s", state=SlotState.SERVING)
+    said = BoxReport(base="tiny-llama", alias="prod", slots=[slot])
+    for _ in range(2):
+        drive("PUT /fleet/boxes/{box}/{engine}", lambda: Fleet(drive.world.admin).report("gpu-1", "vllm", said))
+
+
 def _nothing_is_left_out(drive: Drive) -> None:
     ours = [
         (method, path) for method, path in app.declared_scopes() if path.startswith("/api/v1/")
@@ -138,6 +148,7 @@ def _nothing_is_left_out(drive: Drive) -> None:
     pushed = drive.seen["POST /pushes/{push_id}/commit"]
     versions = {what: count for what, count in pushed.items() if what.startswith("version.push")}
     assert versions == {"version.push acme/support@1": 1, "version.push acme/support@2": 1}
+    assert drive.seen["PUT /fleet/boxes/{box}/{engine}"] == {"version.serve acme/support@1": 1}
     twice = {"POST /jobs/{job_id}/finish": "job.finish", f"POST {A}/versions/{{selector}}/yank": "version.yank"}
     for route, what in twice.items():
         assert [count for told, count in drive.seen[route].items() if told.startswith(what)] == [1], "twice means once"

@@ -23,7 +23,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from registry.errors import Conflict, Unavailable
 from registry.names import AdapterName
-from registry.server import audit, catalog, db, records
+from registry.server import audit, catalog, db, fleet, records
 from registry.server.access import namespaces, publishers, state, taken
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
@@ -43,7 +43,7 @@ def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     _end_name(session, name)
     told = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
     audit.append(session, actor, "adapter.delete", str(name), told)
-    return Removed(name=str(name), versions=len(versions))
+    return Removed(name=str(name), versions=len(versions), served_on=fleet.live_on(session, name))
 
 
 def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, func, or_, update
 from sqlmodel import col, select
 
-from registry.server import db, failpoints, holds, records, values
+from registry.server import db, failpoints, fleet, holds, records, values
 from registry.server.gc.shift import BATCH, Shift
 from registry.server.holds import EXPIRED, OPEN, BlobState
 from registry.server.tables import BlobRow, IdempotencyRow, PushRow
@@ -183,5 +183,6 @@ def _forget(shift: Shift) -> None:
         ids = session.exec(select(PushRow.id).where(_old()).limit(BATCH)).all()
         session.connection().execute(delete(PushRow).where(col(PushRow.id).in_(ids), _old()))
         answers = session.connection().execute(delete(IdempotencyRow).where(_old_answer())).rowcount
+        fleet.forget(session)
     shift.count("pushes_forgotten", len(ids))
     shift.count("answers_forgotten", answers)

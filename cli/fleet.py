@@ -1,0 +1,81 @@
+"""`adapter fleet`: which box serves which version, and how many of them serve what an alias points at.
+
+Invariants
+- It shows what boxes have said themselves, for as long as their leases last; what one may not see is not counted.
+
+Example
+    $ adapter fleet --base smollm2
+    BOX    ENGINE     ADAPTER       WANTED       HELD         STATE    SINCE                 LAST HEARD
+    gpu-1  vllm-8000  acme/support  @4 9f86d081  @4 9f86d081  serving  2026-05-03 14:05 UTC  2026-05-03 14:09 UTC
+    19 of 20 boxes serve acme/support@4 (prod of smollm2)
+"""
+
+from __future__ import annotations
+
+import click
+
+from cli import output, session
+from registry.client.fleet import Fleet
+from registry.digest import Digest
+from registry.wire import ServedOn
+from registry.wire.fleet import BoxView, FleetBoxes, SlotView
+
+
+@click.command()
+@click.option("--base", default="", help="Boxes of this base only.")
+@click.option("--alias", default="", help="Boxes that follow this alias only.")
+@click.option("--box", default="", help="This box only.")
+@click.option("--adapter", default="", metavar="NAME", help="This adapter only.")
+@output.json_option
+def fleet(base: str, alias: str, box: str, adapter: str) -> None:
+    """Show which box serves which version, and how far each adapter has come."""
+    with session.registry() as registry:
+        found = Fleet(registry).every(base=base, alias=alias, box=box, adapter=adapter)
+    output.answer(found, lambda: _print(found))
+
+
+def _print(found: FleetBoxes) -> None:
+    if not found.items:
+        click.echo("no box has reported yet: `adapter agent` does, beside each engine")
+        return
+    columns = ("box", "engine", "adapter", "wanted", "held", "state", "since", "last heard")
+    boxes = sorted(found.items, key=lambda view: (view.box, view.engine))
+    output.table(columns, [row for view in boxes for row in _rows(view)])
+    for view in boxes:
+        for slot in view.slots:
+            if slot.reason and slot.state in ("failed", "refused"):
+                click.echo(f"  {view.box}: {slot.adapter}: {slot.reason}")
+    for one in found.convergence:
+        verb = "box serves" if one.boxes == 1 else "boxes serve"
+        where = output.faint(f"({one.alias} of {one.base})")
+        click.echo(f"{one.serving} of {one.boxes} {verb} {one.adapter}@{one.number} {where}")
+
+
+def _rows(view: BoxView) -> list[tuple[str, ...]]:
+    heard = output.moment(view.heard_at) + ("" if view.live else " (lost)")
+    if not view.slots:
+        return [(view.box, view.engine, "-", "-", "-", "idle" if view.live else "lost", "-", heard)]
+    return [
+        (view.box, view.engine, slot.adapter, _version(slot.wanted_number, slot.wanted_digest),
+         _version(slot.number, slot.digest), _state(view, slot), output.moment(slot.since), heard)
+        for slot in view.slots
+    ]  # fmt: skip
+
+
+def _state(view: BoxView, slot: SlotView) -> str:
+    if not view.live:
+        return f"lost ({slot.state})"
+    return f"{slot.state}, unproven" if slot.state == "serving" and not slot.proved else str(slot.state)
+
+
+def _version(number: int | None, digest: Digest | None) -> str:
+    return f"{f'@{number}' if number else 'gone'} {digest.hex[:8]}" if digest else "-"
+
+
+def warn(served_on: list[ServedOn]) -> None:
+    """What a command that withdraws a version says of the boxes that still have it."""
+    for on in served_on:
+        number = f" (@{on.number})" if on.number else ""
+        click.echo(f"  still {on.state} on {on.box}, engine {on.engine}, as {on.served_name}{number}")
+    if served_on:
+        click.echo("  an agent takes it out of its engine within seconds: `adapter fleet` shows when")

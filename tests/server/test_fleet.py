@@ -1,0 +1,203 @@
+"""The fleet: reports, leases that keep bytes, who is told of what still runs, and who sees which box."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from registry.client.audit import Audit
+from registry.client.fleet import Fleet
+from registry.client.gates import Gates
+from registry.client.namespaces import Namespaces
+from registry.digest import Digest
+from registry.errors import Invalid, TooLarge
+from registry.server import db, fleet
+from registry.server.tables import FleetBlobRow, FleetBoxRow, FleetSlotRow
+from registry.wire.fleet import BoxReport, FleetBoxes, SlotReport, SlotState
+from registry.wire.namespaces import NamespaceSet
+from tests.upkeep import collect
+from tests.world import World, rows
+
+
+class Boxes:
+    """Boxes of one token that report over the API."""
+
+    def __init__(self, world: World, namespaces: tuple[str, ...] = ("*",)) -> None:
+        self.world, self.fleet = world, Fleet(world.client(world.issue("pull", namespaces=namespaces)[1]))
+
+    def slot(self, ref: str, state: str = "serving", **how: Any) -> SlotReport:
+        version = self.world.admin.version(ref)
+        served = f"{version.name.replace('/', '-')}-v{version.number}"
+        return SlotReport(adapter=version.name, digest=version.digest, served_name=served, state=state, **how)
+
+    def says(self, box: str, *slots: SlotReport, **how: Any) -> list[str]:
+        said = BoxReport(base="tiny-llama", alias="canary", slots=list(slots), **how)
+        return self.fleet.report(box, "vllm-8000", said).unknown
+
+
+@pytest.fixture
+def boxes(world: World) -> Boxes:
+    world.add_base()
+    world.push("acme/support")
+    world.admin.promote("acme/support", "canary", "1", generation=0)
+    return Boxes(world)
+
+
+def seen(world: World, secret: str = "", **asked: str) -> FleetBoxes:
+    return Fleet(world.client(secret or world.secret)).every(**asked)
+
+
+def told(world: World) -> list[str]:
+    return [f"{e.action} {e.object} {e.detail['box']}" for e in Audit(world.admin).events() if "box" in e.detail]
+
+
+def lapse(world: World, by: timedelta = timedelta(0)) -> None:
+    """All leases end, as time would end them."""
+    with world.session(write=True) as session:
+        for row in rows(session, FleetBoxRow):
+            row.expires_at = db.now() - by
+            session.add(row)
+
+
+def test_a_report_is_shown_beside_what_the_alias_wants(world: World, boxes: Boxes) -> None:
+    assert boxes.says("gpu-1", boxes.slot("acme/support@1", proved=True), profile="vllm==0.33.0") == []
+    assert boxes.says("gpu-2") == []
+    world.push("acme/support")
+    world.admin.promote("acme/support", "canary", "2", generation=1)
+    boxes.says("gpu-3", boxes.slot("acme/support@1", "leaving"), boxes.slot("acme/support@2"))
+    found = seen(world)
+    by_box = {(view.box, slot.number): slot for view in found.items for slot in view.slots}
+    assert {key: (slot.state, slot.wanted_number) for key, slot in by_box.items()} == {
+        ("gpu-1", 1): ("serving", 2), ("gpu-2", None): ("absent", 2),
+        ("gpu-3", 1): ("leaving", 2), ("gpu-3", 2): ("serving", 2),
+    }  # fmt: skip
+    assert [(c.adapter, c.number, c.serving, c.boxes) for c in found.convergence] == [("acme/support", 2, 1, 3)]
+    assert by_box["gpu-1", 1].proved
+    assert all(view.live for view in found.items)
+    assert [view.box for view in seen(world, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], "my own boxes"
+    assert [view.box for view in seen(world, box="gpu-2").items] == ["gpu-2"]
+    lapse(world)
+    assert (seen(world).convergence, {view.live for view in seen(world).items}) == ([], {False})
+
+
+def test_saying_the_same_again_writes_one_row_and_tells_nothing(world: World, boxes: Boxes) -> None:
+    slot = boxes.slot("acme/support@1")
+    boxes.says("gpu-1", slot)
+    before = seen(world).items[0]
+    with world.statements() as sent:
+        boxes.says("gpu-1", slot)
+    assert [s.split()[0] for s in sent if "fleet" in s] == ["SELECT", "UPDATE"]
+    after = seen(world).items[0]
+    assert after.heard_at > before.heard_at
+    assert after.slots == before.slots
+    assert told(world) == ["version.serve acme/support@1 gpu-1"]
+
+
+def test_what_begins_and_ends_to_be_served_is_an_event_each(world: World, boxes: Boxes) -> None:
+    world.push("acme/support")
+    one, two = boxes.slot("acme/support@1"), boxes.slot("acme/support@2")
+    boxes.says("gpu-1", one, two.model_copy(update={"state": SlotState.LOADING}))
+    boxes.says("gpu-1", one.model_copy(update={"state": SlotState.LEAVING}), two)
+    boxes.says("gpu-1", two)
+    assert told(world) == [
+        "version.serve acme/support@1 gpu-1", "version.leave acme/support@1 gpu-1", "version.serve acme/support@2 gpu-1"
+    ]  # fmt: skip
+
+
+def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_and_its_end_lets_them_go(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    boxes = Boxes(stored_world)
+    slot, failed = boxes.slot("acme/support@1"), boxes.slot("acme/support@1", "failed")
+    boxes.says("gpu-1", slot)
+    gone = Namespaces(stored_world.admin).delete_adapter("acme/support")
+    assert [(on.box, on.number, on.state) for on in gone.served_on] == [("gpu-1", 1, "serving")]
+    assert collect(stored_world).blobs_deleted == 0
+    assert boxes.says("gpu-1", slot) == []
+    assert boxes.says("gpu-1", slot, lease_seconds=90) == [], "it goes on serving what is not here any more"
+    shown = seen(stored_world).items[0].slots
+    assert [(s.adapter, s.number, s.wanted_number) for s in shown] == [("acme/support", 1, None)]
+    assert collect(stored_world).blobs_deleted == 0
+    lapse(stored_world)
+    assert collect(stored_world).blobs_deleted > 0
+    assert boxes.says("gpu-1", failed) == []
+    lapse(stored_world, by=timedelta(days=2))
+    collect(stored_world)
+    with stored_world.session() as session:
+        assert [rows(session, table) for table in (FleetBoxRow, FleetSlotRow, FleetBlobRow)] == [[], [], []]
+    assert boxes.says("gpu-1", slot) == [slot.served_name]
+
+
+def test_withdrawing_a_version_says_who_still_serves_it(world: World, boxes: Boxes) -> None:
+    boxes.says("gpu-1", boxes.slot("acme/support@1"))
+    boxes.says("gpu-2", boxes.slot("acme/support@1", "refused"))
+    gates = Gates(world.admin)
+    assert [on.box for on in gates.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
+    assert [slot.wanted_number for slot in seen(world, box="gpu-1").items[0].slots] == [None]
+    gates.release("acme/support@1", "a false one")
+    lapse(world)
+    assert world.admin.yank("acme/support@1", "bad data").served_on == []
+    boxes.says("gpu-1", boxes.slot("acme/support@1"), lease_seconds=61)
+    assert [on.engine for on in world.admin.yank("acme/support@1", "bad data").served_on] == ["vllm-8000"]
+
+
+def test_nobody_sees_or_reports_beyond_their_own_rights(world: World, boxes: Boxes) -> None:
+    world.push("bolt/sales")
+    world.admin.promote("bolt/sales", "canary", "1", generation=0)
+    boxes.says("gpu-1", boxes.slot("acme/support@1"), boxes.slot("bolt/sales@1"))
+    boxes.says("gpu-2", boxes.slot("bolt/sales@1"))
+    boxes.says("gpu-3")
+    _, acme = world.issue("pull", namespaces=["acme"])
+    found = seen(world, acme)
+    shown = [(view.box, slot.adapter, slot.state) for view in found.items for slot in view.slots]
+    assert shown == [(f"gpu-{n}", "acme/support", state) for n, state in ((1, "serving"), (2, "absent"), (3, "absent"))]
+    assert [(c.adapter, c.serving, c.boxes) for c in found.convergence] == [("acme/support", 1, 3)]
+    _, other = world.issue("pull", namespaces=["other"])
+    assert seen(world, other) == FleetBoxes(items=[])
+    narrow = Boxes(world, ("bolt",))
+    assert narrow.says("gpu-1", boxes.slot("acme/support@1"), boxes.slot("bolt/sales@1")) == ["acme-support-v1"]
+    assert len(seen(world, box="gpu-1").items) == 2, "another token's box of the same name is another box"
+    assert [c.boxes for c in seen(world).convergence] == [3, 4]
+
+
+def test_a_public_namespace_gives_no_lease_in_it(world: World, boxes: Boxes) -> None:
+    spaces = Namespaces(world.admin)
+    spaces.create("open", owner="user:ann")
+    spaces.change("open", NamespaceSet(public=True))
+    world.push("open/art")
+    stranger = Boxes(world, ("elsewhere",))
+    assert stranger.says("mine", boxes.slot("open/art@1")) == ["open-art-v1"]
+    assert Gates(world.admin).quarantine("open/art@1", "an alarm").served_on == []
+
+
+def test_boxes_that_load_on_demand_are_shown_and_not_counted(world: World, boxes: Boxes) -> None:
+    boxes.says("plugin", boxes.slot("acme/support@1"), on_demand=True)
+    boxes.says("idle", on_demand=True)
+    found = seen(world)
+    assert [(view.box, len(view.slots)) for view in found.items] == [("plugin", 1), ("idle", 0)]
+    assert found.convergence == []
+
+
+def test_bad_reports_are_refused_in_a_sentence(world: World, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Invalid, match="box or engine"):
+        boxes.says("../etc")
+    slot = boxes.slot("acme/support@1")
+    with pytest.raises(Invalid, match="is not 'namespace/name'"):
+        boxes.says("gpu-1", slot.model_copy(update={"adapter": "../../etc"}))
+    zero = Digest("sha256:" + "0" * 64)
+    assert boxes.says("gpu-1", slot.model_copy(update={"digest": zero}), slot) == [slot.served_name]
+    monkeypatch.setattr(fleet, "BOXES_LIMIT", 1)
+    with pytest.raises(TooLarge, match="has 1 boxes already"):
+        boxes.says("gpu-2")
+    with pytest.raises(Invalid, match="cursor"):
+        Fleet(world.admin).boxes(cursor="x")
+
+
+def test_a_page_holds_so_many_boxes_and_all_pages_all(world: World, boxes: Boxes) -> None:
+    for number in range(7):
+        boxes.says(f"gpu-{number}", boxes.slot("acme/support@1"))
+    first = world.admin.connection.send("GET", "/fleet/boxes", query={"limit": 3}).json()
+    assert [len(first["items"]), bool(first["next_cursor"]), first["convergence"][0]["boxes"]] == [3, True, 7]
+    second = world.admin.connection.send("GET", "/fleet/boxes", query={"limit": 3, "cursor": first["next_cursor"]})
+    assert (len(second.json()["items"]), second.json()["convergence"]) == (3, [])
