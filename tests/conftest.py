@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 ssl.create_default_context = functools.cache(ssl.create_default_context)  # reading the certificates: 12 ms a client
+# httpx waits five seconds by default; on a busy machine an honest answer may take longer.
+for _step in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _step, 120.0)
 
 pytest_plugins = ["tests.order"]
 
