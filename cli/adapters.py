@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from cli import drawing, output, session
+from cli import drawing, origin, output, session
 from registry.client.api import Registry
 from registry.names import AdapterName, Ref
 from registry.verdicts import Check, Finding, Outcome, Verdict
@@ -144,6 +144,7 @@ def _print_version(version: VersionView, aliases: list[AliasView], norms: dict[s
             ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
             ("message", version.message),
             ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
+            *origin.lines(version),
             ("verdicts", "\n".join(verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
             ("norms", "\n".join(drawing.layer_bars(norms)) and "by layer\n" + "\n".join(drawing.layer_bars(norms))),
             ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),

@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from cli import adapters, drawing, main, output, session
+from registry import contents
 from registry.client import folder as folders
 from registry.client import transfer
 from registry.client.api import Registry
@@ -78,8 +79,9 @@ def _side(registry: Registry, text: str) -> Side:
     if path.is_dir():
         found = folders.read_folder(path)
         written = _written((path / CONFIG).read_bytes()) if CONFIG in found.sources else {}
-        return Side(text, found.found.claim.name, found.found.facts, written,
-                    {f.path: f.digest for f in found.files})  # fmt: skip
+        told = contents.claims(found.files, lambda file, start, n: found.sources[file].read_bytes()[start : start + n])
+        files = {f.path: str(f.digest) for f in found.files}
+        return Side(text, found.found.claim.name, {**found.found.facts, **told}, written, files)
     version = registry.version(Ref.parse(text))
     written = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from cli import adapters, jobs, main, output, session, sign
+from cli import adapters, jobs, main, output, provenance, session, sign
 from registry.client import transfer
 from registry.client.api import Registry
 from registry.errors import Reason
@@ -77,6 +77,7 @@ class Tag(click.ParamType[tuple[str, str]]):
 @click.option("--alias", default="", help="Also point this alias at it, through its gate.")
 @click.option("--parent", "parents", multiple=True, type=output.REF, help="What it was trained on from; repeat it.")
 @click.option("--tag", "tags", multiple=True, type=Tag(), metavar="KEY=VALUE", help="A tag to search by; repeat it.")
+@provenance.options
 @click.option("--message", "-m", default="", help="What is new in it.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign it with this private key (PEM, OpenSSH).")
@@ -97,9 +98,11 @@ def push(
     wait: bool,
     timeout: float | None,
     strict: bool,
+    **inputs: Any,
 ) -> None:
     """Push the adapter in DIR as the newest version of NAME. The same bytes again are the same version."""
     adapter = AdapterName.parse(name)
+    declared = provenance.declared(**inputs)
     signer = sign.private_key(key) if key is not None else None
     job: Job | None = None
     with session.registry() as registry:
@@ -112,6 +115,7 @@ def push(
                 alias=alias,
                 parents=parents,
                 annotations=dict(tags),
+                provenance=declared,
                 message=message,
                 golden=golden,
                 progress=progress,

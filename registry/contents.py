@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from registry import formats, golden, lora, tensors
+from registry import card, formats, golden, lora, tensors
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.errors import Invalid, Reason
@@ -159,6 +159,13 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
             next_step="push each file as an adapter of its own",
         )
     return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
+
+
+def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
+    """What the README claims about the version's origin, as one more of its facts (`card`); empty for none."""
+    file = next((f for f in files if f.path == card.FILE), None)
+    told = card.read(read(card.FILE, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts if file else {}
+    return {"card": told} if told else {}
 
 
 def _golden(file: Descriptor | None, read: Read) -> None:

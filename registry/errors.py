@@ -113,6 +113,7 @@ class Invalid(RegistryError):
             "NAME_INVALID",
             "DIGEST_INVALID",
             "MANIFEST_INVALID",
+            "PROVENANCE_INVALID",
             "FOLDER_INVALID",
             "FILE_REFUSED",
             "TENSORS_INVALID",

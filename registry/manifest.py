@@ -3,7 +3,7 @@
     Descriptor   path, media type, digest and size of one file
     Edge         relation to a parent version, by the parent's manifest digest
     BaseRef      the base this adapter is for: its name and its architecture fingerprint
-    Manifest     base + files + parents + annotations
+    Manifest     base + files + parents + annotations + provenance
 
 Invariants
 - The same files for the same base with the same parents are the same version, whoever pushes them, whenever.
@@ -11,6 +11,7 @@ Invariants
 - Parents are digests, so lineage is covered by the hash and cannot form a cycle.
 - Files are sorted by path; no two paths are equal under case folding; every file has a kind we know (`KINDS`).
 - Pickles, archives and code are never files of a version.
+- A manifest that declares no inputs is the same bytes as before there were any: its `provenance` is left out.
 
 Example
     >>> Manifest.parse(manifest.to_bytes()) == manifest
@@ -32,6 +33,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from registry import names
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
+from registry.provenance import Provenance
 from registry.verdicts import Value
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
@@ -147,6 +149,7 @@ class Manifest(Value):
     files: tuple[Descriptor, ...] = Field(min_length=1, max_length=FILES_LIMIT)
     parents: tuple[Edge, ...] = Field(default=(), max_length=64)
     annotations: dict[str, str] = Field(default_factory=dict, max_length=64)
+    provenance: Provenance | None = Field(default=None, exclude_if=lambda declared: declared is None)
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -187,6 +190,7 @@ class Manifest(Value):
         files: Iterable[Descriptor],
         parents: Iterable[Edge] = (),
         annotations: dict[str, str] | None = None,
+        provenance: Provenance | None = None,
     ) -> Manifest:
         """The manifest of these parts, in canonical order."""
         return cls(
@@ -194,6 +198,7 @@ class Manifest(Value):
             files=tuple(sorted(files, key=lambda f: f.path)),
             parents=tuple(sorted(set(parents), key=lambda e: (e.relation, e.digest))),
             annotations=annotations or {},
+            provenance=provenance,
         )
 
     @classmethod

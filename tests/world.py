@@ -34,6 +34,7 @@ from registry.client.api import Registry
 from registry.client.inprocess import InProcess
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
+from registry.provenance import Provenance
 from registry.server import app, db, tokens
 from registry.server.actors import TRUSTED
 from registry.server.blobs import BlobStore, MemoryBlobs, digest_of
@@ -127,12 +128,14 @@ class World:
         message: str = "",
         parents: Sequence[Edge] = (),
         annotations: dict[str, str] | None = None,
+        provenance: Provenance | None = None,
         by: Registry | None = None,
     ) -> Pushed:
         """Plan, upload, commit, through the API."""
         registry = by or self.admin
         files = self.files() if files is None else files
-        manifest = self.manifest(files, base, parents).model_copy(update={"annotations": annotations or {}})
+        more = {"annotations": annotations or {}, "provenance": provenance}
+        manifest = self.manifest(files, base, parents).model_copy(update=more)
         plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
         by_digest = {Digest.of(data): data for data in files.values()}
         for upload in plan.uploads:

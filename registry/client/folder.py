@@ -25,6 +25,7 @@ from registry.contents import Contents, Found, read_any
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, Reason, TooLarge
 from registry.manifest import REFUSED, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
+from registry.provenance import Provenance
 
 CHUNK_BYTES = 2**20
 GOLDEN = "golden.jsonl"
@@ -61,9 +62,13 @@ class Folder:
         return sum(f.size_bytes for f in self.files)
 
     def manifest(
-        self, base: BaseRef, parents: tuple[Edge, ...] = (), annotations: dict[str, str] | None = None
+        self,
+        base: BaseRef,
+        parents: tuple[Edge, ...] = (),
+        annotations: dict[str, str] | None = None,
+        provenance: Provenance | None = None,
     ) -> Manifest:
-        return Manifest.build(base, self.files, parents, annotations)
+        return Manifest.build(base, self.files, parents, annotations, provenance)
 
     def source_of(self, digest: Digest) -> Path:
         return self.sources[next(f.path for f in self.files if f.digest == digest)]

@@ -33,6 +33,7 @@ from registry.client.streams import Progress, Silent
 from registry.errors import Corrupt, Invalid, NotFound, Reason
 from registry.manifest import BaseRef, Edge, Relation
 from registry.names import AdapterName, Ref
+from registry.provenance import Provenance
 from registry.wire import BaseView, FileLink, Resolved
 from registry.wire.push import SMALL_BYTES, Pushed, PushRequest, Small, Upload
 
@@ -49,6 +50,7 @@ def push_folder(
     parents: Sequence[Ref] = (),
     edges: Sequence[Edge] = (),
     annotations: dict[str, str] | None = None,
+    provenance: Provenance | None = None,
     message: str = "",
     golden: Path | None = None,
     progress: Progress | None = None,
@@ -59,13 +61,14 @@ def push_folder(
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
     `base` is found from the configuration when empty. `parents` were trained further; `edges` say themselves how the
-    version came from others. `left_out` is told of each entry that is not sent. `key` signs what was pushed from here.
+    version came from others, `provenance` what it was made from. `left_out` is told of each entry that is not sent.
+    `key` signs what was pushed from here.
     """
     found = read_folder(folder, golden=golden)
     for reason in found.left_out:
         left_out(reason)
     all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
-    manifest = found.manifest((bases or Bases(registry)).of(found, base), all_edges, annotations)
+    manifest = found.manifest((bases or Bases(registry)).of(found, base), all_edges, annotations, provenance)
     plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
     watched = progress or Silent()
     watched.start(sum(upload.size_bytes for upload in plan.uploads))

@@ -13,7 +13,7 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
@@ -23,9 +23,10 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity, Likeness
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
+from registry.manifest import Edge
 from registry.server import audit, catalog, db, identities, lineage
 from registry.server.actors import Actor
-from registry.server.tables import AdapterRow, BaseRow, BaseThresholdsRow, VersionRow
+from registry.server.tables import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow
 from registry.thresholds import Thresholds
 from registry.wire import BaseAdd, BaseList, BaseView
 
@@ -48,6 +49,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     created = db.insert_new(session, BaseRow, values)
     found = row(session, name)
     if created:
+        keep_parents(session, found, request.parents)
         audit.append(session, actor, "base.add", str(name), {"fingerprint": found.fingerprint})
     elif spec_of(found) != spec:
         raise Conflict(
@@ -61,6 +63,12 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     elif claimed is not None:
         identities.demand_same(session, found, claimed)
     return _view(session, actor, found), created
+
+
+def keep_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
+    """The rows of what was fused into a base, which lineage walks."""
+    told = sorted({(edge.digest, str(edge.relation)) for edge in parents})
+    session.add_all(BaseEdgeRow(base_id=base.id or 0, parent_digest=d, relation=relation) for d, relation in told)
 
 
 def identify(session: Session, actor: Actor, name: str, given: Identity) -> BaseView:

@@ -261,6 +261,7 @@ def _view(
         quarantined_at=row.quarantined_at,
         quarantine_reason=row.quarantine_reason,
         damaged=damaged,
+        provenance=manifest.provenance,
     )
 
 

@@ -108,7 +108,7 @@ def look(
     measured = None
     if small:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.lora)
-    facts = found.facts
+    facts = {**found.facts, **contents.claims(manifest.files, read)}
     tried = isinstance(found, contents.Contents) or (spec.is_pipeline and found.file.scheme in IMAGE_SCHEMES)
     return Judged(facts["method"], facts["rank"], facts, findings, measured, tried)
 

@@ -130,6 +130,7 @@ def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
     values |= {"source": record.source, "created_at": record.created_at, "created_by": record.created_by}
     if added := db.insert_new(session, BaseRow, {**values, "parents": record.edges, "recorded_at": db.now()}):
+        bases.keep_parents(session, bases.row(session, spec.name), record.parents)
         audit.append(session, actor, "base.reindex", spec.name, {"fingerprint": spec.fingerprint})
     return added
 
@@ -166,12 +167,9 @@ def _versions(
 def _newest(blobs: BlobStore, missing: _Missing, findings: list[Finding]) -> VersionRecord | None:
     """The record of a version. Each withdrawal records it anew: the last one counts."""
     found = [_parsed(blobs, key, size, VersionRecord, findings) for key, size in missing.keys]
-    whole = [r for r in found if r and (r.namespace, r.name, r.number) == (*_parts(missing.name), missing.number)]
+    place = (missing.name.namespace, missing.name.name, missing.number)
+    whole = [r for r in found if r and (r.namespace, r.name, r.number) == place]
     return max(whole, key=lambda record: (record.quarantine, record.yanked_at is not None), default=None)
-
-
-def _parts(name: AdapterName) -> tuple[str, str]:
-    return name.namespace, name.name
 
 
 def _present(

@@ -44,6 +44,8 @@ from registry.server.tables_jobs import BaseThresholdsRow as BaseThresholdsRow
 from registry.server.tables_jobs import CampaignJobRow as CampaignJobRow
 from registry.server.tables_jobs import CampaignRow as CampaignRow
 from registry.server.tables_jobs import JobStepRow as JobStepRow
+from registry.server.tables_lineage import BaseEdgeRow as BaseEdgeRow
+from registry.server.tables_lineage import VersionInputRow as VersionInputRow
 from registry.server.tables_values import VersionTagRow as VersionTagRow
 from registry.server.tables_values import VersionValuesRow as VersionValuesRow
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from registry import __version__, names
+from registry import __version__, lineage, names
 from registry.digest import Digest
 from registry.engines import Profile
 from registry.errors import Refused
@@ -37,6 +37,7 @@ from registry.server.tables import (
     EdgeRow,
     PushRow,
     VersionFileRow,
+    VersionInputRow,
     VersionRow,
     VersionTagRow,
 )
@@ -143,7 +144,7 @@ def _version_row(
 
 
 def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
-    """The rows of a version's files and parents, as its manifest names them."""
+    """The rows of a version's files, parents, inputs and tags, as its manifest and its facts name them."""
     version_id = row.id or 0
     session.add_all(
         VersionFileRow(
@@ -154,6 +155,10 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
     session.add_all(
         EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
         for e in _once(manifest)
+    )
+    session.add_all(
+        VersionInputRow(version_id=version_id, place=place, **told._asdict())
+        for place, told in enumerate(lineage.inputs(manifest.provenance, row.facts))
     )
     session.add_all(VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest))
 

@@ -24,6 +24,7 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity, Likeness
 from registry.digest import Digest
 from registry.manifest import Descriptor, Edge, Manifest
+from registry.provenance import Provenance
 from registry.verdicts import Verdict
 
 PREFIX = "/api/v1"
@@ -98,7 +99,7 @@ class ServedOn(Answer):
 
 
 class VersionView(Answer):
-    """One version. `damaged` are its files whose stored bytes are known to be wrong or lost.
+    """One version. `damaged`: files whose stored bytes are wrong or lost. `provenance`: what was declared at its push.
 
     `served_on`: who still has it, said by the answers that withdraw it and by no other.
     """
@@ -123,6 +124,7 @@ class VersionView(Answer):
     quarantine_reason: str = ""
     damaged: list[str] = []
     served_on: list[ServedOn] = []
+    provenance: Provenance | None = None
 
 
 class VersionPage(Answer):

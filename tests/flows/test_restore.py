@@ -13,22 +13,26 @@ from sqlmodel import Session, SQLModel, select
 from registry.digest import Digest
 from registry.errors import Corrupt
 from registry.manifest import Edge, Relation
+from registry.provenance import Provenance
 from registry.records import Record
 from registry.server import records, tables
 from registry.server.blobs import BlobStore, digest_of, key_of
 from registry.server.tables import (
     AdapterRow,
+    BaseEdgeRow,
     BaseRow,
     BlobRow,
     EdgeRow,
     TokenRow,
     VersionFileRow,
+    VersionInputRow,
     VersionRow,
 )
+from registry.wire import BaseAdd
 from registry.wire.upkeep import ReindexPage, ReindexRequest
 from tests import forge
 from tests.upkeep import collect, findings, states
-from tests.world import World
+from tests.world import World, spec_of
 
 KEPT = {"token", "alembic_version"}
 """Tables that the tests leave alone: who asks must be known."""
@@ -49,8 +53,16 @@ def lose_the_database(world: World) -> None:
 
 def story(world: World) -> None:
     """Versions with parents, verdicts, reports, aliases, and one that was withdrawn."""
-    parent = world.push("acme/support", message="first").version
-    world.push("acme/support", parents=[Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1")])
+    card = b"---\ndatasets:\n- acme/chats\n---\n### Framework versions\n\n- PEFT 0.18.0\n"
+    parent = world.push("acme/support", {**world.files(), "README.md": card}, message="first").version
+    fused = Edge(relation=Relation.FUSED, digest=parent.digest, name="acme/support@1")
+    world.admin.add_base(BaseAdd(spec=spec_of(forge.llama("tiny-fused", seed=2)), parents=[fused]))
+    declared = Provenance.read({"datasets": [{"uri": "s3://d/t"}], "run": {"tool": "mlflow", "id": "7"}})
+    world.push(
+        "acme/support",
+        provenance=declared,
+        parents=[Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1")],
+    )
     world.push("umbrella/images", alias="canary")
     world.validate("acme/support@1")
     world.push("acme/support")
@@ -72,6 +84,8 @@ def snapshot(world: World) -> dict[str, list[dict[str, Any]]]:
             ),
             "file": _plain(session, VersionFileRow, version_id=refs),
             "edge": _plain(session, EdgeRow, child_id=refs),
+            "base_edge": _plain(session, BaseEdgeRow, base_id=bases),
+            "input": _plain(session, VersionInputRow, version_id=refs),
             "blob": [
                 row
                 for row in _plain(session, BlobRow, created_at=None, checked_at=None)
@@ -96,13 +110,17 @@ def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: Wo
     story(stored_world)
     before = snapshot(stored_world)
     assert len(before["version"]) == 4
+    assert {row["node"] for row in before["input"]} == {
+        "dataset:hf://datasets/acme/chats", "dataset:s3://d/t", "run:mlflow:7",
+    }  # fmt: skip
+    assert len(before["base_edge"]) == 1
     lose_the_database(stored_world)
     assert "record.version_unknown records/version/" in findings(stored_world, deep=False)
     assert collect(stored_world).strays_deleted == 0, "gc must not eat what a re-index needs"
     assert reindex(stored_world, dry_run=True).versions == 4
     assert snapshot(stored_world)["version"] == []
     page = reindex(stored_world)
-    assert (page.bases, page.versions, page.findings) == (1, 4, [])
+    assert (page.bases, page.versions, page.findings) == (2, 4, [])
     assert snapshot(stored_world) == before
     again = reindex(stored_world)
     assert (again.bases, again.versions, again.findings) == (0, 0, [])

@@ -24,6 +24,7 @@ from registry.server.tables import (
     EdgeRow,
     EventRow,
     VersionFileRow,
+    VersionInputRow,
     VersionRow,
 )
 from registry.wire.upkeep import FsckRequest
@@ -92,6 +93,11 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
     "version.files_differ": _change(VersionFileRow, media_type="text/html"),
     "version.parents_differ": lambda s: s.add(
         EdgeRow(child_id=s.exec(select(VersionRow.id)).first(), parent_digest=Digest.of(b"x"), relation="merged")
+    ),
+    "version.inputs_differ": lambda s: s.add(
+        VersionInputRow(
+            version_id=s.exec(select(VersionRow.id)).first(), place=0, relation="run", node="run:x:1", name="", uri=""
+        )
     ),
     "version.event_count": lambda s: s.connection().execute(
         delete(EventRow).where(col(EventRow.action) == "version.push")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from sqlmodel import Session, col, select
 
-from registry import names
+from registry import lineage, names
 from registry.errors import Invalid, RegistryError
 from registry.manifest import Manifest
 from registry.server import records, reindex
@@ -28,6 +28,7 @@ from registry.server.tables import (
     EdgeRow,
     EventRow,
     VersionFileRow,
+    VersionInputRow,
     VersionRow,
 )
 
@@ -97,11 +98,19 @@ def _contents(
         page.found("version.files_differ", place, "its rows of files are not those of its manifest")
     if {(str(e.relation), str(e.digest)) for e in manifest.parents} != {(e.relation, e.parent_digest) for e in edges}:
         page.found("version.parents_differ", place, "its rows of parents are not those of its manifest")
+    _inputs(page, session, place, version, manifest)
     if manifest.size_bytes != version.size_bytes:
         page.found("version.size_differs", place, f"counts {version.size_bytes} bytes, not {manifest.size_bytes}")
     base = session.get(BaseRow, version.base_id)
     if base is None or (base.name, base.fingerprint) != (manifest.base.name, manifest.base.fingerprint):
         page.found("version.base_differs", place, "its base is not the one of its manifest")
+
+
+def _inputs(page: Page, session: Session, place: str, version: VersionRow, manifest: Manifest) -> None:
+    statement = select(VersionInputRow).where(VersionInputRow.version_id == version.id)
+    rows = session.exec(statement.order_by(col(VersionInputRow.place))).all()
+    if [row.node for row in rows] != [told.node for told in lineage.inputs(manifest.provenance, version.facts)]:
+        page.found("version.inputs_differ", place, "its rows of inputs are not those of its manifest and its facts")
 
 
 def _version_events(page: Page, session: Session, name: str, numbers: list[int]) -> None:

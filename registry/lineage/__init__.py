@@ -1,0 +1,58 @@
+"""Lineage as values: what the nodes of its graph are called, and its pictures and exports as pure functions.
+
+    node of     a version   its digest             a data set   dataset:<digest, or URI@revision#split>
+                a base      base:<name>            a run, code  run:<tool>:<id>, code:<repository>@<commit>
+
+Invariants
+- A node's name says what it is, so equal data of two versions is one node.
+- What a README claims is an edge of its own sort (`claimed`): never mixed with what was declared.
+
+Example
+    >>> [input.node for input in inputs(manifest.provenance, facts)]
+    ['dataset:sha256:…', 'run:mlflow:4f1c']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from registry import card
+from registry.provenance import Provenance
+
+BASE, DATASET, RUN, CODE = "base:", "dataset:", "run:", "code:"
+CLAIMED = "claimed"
+"""The relation to a data set that only the README names."""
+
+
+class Input(NamedTuple):
+    """Something that a version was made from and that is no version: a leaf of its lineage."""
+
+    relation: str
+    node: str
+    name: str
+    uri: str
+    digest: str | None = None
+
+
+def kind_of(node: str) -> str:
+    """`version`, `base`, `dataset`, `run` or `code`."""
+    kind = node.partition(":")[0]
+    return "version" if kind == "sha256" else kind
+
+
+def inputs(provenance: Provenance | None, facts: Mapping[str, Any]) -> Iterator[Input]:
+    """What a version declares, then what its README claims beyond that."""
+    declared = provenance or Provenance.model_construct()
+    known = set()
+    for one in declared.datasets:
+        known.add(one.uri)
+        yield Input("dataset", DATASET + one.key, one.name or one.uri, one.uri, one.digest)
+    for name in (facts.get("card") or {}).get("datasets", []):
+        if (uri := card.HUB_DATASETS + name) not in known:
+            yield Input(CLAIMED, DATASET + uri, name, uri)
+    if run := declared.run:
+        yield Input("run", f"{RUN}{run.tool}:{run.id}", f"{run.tool} {run.id}", run.url)
+    if code := declared.code:
+        node = f"{CODE}{code.repository}@{code.commit}"
+        yield Input("code", node, f"{code.repository.rsplit('/', 1)[-1]}@{code.commit[:12]}", code.repository)

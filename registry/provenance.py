@@ -1,0 +1,271 @@
+"""`Provenance`: what a version was made from, as whoever pushed it declares: data sets, training run, code, parameters.
+
+    Dataset      name, URI, digest, revision, split        Run     tool, id, URL
+    Code         repository, commit                        parameters   name → text
+
+Invariants
+- It is a part of the manifest, so it is covered by the version's digest and can never be changed afterwards.
+- It is declared, not proven: a digest says which bytes were meant, not that they were used.
+- Every text is bounded, printable and on one line; a URI with a password or a signature in it is refused, because what
+  is in a manifest can never be taken back.
+- Parameters are text, as in MLflow: 2e-4 and 0.0002 stay what was written, and a manifest holds no fraction.
+
+Example
+    >>> Provenance.read({"datasets": [{"name": "tickets", "uri": "s3://data/tickets.jsonl"}]}).datasets[0].key
+    's3://data/tickets.jsonl'
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import Field, ValidationError, model_validator
+
+from registry.digest import Digest, canonical_json
+from registry.errors import Invalid, Reason, TooLarge
+from registry.strict import json as strict_json
+from registry.strict.json import Dialect
+from registry.verdicts import Value
+
+DATASETS_LIMIT = 64
+PARAMETERS_LIMIT = 200
+URI_LIMIT = 1000
+TEXT_LIMIT = 200
+VALUE_LIMIT = 500
+SIZE_LIMIT_BYTES = 64 * 2**10
+FILE_LIMIT_BYTES = 256 * 2**10
+FIELD: Final = "provenance"
+
+_DIALECT = Dialect("PROVENANCE_INVALID", FIELD, depth=6)
+_URI = re.compile(r"[a-z][a-z0-9+.-]{1,31}:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z")
+_LINE = re.compile(r"[^\x00-\x1f\x7f\u2028\u2029]+\Z")
+_MARK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/%+=@\[\]-]{0,199}\Z")
+_TOOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}\Z")
+_COMMIT = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
+_PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:-]{0,99}\Z")
+_SECRET = re.compile(r"\b(?:hf_[A-Za-z0-9]{30}|lra_[A-Za-z0-9]{38}|gh[opsu]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16})")
+_RUNNABLE = frozenset({"javascript", "data", "vbscript", "blob"})
+_SIGNED = re.compile(
+    r"(?:signature|sig|token|access_token|api_?key|password|secret|awsaccesskeyid"
+    r"|x-(?:amz|goog)-(?:signature|credential|security-token))\Z"
+)
+"""Names in a query that make a link work for whoever reads it."""
+
+
+class Dataset(Value):
+    """Data that a version was trained on. `digest` says which bytes; without it, a URI and its revision."""
+
+    name: str = ""
+    uri: str = ""
+    digest: Digest | None = None
+    revision: str = ""
+    split: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells one data set from another: the digest, else the URI at its revision and split."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.digest or self.uri + revision + (f"#{self.split}" if self.split else "")
+
+
+class Run(Value):
+    """The training run, by the tool that recorded it: `mlflow`, `wandb`, or any other word."""
+
+    tool: str
+    id: str
+    url: str = ""
+
+
+class Code(Value):
+    """The code that trained it: a repository and the commit in it, whole."""
+
+    repository: str
+    commit: str
+
+
+class Provenance(Value):
+    datasets: tuple[Dataset, ...] = ()
+    run: Run | None = None
+    code: Code | None = None
+    parameters: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Provenance:
+        reasons = list(_reasons_against(self))
+        if reasons:
+            raise wrong(reasons[0].place, reasons[0].sentence, reasons)
+        size = len(canonical_json(self.model_dump(mode="json")))
+        if size > SIZE_LIMIT_BYTES:
+            raise TooLarge("SIZE_INVALID", f"{FIELD}: {size} bytes are over the limit of {SIZE_LIMIT_BYTES}")
+        return self
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Provenance | None:
+        """From plain values; None when they declare nothing. `Invalid` (PROVENANCE_INVALID) names the field."""
+        given = {key: value for key, value in values.items() if value or key not in cls.model_fields}
+        if not given:
+            return None
+        if isinstance(parameters := given.get("parameters"), Mapping):
+            given["parameters"] = {str(key): _text(str(key), value) for key, value in parameters.items()}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as e:
+            first = e.errors()[0]
+            place = ".".join([FIELD, *(str(part) for part in first["loc"])])
+            raise wrong(place, str(first["msg"])) from e
+
+
+def parse(data: bytes, *, file: str) -> dict[str, Any]:
+    """The plain values of a file, TOML by its name, else JSON. `Invalid` (PROVENANCE_INVALID)."""
+    if len(data) > FILE_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"{file}: {len(data)} bytes are over the limit of {FILE_LIMIT_BYTES}")
+    if not file.endswith(".toml"):
+        found = strict_json.parse(data, _DIALECT, file=file)
+    else:
+        try:
+            found = tomllib.loads(data.decode())
+        except (ValueError, RecursionError) as e:
+            raise wrong(file, f"is not TOML: {str(e)[:200]}") from e
+    if not isinstance(found, dict):
+        raise wrong(file, "is not one object with datasets, run, code and parameters")
+    return found
+
+
+def wrong(place: str, sentence: str, reasons: list[Reason] | None = None) -> Invalid:
+    """The error for a declared input that breaks a rule."""
+    found = reasons or [Reason("provenance.invalid", place, sentence)]
+    return Invalid("PROVENANCE_INVALID", f"{place} {sentence}", reasons=found)
+
+
+# ------------------------------------------------------------------ the short forms of the command line
+def dataset(text: str) -> dict[str, Any]:
+    """`NAME=URI`, `NAME=URI@sha256:…` or `NAME=sha256:…`."""
+    name, equals, rest = text.partition("=")
+    if not equals or not name or "://" in name:
+        raise wrong("dataset", f"{text[:120]!r} is not NAME=URI, such as tickets=s3://data/tickets.jsonl@sha256:…")
+    uri, at, hexadecimal = rest.rpartition("@sha256:")
+    if rest.startswith("sha256:"):
+        uri, at, hexadecimal = "", "@", rest.removeprefix("sha256:")
+    return {"name": name, "uri": uri, "digest": f"sha256:{hexadecimal}"} if at else {"name": name, "uri": rest}
+
+
+def run(text: str) -> dict[str, Any]:
+    """`TOOL:ID` or `TOOL:ID=URL`."""
+    tool, colon, rest = text.partition(":")
+    if not colon or not rest:
+        raise wrong("run", f"{text[:120]!r} is not TOOL:ID or TOOL:ID=URL, such as mlflow:4f1c…")
+    mark, _, url = rest.partition("=")
+    return {"tool": tool, "id": mark, "url": url}
+
+
+def code(text: str) -> dict[str, Any]:
+    """`URL@COMMIT`."""
+    repository, at, commit = text.rpartition("@")
+    if not at or "://" not in repository:
+        raise wrong("commit", f"{text[:120]!r} is not URL@COMMIT, such as https://git.example.org/team/train@9c4f…")
+    return {"repository": repository, "commit": commit}
+
+
+def parameter(text: str) -> tuple[str, str]:
+    """`NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise wrong("param", f"{text[:120]!r} is not NAME=VALUE, such as learning_rate=2e-4")
+    return name, value
+
+
+# ------------------------------------------------------------------ the rules
+def _reasons_against(given: Provenance) -> Iterator[Reason]:
+    if not (given.datasets or given.run or given.code or given.parameters):
+        yield Reason("provenance.invalid", FIELD, "declares nothing: leave it out")
+    if len(given.datasets) > DATASETS_LIMIT:
+        yield Reason("provenance.too_many", f"{FIELD}.datasets", f"has {len(given.datasets)}; the limit is 64")
+    if len(given.parameters) > PARAMETERS_LIMIT:
+        yield Reason("provenance.too_many", f"{FIELD}.parameters", f"has {len(given.parameters)}; the limit is 200")
+    seen: set[str] = set()
+    for number, one in enumerate(given.datasets[:DATASETS_LIMIT]):
+        yield from _against_dataset(f"{FIELD}.datasets.{number}", one)
+        if one.key in seen:
+            yield Reason("provenance.twice", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
+        seen.add(one.key)
+    if given.run is not None:
+        place = f"{FIELD}.run"
+        yield from _must(_TOOL, f"{place}.tool", given.run.tool, "1 to 32 lower-case letters, digits, '.', '_', '-'")
+        yield from _must(_MARK, f"{place}.id", given.run.id, f"at most {TEXT_LIMIT} characters of a run's id")
+        if given.run.url:
+            yield from _against_uri(f"{place}.url", given.run.url, frozenset({"http", "https"}))
+    if given.code is not None:
+        yield from _against_uri(f"{FIELD}.code.repository", given.code.repository)
+        rule = "a whole commit: 40 or 64 lower-case hex digits"
+        yield from _must(_COMMIT, f"{FIELD}.code.commit", given.code.commit, rule)
+    for name, value in list(given.parameters.items())[:PARAMETERS_LIMIT]:
+        place = f"{FIELD}.parameters.{name[:60]}"
+        yield from _must(_PARAMETER, place, name, "a name of 1 to 100 letters, digits and '_', '.', '/', ':', '-'")
+        yield from _against_text(place, value, VALUE_LIMIT)
+
+
+def _against_dataset(place: str, one: Dataset) -> Iterator[Reason]:
+    if not one.uri and one.digest is None:
+        yield Reason("provenance.dataset_unnamed", place, "has neither a URI nor a digest")
+    if one.name:
+        yield from _against_text(f"{place}.name", one.name, TEXT_LIMIT)
+    if one.uri:
+        yield from _against_uri(f"{place}.uri", one.uri)
+    for field, value in (("revision", one.revision), ("split", one.split)):
+        if value:
+            yield from _must(_MARK, f"{place}.{field}", value, f"at most {TEXT_LIMIT} letters, digits and ._:/%+=@[]-")
+
+
+def _against_text(place: str, text: str, limit: int) -> Iterator[Reason]:
+    if len(text) > limit:
+        yield Reason("provenance.too_long", place, f"has {len(text)} characters; the limit is {limit}")
+    elif text and not _LINE.match(text):
+        yield Reason("provenance.text_invalid", place, "holds a control character or a line break")
+    elif _SECRET.search(text):
+        yield Reason("provenance.secret", place, "holds what looks like a token: a manifest cannot be taken back")
+
+
+def _must(pattern: re.Pattern[str], place: str, text: str, rule: str) -> Iterator[Reason]:
+    if not pattern.match(text):
+        yield Reason("provenance.text_invalid", place, f"must be {rule}, not {text[:60]!r}")
+    elif _SECRET.search(text):
+        yield Reason("provenance.secret", place, "holds what looks like a token: a manifest cannot be taken back")
+
+
+def _against_uri(place: str, text: str, schemes: frozenset[str] = frozenset()) -> Iterator[Reason]:
+    if len(text) > URI_LIMIT:
+        yield Reason("provenance.too_long", place, f"has {len(text)} characters; the limit is {URI_LIMIT}")
+        return
+    scheme = text.partition(":")[0]
+    if not _URI.match(text) or scheme in _RUNNABLE or (schemes and scheme not in schemes):
+        wanted = " or ".join(sorted(schemes)) or "scheme:…, in the characters of RFC 3986"
+        yield Reason("provenance.uri_invalid", place, f"must be a URI ({wanted}), not {text[:80]!r}")
+        return
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        yield Reason("provenance.uri_invalid", place, f"is no URI that can be read: {text[:80]!r}")
+        return
+    user = parts.netloc.rpartition("@")[0]
+    named = [name.lower() for query in (parts.query, parts.fragment) for name, _ in parse_qsl(query)]
+    signed = any(_SIGNED.match(name) for name in named) or _SECRET.search(text)
+    if ":" in user or (user and scheme not in ("ssh", "git+ssh", "sftp")) or signed:
+        sentence = "holds a user, a password or a signature: a manifest is for ever, and whoever may pull can read it"
+        yield Reason("provenance.secret", place, sentence)
+
+
+def _text(name: str, value: Any) -> str:
+    """A scalar as text: numbers as JSON writes them."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return json.dumps(value)
+    raise wrong(
+        f"{FIELD}.parameters.{name[:60]}", "must be text, a finite number, true or false; flatten what is nested"
+    )
