@@ -28,6 +28,9 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)  # read
 for _step in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _step, 120.0)
 
+for _kind in ("connect", "read", "write", "pool"):  # httpx gives up after five seconds: too soon on a busy machine
+    setattr(httpx.Client.__init__.__kwdefaults__["timeout"], _kind, 120.0)
+
 pytest_plugins = ["tests.order"]
 
 
@@ -36,10 +39,12 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with the newest schema, to be copied."""
     from registry.server import db
     from registry.server.settings import Settings
+    from tests import dialects
 
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
     engine = db.engine(Settings(database_url=f"sqlite:///{path}"))
     db.prepare(engine)
+    dialects.share(engine)
     engine.dispose()
     return path
 
@@ -57,11 +62,12 @@ def migrated_postgres(postgres_server: str) -> Iterator[str]:
     """A PostgreSQL database with the newest schema, emptied before each test; copying it takes longer."""
     from registry.server import db
     from registry.server.settings import Settings
-    from tests import services
+    from tests import dialects, services
 
     with services.fresh_database(postgres_server) as url:
         engine = db.engine(Settings(database_url=url))
         db.prepare(engine)
+        dialects.share(engine)
         engine.dispose()
         yield url
 

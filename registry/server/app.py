@@ -12,16 +12,18 @@ Example
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Iterable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 
 from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, RegistryError, Unavailable
@@ -121,6 +123,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # a redirect would be built from the Host header, which anybody may write
+        routes=[*_routes()],
     )
     failpoints.arm(settings.failpoints)
     app.state.settings = settings
@@ -135,10 +138,6 @@ def create_app(
     app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     loads.profiles(settings.engines)  # a wrong setting is told before anything starts
     _refuse_undeclared()
-    for room in ROOMS:
-        app.include_router(room.router, prefix=PREFIX)
-    for room in hub.ROOMS:
-        app.include_router(room.router)
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(once.Answered, once.replay)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -204,6 +203,16 @@ def declared_scopes() -> dict[tuple[str, str], str | None]:
         for route in room.router.routes
         for method in getattr(route, "methods", None) or ["?"]
     }
+
+
+@functools.cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """Every route, under its prefix. FastAPI reads the signatures of them all on the first request: once a process."""
+    router = APIRouter()
+    for prefix, rooms in ((PREFIX, ROOMS), ("", hub.ROOMS)):
+        for room in rooms:
+            router.include_router(room.router, prefix=prefix)
+    return tuple(router.routes)
 
 
 def _refuse_undeclared() -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from tests.house import ROOT
 
-LISTEN_SECONDS = 20.0
+LISTEN_SECONDS = 60.0
 """A server that says nothing for so long waits for more."""
 CLOSED = 0
 """What `Server.status` says when the server closes without an answer."""

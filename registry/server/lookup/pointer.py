@@ -13,6 +13,7 @@ Example
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from anyio import to_thread
@@ -38,7 +39,7 @@ class Pointers:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._own = engine.dialect.name == "sqlite"
-        self._statements = {kind: _compiled(engine, kind) for kind in _KINDS}
+        self._statements = {kind: _compiled(engine.dialect.name, kind) for kind in _KINDS}
         self._connection: Any = None
 
     async def now(self, path: list[str]) -> Pointer | None:
@@ -65,7 +66,8 @@ class Pointers:
             return _pointer(connection.exec_driver_sql(statement, values).fetchone())
 
 
-def _compiled(engine: Engine, kind: str) -> tuple[str, dict[str, Any]]:
+@functools.cache
+def _compiled(database: str, kind: str) -> tuple[str, dict[str, Any]]:
     """The statement in the words of this database's driver, and its values by name, those of the path to be filled."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     by_alias = kind == "alias"
@@ -86,8 +88,8 @@ def _compiled(engine: Engine, kind: str) -> tuple[str, dict[str, Any]]:
     )
     if by_alias:
         statement = statement.join(AliasRow, catalog.points_at())
-    style = "named" if engine.dialect.name == "sqlite" else "pyformat"
-    spoken = {"sqlite": sqlite, "postgresql": postgresql}[engine.dialect.name].dialect(paramstyle=style)
+    style = "named" if database == "sqlite" else "pyformat"
+    spoken = {"sqlite": sqlite, "postgresql": postgresql}[database].dialect(paramstyle=style)
     compiled = statement.compile(dialect=spoken)
     return str(compiled), dict(compiled.params)
 
