@@ -21,7 +21,7 @@ BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benc
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-vllm test-engines lint light faults model soak test-ray test-gpu test-ceph bench clean
+.PHONY: help venv demo test test-hub test-vllm test-engines lint light faults model soak test-ray test-gpu test-ceph bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test: venv  ## every test but the faults (PostgreSQL and an S3 store are started
 
 faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)
 	@$(PYTHON) -m pytest -n $(JOBS) -m faults tests/faults $(ARGS)
+
+test-hub: venv  ## Hub clients of other generations and in JavaScript, against a live server (brings them once, 160 MB)
+	@$(PYTHON) -m tests.hub.venvs
+	@HUB_CLIENTS=1 $(PYTHON) -m pytest tests/hub $(ARGS)
 
 test-vllm: venv  ## ask a real vLLM (CPU, over HTTP) what it does with each case; brings its environment once (3.3 GB)
 	@$(PYTHON) -m tests.proof.venvs vllm

@@ -1,5 +1,7 @@
 """`Relay`: stands between a client and a server, passes everything on and remembers the heads of the requests.
 
+- What must never pass is said with `watch`: it is found wherever it stands in the stream, also across two reads.
+
 Example
     with Relay(store.endpoint) as relay:
         ...                                  # talk to relay.endpoint
@@ -25,6 +27,8 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.heads: list[str] = []
+        self.sightings = 0
+        self._watched = b""
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -39,6 +43,10 @@ class Relay:
         """The targets of the requests with this method, in the order in which they came."""
         return [head.split(" ", 2)[1] for head in self.heads if head.startswith(method + " ")]
 
+    def watch(self, word: str) -> None:
+        """Count in `sightings` each piece from a client that holds this word, from now on."""
+        self._watched = word.encode()
+
     def _accept(self) -> None:
         while True:
             try:
@@ -50,11 +58,20 @@ class Relay:
             threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
             threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
 
+    def _look(self, before: bytes, data: bytes) -> bytes:
+        """Look for the watched word in what came now; the end of it, in which the word may have begun."""
+        if not self._watched:
+            return b""
+        self.sightings += self._watched in before + data
+        return (before + data)[1 - len(self._watched) :]
+
     def _pass(self, source: socket.socket, target: socket.socket, remember: bool) -> None:
+        before = b""
         try:
             while data := source.recv(2**16):
                 if remember:  # a head fits into one read here: our clients send it in one piece
                     self.heads += [head.decode("latin-1") for head in _HEAD.findall(data)]
+                    before = self._look(before, data)
                 target.sendall(data)
         except OSError:
             pass

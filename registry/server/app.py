@@ -1,7 +1,8 @@
 """`create_app`: the wiring, and the one table from an error's class or code to its HTTP status.
 
 Invariants
-- Every error answer is application/problem+json with status, code, title, detail, findings and request id.
+- Every error answer is application/problem+json (to Hub clients: application/json) with status, code, title, detail,
+  findings and request id.
 - Input never makes a 500; a 500 tells nothing of the inside and is logged with its request id.
 - A route that declares neither a scope nor `OPEN` makes `create_app` fail: closed is the default.
 - Nothing here starts, migrates or prints anything; `adapter serve` does.
@@ -175,7 +176,8 @@ def problem(request: Request, error: RegistryError, *, status: int | None = None
         headers["WWW-Authenticate"] = "Bearer"
     told = hub.error_headers(request, error)
     body |= {"error": told["X-Error-Message"]} if told else {}
-    return Response(json.dumps(body), code, headers | told, media_type="application/problem+json")
+    kind = "application/json" if told else "application/problem+json"  # the dialect's clients read no other
+    return Response(json.dumps(body), code, headers | told, media_type=kind)
 
 
 def scope_of(route: APIRoute) -> str | None:

@@ -33,6 +33,7 @@ from registry.server.settings import Settings
 from registry.wire import PAGE_DEFAULT, PAGE_LIMIT
 
 Found = TypeVar("Found")
+HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
 
 
 def engine(request: Request) -> Engine:
@@ -149,14 +150,17 @@ def _verified(request: Request, session: Session) -> Actor:
 
 
 def _secret(request: Request) -> str | None:
-    """The secret of the Authorization header; None without one."""
+    """The secret of the Authorization header; None without one.
+
+    Hub clients in JavaScript send only what begins with `hf_`: that may stand before any token of ours.
+    """
     header = request.headers.get("authorization")
     if header is None:
         return None
     scheme, _, secret = header.partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthenticated("UNAUTHORIZED", "the Authorization header is not 'Bearer' and a token")
-    return secret.strip()
+    return secret.strip().removeprefix(HUB_TOKEN_PREFIX)
 
 
 def _signed_in(request: Request) -> Actor:

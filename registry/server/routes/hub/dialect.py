@@ -1,7 +1,8 @@
 """`HubRoute`: what each route of the Hub's dialect does around its work: raw paths, errors in headers, the relay.
 
 Invariants
-- A segment of the path is decoded once, after the split: `refs%2Fheads%2Fprod` is one segment.
+- A segment of the path is decoded once, after the split: `refs%2Fheads%2Fprod` is one segment. So is `refs/heads/prod`
+  after a word that a revision follows, because not every client encodes it.
 - Nothing below our own API's prefix is ever taken for a repository.
 - Clients tell errors by X-Error-Code and X-Error-Message; the body is the problem of every other route, plus `error`.
 - The relay is asked only for what this registry does not hold, in a namespace that it does not hold either, and only
@@ -13,6 +14,7 @@ Example
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -29,6 +31,7 @@ from registry.server.routes.once import Handler, OnceRoute
 from registry.wire import PREFIX
 
 COMMIT = "X-Repo-Commit"
+_PLAIN_REFERENCE = re.compile(r"(/(?:commits|paths-info|raw|resolve|revision|tree)/)refs/(heads|tags)/(?=[^/])")
 _CODES = {
     "ADAPTER_UNKNOWN": "RepoNotFound",
     "ALIAS_UNKNOWN": "RevisionNotFound",
@@ -71,7 +74,8 @@ def _one_by_one(scope: Scope) -> str:
     raw: bytes | None = scope.get("raw_path")
     if raw is None:
         return str(scope["path"])
-    return "/".join(quote(unquote(part), safe=":@+,=") for part in raw.decode("latin-1").split("/"))
+    path = "/".join(quote(unquote(part), safe=":@+,=") for part in raw.decode("latin-1").split("/"))
+    return _PLAIN_REFERENCE.sub(r"\1refs%2F\2%2F", path, count=1)
 
 
 def error_headers(request: Request, error: RegistryError) -> dict[str, str]:
@@ -103,6 +107,11 @@ def is_of_old(request: Request) -> bool:
     return "hf_hub/0." in request.headers.get("user-agent", "")
 
 
+def only_looks(request: Request) -> bool:
+    """A GET that stands for HEAD: its client wants the identity of the file, which the store does not know."""
+    return request.headers.get("range") == "bytes=0-0"
+
+
 def takes_token_along(request: Request) -> bool:
     """The Rust client sends its token wherever it is redirected to: it gets its bytes from here."""
     return "hf-hub/" in request.headers.get("user-agent", "")
@@ -124,7 +133,7 @@ def _relay(request: Request, upstream: Upstream) -> Response | None:
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E for letter in target):
         raise Invalid("REQUEST_INVALID", "the query holds a space or a character outside ASCII")
     reply = upstream.ask(request.method, target, sent, request.state.body if posted else None)
-    if "/resolve/" in target:
+    if "/resolve/" in target or "/raw/" in target:
         return _file(request, reply)
     headers = {name: value for name, value in reply.headers.items() if name.startswith("X-")}
     return JSONResponse(reply.json(), reply.status, headers)

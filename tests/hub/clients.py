@@ -1,0 +1,80 @@
+"""What every Hub client must get from a live server, whatever its generation; and how it is asked."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from registry import hub
+from registry.digest import Digest
+from registry.manifest import Descriptor
+from tests import forge
+from tests.hub import live as lives
+from tests.hub.live import NAME, NESTED, Live
+from tests.world import media_type
+
+PYTHON = Path(__file__).with_name("_python_client.py")
+
+
+def order(live: Live) -> str:
+    """What a client is to ask for."""
+    told = {"name": NAME, "weights": forge.WEIGHTS, "commit": live.commits[0], "nested": NESTED, "base": live.base.name}
+    return json.dumps(told)
+
+
+def sums(files: dict[str, bytes]) -> dict[str, str]:
+    return {path: sha256(data).hexdigest() for path, data in files.items()}
+
+
+def blob_ids(files: dict[str, bytes]) -> dict[str, str]:
+    """Path → what git would call the file: its own id, or that of the pointer that stands for a large one."""
+    found = {}
+    for path, data in files.items():
+        file = Descriptor(path=path, media_type=media_type(path), digest=Digest.of(data), size_bytes=len(data))
+        found[path] = hub.git_id(hub.pointer(file) if hub.is_large(file) else data)
+    return found
+
+
+def check_python(live: Live, python: Path, folder: Path, **environment: str) -> None:
+    """All that a huggingface_hub reads and is refused, by the Python that has it."""
+    found = lives.last_line(live.run([python, PYTHON, order(live)], folder, **environment))
+    first, second = live.files
+    weights = sha256(first[forge.WEIGHTS]).hexdigest()
+    assert found["snapshot"] == sums(first)
+    assert found["plain"] == sums(second)
+    assert found["commits"] == [live.commits[0]] * 3
+    assert found["branch is cached under its commit"] is True
+    assert (found["nested"], found["etag"]) == (sha256(first[NESTED]).hexdigest(), weights)
+    _check_words(live, found["words"], weights)
+    _check_answers(found["answers"])
+    live.no_token_left_home()
+
+
+def _check_words(live: Live, words: dict[str, Any], weights: str) -> None:
+    first, base = live.files[0], live.base.name
+    name, sha, tags, sizes = words["info"]
+    assert (name, sha, sizes) == (NAME, live.commits[0], {path: len(data) for path, data in first.items()})
+    assert {f"base_model:{base}", f"base_model:adapter:{base}", "peft", "safetensors", "lora"} <= set(tags)
+    assert words["lfs"] == {forge.WEIGHTS: weights}
+    assert words["branches"] == {"main": live.commits[1], "canary": live.commits[0]}
+    assert words["tags"] == {"v1": live.commits[0], "v2": live.commits[1]}
+    assert (words["files"], words["folders"]) == (sorted(first), ["part", "part/one"])
+    assert (words["blob ids"], words["below"]) == (blob_ids(first), [NESTED])
+    assert words["paths"] == sorted(["README.md", NESTED])
+    assert words["commits"] == live.commits[::-1]
+    assert NAME in words["of base"]
+    assert (words["of other"], words["of author"]) == ([], [NAME])
+    assert words["who"][0] == "user"
+
+
+def _check_answers(answers: dict[str, Any]) -> None:
+    assert (answers["exists"], answers["absent"]) == ([True] * 3, [False] * 3)
+    assert {answers[what][0] for what in ("no repository", "base model", "no token")} == {"RepositoryNotFoundError"}
+    assert "REGISTRY_HUB_UPSTREAM" in answers["base model"][1]
+    assert answers["no revision"][0] == "RevisionNotFoundError"
+    assert answers["no file"][0] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
+    assert "token" in answers["wrong token"][1].lower()
+    for what in ("push", "create", "tag"):
+        assert "adapter push FOLDER NAME" in answers[what][1], answers[what]

@@ -1,0 +1,131 @@
+"""`Live`: a server in a process of its own, its S3 store on the same host name behind a relay, and what was pushed.
+
+    live.push("acme/support", files)              a version, through the API
+    live.python(script, folder)                   the output of a fresh Python with HF_ENDPOINT and HF_TOKEN set
+    live.http("unknown; hf_hub/1.33.0")           a client of our own that says to be another one
+
+Invariants
+- Clients reach the store only through the relay; `end` fails when it ever saw a token of ours.
+- Clients start without what this machine's own settings and caches would give them.
+
+Example
+    with live.running(object_store, bucket, folder) as made:
+        made.push("acme/support", forge.lora(forge.llama()))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from registry.bases import BaseSpec
+from registry.client.api import Registry
+from registry.digest import Digest
+from registry.manifest import BaseRef, Descriptor, Manifest
+from registry.names import AdapterName
+from registry.wire import BaseAdd
+from registry.wire.push import PushRequest
+from tests import forge
+from tests.faults.servers import Server
+from tests.relay import Relay
+from tests.world import media_type, spec_of
+
+NAME = "acme/support"
+CARD = b"# An adapter\n"
+NESTED = "part/one/README.md"
+CLIENT_SECONDS = 300
+
+
+@dataclass
+class Live:
+    server: Server
+    relay: Relay
+    registry: Registry
+    base: BaseSpec
+    files: list[dict[str, bytes]] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    """Of `NAME`, from its first version on."""
+
+    @property
+    def commits(self) -> list[str]:
+        """What the dialect calls the versions of `NAME`."""
+        return [digest.removeprefix("sha256:")[:40] for digest in self.digests]
+
+    def push(self, name: str, files: Mapping[str, bytes], base: BaseSpec | None = None) -> str:
+        """The digest of a new version."""
+        described = [
+            Descriptor(path=path, media_type=media_type(path), digest=Digest.of(data), size_bytes=len(data))
+            for path, data in files.items()
+        ]
+        spec = base or self.base
+        manifest = Manifest.build(BaseRef(name=spec.name, fingerprint=spec.fingerprint), described)
+        plan = self.registry.plan_push(AdapterName.parse(name), PushRequest(manifest=manifest))
+        by_digest = {Digest.of(data): data for data in files.values()}
+        for upload in plan.uploads:
+            self.registry.upload(upload, lambda data=by_digest[upload.digest]: iter([data]))  # type: ignore[misc]
+        return self.registry.commit_push(plan.push_id).version.digest
+
+    def push_support(self) -> None:
+        """One more version of `NAME`, with a file in a folder."""
+        made = {**forge.lora(forge.llama(), seed=len(self.files) + 70), "README.md": CARD, NESTED: CARD * 2}
+        self.digests.append(self.push(NAME, made))
+        self.files.append(made)
+
+    # ------------------------------------------------------------ clients
+    def run(self, command: Sequence[str | Path], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+        """A client program in `folder`, which knows HF_ENDPOINT and HF_TOKEN and nothing else of the Hub."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AWS_", "PYTHON", "REGISTRY_"))}
+        environment |= {"HF_ENDPOINT": self.server.url, "HF_TOKEN": self.server.token, "HF_HOME": str(folder / "home")}
+        return subprocess.run(
+            [str(word) for word in command], env=environment | more, cwd=folder, capture_output=True, text=True,
+            timeout=CLIENT_SECONDS,
+        )  # fmt: skip
+
+    def python(self, script: str, folder: Path) -> Any:
+        """What a fresh Python of these tests prints on its last line, which is JSON."""
+        return last_line(self.run([sys.executable, "-c", script], folder))
+
+    def http(self, agent: str = "x", **headers: str) -> httpx.Client:
+        known = {"Authorization": f"Bearer {self.server.token}", "User-Agent": agent, **headers}
+        return httpx.Client(base_url=self.server.url, headers=known)
+
+    def no_token_left_home(self) -> None:
+        """Fails when the store ever saw a token of ours, in a header or in a target."""
+        told = [head for head in self.relay.heads if "authorization:" in head.lower()]
+        assert not told, f"{len(told)} requests carried a token to the store, such as:\n{told[0]}"
+        assert self.relay.sightings == 0
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def running(object_store: str, bucket: str, folder: Path) -> Iterator[Live]:
+    """A server with two versions of `NAME`: `canary` is the first, `main` the second."""
+    with Relay(object_store) as relay:
+        environment = {
+            "REGISTRY_DATA": str(folder), "REGISTRY_S3_ENDPOINT": object_store,
+            "REGISTRY_BLOBS": f"s3://{bucket}/{uuid.uuid4().hex}", "REGISTRY_S3_PUBLIC_ENDPOINT": relay.endpoint,
+            **{key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")},
+        }  # fmt: skip
+        with Server(environment).running() as server, Registry(server.url, server.token) as registry:
+            relay.watch(server.token)
+            made = Live(server, relay, registry, spec_of(forge.llama()))
+            registry.add_base(BaseAdd(spec=made.base))
+            made.push_support()
+            made.push_support()
+            registry.promote(NAME, "canary", "1", generation=0)
+            yield made
+            made.no_token_left_home()

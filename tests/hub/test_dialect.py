@@ -1,0 +1,132 @@
+"""The dialect as HTTP: what each generation of clients is told, byte ranges, encoded paths, errors in headers."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from registry.digest import Digest
+from tests import forge
+from tests.hub import clients
+from tests.hub.live import CARD, NAME, NESTED, Live
+
+OLD, NEW = "unknown; hf_hub/0.34.4; python/3.11", "unknown; hf_hub/1.33.0"
+RUST = "unknown/None; hf-hub/0.4.3; rust/unknown"
+HEAD_REDIRECTS = {OLD: 302, NEW: 200, "unknown; hf_hub/2.4.0": 200, RUST: 200, "node": 200}
+GET_REDIRECTS = {OLD: 302, NEW: 302, "unknown; hf_hub/2.4.0": 302, RUST: 200, "node": 302}
+
+
+@pytest.mark.parametrize("agent", HEAD_REDIRECTS)
+def test_each_generation_is_redirected_only_where_it_leaves_its_token_behind(live: Live, agent: str) -> None:
+    path = f"/{NAME}/resolve/canary/{forge.WEIGHTS}"
+    data = live.files[0][forge.WEIGHTS]
+    with live.http(agent) as client:
+        head, got = client.head(path), client.get(path)
+        assert (head.status_code, got.status_code) == (HEAD_REDIRECTS[agent], GET_REDIRECTS[agent])
+        for answer in (head, got):
+            assert answer.headers["x-linked-etag"] == f'"{Digest.of(data).hex}"'
+            assert answer.headers["x-linked-size"] == str(len(data))
+            assert answer.headers["x-repo-commit"] == live.commits[0]
+    for answer in (head, got):
+        if answer.status_code == 302:
+            assert httpx.get(answer.headers["location"]).content == data
+            assert answer.headers["cache-control"] == "no-store"
+    if got.status_code == 200:
+        assert got.content == data
+    if head.status_code == 200:
+        assert (head.headers["etag"], head.headers["content-length"]) == (f'"{Digest.of(data).hex}"', str(len(data)))
+
+
+def test_ranges_are_answered_here_and_at_the_store(live: Live) -> None:
+    with live.http(NEW) as client:
+        card = client.get(f"/{NAME}/resolve/v1/README.md", headers={"Range": "bytes=2-3"})
+        assert (card.status_code, card.content) == (206, CARD[2:4])
+        assert card.headers["content-range"] == f"bytes 2-3/{len(CARD)}"
+        beyond = client.get(f"/{NAME}/resolve/v1/README.md", headers={"Range": "bytes=900-"})
+        assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(CARD)}")
+        data = live.files[0][forge.WEIGHTS]
+        path = f"/{NAME}/resolve/v1/{forge.WEIGHTS}"
+        look = client.get(path, headers={"Range": "bytes=0-0"})
+        assert (look.status_code, look.headers["content-range"]) == (206, f"bytes 0-0/{len(data)}")
+        assert look.headers["etag"] == f'"{Digest.of(data).hex}"'
+        part = client.get(path, headers={"Range": "bytes=5-"}).headers["location"]
+    answer = httpx.get(part, headers={"Range": "bytes=5-"})
+    assert (answer.status_code, answer.content) == (206, data[5:])
+
+
+def test_an_etag_is_of_one_revision_exactly_and_a_small_files_is_gits(live: Live) -> None:
+    ids = clients.blob_ids(live.files[0])
+    with live.http(NEW) as client:
+        small = client.head(f"/{NAME}/resolve/canary/README.md")
+        assert small.headers["etag"] == f'"{ids["README.md"]}"'
+        etags = {
+            revision: client.head(f"/{NAME}/resolve/{revision}/{forge.WEIGHTS}").headers["etag"]
+            for revision in ("main", "v2", "2", live.commits[1], live.commits[1][:12], "canary", "v1", live.commits[0])
+        }
+        pointer = client.get(f"/{NAME}/raw/v1/{forge.WEIGHTS}")
+        assert pointer.headers["etag"] == f'"{ids[forge.WEIGHTS]}"'
+        assert pointer.text.startswith("version https://git-lfs.github.com/spec/v1\noid sha256:")
+        assert client.get(f"/{NAME}/raw/v1/README.md").content == CARD
+    newest, oldest = (f'"{Digest.of(files[forge.WEIGHTS]).hex}"' for files in reversed(live.files))
+    assert list(etags.values()) == [newest] * 5 + [oldest] * 3
+
+
+@pytest.mark.parametrize("revision", ["refs%2Fheads%2Fcanary", "refs/heads/canary", "refs%2ftags%2fv1", "refs/tags/v1"])
+@pytest.mark.parametrize("path", [NESTED, NESTED.replace("/", "%2F"), "part%2fone/README%2Emd"])
+def test_a_revision_and_a_path_may_be_encoded_as_one_segment(live: Live, revision: str, path: str) -> None:
+    with live.http(NEW) as client:
+        assert client.get(f"/{NAME}/resolve/{revision}/{path}").content == CARD * 2
+        below = client.get(f"/api/models/{NAME}/tree/{revision}/part%2Fone").json()
+        assert [entry["path"] for entry in below] == [NESTED]
+        assert client.get(f"/api/models/{NAME}/revision/{revision}").json()["sha"] == live.commits[0]
+
+
+def test_errors_stand_in_headers_and_absence_names_the_commit(live: Live) -> None:
+    with live.http(NEW) as client:
+
+        def code(path: str) -> tuple[int, str]:
+            answer = client.get(path)
+            assert answer.headers["x-error-message"] == answer.json()["error"]
+            assert answer.headers["x-request-id"]
+            return answer.status_code, answer.headers["x-error-code"]
+
+        assert code(f"/{NAME}/resolve/main/nothing.json") == (404, "EntryNotFound")
+        assert code(f"/{NAME}/resolve/nowhere/README.md") == (404, "RevisionNotFound")
+        assert code(f"/{NAME}/resolve/refs%2Fpr%2F1/README.md") == (404, "RevisionNotFound")
+        assert code(f"/{NAME}/resolve/0000000/README.md") == (404, "RevisionNotFound")
+        assert code("/acme/nothing/resolve/main/README.md") == (404, "RepoNotFound")
+        assert code("/gpt2/resolve/main/config.json") == code("/api/models/gpt2") == (404, "RepoNotFound")
+        for traversal in ("..%2F..%2Fetc%2Fpasswd", "%2e%2e/%2e%2e/etc", "part%2F..%2FREADME.md"):
+            assert code(f"/{NAME}/resolve/main/{traversal}") == (404, "EntryNotFound")
+        absent = client.head(f"/{NAME}/resolve/main/nothing.json")
+        assert absent.headers["x-repo-commit"] == live.commits[1]
+        assert "REGISTRY_HUB_UPSTREAM" in client.get("/api/models/gpt2").headers["x-error-message"]
+    nobody = httpx.get(f"{live.server.url}/api/models/{NAME}")
+    assert (nobody.status_code, nobody.headers["x-error-code"]) == (401, "RepoNotFound")
+    wrong = httpx.get(f"{live.server.url}/api/whoami-v2", headers={"Authorization": "Bearer hf_wrong"})
+    assert (wrong.status_code, "x-error-code" in wrong.headers) == (401, False)
+    assert wrong.headers["x-error-message"] == "Invalid credentials in Authorization header"
+
+
+def test_a_token_may_carry_the_beginning_that_javascript_asks_for(live: Live) -> None:
+    sent = {"Authorization": f"Bearer hf_{live.server.token}"}
+    assert httpx.get(f"{live.server.url}/api/whoami-v2", headers=sent).json()["type"] == "user"
+
+
+PUSHES = [
+    ("POST", "/api/repos/create"), ("DELETE", "/api/repos/delete"), ("POST", "/api/repos/move"),
+    ("POST", "/api/validate-yaml"), ("POST", f"/api/models/{NAME}/preupload/main"),
+    ("POST", f"/api/models/{NAME}/commit/main"), ("POST", f"/api/models/{NAME}/branch/exp"),
+    ("DELETE", f"/api/models/{NAME}/branch/exp"), ("POST", f"/api/models/{NAME}/tag/main"),
+    ("DELETE", f"/api/models/{NAME}/tag/v1"), ("PUT", f"/api/models/{NAME}/settings"),
+    ("POST", f"/api/models/{NAME}/super-squash/main"), ("GET", f"/api/models/{NAME}/xet-write-token/main"),
+    ("POST", f"/{NAME}.git/info/lfs/objects/batch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path"), PUSHES)
+def test_pushing_is_answered_with_501_and_the_way_to_push(live: Live, method: str, path: str) -> None:
+    with live.http(NEW) as client:
+        answer = client.request(method, path, json={"name": "support", "organization": "acme"})
+    assert (answer.status_code, answer.headers["content-type"]) == (501, "application/json")
+    assert "adapter push FOLDER NAME" in answer.json()["error"]
