@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 
 from registry import __version__, errors
-from registry.errors import Invalid, NotFound, Reason, RegistryError, Unavailable
+from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
 from registry.server import db, failpoints, loads, stores
 from registry.server.access import signin
 from registry.server.access.issuers import Issuers
@@ -225,7 +225,7 @@ def _refuse_undeclared() -> None:
 
 def _registry_error(request: Request, error: Exception) -> Response:
     found = error if isinstance(error, RegistryError) else RegistryError("INTERNAL", "the server failed")
-    if status_of(found) >= 500:
+    if status_of(found) >= 500 and not isinstance(found, Refused):  # 501: the asker's mistake
         _LOG.error("request %s: %s: %s", request.state.request_id, found.code, found.detail)
     if isinstance(found, NOTED):
         request.app.state.log.batch.denied(request.scope, type(found).__name__)
