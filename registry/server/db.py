@@ -29,7 +29,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, event, inspect, literal, text
+from sqlalchemy import ColumnElement, Connection, create_engine, event, inspect, literal, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -173,6 +173,25 @@ def insert_new(target: Session | Connection, table: type[SQLModel], values: Mapp
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     statement = insert(table).values(**values).on_conflict_do_nothing().returning(literal(1))
     return connection.execute(statement).first() is not None
+
+
+def claim(
+    target: Session | Connection,
+    table: type[SQLModel],
+    values: Mapping[str, Any],
+    *,
+    otherwise: Mapping[str, Any],
+    tell: ColumnElement[Any],
+) -> Any:
+    """Insert a row, or change the one that has its key; locked until the transaction ends. What `tell` is then.
+
+    One statement in both cases, so that nobody learns from how long it takes which of the two it was.
+    """
+    connection = target if isinstance(target, Connection) else target.connection()
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    key = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
+    statement = insert(table).values(**values).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
+    return connection.execute(statement.returning(tell)).scalar_one()
 
 
 def at_first(session: Session, act: Callable[[Connection], None]) -> None:

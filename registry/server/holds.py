@@ -11,6 +11,7 @@ Invariants
   lock.
 - What a live box of the fleet has reported is held until its lease ends, also when the version's rows have gone.
 - No other clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
+- Beginning to need a blob is the same one statement whether or not somebody has it: nobody learns that from its time.
 
 Example
     >>> holds.reserve(session, {digest: 4096})
@@ -94,20 +95,19 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
 
 def _reserved(session: Session, digest: Digest, size_bytes: int) -> BlobState:
     new = {"digest": digest, "size_bytes": size_bytes, "state": BlobState.PENDING, "created_at": db.now()}
-    if db.insert_new(session, BlobRow, new):
-        return BlobState.PENDING
-    locked = select(BlobRow.state).where(col(BlobRow.digest) == digest).with_for_update()
-    state = session.exec(locked).first()
-    if state is None or state == BlobState.DELETING:  # gone between the two statements is as good as going
+    was_dead = col(BlobRow.state) == BlobState.DEAD
+    awake = {
+        "state": case((was_dead, BlobState.PENDING), else_=col(BlobRow.state)),
+        "marked_at": case((was_dead, None), else_=col(BlobRow.marked_at)),
+    }
+    state = db.claim(session, BlobRow, new, otherwise=awake, tell=col(BlobRow.state))
+    if state == BlobState.DELETING:
         raise Unavailable(
             "TRY_LATER",
             f"blob {digest} is being deleted just now",
             next_step="try again in a moment",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
-    if state == BlobState.DEAD:
-        _set(session, digest, BlobState.PENDING)
-        return BlobState.PENDING
     return BlobState(state)
 
 
@@ -156,8 +156,3 @@ def unknown_push(push_id: str) -> NotFound:
         f"there is no open push {push_id[:80]!r} of yours",
         next_step="push again: only what is missing will be sent",
     )
-
-
-def _set(session: Session, digest: Digest, state: BlobState) -> None:
-    changed = update(BlobRow).where(col(BlobRow.digest) == digest).values(state=state, marked_at=None)
-    session.connection().execute(changed)

@@ -6,6 +6,7 @@ Invariants
 - A file is written under `tmp/`, forced to disk, renamed to its key, and the folder is forced to disk:
   a power cut or `kill -9` leaves the whole blob or litter in `tmp/`, never half a blob under its key.
 - The final key is created by a hard link, which fails when it exists: nothing is ever replaced there.
+- A promotion makes the same calls, and forces the same folders to disk, whether or not the final key exists.
 - Memory stays constant whatever the size; a full disk is `Unavailable`, not a crash.
 
 Example
@@ -104,12 +105,7 @@ class LocalBlobs:
         try:
             _make_folder(final.parent)
             try:
-                if replace:
-                    self._replace(staged, final)
-                else:
-                    os.link(staged, final)
-            except FileExistsError:
-                pass
+                self._name(staged, final, replace=replace)
             except FileNotFoundError:
                 if not final.exists():
                     absent(staging_key)
@@ -121,13 +117,25 @@ class LocalBlobs:
         except OSError as e:
             raise _unavailable(e) from e
 
-    def _replace(self, staged: Path, final: Path) -> None:
-        """A second name for the staged file, renamed over the final one: nobody sees a moment without it."""
+    def _name(self, staged: Path, final: Path, *, replace: bool) -> None:
+        """The final key, as another name of the staged file, by way of a spare name that goes again.
+
+        The spare name is why a key that exists takes as long: there is a change to be forced to disk either way. It is
+        also what is renamed over damaged bytes, so that nobody sees a moment without the key.
+        """
         spare = self.root / "tmp" / f"{final.name[:12]}-{secrets.token_hex(8)}"
         _make_folder(spare.parent)
         os.link(staged, spare)
-        os.rename(spare, final)
-        spare.unlink(missing_ok=True)  # rename does nothing when both are one file already
+        try:
+            if replace:
+                os.rename(spare, final)
+            else:
+                os.link(spare, final)
+        except FileExistsError:
+            pass
+        finally:
+            spare.unlink(missing_ok=True)  # a rename does nothing when both are one file already
+        _sync_folder(spare.parent)
 
     def delete(self, key: str) -> None:
         digest_of(key)

@@ -27,7 +27,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from registry.errors import Invalid, Unavailable
+from registry.server.blobs import CHUNK_BYTES, absent
 
+READ_BYTES = 32 * 2**20
+"""One ranged read. SeaweedFS streams a larger one at a tenth of the speed when its reader cache is small."""
 CONNECT_SECONDS = 5
 READ_SECONDS = 60
 ATTEMPTS_LIMIT = 4
@@ -79,6 +82,29 @@ class Bucket:
             return None
         size = str(found.get("ContentRange", "")).rpartition("/")[2] or found["ContentLength"]
         return found["Body"], int(size)
+
+    def stream(self, key: str, start: int, length: int) -> Iterator[bytes] | None:
+        """The bytes of this range in chunks, however many requests they take; None if there is no object."""
+        found = self.get(key, start, min(READ_BYTES, length))
+        return None if found is None else self._chunks(key, found[0], start, min(found[1], start + length))
+
+    def _chunks(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
+        while start < end:
+            left = min(READ_BYTES, end - start)
+            try:
+                with self.reached("get_object"):
+                    while left and (chunk := body.read(min(CHUNK_BYTES, left))):
+                        start, left = start + len(chunk), left - len(chunk)
+                        yield chunk
+            finally:
+                body.close()
+            if left:
+                raise Unavailable("STORE_UNAVAILABLE", f"{key} broke off {end - start} bytes before its end")
+            if start < end:
+                found = self.get(key, start, min(READ_BYTES, end - start))
+                if found is None:
+                    absent(key)
+                body = found[0]
 
     def put(self, key: str, data: bytes, **parameters: Any) -> bool:
         """Write an object; False when a condition among the parameters does not hold."""

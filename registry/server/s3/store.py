@@ -8,6 +8,7 @@ Invariants
   is not given and the bytes come through this server.
 - The store's word for a digest is taken where the probe saw it refuse a wrong one; else the bytes are hashed here.
 - Only calls and small reads go through boto3; memory stays constant whatever the size.
+- A promotion makes the same calls whether or not the final key exists: the copy goes to a twin then (`_twin_of`).
 - What bytes a key has does not change: under `blobs/` they hash to the key's digest.
 
 Example
@@ -30,7 +31,6 @@ from typing import Any
 from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.blobs import (
-    CHUNK_BYTES,
     Link,
     PartLink,
     Sink,
@@ -49,9 +49,7 @@ from registry.server.s3.sink import ObjectSink
 
 PROBE_PAUSE_SECONDS = 5.0
 LANDED_LIMIT = 10_000
-"""Staging keys of bound uploads that are remembered as complete."""
-READ_BYTES = 32 * 2**20
-"""One ranged read. SeaweedFS streams a larger one at a tenth of the speed when its reader cache is small."""
+"""Staging keys of bound uploads that are remembered as complete, and of those that have a twin."""
 SINGLE_PUT_LIMIT_BYTES = 5 * 2**30
 COPY_LIMIT_BYTES = 2**30
 """One CopyObject; S3 itself stops at 5 GiB. Larger ones are copied in ranges of this size."""
@@ -75,6 +73,7 @@ class S3Blobs:
         self._bound = BoundUploads(bucket)
         self._bound_from_bytes = bound.FROM_BYTES
         self._landed: set[str] = set()
+        self._twins: set[str] = set()
 
     @classmethod
     def at(
@@ -121,9 +120,7 @@ class S3Blobs:
     def _land(self, key: str, note: Note) -> Stat | None:
         stat = self._bound.land(key, note)
         if stat is not None:
-            if len(self._landed) >= LANDED_LIMIT:
-                self._landed.clear()
-            self._landed.add(key)
+            _remember(self._landed, key)
         return stat
 
     def _place(self, key: str) -> str:
@@ -149,31 +146,8 @@ class S3Blobs:
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes in chunks; that the key is there is seen before the first one is asked for."""
         digest_of(key)
-        key = self._place(key)
-        wanted = SINGLE_PUT_LIMIT_BYTES * 100 if length is None else length
-        found = self.bucket.get(key, start, min(READ_BYTES, wanted))
-        if found is None:
-            absent(key)
-        body, size_bytes = found
-        return self._chunks(key, body, start, min(size_bytes, start + wanted))
-
-    def _chunks(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
-        while start < end:
-            left = min(READ_BYTES, end - start)
-            try:
-                with self.bucket.reached("get_object"):
-                    while left and (chunk := body.read(min(CHUNK_BYTES, left))):
-                        start, left = start + len(chunk), left - len(chunk)
-                        yield chunk
-            finally:
-                body.close()
-            if left:
-                raise Unavailable("STORE_UNAVAILABLE", f"{key} broke off {end - start} bytes before its end")
-            if start < end:
-                found = self.bucket.get(key, start, min(READ_BYTES, end - start))
-                if found is None:
-                    absent(key)
-                body = found[0]
+        found = self.bucket.stream(self._place(key), start, SINGLE_PUT_LIMIT_BYTES * 100 if length is None else length)
+        return absent(key) if found is None else found
 
     def list(self, prefix: str) -> Iterator[Stat]:
         ours = len(self.bucket.prefix)
@@ -196,25 +170,33 @@ class S3Blobs:
         return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
-        """Copy what is staged, which no client can change any more, unless the final key is there."""
+        """Copy what is staged, which no client can change any more, to the final key, or to a twin if that is there.
+
+        The copy to nowhere is work for its own sake: else a push of what another tenant has would end sooner.
+        """
         digest_of(staging_key)
         final = key_of(digest)
         if self._place(staging_key) == final:
             return
-        if not replace and self.bucket.head(final) is not None:
-            return
+        there = not replace and self.bucket.head(final) is not None
         found = self.bucket.head(staging_key)
         if found is None:
+            if there:
+                return
             absent(staging_key)
-        size = int(found["ContentLength"])
+        if there:
+            _remember(self._twins, staging_key)
+        self._copy(staging_key, _twin_of(staging_key) if there else final, int(found["ContentLength"]), replace)
+
+    def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool) -> None:
         if not self.abilities.copies:
-            self.put(final, self.open(staging_key), limit_bytes=size)
-        elif size > COPY_LIMIT_BYTES and self.abilities.parts:
-            parts.copy(self.bucket, staging_key, final, size, COPY_LIMIT_BYTES)
+            self.put(key, self.open(staging_key), limit_bytes=size_bytes)
+        elif size_bytes > COPY_LIMIT_BYTES and self.abilities.parts:
+            parts.copy(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES)
         else:
             only_new = {"IfNoneMatch": "*"} if self.abilities.conditional_copy and not replace else {}
             source = {"Bucket": self.bucket.name, "Key": self.bucket.prefix + staging_key}
-            self.bucket.create("copy_object", Key=self.bucket.prefix + final, CopySource=source, **only_new)
+            self.bucket.create("copy_object", Key=self.bucket.prefix + key, CopySource=source, **only_new)
 
     def delete(self, key: str) -> None:
         digest_of(key)
@@ -224,6 +206,9 @@ class S3Blobs:
             self._bound.abort(key, note)
         self._landed.discard(key)
         self.bucket.delete(key)
+        if key in self._twins:
+            self._twins.discard(key)
+            self.bucket.delete(_twin_of(key))
 
     def sweep(self, older_than: timedelta, prefix: str = "") -> int:
         """Abort multipart uploads under `prefix` that nobody ended. Returns how many."""
@@ -295,3 +280,15 @@ class S3Blobs:
 
 def _note_of(key: str, found: dict[str, Any]) -> Note | None:
     return Note.of(found) if key.startswith("staging/") else None
+
+
+def _twin_of(staging_key: str) -> str:
+    """Under a push that does not exist: it goes with the staging key, and if we die before that, `gc` finds it."""
+    folder, push_id, name = staging_key.split("/")
+    return f"{folder}/{push_id[:59]}-twin/{name}"
+
+
+def _remember(keys: set[str], key: str) -> None:
+    if len(keys) >= LANDED_LIMIT:
+        keys.clear()
+    keys.add(key)

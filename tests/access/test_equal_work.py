@@ -1,0 +1,175 @@
+"""What one tenant's push costs does not depend on what another has: the same statements, the same calls of the store.
+
+Work is counted, not timed: what makes the same calls in the same order takes as long.
+
+Left out: folders of `LocalBlobs` that are made with the first blob whose digest begins so; a registry in use has all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.client.api import Registry
+from registry.client.namespaces import Namespaces
+from registry.digest import Digest
+from registry.errors import NotFound
+from registry.server.blobs import BlobStore, MemoryBlobs, key_of
+from registry.server.local import LocalBlobs
+from registry.server.s3.bucket import Bucket
+from registry.server.s3.store import S3Blobs
+from registry.wire.push import PushRequest
+from tests import forge
+from tests.access.people import of_subject, send
+from tests.world import World
+
+Calls = list[str]
+
+
+@pytest.fixture(params=["memory", "folder", "bucket"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) -> BlobStore:
+    if request.param == "bucket":
+        if database_kind != "sqlite":
+            pytest.skip("what the store is asked for does not depend on the database")
+        url, endpoint = request.getfixturevalue("s3_url"), request.getfixturevalue("object_store")
+        return S3Blobs.at(url, endpoint=endpoint)
+    return LocalBlobs(tmp_path / "blobs") if request.param == "folder" else MemoryBlobs()
+
+
+@pytest.fixture
+def world(database_url: str, blobs: BlobStore) -> Iterator[World]:
+    with World(database_url, blobs=blobs) as made:
+        made.add_base()
+        yield made
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What the stores do that costs time: calls of the bucket, and changes of folders."""
+    told: Calls = []
+
+    def noted(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **parameters: Any) -> Any:
+            told.append(name)
+            return inner(*given, **parameters)
+
+        return call
+
+    for name in ("link", "rename", "unlink", "fsync"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+
+    for name in ("call", "find", "create"):
+        inner = getattr(Bucket, name)
+
+        def asked(self: Bucket, operation: str, *, inner: Any = inner, **parameters: Any) -> Any:
+            told.append(operation)
+            return inner(self, operation, **parameters)
+
+        monkeypatch.setattr(Bucket, name, asked)
+    return told
+
+
+def make_folders(blobs: BlobStore) -> None:
+    if isinstance(blobs, LocalBlobs):
+        for number in range(256):
+            (blobs.root / "blobs" / "sha256" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+
+
+def work_of(world: World, stored: Calls, act: Callable[[], Any]) -> tuple[Calls, Calls]:
+    with world.statements() as sent:
+        before = len(stored)
+        act()
+        world.transport.settle()
+    return list(sent), [call for call in stored[before:] if call != "delete_object"]  # those come after the answer
+
+
+def one_push(world: World, stored: Calls, who: Registry, files: forge.Files) -> list[tuple[Calls, Calls]]:
+    """The work of the plan, of each upload, and of the commit."""
+    by_digest = {Digest.of(data): data for data in files.values()}
+    plans: list[Any] = []
+
+    def plan() -> None:
+        plans.append(who.plan_push("globex/own", PushRequest(manifest=world.manifest(files))))
+
+    done = [work_of(world, stored, plan)]
+    for upload in plans[0].uploads:
+        bytes_ = by_digest[upload.digest]
+        done.append(work_of(world, stored, lambda u=upload, b=bytes_: who.upload(u, lambda: iter([b]))))
+    done.append(work_of(world, stored, lambda: who.commit_push(plans[0].push_id)))
+    return done
+
+
+def test_a_push_of_what_another_tenant_has_is_the_same_work(world: World, stored: Calls) -> None:
+    make_folders(world.blobs)
+    mine = world.client(world.issue("push", "pull", namespaces=["globex"])[1])
+    same, other = world.files(), world.files()
+    weights = Digest.of(same[forge.WEIGHTS])
+    world.push("globex/own", by=mine)
+    world.push("acme/support", same)
+    assert world.blobs.stat(key_of(weights)) is not None
+    known, unknown = one_push(world, stored, mine, same), one_push(world, stored, mine, other)
+    assert len(known) == 4, "the plan, the weights, the card, the commit: the configuration is there already"
+    assert known == unknown
+    assert known[0][0], "a plan asks the database"
+    if not isinstance(world.blobs, MemoryBlobs):
+        assert {"link", "copy_object"} & set(known[-1][1]), "the bytes are promoted, or something as long is done"
+        assert [stat.key for stat in world.blobs.list("staging/")] == []
+
+
+@pytest.fixture
+def blobs_in_memory(database_url: str) -> Iterator[World]:
+    with World(database_url) as made:
+        made.add_base()
+        yield made
+
+
+def test_a_look_at_what_one_may_not_see_is_the_work_of_a_look_at_nothing(blobs_in_memory: World, stored: Calls) -> None:
+    world = blobs_in_memory
+    digest = world.push("acme/support").version.digest
+    world.admin.promote("acme/support", "canary", "1", generation=0)
+    Namespaces(world.admin).create("globex", owner="bob")
+    mine = of_subject(world, "bob", namespaces=["globex"])
+    send(world, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
+    for method, rest in (
+        ("GET", "/resolve/{}/canary"),
+        ("GET", f"/resolve/{{}}/{digest}"),
+        ("GET", "/adapters/{}"),
+        ("GET", "/adapters/{}/aliases"),
+        ("GET", "/adapters/{}/history"),
+        ("HEAD", "/adapters/{}/versions/1/files/adapter_config.json"),
+        ("GET", f"/adapters/{{}}/versions/{digest}/files/adapter_config.json"),
+        ("GET", "/adapters/{}/versions/1/lineage"),
+        ("POST", "/adapters/{}/versions/1/yank"),
+    ):
+        work, answers = [], []
+        for name in ("acme/support", "acme/nothing"):
+            path = "/api/v1" + rest.format(name)
+            body = {"json": {"reason": "r"}} if method == "POST" else {}
+            for _ in range(2):  # a second time: nothing that was kept after the first answer tells
+                work.append(
+                    work_of(world, stored, lambda p=path, b=body: answers.append(send(world, method, p, mine, **b)))
+                )
+        assert {answer.status_code for answer in answers} == {404}, rest
+        assert work[:2] == work[2:], rest
+
+
+def test_a_promotion_of_bytes_that_are_there_leaves_nothing_more_behind(world: World) -> None:
+    """Also where the staged bytes are gone by then: a commit may be repeated."""
+    data = b"the same bytes" * 100
+    digest = Digest.of(data)
+    for push_id in ("psh_one", "psh_two"):
+        key = f"staging/{push_id}/{digest.hex}"
+        world.blobs.put(key, [data], limit_bytes=len(data))
+        world.blobs.promote(key, digest)
+        world.blobs.promote(key, digest)
+        world.blobs.delete(key)
+        world.blobs.promote(key, digest)
+    assert list(world.blobs.list("staging/")) == []
+    assert [stat.key for stat in world.blobs.list("blobs/")] == [key_of(digest)]
+    world.blobs.delete(key_of(digest))
+    with pytest.raises(NotFound):
+        world.blobs.promote(key, digest)
