@@ -34,6 +34,8 @@ STORY = {
     "version.push": "pushed {object}",
     "version.yank": "withdrew {object}",
     "version.reindex": "brought {object} back from the bucket",
+    "base.reindex": "brought the base {object} back from the bucket",
+    "name.reindex": "found in the bucket that the name {object} is never given again",
     "version.sign": "signed {object}",
     "verdict.add": "judged {object}: {check} {outcome}",
     "alias.move": "pointed {object} at version {to}",

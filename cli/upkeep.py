@@ -133,8 +133,8 @@ def _print_fsck(whole: FsckPage) -> None:
 @click.option("--dry-run", is_flag=True, help="Count what would come back, and change nothing.")
 @output.json_option
 def reindex(dry_run: bool) -> None:
-    """Make lost rows of bases, versions, files and lineage anew, from the records beside the blobs."""
-    made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0}
+    """Make lost rows of bases, versions, files, lineage and tombstones anew, from the records beside the blobs."""
+    made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0, "tombstones": 0}
     findings: dict[tuple[str, str], Finding] = {}
     cursor = ""
     with session.registry() as registry:
@@ -142,6 +142,7 @@ def reindex(dry_run: bool) -> None:
             page = registry.reindex(ReindexRequest(dry_run=dry_run, cursor=cursor))
             made["bases"] += page.bases
             made["versions"] += page.versions
+            made["tombstones"] += page.tombstones
             findings |= {(finding.code, finding.place): finding for finding in page.findings}
             cursor = page.next_cursor
             if not cursor:
@@ -153,6 +154,9 @@ def reindex(dry_run: bool) -> None:
         would = "would come" if dry_run else "came"
         told = f"{output.plural(made['bases'], 'base')} and {output.plural(made['versions'], 'version')}"
         click.echo(f"{told} {would} back.")
+        if made["tombstones"]:
+            names = output.plural(made["tombstones"], "name")
+            click.echo(f"{names} that ended {'would be' if dry_run else 'are'} never given again.")
         if made["versions"] and not dry_run:
             output.note("aliases, verdicts and tokens are not in the records: promote again, `adapter validate` again")
 

@@ -1,7 +1,8 @@
-"""`VersionRecord` and `BaseRecord`: what must be known of a version and of a base to make their rows anew.
+"""`VersionRecord`, `BaseRecord`, `TombstoneRecord`: what must be known to make the rows of these things anew.
 
 Invariants
 - A record holds facts that never change, and whether a version is withdrawn; nothing that a row can be derived of.
+- A tombstone says that a name ended and when, and not what had it, nor who ended it: the audit log tells that.
 - Its bytes are named by their SHA-256, like every blob.
 
 Example
@@ -78,3 +79,10 @@ class VersionRecord(Record):
     quarantine: int = 0
     quarantined_at: datetime | None = None
     quarantine_reason: str = ""
+
+
+class TombstoneRecord(Record):
+    """A name that is never given again: of an adapter in its namespace, or of a namespace (`owner` is empty then)."""
+
+    owner: str
+    name: str

@@ -2,7 +2,7 @@
 
     blobs/sha256/ab/<hex>      the final key of a blob (`key_of`)
     staging/<push id>/<hex>    what one push has sent and nobody has judged yet
-    records/…/<hex>            what a version or a base is, so that the rows can be made anew (`records`)
+    records/…/<hex>            what a version, a base or a tombstone is, so that rows can be made anew (`records`)
     audit/tile/…/<hex>         a piece of the audit log's tree, or the events below it (`audit.sequencer`)
 
 Invariants
@@ -37,7 +37,7 @@ Bytes = bytes | bytearray | memoryview
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _KEY = re.compile(
-    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}|records/(?:base|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
+    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}|records/(?:base|tombstone/{_WORD}(?:/{_WORD})?|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
     r"|audit/tile/(?:[0-7]|entries)/(?:x[0-9]{3}/){0,5}[0-9]{3}(?:\.p/[0-9]{1,3})?)"
     r"/[0-9a-f]{64}\Z"
 )

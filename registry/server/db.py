@@ -29,7 +29,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import ColumnElement, Connection, create_engine, event, inspect, literal, text
+from sqlalchemy import Connection, SQLColumnExpression, create_engine, event, inspect, literal, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -181,7 +181,7 @@ def claim(
     values: Mapping[str, Any],
     *,
     otherwise: Mapping[str, Any],
-    tell: ColumnElement[Any],
+    tell: SQLColumnExpression[Any],
 ) -> Any:
     """Insert a row, or change the one that has its key; locked until the transaction ends. What `tell` is then.
 

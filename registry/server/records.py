@@ -1,7 +1,9 @@
-"""Records: what a version or a base is, as small files beside the blobs, so that the bucket alone can be indexed again.
+"""Records: what versions, bases and tombstones are, as small files beside the blobs: the bucket alone is enough.
 
     records/base/<hex>                          name, fingerprint, spec, source, who, when, which weights
     records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
+    records/tombstone/<ns>/<name>/<hex>         an adapter's name that is never given again, and since when
+    records/tombstone/<ns>/<hex>                the same for a namespace's name
 
 Invariants
 - A record's key ends in the SHA-256 of its bytes, like every key of the store.
@@ -18,7 +20,9 @@ Example
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
@@ -26,14 +30,17 @@ from sqlmodel import Session, col, select
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
+from registry.errors import RegistryError
 from registry.manifest import Edge, Manifest
-from registry.records import BaseRecord, Record, VersionRecord
+from registry.records import BaseRecord, Record, TombstoneRecord, VersionRecord
 from registry.server import db
 from registry.server.blobs import BlobStore
-from registry.server.tables import AdapterRow, BaseIdentityRow, BaseRow, VersionRow
+from registry.server.tables import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
+from registry.verdicts import Finding
 
-VERSIONS, BASES = "records/version/", "records/base/"
+VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"
 RECORD_LIMIT_BYTES = 64 * 2**20
+Shape = TypeVar("Shape", bound=Record)
 
 
 def of_base(row: BaseRow, identity: str | None) -> BaseRecord:
@@ -68,6 +75,10 @@ def of_version(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
     )
 
 
+def of_tombstone(row: TakenNameRow) -> TombstoneRecord:
+    return TombstoneRecord(created_at=row.ended_at or db.now(), created_by="", owner=row.owner, name=row.name)
+
+
 def withdrawal_of(record: VersionRecord) -> dict[str, Any]:
     """The columns of a version's row that its record fills: who pushed it, is it in quarantine, when recorded."""
     told = record.model_dump(include={"quarantine", "quarantined_at", "quarantine_reason"})
@@ -85,8 +96,22 @@ def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
     return data if Digest.of(data).hex == key[-64:] else None
 
 
+def parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], findings: list[Finding]) -> Shape | None:
+    """The record under a key; None, and a finding, for one that is damaged."""
+    data = read(blobs, key, size_bytes)
+    if data is not None:
+        with contextlib.suppress(RegistryError):
+            return shape.parse(data)
+    findings.append(finding("record.damaged", key, "is not what it was when it was written"))
+    return None
+
+
+def finding(code: str, place: str, sentence: str) -> Finding:
+    return Finding(code=code, severity="error", place=place, sentence=sentence)
+
+
 def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
-    """Write up to `limit` records that are still to be written, bases first; how many. Any number may do so at once."""
+    """Write up to `limit` records of each kind that are still to be written; how many. Any number may do so at once."""
     with db.session(engine, write=False) as session:
         bases = session.exec(
             select(BaseRow, BaseIdentityRow.identity)
@@ -100,6 +125,11 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
             .where(col(VersionRow.recorded_at).is_(None))
             .limit(limit)
         ).all()
+        ended = select(TakenNameRow).where(col(TakenNameRow.ended_at).is_not(None))
+        tombstones = session.exec(ended.where(col(TakenNameRow.recorded_at).is_(None)).limit(limit)).all()
+    for tombstone in tombstones:  # first: where this is broken off, a name that ended is worse to lose than the rest
+        place = "/".join(word for word in (tombstone.owner, tombstone.name) if word)
+        _put(blobs, f"{TOMBSTONES}{place}/", of_tombstone(tombstone))
     for base, identity in bases:
         _put(blobs, BASES, of_base(base, identity))
     for adapter, version in versions:
@@ -108,14 +138,15 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
         if version.yanked_at is not None and not version.quarantine:  # for ever: the newest record there will be
             for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
                 blobs.delete(old)
-    if bases or versions:
+    if bases or versions or tombstones:
         with db.session(engine) as session:
             _note(
                 session,
                 [base.id for base, identity in bases if not _newly(session, base, identity)],
                 [version for _, version in versions],
+                tombstones,
             )
-    return len(bases) + len(versions)
+    return len(bases) + len(versions) + len(tombstones)
 
 
 def _put(blobs: BlobStore, folder: str, record: Record) -> str:
@@ -130,9 +161,14 @@ def _newly(session: Session, base: BaseRow, identity: str | None) -> bool:
     return identity is None and session.get(BaseIdentityRow, base.id) is not None
 
 
-def _note(session: Session, base_ids: list[int | None], versions: list[VersionRow]) -> None:
+def _note(
+    session: Session, base_ids: list[int | None], versions: list[VersionRow], tombstones: Sequence[TakenNameRow]
+) -> None:
     """The records are there. A version that was withdrawn since keeps its empty `recorded_at`."""
     moment = db.now()
+    for ended in tombstones:
+        key = (col(TakenNameRow.owner) == ended.owner, col(TakenNameRow.skeleton) == ended.skeleton)
+        session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=moment))
     session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=moment))
     for row in versions:
         same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at) == row.yanked_at)

@@ -1,4 +1,4 @@
-"""Re-indexing: rows of bases, versions, files and lineage made anew from the records beside the blobs.
+"""Re-indexing: rows of bases, versions, files, lineage and tombstones made anew from the records beside the blobs.
 
 Invariants
 - What is there stays as it is: a record whose number is taken by another digest is a finding, not a change.
@@ -14,12 +14,11 @@ Example
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
@@ -31,7 +30,20 @@ from registry.errors import Conflict, RegistryError
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.records import BaseRecord, VersionRecord
-from registry.server import aliases, audit, bases, catalog, db, holds, identities, judge, records, values, versions
+from registry.server import (
+    aliases,
+    audit,
+    bases,
+    catalog,
+    db,
+    holds,
+    identities,
+    judge,
+    records,
+    tombstones,
+    values,
+    versions,
+)
 from registry.server.access import taken
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, Stat, key_of
@@ -45,13 +57,13 @@ BATCH = 100
 SECONDS = 10.0
 EVENT = "version.reindex"
 _AGAIN = "again"
-Shape = TypeVar("Shape", BaseRecord, VersionRecord)
 
 
 def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest) -> ReindexPage:
     """One request of a run. A dry run counts what is missing and goes to the end in one request."""
     started = time.monotonic()
     findings: list[Finding] = []
+    buried = tombstones.restore(engine, blobs, actor, findings, dry_run=request.dry_run)
     made_bases = _bases(engine, blobs, actor, findings, dry_run=request.dry_run)
     made, following = 0, ""
     for batch in _unknown(engine, blobs):
@@ -63,12 +75,13 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest)
         if time.monotonic() - started > SECONDS and made:
             following = _AGAIN
             break
-    return ReindexPage(bases=made_bases, versions=made, findings=findings[:200], next_cursor=following)
+    kept = findings[:200]
+    return ReindexPage(bases=made_bases, versions=made, tombstones=buried, findings=kept, next_cursor=following)
 
 
 def is_needed(engine: Engine, blobs: BlobStore) -> bool:
-    """Whether a version is recorded beside the blobs that the database does not know."""
-    return next(_unknown(engine, blobs), None) is not None
+    """Whether a version or a tombstone is recorded beside the blobs that the database does not know."""
+    return tombstones.are_missing(engine, blobs) or next(_unknown(engine, blobs), None) is not None
 
 
 # ------------------------------------------------------------------ what is missing
@@ -81,17 +94,15 @@ class _Missing:
 
 def _unknown(engine: Engine, blobs: BlobStore) -> Iterator[list[_Missing]]:
     """Recorded versions without a row, in batches, each sorted by name and number."""
-    listed = groupby(_sorted(blobs.list(records.VERSIONS)), key=lambda stat: stat.key.rsplit("/", 1)[0])
+    listed = groupby(
+        sorted(blobs.list(records.VERSIONS), key=lambda stat: stat.key), key=lambda stat: stat.key.rsplit("/", 1)[0]
+    )
     found = (_missing(folder, stats) for folder, stats in listed)
     while batch := list(islice(found, BATCH)):
         with db.session(engine, write=False) as session:
             unknown = [missing for missing in batch if not _is_known(session, missing)]
         if unknown:
             yield sorted(unknown, key=lambda missing: (str(missing.name), missing.number))
-
-
-def _sorted(stats: Iterable[Stat]) -> list[Stat]:
-    return sorted(stats, key=lambda stat: stat.key)
 
 
 def _missing(folder: str, stats: Iterable[Stat]) -> _Missing:
@@ -109,7 +120,7 @@ def _is_known(session: Session, missing: _Missing) -> bool:
 def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Finding], *, dry_run: bool) -> int:
     missing: set[str] = set()
     for stat in list(blobs.list(records.BASES)):
-        record = _parsed(blobs, stat.key, stat.size_bytes, BaseRecord, findings)
+        record = records.parsed(blobs, stat.key, stat.size_bytes, BaseRecord, findings)
         if record is None:
             continue
         with db.session(engine, write=not dry_run) as session:
@@ -119,7 +130,8 @@ def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findin
             if found is None:
                 missing.add(record.spec.name)
             elif found.fingerprint != record.spec.fingerprint:
-                findings.append(_finding("record.base_differs", stat.key, f"base '{found.name}' is another one here"))
+                differs = f"base '{found.name}' is another one here"
+                findings.append(records.finding("record.base_differs", stat.key, differs))
             elif record.identity is not None and not dry_run:
                 _identify(session, actor, found, record.identity, findings)
     return len(missing)
@@ -143,7 +155,7 @@ def _identify(session: Session, actor: Actor, base: BaseRow, identity: Identity,
             base.recorded_at = recorded_at
             session.add(base)
     except Conflict as e:
-        findings.append(_finding("record.base_differs", base.name, e.detail[:500]))
+        findings.append(records.finding("record.base_differs", base.name, e.detail[:500]))
 
 
 # ------------------------------------------------------------------ versions
@@ -166,7 +178,7 @@ def _versions(
 
 def _newest(blobs: BlobStore, missing: _Missing, findings: list[Finding]) -> VersionRecord | None:
     """The record of a version. Each withdrawal records it anew: the last one counts."""
-    found = [_parsed(blobs, key, size, VersionRecord, findings) for key, size in missing.keys]
+    found = [records.parsed(blobs, key, size, VersionRecord, findings) for key, size in missing.keys]
     place = (missing.name.namespace, missing.name.name, missing.number)
     whole = [r for r in found if r and (r.namespace, r.name, r.number) == place]
     return max(whole, key=lambda record: (record.quarantine, record.yanked_at is not None), default=None)
@@ -183,7 +195,7 @@ def _present(
             present.add(file.digest)
         else:
             sentence = f"the store has {'no bytes' if stat is None else f'{stat.size_bytes} bytes'} of {file.digest}"
-            findings.append(_finding("blob.bytes_missing", f"{name}@{number} {file.path}", sentence))
+            findings.append(records.finding("blob.bytes_missing", f"{name}@{number} {file.path}", sentence))
     return present
 
 
@@ -210,12 +222,13 @@ def _add_version(
     base = session.exec(select(BaseRow).where(col(BaseRow.name) == manifest.base.name)).first()
     if base is None or base.fingerprint != manifest.base.fingerprint:
         sentence = f"its base '{manifest.base.name}' is not here"
-        findings.append(_finding("record.base_unknown", f"{name}@{record.number}", sentence))
+        findings.append(records.finding("record.base_unknown", f"{name}@{record.number}", sentence))
         return 0
     adapter = _adapter(session, name, record)
     taken = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == manifest.digest)
     if session.exec(taken).first() is not None:
-        findings.append(_finding("record.number_taken", f"{name}@{record.number}", "these bytes have another number"))
+        place, sentence = f"{name}@{record.number}", "these bytes have another number"
+        findings.append(records.finding("record.number_taken", place, sentence))
         return 0
     adapter.newest_number = max(adapter.newest_number, record.number)
     adapter.updated_at = max(adapter.updated_at, record.created_at)
@@ -282,17 +295,3 @@ def _point_main(session: Session, actor: Actor, name: AdapterName) -> None:
     main = session.get(AliasRow, (newest.adapter_id, names.NEWEST))
     if main is None or main.version_id != newest.id:
         aliases.follow(session, actor, name, newest)
-
-
-# ------------------------------------------------------------------ records
-def _parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], findings: list[Finding]) -> Shape | None:
-    data = records.read(blobs, key, size_bytes)
-    if data is not None:
-        with contextlib.suppress(RegistryError):
-            return shape.parse(data)
-    findings.append(_finding("record.damaged", key, "is not what it was when it was written"))
-    return None
-
-
-def _finding(code: str, place: str, sentence: str) -> Finding:
-    return Finding(code=code, severity="error", place=place, sentence=sentence)

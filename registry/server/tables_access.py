@@ -69,7 +69,8 @@ class RoleRow(SQLModel, table=True):
 class TakenNameRow(SQLModel, table=True):
     """A name that nobody else may have, by its skeleton; `ended_at` marks one that nobody may ever have again.
 
-    `owner` is the namespace of an adapter's name, and empty for the name of a namespace.
+    `owner` is the namespace of an adapter's name, and empty for the name of a namespace. `recorded_at` is empty until
+    the tombstone is recorded beside the blobs.
     """
 
     __tablename__ = "taken_name"
@@ -77,6 +78,7 @@ class TakenNameRow(SQLModel, table=True):
     skeleton: str = Field(primary_key=True)
     name: str
     ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
 class PublisherRow(SQLModel, table=True):

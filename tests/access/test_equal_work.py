@@ -145,15 +145,15 @@ def test_a_look_at_what_one_may_not_see_is_the_work_of_a_look_at_nothing(blobs_i
         ("GET", "/adapters/{}/versions/1/lineage"),
         ("POST", "/adapters/{}/versions/1/yank"),
     ):
-        work, answers = [], []
+        body = {"json": {"reason": "r"}} if method == "POST" else {}
+        work = []
         for name in ("acme/support", "acme/nothing"):
-            path = "/api/v1" + rest.format(name)
-            body = {"json": {"reason": "r"}} if method == "POST" else {}
-            for _ in range(2):  # a second time: nothing that was kept after the first answer tells
-                work.append(
-                    work_of(world, stored, lambda p=path, b=body: answers.append(send(world, method, p, mine, **b)))
-                )
-        assert {answer.status_code for answer in answers} == {404}, rest
+            asked = (method, "/api/v1" + rest.format(name))
+
+            def ask(asked: tuple[str, str] = asked, body: dict[str, Any] = body) -> None:
+                assert send(world, *asked, mine, **body).status_code == 404, asked
+
+            work += [work_of(world, stored, ask) for _ in range(2)]  # twice: what was kept then tells nothing either
         assert work[:2] == work[2:], rest
 
 

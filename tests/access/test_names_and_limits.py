@@ -110,7 +110,7 @@ def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
     kept = {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list(folder)}
     assert len(kept) == 1
     house.namespaces.delete_adapter("acme/support")
-    removal.forget(world.blobs, gone)
+    removal.forget(world.engine, world.blobs, gone)
     assert list(world.blobs.list(folder)) == []
     for key, data in kept.items():  # as if the server had died before it could forget
         world.blobs.put(key, [data], limit_bytes=len(data))
@@ -122,7 +122,7 @@ def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
 def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(house: House) -> None:
     world = house.world
     house.namespaces.transfer("globex/secret", "globex/renamed")
-    removal.forget(world.blobs, AdapterName("globex", "secret"))
+    removal.forget(world.engine, world.blobs, AdapterName("globex", "secret"))
     records.write_missing(world.engine, world.blobs, limit=10)
     found = {stat.key.split("/")[3] for stat in world.blobs.list(records.folder_of("globex", "x").removesuffix("x/"))}
     assert found == {"renamed"}

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import delete, update
 from sqlmodel import Session, SQLModel, select
 
+from registry.client.namespaces import Namespaces
 from registry.digest import Digest
-from registry.errors import Corrupt
+from registry.errors import Conflict, Corrupt
 from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
 from registry.records import Record
@@ -115,7 +116,7 @@ def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: Wo
     }  # fmt: skip
     assert len(before["base_edge"]) == 1
     lose_the_database(stored_world)
-    assert "record.version_unknown records/version/" in findings(stored_world, deep=False)
+    assert "record.version_unknown records/" in findings(stored_world, deep=False)
     assert collect(stored_world).strays_deleted == 0, "gc must not eat what a re-index needs"
     assert reindex(stored_world, dry_run=True).versions == 4
     assert snapshot(stored_world)["version"] == []
@@ -163,7 +164,7 @@ def test_what_was_pushed_after_the_backup_is_told_and_comes_back(
         (file.parent / name).unlink(missing_ok=True)
     shutil.copyfile(tmp_path / "backup.db", file)
     told = findings(world, deep=False)
-    assert "record.version_unknown records/version/" in told
+    assert "record.version_unknown records/" in told
     assert {f.partition(" ")[0] for f in told} == {"record.version_unknown", "blob.stray"}
     assert reindex(world).versions == 1
     found = world.admin.version("acme/support")
@@ -262,3 +263,64 @@ def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
         data = stored_world.blobs.read(stat.key, 0, stat.size_bytes)
         assert not any(secret.encode() in data for secret in [*secrets, stored_world.secret])
     assert tables.TokenRow.__tablename__ in KEPT
+
+
+def end_some_names(world: World) -> None:
+    """An adapter that was deleted, one that was moved, a namespace that ended."""
+    spaces = Namespaces(world.admin)
+    for name in ("acme/support", "acme/images", "umbrella/images"):
+        world.push(name)
+    spaces.delete_adapter("acme/support")
+    spaces.transfer("acme/images", "acme/pictures")
+    spaces.delete_adapter("umbrella/images")
+    spaces.delete("umbrella")
+    world.transport.settle()
+
+
+ENDED = ("acme/support", "acme/supp0rt", "acme/images", "umbrella/anything")
+
+
+def test_names_that_ended_are_never_given_again_though_only_the_bucket_is_left(stored_world: World) -> None:
+    end_some_names(stored_world)
+    lose_the_database(stored_world)
+    assert "record.version_unknown records/" in findings(stored_world, deep=False)
+    assert reindex(stored_world, dry_run=True).tombstones == 4
+    page = reindex(stored_world)
+    assert (page.versions, page.tombstones, page.findings) == (1, 4, [])
+    assert stored_world.admin.version("acme/pictures").number == 1
+    for name in ENDED:
+        with pytest.raises(Conflict) as refusal:
+            stored_world.push(name)
+        assert refusal.value.code == "NAME_TOMBSTONED", name
+    again = reindex(stored_world)
+    assert (again.versions, again.tombstones, again.findings) == (0, 0, [])
+    collect(stored_world)
+    assert findings(stored_world) == []
+
+
+def test_a_name_that_a_backup_brought_back_is_told_and_left(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    Namespaces(stored_world.admin).delete_adapter("acme/support")
+    stored_world.transport.settle()
+    collect(stored_world)
+    lose_the_database(stored_world)
+    stored_world.add_base()
+    version = stored_world.push("acme/support").version
+    page = reindex(stored_world)
+    assert [(f.code, f.place) for f in page.findings] == [("record.name_in_use", "acme/support")]
+    assert stored_world.admin.version("acme/support").digest == version.digest
+    Namespaces(stored_world.admin).delete_adapter("acme/support")
+    stored_world.transport.settle()
+    assert reindex(stored_world).findings == []
+
+
+def test_a_tombstone_that_the_store_could_not_take_is_recorded_by_gc(stored_world: World) -> None:
+    end_some_names(stored_world)
+    for stat in list(stored_world.blobs.list(records.TOMBSTONES)):
+        stored_world.blobs.delete(stat.key)
+    with stored_world.session(write=True) as session:
+        session.connection().execute(update(tables.TakenNameRow).values(recorded_at=None))
+    collect(stored_world)
+    told = sorted(stat.key.rpartition("/")[0] for stat in stored_world.blobs.list(records.TOMBSTONES))
+    places = ("acme/images", "acme/support", "umbrella", "umbrella/images")
+    assert told == [f"records/tombstone/{place}" for place in places]

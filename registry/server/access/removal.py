@@ -3,7 +3,8 @@
 Invariants
 - Rows, tombstone and event are one transaction. Bytes stay until `gc` finds that nothing needs them.
 - With the name go the rights that hung on it: trusted publishers, and roles in a namespace that ends.
-- Records beside the blobs go after the commit (`forget`); `reindex` passes over what is left of them.
+- The tombstone is recorded beside the blobs after the commit, and the versions' records go then (`forget`);
+  `reindex` passes over what is left of them.
 - A push that is under way finds its name taken for ever, and leaves nothing.
 
 Example
@@ -16,7 +17,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, update
+from sqlalchemy import ColumnElement, Engine, Table, update
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
@@ -30,6 +31,8 @@ from registry.server.blobs import BlobStore
 from registry.server.tables import AdapterRow, JobRow, PushRow, VersionRow
 from registry.wire.namespaces import Removed
 
+RECORDS_LIMIT = 100
+"""Records that one removal writes: its own tombstone, and some that were left."""
 _ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
 
 
@@ -80,11 +83,21 @@ def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
     return Removed(name=namespace)
 
 
-def forget(blobs: BlobStore, name: AdapterName) -> None:
-    """Delete the records of an adapter that is gone. Not needed for truth: `reindex` passes them over."""
+def forget(engine: Engine, blobs: BlobStore, name: AdapterName) -> None:
+    """Record the tombstone of an adapter that is gone, then delete the records of its versions.
+
+    Not needed for truth: `reindex` passes over versions whose name has ended.
+    """
+    record(engine, blobs)
     with contextlib.suppress(Unavailable):
         for key in [stat.key for stat in blobs.list(records.folder_of(name.namespace, name.name))]:
             blobs.delete(key)
+
+
+def record(engine: Engine, blobs: BlobStore) -> None:
+    """Record tombstones beside the blobs. What is left when the store is away, `gc` records."""
+    with contextlib.suppress(Unavailable):
+        records.write_missing(engine, blobs, limit=RECORDS_LIMIT)
 
 
 def _end_name(session: Session, name: AdapterName) -> None:

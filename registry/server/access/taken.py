@@ -12,6 +12,8 @@ Example
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import and_, or_, update
 from sqlmodel import Session, col, select
 
@@ -74,12 +76,12 @@ def restore(session: Session, name: AdapterName) -> None:
         db.insert_new(session, TakenNameRow, {"owner": owner, "skeleton": names.skeleton(word), "name": word})
 
 
-def bury(session: Session, owner: str, word: str) -> None:
-    """A tombstone: this name and all that look like it are never given again."""
+def bury(session: Session, owner: str, word: str, *, at: datetime | None = None) -> None:
+    """A tombstone: this name and all that look like it are never given again. It ended now, or `at`."""
     key = (owner, names.skeleton(word))
     db.insert_new(session, TakenNameRow, {"owner": owner, "skeleton": key[1], "name": word})
     where = (col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == key[1])
-    session.connection().execute(update(TakenNameRow).where(*where).values(ended_at=db.now()))
+    session.connection().execute(update(TakenNameRow).where(*where).values(ended_at=at or db.now(), recorded_at=None))
 
 
 def is_buried(session: Session, name: AdapterName) -> bool:

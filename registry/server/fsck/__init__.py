@@ -59,7 +59,7 @@ def run(engine: Engine, blobs: BlobStore, settings: Settings, request: FsckReque
 def _records(page: Page, _place: str) -> str:
     if reindex.is_needed(page.engine, page.blobs):
         page.found(
-            "record.version_unknown", "records/version/", "versions are recorded here that the database does not know"
+            "record.version_unknown", "records/", "versions or tombstones are recorded that the database does not know"
         )
     return ""
 

@@ -16,7 +16,17 @@ from registry.names import AdapterName
 from registry.server import adapters
 from registry.server.access import namespaces, publishers, removal
 from registry.server.routes.adapters import ADAPTER
-from registry.server.routes.deps import PAGE, Admin, BlobsDep, CursorDep, LimitDep, NameDep, Puller, SessionDep
+from registry.server.routes.deps import (
+    PAGE,
+    Admin,
+    BlobsDep,
+    CursorDep,
+    EngineDep,
+    LimitDep,
+    NameDep,
+    Puller,
+    SessionDep,
+)
 from registry.server.routes.once import OnceRoute
 from registry.wire import AdapterView
 from registry.wire.namespaces import (
@@ -58,8 +68,12 @@ def change_namespace(session: SessionDep, actor: Admin, namespace: str, request:
 
 
 @router.delete(NAMESPACE)
-def delete_namespace(session: SessionDep, actor: Admin, namespace: str) -> Removed:
-    return removal.delete_namespace(session, actor, namespace)
+def delete_namespace(
+    session: SessionDep, actor: Admin, namespace: str, blobs: BlobsDep, engine: EngineDep, after: BackgroundTasks
+) -> Removed:
+    removed = removal.delete_namespace(session, actor, namespace)
+    after.add_task(removal.record, engine, blobs)
+    return removed
 
 
 @router.put(ROLE)
@@ -75,10 +89,10 @@ def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str)
 # ------------------------------------------------------------------ adapters
 @router.delete(ADAPTER)
 def delete_adapter(
-    session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsDep, after: BackgroundTasks
+    session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
     removed = removal.delete(session, actor, name)
-    after.add_task(removal.forget, blobs, name)
+    after.add_task(removal.forget, engine, blobs, name)
     return removed
 
 
@@ -89,11 +103,12 @@ def transfer_adapter(
     name: NameDep,
     request: TransferRequest,
     blobs: BlobsDep,
+    engine: EngineDep,
     after: BackgroundTasks,
 ) -> AdapterView:
     to = AdapterName.parse(request.to)
     removal.transfer(session, actor, name, to)
-    after.add_task(removal.forget, blobs, name)
+    after.add_task(removal.forget, engine, blobs, name)
     return adapters.one(session, actor, to)
 
 
