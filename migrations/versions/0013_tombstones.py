@@ -3,8 +3,8 @@
 Rule of this folder: see script.py.mako.
 Adds: taken_name.recorded_at (empty: the next run of `gc` records the tombstones that there are)
 
-Revision: 0012
-Follows: 0010
+Revision: 0013
+Follows: 0012
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0012"
-down_revision = "0010"
+revision = "0013"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 
