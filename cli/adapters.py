@@ -18,9 +18,9 @@ from typing import Any
 
 import click
 
-from cli import drawing, origin, output, session
+from cli import heatmap, norms, origin, output, session
 from registry.client.api import Registry
-from registry.names import AdapterName, Ref
+from registry.names import Ref
 from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire import AdapterView, AliasView, VersionView
 
@@ -96,38 +96,20 @@ def _print_list(items: list[AdapterView]) -> None:
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a heat map of the norms (SVG).")
+@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the norms (an .svg or .png file).")
 @output.json_option
 def show(ref: Ref, plot: Path | None) -> None:
     """Show what a version is, what was found out about it, and which aliases point where."""
     with session.registry() as registry:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
-        norms = _norms(registry, version) if plot or not output.as_json() else {}
-    if plot is not None:
-        title = f"{version.name}@{version.number}: norm of each module's update"
-        high = max((value for value in norms.values() if value is not None), default=0.0)
-        drawing.write(plot, drawing.heat_map(title, norms, low=0.0, high=high))
-    output.answer(version, lambda: _print_version(version, aliases, norms))
+        found = norms.of_version(registry, version) if plot or not output.as_json() else None
+    if plot is not None and found is not None:
+        heatmap.write(plot, norms.picture(f"{version.name}@{version.number}", found))
+    output.answer(version, lambda: _print_version(version, aliases, norms.told(found)))
 
 
-def _norms(registry: Registry, version: VersionView) -> dict[str, float | None]:
-    """Module → norm of its update, as the registry measured it, else from the newest report of a worker."""
-    known = registry.values(Ref(AdapterName.parse(version.name), version.digest)).modules
-    if known:
-        return {path: numbers.update for path, numbers in known.items()}
-    reports = [v.report for v in version.verdicts if v.check is Check.ACTS and v.report]
-    if not reports:
-        return {}
-    measured = registry.report(Ref(AdapterName.parse(version.name), version.digest), reports[-1]).measurements
-    return {
-        str(path): float(row[2]) if isinstance(row[2], int | float) else None
-        for path, row in dict(measured.get("module_norms") or {}).items()
-        if isinstance(row, list) and len(row) > 2
-    }
-
-
-def _print_version(version: VersionView, aliases: list[AliasView], norms: dict[str, float | None]) -> None:
+def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:
     known = version.facts
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
     if version.damaged:
@@ -146,7 +128,7 @@ def _print_version(version: VersionView, aliases: list[AliasView], norms: dict[s
             ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
             *origin.lines(version),
             ("verdicts", "\n".join(verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
-            ("norms", "\n".join(drawing.layer_bars(norms)) and "by layer\n" + "\n".join(drawing.layer_bars(norms))),
+            ("norms", "\n".join(sizes)),
             ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),
             ("files", "\n".join(f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files)),
         ]

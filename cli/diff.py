@@ -21,7 +21,8 @@ from typing import Any
 
 import click
 
-from cli import adapters, drawing, main, output, session
+from cli import adapters, drawing, heatmap, main, output, session
+from cli.heatmap import HeatMap
 from registry import contents
 from registry.client import folder as folders
 from registry.client import transfer
@@ -50,7 +51,7 @@ class Side:
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--values", is_flag=True, help="Compare the updates too: their cosine for each module.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a heat map of the cosines (SVG).")
+@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the cosines (an .svg or .png file).")
 @output.json_option
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """Say what changed from A to B, each a folder or a REF."""
@@ -70,7 +71,8 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     }
     if plot is not None:
         title = f"{left.label} and {right.label}: cosine of the updates"
-        drawing.write(plot, drawing.heat_map(title, cosines or {}, low=-1.0, high=1.0))
+        cells = drawing.grid(cosines or {}, drawing.mean)
+        heatmap.write(plot, HeatMap(title, "1 is the same direction, 0 unrelated, -1 opposite", cells, -1.0, 1.0))
     output.answer(document, lambda: _print(document))
 
 
@@ -164,7 +166,32 @@ def _print_cosines(cosines: dict[str, float | None]) -> None:
     if not numbers:
         click.echo("  no module has an update in both that could be compared")
         return
-    mean = sum(numbers.values()) / len(numbers)
-    click.echo(f"  updates cosine {mean:.3f} on average over {output.plural(len(numbers), 'module')}; least alike:")
+    mean = drawing.mean(list(numbers.values()))
+    click.echo(
+        f"  updates cosine {mean:+.3f} on average over {output.plural(len(numbers), 'module')}: {_likeness(mean)}"
+    )
+    cells = drawing.grid(cosines, drawing.mean)
+    for word, by in (("layer", "row"), ("kind of module", "column")):
+        shown = drawing.lines(cells, lambda _, size: f"{size:+.3f}", by=by, join=drawing.mean)
+        if len(shown) > 1:
+            click.echo(f"          by {word}")
+            for line in drawing.bars(shown, largest=1.0):
+                click.echo(f"            {line}")
+    click.echo("          least alike")
     for path, value in sorted(numbers.items(), key=lambda item: item[1])[:MODULES_SHOWN]:
-        click.echo(f"          {value:+.3f}  {path}")
+        click.echo(f"            {value:+.3f}  {path}")
+
+
+def _likeness(cosine: float) -> str:
+    """For people. Two adapters trained apart have a cosine near 0, one trained on for a little stays near 1."""
+    if cosine > 0.999:
+        return "the same direction"
+    return (
+        "much alike"
+        if cosine > 0.9
+        else "related"
+        if cosine > 0.3
+        else "hardly related"
+        if cosine > -0.3
+        else "opposed"
+    )

@@ -1,8 +1,10 @@
-"""Pictures of numbers by module: bars in the terminal, and a heat map as an SVG file.
+"""Numbers by module for a terminal: where a module stands in its model, and bars.
 
 Invariants
-- A module's path is split into its layer and the rest: `model.layers.3.self_attn.q_proj` is row 3, column `q_proj`.
-- The SVG is plain text without scripts, fonts or links; every text in it is escaped.
+- A path is split into the block that it is in and the rest: `model.layers.3.self_attn.q_proj` is row `3`, column
+  `q_proj`; `lora_unet_down_blocks_0_attentions_1_…_attn1_to_k` is row `down 0`, column `attn1_to_k`.
+- Rows are in the model's order. Modules that share a cell are joined: norms as the root of the summed squares, other
+  numbers as their mean.
 
 Example
     >>> grid({"model.layers.0.mlp.up_proj": 0.5}).columns
@@ -14,96 +16,123 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
+from typing import NamedTuple
 
 import click
 
-from cli import output
-
 BAR_WIDTH = 30
-LAYERS_SHOWN = 48
-CELL_WIDTH, CELL_HEIGHT, LEFT, TOP = 64, 18, 70, 90
-_LAYER = re.compile(r"\.(?:layers|h|blocks|layer)\.(\d{1,6})\.")
+ROWS_SHOWN = 48
+OTHER = "other"
+_NUMBER = r"[._](\d{1,6})"
+_LAYER = re.compile(rf"(?:[._]|\A)(?:layers|h|blk|layer|resblocks){_NUMBER}(?=[._])")
+_BLOCK = re.compile(
+    r"(?:[._]|\A)(down|mid|middle|up|input|output|double|joint|single_transformer|single|transformer)"
+    rf"_blocks?(?:{_NUMBER})?(?=[._])"
+)
+_PLAIN_BLOCK = re.compile(rf"(?:[._]|\A)blocks{_NUMBER}(?=[._])")
+_TEXT = re.compile(r"\A(?:lora_)?(text_encoder_?\d?|te\d?)[._]")
+_ORDER = ("", "input", "down", "mid", "middle", "up", "output", "joint", "double", "transformer", "single",
+          "single transformer")  # fmt: skip
+_AFTER_NUMBERS = re.compile(r".*[._]\d+[._](?=\D)")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+Join = Callable[[list[float]], float]
+
+
+class Place(NamedTuple):
+    """Where a module stands. Sorts in the order of the model; `row` and `column` are what people read."""
+
+    rank: int
+    group: str
+    number: int
+    row: str
+    column: str
+
+
+def place(path: str) -> Place:
+    text = _TEXT.match(path)
+    found = _LAYER.search(path) or _PLAIN_BLOCK.search(path)
+    if text:
+        group = f"text {text[1][-1]}" if text[1][-1].isdigit() else "text"
+        number = int(found[1]) if found else 0
+        return Place(len(_ORDER), group, number, f"{group} {number}", _column(path))
+    block = _BLOCK.search(path)
+    if block:
+        group, number = block[1].replace("_", " "), int(block[2] or 0)
+        row = f"{group} {number}" if block[2] else group
+        return Place(_ORDER.index(group), group, number, row, _AFTER_NUMBERS.sub("", path))
+    if found:
+        return Place(0, "", int(found[1]), found[1], _column(path))
+    return Place(len(_ORDER) + 1, OTHER, 0, OTHER, _column(path))
+
+
+def _column(path: str) -> str:
+    return path.rpartition(".")[2] if "." in path else _AFTER_NUMBERS.sub("", path)
+
+
+# ------------------------------------------------------------------ joining
+def together(sizes: Iterable[float]) -> float:
+    """The norm of several updates side by side."""
+    return math.sqrt(sum(size * size for size in sizes))
+
+
+def mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """`cells` by (row, column). Rows are layers in their order, then modules that are in none."""
+    """`cells` by (row, column)."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: dict[tuple[str, str], float]
 
 
-def grid(values: Mapping[str, float | None]) -> Grid:
-    cells = {(_row(path), path.rpartition(".")[2]): value for path, value in values.items() if value is not None}
-    rows = sorted({row for row, _ in cells}, key=lambda row: (not row, int(row or 0)))
-    columns = tuple(sorted({column for _, column in cells}))
-    return Grid(tuple(rows), columns, cells)
+def grid(values: Mapping[str, float | None], join: Join = together) -> Grid:
+    """A row for each block, a column for each kind of module; numbers that are not known are left out."""
+    gathered: dict[tuple[str, str], list[float]] = defaultdict(list)
+    places: dict[str, Place] = {}
+    for path, value in values.items():
+        if value is not None:
+            at = place(path)
+            places.setdefault(at.row, at)
+            gathered[at.row, at.column].append(value)
+    rows = tuple(sorted(places, key=lambda row: places[row][:3]))
+    columns = tuple(sorted({column for _, column in gathered}))
+    return Grid(rows, columns, {cell: join(numbers) for cell, numbers in gathered.items()})
 
 
-def _row(path: str) -> str:
-    found = _LAYER.search(path)
-    return found[1] if found else ""
+# ------------------------------------------------------------------ bars
+class Line(NamedTuple):
+    """One bar: what it is of, how long it is, and what stands behind it."""
+
+    label: str
+    size: float
+    told: str
 
 
-# ------------------------------------------------------------------ terminal
-def layer_bars(norms: Mapping[str, float | None]) -> list[str]:
-    """A bar for each layer: the root of the summed squares of its modules' norms, the longest bar for the largest."""
-    squares: dict[str, float] = defaultdict(float)
-    for path, value in norms.items():
-        squares[_row(path)] += (value or 0.0) ** 2
-    sizes = {row: math.sqrt(square) for row, square in squares.items()}
-    largest = max(sizes.values(), default=0.0)
-    rows = sorted(sizes, key=lambda row: (not row, int(row or 0)))
-    lines = [f"{row or 'other':>5} {_bar(sizes[row], largest)} {sizes[row]:.3g}" for row in rows[:LAYERS_SHOWN]]
-    return lines + ([f"  and {len(rows) - LAYERS_SHOWN} more"] if len(rows) > LAYERS_SHOWN else [])
+def lines(found: Grid, told: Callable[[str, float], str], *, by: str, join: Join = together) -> list[Line]:
+    """A line for each row or each column of the grid (`by`), its cells joined."""
+    at = 0 if by == "row" else 1
+    gathered: dict[str, list[float]] = defaultdict(list)
+    for cell, value in found.cells.items():
+        gathered[cell[at]].append(value)
+    sizes = [(label, join(gathered[label])) for label in (found.rows if by == "row" else found.columns)]
+    return [Line(label, size, told(label, size)) for label, size in sizes]
+
+
+def bars(shown: list[Line], largest: float = 0.0) -> list[str]:
+    """A bar for each line, the longest for the largest (or for `largest`); negative sizes are red."""
+    largest = largest or max((abs(line.size) for line in shown), default=0.0)
+    width = max((len(line.label) for line in shown), default=0)
+    drawn = [f"{line.label:>{width}} {_bar(line.size, largest)} {line.told}" for line in shown[:ROWS_SHOWN]]
+    return drawn + ([f"and {len(shown) - ROWS_SHOWN} more"] if len(shown) > ROWS_SHOWN else [])
 
 
 def _bar(value: float, largest: float) -> str:
-    eighths = round(8 * BAR_WIDTH * value / largest) if largest else 0
+    eighths = min(8 * BAR_WIDTH, round(8 * BAR_WIDTH * abs(value) / largest)) if largest else 0
     bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
-    return click.style(bar.ljust(BAR_WIDTH), fg="cyan")
-
-
-# ------------------------------------------------------------------ file
-def heat_map(title: str, values: Mapping[str, float | None], *, low: float, high: float) -> str:
-    """An SVG: a cell for each module, from pale at `low` to dark at `high`, with its number."""
-    shape = grid(values)
-    width = LEFT + CELL_WIDTH * max(len(shape.columns), 1) + 20
-    height = TOP + CELL_HEIGHT * len(shape.rows) + 20
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{max(width, 480)}" height="{height}" '
-        'font-family="sans-serif" font-size="10">',
-        f'<text x="10" y="20" font-size="14">{escape(title)}</text>',
-        f'<text x="10" y="38" fill="#666">pale is {low:.3g}, dark is {high:.3g}; one row for each layer</text>',
-    ]
-    for x, column in enumerate(shape.columns):
-        parts.append(f'<text x="{LEFT + CELL_WIDTH * x + 2}" y="{TOP - 6}">{escape(column[:14])}</text>')
-    for y, row in enumerate(shape.rows):
-        label = f"layer {row}" if row else "other"
-        parts.append(f'<text x="10" y="{TOP + CELL_HEIGHT * y + 13}">{escape(label)}</text>')
-        for x, column in enumerate(shape.columns):
-            value = shape.cells.get((row, column))
-            if value is not None:
-                parts += _cell(LEFT + CELL_WIDTH * x, TOP + CELL_HEIGHT * y, value, low, high)
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _cell(x: int, y: int, value: float, low: float, high: float) -> list[str]:
-    share = max(0.0, min(1.0, (value - low) / (high - low))) if high > low else 0.5
-    red, green, blue = (round(a + (b - a) * share) for a, b in ((240, 20), (244, 60), (250, 130)))
-    ink = "#fff" if share > 0.5 else "#222"
-    return [
-        f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" fill="rgb({red},{green},{blue})"/>',
-        f'<text x="{x + 4}" y="{y + 12}" fill="{ink}">{value:.3g}</text>',
-    ]
-
-
-def write(path: Path, svg: str) -> None:
-    path.write_text(svg, "utf-8")
-    output.note(f"wrote {path}")
+    return click.style(bar.ljust(BAR_WIDTH), fg="cyan" if value >= 0 else "red")

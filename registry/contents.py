@@ -16,9 +16,9 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from registry import card, formats, golden, lora, tensors
 from registry.engines import facts as engine_facts
@@ -33,8 +33,26 @@ from registry.manifest import CONFIG, WEIGHTS, WEIGHTS_ENDINGS, Descriptor
 from registry.tensors import Header
 from registry.verdicts import Finding
 
+_PREFIX = "base_model.model."
+_HALVES = (".lora_A.weight", ".lora_B.weight")
+_EMBEDDING_HALVES = (".lora_embedding_A", ".lora_embedding_B")
+
 Read = Callable[[str, int, int], bytes]
 """(path, offset, length) → those bytes of that file, fewer only at its end."""
+
+
+class Pair(NamedTuple):
+    """The two factors of one module's update, by the names of their tensors: A [rank, in] and B [out, rank].
+
+    `is_turned`: they are stored as [in, rank] and [rank, out].
+    """
+
+    path: str
+    rank: int
+    scale: float
+    a: str
+    b: str
+    is_turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,15 @@ class Contents:
     def claim(self) -> BaseClaim:
         """What the configuration calls the base."""
         return self.config.base
+
+    @property
+    def pairs(self) -> Iterator[Pair]:
+        """Of linear modules, convolutions and embeddings; fused experts are many pairs in one."""
+        for module in self.lora.modules:
+            if module.kind != "parameter" and module.rank:
+                a, b = _EMBEDDING_HALVES if module.kind == "embedding" else _HALVES
+                start = f"{_PREFIX}{module.path}"
+                yield Pair(module.path, module.rank, module.scale, start + a, start + b)
 
     @property
     def engine(self) -> EngineFacts:
@@ -96,9 +123,11 @@ class Foreign:
         return BaseClaim(name=self.file.base_claimed)
 
     @property
-    def lora(self) -> LoraSpec:
-        """No pairs: PEFT's names are not here. For readers that look at every tensor whatever it is called."""
-        return LoraSpec(config=AdapterConfig(method=""))
+    def pairs(self) -> Iterator[Pair]:
+        """Those whose scale the file tells; other methods than LoRA have none."""
+        for module in self.file.modules:
+            if module.a and module.rank and module.scale is not None:
+                yield Pair(module.path, module.rank, module.scale, module.a, module.b, module.is_turned)
 
     @property
     def engine(self) -> EngineFacts:

@@ -1,4 +1,6 @@
-"""`Thresholds`: from which numbers on a measurement of a smoke test becomes a finding; one place, changeable per base.
+"""`Thresholds`: from which numbers on a measurement becomes a finding; one place, changeable per base.
+
+A measurement of a smoke test, or of an adapter's numbers at its push (`update_share_warn`).
 
 Invariants
 - Every number is finite and within its bounds; a base may override some of them, and the report keeps all of them.
@@ -23,7 +25,7 @@ from registry.verdicts import Value
 
 
 class Thresholds(Value):
-    """The limits of one smoke test.
+    """The limits of one smoke test, and of the check `values`.
 
     `effect_logit_delta`: the largest |change| of a logit below which an adapter does nothing; fp32 noise of another
     summation order stays under 1e-5 of the largest logit.
@@ -34,6 +36,8 @@ class Thresholds(Value):
     `swap_logit_delta`: how far the logits of one row may differ between alone and in a mixed batch, as a part of the
     largest logit; 0 asks for equal bits.
     `image_delta`: the mean |change| of a pixel (0 to 1) below which an image adapter does nothing.
+    `update_share_warn`: |scale · BA| over |W| of one module. Trained adapters have 0.001 to 0.3; from 1 on, the update
+    is larger than the weight that it changes.
     """
 
     effect_logit_delta: float = Field(default=1e-6, ge=0, le=10)
@@ -43,6 +47,7 @@ class Thresholds(Value):
     golden_margin_nats: float = Field(default=0.1, ge=-10, le=100)
     swap_logit_delta: float = Field(default=1e-4, ge=0, le=1)
     image_delta: float = Field(default=1e-6, ge=0, le=1)
+    update_share_warn: float = Field(default=1.0, gt=0, le=1e6)
 
     @classmethod
     def with_overrides(cls, overrides: Mapping[str, Any]) -> Self:

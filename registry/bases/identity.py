@@ -68,7 +68,11 @@ DEFAULTS = Thresholds()
 
 
 class TensorMark(Value):
-    """`shape` is the logical one. `sketch` is empty for a constant tensor and for a packing that we cannot read."""
+    """`shape` is the logical one. `sketch` is empty for a constant tensor and for a packing that we cannot read.
+
+    `norm` is the Frobenius norm of its (de-quantised) values; None where they cannot be read or are not finite, and
+    in identities that were made before norms were.
+    """
 
     dtype: str = Field(max_length=32)
     shape: tuple[int, ...] = Field(max_length=16)
@@ -76,6 +80,7 @@ class TensorMark(Value):
     constant: bool = False
     packed: bool = False
     sketch: str = Field(default="", max_length=256)
+    norm: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @field_validator("sketch")
     @classmethod
@@ -97,6 +102,10 @@ class Identity(Value):
     tensors: int = Field(ge=1)
     quantisation: str = Field(default="", max_length=64)
     marks: dict[str, TensorMark] = Field(max_length=MARKS_LIMIT)
+
+    @property
+    def has_norms(self) -> bool:
+        return any(mark.norm is not None for mark in self.marks.values())
 
 
 class Likeness(Value):

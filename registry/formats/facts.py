@@ -21,7 +21,8 @@ class FileModule(Value):
     """One module that is updated: [out_features, in_features], 0 where the file does not tell.
 
     `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
-    then counts channels times the kernel where the scheme stores them so.
+    then counts channels times the kernel where the scheme stores them so. `a` and `b` name the tensors of a plain pair
+    (A [rank, in], B [out, rank]; `is_turned`: [in, rank] and [rank, out]), empty for any other method.
     """
 
     path: str
@@ -31,6 +32,9 @@ class FileModule(Value):
     out_features: int = 0
     is_conv: bool = False
     multiplier: float | None = None
+    a: str = ""
+    b: str = ""
+    is_turned: bool = False
 
     @property
     def scale(self) -> float | None:

@@ -67,7 +67,7 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Fil
         family_evidence=evidence,
         components=tuple(sorted({_component(t.name) for t in header})),
         modules=tuple(
-            FileModule(path=path, rank=_rank(halves), alpha=alphas.get(path), **_sizes(halves))
+            FileModule(path=path, rank=_rank(halves), alpha=alphas.get(path), **_sizes(halves), **_pair(halves))
             for path, halves in sorted(groups.items())
             if set(halves) - {"scale"} or not path.endswith("_norm")
         ),
@@ -136,6 +136,14 @@ def _sizes(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     if full and len(full) >= 2:
         return {"out_features": full[0], "in_features": full[1], "is_conv": len(full) > 2}
     return {}
+
+
+def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """The names of A and B where the update is their product and nothing more (no Tucker core, no other method)."""
+    a = [info.name for half, info in halves.items() if half.endswith(("lora_A.weight", "down.weight"))]
+    b = [info.name for half, info in halves.items() if half.endswith(("lora_B.weight", "up.weight"))]
+    plain = len(a) == len(b) == 1 and "lora_mid.weight" not in halves
+    return {"a": a[0], "b": b[0]} if plain else {}
 
 
 def _kronecker(by_end: Mapping[str, tuple[int, ...]], number: str) -> tuple[int, ...]:

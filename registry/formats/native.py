@@ -82,8 +82,9 @@ def _module(
         return FileModule(path=path)
     if scheme == "mlx":
         return FileModule(path=path, rank=a.shape[1], in_features=a.shape[0], out_features=b.shape[1],
-                          multiplier=multiplier)  # fmt: skip
-    return FileModule(path=path, rank=a.shape[0], in_features=a.shape[1], out_features=b.shape[0], alpha=alpha)
+                          multiplier=multiplier, a=a.name, b=b.name, is_turned=True)  # fmt: skip
+    return FileModule(path=path, rank=a.shape[0], in_features=a.shape[1], out_features=b.shape[0], alpha=alpha,
+                      a=a.name, b=b.name)  # fmt: skip
 
 
 def _scales(scheme: str, config: Mapping[str, Any], gguf: Gguf | None) -> tuple[float | None, float | None, str, str]:

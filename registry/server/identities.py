@@ -1,7 +1,8 @@
 """Identities of bases: which weights each has, kept once, and how registered bases are related.
 
 Invariants
-- The first identity of a base stays; another one under its name is refused, with how the two are related.
+- The first identity of a base stays; another one under its name is refused, with how the two are related. Only norms
+  may still come to it, by reading the same weights again: an earlier release did not take them.
 - Grades are worked out when an identity comes in and read from their rows; what two servers made at the same moment,
   and so without a row, is worked out when it is asked for.
 
@@ -34,6 +35,7 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity) -> bool
     }  # fmt: skip
     if not db.insert_new(session, BaseIdentityRow, values):
         demand_same(session, base, given.exact, given)
+        _add_norms(session, base, given)
         return False
     for row in session.exec(select(BaseIdentityRow).where(col(BaseIdentityRow.base_id) != base_id)):
         found = base_identity.compare(given, _value(row)).model_dump(mode="json", exclude={"other"})
@@ -43,6 +45,15 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity) -> bool
     session.add(base)
     audit.append(session, actor, "base.identify", base.name, {"exact": str(given.exact)})
     return True
+
+
+def _add_norms(session: Session, base: BaseRow, given: Identity) -> None:
+    """The same weights, read again: norms come to an identity that was made before norms were taken."""
+    row = session.get_one(BaseIdentityRow, base.id)
+    if given.has_norms and not _value(row).has_norms:
+        row.identity = given.model_dump_json()
+        base.recorded_at = None
+        session.add_all((row, base))
 
 
 def demand_same(session: Session, base: BaseRow, exact: Digest, given: Identity | None = None) -> None:

@@ -107,7 +107,7 @@ def look(
     findings = (*fits, *tokenizers.check_tokenizer(manifest.files, read, spec))
     measured = None
     if small:
-        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.lora)
+        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.pairs)
     facts = {**found.facts, **contents.claims(manifest.files, read)}
     tried = isinstance(found, contents.Contents) or (spec.is_pipeline and found.file.scheme in IMAGE_SCHEMES)
     return Judged(facts["method"], facts["rank"], facts, findings, measured, tried)

@@ -62,25 +62,30 @@ class FingerprintView(Answer):
 class ModuleNorms(Answer):
     """Frobenius norms of A, of B and of scale · BA, and the root mean square of the elements of scale · BA.
 
-    None: too large for 32-bit floats.
+    None: too large for 32-bit floats. `weight` is the norm of the base's own weight W, `share` = update / weight:
+    None where the base's weights were never read (`adapter base identify`) or W could not be unpacked.
     """
 
     a: float | None
     b: float | None
     update: float | None
     rms: float | None
+    weight: float | None = None
+    share: float | None = None
 
 
 class ValuesView(Answer):
     """GET /adapters/{namespace}/{name}/versions/{selector}/values: how large the updates of a version's modules are.
 
     `measured_at` is empty while its numbers were not read yet. `modules` is empty too for other methods than LoRA, and
-    for weights that hold NaN.
+    for weights that hold NaN. `base_measured`: whether the norms of the base's own weights are known.
     """
 
     name: str
     number: int
     measured_at: datetime | None
+    base: str = ""
+    base_measured: bool = False
     modules: dict[str, ModuleNorms]
 
 

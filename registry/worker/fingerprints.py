@@ -1,4 +1,4 @@
-"""The identity of a base, from its weights: digests and sketches in one pass, in a process of its own.
+"""The identity of a base, from its weights: digests, sketches and norms in one pass, in a process of its own.
 
     $ python -m registry.worker.fingerprints FOLDER
     {"read_bytes": 4194304}
@@ -76,11 +76,15 @@ def _mark(found: Weights, stored: Stored, progress: Progress, *, sketched: bool)
     return TensorMark(
         dtype=stored.info.dtype, shape=shape, digest=hasher.digest(), constant=sketch.is_constant,
         packed=stored.info.dtype not in _PLAIN, sketch="" if sketch.is_constant else identity.sketch(sketch.sums()),
+        norm=sketch.norm,
     )  # fmt: skip
 
 
 class Sketch:
-    """64 sums of a tensor's values, each value under a fixed sign, in the order in which the values lie."""
+    """64 sums of a tensor's values, each value under a fixed sign, in the order in which the values lie.
+
+    And how large they are: the least, the most, and the Frobenius norm.
+    """
 
     _signs: Tensor | None = None
 
@@ -88,12 +92,14 @@ class Sketch:
         self.elements = 0
         self._sums = torch.zeros(SKETCH_SIZE, dtype=torch.float64)
         self._least, self._most = math.inf, -math.inf
+        self._squares = 0.0
 
     def add(self, values: Tensor) -> None:
         """The next values: float32, up to two blocks; only the last call may end inside a block."""
         for block in values.split(BLOCK):
             self._least = min(self._least, float(block.min()))
             self._most = max(self._most, float(block.max()))
+            self._squares += float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
             signed = block.nan_to_num(0.0, 0.0, 0.0) * self._all_signs()[: len(block)]
             whole = torch.nn.functional.pad(signed, (0, -len(signed) % SKETCH_SIZE)).view(-1, SKETCH_SIZE)
             turn = _drawn(_SEED + b" block %d" % (self.elements // BLOCK), SKETCH_SIZE)
@@ -103,6 +109,12 @@ class Sketch:
     @property
     def is_constant(self) -> bool:
         return self.elements > 0 and self._least == self._most
+
+    @property
+    def norm(self) -> float | None:
+        """The Frobenius norm to five digits, which is what it is compared with; None without values or with NaN."""
+        known = self.elements > 0 and math.isfinite(self._squares)
+        return float(f"{math.sqrt(self._squares):.5g}") if known else None
 
     def sums(self) -> list[float]:
         return [float(value) for value in self._sums.tolist()]

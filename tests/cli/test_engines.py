@@ -107,9 +107,5 @@ def test_norms_of_the_weights_are_bars_by_layer_and_a_heat_map(stocked: Desk, tm
     assert "█" * drawing.BAR_WIDTH in said  # the largest fills the line
     texts = [text.text for text in ElementTree.parse(picture).iter() if text.tag.endswith("text")]
     assert {"layer 0", "layer 3", "q_proj", "v_proj"} <= set(texts)
-
-
-def test_texts_in_a_picture_are_escaped() -> None:
-    svg = drawing.heat_map("<script>", {"a.layers.0.<b>": 1.0}, low=0, high=1)
-    assert "<script>" not in svg
-    assert "&lt;b&gt;" in svg
+    assert "tiny-llama was not identified" in said
+    assert stocked("show", "acme/support", "--plot", tmp_path / "norms.jpg", expect=2)

@@ -13,10 +13,14 @@ from sqlalchemy import delete
 from sqlmodel import select
 
 from registry import lora, tensors
+from registry.bases.identity import Identity, TensorMark
+from registry.client.judging import Judging
+from registry.contents import Pair
+from registry.digest import Digest
 from registry.lora import config
 from registry.server import values
 from registry.server.tables import VersionRow, VersionValuesRow
-from registry.server.values import numbers
+from registry.server.values import against, numbers
 from registry.server.values.measure import Window
 from registry.wire.upkeep import GcRequest
 from tests import forge
@@ -95,6 +99,71 @@ def test_zeros_and_huge_updates_are_warnings(world: World) -> None:
     assert outcome(world, "acme/diverged") == ("warn", ["values.huge"])
     assert outcome(world, "acme/beyond") == ("warn", ["values.huge"])
     assert {size.update for size in world.admin.values("acme/beyond").modules.values()} == {None}
+
+
+# ------------------------------------------------------------------ against the base
+def identity_of(world: World, size: float | None) -> Identity:
+    """An identity of tiny-llama whose weights all have this norm."""
+    names = [f"{path}.weight" for path in world.bases["tiny-llama"].modules]
+    marks = {name: TensorMark(dtype="F32", shape=(1,), digest=Digest.of(name.encode()), norm=size) for name in names}
+    return Identity(exact=Digest.of(b"weights"), tensors=len(marks), marks=marks)
+
+
+def test_updates_are_compared_with_the_base_once_its_weights_are_known(world: World) -> None:
+    files = filled(a=0.02, b=0.01)
+    world.push("acme/support", files)
+    before = world.admin.values("acme/support")
+    assert (before.base, before.base_measured) == ("tiny-llama", False)
+    assert {(one.weight, one.share) for one in before.modules.values()} == {(None, None)}
+    world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
+    after = world.admin.values("acme/support")
+    assert after.base_measured
+    for path, one in after.modules.items():
+        update = before.modules[path].update
+        assert update is not None
+        assert (one.weight, one.share) == (8.0, pytest.approx(update / 8.0, rel=1e-2))
+
+
+def test_an_update_larger_than_the_weight_that_it_changes_is_warned_of_at_the_push(world: World) -> None:
+    world.push("acme/before", filled(a=0.05, b=0.05))
+    assert outcome(world, "acme/before") == ("pass", [])
+    world.admin.identify_base("tiny-llama", identity_of(world, 0.5))
+    world.push("acme/support", filled(a=0.05, b=0.051))
+    found = next(v for v in world.admin.version("acme/support").verdicts if v.check == "values")
+    assert (found.outcome, [f.code for f in found.findings]) == ("warn", ["values.beyond_base"])
+    assert "times as large as the weight of tiny-llama" in found.findings[0].sentence
+    Judging(world.admin).set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
+    world.push("acme/allowed", filled(a=0.05, b=0.052))
+    assert outcome(world, "acme/allowed") == ("pass", [])
+
+
+def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_again(world: World) -> None:
+    world.push("acme/support", filled(a=0.02, b=0.01))
+    world.admin.identify_base("tiny-llama", identity_of(world, None))
+    assert not world.admin.values("acme/support").base_measured
+    world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
+    assert {one.weight for one in world.admin.values("acme/support").modules.values()} == {8.0}
+
+
+def test_a_tied_head_is_compared_with_the_embedding() -> None:
+    base = against.Base("tied", {"model.embed_tokens.weight": 4.0})
+    assert (base.norm("lm_head"), base.share("lm_head", 1.0)) == (4.0, 0.25)
+    assert base.share("model.layers.0.self_attn.q_proj", 1.0) is None
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_other_tools_pairs_have_norms_too(turned: bool) -> None:
+    """kohya's and torchtune's halves as PEFT's; mlx stores both the other way round."""
+    a, b = np.random.default_rng(1).normal(size=(2, 3)).astype("<f4"), np.full((5, 2), 0.5, "<f4")
+    stored = {"x.a": a.T if turned else a, "x.b": b.T if turned else b, "y.a": a, "y.b": b}
+    kinds = dict.fromkeys(stored, "F32") | {"y.b": "I32"}
+    body = forge.safetensors({n: (kinds[n], t.shape, np.ascontiguousarray(t).tobytes()) for n, t in stored.items()})
+    header = tensors.read_bytes(body, file=WEIGHTS)
+    pairs = [Pair("x", 2, 0.5, "x.a", "x.b", turned), Pair("y", 2, 1.0, "y.a", "y.b"), Pair("z", 2, 1.0, "z.a", "z.b")]
+    found = numbers.norms(lambda start, n: body[start : start + n], header, pairs)
+    assert list(found) == ["x"]
+    assert found["x"].update == pytest.approx(0.5 * float(np.linalg.norm(b @ a)), rel=1e-3)
+    assert found["x"].a == pytest.approx(float(np.linalg.norm(a)), rel=1e-3)
 
 
 # ------------------------------------------------------------------ afterwards

@@ -112,6 +112,15 @@ def scaled_floats(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: (tensor / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale.reshape(1)}
 
 
+def test_norms_are_those_of_the_tensors_and_of_what_packed_ones_unpack_to(base_folder: Path, tmp_path: Path) -> None:
+    plain = fingerprints.identify(Weights.of(base_folder))
+    for name, tensor in load_file(base_folder / SINGLE).items():
+        assert plain.marks[name].norm == pytest.approx(float(tensor.float().norm()), rel=1e-4)
+    found = fingerprints.identify(Weights.of(packed(base_folder, tmp_path / "packed", nf4)))
+    for name, mark in plain.marks.items():
+        assert found.marks[name].norm == pytest.approx(mark.norm, rel=0.1 if name.endswith("_proj.weight") else 1e-6)
+
+
 @pytest.mark.parametrize("pack", [nf4, eight_bits, scaled_floats])
 def test_packed_weights_are_unpacked_for_the_sketch(
     base_folder: Path, tmp_path: Path, pack: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]

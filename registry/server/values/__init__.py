@@ -7,6 +7,7 @@ Invariants
 - A version's weights are read once in its life for this; `version.measured_at` is empty until then.
 - NaN and infinities fail; a B of zeros and updates beyond any trained weight are warnings: that is the trainer's right.
 - A large version that turns out to hold NaN has its stored verdicts `loads` judged again in the same transaction.
+- Updates are compared with the base's own weights where somebody has read those (`against`).
 - Two servers that measure one version write one verdict.
 
 Example
@@ -34,6 +35,7 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, key_of
 from registry.server.tables import BaseRow, VersionRow
 from registry.server.tables_values import VersionValuesRow
+from registry.server.values import against
 from registry.server.values.measure import Measured, measure
 from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire.verdicts import ModuleNorms, ValuesView
@@ -50,9 +52,8 @@ def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | N
 
 def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> Outcome:
     tools = {"registry": __version__}
-    verdict = Verdict.of(
-        Check.VALUES, Digest(row.digest), base.name, base.fingerprint, measured.findings, made_by=tools
-    )
+    findings = (*measured.findings, *against.findings(against.of_base(session, base), measured.norms))
+    verdict = Verdict.of(Check.VALUES, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
     session.add(validation.verdict_row(verdict, row, base))
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
     session.add(VersionValuesRow(version_id=row.id or 0, norms=text))
@@ -108,7 +109,7 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
     try:
         found = contents.read_any(manifest.files, lambda path, start, n: blobs.read(keys[path], start, n))
         key = keys[weights.path]
-        return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.lora)
+        return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.pairs)
     except (Invalid, TooLarge, NotFound) as e:
         sentence = f"the numbers of its weights could not be read: {e.detail}"[:2000]
         finding = Finding(code="values.unreadable", severity="unknown", place=weights.path, sentence=sentence)
@@ -127,8 +128,16 @@ def _judge_engines_again(session: Session, row: VersionRow, base: BaseRow) -> No
 
 # ------------------------------------------------------------------ asked
 def of_version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ValuesView:
-    """The norms of a version's modules; `measured_at` is empty while nobody has read its numbers."""
+    """The norms of a version's modules, beside the base's; `measured_at` is empty until its numbers are read."""
     version = catalog.find(session, actor, name, selector)
     row = session.get(VersionValuesRow, version.id)
-    norms = {path: ModuleNorms(**numbers) for path, numbers in json.loads(row.norms).items()} if row else {}
-    return ValuesView(name=str(name), number=version.number, measured_at=version.measured_at, modules=norms)
+    base = against.of_base(session, session.get_one(BaseRow, version.base_id))
+    return ValuesView(
+        name=str(name), number=version.number, measured_at=version.measured_at,
+        base=base.name, base_measured=bool(base.norms),
+        modules={path: _module(base, path, numbers) for path, numbers in json.loads(row.norms).items()} if row else {},
+    )  # fmt: skip
+
+
+def _module(base: against.Base, path: str, numbers: dict[str, float | None]) -> ModuleNorms:
+    return ModuleNorms(**numbers, weight=base.norm(path), share=base.share(path, numbers["update"]))

@@ -1,16 +1,16 @@
 """From the numbers of an adapter's weights to findings of the check `values`, and the norms of its modules.
 
 Example
-    >>> measure(read, header, spec).findings
+    >>> measure(read, size_bytes, header, contents.pairs).findings
     ()
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from registry.lora import LoraSpec
+from registry.contents import Pair
 from registry.server.values import numbers
 from registry.server.values.numbers import Norms
 from registry.tensors import Header
@@ -48,7 +48,7 @@ class Window:
         return self.held[start - self.start : start - self.start + length]
 
 
-def measure(fetch: Read, size_bytes: int, header: Header, spec: LoraSpec) -> Measured:
+def measure(fetch: Read, size_bytes: int, header: Header, pairs: Iterable[Pair]) -> Measured:
     """Every number read once for NaN, and the pairs once more for their norms (only if all are finite).
 
     `fetch` reads (offset, length) of the weights' file, which has `size_bytes`.
@@ -57,7 +57,7 @@ def measure(fetch: Read, size_bytes: int, header: Header, spec: LoraSpec) -> Mea
     broken = numbers.not_finite(read, header)
     if broken:
         return Measured(tuple(_not_finite(name, len(broken)) for name in broken[:NAMED_LIMIT]), {})
-    norms = numbers.norms(read, header, spec)
+    norms = numbers.norms(read, header, pairs)
     return Measured((*_zeros(norms), *_huge(norms)), norms)
 
 

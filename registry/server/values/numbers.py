@@ -16,14 +16,14 @@ Example
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from registry.lora import LoraSpec, ModuleUpdate
+from registry.contents import Pair
 from registry.tensors import Header, TensorInfo
 
 Read = Callable[[int, int], bytes | memoryview]
@@ -33,11 +33,10 @@ CHUNK_BYTES = 4 * 2**20
 HALF_LIMIT = 2**24
 """Elements of A or of B: 64 MiB as 32-bit floats. Rank 512 on a width of 28,672 has 14.7 million."""
 
-_PREFIX = "base_model.model."
-_HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
 _EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000),
               "F64": ("<u8", 0x7FF0000000000000), "F8_E5M2": ("u1", 0x7C)}  # fmt: skip
 """How an element is read as an integer, and the bits that are all set in NaN and the infinities (IEEE 754)."""
+_READABLE = frozenset({*_EXPONENTS, "F8_E4M3"})
 _E4M3_NAN = 0x7F
 """Without its sign: F8_E4M3 (the "fn" variant) has one NaN and no infinity."""
 
@@ -78,33 +77,24 @@ def _has_special(data: bytes | memoryview, dtype: str) -> bool:
 
 
 # ------------------------------------------------------------------ norms
-def norms(read: Read, header: Header, spec: LoraSpec) -> dict[str, Norms]:
-    """Module → its norms, for LoRA pairs (linear, convolution, embedding). Values must be finite."""
+def norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, Norms]:
+    """Module → its norms, for pairs of factors (linear, convolution, embedding). Values must be finite."""
     by_name = {info.name: info for info in header}
+    there = [pair for pair in pairs if pair.a in by_name and pair.b in by_name]
     found = {}
-    for module in sorted(spec.modules, key=lambda module: _place(module, by_name)):
-        halves = _halves(module, by_name)
-        if halves is not None and all(math.prod(info.shape) <= HALF_LIMIT for info in halves):
+    for pair in sorted(there, key=lambda pair: min(by_name[pair.a].start, by_name[pair.b].start)):
+        halves = (by_name[pair.a], by_name[pair.b])
+        if all(_is_readable(info, pair.rank) for info in halves):
             a, b = (_floats(read, header, info) for info in halves)
-            found[module.path] = _norms(a.reshape(module.rank, -1), b.reshape(-1, module.rank), module.scale)
+            if pair.is_turned:
+                a, b = a.reshape(-1, pair.rank).T, b.reshape(pair.rank, -1).T
+            found[pair.path] = _norms(a.reshape(pair.rank, -1), b.reshape(-1, pair.rank), pair.scale)
     return found
 
 
-def _place(module: ModuleUpdate, there: dict[str, TensorInfo]) -> int:
-    """Where in the file the module begins, so that the file is read from its beginning to its end."""
-    halves = _halves(module, there)
-    return min(info.start for info in halves) if halves else 0
-
-
-def _halves(module: ModuleUpdate, there: dict[str, TensorInfo]) -> tuple[TensorInfo, TensorInfo] | None:
-    if module.kind == "parameter" or not module.rank:
-        return None
-    for a, b in _HALVES:
-        pair = (there.get(f"{_PREFIX}{module.path}{a}"), there.get(f"{_PREFIX}{module.path}{b}"))
-        if pair[0] is not None and pair[1] is not None:
-            fits = all(info.shape and math.prod(info.shape) % module.rank == 0 for info in pair if info is not None)
-            return (pair[0], pair[1]) if fits else None
-    return None
+def _is_readable(info: TensorInfo, rank: int) -> bool:
+    elements = math.prod(info.shape)
+    return bool(info.shape) and elements % rank == 0 and elements <= HALF_LIMIT and info.dtype in _READABLE
 
 
 def _norms(a: Any, b: Any, scale: float) -> Norms:
@@ -129,9 +119,7 @@ def _floats(read: Read, header: Header, info: TensorInfo) -> Any:
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     if info.dtype in ("F8_E4M3", "F8_E5M2"):
         return _eight_bits(info.dtype)[np.frombuffer(data, "u1")]
-    word = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}.get(info.dtype)
-    if word is None:
-        return np.zeros(math.prod(info.shape), "<f4")
+    word = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[info.dtype]
     return np.frombuffer(data, word).astype("<f4", copy=False)
 
 

@@ -1,0 +1,103 @@
+"""The norms of a version's updates, for people: bars by layer and by kind of module, beside the base's own weights.
+
+Invariants
+- What the registry measured at the push is preferred; else the newest report of a worker has them.
+- `× W` stands only where the norms of the base's weights are known; where they are not, it is said how to get them.
+
+Example
+    $ adapter show acme/support
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cli import drawing, output
+from cli.drawing import Grid
+from cli.heatmap import HeatMap
+from registry.client.api import Registry
+from registry.names import AdapterName, Ref
+from registry.verdicts import Check
+from registry.wire import VersionView
+
+COLUMNS_SHOWN = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Module → |scale · BA|, and module → |W| of those whose weight is known.
+
+    `hint` says how to get the weights, where nobody has read them yet.
+    """
+
+    base: str
+    updates: dict[str, float | None]
+    weights: dict[str, float]
+    hint: str = ""
+
+
+def of_version(registry: Registry, version: VersionView) -> Sizes:
+    ref = Ref(AdapterName.parse(version.name), version.digest)
+    values = registry.values(ref)
+    known = values.modules
+    if known:
+        weights = {path: one.weight for path, one in known.items() if one.weight is not None}
+        unread = not values.base_measured and version.facts.get("scheme") == "peft"
+        hint = f"adapter base identify {version.base} DIR" if unread else ""
+        return Sizes(version.base, {path: one.update for path, one in known.items()}, weights, hint)
+    reports = [v.report for v in version.verdicts if v.check is Check.ACTS and v.report]
+    if not reports:
+        return Sizes(version.base, {}, {})
+    measured = dict(registry.report(ref, reports[-1]).measurements.get("module_norms") or {})
+    rows = {str(path): row for path, row in measured.items() if isinstance(row, list)}
+    return Sizes(version.base, _numbers(rows, 2), {p: n for p, n in _numbers(rows, 3).items() if n is not None})
+
+
+def _numbers(rows: Mapping[str, list[object]], at: int) -> dict[str, float | None]:
+    """The number at this place of each row: |A|, |B|, |scale · BA|, |W|."""
+    found = {path: row[at] if len(row) > at else None for path, row in rows.items()}
+    return {path: float(n) if isinstance(n, int | float) else None for path, n in found.items()}
+
+
+def told(found: Sizes | None) -> list[str]:
+    """Lines: a bar for each layer, then one for each kind of module."""
+    if found is None or not any(found.updates.values()):
+        return []
+    updates = drawing.grid(found.updates)
+    beside = {path: size for path, size in found.updates.items() if path in found.weights}
+    shares = (drawing.grid(beside), drawing.grid({path: found.weights[path] for path in beside}))
+    heading = "of the update, scale · BA, by layer" + ("; × W is its share of the base's weight" if beside else "")
+    lines = [heading, *_bars(updates, shares, "row")]
+    if 1 < len(updates.columns) <= COLUMNS_SHOWN:
+        lines += ["by kind of module", *_bars(updates, shares, "column")]
+    if found.hint:
+        lines.append(output.faint(f"{found.base} was not identified, so its own weights are not known: {found.hint}"))
+    return lines
+
+
+def _bars(updates: Grid, shares: tuple[Grid, Grid], by: str) -> list[str]:
+    over, under = ({line.label: line.size for line in _lines(one, by)} for one in shares)
+
+    def behind(label: str, size: float) -> str:
+        weight = under.get(label)
+        return f"{size:<7.3g}  {over[label] / weight:.2g} × W" if weight else f"{size:.3g}"
+
+    return drawing.bars(drawing.lines(updates, behind, by=by))
+
+
+def _lines(one: Grid, by: str) -> list[drawing.Line]:
+    return drawing.lines(one, lambda _label, _size: "", by=by)
+
+
+def picture(name: str, found: Sizes) -> HeatMap:
+    """Shares of the base's weights where those are known, else norms."""
+    updates = found.updates
+    shares = {path: size / found.weights[path] for path, size in updates.items() if size and found.weights.get(path)}
+    if shares:
+        cells = drawing.grid(shares, drawing.mean)
+        title, note = f"{name}: |scale · BA| / |W| of each module", f"W is the weight of {found.base}"
+    else:
+        cells = drawing.grid(updates)
+        title, note = f"{name}: norm of each module's update", "|scale · BA|"
+    return HeatMap(title, note, cells, 0.0, max(cells.cells.values(), default=0.0))

@@ -1,0 +1,102 @@
+"""Where modules stand in their model, and what the bars and heat maps of their numbers say."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import click
+import pytest
+
+from cli import drawing, heatmap
+from cli.heatmap import HeatMap
+from cli.raster import Raster
+
+TWO = {"model.layers.0.self_attn.q_proj": 3.0, "model.layers.0.mlp.up_proj": 4.0, "model.layers.10.mlp.up_proj": 1.0,
+       "model.layers.2.mlp.up_proj": None, "lm_head": 2.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "row", "column"),
+    [
+        ("model.layers.3.self_attn.q_proj", "3", "q_proj"),
+        ("transformer.h.11.attn.c_attn", "11", "c_attn"),
+        ("blk.7.attn_q", "7", "attn_q"),
+        ("layers.3.attn.output_proj", "3", "output_proj"),
+        ("model.layers.3.mlp.experts.7.w1", "3", "w1"),
+        ("model.embed_tokens", "other", "embed_tokens"),
+        ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", "down 1", "attn1.to_out.0"),
+        ("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "mid", "attn2.to_k"),
+        ("lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_k", "up 1", "attn1_to_k"),
+        ("lora_te1_text_model_encoder_layers_5_self_attn_q_proj", "text 1 5", "self_attn_q_proj"),
+        ("text_encoder.text_model.encoder.layers.5.self_attn.q_proj", "text 5", "q_proj"),
+        ("transformer.transformer_blocks.12.attn.to_q", "transformer 12", "attn.to_q"),
+        ("transformer.single_transformer_blocks.37.attn.to_q", "single transformer 37", "attn.to_q"),
+        ("lora_unet_double_blocks_18_img_attn_qkv", "double 18", "img_attn_qkv"),
+        ("diffusion_model.blocks.4.self_attn.q", "4", "q"),
+    ],
+)
+def test_every_spelling_has_a_block_and_a_kind_of_module(path: str, row: str, column: str) -> None:
+    assert drawing.place(path)[-2:] == (row, column)
+
+
+def test_layers_come_in_their_order_and_what_shares_a_cell_is_joined() -> None:
+    found = drawing.grid(TWO)
+    assert (found.rows, found.columns) == (("0", "10", "other"), ("lm_head", "q_proj", "up_proj"))
+    experts = {f"model.layers.0.mlp.experts.{n}.w1": float(n) for n in (3, 4)}
+    assert drawing.grid(experts).cells == {("0", "w1"): 5.0}
+    assert drawing.grid(experts, drawing.mean).cells == {("0", "w1"): 3.5}
+
+
+def test_bars_are_as_long_as_their_numbers_and_the_largest_fills_the_line() -> None:
+    lines = drawing.lines(drawing.grid(TWO), lambda _, size: f"{size:g}", by="row")
+    assert [line.size for line in lines] == [math.hypot(3, 4), 1.0, 2.0]
+    first, second, _ = (click.unstyle(line) for line in drawing.bars(lines))
+    assert first == f"    0 {'█' * drawing.BAR_WIDTH} 5"
+    assert second == f"   10 {'█' * (drawing.BAR_WIDTH // 5)}{' ' * (drawing.BAR_WIDTH * 4 // 5)} 1"
+    many = drawing.grid({f"layers.{n}.x": 1.0 for n in range(100)})
+    assert drawing.bars(drawing.lines(many, lambda *_: "", by="row"))[-1] == "and 52 more"
+
+
+def test_an_svg_shows_every_number_and_escapes_every_text(tmp_path: Path) -> None:
+    heatmap.write(tmp_path / "a.svg", HeatMap("<script>", "&", drawing.grid({"a.layers.0.<b>": 1.0}), 0.0, 1.0))
+    texts = [text.text or "" for text in ElementTree.parse(tmp_path / "a.svg").iter() if text.tag.endswith("text")]
+    assert texts == ["<script>", "&; pale is 0, dark is 1", "<b>", "layer 0", "1"]
+
+
+def test_a_png_holds_the_cells_in_their_colours(tmp_path: Path) -> None:
+    of = HeatMap("norms", "", drawing.grid({"layers.0.q": 0.0, "layers.1.q": 2.0}), 0.0, 2.0)
+    heatmap.write(tmp_path / "a.png", of)
+    dots = unpacked((tmp_path / "a.png").read_bytes())
+    assert (len(dots[0]) // 3, len(dots)) == of.size
+    for x, y, _, colour, _ in of.cells():
+        assert tuple(dots[y][3 * x : 3 * x + 3]) == colour
+    assert [colour for _, _, _, colour, _ in of.cells()] == [(240, 244, 250), (20, 60, 130)]
+
+
+def test_what_lies_outside_a_raster_is_not_drawn() -> None:
+    canvas = Raster(4, 3)
+    canvas.fill(-5, -5, 6, 6, (1, 2, 3))
+    canvas.fill(9, 9, 5, 5, (1, 2, 3))
+    canvas.text(100, 100, "far away")
+    assert [row.hex() for row in unpacked(canvas.png())] == ["010203" + "ff" * 9, *["ff" * 12] * 2]
+
+
+def unpacked(data: bytes) -> list[bytes]:
+    """The rows of a PNG, by the book: signature, chunks with right sums, no filter."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, chunks = 8, {}
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        chunks[kind], at = body, at + 12 + length
+    assert list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
+    width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
+    raw, line = zlib.decompress(chunks[b"IDAT"]), 1 + 3 * width
+    assert len(raw) == line * height
+    assert all(raw[line * y] == 0 for y in range(height))
+    return [raw[line * y + 1 : line * (y + 1)] for y in range(height)]
