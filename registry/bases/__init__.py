@@ -80,6 +80,10 @@ class BaseSpec(Value):
         """Whether this is an image model: several models in one folder (`registry.bases.pipelines`)."""
         return bool(self.components)
 
+    def is_of(self, family: str) -> bool:
+        """Whether an image adapter's family is this pipeline's; yes where one of them is not known."""
+        return not family or not self.model_type or family[:2] == self.model_type[:2]
+
     @property
     def fingerprint(self) -> Digest:
         """What verdicts are filed under: the architecture's digest."""

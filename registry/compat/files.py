@@ -35,7 +35,7 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
         sentence = f"the file's names ({facts.scheme}) are of {kind}, and {base.name} is {other}"
         notes.error("fit.kind", facts.file, sentence, kind, other)
         return notes.findings()
-    if facts.family and base.model_type and facts.family[:2] != base.model_type[:2]:
+    if not base.is_of(facts.family):
         sentence = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
         notes.error("fit.family", facts.file, sentence, base.model_type, facts.family)
         return notes.findings()
@@ -52,6 +52,10 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
 
 
 def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
+    if module.is_half:
+        sentence = f"{module.path} has one half of its pair only: A without B, or B without A"
+        notes.error("lora.pair_incomplete", module.path, sentence, "A and B", "one of them", group="halves")
+        return
     meant = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if meant is None:

@@ -159,7 +159,8 @@ def verdict(
     `registry` is the version of this registry, for `made_by`, which also names the rules by their digest: a verdict
     of other rules is old. Reads nothing; renewing is calling it again.
     """
-    findings = judge({**stored, **engine_facts.of_base(base), "fits": fits.value}, asked)
+    of_base = engine_facts.of_base(base, stored.get("family", ""), stored.get("components", ()))
+    findings = judge({**stored, **of_base, "fits": fits.value}, asked)
     made_by = {"registry": registry, "rules": rulebook.digest(asked.engine)}
     return Verdict.of(Check.LOADS, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by=made_by)
 

@@ -31,7 +31,7 @@ from registry.verdicts import Value
 
 SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
-FACTS_VERSION = 1
+FACTS_VERSION = 2
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
@@ -86,6 +86,9 @@ class EngineFacts(Value):
     float8: bool = False
     problems: tuple[str, ...] = ()
     family: str = ""
+    components: tuple[str, ...] = ()
+    other_family: bool = False
+    down_up: bool = False
     alpha_tensors: bool = False
     tensors: int = 0
     parameters: int = 0
@@ -172,9 +175,15 @@ def _defaults() -> dict[str, Any]:
     return dict(EngineFacts().__dict__)
 
 
-def of_base(base: BaseSpec) -> dict[str, Any]:
-    """The fields `base_…`: what engines ask about the base. Merge them into stored facts before judging."""
+def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) -> dict[str, Any]:
+    """The fields `base_…`: what engines ask about the base. Merge them into stored facts before judging.
+
+    And `other_family`: whether an image adapter's family, or every component that it names, is none of the base's.
+    """
+    named = set(components)
     return {
+        "other_family": base.is_pipeline
+        and (not base.is_of(family) or (bool(named) and not named & set(base.components))),
         "base_architecture": base.architecture,
         "base_vocabulary": base.vocab,
         "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
@@ -183,9 +192,10 @@ def of_base(base: BaseSpec) -> dict[str, Any]:
     }
 
 
-def of_image(facts: FileFacts, *, fits: str = "") -> EngineFacts:
+def of_image(facts: FileFacts, *, fits: str = "", base: BaseSpec | None = None) -> EngineFacts:
     """The facts of an image model's adapter."""
-    return of_file(facts, is_image=True, fits=fits)
+    found = of_file(facts, is_image=True, fits=fits)
+    return found.model_copy(update=of_base(base, found.family, found.components)) if base is not None else found
 
 
 def of_file(facts: FileFacts, *, is_image: bool, fits: str = "") -> EngineFacts:
@@ -198,6 +208,9 @@ def of_file(facts: FileFacts, *, is_image: bool, fits: str = "") -> EngineFacts:
         use_dora=facts.has_dora,
         conv_lora=facts.has_convolutions,
         family=facts.family,
+        components=facts.components,
+        down_up=any(module.a.endswith("down.weight") for module in facts.modules),
+        problems=facts.problems,
         alpha_tensors=facts.has_alpha_tensors,
         tensors=facts.tensors,
         parameters=facts.parameters,

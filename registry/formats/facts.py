@@ -23,6 +23,7 @@ class FileModule(Value):
     `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
     then counts channels times the kernel where the scheme stores them so. `a` and `b` name the tensors of a plain pair
     (A [rank, in], B [out, rank]; `is_turned`: [in, rank] and [rank, out]), empty for any other method.
+    `is_half`: one of the two is missing.
     """
 
     path: str
@@ -35,6 +36,7 @@ class FileModule(Value):
     a: str = ""
     b: str = ""
     is_turned: bool = False
+    is_half: bool = False
 
     @property
     def scale(self) -> float | None:
@@ -45,7 +47,12 @@ class FileModule(Value):
 
 
 class FileFacts(Value):
-    """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out."""
+    """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out.
+
+    `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,
+    `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
+    control adapter), `image.text_without_out` (a kohya text encoder without its `out_proj`).
+    """
 
     scheme: str
     method: str
@@ -63,6 +70,7 @@ class FileFacts(Value):
     private_texts: tuple[str, ...] = ()
     base_claimed: str = ""
     dtypes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     tensors: int = 0
     parameters: int = 0
     size_bytes: int = 0

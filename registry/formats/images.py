@@ -34,6 +34,7 @@ _HALVES = re.compile(
     r"|lora[12]?\.(?:down|up)\.weight|down\.weight|up\.weight|alpha|dora_scale|lora_magnitude_vector(?:\.weight)?"
     r"|hada_\w+|lokr_\w+|oft_\w+|diff(?:_b)?|on_input|[abm][12]\.weight|scale|weight|w_norm|b_norm|rescale)\Z"
 )
+_INFIX = re.compile(r"\.lora_[AB]\.[^.]+\.weight\Z")
 _METHOD_MARKS: tuple[tuple[str, str], ...] = (
     ("hada_", "loha"), ("lokr_", "lokr"), ("oft_", "oft"), ("on_input", "ia3"), ("lora_mid", "locon"),
     ("diff", "full"),
@@ -78,6 +79,7 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Fil
         trigger_words=next((header.metadata[k][:TEXT_LIMIT] for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
+        problems=_problems(header, groups, found),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),
@@ -138,12 +140,26 @@ def _sizes(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     return {}
 
 
-def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, str]:
+def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """The names of A and B where the update is their product and nothing more (no Tucker core, no other method)."""
     a = [info.name for half, info in halves.items() if half.endswith(("lora_A.weight", "down.weight"))]
     b = [info.name for half, info in halves.items() if half.endswith(("lora_B.weight", "up.weight"))]
+    if bool(a) != bool(b):
+        return {"is_half": True}
     plain = len(a) == len(b) == 1 and "lora_mid.weight" not in halves
     return {"a": a[0], "b": b[0]} if plain else {}
+
+
+def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], found: Format) -> tuple[str, ...]:
+    """What engines stumble over, by the names alone."""
+    text = [path for path in groups if path.startswith("lora_te")]
+    seen = {
+        "lora.adapter_name_inside": any(_INFIX.search(info.name) for info in header),
+        "lora.pair_incomplete": any("is_half" in _pair(halves) for halves in groups.values()),
+        "image.no_control_norms": found.scheme == "bfl" and not any("query_norm.scale" in t.name for t in header),
+        "image.text_without_out": bool(text) and not any(path.endswith("out_proj") for path in text),
+    }
+    return tuple(code for code, there in seen.items() if there)
 
 
 def _kronecker(by_end: Mapping[str, tuple[int, ...]], number: str) -> tuple[int, ...]:

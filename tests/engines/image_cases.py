@@ -1,0 +1,264 @@
+"""Image adapters for questions to diffusers: name → one file with exactly one property, and what it means.
+
+Used by the tests of the rules and by `tests.proof.diffusers_images`, which asks diffusers itself. Forged without torch:
+each file's meaning is a list of updates, so that the same update can be said in every tool's names.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from registry import formats, tensors
+from registry.bases import BaseSpec, pipelines
+from registry.compat import files as compat_files
+from registry.engines import facts as engine_facts
+from registry.engines.facts import EngineFacts
+from registry.formats import images
+from registry.verdicts import add_up
+from tests import forge
+from tests.forge import Tensor
+
+RANK, WIDTH = 4, 32
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
+SD = tuple(
+    f"{BLOCK}.{attention}.{leaf}" for attention in ("attn1", "attn2") for leaf in ("to_q", "to_k", "to_v", "to_out.0")
+)
+TEXT = tuple(f"encoder.layers.0.self_attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "out_proj"))
+FLUX_SIDES = {
+    "img": ("to_q", "to_k", "to_v", "to_out.0"),
+    "txt": ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+}
+FLUX = tuple(f"transformer_blocks.0.attn.{leaf}" for leaves in FLUX_SIDES.values() for leaf in leaves)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The base's weight `module` changes by scale · B[rows] · A, where A and B are tensors of the file."""
+
+    module: str
+    a: str
+    b: str
+    scale: float = 1.0
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
+class Case:
+    """`meant` is empty where the file says nothing that could be worked out by hand."""
+
+    base: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    meant: list[Update] = field(default_factory=list)
+    metadata: dict[str, str] | None = None
+    values: str = ""
+
+    def pair(self, a: str, b: str, sizes: tuple[int, int] = (WIDTH, WIDTH), dtype: str = "F32") -> None:
+        """Values of B are kept from zero by their size: an update is seen in the picture."""
+        for name, shape in ((a, (RANK, sizes[1])), (b, (sizes[0], RANK))):
+            self.tensors[name] = (dtype, shape, forge.values(dtype, shape, len(self.tensors), scale=0.5))
+
+    @property
+    def file(self) -> bytes:
+        return forge.safetensors(self.tensors, self.metadata)
+
+
+def peft(
+    base: str, prefix: str, modules: Iterable[str], *, scale: float = 1.0, infix: str = "", dtype: str = "F32"
+) -> Case:
+    """Under the names of PEFT, as diffusers writes them."""
+    case = Case(base)
+    for module in modules:
+        a, b = f"{prefix}{module}.lora_A{infix}.weight", f"{prefix}{module}.lora_B{infix}.weight"
+        case.pair(a, b, dtype=dtype)
+        case.meant.append(Update(f"{prefix}{module}", a, b, scale))
+    return case
+
+
+def kohya(base: str, modules: Mapping[str, str], *, alpha: float | None = 2.0) -> Case:
+    """`modules`: path in the pipeline → kohya's name of it."""
+    case = Case(base)
+    for module, at in modules.items():
+        case.pair(f"{at}.lora_down.weight", f"{at}.lora_up.weight")
+        if alpha is not None:
+            case.tensors[f"{at}.alpha"] = ("F32", (), struct.pack("<f", alpha))
+        scale = 1.0 if alpha is None else alpha / RANK
+        case.meant.append(Update(module, f"{at}.lora_down.weight", f"{at}.lora_up.weight", scale))
+    return case
+
+
+def flux_fused(ends: tuple[str, str], names: Mapping[tuple[str, str], str], *, alpha: float | None = None) -> Case:
+    """One block of Flux with q, k and v fused. `names`: (side, `qkv` or `proj`) → the tool's path."""
+    case = Case("flux-tiny")
+    for (side, leaf), at in names.items():
+        rows = 3 * WIDTH if leaf == "qkv" else WIDTH
+        a, b = (f"{at}{end}" for end in ends)
+        case.pair(a, b, (rows, WIDTH))
+        if alpha is not None:
+            case.tensors[f"{at}.alpha"] = ("F32", (), struct.pack("<f", alpha))
+        leaves = FLUX_SIDES[side][:3] if leaf == "qkv" else FLUX_SIDES[side][3:]
+        for n, part in enumerate(leaves):
+            piece = (n * WIDTH, (n + 1) * WIDTH) if leaf == "qkv" else None
+            scale = 1.0 if alpha is None else alpha / RANK
+            case.meant.append(Update(f"transformer.transformer_blocks.0.attn.{part}", a, b, scale, piece))
+    return case
+
+
+def _kohya_sd(*, text: tuple[str, ...] = (), alpha: float | None = 2.0) -> Case:
+    modules = {f"unet.{module}": "lora_unet_" + module.replace(".", "_") for module in SD}
+    modules |= {f"text_encoder.{m}": "lora_te_text_model_" + m.replace(".", "_") for m in text}
+    return kohya("sd-tiny", modules, alpha=alpha)
+
+
+def _old() -> Case:
+    """The attention processors of 2023."""
+    case = Case("sd-tiny")
+    for module in SD:
+        head, leaf = module.removesuffix(".0").rpartition(".")[::2]
+        a, b = (f"unet.{head}.processor.{leaf}_lora.{end}.weight" for end in ("down", "up"))
+        case.pair(a, b)
+        case.meant.append(Update(f"unet.{module}", a, b))
+    return case
+
+
+def _lycoris(method: str) -> Case:
+    case = Case("sd-tiny")
+    for module in SD:
+        at = "lora_unet_" + module.replace(".", "_")
+        if method == "loha":
+            for part in ("w1", "w2"):
+                case.pair(f"{at}.hada_{part}_b", f"{at}.hada_{part}_a")
+        else:
+            case.tensors |= {f"{at}.lokr_w1": ("F32", (4, 4), None), f"{at}.lokr_w2": ("F32", (8, 8), None)}
+        case.tensors[f"{at}.alpha"] = ("F32", (), struct.pack("<f", 2.0))
+    return case
+
+
+def _dora(case: Case, ending: str, shape: tuple[int, ...]) -> Case:
+    """A magnitude beside each pair. What it means depends on the base's weights, so nothing is worked out by hand."""
+    starts = [update.a.partition(".lora_")[0] for update in case.meant]
+    case.tensors |= {f"{at}{ending}": ("F32", shape, struct.pack("<32f", *[0.5] * 32)) for at in dict.fromkeys(starts)}
+    case.meant = []
+    return case
+
+
+def _without_b(case: Case) -> Case:
+    del case.tensors[case.meant[0].b]
+    case.meant = []
+    return case
+
+
+def _wide(case: Case) -> Case:
+    sizes = {True: (RANK, 2 * WIDTH), False: (2 * WIDTH, RANK)}
+    case.tensors = {n: (t, sizes[shape[0] == RANK], None) for n, (t, shape, _) in case.tensors.items()}
+    case.meant = []
+    return case
+
+
+def _with_nan(case: Case) -> Case:
+    name = case.meant[0].b
+    dtype, shape, body = case.tensors[name]
+    case.tensors[name] = (dtype, shape, struct.pack("<f", float("nan")) + (body or b"")[4:])
+    case.meant, case.values = [], "fail"
+    return case
+
+
+def _told(case: Case, component: str, alpha: float) -> Case:
+    """With the configuration that today's diffusers writes into the metadata."""
+    targets = sorted({module.removeprefix(f"{component}.") for module in (update.module for update in case.meant)})
+    told = {f"{component}.r": RANK, f"{component}.lora_alpha": alpha, f"{component}.target_modules": targets}
+    case.metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+    return case
+
+
+_DOUBLE = {(side, leaf): f"double_blocks.0.{side}_attn.{leaf}" for side in FLUX_SIDES for leaf in ("qkv", "proj")}
+_XLABS = {(side, leaf): f"double_blocks.0.processor.{leaf}_lora{n}" for n, side in enumerate(FLUX_SIDES, 1)
+          for leaf in ("qkv", "proj")}  # fmt: skip
+_UP_DOWN, _AB = (".down.weight", ".up.weight"), (".lora_A.weight", ".lora_B.weight")
+_KOHYA_ENDS = (".lora_down.weight", ".lora_up.weight")
+
+
+def _flux_kohya(block: int = 0) -> Case:
+    names = {key: "lora_unet_" + at.replace(".", "_").replace("_0_", f"_{block}_") for key, at in _DOUBLE.items()}
+    return flux_fused(_KOHYA_ENDS, names, alpha=2.0)
+
+
+CASES: dict[str, Case] = {
+    "sd-diffusers": peft("sd-tiny", "unet.", SD),
+    "sd-diffusers-alpha": _told(peft("sd-tiny", "unet.", SD, scale=2.0), "unet", 2.0 * RANK),
+    "sd-diffusers-bf16": peft("sd-tiny", "unet.", SD, dtype="BF16"),
+    "sd-diffusers-f16": peft("sd-tiny", "unet.", SD, dtype="F16"),
+    "sd-adapter-name": peft("sd-tiny", "unet.", SD, infix=".default"),
+    "sd-old": _old(),
+    "sd-kohya": _kohya_sd(),
+    "sd-kohya-text": _kohya_sd(text=TEXT),
+    "sd-kohya-text-without-out": _kohya_sd(text=TEXT[:3]),
+    "sd-kohya-half-a-pair": _without_b(_kohya_sd()),
+    "sd-kohya-no-alpha": _kohya_sd(alpha=None),
+    "sd-kohya-dora": _dora(_kohya_sd(), ".dora_scale", (WIDTH, 1)),
+    "sd-diffusers-dora": _dora(peft("sd-tiny", "unet.", SD), ".lora_magnitude_vector", (WIDTH,)),
+    "sd-loha": _lycoris("loha"),
+    "sd-lokr": _lycoris("lokr"),
+    "sd-no-prefix": peft("sd-tiny", "", SD),
+    "sd-flux-names": peft("sd-tiny", "transformer.", FLUX),
+    "sd-absent-block": peft("sd-tiny", "unet.", [module.replace("blocks.0.a", "blocks.7.a") for module in SD]),
+    "sd-wrong-width": _wide(peft("sd-tiny", "unet.", SD)),
+    "sd-half-a-pair": _without_b(peft("sd-tiny", "unet.", SD)),
+    "sd-nan": _with_nan(peft("sd-tiny", "unet.", SD)),
+    "flux-diffusers": peft("flux-tiny", "transformer.", FLUX),
+    "flux-diffusers-alpha": _told(peft("flux-tiny", "transformer.", FLUX, scale=2.0), "transformer", 2.0 * RANK),
+    "flux-diffusers-dora": _dora(peft("flux-tiny", "transformer.", FLUX), ".lora_magnitude_vector", (WIDTH,)),
+    "flux-adapter-name": peft("flux-tiny", "transformer.", FLUX, infix=".default"),
+    "flux-kohya": _flux_kohya(),
+    "flux-kohya-dora": _dora(_flux_kohya(), ".dora_scale", (WIDTH, 1)),
+    "flux-kohya-absent-block": _flux_kohya(9),
+    "flux-xlabs": flux_fused(_UP_DOWN, _XLABS),
+    "flux-bfl": flux_fused(_AB, _DOUBLE),
+    "flux-comfy": flux_fused(_AB, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}),
+    "flux-comfy-kohya-ends": flux_fused(
+        _KOHYA_ENDS, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}, alpha=2.0
+    ),
+    "flux-comfy-kohya-ends-no-alpha": flux_fused(
+        _KOHYA_ENDS, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}
+    ),
+    "flux-comfy-alpha": flux_fused(_AB, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}, alpha=2.0),
+    "flux-no-prefix": peft("flux-tiny", "", FLUX),
+    "flux-unet-names": peft("flux-tiny", "unet.", SD),
+    "flux-absent-block": peft("flux-tiny", "transformer.", [module.replace("s.0.", "s.9.") for module in FLUX]),
+    "flux-wrong-width": _wide(peft("flux-tiny", "transformer.", FLUX)),
+    "flux-half-a-pair": _without_b(peft("flux-tiny", "transformer.", FLUX)),
+}
+for _name in ("sd-no-prefix", "sd-flux-names", "sd-absent-block", "flux-no-prefix", "flux-unet-names",
+              "flux-absent-block", "flux-kohya-absent-block"):  # fmt: skip
+    CASES[_name].meant = []  # no module of the base is meant
+
+
+def bases() -> dict[str, BaseSpec]:
+    """The specs of the two pipelines, with the modules that the cases are about."""
+    configs = {"sd-tiny": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": WIDTH},
+               "flux-tiny": {"_class_name": "FluxTransformer2DModel"}}  # fmt: skip
+    parts = {"sd-tiny": {"unet": SD, "text_encoder": TEXT}, "flux-tiny": {"transformer": FLUX}}
+    found = {}
+    for name, modules in parts.items():
+        models = {
+            part: (configs[name] if part != "text_encoder" else {}, [_header(paths)]) for part, paths in modules.items()
+        }
+        found[name] = pipelines.pipeline_spec(name, {}, models)
+    return found
+
+
+def _header(modules: Iterable[str]) -> tensors.Header:
+    weights: dict[str, Tensor] = {f"{module}.weight": ("F32", (WIDTH, WIDTH), None) for module in modules}
+    return tensors.read_bytes(forge.safetensors(weights), file="model.safetensors")
+
+
+def facts_of(case: Case, base: BaseSpec) -> EngineFacts:
+    """The facts that a push would keep, with the outcomes of `fits` and `values`."""
+    data = case.file
+    header = tensors.read_bytes(data, file="case.safetensors")
+    found = formats.of_header(header)
+    file = images.of_header(header, found, read=lambda start, n: data[start : start + n])
+    fits = add_up(compat_files.check_file(file, base)).value if found.is_known else "fail"
+    return engine_facts.of_image(file, fits=fits, base=base).model_copy(update={"values": case.values})
