@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from registry.client.api import Registry
 from registry.digest import Digest
-from registry.errors import RegistryError, Unavailable
+from registry.errors import RegistryError
+from registry.serving.reporter import Reporter
 from registry.serving.shelf import Shelf, write_whole
 from registry.serving.station import Slot, Station
 from registry.wire.roster import Roster
@@ -41,24 +42,28 @@ class Agent:
         alias: str = "prod",
         profile: str = "",
         say: Callable[[str], None] = lambda _line: None,
+        reporter: Reporter | None = None,
     ) -> None:
         self._registry, self._station, self._shelf, self._say = registry, station, shelf, say
+        self._reporter = reporter
         self._base, self._alias, self._profile = base, alias, profile
         key = Digest.of(f"{registry.url} {base} {alias} {profile}".encode()).hex[:16]
         self._file = shelf.root / f"roster-{key}.json"
         self._roster: Roster | None = None
         self._changed = threading.Event()
         self._told: dict[str, Slot] = {}
+        self._trouble: dict[str, str] = {}
 
     def fetch(self, *, wait: int = 0) -> bool:
         """Ask for the roster; whether it has changed. Falls back on the kept one where there is none yet."""
         since = self._roster.cursor if self._roster else ""
         try:
             found = self._registry.roster(self._base, self._alias, engine=self._profile, since=since, wait=wait)
-        except Unavailable:
+        except RegistryError as e:
             if self._roster is None:
                 self._roster = self._kept()
                 if self._roster is not None:
+                    self._say_once("roster", f"no roster, so the one that was kept holds: {e.detail}")
                     return True
             raise
         if found.cursor == since:
@@ -82,17 +87,28 @@ class Agent:
         self._told = {slot.name: slot for slot in slots}
         return slots
 
+    def report(self) -> None:
+        """Tell the registry what this box has now; what is wrong with that is told, and no error."""
+        if self._reporter is not None:
+            self._reporter.report()
+
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; the watch of the roster may take some seconds more to end."""
+        """Until `stop` is set; the watch of the roster and the reports may take some seconds more to end."""
         threading.Thread(target=self._watch, args=(stop,), name="roster", daemon=True).start()
+        if self._reporter is not None:
+            threading.Thread(target=self._reporter.run, args=(stop,), name="reports", daemon=True).start()
         while not stop.is_set():
             self._changed.clear()
             try:
                 self.step()
+                self._trouble.pop("pass", None)
             except RegistryError as e:
-                self._say(e.detail)
+                self._say_once("pass", e.detail)
+            except Exception as e:  # the engine goes on serving, and so does the loop
+                self._say_once("pass", f"a pass failed in a way that is a bug: {e!r}")
             due = self._station.due_seconds()
             self._changed.wait(min(LOOK_SECONDS, due + 0.01 if due is not None else LOOK_SECONDS))
+        self._station.slots.changed.set()
 
     def wake(self) -> None:
         """Have `run` look now, or see that it shall stop."""
@@ -104,9 +120,16 @@ class Agent:
             try:
                 if self.fetch(wait=WAIT_SECONDS):
                     self._changed.set()
+                self._trouble.pop("roster", None)
             except RegistryError as e:
-                self._say(f"no new roster: {e.detail}")
+                self._say_once("roster", f"no new roster: {e.detail}")
                 stop.wait(AGAIN_SECONDS)
+
+    def _say_once(self, about: str, line: str) -> None:
+        """What stays wrong is said when it begins, not at each try."""
+        if self._trouble.get(about) != line:
+            self._trouble[about] = line
+            self._say(line)
 
     def _kept(self) -> Roster | None:
         try:

@@ -1,4 +1,4 @@
-"""Engines that load adapters while they run, each asked in its own words: vLLM and SGLang.
+"""`Engine`: what the agent asks of every serving program; vLLM and SGLang, which load adapters while they run.
 
 Invariants
 - An engine that does not answer is `Unavailable`; one that answers no is `Refused`, with the engine's own sentence.
@@ -11,19 +11,24 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
-from registry.errors import Invalid, Refused, Unavailable
+from registry.errors import Refused, Unavailable
 
 ANSWER_SECONDS = 120.0
 
 
 class Engine(Protocol):
-    """What the agent asks of every engine. Names are served names, folders are on the shelf."""
+    """Names are served names, folders are on the shelf. `answers`: it can be asked for log-probabilities;
+    `coarse`: its base may be in so few bits that they are only near to the fingerprint's."""
+
+    answers: bool
+    coarse: bool
 
     def held(self) -> dict[str, str]:
         """Served name → the folder that it was loaded from, of every adapter that is loaded."""
@@ -32,30 +37,60 @@ class Engine(Protocol):
 
     def unload(self, served: str) -> None: ...
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float]:
-        """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one number for each token after the first."""
+    def switched(self, aliases: Mapping[str, str]) -> None:
+        """Adapter → the served name that answers for it from now on: for engines that hold such a thing themselves."""
+
+    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
+        """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one number for each token after the first; None where it cannot be asked."""
 
 
-class _Http:
+class Http:
+    """An engine behind HTTP that lists its adapters in /v1/models."""
+
+    answers = True
+    coarse = False
+
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url
         self._client = httpx.Client(base_url=url, timeout=ANSWER_SECONDS, transport=transport, trust_env=False)
 
     def held(self) -> dict[str, str]:
-        found = self._ask("GET", "/v1/models").json()["data"]
-        return {model["id"]: str(model.get("root") or "") for model in found if model.get("parent")}
+        found = self._read("GET", "/v1/models", None, lambda said: said["data"])
+        with self._readable("/v1/models"):
+            return {str(model["id"]): str(model.get("root") or "") for model in found if model.get("parent")}
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    def switched(self, aliases: Mapping[str, str]) -> None:
+        return  # requests name the served name
+
+    def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
         try:
             answer = self._client.request(method, path, json=body)
         except httpx.HTTPError as e:
             raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} does not answer: {e}") from e
+        if answer.status_code in (502, 503, 504):
+            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} is not ready: {answer.text[:200]}")
         if answer.is_error:
             raise Refused("VERDICT_FAILED", f"the engine answers {answer.status_code} to {path}: {answer.text[:600]}")
         return answer
 
+    def _read(self, method: str, path: str, body: Any, pick: Callable[[Any], Any]) -> Any:
+        """What `pick` takes from the JSON of an answer."""
+        answer = self._ask(method, path, body)
+        with self._readable(path):
+            return pick(answer.json())
 
-class VLLM(_Http):
+    @contextmanager
+    def _readable(self, path: str) -> Iterator[None]:
+        """An answer of another shape than this engine's is an engine that is not there."""
+        try:
+            yield
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
+            raise Unavailable(
+                "SERVER_UNREACHABLE", f"the engine at {self.url} answers to {path} what is not its own: {e!r}"[:600]
+            ) from e
+
+
+class VLLM(Http):
     """vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (vllm/entrypoints/openai/models/serving.py)."""
 
     def load(self, served: str, folder: Path) -> None:
@@ -64,13 +99,18 @@ class VLLM(_Http):
     def unload(self, served: str) -> None:
         self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": served})
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float]:
+    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
         asked = {"model": served, "prompt": list(tokens), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        given = self._ask("POST", "/v1/completions", asked).json()["choices"][0]["prompt_logprobs"][1:]
-        return [float(row[str(token)]["logprob"]) for row, token in zip(given, tokens[1:], strict=True)]
+
+        def pick(said: Any) -> list[float]:
+            given = said["choices"][0]["prompt_logprobs"][1:]
+            return [float(row[str(token)]["logprob"]) for row, token in zip(given, tokens[1:], strict=True)]
+
+        found: list[float] = self._read("POST", "/v1/completions", asked, pick)
+        return found
 
 
-class SGLang(_Http):
+class SGLang(Http):
     """SGLang with --enable-lora (python/sglang/srt/managers/io_struct.py); its adapters stand in /v1/models, too."""
 
     def load(self, served: str, folder: Path) -> None:
@@ -79,22 +119,14 @@ class SGLang(_Http):
     def unload(self, served: str) -> None:
         self._ask("POST", "/unload_lora_adapter", {"lora_name": served})
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float]:
+    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
         asked = {
             "input_ids": list(tokens), "lora_path": served, "return_logprob": True, "logprob_start_len": 0,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
         }  # fmt: skip
-        given = self._ask("POST", "/generate", asked).json()["meta_info"]["input_token_logprobs"]
-        return [float(row[0]) for row in given[1:]]
 
+        def pick(said: Any) -> list[float]:
+            return [float(row[0]) for row in said["meta_info"]["input_token_logprobs"][1:]]
 
-KINDS: dict[str, type[VLLM] | type[SGLang]] = {"vllm": VLLM, "sglang": SGLang}
-
-
-def engine(text: str) -> Engine:
-    """`vllm=http://127.0.0.1:8000`. `Invalid` (SETTING_INVALID) for another kind."""
-    kind, equals, url = text.partition("=")
-    if not equals or kind not in KINDS:
-        possible = ", ".join(KINDS)
-        raise Invalid("SETTING_INVALID", f"engine {text[:80]!r} is not 'KIND=URL'; kinds are: {possible}")
-    return KINDS[kind](url)
+        found: list[float] = self._read("POST", "/generate", asked, pick)
+        return found

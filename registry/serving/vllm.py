@@ -8,12 +8,13 @@ end then asks the resolver for every model name that it does not know (VLLM_ALLO
     ADAPTER_PLUGIN_DIR                 the shelf; default: adapter-registry/served in the user's cache folder
     ADAPTER_PLUGIN_ALIAS               what a bare `org/name` means; default: main, the newest version
     ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, with commas between
+    ADAPTER_PLUGIN_BOX                 this machine's name in the fleet; default: its host name; off: no reports
     ADAPTER_PLUGIN_ENGINE              the engine's profile; default: vLLM's version and the flags of its command line
 
 Invariants
 - `register` never raises, sends nothing and reads nothing: an exception there ends vLLM at its start.
 - `resolve_lora` never raises: a no is None and one line in vLLM's log, because vLLM tells clients no reasons.
-- Blocking work is done beside the event loop.
+- Blocking work is done beside the event loop; so are reports to the fleet, which begin with the first yes.
 
 Example
     $ ADAPTER_REGISTRY=https://registry.example.org VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve smollm2 --enable-lora
@@ -34,8 +35,12 @@ from typing import Any
 from registry import engines, names
 from registry.client.api import Registry
 from registry.errors import Invalid
+from registry.names import Alias, Ref
 from registry.serving.finder import Finder
+from registry.serving.reporter import Reporter, this_box
 from registry.serving.shelf import Shelf
+from registry.serving.slots import Slots
+from registry.wire.fleet import SlotState
 
 try:
     from vllm.lora.request import LoRARequest
@@ -77,6 +82,8 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
         self._environment, self._arguments, self._open = dict(environment), list(arguments), open_registry
         self._finder: Finder | None = None
         self._lock = threading.Lock()
+        self._slots = Slots()
+        self._reporting = False
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
         """A request to load the adapter from this box's shelf, or None."""
@@ -91,7 +98,38 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
         if found.reason:
             _LOG.warning("adapter registry: %r is served although: %s", lora_name, found.reason)
         _LOG.info("adapter registry: %r is %s", lora_name, found.digest)
+        if found.digest is not None:
+            self._slots.note(lora_name, str(Ref.parse(lora_name).name), found.digest, SlotState.SERVING)
+            self._report(base_model_name)
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(found.folder))  # vLLM gives its own id
+
+    def reporter(self, model: str) -> Reporter | None:
+        """What tells the fleet of the versions that were given to this vLLM; None where that is switched off."""
+        box = self._environment.get("ADAPTER_PLUGIN_BOX", "").strip() or this_box()
+        if box == "off":
+            return None
+        given = self._given()
+        return Reporter(
+            self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", "")), self._slots, box=box,
+            engine=f"vllm-plugin-{_port(self._arguments)}", base=_base(given, model), alias=_alias(given),
+            profile=_engine(given, self._arguments), on_demand=True, say=lambda line: _LOG.warning("fleet: %s", line),
+        )  # fmt: skip
+
+    def _report(self, model: str) -> None:
+        with self._lock:
+            begun, self._reporting = self._reporting, True
+        if begun:
+            return
+        try:
+            telling = self.reporter(model)
+        except Exception as e:
+            _LOG.warning("adapter registry: this box is not reported: %s", e)
+            return
+        if telling is not None:
+            threading.Thread(target=telling.run, args=(threading.Event(),), name="fleet", daemon=True).start()
+
+    def _given(self) -> dict[str, str]:
+        return {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}
 
     def _finder_for(self, model: str) -> Finder:
         with self._lock:
@@ -100,14 +138,14 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
             return self._finder
 
     def _made(self, model: str) -> Finder:
-        given = {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}
+        given = self._given()
         namespaces = [part.strip() for part in given.get("ADAPTER_PLUGIN_NAMESPACES", "").split(",") if part.strip()]
         return Finder(
             self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", "")),
             Shelf(Path(given.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser()),
-            engine=given.get("ADAPTER_PLUGIN_ENGINE") or profile(version(), self._arguments),
-            base=str(names.base_name(given.get("ADAPTER_PLUGIN_BASE") or _called(model))),
-            alias=names.alias(given.get("ADAPTER_PLUGIN_ALIAS") or names.NEWEST),
+            engine=_engine(given, self._arguments),
+            base=_base(given, model),
+            alias=_alias(given),
             namespaces=frozenset(map(names.namespace, namespaces)),
         )
 
@@ -141,6 +179,25 @@ def profile(engine_version: str, arguments: Sequence[str]) -> str:
             current.append(word)
     written = [f"{name}={'+'.join(values)}" for name, values in sorted(settings.items()) if values]
     return str(engines.profile(",".join([f"vllm=={engine_version}", *written])))
+
+
+def _engine(given: Mapping[str, str], arguments: Sequence[str]) -> str:
+    return given.get("ADAPTER_PLUGIN_ENGINE") or profile(version(), arguments)
+
+
+def _base(given: Mapping[str, str], model: str) -> str:
+    return str(names.base_name(given.get("ADAPTER_PLUGIN_BASE") or _called(model)))
+
+
+def _alias(given: Mapping[str, str]) -> Alias:
+    return names.alias(given.get("ADAPTER_PLUGIN_ALIAS") or names.NEWEST)
+
+
+def _port(arguments: Sequence[str]) -> str:
+    """What `--port` says, else vLLM's default."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    said = [next_ if word == "--port" else word.partition("=")[2] for word, next_ in pairs if word[:6] == "--port"]
+    return said[0] if said and said[0].isdigit() else "8000"
 
 
 def _called(model: str) -> str:

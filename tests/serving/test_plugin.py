@@ -21,7 +21,7 @@ from registry.verdicts import Finding
 from tests.forge import WEIGHTS
 from tests.house import ROOT
 from tests.proof import venvs
-from tests.serving.conftest import Clock, Line
+from tests.serving.box import Clock, Line
 from tests.serving.vllm_front import Front, LoRARequest, ResolverRegistry
 from tests.world import URL, World
 
@@ -46,6 +46,7 @@ def front(world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ADAPTER_TOKEN", world.issue("pull")[1])
     monkeypatch.setenv("ADAPTER_PLUGIN_DIR", str(tmp_path / "shelf"))
     monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", ENGINE)
+    monkeypatch.setenv("ADAPTER_PLUGIN_BOX", "off")
     vllm.register()
     return Front(known, f"/models/{BASE}")
 

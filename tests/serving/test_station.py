@@ -2,113 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from registry.client.api import Registry
 from registry.errors import Unavailable
-from registry.fingerprint import Fingerprint, Prompt
-from registry.serving.agent import Agent
-from registry.serving.engines import VLLM
-from registry.serving.shelf import Shelf
-from registry.serving.station import Station
-from registry.wire.jobs import ClaimRequest, FinishRequest
-from tests.forge import WEIGHTS, Files
-from tests.serving.conftest import Clock, Line
-from tests.world import URL, World
-
-TOKENS = (1, 2, 3, 4)
-
-
-def answers(weights: bytes) -> list[float]:
-    """Log-probabilities that depend on every byte of the weights."""
-    return [-1.0 - byte / 32 for byte in hashlib.sha256(weights).digest()[: len(TOKENS) - 1]]
-
-
-class FakeVLLM(httpx.BaseTransport):
-    """/v1/models, load, unload and completions; refuses what vLLM refuses (serving.py of 0.33.0)."""
-
-    def __init__(self) -> None:
-        self.loaded: dict[str, tuple[str, bytes]] = {}
-        self.down, self.deaf, self.loads = False, False, 0
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if self.down:
-            raise httpx.ConnectError("refused", request=request)
-        body = json.loads(request.read() or b"{}")
-        path = request.url.path
-        if path == "/v1/models":
-            cards = [{"id": name, "root": root, "parent": "base"} for name, (root, _) in self.loaded.items()]
-            return httpx.Response(200, json={"data": [{"id": "base", "root": "/base", "parent": None}, *cards]})
-        if path == "/v1/load_lora_adapter":
-            return self._load(body["lora_name"], body["lora_path"])
-        if path == "/v1/unload_lora_adapter":
-            known = self.loaded.pop(body["lora_name"], None)
-            return httpx.Response(200 if known else 404, text="the lora adapter cannot be found")
-        values = answers(b"" if self.deaf else self.loaded[body["model"]][1])
-        rows = [None, *({str(t): {"logprob": v}} for t, v in zip(body["prompt"][1:], values, strict=True))]
-        return httpx.Response(200, json={"choices": [{"prompt_logprobs": rows}]})
-
-    def _load(self, name: str, root: str) -> httpx.Response:
-        if name in self.loaded:
-            return httpx.Response(400, text=f"The lora adapter '{name}' has already been loaded.")
-        self.loads += 1
-        self.loaded[name] = (root, (Path(root) / WEIGHTS).read_bytes())
-        return httpx.Response(200, text="Success")
-
-
-class Box:
-    """One box: an engine, a station and an agent, and the registry that they hear of."""
-
-    def __init__(self, world: World, line: Line, shelf: Shelf, clock: Clock) -> None:
-        self.world, self.line, self.shelf, self.clock = world, line, shelf, clock
-        self.engine, self.said = FakeVLLM(), list[str]()
-        self.registry = Registry(URL, world.issue("pull")[1], line)
-        self.start()
-
-    def start(self) -> None:
-        engine = VLLM("http://engine.test", self.engine)
-        self.station = Station(engine, self.registry, self.shelf, drain_seconds=10, clock=self.clock)
-        self.agent = Agent(
-            self.registry, self.station, self.shelf, base="tiny-llama", alias="canary",
-            profile="vllm==0.33.0,max_lora_rank=16", say=self.said.append,
-        )  # fmt: skip
-
-    def push(self, name: str, files: Files | None = None, **how: Any) -> Files:
-        """A version that was smoke-tested, and the canary pointing at it."""
-        files = self.world.files() if files is None else files
-        version = self.world.push(name, files).version
-        claimed = self.world.admin.claim(ClaimRequest(worker="test"))
-        assert claimed is not None
-        prompt = Prompt(tokens=TOKENS, adapter=tuple(answers(files[WEIGHTS])), base=tuple(answers(b"")))
-        report = self.world.report(version.digest, version.base)
-        report = report.model_copy(update={"fingerprint": Fingerprint(prompts=(prompt,))})
-        self.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-        self.promote(name, version.number)
-        return files
-
-    def promote(self, name: str, number: int) -> None:
-        there = {alias.alias: alias.generation for alias in self.world.admin.aliases(name).items}
-        self.world.admin.promote(name, "canary", str(number), generation=there.get("canary", 0))
-
-    def states(self) -> dict[str, str]:
-        self.agent.fetch()
-        return {slot.served_name: slot.state for slot in self.agent.step()}
-
-    @property
-    def loaded(self) -> list[str]:
-        return sorted(self.engine.loaded)
-
-
-@pytest.fixture
-def box(world: World, line: Line, shelf: Shelf, clock: Clock) -> Box:
-    return Box(world, line, shelf, clock)
+from tests.forge import WEIGHTS
+from tests.serving.box import Box
 
 
 def test_twenty_adapters_are_loaded_from_their_own_folders_and_proved(box: Box) -> None:

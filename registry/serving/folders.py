@@ -1,0 +1,91 @@
+"""`Folders`: a directory that an engine looks into, kept as links to versions: NIM, and whatever reads folders.
+
+    PATH/acme-support-v3 → ../versions/9f86d081…      one link for each version; its name is the model's name
+    PATH/current/acme-support → ../acme-support-v3    only `dir`: what an alias means now, switched by one rename
+
+Invariants
+- A version's own folder is never written to, moved or deleted; only links are made, replaced and taken away.
+- What is no link of ours is never touched, and in its way is an error that says so.
+- Links are relative, so that shelf and directory may be mounted elsewhere in the engine's container, together.
+- A directory cannot be asked: what is served from it is unproven.
+
+Example
+    >>> Folders(Path("/srv/adapters/nim"), current=False).load("acme-support-v3", folder)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from registry.errors import Refused, Unavailable
+
+CURRENT = "current"
+
+
+class Folders:
+    answers = False
+    coarse = False
+
+    def __init__(self, root: Path, *, current: bool) -> None:
+        self.root, self._current = Path(os.path.abspath(root)), current
+
+    def held(self) -> dict[str, str]:
+        try:
+            links = [entry for entry in self.root.iterdir() if entry.is_symlink() and entry.is_dir()]
+        except FileNotFoundError:
+            return {}
+        except OSError as e:
+            raise self._away(e) from e
+        return {link.name: str(_target(link)) for link in links}
+
+    def load(self, served: str, folder: Path) -> None:
+        self._link(self.root / served, folder)
+
+    def unload(self, served: str) -> None:
+        link = self.root / served
+        if link.is_symlink():
+            with contextlib.suppress(FileNotFoundError):
+                link.unlink()
+
+    def switched(self, aliases: Mapping[str, str]) -> None:
+        if not self._current:
+            return
+        folder = self.root / CURRENT
+        wanted = {name.replace("/", "--"): served for name, served in aliases.items()}
+        for name, served in wanted.items():
+            self._link(folder / name, self.root / served)
+        with contextlib.suppress(FileNotFoundError):
+            for link in folder.iterdir():
+                if link.is_symlink() and link.name not in wanted:
+                    link.unlink()
+
+    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
+        return None
+
+    # ---------------------------------------------------------------- inside
+    def _link(self, link: Path, target: Path) -> None:
+        if link.is_symlink() and _target(link) == target:
+            return
+        if link.exists() and not link.is_symlink():
+            raise Refused("VERDICT_FAILED", f"{link} is there and is no link of ours: move it away")
+        scratch = link.with_name(f".{link.name[:80]}.{secrets.token_hex(4)}")
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            scratch.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+            os.replace(scratch, link)
+        except OSError as e:
+            raise self._away(e) from e
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _away(self, error: OSError) -> Unavailable:
+        return Unavailable("STORE_UNAVAILABLE", f"{self.root} cannot be used: {error.strerror or error}")
+
+
+def _target(link: Path) -> Path:
+    """Where a link points, one step and no further: a version's folder, or another link of ours."""
+    return Path(os.path.abspath(link.parent / os.readlink(link)))

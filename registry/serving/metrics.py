@@ -1,0 +1,127 @@
+"""`Metrics`: what an agent has done and how its engine stands, as Prometheus text on a port of its own.
+
+A port and no file for node_exporter: agents run beside engines in pods, where a port is what is scraped; an agent that
+died is then seen by `up`, while a file that nobody writes any more looks well.
+
+Invariants
+- Counters only grow; gauges are what the last pass saw. Names of adapters are no labels: there may be thousands.
+- Nothing can be asked or changed here but GET /metrics, and it holds no secret.
+
+Example
+    >>> Metrics().add("pulls")
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from registry.errors import Invalid, Unavailable
+
+PREFIX = "adapter_agent_"
+COUNTERS = {
+    "passes": "Passes over the engine.",
+    "passes_failed": "Passes that ended early: the engine did not answer, or the disk took nothing.",
+    "pulls": "Versions brought to the shelf.",
+    "pulled_bytes": "Bytes of the versions that were brought.",
+    "pulls_failed": "Versions that could not be brought.",
+    "loads": "Versions that were loaded into the engine.",
+    "unloads": "Versions that were unloaded.",
+    "proofs": "Answers of the engine that were compared with a fingerprint and were the adapter's.",
+    "proofs_failed": "Answers that were not the adapter's.",
+    "reports": "Reports that the registry took.",
+    "reports_failed": "Reports that it did not take.",
+}
+GAUGES = {
+    "wanted": "Adapters of the roster.",
+    "serving": "Adapters of the roster that are served in the version that it names.",
+    "unproven": "Of these, those whose answers could not be compared.",
+    "held": "Versions of this shelf in the engine.",
+    "failed": "Adapters of the roster that could not be loaded or did not act.",
+    "refused": "Adapters of the roster that were not tried, because a check or a rule says no.",
+    "converged": "1 when every adapter of the roster is served in the version that it names.",
+    "last_pass_timestamp_seconds": "When the last whole pass ended, in seconds since 1970.",
+    "last_pass_seconds": "How long it took.",
+}
+
+
+class Metrics:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._gauges: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, amount: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += amount
+
+    def note(self, gauges: Mapping[str, float]) -> None:
+        with self._lock:
+            self._gauges.update(gauges)
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        began = time.monotonic()
+        self.add("passes")
+        try:
+            yield
+        except Exception:
+            self.add("passes_failed")
+            raise
+        self.note({"last_pass_timestamp_seconds": time.time(), "last_pass_seconds": time.monotonic() - began})
+
+    def value(self, name: str) -> float:
+        with self._lock:
+            return self._counts[name] if name in COUNTERS else self._gauges.get(name, 0)
+
+    def text(self) -> str:
+        """The text format of Prometheus, version 0.0.4."""
+        lines = []
+        for name, what in COUNTERS.items():
+            full = f"{PREFIX}{name}_total"
+            lines += [f"# HELP {full} {what}", f"# TYPE {full} counter", f"{full} {self.value(name):.0f}"]
+        for name, what in GAUGES.items():
+            full = PREFIX + name
+            lines += [f"# HELP {full} {what}", f"# TYPE {full} gauge", f"{full} {self.value(name):.16g}"]
+        return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def served(metrics: Metrics, place: str) -> Iterator[str]:
+    """Serve them while the block runs, on `[HOST:]PORT`; the address. Without a host: this machine only."""
+    host, _, port = place.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise Invalid("SETTING_INVALID", f"{place[:80]!r} is not '[HOST:]PORT'")
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            known = self.path.partition("?")[0] == "/metrics"
+            body = metrics.text().encode() if known else b"GET /metrics\n"
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    try:
+        server = ThreadingHTTPServer((host.strip("[]") or "127.0.0.1", int(port)), Handler)
+    except OSError as e:
+        raise Unavailable("TRY_LATER", f"metrics cannot be served on {place}: {e.strerror or e}") from e
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    try:
+        yield f"http://{server.server_address[0]!s}:{server.server_address[1]}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,119 @@
+"""`Box`: an engine that behaves as vLLM does, a station and an agent, and a way to the registry that can be spoilt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from registry.client.api import Registry
+from registry.client.fleet import Fleet
+from registry.fingerprint import Fingerprint, Prompt
+from registry.serving.agent import Agent
+from registry.serving.engines import VLLM, Engine
+from registry.serving.metrics import Metrics
+from registry.serving.reporter import Reporter
+from registry.serving.shelf import Shelf
+from registry.serving.station import Station
+from registry.wire import VersionView
+from registry.wire.jobs import ClaimRequest, FinishRequest
+from tests.forge import WEIGHTS, Files
+from tests.serving.stand_ins import VLLMServer, answers
+from tests.world import URL, World
+
+TOKENS = (1, 2, 3, 4)
+
+
+class Line(httpx.BaseTransport):
+    """The way to the registry: counts requests, can be cut, can spoil the bytes of files."""
+
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self._inner, self.paths, self.cut = inner, list[str](), False
+        self.spoil: Callable[[bytes], bytes] | None = None
+        self.spoils = "/files/"
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self.cut:
+            raise httpx.ConnectError("the registry is away", request=request)
+        self.paths.append(request.url.path)
+        answer = self._inner.handle_request(request)
+        if self.spoil is None or self.spoils not in request.url.path:
+            return answer
+        body = self.spoil(b"".join(answer.stream))  # type: ignore[arg-type]
+        return httpx.Response(answer.status_code, content=body)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Box:
+    """`driver`: another engine than the box's own."""
+
+    profile = "vllm==0.33.0,max_lora_rank=16"
+
+    def __init__(self, world: World, line: Line, shelf: Shelf, clock: Clock, driver: Engine | None = None) -> None:
+        self.world, self.line, self.shelf, self.clock = world, line, shelf, clock
+        self.engine, self.said = VLLMServer(), list[str]()
+        self.driver: Engine = driver or VLLM(self.engine.url)
+        self.registry = Registry(URL, world.issue("pull")[1], line)
+        self.start()
+
+    def start(self) -> None:
+        """The agent's process begins anew, and knows what lies on the disk."""
+        self.metrics = Metrics()
+        self.station = Station(
+            self.driver, self.registry, self.shelf, drain_seconds=10, clock=self.clock, metrics=self.metrics
+        )
+        reporter = Reporter(
+            self.registry, self.station.slots, box="gpu-1", engine="vllm-8000", base="tiny-llama", alias="canary",
+            metrics=self.metrics, say=self.said.append,
+        )  # fmt: skip
+        self.agent = Agent(
+            self.registry, self.station, self.shelf, base="tiny-llama", alias="canary", profile=self.profile,
+            say=self.said.append, reporter=reporter,
+        )  # fmt: skip
+
+    def push(self, name: str, files: Files | None = None, *, tried: bool = True, **how: Any) -> Files:
+        """A version that was smoke-tested (or not), and the canary pointing at it."""
+        files = self.world.files() if files is None else files
+        self.make(name, files, tried=tried, **how)
+        self.promote(name, self.world.admin.version(name).number)
+        return files
+
+    def make(
+        self, name: str, files: Files, *, tried: bool = True, like: bytes | None = None, **how: Any
+    ) -> VersionView:
+        """A version that nothing points at. `like`: in its smoke test it answered as these weights do."""
+        version = self.world.push(name, files, **how).version
+        if tried:
+            claimed = self.world.admin.claim(ClaimRequest(worker="test"))
+            assert claimed is not None
+            as_weights = answers(like if like is not None else files[WEIGHTS])
+            prompt = Prompt(tokens=TOKENS, adapter=tuple(as_weights), base=tuple(answers(b"")))
+            report = self.world.report(version.digest, version.base)
+            report = report.model_copy(update={"fingerprint": Fingerprint(prompts=(prompt,))})
+            self.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+        return version
+
+    def promote(self, name: str, number: int) -> None:
+        there = {alias.alias: alias.generation for alias in self.world.admin.aliases(name).items}
+        self.world.admin.promote(name, "canary", str(number), generation=there.get("canary", 0))
+
+    def states(self) -> dict[str, str]:
+        self.agent.fetch()
+        return {slot.served_name: slot.state for slot in self.agent.step()}
+
+    def reported(self) -> Mapping[str, Any]:
+        """Served name → state, as the registry shows this box after a report."""
+        self.agent.report()
+        views = Fleet(self.world.admin).every(box="gpu-1").items
+        return {slot.served_name: str(slot.state) for view in views for slot in view.slots}
+
+    @property
+    def loaded(self) -> list[str]:
+        return sorted(self.engine.loaded)

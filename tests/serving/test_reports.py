@@ -1,0 +1,135 @@
+"""What a box tells: to the registry, with a lease, and to Prometheus; and what vLLM's plugin tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from registry.client.api import Registry
+from registry.client.fleet import Fleet
+from registry.errors import Invalid, Unavailable
+from registry.serving import metrics, reporter, vllm
+from registry.serving.metrics import COUNTERS, GAUGES, PREFIX, Metrics
+from tests.serving.box import Box, Line
+from tests.serving.vllm_front import LoRARequest
+from tests.world import URL, World
+
+
+def test_a_report_tells_each_state_of_a_rollout(box: Box) -> None:
+    box.push("acme/support")
+    box.push("acme/large", box.world.files(rank=32))
+    box.states()
+    assert box.reported() == {"acme-support-v1": "serving", "acme-large-v1": "refused"}
+    box.push("acme/support")
+    box.engine.deaf = True
+    box.states()
+    assert box.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed", "acme-large-v1": "refused"}
+    box.engine.deaf = False
+    box.clock.now += 31
+    box.states()
+    assert box.reported() == {"acme-support-v1": "leaving", "acme-support-v2": "serving", "acme-large-v1": "refused"}
+    box.clock.now += 11
+    box.states()
+    assert box.reported() == {"acme-support-v2": "serving", "acme-large-v1": "refused"}
+    view = Fleet(box.world.admin).every(box="gpu-1")
+    assert [slot.proved for slot in view.items[0].slots if slot.state == "serving"] == [True]
+    assert {(c.adapter, c.serving, c.boxes) for c in view.convergence} == {("acme/large", 0, 1), ("acme/support", 1, 1)}
+
+
+def test_loading_is_told_while_it_lasts(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.push("acme/support")
+    box.agent.fetch()
+    seen = []
+    load = box.engine.load
+
+    def slowly(name: str, root: str) -> str:
+        seen.append(dict(box.reported()))
+        return load(name, root)
+
+    monkeypatch.setattr(box.engine, "load", slowly)
+    box.agent.step()
+    assert seen == [{"acme-support-v1": "loading"}]
+
+
+def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter, "TOGETHER_SECONDS", 0.0)
+    heard = threading.Semaphore(0)
+    telling = box.agent._reporter
+    assert telling is not None
+    report = telling.report
+    monkeypatch.setattr(telling, "report", lambda: (report(), heard.release())[0])
+    stop = threading.Event()
+    running = threading.Thread(target=telling.run, args=(stop,))
+    running.start()
+    try:
+        assert heard.acquire(timeout=60), "it begins with a report"
+        box.push("acme/support")
+        box.states()
+        assert heard.acquire(timeout=60), "a change is told at once"
+        monkeypatch.setattr(reporter, "RENEW_SECONDS", 0.0)
+        box.station.slots.changed.set()
+        assert heard.acquire(timeout=60)
+        assert heard.acquire(timeout=60), "and a lease is renewed without one"
+    finally:
+        stop.set()
+        box.station.slots.changed.set()
+        running.join(60)
+    assert not running.is_alive()
+    assert Fleet(box.world.admin).every(box="gpu-1").items[0].live
+
+
+def test_metrics_are_prometheus_text_on_a_port_of_their_own(box: Box) -> None:
+    box.push("acme/support")
+    box.push("acme/large", box.world.files(rank=32))
+    box.states()
+    with metrics.served(box.metrics, "0") as address:
+        text = urllib.request.urlopen(address, timeout=60).read().decode()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(address.replace("/metrics", "/"), timeout=60)
+        port = address.split(":")[2].partition("/")[0]
+        with pytest.raises(Unavailable, match="cannot be served"), metrics.served(Metrics(), port):
+            pass
+    found = dict(re.findall(rf"^{PREFIX}(\w+) (\S+)$", text, re.MULTILINE))
+    assert found.keys() == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
+    counted = {name: found[name] for name in ("passes_total", "pulls_total", "loads_total", "proofs_total", "wanted")}
+    assert counted == {"passes_total": "1", "pulls_total": "1", "loads_total": "1", "proofs_total": "1", "wanted": "2"}
+    assert (found["serving"], found["refused"], found["converged"], found["held"]) == ("1", "1", "0", "1")
+    assert int(found["pulled_bytes_total"]) == box.world.admin.version("acme/support").size_bytes
+    assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
+    for wrong in ("", "x", "70000", "localhost"):
+        with pytest.raises(Invalid, match="HOST"), metrics.served(Metrics(), wrong):
+            pass
+
+
+def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
+    world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
+    monkeypatch.setattr(reporter.Reporter, "run", lambda _self, _stop: None)
+    environment = {
+        "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.issue("pull")[1], "ADAPTER_PLUGIN_DIR": str(tmp_path),
+        "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0,max_lora_rank=16", "ADAPTER_PLUGIN_BOX": "gpu-9",
+    }  # fmt: skip
+    world.push("acme/support")
+    arguments = ["serve", "tiny-llama", "--port", "8123"]
+    resolver = vllm.Resolver(environment, arguments, open_registry=lambda url, token: Registry(url, token, line))
+    assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support@1")) is not None
+    assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/none")) is None
+    telling = resolver.reporter("tiny-llama")
+    assert telling is not None
+    assert telling.report()
+    view = Fleet(world.admin).every(box="gpu-9")
+    assert [(on.engine, on.on_demand, [s.served_name for s in on.slots]) for on in view.items] == [
+        ("vllm-plugin-8123", True, ["acme/support@1"])
+    ]
+    assert view.convergence == []
+    off = vllm.Resolver({**environment, "ADAPTER_PLUGIN_BOX": "off"}, [])
+    assert off.reporter("tiny-llama") is None
