@@ -30,6 +30,10 @@ from pathlib import Path
 
 FILE_LIMIT_BYTES = 2**20
 PROBE_SECONDS = 20.0
+SCRATCH, SCRATCH_BYTES = "/dev/scratch", 64 * 2**20
+"""Where a keeper in bubblewrap may write, while it imports and loads; its children may not."""
+_SHARED = "/dev/shm"  # noqa: S108 - only read, in case a base lies there
+GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000
@@ -136,8 +140,15 @@ def bubblewrap() -> tuple[str, ...]:
 
 
 def bubblewrap_command(program: str) -> tuple[str, ...]:
-    """Everything readable, nothing writable, no network. Process numbers stay ours: the pool ends children by them."""
+    """Everything readable, nothing writable but a small scratch folder in memory, no network, no device but GPUs.
+
+    Libraries want a folder for temporary files when they are imported. Process numbers stay ours: the pool ends
+    children by them.
+    """
+    gpus = [str(path) for pattern in GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]
     return (
-        program, "--ro-bind", "/", "/", "--dev-bind-try", "/dev", "/dev", "--proc", "/proc", "--unshare-net",
-        "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--",
+        program, "--ro-bind", "/", "/", "--dev", "/dev", "--ro-bind-try", _SHARED, _SHARED,
+        *(word for path in gpus for word in ("--dev-bind-try", path, path)),
+        "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH, "--setenv", "TMPDIR", SCRATCH,
+        "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--",
     )  # fmt: skip

@@ -96,9 +96,10 @@ class Keeper:
         self.child = 0
         self.tried = 0
         self._rest = b""
+        self._wrapper = confine.bubblewrap()
         self._process = subprocess.Popen(
             [
-                *confine.bubblewrap(),
+                *self._wrapper,
                 sys.executable,
                 "-m",
                 _program(source.folder),
@@ -166,12 +167,19 @@ class Keeper:
                     if self.listener is not None:
                         self.listener(str(message["says"])[:500])
                 else:
-                    return message
+                    return self._confined(message)
         except Gone:
             self.kill()
             raise
         finally:
             self.child = 0
+
+    def _confined(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer, with bubblewrap among the layers that its report names, where the keeper runs in it."""
+        if self._wrapper and "seen" in answer:
+            layers = answer["seen"]["measurements"].setdefault("confined_by", [])
+            layers.insert(0, "bubblewrap")
+        return answer
 
     def stop_child(self) -> None:
         """Give the running adapter up; its `try_adapter` then answers `failed`. May be called from any thread."""

@@ -64,6 +64,7 @@ class Base:
         )
         model.eval()
         model.requires_grad_(False)
+        _keep_layout(model)
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
         tokenizer = _tokenizer_of(folder)
         asked, kind = _probes_of(tokenizer, vocabulary)
@@ -106,6 +107,17 @@ def rows(model: Any, batch: Sequence[tuple[int, ...]], **how: Any) -> Logits:
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **how)
     values = out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
     return [one[-len(tokens) :].float() for one, tokens in zip(values, batch, strict=True)]  # prompt methods add tokens
+
+
+def _keep_layout(model: Any) -> None:
+    """Four-bit weights stay as they lie in the base's files.
+
+    On a CPU with AVX-512 bitsandbytes lays them out anew in their first forward; PEFT's loading then asks for the
+    state, which turns the layout back but (in 0.50) not the scales: the base itself would answer differently.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _class_of(config: Any) -> tuple[Any, str]:

@@ -187,9 +187,11 @@ def _be_the_child(work: Alone, request: Message, inward: int, outward: int, keep
                 asked = json.loads(line)
                 memory = int(asked["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
                 confine.grant(seconds=_cpu_seconds(asked), memory_bytes=memory)
+                before = time.process_time()
                 answer = work.answer(asked, lambda message: _write(outward, message))
                 if "seen" in answer:
                     answer["seen"]["measurements"]["confined_by"] = list(held.layers)
+                    answer["seen"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
                 _write(outward, answer)
     except BaseException as e:
         with contextlib.suppress(OSError):

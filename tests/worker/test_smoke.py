@@ -18,6 +18,7 @@ from registry.fingerprint import Fingerprint, compare
 from registry.worker import confine
 from registry.worker.keepers import Limits, Source
 from registry.worker.pool import Pool
+from tests import fixtures
 from tests.worker import models
 
 LIMITS = Limits(deadline_seconds=120, threads=1)
@@ -172,3 +173,62 @@ def test_bubblewrap_is_told_to_share_neither_network_nor_a_writable_mount() -> N
     assert {"--unshare-net", "--die-with-parent"} <= set(command)
     assert "--bind" not in command
     assert command[-1] == "--"
+
+
+def test_a_bubblewrap_that_may_not_make_its_namespaces_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bwrap").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert confine.bubblewrap.__wrapped__() == ()
+
+
+@pytest.mark.skipif(not confine.bubblewrap(), reason="bubblewrap is not installed here, or may not make its namespaces")
+def test_in_bubblewrap_there_is_no_network_no_device_and_one_small_folder_to_write_in(
+    pool: Pool, source: Source, good: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import json, os, socket, sys, tempfile\n"
+        "def works(act):\n"
+        "    try:\n"
+        "        act()\n"
+        "    except OSError:\n"
+        "        return False\n"
+        "    return True\n"
+        "print(json.dumps({'file': works(lambda: open(sys.argv[2], 'w')), 'read': works(lambda: open(sys.argv[3])),\n"
+        "    'network': works(lambda: socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)),\n"
+        "    'scratch': works(tempfile.TemporaryFile), 'disks': os.path.exists('/dev/fuse')}))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = [str(server.getsockname()[1]), str(tmp_path / "written"), str(good / "adapter_config.json")]
+        command = [*confine.bubblewrap(), sys.executable, "-c", script, *places]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == {
+        "file": False, "read": True, "network": False, "scratch": True, "disks": False
+    }  # fmt: skip
+    assert seen(pool, source, good)["measurements"]["confined_by"][0] == "bubblewrap"
+
+
+def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path: Path) -> None:
+    bases = fixtures.tiny_bases()
+    if not (bases / "llama-a-nf4").is_dir():
+        pytest.skip("bitsandbytes is not installed, which packs a base in four bits")
+    packed = Source("nf4", bases / "llama-a-nf4", "")
+    made = [
+        models.adapter(bases / "llama-a", tmp_path / str(i), seed=i, target_modules="all-linear") for i in (0, 1, 2)
+    ]
+    loads, ways = pool.base_loads, []
+    for folder in made:
+        found = seen(pool, packed, folder)
+        assert codes(found) == {}
+        assert found["measurements"]["max_logit_delta"] > 0.01
+        ways.append(found["measurements"]["way"])
+    assert ways == ["loaded", "loaded", "swapped"]
+    by_itself = seen(pool, packed, made[2], ALONE)
+    assert codes(by_itself) == {}
+    assert by_itself["measurements"]["base_logits_equal_after"] is True
+    assert by_itself["measurements"]["max_logit_delta"] == pytest.approx(
+        found["measurements"]["max_logit_delta"], rel=1e-4
+    )
+    assert pool.base_loads == loads + 1

@@ -44,7 +44,7 @@ class Baseline:
             logits=logits,
             p=p,
             negative_entropy=sum(float(torch.xlogy(one, one).sum()) for one in p),
-            top=[values.argmax(-1) for values in logits],
+            top=[values.max(-1).indices for values in logits],
             steps=[_steps(tokens, values) for tokens, values in zip(asked, logs, strict=True)],
             dtype=dtype,
         )
@@ -67,7 +67,7 @@ def _steps(tokens: Sequence[int], logs: torch.Tensor) -> torch.Tensor:
 
 def compare(baseline: Baseline, after: Logits, seen: Examination, *, kind: str) -> bool:
     """Finite, differing, not too far away; and the fingerprint. False when the logits are not finite."""
-    bad = [i for i, values in enumerate(after) if not math.isfinite(float(values.sum(dtype=torch.float64)))]
+    bad = [i for i, values in enumerate(after) if not all(math.isfinite(end) for end in torch.aminmax(values))]
     if bad:
         sentence = f"the logits of {len(bad)} of {len(after)} probes hold NaN or infinite values"
         seen.note("error", "acts.not_finite", "logits", sentence, "finite logits", "NaN or infinity")
@@ -77,8 +77,8 @@ def compare(baseline: Baseline, after: Logits, seen: Examination, *, kind: str) 
         delta = (values - baseline.logits[i]).abs_()
         largest, total = max(largest, float(delta.max())), total + float(delta.mean()) * len(values)
         logs = torch.log_softmax(values, dim=-1)
-        cross += float((baseline.p[i] * logs).sum())
-        agree += int((values.argmax(-1) == baseline.top[i]).sum())
+        cross += float(torch.dot(baseline.p[i].flatten(), logs.flatten()))
+        agree += int((values.max(-1).indices == baseline.top[i]).sum())
         steps.append(_steps(baseline.asked[i], logs))
     seen.measure("max_logit_delta", largest)
     seen.measure("mean_logit_delta", total / baseline.tokens)

@@ -99,8 +99,7 @@ def _learn(base: Base, asked: list[tuple[int, ...]], seen: Examination, *, share
     started = perf_counter()
     before = base.logits(asked)
     seen.measure("base_forward_seconds", perf_counter() - started)
-    fingerprint = base.fingerprint()  # after the forward: a base of four bits packs itself anew in its first one
-    return Known(Baseline.of(asked, before, base.dtype), fingerprint, shared)
+    return Known(Baseline.of(asked, before, base.dtype), base.fingerprint(), shared)
 
 
 def _load(base: Base, folder: Path, seen: Examination) -> Any:
