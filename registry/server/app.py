@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -147,7 +148,8 @@ def create_app(
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_method)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Envelope, stall_seconds=settings.stall_seconds)
+    app.state.requests = Counter()
+    app.add_middleware(Envelope, stall_seconds=settings.stall_seconds, counted=app.state.requests)
     app.state.freshness = Freshness(app.state.engine)
     app.add_middleware(
         Lookup,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -30,10 +31,13 @@ BODY_LIMIT_BYTES = 2**20
 BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
     (re.compile(r"/pushes/[^/]+/blobs/"), None),  # bytes of a blob: streamed, and limited by what the plan said
     (re.compile(r"/(commit|bases|finish|identity|likeness|pushes)\Z"), 8 * 2**20),
+    (re.compile(r"/fleet/boxes/"), 4 * 2**20),  # 2,000 slots with their reasons
     (re.compile(r"/check\Z"), 32 * 2**20),  # holds a safetensors header of up to 16 MiB
 )
 """Path pattern → the largest body in bytes, None for no limit here; the first match counts."""
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Anybody may send any word as a method; what is counted must stay few."""
 _NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}\Z")
 
@@ -46,9 +50,14 @@ def body_limit(path: str) -> int | None:
 
 
 class Envelope:
-    def __init__(self, app: Application, stall_seconds: float = 60) -> None:
+    """`counted`: (method, status) → how many answers began."""
+
+    def __init__(
+        self, app: Application, stall_seconds: float = 60, counted: Counter[tuple[str, int]] | None = None
+    ) -> None:
         self.app = app
         self._stall_seconds = stall_seconds
+        self._counted = counted if counted is not None else Counter()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,6 +72,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 ours = [(b"x-request-id", request_id.encode()), *([(b"connection", b"close")] if paced.stalled else [])]
                 message = {**message, "headers": [*message.get("headers", ()), *ours]}
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                self._counted[method, message["status"]] += 1
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):

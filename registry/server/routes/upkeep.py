@@ -1,7 +1,7 @@
-"""Routes of upkeep: garbage collection, checking, re-indexing. Each does some seconds of work and hands out a cursor.
+"""Routes of upkeep: metrics; garbage collection, checking, re-indexing, which work for seconds and hand out a cursor.
 
 Invariants
-- Only for administrators of all namespaces. None of them holds a transaction for the length of the request.
+- Only for administrators of all namespaces. What works for seconds holds no transaction for the length of the request.
 
 Example
     POST /api/v1/gc {"dry_run": true}      200
@@ -9,10 +9,11 @@ Example
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
-from registry.server import fsck, gc, reindex
-from registry.server.routes.deps import Admin, BlobsDep, EngineDep, SettingsDep
+from registry.server import fsck, gc, metrics, reindex
+from registry.server.routes.deps import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 
 router = APIRouter(tags=["upkeep"])
@@ -34,3 +35,10 @@ def check(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDe
 def index_again(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
     actor.demand_everywhere("admin")
     return reindex.run(engine, blobs, actor, request)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def show_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
+    actor.demand_everywhere("admin")
+    told = metrics.text(session, request.app.state.requests.copy())
+    return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8", headers={"Cache-Control": "no-store"})

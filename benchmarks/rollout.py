@@ -1,0 +1,218 @@
+"""`make bench-rollout`: one box, 20 adapters: how long from a promotion or a rollback until it is converged.
+
+    promote_time_vs_floor     first promotion sent → the registry shows all 20 in their new version / floor
+    rollback_time_vs_floor    the same for 20 rollbacks; what they lead to was unloaded and lies on the box's disk
+
+The goal is 5 s for both. The floor is what a rollout cannot do without, measured in the same run: the same versions
+pulled, verified and loaded into another engine of the same sort, four at once, over real HTTP; for a rollback only
+loaded. `adapter serve` and `adapter agent` are processes of their own. Each version is proved against its fingerprint
+before the switch, which the floor leaves out. The engine's stand-in takes BENCH_LOAD_MS for a load and answers a
+prompt by a digest of the weights. Medians of three rounds; the last line is one JSON object.
+
+    BENCH_ADAPTERS=20 BENCH_MB=4 BENCH_LOAD_MS=50
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks import _adapters, _contenders
+from registry.client import base_folder, transfer
+from registry.client.api import Registry
+from registry.client.fleet import Fleet
+from registry.digest import Digest
+from registry.errors import RegistryError
+from registry.fingerprint import Fingerprint, Prompt
+from registry.names import AdapterName
+from registry.serving.engines import VLLM
+from registry.serving.shelf import Shelf
+from registry.serving.station import AT_ONCE
+from registry.verdicts import Check, Report
+from registry.wire import BaseAdd, BaseView
+from registry.wire.jobs import ClaimRequest, FinishRequest
+from tests.forge import WEIGHTS
+from tests.serving.stand_ins import VLLMServer, answers
+
+ADAPTERS = int(os.environ.get("BENCH_ADAPTERS", "20"))
+SIZE_BYTES = int(float(os.environ.get("BENCH_MB", "4")) * 10**6)
+LOAD_SECONDS = float(os.environ.get("BENCH_LOAD_MS", "50")) / 1000
+ROUNDS = 3
+GOAL_SECONDS = 5.0
+LIMIT_SECONDS = 120.0
+LOOK_SECONDS = 0.01
+TOKENS = (1, 2, 3, 4)
+NAMES = [f"bench/m{number}" for number in range(ADAPTERS)]
+
+
+class Shop:
+    """The registry, filled; `versions[n]` are the digests of all adapters at number n + 1."""
+
+    def __init__(self, registry: Registry, scratch: Path) -> None:
+        self.registry, self.fleet = registry, Fleet(registry)
+        spec = base_folder.base_spec_from(_adapters.write_base(scratch / "base"), _adapters.BASE)
+        self.base = registry.add_base(BaseAdd(spec=spec[0] if isinstance(spec, tuple) else spec))
+        self.versions = [self._fill(scratch / f"v{number}", number) for number in range(ROUNDS + 1)]
+
+    def _fill(self, folder: Path, number: int) -> list[Digest]:
+        found = []
+        for seed, name in enumerate(NAMES):
+            place = folder / name
+            _adapters.make(place, SIZE_BYTES, seed=1000 * number + seed)
+            version = transfer.push_folder(self.registry, place, AdapterName.parse(name), base=_adapters.BASE).version
+            self._try(version.digest, (place / WEIGHTS).read_bytes(), self.base)
+            found.append(version.digest)
+        return found
+
+    def _try(self, digest: Digest, weights: bytes, base: BaseView) -> None:
+        """What a worker's smoke test leaves behind."""
+        claimed = self.registry.claim(ClaimRequest(worker="bench"))
+        if claimed is None or claimed.job.subject_digest != digest:
+            raise RuntimeError(f"no job for {digest}")
+        prompt = Prompt(tokens=TOKENS, adapter=tuple(answers(weights)), base=tuple(answers(b"")))
+        report = Report(
+            check=Check.ACTS, subject=digest, base=base.name, base_fingerprint=base.fingerprint, findings=(),
+            measurements={"largest_difference": 0.25}, made_by={"worker": "bench"},
+            fingerprint=Fingerprint(prompts=(prompt,)),
+        )  # fmt: skip
+        self.registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+
+    def promote(self, number: int) -> None:
+        for name in NAMES:
+            try:
+                generation = self.registry.alias(name, "prod").generation
+            except RegistryError:
+                generation = 0
+            self.registry.promote(name, "prod", str(number), generation=generation)
+
+    def rollback(self) -> None:
+        for name in NAMES:
+            self.registry.rollback(name, "prod")
+
+    def wait_until_converged(self, number: int) -> None:
+        """The registry shows every adapter served in this version by every box."""
+        until = time.monotonic() + LIMIT_SECONDS
+        while time.monotonic() < until:
+            seen = self.fleet.boxes(base=_adapters.BASE).convergence
+            done = [c for c in seen if c.number == number and c.serving == c.boxes == 1]
+            if len(done) == len(seen) == ADAPTERS:
+                return
+            time.sleep(LOOK_SECONDS)
+        raise RuntimeError(f"not converged at version {number} after {LIMIT_SECONDS} s: {seen}")
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[tuple[Registry, str, int]]:
+    command = [*_contenders.ADAPTER, "serve", "--port", "0", "--json"]
+    environment = os.environ | {"REGISTRY_DATA": str(folder)}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        said = json.loads(server.stdout.readline())  # type: ignore[union-attr]
+        with Registry(said["url"], said["token"]) as registry:
+            yield registry, said["token"], server.pid
+    finally:
+        _contenders._end(server)
+
+
+@contextlib.contextmanager
+def keeping(registry: Registry, token: str, engine: VLLMServer, shelf: Path) -> Iterator[int]:
+    command = [
+        *_contenders.ADAPTER, "agent", "--engine", f"vllm={engine.url}", "--base", _adapters.BASE, "--dir", str(shelf),
+        "--drain", "0", "--box", "bench", "--json",
+    ]  # fmt: skip
+    environment = os.environ | {"ADAPTER_REGISTRY": registry.url, "ADAPTER_TOKEN": token}
+    agent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        yield agent.pid
+    finally:
+        _contenders._end(agent)
+
+
+def wait_until_drained(engine: VLLMServer) -> None:
+    """Nothing of the version before is loaded any more, so that a rollback has all to load."""
+    until = time.monotonic() + LIMIT_SECONDS
+    while len(engine.loaded) > ADAPTERS:
+        if time.monotonic() > until:
+            raise RuntimeError(f"still loaded: {sorted(engine.loaded)}")
+        time.sleep(LOOK_SECONDS)
+
+
+def floor(registry: Registry, digests: list[Digest], folder: Path) -> tuple[float, float]:
+    """Seconds to pull and load these versions, and to load them when they lie there; four at once, nothing else."""
+    shelf, spent = Shelf(folder), list[float]()
+
+    def bring(driver: VLLM, name: str, digest: Digest) -> None:
+        driver.load(name.replace("/", "-"), shelf.bring(registry, AdapterName.parse(name), digest))
+
+    for _ in range(2):
+        with VLLMServer(load_seconds=LOAD_SECONDS) as engine, ThreadPoolExecutor(AT_ONCE) as pool:
+            began = time.perf_counter()
+            list(pool.map(bring, [VLLM(engine.url)] * len(NAMES), NAMES, digests))
+            spent.append(time.perf_counter() - began)
+    return spent[0], spent[1]
+
+
+def measure(shop: Shop, engine: VLLMServer, scratch: Path, agent: int) -> dict[str, list[float]]:
+    seen: dict[str, list[float]] = {key: [] for key in ("promote", "rollback", "pull_and_load", "load", "agent_cpu")}
+    for number in range(2, ROUNDS + 2):
+        before = _contenders.cpu_of([agent])
+        for what, act, wanted in (("promote", lambda n=number: shop.promote(n), number),
+                                  ("rollback", shop.rollback, number - 1),
+                                  ("", lambda n=number: shop.promote(n), number)):  # fmt: skip
+            began = time.perf_counter()
+            act()
+            shop.wait_until_converged(wanted)
+            if what:
+                seen[what].append(time.perf_counter() - began)
+            wait_until_drained(engine)
+        seen["agent_cpu"].append(_contenders.cpu_of([agent]) - before)
+        pull_and_load, load = floor(shop.registry, shop.versions[number - 1], scratch / f"floor-{number}")
+        seen["pull_and_load"].append(pull_and_load)
+        seen["load"].append(load)
+        print(
+            f"round {number - 1}: " + ", ".join(f"{key} {values[-1]:.2f} s" for key, values in seen.items()),
+            file=sys.stderr,
+        )
+    return seen
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, VLLMServer(load_seconds=LOAD_SECONDS) as engine:
+        scratch = Path(folder)
+        with serving(scratch / "data") as (registry, token, server):
+            shop = Shop(registry, scratch)
+            shop.promote(1)
+            with keeping(registry, token, engine, scratch / "shelf") as agent:
+                shop.wait_until_converged(1)
+                served = _contenders.cpu_of([server])
+                seen = measure(shop, engine, scratch, agent)
+                served = _contenders.cpu_of([server]) - served
+    middle = {key: statistics.median(values) for key, values in seen.items()}
+    ratios = {
+        "promote_time_vs_floor": round(middle["promote"] / middle["pull_and_load"], 3),
+        "rollback_time_vs_floor": round(middle["rollback"] / middle["load"], 3),
+    }
+    figures = {
+        "adapters": ADAPTERS, "bytes_each": SIZE_BYTES, "load_seconds_each": LOAD_SECONDS, "goal_seconds": GOAL_SECONDS,
+        "promote_seconds": round(middle["promote"], 3), "rollback_seconds": round(middle["rollback"], 3),
+        "floor_pull_and_load_seconds": round(middle["pull_and_load"], 3),
+        "floor_load_seconds": round(middle["load"], 3),
+        "slowest_promote_seconds": round(max(seen["promote"]), 3),
+        "agent_cpu_seconds_a_round": round(middle["agent_cpu"], 3), "server_cpu_seconds": round(served, 3),
+    }  # fmt: skip
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    print(json.dumps({"bench": "rollout", "ratios": ratios, "figures": figures, "machine": machine}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Metrics of the server: Prometheus text for an administrator, from few statements, without a name in it."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+
+from registry.client.fleet import Fleet
+from registry.wire.fleet import BoxReport, SlotReport, SlotState
+from tests.world import URL, World
+
+
+def scrape(world: World, secret: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {secret or world.secret}"}
+    return httpx.Client(transport=world.transport, base_url=URL, headers=headers).get("/api/v1/metrics")
+
+
+def values(answer: httpx.Response) -> dict[str, int]:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {name: int(value) for name, value in re.findall(r"^(registry_\S+) (\d+)$", answer.text, re.MULTILINE)}
+
+
+def test_what_is_here_what_waits_and_what_is_served_is_counted(world: World) -> None:
+    world.add_base()
+    before = values(scrape(world))
+    assert (before["registry_adapters"], before['registry_jobs{state="queued"}']) == (0, 0)
+    version = world.push("acme/support").version
+    world.push("acme/support")
+    slot = SlotReport(adapter="acme/support", digest=version.digest, served_name="s", state=SlotState.SERVING)
+    Fleet(world.admin).report("gpu-1", "vllm", BoxReport(base="tiny-llama", alias="prod", slots=[slot]))
+    answer = scrape(world)
+    after = values(answer)
+    states = ("jobs", "queued", 2), ("fleet_boxes", "live", 1), ("fleet_slots", "serving", 1)
+    assert [after[f'registry_{name}{{state="{state}"}}'] for name, state, _ in states] == [n for *_, n in states]
+    assert (after["registry_adapters"], after["registry_versions"]) == (1, 2)
+    assert after['registry_fleet_boxes{state="lost"}'] == after["registry_pushes_open"] == 0
+    assert after["registry_audit_log_size"] + after["registry_audit_events_waiting"] > 0
+    assert after['registry_requests_total{method="GET",status="200"}'] > 0
+    assert "acme" not in answer.text
+    assert "gpu-1" not in answer.text
+    typed = re.findall(r"^# TYPE (\S+)", answer.text, re.MULTILINE)
+    assert len(typed) == len(set(typed)) == len(re.findall(r"^# HELP", answer.text, re.MULTILINE))
+
+
+def test_only_an_administrator_of_all_may_look_and_a_strange_method_is_one_series(world: World) -> None:
+    assert scrape(world, world.issue("pull")[1]).status_code == 403
+    assert scrape(world, world.issue("admin", namespaces=["acme"])[1]).status_code == 403
+    client = httpx.Client(transport=world.transport, base_url=URL)
+    for word in ("BREW", "GRIND"):
+        assert client.request(word, "/api/v1/health").status_code == 405
+    assert values(scrape(world))['registry_requests_total{method="other",status="405"}'] == 2
