@@ -158,7 +158,9 @@ class Conflict(RegistryError):
 
 class Refused(RegistryError):
     TITLE = "Refused"
-    CODES = frozenset({"GATE_CLOSED", "VERDICT_FAILED", "YANKED", "QUARANTINED", "HUB_PUSH_UNSUPPORTED"})
+    CODES = frozenset(
+        {"GATE_CLOSED", "VERDICT_FAILED", "YANKED", "QUARANTINED", "HUB_PUSH_UNSUPPORTED", "HUB_RELAY_REFUSED"}
+    )
 
 
 class Unauthenticated(RegistryError):

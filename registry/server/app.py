@@ -84,6 +84,7 @@ STATUS_OF_CODE = {
     "BODY_STALLED": 408,
     "RATE_LIMITED": 429,
     "HUB_PUSH_UNSUPPORTED": 501,
+    "HUB_RELAY_REFUSED": 501,
 }
 ROOMS = (
     adapters,

@@ -9,7 +9,9 @@ Invariants
 - Nothing is handed to an engine before the registry was asked what this engine, at this version and with these
   settings, does with it. A `fail` of any check, a yanked version and another base are a no.
 - A no is remembered for a while, and unknown names may be asked for so often and not more: engines ask again and again.
-- Without the registry the last yes for this name, engine and base still holds, as long as its bytes are true.
+- Without the registry the last yes for this name, engine and base still holds, as long as its bytes are true, unless
+  the registry has said no since then. A registry that did not answer is left alone for a moment, so that many names
+  that are here already need not wait for it one after the other.
 
 Example
     >>> Finder(registry, Shelf(folder), engine="vllm==0.33.0", base="smollm2").find("../etc").reason
@@ -18,6 +20,7 @@ Example
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -28,7 +31,7 @@ from pathlib import Path
 
 from registry.client.api import Registry
 from registry.digest import Digest
-from registry.errors import Corrupt, Denied, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.names import NEWEST, Alias, Ref
 from registry.serving.shelf import Shelf, write_whole
 from registry.verdicts import Outcome
@@ -70,6 +73,7 @@ class Finder:
     ) -> None:
         self._registry, self._shelf, self._clock = registry, shelf, clock
         self._engine, self._base, self._alias, self._namespaces = engine, base, alias, namespaces
+        self._away_until = 0.0
         self._noes: OrderedDict[str, tuple[float, Found]] = OrderedDict()
         self._asked: deque[float] = deque()
         self._lock = threading.Lock()
@@ -89,15 +93,19 @@ class Finder:
             return Found(None, f"over {LOOKUPS_PER_MINUTE} unknown names a minute: {text!r} was not asked for")
         try:
             with self._pulls:
+                if self._clock() < self._away_until and (kept := self._last_yes(ref)) is not None:
+                    return kept
                 return self._ask(text, ref)
         except Unavailable as e:
+            if e.code == "SERVER_UNREACHABLE":
+                self._away_until = self._clock() + AWAY_SECONDS
             return self._last_yes(ref) or self._no(text, e.detail, AWAY_SECONDS)
         except Corrupt as e:
             return self._no(text, e.detail, AWAY_SECONDS)
-        except (NotFound, Denied, Unauthenticated) as e:
+        except Unauthenticated as e:  # of the token, not of the adapter
             return self._no(text, e.detail)
         except RegistryError as e:
-            return self._no(text, e.detail)
+            return self._refused(text, ref, e.detail)
 
     # ---------------------------------------------------------------- inside
     def _parse(self, text: str) -> Ref | None:
@@ -112,12 +120,12 @@ class Finder:
         resolved = self._registry.resolve(ref)
         reason = self._against(resolved)
         if reason:
-            return self._no(text, f"{text}: {reason}")
+            return self._refused(text, ref, f"{text}: {reason}")
         exact = Ref(ref.name, resolved.digest)
         verdicts = self._registry.verdicts(exact, [self._engine]).items
         bad = next((verdict for verdict in verdicts if verdict.outcome == Outcome.FAIL), None)
         if bad is not None:
-            return self._no(text, f"{text}: {self._engine} would not serve it as trained: {bad.summary}")
+            return self._refused(text, ref, f"{text}: {self._engine} would not serve it as trained: {bad.summary}")
         folder = self._shelf.bring(self._registry, ref.name, resolved.digest)
         self._remember_yes(ref, resolved.digest)
         doubts = [verdict.summary for verdict in verdicts if verdict.outcome != Outcome.PASS]
@@ -168,6 +176,12 @@ class Finder:
             write_whole(path, json.dumps({"ref": str(ref), "digest": digest}).encode())
         except OSError:
             return  # it is for the time without a registry only
+
+    def _refused(self, text: str, ref: Ref, reason: str) -> Found:
+        """A no of the registry itself: what it said before does not hold any more, whether it can be reached or not."""
+        with contextlib.suppress(OSError):
+            self._yes_file(ref).unlink()
+        return self._no(text, reason)
 
     def _last_yes(self, ref: Ref) -> Found | None:
         try:

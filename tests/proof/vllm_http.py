@@ -43,20 +43,20 @@ START_SECONDS = 300
 
 def cases() -> dict[str, Files]:
     """The questions of `tests/engines`, and as the last one numbers that are none."""
-    return {**CASES, "nan": forge.lora(BASE, change=_without_numbers)}
+    return {**CASES, "nan": forge.lora(BASE, change=without_numbers)}
 
 
 def write(folder: Path) -> dict[str, Path]:
     """The base in `folder/base` and each case in a folder of its own."""
     BASE.write(folder / "base")
-    return {name: forge.write(_louder(files), folder / "adapters" / name) for name, files in cases().items()}
+    return {name: forge.write(louder(files), folder / "adapters" / name) for name, files in cases().items()}
 
 
-def _without_numbers(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
+def without_numbers(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
     return {name: (dtype, shape, forge.constant(dtype, shape, math.nan)) for name, (dtype, shape, _) in tensors.items()}
 
 
-def _louder(files: Files) -> Files:
+def louder(files: Files) -> Files:
     tensors = forge.tensors_of(files[WEIGHTS])
     made = {
         name: (dtype, shape, (np.frombuffer(body or b"", "<f4") * LOUDER).astype("<f4").tobytes())
@@ -66,49 +66,75 @@ def _louder(files: Files) -> Files:
     return {**files, WEIGHTS: forge.safetensors(made)}
 
 
+class Engine:
+    """A vLLM with runtime loading, which may be killed and started again on its port. `more` is for its environment."""
+
+    def __init__(self, python: Path, base: Path, log: Path, **more: str) -> None:
+        self.log, self.more = log, more
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.url, timeout=120)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._command = [
+            str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(base),
+            "--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+            "--max-model-len", "128", "--max-num-seqs", "4", "--enforce-eager", "--enable-lora", "--max-loras", "2",
+            "--max-cpu-loras", "4", "--max-lora-rank", str(MAX_LORA_RANK),
+        ]  # fmt: skip
+
+    def start(self) -> None:
+        environment = {
+            **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1", **self.more,
+        }  # fmt: skip
+        with self.log.open("ab") as out:  # started in a folder where python finds nothing of ours
+            self._process = subprocess.Popen(
+                self._command, env=environment, stdout=out, stderr=out, start_new_session=True, cwd=self.log.parent
+            )
+        try:
+            self._wait(self._process)
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End all its processes."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, how)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        ends = time.monotonic() + START_SECONDS
+        while time.monotonic() < ends:
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(httpx.TransportError):
+                if self.client.get("/health").status_code == 200:
+                    return
+            time.sleep(1)  # there is no event to wait for: the server is another program
+        raise RuntimeError(f"vLLM did not start:\n{self.log.read_text()[-4000:]}")
+
+
 @contextlib.contextmanager
 def server(python: Path, base: Path, log: Path) -> Iterator[httpx.Client]:
-    """A running vLLM with runtime loading, as a client of its HTTP API."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--served-model-name", "base",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128",
-        "--max-num-seqs", "4", "--enforce-eager", "--enable-lora", "--max-loras", "2", "--max-cpu-loras", "4",
-        "--max-lora-rank", str(MAX_LORA_RANK),
-    ]  # fmt: skip
-    environment = {
-        **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+    """A running vLLM, as a client of its HTTP API."""
+    engine = Engine(python, base, log)
     try:
-        _wait(client, process, log)
-        yield client
+        engine.start()
+        yield engine.client
     finally:
-        client.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    ends = time.monotonic() + START_SECONDS
-    while time.monotonic() < ends:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(httpx.TransportError):
-            if client.get("/health").status_code == 200:
-                return
-        time.sleep(1)  # there is no event to wait for: the server is another program
-    raise RuntimeError(f"vLLM did not start:\n{log.read_text()[-4000:]}")
+        engine.end()
+        engine.client.close()
 
 
 def load(client: httpx.Client, name: str, folder: Path) -> str:

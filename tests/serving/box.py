@@ -29,12 +29,13 @@ class Line(httpx.BaseTransport):
     """The way to the registry: counts requests, can be cut, can spoil the bytes of files."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
-        self._inner, self.paths, self.cut = inner, list[str](), False
+        self._inner, self.paths, self.cut, self.cuts = inner, list[str](), False, 0
         self.spoil: Callable[[bytes], bytes] | None = None
         self.spoils = "/files/"
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self.cut:
+            self.cuts += 1
             raise httpx.ConnectError("the registry is away", request=request)
         self.paths.append(request.url.path)
         answer = self._inner.handle_request(request)

@@ -165,6 +165,37 @@ def test_without_the_registry_the_last_yes_holds_and_a_new_name_is_a_short_no(
     assert finder.find("acme/other").folder is not None
 
 
+def test_a_no_of_the_registry_ends_the_yes_that_was_kept_for_its_absence(
+    finder: Finder, line: Line, world: World, clock: Clock
+) -> None:
+    world.push("acme/support")
+    assert finder.find("acme/support@1").folder
+    world.admin.yank("acme/support@1", "leaks addresses")
+    assert "yanked" in finder.find("acme/support@1").reason
+    line.cut = True
+    clock.now += finders.NO_SECONDS + 1
+    found = finder.find("acme/support@1")
+    assert (found.folder, "yanked" in found.reason) == (None, False)
+
+
+def test_a_registry_that_is_away_is_waited_for_once_and_not_for_each_name_that_is_here(
+    finder: Finder, line: Line, world: World, clock: Clock
+) -> None:
+    names = [f"acme/m{number}" for number in range(5)]
+    for name in names:
+        world.push(name)
+        assert finder.find(name).folder
+    line.cut, line.cuts = True, 0
+    assert all(finder.find(name).folder for name in names)
+    tries_for_one = line.cuts
+    clock.now += finders.AWAY_SECONDS + 1
+    assert finder.find(names[0]).folder
+    assert line.cuts == 2 * tries_for_one
+    line.cut = False
+    clock.now += finders.AWAY_SECONDS + 1
+    assert finder.find(names[0]).reason == ""
+
+
 def test_a_yes_for_one_engine_is_none_for_another_when_the_registry_is_away(
     finder: Finder, line: Line, world: World, shelf: Shelf
 ) -> None:

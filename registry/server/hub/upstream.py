@@ -3,7 +3,9 @@
 Invariants
 - Only the configured origin is called. Its redirects to itself are followed (three at most), those to elsewhere are
   handed to the client as they are: no path and no answer can send this server anywhere else.
-- No header of the client goes upstream but Range; no token of ours, no cookie. We say who we are.
+- No header of the client goes upstream but Range and the type of a posted form; no token of ours, no cookie. We say who
+  we are, and in `Via` that we relay: what another relay of ours asks is never relayed further, so there are no circles.
+- A slow upstream costs its own users only: few requests wait for it at once, and none longer than half a minute.
 - What would lead clients to Xet (`xetHash`, `X-Xet-…`) is taken out, because its token route is not relayed.
 
 Example
@@ -13,8 +15,11 @@ Example
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +30,15 @@ from registry.errors import Invalid, Unavailable
 
 HOPS_LIMIT = 3
 SECONDS = 10
+ANSWER_SECONDS = 30
+"""How long one step may take, and the whole of an answer that is read here."""
+AT_ONCE = 8
+VIA = "1.1 adapter-registry"
 ANSWER_LIMIT_BYTES = 32 * 2**20
 CHUNK_BYTES = 2**20
 REDIRECTS = (301, 302, 303, 307, 308)
 KEPT_OVER_HOPS = ("X-Repo-Commit", "X-Linked-ETag", "X-Linked-Size")
+SIZES = frozenset({"Content-Length", "X-Linked-Size"})
 PASSED = (
     *("ETag", "Content-Length", "Content-Range", "Content-Type", "Accept-Ranges"),
     *("X-Error-Code", "X-Error-Message", *KEPT_OVER_HOPS),
@@ -54,10 +64,14 @@ class Reply:
 
     def json(self) -> Any:
         """The whole body, which is JSON, without what leads to Xet."""
+        data, ends = bytearray(), time.monotonic() + ANSWER_SECONDS
         try:
-            data = self.answer.read(ANSWER_LIMIT_BYTES + 1)
-            if len(data) > ANSWER_LIMIT_BYTES:
-                raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub's answer is over {ANSWER_LIMIT_BYTES} bytes")
+            while piece := self.answer.read1(CHUNK_BYTES):
+                data += piece
+                if len(data) > ANSWER_LIMIT_BYTES:
+                    raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub answers over {ANSWER_LIMIT_BYTES} bytes")
+                if time.monotonic() > ends:
+                    raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub takes over {ANSWER_SECONDS} s to answer")
             return _plain(json.loads(data))
         except (ValueError, RecursionError, OSError, http.client.HTTPException) as e:
             raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub's answer is no JSON that can be read") from e
@@ -74,6 +88,19 @@ class Upstream:
             raise Invalid("SETTING_INVALID", f"REGISTRY_HUB_UPSTREAM: {url[:120]!r} is not the root of a host")
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
+        self._waiting = threading.BoundedSemaphore(AT_ONCE)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Upstream]:
+        """One of the few places in which to wait for it. `Unavailable` when all are taken."""
+        if not self._waiting.acquire(timeout=1):
+            raise Unavailable(
+                "SERVER_UNREACHABLE", f"{AT_ONCE} requests wait for the upstream Hub", retry_after_seconds=5
+            )
+        try:
+            yield self
+        finally:
+            self._waiting.release()
 
     def ask(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
@@ -94,7 +121,7 @@ class Upstream:
     def _once(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
         kind = http.client.HTTPSConnection if self._scheme == "https" else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=SECONDS)
-        ours = {"User-Agent": f"adapter-registry/{__version__}", "Accept-Encoding": "identity"}
+        ours = {"User-Agent": f"adapter-registry/{__version__}", "Accept-Encoding": "identity", "Via": VIA}
         try:
             connection.request(method, target, body, {**headers, **ours})
             answer = connection.getresponse()
@@ -102,6 +129,7 @@ class Upstream:
             connection.close()
             raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub does not answer: {type(e).__name__}") from e
         passed = {name: value for name in PASSED if (value := answer.getheader(name)) is not None}
+        passed = {name: value for name, value in passed.items() if name not in SIZES or value.isdecimal()}
         return Reply(answer.status, passed, answer.getheader("Location") or "", answer, connection)
 
     def _inside(self, location: str) -> str:

@@ -5,8 +5,9 @@ Invariants
   after a word that a revision follows, because not every client encodes it.
 - Nothing below our own API's prefix is ever taken for a repository.
 - Clients tell errors by X-Error-Code and X-Error-Message; the body is the problem of every other route, plus `error`.
-- The relay is asked only for what this registry does not hold, in a namespace that it does not hold either, and only
-  for somebody who has signed in.
+- The relay is asked only for what this registry does not hold, in a namespace that it does not hold either, only for
+  somebody who has signed in, and never for another relay.
+- A client that takes its token along is not redirected by the relay either: it gets a no.
 
 Example
     router = APIRouter(route_class=HubRoute, include_in_schema=False)
@@ -24,9 +25,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match
 from starlette.types import Scope
 
-from registry.errors import Invalid, NotFound, RegistryError, Unauthenticated
+from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
 from registry.server import db, hub
-from registry.server.hub.upstream import REDIRECTS, Reply, Upstream
+from registry.server.hub.upstream import REDIRECTS, VIA, Reply, Upstream
 from registry.server.routes.once import Handler, OnceRoute
 from registry.wire import PREFIX
 
@@ -38,6 +39,12 @@ _CODES = {
     "VERSION_UNKNOWN": "RevisionNotFound",
     "BLOB_UNKNOWN": "EntryNotFound",
 }
+_FILE = re.compile(r"/(?:[^/]+/){1,2}(?:resolve|raw)/")
+_HARMLESS = {
+    "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}  # fmt: skip
+"""Another's bytes, answered under our name: browsers must run none of them."""
 _BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105  # the very words that clients look for
 _NO_RELAY = (
     "this registry holds adapters and relays no other repository (REGISTRY_HUB_UPSTREAM is not set): "
@@ -122,7 +129,9 @@ def _relay(request: Request, upstream: Upstream) -> Response | None:
     """The upstream's answer; None for what is not relayed."""
     words = request.path_params
     posted = request.method == "POST"
-    if (posted and "paths-info" not in request.url.path) or "name" not in words:
+    if VIA in request.headers.get("via", "") or "name" not in words:
+        return None
+    if posted and "paths-info" not in request.url.path:
         return None
     if "namespace" in words:
         with db.session(request.app.state.engine, write=False) as session:
@@ -132,17 +141,31 @@ def _relay(request: Request, upstream: Upstream) -> Response | None:
     sent = {name: request.headers[name] for name in ("range", "content-type") if name in request.headers}
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E for letter in target):
         raise Invalid("REQUEST_INVALID", "the query holds a space or a character outside ASCII")
-    reply = upstream.ask(request.method, target, sent, request.state.body if posted else None)
-    if "/resolve/" in target or "/raw/" in target:
-        return _file(request, reply)
-    headers = {name: value for name, value in reply.headers.items() if name.startswith("X-")}
-    return JSONResponse(reply.json(), reply.status, headers)
+    with upstream.turn():
+        reply = upstream.ask(request.method, target, sent, request.state.body if posted else None)
+        reply.status = _status(reply)
+        if _FILE.match(request.url.path):
+            return _file(request, reply)
+        headers = {name: value for name, value in reply.headers.items() if name.startswith("X-")}
+        return JSONResponse(reply.json(), reply.status, headers)
+
+
+def _status(reply: Reply) -> int:
+    """The upstream was asked without a token; whom it tells is signed in here."""
+    if reply.status != 401:
+        return reply.status
+    return 403 if reply.headers.get("X-Error-Code") == "GatedRepo" else 404
 
 
 def _file(request: Request, reply: Reply) -> Response:
-    headers: dict[str, Any] = {**reply.headers, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    headers: dict[str, Any] = {**reply.headers, **_HARMLESS}
     if reply.status in REDIRECTS:
         reply.connection.close()
+        if takes_token_along(request):
+            raise Refused(
+                "HUB_RELAY_REFUSED", "this client would take its token along to where the upstream Hub leads",
+                next_step="fetch this file with another Hub client, or load it from a folder",
+            )  # fmt: skip
         if request.method == "GET" or is_of_old(request) or "X-Linked-Size" not in headers:
             headers.pop("Content-Length", None)
             return Response(status_code=302, headers={**headers, "Location": reply.location})

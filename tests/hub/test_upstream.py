@@ -1,0 +1,233 @@
+"""The relay, with a second real server of ours as the upstream Hub; and upstreams that are away, slow, or mean harm."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry.errors import Invalid
+from registry.server.hub import upstream as relays
+from tests import forge
+from tests.faults.servers import Server
+from tests.hub import clients, venvs
+from tests.hub.live import CARD, NAME, NESTED, Live
+from tests.hub.upstreams import Answer, Upstream
+
+RUST = "unknown/None; hf-hub/0.4.3; rust/unknown"
+
+
+@dataclass
+class Relaying:
+    """A server that holds nothing, and relays what it does not hold."""
+
+    server: Server
+    upstream: Upstream
+    live: Live
+
+    def http(self, agent: str = "unknown; hf_hub/2.4.0") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.server.token}", "User-Agent": agent}
+        return httpx.Client(base_url=self.server.url, headers=headers)
+
+    def python(self, python: Path | str, script: str, folder: Path) -> dict[str, object]:
+        ours = {"HF_ENDPOINT": self.server.url, "HF_TOKEN": self.server.token}
+        done = self.live.run([python, "-c", script], folder, **ours)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+
+@pytest.fixture(scope="module")
+def relaying(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relaying]:
+    with Upstream(live.server) as upstream:
+        environment = {"REGISTRY_DATA": str(tmp_path_factory.mktemp("relay")), "REGISTRY_HUB_UPSTREAM": upstream.url}
+        with Server(environment).running() as server:
+            yield Relaying(server, upstream, live)
+            sent = [asked for asked in upstream.asked if "Authorization" in asked.headers or "Cookie" in asked.headers]
+            assert sent == []
+            assert server.token not in str(upstream.asked)
+            live.no_token_left_home()
+            assert server.token not in str(live.relay.heads)
+
+
+SCRIPT = f"""
+import hashlib, json, pathlib
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+def bytes_of(folder):
+    root = pathlib.Path(folder)
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {{str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}}
+def said(call):
+    try:
+        return str(call())
+    except Exception as e:
+        return type(e).__name__
+api = HfApi()
+at = snapshot_download({NAME!r}, revision="canary")
+print(json.dumps({{
+    "snapshot": bytes_of(at), "commit": pathlib.Path(at).name,
+    "tag": pathlib.Path(hf_hub_download({NAME!r}, {forge.WEIGHTS!r}, revision="v2")).parent.name,
+    "paths": [p.path for p in api.get_paths_info({NAME!r}, ["README.md"], revision="v1")],
+    "file": said(lambda: hf_hub_download({NAME!r}, "nothing.json")),
+    "repository": said(lambda: hf_hub_download("acme/nothing", "x.json")),
+    "revision": said(lambda: hf_hub_download({NAME!r}, "x.json", revision="nowhere")),
+}}))
+"""
+PYTHONS = [pytest.param("", id="newest"), *[
+    pytest.param(version, marks=pytest.mark.skipif(not venvs.are_wanted(), reason="older clients: make test-hub"))
+    for version in venvs.HUBS
+]]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_a_client_gets_what_only_the_upstream_holds(relaying: Relaying, tmp_path: Path, version: str) -> None:
+    python = venvs.hub_python(version) if version else Path(sys.executable)
+    assert python is not None, "make test-hub brings it"
+    found, live = relaying.python(python, SCRIPT, tmp_path), relaying.live
+    assert found["snapshot"] == clients.sums(live.files[0])
+    assert (found["commit"], found["tag"], found["paths"]) == (*live.commits, ["README.md"])
+    assert (found["repository"], found["revision"]) == ("RepositoryNotFoundError", "RevisionNotFoundError")
+    assert found["file"] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
+
+
+def test_bytes_of_the_upstream_come_with_ranges_and_are_harmless_in_a_browser(relaying: Relaying) -> None:
+    with relaying.http() as client:
+        part = client.get(f"/{NAME}/resolve/canary/part%2Fone/README.md", headers={"Range": "bytes=2-5"})
+        assert (part.status_code, part.content) == (206, (CARD * 2)[2:6])
+        assert client.get(f"/{NAME}/resolve/refs%2Fheads%2Fcanary/{NESTED}").content == CARD * 2
+        assert "sandbox" in part.headers["content-security-policy"]
+        assert (part.headers["x-content-type-options"], part.headers["cache-control"]) == ("nosniff", "no-store")
+        head = client.head(f"/{NAME}/resolve/canary/{forge.WEIGHTS}")
+        assert (head.status_code, head.headers["x-repo-commit"]) == (200, relaying.live.commits[0])
+        got = client.get(f"/{NAME}/resolve/canary/{forge.WEIGHTS}")
+    assert got.status_code == 302
+    assert httpx.get(got.headers["location"]).content == relaying.live.files[0][forge.WEIGHTS]
+
+
+def test_a_client_that_takes_its_token_along_is_not_sent_to_the_upstreams_store(relaying: Relaying) -> None:
+    with relaying.http(RUST) as client:
+        refused = client.get(f"/{NAME}/resolve/canary/{forge.WEIGHTS}")
+        assert (refused.status_code, "location" in refused.headers) == (501, False)
+        assert "token" in refused.headers["x-error-message"]
+        assert client.get(f"/{NAME}/resolve/canary/README.md").content == CARD
+
+
+def test_only_who_is_signed_in_only_what_is_not_here_and_nothing_but_reading_is_relayed(relaying: Relaying) -> None:
+    before = len(relaying.upstream.asked)
+    registry = httpx.Client(base_url=relaying.server.url, headers={"Authorization": f"Bearer {relaying.server.token}"})
+    nobody = httpx.get(f"{relaying.server.url}/api/models/{NAME}")
+    assert (nobody.status_code, nobody.headers["x-error-code"]) == (401, "RepoNotFound")
+    wrong = httpx.get(f"{relaying.server.url}/api/models/{NAME}", headers={"Authorization": "Bearer lra_wrong"})
+    assert wrong.status_code == 401
+    with registry:
+        assert registry.post(f"/api/models/{NAME}/commit/main").status_code == 501
+        assert registry.get("/api/models", params={"search": "support"}).json() == []
+        assert registry.get("/api/whoami-v2").status_code == 200
+        assert registry.get("/api/v1/adapters/acme/support").status_code == 404
+        own = registry.post("/api/v1/namespaces", json={"name": "own"})
+        assert own.is_success, own.text
+        assert registry.get("/api/models/own/nothing").status_code == 404
+        further = registry.get(f"/api/models/{NAME}", headers={"Via": f"1.1 proxy, {relays.VIA}"})
+        assert (further.status_code, further.headers["x-error-code"]) == (404, "RepoNotFound")
+    assert len(relaying.upstream.asked) == before
+
+
+def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relaying) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as inside, relaying.http() as client:
+        address = f"127.0.0.1:{inside.getsockname()[1]}"
+        away = f"http://{address}/latest/meta-data"
+        relaying.upstream.answers |= {
+            "/org/file/resolve/main/x.json": Answer(302, b"", {"Location": away}),
+            "/api/models/org/model": Answer(302, b"{}", {"Location": away}),
+            "/org/near/resolve/main/x.json": Answer(307, b"", {"Location": f"//{address}/x"}),
+            "/org/auth/resolve/main/x.json": Answer(302, b"", {"Location": f"http://{address}@{address}/x"}),
+        }
+        for repository in ("file", "near", "auth"):
+            led = client.get(f"/org/{repository}/resolve/main/x.json")
+            assert led.status_code == 302  # the client's own business: it is handed on, not followed
+        client.get("/api/models/org/model")
+        for path in (f"//{address}/x", f"/@{address}/resolve/main/x", f"/http:%2F%2F{address}/a/resolve/main/x"):
+            client.get(relaying.server.url + path)
+        inside.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            inside.accept()
+    ours = relaying.upstream.url.removeprefix("http://")
+    assert {asked.headers["Host"] for asked in relaying.upstream.asked} == {ours}
+
+
+def test_circles_end(relaying: Relaying, tmp_path: Path) -> None:
+    path = "/org/circle/resolve/main/x"
+    relaying.upstream.answers[path] = Answer(302, b"", {"Location": path})
+    before = len(relaying.upstream.asked)
+    with relaying.http() as client:
+        circle = client.get(path)
+    assert (circle.status_code, "circle" in circle.json()["detail"]) == (503, True)
+    assert len(relaying.upstream.asked) == before + relays.HOPS_LIMIT + 1
+
+    itself = Server({"REGISTRY_DATA": str(tmp_path)})
+    itself.environment["REGISTRY_HUB_UPSTREAM"] = itself.url
+    with itself.running():
+        found = httpx.get(f"{itself.url}/api/models/org/model", headers={"Authorization": f"Bearer {itself.token}"})
+    assert (found.status_code, found.headers["x-error-code"]) == (404, "RepoNotFound")
+
+
+def test_an_upstream_that_answers_too_much_or_no_json_is_unavailable_and_no_failure_of_ours(relaying: Relaying) -> None:
+    big = itertools.repeat(b" " * 2**20, relays.ANSWER_LIMIT_BYTES // 2**20 + 4)
+    relaying.upstream.answers |= {
+        "/api/models/org/big": Answer(200, big),
+        "/api/models/org/page": Answer(502, b"<html>", {"Content-Type": "text/html"}),
+        "/api/models/org/deep": Answer(200, b"[" * 200_000),
+        "/org/odd/resolve/main/x": Answer(200, b"{}", {"Content-Length": "2, 2", "X-Linked-Size": "-1"}),
+        "/api/models/org/short": Answer(200, b'{"id": "o', length=500),
+        "/api/models/org/gated": Answer(401, b'{"error": "ask"}', {"X-Error-Code": "GatedRepo"}),
+        "/api/models/org/xet": Answer(200, b'{"xetEnabled": true, "siblings": [{"rfilename": "a", "xetHash": "b"}]}'),
+    }
+    with relaying.http() as client:
+        for name in ("big", "page", "deep", "short"):
+            answer = client.get(f"/api/models/org/{name}")
+            assert answer.status_code == 503, name
+            assert "upstream Hub" in answer.headers["x-error-message"]
+        assert client.head("/org/odd/resolve/main/x").status_code == 200
+        gated = client.get("/api/models/org/gated")
+        assert (gated.status_code, gated.headers["x-error-code"]) == (403, "GatedRepo")
+        xet = client.get("/api/models/org/xet").json()
+        assert xet == {"xetEnabled": False, "siblings": [{"rfilename": "a"}]}
+
+
+def test_an_upstream_that_is_away_is_said_to_be(live: Live, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    environment = {"REGISTRY_DATA": str(tmp_path), "REGISTRY_HUB_UPSTREAM": f"http://127.0.0.1:{port}"}
+    with Server(environment).running() as server:
+        signed_in = {"Authorization": f"Bearer {server.token}"}
+        away = httpx.get(f"{server.url}/api/models/org/model", headers=signed_in)
+        assert (away.status_code, "does not answer" in away.headers["x-error-message"]) == (503, True)
+        assert httpx.get(f"{server.url}/api/v1/whoami", headers=signed_in).status_code == 200
+
+
+def test_few_requests_wait_for_an_upstream_at_once() -> None:
+    upstream = relays.Upstream("http://127.0.0.1:9")
+
+    turns = [upstream.turn() for _ in range(relays.AT_ONCE)]
+    for turn in turns:
+        turn.__enter__()
+    with pytest.raises(relays.Unavailable, match="8 requests wait"), upstream.turn():
+        pass
+    turns[0].__exit__(None, None, None)
+    with upstream.turn():
+        pass
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://hub.example", "hub.example", "https://u:p@hub.example", "https://hub.example/hf"]
+)
+def test_what_is_no_root_of_a_host_is_no_upstream(url: str) -> None:
+    with pytest.raises(Invalid, match="REGISTRY_HUB_UPSTREAM"):
+        relays.Upstream(url)

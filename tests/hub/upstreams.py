@@ -1,0 +1,96 @@
+"""`Upstream`: a Hub that lets anybody read, in front of a real server of ours; and what a bad one may do.
+
+    with Upstream(live.server) as upstream:
+        ...                        # REGISTRY_HUB_UPSTREAM = upstream.url
+        upstream.asked             # every request that came: method, target, headers
+        upstream.answers["/api/models/acme/big"] = Answer(200, b"…")      # instead of the server's own
+
+Invariants
+- It alone knows the server's token: what the relay sends is passed on with it, as the public Hub needs none.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.faults.servers import Server
+
+
+@dataclass
+class Asked:
+    method: str
+    target: str
+    headers: dict[str, str]
+
+
+@dataclass
+class Answer:
+    """One to give instead of the server's. `body` may be pieces, which are sent as they come."""
+
+    status: int
+    body: bytes | Iterable[bytes] = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    length: int | None = None
+
+
+class Upstream:
+    def __init__(self, server: Server) -> None:
+        self.server, self.asked, self.answers = server, list[Asked](), dict[str, Answer]()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> Upstream:
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        upstream = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                upstream.asked.append(Asked(self.command, self.path, dict(self.headers)))
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self._send(upstream.answers.get(self.path.split("?")[0]) or upstream.pass_on(self, body))
+
+            do_HEAD = do_POST = do_GET
+
+            def _send(self, answer: Answer) -> None:
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                if isinstance(answer.body, bytes) and "content-length" not in map(str.lower, answer.headers):
+                    self.send_header("Content-Length", str(answer.length or len(answer.body)))
+                self.end_headers()
+                try:
+                    for piece in [answer.body] if isinstance(answer.body, bytes) else answer.body:
+                        if self.command != "HEAD":
+                            self.wfile.write(piece)
+                except OSError:
+                    pass  # whoever asked has heard enough
+
+        return Handler
+
+    def pass_on(self, request: BaseHTTPRequestHandler, body: bytes) -> Answer:
+        """What the real server answers to somebody who may read."""
+        headers = {"Authorization": f"Bearer {self.server.token}"}
+        headers |= {name: request.headers[name] for name in ("Range", "Content-Type") if name in request.headers}
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        connection.request(request.command, request.path, body or None, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        hidden = {"connection", "transfer-encoding", "date", "server"}
+        return Answer(answer.status, data, {k: v for k, v in answer.getheaders() if k.lower() not in hidden})
