@@ -22,6 +22,7 @@ from registry import errors
 from registry.client import transfer
 from registry.serving import export as exports
 from registry.serving import objects
+from registry.serving import pbase as lookups
 from registry.serving.export import Exported, Item, Place
 from registry.serving.export_folder import FolderPlace
 from registry.wire.roster import Roster, RosterEntry
@@ -38,6 +39,7 @@ _COLOURS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "y
     "--model", default="", help="What the engine is started with as its model; configurations then name that."
 )
 @click.option("--prune", is_flag=True, help="Remove what an export put there and the roster does not have any more.")
+@click.option("--pbase", default="", metavar="FOLDER", help="Also write where each is, as LoRAX's source pbase asks.")
 @click.option("--strict", is_flag=True, help="Exit 6 when something is left out.")
 @click.option("--kubernetes", type=click.Choice(objects.KINDS), help="Print Kubernetes objects instead, as JSON.")
 @click.option("--from", "source", default="", help="With --kubernetes: where the export is, as the pods see it.")
@@ -54,6 +56,7 @@ def export(
     engine: str,
     model: str,
     prune: bool,
+    pbase: str,
     strict: bool,
     kubernetes: str | None,
     source: str,
@@ -78,10 +81,14 @@ def export(
             )  # fmt: skip
             return
         place = _place(dest)
+        if pbase and not dest.startswith("s3://"):
+            raise click.UsageError("--pbase is for an export to s3://: LoRAX's source pbase leads to buckets only")
         cache = None if dest.startswith("s3://") else transfer.USER_CACHE  # bytes on their way to a bucket are not kept
         as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
         told: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
         done = exports.run(registry, roster, place, model=model, prune=prune, cache=cache, told=told)
+    if pbase:
+        lookups.write(Path(pbase), done)
     output.answer(done, lambda: _print_sum(done))
     _exit(done, strict)
 

@@ -11,7 +11,7 @@ import pytest
 
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.serving import export
+from registry.serving import export, pbase
 from registry.serving.export import Exported, Place
 from registry.serving.export_bucket import BucketPlace
 from registry.serving.export_folder import FolderPlace
@@ -168,3 +168,24 @@ def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World,
     done = run(shop, FolderPlace(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
     assert set(states(done).values()) == {"left out"}
     assert set(json.loads((tmp_path / "m" / "roster.json").read_text())["left_out"]) == set(states(done))
+
+
+def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
+    shop: World, place: Callable[[], Place], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lorax"
+    if isinstance(place(), FolderPlace):
+        with pytest.raises(Invalid, match="buckets only"):
+            pbase.write(folder, run(shop, place()))
+        return
+    done = run(shop, place())
+    assert pbase.write(folder, done) == 2
+    said = json.loads((folder / "v2/repos/acme-support/version/1").read_bytes())
+    assert said["adapterPath"] == f"{done.place}acme-support-v1/"
+    bucket, _, prefix = said["adapterPath"].removeprefix("s3://").partition("/")
+    listed = boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
+    assert {row["Key"].removeprefix(prefix) for row in listed} >= {"adapter_config.json", "adapter_model.safetensors"}
+    shop.admin.yank("acme/support@1", "bad data")
+    assert pbase.write(folder, run(shop, place(), prune=True)) == 1
+    assert not (folder / "v2/repos/acme-support/version/1").exists()
+    assert (folder / "v2/repos/bolt-sales/version/1").exists()
