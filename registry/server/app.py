@@ -41,6 +41,7 @@ from registry.server.hub.upstream import Upstream
 from registry.server.lookup import Lookup
 from registry.server.lookup.freshness import Freshness
 from registry.server.lookup.pointer import Pointers
+from registry.server.lookup.pulse import Pulse
 from registry.server.routes import (
     access,
     adapters,
@@ -152,6 +153,7 @@ def create_app(
     app.state.requests = Counter()
     app.add_middleware(Envelope, stall_seconds=settings.stall_seconds, counted=app.state.requests)
     app.state.freshness = Freshness(app.state.engine)
+    app.state.pulse = Pulse(app.state.engine)
     app.add_middleware(
         Lookup,
         freshness=app.state.freshness,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import httpx
 
+from registry.client.fleet import Fleet
+from registry.client.gates import Gates
 from registry.names import AdapterName, served_name
+from registry.server.lookup.pulse import Pulse
+from registry.wire.fleet import BoxReport, SlotReport, SlotState
 from registry.wire.roster import Roster
 from tests.world import URL, World
 
@@ -97,6 +102,31 @@ def test_who_waits_is_told_of_a_promotion(world: World) -> None:
     waiting.join(60)
     assert [entry.number for entry in told[0].adapters] == [2]
     assert roster(client, since="of another time", wait=60).cursor == told[0].cursor
+
+
+def test_the_pulse_moves_with_what_a_roster_tells_and_rests_while_leases_are_renewed(world: World) -> None:
+    fill(world, "acme/support")
+    pulse, stamps = Pulse(world.engine), itertools.count()
+    digest = world.admin.version("acme/support").digest
+    slot = SlotReport(adapter="acme/support", digest=digest, served_name="s", state=SlotState.LOADING)
+    said = BoxReport(base=BASE, alias="canary", slots=[slot])
+    beat = pulse.read(next(stamps))
+    for _ in range(3):
+        Fleet(world.admin).report("gpu-1", "vllm", said)
+    assert pulse.read(next(stamps)) == beat
+    beats = [beat]
+    world.push("acme/support")
+    beats.append(pulse.read(next(stamps)))
+    world.admin.promote("acme/support", "canary", "2", generation=1)
+    beats.append(pulse.read(next(stamps)))
+    world.validate("acme/support@2")
+    beats.append(pulse.read(next(stamps)))
+    Gates(world.admin).quarantine("acme/support@2", "an alarm")
+    beats.append(pulse.read(next(stamps)))
+    assert beats == sorted(set(beats))
+    with world.statements() as sent:
+        assert pulse.read("a") == pulse.read("a") == pulse.known("a") == beats[-1]
+    assert (len(sent), pulse.known("b"), pulse.known(None)) == (1, None, None)
 
 
 def test_a_roster_shows_to_each_what_they_may_see(world: World) -> None:

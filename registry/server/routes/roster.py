@@ -2,7 +2,8 @@
 
 Invariants
 - Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
-- A wait looks at the roster only after something was committed, and then by one statement.
+- A wait looks at the roster only after something was committed that an event or a verdict tells of, and then by one
+  statement; leases of boxes and notes of a token's use are nothing of that sort.
 
 Example
     GET /api/v1/bases/smollm2/adapters?alias=prod&engine=vllm==0.33.0&since=5f3a…&wait=20
@@ -21,6 +22,7 @@ from registry import names
 from registry.engines import PROFILE_LIMIT, Profile
 from registry.server import bases, db, loads, roster
 from registry.server.lookup.freshness import Freshness
+from registry.server.lookup.pulse import Beat, Pulse
 from registry.server.routes.deps import EngineDep, Needs, Puller
 from registry.wire.roster import Roster
 
@@ -79,10 +81,20 @@ async def _differs(request: Request, reader: _Reader, since: str, until: float) 
     closing = request.app.state.log.closing
     while not closing.is_set() and time.monotonic() < until:
         stamp, looked_at = freshness.stamp(), time.monotonic()
+        beat = await _beat(request, stamp)  # before the roster's state: what comes between the two is looked at again
         if await run_in_threadpool(reader.state) != since:
             return
         while not closing.is_set() and time.monotonic() < until:
             await asyncio.sleep(LOOK_SECONDS)
             now = freshness.stamp()
-            if now != stamp or (now is None and time.monotonic() - looked_at > LOOK_ANYWAY_SECONDS):
+            if now == stamp if now is not None else time.monotonic() - looked_at <= LOOK_ANYWAY_SECONDS:
+                continue
+            stamp, looked_at = now, time.monotonic()
+            if await _beat(request, stamp) != beat:
                 break
+
+
+async def _beat(request: Request, stamp: object | None) -> Beat:
+    pulse: Pulse = request.app.state.pulse
+    known = pulse.known(stamp)
+    return known if known is not None else await run_in_threadpool(pulse.read, stamp)
