@@ -1,115 +1,135 @@
-"""`adapter lineage`: where a version came from, or what came from it, as a tree, JSON, DOT or Mermaid.
+"""`adapter lineage`: where a version, a base or a data set came from, or what came from it, drawn or exported.
 
 Invariants
 - A node that was drawn already is drawn once more without its branches (marked `…`), so a tree always ends.
-- A parent that you may not see is its digest and nothing else.
+- A parent that you may not see is its digest and nothing else. What only a README claims is said to be a claim.
+- Exports are made here, of what the registry answers: they need no server of their own.
 
 Example
     $ adapter lineage acme/support --format mermaid
+    $ adapter lineage --dataset s3://data/tickets.jsonl
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 
-from cli import output, session
+from cli import output, session, sign
+from registry import attestations
+from registry.client.api import Registry
+from registry.digest import canonical_json
+from registry.errors import Invalid
+from registry.lineage import cyclonedx, openlineage, pictures, slsa
+from registry.lineage.svg import svg
 from registry.names import Ref
-from registry.wire import Lineage, LineageEdge, LineageNode
+from registry.wire import Lineage, LineageEdge, LineageNode, VersionView
 
-SHORT_DIGEST = slice(7, 19)
+SHORT_DIGEST = pictures.SHORT_DIGEST
+DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": pictures.dot, "mermaid": pictures.mermaid, "svg": svg}
+EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
+    "cyclonedx": cyclonedx.bom,
+    "openlineage": openlineage.event,
+    "slsa": slsa.statement,
+}
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=output.REF, required=False)
+@click.option("--dataset", default="", help="From this data set on, by digest or URI: what was trained on it.")
+@click.option("--base", default="", help="From this base on.")
 @click.option("--down", is_flag=True, help="What came from it, instead of where it came from.")
 @click.option(
-    "--format", "form", type=click.Choice(["tree", "json", "dot", "mermaid"]), default="tree", help="How to draw it."
+    "--format", "form", type=click.Choice(["tree", "json", *DRAWN, *EXPORTED]), default="tree", help="How to write it."
 )
+@click.option(
+    "--sign", "key", type=click.Path(path_type=Path), help="With slsa: sign it with this private key (a DSSE envelope)."
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
 @output.json_option
-def lineage(ref: Ref, down: bool, form: str) -> None:
-    """Draw the ancestors of a version, down to its base, or (--down) its descendants."""
+def lineage(
+    ref: Ref | None, dataset: str, base: str, down: bool, form: str, key: Path | None, out: Path | None
+) -> None:
+    """Draw the ancestors of a version or a base, or (--down) its descendants; or what was made from a data set."""
+    if sum((ref is not None, bool(dataset), bool(base))) != 1:
+        raise click.UsageError("name one thing: a REF, --dataset or --base")
+    if form in EXPORTED and (ref is None or down):
+        raise click.UsageError(f"--format {form} tells what one version was made from: name a REF, without --down")
+    if key is not None and form != "slsa":
+        raise click.UsageError("--sign signs an export: --format slsa")
+    signer = sign.private_key(key) if key is not None else None
+    down = down or bool(dataset)
     with session.registry() as registry:
-        found = registry.lineage(ref, down=down)
-    if form == "json":
-        click.echo(found.model_dump_json(indent=2))
-        return
-    draw: dict[str, Callable[[], Iterator[str]]] = {
-        "tree": lambda: tree(found, down=down),
-        "dot": lambda: dot(found),
-        "mermaid": lambda: mermaid(found),
-    }
-    output.answer(found, lambda: click.echo("\n".join(draw[form]())))
+        found = _found(registry, ref, dataset, base, down=down)
+        version = registry.version(ref) if ref is not None and form in EXPORTED else None
+    if version is not None:
+        exported = EXPORTED[form](version, found)
+        text = json.dumps(exported, indent=2, ensure_ascii=False)
+        if signer is not None:
+            text = attestations.seal(canonical_json(exported), signer).decode()
+    elif form == "json" or output.as_json():
+        text = found.model_dump_json(indent=2)
+    else:
+        text = "\n".join(DRAWN[form](found) if form in DRAWN else tree(found, down=down))
+    if found.truncated:
+        output.note("there is more than one answer holds: this is a part of it")
+    if out is not None:
+        out.write_text(click.unstyle(text) + "\n", "utf-8")
+    else:
+        click.echo(text)
 
 
-def label(node: LineageNode) -> str:
-    if node.hidden:
-        return f"(not visible to you) {node.digest[SHORT_DIGEST]}"
-    if node.kind == "base":
-        return f"{node.name} (base)"
-    return f"{node.name}@{node.number}" if node.number else node.name or node.digest[SHORT_DIGEST]
+def _found(registry: Registry, ref: Ref | None, dataset: str, base: str, *, down: bool) -> Lineage:
+    if ref is not None:
+        return registry.lineage(ref, down=down)
+    return registry.lineage_of(dataset=dataset, base=base, down=down)
 
 
+# ------------------------------------------------------------------ the tree
 def tree(found: Lineage, *, down: bool) -> Iterator[str]:
     """Lines of the tree, root first."""
     nodes = {node.id: node for node in found.nodes}
+    if found.root not in nodes:
+        raise Invalid("REQUEST_INVALID", "the answer does not hold its own root")
     branches: dict[str, list[tuple[str, LineageEdge]]] = {}
     for edge in found.edges:
         stem, tip = (edge.parent, edge.child) if down else (edge.child, edge.parent)
         branches.setdefault(stem, []).append((tip, edge))
-    root = nodes[found.root]
-    yield f"{output.strong(label(root))}  {output.faint(root.digest[SHORT_DIGEST])}"
-    yield from _branches(found.root, "", nodes, branches, {found.root})
-
-
-def _branches(
-    stem: str,
-    indent: str,
-    nodes: dict[str, LineageNode],
-    branches: dict[str, list[tuple[str, LineageEdge]]],
-    drawn: set[str],
-) -> Iterator[str]:
-    tips = branches.get(stem, [])
-    for place, (tip, edge) in enumerate(tips):
-        last = place == len(tips) - 1
+    for tips in branches.values():
+        tips.sort(key=lambda one: (_ORDER.get(nodes[one[0]].kind, 9), one[1].relation, nodes[one[0]].name, one[0]))
+    yield output.strong(_label(nodes[found.root])) + _more(nodes[found.root])
+    drawn = {found.root}
+    waiting = [(tip, edge, "", n == 0) for n, (tip, edge) in enumerate(reversed(branches.get(found.root, [])))]
+    while waiting:  # no recursion: a line of descent may be longer than Python's stack
+        tip, edge, indent, last = waiting.pop()
         node, again = nodes[tip], tip in drawn
-        more = " …" if again and branches.get(tip) else ""
-        short = "" if node.kind == "base" or node.hidden else output.faint("  " + node.digest[SHORT_DIGEST])
-        relation = "on" if node.kind == "base" else edge.relation
-        yield f"{indent}{'└─' if last else '├─'} {output.faint(relation)} {label(node)}{short}{more}"
+        yield (
+            f"{indent}{'└─' if last else '├─'} {output.faint(_WORDS.get(edge.relation, edge.relation))} "
+            f"{_label(node)}{_more(node)}{' …' if again and branches.get(tip) else ''}"
+        )
         if not again:
             drawn.add(tip)
-            yield from _branches(tip, indent + ("   " if last else "│  "), nodes, branches, drawn)
+            below = indent + ("   " if last else "│  ")
+            waiting += [(one, way, below, n == 0) for n, (one, way) in enumerate(reversed(branches.get(tip, [])))]
 
 
-def dot(found: Lineage) -> Iterator[str]:
-    """Graphviz; arrows lead from parent to child."""
-    places = _places(found)
-    yield "digraph lineage {"
-    yield "  rankdir=LR; node [shape=box, fontname=sans];"
-    for node in found.nodes:
-        look = ", style=rounded" if node.kind == "base" else ", style=dashed" if node.hidden else ""
-        yield f'  {places[node.id]} [label="{_quoted(label(node))}"{look}];'
-    for edge in found.edges:
-        yield f'  {places[edge.parent]} -> {places[edge.child]} [label="{_quoted(edge.relation)}"];'
-    yield "}"
+_ORDER = {"version": 0, "base": 1, "dataset": 2, "run": 3, "code": 4}
+_WORDS = {"adapter": "on", "dataset": "trained on", "claimed": "trained on (its README says)", "code": "by code"}
 
 
-def mermaid(found: Lineage) -> Iterator[str]:
-    """A Mermaid flowchart; arrows lead from parent to child."""
-    places = _places(found)
-    yield "flowchart LR"
-    for node in found.nodes:
-        opening, closing = ("([", "])") if node.kind == "base" else ("[", "]")
-        yield f'  {places[node.id]}{opening}"{_quoted(label(node))}"{closing}'
-    for edge in found.edges:
-        yield f"  {places[edge.parent]} -->|{_quoted(edge.relation)}| {places[edge.child]}"
+def _label(node: LineageNode) -> str:
+    return f"{pictures.label(node)} (base)" if node.kind == "base" else pictures.label(node)
 
 
-def _places(found: Lineage) -> dict[str, str]:
-    return {node.id: f"n{place}" for place, node in enumerate(found.nodes)}
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', "'")
+def _more(node: LineageNode) -> str:
+    """What stands behind a label: the short digest of a version, where data is, whether something is withdrawn."""
+    if node.hidden or node.kind == "base":
+        return ""
+    told = [node.digest[SHORT_DIGEST]] if node.digest else []
+    told += [node.uri] if node.uri and node.uri != node.name else []
+    withdrawn = click.style(f"  {node.withdrawn}", fg="red") if node.withdrawn else ""
+    return (output.faint("  " + "  ".join(told)) if told else "") + withdrawn

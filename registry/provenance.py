@@ -49,7 +49,7 @@ _MARK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/%+=@\[\]-]{0,199}\Z")
 _TOOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}\Z")
 _COMMIT = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
 _PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:-]{0,99}\Z")
-_SECRET = re.compile(r"\b(?:hf_[A-Za-z0-9]{30}|lra_[A-Za-z0-9]{38}|gh[opsu]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16})")
+_SECRET = re.compile(r"(?:hf_[A-Za-z0-9]{30}|lra_[A-Za-z0-9]{38}|gh[opsu]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16})")
 _RUNNABLE = frozenset({"javascript", "data", "vbscript", "blob"})
 _SIGNED = re.compile(
     r"(?:signature|sig|token|access_token|api_?key|password|secret|awsaccesskeyid"

@@ -138,6 +138,10 @@ class Registry:
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         return self._get(f"{_version(ref)}/lineage", Lineage, direction="down" if down else "up")
 
+    def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> Lineage:
+        """The lineage from a data set (its digest or URI) or from a base on."""
+        return self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
+
     def yank(self, ref: AnyRef, reason: str) -> VersionView:
         return self._post(f"{_version(ref)}/yank", YankRequest(reason=reason), VersionView)
 

@@ -213,6 +213,8 @@ def _statement(origin: str, event: EventRow, version: VersionRow) -> tuple[str, 
         subjects |= {file.path: file.digest.hex for file in manifest.files}
         base = {"name": manifest.base.name, "fingerprint": manifest.base.fingerprint}
         told = {**by, "version": event.object, "base": base, "fits": str(event.detail.get("fits", ""))}
+        if manifest.provenance is not None:
+            told["declared"] = manifest.provenance.model_dump(mode="json")
         return OWN_PUSH, envelopes.statement(envelopes.PUSH, subjects, told)
     outcome, report = str(event.detail.get("outcome", "")), str(event.detail.get("report") or "")
     settings = [{"name": "report", "digest": {"sha256": report[7:]}}] if report else []

@@ -13,7 +13,7 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
@@ -24,7 +24,7 @@ from registry.bases.identity import Identity, Likeness
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
 from registry.manifest import Edge
-from registry.server import audit, catalog, db, identities, lineage
+from registry.server import audit, catalog, db, identities
 from registry.server.actors import Actor
 from registry.server.tables import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow
 from registry.thresholds import Thresholds
@@ -45,7 +45,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         "created_by": actor.name,
         "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
     }
-    lineage.demand_seen(session, actor, [edge.digest for edge in request.parents])
+    _demand_seen(session, actor, [edge.digest for edge in request.parents])
     created = db.insert_new(session, BaseRow, values)
     found = row(session, name)
     if created:
@@ -63,12 +63,6 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     elif claimed is not None:
         identities.demand_same(session, found, claimed)
     return _view(session, actor, found), created
-
-
-def keep_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
-    """The rows of what was fused into a base, which lineage walks."""
-    told = sorted({(edge.digest, str(edge.relation)) for edge in parents})
-    session.add_all(BaseEdgeRow(base_id=base.id or 0, parent_digest=d, relation=relation) for d, relation in told)
 
 
 def identify(session: Session, actor: Actor, name: str, given: Identity) -> BaseView:
@@ -138,7 +132,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
     )
     adapters = dict(session.exec(counting).all())
     exacts = identities.exacts(session, rows)
-    parents = lineage.parents_of(session, actor, rows)
+    parents = _parents_of(session, actor, rows)
     return [
         BaseView(
             name=r.name,
@@ -152,3 +146,34 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
         )
         for r in rows
     ]
+
+
+# ------------------------------------------------------------------ what was fused into a base
+def keep_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
+    """The rows of what was fused into a base, which lineage walks."""
+    told = sorted({(edge.digest, str(edge.relation)) for edge in parents})
+    session.add_all(BaseEdgeRow(base_id=base.id or 0, parent_digest=d, relation=relation) for d, relation in told)
+
+
+def _parents_of(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:
+    """Base's name → what was fused into it. A parent that the actor may not see is its digest, without a name."""
+    found = {base.name: [Edge.model_validate(edge) for edge in base.parents or ()] for base in bases}
+    seen = _in_sight(session, actor, {edge.digest for edges in found.values() for edge in edges})
+    return {
+        name: [edge if edge.digest in seen else edge.model_copy(update={"name": ""}) for edge in edges]
+        for name, edges in found.items()
+    }
+
+
+def _demand_seen(session: Session, actor: Actor, digests: Iterable[str]) -> None:
+    """`NotFound` (VERSION_UNKNOWN) for a parent that is no version, or none that the actor may see."""
+    wanted = set(digests)
+    for digest in sorted(wanted - _in_sight(session, actor, wanted)):
+        raise NotFound("VERSION_UNKNOWN", f"parents: there is no version {digest}, or you may not see it")
+
+
+def _in_sight(session: Session, actor: Actor, digests: Set[str]) -> set[str]:
+    if not digests:
+        return set()
+    statement = select(VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    return set(session.exec(statement.where(col(VersionRow.digest).in_(digests), catalog.visible(actor))).all())

@@ -75,7 +75,8 @@ def engine(settings: Settings) -> Engine:
             "SETTING_INVALID",
             f"REGISTRY_DATABASE_URL: {url.get_backend_name()!r} is neither 'sqlite' nor 'postgresql'",
         )
-    options = f"-c timezone=UTC -c statement_timeout={STATEMENT_LIMIT_MS} -c lock_timeout={LOCK_LIMIT_MS}"
+    # No JIT: our statements are short, and compiling a recursive one takes longer than it does.
+    options = f"-c timezone=UTC -c jit=off -c statement_timeout={STATEMENT_LIMIT_MS} -c lock_timeout={LOCK_LIMIT_MS}"
     return create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_size=settings.database_pool,
@@ -192,6 +193,11 @@ def claim(
     key = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
     statement = insert(table).values(**values).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
     return connection.execute(statement.returning(tell)).scalar_one()
+
+
+def is_sqlite(session: Session) -> bool:
+    """For the one statement whose form differs (walks.py)."""
+    return session.get_bind().dialect.name == "sqlite"
 
 
 def at_first(session: Session, act: Callable[[Connection], None]) -> None:

@@ -1,9 +1,12 @@
 """Lineage: what a version came from, and what came from it, as far as the actor may see.
 
 Invariants
-- One recursive statement walks the edges; lineage cannot form a cycle, because a digest covers its parents.
+- One recursive statement walks the edges and names what it meets, however much that is; lineage cannot form a cycle,
+  because a digest covers its parents.
 - A parent that the actor may not see is its digest and nothing else, and nothing beyond it is told.
-- A child that the actor may not see is not told of at all.
+- A child that the actor may not see is not told of at all, nor is what only it leads to: the answer is the one that
+  there would be without it.
+- An answer that would be larger than `EDGES_LIMIT` says so.
 
 Example
     >>> lineage.up(session, actor, name, 3).edges[0].relation
@@ -12,123 +15,214 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlalchemy import CTE, ColumnElement, Select, Text, case, cast, exists, func, literal, true
+from sqlalchemy import select as rows
+from sqlmodel import Session, col
 
-from registry.errors import NotFound
-from registry.manifest import Edge, Relation
+from registry import names
+from registry.lineage import BASE, CLAIMED, DATASET, kind_of
 from registry.names import AdapterName, Selector
-from registry.server import catalog
+from registry.server import bases, catalog, walks
 from registry.server.actors import Actor
-from registry.server.tables import AdapterRow, BaseRow, EdgeRow, VersionRow
+from registry.server.tables import AdapterRow, BaseEdgeRow, BaseRow, EdgeRow, VersionInputRow, VersionRow
+from registry.server.walks import Step
 from registry.wire import Lineage, LineageEdge, LineageNode
 
 EDGES_LIMIT = 5000
-_Triple = tuple[str, str, str]
+"""Rows of the walk in one answer: edges between versions, bases, data sets, runs and code."""
 
 
+# ------------------------------------------------------------------ what is asked
 def up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
-    """The ancestors of a version, and the bases of all that are seen."""
+    """The ancestors of a version, the bases and inputs of all that are seen, and what was fused into those bases."""
     root = catalog.find(session, actor, name, selector)
-    walk = (
-        select(EdgeRow.child_id, EdgeRow.parent_digest, EdgeRow.relation)
-        .where(col(EdgeRow.child_id) == root.id)
-        .cte("walk", recursive=True)
-    )
-    further = (
-        select(EdgeRow.child_id, EdgeRow.parent_digest, EdgeRow.relation)
-        .join(VersionRow, col(VersionRow.id) == col(EdgeRow.child_id))
-        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .join(walk, walk.c.parent_digest == col(VersionRow.digest))
-        .where(catalog.visible(actor))
-    )
-    walk = walk.union(further)
-    statement = (
-        select(VersionRow.digest, walk.c.parent_digest, walk.c.relation)
-        .join(VersionRow, col(VersionRow.id) == walk.c.child_id)
-        .limit(EDGES_LIMIT)
-    )
-    return _told(session, actor, name, root, session.exec(statement).all())
+    walk = walks.recursive(session, "walk", rows(*_link("", root.digest)), lambda walk: _up(walk, actor))
+    return _told(session, actor, walk, _named(root, name), upwards=True)
 
 
 def down(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The descendants of a version that the actor may see."""
     root = catalog.find(session, actor, name, selector)
-    child = (
-        select(VersionRow.digest.label("digest"), EdgeRow.parent_digest, EdgeRow.relation)  # type: ignore[attr-defined]
-        .join(EdgeRow, col(EdgeRow.child_id) == col(VersionRow.id))
-        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .where(catalog.visible(actor))
-    )
-    walk = child.where(col(EdgeRow.parent_digest) == root.digest).cte("walk", recursive=True)
-    walk = walk.union(child.join(walk, walk.c.digest == col(EdgeRow.parent_digest)))
-    statement = select(walk.c.digest, walk.c.parent_digest, walk.c.relation).limit(EDGES_LIMIT)
-    return _told(session, actor, name, root, session.exec(statement).all())
+    walk = walks.recursive(session, "walk", rows(*_link("", root.digest)), lambda walk: _down(walk, actor))
+    return _told(session, actor, walk, _named(root, name))
 
 
-def _told(session: Session, actor: Actor, name: AdapterName, root: VersionRow, rows: Iterable[_Triple]) -> Lineage:
-    edges = sorted({(child, parent, relation) for child, parent, relation in rows})
-    digests = {root.digest} | {child for child, _, _ in edges} | {parent for _, parent, _ in edges}
-    statement = (
-        select(VersionRow, AdapterRow, BaseRow.name)
-        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
-        .where(col(VersionRow.digest).in_(digests), catalog.visible(actor))
-        .order_by(col(VersionRow.id).desc())
-    )
-    nodes: dict[str, LineageNode] = {}
-    bases: set[tuple[str, str]] = set()
-    fused = _fused_from(session, digests)
-    for version, adapter, base in session.exec(statement):
-        # The same bytes may be a version of several adapters: the first push of them gives the name.
-        nodes[version.digest] = LineageNode(
-            id=version.digest,
-            kind="version",
-            name=f"{adapter.namespace}/{adapter.name}",
-            number=version.number,
-            digest=version.digest,
+def of_base(session: Session, actor: Actor, name: str, *, upwards: bool) -> Lineage:
+    """What was fused into a base and where that came from; or what was trained on it, and what came from that."""
+    base = bases.row(session, names.base_name(name))
+    root = LineageNode(id=BASE + base.name, kind="base", name=base.name)
+    seed = rows(*_link("", root.id))
+    if upwards:
+        seed = rows(*_link(root.id, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation))).where(
+            col(BaseEdgeRow.base_id) == base.id
         )
-        bases.add((version.digest, base))
-    nodes[root.digest] = LineageNode(
-        id=root.digest, kind="version", name=str(name), number=root.number, digest=root.digest
+    walk = walks.recursive(session, "walk", seed, lambda walk: (_up if upwards else _down)(walk, actor))
+    return _told(session, actor, walk, root, upwards=upwards)
+
+
+def of_dataset(session: Session, actor: Actor, dataset: str) -> Lineage:
+    """What was trained on a data set, by its digest or its URI, or is claimed to be, and what came from that.
+
+    Empty for one that nothing in sight names: a data set is no object of the registry.
+    """
+    given = {"digest": dataset} if dataset.startswith("sha256:") else {"uri": dataset}
+    root = LineageNode(id=DATASET + dataset, kind="dataset", name=dataset, **given)
+    seed = rows(*_link(root.id, col(VersionRow.digest), col(VersionInputRow.relation))).where(
+        (col(VersionInputRow.digest) if "digest" in given else col(VersionInputRow.uri)) == dataset,
+        col(VersionInputRow.relation).in_(("dataset", CLAIMED)),
+        col(VersionRow.id) == col(VersionInputRow.version_id),
+        _seen(actor),
     )
-    for digest in digests - nodes.keys():
-        nodes[digest] = LineageNode(id=digest, kind="version", digest=digest, hidden=True)
-    for base in {base for _, base in bases} | {base for base, _ in fused}:
-        nodes[f"base:{base}"] = LineageNode(id=f"base:{base}", kind="base", name=base)
-    told = [LineageEdge(child=c, parent=p, relation=r) for c, p, r in edges]
-    told += [LineageEdge(child=d, parent=f"base:{b}", relation="adapter") for d, b in sorted(bases)]
-    told += [LineageEdge(child=f"base:{b}", parent=d, relation=Relation.FUSED) for b, d in fused]
-    return Lineage(root=root.digest, nodes=[nodes[key] for key in sorted(nodes)], edges=told)
+    walk = walks.recursive(session, "walk", seed, lambda walk: _down(walk, actor))
+    return _told(session, actor, walk, root)
 
 
-# ------------------------------------------------------------------ bases with adapters in their weights
-def parents_of(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:
-    """Base's name → what was fused into it. A parent that the actor may not see is its digest, without a name."""
-    found = {base.name: [Edge.model_validate(edge) for edge in base.parents or ()] for base in bases}
-    seen = _seen(session, actor, {edge.digest for edges in found.values() for edge in edges})
-    return {
-        name: [edge if edge.digest in seen else edge.model_copy(update={"name": ""}) for edge in edges]
-        for name, edges in found.items()
-    }
+# ------------------------------------------------------------------ the walk
+def _link(near: Any, far: Any, relation: Any = "", name: Any = "", uri: Any = "") -> list[Any]:
+    """A row of the walk: from `near`, where it came from, to `far`, which is still to be looked at."""
+    texts = {"near": near, "far": far, "relation": relation, "name": name, "uri": uri}
+    return [cast(value, Text).label(name) for name, value in texts.items()]
 
 
-def demand_seen(session: Session, actor: Actor, digests: Iterable[str]) -> None:
-    """`NotFound` (VERSION_UNKNOWN) for a parent that is no version, or none that the actor may see."""
-    wanted = set(digests)
-    for digest in sorted(wanted - _seen(session, actor, wanted)):
-        raise NotFound("VERSION_UNKNOWN", f"parents: there is no version {digest}, or you may not see it")
+def _seen(actor: Actor) -> ColumnElement[bool]:
+    """The version is one that the actor may see."""
+    reach = catalog.visible(actor)
+    if reach.compare(true()):
+        return reach
+    mine = exists().where(col(AdapterRow.id) == col(VersionRow.adapter_id), reach)
+    return mine.correlate(VersionRow)
 
 
-def _seen(session: Session, actor: Actor, digests: Set[str]) -> set[str]:
-    if not digests:
-        return set()
-    statement = select(VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    return set(session.exec(statement.where(col(VersionRow.digest).in_(digests), catalog.visible(actor))).all())
+def _up(walk: CTE, actor: Actor) -> Sequence[Step]:
+    """From a version to its parents, to its inputs, and to what was fused into its base."""
+    version = [col(VersionRow.digest) == walk.c.far, _seen(actor)]
+    base = literal(BASE) + col(BaseRow.name)
+    made_from = (col(VersionInputRow.relation), col(VersionInputRow.name), col(VersionInputRow.uri))
+    return [
+        Step(
+            _link(walk.c.far, col(EdgeRow.parent_digest), col(EdgeRow.relation)),
+            (VersionRow, EdgeRow),
+            [*version, col(EdgeRow.child_id) == col(VersionRow.id)],
+        ),
+        Step(
+            _link(walk.c.far, col(VersionInputRow.node), *made_from),
+            (VersionRow, VersionInputRow),
+            [*version, col(VersionInputRow.version_id) == col(VersionRow.id)],
+        ),
+        Step(
+            _link(base, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation)),
+            (VersionRow, BaseEdgeRow, BaseRow),
+            [
+                *version,
+                col(BaseEdgeRow.base_id) == col(VersionRow.base_id),
+                col(BaseRow.id) == col(BaseEdgeRow.base_id),
+            ],
+        ),
+    ]
 
 
-def _fused_from(session: Session, digests: Set[str]) -> list[tuple[str, str]]:
-    """(base, version) for every base into whose weights one of these versions was fused."""
-    rows = session.exec(select(BaseRow.name, BaseRow.parents)).all()
-    return sorted((name, edge["digest"]) for name, edges in rows for edge in edges or () if edge["digest"] in digests)
+def _down(walk: CTE, actor: Actor) -> Sequence[Step]:
+    """From a version to its children, and to the bases that it was fused into; from a base to its adapters."""
+    return [
+        Step(
+            _link(walk.c.far, col(VersionRow.digest), col(EdgeRow.relation)),
+            (EdgeRow, VersionRow),
+            [col(EdgeRow.parent_digest) == walk.c.far, col(VersionRow.id) == col(EdgeRow.child_id), _seen(actor)],
+        ),
+        Step(
+            _link(walk.c.far, literal(BASE) + col(BaseRow.name), col(BaseEdgeRow.relation)),
+            (BaseEdgeRow, BaseRow),
+            [col(BaseEdgeRow.parent_digest) == walk.c.far, col(BaseRow.id) == col(BaseEdgeRow.base_id)],
+        ),
+        Step(
+            _link(walk.c.far, col(VersionRow.digest), "adapter"),
+            (BaseRow, VersionRow),
+            [
+                func.substr(walk.c.far, 1, len(BASE)) == BASE,  # else nothing further is looked at
+                col(BaseRow.name) == func.substr(walk.c.far, len(BASE) + 1),
+                col(VersionRow.base_id) == col(BaseRow.id),
+                _seen(actor),
+            ],
+        ),
+    ]
+
+
+def _statement(walk: CTE, actor: Actor) -> Select[Any]:
+    """The walk, and what each far end is called: `namespace/name number base state`, empty for what is not seen.
+
+    As one text, because a planner that expects many rows would read all versions for a join. One version speaks for its
+    digest: the same bytes may be one of several adapters, and the first push of them gives the name.
+    """
+    told = rows(walk).limit(EDGES_LIMIT + 1).cte("told")
+    state = case(
+        (col(VersionRow.quarantined_at).is_not(None), "quarantined"),
+        (col(VersionRow.yanked_at).is_not(None), "yanked"),
+        else_="",
+    )
+    words = (
+        col(AdapterRow.namespace) + "/" + col(AdapterRow.name), cast(VersionRow.number, Text), col(BaseRow.name), state,
+    )  # fmt: skip
+    called = rows(words[0] + " " + words[1] + " " + words[2] + " " + words[3]).where(
+        col(VersionRow.digest) == told.c.far,
+        col(AdapterRow.id) == col(VersionRow.adapter_id),
+        catalog.visible(actor),
+        col(BaseRow.id) == col(VersionRow.base_id),
+    )
+    called = called.select_from(walks.in_order(VersionRow, AdapterRow, BaseRow)).order_by(col(VersionRow.id)).limit(1)
+    statement: Select[Any] = rows(*told.c, called.correlate(told).scalar_subquery().label("called"))
+    return statement
+
+
+# ------------------------------------------------------------------ the answer
+@dataclass(slots=True)
+class _Graph:
+    nodes: dict[str, LineageNode] = field(default_factory=dict)
+    edges: set[tuple[str, str, str]] = field(default_factory=set)
+
+    def base(self, name: str) -> str:
+        node = BASE + name
+        self.nodes[node] = LineageNode(id=node, kind="base", name=name)
+        return node
+
+
+def _named(root: VersionRow, name: AdapterName) -> LineageNode:
+    """The root under the name that was asked for, whatever else its digest is called."""
+    return LineageNode(
+        id=root.digest, kind="version", name=str(name), number=root.number, digest=root.digest, withdrawn=_state(root)
+    )
+
+
+def _state(row: VersionRow) -> str:
+    return "quarantined" if row.quarantined_at else "yanked" if row.yanked_at else ""
+
+
+def _told(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwards: bool = False) -> Lineage:
+    graph = _Graph()
+    found = session.connection().execute(_statement(walk, actor)).all()
+    for near, far, relation, name, uri, called in found:
+        kind = kind_of(far)
+        if called is not None:
+            title, number, base, state = called.split(" ")
+            graph.nodes[far] = LineageNode(
+                id=far, kind=kind, name=title, number=int(number), digest=far, withdrawn=state
+            )
+            graph.edges.add((far, graph.base(base), "adapter"))
+        elif kind == "version":
+            graph.nodes[far] = LineageNode(id=far, kind=kind, digest=far, hidden=True)
+        elif kind == "base":
+            graph.base(far.removeprefix(BASE))
+        else:
+            digest = far.removeprefix(DATASET) if far.startswith(DATASET + "sha256:") else ""
+            graph.nodes[far] = LineageNode(id=far, kind=kind, name=name, uri=uri, digest=digest)
+        if kind_of(near) == "base":
+            graph.base(near.removeprefix(BASE))
+        if near:
+            graph.edges.add((near, far, relation) if upwards else (far, near, relation))
+    graph.nodes[root.id] = root
+    edges = [LineageEdge(child=c, parent=p, relation=r) for c, p, r in sorted(graph.edges)]
+    nodes = [graph.nodes[key] for key in sorted(graph.nodes)]
+    return Lineage(root=root.id, nodes=nodes, edges=edges, truncated=len(found) > EDGES_LIMIT)

@@ -209,7 +209,9 @@ class History(Answer):
 
 
 class LineageNode(Answer):
-    """A version or base in the tree. `hidden` is a parent that the actor may not see: its digest and nothing else."""
+    """A node of lineage: `kind` is version, base, dataset, run or code. `hidden` is a parent that the actor may not
+    see: its digest and nothing else. `withdrawn`: yanked, or quarantined.
+    """
 
     id: str
     kind: str
@@ -217,6 +219,8 @@ class LineageNode(Answer):
     number: int | None = None
     digest: str = ""
     hidden: bool = False
+    uri: str = ""
+    withdrawn: str = ""
 
 
 class LineageEdge(Answer):
@@ -226,9 +230,12 @@ class LineageEdge(Answer):
 
 
 class Lineage(Answer):
+    """What was found from `root` on. `truncated`: there is more than one answer holds."""
+
     root: str
     nodes: list[LineageNode]
     edges: list[LineageEdge]
+    truncated: bool = False
 
 
 # ------------------------------------------------------------------ bases

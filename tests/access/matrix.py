@@ -28,6 +28,7 @@ ACTORS = ("nobody", "stranger", "reader", "pusher", "promoter", "owner", "admin"
 PLACES = {"acme": "support", "globex": "secret", "nowhere": "nothing"}
 ZERO = "sha256:" + "0" * 64
 QUERIES = {
+    "/api/v1/lineage": {"base": "tiny-llama"},
     "/api/v1/fleet": {"base": "tiny-llama", "engine": "vllm==0.33.0"},
     "/api/v1/events/stream": {"after": "x"},  # refused after the look at who asks: it would never end
 }

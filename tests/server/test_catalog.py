@@ -171,6 +171,7 @@ def test_a_parent_out_of_sight_is_a_digest_and_nothing_else(world: World) -> Non
     nodes = {n.id: n for n in up.nodes}
     assert nodes[parent.digest].model_dump() == {
         "id": parent.digest, "kind": "version", "name": "", "number": None, "digest": parent.digest, "hidden": True,
+        "uri": "", "withdrawn": "",
     }  # fmt: skip
     assert grandparent.digest not in nodes
     assert nodes[child.digest].name == "acme/child"

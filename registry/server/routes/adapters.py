@@ -22,6 +22,7 @@ from registry.digest import Digest
 from registry.engines import PROFILE_LIMIT
 from registry.errors import Conflict, Invalid
 from registry.names import Ref, Selector
+from registry.provenance import URI_LIMIT
 from registry.server import adapters, aliases, catalog, history, lineage, loads, withdrawal
 from registry.server.adapters import Search
 from registry.server.routes.deps import (
@@ -146,6 +147,24 @@ def show_lineage(
 ) -> Lineage:
     walk = lineage.up if direction == "up" else lineage.down
     return walk(session, actor, name, selector)
+
+
+@router.get("/lineage")
+def find_lineage(
+    session: SessionDep,
+    actor: Puller,
+    dataset: Annotated[str, Query(max_length=URI_LIMIT)] = "",
+    base: Text = "",
+    direction: Literal["up", "down"] = "down",
+) -> Lineage:
+    """From a data set (its digest or URI), or from a base: what was made from it, and what from that."""
+    if bool(dataset) == bool(base):
+        raise Invalid("REQUEST_INVALID", "lineage: name a data set or a base, one of them")
+    if base:
+        return lineage.of_base(session, actor, base, upwards=direction == "up")
+    if direction == "up":
+        raise Invalid("REQUEST_INVALID", "direction: what a data set came from is not known here")
+    return lineage.of_dataset(session, actor, str(Digest(dataset)) if dataset.startswith("sha256:") else dataset)
 
 
 @router.post(VERSION + "/yank")

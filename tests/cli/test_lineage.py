@@ -1,0 +1,106 @@
+"""Declared inputs by command, from push to export: what is shown, drawn, found again, and valid for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from registry import attestations
+from registry.attestations.keys import PrivateKey
+from registry.digest import Digest
+from tests.cli.desk import Desk
+
+DATA = Digest.of(b"tickets")
+COMMIT = "9c4f" * 10
+CARD = b"---\nbase_model: tiny-llama\ndatasets:\n- acme/chats\n---\n### Framework versions\n\n- TRL: 0.24.0\n"
+
+
+@pytest.fixture
+def story(desk: Desk, tmp_path: Path) -> Desk:
+    """acme/support@1 with everything declared, @2 that goes on from it."""
+    desk.base()
+    folder = desk.adapter("first")
+    (folder / "README.md").write_bytes(CARD)
+    file = tmp_path / "origin.toml"
+    file.write_text('[run]\ntool = "wandb"\nid = "old"\n[parameters]\nlearning_rate = 2e-4\nepochs = 3\n')
+    desk(
+        "push", folder, "acme/support", "--base", "tiny-llama", "--provenance", file,
+        "--dataset", f"tickets=s3://data/tickets.jsonl@{DATA}", "--run", "mlflow:4f1c=https://mlflow.example.org/4f1c",
+        "--commit", f"https://git.example.org/acme/train@{COMMIT}", "--param", "epochs=5",
+    )  # fmt: skip
+    desk.push("acme/support", "--parent", "acme/support@1")
+    return desk
+
+
+def test_what_was_declared_is_shown_drawn_and_found(story: Desk) -> None:
+    declared = story("show", "acme/support@1", "--json").json["provenance"]
+    assert declared["parameters"] == {"learning_rate": "0.0002", "epochs": "5"}
+    assert declared["run"] == {"tool": "mlflow", "id": "4f1c", "url": "https://mlflow.example.org/4f1c"}
+    shown = story("show", "acme/support@1").stdout
+    for word in ("tickets", "acme/chats", "mlflow 4f1c", COMMIT, "learning_rate=0.0002", "trl 0.24.0"):
+        assert word in shown
+    first, second = (story("show", f"acme/support@{n}", "--json").json["digest"][7:19] for n in (1, 2))
+    assert story("lineage", "acme/support").stdout.splitlines() == [
+        f"acme/support@2  {second}",
+        f"├─ continued acme/support@1  {first}",
+        "│  ├─ on tiny-llama (base)",
+        "│  ├─ trained on (its README says) acme/chats  hf://datasets/acme/chats",
+        f"│  ├─ trained on tickets  {DATA.short}  s3://data/tickets.jsonl",
+        "│  ├─ run mlflow 4f1c  https://mlflow.example.org/4f1c",
+        "│  └─ by code train@9c4f9c4f9c4f  https://git.example.org/acme/train",
+        "└─ on tiny-llama (base)",
+    ]
+    found = story("lineage", "--dataset", DATA).stdout.splitlines()
+    assert [line.partition("  ")[0] for line in found[1:]] == ["└─ trained on acme/support@1", ""]
+    assert "continued acme/support@2" in found[2]
+    assert "acme/support@2" in story("lineage", "--base", "tiny-llama", "--down").stdout
+    assert story("lineage", "--base", "tiny-llama").stdout.splitlines() == ["tiny-llama (base)"]
+
+
+def test_exports_are_valid_for_other_programs(story: Desk, tmp_path: Path) -> None:
+    bom = tmp_path / "bom.json"
+    story("lineage", "acme/support@1", "--format", "cyclonedx", "--out", bom)
+    for ref in ("acme/support@1", "acme/support@2"):
+        text = story("lineage", ref, "--format", "cyclonedx").stdout
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bom.read_text()) is None
+    broken = json.loads(bom.read_text()) | {"components": [{"type": "adapter", "name": "x"}]}
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(broken)) is not None
+    event = story("lineage", "acme/support@1", "--format", "openlineage").json
+    assert {one["name"] for one in event["inputs"]} == {"tickets.jsonl", "acme/chats", "tiny-llama"}
+    svg = story("lineage", "acme/support", "--format", "svg").stdout
+    assert svg.startswith("<svg")
+
+
+def test_a_signed_statement_is_an_envelope_of_it(story: Desk, tmp_path: Path) -> None:
+    made = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    key = tmp_path / "key.pem"
+    key.write_bytes(made)
+    plain = story("lineage", "acme/support@1", "--format", "slsa").json
+    envelope = story("lineage", "acme/support@1", "--format", "slsa", "--sign", key).stdout.strip().encode()
+    opened = attestations.opened(envelope, PrivateKey.parse(made).public)
+    assert opened.predicate_type == plain["predicateType"]
+    assert opened.predicate == plain["predicate"]
+    assert opened.subjects["acme/support@1"] == story("show", "acme/support@1", "--json").json["digest"][7:]
+
+
+def test_a_question_that_cannot_be_asked_is_refused_before_it_is(story: Desk) -> None:
+    for words in (
+        ["lineage"],
+        ["lineage", "acme/support", "--base", "tiny-llama"],
+        ["lineage", "acme/support", "--down", "--format", "slsa"],
+        ["lineage", "--dataset", DATA, "--format", "cyclonedx"],
+        ["lineage", "acme/support", "--sign", "key.pem"],
+        ["push", "nowhere", "acme/x", "--dataset", "s3://data"],
+        ["push", "nowhere", "acme/x", "--param", "token=hf_" + "a" * 34],
+        ["push", "nowhere", "acme/x", "--run", "MLflow:1"],
+    ):
+        story(*words, expect=2)

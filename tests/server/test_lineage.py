@@ -1,0 +1,250 @@
+"""Lineage: inputs, data sets, bases, what is fused into them; what is out of sight leaves no trace; one statement."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import event, insert, text
+
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound
+from registry.manifest import Edge, Relation
+from registry.provenance import Provenance
+from registry.server import lineage
+from registry.server.tables import BaseRow, EdgeRow, VersionRow
+from registry.wire import BaseAdd, Lineage, VersionView
+from tests import forge
+from tests.world import World, rows, spec_of
+
+D = Digest.of(b"tickets")
+URI = "s3://data/tickets.jsonl"
+
+
+@pytest.fixture
+def made(world: World) -> World:
+    world.add_base()
+    return world
+
+
+def edges(*parents: VersionView, relation: Relation = Relation.CONTINUED) -> list[Edge]:
+    return [Edge(relation=relation, digest=p.digest, name=f"{p.name}@{p.number}") for p in parents]
+
+
+def declared(**values: Any) -> Provenance:
+    found = Provenance.read(values)
+    assert found is not None
+    return found
+
+
+def drawn(found: Lineage) -> set[tuple[str, str, str]]:
+    """Edges by names: child, relation, parent."""
+    names = {n.id: f"{n.name}@{n.number}" if n.number else n.name or n.id for n in found.nodes}
+    assert {n.id for n in found.nodes} >= {
+        found.root,
+        *(e.child for e in found.edges),
+        *(e.parent for e in found.edges),
+    }
+    return {(names[e.child], e.relation, names[e.parent]) for e in found.edges}
+
+
+def fused_world(world: World) -> None:
+    """acme/x on the first base is fused into a second one, on which acme/y is trained, from which acme/z goes on."""
+    x = world.push("acme/x", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])).version
+    other = forge.llama("tiny-fused", seed=2)
+    world.bases[other.name] = spec_of(other)
+    world.admin.add_base(BaseAdd(spec=spec_of(other), parents=edges(x, relation=Relation.FUSED)))
+    y = world.push("acme/y", world.files(other), base=other.name).version
+    world.push("acme/z", world.files(other), base=other.name, parents=edges(y))
+
+
+def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: World) -> None:
+    card = b"---\ndatasets: [acme/chats]\n---\n"
+    given = declared(
+        datasets=[{"name": "tickets", "uri": URI, "digest": D, "split": "train"}],
+        run={"tool": "mlflow", "id": "4f", "url": "https://mlflow.example.org/4f"},
+        code={"repository": "https://git.example.org/acme/train", "commit": "9c4f" * 10},
+        parameters={"lr": 2e-4},
+    )
+    version = made.push("acme/a", {**made.files(), "README.md": card}, provenance=given).version
+    assert version.provenance == given
+    assert version.facts["card"] == {"datasets": ["acme/chats"]}
+    assert made.admin.resolve("acme/a").manifest.provenance == given
+    found = made.admin.lineage("acme/a")
+    assert drawn(found) == {
+        ("acme/a@1", "adapter", "tiny-llama"),
+        ("acme/a@1", "dataset", "tickets"),
+        ("acme/a@1", "claimed", "acme/chats"),
+        ("acme/a@1", "run", "mlflow 4f"),
+        ("acme/a@1", "code", "train@9c4f9c4f9c4f"),
+    }
+    nodes = {n.kind: n for n in found.nodes if n.name != "acme/chats"}
+    assert (nodes["dataset"].uri, nodes["dataset"].digest) == (URI, D)
+    assert nodes["run"].uri == "https://mlflow.example.org/4f"
+    assert made.push("acme/a", {**made.files(), "README.md": card}).version.provenance is None
+
+
+def test_what_breaks_a_rule_is_refused_by_the_server_too(made: World) -> None:
+    plain = made.manifest(made.files()).model_dump(mode="json")
+    for wrong, status, told in (
+        ({"datasets": [{"uri": "https://me:pw@h/x"}]}, 422, "provenance.datasets.0.uri holds a user"),
+        ({"run": {"tool": "x", "id": "1", "token": "y"}}, 400, "provenance.run.token"),
+        ({}, 422, "declares nothing"),
+    ):
+        answer = _sent(made, plain | {"provenance": wrong})
+        assert (answer[0], told in answer[1]) == (status, True), answer
+
+
+def _sent(world: World, manifest: dict[str, Any]) -> tuple[int, str]:
+    with httpx.Client(transport=world.transport, base_url="http://registry.test") as client:
+        headers = {"Authorization": f"Bearer {world.secret}"}
+        answer = client.post("/api/v1/adapters/acme/a/pushes", json={"manifest": manifest}, headers=headers)
+    return answer.status_code, answer.json()["detail"]
+
+
+def test_what_a_data_set_went_into_is_found_by_digest_and_by_uri_and_further_down(made: World) -> None:
+    one = made.push("acme/one", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])).version
+    made.push("acme/two", provenance=declared(datasets=[{"uri": URI}]))
+    made.push("acme/three", parents=edges(one))
+    made.push("acme/none", provenance=declared(datasets=[{"uri": URI + ".other"}], run={"tool": "w", "id": "1"}))
+    below = {("acme/three@1", "continued", "acme/one@1"), ("acme/three@1", "adapter", "tiny-llama")}
+    found = made.admin.lineage_of(dataset=D)
+    assert drawn(found) == below | {("acme/one@1", "dataset", D), ("acme/one@1", "adapter", "tiny-llama")}
+    assert found.root == f"dataset:{D}"
+    found = made.admin.lineage_of(dataset=URI)
+    assert {(c, r) for c, r, p in drawn(found) if p == URI} == {("acme/one@1", "dataset"), ("acme/two@1", "dataset")}
+    assert drawn(found) >= below
+    assert made.admin.lineage_of(dataset="s3://nobody/knows").edges == []
+    files = {**made.files(), "README.md": b"---\ndatasets:\n- acme/chats\n---\n"}
+    made.push("acme/claims", files)
+    assert ("acme/claims@1", "claimed", "hf://datasets/acme/chats") in drawn(
+        made.admin.lineage_of(dataset="hf://datasets/acme/chats")
+    )
+
+
+def test_descent_goes_on_through_what_was_fused_into_a_base(made: World) -> None:
+    fused_world(made)
+    line = {
+        ("acme/x@1", "adapter", "tiny-llama"),
+        ("tiny-fused", "fused", "acme/x@1"),
+        ("acme/y@1", "adapter", "tiny-fused"),
+        ("acme/z@1", "adapter", "tiny-fused"),
+        ("acme/z@1", "continued", "acme/y@1"),
+    }
+    assert drawn(made.admin.lineage_of(base="tiny-llama")) == line
+    assert drawn(made.admin.lineage("acme/x", down=True)) == line
+    assert drawn(made.admin.lineage_of(dataset=D)) == line | {("acme/x@1", "dataset", D)}
+    upwards = line | {("acme/x@1", "dataset", "tickets")}
+    assert drawn(made.admin.lineage("acme/z")) == upwards
+    assert drawn(made.admin.lineage_of(base="tiny-fused", down=False)) == {
+        edge for edge in upwards if edge[0] in ("tiny-fused", "acme/x@1")
+    }
+    assert made.admin.lineage_of(base="tiny-llama", down=False).edges == []
+
+
+def test_what_is_out_of_sight_leaves_no_trace_anywhere(made: World) -> None:
+    acme = made.actor("pull", namespaces=["acme"])
+    given = declared(datasets=[{"uri": URI, "digest": D}])
+    seen = made.push("acme/seen", provenance=given).version
+
+    def everything() -> list[Lineage]:
+        asked = [acme.lineage_of(dataset=URI), acme.lineage_of(dataset=D), acme.lineage_of(base="tiny-llama")]
+        return [*asked, acme.lineage("acme/seen"), acme.lineage("acme/seen", down=True)]
+
+    before = everything()
+    hidden = made.push("globex/secret", provenance=given, parents=edges(seen)).version
+    below = made.push("globex/deeper", parents=edges(hidden)).version
+    assert everything() == before
+    visible = made.push("acme/again", parents=edges(below)).version
+    found = acme.lineage("acme/again")
+    assert [n.model_dump(exclude_defaults=True) for n in found.nodes if n.hidden] == [
+        {"id": below.digest, "kind": "version", "digest": below.digest, "hidden": True}
+    ]
+    assert hidden.digest not in {n.id for n in found.nodes}
+    assert visible.digest not in {n.id for n in acme.lineage("acme/seen", down=True).nodes}, "only through the unseen"
+    assert visible.digest in {n.id for n in made.admin.lineage("acme/seen", down=True).nodes}
+
+
+def test_a_withdrawn_version_is_marked(made: World) -> None:
+    first = made.push("acme/a").version
+    made.push("acme/b", parents=edges(first))
+    made.admin.yank("acme/b@1", "diverged")
+    states = {n.name: n.withdrawn for n in made.admin.lineage("acme/a", down=True).nodes}
+    assert states == {"acme/a": "", "acme/b": "yanked", "tiny-llama": ""}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"dataset": URI, "base": "tiny-llama"}, {"dataset": "sha256:1"}, {"dataset": URI, "down": False}],
+)
+def test_a_question_names_one_thing(made: World, asked: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        made.admin.lineage_of(**asked)
+    with pytest.raises(NotFound):
+        made.admin.lineage_of(base="nobody/knows")
+
+
+def test_an_answer_that_is_too_large_says_so(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = made.push("acme/a").version
+    for _ in range(4):
+        made.push("acme/b", parents=edges(first))
+    assert not made.admin.lineage("acme/a@1", down=True).truncated
+    monkeypatch.setattr(lineage, "EDGES_LIMIT", 3)
+    found = made.admin.lineage("acme/a@1", down=True)
+    assert found.truncated
+    assert 1 <= len([e for e in found.edges if e.relation == "continued"]) <= 4
+
+
+# ------------------------------------------------------------------ how it is asked
+def shelve(world: World, count: int) -> None:
+    """Versions of one adapter, each going on from an earlier one: version n from n/2, a tree of two branches each."""
+    world.push("acme/tree", provenance=declared(datasets=[{"uri": URI}]))
+    for number in range(2, 10):
+        world.admin.add_base(BaseAdd(spec=spec_of(forge.llama(f"other-{number}"))))
+    with world.session(write=True) as session:
+        version = rows(session, VersionRow)[0].model_dump()
+        bases = [base.id for base in rows(session, BaseRow)]
+        digests = [version["digest"], *(str(Digest.of(b"%d" % n)) for n in range(2, count + 1))]
+        made = [
+            version | {"id": 1000 + n, "number": n, "digest": digests[n - 1], "base_id": bases[n % 9]}
+            for n in range(2, count + 1)
+        ]
+        session.connection().execute(insert(VersionRow), made)
+        links = [
+            {"child_id": 1000 + n, "parent_digest": digests[n // 2 - 1], "relation": "continued", "parent_name": ""}
+            for n in range(2, count + 1)
+        ]
+        session.connection().execute(insert(EdgeRow), links)
+    with world.engine.connect() as connection:
+        connection.execute(text("ANALYZE"))
+        connection.commit()
+
+
+def test_each_question_is_one_statement_by_indexes_however_much_it_finds(made: World, database_kind: str) -> None:
+    shelve(made, 3000)
+    questions = {
+        "down": lambda: made.admin.lineage("acme/tree@5", down=True),
+        "up": lambda: made.admin.lineage("acme/tree@2047"),
+        "dataset": lambda: made.admin.lineage_of(dataset=URI),
+    }
+    for name, ask in questions.items():
+        sent: list[tuple[str, Any]] = []
+
+        def keep(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any, sent: Any = sent) -> None:
+            if "walk" in statement:
+                sent.append((statement, parameters))
+
+        event.listen(made.engine, "before_cursor_execute", keep)
+        try:
+            found = ask()
+        finally:
+            event.remove(made.engine, "before_cursor_execute", keep)
+        assert len(sent) == 1, name
+        assert len([n for n in found.nodes if n.kind == "version"]) == {"down": 952, "up": 11, "dataset": 3000}[name]
+        explain = "EXPLAIN QUERY PLAN " if database_kind == "sqlite" else "EXPLAIN "
+        with made.engine.connect() as connection:
+            plan = [str(row[-1]) for row in connection.exec_driver_sql(explain + sent[0][0], sent[0][1])]
+        whole = re.compile(r"(SCAN|Seq Scan on) (edge|version)( |$)")
+        assert not [line for line in plan if whole.search(line)], "\n".join(plan)
