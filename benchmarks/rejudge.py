@@ -1,0 +1,111 @@
+"""`make bench-rejudge`: 10,000 versions judged again because the engines' rules changed, on SQLite and on PostgreSQL.
+
+The versions are rows that copy the facts of the cases in tests/engines (rsLoRA, DoRA, patterns, ranks …), each with a
+verdict `fits` and old verdicts `loads`. Then everything is judged by three engines, as `adapter rejudge` does it.
+The goal is a minute, and no blob is read: the store refuses every read while it runs, and its refusals are counted.
+
+    figures   <database>_seconds, _cpu_seconds, _versions_per_second, _verdicts, and blobs_read
+    ratios    <database>_time_vs_a_minute (less than 1 meets the goal)
+
+    REGISTRY_BENCH_VERSIONS=10000
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert
+from sqlmodel import select
+
+from registry.engines import facts as engine_facts
+from registry.server import loads, renewal
+from registry.server.blobs import MemoryBlobs
+from registry.server.tables import AdapterRow, VerdictRow, VersionRow
+from tests import services
+from tests.engines.cases import CASES, facts_of
+from tests.world import World
+
+VERSIONS = int(os.environ.get("REGISTRY_BENCH_VERSIONS") or 10_000)
+ENGINES = "vllm==0.32.0,max_lora_rank=32 vllm==0.33.0,max_lora_rank=64 sglang==0.5.23"
+GOAL_SECONDS = 60.0
+BATCH = 2000
+
+
+class Shut(MemoryBlobs):
+    """A store that counts reads once it is shut."""
+
+    shut = False
+    reads = 0
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        if self.shut:
+            self.reads += 1
+            raise RuntimeError(f"{key} was read")
+        return super().read(key, start, length)
+
+
+def shelve(world: World) -> None:
+    """The versions, each with `fits` and, for every engine, a verdict that older rules made."""
+    world.add_base()
+    world.push("acme/pattern")
+    stored = [engine_facts.to_stored(facts_of(files)) for files in CASES.values()]
+    with world.session(write=True) as session:
+        adapter = session.exec(select(AdapterRow)).one()
+        version = session.exec(select(VersionRow)).one().model_dump()
+        fits = session.exec(select(VerdictRow).where(VerdictRow.check == "fits")).one().model_dump(exclude={"id"})
+        old = [
+            fits | {"check": "loads", "profile": str(asked), "made_by": {"rules": "sha256:old"}}
+            for asked in loads.profiles(ENGINES)
+        ]
+        for start in range(0, VERSIONS - 1, BATCH):
+            numbers = range(start, min(start + BATCH, VERSIONS - 1))
+            new = [
+                version | {"id": 1000 + n, "adapter_id": adapter.id, "number": 2 + n, "digest": f"sha256:{n:064x}",
+                           "facts": {**version["facts"], "engine": stored[n % len(stored)]}} for n in numbers
+            ]  # fmt: skip
+            session.connection().execute(insert(VersionRow), new)
+            verdicts = [pattern | {"version_id": 1000 + n} for n in numbers for pattern in (fits, *old)]
+            session.connection().execute(insert(VerdictRow), verdicts)
+
+
+def measured(kind: str, world: World, blobs: Shut) -> dict[str, Any]:
+    shelve(world)
+    blobs.shut = True
+    started, worked = time.perf_counter(), time.process_time()
+    done = renewal.every(world.engine, loads.profiles(ENGINES))
+    seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+    if done.looked != VERSIONS:
+        raise RuntimeError(f"{done.looked} of {VERSIONS} versions were looked at")
+    print(f"{kind:9} {done.looked} versions, {done.renewed} verdicts in {seconds:.1f} s ({cpu:.1f} s of CPU here)")
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "verdicts": done.renewed,
+            "versions_per_second": round(done.looked / seconds)}  # fmt: skip
+
+
+def main() -> None:
+    figures: dict[str, Any] = {"versions": VERSIONS, "engines": len(ENGINES.split()), "blobs_read": 0}
+    ratios: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        services.postgres_url() as server,
+        services.fresh_database(server) as url,
+    ):
+        for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
+            blobs = Shut()
+            with World(database, blobs=blobs) as world:
+                found = measured(kind, world, blobs)
+            figures |= {f"{kind}_{name}": value for name, value in found.items()}
+            figures["blobs_read"] += blobs.reads
+            per_goal = found["seconds"] * 10_000 / VERSIONS / GOAL_SECONDS
+            ratios[f"{kind}_time_vs_a_minute"] = round(per_goal, 4)
+    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
+    print(json.dumps({"bench": "rejudge", "ratios": ratios, "figures": figures, "machine": machine}))
+
+
+if __name__ == "__main__":
+    main()
