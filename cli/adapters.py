@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from cli import heatmap, norms, origin, output, session
+from registry.client import convert
 from registry.client.api import Registry
 from registry.names import Ref
 from registry.verdicts import Check, Finding, Outcome, Verdict
@@ -97,9 +98,13 @@ def _print_list(items: list[AdapterView]) -> None:
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the norms (an .svg or .png file).")
+@click.option("--metadata", is_flag=True, help="Only the texts in the weights file, private ones (captions) too.")
 @output.json_option
-def show(ref: Ref, plot: Path | None) -> None:
+def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
     """Show what a version is, what was found out about it, and which aliases point where."""
+    if metadata:
+        _show_metadata(ref)
+        return
     with session.registry() as registry:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
@@ -107,6 +112,19 @@ def show(ref: Ref, plot: Path | None) -> None:
     if plot is not None and found is not None:
         heatmap.write(plot, norms.picture(f"{version.name}@{version.number}", found))
     output.answer(version, lambda: _print_version(version, aliases, norms.told(found)))
+
+
+def _show_metadata(ref: Ref) -> None:
+    """What the trainer's tools wrote into the file, read from it now: the registry keeps no copy of private texts."""
+    with session.registry() as registry:
+        texts = dict(sorted(convert.read(registry, registry.resolve(ref)).header.metadata.items()))
+
+    def text() -> None:
+        if not texts:
+            click.echo("The weights file has no metadata.")
+        output.facts([(output.plain(key), output.plain(value)) for key, value in texts.items()])
+
+    output.answer({"metadata": texts}, text)
 
 
 def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:

@@ -26,7 +26,7 @@ from registry.names import Ref
 @click.argument("ref", type=output.REF)
 @click.option("--to", "target", required=True, type=click.Choice([str(t) for t in Target]), help="The form to make.")
 @click.option("--into", default="", metavar="NAME", help="Push into this adapter. Default: NAME-FORM.")
-@click.option("--repair", is_flag=True, help="With --to peft: mend wrong prefixes and `.default` in names.")
+@click.option("--repair", is_flag=True, help="With --to peft or diffusers: mend wrong prefixes and `.default`.")
 @click.option("--message", "-m", default="", help="What to say of the new version.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
 @output.json_option

@@ -186,6 +186,11 @@ def faint(text: str) -> str:
     return click.style(text, dim=True)
 
 
+def plain(text: str) -> str:
+    """A stranger's text, with what would steer the terminal written out."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def size(count: int) -> str:
     """Bytes for people, in powers of ten as disks and networks count: `4.7 MB`."""
     number = float(count)

@@ -82,7 +82,7 @@ def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Conv
         names = renaming.repairs(header, folder.found.lora, base.spec)
         target = weights.path
     else:
-        names = renaming.to_diffusers(header)
+        names = renaming.image_repairs(header, base.spec) if asked.repair else renaming.to_diffusers(header)
         target = "pytorch_lora_weights.safetensors"
     after.mkdir()
     with open(before / weights.path, "rb") as old, open(after / target, "wb") as new:

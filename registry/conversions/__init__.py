@@ -3,6 +3,7 @@
     canonical   PEFT's plain LoRA: the scale in B, alpha = rank, one rank, no rsLoRA; every runtime multiplies by 1
     plain       PiSSA or OLoRA → a LoRA of twice the rank that fits the unchanged base (needs the base's weights)
     peft        torchtune or mlx → PEFT; with `repair`, wrong prefixes and `.default` in PEFT's own names
+                (with `diffusers` in diffusers' names)
     diffusers   kohya, X-Labs, diffusers of 2023 … → the names of today's diffusers
     gguf        PEFT → a GGUF adapter for llama.cpp and Ollama
 
@@ -113,8 +114,8 @@ def place_of(found: Found, asked: Conversion, base: BaseSpec) -> Place:
         Target.CANONICAL: _canonical, Target.PLAIN: _plain, Target.PEFT: _peft, Target.DIFFUSERS: _diffusers,
         Target.GGUF: _gguf,
     }[asked.to]  # fmt: skip
-    if asked.repair and asked.to is not Target.PEFT:
-        raise refused(f"--repair mends PEFT's names and goes with --to {Target.PEFT}")
+    if asked.repair and asked.to not in (Target.PEFT, Target.DIFFUSERS):
+        raise refused(f"--repair mends names and goes with --to {Target.PEFT} or --to {Target.DIFFUSERS}")
     return rule(found, asked, base)
 
 
@@ -205,11 +206,16 @@ def _foreign_text(found: Foreign, base: BaseSpec) -> Place:
 
 
 def _diffusers(found: Found, asked: Conversion, base: BaseSpec) -> Place:
-    if isinstance(found, Contents) or found.file.scheme not in formats.IMAGE_SCHEMES:
+    if isinstance(found, Contents) or found.file.scheme in formats.TEXT_SCHEMES:
         raise refused("diffusers' names are for adapters of image models, and this is a language model's")
     file = found.file
+    if asked.repair and file.scheme in ("diffusers", formats.UNKNOWN):
+        renaming.image_repairs(found.header, base)
+        return Place.HERE
+    if asked.repair:
+        raise refused(f"--repair mends names that are nearly diffusers'; these are of {file.scheme}")
     if file.scheme == "diffusers":
-        raise refused("it has diffusers' names already")
+        raise refused("it has diffusers' names already", "--repair mends names with `.default` in them")
     if file.scheme not in _DIFFUSERS or file.method != "lora":
         raise refused(
             f"diffusers has no converter for {file.scheme} with the method {file.method}; ComfyUI loads it as it is"

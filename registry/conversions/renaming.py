@@ -62,6 +62,26 @@ def _mended(name: str, base: BaseSpec) -> str:
     return mended
 
 
+def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
+    """As `repairs`, for diffusers' names: an adapter's name in them, or a component (`unet.`) that is missing."""
+    found = {info.name: _mended_image(info.name, base) for info in header}
+    changed = {old: new for old, new in found.items() if old != new}
+    if not changed:
+        raise _refused("no name of this adapter is one that --repair mends")
+    _demand_distinct(found)
+    return changed
+
+
+def _mended_image(name: str, base: BaseSpec) -> str:
+    mended = _ADAPTER_NAME.sub(r".\1", name)
+    tail = _TAIL.search(mended)
+    path = mended[: tail.start()] if tail else ""
+    if not path or path in base.modules:
+        return mended
+    there = [component for component in base.components if f"{component}.{path}" in base.modules]
+    return f"{there[0]}.{mended}" if len(there) == 1 else mended
+
+
 def can_rename(header: Header) -> bool:
     """Whether today's diffusers names follow from these names alone: the names of 2023, which have no alphas."""
     return all(_OLD.match(info.name) or _OLD_TEXT.match(info.name) for info in header)

@@ -57,8 +57,8 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Fil
     for info in header:
         path, half = _split(info.name)
         groups[path][half] = info
-    claims = {k: header.metadata[k][:TEXT_LIMIT] for k in _PLAIN_FACTS if k in header.metadata}
-    private = tuple(sorted(k[:TEXT_LIMIT] for k in header.metadata if k not in claims and k not in _HARMLESS))
+    claims = {k: _printable(header.metadata[k]) for k in _PLAIN_FACTS if k in header.metadata}
+    private = tuple(sorted(_printable(k) for k in header.metadata if k not in claims and k not in _HARMLESS))
     alphas, rule = _alphas(groups, header, found, read)
     family, evidence = family_of(header)
     return FileFacts(
@@ -76,7 +76,7 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Fil
         has_convolutions=any(len(t.shape) >= 4 for t in header),
         has_alpha_tensors=any("alpha" in h for h in groups.values()),
         alpha_rule=rule,
-        trigger_words=next((header.metadata[k][:TEXT_LIMIT] for k in _TRIGGERS if header.metadata.get(k)), ""),
+        trigger_words=next((_printable(header.metadata[k]) for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
         problems=_problems(header, groups, found),
@@ -88,6 +88,11 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Fil
 
 
 _HARMLESS = frozenset({"format", "lora_adapter_metadata", *_TRIGGERS})
+
+
+def _printable(text: str) -> str:
+    """An uploader's text on one line, without what moves a terminal's cursor or hides what follows."""
+    return "".join(c if c.isprintable() else " " for c in text[:TEXT_LIMIT])
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -18,7 +18,8 @@ def studio(desk: Desk) -> Desk:
 
 
 def style(desk: Desk) -> Path:
-    metadata = {"modelspec.trigger_phrase": "toy style", "ss_tag_frequency": "a photo of Ann"}
+    metadata = {"modelspec.trigger_phrase": "toy style", "ss_tag_frequency": "a photo of Ann",
+                "note": "dots\x1b[2J"}  # fmt: skip
     return forge.write({"toy.safetensors": forge_foreign.kohya(metadata=metadata)}, desk.folder / "style")
 
 
@@ -28,6 +29,10 @@ def test_an_image_adapter_is_pushed_shown_listed_and_checked(studio: Desk) -> No
     assert "LoRA by the names of kohya, sd, rank 4, alpha 2, scale 0.5" in shown
     assert "toy style" in shown
     assert "Ann" not in shown
+    asked = studio("show", "art/style", "--metadata")
+    assert "a photo of Ann" in asked.stdout
+    assert r"dots\x1b[2J" in asked.stdout
+    assert studio("show", "art/style", "--metadata", "--json").json["metadata"]["note"] == "dots\x1b[2J"
     assert [a["name"] for a in studio("list", "--scheme", "kohya", "--json").json["items"]] == ["art/style"]
     assert "pass" in studio("check", style(studio), "--base", "sd-tiny").stdout
     assert "an image model" in studio("check", style(studio), "--base", "tiny-llama", expect=6).stdout

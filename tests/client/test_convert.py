@@ -102,6 +102,29 @@ def test_a_repair_never_makes_two_tensors_one(studio: World) -> None:
     assert "would both be called" in refused.value.detail
 
 
+@pytest.mark.parametrize(("old", "new"), [(".weight", ".default.weight"), ("unet.", "")])
+def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
+    studio: World, tmp_path: Path, old: str, new: str
+) -> None:
+    at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
+    good: dict[str, Tensor] = {
+        f"{at}.lora_A.weight": ("F32", (4, 32), None),
+        f"{at}.lora_B.weight": ("F32", (32, 4), None),
+    }
+    wrong = forge.safetensors(renamed(forge.tensors_of(forge.safetensors(good)), old, new))
+    studio.push("acme/support", {"style.safetensors": wrong}, base="sd-tiny")
+    made = convert.convert(studio.admin, REF, Conversion(to="diffusers", into="acme/mended", repair=True))
+    assert made.pushed is not None
+    assert made.pushed.version.verdicts[0].outcome == "pass"
+    transfer.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
+    file = tmp_path / "mended" / "pytorch_lora_weights.safetensors"
+    assert set(forge.tensors_of(file.read_bytes())) == set(good)
+    with pytest.raises(Invalid, match="no name of this adapter"):
+        convert.convert(
+            studio.admin, Ref.parse("acme/mended"), Conversion(to="diffusers", into="acme/again", repair=True)
+        )
+
+
 def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: World, tmp_path: Path) -> None:
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     old: dict[str, Tensor] = {}

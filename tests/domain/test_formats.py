@@ -266,6 +266,12 @@ def test_training_facts_are_kept_and_private_texts_are_only_named() -> None:
     assert "ann-private" not in found.model_dump_json()
 
 
+def test_a_strangers_text_does_not_steer_a_terminal() -> None:
+    metadata = KOHYA_METADATA | {"modelspec.trigger_phrase": "toy\x1b[2J\nstyle", "modelspec.title": "a\x9bb"}
+    found = facts_of(kohya_pairs("lora_unet_", ATTENTION), metadata)
+    assert (found.trigger_words, found.claims["modelspec.title"]) == ("toy [2J style", "a b")
+
+
 @pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (96, "sd")])
 def test_the_width_of_cross_attention_tells_the_family(width: int, family: str) -> None:
     found = facts_of(pair(f"unet.{UNET}.attn2.to_k", ".lora_A.weight", ".lora_B.weight", width))
