@@ -28,6 +28,8 @@ class Relay:
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.heads: list[str] = []
         self.sightings = 0
+        self.cut_after: int | None = None
+        """The next answer that brings more bytes than this is cut off there; then it is None again."""
         self._watched = b""
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -66,9 +68,13 @@ class Relay:
         return (before + data)[1 - len(self._watched) :]
 
     def _pass(self, source: socket.socket, target: socket.socket, remember: bool) -> None:
-        before = b""
+        before, passed = b"", 0
         try:
             while data := source.recv(2**16):
+                passed += len(data)
+                if not remember and self.cut_after is not None and passed > self.cut_after:
+                    self.cut_after = None
+                    return
                 if remember:  # a head fits into one read here: our clients send it in one piece
                     self.heads += [head.decode("latin-1") for head in _HEAD.findall(data)]
                     before = self._look(before, data)

@@ -55,6 +55,8 @@ class Live:
     files: list[dict[str, bytes]] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     """Of `NAME`, from its first version on."""
+    digest_of: dict[str, str] = field(default_factory=dict)
+    """Other adapters that a test has pushed, at their newest version."""
 
     @property
     def commits(self) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,6 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not venvs.are_wanted(), reason="asks clients of other generations: make test-hub does it"),
 ]
+LARGE = "acme/large"
 SCRIPT = Path(__file__).with_name("_javascript_client.mjs")
 
 
@@ -65,6 +69,47 @@ def test_the_javascript_client_reads_everything(live: Live, tmp_path: Path) -> N
     assert (found["of other"], found["exists"], found["no repository"][0]) == ([], [True, False], "404")
     assert "adapter push FOLDER NAME" in found["push"][1]
     live.no_token_left_home()
+
+
+RESUME = f"""
+import hashlib, json, pathlib
+from huggingface_hub import hf_hub_download
+tries = 0
+while True:  # those of old go on where they stopped when they are asked again, others by themselves
+    tries += 1
+    try:
+        at = hf_hub_download({LARGE!r}, {forge.WEIGHTS!r})
+        break
+    except Exception:
+        if tries == 3:
+            raise
+print(json.dumps(hashlib.sha256(pathlib.Path(at).read_bytes()).hexdigest()))
+"""
+
+
+@pytest.mark.parametrize("version", [*venvs.HUBS, ""])
+def test_a_download_that_was_cut_goes_on_where_it_stopped(live: Live, tmp_path: Path, version: str) -> None:
+    files = _large()
+    if LARGE not in live.digest_of:
+        live.digest_of[LARGE] = live.push(LARGE, files)
+    before, live.relay.cut_after = len(live.relay.heads), 14 * 2**20
+    python = _python(version) if version else sys.executable
+    found = lives.last_line(live.run([python, "-c", RESUME], tmp_path))
+    assert live.relay.cut_after is None
+    assert found == sha256(files[forge.WEIGHTS]).hexdigest()
+    ranges = re.findall(r"(?i)\nrange: bytes=([1-9][0-9]*)-", "".join(live.relay.heads[before:]))
+    assert ranges, "the second request asked for everything again"
+    live.no_token_left_home()
+
+
+@functools.cache
+def _large() -> forge.Files:
+    """28 MiB of weights: enough for clients to keep what they have of them."""
+
+    def full(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
+        return {name: (kind, shape, forge.constant(kind, shape, 0.01)) for name, (kind, shape, _) in tensors.items()}
+
+    return forge.lora(forge.llama(), rank=4096, targets=forge.ATTENTION, change=full)
 
 
 def _python(version: str) -> Path:
