@@ -24,8 +24,6 @@ from registry.server.db import Engine
 from registry.server.tables import TakenNameRow
 from registry.verdicts import Finding
 
-EVENT = "name.reindex"
-
 
 def are_missing(engine: Engine, blobs: BlobStore) -> bool:
     """Whether a tombstone is recorded for a name of which the database knows nothing."""
@@ -54,7 +52,7 @@ def _bury(session: Session, actor: Actor, record: TombstoneRecord, place: str) -
     row = session.get_one(TakenNameRow, (record.owner, names.skeleton(record.name)), populate_existing=True)
     row.recorded_at = db.now()
     session.add(row)
-    audit.append(session, actor, EVENT, place)
+    audit.append(session, actor, "name.reindex", place)
 
 
 def _read(blobs: BlobStore, stat: Stat, findings: list[Finding]) -> TombstoneRecord | None:

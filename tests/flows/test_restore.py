@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import delete, update
-from sqlmodel import Session, SQLModel, select
+from sqlmodel import SQLModel, select
 
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
@@ -19,19 +18,13 @@ from registry.records import Record
 from registry.server import records, tables
 from registry.server.blobs import BlobStore, digest_of, key_of
 from registry.server.tables import (
-    AdapterRow,
-    BaseEdgeRow,
-    BaseRow,
-    BlobRow,
-    EdgeRow,
     TokenRow,
-    VersionFileRow,
-    VersionInputRow,
     VersionRow,
 )
 from registry.wire import BaseAdd
 from registry.wire.upkeep import ReindexPage, ReindexRequest
 from tests import forge
+from tests.snapshot import snapshot
 from tests.upkeep import collect, findings, states
 from tests.world import World, spec_of
 
@@ -69,42 +62,6 @@ def story(world: World) -> None:
     world.push("acme/support")
     world.admin.yank("acme/support@2", "diverged")
     collect(world, grace=3600)
-
-
-def snapshot(world: World) -> dict[str, list[dict[str, Any]]]:
-    """Bases, versions, files, edges and the blobs of versions, with names in place of numbers that a database gives."""
-    with world.session() as session:
-        names = {a.id: f"{a.namespace}/{a.name}" for a in session.exec(select(AdapterRow)).all()}
-        bases = {b.id: b.name for b in session.exec(select(BaseRow)).all()}
-        refs = {v.id: f"{names[v.adapter_id]}@{v.number}" for v in session.exec(select(VersionRow)).all()}
-        return {
-            "adapter": _plain(session, AdapterRow, id=None, created_at=None),
-            "base": _plain(session, BaseRow, id=None, recorded_at=None),
-            "version": _plain(
-                session, VersionRow, id=refs, adapter_id=names, base_id=bases, recorded_at=None, measured_at=None
-            ),
-            "file": _plain(session, VersionFileRow, version_id=refs),
-            "edge": _plain(session, EdgeRow, child_id=refs),
-            "base_edge": _plain(session, BaseEdgeRow, base_id=bases),
-            "input": _plain(session, VersionInputRow, version_id=refs),
-            "blob": [
-                row
-                for row in _plain(session, BlobRow, created_at=None, checked_at=None)
-                if session.exec(select(VersionFileRow.path).where(VersionFileRow.digest == row["digest"])).first()
-            ],
-        }
-
-
-def _plain(session: Session, table: type[Any], **renamed: dict[int | None, str] | None) -> list[dict[str, Any]]:
-    found = []
-    for row in session.exec(select(table)).all():
-        values = row.model_dump()
-        for column, names in renamed.items():
-            value = values.pop(column)
-            if names is not None:
-                values[column] = names[value]
-        found.append(values)
-    return sorted(found, key=repr)
 
 
 def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: World) -> None:
