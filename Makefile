@@ -55,7 +55,7 @@ test-vllm: venv  ## ask a real vLLM (CPU, over HTTP) what it does with each case
 test-engines: venv  ## ask llama.cpp, and the code of published vLLM and SGLang wheels, about each case; diffusers about each image case
 	@$(PYTHON) -m tests.proof.venvs wheels
 	@$(PYTHON) -m tests.proof.venvs llama
-	@PROOF_DIFFUSERS=1 $(PYTHON) -m pytest tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_diffusers.py tests/engines $(ARGS)
+	@PROOF_DIFFUSERS=1 $(PYTHON) -m pytest tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_box.py tests/proof/test_diffusers.py tests/engines $(ARGS)
 
 lint: venv  ## ruff and mypy
 	@$(PYTHON) -m ruff check .

@@ -40,8 +40,8 @@ class Engine(Protocol):
     def switched(self, aliases: Mapping[str, str]) -> None:
         """Adapter → the served name that answers for it from now on: for engines that hold such a thing themselves."""
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
-        """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one number for each token after the first; None where it cannot be asked."""
+    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+        """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one for each token after the first; None for what it does not tell."""
 
 
 class Http:
@@ -99,7 +99,7 @@ class VLLM(Http):
     def unload(self, served: str) -> None:
         self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": served})
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
+    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         asked = {"model": served, "prompt": list(tokens), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
 
         def pick(said: Any) -> list[float]:
@@ -119,7 +119,7 @@ class SGLang(Http):
     def unload(self, served: str) -> None:
         self._ask("POST", "/unload_lora_adapter", {"lora_name": served})
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
+    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         asked = {
             "input_ids": list(tokens), "lora_path": served, "return_logprob": True, "logprob_start_len": 0,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},

@@ -63,7 +63,7 @@ class Folders:
                 if link.is_symlink() and link.name not in wanted:
                     link.unlink()
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
+    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         return None
 
     # ---------------------------------------------------------------- inside

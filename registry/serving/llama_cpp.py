@@ -22,8 +22,8 @@ from typing import Any
 from registry.errors import Refused, Unavailable
 from registry.serving.engines import Http
 
-CANDIDATES = 2**18
-"""So many likeliest tokens are asked for: all of any vocabulary."""
+CANDIDATES = 1000
+"""So many likeliest tokens are asked for; all of a vocabulary would be megabytes for each token of the prompt."""
 
 
 class LlamaCpp(Http):
@@ -62,19 +62,17 @@ class LlamaCpp(Http):
             wanted = {str(file): float(name == alone) for name, file in self._files.items()}
         self._set(wanted)
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> list[float] | None:
+    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """One request a token: the server tells of the token that follows a prompt, not of the prompt's own."""
         number = self._number(served)
-        found = []
+        found: list[float | None] = []
         for end in range(1, len(tokens)):
             asked = {
                 "prompt": list(tokens[:end]), "n_predict": 1, "temperature": 0, "n_probs": CANDIDATES,
                 "cache_prompt": False, "lora": [{"id": number, "scale": 1.0}],
             }  # fmt: skip
             likely: dict[int, float] = self._read("POST", "/completion", asked, _likely)
-            if tokens[end] not in likely:
-                return None
-            found.append(likely[tokens[end]])
+            found.append(likely.get(tokens[end]))
         return found
 
     # ---------------------------------------------------------------- inside

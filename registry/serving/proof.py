@@ -2,6 +2,7 @@
 
 Invariants
 - Of the fingerprint's prompts the one is asked in which adapter and base differ most.
+- Tokens of which the engine does not tell are left out of the comparison.
 - An answer like the base's, or like neither's, is `Refused`. Where the engine cannot be asked, or nobody has made a
   fingerprint yet, the version is unproven, which is said and is no error.
 - A version that is another one in another form (relation `converted`, a GGUF file) answers like the one that it came
@@ -39,9 +40,15 @@ class Proof:
         if known is None:
             return False
         telling = max(known.prompts, key=lambda p: sum(abs(a - b) for a, b in zip(p.adapter, p.base, strict=True)))
-        answer = self._engine.log_probs(served, telling.tokens)
-        if answer is None:
+        told = self._engine.log_probs(served, telling.tokens)
+        kept = [at for at, value in enumerate(told or ()) if value is not None and at < len(telling.adapter)]
+        if not told or not kept:
             return False
+        if len(told) == len(telling.adapter):  # else it is for `compare` to say
+            telling = telling.model_copy(
+                update={"adapter": [telling.adapter[at] for at in kept], "base": [telling.base[at] for at in kept]}
+            )
+        answer = [value for value in told if value is not None]
         found = fingerprints.compare(known.model_copy(update={"prompts": (telling,)}), [answer])
         if found.answers_like == "neither" and self._engine.coarse and found.to_adapter_nats < found.to_base_nats:
             return True

@@ -1,0 +1,112 @@
+"""The agent beside a real llama.cpp server: what it was not started with, proof against PEFT's answers, scales.
+
+Part of `make test-engines`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.fingerprint import Fingerprint, Prompt
+from registry.manifest import Edge, Relation
+from registry.serving.agent import Agent
+from registry.serving.llama_cpp import LlamaCpp
+from registry.serving.shelf import Shelf
+from registry.serving.station import Station
+from registry.wire.jobs import ClaimRequest, FinishRequest
+from tests import forge
+from tests.engines.cases import BASE, CASES
+from tests.proof import venvs
+from tests.world import World
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        venvs.llama_python() is None, reason="no environment with llama.cpp: make test-engines brings it"
+    ),
+]
+NAMES = ("plain", "rslora")
+SERVER = Path(__file__).with_name("_llama_serve.py")
+
+
+@contextlib.contextmanager
+def served(base: Path, files: list[Path]) -> Iterator[str]:
+    python = venvs.llama_python()
+    assert python is not None
+    process = subprocess.Popen(
+        [str(python), str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps({"base": str(base), "adapters": [str(file) for file in files]}) + "\n")
+        process.stdin.flush()
+        url = next(json.loads(line)["url"] for line in process.stdout if line.startswith('{"url"'))
+        yield url
+    finally:
+        process.stdin.close()
+        process.wait(60)
+
+
+def fill(world: World, folder: Path) -> dict[str, tuple[str, tuple[float, ...]]]:
+    """A GGUF version of each case, from one whose fingerprint is PEFT's answers: name → its digest, and those."""
+    from tests.proof import llama_cpp, reference  # imports torch
+
+    world.add_base(BASE)
+    sources = {name: forge.write(CASES[name], folder / name) for name in NAMES}
+    asked = reference.answers(BASE.write(folder / "base"), sources)
+    found = {}
+    for name, source in sources.items():
+        answers = asked[name]
+        assert not isinstance(answers, str), answers
+        version = world.push(f"originals/{name}", CASES[name], base=BASE.name).version
+        claimed = world.admin.claim(ClaimRequest(worker="test"))
+        assert claimed is not None
+        prompt = Prompt(tokens=reference.PROMPT, adapter=answers, base=asked[""])
+        report = world.report(version.digest, version.base)
+        report = report.model_copy(update={"fingerprint": Fingerprint(prompts=(prompt,))})
+        world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+        made = llama_cpp.converted(folder / "gguf" / name, source, world.bases[BASE.name])
+        assert isinstance(made, Path), made
+        edge = Edge(relation=Relation.CONVERTED, digest=version.digest, name=f"originals/{name}@1")
+        pushed = world.push(f"acme/{name}", {made.name: made.read_bytes()}, base=BASE.name, parents=[edge])
+        world.admin.promote(f"acme/{name}", "canary", "1", generation=0)
+        found[name] = (pushed.version.digest.hex, answers)
+    return found
+
+
+def test_a_real_server_is_proved_switched_and_told_with_what_to_start_again(world: World, tmp_path: Path) -> None:
+    from tests.proof import llama_cpp, reference  # imports torch
+
+    filled = fill(world, tmp_path)
+    base, shelf = llama_cpp.base_file(tmp_path), Shelf(tmp_path / "shelf")
+    said: list[str] = []
+
+    def passed(url: str) -> dict[str, tuple[str, bool]]:
+        station = Station(LlamaCpp(url), world.admin, shelf)
+        agent = Agent(world.admin, station, shelf, base=BASE.name, alias="canary", say=said.append)
+        agent.fetch()
+        return {slot.name: (slot.state, slot.proved) for slot in agent.step()}
+
+    with served(base, []) as url:
+        assert passed(url) == {f"acme/{name}": ("failed", False) for name in NAMES}
+    files = [next((shelf.versions / digest).glob("*.gguf")) for digest, _ in filled.values()]
+    assert all(any(f"--lora {file}" in line for line in said) for file in files)
+    with served(base, files) as url:
+        driver = LlamaCpp(url)
+        assert passed(url) == {f"acme/{name}": ("ready", True) for name in NAMES}
+        assert [row["scale"] for row in driver._rows()] == [0.0, 0.0], "with two, requests name theirs"
+        for name, file in zip(NAMES, files, strict=True):
+            driver.load(name, file.parent)
+            told = driver.log_probs(name, reference.PROMPT)
+            assert told is not None
+            assert max(abs((a or 0) - b) for a, b in zip(told, filled[name][1], strict=True)) < 2e-2
+        world.admin.yank("acme/rslora@1", "only one is left")
+        assert passed(url) == {"acme/plain": ("ready", True)}
+        assert [row["scale"] for row in driver._rows()] == [1.0, 0.0]
