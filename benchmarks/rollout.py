@@ -173,7 +173,10 @@ def floor(registry: Registry, digests: list[Digest], folder: Path) -> tuple[floa
 
 
 def measure(shop: Shop, engine: VLLMServer, scratch: Path, agent: int) -> dict[str, list[float]]:
-    seen: dict[str, list[float]] = {key: [] for key in ("promote", "rollback", "pull_and_load", "load", "agent_cpu")}
+    seen: dict[str, list[float]] = {
+        key: []
+        for key in ("promote", "rollback", "promote_moves", "rollback_moves", "pull_and_load", "load", "agent_cpu")
+    }
     for number in range(2, ROUNDS + 2):
         before = _contenders.cpu_of([agent])
         for what, act, wanted in (("promote", lambda n=number: shop.promote(n), number),
@@ -181,9 +184,11 @@ def measure(shop: Shop, engine: VLLMServer, scratch: Path, agent: int) -> dict[s
                                   ("", lambda n=number: shop.promote(n), number)):  # fmt: skip
             began = time.perf_counter()
             act()
+            moved = time.perf_counter() - began
             shop.wait_until_converged(wanted)
             if what:
                 seen[what].append(time.perf_counter() - began)
+                seen[f"{what}_moves"].append(moved)
             wait_until_drained(engine)
         seen["agent_cpu"].append(_contenders.cpu_of([agent]) - before)
         pull_and_load, load = floor(shop.registry, shop.versions[number - 1], scratch / f"floor-{number}")
@@ -214,7 +219,10 @@ def main() -> None:
     }
     figures = {
         "adapters": ADAPTERS, "bytes_each": SIZE_BYTES, "load_seconds_each": LOAD_SECONDS, "goal_seconds": GOAL_SECONDS,
-        "promote_seconds": round(middle["promote"], 3), "rollback_seconds": round(middle["rollback"], 3),
+        "promote_seconds": round(middle["promote"], 3),
+        "promote_seconds_until_the_last_alias_was_moved": round(middle["promote_moves"], 3),
+        "rollback_seconds": round(middle["rollback"], 3),
+        "rollback_seconds_until_the_last_alias_was_moved": round(middle["rollback_moves"], 3),
         "floor_pull_and_load_seconds": round(middle["pull_and_load"], 3),
         "floor_load_seconds": round(middle["load"], 3),
         "slowest_promote_seconds": round(max(seen["promote"]), 3),
