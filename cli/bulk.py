@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from cli import output, session
+from cli import output, provenance, session
 from cli.transfer import Bar, failed
 from registry import names
 from registry.client import bulk
@@ -34,9 +34,10 @@ from registry.wire.push import Pushed
 @click.argument("namespace")
 @click.option("--base", default="", help="The base of all of them. Default: what each configuration names.")
 @click.option("--message", "-m", default="", help="What is new in them.")
+@click.option("--provenance", "file", default="", help="A file of this name in each folder says what it was made from.")
 @click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
 @output.json_option
-def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool) -> None:
+def push_all(folder: Path, namespace: str, base: str, message: str, file: str, strict: bool) -> None:
     """Push each adapter folder in DIR as NAMESPACE/FOLDER."""
     found = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
     if not found:
@@ -44,8 +45,9 @@ def push_all(folder: Path, namespace: str, base: str, message: str, strict: bool
     folders = [(path, f"{namespace}/{path.name}") for path in found]
     with session.registry() as registry, Bar(namespace) as bar:
         results = bulk.push_all(
-            registry, folders, base=base, message=message, progress=bar, told=_quiet(bar, _print_pushed)
-        )
+            registry, folders, base=base, message=message, progress=bar, told=_quiet(bar, _print_pushed),
+            declared=lambda one: provenance.of_file(one / file) if file else None,
+        )  # fmt: skip
     refused = sum(result.error is not None for result in results)
     fresh = sum(result.answer is not None and result.answer.created for result in results)
     bad = [r for r in results if r.answer and failed(r.answer.version.verdicts)]

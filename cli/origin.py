@@ -33,6 +33,8 @@ def lines(version: VersionView) -> list[tuple[str, str]]:
             ("code", [f"{code.repository}  {output.faint(code.commit)}"] if code else []),
             ("parameters", parameters),
         ]
+    bases = [name for name in claims.get("bases", []) if name.rpartition("/")[2] != version.base.rpartition("/")[2]]
+    found.append(("claims", [f"to be trained on {name} (its README)" for name in bases]))
     tools = {"peft": version.facts.get("peft_version") or "", **claims.get("tools", {})}
     if declared is not None or claims:
         found.append(("tools", [", ".join(f"{name} {number}" for name, number in sorted(tools.items()) if number)]))

@@ -40,6 +40,11 @@ def options(command: Command) -> Command:
     return command
 
 
+def of_file(file: Path) -> Provenance | None:
+    """What a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
+    return Provenance.read(provenance.parse(file.read_bytes(), file=file.name))
+
+
 def declared(
     datasets: tuple[str, ...], run: str, commit: str, parameters: tuple[str, ...], file: Path | None
 ) -> Provenance | None:

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,26 @@ def test_the_way_down_leaves_nothing_and_the_way_up_works_again(empty: Engine) -
     assert set(inspect(empty).get_table_names()) <= {"alembic_version"}
     assert db.migrate(empty) == db.newest_revision()
     assert differences(empty) == []
+
+
+def test_what_was_fused_into_a_base_before_can_be_walked_after_the_step(empty: Engine) -> None:
+    db.migrate(empty, "0011")
+    parents = '[{"relation": "fused", "digest": "sha256:1", "name": "acme/a@1"}]'
+    with empty.begin() as connection:
+        for name, told in (("fused", parents), ("plain", None), ("nothing", "null")):
+            connection.execute(
+                text(
+                    "INSERT INTO base (name, fingerprint, spec, source, created_at, created_by, parents) "
+                    "VALUES (:name, 'f', '{}', '', :at, 'a', :parents)"
+                ),
+                {"name": name, "at": datetime.now(UTC), "parents": told},
+            )
+    db.migrate(empty)
+    with empty.connect() as connection:
+        edges = connection.execute(
+            text("SELECT name, parent_digest, relation FROM base_edge JOIN base ON base.id = base_edge.base_id")
+        ).all()
+    assert [tuple(edge) for edge in edges] == [("fused", "sha256:1", "fused")]
 
 
 def test_migrating_twice_changes_nothing(empty: Engine) -> None:

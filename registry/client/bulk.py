@@ -25,6 +25,7 @@ from registry.client.cache import Cache
 from registry.client.streams import Progress, Silent
 from registry.errors import Invalid, RegistryError
 from registry.names import AdapterName, Ref
+from registry.provenance import Provenance
 from registry.wire import PAGE_LIMIT, AdapterView, Resolved
 from registry.wire.push import Pushed
 
@@ -49,10 +50,13 @@ def push_all(
     *,
     base: str = "",
     message: str = "",
+    declared: Callable[[Path], Provenance | None] = lambda _folder: None,
     progress: Progress | None = None,
     told: Callable[[Result[Pushed]], None] = lambda _result: None,
 ) -> list[Result[Pushed]]:
-    """Push each folder as the newest version of its name. `told` hears of each result when it is there."""
+    """Push each folder as the newest version of its name. `declared` says what a folder's adapter was made from, and
+    `told` hears of each result when it is there.
+    """
     known = transfer.Bases(registry)
     watched = _Sum(progress or Silent())
 
@@ -62,8 +66,9 @@ def push_all(
         def work() -> Pushed:
             adapter = AdapterName.parse(name)
             return transfer.push_folder(
-                registry, folder, adapter, base=base, message=message, progress=watched, bases=known
-            )
+                registry, folder, adapter, base=base, message=message, provenance=declared(folder), progress=watched,
+                bases=known,
+            )  # fmt: skip
 
         return _result(name, folder, work)
 

@@ -63,6 +63,18 @@ def test_what_was_declared_is_shown_drawn_and_found(story: Desk) -> None:
     assert story("lineage", "--base", "tiny-llama").stdout.splitlines() == ["tiny-llama (base)"]
 
 
+def test_many_adapters_each_declare_their_own_inputs(desk: Desk) -> None:
+    desk.base()
+    for name in ("one", "two"):
+        (desk.adapter(name) / "origin.json").write_text(json.dumps({"datasets": [{"uri": f"s3://data/{name}"}]}))
+    pushed = desk("push-all", desk.folder / "adapters", "acme", "--provenance", "origin.json", "--json").json["items"]
+    assert [one["pushed"]["version"]["provenance"]["datasets"][0]["uri"] for one in pushed] == [
+        "s3://data/one", "s3://data/two",
+    ]  # fmt: skip
+    (desk.folder / "adapters" / "two" / "origin.json").unlink()
+    desk("push-all", desk.folder / "adapters", "acme", "--provenance", "origin.json", expect=2)
+
+
 def test_exports_are_valid_for_other_programs(story: Desk, tmp_path: Path) -> None:
     bom = tmp_path / "bom.json"
     story("lineage", "acme/support@1", "--format", "cyclonedx", "--out", bom)
