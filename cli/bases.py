@@ -156,6 +156,7 @@ def _print_base(view: BaseView) -> None:
     output.facts(
         [
             ("model", f"{spec.architecture or spec.model_type}, {output.amount(spec.parameters)} parameters"),
+            ("parts", ", ".join(spec.components)),
             ("sizes", _sizes(spec)),
             ("weights", ", ".join(filter(None, [spec.dtype, spec.quantisation, output.size(spec.weights_bytes)]))),
             ("modules", _kinds(spec)),
@@ -177,6 +178,8 @@ def _print_base(view: BaseView) -> None:
 
 
 def _sizes(spec: BaseSpec) -> str:
+    if spec.is_pipeline:
+        return ""
     heads = f"{spec.heads} heads" + (f" ({spec.kv_heads} for keys)" if spec.kv_heads not in (0, spec.heads) else "")
     parts = [f"{spec.layers} layers", f"width {spec.hidden}", heads, f"vocabulary {spec.vocab}"]
     return ", ".join(parts) + (", tied" if spec.tied else "")

@@ -118,7 +118,8 @@ def _print_fleet(found: FleetView) -> None:
                 ("slots", f"{item.slots}, each {output.size(item.bytes_per_slot)} before tensor parallelism"),
                 ("without", f"limit {item.rank_limit_without}: {output.size(saved)} less a slot" if raised else ""),
                 ("modules", ", ".join(item.modules)),
-                ("left out", ", ".join(item.left_out) and f"{', '.join(item.left_out)}: refused at any setting"),
+                ("left out", ", ".join(item.left_out) and f"{', '.join(item.left_out)}: no setting makes it served"),
+                ("why", f"adapter check {item.left_out[0]} --engine {item.profile}" if item.left_out else ""),
             ],
             indent="    ",
         )

@@ -32,6 +32,8 @@ from registry.verdicts import Value
 SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
 FACTS_VERSION = 2
+_STILL_RIGHT: dict[Any, str] = {1: "text"}
+"""Older versions whose facts of this kind say what they would say today: version 2 added fields of image files only."""
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
@@ -165,7 +167,8 @@ def to_stored(facts: EngineFacts) -> dict[str, Any]:
 
 def from_stored(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     """All fields again; None if other fields were stored than this registry judges by."""
-    if stored.get("facts_version") != FACTS_VERSION:
+    version = stored.get("facts_version")
+    if version != FACTS_VERSION and _STILL_RIGHT.get(version) != stored.get("kind", "text"):
         return None
     return {**_defaults(), **stored}
 

@@ -166,6 +166,8 @@ def test_facts_read_back_from_json_are_judged_alike() -> None:
 def test_facts_of_another_registry_are_unknown() -> None:
     stored = engine_facts.to_stored(PLAIN)
     assert codes({**stored, "facts_version": 0}, "vllm==0.33.0") == ["vllm.facts"]
+    assert codes({**stored, "facts_version": 1}, "vllm==0.33.0") == codes(stored, "vllm==0.33.0")
+    assert codes({**stored, "facts_version": 1, "kind": "image"}, "diffusers==0.42.1") == ["diffusers.facts"]
     assert codes({}, "vllm==0.33.0") == ["vllm.facts"]
 
 
