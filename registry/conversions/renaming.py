@@ -35,6 +35,7 @@ _OLD = re.compile(r"(?P<at>.+?)(?:\.processor)?\.to_(?P<leaf>q|k|v|out)_lora\.(?
 _OLD_TEXT = re.compile(
     r"(?P<at>text_encoder\..+?)(?:_lora_linear_layer|_lora|\.lora_linear_layer|\.lora)\.(?P<half>down|up)\.weight\Z"
 )
+_LATE = re.compile(r"(?P<at>(?:unet|transformer)\..+?)\.lora\.(?P<half>down|up)\.weight\Z")
 _HALVES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 
 
@@ -84,7 +85,7 @@ def _mended_image(name: str, base: BaseSpec) -> str:
 
 def can_rename(header: Header) -> bool:
     """Whether today's diffusers names follow from these names alone: the names of 2023, which have no alphas."""
-    return all(_OLD.match(info.name) or _OLD_TEXT.match(info.name) for info in header)
+    return all(any(names.match(info.name) for names in (_OLD, _OLD_TEXT, _LATE)) for info in header)
 
 
 def modern(name: str) -> str:
@@ -96,7 +97,7 @@ def modern(name: str) -> str:
             return f"{at}.{'out' if leaf == 'out' else leaf}_proj.{_HALVES[match['half']]}"
         at = at if at.startswith(("unet.", "transformer.", "prior.")) else f"unet.{at}"
         return f"{at}.{'to_out.0' if leaf == 'out' else f'to_{leaf}'}.{_HALVES[match['half']]}"
-    text = _OLD_TEXT.match(name)
+    text = _OLD_TEXT.match(name) or _LATE.match(name)
     return f"{text['at']}.{_HALVES[text['half']]}" if text else name
 
 

@@ -81,7 +81,7 @@ _GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("torchtune", r"(?:module\.)?(?:layers\.\d+|tok_embeddings|output)\b\S*\.(?:lora_[ab]\.weight|magnitude)"),
         ("mlx", r"(?:model|language_model|lm_head|transformer|backbone)\b\S*\.(?:lora_[ab]|m)"),
         ("diffusers-old", rf"(?:{_COMPONENT}\.)?\S*processor\.to_(?:q|k|v|out)_lora\.(?:down|up)\.weight"
-                          rf"|text_encoder\.\S+_lora(?:_linear_layer)?\.(?:down|up)\.weight"),
+                          rf"|text_encoder(?:_2)?\.\S+(?:_lora(?:_linear_layer)?|\.lora_linear_layer)\.(?:down|up)\.weight"),
         ("xlabs", rf"{_FLUX}processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight"),
         ("diffusers", rf"{_DIFFUSERS_MODULE}\S*\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
                       rf"|lora\.(?:down|up)\.weight)"),
@@ -92,6 +92,7 @@ _GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("lycoris", rf"{_KOHYA}\.{_LYCORIS_TAIL}"),
     )
 )  # fmt: skip
+_OF_2023 = (".lora.down.weight", ".lora.up.weight")
 _NAMES_LIMIT = 512
 
 
@@ -132,6 +133,8 @@ def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
         by_scheme.setdefault(_scheme_of(name), []).append(name)
     if "lycoris" in by_scheme and "kohya" in by_scheme:  # LyCORIS files hold plain kohya pairs and alphas too
         by_scheme["lycoris"] += by_scheme.pop("kohya")
+    if "diffusers-old" in by_scheme and all(name.endswith(_OF_2023) for name in by_scheme.get("diffusers", ())):
+        by_scheme["diffusers-old"] += by_scheme.pop("diffusers", [])  # a UNet of late 2023 beside its text encoder
     strangers = by_scheme.pop(UNKNOWN, [])
     if len(by_scheme) == 1 and not strangers:
         (scheme,) = by_scheme

@@ -123,6 +123,17 @@ def _old() -> Case:
     return case
 
 
+def _late() -> Case:
+    """As diffusers wrote them at the end of 2023: the UNet's layers, and those of the text encoder."""
+    case = Case("sd-tiny")
+    names = {f"unet.{module}": f"unet.{module}.lora" for module in SD}
+    names |= {f"text_encoder.{m}": f"text_encoder.text_model.{m}.lora_linear_layer" for m in TEXT}
+    for module, at in names.items():
+        case.pair(f"{at}.down.weight", f"{at}.up.weight")
+        case.meant.append(Update(module, f"{at}.down.weight", f"{at}.up.weight"))
+    return case
+
+
 def _lycoris(method: str) -> Case:
     case = Case("sd-tiny")
     for module in SD:
@@ -192,6 +203,7 @@ CASES: dict[str, Case] = {
     "sd-diffusers-f16": peft("sd-tiny", "unet.", SD, dtype="F16"),
     "sd-adapter-name": peft("sd-tiny", "unet.", SD, infix=".default"),
     "sd-old": _old(),
+    "sd-late-2023": _late(),
     "sd-kohya": _kohya_sd(),
     "sd-kohya-text": _kohya_sd(text=TEXT),
     "sd-kohya-text-without-out": _kohya_sd(text=TEXT[:3]),
