@@ -139,6 +139,10 @@ TRUSTED = Actor("owner", "", frozenset({"admin"}), frozenset({EVERYWHERE}))
 """The actor of an embedded registry: whoever may read its folder."""
 
 
+CLOCKWORK = Actor("registry", "", frozenset(), frozenset())
+"""Who does what no request asked for."""
+
+
 def unknown_adapter(name: AdapterName) -> NotFound:
     """The one answer for an adapter that is absent or that the actor may not see."""
     return NotFound("ADAPTER_UNKNOWN", f"there is no adapter '{name}', or you may not see it")

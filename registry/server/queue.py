@@ -27,12 +27,9 @@ from registry.errors import Conflict, Invalid, NotFound, TooLarge
 from registry.jobs import Job, Kind, Lease, State
 from registry.names import AdapterName, Ref
 from registry.server import audit, db, steps
-from registry.server.actors import Actor
+from registry.server.actors import CLOCKWORK, Actor
 from registry.server.tables import JobRow, VersionRow
 from registry.wire.jobs import ClaimRequest, FailRequest, JobPage
-
-CLOCKWORK = Actor("registry", "", frozenset(), frozenset())
-"""Who requeues and parks in the audit log."""
 
 
 def enqueue(

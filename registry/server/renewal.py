@@ -4,7 +4,7 @@ Invariants
 - A verdict `loads` is old when its `made_by` names other rules than those installed, or when there is none. Only old
   ones are judged again; a second run writes nothing.
 - No blob is read, and a batch of versions costs the same few statements whatever its size.
-- Verdicts are appended, a batch in one transaction; a run that is cut off goes on where it was.
+- Verdicts are appended, a batch in one transaction with its event; a run that is cut off goes on where it was.
 - One process at a time renews (`Turn`).
 
 Example
@@ -25,7 +25,8 @@ from sqlmodel import Session, col, select
 from registry.bases import BaseSpec
 from registry.engines import Profile, rulebook
 from registry.errors import Invalid
-from registry.server import bases, db, loads, turn
+from registry.server import audit, bases, db, loads, turn
+from registry.server.actors import CLOCKWORK, Actor
 from registry.server.tables import BaseRow, VerdictRow, VersionRow
 from registry.verdicts import Check, Verdict
 from registry.wire.verdicts import RejudgePage
@@ -49,30 +50,30 @@ class _Known:
 
 
 def every(engine: Engine, wanted: Sequence[Profile]) -> RejudgePage:
-    """The whole run. `Unavailable` (TRY_LATER) while another process renews."""
+    """The whole run, by the registry itself. `Unavailable` (TRY_LATER) while another process renews."""
     looked = renewed = 0
     with turn.take(engine, "renewal") as mine:
-        for page in _pages(engine, wanted, 0):
+        for page in _pages(engine, CLOCKWORK, wanted, 0):
             mine.check()
             looked, renewed = looked + page.looked, renewed + page.renewed
     return RejudgePage(looked=looked, renewed=renewed)
 
 
-def run(engine: Engine, wanted: Sequence[Profile], cursor: str) -> RejudgePage:
+def run(engine: Engine, actor: Actor, wanted: Sequence[Profile], cursor: str) -> RejudgePage:
     """Some seconds of a run, from the version after `cursor`."""
     if cursor and not (cursor.isascii() and cursor.isdigit()):
         raise Invalid("REQUEST_INVALID", "cursor: not one that this route gave")
     looked = renewed = 0
     ends = time.monotonic() + SECONDS
     with turn.take(engine, "renewal"):
-        for page in _pages(engine, wanted, int(cursor or 0)):
+        for page in _pages(engine, actor, wanted, int(cursor or 0)):
             looked, renewed = looked + page.looked, renewed + page.renewed
             if page.next_cursor and time.monotonic() >= ends:
                 return RejudgePage(looked=looked, renewed=renewed, next_cursor=page.next_cursor)
     return RejudgePage(looked=looked, renewed=renewed)
 
 
-def _pages(engine: Engine, wanted: Sequence[Profile], after: int) -> Iterator[RejudgePage]:
+def _pages(engine: Engine, actor: Actor, wanted: Sequence[Profile], after: int) -> Iterator[RejudgePage]:
     specs: dict[int, BaseSpec] = {}
     while wanted:
         with db.session(engine, write=False) as session:
@@ -85,6 +86,7 @@ def _pages(engine: Engine, wanted: Sequence[Profile], after: int) -> Iterator[Re
         if rows:
             with db.session(engine) as session:
                 session.connection().execute(insert(VerdictRow), rows)
+                audit.append(session, actor, "upkeep.rejudge", "verdicts", {"verdicts": len(rows)})
         last = len(batch) < BATCH
         after = batch[-1].id if batch else after
         yield RejudgePage(looked=len(batch), renewed=len(rows), next_cursor="" if last else str(after))

@@ -13,7 +13,7 @@ from registry.client.api import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound, TooLarge
 from registry.jobs import Kind, State
 from registry.names import AdapterName
-from registry.server import db, queue
+from registry.server import actors, db, queue
 from registry.server.tables import EventRow, JobRow, VerdictRow, VersionRow
 from registry.verdicts import Finding
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
@@ -294,7 +294,7 @@ def test_enqueueing_is_undone_with_the_transaction_that_caused_it(stocked: World
     with pytest.raises(Undone), stocked.session(write=True) as session:
         version = rows(session, VersionRow)[0]
         name = AdapterName("acme", "support")
-        queue.enqueue(session, queue.CLOCKWORK, Kind.MERGE, version, name=name, base="tiny-llama")
+        queue.enqueue(session, actors.CLOCKWORK, Kind.MERGE, version, name=name, base="tiny-llama")
         session.flush()
         raise Undone
     assert len(stocked.admin.jobs().items) == before

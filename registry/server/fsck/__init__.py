@@ -11,7 +11,7 @@ Invariants
 - A run is many short requests; the cursor says where it is, so that a check of days survives any restart.
 
 Example
-    >>> fsck.run(engine, blobs, settings, FsckRequest()).findings
+    >>> fsck.run(engine, blobs, settings, actor, FsckRequest()).findings
     []
 """
 
@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 
 from registry.errors import Invalid
 from registry.server import reindex, stores
+from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.fsck import adapters, keys, scrub
 from registry.server.fsck.page import Page
@@ -35,10 +36,10 @@ FINDINGS_LIMIT = 200
 """Findings of one request after which it hands out its cursor, so that an answer stays small."""
 
 
-def run(engine: Engine, blobs: BlobStore, settings: Settings, request: FsckRequest) -> FsckPage:
+def run(engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, request: FsckRequest) -> FsckPage:
     """One request of a run, from `request.cursor` on. `Invalid` for a cursor that is none of ours."""
     started = time.monotonic()
-    page = Page(engine, blobs, stores.second(settings), request.deep)
+    page = Page(engine, blobs, actor, stores.second(settings), request.deep)
     cursor = request.cursor or "adapters:0"
     while cursor and time.monotonic() - started < SECONDS and len(page.findings) < FINDINGS_LIMIT:
         stage, _, place = cursor.partition(":")

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry.server import db
+from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.verdicts import Finding, Severity
 
@@ -25,6 +26,7 @@ from registry.verdicts import Finding, Severity
 class Page:
     engine: Engine
     blobs: BlobStore
+    actor: Actor
     second: BlobStore | None = None
     deep: bool = False
     findings: list[Finding] = field(default_factory=list)

@@ -3,6 +3,7 @@
 Invariants
 - What hashes to its name is true, whatever its row said: a blob that was mended in the store becomes `live` again.
 - A row is changed only if it is as it was before the bytes were read: who mended a blob meanwhile is not undone.
+- A blob that becomes `corrupt`, or `live` again, is an event.
 - Bytes are restored by the way of a push: staged, verified, then put in place at once.
 
 Example
@@ -19,7 +20,7 @@ from sqlmodel import col, select
 
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, TooLarge
-from registry.server import db
+from registry.server import audit, db
 from registry.server.blobs import BlobStore, key_of, staging_key_of
 from registry.server.fsck.page import Page
 from registry.server.holds import BlobState
@@ -28,6 +29,7 @@ from registry.server.tables import BlobRow
 BATCH = 32
 SECONDS = 5.0
 STAGED_BY = "scrub"
+EVENTS = {BlobState.CORRUPT: "blob.damage", BlobState.LIVE: "blob.mend"}
 READABLE = (BlobState.LIVE, BlobState.CORRUPT)
 
 
@@ -98,4 +100,7 @@ def _set(page: Page, row: BlobRow, state: BlobState) -> bool:
     same = and_(same, col(BlobRow.created_at) == row.created_at)  # a row that went and came again is another one
     with db.session(page.engine) as session:
         seen = update(BlobRow).where(col(BlobRow.digest) == row.digest, col(BlobRow.state) == row.state, same)
-        return bool(session.connection().execute(seen.values(state=state, checked_at=db.now())).rowcount)
+        noted = bool(session.connection().execute(seen.values(state=state, checked_at=db.now())).rowcount)
+        if noted and state != row.state:
+            audit.append(session, page.actor, EVENTS[state], row.digest)
+        return noted

@@ -12,7 +12,7 @@ Invariants
 - A dry run counts the same things and changes nothing.
 
 Example
-    >>> gc.run(engine, blobs, settings, GcRequest(grace_seconds=0)).blobs_deleted
+    >>> gc.run(engine, blobs, settings, actor, GcRequest(grace_seconds=0)).blobs_deleted
     3
 """
 
@@ -22,7 +22,8 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from registry.server import turn
+from registry.server import audit, db, turn
+from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.gc import rows, sweep
 from registry.server.gc.shift import Shift
@@ -30,17 +31,23 @@ from registry.server.settings import Settings
 from registry.wire.upkeep import GcReport, GcRequest
 
 TURN = "gc"
+DELETED = ("blobs_deleted", "bytes_deleted", "strays_deleted")
+"""What the audit log is told of."""
 _ROWS = "rows:"
 """The cursor of a run that was still among the rows, with what `rows.collect` answered."""
 
 
-def run(engine: Engine, blobs: BlobStore, settings: Settings, request: GcRequest) -> GcReport:
-    """One request of a run. `Unavailable` (TRY_LATER) while another process collects."""
+def run(engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, request: GcRequest) -> GcReport:
+    """One request of a run; an event tells that it deleted blobs. `Unavailable` (TRY_LATER) while another collects."""
     grace = settings.gc_grace_seconds if request.grace_seconds is None else request.grace_seconds
     hold = timedelta(seconds=settings.push_hold_seconds)
     with turn.take(engine, TURN) as mine:
         shift = Shift(engine, blobs, mine, timedelta(seconds=grace), hold, request.dry_run)
         following = _work(shift, request.cursor)
+    deleted = {what: shift.counts[what] for what in DELETED if shift.counts.get(what)}
+    if deleted and not request.dry_run:
+        with db.session(engine) as session:
+            audit.append(session, actor, "upkeep.collect", "blobs", deleted)
     return GcReport(dry_run=request.dry_run, next_cursor=following, **shift.counts)
 
 

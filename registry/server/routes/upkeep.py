@@ -22,13 +22,13 @@ router = APIRouter(tags=["upkeep"])
 @router.post("/gc")
 def collect(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: GcRequest) -> GcReport:
     actor.demand_everywhere("admin")
-    return gc.run(engine, blobs, settings, request)
+    return gc.run(engine, blobs, settings, actor, request)
 
 
 @router.post("/fsck")
 def check(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: FsckRequest) -> FsckPage:
     actor.demand_everywhere("admin")
-    return fsck.run(engine, blobs, settings, request)
+    return fsck.run(engine, blobs, settings, actor, request)
 
 
 @router.post("/reindex")

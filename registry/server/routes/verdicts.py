@@ -71,4 +71,4 @@ def fleet(session: SessionDep, actor: Puller, base: str, asked: Engines, slots: 
 @router.post("/verdicts/rejudge")
 def rejudge(actor: Admin, engine: EngineDep, settings: SettingsDep, request: RejudgeRequest) -> RejudgePage:
     actor.demand_everywhere("admin")
-    return renewal.run(engine, loads.profiles(settings.engines), request.cursor)
+    return renewal.run(engine, actor, loads.profiles(settings.engines), request.cursor)
