@@ -7,6 +7,7 @@ Invariants
 Example
     $ adapter sign acme/support@3 --key ~/.ssh/id_ed25519
     $ adapter sign acme/support@3 --bundle model.sig --public-key signer.pem
+    $ adapter sign acme/support@3 --bundle model.sig
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ _FILE = click.Path(path_type=Path)
 @click.argument("ref", type=output.REF)
 @click.option("--key", type=_FILE, help="Private key that signs: Ed25519 or ECDSA, PEM or OpenSSH.")
 @click.option("--bundle", type=_FILE, help="A signature made elsewhere (OpenSSF model signing, model.sig).")
-@click.option("--public-key", type=_FILE, help="With --bundle: the public key (PEM) that it verifies with.")
+@click.option(
+    "--public-key",
+    type=_FILE,
+    help="With --bundle: the public key (PEM), unless it has a certificate.",
+)
 @output.json_option
 def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | None) -> None:
     """Sign the version that REF means, or bring a signature for it. The registry verifies it before it is kept."""
-    if (key is None) == (bundle is None) or (bundle is None) != (public_key is None):
-        raise click.UsageError("give --key, or --bundle and --public-key")
+    if (key is None) == (bundle is None) or (bundle is None and public_key is not None):
+        raise click.UsageError(
+            "give --key, or --bundle with its --public-key, or --bundle alone if it has a certificate"
+        )
     with session.registry() as registry:
         resolved = registry.resolve(ref)
         exactly, audit = Ref(ref.name, resolved.digest), Audit(registry)
@@ -46,11 +53,15 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
                 raise Corrupt("DIGEST_MISMATCH", f"the manifest of {ref} does not hash to {resolved.digest}")
             kept = signing.sign(audit, exactly, resolved.manifest, private_key(key))
         else:
-            texts = [_read(path).decode(errors="replace") for path in (bundle, public_key) if path is not None]
+            texts = [_read(path).decode(errors="replace") if path else "" for path in (bundle, public_key)]
             kept = audit.sign(exactly, SignRequest(bundle=texts[0], public_key=texts[1]))
 
     def text() -> None:
-        click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')} is signed by {kept.identity}")
+        name = output.strong(f"{resolved.name}@{resolved.number}")
+        if kept.kind == "signature":
+            click.echo(f"{name} is signed by {kept.identity}")
+        else:
+            click.echo(f"{name}: the signature is kept, {kept.identity}")
 
     output.answer(kept, text)
 

@@ -1,4 +1,4 @@
-"""OpenSSF model signing: bundles that sign the files of a model, made and read (key-based ones).
+"""OpenSSF model signing: bundles that sign the files of a model, made with keys, read with keys and certificates.
 
     subject     the model's name, and the SHA-256 over the digests of its files in the order of their names
     predicate   `resources`: each file's name, algorithm and digest; `serialization`: how they were hashed
@@ -19,10 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from registry import attestations
-from registry.attestations import Statement, wrong
+from registry.attestations import Statement, certificates, sigstore, wrong
+from registry.attestations.certificates import Trust, Untrusted
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.manifest import Manifest
 
@@ -47,15 +50,50 @@ def sign(name: str, manifest: Manifest, key: PrivateKey) -> str:
     return json.dumps({"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope})
 
 
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Who signed, or why that cannot be said here: exactly one of the two is told."""
+
+    identity: str
+    problem: str = ""
+
+
 def covered(bundle: str, key: PublicKey, manifest: Manifest) -> str:
     """The identity that signed the files of this version. `Invalid` (SIGNATURE_INVALID) says what does not agree."""
-    signed = files_of(attestations.opened(_envelope(attestations.read(bundle.encode())), key))
+    _covers(attestations.opened(_envelope(attestations.read(bundle.encode())), key), manifest)
+    return key.identity
+
+
+def certified(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> Signer:
+    """Who signed the files of this version with a certificate: a chain of its own, or Sigstore's with a log's entry.
+
+    A chain is looked at as of `at`. `Invalid` (SIGNATURE_INVALID) where something contradicts the signature; a `Signer`
+    without identity where nothing does, but nobody who is trusted here vouches for it.
+    """
+    found = attestations.read(bundle.encode())
+    material, envelope = found.get("verificationMaterial"), _envelope(found)
+    chain = certificates.of_material(material) if isinstance(material, dict) else ()
+    if not isinstance(material, dict) or not chain:
+        raise wrong("the bundle brings no certificate: give the public key that it verifies with")
+    _covers(attestations.opened(envelope, certificates.key_of(chain[0])), manifest)
+    try:
+        if material.get("tlogEntries"):
+            return Signer(sigstore.signer(material, envelope, chain, trust))
+        if not trust.roots:
+            raise Untrusted(f"no root is configured that could vouch for {certificates.name_of(chain[0])}")
+        root, _ = certificates.root_of(chain, trust.roots, at)
+        return Signer(f"pki:{certificates.fingerprint(root)[:32]}/{certificates.name_of(chain[0])}")
+    except Untrusted as e:
+        return Signer("", f"not verified: {e}")
+
+
+def _covers(statement: Statement, manifest: Manifest) -> None:
+    signed = files_of(statement)
     for file in manifest.files:
         if file.path not in signed:
             raise wrong(f"the signature does not name {file.path}")
         if signed[file.path] != file.digest.hex:
             raise wrong(f"the signature is about other bytes of {file.path}: sha256:{signed[file.path][:64]}")
-    return key.identity
 
 
 def files_of(found: Statement) -> dict[str, str]:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from registry import attestations
 from registry.attestations import Statement, keys, models
+from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.client.audit import Audit
 from registry.digest import Digest
@@ -29,6 +30,9 @@ from registry.tlog import proofs
 from registry.tlog.notes import Verifier
 from registry.wire import Resolved
 from registry.wire.audit import AttestationView, SignRequest
+
+BROUGHT = ("signature", "unverified")
+"""Kinds of attestations that somebody brought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Signed:
     seq: int | None
     ok: bool
     problem: str = ""
+    unverified: bool = False
+    """Nothing is wrong with it, and nobody whom this machine trusts vouches for it."""
 
 
 def sign(audit: Audit, ref: Ref, manifest: Manifest, key: PrivateKey) -> AttestationView:
@@ -51,13 +57,14 @@ def sign(audit: Audit, ref: Ref, manifest: Manifest, key: PrivateKey) -> Attesta
     return audit.sign(ref, SignRequest(bundle=bundle, public_key=key.public.pem))
 
 
-def examine(audit: Audit, resolved: Resolved, log_keys: Sequence[Verifier]) -> list[Signed]:
-    """Every attestation of a version, verified here."""
+def examine(audit: Audit, resolved: Resolved, log_keys: Sequence[Verifier], trust: Trust | None = None) -> list[Signed]:
+    """Every attestation of a version, verified here; signatures of certificates by whom `trust` names."""
     ref = Ref.parse(f"{resolved.name}@{resolved.number}")
     found = []
     for view in audit.attestations(ref).items:
         try:
-            found.append(_signature(view, resolved) if view.kind == "signature" else _own(view, resolved, log_keys))
+            brought = view.kind in BROUGHT
+            found.append(_signature(view, resolved, trust or Trust()) if brought else _own(view, resolved, log_keys))
         except Invalid as e:
             found.append(_line(view, "", "", e.detail))
     return found
@@ -78,12 +85,26 @@ def included(audit: Audit, resolved: Resolved, seq: int, log_keys: Sequence[Veri
     return ""
 
 
-def _signature(view: AttestationView, resolved: Resolved) -> Signed:
+def _signature(view: AttestationView, resolved: Resolved, trust: Trust) -> Signed:
+    if Digest.of(view.bundle.encode()) != view.digest:
+        raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
+    if not view.public_key:
+        return _certified(view, resolved, trust)
     key = PublicKey.parse(view.public_key.encode())
     identity = models.covered(view.bundle, key, resolved.manifest)
-    if identity != view.identity or Digest.of(view.bundle.encode()) != view.digest:
+    if identity != view.identity:
         raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
     return _line(view, identity, f"signed these files; brought by {view.made_by}", "")
+
+
+def _certified(view: AttestationView, resolved: Resolved, trust: Trust) -> Signed:
+    """A signature of a certificate, as of the moment at which the registry says that it was brought."""
+    found = models.certified(view.bundle, resolved.manifest, trust, view.made_at)
+    if not found.identity:
+        return replace(_line(view, view.identity, "", found.problem), unverified=True)
+    if view.kind == "signature" and found.identity != view.identity:
+        raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
+    return _line(view, found.identity, f"signed these files; brought by {view.made_by}", "")
 
 
 def _own(view: AttestationView, resolved: Resolved, log_keys: Sequence[Verifier]) -> Signed:

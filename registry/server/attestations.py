@@ -13,15 +13,17 @@ Example
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session, col, select
 
 from registry import attestations as envelopes
 from registry.attestations import models
+from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.digest import Digest
-from registry.errors import NotFound
+from registry.errors import Invalid, NotFound
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, Selector
 from registry.server import audit, blobs, catalog, db, failpoints, holds, turn, withdrawn
@@ -35,7 +37,7 @@ from registry.verdicts import Outcome
 from registry.wire.audit import AttestationList, AttestationView, SignRequest, moment
 
 ATTESTED = ("version.push", "verdict.add")
-SIGNATURE, OWN_PUSH, OWN_VERDICT = "signature", "push", "verdict"
+SIGNATURE, UNVERIFIED, OWN_PUSH, OWN_VERDICT = "signature", "unverified", "push", "verdict"
 BATCH = 100
 SHOWN_LIMIT = 200
 _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
@@ -43,7 +45,7 @@ _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILE
 
 # ------------------------------------------------------------------ looking
 def identities(session: Session, version: VersionRow) -> frozenset[str]:
-    """Whose signatures this version has: identities of keys (`key:…`), each verified when it was brought."""
+    """Whose signatures this version has: `key:…`, `pki:…`, `sigstore:…`, each verified when it was brought."""
     statement = _live().where(AttestationRow.version_id == version.id, AttestationRow.kind == SIGNATURE)
     return frozenset(row.identity for row in session.exec(statement))
 
@@ -81,9 +83,18 @@ def _view(row: AttestationRow, store: BlobStore) -> AttestationView:
 
 # ------------------------------------------------------------------ signatures that are brought
 def sign(
-    session: Session, actor: Actor, name: AdapterName, selector: Selector, request: SignRequest, store: BlobStore
+    session: Session,
+    actor: Actor,
+    name: AdapterName,
+    selector: Selector,
+    request: SignRequest,
+    store: BlobStore,
+    *,
+    trusted_roots: str = "",
 ) -> tuple[AttestationView, bool]:
     """Keep a signature for a version, and whether it is new. `Invalid` (SIGNATURE_INVALID) unless it verifies.
+
+    One of a certificate for which nobody in `trusted_roots` (a file or folder) vouches is kept as `unverified`.
 
     `session` must have begun by reading; it writes from the last check on, and holds no transaction while bytes move.
     """
@@ -91,8 +102,7 @@ def sign(
     version = catalog.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
     if version.quarantined_at is not None:
         raise withdrawn.quarantined(name, version)
-    key = PublicKey.parse(request.public_key.encode())
-    identity = models.covered(request.bundle, key, Manifest.parse(version.manifest.encode()))
+    kind, identity, public_key = _signer(request, Manifest.parse(version.manifest.encode()), trusted_roots)
     data = request.bundle.encode()
     digest = Digest.of(data)
     db.begin_writing(session)
@@ -102,17 +112,37 @@ def sign(
     if row is not None and states[digest] == BlobState.LIVE:
         return _view(row, store), False
     if row is None:
-        row = _row(version, SIGNATURE, identity, digest, len(data), made_by=actor.name, public_key=key.pem)
+        row = _row(version, kind, identity, digest, len(data), made_by=actor.name, public_key=public_key)
         session.add(row)
     db.settle(session)
     failpoints.reach("attestation.held")
     store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
     db.begin_writing(session)
     holds.keep(session, {digest: len(data)}, written={digest})
-    told = {"identity": identity, "signature": digest, "digest": version.digest}
+    told = {"identity": identity, "kind": kind, "signature": digest, "digest": version.digest}
     audit.append(session, actor, "version.sign", f"{name}@{version.number}", told)
     session.flush()
     return _view(row, store), True
+
+
+def _signer(request: SignRequest, manifest: Manifest, trusted_roots: str) -> tuple[str, str, str]:
+    """Kind and identity of a signature, and the public key that was given with it."""
+    if request.public_key:
+        key = PublicKey.parse(request.public_key.encode())
+        return SIGNATURE, models.covered(request.bundle, key, manifest), key.pem
+    trust = Trust.parse(files_in(trusted_roots))
+    found = models.certified(request.bundle, manifest, trust, db.now())
+    return (SIGNATURE, found.identity, "") if found.identity else (UNVERIFIED, found.problem, "")
+
+
+def files_in(place: str) -> list[bytes]:
+    """The bytes of a file, or of the files of a folder; none for an empty setting."""
+    path = Path(place)
+    try:
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        return [file.read_bytes() for file in found if file.is_file()] if place else []
+    except OSError as e:
+        raise Invalid("SETTING_INVALID", f"REGISTRY_TRUSTED_ROOTS: {place!r} cannot be read: {e.strerror}") from e
 
 
 def _row(

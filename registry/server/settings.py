@@ -60,6 +60,8 @@ class Settings:
     """For tests of crashes only: see `failpoints`."""
     audit_key: str = ""
     """File with the keys that sign the audit log and attestations. Default: `DATA/audit.key`, made when needed."""
+    trusted_roots: str = ""
+    """Who vouches for certificates of signers: a PEM file, Sigstore's `trusted_root.json`, a folder of such."""
     webhook_private: str = ""
     """Private networks (CIDR, spaces between) to which webhooks may be sent, by http too. Empty: public https only."""
     hub_upstream: str = ""

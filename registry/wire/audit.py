@@ -94,7 +94,8 @@ class EventProof(Answer):
 class AttestationView(Answer):
     """A signed statement about a version. `identity` says whose key made the signature, not that the version is good.
 
-    `kind`: `push` and `verdict` are the registry's own, `signature` was brought by somebody.
+    `kind`: `push` and `verdict` are the registry's own, `signature` was brought by somebody and verifies; one that is
+    `unverified` was brought, too, and its `identity` says why nobody here can tell whose it is.
     """
 
     kind: str
@@ -113,10 +114,13 @@ class AttestationList(Answer):
 
 
 class SignRequest(Request):
-    """A signature for a version: a sigstore bundle or DSSE envelope as text, and its public key (PEM)."""
+    """A signature for a version: a sigstore bundle or DSSE envelope as text, and its public key (PEM).
+
+    Without the key the bundle brings a certificate.
+    """
 
     bundle: str = Field(min_length=2, max_length=512 * 2**10)
-    public_key: str = Field(min_length=1, max_length=4096)
+    public_key: str = Field(default="", max_length=4096)
 
 
 # ------------------------------------------------------------------ webhooks

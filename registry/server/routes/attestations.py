@@ -14,7 +14,16 @@ from fastapi import APIRouter, Response
 from registry.server import attestations
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.audit import LogDep
-from registry.server.routes.deps import BlobsDep, KeyedSessionDep, NameDep, Puller, Pusher, ReadSessionDep, SelectorDep
+from registry.server.routes.deps import (
+    BlobsDep,
+    KeyedSessionDep,
+    NameDep,
+    Puller,
+    Pusher,
+    ReadSessionDep,
+    SelectorDep,
+    SettingsDep,
+)
 from registry.server.routes.once import OnceRoute
 from registry.wire.audit import AttestationList, AttestationView, SignRequest
 
@@ -38,9 +47,10 @@ def sign_version(
     selector: SelectorDep,
     request: SignRequest,
     blobs: BlobsDep,
+    settings: SettingsDep,
     response: Response,
 ) -> AttestationView:
     """Keep a signature: 201, or 200 for one that was there."""
-    view, new = attestations.sign(session, actor, name, selector, request, blobs)
+    view, new = attestations.sign(session, actor, name, selector, request, blobs, trusted_roots=settings.trusted_roots)
     response.status_code = 201 if new else 200
     return view

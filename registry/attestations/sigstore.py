@@ -1,0 +1,168 @@
+"""Sigstore's keyless signatures: a certificate of minutes, and the transparency log's word on when it was used.
+
+Invariants
+- The moment of signing is taken from the log's signed promise alone, and the certificate was valid then.
+- The log's entry is about this signature: it names the payload's digest, the signature and the certificate.
+- Where an inclusion proof is there, it leads to a checkpoint that the log has signed.
+- The certificate is in a certificate log: one of its timestamps is of a log that is trusted here.
+- Only what is there is verified, offline: a log of the second kind (times by RFC 3161) is "not verified".
+
+Example
+    >>> signer(material, envelope, chain, trust)
+    'sigstore:https://accounts.example.org/alice@example.org'
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ObjectIdentifier
+
+from registry import tlog
+from registry.attestations import certificates, decoded, wrong
+from registry.attestations.certificates import Trust, Untrusted
+from registry.attestations.keys import PublicKey
+from registry.digest import canonical_json
+
+_ISSUER, _ISSUER_BEFORE = ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), ObjectIdentifier("1.3.6.1.4.1.57264.1.1")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def signer(
+    material: Mapping[str, Any], envelope: Mapping[str, Any], chain: Sequence[x509.Certificate], trust: Trust
+) -> str:
+    """The identity that signed. `Untrusted` says what is missing here; `Invalid` what contradicts the signature."""
+    if not trust.authorities or not trust.logs:
+        raise Untrusted("no trusted root of Sigstore is configured")
+    entries = material.get("tlogEntries")
+    entry = entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else None
+    if entry is None:
+        raise Untrusted("it brings no entry of a transparency log")
+    leaf = chain[0]
+    body = decoded(entry.get("canonicalizedBody"), "canonicalizedBody")
+    at = _promised(entry, trust)
+    _about(body, envelope, leaf)
+    _included(entry, body, trust)
+    _, issuer = certificates.root_of([*chain, *trust.authorities], trust.authorities, at)
+    _logged(leaf, issuer, trust)
+    return f"sigstore:{_provider(leaf)}/{certificates.name_of(leaf)}"
+
+
+def _log_of(entry: Mapping[str, Any], trust: Trust) -> tuple[str, PublicKey]:
+    log_id = entry.get("logId")
+    name = decoded(log_id.get("keyId") if isinstance(log_id, dict) else None, "logId").hex()
+    if name not in trust.logs:
+        raise Untrusted(f"the transparency log {name[:16]}… is not trusted here")
+    return name, trust.logs[name]
+
+
+def _promised(entry: Mapping[str, Any], trust: Trust) -> datetime:
+    """When the log says that it took the entry, by its signature over body, time and place."""
+    name, key = _log_of(entry, trust)
+    promise = entry.get("inclusionPromise")
+    if not isinstance(promise, dict):
+        raise Untrusted("its log promises no time (RFC 3161 timestamps are not read here)")
+    seconds = _number(entry.get("integratedTime"), "integratedTime")
+    told = {
+        "body": entry.get("canonicalizedBody"),
+        "integratedTime": seconds,
+        "logID": name,
+        "logIndex": _number(entry.get("logIndex"), "logIndex"),
+    }
+    if not key.verifies(canonical_json(told), decoded(promise.get("signedEntryTimestamp"), "signedEntryTimestamp")):
+        raise wrong("the transparency log did not sign the time of this entry")
+    return _EPOCH + timedelta(seconds=min(seconds, 2**35))
+
+
+def _about(body: bytes, envelope: Mapping[str, Any], leaf: x509.Certificate) -> None:
+    try:
+        entry = json.loads(body)
+        kind, spec = f"{entry['kind']} {entry['apiVersion']}", entry["spec"]
+        if kind != "dsse 0.0.1":
+            raise Untrusted(f"its log entry is of the kind '{kind[:40]}', which is not read here")
+        payload, named = spec["payloadHash"], spec["signatures"]
+        pem = base64.b64encode(leaf.public_bytes(serialization.Encoding.PEM)).decode()
+        wanted = (str(envelope["signatures"][0]["sig"]), pem)
+        digest = hashlib.sha256(decoded(envelope.get("payload"), "payload")).hexdigest()
+        same = (payload["algorithm"], payload["value"]) == ("sha256", digest)
+        same = same and wanted in [(item["signature"], item["verifier"]) for item in named]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
+        raise wrong("the entry of the transparency log cannot be read") from e
+    if not same:
+        raise wrong("the entry of the transparency log is about another signature")
+
+
+def _included(entry: Mapping[str, Any], body: bytes, trust: Trust) -> None:
+    """A promise may stand alone; a proof that is there must hold."""
+    proof = entry.get("inclusionProof")
+    if proof is None:
+        return
+    try:
+        hashes = [decoded(text, "hashes") for text in proof.get("hashes", ())]
+        root, size = decoded(proof["rootHash"], "rootHash"), _number(proof["treeSize"], "treeSize")
+        index, note = _number(proof["logIndex"], "logIndex"), str(proof["checkpoint"]["envelope"])
+    except (KeyError, TypeError, AttributeError) as e:
+        raise wrong("the inclusion proof cannot be read") from e
+    if not tlog.verify_inclusion(tlog.leaf_hash(body), index, size, hashes, root):
+        raise wrong("the inclusion proof does not lead from the entry to its root")
+    if not _signed_root(note, size, root, _log_of(entry, trust)[1]):
+        raise wrong("the transparency log did not sign the root of the inclusion proof")
+
+
+def _signed_root(note: str, size: int, root: bytes, key: PublicKey) -> bool:
+    """Whether a checkpoint (C2SP signed note, with ECDSA) tells of this root and is signed with this key."""
+    text, _, signatures = note.partition("\n\n")
+    lines = text.split("\n")
+    if len(lines) < 3 or (lines[1], lines[2]) != (str(size), base64.b64encode(root).decode()):
+        return False
+    for line in signatures.splitlines()[:8]:
+        packed = decoded(line.rpartition(" ")[2], "checkpoint")
+        if line.startswith("\u2014 ") and key.verifies(f"{text}\n".encode(), packed[4:]):
+            return True
+    return False
+
+
+def _logged(leaf: x509.Certificate, issuer: x509.Certificate, trust: Trust) -> None:
+    """Whether a certificate log that is trusted here has signed a timestamp for this certificate (RFC 6962 §3.2)."""
+    try:
+        stamps = leaf.extensions.get_extension_for_class(x509.PrecertificateSignedCertificateTimestamps).value
+    except (x509.ExtensionNotFound, ValueError):
+        raise Untrusted("its certificate is in no certificate log") from None
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    by = hashlib.sha256(issuer.public_key().public_bytes(serialization.Encoding.DER, form)).digest()
+    held = leaf.tbs_precertificate_bytes
+    for stamp in stamps:
+        key = trust.certificate_logs.get(stamp.log_id.hex())
+        at = (stamp.timestamp.replace(tzinfo=UTC) - _EPOCH) // (datetime.resolution * 1000)
+        head = struct.pack(">BBQH", 0, 0, at, 1) + by + len(held).to_bytes(3, "big")
+        signed = head + held + len(stamp.extension_bytes).to_bytes(2, "big") + stamp.extension_bytes
+        if key is not None and key.verifies(signed, stamp.signature):
+            return
+    raise Untrusted("no certificate log that is trusted here has its certificate")
+
+
+def _provider(leaf: x509.Certificate) -> str:
+    """Who says who it was: the issuer of the identity token that the certificate was given for."""
+    for oid, start in ((_ISSUER, 2), (_ISSUER_BEFORE, 0)):
+        try:
+            value = leaf.extensions.get_extension_for_oid(oid).value
+        except x509.ExtensionNotFound:
+            continue
+        if isinstance(value, x509.UnrecognizedExtension):
+            return value.value[start:].decode(errors="replace")
+    raise Untrusted("its certificate does not say who identified its owner")
+
+
+def _number(value: object, field: str) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise wrong(f"{field}: not a whole number")
+    return int(text)

@@ -1,0 +1,218 @@
+"""Signatures of certificates, keyless ones too: who vouches for them, what is missing, and what contradicts them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
+
+from registry.attestations import models
+from registry.attestations.certificates import Trust, fingerprint
+from registry.client import signing
+from registry.client.audit import Audit
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.manifest import BaseRef, Descriptor, Manifest
+from registry.names import Ref
+from registry.server import attestations as door
+from registry.server import catalog
+from registry.server.actors import TRUSTED
+from registry.wire.audit import AttestationView, SignRequest
+from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
+from tests.world import World
+
+NAME = "acme/support"
+ISSUER = "https://accounts.example.org"[:27]
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    folder = tmp_path / "roots"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def world(database_url: str, roots: Path) -> Iterator[World]:
+    with World(database_url, trusted_roots=str(roots)) as made:
+        made.add_base()
+        made.push(NAME)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sigstore() -> Sigstore:
+    return Sigstore()
+
+
+def manifest_of(world: World) -> Manifest:
+    return world.admin.resolve(NAME).manifest
+
+
+def bring(world: World, made: dict[str, Any]) -> AttestationView:
+    return Audit(world.admin).sign(NAME, SignRequest(bundle=json.dumps(made)))
+
+
+def counted(world: World) -> frozenset[str]:
+    """Whose signatures a gate sees."""
+    with world.session() as session:
+        return door.identities(session, catalog.find(session, TRUSTED, Ref.parse(NAME).name, 1))
+
+
+def examined(world: World, trust: Trust) -> list[signing.Signed]:
+    lines = signing.examine(Audit(world.admin), world.admin.resolve(NAME), (), trust)
+    return [line for line in lines if line.kind in signing.BROUGHT]
+
+
+def test_a_chain_to_a_root_that_is_named_signs_and_a_gate_sees_whose_it_is(world: World, roots: Path) -> None:
+    root = Authority()
+    between, signer = Authority("acme signing", root), key()
+    (roots / "acme.pem").write_bytes(root.pem)
+    leaf = between.leaf(signer.public_key())
+    kept = bring(world, bundle(manifest_of(world), signer, leaf, between.certificate))
+    wanted = f"pki:{fingerprint(root.certificate)[:32]}/{EMAIL}"
+    assert (kept.kind, kept.identity, kept.public_key) == ("signature", wanted, "")
+    assert counted(world) == {wanted}
+    assert [(line.ok, line.who) for line in examined(world, Trust.parse([root.pem]))] == [(True, wanted)]
+    (line,) = examined(world, Trust())
+    assert (line.ok, line.unverified) == (False, True)
+    assert line.problem == f"not verified: no root is configured that could vouch for {EMAIL}"
+
+
+def test_a_keyless_signature_is_verified_offline_down_to_its_logs(
+    world: World, roots: Path, sigstore: Sigstore
+) -> None:
+    (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
+    kept = bring(world, sigstore.bundle(manifest_of(world)))
+    assert (kept.kind, kept.identity) == ("signature", f"sigstore:{ISSUER}/{EMAIL}")
+    assert counted(world) == {kept.identity}
+    (line,) = examined(world, Trust.parse([sigstore.trusted_root]))
+    assert (line.ok, line.who) == (True, kept.identity)
+
+
+def test_what_nobody_vouches_for_is_kept_said_to_be_unverified_and_opens_no_gate(
+    world: World, sigstore: Sigstore
+) -> None:
+    kept = bring(world, sigstore.bundle(manifest_of(world)))
+    assert (kept.kind, kept.identity) == ("unverified", "not verified: no trusted root of Sigstore is configured")
+    assert bring(world, json.loads(kept.bundle)) == kept
+    assert counted(world) == frozenset()
+    assert [line.unverified for line in examined(world, Trust())] == [True]
+
+
+Case = Callable[[Authority, Any], list[x509.Certificate]]
+CRITICAL = x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+
+
+@pytest.mark.parametrize(
+    ("chain", "why"),
+    [
+        (lambda _, own: [Authority().leaf(own)], "does not lead to a root"),
+        (lambda root, own: [Authority("acme root").leaf(own), root.certificate], "does not lead to a root"),
+        (lambda root, own: [(odd := Authority("odd", root, ca=False)).leaf(own), odd.certificate], "not an authority"),
+        (lambda root, own: [root.leaf(own, begins=NOW - timedelta(days=9))], "was not valid at"),
+        (lambda root, own: [root.leaf(own, purpose=ExtendedKeyUsageOID.SERVER_AUTH)], "not one for signing code"),
+        (lambda root, own: [root.leaf(own, (CRITICAL, True))], "critical extension"),
+    ],
+    ids=["stranger", "same-name", "no-authority", "expired", "for-servers", "critical"],
+)
+def test_a_chain_that_breaks_is_not_verified_and_says_where(chain: Case, why: str) -> None:
+    root, signer, manifest = Authority(), key(), _manifest()
+    made = bundle(manifest, signer, *chain(root, signer.public_key()))
+    found = models.certified(json.dumps(made), manifest, Trust.parse([root.pem]), NOW)
+    assert found.identity == ""
+    assert found.problem.startswith("not verified: ")
+    assert why in found.problem
+
+
+def _manifest() -> Manifest:
+    data, kind = b"weights", "application/vnd.safetensors"
+    file = Descriptor(
+        path="adapter_model.safetensors",
+        media_type=kind,
+        digest=Digest.of(data),
+        size_bytes=len(data),
+    )
+    return Manifest.build(BaseRef(name="base", fingerprint=Digest.of(b"base")), [file], ())
+
+
+def entry_of(made: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = made["verificationMaterial"]["tlogEntries"][0]
+    return found
+
+
+def other_time(made: dict[str, Any]) -> None:
+    entry_of(made)["integratedTime"] = str(int(NOW.timestamp()) + 1)
+
+
+def other_root(made: dict[str, Any]) -> None:
+    entry_of(made)["inclusionProof"]["rootHash"] = "A" * 43 + "="
+
+
+def other_checkpoint(made: dict[str, Any]) -> None:
+    checkpoint = entry_of(made)["inclusionProof"]["checkpoint"]
+    checkpoint["envelope"] = checkpoint["envelope"].replace("rekor.example.org\n2", "rekor.example.com\n2")
+
+
+def other_body(made: dict[str, Any], sigstore: Sigstore) -> None:
+    made["verificationMaterial"]["tlogEntries"] = [sigstore.entry(b'{"kind":"dsse","apiVersion":"0.0.1","spec":{}}')]
+
+
+def other_payload(made: dict[str, Any]) -> None:
+    made["dsseEnvelope"]["payload"] = made["dsseEnvelope"]["payload"][:-8] + "AAAAAAA="
+
+
+@pytest.mark.parametrize("change", [other_time, other_root, other_checkpoint, other_body, other_payload])
+def test_what_contradicts_a_keyless_signature_is_refused_and_leaves_nothing(
+    world: World, roots: Path, sigstore: Sigstore, change: Callable[..., None]
+) -> None:
+    (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
+    made = copy.deepcopy(sigstore.bundle(manifest_of(world)))
+    change(made, sigstore) if change is other_body else change(made)
+    with pytest.raises(Invalid) as refusal:
+        bring(world, made)
+    assert refusal.value.code == "SIGNATURE_INVALID"
+    assert counted(world) == frozenset()
+    assert examined(world, Trust()) == []
+
+
+def test_what_is_missing_from_a_keyless_signature_is_named(sigstore: Sigstore) -> None:
+    trust, manifest = Trust.parse([sigstore.trusted_root]), _manifest()
+
+    def problem(made: dict[str, Any], trust: Trust = trust) -> str:
+        found = models.certified(json.dumps(made), manifest, trust, NOW)
+        assert found.identity == ""
+        return found.problem
+
+    late = sigstore.bundle(manifest, at=NOW + timedelta(hours=1))
+    assert "was not valid at" in problem(late)
+    assert "in no certificate log" in problem(sigstore.bundle(manifest, leaf=sigstore.leaf(stamped=False)))
+    timed = sigstore.bundle(manifest)
+    del entry_of(timed)["inclusionPromise"]
+    assert "promises no time" in problem(timed)
+    other = Sigstore()
+    other.authority = sigstore.authority
+    assert "is not trusted here" in problem(sigstore.bundle(manifest), Trust.parse([other.trusted_root]))
+    other.log, other.authority = sigstore.log, Authority("another")
+    assert "does not lead to a root" in problem(sigstore.bundle(manifest), Trust.parse([other.trusted_root]))
+    other.authority = sigstore.authority
+    assert "no certificate log that is trusted" in problem(sigstore.bundle(manifest), Trust.parse([other.trusted_root]))
+
+
+def test_a_bundle_without_certificate_needs_its_key_and_bad_roots_are_a_setting(world: World, roots: Path) -> None:
+    made = bundle(manifest_of(world), key())
+    made["verificationMaterial"] = {"publicKey": {"hint": "x"}}
+    with pytest.raises(Invalid, match="give the public key"):
+        bring(world, made)
+    (roots / "broken.pem").write_bytes(b"no certificate")
+    signer = key()
+    with pytest.raises(Invalid) as refusal:
+        bring(world, bundle(manifest_of(world), signer, Authority().leaf(signer.public_key())))
+    assert refusal.value.code == "SETTING_INVALID"
