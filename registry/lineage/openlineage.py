@@ -55,17 +55,17 @@ def _run_facets(version: VersionView) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     if declared.parameters:
         parameters = [{"key": name, "value": value} for name, value in sorted(declared.parameters.items())]
-        yield "jobRunParameters", _facet(_spec_of("1-0-0", "JobRunParametersFacet"), parameters=parameters)
+        yield "executionParameters", _facet(_spec_of("1-0-0", "ExecutionParametersRunFacet"), parameters=parameters)
     if run := declared.run:
         yield "adapterRegistry_trainingRun", _own(tool=run.tool, id=run.id, url=run.url)
 
 
 def _job_facets(version: VersionView) -> Iterator[tuple[str, dict[str, Any]]]:
     kind = {"processingType": "BATCH", "integration": "ADAPTER_REGISTRY", "jobType": "MODEL"}
-    yield "jobType", _facet(_spec_of("2-0-3", "JobTypeJobFacet"), **kind)
+    yield "jobType", _facet(_spec_of("2-0-4", "JobTypeJobFacet"), **kind)
     if version.provenance is not None and (code := version.provenance.code):
         where = {"type": "git", "url": code.repository, "repoUrl": code.repository, "version": code.commit}
-        yield "sourceCodeLocation", _facet(_spec_of("1-0-1", "SourceCodeLocationJobFacet"), **where)
+        yield "sourceCodeLocation", _facet(_spec_of("1-1-0", "SourceCodeLocationJobFacet"), **where)
 
 
 def _input(node: LineageNode, relation: str) -> Iterator[dict[str, Any]]:
@@ -81,7 +81,7 @@ def _input(node: LineageNode, relation: str) -> Iterator[dict[str, Any]]:
 def _dataset(namespace: str, name: str, digest: str = "", *, uri: str = "", relation: str = "") -> dict[str, Any]:
     facets: dict[str, Any] = {}
     if digest:
-        facets["version"] = _facet(_spec_of("1-0-0", "DatasetVersionDatasetFacet"), datasetVersion=digest)
+        facets["version"] = _facet(_spec_of("1-0-1", "DatasetVersionDatasetFacet"), datasetVersion=digest)
     if uri:
         facets["dataSource"] = _facet(_spec_of("1-0-1", "DatasourceDatasetFacet"), name=namespace, uri=uri)
     if relation:

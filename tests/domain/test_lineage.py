@@ -172,7 +172,7 @@ def test_a_run_event_has_inputs_an_output_and_facets_that_say_whose_they_are() -
     }  # fmt: skip
     assert event["outputs"][0]["facets"]["version"]["datasetVersion"] == ROOT
     assert event["job"]["facets"]["sourceCodeLocation"]["version"] == COMMIT
-    assert event["run"]["facets"]["jobRunParameters"]["parameters"] == [{"key": "lr", "value": "0.0002"}]
+    assert event["run"]["facets"]["executionParameters"]["parameters"] == [{"key": "lr", "value": "0.0002"}]
 
 
 def test_a_statement_has_the_files_as_subjects_and_what_was_declared_as_dependencies() -> None:
