@@ -48,7 +48,7 @@ test-hub: venv  ## Hub clients of other generations and in JavaScript, against a
 	@$(PYTHON) -m tests.hub.venvs
 	@HUB_CLIENTS=1 $(PYTHON) -m pytest tests/hub $(ARGS)
 
-test-vllm: venv  ## ask a real vLLM (CPU, over HTTP) what it does with each case; brings its environment once (3.3 GB)
+test-vllm: venv  ## a real vLLM (CPU, over HTTP): each case, and a box with plugin and agent; brings its environment once (3.3 GB)
 	@$(PYTHON) -m tests.proof.venvs vllm
 	@PROOF_VLLM=1 $(PYTHON) -m pytest -m vllm $(ARGS)
 

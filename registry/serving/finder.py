@@ -57,7 +57,8 @@ class Found:
 class Finder:
     """Thread-safe. `engine` is a profile such as `vllm==0.33.0,max_lora_rank=32`; `base` a registered base.
 
-    `namespaces`: only adapters of these, where some are named. `clock` counts seconds and never goes back.
+    `namespaces`: only adapters of these, where some are named. `checks`: these must have been made, too. `clock` counts
+    seconds and never goes back.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class Finder:
         base: str,
         alias: str = NEWEST,
         namespaces: frozenset[str] = frozenset(),
+        checks: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry, self._shelf, self._clock = registry, shelf, clock
         self._engine, self._base, self._alias, self._namespaces = engine, base, alias, namespaces
+        self._checks = checks
         self._away_until = 0.0
         self._noes: OrderedDict[str, tuple[float, Found]] = OrderedDict()
         self._asked: deque[float] = deque()
@@ -139,7 +142,10 @@ class Finder:
             return f"it was made for the base {resolved.manifest.base.name}, and this engine serves {self._base}"
         failed = [check for check, outcome in sorted(resolved.verdicts.items()) if outcome == Outcome.FAIL]
         failed = [check for check in failed if not check.startswith("loads ")]  # of other engines
-        return f"its check {failed[0]!r} says fail" if failed else ""
+        if failed:
+            return f"its check {failed[0]!r} says fail"
+        done = {check for check, outcome in resolved.verdicts.items() if outcome in (Outcome.PASS, Outcome.WARN)}
+        return next((f"its check {check!r} was not made yet" for check in sorted(self._checks - done)), "")
 
     def _remembered(self, text: str) -> Found | None:
         with self._lock:

@@ -9,6 +9,7 @@ end then asks the resolver for every model name that it does not know (VLLM_ALLO
     ADAPTER_PLUGIN_ALIAS               what a bare `org/name` means; default: main, the newest version
     ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, with commas between
     ADAPTER_PLUGIN_BOX                 this machine's name in the fleet; default: its host name; off: no reports
+    ADAPTER_PLUGIN_CHECKS              checks that must have been made, with commas between: `acts` for the smoke test
     ADAPTER_PLUGIN_ENGINE              the engine's profile; default: vLLM's version and the flags of its command line
 
 Invariants
@@ -40,6 +41,7 @@ from registry.serving.finder import Finder
 from registry.serving.reporter import Reporter, this_box
 from registry.serving.shelf import Shelf
 from registry.serving.slots import Slots
+from registry.verdicts import Check
 from registry.wire.fleet import SlotState
 
 try:
@@ -139,15 +141,19 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
 
     def _made(self, model: str) -> Finder:
         given = self._given()
-        namespaces = [part.strip() for part in given.get("ADAPTER_PLUGIN_NAMESPACES", "").split(",") if part.strip()]
         return Finder(
             self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", "")),
             Shelf(Path(given.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser()),
             engine=_engine(given, self._arguments),
             base=_base(given, model),
             alias=_alias(given),
-            namespaces=frozenset(map(names.namespace, namespaces)),
+            namespaces=frozenset(map(names.namespace, _listed(given.get("ADAPTER_PLUGIN_NAMESPACES", "")))),
+            checks=frozenset(Check(word) for word in _listed(given.get("ADAPTER_PLUGIN_CHECKS", ""))),
         )
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def version() -> str:

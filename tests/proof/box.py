@@ -73,6 +73,7 @@ class Box:
         self.engine.more |= {
             "PYTHONPATH": str(self.folder / "site"), "ADAPTER_REGISTRY": self.server.url,
             "ADAPTER_TOKEN": self.server.token, "ADAPTER_PLUGIN_BASE": BASE.name, "ADAPTER_PLUGIN_DIR": str(shelf),
+            "ADAPTER_PLUGIN_CHECKS": "acts",
         }  # fmt: skip
         self.engine.start()
 
@@ -90,6 +91,16 @@ class Box:
         """Served name → folder, of all that vLLM holds beside its base."""
         cards = self.engine.client.get("/v1/models").json()["data"]
         return {card["id"]: card["root"] for card in cards if card.get("parent")}
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait for what other programs do; says what they said when it does not come, or when vLLM has ended."""
+        ends = time.monotonic() + PATIENCE_SECONDS
+        while not holds():
+            if time.monotonic() > ends or not self.engine.is_alive():
+                logs = [path for path in (self.engine.log, self.folder / "agent" / "server.log") if path.exists()]
+                said = "\n".join(f"{path.name}: {path.read_text(errors='replace')[-4000:]}" for path in logs)
+                raise AssertionError(f"it did not happen in {PATIENCE_SECONDS} s, or vLLM has ended\n{said}")
+            time.sleep(0.2)
 
     # ------------------------------------------------------------ the agent's side
     @contextlib.contextmanager
@@ -120,16 +131,6 @@ def aliases(shelf: Path) -> dict[str, str]:
         found: dict[str, str] = json.loads((shelf / "aliases.json").read_text())
         return found
     return {}
-
-
-def until(holds: Callable[[], bool], told: Path | None = None) -> None:
-    """Wait for what another program does. `told` is the folder of a log to show when it does not."""
-    ends = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        if time.monotonic() > ends:
-            log = (told / "server.log").read_text()[-4000:] if told else ""
-            raise AssertionError(f"it did not happen in {PATIENCE_SECONDS} s\n{log}")
-        time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -27,13 +27,14 @@ pytestmark = [
     ),
 ]
 NAMES = [f"acme/m{number}" for number in range(20)]
-POISON = "acme/poison"
+POISON, OVERFLOW, UNTRIED = "acme/poison", "acme/overflow", "acme/untried"
 TOLERANCE = 2e-2
 
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    """Twenty adapters that act, `prod` at their first version; a second one of the first; one full of NaN."""
+    """Twenty adapters that act, `prod` at their first version; a second one of the first. And
+    one full of NaN, one whose numbers overflow on the base, and one that no worker has tried."""
     from tests.proof import box as boxes  # imports torch
     from tests.proof import reference, vllm_http
 
@@ -41,11 +42,13 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         for number, name in enumerate(NAMES):
             made.push(name, seed=100 + number)
         made.push(NAMES[0], seed=200)
+        made.push(OVERFLOW, seed=301, change=vllm_http.overflowing)
         made.smoke_test()
         for name in NAMES:
             made.promote(name, 1)
         made.expected = reference.answers(made.folder / "base", made.folders)
         made.push(POISON, seed=300, change=vllm_http.without_numbers)
+        made.push(UNTRIED, seed=302)
         yield made
 
 
@@ -75,20 +78,25 @@ def test_the_plugin_brings_twenty_merchants_adapters_and_each_answers_as_in_peft
 
 def test_an_adapter_that_poisons_its_neighbours_never_reaches_the_engine(box: Box, plugin_shelf: Path) -> None:
     before = box.ask(f"{NAMES[1]}:prod")
-    with pytest.raises(Refused, match="may not become"):
-        box.promote(POISON, 1)
-    box.promote(POISON, 1, break_glass=True, reason="to see that it is not served all the same")
-    for model in (POISON, f"{POISON}:prod", f"{POISON}@1"):
-        assert str(box.ask(model)).startswith("404"), model
-    assert box.registry.version(f"{POISON}@1").digest.hex not in [p.name for p in (plugin_shelf / "versions").iterdir()]
-    assert "NaN or infinite values" in box.engine.log.read_text()
+    for name in (POISON, OVERFLOW):
+        with pytest.raises(Refused, match="may not become"):
+            box.promote(name, 1)
+        box.promote(name, 1, break_glass=True, reason="to see that it is not served all the same")
+    for name in (POISON, OVERFLOW, UNTRIED):
+        for model in (name, f"{name}:prod", f"{name}@1"):
+            assert str(box.ask(model)).startswith("404"), model
+        digest = box.registry.version(f"{name}@1").digest.hex
+        assert digest not in [path.name for path in (plugin_shelf / "versions").iterdir()]
+    log = box.engine.log.read_text()
+    assert log.count("its check 'values' says fail") == 3
+    assert log.count("its check 'acts' says fail") == 3
+    assert log.count("its check 'acts' was not made yet") == 2
     assert box.ask(f"{NAMES[1]}:prod") == before
 
 
 def test_what_was_served_is_served_while_the_registry_is_away_also_by_a_new_engine(
     box: Box, plugin_shelf: Path
 ) -> None:
-    from tests.proof import box as boxes
 
     box.server.kill()
     assert box.far(f"{NAMES[3]}:prod", f"{NAMES[3]}@1") < TOLERANCE
@@ -98,7 +106,7 @@ def test_what_was_served_is_served_while_the_registry_is_away_also_by_a_new_engi
     for name in NAMES:
         assert box.far(f"{name}:prod", f"{name}@1") < TOLERANCE
     box.server.start()
-    boxes.until(lambda: not isinstance(box.ask(f"{NAMES[3]}@1"), str))
+    box.until(lambda: not isinstance(box.ask(f"{NAMES[3]}@1"), str))
     assert box.far(f"{NAMES[3]}@1", f"{NAMES[3]}@1") < TOLERANCE
 
 
@@ -109,39 +117,42 @@ def test_the_agent_keeps_an_engine_at_prod_through_promotes_and_kills_of_both(bo
     box.start_engine(agent_shelf)
     first = {name: f"{name.replace('/', '-')}-v1" for name in NAMES}
     with box.agent(agent_shelf) as told:
-        boxes.until(lambda: boxes.aliases(agent_shelf) == first, told)
+        box.until(lambda: boxes.aliases(agent_shelf) == first)
         for name in NAMES:
             assert box.far(first[name], f"{name}@1") < TOLERANCE
-        assert "refused" in (told / "server.log").read_text()
-        assert not [name for name in box.loaded() if "poison" in name]
+        said = (told / "server.log").read_text()
+        assert all(f"{name}  {name.replace('/', '-')}-v1  refused" in said for name in (POISON, OVERFLOW)), said
+        assert not [name for name in box.loaded() if "poison" in name or "overflow" in name]
 
         assert box.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@1") < TOLERANCE  # by the plugin, from the agent's shelf
         box.promote(NAMES[0], 2)
-        boxes.until(lambda: boxes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2", told)
+        box.until(lambda: boxes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2")
         assert box.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE
-        boxes.until(lambda: not {"acme-m0-v1", f"{NAMES[0]}:prod"} & set(box.loaded()), told)
+        box.until(lambda: not {"acme-m0-v1", f"{NAMES[0]}:prod"} & set(box.loaded()))
         assert box.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@2") < TOLERANCE
         box.registry.rollback(NAMES[0], "prod")
-        boxes.until(lambda: boxes.aliases(agent_shelf) == first, told)
+        box.until(lambda: boxes.aliases(agent_shelf) == first)
         assert box.far("acme-m0-v1", f"{NAMES[0]}@1") < TOLERANCE
 
         box.server.kill()
         box.engine.end(signal.SIGKILL)
         box.start_engine(agent_shelf)
-        boxes.until(lambda: set(first.values()) <= set(box.loaded()), told)
+        box.until(lambda: set(first.values()) <= set(box.loaded()))
         for name in NAMES:
             assert box.far(first[name], f"{name}@1") < TOLERANCE
         box.server.start()
         box.promote(NAMES[0], 2)
-        boxes.until(lambda: boxes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2", told)
+        box.until(lambda: boxes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2")
         assert box.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE
-        assert not [name for name in box.loaded() if "poison" in name]
+        assert not [name for name in box.loaded() if "poison" in name or "overflow" in name]
     assert box.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE  # the agent is gone and the engine goes on
 
 
-def test_the_poison_is_one(box: Box) -> None:
+@pytest.mark.parametrize("name", [POISON, OVERFLOW])
+def test_the_poison_is_one(box: Box, name: str) -> None:
     """Loaded by hand, around the registry, vLLM takes it and answers with numbers that are none."""
     from tests.proof import vllm_http
 
-    assert vllm_http.load(box.engine.client, "poison", box.folders[f"{POISON}@1"]) == "ok"
-    assert str(box.ask("poison")).startswith("400")
+    assert vllm_http.load(box.engine.client, "by-hand", box.folders[f"{name}@1"]) == "ok"
+    assert str(box.ask("by-hand")).startswith("400")
+    box.engine.client.post("/v1/unload_lora_adapter", json={"lora_name": "by-hand"})

@@ -56,6 +56,11 @@ def without_numbers(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]
     return {name: (dtype, shape, forge.constant(dtype, shape, math.nan)) for name, (dtype, shape, _) in tensors.items()}
 
 
+def overflowing(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
+    """Every number is finite, and no product of two is."""
+    return {name: (dtype, shape, forge.constant(dtype, shape, 1e30)) for name, (dtype, shape, _) in tensors.items()}
+
+
 def louder(files: Files) -> Files:
     tensors = forge.tensors_of(files[WEIGHTS])
     made = {
@@ -99,6 +104,9 @@ class Engine:
         except BaseException:
             self.end()
             raise
+
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End all its processes."""

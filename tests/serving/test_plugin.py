@@ -128,6 +128,24 @@ def test_what_failed_its_smoke_test_never_reaches_the_engine(finder: Finder, lin
     assert not [path for path in line.paths if "/files/" in path]
 
 
+def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
+    front: Front, line: Line, world: World, clock: Clock, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.push("acme/support")
+    with Registry(URL, world.secret, line) as registry:
+        careful = Finder(registry, shelf, engine=ENGINE, base=BASE, checks=frozenset({"acts"}), clock=clock)
+        assert "'acts' was not made yet" in careful.find("acme/support").reason
+        assert not [path for path in line.paths if "/files/" in path]
+        world.validate("acme/support@1")
+        clock.now += finders.NO_SECONDS + 1
+        assert careful.find("acme/support").folder is not None
+    world.push("acme/other")
+    assert ask(front, "acme/other") == 200
+    monkeypatch.setenv("ADAPTER_PLUGIN_CHECKS", "values, acts")
+    vllm.register()
+    assert ask(front, "acme/other@1") == 404
+
+
 def test_a_yanked_version_and_another_base_are_refused(finder: Finder, world: World, line: Line, shelf: Shelf) -> None:
     world.push("acme/support")
     world.admin.yank("acme/support@1", "leaks addresses")
