@@ -32,9 +32,9 @@ from registry.verdicts import Value
 SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
 FACTS_VERSION = 2
+"""Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
 _STILL_RIGHT: dict[Any, str] = {1: "text"}
 """Older versions whose facts of this kind say what they would say today: version 2 added fields of image files only."""
-"""Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
