@@ -12,6 +12,7 @@ Example
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -171,18 +172,26 @@ def _print_pushed(pushed: Pushed) -> None:
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Hash again what DEST and the cache have; bring only what is not right.")
 @output.json_option
-def pull(ref: Ref, dest: Path | None) -> None:
+def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
     """Bring the version that REF means into DEST, as a whole or not at all. Default: a folder with its name."""
     target = dest or Path(ref.name.name)
+    damaged: list[Reason] = []
     with session.registry() as registry, Bar(str(ref)) as progress:
-        resolved = transfer.pull(registry, ref, target, progress=progress)
+        if verify:
+            resolved, damaged = transfer.verify(registry, ref, target, progress=progress)
+        else:
+            resolved = transfer.pull(registry, ref, target, progress=progress)
 
     def text() -> None:
         click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
         size = output.size(resolved.manifest.size_bytes)
         click.echo(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
+        for reason in damaged:
+            click.secho(f"  damaged, and brought anew: {reason.place} {reason.sentence}", fg="yellow")
         if resolved.yanked:
             click.secho("  this version is yanked", fg="red")
 
-    output.answer({"path": str(target.absolute()), "resolved": resolved}, text)
+    answer = {"path": str(target.absolute()), "resolved": resolved}
+    output.answer(answer | ({"damaged": [asdict(reason) for reason in damaged]} if verify else {}), text)

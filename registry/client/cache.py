@@ -2,7 +2,8 @@
 
 Invariants
 - A cached blob is hashed again whenever it is used: nobody's edit of a pulled file becomes somebody's adapter.
-- Large blobs are handed out as hard links and are read-only; small ones as copies, which people like to edit.
+- Large blobs are handed out without a copy: as a clone where the file system has them (btrfs, XFS), else as a hard
+  link, which is read-only. Small ones are copies, which people like to edit.
 - Files appear under their digest whole or not at all, so any number of processes may share a cache.
 - Who wants a blob that somebody is fetching just now waits for it and fetches nothing.
 - The cache stays near its limit: what was not used for longest goes first. What was handed out is not touched.
@@ -19,6 +20,7 @@ import functools
 import os
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +38,8 @@ except ImportError:  # not on Windows: two processes may fetch the same blob the
 LINK_FROM_BYTES = 2**20
 LIMIT_BYTES = 50 * 2**30
 LIMIT_SETTING = "ADAPTER_CACHE_BYTES"
+_FICLONE = 0x40049409
+"""Linux's ioctl that makes one file share the blocks of another."""
 LOOK_SHARE = 50
 """The files are counted when this part of the limit was added since the last count."""
 
@@ -64,10 +68,9 @@ class Cache:
     def take(self, digest: Digest, size_bytes: int, target: Path) -> bool:
         """Put the blob at `target`, if it is here and still itself. A damaged one is thrown away."""
         kept = self.path_of(digest)
+        if not self.check(digest, size_bytes):
+            return False
         try:
-            if kept.stat().st_size != size_bytes or streams.hash_of(kept) != digest:
-                kept.unlink(missing_ok=True)
-                return False
             hand_out(kept, target)
             _used(kept)
         except OSError:
@@ -100,6 +103,17 @@ class Cache:
                 new.unlink(missing_ok=True)
         self._make_room(size_bytes)
         return True
+
+    def check(self, digest: Digest, size_bytes: int) -> bool | None:
+        """Whether the blob is here and still itself; None if it is not here. A damaged one is thrown away."""
+        kept = self.path_of(digest)
+        try:
+            if kept.stat().st_size == size_bytes and streams.hash_of(kept) == digest:
+                return True
+            kept.unlink(missing_ok=True)
+            return False
+        except OSError:
+            return None
 
     def _make_room(self, added_bytes: int) -> None:
         with self._counting:
@@ -154,8 +168,10 @@ def _used(kept: Path) -> None:
 
 
 def hand_out(kept: Path, target: Path) -> None:
-    """A large file as a hard link where the file system has them, else as a copy."""
+    """A large file as a clone or as a hard link where the file system has them, else as a copy."""
     if kept.stat().st_size >= LINK_FROM_BYTES:
+        if _clone(kept, target):
+            return
         with contextlib.suppress(OSError):
             os.link(kept, target)
             return
@@ -164,3 +180,17 @@ def hand_out(kept: Path, target: Path) -> None:
     shutil.copyfile(kept, target)
     with open(target, "rb+") as file:
         os.fsync(file.fileno())
+
+
+def _clone(kept: Path, target: Path) -> bool:
+    """A file of its own with the same blocks, copied only when somebody writes. False where there is no such thing."""
+    if fcntl is None or sys.platform != "linux":
+        return False
+    with contextlib.suppress(OSError), open(kept, "rb") as source, open(target, "xb") as file:
+        try:
+            fcntl.ioctl(file.fileno(), _FICLONE, source.fileno())
+            os.fsync(file.fileno())
+            return True
+        except OSError:
+            target.unlink()
+    return False

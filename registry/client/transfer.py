@@ -4,6 +4,7 @@ Invariants
 - A folder is judged here by the server's rules before a byte is sent; the server judges again and decides.
 - What the registry holds already is not sent; what this machine holds already is not fetched.
 - A pull believes nothing: the manifest must hash to the version's digest and each file to the manifest's.
+- What was pulled can be hashed again (`verify`), against the registry's manifest and nothing that lies on this machine.
 - A base is read by its configuration, its headers and its tokenizer; no weight is touched.
 
 Example
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import json
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,18 +156,66 @@ def pull(
 
     `cache=None` fetches everything and keeps nothing. `dest` gains one file of ours, `.adapter.json`.
     """
-    resolved = registry.resolve(ref)
-    links = _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), resolved)
+    resolved, links = _asked(registry, ref)
+    _put(registry, resolved, links, dest, cache() if callable(cache) else cache, progress or Silent())
+    return resolved
+
+
+def verify(
+    registry: Registry,
+    ref: Ref | str,
+    dest: Path,
+    *,
+    cache: Cache | Callable[[], Cache] | None = USER_CACHE,
+    progress: Progress | None = None,
+) -> tuple[Resolved, list[Reason]]:
+    """Hash again what `dest` and the cache have of the version that `ref` means; what was damaged there.
+
+    A folder in which every file is right stays as it is. Any other is made anew, as by `pull`.
+    """
+    resolved, links = _asked(registry, ref)
     store = cache() if callable(cache) else cache
-    watched = progress or Silent()
-    watched.start(sum(link.size_bytes for link in links))
+    damaged, whole = [], (dest / NOTE).is_file()
+    for link in links:
+        right = _is_right(dest / link.path, link)
+        whole = whole and bool(right)
+        if right is False:
+            damaged.append(Reason("pull.file_damaged", str(dest / link.path), "is not what was pulled"))
+        if store is not None and store.check(link.digest, link.size_bytes) is False:
+            damaged.append(
+                Reason("pull.cache_damaged", str(store.path_of(link.digest)), f"is not {link.path} any more")
+            )
+    if not whole:
+        _put(registry, resolved, links, dest, store, progress or Silent())
+    return resolved, damaged
+
+
+def _is_right(path: Path, link: FileLink) -> bool | None:
+    """Whether this file has the bytes of the version; None if it is not there."""
+    try:
+        found = path.lstat()
+        return stat.S_ISREG(found.st_mode) and found.st_size == link.size_bytes and streams.hash_of(path) == link.digest
+    except FileNotFoundError:
+        return None
+    except OSError:  # it cannot be read
+        return False
+
+
+def _put(
+    registry: Registry, resolved: Resolved, links: list[FileLink], dest: Path, store: Cache | None, progress: Progress
+) -> None:
+    progress.start(sum(link.size_bytes for link in links))
     with Destination(dest) as folder:
         for parent in {(folder / link.path).parent for link in links}:
             parent.mkdir(parents=True, exist_ok=True)
-        streams.at_once(lambda link: _bring(registry, link, folder / link.path, store, watched), links, FILES_AT_ONCE)
+        streams.at_once(lambda link: _bring(registry, link, folder / link.path, store, progress), links, FILES_AT_ONCE)
         note = {"name": resolved.name, "number": resolved.number, "digest": resolved.digest}
         (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
-    return resolved
+
+
+def _asked(registry: Registry, ref: Ref | str) -> tuple[Resolved, list[FileLink]]:
+    resolved = registry.resolve(ref)
+    return resolved, _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), resolved)
 
 
 def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:

@@ -123,6 +123,21 @@ def test_a_pulled_folder_holds_the_bytes_that_were_pushed(desk: Desk, tmp_path: 
         assert (tmp_path / "served" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_pulled_folder_is_hashed_again_and_mended(desk: Desk, tmp_path: Path) -> None:
+    desk.base()
+    desk("push", desk.adapter("mine"), "acme/support", "--base", "tiny-llama")
+    desk("pull", "acme/support", tmp_path / "served")
+    weights = tmp_path / "served" / "adapter_model.safetensors"
+    right = weights.read_bytes()
+    assert desk("pull", "acme/support", tmp_path / "served", "--verify", "--json").json["damaged"] == []
+    weights.chmod(0o644)
+    weights.write_bytes(b"x" + right[1:])
+    assert (
+        f"damaged, and brought anew: {weights}" in desk("pull", "acme/support", tmp_path / "served", "--verify").stdout
+    )
+    assert weights.read_bytes() == right
+
+
 def test_the_same_folder_again_is_the_same_version(desk: Desk) -> None:
     desk.base()
     folder = desk.adapter("mine")

@@ -126,6 +126,50 @@ def test_a_pulled_folder_can_be_pushed_again_as_the_same_version(
     assert transfer.push_folder(counted.registry, tmp_path / "out", NAME).created is False
 
 
+# ------------------------------------------------------------------ hashed again
+def test_a_pulled_folder_that_is_right_is_hashed_again_and_stays(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+) -> None:
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    was = (tmp_path / "out").stat().st_ino
+    counted.requests.clear()
+    resolved, damaged = transfer.verify(counted.registry, REF, tmp_path / "out", cache=cache)
+    assert (resolved.number, damaged, len(counted.requests)) == (1, [], 1)
+    assert (tmp_path / "out").stat().st_ino == was
+
+
+def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+) -> None:
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    weights, config = pushed[forge.WEIGHTS], tmp_path / "out" / forge.CONFIG
+    kept = cache.path_of(Digest.of(weights))
+    for path in (tmp_path / "out" / forge.WEIGHTS, kept):
+        path.chmod(0o644)
+        path.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    config.unlink()
+    counted.requests.clear()
+    _, damaged = transfer.verify(counted.registry, REF, tmp_path / "out", cache=cache)
+    assert {(reason.code, reason.place) for reason in damaged} == {
+        ("pull.file_damaged", str(tmp_path / "out" / forge.WEIGHTS)),
+        ("pull.cache_damaged", str(kept)),
+    }
+    assert [path.rpartition("/")[2] for _, path in counted.requests if "/files/" in path] == [forge.WEIGHTS]
+    assert contents(tmp_path / "out") == pushed
+    assert kept.read_bytes() == weights
+    assert transfer.verify(counted.registry, REF, tmp_path / "out", cache=cache)[1] == []
+
+
+def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / forge.WEIGHTS).write_text("years of work")
+    with pytest.raises(Invalid, match="not put there by a pull"):
+        transfer.verify(counted.registry, REF, tmp_path / "mine", cache=None)
+    assert (tmp_path / "mine" / forge.WEIGHTS).read_text() == "years of work"
+
+
 # ------------------------------------------------------------------ bases
 def test_a_base_is_read_without_its_weights(tmp_path: Path) -> None:
     folder = forge.llama(hidden=256).write(tmp_path / "base")
