@@ -40,6 +40,7 @@ from sqlmodel import SQLModel
 
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.server.settings import Settings
+from registry.server.writers import Writers
 
 try:
     import pysqlite3.dbapi2 as newer_sqlite
@@ -102,10 +103,14 @@ def _sqlite_engine(url: str) -> Engine:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
+    writers = Writers(made)
+
     @event.listens_for(made, "begin")
     def _begin(connection: Connection) -> None:
-        mode = connection.get_execution_options().get(_BEGIN, "DEFERRED")
-        connection.exec_driver_sql(f"BEGIN {mode}")
+        if connection.get_execution_options().get(_BEGIN) == "IMMEDIATE":
+            writers.begin(connection)
+        else:
+            connection.exec_driver_sql("BEGIN DEFERRED")
 
     return made
 
