@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 from sqlmodel import select
 
 from registry import lora, tensors
@@ -180,6 +181,33 @@ def test_large_weights_are_measured_once_when_the_push_has_been_answered(
     newest = {str(v.check): v.outcome for v in world.admin.version("acme/support").verdicts}
     assert newest == {"fits": "pass", "values": "fail", "loads": "fail"}
     assert world.admin.collect(GcRequest()).versions_measured == 0
+
+
+def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "QUIET_SECONDS", 0.05)
+    world.push("acme/support")
+    with world.session(write=True) as session:
+        session.connection().execute(update(VersionRow).values(measured_at=None))
+        session.connection().execute(delete(VersionValuesRow))
+    with ThreadPoolExecutor(1) as pool:
+        with values.pushing(world.engine):
+            measuring = pool.submit(values.keep_up, world.engine, world.blobs)
+            with pytest.raises(TimeoutError):
+                measuring.result(3 * values.QUIET_SECONDS)
+            assert world.admin.values("acme/support").measured_at is None
+        measuring.result(60)
+    assert world.admin.values("acme/support").measured_at is not None
+
+
+def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "PATIENCE_SECONDS", 0.01)
+    world.push("acme/support")
+    with world.session(write=True) as session:
+        session.connection().execute(update(VersionRow).values(measured_at=None))
+        session.connection().execute(delete(VersionValuesRow))
+    with values.pushing(world.engine):
+        values.keep_up(world.engine, world.blobs)
+        assert world.admin.values("acme/support").measured_at is not None
 
 
 def test_what_was_never_measured_is_measured_by_gc(world: World) -> None:

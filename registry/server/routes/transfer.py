@@ -23,7 +23,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import db, failpoints, files, loads, plans, push
+from registry.server import db, failpoints, files, loads, plans, push, values
 from registry.server.blobs import BlobStore, Sink
 from registry.server.routes import bodies
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
@@ -59,9 +59,16 @@ DigestDep = Annotated[Digest, Depends(_blob_digest)]
 # ------------------------------------------------------------------ in
 @router.post("/adapters/{namespace}/{name}/pushes")
 def plan_push(
-    session: ReadSessionDep, actor: Pusher, name: NameDep, request: PushRequest, blobs: BlobsDep, settings: SettingsDep
+    session: ReadSessionDep,
+    actor: Pusher,
+    name: NameDep,
+    request: PushRequest,
+    blobs: BlobsDep,
+    settings: SettingsDep,
+    engine: EngineDep,
 ) -> PushPlan:
-    return plans.make(session, actor, name, request, blobs=blobs, settings=settings)
+    with values.pushing(engine):
+        return plans.make(session, actor, name, request, blobs=blobs, settings=settings)
 
 
 @router.put("/pushes/{push_id}/blobs/{digest}", status_code=204)
@@ -83,10 +90,11 @@ async def upload_blob(
             pass
         return Response(status_code=204)
     try:
-        await bodies.receive(request, sink, size_bytes)
-        failpoints.reach("upload.received")
-        await run_in_threadpool(sink.finish)
-        failpoints.reach("upload.written")
+        with values.pushing(engine):
+            await bodies.receive(request, sink, size_bytes)
+            failpoints.reach("upload.received")
+            await run_in_threadpool(sink.finish)
+            failpoints.reach("upload.written")
     except BaseException:
         sink.abort()
         raise
@@ -117,7 +125,8 @@ def commit_push(
 ) -> Pushed:
     """201 for a new version, 200 for one that was there."""
     engines = loads.profiles(settings.engines)
-    pushed = push.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
+    with values.pushing(engine):
+        pushed = push.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.log.header)
     after.add_task(push.tidy, engine, push_id, blobs=blobs)
