@@ -4,7 +4,8 @@ It reaches into uvicorn: the parser, the request's `body` and `more_body`, the a
 tests/cli/test_lane.py runs every use of them against the installed version, and `offered` looks for them before.
 
 Invariants
-- The socket is lent to a thread only while the transport reads nothing and has nothing left to write.
+- The socket is lent to a thread only while the transport reads nothing and has nothing left to write. It blocks then,
+  for `IDLE_SECONDS`: one call moves a megabyte, and the thread needs the interpreter once for it and not once a packet.
 - Every byte of a body is seen once, by the thread or by the parser; the parser is brought to where the thread ended.
 - A thread is lent only while bytes flow: neither a pause nor a drip keeps it.
 - Whatever goes wrong in a thread ends the connection after the answer.
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,9 @@ TURNS = 20
 """Turns of the event loop in which the head of an answer is normally sent; a peer that takes longer is a slow one."""
 HEAD_LIMIT_BYTES = 64 * 2**10
 """What the request line and the headers of one request may have together."""
+STEP_BYTES = 8 * 2**20
+"""What one call sends, at most: between them it is asked whether bytes still flow."""
+_IDLE = struct.pack("ll", int(IDLE_SECONDS), int(IDLE_SECONDS % 1 * 1e6))
 _ZEROS = bytes(2**16)
 _SLOTS = threading.BoundedSemaphore(SLOTS)
 
@@ -132,11 +136,10 @@ class SocketLane:
         total = filled = 0
         flow = _Flow()
         while total < count and flow.goes_on(total):
+            wanted = min(len(buffer) - filled, count - total)
             try:
-                got = self._of().recv_into(buffer[filled : filled + count - total])
-            except BlockingIOError:
-                if self._ready(select.POLLIN):
-                    continue
+                got = self._of().recv_into(buffer[filled:], wanted, socket.MSG_WAITALL)
+            except BlockingIOError:  # nothing came for `IDLE_SECONDS`
                 break
             if not got:
                 raise ConnectionError("the sender left before the end of the body")
@@ -173,10 +176,8 @@ class SocketLane:
         flow = _Flow()
         while sent < count and flow.goes_on(sent):
             try:
-                step = os.sendfile(self._of().fileno(), descriptor, start + sent, count - sent)
+                step = os.sendfile(self._of().fileno(), descriptor, start + sent, min(STEP_BYTES, count - sent))
             except BlockingIOError:
-                if self._ready(select.POLLOUT):
-                    continue
                 break
             if not step:
                 break
@@ -193,11 +194,14 @@ class SocketLane:
             return False
         lent: Any = self._protocol.transport.get_extra_info("socket")
         self._socket = socket.socket(fileno=os.dup(lent.fileno()))
-        self._socket.setblocking(False)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _IDLE)
+        self._socket.settimeout(None)  # for the event loop, too: both are one socket
         return True
 
     def _close(self) -> None:
         if self._socket is not None:
+            self._socket.setblocking(False)
             self._socket.close()
             self._socket = None
             _SLOTS.release()
@@ -206,9 +210,3 @@ class SocketLane:
         if self._socket is None:
             raise ConnectionError("this lane is closed")
         return self._socket
-
-    def _ready(self, event: int) -> bool:
-        """Whether the socket can move bytes now or within a moment. select() would stop at descriptor 1024."""
-        waiting = select.poll()
-        waiting.register(self._of(), event)
-        return bool(waiting.poll(IDLE_SECONDS * 1000))

@@ -20,7 +20,10 @@ import http.client
 import io
 import os
 import select
+import socket
 import ssl
+import struct
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +39,9 @@ READ_SECONDS = 60.0
 KEPT_LIMIT = 16
 ANSWER_LIMIT_BYTES = 2**20
 """What is read of an answer that is not a file."""
+
+_BLOCKS = sys.platform == "linux"
+"""Whether we know how this system's sockets are told to wait for a whole buffer, and no longer than so many seconds."""
 
 Advance = Callable[[int], None]
 Take = Callable[[memoryview], None]
@@ -89,12 +95,9 @@ class Sockets:
                 return _read(answer, request)
             if (answer.status == 206) != ("Range" in headers):
                 raise httpx.RemoteProtocolError("the answer is not the range that was asked for", request=request)
-            buffer = bytearray(BUFFER_BYTES)
-            view = memoryview(buffer)
-            while count := answer.readinto(buffer):
-                take(view[:count])
-            if answer.length:
-                raise httpx.ReadError(f"the answer broke off {answer.length} bytes before its end", request=request)
+            missing = _receive(connection, answer, take)
+            if missing:
+                raise httpx.ReadError(f"the answer broke off {missing} bytes before its end", request=request)
             return _response(answer, b"", request)
 
     # ---------------------------------------------------------------- connections
@@ -180,16 +183,61 @@ def _send(connection: http.client.HTTPConnection, file: io.FileIO, start: int, l
     end = start + length
     encrypted = isinstance(connection.sock, ssl.SSLSocket)
     buffer = memoryview(bytearray(BUFFER_BYTES if encrypted else 0))
-    while start < end:
-        if encrypted:
-            sent = os.preadv(file.fileno(), [buffer[: end - start]], start)
-            connection.sock.sendall(buffer[:sent])
-        else:
-            sent = connection.sock.sendfile(file, start, min(STEP_BYTES, end - start))
-        if not sent:
-            raise httpx.LocalProtocolError(f"{file.name} became shorter while it was sent")
-        start += sent
-        advance(sent)
+    with contextlib.nullcontext() if encrypted else _blocking(connection.sock):
+        while start < end:
+            if encrypted:
+                sent = os.preadv(file.fileno(), [buffer[: end - start]], start)
+                connection.sock.sendall(buffer[:sent])
+            elif _BLOCKS:
+                sent = os.sendfile(connection.sock.fileno(), file.fileno(), start, min(STEP_BYTES, end - start))
+            else:
+                sent = connection.sock.sendfile(file, start, min(STEP_BYTES, end - start))
+            if not sent:
+                raise httpx.LocalProtocolError(f"{file.name} became shorter while it was sent")
+            start += sent
+            advance(sent)
+
+
+def _receive(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, take: Take) -> int:
+    """The body of an answer, a full buffer at a time; how many bytes of it did not come."""
+    buffer = bytearray(BUFFER_BYTES)
+    view = memoryview(buffer)
+    if not _BLOCKS or isinstance(connection.sock, ssl.SSLSocket) or answer.length is None or answer.will_close:
+        while count := answer.readinto(buffer):
+            take(view[:count])
+        return answer.length or 0
+    first = answer.read1(
+        BUFFER_BYTES
+    )  # what was read together with the head, or what comes next: nothing is left of it
+    take(memoryview(first))
+    left = answer.length or 0
+    with _blocking(connection.sock):
+        while left:
+            count = connection.sock.recv_into(buffer, min(left, BUFFER_BYTES), socket.MSG_WAITALL)
+            if not count:
+                return left
+            take(view[:count])
+            left -= count
+    answer.close()
+    return 0
+
+
+@contextlib.contextmanager
+def _blocking(sock: socket.socket) -> Iterator[None]:
+    """One call moves a whole buffer: the interpreter is needed once for it, and not once for each packet."""
+    if not _BLOCKS:
+        yield
+        return
+    seconds = sock.gettimeout()
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(READ_SECONDS), 0))
+    sock.settimeout(None)
+    try:
+        yield
+    except BlockingIOError as e:
+        raise TimeoutError from e
+    finally:
+        sock.settimeout(seconds)
 
 
 def _read(answer: http.client.HTTPResponse, request: httpx.Request) -> httpx.Response:
