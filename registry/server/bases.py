@@ -150,9 +150,9 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
 
 # ------------------------------------------------------------------ what was fused into a base
 def keep_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
-    """The rows of what was fused into a base, which lineage walks."""
-    told = sorted({(edge.digest, str(edge.relation)) for edge in parents})
-    session.add_all(BaseEdgeRow(base_id=base.id or 0, parent_digest=d, relation=relation) for d, relation in told)
+    """The rows of what was fused into a base, which lineage walks. Again changes nothing."""
+    for digest, relation in sorted({(edge.digest, str(edge.relation)) for edge in parents}):
+        session.merge(BaseEdgeRow(base_id=base.id or 0, parent_digest=digest, relation=relation))
 
 
 def _parents_of(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:

@@ -132,8 +132,10 @@ def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findin
             elif found.fingerprint != record.spec.fingerprint:
                 differs = f"base '{found.name}' is another one here"
                 findings.append(records.finding("record.base_differs", stat.key, differs))
-            elif record.identity is not None and not dry_run:
-                _identify(session, actor, found, record.identity, findings)
+            elif not dry_run:
+                bases.keep_parents(session, found, record.parents)
+                if record.identity is not None:
+                    _identify(session, actor, found, record.identity, findings)
     return len(missing)
 
 
@@ -142,7 +144,6 @@ def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
     values |= {"source": record.source, "created_at": record.created_at, "created_by": record.created_by}
     if added := db.insert_new(session, BaseRow, {**values, "parents": record.edges, "recorded_at": db.now()}):
-        bases.keep_parents(session, bases.row(session, spec.name), record.parents)
         audit.append(session, actor, "base.reindex", spec.name, {"fingerprint": spec.fingerprint})
     return added
 
