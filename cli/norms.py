@@ -43,8 +43,7 @@ def of_version(registry: Registry, version: VersionView) -> Sizes:
     known = values.modules
     if known:
         weights = {path: one.weight for path, one in known.items() if one.weight is not None}
-        unread = not values.base_measured and version.facts.get("scheme") == "peft"
-        hint = f"adapter base identify {version.base} DIR" if unread else ""
+        hint = "" if values.base_measured else f"adapter base identify {version.base} DIR"
         return Sizes(version.base, {path: one.update for path, one in known.items()}, weights, hint)
     reports = [v.report for v in version.verdicts if v.check is Check.ACTS and v.report]
     if not reports:

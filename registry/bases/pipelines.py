@@ -60,7 +60,7 @@ def pipeline_spec(name: str, index: Mapping[str, Any], components: Mapping[str, 
     parameters, size, dtypes = 0, 0, {}
     for component, (config, headers) in sorted(components.items()):
         logical = _logical(headers)
-        found |= {f"{component}.{path}": m for path, m in base_modules.modules(logical, _FACTS).items()}
+        found |= {f"{component}.{path}": m for path, m in base_modules.modules(logical, FACTS).items()}
         covered[component] = {
             "shapes": sorted([t.name, list(t.shape)] for t in logical),
             "config": {k: v for k, v in config.items() if k == "_class_name" or not (k.startswith("_") or k in _NOTES)},
@@ -86,7 +86,7 @@ def family_of(config: Mapping[str, Any]) -> str:
     return _WIDTHS.get(width, family) if family == "sd" and type(width) is int else family
 
 
-_FACTS = Facts(
+FACTS = Facts(
     model_type="", is_head_model=False, hidden=0, intermediate=0, heads=0, kv_heads=0, head_size=0, vocab=0,
     quantisation="", bits=0,
 )  # fmt: skip
@@ -94,4 +94,4 @@ _FACTS = Facts(
 
 
 def _logical(headers: Sequence[Header]) -> list[Logical]:
-    return base_modules.logical(bases.all_tensors(headers), _FACTS)
+    return base_modules.logical(bases.all_tensors(headers), FACTS)

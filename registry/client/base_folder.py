@@ -64,8 +64,8 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
     configuration or without safetensors.
     """
     reader = _Reader(_folder(source))
-    components = [c for c in pipelines.COMPONENTS if (reader.folder / c / bases.CONFIG).is_file()]
-    if components and not (reader.folder / bases.CONFIG).is_file():
+    components = components_of(source)
+    if components:
         return _pipeline(reader, name, components)
     config = _config(reader)
     template = reader.whole("chat_template.jinja", TEXT_LIMIT_BYTES)
@@ -89,6 +89,14 @@ def _pipeline(reader: _Reader, name: str, components: list[str]) -> tuple[BaseSp
         reader.bytes_read += inner.bytes_read
     spec = pipelines.pipeline_spec(name, bases.read_config(index, file=pipelines.INDEX) if index else {}, found)
     return spec, reader.bytes_read
+
+
+def components_of(source: str | Path) -> list[str]:
+    """The folders of a pipeline's models that take adapters; empty for a language model's folder."""
+    folder = _folder(source)
+    if (folder / bases.CONFIG).is_file():
+        return []
+    return [c for c in pipelines.COMPONENTS if (folder / c / bases.CONFIG).is_file()]
 
 
 def weights_of(source: str | Path) -> tuple[dict[str, Any], dict[Path, Header]]:

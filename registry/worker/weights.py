@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from registry import bases
-from registry.bases import identity
+from registry.bases import identity, pipelines
 from registry.bases import modules as base_modules
 from registry.bases.identity import Leaf
-from registry.client.base_folder import weights_of
+from registry.bases.modules import Facts
+from registry.client.base_folder import components_of, weights_of
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid
 from registry.tensors import TensorInfo
@@ -57,16 +58,20 @@ class Weights:
 
     @classmethod
     def of(cls, folder: str | Path) -> Weights:
-        """From the configuration and the headers. `Invalid` (BASE_INVALID, TENSORS_INVALID) when they are not right."""
-        config, headers = weights_of(folder)
-        facts = bases.facts_of(config)
-        tensors = bases.all_tensors(headers.values())
-        side = base_modules.side_names(tensors, facts)
-        logical = iter(base_modules.logical(tensors, facts))
-        names = {t.name: (side[t.name], t.shape) if t.name in side else next(logical)[:2] for t in tensors}
-        places = {t.name: (path, header.data_start) for path, header in headers.items() for t in header}
-        found = {t.name: Stored(*names[t.name], t.name in side, t, *places[t.name]) for t in tensors}
-        return cls(Path(folder), facts.quantisation, found)
+        """From the configuration and the headers. `Invalid` (BASE_INVALID, TENSORS_INVALID) when they are not right.
+
+        Of a pipeline the models that take adapters, each tensor under its component (`unet.mid_block…`).
+        """
+        components = components_of(folder)
+        if components:
+            inner = {part: _stored(Path(folder) / part, pipelines.FACTS) for part in components}
+            found = {
+                f"{part}.{name}": stored._replace(name=f"{part}.{stored.name}")
+                for part, tensors in inner.items() for name, stored in tensors.items()
+            }  # fmt: skip
+            return cls(Path(folder), "", found)
+        facts = bases.facts_of(weights_of(folder)[0])
+        return cls(Path(folder), facts.quantisation, _stored(Path(folder), facts))
 
     @property
     def size_bytes(self) -> int:
@@ -86,6 +91,17 @@ class Weights:
                 progress(len(chunk))
             leaves.append(leaf(stored, hasher.digest()))
         return identity.root(leaves)
+
+
+def _stored(folder: Path, facts: Facts) -> dict[str, Stored]:
+    """The tensors of one model, by the names in its files."""
+    _, headers = weights_of(folder)
+    tensors = bases.all_tensors(headers.values())
+    side = base_modules.side_names(tensors, facts)
+    logical = iter(base_modules.logical(tensors, facts))
+    names = {t.name: (side[t.name], t.shape) if t.name in side else next(logical)[:2] for t in tensors}
+    places = {t.name: (path, header.data_start) for path, header in headers.items() for t in header}
+    return {t.name: Stored(*names[t.name], t.name in side, t, *places[t.name]) for t in tensors}
 
 
 def leaf(stored: Stored, digest: Digest) -> Leaf:

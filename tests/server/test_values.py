@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from sqlmodel import select
 
 from registry import lora, tensors
 from registry.bases.identity import Identity, TensorMark
+from registry.client import transfer
 from registry.client.judging import Judging
+from registry.compat.paths import Paths
 from registry.contents import Pair
 from registry.digest import Digest
 from registry.lora import config
@@ -23,8 +26,9 @@ from registry.server import values
 from registry.server.tables import VersionRow, VersionValuesRow
 from registry.server.values import against, numbers
 from registry.server.values.measure import Window
+from registry.wire import BaseAdd
 from registry.wire.upkeep import GcRequest
-from tests import forge
+from tests import forge, forge_foreign
 from tests.forge import CONFIG, WEIGHTS, Files
 from tests.world import World
 
@@ -103,9 +107,9 @@ def test_zeros_and_huge_updates_are_warnings(world: World) -> None:
 
 
 # ------------------------------------------------------------------ against the base
-def identity_of(world: World, size: float | None) -> Identity:
-    """An identity of tiny-llama whose weights all have this norm."""
-    names = [f"{path}.weight" for path in world.bases["tiny-llama"].modules]
+def identity_of(world: World, size: float | None, base: str = "tiny-llama") -> Identity:
+    """An identity of the base whose weights all have this norm."""
+    names = [f"{path}.weight" for path in world.bases[base].modules]
     marks = {name: TensorMark(dtype="F32", shape=(1,), digest=Digest.of(name.encode()), norm=size) for name in names}
     return Identity(exact=Digest.of(b"weights"), tensors=len(marks), marks=marks)
 
@@ -144,6 +148,26 @@ def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_agai
     assert not world.admin.values("acme/support").base_measured
     world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
     assert {one.weight for one in world.admin.values("acme/support").modules.values()} == {8.0}
+
+
+def test_another_tools_names_are_compared_with_the_modules_that_they_mean(world: World, tmp_path: Path) -> None:
+    spec, _ = transfer.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    world.bases["sd-tiny"] = spec
+    world.admin.add_base(BaseAdd(spec=spec, identity=identity_of(world, 3.0, "sd-tiny")))
+    world.push("art/style", {"style.safetensors": forge_foreign.kohya()}, base="sd-tiny")
+    found = world.admin.values("art/style").modules
+    assert {path.rpartition("_to_")[2] for path in found} == {"q", "k"}
+    for one in found.values():
+        assert (one.weight, one.share) == (3.0, pytest.approx((one.update or 0) / 3.0, rel=1e-2))
+
+
+def test_a_fused_matrix_is_as_large_as_its_parts_together() -> None:
+    parts = {f"transformer.transformer_blocks.0.attn.to_{leaf}": 2.0 for leaf in "qkv"}
+    norms = {f"{path}.weight": size for path, size in parts.items()}
+    fused = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert against.Base("flux", norms, paths=Paths("kohya", parts)).norm(fused) == pytest.approx(12**0.5, rel=1e-4)
+    missing = against.Base("flux", dict(list(norms.items())[:2]), paths=Paths("kohya", parts))
+    assert missing.norm(fused) is None
 
 
 def test_a_tied_head_is_compared_with_the_embedding() -> None:

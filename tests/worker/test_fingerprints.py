@@ -15,7 +15,7 @@ from registry.errors import Invalid
 from registry.worker import fingerprints, identify
 from registry.worker.fingerprints import BLOCK, Sketch
 from registry.worker.weights import Weights
-from tests import fixtures
+from tests import fixtures, forge_foreign
 from tests.worker import models
 
 SINGLE = "model.safetensors"
@@ -136,6 +136,19 @@ def test_packed_weights_are_unpacked_for_the_sketch(
     assert likeness.mean > 0.99
     stranger = models.base(tmp_path / "stranger", seed=5)
     assert compare(fingerprints.identify(Weights.of(stranger)), found).grade is Grade.UNRELATED
+
+
+def test_a_pipeline_is_known_by_its_models_that_take_adapters(tmp_path: Path) -> None:
+    folder = forge_foreign.pipeline(tmp_path / "sd")
+    found = fingerprints.identify(Weights.of(folder))
+    at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+    assert sorted(found.marks) == [f"{at}.{leaf}.weight" for leaf in ("to_k", "to_out.0", "to_q", "to_v")]
+    assert found.exact == Weights.of(folder).exact()
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, tensor in weights.items():
+        assert found.marks[f"unet.{name}"].norm == pytest.approx(float(tensor.norm()), rel=1e-4)
+    other = fingerprints.identify(Weights.of(forge_foreign.pipeline(tmp_path / "wide", width=64)))
+    assert compare(found, other).grade is Grade.UNRELATED
 
 
 # ------------------------------------------------------------------ reading

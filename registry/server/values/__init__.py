@@ -59,7 +59,7 @@ def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | N
 
 def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> Outcome:
     tools = {"registry": __version__}
-    findings = (*measured.findings, *against.findings(against.of_base(session, base), measured.norms))
+    findings = (*measured.findings, *against.findings(against.of_base(session, base, _scheme(row)), measured.norms))
     verdict = Verdict.of(Check.VALUES, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
     session.add(validation.verdict_row(verdict, row, base))
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
@@ -176,12 +176,16 @@ def of_version(session: Session, actor: Actor, name: AdapterName, selector: Sele
     """The norms of a version's modules, beside the base's; `measured_at` is empty until its numbers are read."""
     version = catalog.find(session, actor, name, selector)
     row = session.get(VersionValuesRow, version.id)
-    base = against.of_base(session, session.get_one(BaseRow, version.base_id))
+    base = against.of_base(session, session.get_one(BaseRow, version.base_id), _scheme(version))
     return ValuesView(
         name=str(name), number=version.number, measured_at=version.measured_at,
         base=base.name, base_measured=bool(base.norms),
         modules={path: _module(base, path, numbers) for path, numbers in json.loads(row.norms).items()} if row else {},
     )  # fmt: skip
+
+
+def _scheme(version: VersionRow) -> str:
+    return str(version.facts.get("scheme") or against.PEFT)
 
 
 def _module(base: against.Base, path: str, numbers: dict[str, float | None]) -> ModuleNorms:

@@ -15,6 +15,7 @@ Example
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -24,12 +25,15 @@ from threading import Lock
 from sqlalchemy import Connection, Engine
 from sqlmodel import Session, col, select
 
+from registry.compat.paths import Paths
+from registry.server import bases
 from registry.server.tables import BaseIdentityRow, BaseRow, BaseThresholdsRow
 from registry.server.values.numbers import Norms
 from registry.thresholds import DEFAULTS, Thresholds
 from registry.verdicts import Finding
 
 BASES_KEPT = 16
+PEFT = "peft"
 _HEAD = "lm_head"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 """What a head without a weight of its own is tied to, under the names that architectures give it."""
@@ -37,13 +41,24 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_emb
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The norms of a base's weights by tensor, empty if nobody read them; and how its adapters are judged."""
+    """The norms of a base's weights by tensor, empty if nobody read them; and how its adapters are judged.
+
+    `paths` says which modules another tool's names mean; None for PEFT's, which are the modules' own.
+    """
 
     name: str
     norms: Mapping[str, float]
     thresholds: Thresholds = DEFAULTS
+    paths: Paths | None = None
 
     def norm(self, path: str) -> float | None:
+        """|W| of what a file's path means: a module, or several that are parts of one fused matrix, together."""
+        meant = (path,) if self.paths is None else self.paths.of(path) or ()
+        sizes = [self._norm(module) for module in meant]
+        known = [size for size in sizes if size is not None]
+        return float(f"{math.hypot(*known):.5g}") if known and len(known) == len(sizes) else None
+
+    def _norm(self, path: str) -> float | None:
         """|W| of a module; a tied head has the embedding's."""
         found = self.norms.get(f"{path}.weight")
         if found is None and path.rpartition(".")[2] == _HEAD:
@@ -78,8 +93,8 @@ class _Kept:
 _KEPT: weakref.WeakKeyDictionary[Engine | Connection, _Kept] = weakref.WeakKeyDictionary()
 
 
-def of_base(session: Session, base: BaseRow) -> Base:
-    """What is known of the base's weights."""
+def of_base(session: Session, base: BaseRow, scheme: str = PEFT) -> Base:
+    """What is known of the base's weights, for an adapter whose names are of this scheme."""
     statement = (
         select(BaseIdentityRow.base_id, BaseThresholdsRow.thresholds)
         .outerjoin(BaseThresholdsRow, col(BaseThresholdsRow.base_id) == col(BaseIdentityRow.base_id))
@@ -96,7 +111,8 @@ def of_base(session: Session, base: BaseRow) -> Base:
         norms = {name: mark["norm"] for name, mark in json.loads(text)["marks"].items() if mark.get("norm") is not None}
         if norms:  # an identity of an earlier release may still get them
             kept.put(base_id, norms)
-    return Base(base.name, norms, Thresholds.with_overrides(own or {}))
+    paths = Paths(scheme, bases.spec_of(base).modules) if norms and scheme != PEFT else None
+    return Base(base.name, norms, Thresholds.with_overrides(own or {}), paths)
 
 
 def findings(base: Base, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
