@@ -29,6 +29,7 @@ FINDINGS_SHOWN = 5
 GRADES = ("exact", "other-dtype", "quantised", "descendant")
 """How alike the weights of two bases are, the closest first; each one includes those before it."""
 VALUE_WIDTH = 80
+UPDATES_SHOWN = 12
 
 
 @click.command("list")
@@ -139,6 +140,7 @@ def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[s
             ("base", version.base),
             ("method", method_line(known)),
             ("targets", target_line(known)),
+            ("", "\n".join(update_lines(known))),
             ("trigger", str(known.get("trigger_words") or "")),
             ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
             ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
@@ -195,6 +197,20 @@ def target_line(known: dict[str, Any]) -> str:
     if tokens:
         line += f"; trains {output.plural(tokens, 'token')}"
     return line
+
+
+def update_lines(known: dict[str, Any]) -> list[str]:
+    """Where ranks or scales differ, those of each kind of module: `q_proj in layers 0-3: rank 16, alpha 16, scale 1`."""
+    updates = [u for u in known.get("updates") or [] if u.get("path")]
+    if len({(u.get("rank"), u.get("scale")) for u in updates}) < 2:
+        return []
+    lines = []
+    for update in updates[:UPDATES_SHOWN]:
+        layers = f" in layers {update['layers']}" if update.get("layers") else ""
+        numbers = [f"{word} {update[word]:g}" for word in ("rank", "alpha", "scale") if update.get(word) is not None]
+        lines.append(f"{output.plain(str(update['path']))}{layers}: {', '.join(numbers)}")
+    more = len(updates) - UPDATES_SHOWN
+    return lines + ([output.faint(f"and {more} more (--json has all)")] if more > 0 else [])
 
 
 def _span(numbers: list[float]) -> str:
