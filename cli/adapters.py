@@ -200,7 +200,7 @@ def target_line(known: dict[str, Any]) -> str:
 
 
 def update_lines(known: dict[str, Any]) -> list[str]:
-    """Where ranks or scales differ, those of each kind of module: `q_proj in layers 0-3: rank 16, alpha 16, scale 1`."""
+    """Where ranks or scales differ, a line for each kind of module: `q_proj in layers 0-3: rank 16, alpha 16`."""
     updates = [u for u in known.get("updates") or [] if u.get("path")]
     if len({(u.get("rank"), u.get("scale")) for u in updates}) < 2:
         return []

@@ -109,8 +109,8 @@ def test_norms_of_the_weights_are_bars_by_layer_and_a_heat_map(stocked: Desk, tm
     assert {"layer 0", "layer 3", "q_proj", "v_proj"} <= set(texts)
     assert "tiny-llama was not identified" in said
     assert "in layers" not in said  # all modules are alike
-    told = {"updates": [{"path": "layers.*.v_proj", "layers": "0-3", "rank": 4, "alpha": 32.0, "scale": 8.0},
-                        {"path": "layers.*.q_proj", "layers": "", "rank": 8, "alpha": None, "scale": None}]}  # fmt: skip
-    assert adapters.update_lines(told) == ["layers.*.v_proj in layers 0-3: rank 4, alpha 32, scale 8",
-                                           "layers.*.q_proj: rank 8"]  # fmt: skip
+    one = {"path": "layers.*.v_proj", "layers": "0-3", "rank": 4, "alpha": 32.0, "scale": 8.0}
+    other = {"path": "layers.*.q_proj", "layers": "", "rank": 8, "alpha": None, "scale": None}
+    lines = ["layers.*.v_proj in layers 0-3: rank 4, alpha 32, scale 8", "layers.*.q_proj: rank 8"]
+    assert adapters.update_lines({"updates": [one, other]}) == lines
     assert stocked("show", "acme/support", "--plot", tmp_path / "norms.jpg", expect=2)
