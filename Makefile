@@ -20,8 +20,10 @@ BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benc
 # Waiting threads of OpenMP must sleep: spinning ones stall everybody else on a busy machine. Read when torch is imported.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Some hundred processes are started: each would compile all of our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-hub test-vllm test-engines lint light faults model soak test-ray test-gpu test-ceph bench clean
+.PHONY: help venv demo test test-hub test-vllm test-engines lint light faults deep model soak test-ray test-gpu test-ceph bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +40,11 @@ $(STAMP): pyproject.toml
 demo: venv  ## the whole story on a real model: train, push, check, prove, promote, pull, trace
 	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/demo
 
-test: venv  ## every test but the faults (PostgreSQL and an S3 store are started by the tests themselves)
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults' $(ARGS)
+test: venv  ## every test but faults and deep: some four minutes on two cores (they start their own PostgreSQL and S3 store)
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep' $(ARGS)
+
+deep: venv  ## merges, conversions, pictures, every adapter of the zoo, races, random requests, the light install: two minutes
+	@$(PYTHON) -m pytest -n $(JOBS) -m deep $(ARGS)
 
 faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)
 	@$(PYTHON) -m pytest -n $(JOBS) -m faults tests/faults $(ARGS)

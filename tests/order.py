@@ -3,7 +3,8 @@
 - A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, warm keepers,
   the S3 store) are one parcel together.
 - Parcels that take longest are handed out first, so that no process is left alone with one at the end.
-- `make test` leaves out the tests marked `faults`; with several processes, too, the summary says how many.
+- `make test` leaves out the tests marked `faults` and `deep`; with several processes, too, the summary says how many.
+- What is `deep` stands here, in one list: it guards a part, not the way from a push to a pull.
 
 Example
     pytest_plugins = ["tests.order"]
@@ -11,6 +12,7 @@ Example
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +32,14 @@ FIRST = (
 )  # fmt: skip
 """Longest first. What is not named comes after them."""
 
+DEEP = (
+    "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_one_merge.py", "tests/cli/test_merge.py",
+    "tests/worker/test_zoo.py", "tests/worker/test_pictures.py", "tests/worker/test_conversions.py",
+    "tests/worker/test_image_conversions.py", "tests/access/test_model.py", "tests/access/test_documented.py",
+    "tests/audit/test_tampering.py", "tests/server/test_gc_races.py",
+)  # fmt: skip
+"""What `make deep` runs, and `make test` does not: half a minute and more of imports, of models, or of chance."""
+
 
 def parcel(nodeid: str) -> str:
     """The parcel of a test: the name of a group, or its file."""
@@ -37,7 +47,12 @@ def parcel(nodeid: str) -> str:
     return next((name for name, starts in TOGETHER.items() if path.startswith(starts)), path)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(DEEP):
+            item.add_marker("deep")
+
     def turn(item: pytest.Item) -> int:
         own = parcel(item.nodeid)
         return next((place for place, start in enumerate(FIRST) if own.startswith(start)), len(FIRST))
@@ -55,6 +70,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return ByParcel(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests live to the end: the garbage collector need not walk over them, millions, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 # ------------------------------------------------------------------ what was left out

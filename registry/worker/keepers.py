@@ -42,6 +42,7 @@ _SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DEACTIVATE_ASYNC_LOAD": "1",  # no loader threads: the keeper forks
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled here, and to load the compiler takes a second of each start
     "OPENBLAS_NUM_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to ask whether there is a GPU must not take hold of it
     "PYTHONSAFEPATH": "1",

@@ -28,9 +28,10 @@ from tests.worker.workshop import Workshop
 from tests.world import World
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.base(tmp_path_factory.mktemp("models") / "tiny")
+@pytest.fixture
+def database_kind() -> str:
+    """A merge enters by the door of every push, which is tested on both databases."""
+    return "sqlite"
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +54,12 @@ def workshop(world: World, base_folder: Path, adapters: dict[str, Path]) -> Iter
         world.admin.cancel(job.id)
 
 
-def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, pool: Pool, tmp_path: Path) -> None:
     admin = workshop.world.admin
     job = _submit(workshop, weights=(0.7, 0.3), rank=6)
     assert (job.state, job.kind, job.payload["sources"]) == (State.QUEUED, Kind.MERGE, ["acme/one@1", "acme/other@1"])
 
-    _work(workshop, Kind.MERGE)
+    _work(workshop, pool)
 
     done = admin.job(job.id)
     assert done.state is State.DONE, done.error
@@ -80,12 +81,12 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, 
     assert _error(tmp_path / "both", workshop, tmp_path) == pytest.approx(report["relative_error"], abs=1e-4)
 
     again = _submit(workshop, weights=(0.7, 0.3), rank=6)
-    _work(workshop, Kind.MERGE)
+    _work(workshop, pool)
     assert admin.job(again.id).result["version"] == "acme/both@1"
 
 
 def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path
+    workshop: Workshop, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path
 ) -> None:
     monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
     admin = workshop.world.admin
@@ -93,7 +94,7 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     job = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
     onto = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="twin-dora", onto="tiny-twin")
 
-    _work(workshop, Kind.FUSE)
+    _work(workshop, pool)
 
     done = admin.job(job.id)
     assert done.state is State.DONE, done.error
@@ -172,15 +173,14 @@ def _submit(workshop: Workshop, *, by: Any = None, **changes: Any) -> Job:
     return job
 
 
-def _work(workshop: Workshop, kind: Kind) -> None:
-    """Let a worker do what is queued of this kind; validations wait for somebody else."""
+def _work(workshop: Workshop, pool: Pool) -> None:
+    """Let a worker do what is queued; the validations of the sources wait for somebody else."""
     for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
         workshop.world.admin.cancel(job.id)
     registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
-    with Pool() as pool:
-        limits = Limits(deadline_seconds=120, threads=1)
-        worker = Worker(registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1", limits=limits)
-        assert worker.run(once=True).done >= 1, workshop.lines
+    limits = Limits(deadline_seconds=120, threads=1)
+    worker = Worker(registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1", limits=limits)
+    assert worker.run(once=True).done >= 1, workshop.lines
     for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
         workshop.world.admin.cancel(job.id)
 
