@@ -78,7 +78,7 @@ class Box:
         self.engine.start()
 
     def ask(self, model: str) -> reference.LogProbs | str:
-        return vllm_http.log_probs(self.engine.client, model)
+        return vllm_http.next_log_probs(self.engine.client, model)
 
     def far(self, model: str, ref: str) -> float:
         """How far vLLM's answers under this name are from PEFT's with that version."""

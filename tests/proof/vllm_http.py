@@ -170,6 +170,19 @@ def log_probs(client: httpx.Client, model: str) -> reference.LogProbs | str:
     return tuple(float(row[str(token)]["logprob"]) for row, token in zip(given, reference.PROMPT[1:], strict=True))
 
 
+def next_log_probs(client: httpx.Client, model: str) -> reference.LogProbs | str:
+    """The same, one token of the prompt at a time: vLLM ends when `prompt_logprobs` is not asked for alone."""
+    found = []
+    for end in range(1, len(reference.PROMPT)):
+        asked = {"model": model, "prompt": list(reference.PROMPT[:end]), "max_tokens": 1, "temperature": 0,
+                 "logprobs": 1, "allowed_token_ids": [reference.PROMPT[end]]}  # fmt: skip
+        answer = client.post("/v1/completions", json=asked)
+        if answer.status_code != 200:
+            return f"{answer.status_code}: {_sentence(answer)}"
+        found.append(float(answer.json()["choices"][0]["logprobs"]["token_logprobs"][0]))
+    return tuple(found)
+
+
 def ask(client: httpx.Client, adapters: Mapping[str, Path], known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Case → what vLLM answered to loading it, and whether it then acted as in PEFT (None: PEFT itself refuses)."""
     found: dict[str, dict[str, Any]] = {}
