@@ -5,8 +5,8 @@
     base      the same without it
 
 A serving box asks its engine for the log-probabilities of a prompt's own tokens (vLLM: each as the only one allowed to
-follow; completions: `echo` with `logprobs`) after it has loaded the adapter, and compares. An engine that took the adapter in silence and
-does nothing with it answers like `base`.
+follow; completions: `echo` with `logprobs`) after it has loaded the adapter, and compares. An engine that took the
+adapter in silence and does nothing with it answers like `base`.
 
 Invariants
 - Prompts are token numbers, so that no tokenizer plays a part; two fingerprints of one version have the same prompts.
