@@ -38,7 +38,7 @@ MAX_LORA_RANK = 16
 TOLERANCE = 2e-2
 LOUDER = 8.0
 """What B is multiplied with, so that a wrong scale is seen beyond doubt in a model as small as this."""
-START_SECONDS = 300
+START_SECONDS = 600
 
 
 def cases() -> dict[str, Files]:
