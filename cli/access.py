@@ -70,7 +70,7 @@ def _print_whoami(where: session.Target, who: Whoami) -> None:
     rights = _rights(who.scopes, who.namespaces, who.adapters) + expires
     roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
     subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
-    output.facts([("rights", rights), *subject, ("registry", where.source)])
+    output.facts([("rights", rights), *subject, ("told by", where.source)])
 
 
 def _rights(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:

@@ -128,13 +128,21 @@ def _show_metadata(ref: Ref) -> None:
     output.answer({"metadata": texts}, text)
 
 
-def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:
-    known = version.facts
-    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+def print_warnings(version: VersionView) -> None:
+    """What keeps a version from being used: damage, withdrawal."""
     if version.damaged:
         click.secho(f"  damaged in the store: {', '.join(version.damaged)}; push the same files again", fg="red")
     if version.yanked_at:
         click.secho(f"  yanked {output.moment(version.yanked_at)}: {version.yank_reason}", fg="red")
+    if version.quarantined_at:
+        since = output.moment(version.quarantined_at)
+        click.secho(f"  in quarantine since {since}: {version.quarantine_reason}", fg="red")
+
+
+def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:
+    known = version.facts
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+    print_warnings(version)
     output.facts(
         [
             ("base", version.base),

@@ -57,12 +57,13 @@ def _print_moved(name: AdapterName, moved: AliasView) -> None:
 
 @click.command()
 @click.argument("name")
-@click.argument("alias")
+@click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--to", default="", help="Which version: a number, a digest or a REF. Default: the one before this.")
 @click.option("--reason", default="", help="Why, kept in the history for ever.")
 @output.json_option
 def rollback(name: str, alias: str, to: str, reason: str) -> None:
     """Point ALIAS of NAME back at the version that it pointed at before, or at an earlier one."""
+    name, alias = output.alias_of(name, alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
     with session.registry() as registry:
@@ -130,13 +131,17 @@ def read_time(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
+def _exactly(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None) -> None:
     about = str(ref.name) if ref.selector == NEWEST else str(ref)
     if not moves:
-        click.echo(f"{about}: nothing was ever moved" + (f" before {output.moment(at)}" if at else ""))
+        click.echo(f"{about}: nothing was ever moved" + (f" until {_exactly(at)}" if at else ""))
         return
     if at:
-        click.echo(f"{output.strong(str(ref.name))} at {output.moment(at)}:")
+        click.echo(f"{output.strong(str(ref.name))} at {_exactly(at)}:")
     else:
         click.echo(output.strong(about))
     width = max(len(move.alias) for move in moves)

@@ -141,6 +141,8 @@ def _line(item: EventView) -> str:
         sentence = pattern.format(object=item.object, **told)
     except (KeyError, IndexError):
         sentence = f"{item.action} {item.object}"
+    if "break_glass" in told:
+        sentence += ", through a shut gate"
     reason = f": “{told.pop('reason')}”" if "reason" in told else ""
     rest = ", ".join(f"{key} {value}" for key, value in told.items() if f"{{{key}}}" not in pattern)
     head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(item.actor)} {sentence}{reason}"
@@ -148,7 +150,7 @@ def _line(item: EventView) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text[:19] if text.startswith("sha256:") else text
 
 

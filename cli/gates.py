@@ -71,10 +71,11 @@ def set_gate(
 
 @gate.command()
 @click.argument("place", metavar="NAMESPACE|NAME|REF")
-@click.argument("alias")
+@click.argument("alias", required=False, default="", metavar="ALIAS")
 @output.json_option
 def show(place: str, alias: str) -> None:
     """Show the gate of ALIAS; of a version (NAME@3), what it still lacks."""
+    place, alias = output.alias_of(place, alias)
     with _gates() as gates:
         if not any(mark in place for mark in "@:"):
             view = gates.show(place, alias)

@@ -216,6 +216,15 @@ def moment(at: datetime | None) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M") + " UTC" if at else ""
 
 
+def alias_of(place: str, alias: str) -> tuple[str, str]:
+    """`NAME ALIAS`, also where both were given as `NAME:ALIAS`."""
+    if not alias and place.count(":") == 1:
+        place, _, alias = place.partition(":")
+    if not alias:
+        raise click.UsageError("give NAME ALIAS, or NAME:ALIAS")
+    return place, alias
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 

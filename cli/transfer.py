@@ -151,6 +151,7 @@ def _print_pushed(pushed: Pushed) -> None:
     version = pushed.version
     was = "" if pushed.created else "  (was there already, nothing sent)"
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{was}")
+    adapters.print_warnings(version)
     files = f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"
     output.facts(
         [

@@ -109,6 +109,10 @@ class Gate(Value):
         for profile in self.engines:
             yield from _lacks(Check.LOADS, judged.get(profile), profile)
 
+    def golden_passed(self, seen: Evidence) -> bool:
+        """Whether golden samples are asked for, there, and tried without a miss."""
+        return self.golden and seen.newest(Check.ACTS) is not None and not any(self._golden(seen))
+
     def _golden(self, seen: Evidence) -> Iterator[Finding]:
         if not self.golden:
             return

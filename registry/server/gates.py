@@ -147,11 +147,11 @@ def look(session: Session, name: AdapterName, alias: str, version: VersionRow) -
 
 
 def told(gate: Gate, seen: Evidence) -> list[dict[str, Any]]:
-    """The evidence that opened a gate, as an alias's history keeps it."""
+    """The evidence that opened a gate, or that there was when its glass was broken, as an alias's history keeps it."""
     asked = set(gate.asks())
     counted = [v for v in seen.verdicts if v.check in asked]
     kept: list[dict[str, Any]] = [_judged(v) for v in (*counted, *seen.loads)]
-    kept += [{"check": "golden", "outcome": "pass"}] if gate.golden else []
+    kept += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(seen) else []
     if gate.approvals:
         kept += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(seen)]
     if gate.held_in:

@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from registry.client.api import Registry
+from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
 from registry.client.namespaces import Namespaces
-from registry.errors import NotFound, Unauthenticated
+from registry.errors import NotFound, Refused, Unauthenticated
 from registry.server import app, db
 from tests.access.people import House, of_subject
 from tests.world import URL, World
@@ -56,6 +57,34 @@ def test_a_revocation_a_rotation_and_a_lost_role_count_at_once_on_another_server
                 client.adapter("acme/support")
         Namespaces(world.admin).grant("acme", "reader@acme", "reader")
         assert clients[2].resolve("acme/support").number == 1
+    finally:
+        replica.close()
+
+
+def test_a_quarantine_and_a_yank_count_at_once_on_another_server_that_remembers(house: House) -> None:
+    """The answers that were kept there are not given again; by digest those who may promote go on reading."""
+    world, replica = house.world, Replica(house.world)
+    try:
+        reader, admin = (replica.client(secret) for secret in (house.secret("reader"), world.secret))
+        digest = world.push("acme/support").version.digest
+        by_digest = f"acme/support@{digest}"
+        for client in (reader, admin):
+            for _ in range(2):
+                assert client.resolve("acme/support").digest == client.resolve(by_digest).digest == digest
+        gates = Gates(world.admin)
+        gates.quarantine(by_digest, "an alarm")
+        for client, ref in ((reader, "acme/support"), (reader, by_digest), (admin, "acme/support")):
+            with pytest.raises(Refused) as refusal:
+                client.resolve(ref)
+            assert refusal.value.code == "QUARANTINED"
+        assert admin.resolve(by_digest).digest == digest
+        gates.release(by_digest, "a false alarm")
+        assert reader.resolve("acme/support").digest == digest
+        world.admin.yank(by_digest, "wrong data")
+        with pytest.raises(Refused) as refusal:
+            reader.resolve("acme/support")
+        assert refusal.value.code == "YANKED"
+        assert reader.resolve(by_digest).yanked
     finally:
         replica.close()
 

@@ -34,6 +34,10 @@ def test_broken_glass_needs_a_reason_and_is_told_for_ever(desk: Desk) -> None:
     desk("promote", "acme/support", "prod", "--break-glass", expect=2)
     desk("promote", "acme/support", "prod", "--break-glass", "--reason", "the shop is down")
     assert "the glass was broken" in desk("history", "acme/support:prod").stdout
+    assert ", through a shut gate: “the shop is down”" in desk("audit", "log", "--object", "acme/support:prod").stdout
+    for words in (["gate", "show", "acme/support"], ["rollback", "acme/support"], ["gate", "show", "acme/a:b:c"]):
+        assert "NAME:ALIAS" in desk(*words, expect=2).stderr
+    assert desk("gate", "show", "acme/support:prod").stdout == desk("gate", "show", "acme/support", "prod").stdout
 
 
 def test_a_version_in_quarantine_is_led_to_by_no_name_until_it_is_released(desk: Desk) -> None:
@@ -41,5 +45,6 @@ def test_a_version_in_quarantine_is_led_to_by_no_name_until_it_is_released(desk:
     desk.push("acme/support")
     assert "is in quarantine: an alarm" in desk("quarantine", "acme/support@1", "--reason", "an alarm").stdout
     assert desk("pull", "acme/support", desk.folder / "out", "--json", expect=6).problem["code"] == "QUARANTINED"
+    assert "in quarantine since" in desk("show", "acme/support@1").stdout
     desk("release", "acme/support@1", "--reason", "a false alarm")
     desk("pull", "acme/support", desk.folder / "out")

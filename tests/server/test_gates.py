@@ -130,6 +130,7 @@ def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(s
     smash(stocked.admin)
     [move] = stocked.admin.history(NAME, alias="prod").moves
     assert move.broke_glass == ["gate.acts_absent", "gate.golden_absent", "gate.approvals_few"]
+    assert "golden" not in [item["check"] for item in move.evidence], "what was not there is no evidence"
     with stocked.session() as session:
         [event] = [
             row for row in rows(session, EventRow) if row.object == f"{NAME}:prod" and row.action == "alias.move"
