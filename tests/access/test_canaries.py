@@ -1,0 +1,115 @@
+"""Secrets are planted everywhere a secret goes, then looked for everywhere something stays: nowhere is one found."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlmodel import SQLModel
+
+from registry.attestations import models
+from registry.attestations.keys import PrivateKey
+from registry.client.audit import Audit
+from registry.client.exported import write
+from registry.client.namespaces import Namespaces
+from registry.errors import RegistryError
+from registry.wire.access import TokenCreate
+from registry.wire.audit import SignRequest, WebhookCreate
+from registry.wire.namespaces import PublisherAdd
+from tests.access.identity import ISSUER, Provider
+from tests.world import URL, World
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Provider:
+    folder = tmp_path / "provider"
+    folder.mkdir()
+    return Provider(folder)
+
+
+@pytest.fixture
+def world(database_url: str, provider: Provider) -> Iterator[World]:
+    with World(database_url, issuers=provider.settings) as made:
+        made.add_base()
+        yield made
+
+
+def plant(world: World, provider: Provider) -> dict[str, str]:
+    """Name → secret. Each was used, rightly and wrongly, and each way of making one was gone twice with one key."""
+    spaces, audit = Namespaces(world.admin), Audit(world.admin)
+    world.push("acme/support")
+    spaces.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"}))
+    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
+    rotated = spaces.rotate(made.token.id, keep_seconds=60)
+    assertion = provider.sign()
+    exchanged = Namespaces(world.client("")).exchange(assertion)
+    hook = audit.create_webhook(WebhookCreate(url="https://93.184.216.34/in"))
+    key = PrivateKey.of_seed(b"canary-of-a-private-signing-key!")
+    bundle = models.sign("x", world.admin.resolve("acme/support").manifest, key)
+    audit.sign("acme/support", SignRequest(bundle=bundle, public_key=key.public.pem))
+    world.push("acme/support", by=world.client(rotated.secret))
+    seed = world.app.state.log.keys.signer.seed
+    return {
+        "administrator": world.secret, "token": made.secret, "rotated token": rotated.secret,
+        "exchanged token": exchanged.secret, "identity token": assertion, "webhook": hook.secret,
+        "log key": base64.b64encode(seed).decode(), "log key, hex": seed.hex(),
+        "signing key": "canary-of-a-private-signing-key!", "unknown token": f"lra_{'canary' * 6}ab",
+    }  # fmt: skip
+
+
+def misuse(world: World, secrets: dict[str, str]) -> list[str]:
+    """Every answer to requests that carry a secret where none belongs."""
+    heard = []
+    with httpx.Client(transport=world.transport, base_url=URL) as raw:
+        for secret in secrets.values():
+            for headers in (
+                {"Authorization": f"Bearer {secret}x"},
+                {"Authorization": f"Basic {base64.b64encode(f'u:{secret}'.encode()).decode()}"},
+                {"Authorization": secret.replace("\n", "")},
+            ):
+                heard.append(raw.get("/api/v1/whoami", headers=headers).text)
+            body = json.dumps({"assertion": f"{secret}x", "adapter": "acme/support"})
+            heard.append(raw.post("/api/v1/tokens/exchange", content=body).text)
+    for again in (lambda: Namespaces(world.client("")).exchange(secrets["identity token"]), world.client("x").whoami):
+        with contextlib.suppress(RegistryError):
+            heard.append(str(again()))
+    heard += [world.admin.whoami().model_dump_json(), *(t.model_dump_json() for t in world.admin.tokens().items)]
+    heard += [hook.model_dump_json() for hook in Audit(world.admin).webhooks().items]
+    heard += [event.model_dump_json() for event in Audit(world.admin).events()]
+    return heard
+
+
+def at_rest(world: World) -> str:
+    """Every row of every table and every byte of the store."""
+    with world.session() as session:
+        tables = SQLModel.metadata.sorted_tables
+        held = [
+            f"{table.name}: {tuple(row)}" for table in tables for row in session.connection().execute(table.select())
+        ]
+    kept = [world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list("")]
+    return "\n".join([*held, *(data.decode(errors="replace") for data in kept)])
+
+
+def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
+    world: World, provider: Provider, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secrets = plant(world, provider)
+    heard = misuse(world, secrets)
+    world.transport.settle()
+    write(Audit(world.admin), tmp_path / "exported")
+    exported = "\n".join(
+        path.read_text(errors="replace") for path in (tmp_path / "exported").rglob("*") if path.is_file()
+    )
+    places = {"answers": "\n".join(heard), "logs": caplog.text, "at rest": at_rest(world), "export": exported}
+    assert all(len(text) > 100 for text in places.values()), "each place was looked into"
+    found = [(name, where) for name, secret in secrets.items() for where, text in places.items() if secret in text]
+    assert found == []
+    assert "acme/support" in places["at rest"]
+    assert "acme/support" in places["export"]
