@@ -1,7 +1,8 @@
-"""`adapter agent`: keep an engine on this box at what an alias of every adapter of a base points at.
+"""`adapter agent`: keep the engines of this box at what an alias of every adapter of a base points at.
 
 Invariants
-- SIGTERM and Ctrl-C end the agent and leave the engine as it is: it goes on serving.
+- SIGTERM and Ctrl-C end the agent and leave the engines as they are: they go on serving.
+- Several engines share the shelf and nothing else: what is wrong with one holds up no other.
 - With `--once` it is one pass: exit 6 when an adapter of the roster is not ready.
 - It tells the registry what this box serves (`adapter fleet`), and Prometheus where a port is given.
 
@@ -15,33 +16,46 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
 from cli import output, session
 from registry import names
 from registry.client.api import Registry
+from registry.errors import RegistryError
 from registry.serving import kinds, metrics, reporter
 from registry.serving.agent import Agent
 from registry.serving.shelf import Shelf
 from registry.serving.station import DRAIN_SECONDS, Station
 
+LOOK_SECONDS = 0.5
+"""A signal that another thread was given is handled by the main one, which must not sleep for ever."""
+
 
 @click.command()
 @click.option(
     "--engine",
+    "engines",
     required=True,
+    multiple=True,
     metavar="KIND=PLACE",
-    help="The engine: vllm=URL, sglang=URL, llama.cpp=URL, nim=PATH or dir=PATH.",
+    help="The engine: vllm=URL, sglang=URL, llama.cpp=URL, nim=PATH or dir=PATH; repeat it for several.",
 )
-@click.option("--base", required=True, help="The registered base that the engine serves.")
+@click.option("--base", required=True, help="The registered base that the engines serve.")
 @click.option("--alias", default="prod", show_default=True, help="Serve what this alias points at.")
 @click.option("--dir", "folder", required=True, type=click.Path(path_type=Path), help="Where versions are kept.")
-@click.option("--profile", default="", metavar="PROFILE", help="The engine's version and settings, to be judged by.")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="PROFILE",
+    help="An engine's version and settings, to be judged by; of several engines, those of its kind.",
+)
 @click.option(
     "--drain",
     type=click.FloatRange(min=0),
@@ -55,44 +69,107 @@ from registry.serving.station import DRAIN_SECONDS, Station
 @click.option("--once", is_flag=True, help="One pass, then stop.")
 @output.json_option
 def agent(
-    engine: str, base: str, alias: str, folder: Path, profile: str, drain: float, box: str, port: str, once: bool
+    engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float, box: str,
+    port: str, once: bool,
 ) -> None:  # fmt: skip
-    """Keep an engine at what an alias of every adapter of a base points at."""
+    """Keep engines at what an alias of every adapter of a base points at."""
     say = (lambda _line: None) if output.as_json() else click.echo
+    followed = Followed(str(names.base_name(base)), names.alias(alias), folder, drain, box or reporter.this_box())
+    titles = {kinds.title(engine): engine for engine in engines}
+    if len(titles) != len(engines):
+        raise click.UsageError("two engines have one kind and one port: run an agent for each, with --box")
+    judged = {engine: _profile(engine, engines, profiles) for engine in engines}
     with session.registry() as registry, contextlib.ExitStack() as held:
-        counted = metrics.Metrics()
+        counted = {title: metrics.Metrics() for title in titles}
+        agents = [
+            _made(registry, followed, engine, judged[engine], counted[title], say, alone=len(titles) == 1)
+            for title, engine in titles.items()
+        ]
         if port:
             say(f"metrics: {held.enter_context(metrics.served(counted, port))}")
-        keeping = _made(registry, engine, base, alias, folder, profile, drain, box, counted, say)
         if once:
-            keeping.fetch()
-            slots = keeping.step()
-            keeping.report()
-            output.answer({"items": [asdict(slot) for slot in slots]}, lambda: None)
-            behind = any(slot.state != "ready" for slot in slots)
-            click.get_current_context().exit(output.REFUSED if behind else 0)
-        stop = threading.Event()
+            _pass_once(dict(zip(titles, agents, strict=True)))
+        else:
+            _keep(agents)
+            output.answer({"items": []}, lambda: None)
 
-        def end(_number: int, _frame: FrameType | None) -> None:
-            stop.set()
-            keeping.wake()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
-        keeping.run(stop)
-        output.answer({"items": []}, lambda: None)
+@dataclass(frozen=True)
+class Followed:
+    """What all engines of a box have in common."""
+
+    base: str
+    alias: str
+    folder: Path
+    drain: float
+    box: str
+
+
+def _profile(engine: str, engines: Sequence[str], profiles: Sequence[str]) -> str:
+    """The profile of this engine: the only one of an only engine, else the one of its kind."""
+    if len(engines) == len(profiles) == 1:
+        return profiles[0]
+    fitting = [profile for profile in profiles if profile.partition("==")[0] == engine.partition("=")[0]]
+    if len(fitting) > 1:
+        raise click.UsageError(f"--profile: {fitting[0]} and {fitting[1]} are of one kind; run an agent for each")
+    return fitting[0] if fitting else ""
+
+
+def _under(title: str, say: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda line: say(f"{title}: {line}")
 
 
 def _made(
-    registry: Registry, engine: str, base: str, alias: str, folder: Path, profile: str, drain: float, box: str,
-    counted: metrics.Metrics, say: Callable[[str], None],
+    registry: Registry, followed: Followed, engine: str, profile: str, counted: metrics.Metrics,
+    say: Callable[[str], None], *, alone: bool,
 ) -> Agent:  # fmt: skip
-    shelf, followed = Shelf(folder), (str(names.base_name(base)), names.alias(alias))
-    station = Station(kinds.engine(engine), registry, shelf, drain_seconds=drain, metrics=counted)
+    shelf, title = Shelf(followed.folder), kinds.title(engine)
+    say = say if alone else _under(title, say)
+    station = Station(
+        kinds.engine(engine), registry, shelf, drain_seconds=followed.drain, metrics=counted,
+        alias_file="aliases.json" if alone else f"aliases-{title}.json",
+    )  # fmt: skip
     telling = reporter.Reporter(
-        registry, station.slots, box=box or reporter.this_box(), engine=kinds.title(engine),
-        base=followed[0], alias=followed[1], profile=profile, metrics=counted, say=say,
+        registry, station.slots, box=followed.box, engine=title, base=followed.base, alias=followed.alias,
+        profile=profile, metrics=counted, say=say,
     )  # fmt: skip
     return Agent(
-        registry, station, shelf, base=followed[0], alias=followed[1], profile=profile, say=say, reporter=telling
+        registry, station, shelf, base=followed.base, alias=followed.alias, profile=profile, say=say, reporter=telling
     )
+
+
+def _pass_once(agents: Mapping[str, Agent]) -> None:
+    """One pass over each; an engine that is away keeps no other one waiting, and its error is told at the end."""
+    items: list[dict[str, Any]] = []
+    wrong: RegistryError | None = None
+    for title, keeping in agents.items():
+        try:
+            keeping.fetch()
+            items += [{"engine": title, **asdict(slot)} for slot in keeping.step()]
+        except RegistryError as e:
+            wrong = wrong or e
+        keeping.report()
+    if wrong is not None:
+        raise wrong
+    output.answer({"items": items}, lambda: None)
+    behind = any(item["state"] != "ready" for item in items)
+    click.get_current_context().exit(output.REFUSED if behind else 0)
+
+
+def _keep(agents: Sequence[Agent]) -> None:
+    """Until a signal comes: each engine in a thread of its own, so that one that hangs holds up no other."""
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        for keeping in agents:
+            keeping.wake()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    threads = [threading.Thread(target=keeping.run, args=(stop,)) for keeping in agents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(LOOK_SECONDS)

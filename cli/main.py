@@ -80,7 +80,7 @@ DOORS: dict[str, Door] = {
     "fleet": Door("cli.fleet", "fleet", "Look", "Show which box serves which version."),
     "serve": Door("cli.serve", "serve", "Run", "Run the registry's server.", extra="server"),
     "work": Door("cli.work", "work", "Run", "Take jobs: try adapters on their base.", extra="worker"),
-    "agent": Door("cli.agent", "agent", "Run", "Keep an engine at what an alias of every adapter points at."),
+    "agent": Door("cli.agent", "agent", "Run", "Keep engines at what an alias of every adapter points at."),
     "migrate": Door("cli.serve", "migrate", "Run", "Bring the database's schema up to date.", extra="server"),
     "gc": Door("cli.upkeep", "gc", "Run", "Delete what nobody needs any more."),
     "fsck": Door("cli.upkeep", "fsck", "Run", "Check that rows, bytes and history still agree."),

@@ -4,7 +4,7 @@ A port and no file for node_exporter: agents run beside engines in pods, where a
 died is then seen by `up`, while a file that nobody writes any more looks well.
 
 Invariants
-- Counters only grow; gauges are what the last pass saw. Names of adapters are no labels: there may be thousands.
+- Counters only grow; gauges are what the last pass saw. The one label is the engine: there may be many adapters.
 - Nothing can be asked or changed here but GET /metrics, and it holds no secret.
 
 Example
@@ -80,20 +80,19 @@ class Metrics:
         with self._lock:
             return self._counts[name] if name in COUNTERS else self._gauges.get(name, 0)
 
-    def text(self) -> str:
-        """The text format of Prometheus, version 0.0.4."""
-        lines = []
-        for name, what in COUNTERS.items():
-            full = f"{PREFIX}{name}_total"
-            lines += [f"# HELP {full} {what}", f"# TYPE {full} counter", f"{full} {self.value(name):.0f}"]
-        for name, what in GAUGES.items():
-            full = PREFIX + name
-            lines += [f"# HELP {full} {what}", f"# TYPE {full} gauge", f"{full} {self.value(name):.16g}"]
-        return "\n".join(lines) + "\n"
+
+def text(engines: Mapping[str, Metrics]) -> str:
+    """Those of every engine by its title, in the text format of Prometheus, version 0.0.4."""
+    lines = []
+    for name, what in {**COUNTERS, **GAUGES}.items():
+        full, kind = (f"{PREFIX}{name}_total", "counter") if name in COUNTERS else (PREFIX + name, "gauge")
+        lines += [f"# HELP {full} {what}", f"# TYPE {full} {kind}"]
+        lines += [f'{full}{{engine="{title}"}} {metrics.value(name):.16g}' for title, metrics in engines.items()]
+    return "\n".join(lines) + "\n"
 
 
 @contextmanager
-def served(metrics: Metrics, place: str) -> Iterator[str]:
+def served(engines: Mapping[str, Metrics], place: str) -> Iterator[str]:
     """Serve them while the block runs, on `[HOST:]PORT`; the address. Without a host: this machine only."""
     host, _, port = place.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
@@ -104,7 +103,7 @@ def served(metrics: Metrics, place: str) -> Iterator[str]:
 
         def do_GET(self) -> None:
             known = self.path.partition("?")[0] == "/metrics"
-            body = metrics.text().encode() if known else b"GET /metrics\n"
+            body = text(engines).encode() if known else b"GET /metrics\n"
             self.send_response(200 if known else 404)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))

@@ -72,7 +72,7 @@ class _Proved:
 
 
 class Station:
-    """`aliases`: adapter → the served name that answers for it now; kept in `aliases.json` on the shelf, too."""
+    """`aliases`: adapter → the served name that answers for it now; kept in `alias_file` on the shelf, too."""
 
     def __init__(
         self,
@@ -83,10 +83,12 @@ class Station:
         drain_seconds: float = DRAIN_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         metrics: Metrics | None = None,
+        alias_file: str = "aliases.json",
     ) -> None:
         self._engine, self._registry, self._shelf = engine, registry, shelf
         self._drain_seconds, self._clock = drain_seconds, clock
         self._metrics = metrics or Metrics()
+        self._alias_file = shelf.root / alias_file
         self._proof = Proof(engine, registry, shelf)
         self.slots = Slots()
         self.aliases: dict[str, str] = self._kept_aliases()
@@ -196,11 +198,9 @@ class Station:
                 self._shelf.root.mkdir(parents=True, exist_ok=True)
                 write_whole(self._alias_file, json.dumps(after, indent=2, sort_keys=True).encode())
             except OSError as e:
-                raise Unavailable("STORE_UNAVAILABLE", f"aliases.json cannot be written: {e.strerror or e}") from e
-
-    @property
-    def _alias_file(self) -> Path:
-        return self._shelf.root / "aliases.json"
+                raise Unavailable(
+                    "STORE_UNAVAILABLE", f"{self._alias_file} cannot be written: {e.strerror or e}"
+                ) from e
 
     def _kept_aliases(self) -> dict[str, str]:
         try:

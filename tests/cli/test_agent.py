@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
+import pytest
+
+from registry.serving.agent import Agent
 from tests.cli.desk import Desk
-from tests.serving.stand_ins import VLLMServer
+from tests.serving.stand_ins import SGLangServer, VLLMServer
 
 
 def test_one_pass_loads_reports_and_says_by_its_exit_code_whether_all_is_ready(desk: Desk) -> None:
@@ -22,6 +27,58 @@ def test_one_pass_loads_reports_and_says_by_its_exit_code_whether_all_is_ready(d
         assert {item["name"]: item["state"] for item in items} == {"acme/large": "refused", "acme/support": "ready"}
         assert "unproven" in desk("fleet", "--box", "gpu-1").stdout
     assert desk(*words, "--json", expect=75).problem["code"] == "SERVER_UNREACHABLE"
+
+
+def test_several_engines_share_a_shelf_and_one_that_is_away_holds_up_no_other(desk: Desk) -> None:
+    desk.base()
+    desk.push("acme/support", "--alias", "canary")
+    served = desk.folder / "served"
+    with VLLMServer() as first, SGLangServer() as second:
+        engines = [f"vllm={first.url}", f"sglang={second.url}", f"dir={served}"]
+        words = ["agent", "--base", "tiny-llama", "--alias", "canary", "--once", "--dir", desk.folder / "shelf",
+                 "--box", "gpu-1", "--profile", "vllm==0.33.0,max_lora_rank=16", "--json"]  # fmt: skip
+        words += [word for engine in engines for word in ("--engine", engine)]
+        items = desk(*words).json["items"]
+        assert [item["state"] for item in items] == ["ready"] * 3
+        assert len(list((desk.folder / "shelf" / "versions").iterdir())) == 1
+        first.stop()
+        second.loaded.clear()
+        assert desk(*words, expect=75).problem["code"] == "SERVER_UNREACHABLE"
+        assert list(second.loaded) == ["acme-support-v1"]
+        shown = desk("fleet", "--json").json
+        assert {view["engine"].partition("-")[0]: view["slots"][0]["state"] for view in shown["items"]} == {
+            "vllm": "held", "sglang": "serving", "dir": "serving",
+        }  # fmt: skip
+        assert [(c["serving"], c["boxes"]) for c in shown["convergence"]] == [(2, 3)]
+        twice = ["--engine", engines[1], "--profile", "vllm==0.32.0"]
+        assert "one kind and one port" in desk(*words, *twice[:2], expect=2).stderr
+        assert "are of one kind" in desk(*words, *twice[2:], expect=2).stderr
+
+
+def test_an_agent_ends_at_a_signal_and_leaves_its_engines_as_they_are(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.base()
+    desk.push("acme/support", "--alias", "canary")
+    with VLLMServer() as first, SGLangServer() as second:
+        step = Agent.step
+
+        def stepped(self: Agent) -> object:
+            found = step(self)
+            if first.loaded and second.loaded:
+                signal.raise_signal(signal.SIGTERM)
+            return found
+
+        monkeypatch.setattr(Agent, "step", stepped)
+        before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        try:
+            said = desk("agent", "--base", "tiny-llama", "--alias", "canary", "--dir", desk.folder / "shelf",
+                        "--engine", f"vllm={first.url}", "--engine", f"sglang={second.url}").stdout  # fmt: skip
+        finally:
+            for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+                signal.signal(number, handler)
+        assert [list(engine.loaded) for engine in (first, second)] == [["acme-support-v1"]] * 2
+        assert f"vllm-{first.url.rpartition(':')[2]}: acme/support  acme-support-v1  ready" in said
 
 
 def test_an_engine_of_no_known_kind_and_a_port_that_is_none_are_sentences(desk: Desk) -> None:

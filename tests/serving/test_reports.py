@@ -15,7 +15,7 @@ from registry.client.api import Registry
 from registry.client.fleet import Fleet
 from registry.errors import Invalid, Unavailable
 from registry.serving import metrics, reporter, vllm
-from registry.serving.metrics import COUNTERS, GAUGES, PREFIX, Metrics
+from registry.serving.metrics import COUNTERS, GAUGES, PREFIX
 from tests.serving.box import Box, Line
 from tests.serving.vllm_front import LoRARequest
 from tests.world import URL, World
@@ -90,14 +90,14 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(box: Box) -> None:
     box.push("acme/support")
     box.push("acme/large", box.world.files(rank=32))
     box.states()
-    with metrics.served(box.metrics, "0") as address:
+    with metrics.served({"vllm-8000": box.metrics}, "0") as address:
         text = urllib.request.urlopen(address, timeout=60).read().decode()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(address.replace("/metrics", "/"), timeout=60)
         port = address.split(":")[2].partition("/")[0]
-        with pytest.raises(Unavailable, match="cannot be served"), metrics.served(Metrics(), port):
+        with pytest.raises(Unavailable, match="cannot be served"), metrics.served({}, port):
             pass
-    found = dict(re.findall(rf"^{PREFIX}(\w+) (\S+)$", text, re.MULTILINE))
+    found = dict(re.findall(rf'^{PREFIX}(\w+){{engine="vllm-8000"}} (\S+)$', text, re.MULTILINE))
     assert found.keys() == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     counted = {name: found[name] for name in ("passes_total", "pulls_total", "loads_total", "proofs_total", "wanted")}
     assert counted == {"passes_total": "1", "pulls_total": "1", "loads_total": "1", "proofs_total": "1", "wanted": "2"}
@@ -105,7 +105,7 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(box: Box) -> None:
     assert int(found["pulled_bytes_total"]) == box.world.admin.version("acme/support").size_bytes
     assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
     for wrong in ("", "x", "70000", "localhost"):
-        with pytest.raises(Invalid, match="HOST"), metrics.served(Metrics(), wrong):
+        with pytest.raises(Invalid, match="HOST"), metrics.served({}, wrong):
             pass
 
 

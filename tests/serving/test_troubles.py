@@ -115,7 +115,7 @@ def test_what_was_served_stays_when_agent_and_successor_fail_together(box: Box) 
 
 
 def test_so_many_are_loaded_at_once_and_not_more(box: Box) -> None:
-    for number in range(9):
+    for number in range(6):
         box.push(f"acme/m{number}", tried=False)
     box.engine.load_seconds = 0.02
     assert set(box.states().values()) == {"ready"}
