@@ -126,9 +126,14 @@ def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_wr
 def test_a_token_that_expires_ends_to_the_second(world: World) -> None:
     world.add_base()
     world.push(NAME)
-    _, secret = world.issue("pull", namespaces=["acme"], seconds=2)
-    http = client(world, secret)
-    assert http.get(f"{PATH}/main").status_code == 200
+    found = 0
+    for seconds in (2, 10, 40):  # on a busy machine a token may end before its first use
+        _, secret = world.issue("pull", namespaces=["acme"], seconds=seconds)
+        http = client(world, secret)
+        found = http.get(f"{PATH}/main").status_code
+        if found == 200:
+            break
+    assert found == 200
     until(lambda: http.get(f"{PATH}/main").status_code == 401)
 
 
@@ -183,7 +188,7 @@ def test_a_promotion_is_seen_by_another_server_process(world: World, database_ki
 
 def until(seen: Callable[[], bool]) -> None:
     """Ask as serving systems do, until it is so; a machine under load may be slow."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not seen():
         assert time.monotonic() < deadline
         time.sleep(0.02)
