@@ -17,8 +17,10 @@ from registry.attestations import models
 from registry.attestations.certificates import Trust, fingerprint
 from registry.client import signing
 from registry.client.audit import Audit
+from registry.client.gates import Gates
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import Invalid, Refused
+from registry.gates import Gate
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import Ref
 from registry.server import attestations as door
@@ -80,6 +82,12 @@ def test_a_chain_to_a_root_that_is_named_signs_and_a_gate_sees_whose_it_is(world
     wanted = f"pki:{fingerprint(root.certificate)[:32]}/{EMAIL}"
     assert (kept.kind, kept.identity, kept.public_key) == ("signature", wanted, "")
     assert counted(world) == {wanted}
+    gates = Gates(world.admin)
+    gates.put(NAME, "theirs", Gate(signed_by=("pki:another/" + EMAIL,)))
+    gates.put(NAME, "ours", Gate(signed_by=(wanted,)))
+    with pytest.raises(Refused):
+        world.admin.promote(NAME, "theirs", "1", generation=0)
+    assert world.admin.promote(NAME, "ours", "1", generation=0).number == 1
     assert [(line.ok, line.who) for line in examined(world, Trust.parse([root.pem]))] == [(True, wanted)]
     (line,) = examined(world, Trust())
     assert (line.ok, line.unverified) == (False, True)
