@@ -102,7 +102,10 @@ def _print_verdicts(what: str, verdicts: list[Verdict]) -> None:
         for finding in verdict.findings:
             click.echo(f"  {finding.severity:<8} {adapters.finding_line(finding)}")
         if verdict.check is Check.FITS and verdict.outcome is Outcome.PASS and not verdict.findings:
-            click.echo(output.faint("  every tensor has its place and its shape; whether it acts, a worker must try"))
+            click.echo(
+                output.faint("  every tensor has its place and its shape; the push reads the numbers (NaN, zeros),")
+            )
+            click.echo(output.faint("  and a worker tries whether it acts"))
 
 
 def _print_fleet(found: FleetView) -> None:

@@ -149,6 +149,8 @@ def _print(found: dict[str, Any]) -> None:
         click.echo(f"  files   {change['field']} {word}")
     if same:
         click.echo("  the same configuration, the same facts, the same bytes")
+    if found["cosines"] is None and not same:
+        click.echo(output.faint("  how alike the updates themselves are: adapter diff --values"))
     if found["cosines"] is not None:
         _print_cosines(found["cosines"])
 
