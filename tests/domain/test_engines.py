@@ -85,7 +85,9 @@ def test_a_wrong_profile_is_refused_with_what_is_possible(text: str, part: str) 
 @pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if not e.from_documentation])
 def test_a_plain_adapter_passes_on_every_examined_engine(engine: str) -> None:
     version = rulebook.engine(engine).examined[-1]
-    assert engines.judge(PLAIN, engines.profile(f"{engine}=={version}")) == []
+    found = engines.judge(PLAIN, engines.profile(f"{engine}=={version}"))
+    doubted = {"ollama": ["unknown"]}  # its code re-orders lora_a for q and k, and nobody has run it here
+    assert [finding.severity for finding in found] == doubted.get(engine, [])
 
 
 @pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if e.from_documentation])
