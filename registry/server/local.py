@@ -5,6 +5,7 @@
 Invariants
 - A file is written under `tmp/`, forced to disk, renamed to its key, and the folder is forced to disk:
   a power cut or `kill -9` leaves the whole blob or litter in `tmp/`, never half a blob under its key.
+- What is staged may be gone after a power cut, as a whole: it is sent again then. `promote` makes it last.
 - The final key is created by a hard link, which fails when it exists: nothing is ever replaced there.
 - A promotion makes the same calls, and forces the same folders to disk, whether or not the final key exists.
 - Memory stays constant whatever the size; a full disk is `Unavailable`, not a crash.
@@ -231,13 +232,15 @@ class _FileSink:
         try:
             os.fsync(self._descriptor)
             self._close()
-            _make_folder(final.parent)
+            lasting = not self._key.startswith("staging/")
+            _make_folder(final.parent, lasting=lasting)
             try:
                 os.rename(self._temporary, final)
             except FileNotFoundError:  # a racing delete took the empty staging folder away
-                _make_folder(final.parent)
+                _make_folder(final.parent, lasting=lasting)
                 os.rename(self._temporary, final)
-            _sync_folder(final.parent)
+            if lasting:
+                _sync_folder(final.parent)
         except OSError as e:
             raise _unavailable(e) from e
         return Stat(self._key, self._meter.size_bytes, self._meter.digest, datetime.now(UTC))
@@ -269,15 +272,16 @@ def _chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
-    """The folder and its missing parents, each entry forced to disk in the folder above it."""
+def _make_folder(folder: Path, *, lasting: bool = True) -> None:
+    """The folder and its missing parents, each entry forced to disk in the folder above it if it is to last."""
     if folder.is_dir():
         return
     if folder.parent != folder:
-        _make_folder(folder.parent)
+        _make_folder(folder.parent, lasting=lasting)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-        _sync_folder(folder.parent)
+        if lasting:
+            _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
