@@ -12,6 +12,9 @@
   turns at each step; memory is touched and files are written back before it. What the step costs in CPU, its servers
   included, is a ratio of its own (`…_cpu_vs_…`, theirs over ours): on a busy machine it says more than time does.
 - Figures: MB/s by the median, CPU seconds, and `spread`, the slowest time over the quickest.
+- The floor (benchmarks/_floor.py): two bare processes that hash on both sides and do nothing else, four files at once
+  as ours, forcing files to disk (`floor`) and not (`floor_nosync`). `…_local_speed_vs_floor` is how near ours comes;
+  `floor_…_speed_vs_oras` is about what a registry in Python that cost nothing would reach on this machine.
 - What is not installed is null. The last line is one JSON object.
 """
 
@@ -25,12 +28,14 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,51 @@ SMALL_BYTES = 10**8
 PLAIN = ("obstore", "boto3", "boto3-tuned")
 STEPS = ("push", "pull", "push_one", "pull_one")
 Times = dict[str, list[_contenders.Timed]]
+
+
+@dataclass
+class Floor:
+    """Bare processes (benchmarks/_floor.py)."""
+
+    port: int
+    sync: str
+    scratch: Path
+    servers: tuple[int, ...]
+
+    def push_fleet(self, folders: list[Path]) -> _contenders.Timed:
+        return self._run("put", str(self.port), *map(str, folders))
+
+    def pull_fleet(self, folders: list[Path]) -> _contenders.Timed:
+        dest = self.scratch / uuid.uuid4().hex
+        names = [f"{folder.name}/{path.name}" for folder in folders for path in sorted(folder.iterdir())]
+        try:
+            return self._run("get", str(self.port), str(dest), self.sync, *names)
+        finally:
+            shutil.rmtree(dest)
+
+    def push(self, folder: Path) -> _contenders.Timed:
+        return self.push_fleet([folder])
+
+    def pull(self, folder: Path) -> _contenders.Timed:
+        return self.pull_fleet([folder])
+
+    def _run(self, *arguments: str) -> _contenders.Timed:
+        command = [sys.executable, "-m", "benchmarks._floor", *arguments]
+        return _contenders.timed([command], self.servers, env=_contenders.python_env(self.scratch))
+
+
+@contextlib.contextmanager
+def floor(scratch: Path, sync: str) -> Iterator[Floor]:
+    folder = scratch / f"floor-{sync}"
+    folder.mkdir()
+    command = [sys.executable, "-m", "benchmarks._floor", "serve", str(folder), sync]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Floor(int(server.stdout.readline()), sync, scratch, (server.pid,))  # type: ignore[union-attr]
+    finally:
+        server.kill()
+        server.wait()
+        shutil.rmtree(folder)
 
 
 class Files:
@@ -83,8 +133,11 @@ def measure(times: Times, contenders: list[tuple[str, Any]], files: Files) -> No
 
 def local(scratch: Path, files: Files, times: Times) -> bool:
     """Rounds on local files. Whether oras took part."""
-    with _contenders.distribution(scratch) as registry, _contenders.ours(scratch, {}) as ours:
-        contenders: list[tuple[str, Any]] = [("local", ours)]
+    with contextlib.ExitStack() as stack:
+        registry = stack.enter_context(_contenders.distribution(scratch))
+        contenders: list[tuple[str, Any]] = [("local", stack.enter_context(_contenders.ours(scratch, {})))]
+        for name, sync in (("floor", "sync"), ("floor_nosync", "nosync")):
+            contenders.append((name, stack.enter_context(floor(scratch, sync))))
         if registry:
             address, process = registry
             contenders.append(("oras", _contenders.Oras(address, scratch, (process,))))
@@ -198,6 +251,10 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], fl
         ratios[f"{where}{one}_local_speed_vs_oras"] = against("local", ["oras"] if oras else [], step)
         ratios[f"{where}{one}_local_speed_vs_oras_at_once"] = against("local", ["oras_at_once"] if oras else [], step)
         ratios[f"{where}{one}_s3_speed_vs_fastest"] = against("s3", plain, step)
+        if not one:
+            ratios[f"{where}_local_speed_vs_floor"] = against("local", ["floor"], step)
+            for kind in ("floor", "floor_nosync"):
+                ratios[f"{kind}_{where}_speed_vs_oras"] = against(kind, ["oras"] if oras else [], step)
         ratios[f"{where}{one}_local_cpu_vs_oras"] = against("local", ["oras"] if oras else [], step, spent)
         ratios[f"{where}{one}_s3_cpu_vs_least"] = against("s3", plain, step, spent)
     ratios["push_local_speed_vs_cp"] = against("local", ["cp"], "push")
