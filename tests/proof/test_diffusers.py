@@ -23,11 +23,17 @@ def test_diffusers_answers_as_it_is_recorded(tmp_path: Path) -> None:
 
     recorded = json.loads(diffusers_images.RECORDED.read_text())[diffusers_images.NAME]
     asked = diffusers_images.run(tmp_path)
-    assert {name: told(row) for name, row in asked.items()} == {name: told(row) for name, row in recorded.items()}
+    assert {name: told(name, row) for name, row in asked.items()} == {n: told(n, row) for n, row in recorded.items()}
 
 
-def told(row: dict[str, object]) -> tuple[object, ...]:
+UNINITIALISED = {"sd-adapter-name", "flux-adapter-name", "sd-half-a-pair"}
+"""What these compute with is whatever their memory held, zeros too."""
+
+
+def told(name: str, row: dict[str, object]) -> tuple[object, ...]:
     """The answer's class (sets in its text have no order), and what was seen, where it does not depend on memory."""
+    answer, modules = str(row["answer"]).partition(":")[0], row.get("modules")
+    if name in UNINITIALISED:
+        return answer, modules
     reference, base = row.get("from_reference"), row.get("from_base")
-    acts = isinstance(reference, float) and reference < 1e-5
-    return str(row["answer"]).partition(":")[0], row.get("modules"), acts, base == 0.0
+    return answer, modules, isinstance(reference, float) and reference < 1e-5, base == 0.0
