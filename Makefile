@@ -43,7 +43,7 @@ demo: venv  ## the whole story on a real model: train, push, check, prove, promo
 test: venv  ## every test but faults and deep: some four minutes on two cores (they start their own PostgreSQL and S3 store)
 	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep' $(ARGS)
 
-deep: venv  ## merges, conversions, pictures, the zoo, damage and restoring, races, random requests, the light install: some minutes
+deep: venv  ## merges, conversions, pictures, the zoo, damage, races, chance, the light install, each door's other database
 	@$(PYTHON) -m pytest -n $(JOBS) -m deep $(ARGS)
 
 faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)

@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import ssl
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,11 +127,24 @@ def database_kind() -> str:
     return "sqlite"
 
 
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 2 * 2**30
+
+
 @pytest.fixture
-def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder for databases and blobs, in memory where there is room: commits need not wait for a disk."""
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < MEMORY_BYTES:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="registry-test-", dir=MEMORY) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """A fresh database with the newest schema."""
     if database_kind == "sqlite":
-        path = tmp_path / "registry.db"
+        path = request.getfixturevalue("quick_path") / "registry.db"
         shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
         yield f"sqlite:///{path}"
         return
@@ -164,14 +178,14 @@ def world(database_url: str) -> Iterator[object]:
 
 
 @pytest.fixture
-def stored_world(database_kind: str, database_url: str, tmp_path: Path) -> Iterator[object]:
+def stored_world(database_kind: str, database_url: str, quick_path: Path) -> Iterator[object]:
     """A World with a base. Each database has one of the stores, so that two runs see both of each: what is told
     between the two does not depend on which ones they are."""
     from registry.server.blobs import MemoryBlobs
     from registry.server.local import LocalBlobs
     from tests.world import World
 
-    blobs = MemoryBlobs() if database_kind == "postgres" else LocalBlobs(tmp_path / "blobs")
+    blobs = MemoryBlobs() if database_kind == "postgres" else LocalBlobs(quick_path / "blobs")
     with World(database_url, blobs=blobs) as made:
         made.add_base()
         yield made

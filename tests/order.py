@@ -5,6 +5,8 @@
 - Parcels that take longest are handed out first, so that no process is left alone with one at the end.
 - `make test` leaves out the tests marked `faults` and `deep`; with several processes, too, the summary says how many.
 - What is `deep` stands here, in one list: it guards a part, not the way from a push to a pull.
+- A test that runs on both databases runs on one of them in `make test` and on the other in `make deep`. Its name says
+  which, so each run has both databases, and every test. Without `-m` it runs on both.
 
 Example
     pytest_plugins = ["tests.order"]
@@ -13,6 +15,7 @@ Example
 from __future__ import annotations
 
 import gc
+import zlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +46,8 @@ DEEP = (
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports, of models, or of chance."""
 
+DATABASES = ("sqlite", "postgres")
+
 
 def parcel(nodeid: str) -> str:
     """The parcel of a test: the name of a group, or its file."""
@@ -53,7 +58,7 @@ def parcel(nodeid: str) -> str:
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith(DEEP):
+        if item.nodeid.startswith(DEEP) or _is_the_other_database(item):
             item.add_marker("deep")
 
     def turn(item: pytest.Item) -> int:
@@ -73,6 +78,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return ByParcel(config, log)
+
+
+def _is_the_other_database(item: pytest.Item) -> bool:
+    kind = getattr(getattr(item, "callspec", None), "params", {}).get("database_kind")
+    turn = DATABASES[zlib.crc32(item.nodeid.partition("[")[0].encode()) % len(DATABASES)]
+    return kind in DATABASES and kind != turn
 
 
 def pytest_collection_finish() -> None:
