@@ -34,7 +34,7 @@ from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.names import NEWEST, Alias, Ref
 from registry.serving.shelf import Shelf, write_whole
-from registry.verdicts import Outcome
+from registry.verdicts import Check, Outcome
 from registry.wire import Resolved
 
 NO_SECONDS = 30.0
@@ -70,7 +70,7 @@ class Finder:
         base: str,
         alias: str = NEWEST,
         namespaces: frozenset[str] = frozenset(),
-        checks: frozenset[str] = frozenset(),
+        checks: frozenset[Check] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry, self._shelf, self._clock = registry, shelf, clock
@@ -145,7 +145,7 @@ class Finder:
         if failed:
             return f"its check {failed[0]!r} says fail"
         done = {check for check, outcome in resolved.verdicts.items() if outcome in (Outcome.PASS, Outcome.WARN)}
-        return next((f"its check {check!r} was not made yet" for check in sorted(self._checks - done)), "")
+        return next((f"its check '{check}' was not made yet" for check in sorted(self._checks - done)), "")
 
     def _remembered(self, text: str) -> Found | None:
         with self._lock:

@@ -17,7 +17,7 @@ from registry.serving import finder as finders
 from registry.serving import vllm
 from registry.serving.finder import Finder
 from registry.serving.shelf import Shelf
-from registry.verdicts import Finding
+from registry.verdicts import Check, Finding
 from tests.forge import WEIGHTS
 from tests.house import ROOT
 from tests.proof import venvs
@@ -133,7 +133,7 @@ def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
 ) -> None:
     world.push("acme/support")
     with Registry(URL, world.secret, line) as registry:
-        careful = Finder(registry, shelf, engine=ENGINE, base=BASE, checks=frozenset({"acts"}), clock=clock)
+        careful = Finder(registry, shelf, engine=ENGINE, base=BASE, checks=frozenset({Check.ACTS}), clock=clock)
         assert "'acts' was not made yet" in careful.find("acme/support").reason
         assert not [path for path in line.paths if "/files/" in path]
         world.validate("acme/support@1")
