@@ -129,12 +129,15 @@ class VersionRow(SQLModel, table=True):
 
 
 class VersionFileRow(SQLModel, table=True):
+    """A file of a version. `git_sha1` is the id of a git blob with its bytes, once the Hub's dialect was asked for it."""
+
     __tablename__ = "version_file"
     version_id: int = Field(foreign_key="version.id", primary_key=True)
     path: str = Field(primary_key=True)
     digest: str = Field(index=True)
     size_bytes: int = Field(sa_type=BigInteger)
     media_type: str
+    git_sha1: str | None = None
 
 
 class EdgeRow(SQLModel, table=True):
@@ -199,7 +202,7 @@ class VerdictRow(SQLModel, table=True):
 class BlobRow(SQLModel, table=True):
     """A final key of the store; the row is there before the bytes are and goes after them. See `holds.BlobState`.
 
-    `git_sha1` is the id of a git blob with these bytes, once the Hub's dialect was asked for it.
+    `git_sha1` is not used any more (`VersionFileRow` has it): it goes in a later release.
     `marked_at` is when it became dead, `checked_at` when its bytes were last read and found true (or not: `corrupt`).
     """
 

@@ -157,6 +157,24 @@ def test_a_look_at_what_one_may_not_see_is_the_work_of_a_look_at_nothing(blobs_i
         assert work[:2] == work[2:], rest
 
 
+def test_the_hubs_ids_of_files_are_the_same_work_whoever_asked_for_these_bytes_before(blobs_in_memory: World) -> None:
+    world = blobs_in_memory
+    mine = world.issue("push", "pull", namespaces=["globex"])[1]
+    same, other = world.files(), world.files()
+    for name, content in (("acme/support", same), ("globex/one", same), ("globex/two", other)):
+        world.push(name, content)
+    asked = [send(world, "HEAD", "/acme/support/resolve/main/README.md", world.secret)]
+    send(world, "GET", "/api/v1/whoami", mine)
+    work = []
+    for name in ("one", "two"):
+        path = f"/globex/{name}/resolve/main/README.md"
+        work.append(work_of(world, [], lambda path=path: asked.append(send(world, "HEAD", path, mine))))
+    assert [answer.status_code for answer in asked] == [200, 200, 200]
+    assert asked[0].headers["etag"] == asked[1].headers["etag"] != asked[2].headers["etag"]
+    assert work[0] == work[1]
+    assert any(statement.startswith("UPDATE version_file") for statement in work[0][0])
+
+
 def test_a_promotion_of_bytes_that_are_there_leaves_nothing_more_behind(world: World) -> None:
     """Also where the staged bytes are gone by then: a commit may be repeated."""
     data = b"the same bytes" * 100

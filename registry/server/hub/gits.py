@@ -1,11 +1,13 @@
-"""The git ids of small files: made when they are first asked for, kept with the blob, the same for ever.
+"""The git ids of small files: made when they are first asked for, kept with the version's file, the same for ever.
 
 Invariants
 - Bytes that no longer hash to their SHA-256 get no git id: they are `Corrupt`.
+- They are kept for each version, though they follow from the bytes alone: else the first answer would be quicker where
+  another tenant's version of the same bytes was asked before.
 - Nothing is read or written while a transaction of the caller is open: on SQLite the two would wait for each other.
 
 Example
-    >>> gits.known(engine, blobs, [descriptor])[0].etag
+    >>> gits.known(engine, blobs, version.id, [descriptor])[0].etag
     'd670460b4b4aece5915caf5c68d12f560a9fe3e4'
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, update
 from sqlmodel import col, select
 
 from registry import hub
@@ -24,28 +26,32 @@ from registry.manifest import Descriptor
 from registry.server import db, files
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
-from registry.server.tables import BlobRow
+from registry.server.tables import VersionFileRow
 
 
-def known(engine: Engine, blobs: BlobStore, descriptors: Iterable[Descriptor]) -> list[File]:
-    """The files with their git ids, in the same order. One statement, once all of them were asked for before."""
+def known(engine: Engine, blobs: BlobStore, version_id: int | None, descriptors: Iterable[Descriptor]) -> list[File]:
+    """The files of a version with their git ids, in the same order. One statement, once all of them were asked for before."""
     wanted = list(descriptors)
     small = {file.digest: file for file in wanted if not hub.is_large(file)}
-    ids = _stored(engine, small)
+    mine = col(VersionFileRow.version_id) == version_id
+    ids = _stored(engine, mine, small)
     made = {digest: _made(blobs, file) for digest, file in small.items() if digest not in ids}
     if made:
         with db.session(engine) as session:
             for digest, git_id in made.items():
-                session.execute(update(BlobRow).where(col(BlobRow.digest) == digest).values(git_sha1=git_id))
+                which = (mine, col(VersionFileRow.digest) == digest)
+                session.execute(update(VersionFileRow).where(*which).values(git_sha1=git_id))
     ids |= made
     return [File(file, ids.get(file.digest) or hub.git_id(hub.pointer(file))) for file in wanted]
 
 
-def _stored(engine: Engine, small: Iterable[Digest]) -> dict[Digest, str]:
+def _stored(engine: Engine, mine: ColumnElement[bool], small: Iterable[Digest]) -> dict[Digest, str]:
     asked = sorted(small)
     if not asked:
         return {}
-    statement = select(BlobRow.digest, BlobRow.git_sha1).where(col(BlobRow.digest).in_(asked))
+    statement = select(VersionFileRow.digest, VersionFileRow.git_sha1).where(
+        mine, col(VersionFileRow.digest).in_(asked)
+    )
     with db.session(engine, write=False) as session:
         return {Digest(digest): git_id for digest, git_id in session.exec(statement) if git_id}
 

@@ -50,7 +50,7 @@ class Looked:
         self._engine = engine
 
     def with_ids(self, blobs: BlobsDep) -> Repository:
-        files = gits.known(self._engine, blobs, [file.descriptor for file in self.repository.files])
+        files = gits.known(self._engine, blobs, self.row.id, [file.descriptor for file in self.repository.files])
         return dataclasses.replace(self.repository, files=files)
 
     def last(self, asked: bool) -> Json | None:

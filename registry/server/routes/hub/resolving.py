@@ -101,7 +101,7 @@ def _look(request: Request, actor: Actor, engine: Engine, blobs: BlobStore, revi
         row = hub.version(session, actor, called, revision)
         commit = request.state.commit = words.commit_id(row.digest)
         found = hub.file(session, actor, called, row, path)
-    file = gits.known(engine, blobs, [found])[0]
+    file = gits.known(engine, blobs, row.id, [found])[0]
     return Looked(file, f"{called}@{row.number}", _headers(file, commit, revision))
 
 
