@@ -129,7 +129,7 @@ class VersionRow(SQLModel, table=True):
 
 
 class VersionFileRow(SQLModel, table=True):
-    """A file of a version. `git_sha1` is the id of a git blob with its bytes, once the Hub's dialect was asked for it."""
+    """A file of a version. `git_sha1` is the id of a git blob with its bytes, once a client of the Hub asked for it."""
 
     __tablename__ = "version_file"
     version_id: int = Field(foreign_key="version.id", primary_key=True)

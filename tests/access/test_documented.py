@@ -63,7 +63,8 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
         operation = data.draw(strategies.sampled_from(operations))
         case = data.draw(operation.as_strategy())
         path = dict(case.path_parameters or {})
-        if data.draw(strategies.booleans()):  # half of the requests are about something that is there
+        ends = operation.method.lower() == "delete"  # what is there stays, or there would be nothing left to ask about
+        if data.draw(strategies.booleans()) and not ends:  # half of the requests are about something that is there
             path |= {key: value for key, value in known.items() if key in path}
         case.path_parameters = path
         sent = case.as_transport_kwargs(base_url="http://registry.test")

@@ -30,7 +30,7 @@ from registry.server.tables import VersionFileRow
 
 
 def known(engine: Engine, blobs: BlobStore, version_id: int | None, descriptors: Iterable[Descriptor]) -> list[File]:
-    """The files of a version with their git ids, in the same order. One statement, once all of them were asked for before."""
+    """The files of a version with their git ids, in the same order. One statement, once all were asked for before."""
     wanted = list(descriptors)
     small = {file.digest: file for file in wanted if not hub.is_large(file)}
     mine = col(VersionFileRow.version_id) == version_id
