@@ -55,7 +55,7 @@ test-hub: venv  ## Hub clients of other generations and in JavaScript, against a
 
 test-vllm: venv  ## a real vLLM (CPU, over HTTP): each case, and a box with plugin and agent; brings its environment once (3.3 GB)
 	@$(PYTHON) -m tests.proof.venvs vllm
-	@PROOF_VLLM=1 $(PYTHON) -m pytest -m vllm $(ARGS)
+	@PROOF_VLLM=1 $(PYTHON) -m pytest -o faulthandler_timeout=0 -m vllm $(ARGS)
 
 test-engines: venv  ## ask llama.cpp, and the code of published vLLM and SGLang wheels, about each case; diffusers about each image case
 	@$(PYTHON) -m tests.proof.venvs wheels
