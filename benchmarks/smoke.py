@@ -156,6 +156,7 @@ def main() -> None:
         print("smoke tests need the worker extra, which is not installed")
         print(json.dumps({"bench": "smoke", "ratios": {}, "figures": {}, "machine": {}}))
         return
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # as a keeper has it; read when torch is imported
     CACHE.mkdir(parents=True, exist_ok=True)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else ADAPTERS
     folder = base()

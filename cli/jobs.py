@@ -143,12 +143,17 @@ def _print_list(items: list[Job]) -> None:
             f"{item.attempt}/{item.attempts_limit}",
             item.worker,
             output.moment(item.created_at),
-            item.error or item.progress,
+            _says(item),
         )
         for item in items
     ]
     columns = ("job", "state", "kind", "version", "base", "attempt", "worker", "made", "says")
     output.table(columns, rows)
+
+
+def _says(job: Job) -> str:
+    """Of a job that is done what came of it; else why it could not be done, or what is being done now."""
+    return str(job.result.get("says") or "") if job.state is State.DONE else job.error or job.progress
 
 
 def _state(job: Job) -> str:
@@ -188,6 +193,7 @@ def _print_job(found: Job) -> None:
             ("attempt", f"{found.attempt} of {found.attempts_limit}"),
             ("worker", found.worker),
             ("progress", "\n".join(_step(step) for step in found.steps) or found.progress),
+            ("result", _says(found) if found.state is State.DONE else ""),
             ("priority", str(found.priority) if found.priority else ""),
             ("error", found.error),
             ("made", f"{output.moment(found.created_at)} by {found.created_by}"),

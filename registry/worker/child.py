@@ -4,7 +4,8 @@ Invariants
 - An answer is `{"seen": …}`, or `{"failed": sentence}` when this process could not judge.
 - `Warm` also answers `{"alone": why}` for an adapter that it must not take, and `{"discard": why}` when it is spoilt:
   the keeper then ends it, and tries the adapter in a process of its own.
-- On a GPU each child loads the base itself, because a keeper that holds a GPU could not fork; it tells of each load.
+- On a GPU each child is a program started afresh that loads the base itself, because what holds a GPU cannot be forked;
+  it tells of each load.
 
 Example
     >>> Alone(base, loader).answer({"folder": "scratch/adapter", "thresholds": {}}, say)
@@ -38,6 +39,11 @@ class Loader:
     folder: Path
     device: str = CPU
     dtype: str = ""
+
+    @property
+    def forks(self) -> bool:
+        """Whether the keeper loads the base, once, and forks; else each child loads it."""
+        return self.device == CPU
 
     def load(self) -> Any:
         """A `Base`; a subclass may load something else that has `load_seconds` and `parameters`."""
@@ -121,8 +127,9 @@ class Warm(Alone):
 
 def failed(error: BaseException) -> Message:
     """An attempt that says nothing about the adapter."""
-    what = "memory ran out" if examination.out_of_memory(error) else "the check broke off"
-    return {"failed": f"{what}: {examination.first_line(error)}"}
+    memory = examination.out_of_memory(error)
+    what = "memory ran out" if memory else "the check broke off"
+    return {"failed": f"{what}: {examination.first_line(error)}", "memory": memory}
 
 
 def telling(say: Say) -> Callable[[str], None]:

@@ -32,6 +32,10 @@ FILE_LIMIT_BYTES = 2**20
 PROBE_SECONDS = 20.0
 SCRATCH, SCRATCH_BYTES = "/dev/scratch", 64 * 2**20
 """Where a keeper in bubblewrap may write, while it imports and loads; its children may not."""
+LOAD_SECONDS_LIMIT = 600.0
+"""How long a base may take to be loaded, on top of what an adapter may take."""
+VISIBLE_GPUS, KEPT_GPUS = "CUDA_VISIBLE_DEVICES", "ADAPTER_CUDA_VISIBLE_DEVICES"
+"""A keeper for a GPU sees none; the second variable keeps the first one's value for its children."""
 _SHARED = "/dev/shm"  # noqa: S108 - only read, in case a base lies there
 GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 
@@ -77,6 +81,20 @@ def close_descriptors(keep: Collection[int]) -> None:
                     os.close(number)
 
 
+def gpu_environment() -> dict[str, str]:
+    """This keeper's environment, for a child that may see the GPUs which the keeper was not to see."""
+    found = {name: value for name, value in os.environ.items() if name not in (VISIBLE_GPUS, KEPT_GPUS)}
+    return found | ({VISIBLE_GPUS: os.environ[KEPT_GPUS]} if KEPT_GPUS in os.environ else {})
+
+
+def cut_network() -> bool:
+    """No network for this process from now on; False where that cannot be had. For work that writes a folder."""
+    if sys.platform != "linux" or len(os.listdir("/proc/self/task")) > 1:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0 or libc.unshare(_CLONE_NEWNET) == 0
+
+
 def die_with_the_parent() -> None:
     """Linux only. Elsewhere the end of standard input ends a keeper, and the deadline its child."""
     with contextlib.suppress(OSError, AttributeError):
@@ -107,7 +125,7 @@ def _address_space_bytes() -> int:
 
 def _unshare() -> list[str]:
     """A network of its own, which is none, and mounts of its own, all read-only. Needs a process of one thread."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or len(os.listdir("/proc/self/task")) > 1:
         return []
     libc = ctypes.CDLL(None, use_errno=True)
     spaces = _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC

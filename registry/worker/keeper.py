@@ -7,7 +7,8 @@ child that is spoilt, hangs or dies is ended, and the next one is forked from th
 
 Invariants
 - The keeper itself never sees an adapter's bytes and never runs a forward, so nothing can change its base, and it
-  has one thread only, so that forking is sound. For a GPU it holds no base: each child loads it.
+  has one thread only, so that forking is sound. For a GPU it holds no base and sees no GPU: its children are started
+  afresh, by this same program, and load it.
 - A child has its own process group, is confined (registry.worker.confine), and dies at its deadline, when the keeper is
   told to stop, or when the keeper dies.
 - The environment holds no secrets: the main process (registry.worker.pool) passes an allow-list of variables.
@@ -35,9 +36,8 @@ import transformers
 
 from registry import __version__
 from registry.worker import confine
-from registry.worker.child import Alone, Loader, Message
-from registry.worker.model import CPU
-from registry.worker.nursery import Nursery
+from registry.worker.child import Alone, Loader, Message, Warm
+from registry.worker.nursery import WARM, Nursery, be_the_child
 from registry.worker.smoke.examination import first_line
 
 
@@ -45,17 +45,23 @@ def main(
     arguments: list[str], *, loader_of: type[Loader] = Loader, alone: type[Alone] = Alone,
     versions: Mapping[str, str] | None = None,
 ) -> int:  # fmt: skip
-    """`NAME FOLDER DEVICE DTYPE`: load, say that it is ready, serve requests until standard input ends."""
-    name, folder, device, dtype = arguments
+    """`NAME FOLDER DEVICE DTYPE`: load, say that it is ready, serve requests until standard input ends.
+
+    Five words more, ROLE and four numbers, make it a child of such a keeper.
+    """
+    name, folder, device, dtype, *more = arguments
+    transformers.utils.logging.disable_progress_bar()
+    loader = loader_of(name, Path(folder), device, dtype)
+    if more:
+        inward, outward, threads, keeper = map(int, more[1:])
+        be_the_child((Warm if more[0] == WARM else alone)(None, loader), threads, inward, outward, keeper, device)
     confine.die_with_the_parent()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.set_blocking(0, False)
     torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    loader = loader_of(name, Path(folder), device, dtype)
     base: Any = None
-    if device == CPU:
+    if loader.forks:
         try:
             base = loader.load()
         except Exception as e:

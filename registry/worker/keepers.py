@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from registry.worker import confine
+from registry.worker.confine import LOAD_SECONDS_LIMIT
 
 CPU, CUDA = "cpu", "cuda"
-LOAD_SECONDS_LIMIT = 600.0
 
 _PASSED_ON = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TZ",
-     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
+     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "CUDA_DEVICE_ORDER",
+     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "BNB_CUDA_VERSION", "HIP_VISIBLE_DEVICES", confine.VISIBLE_GPUS}
 )  # fmt: skip
 _SETTINGS = {
     "OMP_WAIT_POLICY": "passive",  # spinning threads stall every other process on a busy machine
@@ -97,6 +98,7 @@ class Keeper:
         self.child = 0
         self.tried = 0
         self._rest = b""
+        self._on_a_gpu = device != CPU
         self._wrapper = confine.bubblewrap()
         self._process = subprocess.Popen(
             [
@@ -111,7 +113,7 @@ class Keeper:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=clean_environment(os.environ if environment is None else environment),
+            env=_without_gpus(clean_environment(os.environ if environment is None else environment), device),
             start_new_session=True,  # a Ctrl-C at the terminal reaches us, and we end it in order
         )
         self.ready: dict[str, Any] = {}
@@ -156,6 +158,7 @@ class Keeper:
         )
         # The keeper keeps the deadline of each child, and there may be two; this is the net.
         patience = time.monotonic() + 2 * limits.deadline_seconds + 30
+        patience += 2 * LOAD_SECONDS_LIMIT if self._on_a_gpu else 0
         try:
             while True:
                 message = self._read(patience)
@@ -253,6 +256,14 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What a keeper and its children may know: where programs lie, the language, how many threads. No secrets."""
     kept = {name: value for name, value in environment.items() if name in _PASSED_ON}
     return _SETTINGS | {name: value for name, value in kept.items() if value}
+
+
+def _without_gpus(environment: dict[str, str], device: str) -> dict[str, str]:
+    """A keeper for a GPU must not take hold of one (bitsandbytes does when it is imported): its children may."""
+    if device == CPU:
+        return environment
+    seen = environment.pop(confine.VISIBLE_GPUS, None)
+    return environment | {confine.VISIBLE_GPUS: ""} | ({confine.KEPT_GPUS: seen} if seen is not None else {})
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> str:

@@ -139,9 +139,8 @@ class Worker:
         try:
             with Held(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
                 done = jobs.run(Task(self._registry, claimed, lease, self._pool, self._limits, source))
-                self._registry.finish(
-                    job.id, FinishRequest(lease_token=lease.token, report=done.report, result=done.result)
-                )
+                left = done.result | {"says": done.sentence}
+                self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=left))
         except (Lost, Conflict, NotFound) as e:
             self._say(f"{label}: the job is no longer ours ({e}); dropped")
             return

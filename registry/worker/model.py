@@ -26,7 +26,7 @@ import transformers
 from registry.worker import probes
 
 CPU = "cpu"
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 Logits = list[torch.Tensor]
 """Per probe: fp32 [tokens, vocabulary] (or [tokens, hidden] of a base without a language head)."""
@@ -55,7 +55,7 @@ class Base:
         `dtype` is safetensors' name of the record's number format (BF16, F16, F32); it counts on a GPU only.
         """
         started = perf_counter()
-        wanted = torch.float32 if device == CPU else _DTYPES.get(dtype.upper(), torch.bfloat16)
+        wanted = torch.float32 if device == CPU else DTYPES.get(dtype.upper(), torch.bfloat16)
         placed = {} if device == CPU else {"device_map": "auto" if device == "cuda" else {"": device}}
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         maker, task = _class_of(config)
@@ -64,6 +64,7 @@ class Base:
         )
         model.eval()
         model.requires_grad_(False)
+        _demand_whole(model)
         _keep_layout(model)
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
         tokenizer = _tokenizer_of(folder)
@@ -107,6 +108,13 @@ def rows(model: Any, batch: Sequence[tuple[int, ...]], **how: Any) -> Logits:
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **how)
     values = out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
     return [one[-len(tokens) :].float() for one, tokens in zip(values, batch, strict=True)]  # prompt methods add tokens
+
+
+def _demand_whole(model: Any) -> None:
+    """Layers for which the GPUs have no room would be fetched anew in each forward, and could not be watched."""
+    away = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if away:
+        raise MemoryError(f"{len(away)} of the base's tensors found no room on the devices here, {away[0]} first")
 
 
 def _keep_layout(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""`Nursery`: the keeper's children. Fork them, hand them adapters, keep their deadlines, end them.
+"""`Nursery`: the keeper's children. Fork (or start) them, hand them adapters, keep their deadlines, end them.
 
 Invariants
 - A child that did not answer as it should is ended with its whole process group, and never asked again.
@@ -16,6 +16,7 @@ import json
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from registry.worker import confine
 from registry.worker.child import Alone, Loader, Message, Warm, failed
 from registry.worker.model import CPU
 
+WARM, ALONE = "warm", "alone"
+"""Roles of a child that is a program of its own."""
 ANSWER_LIMIT_BYTES = 4 * 2**20
 Say = Callable[[Message], None]
 
@@ -41,8 +44,10 @@ class Stops(Protocol):
 class Child:
     """One forked process and the two pipes to it."""
 
-    def __init__(self, pid: int, to_child: int, from_child: int) -> None:
+    def __init__(self, pid: int, to_child: int, from_child: int, *, loads: bool = False) -> None:
+        """`loads`: it has a base to load first, which its deadline does not count."""
         self.pid = pid
+        self._loads = loads
         self._to, self._from = to_child, from_child
         self._rest = b""
         with contextlib.suppress(OSError):
@@ -50,7 +55,8 @@ class Child:
 
     def ask(self, request: Message, stops: Stops, say: Say) -> Message:
         """Its answer. `{"failed": …, "spoilt": True}` when it was killed or died: then it is gone."""
-        deadline = time.monotonic() + float(request["deadline_seconds"])
+        seconds = float(request["deadline_seconds"])
+        deadline = time.monotonic() + seconds + (confine.LOAD_SECONDS_LIMIT if self._loads else 0)
         try:
             _write(self._to, request)
             while True:
@@ -62,6 +68,8 @@ class Child:
                     return self._gone("")
                 if "says" not in message and "loaded" not in message:
                     return message
+                if "loaded" in message:
+                    self._loads, deadline = False, time.monotonic() + seconds
                 say(message)
         except BrokenPipeError:
             return self._gone("")
@@ -150,29 +158,50 @@ class Nursery:
         return answer
 
     def _in_its_own(self, request: Message, why: str) -> Message:
-        child = self._fork(self._alone(self._base, self._loader), request)
-        self._say({"child": child.pid})
-        try:
-            answer = child.ask(request, self._stops, self._say)
-        finally:
-            child.end()
+        answer = self._ask_alone(request)
+        if answer.get("memory") and self._warm is not None and not self._loader.forks:
+            self._warm.end()  # two copies of the base are too many for this GPU
+            self._warm = None
+            answer = self._ask_alone(request)
         if why and "seen" in answer:
             answer["seen"]["measurements"]["alone_because"] = why[:600]
         return answer
 
+    def _ask_alone(self, request: Message) -> Message:
+        child = self._fork(self._alone(self._base, self._loader), request)
+        self._say({"child": child.pid})
+        try:
+            return child.ask(request, self._stops, self._say)
+        finally:
+            child.end()
+
     def _fork(self, work: Alone, request: Message) -> Child:
         inward, to_child = os.pipe()
         from_child, outward = os.pipe()
-        keeper = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _be_the_child(work, request, inward, outward, keeper, self._loader.device)  # never returns
+        threads, keeper = int(request["threads"]), os.getpid()
+        if not self._loader.forks:
+            pid = self._start(WARM if isinstance(work, Warm) else ALONE, inward, outward, threads)
+        elif (pid := os.fork()) == 0:
+            be_the_child(work, threads, inward, outward, keeper, self._loader.device)  # never returns
         os.close(inward)
         os.close(outward)
-        return Child(pid, to_child, from_child)
+        return Child(pid, to_child, from_child, loads=self._base is None)
+
+    def _start(self, role: str, inward: int, outward: int, threads: int) -> int:
+        """The program of this keeper once more, as a child (see its `main`)."""
+        for pipe in (inward, outward):
+            os.set_inheritable(pipe, True)
+        loader = self._loader
+        running = sys.modules["__main__"].__spec__
+        program = running.name if running is not None else "registry.worker.keeper"
+        words = [loader.name, str(loader.folder), loader.device, loader.dtype, role, inward, outward, threads]
+        return os.posix_spawn(
+            sys.executable, [sys.executable, "-m", program, *map(str, words), str(os.getpid())],
+            confine.gpu_environment(), setpgroup=0,
+        )  # fmt: skip
 
 
-def _be_the_child(work: Alone, request: Message, inward: int, outward: int, keeper: int, device: str) -> None:
+def be_the_child(work: Alone, threads: int, inward: int, outward: int, keeper: int, device: str) -> None:
     """Answer requests until the pipe ends, and end without any clean-up of the keeper's state."""
     try:
         os.setpgid(0, 0)
@@ -181,12 +210,13 @@ def _be_the_child(work: Alone, request: Message, inward: int, outward: int, keep
             os._exit(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         held = confine.confine(keep=(0, 1, 2, inward, outward))
-        torch.set_num_threads(int(request["threads"]))
+        torch.set_num_threads(threads)
         with os.fdopen(inward, "rb") as requests:
             for line in requests:
                 asked = json.loads(line)
                 memory = int(asked["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
-                confine.grant(seconds=_cpu_seconds(asked), memory_bytes=memory)
+                seconds = _cpu_seconds(asked, loads=device != CPU)
+                confine.grant(seconds=seconds, memory_bytes=memory)
                 before = time.process_time()
                 answer = work.answer(asked, lambda message: _write(outward, message))
                 if "seen" in answer:
@@ -200,8 +230,8 @@ def _be_the_child(work: Alone, request: Message, inward: int, outward: int, keep
         os._exit(0)
 
 
-def _cpu_seconds(request: Message) -> float:
-    return float(request["deadline_seconds"]) * int(request["threads"]) + 5
+def _cpu_seconds(request: Message, *, loads: bool) -> float:
+    return (float(request["deadline_seconds"]) + confine.LOAD_SECONDS_LIMIT * loads) * int(request["threads"]) + 5
 
 
 def _write(pipe: int, message: Any) -> None:

@@ -24,7 +24,7 @@ from registry.worker.pictures import Pipeline
 @dataclass(frozen=True, slots=True)
 class PictureLoader(Loader):
     def load(self) -> Any:
-        return Pipeline.load(self.folder, self.name)
+        return Pipeline.load(self.folder, self.name, device=self.device, dtype=self.dtype)
 
 
 class Painted(Alone):

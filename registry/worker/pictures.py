@@ -55,11 +55,12 @@ class Pipeline:
     load_seconds: float
 
     @classmethod
-    def load(cls, folder: Path, name: str, **_how: str) -> Pipeline:
-        """Errors are diffusers' own: the caller reports them."""
+    def load(cls, folder: Path, name: str, *, device: str = model.CPU, dtype: str = "") -> Pipeline:
+        """Errors are diffusers' own: the caller reports them. fp32 on a CPU; on a GPU as the record says, or bf16."""
         started = perf_counter()
+        wanted = torch.float32 if device == model.CPU else model.DTYPES.get(dtype.upper(), torch.bfloat16)
         found = [part for part in COMPONENTS if (folder / part / "config.json").is_file()]
-        parts = {part: _part(folder / part, part) for part in found}
+        parts = {part: _part(folder / part, part).to(device=device, dtype=wanted) for part in found}
         originals = {f"{part}.{n}": p for part, one in parts.items() for n, p in one.named_parameters()}
         return cls(name, parts, originals, perf_counter() - started)
 
@@ -74,6 +75,10 @@ class Pipeline:
     @property
     def kind(self) -> str:
         return type(self.denoiser).__name__
+
+    def here(self, values: torch.Tensor) -> torch.Tensor:
+        """Seeded on the CPU, so that every device is asked for the same picture."""
+        return values.to(self.denoiser.device, self.denoiser.dtype)
 
     def fingerprint(self) -> dict[str, int]:
         return {name: model.bit_sum(tensor) for name, tensor in self.originals.items()}
@@ -91,7 +96,7 @@ def _part(folder: Path, part: str) -> Any:
             raise ValueError(f"{folder.name}: {named!r} is no model of diffusers")
         model_class: Any = known
         made = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    return made.float().eval().requires_grad_(False)
+    return made.eval().requires_grad_(False)
 
 
 def examine(
@@ -128,7 +133,8 @@ def examine(
         seen.note("error", "acts.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
         return seen
     _compare(base, before, after, seen)
-    changed = [name for name, bits in fingerprint.items() if base.fingerprint()[name] != bits]
+    now = base.fingerprint()
+    changed = [name for name, bits in fingerprint.items() if now[name] != bits]
     seen.measurements["base_tensors_changed"] = len(changed)
     if changed:
         sentence = f"{len(changed)} of the base's tensors are changed by loading it"
@@ -177,22 +183,26 @@ def _paint(base: Pipeline) -> torch.Tensor:
     latents = (_with_unet if base.kind == "UNet2DConditionModel" else _with_flux)(base, seeded)
     decoder = base.parts.get("vae")
     if decoder is not None:
-        return decoder.decode(latents / decoder.config.scaling_factor).sample[0]
-    return latents[0, :3].repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2)
+        return decoder.decode(latents / decoder.config.scaling_factor).sample[0].float().cpu()
+    return latents[0, :3].float().cpu().repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2)
 
 
 def _with_unet(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
     unet, encoder = base.denoiser, base.parts.get("text_encoder")
     config = unet.config
     side = min(int(config.sample_size or SIDE), SIDE)
-    latents = torch.randn(1, config.in_channels, side, side, generator=seeded)
-    context = torch.randn(1, WORDS, config.cross_attention_dim, generator=seeded)
+    latents = base.here(torch.randn(1, config.in_channels, side, side, generator=seeded))
+    context = base.here(torch.randn(1, WORDS, config.cross_attention_dim, generator=seeded))
     if encoder is not None and encoder.config.hidden_size == config.cross_attention_dim:
-        context = encoder(torch.arange(1, WORDS + 1)[None] % encoder.config.vocab_size).last_hidden_state
+        words = torch.arange(1, WORDS + 1, device=context.device)[None] % encoder.config.vocab_size
+        context = encoder(words).last_hidden_state
     extra: dict[str, Any] = {}
     if config.addition_embed_type == "text_time":
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        extra = {"text_embeds": torch.randn(1, width, generator=seeded), "time_ids": torch.zeros(1, 6)}
+        extra = {
+            "text_embeds": base.here(torch.randn(1, width, generator=seeded)),
+            "time_ids": base.here(torch.zeros(1, 6)),
+        }
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(STEPS)
     for moment in scheduler.timesteps:
@@ -204,16 +214,16 @@ def _with_unet(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
 def _with_flux(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
     transformer, side = base.denoiser, SIDE // 2
     config = transformer.config
-    latents = torch.randn(1, side * side, config.in_channels, generator=seeded)
+    latents = base.here(torch.randn(1, side * side, config.in_channels, generator=seeded))
     given = {
-        "encoder_hidden_states": torch.randn(1, WORDS, config.joint_attention_dim, generator=seeded),
-        "pooled_projections": torch.randn(1, config.pooled_projection_dim, generator=seeded),
-        "txt_ids": torch.zeros(WORDS, 3),
-        "img_ids": torch.stack([torch.tensor([0.0, i // side, i % side]) for i in range(side * side)]),
-        "guidance": torch.ones(1) if config.guidance_embeds else None,
+        "encoder_hidden_states": base.here(torch.randn(1, WORDS, config.joint_attention_dim, generator=seeded)),
+        "pooled_projections": base.here(torch.randn(1, config.pooled_projection_dim, generator=seeded)),
+        "txt_ids": base.here(torch.zeros(WORDS, 3)),
+        "img_ids": base.here(torch.tensor([[0.0, i // side, i % side] for i in range(side * side)])),
+        "guidance": base.here(torch.ones(1)) if config.guidance_embeds else None,
     }
     for step in range(STEPS):
-        moment = torch.tensor([1.0 - step / STEPS])
+        moment = base.here(torch.tensor([1.0 - step / STEPS]))
         latents = latents - transformer(hidden_states=latents, timestep=moment, **given).sample / STEPS
     return latents.transpose(1, 2).reshape(1, config.in_channels, side, side)
 

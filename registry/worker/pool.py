@@ -21,17 +21,17 @@ from typing import Any, Self
 from registry.worker.keepers import CPU, Keeper, Limits, Source
 
 KEEPERS_LIMIT = 2
-"""Bases in memory at once; the one not used for longest makes room."""
+"""Bases in memory at once, on a CPU; the one not used for longest makes room. On a GPU it is one."""
 
 
 class Pool:
     """The keepers of this worker, by base, the last used one last."""
 
-    def __init__(self, *, keepers_limit: int = KEEPERS_LIMIT, device: str = CPU) -> None:
+    def __init__(self, *, keepers_limit: int = 0, device: str = CPU) -> None:
         self.device = device
         self._loads_before = 0
         self._listener: Callable[[str], None] | None = None
-        self._limit = keepers_limit
+        self._limit = keepers_limit or (KEEPERS_LIMIT if device == CPU else 1)
         self._keepers: dict[str, Keeper] = {}
         self._busy: Keeper | None = None
 

@@ -5,6 +5,7 @@ Run by `make test-gpu`; without a device each test is skipped and counted.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from registry.worker.keepers import CUDA, Limits, Source, device_of
 from registry.worker.pool import Pool
+from tests import fixtures
 from tests.worker import models
 
 pytestmark = [
@@ -34,7 +36,42 @@ def test_a_fleet_is_tried_on_one_base_load_in_the_format_of_the_record(
             assert answer["seen"]["fingerprint"]["device"] == "cuda"
         dora = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "dora", use_dora=True), LIMITS)
         assert dora["seen"]["measurements"]["way"] == "loaded"
+        assert dora["seen"]["measurements"]["peak_gpu_memory_bytes"] > 0
         assert pool.base_loads == 1
+        pissa = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
+        assert pissa["seen"]["measurements"]["way"] == "alone"
+        assert pool.base_loads == 2, "what changes the base loads one of its own"
+        again = pool.try_adapter(source, fleet[0], LIMITS)
+        assert again["seen"]["findings"] == []
+        assert pool.base_loads == 2, "the shared child and its base were lost"
+
+
+def test_memory_that_runs_out_fails_the_attempt_and_the_next_one_is_right(base_folder: Path, tmp_path: Path) -> None:
+    """On a GPU that is nearly full. Whatever becomes of a large adapter there, a small one is right afterwards."""
+    torch = pytest.importorskip("torch")
+    free, _ = torch.cuda.mem_get_info()
+    good = models.adapter(base_folder, tmp_path / "good")
+    source = Source("tiny", base_folder, "", dtype="BF16")
+    with Pool(device=CUDA) as pool:
+        held = torch.empty(max(0, free - 700 * 2**20), dtype=torch.uint8, device="cuda")
+        try:
+            large = models.adapter(base_folder, tmp_path / "large", r=8192, target_modules="all-linear")
+            answer = pool.try_adapter(source, large, LIMITS)
+        finally:
+            del held
+            torch.cuda.empty_cache()
+        assert "failed" in answer or answer["seen"]["findings"] == []
+        assert pool.try_adapter(source, good, LIMITS)["seen"]["findings"] == []
+
+
+@pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="diffusers is not installed")
+def test_an_image_adapter_is_painted_with(tmp_path: Path) -> None:
+    shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
+    with Pool(device=CUDA) as pool:
+        source = Source("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
+        seen = pool.try_adapter(source, tmp_path, LIMITS)["seen"]
+    assert seen["findings"] == []
+    assert set(seen["pictures"]) == {"before", "after"}
 
 
 def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_folder: Path, tmp_path: Path) -> None:
@@ -50,8 +87,6 @@ def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_fol
 
 def test_a_base_that_is_packed_to_four_bits_is_loaded_as_it_is(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    from tests import fixtures
-
     bases = fixtures.tiny_bases()
     packed = next((folder for folder in sorted(bases.iterdir()) if "nf4" in folder.name), None)
     if packed is None:

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, RegistryError, Unavailable
 from registry.recipes import Operation, Recipe
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.foreign import Foreign
@@ -178,6 +178,15 @@ def test_an_order_that_is_given_up_leaves_nothing_half_done(tmp_path: Path) -> N
     with pytest.raises(GivenUp):
         Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(give_up)
     assert [path.name for path in tmp_path.iterdir() if path.name != "fused"] == []
+
+
+def test_an_order_that_takes_too_long_is_ended_with_the_reason(tmp_path: Path) -> None:
+    folder, base = _of_zoo("lora-r4")
+    recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
+    order = Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused"))
+    with pytest.raises(Unavailable, match=r"took over 0.01 seconds"):
+        order.run(seconds=0.01)
+    assert not (tmp_path / "fused").exists()
 
 
 def test_nan_another_base_and_a_cut_file_leave_nothing_behind(tmp_path: Path) -> None:

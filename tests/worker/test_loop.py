@@ -31,15 +31,18 @@ Make = Callable[..., Worker]
 
 
 def test_a_pushed_adapter_is_proven_on_its_base(workshop: Workshop, good: Path, worker: Make) -> None:
-    workshop.push(good)
+    job_id = workshop.push(good).job_id
     assert worker().run(once=True).done == 1
     verdict = workshop.acts()
     assert verdict is not None
     assert verdict.outcome is Outcome.PASS
+    assert workshop.world.admin.job(job_id).result["says"].startswith("acts: pass (logits move by up to ")
     assert verdict.report is not None
     report = workshop.world.admin.report("acme/support", verdict.report)
     assert report.measurements["base_loads"] >= 1
     assert report.measurements["max_logit_delta"] > 1e-3
+    assert report.measurements["cpu_seconds"] > 0
+    assert "limits" in report.measurements["confined_by"]
     assert set(report.made_by) == {"worker", "torch", "transformers", "peft", "python"}
 
 
@@ -93,6 +96,22 @@ def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
     assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.PARKED, 3, loads)
     assert "deadline of 0.1 seconds" in job.error
     assert workshop.acts() is None
+
+
+def test_an_adapter_for_which_the_memory_never_suffices_parks_its_job_and_the_next_one_is_right(
+    workshop: Workshop, good: Path, base_folder: Path, worker: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    large = models.adapter(base_folder, tmp_path / "large", r=512, target_modules="all-linear")
+    job_id = workshop.push(large, "acme/large").job_id
+    tally = worker(limits=Limits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
+    job = workshop.world.admin.job(job_id)
+    assert (tally.failed, job.state, job.attempt, workshop.acts("acme/large")) == (3, State.PARKED, 3, None)
+    assert "memory" in job.error.lower()
+    workshop.push(good, "acme/next")
+    assert worker().run(once=True).done == 1
+    assert (next_one := workshop.acts("acme/next")) is not None
+    assert next_one.outcome is Outcome.PASS
 
 
 def test_a_cancelled_job_is_dropped_and_files_nothing(

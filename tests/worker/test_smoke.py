@@ -167,6 +167,24 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
     assert found["file"] is ("read-only files" not in found["layers"])
 
 
+def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(tmp_path: Path) -> None:
+    script = (
+        "import socket, sys\n"
+        "from registry.worker import confine\n"
+        "cut = confine.cut_network()\n"
+        "open(sys.argv[2], 'w').write('written')\n"
+        "try:\n"
+        "    socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)\n"
+        "except OSError:\n"
+        "    sys.exit(not cut)\n"
+        "sys.exit(cut)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = [str(server.getsockname()[1]), str(tmp_path / "written")]
+        subprocess.run([sys.executable, "-c", script, *words], check=True, timeout=60)
+    assert (tmp_path / "written").read_text() == "written"
+
+
 def test_bubblewrap_is_told_to_share_neither_network_nor_a_writable_mount() -> None:
     command = confine.bubblewrap_command("/usr/bin/bwrap")
     assert command[:4] == ("/usr/bin/bwrap", "--ro-bind", "/", "/")

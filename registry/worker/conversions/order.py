@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,10 +48,11 @@ class Order(Value):
     base: BaseSpec
     base_folder: str = ""
 
-    def run(self, look: Callable[[], None] = lambda: None, *, threads: int = 0) -> Converted:
+    def run(self, look: Callable[[], None] = lambda: None, *, threads: int = 0, seconds: float = 0) -> Converted:
         """Do it. `look` is called every second; an exception of it ends the process and comes through.
 
-        The error that the process met; `Unavailable` (TRY_LATER) when it died or a library is missing here.
+        The error that the process met; `Unavailable` (TRY_LATER) when it died, took over `seconds` (0: any time), or a
+        library is missing here.
         """
         program, library, extra = PROGRAMS[self.conversion.to]
         if importlib.util.find_spec(library) is None:
@@ -66,15 +69,16 @@ class Order(Value):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
         )  # fmt: skip
         try:
-            return _answer(process, self.model_dump_json().encode(), look)
+            return _answer(process, self.model_dump_json().encode(), look, seconds)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
 
 
-def _answer(process: subprocess.Popen[bytes], text: bytes, look: Callable[[], None]) -> Converted:
+def _answer(process: subprocess.Popen[bytes], text: bytes, look: Callable[[], None], seconds: float) -> Converted:
     out = errors = b""
+    ends = time.monotonic() + (seconds or math.inf)
     first: bytes | None = text
     while True:
         try:
@@ -83,6 +87,9 @@ def _answer(process: subprocess.Popen[bytes], text: bytes, look: Callable[[], No
         except subprocess.TimeoutExpired:
             first = None  # it was taken over by the first call
             look()
+            if time.monotonic() > ends:
+                detail = f"the conversion took over {seconds:g} seconds, and was ended"
+                raise Unavailable("TRY_LATER", detail) from None
     lines = out.decode("utf-8", "replace").strip().splitlines()
     answer: dict[str, Any] = {}
     if lines and lines[-1].startswith("{"):

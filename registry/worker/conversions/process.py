@@ -24,13 +24,16 @@ from torch import Tensor
 from registry.conversions import Converted
 from registry.errors import RegistryError
 from registry.manifest import CONFIG, WEIGHTS
+from registry.worker import confine
 from registry.worker.conversions.order import Order
 
 Convert = Callable[[Order], Converted]
 
 
 def main(convert: Convert) -> None:
-    """One order from standard input, done."""
+    """One order from standard input, done, without network where Linux allows that."""
+    confine.die_with_the_parent()
+    confine.cut_network()
     order = Order.model_validate_json(sys.stdin.buffer.read())
     try:
         answer: dict[str, Any] = {"report": convert(order).model_dump(mode="json")}

@@ -40,7 +40,8 @@ def convert(task: Task) -> Done:
                 report = client_convert.rename(folder, out, asked, base)
             else:
                 order = Order(conversion=asked, source=str(folder), out=str(out), base=base.spec, base_folder=weights)
-                report = order.run(task.lease.check, threads=task.limits.threads)
+                limits = task.limits
+                report = order.run(task.lease.check, threads=limits.threads, seconds=limits.deadline_seconds)
         except (Invalid, TooLarge) as e:
             raise Failed(e.detail, final=True) from e
         task.lease.say(f"pushing {asked.into}")

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ class Order(Value):
     tuned: str = ""
     out: str
 
-    def run(self, say: Callable[[str], None] = lambda _said: None, *, threads: int = 0) -> MergeReport:
+    def run(
+        self, say: Callable[[str], None] = lambda _said: None, *, threads: int = 0, seconds: float = 0
+    ) -> MergeReport:
         """Do it in a process of its own. An exception of `say` ends the process and comes through.
 
-        The error that the process met, or `Unavailable` (TRY_LATER) when it died.
+        The error that the process met, or `Unavailable` (TRY_LATER) when it died, or took over `seconds` (0: any time).
         """
         environment = clean_environment(os.environ)
         if threads:
@@ -52,9 +55,18 @@ class Order(Value):
             [sys.executable, "-m", f"registry.worker.merge.{self._room()}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )  # fmt: skip
+        late = threading.Event()
+        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, lambda: (late.set(), _end(process)))
+        timer.daemon = True
+        timer.start()
         try:
             return self._listen(process, say)
+        except Unavailable as e:
+            if late.is_set():
+                raise Unavailable("TRY_LATER", f"the merge took over {seconds:g} seconds, and was ended") from e
+            raise
         finally:
+            timer.cancel()
             _end(process)
 
     def _room(self) -> str:

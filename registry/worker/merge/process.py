@@ -6,7 +6,8 @@
 
 Invariants
 - torch lives here and nowhere above: whoever asks may kill this process at any moment.
-- It knows no registry and no token; it reads the folders that it is given and writes one.
+- It knows no registry and no token, and has no network where Linux allows that; it reads the folders that it is given
+  and writes one. It ends with whoever started it.
 
 Example
     >>> do(Order(recipe=recipe, sources=["a"], base="models/tiny", out="fused"))
@@ -26,6 +27,7 @@ from registry import recipes
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError
 from registry.recipes import Ingredient, MergeReport, Operation
+from registry.worker import confine
 from registry.worker.merge import combine, extract, fuse
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.order import Order
@@ -81,6 +83,8 @@ def main(foreign: MakeForeign | None = None) -> int:
         sys.stdout.flush()
 
     signal.signal(signal.SIGTERM, _stop)
+    confine.die_with_the_parent()
+    confine.cut_network()
     try:
         found = do(Order.model_validate_json(sys.stdin.read()), lambda said: write({"said": said}), foreign)
     except RegistryError as e:

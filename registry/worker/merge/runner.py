@@ -29,6 +29,7 @@ from registry.wire import BaseAdd, Resolved
 from registry.worker.merge.order import Order
 from registry.worker.task import Done, Failed, Task
 
+MERGE_FACTOR, SLOW_BYTES_A_SECOND = 10, 10e6
 FOLDER = "ADAPTER_BASES"
 """Where fused bases are kept on this machine."""
 
@@ -101,8 +102,14 @@ def _demand_new(task: Task, name: str) -> None:
     raise Failed(f"the base {name} exists; a base never changes under its name", final=True)
 
 
+def _seconds(task: Task, order: Order) -> float:
+    """Ten times what trying an adapter may take; a fuse also reads and writes its base, slowly at worst."""
+    base = sum(file.stat().st_size for file in Path(order.base).glob("*.safetensors")) if order.base else 0
+    return MERGE_FACTOR * task.limits.deadline_seconds + base / SLOW_BYTES_A_SECOND
+
+
 def _run(task: Task, order: Order) -> MergeReport:
     try:
-        return order.run(task.lease.say, threads=task.limits.threads)
+        return order.run(task.lease.say, threads=task.limits.threads, seconds=_seconds(task, order))
     except Invalid as e:
         raise Failed(e.detail, final=True) from e

@@ -93,6 +93,9 @@ def tell_probes(base: Base, asked: Sequence[tuple[int, ...]], seen: Examination)
     seen.measurements["probe_tokens"] = sum(len(tokens) for tokens in asked)
     seen.measurements["probe_kind"] = base.probe_kind
     seen.measurements["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_initialized():
+        peaks = [torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count())]
+        seen.measurements["peak_gpu_memory_bytes"] = sum(peaks)
 
 
 def _learn(base: Base, asked: list[tuple[int, ...]], seen: Examination, *, shared: bool) -> Known:

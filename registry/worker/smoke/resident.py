@@ -39,7 +39,7 @@ from registry.worker.updates import Update
 SLOTS = ("even", "odd")
 SHORT_TOKENS = 8
 """Tokens of one row of the mixed batch: the beginning of the first probe; its logits are known from the whole one."""
-NOISE_FACTOR = 8.0
+NOISE_FACTOR, ROUNDINGS = 8.0, 2.0
 _PREFIX = "base_model.model."
 Layout = tuple[str, bool, frozenset[str]]
 
@@ -193,7 +193,8 @@ class Resident:
         answers = model.rows(self._wrapped, [self._short] * len(names), adapter_names=names)
         largest = max(self._largest, *(float(values.abs().max()) for values in known.values()))
         deltas = {name: self._delta(row, known[name]) / largest for name, row in zip(names, answers, strict=True)}
-        limit = max(seen.thresholds.swap_logit_delta, NOISE_FACTOR * self._noise)
+        coarse = ROUNDINGS * torch.finfo(getattr(torch, self._base.dtype)).eps  # of 16 bits; nothing in 32
+        limit = max(seen.thresholds.swap_logit_delta, NOISE_FACTOR * self._noise, coarse)
         seen.measure("mixed_delta", max(deltas.values()))
         seen.measurements["mixed_rows"] = len(names)
         for name, delta in deltas.items():

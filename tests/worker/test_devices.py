@@ -1,0 +1,63 @@
+"""The way of a GPU, walked on the CPU: `cpu:0` is a device like any other, so the format is that of the record.
+
+The keeper holds no base, its children are programs of their own that load it. What only a GPU has is in tests/gpu.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from registry.worker import confine
+from registry.worker.keepers import CPU, CUDA, Keeper, Limits, Source
+from registry.worker.pool import Pool
+from tests import fixtures
+from tests.worker import models
+
+DEVICE = "cpu:0"
+LIMITS = Limits(deadline_seconds=120, threads=1)
+
+
+def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path, tmp_path: Path) -> None:
+    fleet = [models.adapter(base_folder, tmp_path / str(i), seed=i, r=2 + 2 * i) for i in range(3)]
+    dora = models.adapter(base_folder, tmp_path / "dora", use_dora=True)
+    source = Source("tiny", base_folder, "", dtype="BF16")
+    with Pool(device=DEVICE) as pool:
+        assert "load_seconds" not in pool.keeper(source).ready, "the keeper itself loaded the base"
+        found = [pool.try_adapter(source, folder, LIMITS)["seen"] for folder in [*fleet, dora]]
+        loads = pool.base_loads
+    assert [seen["measurements"]["way"] for seen in found] == ["loaded", "loaded", "swapped", "loaded"]
+    assert [seen["findings"] for seen in found] == [[]] * 4
+    assert {seen["fingerprint"]["dtype"] for seen in found} == {"bfloat16"}
+    assert loads == 1
+
+
+@pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="diffusers is not installed")
+def test_an_image_adapter_is_painted_with_in_16_bits(tmp_path: Path) -> None:
+    shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
+    with Pool(device=DEVICE) as pool:
+        source = Source("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
+        seen = pool.try_adapter(source, tmp_path, LIMITS)["seen"]
+    assert seen["findings"] == []
+    assert set(seen["pictures"]) == {"before", "after"}
+
+
+def test_a_keeper_for_a_gpu_sees_none_and_its_children_see_those_of_the_worker(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_keeper(device: str) -> dict[str, str]:
+        keeper = Keeper(Source("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"})
+        try:
+            words = Path(f"/proc/{keeper.pid}/environ").read_bytes().split(b"\0")
+        finally:
+            keeper.kill()
+        return dict(word.decode().partition("=")[::2] for word in words if b"CUDA_VISIBLE" in word)
+
+    assert of_keeper(CPU) == {"CUDA_VISIBLE_DEVICES": "1,3"}
+    on_a_gpu = of_keeper(CUDA)
+    assert on_a_gpu == {"CUDA_VISIBLE_DEVICES": "", "ADAPTER_CUDA_VISIBLE_DEVICES": "1,3"}
+    for name, value in on_a_gpu.items():
+        monkeypatch.setenv(name, value)
+    assert confine.gpu_environment()["CUDA_VISIBLE_DEVICES"] == "1,3"
