@@ -56,7 +56,12 @@ class Order(Value):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )  # fmt: skip
         late = threading.Event()
-        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, lambda: (late.set(), _end(process)))
+
+        def end_late() -> None:
+            late.set()
+            _end(process)
+
+        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, end_late)
         timer.daemon = True
         timer.start()
         try:
