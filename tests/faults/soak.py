@@ -36,6 +36,7 @@ LATE = {"copy", "complete"}
 """What S3 may answer with status 200 and an error."""
 FAULTS = [(o, act) for o in OPERATIONS for act in ACTS if act != "error_in_200" or o in LATE]
 KILL = "kill at "
+POINTS = points.PUSH | points.GC | points.AUDIT
 Run = tuple[str, Callable[[], list[str]]]
 
 
@@ -72,14 +73,13 @@ class Soak:
             print(f"VIOLATION {name}: {found[:3]}", file=sys.stderr, flush=True)
 
     def _forever(self) -> Iterator[Run]:
-        """Each round kills once at each point on each kind, and has some of everything else in between. The kinds take
-        turns, so that a short run has seen all of them."""
-        for turn in itertools.count():
-            for point, kind in itertools.product(points.PUSH | points.GC, KINDS):
+        """Each round kills once at each point on each kind. It goes in waves, of one point of each class on every kind
+        and some of everything else, so that a run of some minutes has seen all of it."""
+        for turn, wave in enumerate(wave for _ in itertools.count() for wave in waves()):
+            for point, kind in itertools.product(wave, KINDS):
                 if not (kind[1] == "s3" and point in points.DIRECT):
                     yield f"{KILL}{class_of(point)}, {'+'.join(kind)}", partial(self._kill, kind, point)
-                if point in points.GC:
-                    yield "a store that fails, sqlite+s3", self._store_fails
+            yield "a store that fails, sqlite+s3", self._store_fails
             kind = KINDS[turn % len(KINDS)]
             yield f"{CLIENTS} equal pushes", partial(self._race, races.equal, kind, CLIENTS)
             yield f"{CLIENTS} different pushes", partial(self._race, races.different, kind, CLIENTS)
@@ -90,7 +90,9 @@ class Soak:
     def _kill(self, kind: tuple[str, str], point: str) -> list[str]:
         stage, number = self._stage(kind), next(self._numbers)
         deaths = stage.server.deaths
-        through = stage.collect_through if point in points.GC else stage.push_through
+        through = stage.push_through
+        if point in points.GC | points.AUDIT:
+            through = stage.collect_through if point in points.GC else stage.log_through
         through(f"acme/k{number}", self._random.randrange(10**6), failpoints=points.armed(point, number))
         return [] if stage.server.deaths == deaths + 1 else [f"{point} was not reached"]
 
@@ -128,7 +130,7 @@ class Soak:
 
     def table(self) -> str:
         """Kills by class of failpoint and by kind of server, then everything else; each as runs and violations."""
-        kinds, classes = ["+".join(kind) for kind in KINDS], dict.fromkeys(map(class_of, points.PUSH | points.GC))
+        kinds, classes = ["+".join(kind) for kind in KINDS], dict.fromkeys(map(class_of, POINTS))
         lines = ["kill -9 (runs/violations)" + "".join(f"{kind:>16}" for kind in kinds)]
         for one in classes:
             names = [f"{KILL}{one}, {kind}" for kind in kinds]
@@ -140,10 +142,16 @@ class Soak:
 
 
 def class_of(point: str) -> str:
-    """What is under way at this failpoint: plan, upload, commit, request, alias or gc."""
+    """What is under way at this failpoint: plan, upload, commit, request, alias, gc or audit."""
     if point.startswith("push."):
         return "plan" if point.startswith("push.plan.") else "commit"
-    return point.partition(".")[0]
+    return "audit" if point in points.AUDIT else point.partition(".")[0]
+
+
+def waves() -> list[list[str]]:
+    """All points, the first of each class before the second of any."""
+    by_class = [[p for p in POINTS if class_of(p) == one] for one in dict.fromkeys(map(class_of, POINTS))]
+    return [[point for point in wave if point] for wave in itertools.zip_longest(*by_class)]
 
 
 def main() -> int:
