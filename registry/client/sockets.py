@@ -230,7 +230,7 @@ def _blocking(sock: socket.socket) -> Iterator[None]:
         return
     seconds = sock.gettimeout()
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(READ_SECONDS), 0))
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(READ_SECONDS), int(READ_SECONDS % 1 * 1e6)))
     sock.settimeout(None)
     try:
         yield
