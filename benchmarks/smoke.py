@@ -135,6 +135,13 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
                 if name.endswith("_seconds"):
                     parts.setdefault(name, []).append(value)
         loads = pool.base_loads
+    ratios, figures = summary(turns, parts)
+    tokens = sum(len(probe) for probe in bare.probes) + len(short) * len(rows)
+    return ratios, figures | {"base_loads": loads, "adapters": len(turns), "threads": threads, "tokens": tokens}
+
+
+def summary(turns: list[dict[str, float]], parts: dict[str, list[float]]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The ratios of the turns, and the medians of what they are made of."""
     reloads = [turn for turn in turns if "reload" in turn]
     ratios = {
         "cost_vs_forward_plus_read": statistics.median(t["cost"] / (t["forward"] + t["read"]) for t in turns),
@@ -147,8 +154,7 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
         f"{name}_seconds": statistics.median(t[name] for t in turns if name in t) for name in reloads[0]
     }
     figures |= {f"of_it_{name}": statistics.median(values) for name, values in parts.items()}
-    tokens = sum(len(probe) for probe in bare.probes) + len(short) * len(rows)
-    return ratios, figures | {"base_loads": loads, "adapters": len(turns), "threads": threads, "tokens": tokens}
+    return ratios, figures
 
 
 def main() -> None:

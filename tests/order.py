@@ -40,7 +40,8 @@ DEEP = (
     "tests/worker/test_zoo.py", "tests/worker/test_pictures.py", "tests/worker/test_conversions.py",
     "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
     "tests/facts/test_image_adapters.py", "tests/serving/test_export.py", "tests/access/test_model.py",
-    "tests/access/test_documented.py", "tests/access/test_isolation.py", "tests/audit/test_tampering.py",
+    "tests/access/test_documented.py", "tests/access/test_canaries.py", "tests/access/test_isolation.py",
+    "tests/audit/test_tampering.py",
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_upkeep.py",
     "tests/flows/test_restore.py",
 )  # fmt: skip

@@ -28,12 +28,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from registry.digest import Digest
-from registry.errors import Invalid, Unavailable
+from registry.errors import Invalid
+from registry.server import disk
 from registry.server.blobs import (
     CHUNK_BYTES,
-    Bytes,
     Link,
-    Meter,
     PartLink,
     Sink,
     Stat,
@@ -44,7 +43,6 @@ from registry.server.blobs import (
     key_of,
 )
 
-WRITE_BACK_BYTES = 4 * 2**20
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What a file system without hard links (or with a full link count) answers."""
 
@@ -77,7 +75,7 @@ class LocalBlobs:
         except FileNotFoundError:
             return None
         except OSError as e:
-            raise _unavailable(e) from e
+            raise disk.unavailable(e) from e
         return Stat(key, found.st_size, digest, datetime.fromtimestamp(found.st_mtime, UTC))
 
     def read(self, key: str, start: int, length: int) -> bytes:
@@ -90,11 +88,11 @@ class LocalBlobs:
         except FileNotFoundError:
             absent(key)
         except OSError as e:
-            raise _unavailable(e) from e
+            raise disk.unavailable(e) from e
         return _chunks(descriptor, start, 2**62 if length is None else length)
 
     def sink(self, key: str, *, limit_bytes: int) -> Sink:
-        return _FileSink(self.root, key, limit_bytes)
+        return disk.FileSink(self.root, key, limit_bytes)
 
     def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
         check_expectation(key, expect)
@@ -104,7 +102,7 @@ class LocalBlobs:
         digest_of(staging_key)
         staged, final = self.root / staging_key, self.root / key_of(digest)
         try:
-            _make_folder(final.parent)
+            disk.make_folder(final.parent)
             try:
                 self._name(staged, final, replace=replace)
             except FileNotFoundError:
@@ -114,9 +112,9 @@ class LocalBlobs:
                 if e.errno not in _NO_LINKS:
                     raise
                 os.rename(staged, final)
-            _sync_folder(final.parent)
+            disk.sync_folder(final.parent)
         except OSError as e:
-            raise _unavailable(e) from e
+            raise disk.unavailable(e) from e
 
     def _name(self, staged: Path, final: Path, *, replace: bool) -> None:
         """The final key, as another name of the staged file, by way of a spare name that goes again.
@@ -125,8 +123,8 @@ class LocalBlobs:
         also what is renamed over damaged bytes, so that nobody sees a moment without the key.
         """
         spare = self.root / "tmp" / f"{final.name[:12]}-{secrets.token_hex(8)}"
-        _make_folder(spare.parent)
-        os.link(staged, spare)
+        disk.make_folder(spare.parent)
+        disk.link(staged, spare)
         try:
             if replace:
                 os.rename(spare, final)
@@ -136,7 +134,7 @@ class LocalBlobs:
             pass
         finally:
             spare.unlink(missing_ok=True)  # a rename does nothing when both are one file already
-        _sync_folder(spare.parent)
+        disk.sync_folder(spare.parent)
 
     def delete(self, key: str) -> None:
         digest_of(key)
@@ -147,7 +145,7 @@ class LocalBlobs:
                 with contextlib.suppress(OSError):  # not empty yet, or gone already
                     path.parent.rmdir()
         except OSError as e:
-            raise _unavailable(e) from e
+            raise disk.unavailable(e) from e
 
     def list(self, prefix: str) -> Iterator[Stat]:
         """Every blob under a prefix that ends in `/`, in the file system's order; files may come and go."""
@@ -194,75 +192,13 @@ class LocalBlobs:
         return gone
 
 
-class _FileSink:
-    """One file on its way in, under `tmp/` until `finish`."""
-
-    def __init__(self, root: Path, key: str, limit_bytes: int) -> None:
-        self._meter = Meter(key, limit_bytes)
-        self._root, self._key = root, key
-        self._begun = 0
-        self._temporary = root / "tmp" / f"{self._meter.digest.short}-{secrets.token_hex(8)}"
-        try:
-            _make_folder(self._temporary.parent)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._descriptor = os.open(self._temporary, flags, 0o600)
-        except OSError as e:
-            raise _unavailable(e) from e
-
-    def write(self, chunk: Bytes) -> None:
-        self._meter.add(chunk)
-        view = memoryview(chunk)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-            self._begin_writing_back()
-        except OSError as e:
-            raise _unavailable(e) from e
-
-    def _begin_writing_back(self) -> None:
-        """Let the disk begin while bytes still come: the fsync at the end then has little left to wait for."""
-        waiting = self._meter.size_bytes - self._begun
-        if waiting >= WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, self._begun, waiting, os.POSIX_FADV_DONTNEED)
-            self._begun += waiting
-
-    def finish(self) -> Stat:
-        self._meter.check()
-        final = self._root / self._key
-        try:
-            os.fsync(self._descriptor)
-            self._close()
-            lasting = not self._key.startswith("staging/")
-            _make_folder(final.parent, lasting=lasting)
-            try:
-                os.rename(self._temporary, final)
-            except FileNotFoundError:  # a racing delete took the empty staging folder away
-                _make_folder(final.parent, lasting=lasting)
-                os.rename(self._temporary, final)
-            if lasting:
-                _sync_folder(final.parent)
-        except OSError as e:
-            raise _unavailable(e) from e
-        return Stat(self._key, self._meter.size_bytes, self._meter.digest, datetime.now(UTC))
-
-    def abort(self) -> None:
-        self._close()
-        with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
 def _chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
     try:
         while length > 0:
             try:
                 chunk = os.pread(descriptor, min(CHUNK_BYTES, length), start)
             except OSError as e:
-                raise _unavailable(e) from e
+                raise disk.unavailable(e) from e
             if not chunk:
                 return
             yield chunk
@@ -270,32 +206,3 @@ def _chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
             length -= len(chunk)
     finally:
         os.close(descriptor)
-
-
-def _make_folder(folder: Path, *, lasting: bool = True) -> None:
-    """The folder and its missing parents, each entry forced to disk in the folder above it if it is to last."""
-    if folder.is_dir():
-        return
-    if folder.parent != folder:
-        _make_folder(folder.parent, lasting=lasting)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-        if lasting:
-            _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unavailable(error: OSError) -> Unavailable:
-    return Unavailable(
-        "STORE_UNAVAILABLE",
-        f"the blob folder cannot be used now: {error.strerror or error}",
-        next_step="look at the disk of the registry",
-        retry_after_seconds=30,
-    )

@@ -4,7 +4,8 @@ SQLite has one writer at a time, and has those who wait sleep and ask again, for
 once spend a good part of their time asleep while nobody writes.
 
 Invariants
-- A turn is taken before BEGIN IMMEDIATE and given back when the transaction has ended or its connection is closed.
+- A turn is taken before BEGIN IMMEDIATE and given back when the connection is: a session gives its own back with its
+  commit or rollback.
 - It is only an order to wait in: other processes are still kept out by SQLite's own lock, and whoever waits for a turn
   longer than `WAIT_SECONDS` asks SQLite all the same.
 
@@ -17,42 +18,33 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 
 WAIT_SECONDS = 30
 
 
 class Writers:
-    """The turns of one engine. It looks at how the engine's dialect ends transactions, for a turn ends with one."""
+    """The turns of one engine, which end where its pool gets a connection back or loses it."""
 
     def __init__(self, engine: Engine) -> None:
         self._turn = threading.Lock()
         self._writing: Any = None
         """The driver's connection that has the turn."""
-        dialect: Any = engine.dialect
-        for name in ("do_commit", "do_rollback", "do_close"):
-            setattr(dialect, name, self._ending(getattr(dialect, name)))
+        for name in ("checkin", "invalidate", "close"):
+            event.listen(engine, name, self._end)
 
     def begin(self, connection: Connection) -> None:
         """BEGIN IMMEDIATE on this connection, when nobody else of this process is writing."""
-        mine = self._turn.acquire(timeout=WAIT_SECONDS)
+        own = connection.connection.dbapi_connection
+        if own is not self._writing and self._turn.acquire(timeout=WAIT_SECONDS):
+            self._writing = own
         try:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         except BaseException:
-            if mine:
-                self._turn.release()
+            self._end(own)
             raise
-        if mine:
-            self._writing = connection.connection.dbapi_connection
 
-    def _ending(self, end: Any) -> Any:
-        def ended(connection: Any) -> None:
-            raw = getattr(connection, "dbapi_connection", connection)  # the pool hands out wrapped ones
-            try:
-                end(connection)
-            finally:
-                if raw is not None and raw is self._writing:
-                    self._writing = None
-                    self._turn.release()
-
-        return ended
+    def _end(self, connection: Any, *_: Any) -> None:
+        if connection is not None and connection is self._writing:
+            self._writing = None
+            self._turn.release()

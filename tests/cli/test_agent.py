@@ -70,6 +70,7 @@ def test_an_agent_ends_at_a_signal_and_leaves_its_engines_as_they_are(
             return found
 
         monkeypatch.setattr(Agent, "step", stepped)
+        monkeypatch.setattr("registry.serving.agent.WAIT_SECONDS", 1)  # polls end first, here
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:
             said = desk("agent", "--base", "tiny-llama", "--alias", "canary", "--dir", desk.folder / "shelf",
