@@ -23,4 +23,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        # Readers take version before version_file. The steps below this one change version in the same transaction:
+        # whoever took version_file first and then waited for version would be in a deadlock with them.
+        op.execute("LOCK TABLE version IN ACCESS EXCLUSIVE MODE")
     op.drop_column("version_file", "git_sha1")
