@@ -44,7 +44,7 @@ test: venv  ## every test but faults and deep: some four minutes on two cores (t
 	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep' $(ARGS)
 
 deep: venv  ## merges, conversions, pictures, the zoo, damage, races, chance, the light install, each door's other database
-	@$(PYTHON) -m pytest -n $(JOBS) -m deep $(ARGS)
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'deep and not faults' $(ARGS)
 
 faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)
 	@$(PYTHON) -m pytest -n $(JOBS) -m faults tests/faults $(ARGS)

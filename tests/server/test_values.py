@@ -210,6 +210,7 @@ def test_large_weights_are_measured_once_when_the_push_has_been_answered(
 def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(values, "QUIET_SECONDS", 0.05)
     world.push("acme/support")
+    world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionValuesRow))
@@ -226,6 +227,7 @@ def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.M
 def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(values, "PATIENCE_SECONDS", 0.01)
     world.push("acme/support")
+    world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionValuesRow))
@@ -236,6 +238,7 @@ def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatc
 
 def test_what_was_never_measured_is_measured_by_gc(world: World) -> None:
     world.push("acme/support")
+    world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         row = session.exec(select(VersionRow)).one()
         row.measured_at = None
