@@ -78,7 +78,7 @@ def measured(kind: str, world: World, blobs: Shut) -> dict[str, Any]:
     shelve(world)
     blobs.shut = True
     started, worked = time.perf_counter(), time.process_time()
-    done = renewal.every(world.engine, loads.profiles(ENGINES))
+    done = renewal.every(world.engine, blobs, loads.profiles(ENGINES))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     if done.looked != VERSIONS:
         raise RuntimeError(f"{done.looked} of {VERSIONS} versions were looked at")

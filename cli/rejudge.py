@@ -2,6 +2,7 @@
 
 Invariants
 - Reads no weights, here or there; what is up to date is left as it is, so running it twice costs nothing.
+- Headers are read again only of versions whose facts an older release kept.
 
 Example
     $ adapter rejudge
@@ -20,12 +21,14 @@ from registry.wire.verdicts import RejudgeRequest
 @output.json_option
 def rejudge() -> None:
     """Renew the verdicts of the engines that the server keeps them for (REGISTRY_ENGINES). For administrators."""
-    looked = renewed = 0
+    looked = analysed = renewed = 0
     cursor, more = "", True
     with session.registry() as registry:
         while more:
             page = registry.rejudge(RejudgeRequest(cursor=cursor))
-            looked, renewed, cursor = looked + page.looked, renewed + page.renewed, page.next_cursor
+            looked, analysed, renewed = looked + page.looked, analysed + page.analysed, renewed + page.renewed
+            cursor = page.next_cursor
             more = bool(cursor)
-    sentence = f"{output.plural(looked, 'version')} looked at, {output.plural(renewed, 'verdict')} written"
-    output.answer({"looked": looked, "renewed": renewed}, lambda: click.echo(sentence))
+    again = f"{output.plural(analysed, 'header')} read again, " if analysed else ""
+    sentence = f"{output.plural(looked, 'version')} looked at, {again}{output.plural(renewed, 'verdict')} written"
+    output.answer({"looked": looked, "analysed": analysed, "renewed": renewed}, lambda: click.echo(sentence))

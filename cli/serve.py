@@ -30,6 +30,7 @@ from cli.lane import DirectProtocol
 from registry.errors import Unavailable
 from registry.server import actors, db, loads, renewal, tokens
 from registry.server.app import create_app
+from registry.server.blobs import BlobStore
 from registry.server.settings import Settings
 from registry.server.webhooks import dispatch
 
@@ -76,7 +77,7 @@ def serve(host: str, port: int, data: str | None) -> None:
         threading.Thread(
             target=app.state.freshness.follow, args=(app.state.log.closing,), name="freshness", daemon=True
         ).start()
-        threading.Thread(target=_renew, args=(engine, settings), name="renewal", daemon=True).start()
+        threading.Thread(target=_renew, args=(engine, app.state.blobs, settings), name="renewal", daemon=True).start()
 
     _Server(config, ready, app.state.log.closing).run(sockets=[listener])
     if follower.is_alive():
@@ -88,10 +89,10 @@ def _settings(data: str | None) -> Settings:
     return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
 
 
-def _renew(engine: db.Engine, settings: Settings) -> None:
+def _renew(engine: db.Engine, blobs: BlobStore, settings: Settings) -> None:
     """Judge again what is older than the engines' rules. Another server may be at it already."""
     with contextlib.suppress(Unavailable):
-        renewal.every(engine, loads.profiles(settings.engines))
+        renewal.every(engine, blobs, loads.profiles(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,13 +2,14 @@
 
 They are stored with a version as JSON (`to_stored`: without the fields at their default, some hundred bytes), so that
 ten thousand verdicts can be renewed when a rule changes, without reading one blob. `docs/engines.md` and
-`registry/engine_rules/*.toml` name these fields.
+`registry/engines/rules/*.toml` name these fields.
 
 Invariants
 - Facts follow from the configuration and the header alone; only `fits` and `base_*` say something about a base, and
   `values` about the numbers.
 - A field that does not apply has the empty value of its type.
-- Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: older stored facts are then `unknown`.
+- Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: headers are then read again (`adapter
+  rejudge`), and until then what follows from older stored facts is `unknown`.
 - Names of modules are the last part of their path (`q_proj`), sorted, so that equal adapters have equal facts.
 
 Example
@@ -167,10 +168,13 @@ def to_stored(facts: EngineFacts) -> dict[str, Any]:
 
 def from_stored(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     """All fields again; None if other fields were stored than this registry judges by."""
+    return {**_defaults(), **stored} if are_current(stored) else None
+
+
+def are_current(stored: Mapping[str, Any]) -> bool:
+    """Whether this registry judges by these stored facts. Others must be read out of the header again."""
     version = stored.get("facts_version")
-    if version != FACTS_VERSION and _STILL_RIGHT.get(version) != stored.get("kind", "text"):
-        return None
-    return {**_defaults(), **stored}
+    return version == FACTS_VERSION or _STILL_RIGHT.get(version) == stored.get("kind", "text")
 
 
 @lru_cache(maxsize=1)

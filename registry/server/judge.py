@@ -97,10 +97,15 @@ def look(
     manifest: Manifest,
     spec: BaseSpec,
     relatives: Sequence[Likeness] = (),
+    *,
+    measuring: bool = True,
 ) -> Judged:
-    """Reads the configuration, the headers and the tokenizer's files, and compares them with the base."""
+    """Reads the configuration, the headers and the tokenizer's files, and compares them with the base.
+
+    `measuring`: the numbers of small weights, too.
+    """
     weights = contents.weights_of(manifest.files)
-    small = weights.size_bytes <= INLINE_BYTES
+    small = measuring and weights.size_bytes <= INLINE_BYTES
     read = _reader(blobs, keys, manifest, keep=weights.path if small else "")
     found = contents.read_any(manifest.files, read)
     fits = judgement.fit(found, spec, relatives)

@@ -3,20 +3,21 @@
 Invariants
 - A verdict `loads` is old when its `made_by` names other rules than those installed, or when there is none. Only old
   ones are judged again; a second run writes nothing.
-- No blob is read, and a batch of versions costs the same few statements whatever its size.
+- No blob is read where the facts are of this release (`analysis`); a batch of versions costs the same few statements
+  whatever its size.
 - Verdicts are appended, a batch in one transaction with its event; a run that is cut off goes on where it was.
 - One process at a time renews (`Turn`).
 
 Example
-    >>> renewal.every(engine, loads.profiles("vllm==0.33.0 sglang==0.5.23")).renewed
+    >>> renewal.every(engine, blobs, loads.profiles("vllm==0.33.0 sglang==0.5.23")).renewed
     20000
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Engine, func, insert
@@ -25,13 +26,17 @@ from sqlmodel import Session, col, select
 from registry.bases import BaseSpec
 from registry.engines import Profile, rulebook
 from registry.errors import Invalid
-from registry.server import audit, bases, db, loads, turn
+from registry.server import analysis, audit, bases, db, loads, turn
 from registry.server.actors import CLOCKWORK, Actor
+from registry.server.analysis import Analysed
+from registry.server.blobs import BlobStore
 from registry.server.tables import BaseRow, VerdictRow, VersionRow
 from registry.verdicts import Check, Verdict
 from registry.wire.verdicts import RejudgePage
 
 BATCH = 500
+HEADERS = 50
+"""Headers that one batch reads again at most: each is some requests to the store."""
 SECONDS = 5.0
 """How long one request works before it hands out a cursor."""
 
@@ -49,49 +54,74 @@ class _Known:
     rules: dict[str, str]
 
 
-def every(engine: Engine, wanted: Sequence[Profile]) -> RejudgePage:
+def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> RejudgePage:
     """The whole run, by the registry itself. `Unavailable` (TRY_LATER) while another process renews."""
-    looked = renewed = 0
+    total = RejudgePage()
     with turn.take(engine, "renewal") as mine:
-        for page in _pages(engine, CLOCKWORK, wanted, 0):
+        for page in _pages(engine, blobs, CLOCKWORK, wanted, 0):
             mine.check()
-            looked, renewed = looked + page.looked, renewed + page.renewed
-    return RejudgePage(looked=looked, renewed=renewed)
+            total = _sum(total, page)
+    return total
 
 
-def run(engine: Engine, actor: Actor, wanted: Sequence[Profile], cursor: str) -> RejudgePage:
+def run(engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], cursor: str) -> RejudgePage:
     """Some seconds of a run, from the version after `cursor`."""
     if cursor and not (cursor.isascii() and cursor.isdigit()):
         raise Invalid("REQUEST_INVALID", "cursor: not one that this route gave")
-    looked = renewed = 0
+    total = RejudgePage()
     ends = time.monotonic() + SECONDS
     with turn.take(engine, "renewal"):
-        for page in _pages(engine, actor, wanted, int(cursor or 0)):
-            looked, renewed = looked + page.looked, renewed + page.renewed
+        for page in _pages(engine, blobs, actor, wanted, int(cursor or 0)):
+            total = _sum(total, page)
             if page.next_cursor and time.monotonic() >= ends:
-                return RejudgePage(looked=looked, renewed=renewed, next_cursor=page.next_cursor)
-    return RejudgePage(looked=looked, renewed=renewed)
+                break
+    return total
 
 
-def _pages(engine: Engine, actor: Actor, wanted: Sequence[Profile], after: int) -> Iterator[RejudgePage]:
+def _sum(one: RejudgePage, other: RejudgePage) -> RejudgePage:
+    return RejudgePage(
+        looked=one.looked + other.looked,
+        analysed=one.analysed + other.analysed,
+        renewed=one.renewed + other.renewed,
+        next_cursor=other.next_cursor,
+    )
+
+
+def _pages(
+    engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], after: int
+) -> Iterator[RejudgePage]:
     specs: dict[int, BaseSpec] = {}
-    while wanted:
+    while True:
         with db.session(engine, write=False) as session:
             batch = _batch(session, after)
+            last = len(batch) < BATCH
             missing = {known.base_id for known in batch} - set(specs)
             if missing:
                 found = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
                 specs.update((row.id or 0, bases.spec_of(row)) for row in found)
+        old = [known.id for known in batch if analysis.is_old(known.facts)]
+        if len(old) > HEADERS:
+            batch, last = [known for known in batch if known.id <= old[HEADERS - 1]], False
+        read = analysis.read(engine, blobs, old[:HEADERS])
+        batch = [_as_read(known, read) for known in batch]
         rows = [row for known in batch for row in _renewed(known, wanted, specs[known.base_id])]
-        if rows:
+        if rows or read:
             with db.session(engine) as session:
-                session.connection().execute(insert(VerdictRow), rows)
-                audit.append(session, actor, "upkeep.rejudge", "verdicts", {"verdicts": len(rows)})
-        last = len(batch) < BATCH
+                kept = sum(analysis.keep(session, one) for one in read.values())
+                if rows:
+                    session.connection().execute(insert(VerdictRow), rows)
+                audit.append(session, actor, "upkeep.rejudge", "verdicts", {"verdicts": len(rows), "headers": kept})
         after = batch[-1].id if batch else after
-        yield RejudgePage(looked=len(batch), renewed=len(rows), next_cursor="" if last else str(after))
+        following = "" if last else str(after)
+        yield RejudgePage(looked=len(batch), analysed=len(read), renewed=len(rows), next_cursor=following)
         if last:
             return
+
+
+def _as_read(known: _Known, read: Mapping[int, Analysed]) -> _Known:
+    """What counts of a version whose header was read again: no verdict that was made of its older facts."""
+    found = read.get(known.id)
+    return known if found is None else replace(known, facts=found.facts, fits=str(found.fits), rules={})
 
 
 def _batch(session: Session, after: int) -> list[_Known]:

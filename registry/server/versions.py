@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
+from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from registry import __version__, lineage, names
@@ -161,6 +162,12 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
         for place, told in enumerate(lineage.inputs(manifest.provenance, row.facts))
     )
     session.add_all(VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest))
+
+
+def tag_again(session: Session, row: VersionRow, manifest: Manifest) -> None:
+    """The tags that follow from a version's facts, after these have changed."""
+    session.connection().execute(delete(VersionTagRow).where(col(VersionTagRow.version_id) == row.id))
+    session.add_all(VersionTagRow(version_id=row.id or 0, key=key, value=value) for key, value in _tags(row, manifest))
 
 
 def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:

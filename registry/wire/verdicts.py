@@ -98,14 +98,19 @@ class FleetView(Answer):
 
 
 class RejudgeRequest(Request):
-    """POST /verdicts/rejudge: judge versions again whose verdicts `loads` are older than the engines' rules."""
+    """POST /verdicts/rejudge: judge versions again whose verdicts `loads` are older than the engines' rules.
+
+    Headers whose facts an older release kept in another form are read again first.
+    """
 
     cursor: str = Field(default="", max_length=20)
 
 
 class RejudgePage(Answer):
-    """What one request did. `looked`: versions looked at; `renewed`: verdicts written; go on with `next_cursor`."""
+    """What one request did. `looked`: versions looked at; `analysed`: those whose header was read again; `renewed`:
+    verdicts `loads` written; go on with `next_cursor`."""
 
     looked: int = 0
+    analysed: int = 0
     renewed: int = 0
     next_cursor: str = ""

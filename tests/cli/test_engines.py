@@ -54,7 +54,7 @@ def test_verdicts_of_the_listed_engines_are_kept_searched_and_renewed(stocked: D
     assert [item["name"] for item in found] == ["acme/small"]
     found = stocked("list", "--engine", VLLM, "--outcome", "fail", "--json", REGISTRY_ENGINES=VLLM).json["items"]
     assert [item["name"] for item in found] == ["acme/large"]
-    assert stocked("rejudge", "--json", REGISTRY_ENGINES=VLLM).json == {"looked": 2, "renewed": 0}
+    assert stocked("rejudge", "--json", REGISTRY_ENGINES=VLLM).json == {"looked": 2, "analysed": 0, "renewed": 0}
     assert f"loads   pass  {VLLM}" in stocked("show", "acme/small").stdout
     assert stocked("list", "--engine", VLLM, "--json", expect=2).problem["code"] == "REQUEST_INVALID"
 

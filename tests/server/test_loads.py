@@ -14,7 +14,8 @@ from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
 from registry.server import loads, renewal
 from registry.server.blobs import MemoryBlobs
-from registry.server.tables import AdapterRow, VerdictRow, VersionRow
+from registry.server.tables import AdapterRow, VerdictRow, VersionRow, VersionTagRow
+from registry.server.tables_values import FACT
 from registry.wire.verdicts import CheckRequest, RejudgeRequest
 from tests import forge
 from tests.world import World
@@ -142,7 +143,7 @@ def test_a_fleet_is_told_the_limit_that_its_largest_adapter_needs_and_who_that_i
 
 # ------------------------------------------------------------------ renewal
 def renewed(world: World, setting: str) -> tuple[int, int]:
-    done = renewal.every(world.engine, loads.profiles(setting))
+    done = renewal.every(world.engine, world.blobs, loads.profiles(setting))
     return done.looked, done.renewed
 
 
@@ -201,3 +202,69 @@ def test_a_run_is_cut_into_requests_and_is_for_administrators(world: World, monk
     assert len(counts) >= 3
     with pytest.raises(Denied):
         world.actor("push").rejudge(RejudgeRequest())
+
+
+# ------------------------------------------------------------------ headers that are read again
+def as_an_older_release_kept_it(world: World) -> None:
+    """The only version's row with facts and tags of a release that knew other ones, and with verdicts of those."""
+    with world.session(write=True) as session:
+        row = session.exec(select(VersionRow)).one()
+        row.facts = {"scheme": "unknown", "card": {"datasets": ["d"]}, "engine": {"facts_version": 0, "scheme": "peft"}}
+        row.method, row.rank = "", None
+        session.add(row)
+        for verdict in session.exec(select(VerdictRow).where(VerdictRow.check == "loads")).all():
+            verdict.made_by = {"rules": "sha256:old"}
+            session.add(verdict)
+        for tag in session.exec(select(VersionTagRow)).all():
+            session.delete(tag)
+        session.add(VersionTagRow(version_id=row.id or 0, key=f"{FACT}scheme:unknown", value=""))
+
+
+def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: World) -> None:
+    before = world.push("acme/support", world.files(rank=64), annotations={"team": "search"}).version
+    as_an_older_release_kept_it(world)
+    assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
+    done = renewal.every(world.engine, world.blobs, loads.profiles(world.settings.engines))
+    assert (done.looked, done.analysed, done.renewed) == (1, 1, 2)
+    after = world.admin.version("acme/support")
+    assert (after.digest, after.number) == (before.digest, before.number)
+    assert after.facts == before.facts | {"card": {"datasets": ["d"]}}
+    assert (line := world.admin.adapter("acme/support")).method == "LORA"
+    assert line.rank == 64
+    assert stored(world) == {VLLM: "fail", SGLANG: "pass"}
+    assert [str(v.outcome) for v in after.verdicts if v.check == "fits"] == ["pass"]
+    for search in ({"scheme": "peft"}, {"target": ["q_proj"]}, {"tag": ["team=search"]}, {"rank_min": 64}):
+        assert [item.name for item in world.admin.adapters(**search).items] == ["acme/support"], search
+    assert world.admin.adapters(scheme="unknown").items == []
+    world.blobs.closed = True  # type: ignore[attr-defined]
+    assert renewed(world, world.settings.engines) == (1, 0)
+
+
+def test_a_server_that_keeps_no_engines_verdicts_reads_old_headers_again_too(world: World) -> None:
+    world.push("acme/support")
+    as_an_older_release_kept_it(world)
+    done = renewal.every(world.engine, world.blobs, ())
+    assert (done.looked, done.analysed, done.renewed) == (1, 1, 0)
+    assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "pass"
+
+
+def test_many_old_headers_are_read_some_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.push("acme/support")
+    as_an_older_release_kept_it(world)
+    many(world, 6)
+    monkeypatch.setattr(renewal, "HEADERS", 2)
+    monkeypatch.setattr(renewal, "SECONDS", 0.0)
+    page = world.admin.rejudge(RejudgeRequest())
+    assert (page.looked, page.analysed, bool(page.next_cursor)) == (2, 2, True)
+    done = renewal.every(world.engine, world.blobs, loads.profiles(world.settings.engines))
+    assert (done.looked, done.analysed) == (7, 5)
+
+
+def test_a_header_that_cannot_be_read_stays_unknown_and_stops_nothing(world: World) -> None:
+    world.push("acme/support")
+    as_an_older_release_kept_it(world)
+    before = world.admin.version("acme/support").facts
+    done = renewal.every(world.engine, MemoryBlobs(), loads.profiles(world.settings.engines))
+    assert (done.looked, done.analysed, done.renewed) == (1, 0, 2)
+    assert world.admin.version("acme/support").facts == before
+    assert stored(world) == {VLLM: "unknown", SGLANG: "unknown"}

@@ -1,7 +1,8 @@
 """Routes of judging: what is not pushed yet, engines asked about a version, settings for a fleet, renewal.
 
 Invariants
-- None of them reads a blob. Only renewal stores something, and only for administrators of all namespaces.
+- None of them reads a blob, but for renewal, where an older release kept other facts of a header. Only renewal stores
+  something, and only for administrators of all namespaces.
 
 Example
     GET /api/v1/adapters/acme/support/versions/prod/verdicts?engine=vllm==0.33.0,max_lora_rank=32
@@ -17,6 +18,7 @@ from registry.server import loads, renewal, values
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.deps import (
     Admin,
+    BlobsDep,
     EngineDep,
     NameDep,
     Puller,
@@ -69,6 +71,8 @@ def fleet(session: SessionDep, actor: Puller, base: str, asked: Engines, slots: 
 
 
 @router.post("/verdicts/rejudge")
-def rejudge(actor: Admin, engine: EngineDep, settings: SettingsDep, request: RejudgeRequest) -> RejudgePage:
+def rejudge(
+    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RejudgeRequest
+) -> RejudgePage:
     actor.demand_everywhere("admin")
-    return renewal.run(engine, actor, loads.profiles(settings.engines), request.cursor)
+    return renewal.run(engine, blobs, actor, loads.profiles(settings.engines), request.cursor)
