@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-hub test-vllm test-engines lint light faults deep model soak test-ray test-gpu test-ceph bench clean
+.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint light faults deep model soak test-ray test-gpu test-ceph bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,11 +40,11 @@ $(STAMP): pyproject.toml
 demo: venv  ## the whole story on a real model: train, push, check, prove, promote, pull, trace
 	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/demo
 
-test: venv  ## every test but faults and deep: some four minutes on two cores (they start their own PostgreSQL and S3 store)
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep' $(ARGS)
+test: venv  ## every test but faults, deep and model: some four minutes on two cores (they start their own PostgreSQL and S3 store)
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep and not chance' $(ARGS)
 
-deep: venv  ## merges, conversions, pictures, the zoo, damage, races, chance, the light install, each door's other database
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'deep and not faults' $(ARGS)
+deep: venv  ## merges, conversions, pictures, the zoo, damage, races, the light install, each door's other database
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'deep and not faults and not chance' $(ARGS)
 
 faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)
 	@$(PYTHON) -m pytest -n $(JOBS) -m faults tests/faults $(ARGS)
@@ -56,6 +56,10 @@ test-hub: venv  ## Hub clients of other generations and in JavaScript, against a
 test-vllm: venv  ## a real vLLM (CPU, over HTTP): each case, and a box with plugin and agent; brings its environment once (3.3 GB)
 	@$(PYTHON) -m tests.proof.venvs vllm
 	@PROOF_VLLM=1 $(PYTHON) -m pytest -o faulthandler_timeout=0 -m vllm $(ARGS)
+
+test-signing: venv  ## OpenSSF's model_signing signs an adapter that is pushed and verified, and reads what we sign (100 MB once)
+	@$(PYTHON) -m tests.signing.tool
+	@MODEL_SIGNING=1 $(PYTHON) -m pytest tests/signing $(ARGS)
 
 test-engines: venv  ## ask llama.cpp, and the code of published vLLM and SGLang wheels, about each case; diffusers about each image case
 	@$(PYTHON) -m tests.proof.venvs wheels
@@ -71,7 +75,7 @@ light: venv  ## prove the light install: wheel, bare environment, domain tests, 
 	@$(PYTHON) -m pytest tests/light $(ARGS)
 
 model: venv  ## the registry against a dictionary of its rules, 300 × 50 steps, and 3,000 requests that the API's document allows
-	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/access/test_model.py tests/access/test_documented.py $(ARGS)
+	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest -n $(JOBS) -m chance -o faulthandler_timeout=0 tests/access $(ARGS)
 
 soak: venv  ## faults for SOAK_SECONDS (600): kills, a failing store, races; prints runs and violations
 	@$(PYTHON) -m tests.faults.soak

@@ -1,5 +1,7 @@
 """`adapter sign`: sign a version with a key of this machine, or bring a signature that was made elsewhere.
 
+`adapter push` takes the same three options, so that a version comes signed.
+
 Invariants
 - The private key never leaves this machine; its password comes from ADAPTER_SIGN_PASSWORD, not from an argument.
 - What is signed is what DIR holds, or what the registry says after its digest was checked; never an unverified list.
@@ -13,7 +15,10 @@ Example
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -26,7 +31,41 @@ from registry.names import Ref
 from registry.wire.audit import SignRequest
 
 LIMIT_BYTES = 512 * 2**10
+Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a push is signed: with a key, or by a bundle that was made elsewhere, or not at all."""
+
+    key: PrivateKey | None = None
+    brought: SignRequest | None = None
+
+
+def options(command: Command) -> Command:
+    """Give a command the options that `chosen` takes."""
+    for option in (
+        click.option("--public-key", type=_FILE, help="With --bundle: the public key, unless it has a certificate."),
+        click.option("--bundle", type=_FILE, help="It is signed already: the bundle of OpenSSF model signing."),
+        click.option("--sign", "key", type=_FILE, help="Sign it with this private key (PEM, OpenSSH)."),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen(given: dict[str, Any]) -> Signature:
+    """What these options mean; they are taken out of `given`. `Invalid` (SIGNATURE_INVALID) for a file that is none."""
+    key, bundle, public_key = (given.pop(name) for name in ("key", "bundle", "public_key"))
+    if (key and bundle) or (public_key and not bundle):
+        raise click.UsageError("give --sign, or --bundle, which may have a --public-key")
+    return Signature(private_key(key) if key else None, brought(bundle, public_key) if bundle else None)
+
+
+def brought(bundle: Path, public_key: Path | None) -> SignRequest:
+    """A signature that was made elsewhere, as it lies in files."""
+    texts = [_read(path).decode(errors="replace") if path else "" for path in (bundle, public_key)]
+    return SignRequest(bundle=texts[0], public_key=texts[1])
 
 
 @click.command()
@@ -53,8 +92,7 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
                 raise Corrupt("DIGEST_MISMATCH", f"the manifest of {ref} does not hash to {resolved.digest}")
             kept = signing.sign(audit, exactly, resolved.manifest, private_key(key))
         else:
-            texts = [_read(path).decode(errors="replace") if path else "" for path in (bundle, public_key)]
-            kept = audit.sign(exactly, SignRequest(bundle=texts[0], public_key=texts[1]))
+            kept = audit.sign(exactly, brought(bundle or Path(), public_key))
 
     def text() -> None:
         name = output.strong(f"{resolved.name}@{resolved.number}")

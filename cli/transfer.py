@@ -81,7 +81,7 @@ class Tag(click.ParamType[tuple[str, str]]):
 @provenance.options
 @click.option("--message", "-m", default="", help="What is new in it.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
-@click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign it with this private key (PEM, OpenSSH).")
+@sign.options
 @click.option("--wait", is_flag=True, help="Wait for the verdict of a worker.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
 @click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
@@ -95,7 +95,6 @@ def push(
     tags: tuple[tuple[str, str], ...],
     message: str,
     golden: Path | None,
-    key: Path | None,
     wait: bool,
     timeout: float | None,
     strict: bool,
@@ -103,8 +102,8 @@ def push(
 ) -> None:
     """Push the adapter in DIR as the newest version of NAME. The same bytes again are the same version."""
     adapter = AdapterName.parse(name)
+    signature = sign.chosen(inputs)
     declared = provenance.declared(**inputs)
-    signer = sign.private_key(key) if key is not None else None
     job: Job | None = None
     with session.registry() as registry:
         with Bar(name) as progress:
@@ -121,7 +120,8 @@ def push(
                 golden=golden,
                 progress=progress,
                 left_out=say_left_out,
-                key=signer,
+                key=signature.key,
+                brought=signature.brought,
             )
         if (wait or timeout) and pushed.job_id:
             job = jobs.wait_for(registry, pushed.job_id, timeout)

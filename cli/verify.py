@@ -1,50 +1,41 @@
 """`adapter verify`: a version's bytes, manifest, attestations, signatures and place in the audit log.
 
 Invariants
-- Nothing is trusted but SHA-256 and the keys of the log that this machine remembers.
+- Nothing is trusted but SHA-256 and the keys of the log that this machine remembers; offline, those that are given.
 - It says *who* signed, never that something is safe: whose a key is, and whether to believe them, is yours to know.
 - Anything that does not agree exits 70.
 
 Example
-    $ adapter verify acme/support:prod
+    $ adapter verify acme/support:prod --save support.dossier
+    $ adapter verify --offline support.dossier --folder support --key registry.example.org/3f9c+…
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from cli import output, session
 from registry.attestations.certificates import Trust
-from registry.client import signing
+from registry.client import dossier
 from registry.client.api import Registry
 from registry.client.audit import Audit
+from registry.client.dossier import LIMIT_BYTES, Dossier, Examined, Reread
 from registry.client.signing import Signed
 from registry.digest import Hasher
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
+from registry.tlog.notes import Verifier
 from registry.wire import FileLink, Resolved
 
-
-@dataclass(frozen=True, slots=True)
-class Reread:
-    """One file read again: what it should hash to and what it hashed to. `error`: it could not be read."""
-
-    path: str
-    expected: str
-    found: str
-    size_bytes: int
-    error: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.expected == self.found
+_PLACE = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=output.REF, required=False)
 @click.option(
     "--signed-by",
     multiple=True,
@@ -53,37 +44,72 @@ class Reread:
 )
 @click.option(
     "--trusted-roots",
-    type=click.Path(path_type=Path, exists=True),
+    type=_PLACE,
     envvar="ADAPTER_TRUSTED_ROOTS",
     help="Who vouches for certificates: PEM roots, Sigstore's trusted_root.json, or a folder of such.",
 )
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write all that was shown to this file.")
+@click.option("--offline", type=_PLACE, metavar="FILE", help="Verify what --save has written, without a registry.")
+@click.option("--folder", type=_PLACE, metavar="DIR", help="With --offline: hash the version's files that lie here.")
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="With --offline: a key of the log, from elsewhere.")
 @output.json_option
-def verify(ref: Ref, signed_by: tuple[str, ...], trusted_roots: Path | None) -> None:
+def verify(
+    ref: Ref | None, signed_by: tuple[str, ...], trusted_roots: Path | None, save: Path | None, offline: Path | None,
+    folder: Path | None, keys: tuple[str, ...],
+) -> None:  # fmt: skip
     """Verify bytes, manifest, attestations, signatures and the audit log's word on a version. Exits 70 otherwise."""
-    with session.registry() as registry:
-        resolved = registry.resolve(ref)
-        rereads = [_reread(registry, resolved, file) for file in resolved.files]
-        signed, log = _examine(registry, resolved, _trust(trusted_roots))
-    listed = {(f.path, f.digest) for f in resolved.manifest.files} == {(f.path, f.digest) for f in resolved.files}
-    manifest = Reread("the manifest", resolved.digest, resolved.manifest.digest, len(resolved.manifest.to_bytes()))
+    if (ref is None) == (offline is None) or (offline is None and (folder or keys)) or (offline and save):
+        raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --key")
+    trust = _trust(trusted_roots)
+    if offline is not None:
+        found = Dossier.parse(_read(offline), file=str(offline))
+        held = [Verifier.parse(key) for key in keys or found.keys]
+        rereads, listed = dossier.reread(folder, found.manifest) if folder else [], True
+    else:
+        with session.registry() as registry:
+            resolved = registry.resolve(ref or "")
+            rereads = [_reread(registry, resolved, file) for file in resolved.files]
+            found, held = _asked(registry, resolved)
+        listed = {(f.path, f.digest) for f in resolved.manifest.files} == {(f.path, f.digest) for f in resolved.files}
+    seen = dossier.examined(found, held, trust)
+    if save is not None:
+        save.write_bytes(found.to_bytes())
+    _answer(found, listed, rereads, seen, signed_by, given=offline is None or bool(keys))
+
+
+def _answer(
+    found: Dossier, listed: bool, rereads: Sequence[Reread], seen: Examined, signed_by: Sequence[str], *, given: bool
+) -> None:
+    """Tell what was found, and exit by it. `given`: the log's keys did not come with what they are to prove."""
+    manifest = Reread("the manifest", found.digest, found.manifest.digest, len(found.manifest.to_bytes()))
     items = [manifest, *rereads]
     whole = listed and all(item.ok for item in items)
-    known = {item.identity for item in signed if item.ok and item.kind == "signature"}
+    known = {item.identity for item in seen.signed if item.ok and item.kind == "signature"}
     missing = sorted(set(signed_by) - known)
-    good = whole and all(item.ok or item.unverified for item in signed) and not missing and not log["problem"]
+    good = whole and all(item.ok or item.unverified for item in seen.signed) and not missing and not seen.problem
     document = {
-        "name": resolved.name,
-        "number": resolved.number,
-        "digest": resolved.digest,
+        "name": found.name,
+        "number": found.number,
+        "digest": found.digest,
         "ok": good,
         "files": [{**asdict(item), "ok": item.ok} for item in items],
-        "signatures": [asdict(item) for item in signed],
+        "signatures": [asdict(item) for item in seen.signed],
         "missing": missing,
-        "log": log,
+        "log": {"seq": seen.seq, "problem": seen.problem},
+        "key_given": given,
     }
-    output.answer(document, lambda: _print(resolved, items, whole, signed, missing, log))
+    output.answer(document, lambda: _print(found, items, whole, seen, missing, given))
     if not good:
         click.get_current_context().exit(output.EXIT_CODES[Corrupt])
+
+
+def _asked(registry: Registry, resolved: Resolved) -> tuple[Dossier, tuple[Verifier, ...]]:
+    """All that the registry shows of a version, and the keys of its log that this machine remembers."""
+    embedded, audit = session.target().embedded, Audit(registry)
+    found, note = dossier.collect(audit, resolved), audit.checkpoint()
+    session.heads().check(registry, note, by_origin=embedded)
+    head = session.heads().known(registry, note, by_origin=embedded)
+    return found, head.verifiers if head is not None else ()
 
 
 def _reread(registry: Registry, resolved: Resolved, file: FileLink) -> Reread:
@@ -98,19 +124,12 @@ def _reread(registry: Registry, resolved: Resolved, file: FileLink) -> Reread:
     return Reread(file.path, str(expected.digest if expected else ""), str(hasher.digest()), hasher.size_bytes)
 
 
-def _examine(registry: Registry, resolved: Resolved, trust: Trust) -> tuple[list[Signed], dict[str, object]]:
-    """The attestations, and where the log tells of this push."""
-    embedded, audit = session.target().embedded, Audit(registry)
-    attested = audit.attestations(f"{resolved.name}@{resolved.number}")
-    note = audit.checkpoint()
-    session.heads().check(registry, note, by_origin=embedded)
-    head = session.heads().known(registry, note, by_origin=embedded)
-    keys = head.verifiers if head is not None else ()
-    signed = signing.examine(audit, resolved, keys, trust)
-    pushes = [item.seq for item in attested.items if item.kind == "push" and item.seq is not None]
-    if not pushes:
-        return signed, {"seq": None, "problem": ""}
-    return signed, {"seq": pushes[0], "problem": signing.included(audit, resolved, pushes[0], keys)}
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(LIMIT_BYTES + 1)
+    except OSError as e:
+        raise Invalid("FOLDER_INVALID", f"{path} cannot be read: {e.strerror}") from e
 
 
 def _trust(place: Path | None) -> Trust:
@@ -122,32 +141,34 @@ def _trust(place: Path | None) -> Trust:
 
 
 def _print(
-    resolved: Resolved,
-    items: list[Reread],
-    whole: bool,
-    signed: list[Signed],
-    missing: list[str],
-    log: dict[str, object],
+    found: Dossier, items: Sequence[Reread], whole: bool, seen: Examined, missing: Sequence[str], given: bool
 ) -> None:
-    click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
+    click.echo(f"{output.strong(f'{found.name}@{found.number}')}  {output.faint(found.digest)}")
     for item in items:
         click.echo(f"  {_mark(item.ok)}  {item.path}  {output.faint(output.size(item.size_bytes))}")
         if not item.ok:
             click.echo(f"           should be {item.expected}, {item.error or f'is {item.found}'}")
-    for line in signed:
+    for line in seen.signed:
         click.echo(
             f"  {_open() if line.unverified else _mark(line.ok)}  {'signature' if line.unverified else line.kind}  "
             f"{line.problem if line.unverified else line.who or line.identity}  {output.faint(_rest(line))}"
         )
     for identity in missing:
         click.echo(f"  {_mark(False)}  signature  {identity}  {output.faint('is missing')}")
-    if log["problem"]:
-        click.echo(f"  {_mark(False)}  audit log  {log['problem']}")
-    elif log["seq"] is not None:
-        click.echo(f"  {_mark(True)}  audit log  {output.faint('event ' + str(log['seq']) + ' tells of this push')}")
-    click.echo("every byte is what its digest says" if whole else "this version is damaged: do not use it")
-    if not any(line.kind == "signature" and line.ok for line in signed):
+    if seen.problem:
+        click.echo(f"  {_mark(False)}  audit log  {seen.problem}")
+    elif seen.seq is not None:
+        click.echo(f"  {_mark(True)}  audit log  {output.faint(f'event {seen.seq} tells of this push')}")
+    if len(items) == 1:
+        click.echo(output.faint("no file was read: --folder names where they lie"))
+    else:
+        click.echo("every byte is what its digest says" if whole else "this version is damaged: do not use it")
+    if not any(line.kind == "signature" and line.ok for line in seen.signed):
         click.echo(output.faint("signatures: none that verifies; a digest says what the bytes are, not who made them"))
+    if not given:
+        click.echo(
+            output.faint("the log's keys came with the file: give those that you have from elsewhere with --key")
+        )
 
 
 def _rest(line: Signed) -> str:

@@ -46,6 +46,8 @@ TAG_VALUE_LIMIT = 200
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+NOTE = ".adapter.json"
+"""The one file of ours in a folder that was pulled; never a part of a version."""
 WEIGHTS_ENDINGS = (".safetensors", ".gguf")
 """How the names of files end that may hold an adapter's weights. PEFT's is `WEIGHTS`; other tools' have any name."""
 

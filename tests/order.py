@@ -3,7 +3,8 @@
 - A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, warm keepers,
   the S3 store) are one parcel together.
 - Parcels that take longest are handed out first, so that no process is left alone with one at the end.
-- `make test` leaves out the tests marked `faults` and `deep`; with several processes, too, the summary says how many.
+- `make test` leaves out the tests marked `faults`, `deep` and `chance`; the summary says how many, with several
+  processes too.
 - What is `deep` stands here, in one list: it guards a part, not the way from a push to a pull.
 - A test that runs on both databases runs on one of them in `make test` and on the other in `make deep`. Its name says
   which, so each run has both databases, and every test. Without `-m` it runs on both.
@@ -39,20 +40,25 @@ DEEP = (
     "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_one_merge.py", "tests/cli/test_merge.py",
     "tests/worker/test_zoo.py", "tests/worker/test_pictures.py", "tests/worker/test_conversions.py",
     "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
-    "tests/facts/test_image_adapters.py", "tests/serving/test_export.py", "tests/access/test_model.py",
-    "tests/access/test_documented.py", "tests/access/test_canaries.py", "tests/access/test_isolation.py",
+    "tests/facts/test_image_adapters.py", "tests/serving/test_export.py",
+    "tests/access/test_canaries.py", "tests/access/test_isolation.py",
     "tests/audit/test_tampering.py",
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_upkeep.py",
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
 )  # fmt: skip
-"""What `make deep` runs, and `make test` does not: half a minute and more of imports, of models, or of chance."""
+"""What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
+
+CHANCE = ("tests/access/test_model.py", "tests/access/test_documented.py")
+"""What `make model` runs, and nothing else does: thousands of random steps. Each test is a parcel of its own."""
 
 DATABASES = ("sqlite", "postgres")
 
 
 def parcel(nodeid: str) -> str:
-    """The parcel of a test: the name of a group, or its file."""
+    """The parcel of a test: the name of a group, or its file; of chance, the test itself."""
     path = nodeid.split("::", 1)[0]
+    if path in CHANCE:
+        return nodeid
     return next((name for name, starts in TOGETHER.items() if path.startswith(starts)), path)
 
 
@@ -61,6 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(DEEP) or _is_the_other_database(item):
             item.add_marker("deep")
+        if item.nodeid.startswith(CHANCE):
+            item.add_marker("chance")
 
     def turn(item: pytest.Item) -> int:
         own = parcel(item.nodeid)

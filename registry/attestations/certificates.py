@@ -4,7 +4,8 @@ Invariants
 - Trust comes from outside: without a named root no certificate counts, whatever it says of itself.
 - Each link of a chain is signed by the next, which is an authority that may sign certificates, and was valid at the
   moment in question. An extension that is critical and unknown here breaks the chain.
-- A certificate that signs must be made for it: key usage `digitalSignature`, extended key usage `codeSigning`.
+- A certificate that signs must be made for it: key usage `digitalSignature`, and `codeSigning` where it lists extended
+  usages; one that lists none is for any (RFC 5280 §4.2.1.12), as companies' own authorities issue them.
 - Revocation is not looked up: that needs the network, and would tell others whose signatures we look at.
 
 Example
@@ -126,11 +127,14 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 # ------------------------------------------------------------------ chains
 def root_of(
-    chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime
+    chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime, *, code_only: bool = False
 ) -> tuple[x509.Certificate, x509.Certificate]:
-    """The root that a chain leads to, and who issued its first certificate. `Untrusted` says why it leads to none."""
+    """The root that a chain leads to, and who issued its first certificate. `Untrusted` says why it leads to none.
+
+    `code_only`: it must say itself that it is for signing code, as Sigstore's do.
+    """
     held, issuer = chain[0], None
-    _made_for_signing(held)
+    _made_for_signing(held, code_only=code_only)
     for below in range(CHAIN_LIMIT):
         _valid(held, at)
         trusted = next((root for root in roots if _issued(held, root)), None)
@@ -170,12 +174,13 @@ def _extensions(certificate: x509.Certificate) -> Iterable[x509.Extension[Any]]:
         raise Untrusted("the extensions of a certificate cannot be read") from e
 
 
-def _made_for_signing(leaf: x509.Certificate) -> None:
+def _made_for_signing(leaf: x509.Certificate, *, code_only: bool) -> None:
     found = {extension.oid: extension.value for extension in _extensions(leaf)}
     usage, purposes = found.get(ExtensionOID.KEY_USAGE), found.get(ExtensionOID.EXTENDED_KEY_USAGE)
-    if usage is None or not usage.digital_signature or purposes is None:
+    if usage is None or not usage.digital_signature:
         raise Untrusted("its certificate is not one for signatures")
-    if ExtendedKeyUsageOID.CODE_SIGNING not in purposes:
+    unnamed = purposes is None and not code_only
+    if not unnamed and ExtendedKeyUsageOID.CODE_SIGNING not in (purposes or ()):
         raise Untrusted("its certificate is not one for signing code")
 
 

@@ -7,7 +7,8 @@ Invariants
 - A bundle signs a version if it names each of the version's files with its digest. It may name more files than were
   pushed; it may not miss one.
 - The resources must hash to the subject, as the format asks; only whole files with SHA-256 are taken.
-- What we sign also names the manifest, which pins base and parents too; readers of the format pass over it.
+- What we sign also names the manifest, which pins base and parents too; readers of the format pass over it. They
+  are told to pass over our own note in a folder that was pulled, so that it verifies as it lies.
 
 Example
     >>> covered(bundle, key, manifest)
@@ -27,7 +28,7 @@ from registry import attestations
 from registry.attestations import Statement, certificates, sigstore, wrong
 from registry.attestations.certificates import Trust, Untrusted
 from registry.attestations.keys import PrivateKey, PublicKey
-from registry.manifest import Manifest
+from registry.manifest import NOTE, Manifest
 
 MODEL = "https://model_signing/signature/v1.0"
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -40,7 +41,7 @@ def sign(name: str, manifest: Manifest, key: PrivateKey) -> str:
     predicate = {
         "manifest": str(manifest.digest),
         "resources": resources,
-        "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": []},
+        "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [NOTE]},
     }
     payload = attestations.statement(MODEL, {name: _root(digest for _, digest in files)}, predicate)
     envelope: dict[str, Any] = json.loads(attestations.seal(payload, key))

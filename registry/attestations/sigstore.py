@@ -51,7 +51,7 @@ def signer(
     at = _promised(entry, trust)
     _about(body, envelope, leaf)
     _included(entry, body, trust)
-    _, issuer = certificates.root_of([*chain, *trust.authorities], trust.authorities, at)
+    _, issuer = certificates.root_of([*chain, *trust.authorities], trust.authorities, at, code_only=True)
     _logged(leaf, issuer, trust)
     return f"sigstore:{_provider(leaf)}/{certificates.name_of(leaf)}"
 

@@ -21,9 +21,8 @@ import shutil
 from pathlib import Path
 
 from registry.errors import Invalid
-from registry.manifest import kind_of
+from registry.manifest import NOTE, kind_of
 
-NOTE = ".adapter.json"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 

@@ -7,15 +7,17 @@ Invariants
 - The registry's own statements count only with a key of the log that this machine remembers.
 
 Example
-    >>> [line.who for line in examine(audit, resolved, verifiers) if line.ok]
+    >>> [line.who for line in examine(audit.attestations(ref).items, resolved, verifiers) if line.ok]
     ['ci, by the word of registry.example.org/3f9c', 'key:5f0c…']
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
 
 from registry import attestations
 from registry.attestations import Statement, keys, models
@@ -23,13 +25,12 @@ from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.client.audit import Audit
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid
 from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog import proofs
 from registry.tlog.notes import Verifier
-from registry.wire import Resolved
-from registry.wire.audit import AttestationView, SignRequest
+from registry.wire.audit import AttestationView, EventProof, SignRequest
 
 BROUGHT = ("signature", "unverified")
 """Kinds of attestations that somebody brought."""
@@ -57,49 +58,70 @@ def sign(audit: Audit, ref: Ref, manifest: Manifest, key: PrivateKey) -> Attesta
     return audit.sign(ref, SignRequest(bundle=bundle, public_key=key.public.pem))
 
 
-def examine(audit: Audit, resolved: Resolved, log_keys: Sequence[Verifier], trust: Trust | None = None) -> list[Signed]:
+def check(brought: SignRequest, manifest: Manifest) -> None:
+    """`Invalid` (SIGNATURE_INVALID) unless a signature from elsewhere is of these files, before one of them is sent."""
+    if brought.public_key:
+        models.covered(brought.bundle, PublicKey.parse(brought.public_key.encode()), manifest)
+    else:
+        models.certified(brought.bundle, manifest, Trust(), datetime.now(UTC))
+
+
+class Signable(Protocol):
+    """A version, as whoever has asked for it knows it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def digest(self) -> Digest: ...
+    @property
+    def manifest(self) -> Manifest: ...
+
+
+def examine(
+    views: Iterable[AttestationView], version: Signable, log_keys: Sequence[Verifier], trust: Trust | None = None
+) -> list[Signed]:
     """Every attestation of a version, verified here; signatures of certificates by whom `trust` names."""
-    ref = Ref.parse(f"{resolved.name}@{resolved.number}")
     found = []
-    for view in audit.attestations(ref).items:
+    for view in views:
         try:
             brought = view.kind in BROUGHT
-            found.append(_signature(view, resolved, trust or Trust()) if brought else _own(view, resolved, log_keys))
+            found.append(_signature(view, version, trust or Trust()) if brought else _own(view, version, log_keys))
         except Invalid as e:
             found.append(_line(view, "", "", e.detail))
     return found
 
 
-def included(audit: Audit, resolved: Resolved, seq: int, log_keys: Sequence[Verifier]) -> str:
-    """What is wrong with the log's word on this push; empty when its entry is in the log and is about this version."""
-    try:
-        shown = audit.proof(seq)
-    except NotFound as e:
-        return e.detail
+def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier]) -> str:
+    """What is wrong with the log's word on a push; empty when its entry is in the log and is about this version."""
     if proofs.verify(shown.proof, shown.entry.encode(), *log_keys) is None:
-        return f"the log does not prove event {seq} with a key that this machine remembers"
-    told = json.loads(shown.entry)
-    named = (told["seq"], told["action"], told["object"], told["detail"].get("digest"))
-    if named != (seq, "version.push", f"{resolved.name}@{resolved.number}", str(resolved.digest)):
-        return f"event {seq} of the log is about something else"
+        return f"the log does not prove event {shown.seq} with a key that this machine remembers"
+    try:
+        told = json.loads(shown.entry)
+        named = (told["seq"], told["action"], told["object"], told["detail"].get("digest"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"event {shown.seq} of the log cannot be read"
+    if named != (shown.seq, "version.push", f"{version.name}@{version.number}", str(version.digest)):
+        return f"event {shown.seq} of the log is about something else"
     return ""
 
 
-def _signature(view: AttestationView, resolved: Resolved, trust: Trust) -> Signed:
+def _signature(view: AttestationView, version: Signable, trust: Trust) -> Signed:
     if Digest.of(view.bundle.encode()) != view.digest:
         raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
     if not view.public_key:
-        return _certified(view, resolved, trust)
+        return _certified(view, version, trust)
     key = PublicKey.parse(view.public_key.encode())
-    identity = models.covered(view.bundle, key, resolved.manifest)
+    identity = models.covered(view.bundle, key, version.manifest)
     if identity != view.identity:
         raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
     return _line(view, identity, f"signed these files; brought by {view.made_by}", "")
 
 
-def _certified(view: AttestationView, resolved: Resolved, trust: Trust) -> Signed:
+def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed:
     """A signature of a certificate, as of the moment at which the registry says that it was brought."""
-    found = models.certified(view.bundle, resolved.manifest, trust, view.made_at)
+    found = models.certified(view.bundle, version.manifest, trust, view.made_at)
     if not found.identity:
         return replace(_line(view, view.identity, "", found.problem), unverified=True)
     if view.kind == "signature" and found.identity != view.identity:
@@ -107,14 +129,14 @@ def _certified(view: AttestationView, resolved: Resolved, trust: Trust) -> Signe
     return _line(view, found.identity, f"signed these files; brought by {view.made_by}", "")
 
 
-def _own(view: AttestationView, resolved: Resolved, log_keys: Sequence[Verifier]) -> Signed:
+def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier]) -> Signed:
     by_identity = {keys.of_raw(v.public).identity: (keys.of_raw(v.public), v.name) for v in log_keys}
     if view.identity not in by_identity:
         raise attestations.wrong(f"the registry signed with {view.identity}, which this machine does not remember")
     key, origin = by_identity[view.identity]
     found = attestations.opened(view.bundle.encode(), key)
-    name = f"{resolved.name}@{resolved.number}"
-    if found.subjects.get(name) != Digest(resolved.digest).hex:
+    name = f"{version.name}@{version.number}"
+    if found.subjects.get(name) != Digest(version.digest).hex:
         raise attestations.wrong(f"the statement is not about {name} with this manifest")
     actor = str(found.predicate.get("actor", ""))
     return _line(view, f"{actor}, by the word of {origin}", _says(found), "")

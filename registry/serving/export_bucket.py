@@ -31,10 +31,9 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from registry.client.destination import NOTE
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
-from registry.manifest import CONFIG
+from registry.manifest import CONFIG, NOTE
 from registry.serving.export import INDEX
 
 CONNECT_SECONDS = 5

@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from registry.client.destination import NOTE
 from registry.digest import Digest
 from registry.errors import Invalid
+from registry.manifest import NOTE
 from registry.serving.export import INDEX
 from registry.serving.shelf import write_whole
 

@@ -69,7 +69,7 @@ def counted(world: World) -> frozenset[str]:
 
 
 def examined(world: World, trust: Trust) -> list[signing.Signed]:
-    lines = signing.examine(Audit(world.admin), world.admin.resolve(NAME), (), trust)
+    lines = signing.examine(Audit(world.admin).attestations(NAME).items, world.admin.resolve(NAME), (), trust)
     return [line for line in lines if line.kind in signing.BROUGHT]
 
 

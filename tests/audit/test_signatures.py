@@ -58,12 +58,12 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     assert (push.predicate["actor"], push.predicate["version"], push.predicate["fits"]) == ("ci", f"{NAME}@1", "pass")
     assert push.predicate["log"]["seq"] == held[0].seq
     assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
-    found = signing.examine(Audit(pushed.admin), resolved, pushed.app.state.log.keys.verifiers)
+    found = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, pushed.app.state.log.keys.verifiers)
     assert [(line.ok, line.who.partition(",")[0]) for line in found] == [(True, "ci"), (True, "admin")]
-    assert signing.included(Audit(pushed.admin), resolved, held[0].seq, pushed.app.state.log.keys.verifiers) == ""
+    assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, pushed.app.state.log.keys.verifiers) == ""
     foreign = (Signer.make(pushed.app.state.log.keys.signer.name).verifier,)
-    assert not any(line.ok for line in signing.examine(Audit(pushed.admin), resolved, foreign))
-    assert signing.included(Audit(pushed.admin), resolved, held[0].seq, foreign) != ""
+    assert not any(line.ok for line in signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, foreign))
+    assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, foreign) != ""
 
 
 def test_attesting_again_makes_the_same_bytes_and_nothing_new(pushed: World) -> None:
@@ -101,7 +101,9 @@ def test_a_signature_is_verified_kept_once_and_told_by_its_key(pushed: World, ki
         assert door.identities(session, version) == {key.public.identity}
         told = [row for row in rows(session, EventRow) if row.action == "version.sign"]
     assert [(row.object, row.detail["identity"]) for row in told] == [(f"{NAME}@1", key.public.identity)]
-    lines = signing.examine(Audit(pushed.admin), pushed.admin.resolve(NAME), pushed.app.state.log.keys.verifiers)
+    lines = signing.examine(
+        Audit(pushed.admin).attestations(NAME).items, pushed.admin.resolve(NAME), pushed.app.state.log.keys.verifiers
+    )
     assert {(line.kind, line.ok) for line in lines} == {("push", True), ("signature", True)}
 
 

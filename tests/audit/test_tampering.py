@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from registry import tlog
+from registry.tlog import HASH_BYTES
 from registry.tlog.replay import replay
+from registry.tlog.tiles import TILE_WIDTH
 from tests.audit import logs
 from tests.world import World
 
@@ -23,20 +24,23 @@ def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_foun
         at = draw.randrange(len(data))
         return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
 
-    # Every row on its own: its leaf is another one than the tile's, which is what a replay compares.
-    leaves = b"".join(held.parts[0, index] for index in range(-(-EVENTS // 256)))
-    for number, line in enumerate(held.lines):
-        assert tlog.leaf_hash(line) == leaves[number * 32 : number * 32 + 32]
-        assert tlog.leaf_hash(changed(line)) != leaves[number * 32 : number * 32 + 32]
-    # The replay names each of these rows, which are in tiles of their own.
-    kept = list(held.lines)
-    rows = [0, 256 + 255, *(index * 256 + draw.randrange(256) for index in range(2, 39)), EVENTS - 1]
-    for number in rows:
-        held.lines[number] = changed(kept[number])
-    problems = replay(held, verifier).problems
-    assert {number for number in rows if f"event {number + 1}: its row differs from its entry" in problems} == set(rows)
-    assert {number for number in rows if any(f"(event {number + 1})" in problem for problem in problems)} == set(rows)
-    held.lines = kept
+    # Every row and every leaf, changed by one bit: a replay names each of them, one of each tile at a time.
+    kept, tiles = list(held.lines), dict(held.parts)
+    for place in range(TILE_WIDTH):
+        rows = range(place, EVENTS, TILE_WIDTH)
+        for number in rows:
+            held.lines[number] = changed(kept[number])
+        problems = replay(held, verifier).problems
+        assert {n for n in rows if f"event {n + 1}: its row differs from its entry" in problems} == set(rows)
+        assert {n for n in rows if any(f"(event {n + 1})" in problem for problem in problems)} == set(rows)
+        held.lines[place::TILE_WIDTH] = kept[place::TILE_WIDTH]
+        for number in rows:
+            tile, start = tiles[0, number // TILE_WIDTH], place * HASH_BYTES
+            leaf = changed(tile[start : start + HASH_BYTES])
+            held.parts[0, number // TILE_WIDTH] = tile[:start] + leaf + tile[start + HASH_BYTES :]
+        named = [p.rpartition("(event ")[2].rstrip(")") for p in replay(held, verifier).problems]
+        assert named == [str(number + 1) for number in rows]
+        held.parts = dict(tiles)
     # One row alone, anywhere, makes another root.
     for number in draw.sample(range(EVENTS), 3):
         held.lines = [*kept[:number], changed(kept[number]), *kept[number + 1 :]]

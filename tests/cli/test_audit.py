@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from registry.attestations.keys import PrivateKey
+from registry.tlog.notes import Verifier
 from tests.cli.desk import Desk
 
 
@@ -97,3 +100,46 @@ def test_verify_says_who_pushed_who_signed_and_that_the_log_knows(told: Desk, tm
     assert told("verify", "acme/support", "--signed-by", "key:0", "--json", expect=70).json["missing"] == ["key:0"]
     told("sign", "acme/support", expect=2)
     told("sign", "acme/support", "--key", tmp_path / "absent", expect=2)
+
+
+def test_a_version_is_verified_from_a_file_without_its_registry(told: Desk, tmp_path: Path) -> None:
+    key, saved, pulled = told("audit", "key", "--json").json["keys"][0], tmp_path / "support.dossier", tmp_path / "out"
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    made = ed25519.Ed25519PrivateKey.generate().private_bytes(encoding, form, serialization.NoEncryption())
+    (tmp_path / "signer.pem").write_bytes(made)
+    signer = told("sign", "acme/support", "--key", tmp_path / "signer.pem", "--json").json["identity"]
+    told("pull", "acme/support", pulled)
+    told("verify", "acme/support", "--save", saved)
+    away = {"ADAPTER_REGISTRY": "http://127.0.0.1:9"}
+    offline = ["verify", "--offline", saved, "--folder", pulled]
+    found = told(*offline, "--key", key, "--signed-by", signer, "--json", **away).json
+    assert (found["ok"], found["key_given"], len(found["files"])) == (True, True, 4)
+    assert {line["kind"] for line in found["signatures"]} == {"push", "verdict", "signature"}
+    assert "the log's keys came with the file" in told(*offline, **away).stdout
+    assert "no file was read" in told("verify", "--offline", saved, "--key", key, **away).stdout
+    told(*offline, "--key", key, "--signed-by", "key:another", expect=70, **away)
+    document = json.loads(saved.read_text())
+    other = PrivateKey.of_seed(b"\1" * 32).public.held.public_bytes_raw()
+    other_key = Verifier(key.partition("+")[0], other).text
+    assert not told(*offline, "--key", other_key, "--json", expect=70, **away).json["ok"]
+    for change in (
+        lambda d: d.update(number=2),
+        lambda d: d["manifest"]["files"][0].update(size_bytes=7),
+        lambda d: d["proof"].update(entry=d["proof"]["entry"].replace("owner", "other")),
+        lambda d: d.update(proof=None),
+        lambda d: d["attestations"][0].update(bundle=d["attestations"][-1]["bundle"]),
+    ):
+        changed = json.loads(json.dumps(document))
+        change(changed)
+        saved.write_text(json.dumps(changed))
+        assert not told(*offline, "--key", key, "--json", expect=70, **away).json["ok"]
+    for text in ("{}", "[" * 100_000, json.dumps(document | {"keys": ["x"]})):
+        saved.write_text(text)
+        assert told("verify", "--offline", saved, "--json", expect=2, **away).problem["code"] in (
+            "FOLDER_INVALID", "REQUEST_INVALID", "SETTING_INVALID",
+        )  # fmt: skip
+    saved.write_text(json.dumps(document))
+    (pulled / "adapter_config.json").write_text("{}")
+    assert "differs" in told(*offline, "--key", key, expect=70, **away).stdout
+    told("verify", "acme/support", "--offline", saved, expect=2)
+    told("verify", "acme/support", "--folder", pulled, expect=2)

@@ -1,0 +1,3 @@
+"""The desk of the command's tests."""
+
+from tests.cli.conftest import desk as desk

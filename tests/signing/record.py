@@ -1,0 +1,38 @@
+"""Record what the real tool writes, for runs without it: `make test-signing`, then `python -m tests.signing.record`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from registry.digest import Digest
+from tests.signing import tool
+from tests.signing.stand import LEFT_OUT, RECORDED, Stand
+from tests.worker import models
+
+
+def adapter(folder: Path) -> Path:
+    """The folder that training leaves: PEFT's two files and its README, and a pickle that is never pushed."""
+    base = models.base(folder / "tiny")
+    made = models.adapter(base, folder / "out")
+    (made / LEFT_OUT).write_bytes(b"not a pickle, and not looked at")
+    return made
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        trained = adapter(folder)
+        files = {path.name: path.read_bytes() for path in sorted(trained.iterdir())}
+        told: dict[str, Any] = {"tool": f"model-signing {tool.VERSION}", "files": {}, "signed": {}}
+        told["files"] = {name: [str(Digest.of(data)), len(data)] for name, data in files.items()}
+        for one in Stand(folder / "stand").signed(tool.Tool(), trained):
+            with_what = {"public_key": one.public_key.decode()} if one.public_key else {"root": one.root.decode()}
+            told["signed"][one.way] = {"bundle": one.bundle.read_text(), **with_what}
+    RECORDED.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
