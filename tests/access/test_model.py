@@ -170,9 +170,7 @@ class Oracle:
 
     def change(self, who: str, space: str, act: Callable[[], object]) -> str:
         wrong = self.barred(who, "admin", space, "NAMESPACE_UNKNOWN")
-        if not wrong:
-            act()
-        return wrong or DONE
+        return wrong or (act(), DONE)[1]
 
     def seen(self, who: str) -> dict[str, tuple[int, int]]:
         """Adapter → how many versions, and what its alias holds."""
