@@ -63,7 +63,7 @@ def verify(
     trust = _trust(trusted_roots)
     if offline is not None:
         found = Dossier.parse(_read(offline), file=str(offline))
-        held = [Verifier.parse(key) for key in keys or found.keys]
+        held = tuple(Verifier.parse(key) for key in keys or found.keys)
         rereads, listed = dossier.reread(folder, found.manifest) if folder else [], True
     else:
         with session.registry() as registry:
