@@ -5,6 +5,7 @@
     gguf         blk.0.attn_output                     → model.layers.0.self_attn.o_proj
     diffusers    unet.….to_q                           the pipeline's own path
     kohya        lora_unet_down_blocks_0_…_to_q        → the one path that reads so with its dots as underscores
+    bare         transformer_blocks.0.attn.to_q         → transformer.transformer_blocks.0.attn.to_q
     Flux         double_blocks.0.img_attn.qkv          → three modules of transformer_blocks.0.attn
 
 Invariants
@@ -118,6 +119,9 @@ class Paths:
     def diffusers(self, written: str) -> tuple[str, ...]:
         return (written,)
 
+    def bare(self, written: str) -> tuple[str, ...]:
+        return (f"transformer.{written}",)
+
     def processors(self, written: str) -> tuple[str, ...]:
         match = _OLD.match(written)
         if match:
@@ -205,5 +209,5 @@ def _flat(path: str) -> str:
 _RULES: dict[str, Callable[[Paths, str], tuple[str, ...] | None]] = {
     "mlx": Paths.same, "torchtune": Paths.text, "gguf": Paths.text, "diffusers": Paths.diffusers,
     "diffusers-old": Paths.processors, "kohya": Paths.flat, "lycoris": Paths.flat, "bfl": Paths.flux,
-    "xlabs": Paths.flux, "comfy": Paths.comfy,
+    "xlabs": Paths.flux, "comfy": Paths.comfy, "bare": Paths.bare,
 }  # fmt: skip

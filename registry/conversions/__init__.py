@@ -45,7 +45,7 @@ PERMUTED = frozenset({"llama", "mistral"})
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type → llama.cpp's architecture, where its rules are known to us (llama's rows change order)."""
 _SEMANTICS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config", "velora_config")
-_DIFFUSERS = frozenset({"kohya", "xlabs", "bfl", "comfy", "diffusers-old"})
+_DIFFUSERS = frozenset({"kohya", "xlabs", "bfl", "comfy", "bare", "diffusers-old"})
 
 
 class Target(StrEnum):
@@ -209,7 +209,7 @@ def _diffusers(found: Found, asked: Conversion, base: BaseSpec) -> Place:
     if isinstance(found, Contents) or found.file.scheme in formats.TEXT_SCHEMES:
         raise refused("diffusers' names are for adapters of image models, and this is a language model's")
     file = found.file
-    if asked.repair and file.scheme in ("diffusers", formats.UNKNOWN):
+    if asked.repair and file.scheme in ("diffusers", "bare", formats.UNKNOWN):
         renaming.image_repairs(found.header, base)
         return Place.HERE
     if asked.repair:

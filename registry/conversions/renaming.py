@@ -36,7 +36,16 @@ _OLD_TEXT = re.compile(
     r"(?P<at>text_encoder\..+?)(?:_lora_linear_layer|_lora|\.lora_linear_layer|\.lora)\.(?P<half>down|up)\.weight\Z"
 )
 _LATE = re.compile(r"(?P<at>(?:unet|transformer)\..+?)\.lora\.(?P<half>down|up)\.weight\Z")
-_HALVES = {"down": "lora_A.weight", "up": "lora_B.weight"}
+_BARE = re.compile(
+    r"(?P<at>(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)(?:\..+?)?)"
+    r"\.lora_(?P<half>A|B|down|up)(?:\.[A-Za-z0-9_-]+)?\.weight\Z"
+)
+_HALVES = {"down": "lora_A.weight", "up": "lora_B.weight", "A": "lora_A.weight", "B": "lora_B.weight"}
+
+
+def unnamed(name: str) -> str:
+    """A tensor's name without the adapter's own name in it."""
+    return _ADAPTER_NAME.sub(r".\1", name)
 
 
 def repairs(header: Header, spec: LoraSpec, base: BaseSpec) -> dict[str, str]:
@@ -50,7 +59,7 @@ def repairs(header: Header, spec: LoraSpec, base: BaseSpec) -> dict[str, str]:
 
 
 def _mended(name: str, base: BaseSpec) -> str:
-    mended = _ADAPTER_NAME.sub(r".\1", _WRAPPERS.sub("", name))
+    mended = unnamed(_WRAPPERS.sub("", name))
     tail = _TAIL.search(mended)
     if tail is None:
         return mended
@@ -74,7 +83,7 @@ def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
 
 
 def _mended_image(name: str, base: BaseSpec) -> str:
-    mended = _ADAPTER_NAME.sub(r".\1", name)
+    mended = unnamed(name)
     tail = _TAIL.search(mended)
     path = mended[: tail.start()] if tail else ""
     if not path or path in base.modules:
@@ -84,12 +93,12 @@ def _mended_image(name: str, base: BaseSpec) -> str:
 
 
 def can_rename(header: Header) -> bool:
-    """Whether today's diffusers names follow from these names alone: the names of 2023, which have no alphas."""
-    return all(any(names.match(info.name) for names in (_OLD, _OLD_TEXT, _LATE)) for info in header)
+    """Whether today's diffusers names follow from these alone: those of 2023, or bare ones, where there is no alpha."""
+    return all(any(names.match(info.name) for names in (_OLD, _OLD_TEXT, _LATE, _BARE)) for info in header)
 
 
 def modern(name: str) -> str:
-    """The name in today's diffusers of a name of 2023; the name itself if it is none of those."""
+    """The name in today's diffusers of a name of 2023 or a bare one; the name itself if it is none of those."""
     match = _OLD.match(name)
     if match:
         at, leaf = match["at"], match["leaf"]
@@ -97,6 +106,8 @@ def modern(name: str) -> str:
             return f"{at}.{'out' if leaf == 'out' else leaf}_proj.{_HALVES[match['half']]}"
         at = at if at.startswith(("unet.", "transformer.", "prior.")) else f"unet.{at}"
         return f"{at}.{'to_out.0' if leaf == 'out' else f'to_{leaf}'}.{_HALVES[match['half']]}"
+    if bare := _BARE.match(name):
+        return f"transformer.{bare['at']}.{_HALVES[bare['half']]}"
     text = _OLD_TEXT.match(name) or _LATE.match(name)
     return f"{text['at']}.{_HALVES[text['half']]}" if text else name
 

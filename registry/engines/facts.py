@@ -32,10 +32,10 @@ from registry.verdicts import Value
 
 SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
-FACTS_VERSION = 2
+FACTS_VERSION = 3
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {1: "text"}
-"""Older versions whose facts of this kind say what they would say today: version 2 added fields of image files only."""
+_STILL_RIGHT: dict[Any, str] = {1: "text", 2: "text"}
+"""Older versions whose facts of this kind say what they would say today: 2 and 3 changed those of image files only."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
@@ -98,6 +98,7 @@ class EngineFacts(Value):
     size_bytes: int = 0
     fits: str = ""
     values: str = ""
+    base_family: str = ""
     base_architecture: str = ""
     base_vocabulary: int = 0
     base_multimodal: bool = False
@@ -191,6 +192,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
     return {
         "other_family": base.is_pipeline
         and (not base.is_of(family) or (bool(named) and not named & set(base.components))),
+        "base_family": (base.model_type or family) if base.is_pipeline else "",
         "base_architecture": base.architecture,
         "base_vocabulary": base.vocab,
         "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
@@ -215,6 +217,7 @@ def of_file(facts: FileFacts, *, is_image: bool, fits: str = "") -> EngineFacts:
         use_dora=facts.has_dora,
         conv_lora=facts.has_convolutions,
         family=facts.family,
+        base_family=facts.family if is_image else "",
         components=facts.components,
         down_up=any(module.a.endswith("down.weight") for module in facts.modules),
         problems=facts.problems,

@@ -11,6 +11,7 @@
     lycoris         the same prefixes + .hada_…, .lokr_…, .lora_mid…, .diff, .oft_blocks, .a1, .on_input
     bfl, xlabs      Flux as Black Forest Labs and X-Labs write it
     comfy           diffusion_model. + the original module names
+    bare            a transformer's own paths in diffusers, with no component before them (DiffSynth-Studio, lightx2v)
 
 Invariants
 - A scheme is answered only if every name fits it; one stranger makes the answer `unknown`, and is named.
@@ -32,7 +33,7 @@ from registry.tensors import Header
 
 UNKNOWN = "unknown"
 TEXT_SCHEMES = frozenset({"peft", "torchtune", "mlx", "gguf", "nemo"})
-IMAGE_SCHEMES = frozenset({"diffusers", "diffusers-old", "kohya", "lycoris", "bfl", "xlabs", "comfy"})
+IMAGE_SCHEMES = frozenset({"diffusers", "diffusers-old", "kohya", "lycoris", "bfl", "xlabs", "comfy", "bare"})
 
 ADVICE: dict[str, str] = {
     "torchtune": "convert it with torchtune's PEFT export: rows of lora_B for q and k change places, not only names",
@@ -40,6 +41,7 @@ ADVICE: dict[str, str] = {
     "gguf": "push the PEFT adapter it was made from; a GGUF file is an export for llama.cpp and Ollama",
     "nemo": "export it to PEFT with NeMo's or Megatron-Bridge's adapter export, and push the result",
     "diffusers-old": "load and save it once with a current diffusers to get today's names",
+    "bare": "convert it to diffusers' names: there the component `transformer.` comes first",
     UNKNOWN: "save it with PEFT, diffusers or kohya's scripts, whose names this registry knows",
 }
 """What a person does with an adapter whose scheme no loader of ours takes as it is."""
@@ -85,6 +87,8 @@ _GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("xlabs", rf"{_FLUX}processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight"),
         ("diffusers", rf"{_DIFFUSERS_MODULE}\S*\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
                       rf"|lora\.(?:down|up)\.weight)"),
+        ("bare", rf"(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)\.(?:\S+\.)?"
+                 rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)"),
         ("bfl", rf"(?:{_FLUX}|img_in\.|txt_in\.|time_in\.|vector_in\.|guidance_in\.|final_layer\.)\S*"
                 rf"(?:{_LORA_AB}|(?:query|key)_norm\.scale)"),
         ("comfy", rf"diffusion_model\.\S+?\.{_COMFY_TAIL}"),

@@ -201,7 +201,7 @@ def _alphas(
     told = _told(header.metadata)
     if told:
         return {path: told.get(path.split(".")[0], rank) for path, rank in ranks.items()}, "metadata"
-    if found.scheme in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl"):
+    if found.scheme in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
         return ranks, "no alpha in the file: diffusers and ComfyUI take alpha = rank"
     return {}, "no alpha in the file"
 

@@ -23,6 +23,7 @@ FLUX = [
     *(f"transformer_blocks.{n}.attn.{leaf}" for n in (0, 1) for leaf in ("to_q", "to_k", "add_q_proj")),
     *(f"single_transformer_blocks.{n}.attn.{leaf}" for n in (0, 1) for leaf in ("to_q", "to_v")),
 ]
+QWEN = ["attn.to_q", "attn.add_k_proj", "img_mlp.net.2"]
 KOHYA_METADATA = {
     "ss_network_module": "networks.lora", "ss_network_dim": "4", "ss_network_alpha": "2",
     "ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora",
@@ -100,6 +101,12 @@ FILES: dict[str, tuple[str, str, str, Callable[[], dict[str, Tensor]]]] = {
     "Flux, X-Labs": ("xlabs", "flux", "lora", xlabs),
     "Flux, ComfyUI": ("comfy", "flux", "lora",
                       lambda: peft_pairs("diffusion_model.", ["double_blocks.0.img_attn.qkv"])),
+    "Qwen-Image, DiffSynth-Studio": ("bare", "qwen-image", "lora",
+                                     lambda: {k.replace(".weight", ".default.weight"): v
+                                              for k, v in peft_pairs("transformer_blocks.0.", QWEN).items()}),
+    "Qwen-Image, lightx2v": ("bare", "", "lora",
+                             lambda: pair("transformer_blocks.0.attn.to_q", ".lora_down.weight", ".lora_up.weight")
+                             | {"transformer_blocks.0.attn.to_q.alpha": ("F32", (), struct.pack("<f", 2.0))}),
     "SD3, diffusers": ("diffusers", "", "lora", lambda: peft_pairs("transformer.", ["transformer_blocks.0.attn.to_q"])),
     "SD3, kohya": ("kohya", "sd3", "lora", lambda: kohya_pairs("lora_unet_", ["joint_blocks.0.x_block.attn.qkv"])),
     "Wan, ComfyUI": ("comfy", "wan", "lora", lambda: peft_pairs("diffusion_model.", ["blocks.0.self_attn.q"])),

@@ -31,6 +31,7 @@ FLUX_SIDES = {
     "img": ("to_q", "to_k", "to_v", "to_out.0"),
     "txt": ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 }
+QWEN = tuple(f"transformer_blocks.0.attn.{leaf}" for leaf in ("to_q", "to_out.0", "add_k_proj", "to_add_out"))
 FLUX = tuple(f"transformer_blocks.0.attn.{leaf}" for leaves in FLUX_SIDES.values() for leaf in leaves)
 
 
@@ -104,6 +105,17 @@ def flux_fused(ends: tuple[str, str], names: Mapping[tuple[str, str], str], *, a
             scale = 1.0 if alpha is None else alpha / RANK
             case.meant.append(Update(f"transformer.transformer_blocks.0.attn.{part}", a, b, scale, piece))
     return case
+
+
+def qwen(prefix: str, infix: str = "") -> Case:
+    """Under PEFT's names, with and without a prefix that no base has."""
+    case = peft("qwen-image-tiny", prefix, QWEN, infix=infix)
+    case.meant = [Update(f"transformer.{module}", one.a, one.b) for module, one in zip(QWEN, case.meant, strict=True)]
+    return case
+
+
+def _qwen_kohya(prefix: str, dot: str = ".", alpha: float | None = 2.0) -> Case:
+    return kohya("qwen-image-tiny", {f"transformer.{m}": prefix + m.replace(".", dot) for m in QWEN}, alpha=alpha)
 
 
 def _kohya_sd(*, text: tuple[str, ...] = (), alpha: float | None = 2.0) -> Case:
@@ -241,17 +253,29 @@ CASES: dict[str, Case] = {
     "flux-absent-block": peft("flux-tiny", "transformer.", [module.replace("s.0.", "s.9.") for module in FLUX]),
     "flux-wrong-width": _wide(peft("flux-tiny", "transformer.", FLUX)),
     "flux-half-a-pair": _without_b(peft("flux-tiny", "transformer.", FLUX)),
+    "flux-no-prefix-adapter-name": peft("flux-tiny", "", FLUX, infix=".default"),
+    "qwen-diffusers": qwen("transformer."),
+    "qwen-adapter-name": qwen("transformer.", ".default"),
+    "qwen-no-prefix": qwen(""),
+    "qwen-no-prefix-adapter-name": qwen("", ".default"),
+    "qwen-no-prefix-kohya-ends": _qwen_kohya(""),
+    "qwen-no-prefix-kohya-ends-no-alpha": _qwen_kohya("", alpha=None),
+    "qwen-comfy": qwen("diffusion_model."),
+    "qwen-comfy-kohya-ends": _qwen_kohya("diffusion_model."),
+    "qwen-kohya": _qwen_kohya("lora_unet_", "_"),
 }
 for _name in ("sd-no-prefix", "sd-flux-names", "sd-absent-block", "flux-no-prefix", "flux-unet-names",
-              "flux-absent-block", "flux-kohya-absent-block"):  # fmt: skip
+              "flux-absent-block", "flux-kohya-absent-block", "flux-no-prefix-adapter-name"):  # fmt: skip
     CASES[_name].meant = []  # no module of the base is meant
 
 
 def bases() -> dict[str, BaseSpec]:
-    """The specs of the two pipelines, with the modules that the cases are about."""
+    """The specs of the three pipelines, with the modules that the cases are about."""
     configs = {"sd-tiny": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": WIDTH},
-               "flux-tiny": {"_class_name": "FluxTransformer2DModel"}}  # fmt: skip
-    parts = {"sd-tiny": {"unet": SD, "text_encoder": TEXT}, "flux-tiny": {"transformer": FLUX}}
+               "flux-tiny": {"_class_name": "FluxTransformer2DModel"},
+               "qwen-image-tiny": {"_class_name": "QwenImageTransformer2DModel"}}  # fmt: skip
+    parts = {"sd-tiny": {"unet": SD, "text_encoder": TEXT}, "flux-tiny": {"transformer": FLUX},
+             "qwen-image-tiny": {"transformer": QWEN}}  # fmt: skip
     found = {}
     for name, modules in parts.items():
         models = {

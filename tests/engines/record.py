@@ -50,10 +50,23 @@ def _functions(path: Path, names: set[str], given: dict[str, Any]) -> dict[str, 
 
 
 def _module(path: Path, stubs: dict[str, dict[str, Any]]) -> Any:
+    """A file as a module; what it imports of its engine are stubs, which are gone afterwards."""
+    before = {name: sys.modules.get(name) for name in stubs}
     for name, content in stubs.items():
         stub = types.ModuleType(name)
         stub.__dict__.update(content)
         sys.modules[name] = stub
+    try:
+        return _executed(path)
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+def _executed(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"recorded_{abs(hash(path))}", path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)
@@ -99,9 +112,7 @@ def sglang(folder: Path) -> dict[str, str]:
     from safetensors.torch import load
 
     at = folder / "sglang" / "srt" / "lora"
-    stubs: dict[str, dict[str, Any]] = {"huggingface_hub": {"snapshot_download": None}} if (
-        "huggingface_hub" not in sys.modules) else {}  # fmt: skip
-    config_class = _module(at / "lora_config.py", stubs).LoRAConfig
+    config_class = _module(at / "lora_config.py", {"huggingface_hub": {"snapshot_download": None}}).LoRAConfig
     normal = _functions(at / "utils.py", {"get_normalized_target_modules"}, {})["get_normalized_target_modules"]
     given = {"torch": torch, "get_normalized_target_modules": normal, "LoRAConfig": config_class, "logger": _Silent()}
     support = _functions(at / "mem_pool.py", {"can_support"}, {**given, "Union": None, "Iterable": None})["can_support"]

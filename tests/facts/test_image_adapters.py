@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="the images extra (diffusers) is not installed"),
 ]
-BASES = {"sd": "sd-tiny", "flux": "flux-tiny"}
+BASES = {"sd": "sd-tiny", "flux": "flux-tiny", "qwen-image": "qwen-image-tiny"}
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_every_naming_scheme_is_recognised_and_no_good_image_adapter_is_called_a
         if seen != (entry["naming"], entry["family"], "pass"):
             wrong.append(f"{name}: {seen}: {fits.summary}")
     assert wrong == []
-    assert len({entry["naming"] for entry in entries.values()}) == 7
+    assert len({entry["naming"] for entry in entries.values()}) == 8
 
 
 def test_no_image_adapter_fits_the_base_of_another_family(pusher: Registry, tmp_path: Path) -> None:

@@ -41,12 +41,14 @@ Models = dict[str, Any]
 
 
 def models() -> dict[str, Models]:
-    """The two tiny pipelines' models, by component."""
+    """The three tiny pipelines' models, by component."""
     folder = fixtures.image_bases()
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "sd-tiny" / "unet")
     text = transformers.CLIPTextModel.from_pretrained(folder / "sd-tiny" / "text_encoder")
     flux = diffusers.FluxTransformer2DModel.from_pretrained(folder / "flux-tiny" / "transformer")
-    found = {"sd-tiny": {"unet": unet, "text_encoder": text}, "flux-tiny": {"transformer": flux}}
+    qwen = diffusers.QwenImageTransformer2DModel.from_pretrained(folder / "qwen-image-tiny" / "transformer")
+    found = {"sd-tiny": {"unet": unet, "text_encoder": text}, "flux-tiny": {"transformer": flux},
+             "qwen-image-tiny": {"transformer": qwen}}  # fmt: skip
     return {name: {part: one.float().eval() for part, one in parts.items()} for name, parts in found.items()}
 
 
@@ -58,6 +60,8 @@ def pipeline(base: str, parts: Models) -> Any:
             **parts, **absent, scheduler=scheduler, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         )  # fmt: skip
+    if base == "qwen-image-tiny":
+        return diffusers.QwenImagePipeline(**parts, **absent, text_encoder=None, scheduler=None)
     seconds = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer_2"))
     return diffusers.FluxPipeline(**parts, **absent, **seconds, scheduler=None)
 
@@ -70,6 +74,13 @@ def outputs(base: str, parts: Models) -> torch.Tensor:
             latents = torch.randn(1, 4, 16, 16, generator=draw)
             said = torch.randn(1, 7, 32, generator=draw)
             return torch.cat([parts["unet"](latents, 10, said).sample.flatten(), words.flatten()])
+        if base == "qwen-image-tiny":
+            painted = parts["transformer"](
+                hidden_states=torch.randn(1, 16, 4, generator=draw), img_shapes=[(1, 4, 4)],
+                encoder_hidden_states=torch.randn(1, 7, 32, generator=draw), timestep=torch.tensor([0.5]),
+                encoder_hidden_states_mask=torch.ones(1, 7, dtype=torch.bool),
+            ).sample  # fmt: skip
+            return torch.Tensor(painted.flatten())
         painted = parts["transformer"](
             hidden_states=torch.randn(1, 16, 4, generator=draw),
             encoder_hidden_states=torch.randn(1, 7, 32, generator=draw),

@@ -46,8 +46,9 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
             continue
         facts = read_folder(tmp_path / f"{name}-made").found.facts
         assert (facts["scheme"], facts["scales"]) == ("diffusers", [1.0])
-    assert set(made) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs"}
+    assert set(made) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy", "qwen-image-diffsynth",
+                         "qwen-image-lightning"}  # fmt: skip
     assert all(report.error is not None and report.error < 1e-6 for report in made.values())
-    assert "under names that it loads nowhere" in refused["flux-comfy"]
+    assert "it has diffusers' names already" in refused["qwen-image-diffusers"]
     assert "diffusers cannot convert it" in refused["flux-bfl-control"]
     assert "no converter for lycoris" in refused["lycoris-loha"]

@@ -55,7 +55,8 @@ def convert(order: Order) -> Converted:
     if family not in PIPELINES:
         raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
     given = process.load(folder.path / weights)
-    tensors = _converted(getattr(diffusers, PIPELINES[family]), folder.path, weights)
+    told = _told(given, file) if family == "flux" else given
+    tensors = _converted(getattr(diffusers, PIPELINES[family]), told)
     _demand_all(given, tensors, file)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
@@ -69,11 +70,26 @@ def convert(order: Order) -> Converted:
     )  # fmt: skip
 
 
-def _converted(pipeline: Any, folder: Path, weights: str) -> dict[str, Tensor]:
+def _told(given: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
+    """Flux's own paths as diffusers knows them: after `diffusion_model.`, with lora_down and lora_up for A and B.
+
+    A control adapter (Black Forest Labs' names with scales of norms) has a converter of its own.
+    """
+    if file.scheme != "comfy" and "image.no_control_norms" not in file.problems:
+        return given
+    ends = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
+    told = {}
+    for name, tensor in given.items():
+        end = next((end for end in ends if name.endswith(end)), "")
+        told[f"diffusion_model.{name.removeprefix('diffusion_model.').removesuffix(end)}{ends.get(end, '')}"] = tensor
+    return told
+
+
+def _converted(pipeline: Any, told: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
-        answer = pipeline.lora_state_dict(str(folder), weight_name=weights, return_alphas=True)
+        answer = pipeline.lora_state_dict(dict(told), return_alphas=True)
     except TypeError:
-        answer = pipeline.lora_state_dict(str(folder), weight_name=weights)
+        answer = pipeline.lora_state_dict(dict(told))
     except (ValueError, KeyError) as e:
         raise refused(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
     found, alphas = answer if isinstance(answer, tuple) else (answer, {})
@@ -116,6 +132,7 @@ def _scale_of(path: str, scales: dict[str, float | None]) -> float:
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, float]:
     """Path → |B·A|², from the small products: tr((A·Aᵀ)(Bᵀ·B)). Convolutions count with their kernels."""
     sizes: dict[str, float] = {}
+    tensors = {renaming.unnamed(name): tensor for name, tensor in tensors.items()}
     for name, a in tensors.items():
         end = next((end for end in _DOWN if name.endswith(end)), "")
         b = tensors.get(name.removesuffix(end) + _UP[_DOWN.index(end)]) if end else None
