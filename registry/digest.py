@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
@@ -95,36 +96,57 @@ class Hasher:
 
 def canonical_json(value: Any) -> bytes:
     """The one byte string of a JSON value (RFC 8785). `Invalid` if it holds what we do not allow."""
-    _check_canonical(value, "$")
-    keys_by_utf16 = _sort_keys(value)
-    return json.dumps(keys_by_utf16, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    try:
+        return json.dumps(_ordered(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, UnicodeEncodeError):
+        raise _not_canonical(value, "$") from None
 
 
-def _check_canonical(value: Any, place: str) -> None:
+def _ordered(value: Any) -> Any:
+    """The value with its keys in order. `TypeError` for what has no canonical form, wherever it stands."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) > _LARGEST_INTEGER:
+            raise TypeError
+        return value
+    if isinstance(value, dict):
+        return {key: _ordered(value[key]) for key in _sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_ordered(item) for item in value]
+    raise TypeError
+
+
+def _sorted(keys: Iterable[str]) -> list[str]:
+    """RFC 8785 sorts by UTF-16 code units, which differs from Python's order beyond U+FFFF."""
+    found = sorted(keys)
+    return found if "".join(found).isascii() else sorted(found, key=lambda key: key.encode("utf-16-be"))
+
+
+def _not_canonical(value: Any, place: str) -> Invalid:
+    """Where and why. Asked only when something is known to be wrong: naming places takes longer than looking."""
+    found = next(_problems(value, place), f"{place}: this value has no canonical form")
+    return Invalid("MANIFEST_INVALID", found)
+
+
+def _problems(value: Any, place: str) -> Iterator[str]:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
         if any("\ud800" <= c <= "\udfff" for c in value):
-            raise Invalid("MANIFEST_INVALID", f"{place}: text holds half of a surrogate pair")
+            yield f"{place}: text holds half of a surrogate pair"
     elif isinstance(value, int):
         if abs(value) > _LARGEST_INTEGER:
-            raise Invalid("MANIFEST_INVALID", f"{place}: integer {value} is beyond ±2^53")
+            yield f"{place}: integer {value} is beyond ±2^53"
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            _check_canonical(item, f"{place}[{i}]")
+            yield from _problems(item, f"{place}[{i}]")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise Invalid("MANIFEST_INVALID", f"{place}: key {key!r} is not text")
-            _check_canonical(item, f"{place}.{key}")
+                yield f"{place}: key {key!r} is not text"
+            elif any("\ud800" <= c <= "\udfff" for c in key):
+                yield f"{place}: key {key!r} holds half of a surrogate pair"
+            yield from _problems(item, f"{place}.{key}")
     else:
-        raise Invalid("MANIFEST_INVALID", f"{place}: {type(value).__name__} has no canonical form")
-
-
-def _sort_keys(value: Any) -> Any:
-    """RFC 8785 sorts keys by UTF-16 code units, which differs from Python's order beyond U+FFFF."""
-    if isinstance(value, dict):
-        return {k: _sort_keys(value[k]) for k in sorted(value, key=lambda k: k.encode("utf-16-be"))}
-    if isinstance(value, list | tuple):
-        return [_sort_keys(item) for item in value]
-    return value
+        yield f"{place}: {type(value).__name__} has no canonical form"

@@ -25,8 +25,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -172,11 +173,23 @@ class Manifest(Value):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the bytes whose SHA-256 is the version."""
+        return self.canonical
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """As `to_bytes`; made once, since a push asks for it again and again."""
         return canonical_json(self.model_dump(mode="json"))
 
-    @property
+    @cached_property
     def digest(self) -> Digest:
-        return Digest.of(self.to_bytes())
+        return Digest.of(self.canonical)
+
+    def __copy__(self) -> Self:
+        """A copy may be changed by who makes it (`model_copy`), so it forgets what was made of the original."""
+        copied = super().__copy__()
+        for made in ("canonical", "digest"):
+            copied.__dict__.pop(made, None)
+        return copied
 
     @property
     def size_bytes(self) -> int:

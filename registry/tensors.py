@@ -251,7 +251,7 @@ class _Reader:
     def _problem_with_name(self, name: str) -> str:
         if not name or len(name.encode()) > self._limits.name_bytes:
             return f"a tensor's name must have 1 to {self._limits.name_bytes} bytes"
-        if not all("!" <= c <= "~" for c in name):
+        if not (name.isascii() and name.isprintable()) or " " in name:
             return "a tensor's name must be printable ASCII without spaces"
         if "\\" in name or ".." in name or name.startswith("/"):
             return "a tensor's name must not look like a path: no backslash, no '..', no leading '/'"

@@ -13,6 +13,7 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from registry.wire.audit import AttestationList, AttestationView, SignRequest, m
 
 ATTESTED = ("version.push", "verdict.add")
 SIGNATURE, UNVERIFIED, OWN_PUSH, OWN_VERDICT = "signature", "unverified", "push", "verdict"
-BATCH = 100
+BATCH = 32
 SHOWN_LIMIT = 200
 _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
 
@@ -175,9 +176,7 @@ def attest(engine: Engine, store: BlobStore, keys: Keys, *, after: int, until: i
                     col(EventRow.action).in_(ATTESTED),
                 )
                 events = session.exec(wanted.order_by(col(EventRow.position)).limit(BATCH)).all()
-            for event in events:
-                mine.check()
-                _attest(engine, store, keys, event)
+            _attest(engine, store, keys, events, mine)
             after = (events[-1].position or until) if len(events) == BATCH else until
     return after
 
@@ -195,28 +194,45 @@ def attested(session: Session) -> int:
     return first - 1 if first is not None else newest or 0
 
 
-def _attest(engine: Engine, store: BlobStore, keys: Keys, event: EventRow) -> None:
-    key = PrivateKey.of_seed(keys.signer.seed)
+def _attest(engine: Engine, store: BlobStore, keys: Keys, events: Sequence[EventRow], mine: turn.Turn) -> None:
+    """Rows that hold the envelopes' blobs, then the bytes, then the blobs are live: two transactions for all."""
     with db.session(engine) as session:
+        sealed = _sealed(session, keys, events)
+        sizes = {digest: len(data) for digest, data in sealed.items()}
+        states = holds.reserve(session, sizes)
+    missing = {digest: data for digest, data in sealed.items() if states[digest] is not BlobState.LIVE}
+    failpoints.reach("attestation.held")
+    for digest, data in missing.items():
+        mine.check()
+        store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    with db.session(engine) as session:
+        holds.keep(session, {digest: sizes[digest] for digest in missing}, written=set(missing))
+
+
+def _sealed(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Digest, bytes]:
+    """The envelope of each event that tells of a version which is still there, with a row for it."""
+    key = PrivateKey.of_seed(keys.signer.seed)
+    public = {"public_key": key.public.pem}
+    positions = [event.position for event in events]
+    there = {
+        row.position: row.digest
+        for row in session.exec(select(AttestationRow).where(col(AttestationRow.position).in_(positions)))
+    }
+    sealed: dict[Digest, bytes] = {}
+    for event in events:
         version = _version_of(session, event)
         if version is None:  # deleted, or under another name by now
-            return
+            continue
         kind, payload = _statement(keys.signer.name, event, version)
         data = envelopes.seal(payload, key)
         digest = Digest.of(data)
-        there = session.exec(select(AttestationRow).where(AttestationRow.position == event.position)).first()
-        if there is not None and there.digest != digest:  # attested with an older key
-            return
-        state = holds.reserve(session, {digest: len(data)})[digest]
-        if there is None:
+        if there.get(event.position, digest) != digest:  # attested with an older key
+            continue
+        sealed[digest] = data
+        if event.position not in there:
             row = _row(version, kind, key.public.identity, digest, len(data), made_by=keys.signer.name)
-            session.add(row.sqlmodel_update({"position": event.position, "public_key": key.public.pem}))
-    if state == BlobState.LIVE:
-        return
-    failpoints.reach("attestation.held")
-    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
-    with db.session(engine) as session:
-        holds.keep(session, {digest: len(data)}, written={digest})
+            session.add(row.sqlmodel_update({"position": event.position, **public}))
+    return sealed
 
 
 def _version_of(session: Session, event: EventRow) -> VersionRow | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -184,20 +184,21 @@ def insert_new(target: Session | Connection, table: type[SQLModel], values: Mapp
 def claim(
     target: Session | Connection,
     table: type[SQLModel],
-    values: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
     *,
     otherwise: Mapping[str, Any],
-    tell: SQLColumnExpression[Any],
-) -> Any:
-    """Insert a row, or change the one that has its key; locked until the transaction ends. What `tell` is then.
+    tell: Sequence[SQLColumnExpression[Any]],
+) -> list[Any]:
+    """Insert rows, or change those that have their keys; locked until the transaction ends. What `tell` is then.
 
-    One statement in both cases, so that nobody learns from how long it takes which of the two it was.
+    One statement whether or not they are there, so that nobody learns from how long it takes. They are locked in the
+    order in which they are given; they are told in any.
     """
     connection = target if isinstance(target, Connection) else target.connection()
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     key = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
-    statement = insert(table).values(**values).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
-    return connection.execute(statement.returning(tell)).scalar_one()
+    statement = insert(table).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
+    return list(connection.execute(statement.returning(*tell), list(rows)))
 
 
 def is_sqlite(session: Session) -> bool:

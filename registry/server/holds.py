@@ -24,7 +24,7 @@ from collections.abc import Mapping, Set
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, case, exists, literal, not_, or_, update
+from sqlalchemy import ColumnElement, and_, case, exists, literal, not_, or_, update
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
@@ -90,25 +90,29 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
 
     Insert what holds them (push, job) in the same transaction. `Unavailable` (TRY_LATER) for one that is being deleted.
     """
-    return {digest: _reserved(session, digest, size) for digest, size in sorted(sizes.items())}
-
-
-def _reserved(session: Session, digest: Digest, size_bytes: int) -> BlobState:
-    new = {"digest": digest, "size_bytes": size_bytes, "state": BlobState.PENDING, "created_at": db.now()}
+    if not sizes:
+        return {}
+    moment = db.now()
+    new = [
+        {"digest": digest, "size_bytes": size, "state": BlobState.PENDING, "created_at": moment}
+        for digest, size in sorted(sizes.items())
+    ]
     was_dead = col(BlobRow.state) == BlobState.DEAD
     awake = {
         "state": case((was_dead, BlobState.PENDING), else_=col(BlobRow.state)),
         "marked_at": case((was_dead, None), else_=col(BlobRow.marked_at)),
     }
-    state = db.claim(session, BlobRow, new, otherwise=awake, tell=col(BlobRow.state))
-    if state == BlobState.DELETING:
+    told = db.claim(session, BlobRow, new, otherwise=awake, tell=[col(BlobRow.digest), col(BlobRow.state)])
+    states = {Digest(digest): BlobState(state) for digest, state in told}
+    going = next((digest for digest, state in states.items() if state is BlobState.DELETING), None)
+    if going is not None:
         raise Unavailable(
             "TRY_LATER",
-            f"blob {digest} is being deleted just now",
+            f"blob {going} is being deleted just now",
             next_step="try again in a moment",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
-    return BlobState(state)
+    return states
 
 
 def keep(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()) -> None:
@@ -116,19 +120,33 @@ def keep(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] 
 
     `Unavailable` (TRY_LATER) when a blob was found corrupt meanwhile: the same call again will write it again.
     """
-    moment = db.now()
-    for digest, size in sorted(sizes.items()):
-        good = [BlobState.PENDING, BlobState.LIVE, *([BlobState.CORRUPT] if digest in written else [])]
-        checked = {"checked_at": moment} if digest in written else {}
-        alive = update(BlobRow).where(col(BlobRow.digest) == digest, col(BlobRow.state).in_(good))
-        values = {"state": BlobState.LIVE, "size_bytes": size, "marked_at": None, **checked}
-        if not session.connection().execute(alive.values(**values)).rowcount:
-            raise Unavailable(
-                "TRY_LATER",
-                f"blob {digest} was found damaged or was taken away meanwhile",
-                next_step="push again: only what is missing will be sent",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
+    mended = col(BlobRow.digest).in_(sorted(written))
+    good = or_(
+        col(BlobRow.state).in_([BlobState.PENDING, BlobState.LIVE]),
+        and_(col(BlobRow.state) == BlobState.CORRUPT, mended),
+    )
+    # Locked in order, as by `reserve`: two pushes that share blobs never wait for each other in a ring.
+    locked = select(BlobRow.digest).where(col(BlobRow.digest).in_(sorted(sizes)), good).order_by(col(BlobRow.digest))
+    alive = (
+        update(BlobRow)
+        .where(col(BlobRow.digest).in_(locked.with_for_update()))
+        .values(
+            state=BlobState.LIVE,
+            size_bytes=case({str(d): size for d, size in sorted(sizes.items())}, value=col(BlobRow.digest)),
+            marked_at=None,
+            checked_at=case((mended, literal(db.now(), UtcTime())), else_=col(BlobRow.checked_at)),
+        )
+        .returning(col(BlobRow.digest))
+    )
+    kept = set(session.connection().execute(alive).scalars()) if sizes else set()
+    lost = sorted(set(sizes) - kept)
+    if lost:
+        raise Unavailable(
+            "TRY_LATER",
+            f"blob {lost[0]} was found damaged or was taken away meanwhile",
+            next_step="push again: only what is missing will be sent",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
 
 
 # ------------------------------------------------------------------ pushes

@@ -28,15 +28,13 @@ from registry.engines import Profile
 from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import bases, db, failpoints, holds, identities, judge, plans, records, values, versions
+from registry.server import aftercare, bases, db, failpoints, holds, identities, judge, plans, versions
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.holds import EXPIRED, OPEN, BlobState
 from registry.server.tables import BlobRow, PushBlobRow, PushRow
 from registry.wire.push import PushCommit, Pushed, Small
 
-RECORDS_LIMIT = 8
-"""Records that one push writes: its own, and some of those that were left."""
 COMMIT_SECONDS = 3600
 """How long a push stays open at least, once its commit has begun."""
 
@@ -184,12 +182,8 @@ def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
 
 
 def tidy(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
-    """Remove what a committed push staged, record its version, and measure it if it is large.
-
-    Not needed for truth: `gc` would do it later.
-    """
+    """Remove what a committed push staged, and care for what it left. Not needed for truth: `gc` would do it later."""
     with contextlib.suppress(Unavailable):
         for key in [stat.key for stat in blobs.list(f"staging/{push_id}/")]:
             blobs.delete(key)
-        records.write_missing(engine, blobs, limit=RECORDS_LIMIT)
-        values.keep_up(engine, blobs)
+        aftercare.keep_up(engine, blobs)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, update
@@ -169,10 +170,12 @@ def _note(
     for ended in tombstones:
         key = (col(TakenNameRow.owner) == ended.owner, col(TakenNameRow.skeleton) == ended.skeleton)
         session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=moment))
-    session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=moment))
+    if base_ids:
+        session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=moment))
+    alike: dict[tuple[datetime | None, int], list[int | None]] = {}
     for row in versions:
-        same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at) == row.yanked_at)
-        if row.yanked_at is None:
-            same = update(VersionRow).where(col(VersionRow.id) == row.id, col(VersionRow.yanked_at).is_(None))
-        same = same.where(col(VersionRow.quarantine) == row.quarantine)
+        alike.setdefault((row.yanked_at, row.quarantine), []).append(row.id)
+    for (yanked_at, quarantine), ids in alike.items():
+        yanked = col(VersionRow.yanked_at).is_(None) if yanked_at is None else col(VersionRow.yanked_at) == yanked_at
+        same = update(VersionRow).where(col(VersionRow.id).in_(ids), yanked, col(VersionRow.quarantine) == quarantine)
         session.connection().execute(same.values(recorded_at=moment))

@@ -243,6 +243,7 @@ def _add_version(
     _mark_missing(session, set(sizes) - present)
     if judged is not None:
         versions.add_verdict(session, row, base, judged)
+        row.measured_at = db.now() if judged.values is not None else None
         values.add(session, row, base, judged.values)
     audit.append(session, actor, EVENT, f"{name}@{row.number}", {"digest": row.digest, "base": base.name})
     return 1

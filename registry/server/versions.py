@@ -55,6 +55,7 @@ def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow 
 
 def found(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> Pushed:
     """The answer to a push of what is there: nothing is written but the end of the push and the alias."""
+    holds.end(session, push.id)
     return _answer(session, actor, name, push, row, alias, created=False, job_id="")
 
 
@@ -138,6 +139,7 @@ def _version_row(
         created_at=moment,
         created_by=actor.name,
         pushed_by=actor.identity,
+        measured_at=moment if judged.values is not None else None,
     )
     session.add_all([adapter, row])
     session.flush()
@@ -206,7 +208,6 @@ def _answer(
     created: bool,
     job_id: str,
 ) -> Pushed:
-    holds.end(session, push.id)
     refused = ""
     if alias and alias != names.NEWEST:
         try:

@@ -22,7 +22,7 @@ from registry.compat.paths import Paths
 from registry.contents import Pair
 from registry.digest import Digest
 from registry.lora import config
-from registry.server import values
+from registry.server import aftercare, values
 from registry.server.tables import VersionRow, VersionValuesRow
 from registry.server.values import against, numbers
 from registry.server.values.measure import Window
@@ -208,31 +208,31 @@ def test_large_weights_are_measured_once_when_the_push_has_been_answered(
 
 
 def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(aftercare, "QUIET_SECONDS", 0.05)
     world.push("acme/support")
     world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionValuesRow))
     with ThreadPoolExecutor(1) as pool:
-        with values.pushing(world.engine):
-            measuring = pool.submit(values.keep_up, world.engine, world.blobs)
+        with aftercare.pushing(world.engine):
+            measuring = pool.submit(aftercare.keep_up, world.engine, world.blobs)
             with pytest.raises(TimeoutError):
-                measuring.result(3 * values.QUIET_SECONDS)
+                measuring.result(3 * aftercare.QUIET_SECONDS)
             assert world.admin.values("acme/support").measured_at is None
         measuring.result(60)
     assert world.admin.values("acme/support").measured_at is not None
 
 
 def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(aftercare, "PATIENCE_SECONDS", 0.01)
     world.push("acme/support")
     world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionValuesRow))
-    with values.pushing(world.engine):
-        values.keep_up(world.engine, world.blobs)
+    with aftercare.pushing(world.engine):
+        aftercare.keep_up(world.engine, world.blobs)
         assert world.admin.values("acme/support").measured_at is not None
 
 

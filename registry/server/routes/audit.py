@@ -30,7 +30,18 @@ from registry.server.audit import log as logs
 from registry.server.audit import sequencer, tree
 from registry.server.audit import stored as copies
 from registry.server.audit.log import Log
-from registry.server.routes.deps import PAGE, Admin, Anyone, BlobsDep, EngineDep, LimitDep, Needs, Puller, SessionDep
+from registry.server.routes.deps import (
+    PAGE,
+    Admin,
+    Anyone,
+    BlobsDep,
+    EngineDep,
+    LimitDep,
+    Needs,
+    Puller,
+    SessionDep,
+    inline,
+)
 from registry.server.routes.once import OnceRoute
 from registry.server.tables import EventRow
 from registry.tlog import tiles
@@ -50,7 +61,7 @@ def _log(request: Request) -> Log:
     return found
 
 
-LogDep = Annotated[Log, Depends(_log)]
+LogDep = Annotated[Log, Depends(inline(_log))]
 After = Annotated[int, Query(ge=0, le=2**53)]
 Action = Annotated[str, Query(max_length=100)]
 

@@ -13,8 +13,9 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, TypeVar
+import functools
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
 
@@ -34,6 +35,16 @@ from registry.wire import PAGE_DEFAULT, PAGE_LIMIT
 
 Found = TypeVar("Found")
 HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
+
+
+def inline(ask: Callable[..., Found]) -> Callable[..., Coroutine[Any, Any, Found]]:
+    """The dependency `ask`, called where the request is: it waits for nothing, and a thread costs more than it does."""
+
+    @functools.wraps(ask)
+    async def asked(*words: Any, **given: Any) -> Found:
+        return ask(*words, **given)
+
+    return asked
 
 
 def engine(request: Request) -> Engine:
@@ -191,7 +202,7 @@ def _sign_in(request: Request) -> Actor:
     return actor
 
 
-def open_to_all() -> None:
+async def open_to_all() -> None:
     """The declaration of a route that needs no token."""
 
 
@@ -209,16 +220,16 @@ def keyset_cursor(cursor: str = "") -> str:
     return cursor
 
 
-EngineDep = Annotated[Engine, Depends(engine)]
-BlobsDep = Annotated[BlobStore, Depends(store)]
-IssuersDep = Annotated[Issuers, Depends(issuers)]
-SettingsDep = Annotated[Settings, Depends(settings)]
+EngineDep = Annotated[Engine, Depends(inline(engine))]
+BlobsDep = Annotated[BlobStore, Depends(inline(store))]
+IssuersDep = Annotated[Issuers, Depends(inline(issuers))]
+SettingsDep = Annotated[Settings, Depends(inline(settings))]
 SessionDep = Annotated[Session, Depends(session, scope="function")]
 ReadSessionDep = Annotated[Session, Depends(read_session, scope="function")]
 KeyedSessionDep = Annotated[Session, Depends(keyed_session, scope="function")]
-NameDep = Annotated[AdapterName, Depends(adapter_name)]
-SelectorDep = Annotated[Selector, Depends(version_selector)]
-CursorDep = Annotated[str, Depends(keyset_cursor)]
+NameDep = Annotated[AdapterName, Depends(inline(adapter_name))]
+SelectorDep = Annotated[Selector, Depends(inline(version_selector))]
+CursorDep = Annotated[str, Depends(inline(keyset_cursor))]
 LimitDep = Annotated[int, Query(ge=1, le=PAGE_LIMIT)]
 PAGE = PAGE_DEFAULT
 

@@ -23,7 +23,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import db, failpoints, files, loads, plans, push, values
+from registry.server import aftercare, db, failpoints, files, loads, plans, push
 from registry.server.blobs import BlobStore, Sink
 from registry.server.routes import bodies
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
@@ -38,6 +38,7 @@ from registry.server.routes.deps import (
     SelectorDep,
     SessionDep,
     SettingsDep,
+    inline,
 )
 from registry.server.routes.once import OnceRoute
 from registry.server.settings import Settings
@@ -53,7 +54,7 @@ def _blob_digest(digest: str) -> Digest:
     return Digest(digest)
 
 
-DigestDep = Annotated[Digest, Depends(_blob_digest)]
+DigestDep = Annotated[Digest, Depends(inline(_blob_digest))]
 
 
 # ------------------------------------------------------------------ in
@@ -67,8 +68,10 @@ def plan_push(
     settings: SettingsDep,
     engine: EngineDep,
 ) -> PushPlan:
-    with values.pushing(engine):
-        return plans.make(session, actor, name, request, blobs=blobs, settings=settings)
+    with aftercare.pushing(engine):
+        plan = plans.make(session, actor, name, request, blobs=blobs, settings=settings)
+    aftercare.expect(engine, plan.push_id)
+    return plan
 
 
 @router.put("/pushes/{push_id}/blobs/{digest}", status_code=204)
@@ -90,7 +93,7 @@ async def upload_blob(
             pass
         return Response(status_code=204)
     try:
-        with values.pushing(engine):
+        with aftercare.pushing(engine):
             await bodies.receive(request, sink, size_bytes)
             failpoints.reach("upload.received")
             await run_in_threadpool(sink.finish)
@@ -125,7 +128,7 @@ def commit_push(
 ) -> Pushed:
     """201 for a new version, 200 for one that was there."""
     engines = loads.profiles(settings.engines)
-    with values.pushing(engine):
+    with aftercare.pushing(engine, push_id):
         pushed = push.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.log.header)

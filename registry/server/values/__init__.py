@@ -1,7 +1,7 @@
 """The check `values`: what the numbers of a version's weights say, read once. Are they finite, do they act, how large?
 
     at the commit of a push    weights of at most `INLINE_BYTES`: the version begins with its verdict
-    afterwards                 larger ones: when pushes have paused (`push.tidy`), and in every run of `gc`
+    afterwards                 larger ones: when pushes have paused (`aftercare`), and in every run of `gc`
 
 Invariants
 - A version's weights are read once in its life for this; `version.measured_at` is empty until then.
@@ -18,11 +18,7 @@ Example
 from __future__ import annotations
 
 import json
-import threading
-import time
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqlalchemy import Engine, update
@@ -43,17 +39,14 @@ from registry.server.values.measure import Measured, measure
 from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire.verdicts import ModuleNorms, ValuesView
 
-QUIET_SECONDS = 0.3
-PATIENCE_SECONDS = 20.0
-"""Versions are measured when nobody has pushed for so long, and after so much waiting in any case."""
-
 
 def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> Outcome:
-    """The verdict `values` and the norms of a version that is being made; `unknown` while they are still to come."""
+    """The verdict `values` and the norms of a version that is being made; `unknown` while they are still to come.
+
+    The row says already that it was measured.
+    """
     if measured is None:
         return Outcome.UNKNOWN
-    row.measured_at = db.now()
-    session.add(row)
     return _write(session, row, base, measured)
 
 
@@ -84,67 +77,15 @@ def add_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     return len(waiting)
 
 
+def waiting(engine: Engine) -> bool:
+    """Whether some version is still to be measured."""
+    return bool(_waiting(engine, 1))
+
+
 def _waiting(engine: Engine, limit: int) -> Sequence[tuple[int | None, str]]:
     with db.session(engine, write=False) as session:
         statement = select(VersionRow.id, VersionRow.manifest).where(col(VersionRow.measured_at).is_(None))
         return session.exec(statement.order_by(col(VersionRow.id).desc()).limit(limit)).all()
-
-
-class _Desk:
-    """Who measures in this process, for one database: one thread, and it goes on while others ask."""
-
-    def __init__(self) -> None:
-        self.busy, self.wanted = threading.Lock(), threading.Event()
-        self._pushes = threading.Condition()
-        self._under_way = 0
-        self._last = -QUIET_SECONDS
-
-    @contextmanager
-    def pushing(self) -> Iterator[None]:
-        self._moved(1)
-        try:
-            yield
-        finally:
-            self._moved(-1)
-
-    def _moved(self, change: int) -> None:
-        with self._pushes:
-            self._under_way += change
-            self._last = time.monotonic()
-            self._pushes.notify_all()
-
-    def wait_for_quiet(self) -> None:
-        """Until nobody has pushed for a moment; `PATIENCE_SECONDS` at most."""
-        end = time.monotonic() + PATIENCE_SECONDS
-        with self._pushes:
-            while (now := time.monotonic()) < end:
-                quiet_at = end if self._under_way else self._last + QUIET_SECONDS
-                if now >= quiet_at:
-                    return
-                self._pushes.wait(quiet_at - now)
-
-
-_DESKS: weakref.WeakKeyDictionary[Engine, _Desk] = weakref.WeakKeyDictionary()
-
-
-def pushing(engine: Engine) -> AbstractContextManager[None]:
-    """A context in which a push is planned, received or committed: who pushes has the machine, and measuring waits."""
-    return _DESKS.setdefault(engine, _Desk()).pushing()
-
-
-def keep_up(engine: Engine, blobs: BlobStore) -> None:
-    """Measure everything that waits, when pushes are through: those that end together are measured together."""
-    desk = _DESKS.setdefault(engine, _Desk())
-    desk.wanted.set()
-    while desk.wanted.is_set() and desk.busy.acquire(blocking=False):
-        try:
-            desk.wanted.clear()
-            if _waiting(engine, 1):
-                desk.wait_for_quiet()
-            while add_missing(engine, blobs, limit=1):
-                pass
-        finally:
-            desk.busy.release()
 
 
 def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
