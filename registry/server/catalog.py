@@ -13,11 +13,12 @@ Example
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Integer, and_, func, null, or_, true, type_coerce
+from sqlalchemy import ColumnElement, Integer, and_, bindparam, func, null, or_, true, type_coerce
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
@@ -207,17 +208,27 @@ def view(session: Session, name: AdapterName, row: VersionRow) -> VersionView:
     return views(session, name, [row])[0]
 
 
+_IDS = bindparam("ids", expanding=True)
+_ALIASES = select(AliasRow.version_id, AliasRow.alias).where(col(AliasRow.version_id).in_(_IDS))
+_BASES = select(BaseRow.id, BaseRow.name).where(col(BaseRow.id).in_(_IDS))
+_DAMAGED = (
+    select(VersionFileRow.version_id, VersionFileRow.path)
+    .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
+    .where(col(VersionFileRow.version_id).in_(_IDS), col(BlobRow.state) == BlobState.CORRUPT)
+    .order_by(col(VersionFileRow.path))
+)
+"""Put together once: every answer about a version asks these."""
+
+
 def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
     """Rows of one adapter as they leave the server, in the same order; four statements however many they are."""
     ids = [row.id or 0 for row in rows]
     judged = verdicts_of(session, rows)
     damaged = _damaged(session, ids)
     aliases: dict[int, list[str]] = defaultdict(list)
-    for alias in session.exec(select(AliasRow).where(col(AliasRow.version_id).in_(ids))):
-        aliases[alias.version_id].append(alias.alias)
-    bases = dict(
-        session.exec(select(BaseRow.id, BaseRow.name).where(col(BaseRow.id).in_({row.base_id for row in rows}))).all()
-    )
+    for version_id, alias in session.exec(_ALIASES, params={"ids": ids}):
+        aliases[version_id].append(alias)
+    bases = dict(session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})}).all())
     return [
         _view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0]), damaged[row.id or 0])
         for row in rows
@@ -227,12 +238,7 @@ def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> li
 def _damaged(session: Session, ids: Sequence[int]) -> dict[int, list[str]]:
     """Version id → its files whose bytes are known to be wrong or lost. Every id is there."""
     found: dict[int, list[str]] = {version_id: [] for version_id in ids}
-    statement = (
-        select(VersionFileRow.version_id, VersionFileRow.path)
-        .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
-        .where(col(VersionFileRow.version_id).in_(ids), col(BlobRow.state) == BlobState.CORRUPT)
-    )
-    for version_id, path in session.exec(statement.order_by(col(VersionFileRow.path))):
+    for version_id, path in session.exec(_DAMAGED, params={"ids": list(ids)}):
         found[version_id].append(path)
     return found
 
@@ -265,18 +271,22 @@ def _view(
     )
 
 
+@functools.cache
+def _verdicts() -> Any:
+    return (
+        select(VerdictRow, BaseRow.name)
+        .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
+        .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
+        .where(col(VersionRow.id).in_(_IDS), _newest_verdict())
+        .order_by(col(VerdictRow.id))
+    )
+
+
 def verdicts_of(session: Session, rows: Iterable[VersionRow]) -> dict[int, list[Verdict]]:
     """Version id → its verdicts that count, oldest first. Every id of `rows` is there."""
     by_id = {row.id or 0: row for row in rows}
     found: dict[int, list[Verdict]] = {version_id: [] for version_id in by_id}
-    statement = (
-        select(VerdictRow, BaseRow.name)
-        .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
-        .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
-        .where(col(VersionRow.id).in_(by_id), _newest_verdict())
-        .order_by(col(VerdictRow.id))
-    )
-    for row, base in session.exec(statement):
+    for row, base in session.exec(_verdicts(), params={"ids": list(by_id)}):
         found[row.version_id].append(_verdict(row, by_id[row.version_id].digest, base))
     return found
 

@@ -176,9 +176,17 @@ def settle(session: Session) -> None:
 def insert_new(target: Session | Connection, table: type[SQLModel], values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is taken; whether it is new. Never breaks the transaction, safe under races."""
     connection = target if isinstance(target, Connection) else target.connection()
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(table).values(**values).on_conflict_do_nothing().returning(literal(1))
-    return connection.execute(statement).first() is not None
+    return connection.execute(_insert_new(connection.dialect.name, table), dict(values)).first() is not None
+
+
+@functools.cache
+def _insert_new(dialect: str, table: type[SQLModel]) -> Any:
+    """Made once: to put a statement together takes longer than to send it."""
+    return _insert(dialect, table).on_conflict_do_nothing().returning(literal(1))
+
+
+def _insert(dialect: str, table: type[SQLModel]) -> Any:
+    return (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
 
 
 def claim(
@@ -195,9 +203,8 @@ def claim(
     order in which they are given; they are told in any.
     """
     connection = target if isinstance(target, Connection) else target.connection()
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     key = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
-    statement = insert(table).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
+    statement = _insert(connection.dialect.name, table).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
     return list(connection.execute(statement.returning(*tell), list(rows)))
 
 

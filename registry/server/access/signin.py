@@ -17,7 +17,7 @@ import time
 from collections import deque
 from datetime import datetime
 
-from sqlalchemy import and_, or_
+from sqlalchemy import and_, bindparam, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated, Unavailable
@@ -87,15 +87,20 @@ def verify(session: Session, secret: str, memory: Memory) -> Actor:
     return actor
 
 
+_BEFORE_ROTATION = and_(
+    col(TokenRow.previous_sha256) == bindparam("sha256"), col(TokenRow.previous_until) > bindparam("moment")
+)
+_TOKEN = (
+    select(TokenRow, RoleRow.namespace, RoleRow.role, state.generation())
+    .outerjoin(RoleRow, and_(col(TokenRow.subject) != "", col(RoleRow.subject) == col(TokenRow.subject)))
+    .where(or_(col(TokenRow.secret_sha256) == bindparam("sha256"), _BEFORE_ROTATION))
+)
+"""Put together once: every request asks this."""
+
+
 def _rows(session: Session, sha256: str) -> list[tuple[TokenRow, str | None, str | None, int]]:
     """The token of this hash, once for each role of its subject, with the generation of access."""
-    before_rotation = and_(col(TokenRow.previous_sha256) == sha256, col(TokenRow.previous_until) > db.now())
-    statement = (
-        select(TokenRow, RoleRow.namespace, RoleRow.role, state.generation())
-        .outerjoin(RoleRow, and_(col(TokenRow.subject) != "", col(RoleRow.subject) == col(TokenRow.subject)))
-        .where(or_(col(TokenRow.secret_sha256) == sha256, before_rotation))
-    )
-    return list(session.exec(statement).all())
+    return list(session.exec(_TOKEN, params={"sha256": sha256, "moment": db.now()}).all())
 
 
 def _is_over(row: TokenRow, moment: datetime) -> bool:
