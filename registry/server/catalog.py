@@ -13,12 +13,11 @@ Example
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Integer, and_, bindparam, func, null, or_, true, type_coerce
+from sqlalchemy import BindParameter, ColumnElement, Integer, and_, bindparam, func, null, or_, true, type_coerce
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
@@ -208,7 +207,7 @@ def view(session: Session, name: AdapterName, row: VersionRow) -> VersionView:
     return views(session, name, [row])[0]
 
 
-_IDS = bindparam("ids", expanding=True)
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 _ALIASES = select(AliasRow.version_id, AliasRow.alias).where(col(AliasRow.version_id).in_(_IDS))
 _BASES = select(BaseRow.id, BaseRow.name).where(col(BaseRow.id).in_(_IDS))
 _DAMAGED = (
@@ -217,17 +216,14 @@ _DAMAGED = (
     .where(col(VersionFileRow.version_id).in_(_IDS), col(BlobRow.state) == BlobState.CORRUPT)
     .order_by(col(VersionFileRow.path))
 )
-"""Put together once: every answer about a version asks these."""
 
 
 def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
-    """Rows of one adapter as they leave the server, in the same order; four statements however many they are."""
+    """Rows of one adapter as they leave the server, in the same order; four statements however many they are.
+    They are put together once, since every answer about a version asks them."""
     ids = [row.id or 0 for row in rows]
     judged = verdicts_of(session, rows)
-    damaged = _damaged(session, ids)
-    aliases: dict[int, list[str]] = defaultdict(list)
-    for version_id, alias in session.exec(_ALIASES, params={"ids": ids}):
-        aliases[version_id].append(alias)
+    damaged, aliases = _by_version(session, _DAMAGED, ids), _by_version(session, _ALIASES, ids)
     bases = dict(session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})}).all())
     return [
         _view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0]), damaged[row.id or 0])
@@ -235,12 +231,18 @@ def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> li
     ]
 
 
-def _damaged(session: Session, ids: Sequence[int]) -> dict[int, list[str]]:
-    """Version id → its files whose bytes are known to be wrong or lost. Every id is there."""
-    found: dict[int, list[str]] = {version_id: [] for version_id in ids}
-    for version_id, path in session.exec(_DAMAGED, params={"ids": list(ids)}):
-        found[version_id].append(path)
+def _by_version(session: Session, statement: Any, ids: Sequence[int]) -> dict[int, list[str]]:
+    """The texts that `statement` finds for each version."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for version_id, text in session.exec(statement, params={"ids": list(ids)}):
+        found[version_id].append(text)
     return found
+
+
+_AS_STORED = (
+    *("facts", "size_bytes", "message", "created_at", "created_by"),
+    *("yanked_at", "yank_reason", "quarantined_at", "quarantine_reason"),
+)
 
 
 def _view(
@@ -255,38 +257,28 @@ def _view(
         base_fingerprint=manifest.base.fingerprint,
         files=list(manifest.files),
         parents=list(manifest.parents),
-        facts=row.facts,
         verdicts=judged,
         aliases=aliases,
-        size_bytes=row.size_bytes,
-        message=row.message,
-        created_at=row.created_at,
-        created_by=row.created_by,
-        yanked_at=row.yanked_at,
-        yank_reason=row.yank_reason,
-        quarantined_at=row.quarantined_at,
-        quarantine_reason=row.quarantine_reason,
         damaged=damaged,
         provenance=manifest.provenance,
+        **{column: getattr(row, column) for column in _AS_STORED},
     )
 
 
-@functools.cache
-def _verdicts() -> Any:
-    return (
-        select(VerdictRow, BaseRow.name)
-        .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
-        .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
-        .where(col(VersionRow.id).in_(_IDS), _newest_verdict())
-        .order_by(col(VerdictRow.id))
-    )
+_VERDICTS = (
+    select(VerdictRow, BaseRow.name)
+    .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
+    .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
+    .where(col(VersionRow.id).in_(_IDS), _newest_verdict())
+    .order_by(col(VerdictRow.id))
+)
 
 
 def verdicts_of(session: Session, rows: Iterable[VersionRow]) -> dict[int, list[Verdict]]:
     """Version id → its verdicts that count, oldest first. Every id of `rows` is there."""
     by_id = {row.id or 0: row for row in rows}
     found: dict[int, list[Verdict]] = {version_id: [] for version_id in by_id}
-    for row, base in session.exec(_verdicts(), params={"ids": list(by_id)}):
+    for row, base in session.exec(_VERDICTS, params={"ids": list(by_id)}):
         found[row.version_id].append(_verdict(row, by_id[row.version_id].digest, base))
     return found
 
