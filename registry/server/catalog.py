@@ -219,8 +219,7 @@ _DAMAGED = (
 
 
 def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
-    """Rows of one adapter as they leave the server, in the same order; four statements however many they are.
-    They are put together once, since every answer about a version asks them."""
+    """Rows of one adapter as they leave the server, in the same order; four statements however many they are."""
     ids = [row.id or 0 for row in rows]
     judged = verdicts_of(session, rows)
     damaged, aliases = _by_version(session, _DAMAGED, ids), _by_version(session, _ALIASES, ids)
