@@ -28,6 +28,8 @@ from registry.wire import BaseAdd, BaseView
 from registry.worker import identify as weights_identity
 from registry.worker.weights import Weights
 
+STRANGERS_SHOWN = 10
+
 
 @click.group()
 def base() -> None:
@@ -170,11 +172,14 @@ def _print_base(view: BaseView) -> None:
             ("added", f"{output.moment(view.created_at)} by {view.created_by}"),
         ]
     )
-    related = [one for one in view.relatives if one.grade is not Grade.UNRELATED]
-    for one in related:
-        click.echo(f"  {one.grade:<12} {output.strong(one.other)} {one.sentence}")
-    if strangers := len(view.relatives) - len(related):
-        click.echo(output.faint(f"  unrelated    {output.plural(strangers, 'other base')}"))
+    grades = list(Grade)
+    for one in sorted(view.relatives, key=lambda one: grades.index(one.grade)):
+        if one.grade is not Grade.UNRELATED:
+            click.echo(f"  {one.grade:<12} {output.strong(one.other)} {one.sentence}")
+    if strangers := [one.other for one in view.relatives if one.grade is Grade.UNRELATED]:
+        more = len(strangers) - STRANGERS_SHOWN
+        named = ", ".join(strangers[:STRANGERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        click.echo(output.faint(f"  unrelated    {named}"))
 
 
 def _sizes(spec: BaseSpec) -> str:

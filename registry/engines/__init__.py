@@ -112,6 +112,8 @@ def _setting(name: str, value: str, rule: SettingRule) -> Setting:
         return value
     if rule.kind == "number" and value.isascii() and value.isdigit() and len(value) <= 9:
         number = int(value)
+        if number < rule.least:
+            raise Invalid("SETTING_INVALID", f"setting {name}={number} must be at least {rule.least}")
         if not rule.choices or number in rule.choices:
             return number
         raise Invalid("SETTING_INVALID", f"setting {name}={number} must be one of {', '.join(map(str, rule.choices))}")
@@ -127,7 +129,7 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
     known = engine(asked.engine)
     values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
     if values is None:
-        sentence = "the stored facts are of another release of this registry: describe the adapter again"
+        sentence = "the stored facts are of another release of this registry; `adapter rejudge` reads the header again"
         return [_finding(known, "facts", "unknown", sentence)]
     if values.get("kind", "text") != known.kind:
         sentence = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"

@@ -134,11 +134,12 @@ class Rule(_Statement):
 
 
 class SettingRule(Value):
-    """One setting: its type by its default, the values it may have, and the flag that sets it."""
+    """One setting: its type by its default, the values it may have (numbers from `least` on), the flag that sets it."""
 
     default: Setting = None
     kind: Literal["number", "flag", "names", "text"] = "number"
     choices: tuple[int, ...] = ()
+    least: int = 0
     flag: str = ""
 
 

@@ -161,15 +161,3 @@ def _scheme_of(name: str) -> str:
     if len(name) > _NAMES_LIMIT or any(c.isspace() for c in name):
         return UNKNOWN
     return next((scheme for scheme, grammar in _GRAMMARS if grammar.match(name)), UNKNOWN)
-
-
-def of_bytes(head: bytes, *, path: str = "") -> str:
-    """What a file that is not safetensors is, from its first 512 bytes: `gguf`, `nemo` or `unknown`.
-
-    A `.nemo` file is a tar archive (magic at byte 257), which holds a pickled checkpoint and is never opened here.
-    """
-    if head.startswith(b"GGUF"):
-        return "gguf"
-    if head[257:262] == b"ustar" and (path.endswith(".nemo") or b"model_config.yaml" in head[:100]):
-        return "nemo"
-    return UNKNOWN

@@ -203,13 +203,6 @@ def test_a_peft_configuration_rules_out_image_schemes() -> None:
     assert formats.recognise(names, has_peft_config=True).scheme == formats.UNKNOWN
 
 
-def test_files_that_are_not_safetensors_are_told_by_their_first_bytes() -> None:
-    tar = b"model_config.yaml".ljust(257, b"\0") + b"ustar" + b"\0" * 250
-    assert formats.of_bytes(b"GGUF\x03\0\0\0") == "gguf"
-    assert formats.of_bytes(tar, path="a.nemo") == "nemo"
-    assert formats.of_bytes(b"\x80\x04") == formats.UNKNOWN
-
-
 # --------------------------------------------------------------------- facts of images
 def test_alphas_are_unknown_without_values_and_exact_with_them() -> None:
     names = kohya_pairs("lora_unet_", ATTENTION)

@@ -5,7 +5,7 @@
 FOLDER holds the Python files of published wheels (`pip download --no-deps`, unzip); nothing is installed and no
 GPU is needed. Only the functions that decide about an adapter are taken out of the files and run:
 
-    vLLM     PEFTHelper.from_dict and validate_legal; parse_fine_tuned_lora_name for every tensor
+    vLLM     PEFTHelper.from_dict and validate_legal; parse_fine_tuned_lora_name for every tensor; LoRAConfig
     SGLang   LoRAConfig, can_support, use_dora; normalize_qkv_proj and normalize_gate_up_proj (these need torch)
 """
 
@@ -25,7 +25,10 @@ from tests.engines.cases import CASES, tensor_names
 from tests.forge import CONFIG, WEIGHTS, Files
 
 RECORDED = Path(__file__).with_name("recorded.json")
+RECORDED_SETTINGS = Path(__file__).with_name("recorded_settings.json")
 MAX_LORA_RANK = 16
+RANKS = (0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 1024)
+SETTINGS = (*(f"max_lora_rank={rank}" for rank in RANKS), "max_loras=0", "max_loras=1", "max_loras=200")
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -106,6 +109,27 @@ def vllm(folder: Path) -> dict[str, str]:
     return {case: _answer(lambda files=files: ask(files)) for case, files in CASES.items()}
 
 
+def vllm_settings(folder: Path) -> dict[str, str]:
+    """Setting → `ok`, or why LoRAConfig of one version of vLLM refuses to start with it."""
+    import pydantic.dataclasses
+
+    def config(*, config: Any) -> Any:
+        return pydantic.dataclasses.dataclass(config={"extra": "forbid", **config})
+
+    nothing = types.SimpleNamespace(VLLM_LORA_ENABLE_DUAL_STREAM=False)
+    stubs: dict[str, dict[str, Any]] = {
+        "vllm": {"envs": nothing}, "vllm.config": {}, "vllm.config.utils": {"config": config},
+        "vllm.config.kernel": {"MEGA_MOE_BACKENDS": (), "KernelConfig": object},
+        "vllm.logger": {"init_logger": lambda _name: _Silent()},
+        "vllm.platforms": {"current_platform": nothing}, "vllm.utils": {}, "vllm.utils.hashing": {"safe_hash": None},
+    }  # fmt: skip
+    made = _module(folder / "vllm" / "config" / "lora.py", stubs).LoRAConfig
+    asked = {text: text.split("=") for text in SETTINGS}
+    answers = {text: _answer(lambda name=name, value=value: made(**{name: int(value)}))
+               for text, (name, value) in asked.items()}  # fmt: skip
+    return {text: " ".join(answer.partition("[")[0].split()) for text, answer in answers.items()}
+
+
 def sglang(folder: Path) -> dict[str, str]:
     """Case → `ok` or the refusal of SGLang's admission and of its joining of q, k, v and gate, up."""
     import torch  # only recording needs it
@@ -140,10 +164,14 @@ def sglang(folder: Path) -> dict[str, str]:
 
 def main(folder: Path) -> None:
     found: dict[str, dict[str, str]] = {}
+    settings: dict[str, dict[str, str]] = {}
     for wheel in sorted(folder.iterdir()):
         name, _, version = wheel.name.partition("-")
         if name in ("vllm", "sglang") and version:
             found[f"{name}=={version}"] = (vllm if name == "vllm" else sglang)(wheel)
+        if name == "vllm" and version:
+            settings[f"{name}=={version}"] = vllm_settings(wheel)
+    RECORDED_SETTINGS.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
     RECORDED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     sys.stdout.write(f"{len(found)} engines, {len(CASES)} adapters -> {RECORDED.name}\n")
 

@@ -1,4 +1,4 @@
-"""The rules against recorded answers of the engines' own code (`record.py`): seven releases, every case."""
+"""Rules and settings against recorded answers of the engines' own code (`record.py`): seven releases, every case."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from registry import engines
+from registry.errors import Invalid
 from tests.engines.cases import CASES, facts_of
 
 RECORDED: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("recorded.json").read_text())
@@ -16,6 +17,7 @@ LATER = {
     "vllm": {"no-b"},  # fails while scaling lora_B, after the functions that were recorded
     "sglang": {"layer-replication", "rank-unannounced", "no-b"},  # fail while filling buffers
 }
+SETTINGS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("recorded_settings.json").read_text())
 QUESTIONS = [(engine, case) for engine in RECORDED for case in CASES]
 
 
@@ -44,6 +46,21 @@ def test_the_quoted_answer_is_the_one_that_the_engine_gave(engine: str, case: st
               if 'It answers: "' in f.sentence]  # fmt: skip
     parts = [part.strip(" .") for quote in quotes for part in quote.split("...")]
     assert any(part and part in RECORDED[engine][case] for part in parts), (quotes, RECORDED[engine][case])
+
+
+def test_a_profile_is_one_that_the_engine_starts_with_and_no_other() -> None:
+    wrong = []
+    for engine, answers in SETTINGS.items():
+        for text, answer in answers.items():
+            try:
+                engines.profile(f"{engine},{text}")
+                said = "ok"
+            except Invalid:
+                said = "refused"
+            if (said == "ok") != (answer == "ok"):
+                wrong.append((engine, text, said, answer))
+    assert wrong == []
+    assert len(SETTINGS) == 6
 
 
 def test_an_adapter_that_the_rules_let_pass_was_let_in_by_the_engine() -> None:

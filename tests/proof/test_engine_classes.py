@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(FOLDER is None, reason="no unpacked wheels of vLLM and SGLang: make test-engines brings them"),
 ]
+SETTINGS: dict[str, dict[str, str]] = json.loads(record.RECORDED_SETTINGS.read_text())
 RECORDED: dict[str, dict[str, str]] = json.loads(record.RECORDED.read_text())
 
 
@@ -25,6 +26,12 @@ def test_the_code_of_a_release_answers_as_it_is_recorded(engine: str) -> None:
     folder = Path(str(FOLDER)) / f"{name}-{version}"
     ask = record.vllm if name == "vllm" else record.sglang
     assert _one_tensor(ask(folder)) == _one_tensor(RECORDED[engine])
+
+
+@pytest.mark.parametrize("engine", sorted(SETTINGS))
+def test_the_configuration_of_a_release_takes_the_settings_that_are_recorded(engine: str) -> None:
+    folder = Path(str(FOLDER)) / engine.replace("==", "-")
+    assert record.vllm_settings(folder) == SETTINGS[engine]
 
 
 def _one_tensor(answers: dict[str, str]) -> dict[str, str]:
