@@ -9,6 +9,7 @@ Invariants
 - A record's key ends in the SHA-256 of its bytes, like every key of the store.
 - A record is written after the commit of its row: `recorded_at` is empty until it is there, and whoever comes next
   (the next push, `gc`) writes what was left. So there is no record of a version that does not exist.
+- A version whose adapter got another name while its record was written has none: it is written anew under that name.
 - A version that is yanked, put in quarantine or released is recorded again, and so is a base
   whose weights become known; the fuller record counts.
 - Aliases, verdicts, tokens and the audit log have no records: those come from the database's backup only.
@@ -133,21 +134,24 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
         _put(blobs, f"{TOMBSTONES}{place}/", of_tombstone(tombstone))
     for base, identity in bases:
         _put(blobs, BASES, of_base(base, identity))
-    for adapter, version in versions:
-        folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
-        key = _put(blobs, folder, of_version(adapter, version))
-        if version.yanked_at is not None and not version.quarantine:  # for ever: the newest record there will be
-            for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
-                blobs.delete(old)
+    keys = [_put_version(blobs, adapter, version) for adapter, version in versions]
     if bases or versions or tombstones:
         with db.session(engine) as session:
-            _note(
-                session,
-                [base.id for base, identity in bases if not _newly(session, base, identity)],
-                [version for _, version in versions],
-                tombstones,
-            )
+            _note_ended(session, tombstones)
+            _note_bases(session, [base.id for base, identity in bases if not _newly(session, base, identity)])
+            stale = _note_versions(session, versions)
+        for key in (key for key, (_, version) in zip(keys, versions, strict=True) if version.id in stale):
+            blobs.delete(key)
     return len(bases) + len(versions) + len(tombstones)
+
+
+def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> str:
+    folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
+    key = _put(blobs, folder, of_version(adapter, version))
+    if version.yanked_at is not None and not version.quarantine:  # for ever: the newest record there will be
+        for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
+            blobs.delete(old)
+    return key
 
 
 def _put(blobs: BlobStore, folder: str, record: Record) -> str:
@@ -162,20 +166,36 @@ def _newly(session: Session, base: BaseRow, identity: str | None) -> bool:
     return identity is None and session.get(BaseIdentityRow, base.id) is not None
 
 
-def _note(
-    session: Session, base_ids: list[int | None], versions: list[VersionRow], tombstones: Sequence[TakenNameRow]
-) -> None:
-    """The records are there. A version that was withdrawn since keeps its empty `recorded_at`."""
-    moment = db.now()
+def _note_ended(session: Session, tombstones: Sequence[TakenNameRow]) -> None:
     for ended in tombstones:
         key = (col(TakenNameRow.owner) == ended.owner, col(TakenNameRow.skeleton) == ended.skeleton)
-        session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=moment))
+        session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=db.now()))
+
+
+def _note_bases(session: Session, base_ids: Sequence[int | None]) -> None:
     if base_ids:
-        session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=moment))
+        session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=db.now()))
+
+
+def _note_versions(session: Session, versions: Sequence[tuple[AdapterRow, VersionRow]]) -> set[int | None]:
+    """The records are there. A version that was withdrawn since keeps its empty `recorded_at`; so do those, which are
+    answered, whose adapter has another name by now or is gone.
+
+    Names are looked at when the rows are ours: a transfer that is under way empties `recorded_at` after us.
+    """
     alike: dict[tuple[datetime | None, int], list[int | None]] = {}
-    for row in versions:
+    for _, row in versions:
         alike.setdefault((row.yanked_at, row.quarantine), []).append(row.id)
     for (yanked_at, quarantine), ids in alike.items():
         yanked = col(VersionRow.yanked_at).is_(None) if yanked_at is None else col(VersionRow.yanked_at) == yanked_at
         same = update(VersionRow).where(col(VersionRow.id).in_(ids), yanked, col(VersionRow.quarantine) == quarantine)
-        session.connection().execute(same.values(recorded_at=moment))
+        session.connection().execute(same.values(recorded_at=db.now()))
+    called: dict[int | None, tuple[str, str]] = {}
+    if versions:
+        wanted = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name)
+        now = session.exec(wanted.where(col(AdapterRow.id).in_({adapter.id for adapter, _ in versions}))).all()
+        called = {adapter_id: (namespace, name) for adapter_id, namespace, name in now}
+    stale = {row.id for adapter, row in versions if called.get(adapter.id) != (adapter.namespace, adapter.name)}
+    if stale:
+        session.connection().execute(update(VersionRow).where(col(VersionRow.id).in_(stale)).values(recorded_at=None))
+    return stale

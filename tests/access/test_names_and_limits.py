@@ -8,14 +8,12 @@ from registry import names
 from registry.client.api import Registry
 from registry.errors import Conflict, NotFound, TooLarge
 from registry.names import AdapterName
-from registry.server import records, reindex
-from registry.server.access import removal, taken
+from registry.server.access import taken
 from registry.server.actors import TRUSTED
 from registry.server.tables import AdapterRow, EventRow, JobRow, JobStepRow, NamespaceRow, TakenNameRow, VersionRow
 from registry.wire.access import TokenCreate
 from registry.wire.namespaces import NamespaceSet
 from registry.wire.push import PushRequest
-from registry.wire.upkeep import ReindexRequest
 from tests.access.people import House, send
 from tests.world import World, rows
 
@@ -101,33 +99,6 @@ def test_a_deleted_adapter_is_gone_with_all_that_hung_on_it_and_its_name_for_eve
         assert len(rows(session, VersionRow)) == 1
         assert [e.action for e in rows(session, EventRow)].count("adapter.delete") == 1
     assert [job.subject for job in world.admin.jobs().items] == ["globex/secret@1"]
-
-
-def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
-    world, gone = house.world, AdapterName("acme", "support")
-    records.write_missing(world.engine, world.blobs, limit=10)
-    folder = records.folder_of(gone.namespace, gone.name)
-    kept = {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list(folder)}
-    assert len(kept) == 1
-    house.namespaces.delete_adapter("acme/support")
-    removal.forget(world.engine, world.blobs, gone)
-    assert list(world.blobs.list(folder)) == []
-    for key, data in kept.items():  # as if the server had died before it could forget
-        world.blobs.put(key, [data], limit_bytes=len(data))
-    assert reindex.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
-    with world.session() as session:
-        assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
-
-
-def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(house: House) -> None:
-    world = house.world
-    house.namespaces.transfer("globex/secret", "globex/renamed")
-    removal.forget(world.engine, world.blobs, AdapterName("globex", "secret"))
-    records.write_missing(world.engine, world.blobs, limit=10)
-    found = {stat.key.split("/")[3] for stat in world.blobs.list(records.folder_of("globex", "x").removesuffix("x/"))}
-    assert found == {"renamed"}
-    assert reindex.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
-    assert world.admin.adapter("globex/renamed").versions == 1
 
 
 def test_a_push_that_is_under_way_when_its_name_ends_leaves_nothing(house: House) -> None:

@@ -1,0 +1,97 @@
+"""Names that end or change hands, as the records beside the blobs tell of them: nothing comes back, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from registry.names import AdapterName
+from registry.server import records, reindex
+from registry.server.access import removal
+from registry.server.actors import TRUSTED
+from registry.server.blobs import MemoryBlobs
+from registry.server.tables import AdapterRow, VersionRow
+from registry.wire.upkeep import ReindexRequest
+from tests.access.people import House
+from tests.world import World, rows
+
+
+@pytest.fixture
+def house(world: World) -> House:
+    """What its pushes still do after their answers has ended: records are counted here."""
+    made = House(world)
+    world.transport.settle()
+    return made
+
+
+def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
+    world, gone = house.world, AdapterName("acme", "support")
+    records.write_missing(world.engine, world.blobs, limit=10)
+    folder = records.folder_of(gone.namespace, gone.name)
+    kept = {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list(folder)}
+    assert len(kept) == 1
+    house.namespaces.delete_adapter("acme/support")
+    world.transport.settle()
+    removal.forget(world.engine, world.blobs, gone)
+    assert list(world.blobs.list(folder)) == []
+    for key, data in kept.items():  # as if the server had died before it could forget
+        world.blobs.put(key, [data], limit_bytes=len(data))
+    assert reindex.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
+    with world.session() as session:
+        assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
+
+
+def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(house: House) -> None:
+    world = house.world
+    house.namespaces.transfer("globex/secret", "globex/renamed")
+    world.transport.settle()
+    removal.forget(world.engine, world.blobs, AdapterName("globex", "secret"))
+    records.write_missing(world.engine, world.blobs, limit=10)
+    found = {stat.key.split("/")[3] for stat in world.blobs.list(records.folder_of("globex", "x").removesuffix("x/"))}
+    assert found == {"renamed"}
+    assert reindex.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
+    assert world.admin.adapter("globex/renamed").versions == 1
+
+
+class Meanwhile(MemoryBlobs):
+    """Does something once, before the record of a version is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act: Callable[[], object] | None = None
+
+    def put(self, key: str, chunks: Iterable[bytes], **how: Any) -> Any:
+        if key.startswith(records.VERSIONS) and self.act is not None:
+            act, self.act = self.act, None
+            act()
+        return super().put(key, chunks, **how)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_record_that_is_written_while_its_adapter_gets_another_name_is_written_anew(
+    database_url: str, ends: bool
+) -> None:
+    blobs = Meanwhile()
+    with World(database_url, blobs=blobs) as world:
+        house = House(world)
+        world.transport.settle()
+        with world.session(write=True) as session:
+            session.connection().execute(update(VersionRow).values(recorded_at=None))
+        for stat in list(blobs.list(records.VERSIONS)):
+            blobs.delete(stat.key)
+
+        def change() -> None:
+            if ends:
+                house.namespaces.delete_adapter("globex/secret")
+            else:
+                house.namespaces.transfer("globex/secret", "globex/renamed")
+            world.transport.settle()
+
+        blobs.act = change
+        while records.write_missing(world.engine, blobs, limit=10):
+            pass
+        found = {"/".join(stat.key.split("/")[2:4]) for stat in blobs.list(records.VERSIONS)}
+        assert found == {"acme/support"} | (set() if ends else {"globex/renamed"})
