@@ -84,10 +84,12 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
         session.add(row.sqlmodel_update(values) if row is not None else made(**key, **values))
     elif row is not None:
         session.delete(row)
+    else:  # nothing was set: nothing changes, and nothing is told
+        return show(session, actor, where, alias)
     session.flush()
     told = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
     namespace = where.namespace if isinstance(where, AdapterName) else where
-    audit.append(session, actor, "gate.set", f"{where}:{alias}", told, namespace=namespace)
+    audit.append(session, actor, "gate.set" if gate else "gate.remove", f"{where}:{alias}", told, namespace=namespace)
     session.flush()
     return show(session, actor, where, alias)
 

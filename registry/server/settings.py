@@ -53,7 +53,8 @@ class Settings:
     requests_per_minute: int = 0
     """How many requests each token may make in a minute, for each server process. 0: any number."""
     failures_per_minute: int = 10
-    """After so many wrong tokens in a minute, an address is told to wait. 0: never."""
+    """After so many wrong tokens in a minute, an address is told to wait, and whoever tries others that begin like them
+    from anywhere. 0: never."""
     stall_seconds: int = 60
     """A request whose body brings less than 1 KiB a second for so long is ended."""
     failpoints: str = ""

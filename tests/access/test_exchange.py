@@ -38,7 +38,7 @@ def provider(tmp_path: Path) -> Provider:
 
 @pytest.fixture
 def world(database_url: str, provider: Provider) -> Iterator[World]:
-    with World(database_url, issuers=provider.settings) as made:
+    with World(database_url, issuers=provider.settings, failures_per_minute=0) as made:
         made.add_base()
         Namespaces(made.admin).add_publisher("acme/support", RULE)
         yield made
@@ -136,6 +136,16 @@ def test_every_wicked_identity_token_is_refused_in_the_same_words_and_leaves_not
     with world.session() as session:
         assert rows(session, UsedAssertionRow) == []
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]
+
+
+def test_refused_identity_tokens_of_one_address_are_told_to_wait(database_url: str, provider: Provider) -> None:
+    with World(database_url, issuers=provider.settings, failures_per_minute=3) as world:
+        Namespaces(world.admin).add_publisher("acme/support", RULE)
+        wicked = {"assertion": provider.sign(aud="https://elsewhere.example.org")}
+        asked = [send(world, "POST", "/api/v1/tokens/exchange", json=wicked) for _ in range(5)]
+        assert [answer.status_code for answer in asked] == [401, 401, 401, 429, 429]
+        assert asked[-1].headers["retry-after"].isdigit()
+        assert exchange(world, provider.sign()).token.adapters == ["acme/support"], "a right one never waits"
 
 
 def test_an_adapter_that_does_not_trust_the_job_is_refused_like_one_that_is_not_there(

@@ -6,7 +6,8 @@ import pytest
 
 from registry import names
 from registry.client.api import Registry
-from registry.errors import Conflict, NotFound, TooLarge
+from registry.client.audit import Audit
+from registry.errors import Conflict, NotFound, TooLarge, Unavailable
 from registry.names import AdapterName
 from registry.server.access import taken
 from registry.server.actors import TRUSTED
@@ -210,10 +211,31 @@ def test_a_token_that_asks_too_often_waits_and_others_do_not(database_url: str) 
 
 
 def test_wrong_tokens_of_one_address_are_told_to_wait_and_a_right_one_never(world: World) -> None:
-    wrong = [send(world, "GET", "/api/v1/whoami", f"lra_{n:038}").status_code for n in range(12)]
+    wrong = [send(world, "GET", "/api/v1/whoami", f"lra_{n:08}{0:030}").status_code for n in range(12)]
     assert wrong[:10] == [401] * 10
     assert wrong[10:] == [429, 429]
     assert world.admin.whoami().actor == "admin"
+    world.app.state.log.step()
+    denied = [event for event in Audit(world.admin).events() if event.action == "access.unknown"]
+    assert sum(event.detail["count"] for event in denied) == 12, "who is told to wait was refused, too"
+
+
+def test_wrong_tokens_that_begin_alike_are_told_to_wait_wherever_they_come_from(world: World) -> None:
+    """Whoever knows how a token begins, and tries the rest from many addresses."""
+    failures, known = world.app.state.failures, world.secret[:12]
+    for n in range(10):
+        failures.note(f"10.0.0.{n}", f"{known}{n:030}")
+    with pytest.raises(Unavailable, match="wrong tokens that begin like this one: over the limit of 10") as caught:
+        failures.note("10.0.1.1", f"{known}{99:030}")
+    assert (caught.value.code, 0 < caught.value.retry_after_seconds <= 61) == ("RATE_LIMITED", True)
+    for n in range(30):  # others are not harmed, nor what is no token of ours
+        failures.note(f"10.0.2.{n}", f"lra_{n:08}{0:030}")
+        failures.note(f"10.0.3.{n}", "lra_")
+    assert send(world, "GET", "/api/v1/whoami", f"{known}{7:030}").status_code == 429
+    assert world.admin.whoami().actor == "admin", "it begins so, and is right"
+    for n in range(failures.COUNTED_LIMIT + 10):
+        failures.note(f"host {n}")
+    assert len(failures._seen) == failures.COUNTED_LIMIT
 
 
 def test_every_taken_name_is_there_once(house: House) -> None:

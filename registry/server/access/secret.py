@@ -18,13 +18,14 @@ import secrets
 import string
 import zlib
 
+STARTS = "lra_"
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _GRAMMAR = re.compile(r"lra_[0-9A-Za-z]{38}\Z")
 
 
 def new_secret() -> str:
     text = "".join(secrets.choice(_ALPHABET) for _ in range(32))
-    return f"lra_{text}{_checksum(text)}"
+    return f"{STARTS}{text}{_checksum(text)}"
 
 
 def _checksum(text: str) -> str:

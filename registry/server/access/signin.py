@@ -4,7 +4,8 @@ Invariants
 - An actor is read anew for each request. The look-up alone may go on with a remembered one, because it reads the
   generation of access in its own statement and asks again when that has grown: a revocation counts at once, everywhere.
 - An expired token is expired to the second, remembered or not.
-- Wrong secrets are counted for each source: beyond a limit they are told to wait. A valid one never is by that.
+- Wrong secrets are counted for each source, and for each beginning of a secret, wherever they come from: beyond a limit
+  they are told to wait. A valid one never is by that.
 
 Example
     >>> signin.verify(session, secret, Memory()).name
@@ -13,6 +14,7 @@ Example
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from datetime import datetime
@@ -23,7 +25,7 @@ from sqlmodel import Session, col, select
 from registry.errors import Unauthenticated, Unavailable
 from registry.server import db
 from registry.server.access import state
-from registry.server.access.secret import sha256_of, well_formed
+from registry.server.access.secret import STARTS, sha256_of, well_formed
 from registry.server.actors import EVERYBODY, Actor, Role
 from registry.server.tables import RoleRow, TokenRow
 
@@ -108,25 +110,42 @@ def _is_over(row: TokenRow, moment: datetime) -> bool:
 
 
 class Failures:
-    """Wrong secrets of the last minute, by source. In one process: this is about floods, a guess is hopeless anyway."""
+    """Wrong secrets of the last minute, by source and by how they begin. In one process: this is about floods and about
+    who knows a part of a secret; a guess at a whole one is hopeless anyway."""
 
-    SOURCES_LIMIT = 10_000
+    COUNTED_LIMIT = 10_000
+    PREFIX = 12
+    """Letters of a secret that count as its beginning: `lra_` and eight more."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._seen: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str], deque[float]] = {}
 
-    def note(self, source: str) -> None:
-        """One more from there. `Unavailable` (RATE_LIMITED) instead of the plain refusal, once they are too many."""
+    def note(self, source: str, secret: str = "") -> None:
+        """One more. `Unavailable` (RATE_LIMITED) instead of the plain refusal, once they are too many."""
+        told = [("wrong tokens from your address", source)]
+        if secret.startswith(STARTS) and len(secret) >= self.PREFIX:
+            told.append(("wrong tokens that begin like this one", sha256_of(secret[: self.PREFIX])))
         moment = time.monotonic()
-        if len(self._seen) >= self.SOURCES_LIMIT:
-            self._seen = {}
-        seen = self._seen.setdefault(source, deque(maxlen=self._limit + 1))
+        with self._lock:
+            waits = [(what, self._one_more(what, which, moment)) for what, which in told]
+        for what, seconds in waits:
+            if seconds > 0:
+                raise limited(what, self._limit, seconds)
+
+    def _one_more(self, what: str, which: str, moment: float) -> float:
+        """Count it; for how many seconds whoever sent it should wait."""
+        seen = self._seen.pop((what, which), None)
+        if seen is None:
+            while len(self._seen) >= self.COUNTED_LIMIT:  # whoever has been quiet for longest
+                del self._seen[next(iter(self._seen))]
+            seen = deque(maxlen=self._limit + 1)
+        self._seen[what, which] = seen
         while seen and moment - seen[0] > MINUTE_SECONDS:
             seen.popleft()
         seen.append(moment)
-        if 0 < self._limit < len(seen):
-            raise limited("wrong tokens from your address", self._limit, MINUTE_SECONDS - (moment - seen[0]))
+        return MINUTE_SECONDS - (moment - seen[0]) if 0 < self._limit < len(seen) else 0.0
 
 
 class Pace:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from registry import __version__
-from registry.errors import RegistryError
+from registry.errors import RegistryError, Unauthenticated
 from registry.server import db, tokens
 from registry.server.access import exchange
+from registry.server.routes import deps
 from registry.server.routes.deps import (
     OPEN,
     Admin,
@@ -43,11 +44,15 @@ def create_token(session: SessionDep, actor: Admin, request: TokenCreate, respon
 
 @router.post("/tokens/exchange", status_code=201, dependencies=[OPEN])
 def exchange_token(
-    session: ReadSessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
+    incoming: Request, session: ReadSessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
 ) -> TokenCreated:
-    """An identity token for a short token of ours: 201, or 401 whatever is wrong with it."""
+    """An identity token for a short token of ours: 201, or 401 whatever is wrong with it, and counted."""
     response.headers["Cache-Control"] = "no-store"
-    view, secret = exchange.token_for(session, issuers, request)
+    try:
+        view, secret = exchange.token_for(session, issuers, request)
+    except Unauthenticated:
+        deps.note_failure(incoming)
+        raise
     return TokenCreated(token=view, secret=secret)
 
 

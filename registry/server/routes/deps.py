@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Query, Request
 
 from registry import names
-from registry.errors import Denied, Invalid, RegistryError, Unauthenticated
+from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.names import AdapterName, Selector
 from registry.server import db, failpoints, tokens
 from registry.server.access import signin
@@ -196,10 +196,19 @@ def _sign_in(request: Request) -> Actor:
             actor = signin.verify(reading, secret, memory(request))
             tokens.note_use(reading, actor.token_id)
     except Unauthenticated:
-        request.app.state.failures.note(request.client.host if request.client else "")
+        note_failure(request, secret)
         raise
     request.app.state.pace.take(actor.token_id)
     return actor
+
+
+def note_failure(request: Request, secret: str = "") -> None:
+    """Somebody did not sign in. `Unavailable` (RATE_LIMITED) where that happens too often; the log hears of both."""
+    try:
+        request.app.state.failures.note(request.client.host if request.client else "", secret)
+    except Unavailable:
+        request.app.state.log.batch.denied(request.scope, Unauthenticated.__name__)
+        raise
 
 
 async def open_to_all() -> None:
@@ -208,6 +217,10 @@ async def open_to_all() -> None:
 
 def adapter_name(namespace: str, name: str) -> AdapterName:
     return AdapterName(namespace, name)
+
+
+def namespace_name(namespace: str) -> str:
+    return namespace
 
 
 def version_selector(selector: str) -> Selector:

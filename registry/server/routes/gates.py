@@ -9,11 +9,22 @@ Example
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from registry.names import AdapterName
 from registry.server import catalog, gates, withdrawal
 from registry.server.routes.adapters import ADAPTER, VERSION
-from registry.server.routes.deps import Admin, NameDep, Promoter, Puller, SelectorDep, SessionDep
+from registry.server.routes.deps import (
+    Admin,
+    NameDep,
+    Promoter,
+    Puller,
+    SelectorDep,
+    SessionDep,
+    adapter_name,
+    inline,
+    namespace_name,
+)
 from registry.server.routes.namespaces import NAMESPACE
 from registry.server.routes.once import OnceRoute
 from registry.wire import VersionView
@@ -30,54 +41,36 @@ from registry.wire.gates import (
 
 router = APIRouter(tags=["gates"], route_class=OnceRoute)
 GATE = "/gates/{alias}"
+Place = AdapterName | str
 
 
-@router.get(NAMESPACE + "/gates")
-def list_namespace_gates(session: SessionDep, actor: Puller, namespace: str) -> GateList:
-    return gates.every(session, actor, namespace)
+# ------------------------------------------------------------------ of a namespace, and of an adapter
+for _path, _place in ((NAMESPACE, Depends(inline(namespace_name))), (ADAPTER, Depends(inline(adapter_name)))):
+    # The places come as defaults: an annotation is read where it cannot see what this loop has in its hands.
+
+    @router.get(_path + "/gates")
+    def list_gates(session: SessionDep, actor: Puller, where: Place = _place) -> GateList:
+        return gates.every(session, actor, where)
+
+    @router.get(_path + GATE)
+    def show_gate(session: SessionDep, actor: Puller, alias: str, where: Place = _place) -> GateView:
+        return gates.show(session, actor, where, alias)
+
+    @router.put(_path + GATE)
+    def set_gate(session: SessionDep, actor: Admin, alias: str, request: GateSet, where: Place = _place) -> GateView:
+        return gates.put(session, actor, where, alias, request.gate)
+
+    @router.delete(_path + GATE)
+    def remove_gate(session: SessionDep, actor: Admin, alias: str, where: Place = _place) -> GateView:
+        return gates.put(session, actor, where, alias, None)
 
 
-@router.get(NAMESPACE + GATE)
-def show_namespace_gate(session: SessionDep, actor: Puller, namespace: str, alias: str) -> GateView:
-    return gates.show(session, actor, namespace, alias)
-
-
-@router.put(NAMESPACE + GATE)
-def set_namespace_gate(session: SessionDep, actor: Admin, namespace: str, alias: str, request: GateSet) -> GateView:
-    return gates.put(session, actor, namespace, alias, request.gate)
-
-
-@router.delete(NAMESPACE + GATE)
-def remove_namespace_gate(session: SessionDep, actor: Admin, namespace: str, alias: str) -> GateView:
-    return gates.put(session, actor, namespace, alias, None)
-
-
-@router.get(ADAPTER + "/gates")
-def list_gates(session: SessionDep, actor: Puller, name: NameDep) -> GateList:
-    return gates.every(session, actor, name)
-
-
-@router.get(ADAPTER + GATE)
-def show_gate(session: SessionDep, actor: Puller, name: NameDep, alias: str) -> GateView:
-    return gates.show(session, actor, name, alias)
-
-
-@router.put(ADAPTER + GATE)
-def set_gate(session: SessionDep, actor: Admin, name: NameDep, alias: str, request: GateSet) -> GateView:
-    return gates.put(session, actor, name, alias, request.gate)
-
-
-@router.delete(ADAPTER + GATE)
-def remove_gate(session: SessionDep, actor: Admin, name: NameDep, alias: str) -> GateView:
-    return gates.put(session, actor, name, alias, None)
-
-
+# ------------------------------------------------------------------ one version
 @router.get(VERSION + GATE)
 def check_gate(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, alias: str) -> GateCheck:
     return gates.check(session, actor, name, selector, alias)
 
 
-# ------------------------------------------------------------------ one version
 @router.get(VERSION + "/approvals")
 def list_approvals(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ApprovalList:
     return gates.approvals(session, actor, name, selector)
