@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,11 @@ from registry.client.api import Registry
 from registry.wire import BaseAdd
 
 SPACE = "bench"
-WARM_STEP_BYTES = 4096
+WARM_STEP_BYTES = 2**20
+IDLE_SECONDS = 1.0
+"""Longer than the pause after which our server measures what was pushed (`registry.server.values.QUIET_SECONDS`)."""
+IDLE_SHARE = 0.05
+IDLE_LIMIT_SECONDS = 60
 ADAPTER = [sys.executable, "-c", "from cli.main import main; main()"]
 SERVER_LIMIT_SECONDS = 60
 
@@ -80,15 +84,32 @@ def cpu_of(servers: Sequence[int]) -> float:
     return sum(int(user) + int(system) for user, system in (f[11:13] for f in fields)) / os.sysconf("SC_CLK_TCK")
 
 
-def settle(warm_bytes: int) -> None:
-    """Write back what waits, and touch as much memory as the next step fills.
+def settle(scratch: Path, warm_bytes: int) -> None:
+    """Write back what waits, and pass as much through the page cache as the next step will.
 
-    A virtual machine that gives free pages back to its host pays for each again, and whoever comes first would pay.
+    A virtual machine gives free pages back to its host and pays for each again, and whoever comes first would pay. What
+    warms them must leave them as a removed file does: memory that is mapped, touched and freed goes back to the host in
+    large blocks, and the next one to write a file takes cold pages (docs/storage.md has the experiment).
     """
     os.sync()
-    with mmap.mmap(-1, warm_bytes) as memory:
-        for start in range(0, warm_bytes, WARM_STEP_BYTES):
-            memory[start] = 1
+    piece = bytes(WARM_STEP_BYTES)
+    with tempfile.TemporaryFile(dir=scratch, buffering=0) as file:
+        for _ in range(0, warm_bytes, WARM_STEP_BYTES):
+            file.write(piece)
+
+
+def wait_until_idle(servers: Sequence[int]) -> Timed:
+    """Wait until these processes have used next to no CPU for a moment; what they used and how long it took.
+
+    A server that goes on with work after its answers would slow whoever comes next. A figure of its own.
+    """
+    started, used = time.perf_counter(), cpu_of(servers)
+    seen, still = used, started
+    while (now := time.perf_counter()) - still < IDLE_SECONDS and now - started < IDLE_LIMIT_SECONDS:
+        time.sleep(IDLE_SECONDS / 10)
+        if (spent := cpu_of(servers)) > seen + IDLE_SHARE * IDLE_SECONDS:
+            seen, still = spent, time.perf_counter()
+    return Timed(still - started, server_cpu_seconds=cpu_of(servers) - used)
 
 
 def python_env(scratch: Path) -> dict[str, str]:
@@ -127,7 +148,10 @@ class Ours:
         return int(line.split()[1]) * 1024
 
     def _run(self, arguments: Sequence[str]) -> Timed:
-        env = {"ADAPTER_REGISTRY": self.url, "ADAPTER_TOKEN": self.token, **python_env(self.scratch), **self.env}
+        # What a client remembers of a registry's log must not be that of an earlier one on the same port.
+        home = {"XDG_CONFIG_HOME": str(self.scratch / f"config-{self.pid}")}
+        env = {"ADAPTER_REGISTRY": self.url, "ADAPTER_TOKEN": self.token, **home}
+        env |= {**python_env(self.scratch), **self.env}
         return timed([[*ADAPTER, *arguments]], self.servers, env=env)
 
     @contextlib.contextmanager

@@ -9,8 +9,11 @@
   nothing; ours hashes everything on both sides and copies what is staged to its final key.
 - Memory: the largest resident size of client and server for 1 GB over that for 100 MB.
 - Every contender is a process from start to end, on the same files, which change before every round. Contenders take
-  turns at each step; memory is touched and files are written back before it. What the step costs in CPU, its servers
-  included, is a ratio of its own (`…_cpu_vs_…`, theirs over ours): on a busy machine it says more than time does.
+  turns at each step; before it files are written back, and as much is passed through the page cache as the step moves.
+  What the step costs in CPU, its servers included, is a ratio of its own (`…_cpu_vs_…`, theirs over ours): on a busy
+  machine it says more than time does.
+- After each step everybody waits until its servers are idle: ours measures pushed weights when pushes pause. What
+  that takes is in no speed; it is a figure of its own, `…_afterwards_cpu_s` and `…_afterwards_s`.
 - Figures: MB/s by the median, CPU seconds, and `spread`, the slowest time over the quickest.
 - The floor (benchmarks/_floor.py): two bare processes that hash on both sides and do nothing else, four files at once
   as ours, forcing files to disk (`floor`) and not (`floor_nosync`). `…_local_speed_vs_floor` is how near ours comes;
@@ -49,6 +52,7 @@ ONE_BYTES = 10**9
 SMALL_BYTES = 10**8
 PLAIN = ("obstore", "boto3", "boto3-tuned")
 STEPS = ("push", "pull", "push_one", "pull_one")
+AFTERWARDS = "_afterwards"
 Times = dict[str, list[_contenders.Timed]]
 
 
@@ -117,18 +121,20 @@ class Files:
         return sum(path.stat().st_size for folder in self.fleet for path in folder.iterdir())
 
 
-def measure(times: Times, contenders: list[tuple[str, Any]], files: Files) -> None:
+def measure(times: Times, contenders: list[tuple[str, Any]], files: Files, scratch: Path) -> None:
     """One round: each step by each contender, one after the other."""
     for step in STEPS:
         folders = [files.one] if step.endswith("one") else files.fleet
         for name, contender in contenders:
-            _contenders.settle(2 * sum(path.stat().st_size for folder in folders for path in folder.iterdir()))
+            _contenders.settle(scratch, 2 * sum(p.stat().st_size for folder in folders for p in folder.iterdir()))
             verb = step.partition("_")[0]
             what, given = (verb, files.one) if step.endswith("one") else (f"{verb}_fleet", files.fleet)
             took = getattr(contender, what)(given)
             times[f"{name}.{step}"].append(took)
-            cpu = took.cpu_seconds + took.server_cpu_seconds
-            say(f"    {name:16} {step:9} {took.seconds:7.2f} s  {cpu:7.2f} CPU-s")
+            later = _contenders.wait_until_idle(contender.servers)
+            times[f"{name}.{step}{AFTERWARDS}"].append(later)
+            cpu, after = took.cpu_seconds + took.server_cpu_seconds, later.server_cpu_seconds
+            say(f"    {name:16} {step:9} {took.seconds:7.2f} s  {cpu:7.2f} CPU-s, afterwards {after:.2f}")
 
 
 def local(scratch: Path, files: Files, times: Times) -> bool:
@@ -144,10 +150,12 @@ def local(scratch: Path, files: Files, times: Times) -> bool:
         for n in range(ROUNDS):
             say(f"local round {n + 1} of {ROUNDS}")
             files.change()  # a registry that has seen the bytes would not take them again
-            measure(times, contenders[:: -1 if n % 2 else 1], files)
+            measure(times, contenders[:: -1 if n % 2 else 1], files, scratch)
             if registry:
                 files.change()
-                measure(times, [("oras_at_once", _contenders.Oras(address, scratch, (process,), at_once=4))], files)
+                measure(
+                    times, [("oras_at_once", _contenders.Oras(address, scratch, (process,), at_once=4))], files, scratch
+                )
             plain_limits(scratch, files, times)
     return registry is not None
 
@@ -182,7 +190,7 @@ def on_s3(scratch: Path, files: Files, times: Times) -> list[str]:
             for n in range(ROUNDS):
                 say(f"S3 round {n + 1} of {ROUNDS}")
                 files.change()
-                measure(times, contenders[:: -1 if n % 2 else 1], files)
+                measure(times, contenders[:: -1 if n % 2 else 1], files, scratch)
             return plain
 
 
@@ -261,11 +269,15 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], fl
     ratios["push_local_speed_vs_sha256"] = against("local", ["sha256"], "push")
     for side in ("server", "client"):
         ratios[f"{side}_peak_memory_1gb_vs_100mb"] = round(peaks[f"{side}_1gb"] / peaks[f"{side}_100mb"], 3)
-    rates = {f"{n}_mb_per_s": round((ONE_BYTES if "one" in n else fleet_bytes) / s / 1e6) for n, s in median.items()}
+    later = {name: seconds for name, seconds in median.items() if name.endswith(AFTERWARDS) and spent[name] >= 0.05}
+    moved = {name: seconds for name, seconds in median.items() if not name.endswith(AFTERWARDS)}
+    rates = {f"{n}_mb_per_s": round((ONE_BYTES if "one" in n else fleet_bytes) / s / 1e6) for n, s in moved.items()}
     figures: dict[str, float] = {**rates, **{f"{name}_peak_mb": round(size / 1e6) for name, size in peaks.items()}}
-    figures |= {f"{name}_cpu_s": round(seconds, 2) for name, seconds in spent.items() if seconds}
-    for name, all_ in times.items():
-        figures[f"{name}_spread"] = round(max(t.seconds for t in all_) / min(t.seconds for t in all_), 2)
+    figures |= {f"{name}_s": round(seconds, 2) for name, seconds in later.items()}
+    figures |= {f"{name}_cpu_s": round(s, 2) for name, s in spent.items() if s and (name in moved or name in later)}
+    for name in moved:
+        took = [one.seconds for one in times[name]]
+        figures[f"{name}_spread"] = round(max(took) / min(took), 2)
     absent = [] if oras else ["oras or docker-registry is not installed: its ratios are null"]
     absent += [f"{kind} is not installed" for kind in PLAIN if kind not in plain]
     machine = {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS}

@@ -33,8 +33,9 @@ class Settings:
     """URL at which the server reaches the S3 store. Empty: AWS's own."""
     s3_public_endpoint: str = ""
     """URL at which clients reach the same store, put into presigned links. Default: `s3_endpoint`."""
-    parts_from_bytes: int = 64 * 2**20
-    """From this size on, a blob goes to an S3 store in parts of 32 MiB that a killed client need not send again."""
+    parts_from_bytes: int = 0
+    """From this size on, a blob goes to an S3 store in parts of 32 MiB that a killed client need not send again.
+    0: 1 GiB where the store checks the SHA-256 of a single part (`bound_parts`), else 64 MiB."""
     public_url: str = ""
     """URL at which clients reach this server, for absolute links. Empty: links are relative."""
     push_hold_seconds: int = 24 * 3600

@@ -11,9 +11,11 @@ Invariants
   the final key is never asked for that. So a plan, a link and a commit are the same whether or not somebody has them.
 - That the part is there is noted before the upload is completed: whoever dies between the two goes on from the note.
 - Completing over a key that exists puts equal bytes in the place of equal or damaged ones.
+- What a store has just said is not asked again: a note is looked for only where it may be, and an upload that the store
+  says it has completed is complete.
 
 Example
-    >>> uploads.begin(staging_key, size_bytes, seconds=3600).headers
+    >>> uploads.begin(staging_key, size_bytes, seconds=3600, known=None, only_new=True).link.headers
     {'x-amz-checksum-sha256': '…'}
 """
 
@@ -43,12 +45,20 @@ class Note:
     size_bytes: int
 
     @classmethod
-    def of(cls, found: dict[str, Any]) -> Note | None:
-        """None for a staging key that holds bytes."""
+    def at(cls, key: str, found: dict[str, Any]) -> Note | None:
+        """None for a key that holds bytes."""
         told = found.get("Metadata", {})
-        if _UPLOAD not in told:
+        if _UPLOAD not in told or not key.startswith("staging/"):
             return None
         return cls(str(told[_UPLOAD]), told.get(_ARRIVED) == "yes", int(told.get("size", 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An upload that is open: where its part goes, and what is noted of it."""
+
+    link: Link
+    note: Note
 
 
 class BoundUploads:
@@ -57,37 +67,56 @@ class BoundUploads:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
-    def begin(self, staging_key: str, size_bytes: int, *, seconds: int) -> Link:
-        """A link for the bytes of this staging key. The same upload when the plan is made again."""
+    def begin(self, staging_key: str, size_bytes: int, *, seconds: int, known: Note | None, only_new: bool) -> Begun:
+        """A link for the bytes of this staging key. The same upload when the plan is made again.
+
+        `known` is the note that this process has seen there, `only_new` whether the store writes on condition.
+        """
         digest = digest_of(staging_key)
-        found = self._bucket.head(staging_key)
-        note = Note.of(found) if found else None
+        note = known if known or only_new else self._read(staging_key)
         if note is None or note.arrived or not self._is_open(digest, note.upload_id):
-            upload = self._bucket.call("create_multipart_upload", **self._where(digest), ChecksumAlgorithm="SHA256")
-            note = Note(str(upload["UploadId"]), False, size_bytes)
-            self._write(staging_key, note)
+            note = self._begun(staging_key, size_bytes, only_new=only_new and note is None)
         told = _sum(digest)
         given = {"UploadId": note.upload_id, "PartNumber": 1, "ContentLength": size_bytes, "ChecksumSHA256": told}
         url = self._bucket.link("upload_part", seconds, {**self._where(digest), **given})
-        return Link(url, {"x-amz-checksum-sha256": told})
+        return Begun(Link(url, {"x-amz-checksum-sha256": told}), note)
+
+    def _begun(self, staging_key: str, size_bytes: int, *, only_new: bool) -> Note:
+        """A new upload and its note; with `only_new` the one that is noted already and open, if there is one."""
+        digest = digest_of(staging_key)
+        upload = self._bucket.call("create_multipart_upload", **self._where(digest), ChecksumAlgorithm="SHA256")
+        note = Note(str(upload["UploadId"]), False, size_bytes)
+        if self._write(staging_key, note, **({"IfNoneMatch": "*"} if only_new else {})):
+            return note
+        there = self._read(staging_key)
+        if there == note:  # the answer to our first try was lost
+            return note
+        if there is not None and not there.arrived and self._is_open(digest, there.upload_id):
+            self.abort(staging_key, note)
+            return there
+        self._write(staging_key, note)
+        return note
 
     def land(self, staging_key: str, note: Note) -> Stat | None:
         """The blob under its final key, if this push has sent it; completes the upload if that is still to be done."""
         digest = digest_of(staging_key)
-        if not note.arrived:
-            part = self._part(digest, note.upload_id)
-            if part is None:
-                return None
-            note = Note(note.upload_id, True, int(part["Size"]))
-            self._write(staging_key, note)
         part = self._part(digest, note.upload_id)
-        if part is not None:
-            parts = [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": _sum(digest)}]
-            given = {**self._where(digest), "UploadId": note.upload_id, "MultipartUpload": {"Parts": parts}}
-            self._bucket.find("complete_multipart_upload", **given)  # None: another commit of this push was quicker
-        if self._bucket.head(key_of(digest)) is None:
+        if part is None and not note.arrived:
             return None
-        return Stat(staging_key, note.size_bytes, digest, datetime.now(UTC))
+        size_bytes = note.size_bytes
+        if part is not None and not note.arrived:
+            size_bytes = int(part["Size"])
+            self._write(staging_key, Note(note.upload_id, True, size_bytes))
+        done = part is not None and self._complete(digest, note.upload_id, part)
+        if not done and self._bucket.head(key_of(digest)) is None:  # else another commit of this push was quicker
+            return None
+        return Stat(staging_key, size_bytes, digest, datetime.now(UTC))
+
+    def _complete(self, digest: Digest, upload_id: str, part: dict[str, Any]) -> bool:
+        """Whether the store says that it did; False for an upload that is not open any more."""
+        parts = [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": _sum(digest)}]
+        given = {**self._where(digest), "UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
+        return self._bucket.find("complete_multipart_upload", **given) is not None
 
     def abort(self, staging_key: str, note: Note) -> None:
         """End an upload that nobody will complete."""
@@ -104,10 +133,14 @@ class BoundUploads:
         found = self._bucket.find("list_parts", **self._where(digest), UploadId=upload_id)
         return next((part for part in (found or {}).get("Parts", ()) if part["PartNumber"] == 1), None)
 
-    def _write(self, staging_key: str, note: Note) -> None:
+    def _read(self, staging_key: str) -> Note | None:
+        found = self._bucket.head(staging_key)
+        return Note.at(staging_key, found) if found else None
+
+    def _write(self, staging_key: str, note: Note, **condition: str) -> bool:
         arrived = "yes" if note.arrived else "no"
         told = {_UPLOAD: note.upload_id, _ARRIVED: arrived, "size": str(note.size_bytes)}
-        self._bucket.put(staging_key, b"", Metadata=told)
+        return self._bucket.put(staging_key, b"", Metadata=told, **condition)
 
 
 def _sum(digest: Digest) -> str:

@@ -137,6 +137,14 @@ class Bucket:
         except _Taken:
             return False
 
+    def copied(self, **parameters: Any) -> bool:
+        """Copy an object. False when its source is not there; a condition that does not hold is fine."""
+        try:
+            self.create("copy_object", **parameters)
+        except _Absent:
+            return False
+        return True
+
     def pages(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         with self.reached(operation):
             yield from self._internal.get_paginator(operation).paginate(Bucket=self.name, **parameters)

@@ -26,6 +26,11 @@ from registry.server.blobs import PartLink
 from registry.server.s3.bucket import Bucket
 
 FROM_BYTES = 64 * 2**20
+FROM_BYTES_WHERE_BOUND = 2**30
+"""A bound upload is one part: the store checks it, and nothing is read or copied after it: a third of the work.
+In exchange a line that breaks, or a client that is killed, sends again at most this much."""
+AS_FITS = 0
+"""One of these two, by what the store can do."""
 PART_BYTES = 32 * 2**20
 """S3 takes at most 10,000 parts; so many of these are more than the largest file that a manifest may name."""
 

@@ -8,8 +8,9 @@ Invariants
   is not given and the bytes come through this server.
 - The store's word for a digest is taken where the probe saw it refuse a wrong one; else the bytes are hashed here.
 - Only calls and small reads go through boto3; memory stays constant whatever the size.
-- A promotion makes the same calls whether or not the final key exists: the copy goes to a twin then (`_twin_of`).
+- A promotion makes the same calls whether or not the final key exists: the copy goes to a twin then (`twin_of`).
 - What bytes a key has does not change: under `blobs/` they hash to the key's digest.
+- What this process has seen of a staging key is not asked again (`staged`); the next call confirms it.
 
 Example
     >>> store = S3Blobs.at("s3://adapters", endpoint="http://10.0.0.7:8333")
@@ -26,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from registry.digest import Digest
 from registry.errors import Unavailable
@@ -41,16 +42,16 @@ from registry.server.blobs import (
     fill,
     key_of,
 )
-from registry.server.s3 import bound, parts, probe
+from registry.server.s3 import bound, links, parts, probe
 from registry.server.s3.bound import BoundUploads, Note
 from registry.server.s3.bucket import Bucket
 from registry.server.s3.probe import Abilities
 from registry.server.s3.sink import ObjectSink
+from registry.server.s3.staged import Staged, twin_of
 
 PROBE_PAUSE_SECONDS = 5.0
-LANDED_LIMIT = 10_000
-"""Staging keys of bound uploads that are remembered as complete, and of those that have a twin."""
-SINGLE_PUT_LIMIT_BYTES = 5 * 2**30
+WHOLE_BYTES = 2**40
+"""More than any blob has."""
 COPY_LIMIT_BYTES = 2**30
 """One CopyObject; S3 itself stops at 5 GiB. Larger ones are copied in ranges of this size."""
 
@@ -61,7 +62,7 @@ class S3Blobs:
     kind = "s3"
 
     def __init__(
-        self, bucket: Bucket, *, parts_from_bytes: int = parts.FROM_BYTES, part_bytes: int = parts.PART_BYTES
+        self, bucket: Bucket, *, parts_from_bytes: int = parts.AS_FITS, part_bytes: int = parts.PART_BYTES
     ) -> None:
         self.bucket = bucket
         self._part_bytes = part_bytes
@@ -72,12 +73,11 @@ class S3Blobs:
         self._ask_again_at = 0.0
         self._bound = BoundUploads(bucket)
         self._bound_from_bytes = bound.FROM_BYTES
-        self._landed: set[str] = set()
-        self._twins: set[str] = set()
+        self._staged = Staged()
 
     @classmethod
     def at(
-        cls, url: str, *, endpoint: str = "", public_endpoint: str = "", parts_from_bytes: int = parts.FROM_BYTES
+        cls, url: str, *, endpoint: str = "", public_endpoint: str = "", parts_from_bytes: int = parts.AS_FITS
     ) -> S3Blobs:
         bucket = Bucket.at(url, endpoint=endpoint, public_endpoint=public_endpoint)
         return cls(bucket, parts_from_bytes=parts_from_bytes)
@@ -108,27 +108,37 @@ class S3Blobs:
     # ---------------------------------------------------------------- look and read
     def stat(self, key: str) -> Stat | None:
         digest = digest_of(key)
+        seen = self._staged.written(key) or self._landing(key)
+        if seen is not None:
+            return seen
         found = self.bucket.head(key)
         if found is None:
             return None
-        note = _note_of(key, found)
+        note = Note.at(key, found)
         if note is not None:
-            return self._land(key, note)
+            return None if note == self._staged.note(key) else self._land(key, note)
         vouched = digest if key.startswith("blobs/") else self._vouched(found)
         return Stat(key, int(found["ContentLength"]), vouched, found["LastModified"].astimezone(UTC))
+
+    def _landing(self, key: str) -> Stat | None:
+        """The blob of an upload that was begun here, if its part has come. None proves nothing: see the note itself."""
+        note = self._staged.note(key)
+        return self._land(key, note) if note else None
 
     def _land(self, key: str, note: Note) -> Stat | None:
         stat = self._bound.land(key, note)
         if stat is not None:
-            _remember(self._landed, key)
+            self._staged.land(key)
         return stat
 
     def _place(self, key: str) -> str:
         """Where the bytes of a key are: of a bound upload they are under the final key from the start."""
-        if key in self._landed:
+        if self._staged.landed(key):
             return key_of(digest_of(key))
-        found = self.bucket.head(key) if key.startswith("staging/") and self.abilities.bound_parts else None
-        note = _note_of(key, found) if found else None
+        if not key.startswith("staging/") or self._staged.written(key) or not self.abilities.bound_parts:
+            return key
+        found = self.bucket.head(key)
+        note = Note.at(key, found) if found else None
         if note is None:
             return key
         return key_of(digest_of(key)) if self._land(key, note) else absent(key)
@@ -146,8 +156,12 @@ class S3Blobs:
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes in chunks; that the key is there is seen before the first one is asked for."""
         digest_of(key)
-        found = self.bucket.stream(self._place(key), start, SINGLE_PUT_LIMIT_BYTES * 100 if length is None else length)
-        return absent(key) if found is None else found
+        found = self.bucket.stream(self._place(key), start, WHOLE_BYTES if length is None else length)
+        return self._absent(key) if found is None else found
+
+    def _absent(self, key: str) -> NoReturn:
+        self._staged.forget(key)
+        absent(key)
 
     def list(self, prefix: str) -> Iterator[Stat]:
         ours = len(self.bucket.prefix)
@@ -167,7 +181,10 @@ class S3Blobs:
 
     def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
         check_expectation(key, expect)
-        return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
+        stat = fill(self.sink(key, limit_bytes=limit_bytes), chunks)
+        if self.abilities.sum_links:  # else a client's link might have put other bytes there, had ours been deleted
+            self._staged.wrote(stat)
+        return stat
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Copy what is staged, which no client can change any more, to the final key, or to a twin if that is there.
@@ -179,16 +196,24 @@ class S3Blobs:
         if self._place(staging_key) == final:
             return
         there = not replace and self.bucket.head(final) is not None
-        found = self.bucket.head(staging_key)
-        if found is None:
+        size_bytes = self._size_of(staging_key)
+        if size_bytes is None:
             if there:
                 return
-            absent(staging_key)
+            self._absent(staging_key)
         if there:
-            _remember(self._twins, staging_key)
-        self._copy(staging_key, _twin_of(staging_key) if there else final, int(found["ContentLength"]), replace)
+            self._staged.twin(staging_key)
+        target = twin_of(staging_key) if there else final
+        if not self._copy(staging_key, target, size_bytes, replace) and not there:
+            self._absent(staging_key)
 
-    def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool) -> None:
+    def _size_of(self, staging_key: str) -> int | None:
+        written = self._staged.written(staging_key)
+        found = None if written else self.bucket.head(staging_key)
+        return written.size_bytes if written else int(found["ContentLength"]) if found else None
+
+    def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool) -> bool:
+        """False when nothing is staged (any more)."""
         if not self.abilities.copies:
             self.put(key, self.open(staging_key), limit_bytes=size_bytes)
         elif size_bytes > COPY_LIMIT_BYTES and self.abilities.parts:
@@ -196,19 +221,25 @@ class S3Blobs:
         else:
             only_new = {"IfNoneMatch": "*"} if self.abilities.conditional_copy and not replace else {}
             source = {"Bucket": self.bucket.name, "Key": self.bucket.prefix + staging_key}
-            self.bucket.create("copy_object", Key=self.bucket.prefix + key, CopySource=source, **only_new)
+            return self.bucket.copied(Key=self.bucket.prefix + key, CopySource=source, **only_new)
+        return True
 
     def delete(self, key: str) -> None:
         digest_of(key)
-        found = self.bucket.head(key) if key.startswith("staging/") and self.abilities.bound_parts else None
-        note = _note_of(key, found) if found else None
+        if key.startswith("staging/") and not (self._staged.landed(key) or self._staged.written(key)):
+            self._end_upload(key)
+        twin = self._staged.has_twin(key)
+        self._staged.forget(key)
+        self.bucket.delete(key)
+        if twin:
+            self.bucket.delete(twin_of(key))
+
+    def _end_upload(self, key: str) -> None:
+        """Abort the bound upload that is noted under this key and still open, if there is one."""
+        found = self.bucket.head(key) if self.abilities.bound_parts else None
+        note = Note.at(key, found) if found else None
         if note is not None and not note.arrived:
             self._bound.abort(key, note)
-        self._landed.discard(key)
-        self.bucket.delete(key)
-        if key in self._twins:
-            self._twins.discard(key)
-            self.bucket.delete(_twin_of(key))
 
     def sweep(self, older_than: timedelta, prefix: str = "") -> int:
         """Abort multipart uploads under `prefix` that nobody ended. Returns how many."""
@@ -228,67 +259,40 @@ class S3Blobs:
         digest_of(key)
         if not self.abilities.links:
             return None
-        where = {"Key": self.bucket.prefix + key}
         if method == "PUT":
             if digest is not None and self._takes_bound(key, size_bytes or 0):
-                return self._bound.begin(key, size_bytes or 0, seconds=seconds)
-            return self._put_link(where, seconds, digest, size_bytes)
-        name = file_name.rsplit("/", 1)[-1] or "blob"
-        shown = {"ResponseContentDisposition": f'attachment; filename="{name}"'} if method == "GET" else {}
-        return Link(self.bucket.link("head_object" if method == "HEAD" else "get_object", seconds, {**where, **shown}))
+                return self._begin(key, size_bytes or 0, seconds)
+            return links.to_put(self.bucket, self.abilities, key, seconds, digest, size_bytes)
+        return links.to_read(self.bucket, key, seconds, method, file_name)
+
+    def _begin(self, key: str, size_bytes: int, seconds: int) -> Link:
+        begun = self._bound.begin(
+            key, size_bytes, seconds=seconds, known=self._staged.note(key), only_new=self.abilities.conditional
+        )
+        self._staged.begun(key, begun.note)
+        return begun.link
 
     def _takes_bound(self, key: str, size_bytes: int) -> bool:
         fits = self._bound_from_bytes <= size_bytes <= bound.LIMIT_BYTES
         return fits and key.startswith("staging/") and self.abilities.bound_parts
 
-    def _put_link(
-        self, where: dict[str, Any], seconds: int, digest: Digest | None, size_bytes: int | None
-    ) -> Link | None:
-        if (
-            size_bytes is None
-            or size_bytes > SINGLE_PUT_LIMIT_BYTES
-            or not where["Key"].startswith(self.bucket.prefix + "staging/")
-        ):
-            return None
-        if digest is not None and self.abilities.sum_links:
-            told = base64.b64encode(bytes.fromhex(digest.hex)).decode()
-            bound, headers = {"ChecksumSHA256": told}, {"x-amz-checksum-sha256": told}
-        elif self.abilities.once_links:
-            bound, headers = {"IfNoneMatch": "*"}, {"If-None-Match": "*"}
-        else:
-            return None
-        given = {**where, **bound, "ContentLength": size_bytes}
-        return Link(self.bucket.link("put_object", seconds, given), headers)
-
     def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
         """Links for the parts that are still to be sent, or None for a blob that is sent whole."""
         digest_of(key)
-        if size_bytes < self._parts_from_bytes or not self.abilities.parts:
+        if not self._goes_in_parts(size_bytes):
             return None
         return parts.links(self.bucket, key, size_bytes, self._part_bytes, seconds)
 
     def assemble(self, key: str, size_bytes: int) -> None:
         """Make one object of the parts sent, if all are there. What they hash to is for the caller to see."""
         digest_of(key)
-        if size_bytes >= self._parts_from_bytes and self.abilities.parts:
+        if self._goes_in_parts(size_bytes):
             parts.complete(self.bucket, key, size_bytes, self._part_bytes)
+
+    def _goes_in_parts(self, size_bytes: int) -> bool:
+        fits = parts.FROM_BYTES_WHERE_BOUND if self.abilities.bound_parts else parts.FROM_BYTES
+        return size_bytes >= (self._parts_from_bytes or fits) and self.abilities.parts
 
     def path_of(self, key: str) -> Path | None:
         digest_of(key)
         return None
-
-
-def _note_of(key: str, found: dict[str, Any]) -> Note | None:
-    return Note.of(found) if key.startswith("staging/") else None
-
-
-def _twin_of(staging_key: str) -> str:
-    """Under a push that does not exist: it goes with the staging key, and if we die before that, `gc` finds it."""
-    folder, push_id, name = staging_key.split("/")
-    return f"{folder}/{push_id[:59]}-twin/{name}"
-
-
-def _remember(keys: set[str], key: str) -> None:
-    if len(keys) >= LANDED_LIMIT:
-        keys.clear()
-    keys.add(key)

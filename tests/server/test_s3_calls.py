@@ -1,0 +1,152 @@
+"""How often a push asks the S3 store, counted; and what a server remembers of staging keys is never the only word."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.client import transfer
+from registry.digest import Digest
+from registry.errors import NotFound
+from registry.names import AdapterName
+from registry.server.blobs import key_of, staging_key_of
+from registry.server.s3 import parts
+from registry.server.s3.bucket import Bucket
+from registry.server.s3.store import S3Blobs
+from tests import forge
+from tests.world import World
+
+DATA = bytes(range(256)) * 64
+DIGEST = Digest.of(DATA)
+STAGED = staging_key_of("psh_one", DIGEST)
+MIB = 2**20
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def blobs(s3_url: str, object_store: str) -> S3Blobs:
+    store = S3Blobs.at(s3_url, endpoint=object_store)
+    store._bound_from_bytes = 2**10
+    if not store.abilities.bound_parts:
+        pytest.skip("this store binds no part to a sum")
+    return store
+
+
+@pytest.fixture
+def calls(blobs: S3Blobs) -> list[str]:
+    """Every request that boto3 sends, by its operation."""
+    told: list[str] = []
+
+    def note(model: Any, **_: Any) -> None:
+        told.append(model.name)
+
+    blobs.bucket._internal.meta.events.register("before-call.s3", note)
+    return told
+
+
+@pytest.fixture
+def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
+    with World(database_url, blobs=blobs) as world:
+        world.add_base()
+        yield world
+
+
+def test_a_push_asks_the_store_for_what_moves_its_bytes_and_little_else(
+    world: World, calls: list[str], tmp_path: Path
+) -> None:
+    transfer.push_folder(world.admin, forge.write(world.files(), tmp_path / "first"), AdapterName("acme", "first"))
+    world.transport.settle()
+    calls.clear()
+    files = {name: data for name, data in world.files(rank=16).items() if name in (forge.CONFIG, forge.WEIGHTS)}
+    transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
+    world.transport.settle()
+    asked = Counter(calls)
+    # The weights: begun and noted; seen, noted as arrived and completed. The configuration: put, looked for under its
+    # final key, copied there. Reads are of the judge. Afterwards: the list of what was staged, two deletions, a record.
+    assert asked - Counter({"GetObject": asked["GetObject"]}) == Counter(
+        CreateMultipartUpload=1, ListParts=1, CompleteMultipartUpload=1, PutObject=4, HeadObject=2, CopyObject=1,
+        ListObjectsV2=1, DeleteObject=2,
+    )  # fmt: skip
+    assert asked["GetObject"] <= 5
+
+
+def test_a_file_goes_in_parts_from_where_that_is_cheaper_than_to_send_it_again(blobs: S3Blobs) -> None:
+    assert not blobs._goes_in_parts(parts.FROM_BYTES_WHERE_BOUND - 1)
+    assert blobs._goes_in_parts(parts.FROM_BYTES_WHERE_BOUND)
+    blobs._abilities = dataclasses.replace(blobs.abilities, bound_parts=False)
+    assert blobs._goes_in_parts(parts.FROM_BYTES)
+    assert not blobs._goes_in_parts(parts.FROM_BYTES - 1)
+    chosen = S3Blobs(blobs.bucket, parts_from_bytes=5 * MIB)
+    assert chosen._goes_in_parts(5 * MIB)
+
+
+def test_what_another_server_took_away_is_missed_and_not_believed(blobs: S3Blobs) -> None:
+    blobs.put(STAGED, [DATA], limit_bytes=len(DATA))
+    S3Blobs(blobs.bucket).delete(STAGED)
+    with pytest.raises(NotFound):
+        blobs.promote(STAGED, DIGEST)
+    assert blobs.stat(key_of(DIGEST)) is None
+    assert blobs.stat(STAGED) is None
+    blobs.put(STAGED, [DATA], limit_bytes=len(DATA))
+    S3Blobs(blobs.bucket).delete(STAGED)
+    with pytest.raises(NotFound):
+        blobs.read(STAGED, 0, 10)
+    assert blobs.stat(STAGED) is None
+
+
+def test_two_servers_go_on_with_one_upload_and_either_completes_it(blobs: S3Blobs) -> None:
+    other = S3Blobs(blobs.bucket)
+    other._bound_from_bytes = blobs._bound_from_bytes
+    given: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
+    first, second = blobs.link(STAGED, **given), other.link(STAGED, **given)
+    assert first is not None
+    assert second is not None
+    assert httpx.URL(first.url).params["uploadId"] == httpx.URL(second.url).params["uploadId"]
+    pages = blobs.bucket.pages("list_multipart_uploads", Prefix=blobs.bucket.prefix)
+    assert len([upload for page in pages for upload in page.get("Uploads", ())]) == 1
+    assert httpx.put(first.url, content=DATA, headers=first.headers).status_code == 200
+    for store in (other, blobs, other):
+        found = store.stat(STAGED)
+        assert found is not None
+        assert (found.size_bytes, found.digest) == (len(DATA), DIGEST)
+    assert b"".join(blobs.open(STAGED)) == DATA
+
+
+def test_an_upload_that_another_server_ended_is_begun_anew(blobs: S3Blobs) -> None:
+    given: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
+    first = blobs.link(STAGED, **given)
+    S3Blobs(blobs.bucket).delete(STAGED)
+    assert blobs.stat(STAGED) is None
+    second = blobs.link(STAGED, **given)
+    assert first is not None
+    assert second is not None
+    assert httpx.put(first.url, content=DATA, headers=first.headers).status_code == 404
+    assert httpx.put(second.url, content=DATA, headers=second.headers).status_code == 200
+    assert blobs.stat(STAGED) is not None
+
+
+def test_a_note_whose_answer_was_lost_is_found_and_its_upload_kept(
+    blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Bucket.put
+
+    def written_but_refused(self: Bucket, key: str, data: bytes, **parameters: Any) -> bool:
+        put(self, key, data, **parameters)
+        return "IfNoneMatch" not in parameters  # as a second try is answered, whose first one arrived
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", written_but_refused)
+        link = blobs.link(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+    assert link is not None
+    assert httpx.put(link.url, content=DATA, headers=link.headers).status_code == 200
+    assert blobs.stat(STAGED) is not None
