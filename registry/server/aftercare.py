@@ -97,7 +97,7 @@ class _Desk:
                 quiet_at = until if self._under_way else self._last + QUIET_SECONDS
                 if now >= quiet_at or (not self._under_way and or_when()):
                     return
-                self._changed.wait(quiet_at - now)
+                self._changed.wait(min(quiet_at, until) - now)
 
 
 _DESKS: weakref.WeakKeyDictionary[Engine, _Desk] = weakref.WeakKeyDictionary()

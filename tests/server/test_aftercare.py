@@ -1,0 +1,60 @@
+"""What a push leaves for after its answer: done at once after a push alone, together while many push, never lost."""
+
+from __future__ import annotations
+
+import pytest
+from sqlmodel import col, select
+
+from registry.server import aftercare
+from registry.server.tables import VersionRow
+from tests.world import World
+
+LONG_SECONDS = 600.0
+
+
+def unrecorded(world: World) -> int:
+    with world.session() as session:
+        return len(session.exec(select(VersionRow.id).where(col(VersionRow.recorded_at).is_(None))).all())
+
+
+@pytest.fixture
+def stocked(world: World) -> World:
+    world.add_base()
+    return world
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's patience ends during a test."""
+    for name in ("QUIET_SECONDS", "RECORDS_PATIENCE_SECONDS", "PATIENCE_SECONDS"):
+        monkeypatch.setattr(aftercare, name, LONG_SECONDS)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_push_alone_is_recorded_at_once(stocked: World) -> None:
+    stocked.push("acme/support")
+    stocked.transport.settle()
+    assert unrecorded(stocked) == 0
+
+
+@pytest.mark.usefixtures("patient")
+def test_records_wait_for_the_pushes_that_are_under_way_and_are_written_together(stocked: World) -> None:
+    aftercare.expect(stocked.engine, "psh_of_somebody_else")
+    stocked.push("acme/one")
+    stocked.push("acme/two")
+    assert unrecorded(stocked) == 2
+    with aftercare.pushing(stocked.engine, "psh_of_somebody_else"):
+        assert unrecorded(stocked) == 2  # its commit may bring one more
+    stocked.transport.settle()
+    assert unrecorded(stocked) == 0
+
+
+def test_a_push_that_is_never_committed_delays_records_and_does_not_stop_them(
+    stocked: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aftercare, "QUIET_SECONDS", LONG_SECONDS)
+    monkeypatch.setattr(aftercare, "RECORDS_PATIENCE_SECONDS", 0.05)
+    aftercare.expect(stocked.engine, "psh_of_somebody_who_left")
+    stocked.push("acme/support")
+    stocked.transport.settle()
+    assert unrecorded(stocked) == 0
