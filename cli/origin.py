@@ -1,7 +1,7 @@
-"""What a version was made from, for `adapter show`: what was declared at its push, and what its README claims.
+"""What a version was made from, for `adapter show`: what was declared at its push, what README and trainer's log claim.
 
 Invariants
-- A claim of the README is marked as one.
+- A claim is marked as one, with the file that makes it.
 
 Example
     data      tickets  s3://data/tickets.jsonl
@@ -9,7 +9,10 @@ Example
 
 from __future__ import annotations
 
+from typing import Any
+
 from cli import output
+from registry import trainer
 from registry.wire import VersionView
 
 PARAMETERS_SHOWN = 12
@@ -38,4 +41,27 @@ def lines(version: VersionView) -> list[tuple[str, str]]:
     tools = {"peft": version.facts.get("peft_version") or "", **claims.get("tools", {})}
     if declared is not None or claims:
         found.append(("tools", [", ".join(f"{name} {number}" for name, number in sorted(tools.items()) if number)]))
+    found.append(("training", _training(version.facts.get("trainer") or {})))
     return [(field, "\n".join(told)) for field, told in found]
+
+
+def _training(told: dict[str, Any]) -> list[str]:
+    """`60 of 100 steps, 3 epochs, batches of 8; loss 2.31 → 0.87, on evaluation 0.91; the best 0.85 at step 40`."""
+    planned = f" of {told['planned_steps']}" if told.get("planned_steps", 0) > 0 else ""
+    how = [
+        f"{told['steps']}{planned} steps" if "steps" in told else "",
+        f"{told['epochs']:g} epochs" if "epochs" in told else "",
+        f"batches of {told['batch_size']}" if "batch_size" in told else "",
+        f"{output.amount(told['tokens'])} tokens" if told.get("tokens") else "",
+    ]
+    losses = told.get("losses") or []
+    ends = [f"{loss:.4g}" for _, loss in (losses[0], losses[-1])] if len(losses) > 1 else []
+    came = [
+        f"loss {' → '.join(ends)}" if ends else "",
+        f"on evaluation {told['eval_loss']:.4g}" if "eval_loss" in told else "",
+    ]
+    best = f"the best {told['best_metric']:.4g}" if "best_metric" in told else ""
+    best += f" at step {told['best_step']}" if best and "best_step" in told else ""
+    parts = [", ".join(part for part in group if part) for group in (how, came, [best])]
+    line = "; ".join(part for part in parts if part)
+    return [f"(its {trainer.FILE}) {line}"] if line else []

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from registry import card, formats, golden, lora, tensors
+from registry import card, formats, golden, lora, tensors, trainer
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.errors import Invalid, Reason
@@ -191,10 +191,14 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
 
 
 def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
-    """What the README claims about the version's origin, as one more of its facts (`card`); empty for none."""
-    file = next((f for f in files if f.path == card.FILE), None)
-    told = card.read(read(card.FILE, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts if file else {}
-    return {"card": told} if told else {}
+    """What README (`card`) and trainer's log (`trainer`) claim of the version's origin, as more of its facts."""
+    by_path = {f.path: f for f in files}
+    told: dict[str, Any] = {}
+    if file := by_path.get(card.FILE):
+        told["card"] = card.read(read(card.FILE, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts
+    if file := by_path.get(trainer.FILE):
+        told["trainer"] = trainer.read(read(trainer.FILE, 0, min(file.size_bytes, trainer.READ_LIMIT_BYTES))).facts
+    return {key: value for key, value in told.items() if value}
 
 
 def _golden(file: Descriptor | None, read: Read) -> None:

@@ -87,6 +87,8 @@ def _properties(version: VersionView) -> Iterator[dict[str, str]]:
         if declared.run is not None:
             told["run"] = f"{declared.run.tool}:{declared.run.id}"
     told |= {f"claimed-tool:{name}": number for name, number in _tools(version)}
+    trained = version.facts.get("trainer") or {}
+    told |= {f"claimed-training:{name}": f"{value:.6g}" for name, value in trained.items() if name != "losses"}
     yield from ({"name": PROPERTY + name, "value": value} for name, value in told.items())
 
 

@@ -50,6 +50,8 @@ def _own(**fields: Any) -> dict[str, Any]:
 
 def _run_facets(version: VersionView) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "adapterRegistry_push", _own(pushedBy=version.created_by, digest=version.digest)
+    if told := version.facts.get("trainer"):
+        yield "adapterRegistry_trainerState", _own(claimed={k: v for k, v in told.items() if k != "losses"})
     declared = version.provenance
     if declared is None:
         return

@@ -51,7 +51,10 @@ def predicate(version: VersionView, found: Lineage) -> dict[str, Any]:
         "buildDefinition": {
             "buildType": BUILD,
             "externalParameters": external,
-            "internalParameters": {"tools": (version.facts.get("card") or {}).get("tools") or {}},
+            "internalParameters": {
+                "tools": (version.facts.get("card") or {}).get("tools") or {},
+                **({"trainer": told} if (told := _trainer(version)) else {}),
+            },
             "resolvedDependencies": list(_dependencies(version, found)),
         },
         "runDetails": {
@@ -59,6 +62,12 @@ def predicate(version: VersionView, found: Lineage) -> dict[str, Any]:
             "metadata": metadata,
         },
     }
+
+
+def _trainer(version: VersionView) -> dict[str, str]:
+    """What the trainer's log claims, as text: a signed statement holds no fraction."""
+    told = version.facts.get("trainer") or {}
+    return {name: f"{value:.6g}" for name, value in sorted(told.items()) if name != "losses"}
 
 
 def _dependencies(version: VersionView, found: Lineage) -> Iterator[dict[str, Any]]:

@@ -15,9 +15,11 @@ from registry import attestations
 from registry.attestations.keys import PrivateKey
 from registry.digest import Digest
 from tests.cli.desk import Desk
+from tests.house import ROOT
 
 DATA = Digest.of(b"tickets")
 COMMIT = "9c4f" * 10
+TRAINED = (ROOT / "tests/domain/trainer_state.json").read_bytes()
 CARD = b"---\nbase_model: tiny-llama\ndatasets:\n- acme/chats\n---\n### Framework versions\n\n- TRL: 0.24.0\n"
 
 
@@ -27,6 +29,7 @@ def story(desk: Desk, tmp_path: Path) -> Desk:
     desk.base()
     folder = desk.adapter("first")
     (folder / "README.md").write_bytes(CARD)
+    (folder / "trainer_state.json").write_bytes(TRAINED)
     file = tmp_path / "origin.toml"
     file.write_text('[run]\ntool = "wandb"\nid = "old"\n[parameters]\nlearning_rate = 2e-4\nepochs = 3\n')
     desk(
@@ -45,6 +48,11 @@ def test_what_was_declared_is_shown_drawn_and_found(story: Desk) -> None:
     shown = story("show", "acme/support@1").stdout
     for word in ("tickets", "acme/chats", "mlflow 4f1c", COMMIT, "learning_rate=0.0002", "trl 0.24.0"):
         assert word in shown
+    trained = (
+        "(its trainer_state.json) 12 of 12 steps, 1.5 epochs, batches of 4; loss 6.244 → 6.269, on evaluation 6.262; "
+    )
+    assert trained + "the best 6.262 at step 12" in " ".join(shown.split())
+    assert "customer-x" not in story("show", "acme/support@1", "--json").stdout
     first, second = (story("show", f"acme/support@{n}", "--json").json["digest"][7:19] for n in (1, 2))
     assert story("lineage", "acme/support").stdout.splitlines() == [
         f"acme/support@2  {second}",
@@ -86,6 +94,11 @@ def test_exports_are_valid_for_other_programs(story: Desk, tmp_path: Path) -> No
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(broken)) is not None
     event = story("lineage", "acme/support@1", "--format", "openlineage").json
     assert {one["name"] for one in event["inputs"]} == {"tickets.jsonl", "acme/chats", "tiny-llama"}
+    assert event["run"]["facets"]["adapterRegistry_trainerState"]["claimed"]["steps"] == 12
+    built = story("lineage", "acme/support@1", "--format", "slsa").json["predicate"]["buildDefinition"]
+    assert built["internalParameters"]["trainer"]["best_metric"] == "6.26215"
+    claimed = {one["name"]: one["value"] for one in json.loads(bom.read_text())["metadata"]["component"]["properties"]}
+    assert claimed["adapter-registry:claimed-training:epochs"] == "1.5"
     svg = story("lineage", "acme/support", "--format", "svg").stdout
     assert svg.startswith("<svg")
 

@@ -1,0 +1,116 @@
+"""`TrainerState`: what the Trainer's own log (trainer_state.json) claims: steps, epochs, losses, the best metric.
+
+Invariants
+- A claim is only ever shown as one: nothing is decided by it, and what cannot be read is left out, never an error.
+- Only numbers are taken, by fields that are named here. Texts (paths of checkpoints, trial names) are never kept.
+- The file is somebody else's: its size, its depth and how many values it holds are bounded before it is parsed; NaN and
+  what is no number is left out; of the log at most `POINTS` losses are kept, the first and the last among them.
+
+Example
+    >>> read(b'{"global_step": 60, "epoch": 3.0, "log_history": [{"loss": 2.25, "step": 10}]}').facts
+    {'steps': 60, 'epochs': 3.0, 'losses': [[10, 2.25]]}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry.strict import json as strict_json
+
+FILE = "trainer_state.json"
+READ_LIMIT_BYTES = 8 * 2**20
+VALUES_LIMIT = 1_000_000
+"""Commas and brackets, before anything is parsed: a value takes some hundred bytes of memory at most."""
+DEPTH_LIMIT = 16
+POINTS = 24
+DIGITS = 6
+NUMBER_LIMIT = 1e24
+
+_FIELDS = {
+    "global_step": "steps",
+    "max_steps": "planned_steps",
+    "epoch": "epochs",
+    "num_train_epochs": "planned_epochs",
+    "train_batch_size": "batch_size",
+    "num_input_tokens_seen": "tokens",
+    "total_flos": "flos",
+    "best_metric": "best_metric",
+    "best_global_step": "best_step",
+}
+"""The Trainer's fields → what they are called here."""
+_OF_LOG = {
+    "eval_loss": "eval_loss",
+    "train_loss": "train_loss",
+    "train_runtime": "seconds",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+}
+"""Of the log's entries → the last number of each."""
+Number = int | float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    losses: tuple[tuple[int, Number], ...] = ()
+    """(step, training loss), in the order of the log."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As JSON, without what is not claimed."""
+        losses = {"losses": [list(point) for point in self.losses]} if self.losses else {}
+        return {**self.numbers, **losses}
+
+
+def read(data: bytes) -> TrainerState:
+    """The claims of a trainer's log. Never raises."""
+    told = _parsed(data)
+    entries = [one for one in _listed(told.get("log_history")) if isinstance(one, dict)]
+    numbers = {ours: number for theirs, ours in _FIELDS.items() if (number := _number(told.get(theirs))) is not None}
+    for theirs, ours in _OF_LOG.items():
+        found = [number for one in entries if (number := _number(one.get(theirs))) is not None]
+        if found:
+            numbers[ours] = found[-1]
+    return TrainerState(numbers, tuple(_some(list(_losses(entries)))))
+
+
+def _parsed(data: bytes) -> Mapping[str, Any]:
+    values = sum(data.count(mark) for mark in (b",", b"[", b"{")) if len(data) <= READ_LIMIT_BYTES else VALUES_LIMIT + 1
+    if values > VALUES_LIMIT or strict_json.depth_of(data, stop_at=DEPTH_LIMIT) > DEPTH_LIMIT:
+        return {}
+    try:
+        found = json.loads(data, parse_constant=lambda _word: None)  # the Trainer writes NaN as it comes
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _losses(entries: list[dict[str, Any]]) -> Iterator[tuple[int, Number]]:
+    for one in entries:
+        step, loss = _number(one.get("step")), _number(one.get("loss"))
+        if isinstance(step, int) and loss is not None:
+            yield step, loss
+
+
+def _some(points: list[tuple[int, Number]]) -> list[tuple[int, Number]]:
+    """At most `POINTS` of them, evenly, both ends among them."""
+    if len(points) <= POINTS:
+        return points
+    return [points[round(at * (len(points) - 1) / (POINTS - 1))] for at in range(POINTS)]
+
+
+def _number(value: object) -> Number | None:
+    """A finite number of a sane size, rounded; None for anything else, for true and false too."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < NUMBER_LIMIT:
+        return None
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
