@@ -1,14 +1,18 @@
-"""What a smoke test costs: 20 adapters on the real base, beside a bare forward with reading the file, and reloading.
+"""What a smoke test costs: 20 adapters on the real base, beside its forward with reading the file, and reloading.
 
     cost      wall of one adapter through the keeper, hot-swapped: values, norms, swap, forward, drift, a mixed
               batch with base and neighbour, the checksum of the base; the way there and back included
-    floor     the bare base's forward of the same token rows (probes and mixed batch), and reading the file into tensors
+    forward   the passes that no smoke test can do without, and nothing else: the same token rows in the same batches,
+              the probes with an adapter in (rank 8, PEFT), the mixed batch with base and neighbour
+    read      the file into tensors, as they lie in it
+    bare      the same passes on the base without any adapter: less than anybody needs, for comparison
+    apart     the same rows on the base without any adapter, each by itself: how it was compared before rows were batched
     reload    load the base, load the adapter, the same probes once: what a worker without a warm base does
 
-They are taken in turn for each adapter, in one run, on as many threads, so other load falls on all alike; the reload at
-every fourth. `cost_vs_forward_plus_read` and `time_vs_reload` are medians of the ratios of each turn (less is better).
-`cpu_cost_vs_forward_plus_read` is the first in seconds of CPU (of the child and of this process), which other load on
-the machine moves less.
+They are taken in turn for each adapter, in one run, on as many threads, so other load falls on all alike; the reload and
+`apart` at every fourth. `cost_vs_forward_plus_read`, its like and `time_vs_reload` are medians of the ratios of each turn
+(less is better). `cpu_…` is the same in seconds of CPU (of the child and of this process), which other load on the
+machine moves less.
 
 python -m benchmarks.smoke [ADAPTERS]
 """
@@ -102,16 +106,30 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
     short = bare.probes[0][:8]
     rows = [short] * 3
 
+    plain = model.Base.load(folder, "real")
+    worn = peft.PeftModel.from_pretrained(plain.model, str(adapters[0]), adapter_name="one")
+    worn.load_adapter(str(adapters[1]), adapter_name="other")
+    worn.eval().requires_grad_(False)
+
     def forward() -> None:
+        model.logits(worn, bare.probes)
+        model.rows(worn, rows, adapter_names=["__base__", "one", "other"])
+
+    def without() -> None:
         bare.logits(bare.probes)
         model.rows(bare.model, rows)
+
+    def apart() -> None:
+        for row in [*bare.probes, *rows]:
+            model.rows(bare.model, [row])
 
     def reload(adapter: Path) -> None:
         again = model.Base.load(folder, "real")
         wrapped = peft.PeftModel.from_pretrained(again.model, str(adapter))
         model.logits(wrapped.eval(), again.probes)
 
-    forward()
+    for act in (forward, without):
+        act()
     limits = Limits(deadline_seconds=300, threads=threads)
     turns: list[dict[str, float]] = []
     parts: dict[str, list[float]] = {}
@@ -128,7 +146,9 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
             turn = {"cost": cost, "cpu_cost": cpu + seen["measurements"]["cpu_seconds"]}
             turn["read"], turn["cpu_read"] = seconds(lambda a=adapter: load_file(a / "adapter_model.safetensors"))
             turn["forward"], turn["cpu_forward"] = seconds(forward)
+            turn["bare"], turn["cpu_bare"] = seconds(without)
             if number % RELOAD_EVERY == 0:
+                turn["apart"], turn["cpu_apart"] = seconds(apart)
                 turn["reload"], turn["cpu_reload"] = seconds(lambda a=adapter: reload(a))
             turns.append(turn)
             for name, value in seen["measurements"].items():
@@ -143,12 +163,19 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
 def summary(turns: list[dict[str, float]], parts: dict[str, list[float]]) -> tuple[dict[str, float], dict[str, Any]]:
     """The ratios of the turns, and the medians of what they are made of."""
     reloads = [turn for turn in turns if "reload" in turn]
+
+    def against(name: str, cpu: str = "") -> float:
+        """The median of cost over this and reading."""
+        found = [t for t in turns if name in t]
+        return statistics.median(t[f"{cpu}cost"] / (t[f"{cpu}{name}"] + t[f"{cpu}read"]) for t in found)
+
     ratios = {
-        "cost_vs_forward_plus_read": statistics.median(t["cost"] / (t["forward"] + t["read"]) for t in turns),
-        "cpu_cost_vs_forward_plus_read": statistics.median(
-            t["cpu_cost"] / (t["cpu_forward"] + t["cpu_read"]) for t in turns
-        ),
+        "cost_vs_forward_plus_read": against("forward"),
+        "cpu_cost_vs_forward_plus_read": against("forward", "cpu_"),
+        "cpu_cost_vs_bare_plus_read": against("bare", "cpu_"),
+        "cpu_cost_vs_apart_plus_read": against("apart", "cpu_"),
         "time_vs_reload": statistics.median(t["cost"] / t["reload"] for t in reloads),
+        "cpu_time_vs_reload": statistics.median(t["cpu_cost"] / t["cpu_reload"] for t in reloads),
     }
     figures: dict[str, Any] = {
         f"{name}_seconds": statistics.median(t[name] for t in turns if name in t) for name in reloads[0]

@@ -97,8 +97,12 @@ class Base:
 
 @torch.inference_mode()
 def logits(model: Any, asked: Sequence[tuple[int, ...]]) -> Logits:
-    """The model's answer to each probe, one probe at a time, so that no padding plays a part."""
-    return [rows(model, [tokens])[0] for tokens in asked]
+    """The model's answer to each probe. Those of one length are one batch, so that no padding plays a part."""
+    answers: dict[int, torch.Tensor] = {}
+    for length in dict.fromkeys(len(tokens) for tokens in asked):
+        places = [i for i, tokens in enumerate(asked) if len(tokens) == length]
+        answers |= zip(places, rows(model, [asked[i] for i in places]), strict=True)
+    return [answers[i] for i in range(len(asked))]
 
 
 @torch.inference_mode()
@@ -147,7 +151,7 @@ def _tokenizer_of(folder: Path) -> Any:
 def _probes_of(tokenizer: Any, vocabulary: int) -> tuple[list[tuple[int, ...]], str]:
     if tokenizer is None:
         return probes.numbered(vocabulary), "numbers"
-    asked = [tuple(tokenizer(text)["input_ids"][: probes.TOKENS_LIMIT]) for text in probes.TEXTS]
+    asked = probes.tokenised(lambda text: tokenizer(text)["input_ids"])
     if not all(tokens and max(tokens) < vocabulary for tokens in asked):
         return probes.numbered(vocabulary), "numbers"
     return asked, "text"

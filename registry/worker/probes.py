@@ -3,6 +3,8 @@
 Invariants
 - The probes never change between two runs, so two reports of one adapter can be compared.
 - A base without a tokenizer is probed with fixed token numbers; the report says which kind it was.
+- The short texts are cut to one number of tokens, the long ones to another, so that each three are one batch without
+  padding: a forward that reads the base's weights once does the work of three.
 - An adapter that acts only after certain tokens (aLoRA, trained tokens) is also probed with those tokens.
 
 Example
@@ -12,10 +14,14 @@ Example
 
 from __future__ import annotations
 
-TEXTS: tuple[str, ...] = (
+from collections.abc import Callable, Sequence
+
+SHORT: tuple[str, ...] = (
     "The train to the coast leaves at nine, and the last one comes back before midnight.",
     "Customer: My parcel has not arrived yet. What can I do?\nShop:",
-    "def area(width, height):\n    return width *",
+    "def area(width, height):\n    return width * height\n\n\ndef volume(",
+)
+LONG: tuple[str, ...] = (
     "Bread needs four things: flour, water, salt and time. Mix them in the evening, let the dough rest in a cool place "
     "over night, and bake it in the morning until the crust is dark and sounds hollow when you knock on it.",
     "The committee met on Tuesday to discuss the budget for the coming year. After two hours it agreed on a smaller "
@@ -28,15 +34,27 @@ TEXTS: tuple[str, ...] = (
 TOKENS_LIMIT = 64
 """Tokens kept of one probe: enough to tell adapters apart, short enough for a CPU."""
 
+Probe = tuple[int, ...]
+
 _STEP = 13  # coprime to ordinary vocabulary sizes, so that the numbers spread
 
 
-def numbered(vocabulary: int) -> list[tuple[int, ...]]:
+def tokenised(tokens_of: Callable[[str], Sequence[int]]) -> list[Probe]:
+    """The texts as token numbers, the short ones first; those of a group are equally long."""
+    asked: list[Probe] = []
+    for texts in (SHORT, LONG):
+        group = [tuple(tokens_of(text)) for text in texts]
+        length = min(TOKENS_LIMIT, *map(len, group))
+        asked += [tokens[:length] for tokens in group]
+    return asked
+
+
+def numbered(vocabulary: int) -> list[Probe]:
     """Probes as token numbers, for a base that has no tokenizer. Each number is below `vocabulary`."""
     return [tuple((3 + start + _STEP * i) % vocabulary for i in range(16)) for start in (0, 5, 9)]
 
 
-def with_tokens(probes: list[tuple[int, ...]], special: tuple[int, ...], vocabulary: int) -> list[tuple[int, ...]]:
+def with_tokens(probes: list[Probe], special: Probe, vocabulary: int) -> list[Probe]:
     """The probes, and one more that holds the tokens without which the adapter would rightly do nothing."""
     usable = tuple(token for token in special if 0 <= token < vocabulary)[:TOKENS_LIMIT]
     return [*probes, (*probes[0][:8], *usable, *probes[0][8:16])] if usable else probes

@@ -86,6 +86,7 @@ class Resident:
         self._noise = self._noise_of_rows()
         self._wrapped: Any = None
         self._layout: Layout | None = None
+        self._layers: dict[str, Any] = {}
         self._answers: dict[str, torch.Tensor] = {}
 
     def examine(self, folder: Path, config: AdapterConfig, spec: LoraSpec, thresholds: Thresholds) -> Examination:
@@ -136,16 +137,18 @@ class Resident:
             self._clear()
             self._wrapped = peft.PeftModel.from_pretrained(
                 self._base.model, str(folder), adapter_name=SLOTS[0], is_trainable=False, torch_device=device
-            ).eval()
+            )
             self._layout, slot, way = layout, SLOTS[0], "loaded"
+            self._layers = {module.path: self._wrapped.get_submodule(_PREFIX + module.path) for module in spec.modules}
         elif len(self._wrapped.peft_config) == 1:
             slot, way = SLOTS[1], "loaded"
             self._wrapped.load_adapter(str(folder), adapter_name=slot, is_trainable=False, torch_device=device)
         else:
             slot, way = SLOTS[1 - SLOTS.index(self._wrapped.active_adapter)], "swapped"
             self._swap(spec, tensors, slot)
-        self._wrapped.set_adapter(slot)
-        self._wrapped.eval().requires_grad_(False)
+        self._wrapped.set_adapter(slot, inference_mode=True)
+        if way == "loaded":
+            self._wrapped.eval().requires_grad_(False)
         seen.measurements["way"] = way
         seen.measure("load_seconds", perf_counter() - started)
         return slot
@@ -156,7 +159,7 @@ class Resident:
         PEFT's own swap does the same in three times the time, and resolves patterns of ranks and alphas otherwise.
         """
         for update in spec.modules:
-            layer = self._wrapped.get_submodule(_PREFIX + update.path)
+            layer = self._layers[update.path]
             a, b = layer.lora_A[slot].weight, layer.lora_B[slot].weight
             if update.rank > a.shape[0]:
                 a.data, b.data = a.new_empty(update.rank, a.shape[1]), b.new_empty(b.shape[0], update.rank)
@@ -168,12 +171,13 @@ class Resident:
     def _demand_slot(self, slot: str, spec: LoraSpec, tensors: dict[str, torch.Tensor]) -> None:
         """The slot holds the file's numbers and nothing else, at our scales: so a predecessor has no part in it."""
         for update in spec.modules:
-            layer = self._wrapped.get_submodule(_PREFIX + update.path)
+            layer = self._layers[update.path]
             a, b = layer.lora_A[slot].weight, layer.lora_B[slot].weight
             wanted_a = tensors[f"{_PREFIX}{update.path}.lora_A.weight"].to(a)
             wanted_b = tensors[f"{_PREFIX}{update.path}.lora_B.weight"].to(b)
             same = torch.equal(a[: update.rank], wanted_a) and torch.equal(b[:, : update.rank], wanted_b)
-            if not same or bool(a[update.rank :].any()) or bool(b[:, update.rank :].any()):
+            wider = a.shape[0] > update.rank
+            if not same or (wider and (bool(a[update.rank :].any()) or bool(b[:, update.rank :].any()))):
                 raise Discard(f"after the swap {update.path} does not hold the file's numbers")
             if abs(float(layer.scaling[slot]) - update.scale) > 1e-6 * abs(update.scale):
                 raise Discard(f"{update.path} is scaled by {float(layer.scaling[slot]):g}, not by {update.scale:g}")
@@ -182,6 +186,7 @@ class Resident:
         if self._wrapped is not None:
             self._wrapped.unload()
         self._wrapped, self._layout = None, None
+        self._layers.clear()
         self._answers.clear()
 
     # ---------------------------------------------------------------- what must stay
