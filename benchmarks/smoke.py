@@ -6,13 +6,13 @@
               the probes with an adapter in (rank 8, PEFT), the mixed batch with base and neighbour
     read      the file into tensors, as they lie in it
     bare      the same passes on the base without any adapter: less than anybody needs, for comparison
-    apart     the same rows on the base without any adapter, each by itself: how it was compared before rows were batched
+    apart     the same rows on the base without any adapter, each by itself: the measure before rows were batched
     reload    load the base, load the adapter, the same probes once: what a worker without a warm base does
 
-They are taken in turn for each adapter, in one run, on as many threads, so other load falls on all alike; the reload and
-`apart` at every fourth. `cost_vs_forward_plus_read`, its like and `time_vs_reload` are medians of the ratios of each turn
-(less is better). `cpu_…` is the same in seconds of CPU (of the child and of this process), which other load on the
-machine moves less.
+They are taken in turn for each adapter, in one run, on as many threads, so other load falls on all alike; the last two
+at every fourth. `cost_vs_forward_plus_read`, its like and `time_vs_reload` are medians of the ratios of each turn (less
+is better). `cpu_…` is the same in seconds of CPU (of the child and of this process), which other load on the machine
+moves less.
 
 python -m benchmarks.smoke [ADAPTERS]
 """
@@ -35,7 +35,7 @@ from tests import fixtures
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "bench"
 ADAPTERS = 20
-RELOAD_EVERY = 4
+SELDOM, SELDOM_EVERY = ("apart", "reload"), 4
 RANKS = (8, 8, 4, 8)
 """Ranks of the fleet in turn: one slot takes them all."""
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -90,37 +90,29 @@ def seconds(act: Callable[[], Any]) -> tuple[float, float]:
     return perf_counter() - started, process_time() - cpu
 
 
-def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str, float], dict[str, Any]]:
+def yardsticks(folder: Path, adapters: list[Path]) -> tuple[dict[str, Callable[[Path], Any]], int]:
+    """What a turn is compared with, by name; each is given the turn's adapter. And the tokens of one smoke test."""
     import peft
-    import torch
-    import transformers
     from safetensors.torch import load_file
 
     from registry.worker import model
-    from registry.worker.keepers import Limits, Source
-    from registry.worker.pool import Pool
 
-    torch.set_num_threads(threads)
-    transformers.utils.logging.disable_progress_bar()
-    bare = model.Base.load(folder, "real")
-    short = bare.probes[0][:8]
-    rows = [short] * 3
-
-    plain = model.Base.load(folder, "real")
-    worn = peft.PeftModel.from_pretrained(plain.model, str(adapters[0]), adapter_name="one")
+    bare, other = model.Base.load(folder, "real"), model.Base.load(folder, "real")
+    worn = peft.PeftModel.from_pretrained(other.model, str(adapters[0]), adapter_name="one")
     worn.load_adapter(str(adapters[1]), adapter_name="other")
     worn.eval().requires_grad_(False)
+    mixed = [bare.probes[0][:8]] * 3
 
-    def forward() -> None:
+    def forward(_: Path) -> None:
         model.logits(worn, bare.probes)
-        model.rows(worn, rows, adapter_names=["__base__", "one", "other"])
+        model.rows(worn, mixed, adapter_names=["__base__", "one", "other"])
 
-    def without() -> None:
+    def without(_: Path) -> None:
         bare.logits(bare.probes)
-        model.rows(bare.model, rows)
+        model.rows(bare.model, mixed)
 
-    def apart() -> None:
-        for row in [*bare.probes, *rows]:
+    def apart(_: Path) -> None:
+        for row in [*bare.probes, *mixed]:
             model.rows(bare.model, [row])
 
     def reload(adapter: Path) -> None:
@@ -128,8 +120,25 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
         wrapped = peft.PeftModel.from_pretrained(again.model, str(adapter))
         model.logits(wrapped.eval(), again.probes)
 
-    for act in (forward, without):
-        act()
+    def read(adapter: Path) -> None:
+        load_file(adapter / "adapter_model.safetensors")
+
+    tokens = sum(len(row) for row in [*bare.probes, *mixed])
+    return {"read": read, "forward": forward, "bare": without, "apart": apart, "reload": reload}, tokens
+
+
+def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str, float], dict[str, Any]]:
+    import torch
+    import transformers
+
+    from registry.worker.keepers import Limits, Source
+    from registry.worker.pool import Pool
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    beside, tokens = yardsticks(folder, adapters)
+    for name in ("forward", "bare"):
+        beside[name](adapters[0])
     limits = Limits(deadline_seconds=300, threads=threads)
     turns: list[dict[str, float]] = []
     parts: dict[str, list[float]] = {}
@@ -144,19 +153,15 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
             if seen["measurements"]["way"] != "swapped" or seen["findings"]:
                 raise SystemExit(f"{adapter.name} was not swapped, or is not well: {answers[0]}")
             turn = {"cost": cost, "cpu_cost": cpu + seen["measurements"]["cpu_seconds"]}
-            turn["read"], turn["cpu_read"] = seconds(lambda a=adapter: load_file(a / "adapter_model.safetensors"))
-            turn["forward"], turn["cpu_forward"] = seconds(forward)
-            turn["bare"], turn["cpu_bare"] = seconds(without)
-            if number % RELOAD_EVERY == 0:
-                turn["apart"], turn["cpu_apart"] = seconds(apart)
-                turn["reload"], turn["cpu_reload"] = seconds(lambda a=adapter: reload(a))
+            for name, act in beside.items():
+                if name not in SELDOM or number % SELDOM_EVERY == 0:
+                    turn[name], turn[f"cpu_{name}"] = seconds(lambda a=adapter, act=act: act(a))
             turns.append(turn)
             for name, value in seen["measurements"].items():
                 if name.endswith("_seconds"):
                     parts.setdefault(name, []).append(value)
         loads = pool.base_loads
     ratios, figures = summary(turns, parts)
-    tokens = sum(len(probe) for probe in bare.probes) + len(short) * len(rows)
     return ratios, figures | {"base_loads": loads, "adapters": len(turns), "threads": threads, "tokens": tokens}
 
 

@@ -44,7 +44,7 @@ def examine(base: Base, wrapped: Any, folder: Path, seen: Examination, bare: Cal
         sentence = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
         seen.note("unknown", "acts.golden_unasked", golden.FILE, sentence)
         return
-    seen.say(f"asking {len(asked)} golden samples")
+    seen.say("asking the golden sample" if len(asked) == 1 else f"asking {len(asked)} golden samples")
     off = bare if bare is not None else _switch_of(wrapped)
     found = []
     for number, sample in enumerate(asked, 1):
