@@ -1,0 +1,71 @@
+"""What is asked of a model and how the answers are compared, on a tiny model in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from registry.thresholds import Thresholds
+from registry.worker import model, probes
+from registry.worker.model import Base
+from registry.worker.smoke import acting
+from registry.worker.smoke.acting import ROWS, Baseline
+from registry.worker.smoke.examination import Examination
+
+
+@pytest.fixture(scope="module")
+def base(base_folder: Path) -> Base:
+    return Base.load(base_folder, "tiny")
+
+
+def test_the_texts_of_a_group_are_cut_to_one_length() -> None:
+    asked = probes.tokenised(lambda text: list(text.encode()))
+    assert [len(tokens) for tokens in asked] == [min(len(text) for text in probes.SHORT)] * 3 + [64] * 3
+    assert bytes(asked[1]).decode() in probes.SHORT[1]
+
+
+def test_rows_of_one_length_are_one_pass_and_answered_in_their_places(base: Base) -> None:
+    asked = [(1, 2, 3), (4, 5), (6, 7, 8), (9, 10)]
+    passes: list[torch.Size] = []
+    counting = base.model.register_forward_pre_hook(
+        lambda _model, _args, how: passes.append(how["input_ids"].shape), with_kwargs=True
+    )
+    try:
+        together = base.logits(asked)
+    finally:
+        counting.remove()
+    assert passes == [(2, 3), (2, 2)]
+    for tokens, answer in zip(asked, together, strict=True):
+        torch.testing.assert_close(answer, model.rows(base.model, [tokens])[0])
+
+
+def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> None:
+    torch.manual_seed(0)
+    asked = [tuple(range(ROWS + 3)), (1, 2)]
+    before = [torch.randn(len(tokens), 50) * 3 for tokens in asked]
+    after = [values + 0.3 * torch.randn_like(values) for values in before]
+    seen = Examination(Thresholds())
+    assert acting.compare(Baseline.of(asked, before), after, seen, kind="numbers")
+    was, now = torch.cat(before).double(), torch.cat(after).double()
+    kl = torch.nn.functional.kl_div(now.log_softmax(-1), was.log_softmax(-1), log_target=True, reduction="sum")
+    log_p = torch.cat([values[:-1].log_softmax(-1) for values in after])
+    wanted = torch.tensor([token for tokens in asked for token in tokens[1:]])
+    told = seen.measurements
+    assert told["kl_nats"] == pytest.approx(float(kl) / len(was), rel=1e-4)
+    assert told["max_logit_delta"] == pytest.approx(float((now - was).abs().max()), rel=1e-5)
+    assert told["mean_logit_delta"] == pytest.approx(float((now - was).abs().mean()), rel=1e-5)
+    assert told["top1_agreement"] == pytest.approx(float((now.argmax(-1) == was.argmax(-1)).float().mean()), rel=1e-5)
+    perplexity = float((-log_p.gather(-1, wanted[:, None]).mean()).exp())
+    assert told["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_not_finite_is_seen_wherever_it_lies(odd: float) -> None:
+    before = [torch.randn(2 * ROWS + 1, 50)]
+    after = [before[0].clone()]
+    after[0][-1, 7] = odd
+    seen = Examination(Thresholds())
+    assert not acting.compare(Baseline.of([(1,) * len(before[0])], before), after, seen, kind="numbers")
+    assert [finding.code for finding in seen.findings] == ["acts.not_finite"]
