@@ -20,7 +20,7 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
 from enum import StrEnum
 
@@ -113,6 +113,12 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
     return states
+
+
+def damaged(session: Session, digests: Iterable[Digest]) -> set[Digest]:
+    """Which of these blobs, that somebody holds, have wrong bytes or none."""
+    corrupt = select(BlobRow.digest).where(col(BlobRow.digest).in_(list(digests)))
+    return {Digest(digest) for digest in session.exec(corrupt.where(col(BlobRow.state) == BlobState.CORRUPT))}
 
 
 def keep(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()) -> None:

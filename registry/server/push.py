@@ -171,14 +171,19 @@ def _judge_and_keep(
 def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
     """Make sure, and durable, that this push holds its blobs for as long as a commit takes; which of them are damaged.
 
-    `NotFound` (PUSH_UNKNOWN) when `gc` has ended it meanwhile.
+    A push that stays open for longer anyway holds them already: then nothing is written. `NotFound` (PUSH_UNKNOWN) when
+    `gc` has ended it meanwhile.
     """
-    db.begin_writing(session)
-    states = {}
-    if holds.extend(session, row.id, until=db.now() + timedelta(seconds=COMMIT_SECONDS)):
-        states = holds.reserve(session, plans.sizes_of(manifest))
+    until = db.now() + timedelta(seconds=COMMIT_SECONDS)
+    sizes = plans.sizes_of(manifest)
+    if row.expires_at > until:
+        damaged = holds.damaged(session, sizes)
+    else:
+        db.begin_writing(session)
+        states = holds.reserve(session, sizes) if holds.extend(session, row.id, until=until) else {}
+        damaged = {digest for digest, state in states.items() if state == BlobState.CORRUPT}
     db.settle(session)
-    return {digest for digest, state in states.items() if state == BlobState.CORRUPT}
+    return damaged
 
 
 def tidy(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError
 from registry.manifest import BaseRef, Edge, Relation
-from registry.server import db
+from registry.server import db, push
 from registry.server.tables import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.verdicts import Outcome
 from registry.wire.push import PushPlan, PushRequest
@@ -24,6 +24,10 @@ from tests.world import World, rows
 def based(world: World) -> World:
     world.add_base()
     return world
+
+
+STATEMENTS_LIMIT = 60
+"""Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
 
 
 def plan(world: World, files: forge.Files, name: str = "acme/support", by: object = None) -> PushPlan:
@@ -146,6 +150,30 @@ def test_an_expired_push_is_gone(based: World) -> None:
         session.add(row)
     with pytest.raises(NotFound, match="no open push"):
         based.admin.commit_push(planned.push_id)
+
+
+def test_a_push_near_its_end_is_kept_open_while_it_is_committed(based: World) -> None:
+    files = based.files()
+    planned = plan(based, files)
+    send(based, planned, files)
+    with based.session(write=True) as session:
+        row = session.get_one(PushRow, planned.push_id)
+        row.expires_at = db.now() + timedelta(minutes=1)
+        session.add(row)
+    based.admin.commit_push(planned.push_id)
+    with based.session() as session:
+        row = session.get_one(PushRow, planned.push_id)
+    assert row.expires_at > db.now() + timedelta(seconds=push.COMMIT_SECONDS / 2)
+
+
+def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_are(based: World) -> None:
+    counts = []
+    for seed in range(4):
+        with based.statements() as sent:
+            based.push("acme/support", based.files(seed=seed))
+            based.transport.settle()  # what follows the answer counts, too
+        counts.append(len(sent))
+    assert counts[-1] == counts[-2] <= STATEMENTS_LIMIT
 
 
 def test_an_adapter_that_does_not_fit_is_stored_with_its_verdict_and_without_a_job(based: World) -> None:
