@@ -14,6 +14,7 @@ Example
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,9 @@ import click
 from cli import output, session
 from registry import names
 from registry.client.api import Registry
+from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.serving import kinds, metrics, reporter
+from registry.serving import kinds, metrics, reporter, sweep
 from registry.serving.agent import Agent
 from registry.serving.shelf import Shelf
 from registry.serving.station import DRAIN_SECONDS, Station
@@ -64,13 +66,26 @@ LOOK_SECONDS = 0.5
     metavar="SECONDS",
     help="How long an old version stays loaded after the switch.",
 )
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(min=0),
+    default=sweep.KEEP_DAYS,
+    show_default=True,
+    metavar="DAYS",
+    help="How long a version that nothing uses stays in DIR; inf: for ever.",
+)
+@click.option(
+    "--keep-bytes",
+    type=click.IntRange(min=0),
+    help="When DIR holds more than this, unused versions go earlier, an hour after their last use.",
+)
 @click.option("--box", default="", help="What this machine is called in the fleet.  [default: its host name]")
 @click.option("--metrics-port", "port", default="", metavar="[HOST:]PORT", help="Serve Prometheus metrics there.")
 @click.option("--once", is_flag=True, help="One pass, then stop.")
 @output.json_option
 def agent(
-    engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float, box: str,
-    port: str, once: bool,
+    engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float,
+    keep_days: float, keep_bytes: int | None, box: str, port: str, once: bool,
 ) -> None:  # fmt: skip
     """Keep engines at what an alias of every adapter of a base points at."""
     say = (lambda _line: None) if output.as_json() else click.echo
@@ -87,10 +102,15 @@ def agent(
         ]
         if port:
             say(f"metrics: {held.enter_context(metrics.served(counted, port))}")
+        limits, leases = (
+            sweep.Limits(keep_days, math.inf if keep_bytes is None else keep_bytes),
+            sweep.leases_of(registry, followed.box),
+        )
+        sweeper = sweep.Sweeper(Shelf(folder), limits, leases, say)
         if once:
-            _pass_once(dict(zip(titles, agents, strict=True)))
+            _pass_once(dict(zip(titles, agents, strict=True)), sweeper)
         else:
-            _keep(agents)
+            _keep(agents, sweeper)
             output.answer({"items": []}, lambda: None)
 
 
@@ -123,7 +143,9 @@ def _made(
     registry: Registry, followed: Followed, engine: str, profile: str, counted: metrics.Metrics,
     say: Callable[[str], None], *, alone: bool,
 ) -> Agent:  # fmt: skip
-    shelf, title = Shelf(followed.folder), kinds.title(engine)
+    title = kinds.title(engine)
+    followed_as = Digest.of(f"{followed.base} {followed.alias}".encode()).hex[:8]
+    shelf = Shelf(followed.folder, user=f"{followed.box}-{title}-{followed_as}")
     say = say if alone else _under(title, say)
     station = Station(
         kinds.engine(engine), registry, shelf, drain_seconds=followed.drain, metrics=counted,
@@ -138,7 +160,7 @@ def _made(
     )
 
 
-def _pass_once(agents: Mapping[str, Agent]) -> None:
+def _pass_once(agents: Mapping[str, Agent], sweeper: sweep.Sweeper) -> None:
     """One pass over each; an engine that is away keeps no other one waiting, and its error is told at the end."""
     items: list[dict[str, Any]] = []
     wrong: RegistryError | None = None
@@ -151,12 +173,13 @@ def _pass_once(agents: Mapping[str, Agent]) -> None:
         keeping.report()
     if wrong is not None:
         raise wrong
+    sweeper.once()
     output.answer({"items": items}, lambda: None)
     behind = any(item["state"] != "ready" for item in items)
     click.get_current_context().exit(output.REFUSED if behind else 0)
 
 
-def _keep(agents: Sequence[Agent]) -> None:
+def _keep(agents: Sequence[Agent], sweeper: sweep.Sweeper) -> None:
     """Until a signal comes: each engine in a thread of its own, so that one that hangs holds up no other."""
     stop = threading.Event()
 
@@ -167,6 +190,7 @@ def _keep(agents: Sequence[Agent]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    threading.Thread(target=sweeper.run, args=(stop,), name="sweep", daemon=True).start()
     threads = [threading.Thread(target=keeping.run, args=(stop,)) for keeping in agents]
     for thread in threads:
         thread.start()

@@ -22,6 +22,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -113,12 +114,24 @@ class _Flow:
 
 
 class SocketLane:
-    """The lane of one request. A second connection to the same socket, which the transport keeps on owning."""
+    """The lane of one request. A second connection to the same socket, which the transport keeps on owning.
+
+    The request's scope holds its lane, so a lane must not hold its request: a ring is not freed when it ends but by the
+    collector of garbage, which then stands in everybody's way for milliseconds.
+    """
 
     def __init__(self, protocol: DirectProtocol, cycle: Any) -> None:
         self._protocol = protocol
-        self._cycle = cycle
+        self._request = weakref.ref(cycle)
         self._socket: socket.socket | None = None
+
+    @property
+    def _cycle(self) -> Any:
+        """The request, while it runs; nobody has another use for its lane."""
+        cycle = self._request()
+        if cycle is None:
+            raise ConnectionError("the request of this lane is over")
+        return cycle
 
     # ---------------------------------------------------------------- a body comes in
     def begin(self) -> bytes | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -194,3 +195,16 @@ def hash_of(path: Path) -> Digest:
         while count := file.readinto(buffer):
             hasher.update(view[:count])
     return hasher.digest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file in one step."""
+    scratch = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from registry.client.api import Registry
+from registry.client.streams import write_whole
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.serving.reporter import Reporter
-from registry.serving.shelf import Shelf, write_whole
+from registry.serving.shelf import Shelf
 from registry.serving.station import Slot, Station
 from registry.wire.roster import Roster
 

@@ -11,7 +11,7 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,9 @@ class Engine(Protocol):
 
     def held(self) -> dict[str, str]:
         """Served name → the folder that it was loaded from, of every adapter that is loaded."""
+
+    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
+        """What it may read files of, loaded or not, where `held` is what it holds now."""
 
     def load(self, served: str, folder: Path) -> None: ...
 
@@ -60,6 +63,9 @@ class Http:
         found = self._read("GET", "/v1/models", None, lambda said: said["data"])
         with self._readable("/v1/models"):
             return {str(model["id"]): str(model.get("root") or "") for model in found if model.get("parent")}
+
+    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
+        return held.values()
 
     def switched(self, aliases: Mapping[str, str]) -> None:
         return  # requests name the served name

@@ -29,11 +29,11 @@ from typing import Any, Protocol
 from registry.client import transfer
 from registry.client.api import Registry
 from registry.client.cache import Cache
+from registry.client.streams import write_whole
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.manifest import CONFIG, NOTE
 from registry.names import AdapterName, Ref
-from registry.serving.shelf import write_whole
 from registry.verdicts import Outcome
 from registry.wire import Answer
 from registry.wire.roster import Roster, RosterEntry

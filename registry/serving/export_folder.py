@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from registry.client.streams import write_whole
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.manifest import NOTE
 from registry.serving.export import INDEX
-from registry.serving.shelf import write_whole
 
 _INCOMING = ".incoming-"
 LEFT_BEHIND_SECONDS = 86_400

@@ -30,10 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.client.api import Registry
+from registry.client.streams import write_whole
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.names import NEWEST, Alias, Ref
-from registry.serving.shelf import Shelf, write_whole
+from registry.serving.shelf import Shelf
 from registry.verdicts import Check, Outcome
 from registry.wire import Resolved
 
@@ -173,7 +174,7 @@ class Finder:
 
     def _yes_file(self, ref: Ref) -> Path:
         key = Digest.of(json.dumps([str(ref.name), str(ref.selector), self._engine, self._base]).encode())
-        return self._shelf.root / "answers" / f"{key.hex}.json"
+        return self._shelf.answers / f"{key.hex}.json"
 
     def _remember_yes(self, ref: Ref, digest: Digest) -> None:
         path = self._yes_file(ref)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from registry.errors import Refused, Unavailable
@@ -41,6 +41,9 @@ class Folders:
         except OSError as e:
             raise self._away(e) from e
         return {link.name: str(_target(link)) for link in links}
+
+    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
+        return held.values()
 
     def load(self, served: str, folder: Path) -> None:
         self._link(self.root / served, folder)

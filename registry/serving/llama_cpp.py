@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class LlamaCpp(Http):
         with self._lock:
             self._files = {name: file for name, file in self._files.items() if str(file) in there}
             return {name: str(file.parent) for name, file in self._files.items()}
+
+    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
+        """What its command line names: it reads that again at its next start, with a scale of 0, too."""
+        return [row["path"] for row in self._rows()]
 
     def load(self, served: str, folder: Path) -> None:
         file = _gguf(folder)

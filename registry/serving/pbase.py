@@ -20,9 +20,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from registry.client.streams import write_whole
 from registry.errors import Invalid, Unavailable
 from registry.serving.export import Exported, Item
-from registry.serving.shelf import write_whole
 
 
 def write(folder: Path, exported: Exported) -> int:

@@ -21,13 +21,14 @@ from pathlib import Path
 from registry import fingerprint as fingerprints
 from registry.client.api import Registry
 from registry.client.judging import Judging
+from registry.client.streams import write_whole
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Refused, Unavailable
 from registry.fingerprint import Fingerprint
 from registry.manifest import Relation
 from registry.names import Ref
 from registry.serving.engines import Engine
-from registry.serving.shelf import Shelf, write_whole
+from registry.serving.shelf import Shelf
 
 
 class Proof:
@@ -61,7 +62,7 @@ class Proof:
 
     # ---------------------------------------------------------------- inside
     def _fingerprint(self, ref: Ref, digest: Digest) -> Fingerprint | None:
-        path = self._shelf.root / "fingerprints" / f"{digest.hex}.json"
+        path = self._shelf.fingerprints / f"{digest.hex}.json"
         try:
             return Fingerprint.model_validate_json(path.read_bytes())
         except (OSError, ValueError):

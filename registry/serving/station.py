@@ -7,7 +7,8 @@ Invariants
   cannot be done the version is served and called unproven.
 - What was served goes on being served until its successor is, over a restart of the agent, too; one bad adapter holds
   back nobody else.
-- Only adapters that lie on our shelf are unloaded, and never a folder deleted.
+- Only adapters that lie on our shelf are unloaded, and never a folder deleted; the shelf is told what this engine may
+  still read and what it shall have, and the rest may be swept.
 - A pass begins with what the engine holds now, so a restart or somebody else's hand is seen and mended.
 
 Example
@@ -27,13 +28,14 @@ from pathlib import Path
 from typing import Literal
 
 from registry.client.api import Registry
+from registry.client.streams import write_whole
 from registry.digest import Digest
 from registry.errors import NotFound, Refused, RegistryError, Unavailable
 from registry.names import AdapterName, Ref
 from registry.serving.engines import Engine
 from registry.serving.metrics import Metrics
 from registry.serving.proof import Proof
-from registry.serving.shelf import Shelf, write_whole
+from registry.serving.shelf import Shelf
 from registry.serving.slots import Slots
 from registry.verdicts import Outcome
 from registry.wire.fleet import SlotState
@@ -109,6 +111,8 @@ class Station:
             self._switch(slots, held)
             self._clear(roster, held)
             self._tell(slots, held)
+            read = [self._shelf.digest_at(path) for path in self._engine.reads(held)]
+            self._shelf.keep_only({entry.digest for entry in roster.adapters}.union(d for d in read if d is not None))
         return slots
 
     def due_seconds(self) -> float | None:

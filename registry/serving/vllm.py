@@ -9,13 +9,16 @@ end then asks the resolver for every model name that it does not know (VLLM_ALLO
     ADAPTER_PLUGIN_ALIAS               what a bare `org/name` means; default: main, the newest version
     ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, with commas between
     ADAPTER_PLUGIN_BOX                 this machine's name in the fleet; default: its host name; off: no reports
+    ADAPTER_PLUGIN_KEEP_DAYS           how long a version that nothing uses stays there; default: 14; inf: for ever
+    ADAPTER_PLUGIN_KEEP_BYTES          above this the shelf's unused versions go earlier; default: no such limit
     ADAPTER_PLUGIN_CHECKS              checks that must have been made, with commas between: `acts` for the smoke test
     ADAPTER_PLUGIN_ENGINE              the engine's profile; default: vLLM's version and the flags of its command line
 
 Invariants
 - `register` never raises, sends nothing and reads nothing: an exception there ends vLLM at its start.
 - `resolve_lora` never raises: a no is None and one line in vLLM's log, because vLLM tells clients no reasons.
-- Blocking work is done beside the event loop; so are reports to the fleet, which begin with the first yes.
+- Blocking work is done beside the event loop; so are reports to the fleet and sweeps of the shelf, which begin with the
+  first yes. What this vLLM was given stays on the shelf until it ends: it may read it again at any moment.
 
 Example
     $ ADAPTER_REGISTRY=https://registry.example.org VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve smollm2 --enable-lora
@@ -26,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import math
 import os
 import sys
 import threading
@@ -35,12 +39,14 @@ from typing import Any
 
 from registry import engines, names
 from registry.client.api import Registry
+from registry.digest import Digest
 from registry.errors import Invalid
 from registry.names import Alias, Ref
 from registry.serving.finder import Finder
 from registry.serving.reporter import Reporter, this_box
 from registry.serving.shelf import Shelf
 from registry.serving.slots import Slots
+from registry.serving.sweep import KEEP_DAYS, Limits, Sweeper, leases_of
 from registry.verdicts import Check
 from registry.wire.fleet import SlotState
 
@@ -85,7 +91,7 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
         self._finder: Finder | None = None
         self._lock = threading.Lock()
         self._slots = Slots()
-        self._reporting = False
+        self._tending = False
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
         """A request to load the adapter from this box's shelf, or None."""
@@ -102,33 +108,54 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
         _LOG.info("adapter registry: %r is %s", lora_name, found.digest)
         if found.digest is not None:
             self._slots.note(lora_name, str(Ref.parse(lora_name).name), found.digest, SlotState.SERVING)
-            self._report(base_model_name)
+            self._tend(base_model_name)
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(found.folder))  # vLLM gives its own id
 
     def reporter(self, model: str) -> Reporter | None:
         """What tells the fleet of the versions that were given to this vLLM; None where that is switched off."""
-        box = self._environment.get("ADAPTER_PLUGIN_BOX", "").strip() or this_box()
+        box = self._box()
         if box == "off":
             return None
         given = self._given()
         return Reporter(
-            self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", "")), self._slots, box=box,
+            self._opened(given), self._slots, box=box,
             engine=f"vllm-plugin-{_port(self._arguments)}", base=_base(given, model), alias=_alias(given),
             profile=_engine(given, self._arguments), on_demand=True, say=lambda line: _LOG.warning("fleet: %s", line),
         )  # fmt: skip
 
-    def _report(self, model: str) -> None:
+    def sweeper(self) -> Sweeper:
+        """What takes from the shelf what nobody uses any more."""
+        given = self._given()
+        limits = Limits(
+            _number(given, "ADAPTER_PLUGIN_KEEP_DAYS", KEEP_DAYS), _number(given, "ADAPTER_PLUGIN_KEEP_BYTES", math.inf)
+        )
+        box = self._box()
+        leases = leases_of(self._opened(given), box) if box != "off" else set[Digest]
+        return Sweeper(self._shelf(given), limits, leases, lambda line: _LOG.warning("adapter registry: %s", line))
+
+    def _tend(self, model: str) -> None:
+        """Begin, once, what goes on beside the answers as long as this process lives."""
         with self._lock:
-            begun, self._reporting = self._reporting, True
+            begun, self._tending = self._tending, True
         if begun:
             return
-        try:
-            telling = self.reporter(model)
-        except Exception as e:
-            _LOG.warning("adapter registry: this box is not reported: %s", e)
-            return
-        if telling is not None:
-            threading.Thread(target=telling.run, args=(threading.Event(),), name="fleet", daemon=True).start()
+        for name, made in (("fleet", lambda: self.reporter(model)), ("sweep", self.sweeper)):
+            try:
+                goes_on = made()
+            except Exception as e:
+                _LOG.warning("adapter registry: no %s on this box: %s", name, e)
+                continue
+            if goes_on is not None:
+                threading.Thread(target=goes_on.run, args=(threading.Event(),), name=name, daemon=True).start()
+
+    def _box(self) -> str:
+        return self._environment.get("ADAPTER_PLUGIN_BOX", "").strip() or this_box()
+
+    def _opened(self, given: Mapping[str, str]) -> Registry:
+        return self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", ""))
+
+    def _shelf(self, given: Mapping[str, str]) -> Shelf:
+        return Shelf(Path(given.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser())
 
     def _given(self) -> dict[str, str]:
         return {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}
@@ -142,14 +169,25 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
     def _made(self, model: str) -> Finder:
         given = self._given()
         return Finder(
-            self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", "")),
-            Shelf(Path(given.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser()),
+            self._opened(given),
+            self._shelf(given),
             engine=_engine(given, self._arguments),
             base=_base(given, model),
             alias=_alias(given),
             namespaces=frozenset(map(names.namespace, _listed(given.get("ADAPTER_PLUGIN_NAMESPACES", "")))),
             checks=frozenset(Check(word) for word in _listed(given.get("ADAPTER_PLUGIN_CHECKS", ""))),
         )
+
+
+def _number(given: Mapping[str, str], setting: str, default: float) -> float:
+    text = given.get(setting) or str(default)
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not found >= 0:
+        raise Invalid("SETTING_INVALID", f"{setting}: {text[:40]!r} is not a number of 0 or more")
+    return found
 
 
 def _listed(text: str) -> list[str]:

@@ -15,7 +15,9 @@ from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
 from registry.server import app
 from registry.server.actors import TRUSTED
+from registry.server.audit import log
 from registry.server.tokens import revoke
+from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.world import URL, World
 
@@ -121,6 +123,56 @@ def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_wr
     finally:
         closing.set()
         follower.join()
+
+
+def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_base()
+    world.push(NAME)
+    monkeypatch.setattr(log, "STEP_SECONDS", 0.01)
+    monkeypatch.setattr(dispatch, "STEP_SECONDS", 0.01)
+    state, turns = world.app.state, [0, 0]
+
+    def counted(at: int) -> Callable[[], object]:
+        stamp = state.freshness.apart().stamp
+
+        def asked() -> object:
+            turns[at] += 1
+            return stamp()
+
+        return asked
+
+    threads = [
+        threading.Thread(target=state.freshness.follow, args=(state.log.closing,)),
+        threading.Thread(target=state.log.follow, args=(counted(0),)),
+        threading.Thread(
+            target=dispatch.follow,
+            args=(world.engine, world.settings, lambda: state.log.keys, state.log.closing, counted(1)),
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+
+    def quiet() -> bool:
+        with world.statements() as sent:
+            before = list(turns)
+            until(lambda: all(now >= then + 5 for now, then in zip(turns, before, strict=True)))
+        return all("pg_current_snapshot" in statement for statement in sent)
+
+    try:
+        until(quiet)
+        size = state.log.newest[0]
+        world.push(NAME)
+        until(lambda: state.log.newest[0] > size)
+        until(quiet)
+        state.log.batch.note(TRUSTED, "bytes.read", NAME)
+        size = state.log.newest[0]
+        until(lambda: state.log.newest[0] > size)
+    finally:
+        state.log.closing.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_a_token_that_expires_ends_to_the_second(world: World) -> None:

@@ -45,6 +45,11 @@ class Batch:
         self._noted: dict[tuple[str, str, str, str], _Noted] = {}
         self._over = 0
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything was noted that is not written yet."""
+        return bool(self._noted or self._over)
+
     def note(self, actor: Actor, action: str, object: str, *, request_id: str = "") -> None:
         key = (actor.token_id, actor.name, action, object[:300])
         with self._lock:

@@ -16,6 +16,8 @@ import base64
 import contextlib
 import logging
 import threading
+import time
+from collections.abc import Callable
 
 from registry import tlog
 from registry.errors import Invalid, NotFound, Unavailable
@@ -36,6 +38,8 @@ Head = tuple[int, str]
 NO_HEAD: Head = (0, "")
 STEP_SECONDS = 1.0
 STEP_LIMIT_SECONDS = 10.0
+STEP_ANYWAY_SECONDS = 30.0
+"""Another process may have had the turn, and ended in the middle."""
 _LOG = logging.getLogger("registry.server.audit")
 
 
@@ -92,12 +96,24 @@ class Log:
         with contextlib.suppress(Unavailable):
             self.batch.flush(self._engine)
 
-    def follow(self) -> None:
-        """Call `step` every second until `closing` is set, in a thread of its own; a failure is logged."""
+    def follow(self, stamp: Callable[[], object | None] = lambda: None) -> None:
+        """Call `step` every second until `closing` is set, in a thread of its own; a failure is logged.
+
+        `stamp`: equal while nothing is committed, None where that is not known (`Freshness.stamp`). As long as it is
+        equal and nothing was noted there is nothing to do but to look now and then: a step takes the interpreter for
+        milliseconds from those who answer.
+        """
         self.followed = True
+        seen, stepped_at = None, float("-inf")
         while not self.closing.wait(STEP_SECONDS):
             try:
+                now = stamp()
+                idle = now is not None and now == seen and not self.batch.waits
+                if idle and time.monotonic() - stepped_at < STEP_ANYWAY_SECONDS:
+                    continue
+                seen, stepped_at = None, time.monotonic()
                 self.step()
+                seen = now
             except Exception as e:  # a thread that ends would leave the log behind without anybody seeing it
                 _LOG.error("the audit log does not go on: %s", e)
         self.finish()

@@ -19,10 +19,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
-
-from sqlalchemy import text
 
 from registry.errors import Unavailable
 from registry.server import db
@@ -41,7 +39,7 @@ class Freshness:
         self._engine = engine
         self._own = engine.dialect.name == "sqlite"
         self._connection: Any = None
-        """Held for good: a connection is not told of what it writes itself, so nobody else may ever get this one."""
+        """Held for good. SQLite's is not told of what it writes itself, so nobody else may ever get this one."""
         self._writing = 0
         self._seen: tuple[object, float] = (None, float("-inf"))
         self._away = False
@@ -60,6 +58,10 @@ class Freshness:
                 self._connection = self._engine.raw_connection()
             return self._connection.cursor().execute("PRAGMA data_version").fetchone()[0]
 
+    def apart(self) -> Freshness:
+        """The same for another thread: SQLite's connection is asked by one."""
+        return Freshness(self._engine) if self._own else self
+
     @contextmanager
     def disturbed(self) -> Iterator[None]:
         """While this process writes, and until the follower has looked again, no stamp is good."""
@@ -74,16 +76,40 @@ class Freshness:
         """Look again and again until the server ends. For a thread of its own; returns at once on SQLite."""
         while not self._own and not closing.wait(POLL_SECONDS):
             self._look()
+        self._drop()
 
     def _look(self) -> None:
         """Read the newest snapshot. A write of this process that began meanwhile makes it worthless."""
         before, began = self._seen, time.monotonic()
         try:
-            with db.database_errors(), self._engine.connect() as connection:
-                found = connection.execute(text("SELECT pg_current_snapshot()::text")).scalar_one()
+            found = self._snapshot()
         except Unavailable:
             self._away = True
             return
         self._away = False
         if not self._writing and self._seen is before:
             self._seen = (found, began)
+
+    def _snapshot(self) -> object:
+        """By one statement over a connection that is kept: ten times a second, every one beside it would be felt.
+
+        A connection that was kept may have ended with a database that is there again.
+        """
+        kept = self._connection is not None
+        try:
+            with db.database_errors():
+                if self._connection is None:
+                    self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                return self._connection.exec_driver_sql("SELECT pg_current_snapshot()::text").scalar_one()
+        except Unavailable:
+            self._drop()
+            if not kept:
+                raise
+        return self._snapshot()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it may be broken in any way
+                connection.invalidate()
+                connection.close()

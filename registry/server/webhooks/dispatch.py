@@ -26,7 +26,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
@@ -56,10 +56,25 @@ STEP_SECONDS = 1.0
 _LOG = logging.getLogger("registry.server.webhooks")
 
 
-def follow(engine: Engine, settings: Settings, keys: Callable[[], Keys], closing: threading.Event) -> None:
-    """Call `step` every second until `closing` is set, in a thread of its own; a failure is logged."""
+def follow(
+    engine: Engine,
+    settings: Settings,
+    keys: Callable[[], Keys],
+    closing: threading.Event,
+    stamp: Callable[[], object | None] = lambda: None,
+) -> None:
+    """Call `step` every second until `closing` is set, in a thread of its own; a failure is logged.
+
+    `stamp`: equal while nothing is committed, None where that is not known (`Freshness.stamp`). Where there is no
+    webhook, nothing is looked at until something was.
+    """
+    without = None
     while not closing.wait(STEP_SECONDS):
         try:
+            now = stamp()
+            if now is not None and now == without:
+                continue
+            without = None if _ids(engine) else now
             while step(engine, settings, keys) and not closing.is_set():
                 pass
         except Exception as e:  # a thread that ends would stop all webhooks without anybody seeing it
@@ -68,8 +83,7 @@ def follow(engine: Engine, settings: Settings, keys: Callable[[], Keys], closing
 
 def step(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
     """Make deliveries of what is new and send those that are due; how many were sent. Another process may be at it."""
-    with db.session(engine, write=False) as session:
-        ids = session.exec(select(WebhookRow.id)).all()
+    ids = _ids(engine)
     if not ids:
         return 0
     with contextlib.suppress(Unavailable), turn.take(engine, "webhooks") as mine:
@@ -87,6 +101,11 @@ def step(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
                 _note(engine, row, *result.result())
         return len(waiting)
     return 0
+
+
+def _ids(engine: Engine) -> Sequence[str]:
+    with db.session(engine, write=False) as session:
+        return session.exec(select(WebhookRow.id)).all()
 
 
 def _enqueue(engine: Engine, webhook_id: str) -> bool:

@@ -1,0 +1,145 @@
+"""`Uses`: which versions of a shelf somebody may read at any moment, so that a sweep leaves them where they are.
+
+    DIR/uses.lock          an empty file; for each version one byte, shared by every process that was given its folder
+    DIR/uses/NAME.json     what an agent's engine has: it goes on when the agent ends, and no lock would say so
+
+Invariants
+- A use begins before the folder is looked for, and nobody takes away what is in use: `taken` gets the version's byte
+  alone, or nothing. It needs no room, so a full disk changes nothing.
+- A process that ends gives up its uses. An engine's end when it was seen without the version, and by nothing else.
+- A record that cannot be read is a use of everything.
+- Where a platform has no such locks, everything is in use, and nothing is ever taken away.
+
+Example
+    >>> with uses.taken(digest) as mine:
+    ...     mine
+    False
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from registry.client.streams import write_whole
+from registry.digest import Digest
+
+try:
+    from fcntl import F_OFD_SETLK, F_OFD_SETLKW, F_RDLCK, F_UNLCK, F_WRLCK, fcntl
+except ImportError:  # not on this platform
+    _LOCKS = False
+else:
+    _LOCKS = True
+
+_OFFSET_DIGITS = 15
+"""So many hex digits of a digest are its byte in the file: an offset has 63 bits. Two of one byte stay together."""
+
+
+class Uses:
+    """Thread-safe. `name`: of the agent's engine that reads the folders; empty for a process that reads them itself."""
+
+    def __init__(self, root: Path, name: str = "") -> None:
+        self._folder, self._lock_file = root / "uses", root / "uses.lock"
+        self._record = self._folder / f"{name}.json" if name else None
+        self._held: set[Digest] = set()
+        self._descriptor: int | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, digest: Digest) -> None:
+        """Say that this version is read from now on. Where that cannot be written, it holds for this process."""
+        with self._lock:
+            if digest in self._held:
+                return
+            if self._lock_byte(digest, shared=True):
+                self._held.add(digest)
+                self._write(self._recorded() | {digest})
+
+    def keep_only(self, digests: Iterable[Digest]) -> set[Digest]:
+        """The engine was seen with these and no others: which uses ended by that."""
+        kept = set(digests)
+        with self._lock:
+            before = self._recorded() | self._held
+            self._write(kept)
+            for digest in self._held - kept:
+                self._unlock_byte(digest)
+            self._held &= kept
+            return before - kept
+
+    def recorded(self) -> set[Digest] | None:
+        """What the engines of all agents have; None where a record cannot be read."""
+        found = set[Digest]()
+        try:
+            for path in self._folder.glob("*.json"):
+                found |= _parsed(path)
+        except (OSError, ValueError, TypeError):
+            return None
+        return found
+
+    @contextlib.contextmanager
+    def taken(self, digest: Digest) -> Iterator[bool]:
+        """Whether nobody uses this version, and nobody can begin to while the block runs."""
+        with contextlib.ExitStack() as stack:
+            alone = Uses(self._lock_file.parent)
+            stack.callback(alone.close)
+            if not alone._lock_byte(digest, shared=False):
+                yield False
+                return
+            recorded = self.recorded()
+            yield recorded is not None and digest not in recorded
+
+    def close(self) -> None:
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor, self._held = None, set()
+
+    # ---------------------------------------------------------------- inside
+    def _lock_byte(self, digest: Digest, *, shared: bool) -> bool:
+        """A shared lock waits, for as long as a rename takes; one that nobody shares does not wait."""
+        if not _LOCKS:
+            return False
+        try:
+            if self._descriptor is None:
+                self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            wanted = _flock(F_RDLCK if shared else F_WRLCK, digest)
+            fcntl(self._descriptor, F_OFD_SETLKW if shared else F_OFD_SETLK, wanted)
+        except OSError:
+            return False
+        return True
+
+    def _unlock_byte(self, digest: Digest) -> None:
+        others = {kept for kept in self._held if _offset(kept) == _offset(digest)} - {digest}
+        if self._descriptor is not None and not others:
+            fcntl(self._descriptor, F_OFD_SETLK, _flock(F_UNLCK, digest))
+
+    def _recorded(self) -> set[Digest]:
+        try:
+            return _parsed(self._record) if self._record is not None else set()
+        except (OSError, ValueError, TypeError):
+            return set()
+
+    def _write(self, digests: set[Digest]) -> None:
+        if self._record is None or (digests == self._recorded() and self._record.exists()):
+            return
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._record, json.dumps(sorted(digests)).encode())
+
+
+def _parsed(path: Path) -> set[Digest]:
+    return {Digest(digest) for digest in json.loads(path.read_bytes())}
+
+
+def _offset(digest: Digest) -> int:
+    return int(digest.hex[:_OFFSET_DIGITS], 16)
+
+
+def _flock(kind: int, digest: Digest) -> bytes:
+    """`struct flock` of 64-bit Linux: kind, from the start of the file, one byte at the offset, of no process."""
+    return struct.pack("hhxxxxqqixxxx", kind, os.SEEK_SET, _offset(digest), 1, 0)

@@ -1,0 +1,239 @@
+"""The sweep: what nobody uses leaves the shelf, and nothing that lives ever does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.client.api import Registry
+from registry.client.fleet import Fleet
+from registry.digest import Digest
+from registry.errors import Invalid, Unavailable
+from registry.names import AdapterName
+from registry.serving import sweep, vllm
+from registry.serving.shelf import Shelf
+from registry.serving.sweep import Limits, Swept
+from registry.wire.fleet import BoxReport, SlotReport, SlotState
+from tests.forge import WEIGHTS
+from tests.serving.box import Box, Line
+from tests.serving.vllm_front import LoRARequest
+from tests.world import URL, World
+
+NAME = AdapterName("acme", "support")
+LONG = 100 * sweep.DAY_SECONDS
+USUAL = Limits()
+READER = """
+import sys
+from pathlib import Path
+from registry.digest import Digest
+from registry.serving.shelf import Shelf
+print(Shelf(Path(sys.argv[1])).find(Digest(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
+
+
+def swept(shelf: Shelf, limits: Limits = USUAL, *, leases: Collection[Digest] = (), later: float = LONG) -> Swept:
+    """A sweep by another process than any that has used the shelf, as if it were so many seconds later."""
+    return sweep.run(Shelf(shelf.root), limits, lambda: leases, clock=lambda: time.time() + later)
+
+
+@pytest.fixture
+def registry(world: World, line: Line) -> Iterator[Registry]:
+    with Registry(URL, world.secret, line) as opened:
+        yield opened
+
+
+def brought(world: World, registry: Registry, shelf: Shelf, count: int = 1) -> list[Digest]:
+    """New versions on the shelf, the first the longest unused; nobody uses them any more."""
+    digests = [world.push(str(NAME)).version.digest for _ in range(count)]
+    for number, digest in enumerate(digests):
+        assert shelf.bring(registry, NAME, digest).is_dir()
+        shelf.note_use(digest, time.time() - count + number)
+    shelf.uses.close()
+    return digests
+
+
+def on(shelf: Shelf) -> set[str]:
+    return {path.name for path in shelf.versions.iterdir()}
+
+
+def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_it(
+    world: World, registry: Registry, shelf: Shelf
+) -> None:
+    (digest,) = brought(world, registry, shelf)
+    (shelf.versions / f"{digest.hex}-2").mkdir()
+    for folder, text in ((shelf.fingerprints, "{}"), (shelf.answers, json.dumps({"digest": digest}))):
+        folder.mkdir()
+        (folder / f"{digest.hex}.json").write_text(text)
+    assert swept(shelf, later=13 * sweep.DAY_SECONDS).removed == []
+    assert swept(shelf, Limits(keep_days=math.inf)).removed == []
+    done = swept(shelf, later=30 * sweep.DAY_SECONDS)  # the sweeps before have not used it
+    assert (done.removed, done.kept_bytes, done.removed_bytes > 1000) == ([digest], 0, True)
+    files = [path for path in shelf.root.rglob("*") if path.is_file()]
+    assert files == [shelf.root / "uses.lock"]
+    assert list(shelf.leaving.iterdir()) == []
+    assert Shelf(shelf.root).find(digest) is None
+    assert Shelf(shelf.root).bring(registry, NAME, digest).is_dir()
+
+
+def test_what_a_living_process_was_given_stays_until_the_process_ends(
+    world: World, registry: Registry, shelf: Shelf
+) -> None:
+    kept, gone = brought(world, registry, shelf, 2)
+    command = [sys.executable, "-c", READER, str(shelf.root), str(kept)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        folder = Path(reader.stdout.readline().strip())
+        assert swept(shelf).removed == [gone]
+        assert (folder / WEIGHTS).is_file()
+        reader.kill()  # no chance to say anything
+        reader.wait()
+    used_at = shelf.manifest_path(kept).stat().st_mtime
+    assert swept(shelf, later=used_at - time.time() + 60).removed == []  # the sweep has seen it in use
+    assert swept(shelf, later=2 * LONG).removed == [kept]
+
+
+def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_are_away(box: Box) -> None:
+    box.shelf = Shelf(box.shelf.root, "gpu-1-vllm-8000")
+    box.start()
+    box.push("acme/support")
+    box.states()
+    box.push("acme/support")
+    box.states()
+    old, new = (box.world.admin.version(f"acme/support@{number}").digest for number in (1, 2))
+    assert box.loaded == ["acme-support-v1", "acme-support-v2"]
+    box.shelf.uses.close()  # the agent ends; its engine serves on
+    assert swept(box.shelf).removed == []
+    box.engine.down = True
+    box.start()
+    with pytest.raises(Unavailable):
+        box.states()
+    box.shelf.uses.close()
+    assert swept(box.shelf).removed == []
+    box.engine.down = False
+    box.clock.now += 100
+    box.states()  # begins the drain of what it does not know
+    box.clock.now += 100
+    box.states()
+    assert box.loaded == ["acme-support-v2"]
+    box.shelf.uses.close()
+    assert swept(box.shelf).removed == [old]
+    assert on(box.shelf) == {new.hex}
+
+
+def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
+    world: World, registry: Registry, line: Line, shelf: Shelf
+) -> None:
+    leased, silent = brought(world, registry, shelf, 2)
+    slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.LEAVING)
+    report = BoxReport(base="tiny-llama", alias="prod", slots=[slot])
+    Fleet(registry).report("gpu-1", "vllm-8000", report)
+    asked = sweep.leases_of(registry, "gpu-1")
+    assert swept(shelf, leases=asked()).removed == [silent]
+    assert on(shelf) == {leased.hex}
+    said = list[str]()
+    line.cut = True
+    sweep.Sweeper(shelf, Limits(keep_days=0), asked, said.append).once()
+    assert "was not swept" in said[0]
+    assert on(shelf) == {leased.hex}
+
+
+def test_above_its_size_the_shelf_gives_up_the_longest_unused_first_and_nothing_within_the_hour(
+    world: World, registry: Registry, shelf: Shelf
+) -> None:
+    first, second, third = brought(world, registry, shelf, 3)
+    size = sum(path.stat().st_size for path in shelf.versions.rglob("*") if path.is_file())
+    two_thirds = Limits(size_bytes=size * 2 // 3 + 1000)
+    assert swept(shelf, two_thirds, later=3000).removed == []
+    assert swept(shelf, two_thirds, later=4000).removed == [first]
+    assert on(shelf) == {second.hex, third.hex}
+
+
+def test_a_record_that_cannot_be_read_is_a_use_of_everything(world: World, registry: Registry, shelf: Shelf) -> None:
+    (digest,) = brought(world, registry, shelf)
+    record = shelf.root / "uses" / "gpu-1.json"
+    record.parent.mkdir()
+    record.write_text('["sha256:')
+    assert swept(shelf).removed == []
+    record.write_text(json.dumps([digest]))
+    assert swept(shelf).removed == []
+    record.write_text("[]")
+    assert swept(shelf, later=3 * LONG).removed == [digest]
+
+
+def test_the_plugin_of_vllm_sweeps_by_its_settings_and_serves_though_they_are_wrong(
+    world: World, registry: Registry, line: Line, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, gone = brought(world, registry, shelf, 2)
+    monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
+    environment = {
+        "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.secret, "ADAPTER_PLUGIN_DIR": str(shelf.root),
+        "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0", "ADAPTER_PLUGIN_BOX": "off", "ADAPTER_PLUGIN_KEEP_DAYS": "two weeks",
+    }  # fmt: skip
+    resolver = vllm.Resolver(environment, [], open_registry=lambda url, token: Registry(url, token, line))
+    assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support@1")) is not None
+    with pytest.raises(Invalid, match="ADAPTER_PLUGIN_KEEP_DAYS: 'two weeks'"):
+        resolver.sweeper()
+    for digest in (given, gone):
+        shelf.note_use(digest, time.time() - sweep.DAY_SECONDS)
+    for days, left in (("2", {given.hex, gone.hex}), ("0.5", {given.hex})):
+        vllm.Resolver(environment | {"ADAPTER_PLUGIN_KEEP_DAYS": days}, []).sweeper().once()
+        assert on(shelf) == left
+
+
+def test_strangers_are_left_alone_and_what_died_is_cleaned_up(world: World, registry: Registry, shelf: Shelf) -> None:
+    (digest,) = brought(world, registry, shelf)
+    (shelf.versions / "my-own").mkdir()
+    (shelf.versions / ("ab" * 32)).symlink_to("my-own")
+    for left in (shelf.incoming / "pull-that-died", shelf.leaving / f"{digest.hex}.11"):
+        left.mkdir(parents=True)
+        (left / "x").touch()
+    assert swept(shelf, Limits(keep_days=math.inf), later=0).removed == []
+    assert (list(shelf.leaving.iterdir()), len(list(shelf.incoming.iterdir()))) == ([], 1)  # a pull may still run
+    assert swept(shelf).removed == [digest]
+    assert on(shelf) == {"my-own", "ab" * 32}
+    assert list(shelf.incoming.iterdir()) == []
+
+
+def test_whoever_is_given_a_folder_can_read_it_while_sweeps_take_whatever_is_free(
+    world: World, registry: Registry, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "LEAST_SECONDS", 0.0)
+    digests = brought(world, registry, shelf, 2)
+    stop, taken, wrong, found = threading.Event(), list[Digest](), list[str](), [0, 0]
+
+    def sweeps() -> None:
+        while not stop.is_set():
+            taken.extend(swept(shelf, Limits(keep_days=0), later=0).removed)
+
+    def reads(digest: Digest, at: int) -> None:
+        while found[at] < 30:
+            mine = Shelf(shelf.root)
+            folder = mine.find(digest) or mine.bring(registry, NAME, digest)
+            for _ in range(20):
+                try:
+                    os.stat(folder / WEIGHTS)
+                except OSError as e:
+                    wrong.append(str(e))
+            found[at] += 1
+            mine.uses.close()
+
+    threads = [threading.Thread(target=reads, args=(digest, at)) for at, digest in enumerate(digests)]
+    sweeper = threading.Thread(target=sweeps)
+    for thread in (sweeper, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    stop.set()
+    sweeper.join(120)
+    assert (wrong, found, bool(taken)) == ([], [30, 30], True)
