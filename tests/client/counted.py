@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import httpx
@@ -19,7 +21,7 @@ class Counted:
 
     def __init__(self, world: World) -> None:
         self.requests: list[tuple[str, str]] = []
-        self.sent_bytes = 0
+        self.contents: list[int] = []
         self.bend = lambda body: body
         self._inner = world.transport
         outer = self
@@ -27,6 +29,7 @@ class Counted:
         class Transport(httpx.BaseTransport):
             def handle_request(self, request: httpx.Request) -> httpx.Response:
                 outer.requests.append((request.method, request.url.path))
+                outer.contents.append(content_bytes(request))  # by several threads
                 answer = outer._inner.handle_request(request)
                 if "/files/" not in request.url.path:
                     return answer
@@ -42,3 +45,12 @@ class Counted:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".adapter.json"}
+
+
+def content_bytes(request: httpx.Request) -> int:
+    """How much of what files hold this request brings: the body of an upload, or what a commit brings along."""
+    if request.method == "PUT":
+        return len(request.read())
+    if not request.url.path.endswith("/commit"):
+        return 0
+    return sum(len(base64.b64decode(item["data"])) for item in json.loads(request.read() or b"{}").get("small", ()))

@@ -14,10 +14,11 @@ from tests.client.counted import Counted
 from tests.world import World
 
 COUNT = 12
+FLEET = 200
 
 
-def folders(world: World, tmp_path: Path) -> list[tuple[Path, str]]:
-    return [(forge.write(world.files(), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(COUNT)]
+def folders(world: World, tmp_path: Path, count: int = COUNT) -> list[tuple[Path, str]]:
+    return [(forge.write(world.files(), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(count)]
 
 
 def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_an_adapter(
@@ -83,3 +84,32 @@ def test_each_base_is_asked_for_once(counted: Counted) -> None:
     for _ in range(3):
         assert known._by_name("tiny-llama").name == "tiny-llama"
     assert len(counted.requests) == 1
+
+
+def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_twice(
+    counted: Counted, world: World, tmp_path: Path, cache: Cache
+) -> None:
+    fleet = folders(world, tmp_path, FLEET)
+    held = sum((folder / forge.WEIGHTS).stat().st_size for folder, _ in fleet)
+    assert all(r.answer and r.answer.created for r in bulk.push_all(counted.registry, fleet))
+    assert sum(counted.contents) >= held
+    counted.requests.clear()
+    counted.contents.clear()
+    assert [r.answer is not None and r.answer.created for r in bulk.push_all(counted.registry, fleet)] == [
+        False
+    ] * FLEET
+    assert sum(counted.contents) == 0
+    assert len(counted.requests) <= 3 * FLEET
+    wanted = [
+        (Ref.parse(view.name), tmp_path / "out" / view.name) for view in bulk.fleet(counted.registry, "tiny-llama")
+    ]
+    assert len(wanted) == FLEET
+    assert all(r.answer for r in bulk.pull_all(counted.registry, wanted, cache=cache))
+    counted.requests.clear()
+    again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
+    assert all(r.answer for r in bulk.pull_all(counted.registry, again, cache=cache))
+    assert len(counted.requests) == FLEET, "each name is resolved; no file is asked for"
+    for folder, name in fleet:
+        assert (tmp_path / "out" / f"{name}-again" / forge.WEIGHTS).read_bytes() == (
+            folder / forge.WEIGHTS
+        ).read_bytes()
