@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,11 @@ def served(world: World) -> Iterator[str]:
 @pytest.fixture
 def nodes() -> Iterator[Any]:
     """A head without room for work, and two nodes with room for one worker each."""
-    cluster = _head()
-    cluster.add_node(num_cpus=1)
-    cluster.add_node(num_cpus=1)
+    from ray.cluster_utils import Cluster
+
+    cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0}))
+    for _ in range(2):
+        _patiently(lambda: cluster.add_node(num_cpus=1))
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", namespace="adapter-registry")
     try:
@@ -61,16 +63,14 @@ def nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def _head(tries: int = 3) -> Any:
-    """Ray gives a node 30 seconds to start, come what may: on a busy machine the next one may do it."""
-    from ray.cluster_utils import Cluster
-
+def _patiently(start: Callable[[], Any], tries: int = 4) -> Any:
+    """Ray gives a node 15 seconds to start its agent, come what may: on a busy machine the next one may do it."""
     try:
-        return Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        return start()
     except Exception:
         if tries == 1:
             raise
-        return _head(tries - 1)
+        return _patiently(start, tries - 1)
 
 
 def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
@@ -99,7 +99,7 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
         _wait_until(lambda: len(_done(world)) >= 1)
         victim = next(node for node in nodes.worker_nodes if node.node_id in places)
         nodes.remove_node(victim, allow_graceful=False)
-        nodes.add_node(num_cpus=1)
+        _patiently(lambda: nodes.add_node(num_cpus=1))
         _wait_until(lambda: len(_done(world)) == len(names))
         cluster.stop()
         working.join(PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""Every adapter of the zoo, one for each method and option of PEFT, on its own tiny base."""
+"""Every adapter of the zoo, one for each method and option of PEFT, on its own tiny base; and every wrong one."""
 
 from __future__ import annotations
 
@@ -34,3 +34,26 @@ def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
     assert complaints == {name: [("acts.base_changed", "warning")] for name in CHANGES_ITS_BASE}
     assert len(entries) > 40
     assert loads == len({entry["base"] for entry in entries.values()})
+
+
+def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right() -> None:
+    """Straight to a keeper, as if no header had been looked at: whatever it is, it costs neither worker nor base."""
+    bad, base = fixtures.bad(), fixtures.tiny_bases() / "llama-a"
+    source, names = Source("llama-a", base, ""), sorted(fixtures.manifest(bad).keys() - {"good"})
+    passed, failed = [], []
+    with Pool() as pool:
+        known = pool.try_adapter(source, bad / "good", LIMITS)["seen"]
+        assert known["findings"] == []
+        for name in names:
+            answer = pool.try_adapter(source, bad / name, LIMITS)
+            assert ("seen" in answer) != bool(answer.get("failed")), (name, answer)
+            if "failed" in answer:
+                failed.append(name)
+            elif not answer["seen"]["findings"]:
+                passed.append(name)
+            again = pool.try_adapter(source, bad / "good", LIMITS)["seen"]
+            assert (again["findings"], again["fingerprint"]) == ([], known["fingerprint"]), f"after {name}"
+        assert pool.base_loads == 1
+    assert len(names) >= 50
+    assert {"config-missing", "weights-missing", "pickle-with-code", "header-length-absurd"} <= set(failed)
+    assert not {"nan", "inf-one-value", "all-zero-b", "whole-base-inside", "overwrites-lm-head"} & set(passed)
