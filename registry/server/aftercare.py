@@ -4,8 +4,8 @@ Invariants
 - None of it is needed for truth: what is left undone is done after the next push, and by `gc`.
 - One thread of a process cares for all pushes that end together, and goes on while others ask.
 - Who pushes has the machine: records wait while other pushes are under way, for `RECORDS_PATIENCE_SECONDS` at most;
-  measuring waits until nobody has pushed for `QUIET_SECONDS`, for `PATIENCE_SECONDS` at most. After a push that comes
-  alone its record is written at once.
+  measuring waits until nobody has pushed for `QUIET_SECONDS` and no plan waits for its commit, for `PATIENCE_SECONDS`
+  at most. After a push that comes alone its record is written at once.
 
 Example
     >>> with aftercare.pushing(engine):
@@ -83,18 +83,22 @@ class _Desk:
             pass
         while values.waiting(engine):
             self._measure_at = self._measure_at or time.monotonic() + PATIENCE_SECONDS
-            self._wait(self._measure_at, lambda: self._wanted)
+            self._wait(self._measure_at, lambda: self._wanted, awaited_too=True)
             if self._wanted and time.monotonic() < self._measure_at:
                 return
             values.add_missing(engine, blobs, limit=1)
         self._measure_at = None
 
-    def _wait(self, until: float, or_when: Callable[[], bool]) -> None:
-        """Until nobody has pushed for a moment, or `or_when` while nobody pushes; not beyond `until`."""
+    def _wait(self, until: float, or_when: Callable[[], bool], *, awaited_too: bool = False) -> None:
+        """Until nobody has pushed for a moment, or `or_when` while nobody pushes; not beyond `until`.
+
+        `awaited_too`: nor is a push awaited, whose bytes may be on their way past this server, straight to the store.
+        """
         with self._changed:
             while (now := time.monotonic()) < until:
                 self._awaited = {push: at for push, at in self._awaited.items() if now - at < PATIENCE_SECONDS}
-                quiet_at = until if self._under_way else self._last + QUIET_SECONDS
+                busy = self._under_way or (awaited_too and self._awaited)
+                quiet_at = until if busy else self._last + QUIET_SECONDS
                 if now >= quiet_at or (not self._under_way and or_when()):
                     return
                 self._changed.wait(min(quiet_at, until) - now)

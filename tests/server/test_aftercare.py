@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from sqlmodel import col, select
 
@@ -58,3 +61,18 @@ def test_a_push_that_is_never_committed_delays_records_and_does_not_stop_them(
     stocked.push("acme/support")
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
+
+
+def test_measuring_waits_for_a_push_whose_bytes_go_past_this_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aftercare, "QUIET_SECONDS", 0.01)
+    desk = aftercare._Desk()
+    desk.expect("psh_on_its_way")
+    until = time.monotonic() + LONG_SECONDS
+    waiting = threading.Thread(target=lambda: desk._wait(until, lambda: False, awaited_too=True), daemon=True)
+    waiting.start()
+    waiting.join(20 * aftercare.QUIET_SECONDS)
+    assert waiting.is_alive()
+    with desk.pushing("psh_on_its_way"):
+        pass
+    waiting.join(LONG_SECONDS)
+    assert not waiting.is_alive()
