@@ -19,15 +19,14 @@ from registry.wire.push import PushPlan, PushRequest
 from tests import forge
 from tests.world import World, rows
 
+STATEMENTS_LIMIT = 60
+"""Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
+
 
 @pytest.fixture
 def based(world: World) -> World:
     world.add_base()
     return world
-
-
-STATEMENTS_LIMIT = 60
-"""Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
 
 
 def plan(world: World, files: forge.Files, name: str = "acme/support", by: object = None) -> PushPlan:
