@@ -185,7 +185,8 @@ class _Graph:
 
     def base(self, name: str) -> str:
         node = BASE + name
-        self.nodes[node] = LineageNode(id=node, kind="base", name=name)
+        if node not in self.nodes:  # each version names one: making it again costs as much as the version's own node
+            self.nodes[node] = LineageNode(id=node, kind="base", name=name)
         return node
 
 
@@ -207,10 +208,11 @@ def _told(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwar
         kind = kind_of(far)
         if called is not None:
             title, number, base, state = called.split(" ")
-            graph.nodes[far] = LineageNode(
-                id=far, kind=kind, name=title, number=int(number), digest=far, withdrawn=state
-            )
-            graph.edges.add((far, graph.base(base), "adapter"))
+            if far not in graph.nodes:
+                graph.nodes[far] = LineageNode(
+                    id=far, kind=kind, name=title, number=int(number), digest=far, withdrawn=state
+                )
+                graph.edges.add((far, graph.base(base), "adapter"))
         elif kind == "version":
             graph.nodes[far] = LineageNode(id=far, kind=kind, digest=far, hidden=True)
         elif kind == "base":
