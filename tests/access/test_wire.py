@@ -124,9 +124,11 @@ def test_an_endless_url_and_endless_headers_are_refused(server: Server) -> None:
     )
 
 
-@pytest.mark.parametrize("limit", ["1000000000", "0", "-1", "x", "9" * 400])
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "1" + "0" * 9, "9" * 400])
 def test_a_page_has_a_size(server: Server, limit: str) -> None:
-    assert server.status(server.ask("GET", f"/api/v1/adapters?limit={limit}")) in (400, 422)
+    """What is no size is refused; a size that is too large means the largest."""
+    wanted = (200,) if limit[1:] and limit.isdigit() else (400, 422)
+    assert server.status(server.ask("GET", f"/api/v1/adapters?limit={limit}")) in wanted
 
 
 def test_a_cookie_signs_nobody_in_and_another_origin_gets_no_leave(server: Server) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import click
+import pytest
+
+from cli import aliases
+from registry.server import db
+from registry.wire import AliasMove
 from tests.cli.desk import Desk
 
 
@@ -48,3 +54,14 @@ def test_a_version_in_quarantine_is_led_to_by_no_name_until_it_is_released(desk:
     assert "in quarantine since" in desk("show", "acme/support@1").stdout
     desk("release", "acme/support@1", "--reason", "a false alarm")
     desk("pull", "acme/support", desk.folder / "out")
+
+
+def test_a_history_names_who_approved_who_signed_and_how_long_it_was_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    evidence = [
+        {"check": "fits", "outcome": "pass"}, {"check": "approval", "by": "ann", "at": "2026-11-25T03:00:00+00:00"},
+        {"check": "held", "alias": "canary", "seconds": 90}, {"check": "signature", "by": "key:5f"},
+    ]  # fmt: skip
+    told = {"alias": "prod", "number": 2, "from_number": 1, "generation": 2, "digest": None, "actor": "pat"}
+    aliases._print_move(AliasMove(**told, reason="", at=db.now(), evidence=evidence), 4)
+    shown = click.unstyle(capsys.readouterr().out)
+    assert "on fits pass, approval by ann, signature by key:5f, 90 s in canary" in shown

@@ -94,7 +94,16 @@ def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World)
     assert len([s for s in sent if "FROM token" not in s]) == 3
 
 
-@pytest.mark.parametrize("limit", [0, -1, 201, 10**9])
+def test_a_page_is_at_most_as_long_as_pages_get(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.server.routes.deps.PAGE_LIMIT", 3)
+    world.add_base()
+    for number in range(4):
+        world.push(f"acme/{'abcd'[number]}{number + 2}")
+    page = world.admin.adapters(limit=10**9)
+    assert (len(page.items), bool(page.next_cursor)) == (3, True)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
 def test_a_page_has_a_limit(world: World, limit: int) -> None:
     with pytest.raises(Invalid) as caught:
         world.admin.adapters(limit=limit)

@@ -102,7 +102,7 @@ def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: Raw
         data = next(d for d in files.values() if Digest.of(d) == upload["digest"])
         client.ask("PUT", upload["url"], content=data)
     answer = client.ask("POST", f"/api/v1/pushes/{planned.json()['push_id']}/commit", json={})
-    assert (answer.status_code, answer.json()["code"]) == (409, "UPLOAD_INCOMPLETE")
+    assert (answer.status_code, answer.json()["code"]) == (422, "UPLOAD_INCOMPLETE")
 
 
 def test_a_known_blob_with_another_size_is_asked_for_again_and_then_refused(client: RawClient) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
+from pydantic import AfterValidator
 
 from registry import names
 from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Unavailable
@@ -243,7 +244,8 @@ KeyedSessionDep = Annotated[Session, Depends(keyed_session, scope="function")]
 NameDep = Annotated[AdapterName, Depends(inline(adapter_name))]
 SelectorDep = Annotated[Selector, Depends(inline(version_selector))]
 CursorDep = Annotated[str, Depends(inline(keyset_cursor))]
-LimitDep = Annotated[int, Query(ge=1, le=PAGE_LIMIT)]
+LimitDep = Annotated[int, Query(ge=1), AfterValidator(lambda wanted: min(wanted, PAGE_LIMIT))]
+"""How many items of a list one answer holds; whoever asks for more than there may be gets that many, and a cursor."""
 PAGE = PAGE_DEFAULT
 
 OPEN = Depends(open_to_all)
