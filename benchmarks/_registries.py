@@ -1,4 +1,4 @@
-"""Servers for benchmarks/resolve.py: ours with so many adapters, and the distribution registry with one tag.
+"""Servers for benchmarks/resolve.py: ours with so many adapters, the distribution registry with one tag, and the floor.
 
 Example
     >>> with ours(folder, "sqlite", 1_000) as target:
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,6 +128,17 @@ def distribution(scratch: Path) -> Iterator[Target | None]:
         manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": described, "layers": []}
         _request("PUT", f"{url}/v2/bench/a0/manifests/prod", json.dumps(manifest).encode(), MANIFEST_TYPE)
         yield Target(url, ("/v2/bench/a0/manifests/prod",), {"Accept": MANIFEST_TYPE})
+
+
+@contextlib.contextmanager
+def bare(body: bytes) -> Iterator[Target]:
+    """What is left when nothing is looked up: an ASGI application of two messages on the server that ours runs on."""
+    command = [sys.executable, "-m", "benchmarks._bare", str(len(body))]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Target(server.stdout.readline().strip(), ("/",), {})  # type: ignore[union-attr]
+    finally:
+        _contenders._end(server)
 
 
 def _request(method: str, url: str, body: bytes = b"", kind: str = "") -> str:
