@@ -9,8 +9,8 @@ each for SQLite and for PostgreSQL. A serving box asks for its fleet again and a
 or 100,000. The figures hold the 304 path, and look-ups all over the registry, which mostly find nothing kept.
 
 What wrk calls p99 is a share of time and not of requests: it adds to a slow answer those that would have been asked
-meanwhile. One pause of 15 ms in 300 ms makes a p99 of 12 ms, though 4,000 answers of 4,001 came at once. So `bare` stands
-beside ours, the floor: an application of two ASGI messages on the same server, whose p99 is Python's and the machine's.
+meanwhile. One pause of 15 ms in 300 ms makes a p99 of 12 ms, though 4,000 answers of 4,001 came at once. So there is
+`bare`, the floor: an application of two ASGI messages on the same server, whose p99 is Python's and the machine's.
 
 Needs wrk and docker-registry (Debian's packages); without them it says so, and the ratios are null.
 Contenders take turns in short rounds, medians. The last line is one JSON object.
