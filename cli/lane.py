@@ -51,24 +51,34 @@ class DirectProtocol(HttpToolsProtocol):
     _aside = False
     """True while the parser is told of bytes that a thread has read already."""
     _head_bytes = 0
+    _over = b""
+    """The status of a request whose head was too large, in place of the plain 400."""
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._count(len(url), b"414 URI Too Long")
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
+        self._count(len(name) + len(value), b"431 Request Header Fields Too Large")
         super().on_header(name, value)
 
-    def _count(self, size_bytes: int) -> None:
-        """The parser has no limit of its own. What is over ours is answered 400, and the connection ends."""
+    def _count(self, size_bytes: int, over: bytes) -> None:
+        """The parser has no limit of its own. What is over ours is answered by `over`, and the connection ends."""
         self._head_bytes += size_bytes
         if self._head_bytes > HEAD_LIMIT_BYTES:
+            self._over = over
             raise httptools.HttpParserError("the head of the request is too large")
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._over:
+            super().send_400_response(msg)
+            return
+        self.transport.write(b"HTTP/1.1 " + self._over + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()

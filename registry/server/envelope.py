@@ -2,6 +2,7 @@
 
 Invariants
 - Every answer carries X-Request-Id; a well-formed one of the client is kept, else one is made.
+- A Host header is a host, with a port or without: what looks like a URL or a path is refused, though nothing reads it.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
 - A body that stalls ends its request (`Pace`); nothing waits for ever for a sender.
 - A JSON body is read whole before the application sees the request, up to the limit of its route; a blob's never is.
@@ -39,6 +40,8 @@ BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Anybody may send any word as a method; what is counted must stay few."""
 _NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
+_NO_HOST = Invalid("REQUEST_INVALID", "the Host header is no host")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])?(?::[0-9]{0,5})?\Z")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}\Z")
 
 
@@ -78,6 +81,9 @@ class Envelope:
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
             await _send_problem(send_with_id, request_id, 400, _NUL)
+            return
+        if not all(_HOST.match(value) for key, value in scope["headers"] if key == b"host"):
+            await _send_problem(send_with_id, request_id, 400, _NO_HOST)
             return
         limit = body_limit(scope["path"])
         if limit is not None and scope["method"] not in ("GET", "HEAD"):
