@@ -1,8 +1,8 @@
 """`Pbase`: what LoRAX asks its source `pbase` for, as files beside an export, for any web server to hand out.
 
-    FOLDER/v2/repos/acme-support/version/3      {"adapterPath": "s3://models/prod/acme-support-v3/"}
+    FOLDER/v2/repos/acme-support/version/3      {"adapterPath": "s3://models/prod/acme-support-v3/", …}
 
-LoRAX turns `acme-support/3` into that path below PREDIBASE_GATEWAY_ENDPOINT and reads `adapterPath`
+LoRAX turns `acme-support/3` into that path below PREDIBASE_GATEWAY_ENDPOINT and reads `status` and `adapterPath`
 (map_pbase_model_id_to_s3 in lorax_server/utils/sources/__init__.py).
 
 Invariants
@@ -24,6 +24,9 @@ from registry.client.streams import write_whole
 from registry.errors import Invalid, Unavailable
 from registry.serving.export import Exported, Item
 
+READY = "completed"
+"""LoRAX's word for a version that may be loaded; it warns of others with each look-up."""
+
 
 def write(folder: Path, exported: Exported) -> int:
     """Say where each version of an export in a bucket lies; how many. `Invalid` (URL_REFUSED) for another place."""
@@ -35,7 +38,7 @@ def write(folder: Path, exported: Exported) -> int:
             path = _path(folder, item)
             if path is not None and item.state in ("new", "unchanged"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                told = {"adapterPath": f"{exported.place}{item.served_name}/", "digest": item.digest}
+                told = {"adapterPath": f"{exported.place}{item.served_name}/", "digest": item.digest, "status": READY}
                 write_whole(path, json.dumps(told).encode())
                 there += 1
             elif path is not None and item.state == "removed":

@@ -181,7 +181,7 @@ def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
     done = run(shop, place())
     assert pbase.write(folder, done) == 2
     said = json.loads((folder / "v2/repos/acme-support/version/1").read_bytes())
-    assert said["adapterPath"] == f"{done.place}acme-support-v1/"
+    assert (said["adapterPath"], said["status"]) == (f"{done.place}acme-support-v1/", "completed")
     bucket, _, prefix = said["adapterPath"].removeprefix("s3://").partition("/")
     listed = boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
     assert {row["Key"].removeprefix(prefix) for row in listed} >= {"adapter_config.json", "adapter_model.safetensors"}
