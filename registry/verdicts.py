@@ -135,7 +135,8 @@ class Report(Value):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
     `fingerprint`: what a serving box compares after loading. `pictures`: name → PNG in base64, of image adapters.
-    `thresholds`: the limits that findings were judged by.
+    `thresholds`: the limits that findings were judged by. `fits`: what the library itself says of names and shapes,
+    where the header alone could not tell; None where it was not asked.
     """
 
     check: Check
@@ -148,3 +149,4 @@ class Report(Value):
     fingerprint: Fingerprint | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
+    fits: tuple[Finding, ...] | None = None

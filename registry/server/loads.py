@@ -30,7 +30,7 @@ from registry.errors import Invalid
 from registry.lora import config
 from registry.manifest import CONFIG, WEIGHTS
 from registry.names import AdapterName, Selector
-from registry.server import bases, catalog, identities, validation
+from registry.server import bases, catalog, identities, verdicts
 from registry.server.actors import Actor
 from registry.server.tables import AdapterRow, BaseRow, VersionRow
 from registry.verdicts import Check, Outcome, Verdict
@@ -81,9 +81,9 @@ def judge(facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, fi
     return engines.verdict(stored, asked, subject=Digest(digest), base=base, fits=outcome, registry=__version__)
 
 
-def outcomes(verdicts: Iterable[Verdict]) -> tuple[str, str]:
+def outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
     """The outcomes of `fits` and of `values` that count among a version's verdicts, oldest first; "" for none."""
-    newest = {verdict.check: str(verdict.outcome) for verdict in verdicts}
+    newest = {verdict.check: str(verdict.outcome) for verdict in known}
     return newest.get(Check.FITS, ""), newest.get(Check.VALUES, "")
 
 
@@ -93,9 +93,17 @@ def add(
     """The verdicts of a new version, written with it."""
     spec = bases.spec_of(base)
     session.add_all(
-        validation.verdict_row(judge(version.facts, asked, version.digest, spec, fits, values), version, base)
-        for asked in wanted
+        verdicts.row(judge(version.facts, asked, version.digest, spec, fits, values), version, base) for asked in wanted
     )
+    session.flush()
+
+
+def judge_again(session: Session, version: VersionRow, base: BaseRow) -> None:
+    """New verdicts for every profile of which one is stored, because another check of this version has changed."""
+    stored = catalog.verdicts_of(session, [version])[version.id or 0]
+    spec, known = bases.spec_of(base), outcomes(stored)
+    for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.LOADS]:
+        session.add(verdicts.row(judge(version.facts, asked, version.digest, spec, *known), version, base))
     session.flush()
 
 

@@ -5,6 +5,7 @@ Invariants
   state are one transaction: there are no bytes without a row, and no verdict without bytes.
 - A worker's report is hostile input: typed, bounded, and about the job's own version and base, or it is refused.
 - Verdicts are appended. The outcome is what the findings add up to; the worker does not choose it.
+- What a report says of `fits` counts only where the header could not tell: it never overrules a yes or a no.
 
 Example
     >>> validation.finish(session, actor, job_id, request, store=store).state
@@ -21,11 +22,11 @@ from registry import jobs
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.jobs import Job, Kind
-from registry.server import audit, blobs, db, holds, queue
+from registry.server import audit, blobs, catalog, db, holds, loads, queue, verdicts
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
-from registry.server.tables import BaseRow, JobRow, VerdictRow, VersionRow
-from registry.verdicts import Check, Report, Verdict
+from registry.server.tables import BaseRow, JobRow, VersionRow
+from registry.verdicts import Check, Outcome, Report, Verdict
 from registry.wire.jobs import FinishRequest
 
 
@@ -93,24 +94,31 @@ def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest:
         made_by=report.made_by,
         made_at=db.now(),
     )
-    session.add(verdict_row(verdict, version, base, job_id=row.id))
+    session.add(verdicts.row(verdict, version, base, job_id=row.id))
     told: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": digest, "job": row.id}
+    if report.fits is not None and _is_open(session, version):
+        told |= {"fits": _fits(session, version, base, report, digest, row.id)}
     audit.append(session, actor, "verdict.add", row.subject, told)
 
 
-def verdict_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
-    """A verdict as the row to append; `made_at` is now where the verdict has none."""
-    return VerdictRow(
-        version_id=version.id or 0,
-        check=verdict.check,
-        profile=verdict.profile,
-        base_id=base.id or 0,
-        base_fingerprint=verdict.base_fingerprint,
-        outcome=verdict.outcome,
-        findings=[finding.model_dump(mode="json") for finding in verdict.findings],
-        summary=verdict.summary,
-        report=verdict.report,
-        made_by=verdict.made_by,
-        made_at=verdict.made_at or db.now(),
-        job_id=job_id,
+def _is_open(session: Session, version: VersionRow) -> bool:
+    """Whether the header could not tell if this version fits: only then a worker's word on it counts."""
+    return loads.outcomes(catalog.verdicts_of(session, [version])[version.id or 0])[0] == Outcome.UNKNOWN
+
+
+def _fits(session: Session, version: VersionRow, base: BaseRow, report: Report, digest: Digest, job_id: str) -> Outcome:
+    verdict = Verdict.of(
+        Check.FITS,
+        report.subject,
+        base.name,
+        base.fingerprint,
+        report.fits or (),
+        report=digest,
+        made_by=report.made_by,
+        made_at=db.now(),
     )
+    session.add(verdicts.row(verdict, version, base, job_id=job_id))
+    session.flush()
+    if verdict.outcome is Outcome.FAIL:
+        loads.judge_again(session, version, base)
+    return verdict.outcome

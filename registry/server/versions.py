@@ -28,7 +28,7 @@ from registry.errors import Refused
 from registry.jobs import Kind
 from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
-from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, validation, values
+from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, values, verdicts
 from registry.server.access import admission, taken
 from registry.server.actors import Actor
 from registry.server.judge import Judged
@@ -192,7 +192,7 @@ def add_verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged
     """The verdict `fits` of what was judged."""
     tools = {"registry": __version__}
     verdict = Verdict.of(Check.FITS, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
-    session.add(validation.verdict_row(verdict, row, base))
+    session.add(verdicts.row(verdict, row, base))
     session.flush()
     return verdict.outcome
 

@@ -1,7 +1,8 @@
 """What runs in a child of the keeper: `Alone` tries one adapter and ends, `Warm` keeps its model for the next ones.
 
 Invariants
-- An answer is `{"seen": …}`, or `{"failed": sentence}` when this process could not judge.
+- An answer is `{"seen": …}`, and `structure` where that was asked for; or `{"failed": sentence}` when this process
+  could not judge.
 - `Warm` also answers `{"alone": why}` for an adapter that it must not take, and `{"discard": why}` when it is spoilt:
   the keeper then ends it, and tries the adapter in a process of its own.
 - On a GPU each child is a program started afresh that loads the base itself, because what holds a GPU cannot be forked;
@@ -23,7 +24,7 @@ from registry.lora import LoraSpec, config
 from registry.lora.config import AdapterConfig
 from registry.thresholds import Thresholds
 from registry.worker.model import CPU, Base
-from registry.worker.smoke import alone, examination, resident
+from registry.worker.smoke import alone, examination, resident, structure
 from registry.worker.smoke.examination import Examination
 from registry.worker.smoke.resident import Discard, Resident
 
@@ -60,7 +61,11 @@ class Alone:
 
     def answer(self, request: Message, say: Say) -> Message:
         try:
-            return self._answer(request, say)
+            answer = self._answer(request, say)
+            if request.get("structure") and "seen" in answer:
+                found = structure.ask(self._loader.folder, Path(request["folder"]))
+                answer["structure"] = [finding.model_dump(mode="json") for finding in found]
+            return answer
         except BaseException as e:
             return failed(e)
 

@@ -140,9 +140,12 @@ class Keeper:
         return self._process.poll() is None
 
     def try_adapter(
-        self, folder: Path, limits: Limits, thresholds: Mapping[str, float] | None = None
+        self, folder: Path, limits: Limits, thresholds: Mapping[str, float] | None = None, *, structure: bool = False
     ) -> dict[str, Any]:
-        """`{"seen": {"findings", "measurements"}}`, or `{"failed": sentence}`. `Gone` if the keeper is lost."""
+        """`{"seen": {"findings", "measurements"}}`, or `{"failed": sentence}`. `Gone` if the keeper is lost.
+
+        `structure`: PEFT is asked about names and shapes too; findings of that are under `structure`.
+        """
         self.tried += 1
         self._write(
             {
@@ -154,6 +157,7 @@ class Keeper:
                 "alone": limits.alone,
                 "any_name": limits.any_name,
                 "thresholds": dict(thresholds or {}),
+                "structure": structure,
             }
         )
         # The keeper keeps the deadline of each child, and there may be two; this is the net.

@@ -58,7 +58,7 @@ class Base:
         wanted = torch.float32 if device == CPU else DTYPES.get(dtype.upper(), torch.bfloat16)
         placed = {} if device == CPU else {"device_map": "auto" if device == "cuda" else {"": device}}
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        maker, task = _class_of(config)
+        maker, task = class_of(config)
         model = maker.from_pretrained(
             folder, config=config, dtype=wanted, local_files_only=True, trust_remote_code=False, **placed
         )
@@ -132,7 +132,7 @@ def _keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _class_of(config: Any) -> tuple[Any, str]:
+def class_of(config: Any) -> tuple[Any, str]:
     """The class that the configuration names, if it is transformers' own, and the adapters' task that it serves."""
     for name in getattr(config, "architectures", None) or ():
         maker = getattr(transformers, str(name), None)

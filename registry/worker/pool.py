@@ -77,12 +77,12 @@ class Pool:
         self._keepers[source.name] = keeper
         return keeper
 
-    def try_adapter(self, source: Source, folder: Path, limits: Limits) -> dict[str, Any]:
+    def try_adapter(self, source: Source, folder: Path, limits: Limits, *, structure: bool = False) -> dict[str, Any]:
         """One adapter on its base. Adds what the keeper knows: `base` (load time, versions, how many were tried)."""
         keeper = self._busy = self.keeper(source)
         keeper.listener = self._listener
         try:
-            answer = keeper.try_adapter(folder, limits, source.thresholds)
+            answer = keeper.try_adapter(folder, limits, source.thresholds, structure=structure)
         finally:
             self._busy = None
         return answer | {"base": keeper.ready | {"adapters_tried": keeper.tried, "base_loads": self.base_loads}}

@@ -3,6 +3,8 @@
 Invariants
 - A check that cannot run raises `Failed`: that is a failed job, never a failing verdict.
 - An adapter that does not fit by its header never reaches the model: its report says so.
+- Where the header cannot tell (unusual methods, packed bases), PEFT itself is asked for names and shapes, on the meta
+  device: the report then says whether it fits, too.
 
 Example
     >>> validate(task).report.findings
@@ -12,6 +14,7 @@ Example
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ from registry.wire import BaseView
 from registry.worker.keepers import Gone
 from registry.worker.task import Done, Failed, Task
 
+UNTOLD = frozenset({"fit.method_unjudged", "fit.shape_unknown"})
+"""Findings that say that headers cannot tell."""
+
 
 def validate(task: Task) -> Done:
     """The report of the check *acts* on the claimed version."""
@@ -36,17 +42,25 @@ def validate(task: Task) -> Done:
         findings = _fit(folder, base)
         if add_up(findings) is Outcome.FAIL:
             return _done(_report(task, [_not_tried(findings), *findings], {}, {}))
+        open_questions = [finding for finding in findings if finding.code in UNTOLD]
         lease.say(f"putting the adapter on {base.name}")
         try:
             with task.pool.listening(lease.tell):
-                answer = task.pool.try_adapter(source, folder, task.limits)
+                answer = task.pool.try_adapter(source, folder, task.limits, structure=bool(open_questions))
         except Gone as e:
             raise Failed(str(e)) from e
     lease.check()
     if "seen" not in answer:
         raise Failed(str(answer.get("failed") or "the check ended without an answer"))
-    found = [Finding.model_validate(finding) for finding in answer["seen"].get("findings", ())]
-    return _done(_report(task, found, answer["seen"], answer["base"]))
+    report = _report(task, _findings(answer["seen"].get("findings", ())), answer["seen"], answer["base"])
+    if "structure" in answer:
+        told = [finding for finding in findings if finding not in open_questions]
+        report = report.model_copy(update={"fits": (*told, *_findings(answer["structure"]))})
+    return _done(report)
+
+
+def _findings(told: Iterable[Any]) -> tuple[Finding, ...]:
+    return tuple(Finding.model_validate(finding) for finding in told)
 
 
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
@@ -67,7 +81,7 @@ def _not_tried(findings: list[Finding]) -> Finding:
     )
 
 
-def _report(task: Task, findings: list[Finding], seen: dict[str, Any], keeper: dict[str, Any]) -> Report:
+def _report(task: Task, findings: Iterable[Finding], seen: dict[str, Any], keeper: dict[str, Any]) -> Report:
     measurements = seen.get("measurements", {})
     about_base = {
         "base_load_seconds": keeper.get("load_seconds"),

@@ -26,12 +26,20 @@ def base(folder: Path, *, seed: int = 0, hidden: int = 64) -> Path:
     return folder
 
 
-def adapter(base_folder: Path, folder: Path, *, seed: int = 1, change: Change | None = None, **settings: Any) -> Path:
-    """A LoRA adapter with random A and B, saved by PEFT; `change` edits its tensors afterwards."""
+def adapter(
+    base_folder: Path,
+    folder: Path,
+    *,
+    seed: int = 1,
+    change: Change | None = None,
+    config: Any = None,
+    **settings: Any,
+) -> Path:
+    """A LoRA adapter with random A and B (or that of another `config`), saved by PEFT; `change` edits its tensors."""
     torch.manual_seed(seed)
     model = transformers.LlamaForCausalLM.from_pretrained(base_folder)
     written = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | settings
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(**written))
+    wrapped = peft.get_peft_model(model, config or peft.LoraConfig(**written))
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if parameter.requires_grad:

@@ -90,7 +90,7 @@ def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
         os.mkfifo(tmp_path / path.name)
     job_id = workshop.push(good).job_id
     loads, whole = pool.base_loads + ("tiny" not in pool.warm), pool.try_adapter
-    monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits: whole(source, tmp_path, limits))
+    monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits, **how: whole(source, tmp_path, limits, **how))
     tally = worker(limits=Limits(deadline_seconds=0.1, threads=1)).run(once=True)
     job = workshop.world.admin.job(job_id)
     assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.PARKED, 3, loads)
@@ -182,15 +182,15 @@ class Frozen:
         self.keeper = 0
         self._whole = pool.try_adapter
 
-    def try_adapter(self, source, folder, limits):  # type: ignore[no-untyped-def]
+    def try_adapter(self, source, folder, limits, **how):  # type: ignore[no-untyped-def]
         if self.keeper:
-            return self._whole(source, folder, limits)
+            return self._whole(source, folder, limits, **how)
         keeper = self.pool.keeper(source)
         self.keeper = keeper.pid
         thread = threading.Thread(target=self._freeze, args=[keeper])
         thread.start()
         try:
-            return self._whole(source, folder, replace(limits, alone=True))  # slow enough to be caught
+            return self._whole(source, folder, replace(limits, alone=True), **how)  # slow enough to be caught
         finally:
             thread.join()
 

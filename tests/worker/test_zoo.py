@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from registry.client.folder import read_folder
+from registry.errors import RegistryError
 from registry.worker.keepers import Limits, Source
 from registry.worker.pool import Pool
+from registry.worker.smoke import structure
 from tests import fixtures
 
 pytestmark = pytest.mark.slow
@@ -57,3 +61,31 @@ def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right
     assert len(names) >= 50
     assert {"config-missing", "weights-missing", "pickle-with-code", "header-length-absurd"} <= set(failed)
     assert not {"nan", "inf-one-value", "all-zero-b", "whole-base-inside", "overwrites-lm-head"} & set(passed)
+
+
+LOOKS_AT_VALUES = {"boft", "shira"}
+"""Methods that PEFT cannot make on the meta device; headers can judge them."""
+SAME_NAMES_AND_SHAPES = {"nan", "inf-one-value", "integer-weights", "alpha-zero"}
+"""What is wrong with these is no name and no shape."""
+
+
+def test_peft_expects_on_the_meta_device_what_each_adapter_of_the_zoo_holds_and_of_no_broken_one() -> None:
+    bases, told = fixtures.tiny_bases(), {}
+    for folder in (fixtures.zoo(), fixtures.bad()):
+        for name, entry in fixtures.manifest(folder).items():
+            if (folder / name / "adapter_model.safetensors").is_file() and (bases / entry["base"]).is_dir():
+                found = structure.ask(bases / entry["base"], folder / name) if _is_whole(folder / name) else []
+                told[f"{folder.name[:3]} {name}"] = (entry["fits"], {finding.severity for finding in found})
+    unknown = {name for name, (_, severities) in told.items() if name.startswith("zoo") and severities != {"info"}}
+    assert unknown == {f"zoo {name}" for name in LOOKS_AT_VALUES}
+    missed = {name for name, (fits, severities) in told.items() if fits == "no" and severities == {"info"}}
+    assert missed == {f"bad {name}" for name in SAME_NAMES_AND_SHAPES}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a push would take it at all: what breaks a rule never reaches PEFT."""
+    try:
+        read_folder(folder)
+    except RegistryError:
+        return False
+    return True

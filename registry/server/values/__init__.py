@@ -24,12 +24,12 @@ from dataclasses import asdict
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
-from registry import __version__, contents, engines
+from registry import __version__, contents
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
-from registry.server import bases, catalog, db, loads, validation
+from registry.server import catalog, db, loads, verdicts
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, key_of
 from registry.server.tables import BaseRow, VersionRow
@@ -54,7 +54,7 @@ def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured)
     tools = {"registry": __version__}
     findings = (*measured.findings, *against.findings(against.of_base(session, base, _scheme(row)), measured.norms))
     verdict = Verdict.of(Check.VALUES, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
-    session.add(validation.verdict_row(verdict, row, base))
+    session.add(verdicts.row(verdict, row, base))
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
     session.add(VersionValuesRow(version_id=row.id or 0, norms=text))
     session.flush()
@@ -73,7 +73,7 @@ def add_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
                 row = session.get_one(VersionRow, version_id)
                 base = session.get_one(BaseRow, row.base_id)
                 if _write(session, row, base, measured) is Outcome.FAIL:
-                    _judge_engines_again(session, row, base)
+                    loads.judge_again(session, row, base)
     return len(waiting)
 
 
@@ -100,16 +100,6 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
         sentence = f"the numbers of its weights could not be read: {e.detail}"[:2000]
         finding = Finding(code="values.unreadable", severity="unknown", place=weights.path, sentence=sentence)
         return Measured((finding,), {})
-
-
-def _judge_engines_again(session: Session, row: VersionRow, base: BaseRow) -> None:
-    stored = catalog.verdicts_of(session, [row])[row.id or 0]
-    spec = bases.spec_of(base)
-    known = loads.outcomes(stored)
-    for asked in [engines.profile(v.profile) for v in stored if v.check is Check.LOADS]:
-        verdict = loads.judge(row.facts, asked, row.digest, spec, *known)
-        session.add(validation.verdict_row(verdict, row, base))
-    session.flush()
 
 
 # ------------------------------------------------------------------ asked

@@ -1,0 +1,88 @@
+"""Structure: the names and shapes of tensors that PEFT expects of an adapter on a base, against those in its file.
+
+PEFT is asked on the meta device: the base is built from its configuration and the adapter's is injected, without one
+weight of either. For methods that headers cannot judge (registry.compat).
+
+Invariants
+- No weight is read: of the base its config.json, of the adapter its configuration and the header of its weights.
+- Two sets are compared: what is missing, what is too much, and what has another shape are errors.
+- Where PEFT cannot answer so (a method that looks at values), the answer stays `unknown`.
+
+Example
+    >>> [finding.severity for finding in ask(Path("base"), Path("adapter"))]
+    ['info']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from safetensors import safe_open
+
+from registry.verdicts import Finding, Severity
+from registry.worker import model
+from registry.worker.smoke.examination import WEIGHTS, first_line, machine_fault
+
+Shapes = dict[str, tuple[int, ...]]
+SHOWN = 5
+_PEFT = f"PEFT {peft.__version__}, asked on the meta device,"
+
+
+def ask(base: Path, folder: Path) -> list[Finding]:
+    """Findings for the check `fits`: one that says that all is as PEFT expects it, or what is not."""
+    try:
+        wanted = expected(base, folder)
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        return [_finding("fit.method_unjudged", "unknown", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
+    found = in_file(folder / WEIGHTS)
+    wrong = list(_differences(wanted, found))
+    if wrong:
+        return wrong
+    sentence = f"{_PEFT} expects the {len(wanted)} tensors of this file, by names and shapes, and no other"
+    return [_finding("fit.peft_expects", "info", WEIGHTS, sentence)]
+
+
+def expected(base: Path, folder: Path) -> Shapes:
+    """What PEFT would save of this adapter on this base. Errors are transformers' and PEFT's own."""
+    config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # packing changes how weights are stored, not which modules there are
+    written = peft.PeftConfig.from_pretrained(str(folder))
+    written.inference_mode = True
+    if isinstance(getattr(written, "init_lora_weights", None), str):
+        written.init_lora_weights = True  # other beginnings look at the base's weights; names and shapes are the same
+    with torch.device("meta"):
+        made = model.class_of(config)[0]._from_config(config)
+        wrapped = peft.get_peft_model(made, written)
+        return {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(wrapped).items()}
+
+
+def in_file(weights: Path) -> Shapes:
+    with safe_open(weights, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _differences(wanted: Shapes, found: Shapes) -> Iterator[Finding]:
+    for code, names, what in (
+        ("fit.module_missing", wanted.keys() - found.keys(), "expects tensors that the file does not hold"),
+        ("lora.tensor_unknown", found.keys() - wanted.keys(), "expects none of these tensors of the file"),
+        ("fit.shape", {n for n in wanted.keys() & found.keys() if wanted[n] != found[n]}, "expects other shapes"),
+    ):
+        if names:
+            shown = sorted(names)[:SHOWN]
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            sentence = f"{_PEFT} {what}: {', '.join(shown)}{more}"
+            expects = ", ".join(str(list(wanted[n])) for n in shown if n in wanted)
+            holds = ", ".join(str(list(found[n])) for n in shown if n in found)
+            yield _finding(code, "error", shown[0], sentence, expects, holds)
+
+
+def _finding(code: str, severity: Severity, place: str, sentence: str, wanted: str = "", found: str = "") -> Finding:
+    return Finding(code=code, severity=severity, place=place[:600], sentence=sentence[:2000],
+                   expected=wanted[:600], found=found[:600])  # fmt: skip

@@ -1,0 +1,68 @@
+"""Whether an adapter fits that headers cannot judge: PEFT is asked on the meta device, and its answer is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+
+from registry.errors import Refused
+from registry.verdicts import Check, Finding, Outcome, Report
+from registry.wire.jobs import ClaimRequest, FinishRequest
+from registry.worker.loop import Worker
+from registry.worker.smoke import structure
+from tests.worker import models
+from tests.worker.workshop import Workshop
+
+NAME = "acme/support"
+Make = Callable[..., Worker]
+
+
+@pytest.fixture(scope="module")
+def unusual(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = peft.RandLoraConfig(r=8, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
+    return models.adapter(base_folder, tmp_path_factory.mktemp("unusual") / "randlora", config=config)
+
+
+def fits(workshop: Workshop) -> list[tuple[Outcome, list[str]]]:
+    found = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.FITS]
+    return [(verdict.outcome, [finding.code for finding in verdict.findings]) for verdict in found]
+
+
+def test_a_worker_says_what_the_header_could_not_and_the_gate_opens(
+    workshop: Workshop, unusual: Path, worker: Make
+) -> None:
+    workshop.push(unusual)
+    assert fits(workshop) == [(Outcome.UNKNOWN, ["fit.method_unjudged"])]
+    with pytest.raises(Refused):
+        workshop.world.admin.promote(NAME, "prod", "1", generation=0)
+    assert worker().run(once=True).done == 1
+    assert fits(workshop) == [(Outcome.PASS, ["fit.peft_expects"])]
+    (verdict,) = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.FITS]
+    assert "peft" in verdict.made_by
+    assert verdict.report is not None
+    assert workshop.world.admin.report(NAME, verdict.report).fits
+    assert workshop.world.admin.promote(NAME, "prod", "1", generation=0).number == 1
+
+
+def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tmp_path: Path) -> None:
+    assert [finding.code for finding in structure.ask(base_folder, unusual)] == ["fit.peft_expects"]
+    wide = models.base(tmp_path / "wide", hidden=128)
+    (shape,) = structure.ask(wide, unusual)
+    assert (shape.code, shape.severity) == ("fit.shape", "error")
+    assert "expects other shapes" in shape.sentence
+
+
+def test_a_workers_word_never_overrules_what_the_header_says(workshop: Workshop, good: Path) -> None:
+    workshop.push(good)
+    claimed = workshop.world.admin.claim(ClaimRequest(worker="liar"))
+    assert claimed is not None
+    known = workshop.world.admin.version(NAME).verdicts[0]
+    no = Finding(code="fit.shape", severity="error", place="x", sentence="it does not fit, a worker says")
+    report = Report(
+        check=Check.ACTS, subject=known.subject, base=known.base, base_fingerprint=known.base_fingerprint, fits=(no,)
+    )
+    workshop.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    assert fits(workshop) == [(Outcome.PASS, [])]
