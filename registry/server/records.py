@@ -156,8 +156,7 @@ def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> 
 
 def _put(blobs: BlobStore, folder: str, record: Record) -> str:
     key, data = folder + record.digest.hex, record.to_bytes()
-    if blobs.stat(key) is None:
-        blobs.put(key, [data], limit_bytes=len(data))
+    blobs.put(key, [data], limit_bytes=len(data))  # it is hardly ever there: to look first would be a call for nothing
     return key
 
 

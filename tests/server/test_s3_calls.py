@@ -74,7 +74,7 @@ def test_a_push_asks_the_store_for_what_moves_its_bytes_and_little_else(
     # The weights: begun and noted; seen, noted as arrived and completed. The configuration: put, looked for under its
     # final key, copied there. Reads are of the judge. Afterwards: the list of what was staged, two deletions, a record.
     assert asked - Counter({"GetObject": asked["GetObject"]}) == Counter(
-        CreateMultipartUpload=1, ListParts=1, CompleteMultipartUpload=1, PutObject=4, HeadObject=2, CopyObject=1,
+        CreateMultipartUpload=1, ListParts=1, CompleteMultipartUpload=1, PutObject=4, HeadObject=1, CopyObject=1,
         ListObjectsV2=1, DeleteObject=2,
     )  # fmt: skip
     assert asked["GetObject"] <= 5
