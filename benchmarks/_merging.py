@@ -46,16 +46,17 @@ took = time.perf_counter() - began
 """
 SAY = """
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"seconds": took, "peak_mb": int(peak.split()[1]) / 1024}))
+print(json.dumps({"seconds": took, "peak_mb": int(peak.split()[1]) / 1024, "cpu": time.process_time()}))
 """
 
 
 class Ran(NamedTuple):
-    """A process: its wall time with the start, what it timed itself, its peak memory in MB."""
+    """A process: its wall time with the start, what it timed itself, its peak memory in MB, its seconds of CPU."""
 
     process_seconds: float
     seconds: float
     peak_mb: float
+    cpu_seconds: float
 
 
 def run(script: str, *arguments: Path) -> Ran:
@@ -71,7 +72,7 @@ def run(script: str, *arguments: Path) -> Ran:
     if process.returncode:
         raise SystemExit(f"a process of the benchmark ended with {process.returncode}")
     told = json.loads(output.splitlines()[-1])
-    return Ran(took, told["seconds"], told["peak_mb"])
+    return Ran(took, told["seconds"], told["peak_mb"], told["cpu"])
 
 
 def llama(layers: int) -> Path:

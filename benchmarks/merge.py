@@ -2,6 +2,7 @@
 
     fuse_merge_time_vs_cp                  time of the merging part / `cp -r` of the same files (aim: at most 4)
     fuse_process_time_vs_peft              whole process / PEFT's: load, merge_and_unload, save (aim: at most 0.2)
+    fuse_process_cpu_vs_peft               the same in seconds of CPU, which other load on the machine moves less
     fuse_peak_memory_vs_peft               peak memory of both processes (aim: at most 0.2)
     fuse_peak_memory_large_vs_small_base   peak memory at 1.7 GB / at 0.7 GB (aim: 1)
     combine_time_vs_peft_svd               0.7 a + 0.3 b to rank 8 / add_weighted_adapter("svd") (aim: at most 0.02)
@@ -53,21 +54,24 @@ def fusing(scratch: Path) -> tuple[dict[str, float], dict[str, Any]]:
             merged.append(parts.run(parts.PEFT, ours, large, scratch / "peft"))
             shutil.rmtree(scratch / "peft")
     low = parts.run(parts.FUSE, little, small, scratch / "low")
-    copy, merging, process, peft = (
+    copy, merging, process, peft, cpu, peft_cpu = (
         statistics.median(values)
         for values in (
             copies, [one.seconds for one in fused], [one.process_seconds for one in fused],
-            [one.process_seconds for one in merged],
+            [one.process_seconds for one in merged], [one.cpu_seconds for one in fused],
+            [one.cpu_seconds for one in merged],
         )
     )  # fmt: skip
     peak, peft_peak = max(one.peak_mb for one in fused), max(one.peak_mb for one in merged)
     ratios = {
         "fuse_merge_time_vs_cp": merging / copy, "fuse_process_time_vs_peft": process / peft,
+        "fuse_process_cpu_vs_peft": cpu / peft_cpu,
         "fuse_peak_memory_vs_peft": peak / peft_peak, "fuse_peak_memory_large_vs_small_base": peak / low.peak_mb,
     }  # fmt: skip
     figures = {
         "base_gb": sum(path.stat().st_size for path in large.glob("*.safetensors")) / 1e9, "cp_seconds": copy,
         "fuse_merge_seconds": merging, "fuse_process_seconds": process, "peft_process_seconds": peft,
+        "fuse_process_cpu_seconds": cpu, "peft_process_cpu_seconds": peft_cpu,
         "fuse_peak_mb": peak, "fuse_peak_small_base_mb": low.peak_mb, "peft_peak_mb": peft_peak,
         "adapter_mb": (ours / "adapter_model.safetensors").stat().st_size / 1e6,
     }  # fmt: skip
