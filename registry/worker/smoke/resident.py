@@ -6,6 +6,8 @@
 Invariants
 - An adapter comes in only if nothing of it can change the base: `reason_to_be_alone` is empty.
 - After each swap the slot's numbers and scales are exactly those of the file: what was there before has no part.
+- After each adapter every tensor of the base has the bits that it had: the kernel says that its pages were not written
+  to, or its checksum does.
 - One pass of a mixed batch shows that base and neighbour answer as before, and the adapter as alone.
 - Whatever is not as it should be raises `Discard`: this model object is not used again, and the adapter is tried alone.
 
@@ -29,7 +31,7 @@ from safetensors.torch import load_file
 from registry.lora import LoraSpec
 from registry.lora.config import AdapterConfig
 from registry.thresholds import Thresholds
-from registry.worker import model
+from registry.worker import model, pages
 from registry.worker.model import Base
 from registry.worker.smoke import acting, alone, dialogue, examination, samples
 from registry.worker.smoke.acting import Baseline
@@ -226,8 +228,11 @@ class Resident:
 
     def _demand_base(self, seen: Examination) -> None:
         started = perf_counter()
-        now = self._base.fingerprint()
-        changed = [name for name, bits in self._known.fingerprint.items() if now[name] != bits]
+        written = [name for name, tensor in self._base.originals.items() if not pages.untouched(tensor)]
+        changed = [
+            name for name in written if model.bit_sum(self._base.originals[name]) != self._known.fingerprint[name]
+        ]
+        seen.measurements["base_tensors_read"] = len(written)
         seen.measurements["base_tensors_changed"] = len(changed)
         seen.measure("base_check_seconds", perf_counter() - started)
         if changed:
