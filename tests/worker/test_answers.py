@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from registry.thresholds import Thresholds
-from registry.worker import model, probes
+from registry.worker import child, model, probes
 from registry.worker.model import Base
 from registry.worker.smoke import acting
 from registry.worker.smoke.acting import ROWS, Baseline
 from registry.worker.smoke.examination import Examination
+from registry.worker.smoke.resident import Discard, Resident
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,19 @@ def test_one_number_that_is_not_finite_is_seen_wherever_it_lies(odd: float) -> N
     seen = Examination(Thresholds())
     assert not acting.compare(Baseline.of([(1,) * len(before[0])], before), after, seen, kind="numbers")
     assert [finding.code for finding in seen.findings] == ["acts.not_finite"]
+
+
+def test_a_number_of_the_base_that_no_answer_depends_on_is_missed_after_the_next_adapter(
+    base_folder: Path, good: Path
+) -> None:
+    """A row of the embeddings that no probe uses: every logit stays, and the model object is given up all the same."""
+    own = Base.load(base_folder, "tiny")
+    resident = Resident(own)
+    settings = child._config_of(good)
+    spec = child._spec_of(good, settings)
+    assert resident.examine(good, settings, spec, Thresholds()).measurements["base_tensors_changed"] == 0
+    unused = own.vocabulary - 1
+    assert not any(unused in tokens for tokens in own.probes)
+    own.model.get_input_embeddings().weight.data[unused, 5] += 1
+    with pytest.raises(Discard, match=r"1 of the base.s tensors changed, model\.embed_tokens"):
+        resident.examine(good, settings, spec, Thresholds())
