@@ -42,7 +42,7 @@ DEEP = (
     "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
     "tests/facts/test_image_adapters.py", "tests/serving/test_export.py",
     "tests/access/test_canaries.py", "tests/access/test_isolation.py",
-    "tests/audit/test_tampering.py",
+    "tests/audit/test_tampering.py", "tests/worker/test_structure.py",
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_upkeep.py",
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
     "tests/worker/test_campaign.py", "tests/client/test_bulk.py::test_two_hundred",

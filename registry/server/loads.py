@@ -20,15 +20,13 @@ from typing import Any
 from sqlalchemy import and_
 from sqlmodel import Session, col, select
 
-from registry import __version__, engines, judgement, lora, names, tensors
+from registry import __version__, contents, engines, judgement, names
 from registry.bases import BaseSpec
-from registry.contents import Contents
 from registry.digest import Digest
 from registry.engines import Profile
 from registry.engines import settings as engine_settings
 from registry.errors import Invalid
-from registry.lora import config
-from registry.manifest import CONFIG, WEIGHTS
+from registry.manifest import CONFIG, Descriptor
 from registry.names import AdapterName, Selector
 from registry.server import bases, catalog, identities, verdicts
 from registry.server.actors import Actor
@@ -37,6 +35,7 @@ from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.verdicts import CheckRequest, FleetView, VerdictList
 
 VARIABLE = "REGISTRY_ENGINES"
+OPAQUE = "application/octet-stream"
 
 
 @lru_cache(maxsize=8)
@@ -125,11 +124,15 @@ def check(session: Session, request: CheckRequest) -> VerdictList:
     asked = asked_for(request.engines)
     base = bases.row(session, names.base_name(request.base))
     relatives = identities.relatives(session, base)
-    written = config.read_config(request.config.encode(), file=CONFIG)
     text = request.header.encode()
     data = len(text).to_bytes(8, "little") + text
-    header = tensors.read_header(lambda start, length: data[start : start + length], request.size_bytes, file=WEIGHTS)
-    found = Contents(written, header, lora.describe(written, header))
+    told = {request.file: data, **({CONFIG: request.config.encode()} if request.config else {})}
+    sizes = {name: len(content) for name, content in told.items()} | {request.file: request.size_bytes}
+    files = [
+        Descriptor(path=name, media_type=OPAQUE, digest=Digest.of(told[name]), size_bytes=size)
+        for name, size in sizes.items()
+    ]
+    found = contents.read_any(files, lambda name, start, length: told[name][start : start + length])
     spec, subject = bases.spec_of(base), Digest.of(data)
     return VerdictList(items=judgement.verdicts(found, spec, subject, asked, relatives=relatives))
 

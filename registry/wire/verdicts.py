@@ -21,6 +21,8 @@ from registry.engines import PROFILE_LIMIT
 from registry.engines.settings import FleetSettings
 from registry.fingerprint import Fingerprint
 from registry.lora.config import SIZE_LIMIT_BYTES
+from registry.manifest import FILE_LIMIT_BYTES, WEIGHTS
+from registry.names import PATH_LIMIT_BYTES
 from registry.tensors import LIMITS
 from registry.verdicts import Verdict
 from registry.wire import Answer, Request
@@ -34,13 +36,15 @@ class CheckRequest(Request):
     """POST /check: judge a header and a configuration that are not pushed (yet).
 
     `config` and `header` are the texts of `adapter_config.json` and of the JSON header of the weights, without the
-    eight bytes before it; `size_bytes` is the size of the whole weights file.
+    eight bytes before it; `size_bytes` is the size of the whole weights file. `file` is its name: another tool's has any
+    that ends in `.safetensors`, and often no configuration.
     """
 
     base: str
-    config: str = Field(max_length=SIZE_LIMIT_BYTES)
+    file: str = Field(default=WEIGHTS, max_length=PATH_LIMIT_BYTES)
+    config: str = Field(default="", max_length=SIZE_LIMIT_BYTES)
     header: str = Field(max_length=LIMITS.header_bytes)
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
     engines: list[EngineText] = Field(default=[], max_length=ENGINES_LIMIT)
 
 

@@ -16,8 +16,10 @@ from registry.server import loads, renewal
 from registry.server.blobs import MemoryBlobs
 from registry.server.tables import AdapterRow, VerdictRow, VersionRow, VersionTagRow
 from registry.server.tables_values import FACT
+from registry.wire import BaseAdd
 from registry.wire.verdicts import CheckRequest, RejudgeRequest
 from tests import forge
+from tests.engines import image_cases
 from tests.world import World
 
 VLLM, WIDE, SGLANG = "vllm==0.33.0", "vllm==0.33.0,max_lora_rank=64", "sglang==0.5.23"
@@ -124,6 +126,20 @@ def test_a_header_is_judged_before_it_is_pushed(world: World) -> None:
     with pytest.raises(Invalid) as caught:
         world.admin.check(request.model_copy(update={"header": json.dumps({"x": 1})}))
     assert caught.value.code == "TENSORS_INVALID"
+
+
+def test_another_tools_header_is_judged_before_it_is_pushed(world: World) -> None:
+    world.admin.add_base(BaseAdd(spec=image_cases.bases()["flux-tiny"]))
+    for case, scheme in (("flux-kohya", "pass"), ("flux-comfy", "pass"), ("flux-wrong-width", "fail")):
+        data = image_cases.CASES[case].file
+        length = int.from_bytes(data[:8], "little")
+        request = CheckRequest(
+            base="flux-tiny", file="style.safetensors", header=data[8 : 8 + length].decode(), size_bytes=len(data),
+            engines=["diffusers==0.42.1"],
+        )  # fmt: skip
+        fits, loaded = world.admin.check(request).items
+        assert fits.outcome == scheme
+        assert loaded.outcome == ("pass" if case == "flux-kohya" else "fail")
 
 
 # ------------------------------------------------------------------ fleets
