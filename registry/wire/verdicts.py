@@ -36,7 +36,7 @@ class CheckRequest(Request):
     """POST /check: judge a header and a configuration that are not pushed (yet).
 
     `config` and `header` are the texts of `adapter_config.json` and of the JSON header of the weights, without the
-    eight bytes before it; `size_bytes` is the size of the whole weights file. `file` is its name: another tool's has any
+    eight bytes before it; `size_bytes` is the size of the whole weights file, and `file` its name: another tool has any
     that ends in `.safetensors`, and often no configuration.
     """
 
