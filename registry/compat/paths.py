@@ -116,9 +116,6 @@ class Paths:
         inner = (_TORCHTUNE if self._scheme == "torchtune" else _GGUF).get(match[2]) if match else None
         return (f"model.layers.{match[1]}.{inner}",) if match and inner else None
 
-    def diffusers(self, written: str) -> tuple[str, ...]:
-        return (written,)
-
     def bare(self, written: str) -> tuple[str, ...]:
         return (f"transformer.{written}",)
 
@@ -207,7 +204,7 @@ def _flat(path: str) -> str:
 
 
 _RULES: dict[str, Callable[[Paths, str], tuple[str, ...] | None]] = {
-    "mlx": Paths.same, "torchtune": Paths.text, "gguf": Paths.text, "diffusers": Paths.diffusers,
+    "mlx": Paths.same, "torchtune": Paths.text, "gguf": Paths.text, "diffusers": Paths.same,
     "diffusers-old": Paths.processors, "kohya": Paths.flat, "lycoris": Paths.flat, "bfl": Paths.flux,
     "xlabs": Paths.flux, "comfy": Paths.comfy, "bare": Paths.bare,
 }  # fmt: skip

@@ -40,8 +40,9 @@ The numbers lead to the list of sources at the end.
 
 The rules are held by recorded answers in every test run, and the engines can be asked again. `make test-vllm` asks a
 real vLLM over HTTP: each case of `tests/engines/cases.py` is loaded, and its log-probabilities are compared with
-PEFT's, to 2e-2. `make test-engines` runs the deciding code of six vLLM releases and of SGLang, and asks llama.cpp's own
-server about the GGUF adapters that `adapter convert` writes. Each brings its environment once, under `.cache/engines`.
+PEFT's, to 2e-2. `make test-engines` runs the deciding code of six vLLM releases and of SGLang, gives vLLM's
+configuration class the settings of profiles, asks llama.cpp's own server about the GGUF adapters that `adapter convert`
+writes, and diffusers about image files. Each brings its environment once, under `.cache/engines`.
 """
 _WORDS = {"refuses": "refuses", "ignores_silently": "ignores", "wrong_output": "wrong", "needs_setting": "setting"}
 
