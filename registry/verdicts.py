@@ -136,7 +136,7 @@ class Report(Value):
 
     `fingerprint`: what a serving box compares after loading. `pictures`: name → PNG in base64, of image adapters.
     `thresholds`: the limits that findings were judged by. `fits`: what the library itself says of names and shapes,
-    where the header alone could not tell; None where it was not asked.
+    where the header alone could not tell; None, and then left out, where it was not asked.
     """
 
     check: Check
@@ -149,4 +149,4 @@ class Report(Value):
     fingerprint: Fingerprint | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
-    fits: tuple[Finding, ...] | None = None
+    fits: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda told: told is None)
