@@ -210,6 +210,7 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
     ("scheme", "dora", "diffusers", "comfyui"),
     [
         ("diffusers", False, [], []),
+        ("diffusers", True, ["diffusers.image_dora"], ["comfyui.image_dora"]),
         ("kohya", False, [], []),
         ("kohya", True, ["diffusers.image_dora"], []),
         ("lycoris", False, ["diffusers.image_lycoris"], []),
