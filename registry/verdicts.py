@@ -128,7 +128,7 @@ def summarise(findings: Sequence[Finding]) -> str:
     if not worst:
         return ""
     more = len(worst) - 1
-    return worst[0].sentence[:1500] + (f" (and {more} more findings)" if more else "")
+    return worst[0].sentence[:1500] + (f" (and {more} more finding{'s' * (more > 1)})" if more else "")
 
 
 class Report(Value):

@@ -73,11 +73,13 @@ def _fit(folder: Path, base: BaseView) -> list[Finding]:
 
 
 def _not_tried(findings: list[Finding]) -> Finding:
+    """The other findings stand beside it."""
+    worst = [finding for finding in findings if finding.severity == "error"]
     return Finding(
         code="acts.does_not_fit",
         severity="error",
         place="adapter_model.safetensors",
-        sentence=f"not put on the base, because it does not fit by its header: {summarise(findings)}"[:2000],
+        sentence=f"not put on the base, because it does not fit by its header: {summarise(worst[:1])}"[:2000],
     )
 
 

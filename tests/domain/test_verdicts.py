@@ -45,7 +45,7 @@ def test_findings_add_up_by_the_worst(severities: list[Severity], outcome: Outco
 
 def test_a_summary_is_the_worst_finding_and_how_many_more() -> None:
     found = [finding("info"), finding("warning", "w"), finding("error", "e")]
-    assert summarise(found) == "e (and 1 more findings)"
+    assert summarise(found) == "e (and 1 more finding)"
     assert summarise([finding("info")]) == ""
 
 
