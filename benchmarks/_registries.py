@@ -104,7 +104,7 @@ def _copies(connection: Connection, numbers: range) -> None:
         chosen = ", ".join([*([":id"] if keyed else []), *values])
         connection.execute(text(f'INSERT INTO "{table}" ({into}) SELECT {chosen} FROM "{table}" WHERE {where}'), names)
 
-    copy("adapter", True, "name = 'a0'", name=":name")
+    copy("adapter", True, f"namespace = '{NAMESPACE}' AND name = 'a0'", name=":name")
     copy("version", True, "id = 1", adapter_id=":id", digest=":digest", recorded_at="created_at")
     kept = ", ".join(f'"{c["name"]}"' for c in columns["verdict"])
     chosen = kept.replace('"version_id"', ":id")
