@@ -81,14 +81,18 @@ def _ref_of(adapter: AdapterName, text: str) -> Ref:
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.option("--reason", required=True, help="Why, shown to everybody who asks for the version.")
+@click.option("--undo", is_flag=True, help="Take the yank back: aliases that still point at it lead to it again.")
 @output.json_option
-def yank(ref: Ref, reason: str) -> None:
+def yank(ref: Ref, reason: str, undo: bool) -> None:
     """Withdraw a version: names do not lead to it any more; by its digest it can still be read."""
     with session.registry() as registry:
         digest = registry.version(ref).digest
-        version = registry.yank(Ref(ref.name, digest), reason)
+        version = registry.yank(Ref(ref.name, digest), reason, undo=undo)
 
     def text() -> None:
+        if undo:
+            click.echo(f"{output.strong(f'{version.name}@{version.number}')} is not yanked any more: {reason}")
+            return
         click.echo(f"{output.strong(f'{version.name}@{version.number}')} is yanked: {version.yank_reason}")
         still = [alias for alias in version.aliases if alias != NEWEST]
         if still:

@@ -33,6 +33,7 @@ from registry.wire.audit import EventView
 STORY = {
     "version.push": "pushed {object}",
     "version.yank": "withdrew {object}",
+    "version.unyank": "took back that {object} was withdrawn",
     "version.reindex": "brought {object} back from the bucket",
     "base.reindex": "brought the base {object} back from the bucket",
     "name.reindex": "found in the bucket that the name {object} is never given again",

@@ -142,8 +142,8 @@ class Registry:
         """The lineage from a data set (its digest or URI) or from a base on."""
         return self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
 
-    def yank(self, ref: AnyRef, reason: str) -> VersionView:
-        return self._post(f"{_version(ref)}/yank", YankRequest(reason=reason), VersionView)
+    def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> VersionView:
+        return self._post(f"{_version(ref)}/{'unyank' if undo else 'yank'}", YankRequest(reason=reason), VersionView)
 
     # ------------------------------------------------------------ judging
     def check(self, request: CheckRequest) -> VerdictList:

@@ -46,7 +46,7 @@ class Pointer(NamedTuple):
     verdict: int
     """The id of the version's newest verdict; 0 without one."""
     quarantine: int = 0
-    """How often the version was put in quarantine or released."""
+    """How often the version was put in quarantine, or a withdrawal was ended."""
 
 
 def visible(actor: Actor) -> ColumnElement[bool]:

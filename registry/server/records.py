@@ -148,7 +148,7 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
 def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> str:
     folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
     key = _put(blobs, folder, of_version(adapter, version))
-    if version.yanked_at is not None and not version.quarantine:  # for ever: the newest record there will be
+    if version.yanked_at is not None and not version.quarantine:  # no record to come counts less
         for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
             blobs.delete(old)
     return key

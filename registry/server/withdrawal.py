@@ -1,10 +1,10 @@
-"""Withdrawal: yank a version for ever, put one in quarantine, release it.
+"""Withdrawal: yank a version and take that back, put one in quarantine and release it.
 
 Invariants
 - Row and event are one transaction, and the row's record beside the blobs is written anew after it.
-- `quarantine` of a row grows by one with each quarantine and each release, so the newest record is told from older
-  ones, and whoever remembers a look-up sees that it changed.
-- Who may promote may withdraw; only an owner releases.
+- `quarantine` of a row grows by one with each quarantine and when one or a yank ends, so the newest record is told from
+  older ones, and whoever remembers a look-up sees that it changed.
+- Who may promote may withdraw, and may take a yank back; only an owner releases.
 
 Example
     >>> withdrawal.quarantine(session, actor, name, version, reason="reported as poisoned")
@@ -31,6 +31,19 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
         version.yank_reason = reason
         _changed(session, actor, name, version, "version.yank", reason)
     return _view(session, name, version)
+
+
+def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
+    """Take a yank back: the version is what it was before, aliases that still point at it included."""
+    actor.demand("promote", name)
+    if version.quarantined_at is not None:
+        raise withdrawn.quarantined(name, version)
+    if version.yanked_at is not None:
+        version.yanked_at = None
+        version.yank_reason = ""
+        version.quarantine += 1
+        _changed(session, actor, name, version, "version.unyank", reason)
+    return catalog.view(session, name, version)
 
 
 def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:

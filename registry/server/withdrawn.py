@@ -1,6 +1,6 @@
 """Withdrawn versions: what a yanked or a quarantined version still answers, and to whom.
 
-    yanked         no alias leads to it; by number or digest it is read as before; for ever
+    yanked         no alias leads to it; by number or digest it is read as before; until that is taken back
     quarantined    nothing leads to its bytes but its digest, asked for by those who may promote; until it is released
 
 Invariants

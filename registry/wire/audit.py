@@ -21,7 +21,7 @@ from registry.wire import Answer, Request
 CHECKPOINT_HEADER = "Audit-Checkpoint"
 """On some answers: the newest checkpoint that the server knows, its note in base64."""
 
-ACTIONS = ("version.push", "verdict.add", "alias.move", "version.yank", "version.quarantine")
+ACTIONS = ("version.push", "verdict.add", "alias.move", "version.yank", "version.unyank", "version.quarantine")
 """What a webhook is told of unless it says otherwise."""
 
 

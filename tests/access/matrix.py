@@ -51,6 +51,7 @@ class Matrix:
             "POST /api/v1/adapters/{namespace}/{name}/transfer": {"to": "{namespace}/{name}"},
             "POST /api/v1/adapters/{namespace}/{name}/publishers": {"issuer": "https://ci", "claims": {"sub": "x"}},
             "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/yank": {"reason": ""},
+            "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/unyank": {"reason": ""},
             "PUT /api/v1/adapters/{namespace}/{name}/aliases/{alias}": {"version": "1"},
             "POST /api/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": {"to": "1"},
             "POST /api/v1/bases": {"spec": self.world.bases["tiny-llama"].model_dump(mode="json")},

@@ -85,6 +85,9 @@ def test_a_quarantine_and_a_yank_count_at_once_on_another_server_that_remembers(
             reader.resolve("acme/support")
         assert refusal.value.code == "YANKED"
         assert reader.resolve(by_digest).yanked
+        world.admin.yank(by_digest, "it was the other run", undo=True)
+        assert reader.resolve("acme/support").digest == digest
+        assert not world.admin.version("acme/support").yank_reason
     finally:
         replica.close()
 

@@ -144,6 +144,7 @@ def test_a_look_at_what_one_may_not_see_is_the_work_of_a_look_at_nothing(blobs_i
         ("GET", f"/adapters/{{}}/versions/{digest}/files/adapter_config.json"),
         ("GET", "/adapters/{}/versions/1/lineage"),
         ("POST", "/adapters/{}/versions/1/yank"),
+        ("POST", "/adapters/{}/versions/1/unyank"),
     ):
         body = {"json": {"reason": "r"}} if method == "POST" else {}
         work = []

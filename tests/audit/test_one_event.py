@@ -129,6 +129,8 @@ def test_each_change_through_each_mutating_route_is_told_exactly_once(world: Wor
         drive(f"POST {A}/versions/{{selector}}/attestations", lambda: audit.sign("acme/support@1", wanted))
     for _ in range(2):
         drive(f"POST {A}/versions/{{selector}}/yank", lambda: admin.yank("acme/support@2", "wrong"))
+    for _ in range(2):
+        drive(f"POST {A}/versions/{{selector}}/unyank", lambda: admin.yank("acme/support@2", "no", undo=True))
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
     made = drive(f"POST {A}/publishers", lambda: spaces.add_publisher("acme/support", rule))
     _a_job_exchanges(drive, provider)
@@ -230,6 +232,7 @@ def _nothing_is_left_out(drive: Drive) -> None:
     )
     assert drive.seen["PUT /fleet/boxes/{box}/{engine}"] == {"version.serve acme/support@1": 1}
     twice = {"POST /jobs/{job_id}/finish": "job.finish", f"POST {A}/versions/{{selector}}/yank": "version.yank"}
+    twice[f"POST {A}/versions/{{selector}}/unyank"] = "version.unyank"
     once = {
         "PUT /bases/{base:path}/identity": {"base.identify tiny-llama"},
         "POST /verdicts/rejudge": {"upkeep.rejudge verdicts"},

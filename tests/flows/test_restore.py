@@ -61,6 +61,9 @@ def story(world: World) -> None:
     world.validate("acme/support@1")
     world.push("acme/support")
     world.admin.yank("acme/support@2", "diverged")
+    world.admin.yank("acme/support@1", "a mistake")
+    world.transport.settle()  # recorded as yanked
+    world.admin.yank("acme/support@1", "it was the other run", undo=True)
     collect(world, grace=3600)
 
 
@@ -98,6 +101,7 @@ def test_after_a_reindex_everything_works_and_only_aliases_and_other_verdicts_ar
     assert (newest.number, newest.aliases) == (3, ["main"])
     assert [(v.check, v.outcome) for v in newest.verdicts] == [("fits", "pass"), ("values", "pass")]
     assert stored_world.admin.version("acme/support@2").yank_reason == "diverged"
+    assert stored_world.admin.version("acme/support@1").yanked_at is None
     assert {e.relation for e in stored_world.admin.lineage("acme/support@2").edges} >= {"continued"}
     assert [a.alias for a in stored_world.admin.aliases("umbrella/images").items] == ["main"]
     assert stored_world.push("acme/support").version.number == 4

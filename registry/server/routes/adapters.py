@@ -176,6 +176,15 @@ def yank(
     return withdrawal.yank(session, actor, name, version, reason=request.reason)
 
 
+@router.post(VERSION + "/unyank")
+def unyank(
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
+) -> VersionView:
+    actor.demand("promote", name)
+    version = catalog.find(session, actor, name, selector)
+    return withdrawal.unyank(session, actor, name, version, reason=request.reason)
+
+
 # ------------------------------------------------------------------ aliases
 @router.get(ADAPTER + "/aliases")
 def list_aliases(session: SessionDep, actor: Puller, name: NameDep) -> AliasList:
