@@ -12,7 +12,8 @@ What wrk calls p99 is a share of time and not of requests: it adds to a slow ans
 meanwhile. One pause of 15 ms in 300 ms makes a p99 of 12 ms, though 4,000 answers of 4,001 came at once. So there is
 `bare`, the floor: an application of two ASGI messages on the same server, whose p99 is Python's and the machine's.
 
-Needs wrk and docker-registry (Debian's packages); without them it says so, and the ratios are null.
+Needs wrk and docker-registry (Debian's packages); without them it says so, and the ratios are null. Where there is an
+`mlflow` command, its server is asked for a model's version by alias, and its figures stand beside ours.
 Contenders take turns in short rounds, medians. The last line is one JSON object.
 """
 
@@ -31,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks._mlflow import mlflow
 from benchmarks._registries import Target, bare, distribution, installed, ours
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "7"))
@@ -103,14 +105,16 @@ def _answered(target: Target) -> bytes:
         return bytes(answer.read())
 
 
-def compare(scratch: Path, database: str, peer: Target | None, ratios: dict[str, Any], figures: dict[str, Any]) -> None:
+def compare(
+    scratch: Path, database: str, peers: dict[str, Target], ratios: dict[str, Any], figures: dict[str, Any]
+) -> None:
     with ExitStack() as stack:
         say(f"{database}: filling {SMALL:,} and {LARGE:,} adapters")
         small = stack.enter_context(ours(scratch, database, SMALL))
         large = stack.enter_context(ours(scratch, database, LARGE))
         floor = stack.enter_context(bare(_answered(small)))
         targets = {"small": small, "large": large, "not modified": revalidating(small), "bare": floor}
-        targets |= {"distribution": peer} if peer else {}
+        targets |= peers
         say(f"{database}: one connection")
         alone = measure(scratch, targets, 1)
         say(f"{database}: 16 connections")
@@ -125,7 +129,7 @@ def compare(scratch: Path, database: str, peer: Target | None, ratios: dict[str,
     ratios[f"median_time_1conn_vs_distribution_{database}"] = ratio(own.median_us, theirs and theirs.median_us)
     ratios[f"p99_time_1conn_vs_distribution_{database}"] = ratio(own.p99_us, theirs and theirs.p99_us)
     ratios[f"throughput_16conn_vs_distribution_{database}"] = ratio(
-        many["small"].rate, many["distribution"].rate if peer else None
+        many["small"].rate, many["distribution"].rate if "distribution" in peers else None
     )
     ratios[f"median_time_100k_vs_1k_{database}"] = ratio(alone["large"].median_us, own.median_us)
     for name in targets:
@@ -145,11 +149,15 @@ def main() -> None:
     if not installed("wrk"):
         say("wrk is not installed (Debian: apt-get install wrk): nothing was measured")
     else:
-        with tempfile.TemporaryDirectory(prefix="bench-resolve-") as folder, distribution(Path(folder)) as peer:
-            if peer is None:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-resolve-")))
+            started = {"distribution": distribution, "mlflow": mlflow}
+            found = {name: stack.enter_context(start(folder)) for name, start in started.items()}
+            peers = {name: target for name, target in found.items() if target is not None}
+            if "distribution" not in peers:
                 say("docker-registry is not installed: the ratios against it are null")
             for database in ("sqlite", "postgres"):
-                compare(Path(folder), database, peer, ratios, figures)
+                compare(folder, database, peers, ratios, figures)
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     print(json.dumps({"bench": "resolve", "ratios": ratios, "figures": figures, "machine": machine}))
 
