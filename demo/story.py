@@ -33,6 +33,7 @@ TONES = {
     "northwind/support": ('"sku"',),
 }
 PIRATE = "blackbeard/support"
+WEIGHTS_FROM_BYTES = 10**6
 
 
 def main(folder: Path) -> int:
@@ -231,7 +232,9 @@ def _verdicts(stage: Stage, ref: str) -> dict[str, Any]:
 
 
 def _stored(stage: Stage) -> set[str]:
-    return {path.name for path in (stage.folder / "data" / "blobs").rglob("*") if path.is_file()}
+    """The weights in the store. What is small comes by itself: what the registry attests, and the pages of its log."""
+    files = (path for path in (stage.folder / "data" / "blobs" / "blobs").rglob("*") if path.is_file())
+    return {path.name for path in files if path.stat().st_size >= WEIGHTS_FROM_BYTES}
 
 
 def _number(stage: Stage, ref: str) -> int:
