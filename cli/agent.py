@@ -3,6 +3,7 @@
 Invariants
 - SIGTERM and Ctrl-C end the agent and leave the engines as they are: they go on serving.
 - Several engines share the shelf and nothing else: what is wrong with one holds up no other.
+- A second agent that follows something else with the same engine or the same file of aliases does not start.
 - With `--once` it is one pass: exit 6 when an adapter of the roster is not ready.
 - It tells the registry what this box serves (`adapter fleet`), and Prometheus where a port is given.
 
@@ -30,7 +31,7 @@ from registry import names
 from registry.client.api import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.serving import kinds, metrics, reporter, sweep
+from registry.serving import kinds, metrics, reporter, sweep, uses
 from registry.serving.agent import Agent
 from registry.serving.shelf import Shelf
 from registry.serving.station import DRAIN_SECONDS, Station
@@ -92,9 +93,11 @@ def agent(
     followed = Followed(str(names.base_name(base)), names.alias(alias), folder, drain, box or reporter.this_box())
     titles = {kinds.title(engine): engine for engine in engines}
     if len(titles) != len(engines):
-        raise click.UsageError("two engines have one kind and one port: run an agent for each, with --box")
+        raise click.UsageError("two engines have one kind and one port: run an agent for each, with --box and a --dir")
     judged = {engine: _profile(engine, engines, profiles) for engine in engines}
     with session.registry() as registry, contextlib.ExitStack() as held:
+        for file in [_alias_file(""), *map(_alias_file, titles)] if len(titles) == 1 else map(_alias_file, titles):
+            _keep_alone(held, followed, file)
         counted = {title: metrics.Metrics() for title in titles}
         agents = [
             _made(registry, followed, engine, judged[engine], counted[title], say, alone=len(titles) == 1)
@@ -125,6 +128,21 @@ class Followed:
     box: str
 
 
+def _alias_file(title: str) -> str:
+    return f"aliases-{title}.json" if title else "aliases.json"
+
+
+def _keep_alone(held: contextlib.ExitStack, followed: Followed, file: str) -> None:
+    """Two agents that follow different things with one engine or one file would undo each other's work."""
+    mine = f"the alias {followed.alias!r} of {followed.base!r}"
+    other = held.enter_context(uses.followed(followed.folder, file, mine))
+    if other:
+        raise click.UsageError(
+            f"another agent keeps {followed.folder / file} for {other}: an engine has one agent, and agents that "
+            "follow different things have a --dir each"
+        )
+
+
 def _profile(engine: str, engines: Sequence[str], profiles: Sequence[str]) -> str:
     """The profile of this engine: the only one of an only engine, else the one of its kind."""
     if len(engines) == len(profiles) == 1:
@@ -149,7 +167,7 @@ def _made(
     say = say if alone else _under(title, say)
     station = Station(
         kinds.engine(engine), registry, shelf, drain_seconds=followed.drain, metrics=counted,
-        alias_file="aliases.json" if alone else f"aliases-{title}.json",
+        alias_file=_alias_file("" if alone else title),
     )  # fmt: skip
     telling = reporter.Reporter(
         registry, station.slots, box=followed.box, engine=title, base=followed.base, alias=followed.alias,

@@ -4,6 +4,7 @@ Invariants
 - A change wakes the pass at once (long poll); the engine is looked at now and then anyway, for restarts and drift.
 - Without the registry the last roster holds, also over a restart of the agent: it is kept beside the shelf.
 - Nothing that goes wrong ends the loop: it is told, and tried again.
+- A roster that never had an adapter unloads nothing: the alias or the base may be a slip of the pen.
 
 Example
     >>> Agent(registry, station, shelf, base="smollm2", alias="prod").run(stop)
@@ -51,6 +52,7 @@ class Agent:
         key = Digest.of(f"{registry.url} {base} {alias} {profile}".encode()).hex[:16]
         self._file = shelf.root / f"roster-{key}.json"
         self._roster: Roster | None = None
+        self._had_adapters = False
         self._changed = threading.Event()
         self._told: dict[str, Slot] = {}
         self._trouble: dict[str, str] = {}
@@ -64,11 +66,15 @@ class Agent:
             if self._roster is None:
                 self._roster = self._kept()
                 if self._roster is not None:
+                    self._had_adapters = bool(self._roster.adapters)
                     self._say_once("roster", f"no roster, so the one that was kept holds: {e.detail}")
                     return True
             raise
         if found.cursor == since:
             return False
+        if self._roster is None and (kept := self._kept()) is not None:
+            self._had_adapters = bool(kept.adapters)
+        self._had_adapters |= bool(found.adapters)
         self._roster = found
         try:
             self._shelf.root.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,13 @@ class Agent:
         """One pass over the engine; tells what is new. Nothing without a roster."""
         if self._roster is None:
             return []
+        if not self._roster.adapters and not self._had_adapters:
+            self._say_once(
+                "empty", f"no adapter of {self._base!r} that this token may see has the alias {self._alias!r}: "
+                "nothing is loaded, and what the engine has stays",
+            )  # fmt: skip
+            return []
+        self._trouble.pop("empty", None)
         slots = self._station.converge(self._roster)
         for slot in slots:
             if self._told.get(slot.name) != slot:

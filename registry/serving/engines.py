@@ -42,8 +42,9 @@ class Engine(Protocol):
 
     def unload(self, served: str) -> None: ...
 
-    def switched(self, aliases: Mapping[str, str]) -> None:
-        """Adapter → the served name that answers for it from now on: for engines that hold such a thing themselves."""
+    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
+        """Adapter → the served name that answers for it from now on, and how many adapters the roster has: for engines
+        that hold such a thing themselves."""
 
     def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one for each token after the first; None for what it does not tell."""
@@ -67,7 +68,7 @@ class Http:
     def reads(self, held: Mapping[str, str]) -> Iterable[str]:
         return held.values()
 
-    def switched(self, aliases: Mapping[str, str]) -> None:
+    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
         return  # requests name the served name
 
     def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:

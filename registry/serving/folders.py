@@ -54,16 +54,16 @@ class Folders:
             with contextlib.suppress(FileNotFoundError):
                 link.unlink()
 
-    def switched(self, aliases: Mapping[str, str]) -> None:
+    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
         if not self._current:
             return
         folder = self.root / CURRENT
-        wanted = {name.replace("/", "--"): served for name, served in aliases.items()}
-        for name, served in wanted.items():
+        current = {name.replace("/", "--"): served for name, served in aliases.items()}
+        for name, served in current.items():
             self._link(folder / name, self.root / served)
         with contextlib.suppress(FileNotFoundError):
             for link in folder.iterdir():
-                if link.is_symlink() and link.name not in wanted:
+                if link.is_symlink() and link.name not in current:
                     link.unlink()
 
     def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:

@@ -60,11 +60,16 @@ class LlamaCpp(Http):
         if file is not None:
             self._set({str(file): 0.0})
 
-    def switched(self, aliases: Mapping[str, str]) -> None:
-        alone = next(iter(aliases.values())) if len(aliases) == 1 else None
+    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
+        alone = next(iter(aliases.values())) if len(aliases) == wanted == 1 else None
         with self._lock:
-            wanted = {str(file): float(name == alone) for name, file in self._files.items()}
-        self._set(wanted)
+            files = dict(self._files)
+        scales = {str(file): float(name == alone) for name, file in files.items()}
+        if aliases:  # a version that an agent before this one has switched on would be added to
+            shelves = {file.parent.parent for file in files.values()}
+            there = [path for row in self._rows() if Path(path := row["path"]).parent.parent in shelves]
+            scales = dict.fromkeys(there, 0.0) | scales
+        self._set(scales)
 
     def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """One request a token: the server tells of the token that follows a prompt, not of the prompt's own."""
@@ -111,7 +116,7 @@ def _gguf(folder: Path) -> Path:
     if len(files) != 1:
         raise Refused(
             "VERDICT_FAILED", f"llama.cpp takes GGUF adapters, and this version has {len(files)} such files: "
-            "`adapter convert REF gguf` makes a version that has one",
+            "`adapter convert REF --to gguf` makes a version that has one",
         )  # fmt: skip
     return files[0]
 

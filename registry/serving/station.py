@@ -145,13 +145,13 @@ class Station:
         """Whether it could be compared with its fingerprint."""
         served, name = entry.served_name, AdapterName.parse(entry.name)
         root = held.get(served)
-        if root is not None and self._shelf.digest_at(root) != entry.digest:
-            self._unload(served)  # somebody loaded something else under our name
-            self._proved.pop(served, None)
-            root = None
-        if root is None:
+        if root is None or self._shelf.digest_at(root) != entry.digest:
             self.slots.note(served, entry.name, entry.digest, SlotState.LOADING)
-            self._engine.load(served, self._bring(name, entry))
+            folder = self._bring(name, entry)
+            if root is not None:  # somebody loaded something else under our name: it stays until ours is here
+                self._unload(served)
+                self._proved.pop(served, None)
+            self._engine.load(served, folder)
             self._metrics.add("loads")
         last = self._proved.get(served)
         if last is None or last.digest != entry.digest or not (last.compared or last.verdicts == entry.verdicts):
@@ -196,7 +196,7 @@ class Station:
             elif before.get(slot.name) in held:
                 after[slot.name] = before[slot.name]
         self.aliases = after
-        self._engine.switched(after)
+        self._engine.switched(after, len(slots))
         if after != before:
             try:
                 self._shelf.root.mkdir(parents=True, exist_ok=True)

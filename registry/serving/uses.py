@@ -2,6 +2,7 @@
 
     DIR/uses.lock          an empty file; for each version one byte, shared by every process that was given its folder
     DIR/uses/NAME.json     what an agent's engine has: it goes on when the agent ends, and no lock would say so
+    DIR/uses/NAME.….lock   for which alias of which base living agents keep this engine, or write this file
 
 Invariants
 - A use begins before the folder is looked for, and nobody takes away what is in use: `taken` gets the version's byte
@@ -30,7 +31,7 @@ from registry.client.streams import write_whole
 from registry.digest import Digest
 
 try:
-    from fcntl import F_OFD_SETLK, F_OFD_SETLKW, F_RDLCK, F_UNLCK, F_WRLCK, fcntl
+    from fcntl import F_OFD_SETLK, F_OFD_SETLKW, F_RDLCK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, fcntl, flock
 except ImportError:  # not on this platform
     _LOCKS = False
 else:
@@ -130,6 +131,33 @@ class Uses:
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._record, json.dumps(sorted(digests)).encode())
+
+
+@contextlib.contextmanager
+def followed(root: Path, name: str, what: str) -> Iterator[str]:
+    """While the block runs, `name` follows `what`; yields what living others have it follow, or nothing.
+
+    Any number of processes may follow the same; two that follow different things undo each other's work.
+    """
+    with contextlib.ExitStack() as held:
+        yield _others_follow(held, root / "uses", name, what) if _LOCKS else ""
+
+
+def _others_follow(held: contextlib.ExitStack, folder: Path, name: str, what: str) -> str:
+    mine = folder / f"{name}.{Digest.of(what.encode()).hex[:8]}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        flock(held.enter_context(mine.open("a")), LOCK_SH)
+        mine.write_text(what)
+        for path in set(folder.glob(f"{name}.*.lock")) - {mine}:
+            with path.open("r+") as other:
+                try:
+                    flock(other, LOCK_EX | LOCK_NB)
+                except BlockingIOError:
+                    return other.read()
+    except OSError:  # a folder that takes no locks, or nothing at all: that is said when something is brought
+        return ""
+    return ""
 
 
 def _parsed(path: Path) -> set[Digest]:

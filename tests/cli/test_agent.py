@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from registry.serving import uses
 from registry.serving.agent import Agent
 from tests.cli.desk import Desk
 from tests.serving.stand_ins import SGLangServer, VLLMServer
@@ -80,6 +81,22 @@ def test_an_agent_ends_at_a_signal_and_leaves_its_engines_as_they_are(
                 signal.signal(number, handler)
         assert [list(engine.loaded) for engine in (first, second)] == [["acme-support-v1"]] * 2
         assert f"vllm-{first.url.rpartition(':')[2]}: acme/support  acme-support-v1  ready" in said
+
+
+def test_an_engine_that_an_agent_keeps_for_one_alias_is_not_emptied_for_another(desk: Desk) -> None:
+    desk.base()
+    desk.push("acme/support", "--alias", "canary")
+    shelf, served = desk.folder / "shelf", desk.folder / "served"
+    words = ["agent", "--base", "tiny-llama", "--engine", f"dir={served}", "--dir", shelf, "--once", "--drain", "0"]
+    desk(*words, "--alias", "canary")
+    for file in ("aliases.json", "aliases-dir-served.json"):
+        with uses.followed(shelf, file, "the alias 'prod' of 'tiny-llama'"):
+            assert "for the alias 'prod' of 'tiny-llama'" in desk(*words, "--alias", "canary", expect=2).stderr
+            slip = desk(*words, "--alias", "prod").stdout
+    assert "no adapter of 'tiny-llama' that this token may see has the alias 'prod'" in slip
+    assert (served / "acme-support-v1").is_symlink()
+    assert (served / "current" / "acme--support").is_symlink()
+    desk(*words, "--alias", "canary")
 
 
 def test_an_engine_of_no_known_kind_and_a_port_that_is_none_are_sentences(desk: Desk) -> None:

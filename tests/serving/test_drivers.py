@@ -119,10 +119,33 @@ def test_llama_cpp_with_several_adapters_has_all_at_nought_and_requests_name_the
     assert any("answers like base" in line for line in llama_box.said)
 
 
+def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched_on(
+    llama_box: Box, llama: LlamaServer
+) -> None:
+    llama.restart([push_gguf(llama_box, "acme/support", 16.0), push_gguf(llama_box, "acme/support", 8.0)])
+    llama_box.promote("acme/support", 1)
+    llama_box.states()
+    assert llama.scales == [1.0, 0.0]
+    llama_box.promote("acme/support", 2)
+    llama_box.driver = LlamaCpp(llama.url)
+    llama_box.start()
+    assert llama_box.states() == {"acme-support-v2": "ready"}
+    assert llama.scales == [0.0, 1.0]
+
+
+def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_roster_is_missing(
+    llama_box: Box, llama: LlamaServer
+) -> None:
+    files = [push_gguf(llama_box, f"acme/m{number}", 4.0 + number) for number in range(2)]
+    llama.restart(files[:1])
+    assert llama_box.states() == {"acme-m0-v1": "ready", "acme-m1-v1": "failed"}
+    assert llama.scales == [0.0]
+
+
 def test_a_version_without_a_gguf_file_is_told_how_to_get_one(llama_box: Box) -> None:
     llama_box.push("acme/support")
     assert llama_box.states() == {"acme-support-v1": "failed"}
-    assert any("adapter convert REF gguf" in line for line in llama_box.said)
+    assert any("adapter convert REF --to gguf" in line for line in llama_box.said)
 
 
 # ------------------------------------------------------------------ directories

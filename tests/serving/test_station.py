@@ -86,6 +86,23 @@ def test_other_weights_under_our_name_are_replaced_and_strangers_are_left_alone(
     assert box.loaded == ["acme-support-v1", "static"]
 
 
+def test_what_another_shelf_gave_the_engine_serves_until_this_one_has_it(box: Box, tmp_path: Path) -> None:
+    box.push("acme/support")
+    box.states()
+    elsewhere = tmp_path / "old-shelf"
+    box.shelf.versions.rename(elsewhere)  # as if the agent was started with another --dir
+    root = str(elsewhere / next(elsewhere.iterdir()).name)
+    box.engine.loaded = {"acme-support-v1": (root, box.engine.loaded["acme-support-v1"][1])}
+    box.start()
+    box.line.spoil = lambda data: data[:-7]
+    assert box.states() == {"acme-support-v1": "failed"}
+    assert box.engine.loaded["acme-support-v1"][0] == root
+    assert box.station.aliases == {"acme/support": "acme-support-v1"}
+    box.line.spoil = None
+    assert box.states() == {"acme-support-v1": "ready"}
+    assert Path(box.engine.loaded["acme-support-v1"][0]).parent == box.shelf.versions
+
+
 def test_a_yanked_version_leaves_after_the_drain_and_its_folder_stays(box: Box) -> None:
     box.push("acme/support")
     box.states()
