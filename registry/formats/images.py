@@ -39,6 +39,7 @@ _METHOD_MARKS: tuple[tuple[str, str], ...] = (
     ("hada_", "loha"), ("lokr_", "lokr"), ("oft_", "oft"), ("on_input", "ia3"), ("lora_mid", "locon"),
     ("diff", "full"),
 )  # fmt: skip
+METHODS = frozenset(method for _, method in _METHOD_MARKS) | {"lora"}
 _PLAIN_FACTS = (
     "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_base_model_version", "ss_num_train_images",
     "ss_num_epochs", "ss_steps", "ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr", "ss_optimizer",

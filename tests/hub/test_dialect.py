@@ -108,6 +108,23 @@ def test_errors_stand_in_headers_and_absence_names_the_commit(live: Live) -> Non
     assert wrong.headers["x-error-message"] == "Invalid credentials in Authorization header"
 
 
+def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: Live) -> None:
+    live.push("acme/sums", forge.lora(forge.llama(), config={"peft_type": "ADALORA"}))
+    with live.http(NEW) as client:
+
+        def listed(*tags: str) -> set[str]:
+            found = client.get("/api/models", params={"filter": list(tags)}).json()
+            return {model["id"] for model in found}
+
+        whole = client.get(f"/api/models/{NAME}").json()
+        [entry] = client.get("/api/models", params={"search": NAME}).json()
+        assert {key: whole[key] for key in entry} == entry
+        assert all(NAME in listed(tag) for tag in whole["tags"])
+        assert NAME in listed(*whole["tags"])
+        assert listed("lora", "adalora") == listed("peft", "kohya") == listed("nothing") == set()
+        assert listed("adalora") == {"acme/sums"}
+
+
 def test_a_token_may_carry_the_beginning_that_javascript_asks_for(live: Live) -> None:
     sent = {"Authorization": f"Bearer hf_{live.server.token}"}
     assert httpx.get(f"{live.server.url}/api/whoami-v2", headers=sent).json()["type"] == "user"
@@ -120,7 +137,7 @@ PUSHES = [
     ("DELETE", f"/api/models/{NAME}/branch/exp"), ("POST", f"/api/models/{NAME}/tag/main"),
     ("DELETE", f"/api/models/{NAME}/tag/v1"), ("PUT", f"/api/models/{NAME}/settings"),
     ("POST", f"/api/models/{NAME}/super-squash/main"), ("GET", f"/api/models/{NAME}/xet-write-token/main"),
-    ("POST", f"/{NAME}.git/info/lfs/objects/batch"),
+    ("POST", f"/{NAME}.git/info/lfs/objects/batch"), ("GET", f"/api/models/{NAME}/auth-check/write"),
 ]  # fmt: skip
 
 

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import tuple_
 from sqlmodel import Session, col, select
 
 from registry import hub as dialect
 from registry import names
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
+from registry.formats import IMAGE_SCHEMES, TEXT_SCHEMES, images
 from registry.hub.shapes import LIBRARY, File, Repository
+from registry.lora.methods import METHODS
 from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName
 from registry.server import adapters, catalog, files
@@ -30,6 +33,8 @@ from registry.server.tables import AdapterRow, AliasRow, BaseRow, NamespaceRow, 
 from registry.wire import VersionView
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
+_LIBRARIES = TEXT_SCHEMES | IMAGE_SCHEMES | {LIBRARY}
+_METHODS = images.METHODS | {method.lower() for method in METHODS}
 _EVERYWHERE = frozenset({"safetensors"})
 """Tags that each of our adapters has; what filters by them filters nothing."""
 
@@ -82,8 +87,12 @@ def no_file(name: AdapterName, row: VersionRow, path: str) -> NotFound:
 
 def repository(session: Session, name: AdapterName, row: VersionRow, actor: Actor) -> Repository:
     """The version as a repository, its files without git ids."""
-    manifest = Manifest.model_validate_json(row.manifest)
     base = session.exec(select(BaseRow.name).where(BaseRow.id == row.base_id)).one()
+    return _repository(name, row, actor, base)
+
+
+def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str) -> Repository:
+    manifest = Manifest.model_validate_json(row.manifest)
     return Repository(
         name=str(name),
         digest=row.digest,
@@ -124,41 +133,41 @@ def search(
     if asked is None:
         return [], ""
     page = adapters.page(session, actor, asked, cursor=cursor, limit=limit)
-    found = [
-        Repository(
-            name=item.name,
-            digest=item.digest,
-            base=item.base,
-            created_at=item.updated_at,
-            updated_at=item.updated_at,
-            private=item.name.split("/")[0] not in actor.public,
-            size_bytes=item.size_bytes,
-            method=item.method,
-        )
-        for item in page.items
-    ]
-    return found, page.next_cursor
+    named = [(AdapterName.parse(item.name), item) for item in page.items]
+    rows = _versions(session, [(name, item.newest) for name, item in named])
+    return [_repository(name, rows[name], actor, item.base) for name, item in named], page.next_cursor
+
+
+def _versions(session: Session, wanted: Sequence[tuple[AdapterName, int]]) -> dict[AdapterName, VersionRow]:
+    keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name), col(VersionRow.number))
+    joined = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+    found = session.exec(joined.where(keys.in_([(name.namespace, name.name, number) for name, number in wanted])))
+    return {AdapterName(adapter.namespace, adapter.name): version for adapter, version in found}
 
 
 def _asked(filters: Sequence[str], author: str, text: str) -> Search | None:
     """The search that these filters mean; None when no adapter can carry all of them."""
-    bases, tags, schemes = set(), [], set()
+    bases, tags, schemes, methods = set[str](), list[str](), set[str](), set[str]()
     for word in filters:
         prefix = next((p for p in _BASE_FILTERS if word.startswith(p)), "")
         if prefix:
             bases.add(word.removeprefix(prefix))
-        elif word == LIBRARY:
+        elif word in _LIBRARIES:
             schemes.add(word)
+        elif word.lower() in _METHODS:
+            methods.add(word)
         elif word not in _EVERYWHERE:
             tags.append(word.replace(":", "=", 1))
-    if len(bases) > 1:
+    if max(len(bases), len(schemes), len(methods)) > 1:
         return None
     try:
         namespace = AdapterName(author.lower(), "any").namespace if author else ""
         base = str(names.base_name(bases.pop())) if bases else ""
     except Invalid:
         return None
-    return Search(namespace=namespace, base=base, text=text, scheme="".join(schemes), tags=tuple(tags))
+    return Search(
+        namespace=namespace, base=base, text=text, scheme="".join(schemes), method="".join(methods), tags=tuple(tags)
+    )
 
 
 def holds_namespace(session: Session, namespace: str) -> bool:

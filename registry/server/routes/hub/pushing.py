@@ -24,6 +24,7 @@ router = APIRouter(route_class=HubRoute, include_in_schema=False)
 @router.post("/{namespace}/{name}/info/lfs/objects/batch")
 @router.api_route(MODEL + "/{what}", methods=["PUT", "POST", "DELETE"])
 @router.api_route(MODEL + "/{what}/{rest:path}", methods=["PUT", "POST", "DELETE"])
+@router.get(MODEL + "/auth-check/write")
 @router.get(MODEL + "/xet-write-token/{rest:path}")
 def push(actor: Pusher) -> Response:
     raise Refused(
