@@ -112,6 +112,8 @@ def _pair(text: str) -> tuple[str, str]:
 def _print_objects(roster: Roster, make: Callable[[Sequence[RosterEntry]], objects.Object], strict: bool) -> None:
     entries, left_out = exports.chosen(roster)
     click.echo(json.dumps(make(entries), indent=2, ensure_ascii=False))
+    if not roster.adapters:
+        output.note(_no_adapter(roster.base, roster.alias))
     for name, reason in left_out.items():
         output.note(f"left out: {name}: {reason}")
     if strict and left_out:
@@ -123,12 +125,21 @@ def _print_item(item: Item) -> None:
     click.echo(f"{output.strong(item.served_name)}  {state}  {item.reason or f'{item.name}@{item.number}'}")
 
 
+def _no_adapter(base: str, alias: str) -> str:
+    return f"no adapter of {base!r} that you may see has the alias {alias!r}"
+
+
 def _print_sum(done: Exported) -> None:
+    if not done.items:
+        click.echo(_no_adapter(done.base, done.alias))
     states = [item.state for item in done.items]
     there = states.count("new") + states.count("unchanged")
     also = [f"{states.count(state)} {state}" for state in ("new", "left out", "failed", "removed") if state in states]
     told = f"{output.plural(there, 'adapter')} in {done.place}"
     click.echo(f"{told} ({', '.join(also)})" if also else f"{told}, nothing new")
+    step = next((item.error.get("next_step") for item in done.items if item.error), None)
+    if step:
+        click.echo(f"Next: {step}", err=True)
 
 
 def _exit(done: Exported, strict: bool) -> None:

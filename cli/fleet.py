@@ -31,12 +31,14 @@ def fleet(base: str, alias: str, box: str, adapter: str) -> None:
     """Show which box serves which version, and how far each adapter has come."""
     with session.registry() as registry:
         found = Fleet(registry).every(base=base, alias=alias, box=box, adapter=adapter)
-    output.answer(found, lambda: _print(found))
+    output.answer(found, lambda: _print(found, narrowed=bool(base or alias or box or adapter)))
 
 
-def _print(found: FleetBoxes) -> None:
+def _print(found: FleetBoxes, *, narrowed: bool) -> None:
     if not found.items:
-        click.echo("no box has reported yet: `adapter agent` does, beside each engine")
+        whole = "`adapter fleet` without options shows every box that was heard of within a day"
+        none = "no box has reported yet: `adapter agent` does, beside each engine"
+        click.echo(f"no box fits that: {whole}" if narrowed else none)
         return
     columns = ("box", "engine", "adapter", "wanted", "held", "state", "since", "last heard")
     boxes = sorted(found.items, key=lambda view: (view.box, view.engine))

@@ -267,7 +267,9 @@ def _no_route(request: Request, error: Exception) -> Response:
 
 def _no_method(request: Request, error: Exception) -> Response:
     sentence = f"{request.url.path[:200]!r} does not take {request.method}"
-    return problem(request, NotFound("ROUTE_UNKNOWN", sentence), status=405)
+    answer = problem(request, NotFound("ROUTE_UNKNOWN", sentence), status=405)
+    answer.headers.update(getattr(error, "headers", None) or {})  # which methods it takes
+    return answer
 
 
 def _bug(request: Request, error: Exception) -> Response:

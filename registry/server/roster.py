@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.bases import BaseSpec
 from registry.digest import Digest
-from registry.engines import Profile
+from registry.engines import Profile, rulebook
 from registry.engines import settings as engine_settings
 from registry.names import AdapterName
 from registry.server import bases, catalog, loads
@@ -62,13 +62,14 @@ def of(session: Session, actor: Actor, base_name: str, alias: str, asked: Profil
 
 
 def state(session: Session, actor: Actor, base: BaseRow, alias: str, asked: Profile | None) -> str:
-    """The cursor: a digest over what each entry points at and was last judged."""
+    """The cursor: a digest over what each entry points at and was last judged, and the rules that judge it now."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.id))
     rows = session.connection().execute(
         statement.with_only_columns(AdapterRow.id, VersionRow.id, AliasRow.generation, newest)
     )
-    return Digest.of(repr([base.id, alias, str(asked or ""), *map(tuple, rows)]).encode()).hex
+    rules = str(rulebook.digest(asked.engine)) if asked else ""
+    return Digest.of(repr([base.id, alias, str(asked or ""), rules, *map(tuple, rows)]).encode()).hex
 
 
 def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:

@@ -6,7 +6,8 @@ pkg/apis/serving/v1alpha2/llm_inference_service_types.go.
 
 Invariants
 - Values in, one `List` out; equal rosters give equal objects, in the order of the roster.
-- Names of objects are DNS labels of at most 63 characters; a longer served name is cut and ends in a digest of it.
+- Names of objects are DNS labels of at most 63 characters that begin with a letter, because controllers make Services
+  of the same name; another served name is mended, and ends in a digest of it.
 - Every object carries the label `app.kubernetes.io/managed-by: adapter-registry`, so that `kubectl apply --prune -l`
   sees only ours, and annotations with the version that it means.
 
@@ -62,11 +63,12 @@ def make(
 
 
 def dns_label(text: str) -> str:
-    """The text as the name of an object: lower-case letters, digits and `-`, at most 63 characters."""
+    """The text as the name of an object: a letter, then lower-case letters, digits and `-`, at most 63 characters."""
     word = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if len(word) <= LABEL_LIMIT and word:
+    if len(word) <= LABEL_LIMIT and word[:1].isalpha():
         return word
-    return f"{word[: LABEL_LIMIT - 9].rstrip('-')}-{Digest.of(text.encode()).hex[:8]}".lstrip("-")
+    whole = word if word[:1].isalpha() else f"x-{word}"
+    return f"{whole[: LABEL_LIMIT - 9].rstrip('-')}-{Digest.of(text.encode()).hex[:8]}"
 
 
 def _metadata(entry: RosterEntry) -> Object:

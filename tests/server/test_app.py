@@ -51,6 +51,7 @@ def test_a_request_id_is_kept_when_it_is_well_formed(http: httpx.Client) -> None
 def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
     assert (http.get("/nothing").status_code, http.get("/nothing").json()["code"]) == (404, "ROUTE_UNKNOWN")
     assert (http.delete("/whoami").status_code, http.delete("/whoami").json()["code"]) == (405, "ROUTE_UNKNOWN")
+    assert http.delete("/whoami").headers["allow"] == "GET"
     for path in ("/openapi.json", "/docs", "/redoc"):
         assert http.get(httpx.URL(URL + path)).status_code == 404
 

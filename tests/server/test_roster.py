@@ -6,9 +6,12 @@ import itertools
 import threading
 
 import httpx
+import pytest
 
 from registry.client.fleet import Fleet
 from registry.client.gates import Gates
+from registry.digest import Digest
+from registry.engines import rulebook
 from registry.names import AdapterName, served_name
 from registry.server.lookup.pulse import Pulse
 from registry.wire.fleet import BoxReport, SlotReport, SlotState
@@ -73,6 +76,18 @@ def test_the_roster_costs_the_same_statements_for_two_adapters_and_for_ten(world
         [s for s in sent if "FROM adapter" in s or "version_file" in s or "FROM verdict" in s] for sent in (few, many)
     ]
     assert len(ours[0]) == len(ours[1]) <= 4, ours
+
+
+def test_the_cursor_changes_when_a_release_brings_other_rules_for_the_engine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(world, "acme/support")
+    client = http(world)
+    before = [roster(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
+    digest = rulebook.digest
+    monkeypatch.setattr(rulebook, "digest", lambda name: Digest.of(b"new") if name == "vllm" else digest(name))
+    after = [roster(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
+    assert (after[0] != before[0], after[1]) == (True, before[1])
 
 
 def test_the_cursor_changes_with_every_move_verdict_and_yank_and_with_nothing_else(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from registry.digest import Digest
@@ -123,3 +125,5 @@ def test_names_of_objects_are_dns_labels_that_stay_apart() -> None:
     assert [len(label) <= 63 for label in labels] == [True, True]
     assert labels[0] != labels[1]
     assert objects.dns_label("acme-support-v3") == "acme-support-v3"
+    for text in ("3d-shop-style-v1", "01-ai/Yi-6B", "7" * 70, "..."):  # a Service of that name must begin with a letter
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", objects.dns_label(text)), objects.dns_label(text)
