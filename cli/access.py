@@ -25,6 +25,7 @@ from registry.wire.access import TokenCreate, TokenCreated, TokenView, Whoami
 
 SCOPES = ("pull", "push", "promote", "work", "admin")
 DAY_SECONDS = 86400
+SECRETS_START = "lra_"
 
 
 @click.command()
@@ -70,7 +71,8 @@ def _print_whoami(where: session.Target, who: Whoami) -> None:
     rights = _rights(who.scopes, who.namespaces, who.adapters) + expires
     roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
     subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
-    output.facts([("rights", rights), *subject, ("told by", where.source)])
+    token = [("token", who.token_id)] if who.token_id else []
+    output.facts([("rights", rights), *subject, *token, ("told by", where.source)])
 
 
 def _rights(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:
@@ -128,6 +130,7 @@ def _print_secret(made: TokenCreated) -> None:
 @output.json_option
 def rotate(token_id: str, keep_minutes: int) -> None:
     """Give a token a new secret; without ID your own, which is remembered here if the old one was."""
+    _refuse_secret(token_id)
     with session.registry() as registry:
         mine = registry.whoami().token_id
         made = Namespaces(registry).rotate(token_id or mine, keep_seconds=keep_minutes * 60)
@@ -172,14 +175,15 @@ def _print_tokens(items: list[TokenView]) -> None:
         (
             item.id,
             output.strong(item.name),
+            item.subject or "-",
             ",".join(item.scopes),
-            ",".join(item.namespaces),
+            ",".join(item.adapters or item.namespaces),
             click.style("revoked", fg="red") if item.revoked_at else output.moment(item.expires_at) or "-",
             output.moment(item.last_used_at) or "-",
         )
         for item in items
     ]
-    output.table(("id", "name", "scopes", "namespaces", "ends", "last used"), rows)
+    output.table(("id", "name", "subject", "scopes", "where", "ends", "last used"), rows)
 
 
 @token.command()
@@ -187,6 +191,16 @@ def _print_tokens(items: list[TokenView]) -> None:
 @output.json_option
 def revoke(token_id: str) -> None:
     """End a token at once."""
+    _refuse_secret(token_id)
     with session.registry() as registry:
         ended = registry.revoke_token(token_id)
     output.answer(ended, lambda: click.echo(f"{ended.id} ({ended.name}) is revoked."))
+
+
+def _refuse_secret(token_id: str) -> None:
+    if token_id.startswith(SECRETS_START):
+        raise Invalid(
+            "REQUEST_INVALID",
+            "this is the secret of a token, and not its ID; it was sent nowhere",
+            next_step="`ADAPTER_TOKEN=SECRET adapter whoami` tells the ID, also of a secret that has leaked",
+        )

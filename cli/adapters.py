@@ -39,7 +39,7 @@ UPDATES_SHOWN = 12
 @click.option("--method", default="", help="Only this method, such as LORA.")
 @click.option("--text", default="", help="Only names that hold this text.")
 @click.option("--alias", default="", help="Only adapters that have this alias.")
-@click.option("--owner", default="", help="Only adapters that this token name pushed first.")
+@click.option("--owner", default="", help="Only adapters that this subject, or token without one, pushed first.")
 @click.option("--scheme", default="", help="Only this naming scheme of the tensors, such as peft.")
 @click.option(
     "--target", multiple=True, metavar="MODULE", help="Only adapters that touch it, such as q_proj. Repeatable."

@@ -31,14 +31,17 @@ from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog.notes import Verifier
 from registry.wire import Answer, Resolved
-from registry.wire.audit import AttestationView, EventProof
+from registry.wire.audit import ARRIVED, AttestationView, EventProof
 
 LIMIT_BYTES = 128 * 2**20
 CHUNK_BYTES = 2**20
 
 
 class Dossier(Answer):
-    """`proof`: that the log tells of the push; none while the log has not numbered it."""
+    """`proof`: that the log tells of the push; none while the log has not numbered it.
+
+    `arrival`: that the log tells of the transfer that gave the adapter its name; none where there was none.
+    """
 
     name: str
     number: int
@@ -47,6 +50,7 @@ class Dossier(Answer):
     attestations: list[AttestationView] = Field(max_length=1000)
     keys: list[str] = Field(max_length=100)
     proof: EventProof | None = None
+    arrival: EventProof | None = None
 
     @classmethod
     def parse(cls, data: bytes, *, file: str = "the dossier") -> Dossier:
@@ -90,10 +94,7 @@ def collect(audit: Audit, resolved: Resolved) -> Dossier:
     """All that the registry has to show of a version."""
     items = audit.attestations(Ref.parse(f"{resolved.name}@{resolved.number}")).items
     pushed = next((item.seq for item in items if item.kind == "push" and item.seq is not None), None)
-    try:
-        proof = audit.proof(pushed) if pushed is not None else None
-    except NotFound:
-        proof = None
+    arrived = next((event.seq for event in audit.events(object=resolved.name, action=[ARRIVED])), None)
     return Dossier(
         name=resolved.name,
         number=resolved.number,
@@ -101,19 +102,28 @@ def collect(audit: Audit, resolved: Resolved) -> Dossier:
         manifest=resolved.manifest,
         attestations=items,
         keys=list(audit.keys().keys),
-        proof=proof,
+        proof=_proof(audit, pushed),
+        arrival=_proof(audit, arrived),
     )
+
+
+def _proof(audit: Audit, seq: int | None) -> EventProof | None:
+    try:
+        return audit.proof(seq) if seq is not None else None
+    except NotFound:
+        return None
 
 
 def examined(found: Dossier, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
     """Every attestation verified here, and the log's word on the push, by these keys of the log."""
-    signed = signing.examine(found.attestations, found, keys, trust)
+    names = signing.called(found, found.arrival, keys)
+    signed = signing.examine(found.attestations, found, keys, trust, names=names)
     pushes = [item.seq for item in found.attestations if item.kind == "push" and item.seq is not None]
     if not pushes:
         return Examined(signed)
     if found.proof is None or found.proof.seq != pushes[0]:
         return Examined(signed, pushes[0], f"there is no proof that event {pushes[0]} is in the log")
-    return Examined(signed, pushes[0], signing.included(found.proof, found, keys))
+    return Examined(signed, pushes[0], signing.included(found.proof, found, keys, names=names))
 
 
 def reread(folder: Path, manifest: Manifest) -> list[Reread]:

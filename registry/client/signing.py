@@ -13,6 +13,7 @@ Example
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog import proofs
 from registry.tlog.notes import Verifier
-from registry.wire.audit import AttestationView, EventProof, SignRequest
+from registry.wire.audit import ARRIVED, AttestationView, EventProof, SignRequest
 
 BROUGHT = ("signature", "unverified")
 """Kinds of attestations that somebody brought."""
@@ -79,30 +80,56 @@ class Signable(Protocol):
     def manifest(self) -> Manifest: ...
 
 
+def called(version: Signable, arrival: EventProof | None = None, log_keys: Sequence[Verifier] = ()) -> list[str]:
+    """What this version is called, and what the log proves that it was called before: `namespace/name@3`.
+
+    `arrival`: the event of the transfer that gave its adapter the name of today. It counts only if the log holds it.
+    """
+    found = [str(version.name)]
+    if arrival is not None and proofs.verify(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            told = json.loads(arrival.entry)
+            if (told["action"], told["object"]) == (ARRIVED, found[0]):
+                found += [str(name) for name in told["detail"]["names"]]
+    return [f"{name}@{version.number}" for name in found]
+
+
 def examine(
-    views: Iterable[AttestationView], version: Signable, log_keys: Sequence[Verifier], trust: Trust | None = None
+    views: Iterable[AttestationView],
+    version: Signable,
+    log_keys: Sequence[Verifier],
+    trust: Trust | None = None,
+    *,
+    names: Sequence[str] = (),
 ) -> list[Signed]:
-    """Every attestation of a version, verified here; signatures of certificates by whom `trust` names."""
+    """Every attestation of a version, verified here; signatures of certificates by whom `trust` names.
+
+    `names`: what the version is and was called (`called`); without them only its name of today counts.
+    """
     found = []
     for view in views:
         try:
             brought = view.kind in BROUGHT
-            found.append(_signature(view, version, trust or Trust()) if brought else _own(view, version, log_keys))
+            if brought:
+                found.append(_signature(view, version, trust or Trust()))
+            else:
+                found.append(_own(view, version, log_keys, names or called(version)))
         except Invalid as e:
             found.append(_line(view, "", "", e.detail))
     return found
 
 
-def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier]) -> str:
+def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()) -> str:
     """What is wrong with the log's word on a push; empty when its entry is in the log and is about this version."""
     if proofs.verify(shown.proof, shown.entry.encode(), *log_keys) is None:
         return f"the log does not prove event {shown.seq} with a key that this machine remembers"
     try:
         told = json.loads(shown.entry)
-        named = (told["seq"], told["action"], told["object"], told["detail"].get("digest"))
+        named = (told["seq"], told["action"], told["detail"].get("digest"))
+        its_own = told["object"] in (names or called(version))
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"event {shown.seq} of the log cannot be read"
-    if named != (shown.seq, "version.push", f"{version.name}@{version.number}", str(version.digest)):
+    if named != (shown.seq, "version.push", str(version.digest)) or not its_own:
         return f"event {shown.seq} of the log is about something else"
     return ""
 
@@ -129,17 +156,18 @@ def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed
     return _line(view, found.identity, f"signed these files; brought by {view.made_by}", "")
 
 
-def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier]) -> Signed:
+def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier], names: Sequence[str]) -> Signed:
     by_identity = {keys.of_raw(v.public).identity: (keys.of_raw(v.public), v.name) for v in log_keys}
     if view.identity not in by_identity:
         raise attestations.wrong(f"the registry signed with {view.identity}, which this machine does not remember")
     key, origin = by_identity[view.identity]
     found = attestations.opened(view.bundle.encode(), key)
-    name = f"{version.name}@{version.number}"
-    if found.subjects.get(name) != Digest(version.digest).hex:
-        raise attestations.wrong(f"the statement is not about {name} with this manifest")
+    name = next((name for name in names if found.subjects.get(name) == Digest(version.digest).hex), None)
+    if name is None:
+        raise attestations.wrong(f"the statement is not about {names[0]} with this manifest")
     actor = str(found.predicate.get("actor", ""))
-    return _line(view, f"{actor}, by the word of {origin}", _says(found), "")
+    former = f" as {name}" if name != names[0] else ""
+    return _line(view, f"{actor}, by the word of {origin}", _says(found) + former, "")
 
 
 def _says(found: Statement) -> str:

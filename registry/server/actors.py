@@ -16,7 +16,7 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -83,6 +83,10 @@ class Actor:
         if self.adapters and f"{namespace}/{adapter}" not in self.adapters:
             return False
         return self._scoped(scope) and self._covers(namespace) and self._role_gives(scope, namespace)
+
+    def spans(self, scopes: Iterable[str], namespaces: Iterable[str]) -> bool:
+        """Whether the token itself reaches so far, whatever its subject may do there: one of that subject, say."""
+        return all(map(self._scoped, scopes)) and all(map(self._covers, namespaces))
 
     def sees(self, name: AdapterName) -> bool:
         return self.may("pull", name.namespace, name.name)

@@ -141,7 +141,7 @@ def _point(
     if expected is not None and expected != generation:
         raise _moved(name, alias, expected, generation)
     at = _after(before.moved_at if before is not None else None)
-    values = {"version_id": version.id, "generation": generation + 1, "moved_at": at, "moved_by": actor.name}
+    values = {"version_id": version.id, "generation": generation + 1, "moved_at": at, "moved_by": actor.identity}
     values["reason"] = reason
     if not _swap(session, where, generation, values):
         raise _moved(name, alias, generation, generation + 1)
@@ -152,7 +152,7 @@ def _point(
         from_version_id=before.version_id if before is not None else None,
         to_version_id=version.id,
         at=at,
-        actor=actor.name,
+        actor=actor.identity,
         token_id=actor.token_id,
         reason=reason,
         evidence=evidence,
@@ -171,7 +171,7 @@ def _point(
         digest=Digest(version.digest),
         generation=generation + 1,
         moved_at=at,
-        moved_by=actor.name,
+        moved_by=actor.identity,
         reason=reason,
     )
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import ColumnElement, exists
 from sqlmodel import Session, col, select
 
 from registry import attestations as envelopes
@@ -33,7 +34,7 @@ from registry.server.audit.keys import Keys
 from registry.server.blobs import BlobStore
 from registry.server.db import Engine
 from registry.server.holds import BlobState
-from registry.server.tables import AttestationRow, BlobRow, EventRow, VersionRow
+from registry.server.tables import AdapterRow, AttestationRow, BlobRow, EventRow, VersionRow
 from registry.verdicts import Outcome
 from registry.wire.audit import AttestationList, AttestationView, SignRequest, moment
 
@@ -113,7 +114,7 @@ def sign(
     if row is not None and states[digest] == BlobState.LIVE:
         return _view(row, store), False
     if row is None:
-        row = _row(version, kind, identity, digest, len(data), made_by=actor.name, public_key=public_key)
+        row = _row(version, kind, identity, digest, len(data), made_by=actor.identity, public_key=public_key)
         session.add(row)
     db.settle(session)
     failpoints.reach("attestation.held")
@@ -221,7 +222,7 @@ def _sealed(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Di
     sealed: dict[Digest, bytes] = {}
     for event in events:
         version = _version_of(session, event)
-        if version is None:  # deleted, or under another name by now
+        if version is None:  # deleted
             continue
         kind, payload = _statement(keys.signer.name, event, version)
         data = envelopes.seal(payload, key)
@@ -237,11 +238,32 @@ def _sealed(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Di
 
 def _version_of(session: Session, event: EventRow) -> VersionRow | None:
     ref = Ref.parse(event.object)
-    try:
-        found = catalog.find(session, TRUSTED, ref.name, ref.selector, yanked_too=True)
-    except NotFound:
-        return None
-    return found if event.detail.get("digest") in (None, found.digest) else None
+    name: AdapterName | None = ref.name
+    while name is not None:
+        try:
+            found = catalog.find(session, TRUSTED, name, ref.selector, yanked_too=True)
+        except NotFound:
+            name = _name_after(session, name)
+        else:
+            return found if event.detail.get("digest") in (None, found.digest) else None
+    return None
+
+
+def _name_after(session: Session, name: AdapterName) -> AdapterName | None:
+    """What a transfer made of this name."""
+    moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == "adapter.transfer")
+    event = session.exec(moved).first()
+    return AdapterName.parse(event.detail["to"]) if event is not None else None
+
+
+def tells_of_what_is_seen(actor: Actor) -> ColumnElement[bool]:
+    """The condition on `event` that a version which the actor may see is attested by it, under whatever name then."""
+    return exists().where(
+        col(AttestationRow.position) == col(EventRow.position),
+        col(VersionRow.id) == col(AttestationRow.version_id),
+        col(AdapterRow.id) == col(VersionRow.adapter_id),
+        catalog.visible(actor),
+    )
 
 
 def _statement(origin: str, event: EventRow, version: VersionRow) -> tuple[str, bytes]:

@@ -42,7 +42,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         "spec": spec.model_dump(mode="json"),
         "source": request.source,
         "created_at": db.now(),
-        "created_by": actor.name,
+        "created_by": actor.identity,
         "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
     }
     _demand_seen(session, actor, [edge.digest for edge in request.parents])
@@ -76,7 +76,8 @@ def judge_by(session: Session, actor: Actor, name: str, thresholds: dict[str, fl
     """Keep what smoke tests on this base take instead of the defaults. `Invalid` names a field that is none."""
     found = row(session, names.base_name(name))
     Thresholds.with_overrides(thresholds)
-    session.merge(BaseThresholdsRow(base_id=found.id or 0, thresholds=thresholds, set_at=db.now(), set_by=actor.name))
+    by = actor.identity
+    session.merge(BaseThresholdsRow(base_id=found.id or 0, thresholds=thresholds, set_at=db.now(), set_by=by))
     audit.append(session, actor, "base.thresholds", found.name, {field: f"{v:g}" for field, v in thresholds.items()})
     session.flush()
     return _view(session, actor, found)

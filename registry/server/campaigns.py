@@ -65,7 +65,7 @@ def begin(session: Session, actor: Actor, request: RevalidateRequest) -> Campaig
         base_fingerprint=base.fingerprint,
         why=request.model_dump(mode="json", exclude={"base"}),
         created_at=db.now(),
-        created_by=actor.name,
+        created_by=actor.identity,
     )
     session.add(row)
     session.flush()

@@ -79,7 +79,7 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
     before = row.gate if row is not None else None
     if gate is not None:
         _demand_known(gate)
-        values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.name}
+        values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.identity}
         made = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
         session.add(row.sqlmodel_update(values) if row is not None else made(**key, **values))
     elif row is not None:

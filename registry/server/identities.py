@@ -31,7 +31,7 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity) -> bool
     base_id = base.id or 0
     values = {
         "base_id": base_id, "exact": str(given.exact), "identity": given.model_dump_json(),
-        "made_at": db.now(), "made_by": actor.name,
+        "made_at": db.now(), "made_by": actor.identity,
     }  # fmt: skip
     if not db.insert_new(session, BaseIdentityRow, values):
         demand_same(session, base, given.exact, given)

@@ -145,7 +145,7 @@ def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: S
         message=request.message,
         state=OPEN,
         created_at=made_at,
-        created_by=actor.name,
+        created_by=actor.identity,
         token_id=actor.token_id,
         expires_at=made_at + timedelta(seconds=settings.push_hold_seconds),
     )

@@ -69,7 +69,7 @@ def enqueue(
         payload=payload or {},
         run_after=moment,
         created_at=moment,
-        created_by=actor.name,
+        created_by=actor.identity,
     )
     session.add(row)
     audit.append(session, actor, "job.enqueue", row.id, {"kind": kind, "subject": row.subject}, namespace=row.namespace)

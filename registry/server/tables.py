@@ -99,9 +99,8 @@ class VersionRow(SQLModel, table=True):
     """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be.
 
     `measured_at` is when the numbers of its weights were read (`values`); empty means that they still must be.
-    `pushed_by` is who stood behind the token `created_by`. `quarantine` grows with each quarantine, and
-    when one or a yank ends;
-    `quarantined_at` is empty outside one.
+    `created_by` is who pushed it; in older rows it is the token's name, and `pushed_by` who stood behind that.
+    `quarantine` grows with each quarantine, and when one or a yank ends; `quarantined_at` is empty outside one.
     """
 
     __tablename__ = "version"

@@ -74,7 +74,7 @@ def make(request: TokenCreate, by: Actor, *, subject: str, token_id: str = "") -
         scopes=sorted(set(request.scopes)),
         namespaces=sorted(set(request.namespaces)),
         created_at=made_at,
-        created_by=by.name,
+        created_by=by.identity,
         expires_at=min(ends, default=None),
         subject=subject,
         adapters=sorted(set(request.adapters)),
@@ -123,8 +123,8 @@ def note_use(session: Session, token_id: str) -> None:
 def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int = 0) -> tuple[TokenView, str]:
     """A new secret for the same token. The old one still counts for `keep_seconds`, then no more."""
     row = _row(session, actor, token_id)
-    if row.subject not in ("", actor.subject) and not actor.may_everywhere("admin"):
-        raise Denied("DENIED", f"token {actor.name!r} may end the token {row.id!r} but not take its place")
+    if row.id != actor.token_id:
+        _demand_all(actor, row)
     if row.revoked_at is not None:
         raise Conflict("TOKEN_REVOKED", f"token {row.id!r} is revoked: make a new one")
     secret = new_secret()
@@ -135,6 +135,18 @@ def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int =
     state.changed(session)
     audit.append(session, actor, "token.rotate", row.id, {"name": row.name, "keep_seconds": keep_seconds})
     return view(row), secret
+
+
+def _demand_all(actor: Actor, row: TokenRow) -> None:
+    """`Denied` unless the actor holds all that this token gives, and for as long: its new secret is that token."""
+    own = row.subject in ("", actor.subject) or actor.may_everywhere("admin")
+    longer = actor.expires_at is not None and (row.expires_at is None or row.expires_at > actor.expires_at)
+    if not own or longer or not actor.spans(row.scopes, row.namespaces):
+        raise Denied(
+            "DENIED",
+            f"token {actor.name!r} may end the token {row.id!r} but not take its place",
+            next_step="rotate it with its own secret, or with a token that has all its rights and lasts as long",
+        )
 
 
 def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:

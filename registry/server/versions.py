@@ -105,7 +105,7 @@ def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
     """The adapter's row, made if need be, locked until the transaction ends."""
     moment = db.now()
     values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
-    values |= {"created_at": moment, "created_by": actor.name, "updated_at": moment}
+    values |= {"created_at": moment, "created_by": actor.identity, "updated_at": moment}
     if db.insert_new(session, AdapterRow, values):
         taken.claim_adapter(session, actor, name)
         audit.append(session, actor, "adapter.create", str(name))
@@ -137,7 +137,7 @@ def _version_row(
         facts=judged.facts,
         message=push.message,
         created_at=moment,
-        created_by=actor.name,
+        created_by=actor.identity,
         pushed_by=actor.identity,
         measured_at=moment if judged.values is not None else None,
     )

@@ -21,6 +21,8 @@ from registry.wire import Answer, Request
 CHECKPOINT_HEADER = "Audit-Checkpoint"
 """On some answers: the newest checkpoint that the server knows, its note in base64."""
 
+ARRIVED = "adapter.arrive"
+"""Told under the name that a transfer gives an adapter, with the names before it (`names`), oldest first."""
 ACTIONS = ("version.push", "verdict.add", "alias.move", "version.yank", "version.unyank", "version.quarantine")
 """What a webhook is told of unless it says otherwise."""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
 
+from registry.client.audit import Audit
 from registry.client.namespaces import Namespaces
 from registry.errors import Denied, NotFound, Unauthenticated
 from registry.server import tokens
 from registry.server.tables import EventRow, RoleRow, TokenRow
-from registry.wire.access import TokenCreate
+from registry.wire.access import TokenCreate, TokenCreated
 from registry.wire.namespaces import NamespaceSet
 from tests.access.people import House, of_subject, send
 from tests.world import World, rows
@@ -145,6 +149,40 @@ def test_a_rotated_token_keeps_its_rights_and_the_old_secret_ends_at_once_or_lat
         session.add(row)
     with pytest.raises(Unauthenticated):
         house.world.client(made.secret).resolve("acme/support")
+
+
+def test_a_token_takes_the_place_of_no_token_that_gives_more_or_lasts_longer(house: House) -> None:
+    """Of its own subject, too: a secret that was made to pull for a day must not become all that its owner has."""
+    admin = house.world.admin
+
+    def of_owner(scope: str, *, namespaces: list[str], seconds: int | None) -> TokenCreated:
+        how = {"scopes": [scope], "namespaces": namespaces, "expires_in_seconds": seconds}
+        return admin.create_token(TokenCreate(name=scope, subject="owner@acme", **how))
+
+    wide = of_owner("admin", namespaces=["*"], seconds=None)
+    for scope, namespaces, seconds in (("pull", ["*"], None), ("admin", ["acme"], None), ("admin", ["*"], 3600)):
+        narrow = of_owner(scope, namespaces=namespaces, seconds=seconds)
+        with pytest.raises(Denied):
+            Namespaces(house.world.client(narrow.secret)).rotate(wide.token.id)
+        assert Namespaces(house.world.client(wide.secret)).rotate(narrow.token.id).token.id == narrow.token.id
+    _, soon_over = house.world.issue("admin", namespaces=["acme"], seconds=60)
+    for_ever, _ = house.world.issue("pull", namespaces=["acme"])
+    with pytest.raises(Denied):
+        Namespaces(house.world.client(soon_over)).rotate(for_ever)
+
+
+def test_the_record_names_who_stands_behind_a_token_whatever_the_token_is_called(house: House) -> None:
+    request = TokenCreate(name="promoter@acme", scopes=["admin"], namespaces=["acme"])
+    disguised = house.world.client(house.client("owner").create_token(request).secret)
+    house.world.push("acme/support", by=disguised)
+    disguised.promote("acme/support", "canary", "2", generation=0)
+    assert disguised.version("acme/support@2").created_by == "owner@acme"
+    [move] = disguised.history("acme/support", alias="canary").moves
+    assert move.actor == "owner@acme"
+    told = [event.actor for event in Audit(disguised).events(object="acme/support", action=["alias.move"])]
+    assert told[-2:] == ["owner@acme", "owner@acme"]
+    pushed = Audit(disguised).attestations("acme/support@2").items[0]
+    assert json.loads(base64.b64decode(json.loads(pushed.bundle)["payload"]))["predicate"]["actor"] == "owner@acme"
 
 
 def test_a_token_of_somebody_else_answers_like_one_that_never_was(house: House) -> None:

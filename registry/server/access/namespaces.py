@@ -130,7 +130,7 @@ def _row(session: Session, actor: Actor, name: str) -> NamespaceRow:
 
 
 def _put(session: Session, actor: Actor, name: str, subject: str, role: Role) -> None:
-    values = {"namespace": name, "subject": subject, "role": role, "granted_at": db.now(), "granted_by": actor.name}
+    values = {"namespace": name, "subject": subject, "role": role, "granted_at": db.now(), "granted_by": actor.identity}
     if not db.insert_new(session, RoleRow, values):
         row = session.get_one(RoleRow, (name, subject), populate_existing=True)
         if row.role == role:

@@ -46,7 +46,7 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
         issuer=request.issuer,
         claims=dict(request.claims),
         created_at=db.now(),
-        created_by=actor.name,
+        created_by=actor.identity,
     )
     session.add(row)
     audit.append(session, actor, "publisher.add", str(name), {"id": row.id, "issuer": row.issuer, "claims": row.claims})

@@ -2,7 +2,9 @@
 
 Invariants
 - Rows, tombstone and event are one transaction. Bytes stay until `gc` finds that nothing needs them.
-- With the name go the rights that hung on it: trusted publishers, and roles in a namespace that ends.
+- With the name go the rights that hung on it: trusted publishers, and roles in a namespace that ends. What people of
+  one namespace approved is no approval in another.
+- A transfer is told under both names, to whoever may read there; the new one's event has all names that there were.
 - The tombstone is recorded beside the blobs after the commit, and the versions' records go then (`forget`);
   `reindex` passes over what is left of them.
 - A push that is under way finds its name taken for ever, and leaves nothing.
@@ -28,7 +30,8 @@ from registry.server import audit, catalog, db, fleet, records
 from registry.server.access import namespaces, publishers, state, taken
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
-from registry.server.tables import AdapterRow, JobRow, PushRow, VersionRow
+from registry.server.tables import AdapterRow, ApprovalRow, JobRow, PushRow, VersionRow
+from registry.wire.audit import ARRIVED
 from registry.wire.namespaces import Removed
 
 RECORDS_LIMIT = 100
@@ -63,9 +66,14 @@ def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName)
     adapter.namespace, adapter.name = to.namespace, to.name
     session.add(adapter)
     mine = col(VersionRow.adapter_id) == adapter.id
+    if to.namespace != name.namespace:
+        theirs = col(ApprovalRow.version_id).in_(select(VersionRow.id).where(mine))
+        session.connection().execute(delete_rows(ApprovalRow).where(theirs))
     session.connection().execute(update(VersionRow).where(mine).values(recorded_at=None))
     _rename_jobs(session, adapter, to)
+    earlier = audit.names_before(session, name)
     audit.append(session, actor, "adapter.transfer", str(name), {"to": str(to)})
+    audit.append(session, actor, ARRIVED, str(to), {"from": str(name), "names": [*earlier, str(name)]})
     session.flush()
 
 

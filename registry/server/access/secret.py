@@ -22,6 +22,8 @@ STARTS = "lra_"
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _GRAMMAR = re.compile(r"lra_[0-9A-Za-z]{38}\Z")
 
+_ANYWHERE = re.compile(r"(lra|whsec)_[0-9A-Za-z+/=]+")
+
 
 def new_secret() -> str:
     text = "".join(secrets.choice(_ALPHABET) for _ in range(32))
@@ -40,6 +42,11 @@ def _checksum(text: str) -> str:
 def well_formed(secret: str) -> bool:
     """Grammar and checksum: a mistyped secret is told apart from a revoked one without asking the database."""
     return bool(_GRAMMAR.match(secret)) and _checksum(secret[4:36]) == secret[36:]
+
+
+def masked(text: str) -> str:
+    """The same text without secrets: somebody may have put one where the id of its token or webhook belongs."""
+    return _ANYWHERE.sub(r"\1_…", text)
 
 
 def sha256_of(secret: str) -> str:

@@ -51,7 +51,7 @@ def claim_adapter(session: Session, actor: Actor, name: AdapterName) -> None:
 
 def claim_namespace(session: Session, actor: Actor, namespace: str) -> bool:
     """Take the name of a namespace and make its row, unless it is there; whether it was new."""
-    values = {"name": namespace, "created_at": db.now(), "created_by": actor.name}
+    values = {"name": namespace, "created_at": db.now(), "created_by": actor.identity}
     if not db.insert_new(session, NamespaceRow, values):
         return False
     _claim(session, actor, NAMESPACES, namespace)

@@ -20,10 +20,11 @@ from sqlalchemy import ColumnElement, and_, or_, true
 from sqlmodel import Session, col, select
 
 from registry.digest import canonical_json
+from registry.names import AdapterName
 from registry.server import db
 from registry.server.actors import Actor
 from registry.server.tables import EventRow
-from registry.wire.audit import EventPage, EventView
+from registry.wire.audit import ARRIVED, EventPage, EventView
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
 NAMED = frozenset({"version", "alias", "adapter", "verdict", "publisher", "namespace"})
@@ -55,7 +56,7 @@ def append(
         namespace = object.partition("/")[0] if noun in NAMED else ""
     row = EventRow(
         at=db.now(),
-        actor=actor.name,
+        actor=actor.identity,
         token_id=actor.token_id,
         action=action,
         object=object,
@@ -65,6 +66,13 @@ def append(
     )
     session.add(row)
     return row
+
+
+def names_before(session: Session, name: AdapterName) -> list[str]:
+    """What an adapter of this name was called before, oldest first. No name is given twice."""
+    arrived = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == ARRIVED)
+    event = session.exec(arrived).first()
+    return [str(earlier) for earlier in event.detail.get("names", [])] if event is not None else []
 
 
 def page(

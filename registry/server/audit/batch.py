@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.server import audit, db
+from registry.server.access.secret import masked
 from registry.server.actors import Actor
 from registry.server.db import Engine
 
@@ -51,7 +52,7 @@ class Batch:
         return bool(self._noted or self._over)
 
     def note(self, actor: Actor, action: str, object: str, *, request_id: str = "") -> None:
-        key = (actor.token_id, actor.name, action, object[:300])
+        key = (actor.token_id, actor.identity, action, object[:300])
         with self._lock:
             if key not in self._noted and len(self._noted) >= KINDS_LIMIT:
                 self._over += 1
@@ -68,7 +69,7 @@ class Batch:
         if actor is None and how == "NotFound":
             return
         path = str(scope["path"]) if actor is not None else str(getattr(route, "path", "an unknown route"))
-        about = f"{scope['method']} {path}"
+        about = f"{scope['method']} {masked(path)}"
         self.note(actor or NOBODY, ACTIONS[how], about, request_id=str(state.get("request_id", "")))
 
     def flush(self, engine: Engine) -> int:

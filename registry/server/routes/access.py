@@ -79,7 +79,7 @@ def revoke_token(session: SessionDep, actor: Anyone, token_id: str) -> TokenView
 @router.get("/whoami")
 def whoami(actor: Anyone) -> Whoami:
     return Whoami(
-        actor=actor.name,
+        actor=actor.identity,
         token_id=actor.token_id,
         scopes=sorted(actor.scopes),
         namespaces=sorted(actor.namespaces),

@@ -20,11 +20,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy import or_
 from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
 from registry.errors import NotFound
-from registry.server import audit, db
+from registry.server import attestations, audit, db
 from registry.server.actors import Actor
 from registry.server.audit import log as logs
 from registry.server.audit import sequencer, tree
@@ -208,7 +209,8 @@ def tile(session: SessionDep, actor: Anyone, blobs: BlobsDep, path: str, stored:
 @router.get("/audit/events/{seq}/proof")
 def event_proof(session: SessionDep, actor: Puller, seq: int) -> EventProof:
     """That the log holds this event: its entry, and a proof that is verified offline (C2SP tlog-proof)."""
-    statement = select(EventRow).where(col(EventRow.position) == seq, audit.visible(actor))
+    shown = or_(audit.visible(actor), attestations.tells_of_what_is_seen(actor))
+    statement = select(EventRow).where(col(EventRow.position) == seq, shown)
     row = session.exec(statement).first() if 0 < seq < 2**53 else None
     if row is None:
         raise NotFound("EVENT_UNKNOWN", f"there is no event {seq}, or you may not see it")

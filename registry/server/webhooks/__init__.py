@@ -54,7 +54,7 @@ def create(
         actions=sorted(set(request.actions)),
         after=tree.size(session),
         created_at=db.now(),
-        created_by=actor.name,
+        created_by=actor.identity,
     )
     session.add(row)
     told = {"to": origin(row.url), "actions": row.actions}

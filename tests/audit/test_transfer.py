@@ -1,0 +1,97 @@
+"""An adapter that got another name: what was attested and logged under the old one still proves itself, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.client import dossier
+from registry.client.audit import Audit
+from registry.client.gates import Gates
+from registry.client.namespaces import Namespaces
+from registry.errors import Refused
+from registry.gates import Gate
+from registry.tlog.notes import Verifier
+from registry.wire.namespaces import NamespaceSet
+from tests.world import World
+
+
+@pytest.fixture
+def moved(world: World) -> World:
+    """`acme/support`, pushed by ci, was `acme/helper` and is `globex/helper`; nobody had asked for its attestation."""
+    world.add_base()
+    world.push("acme/support", by=world.actor("push", name="ci"))
+    spaces = Namespaces(world.admin)
+    spaces.transfer("acme/support", "acme/helper")
+    spaces.transfer("acme/helper", "globex/helper")
+    return world
+
+
+def collected(world: World, name: str) -> tuple[dossier.Dossier, tuple[Verifier, ...]]:
+    """What somebody sees who may pull from `globex` only, and the keys of the log."""
+    reader = world.actor("pull", namespaces=["globex"])
+    found = dossier.collect(Audit(reader), reader.resolve(name))
+    return found, world.app.state.log.keys.verifiers
+
+
+def test_it_still_proves_who_pushed_it_and_under_which_name(moved: World) -> None:
+    found, keys = collected(moved, "globex/helper@1")
+    seen = dossier.examined(dossier.Dossier.parse(found.to_bytes()), keys)
+    assert [line.kind for line in seen.signed] == ["push"]
+    assert seen.signed[0].ok, seen.signed[0].problem
+    assert seen.signed[0].says.endswith("as acme/support@1")
+    assert (seen.problem, seen.seq) == ("", found.attestations[0].seq)
+
+
+def test_what_is_judged_under_its_new_name_is_attested_as_well(moved: World) -> None:
+    moved.validate("globex/helper@1")
+    found, keys = collected(moved, "globex/helper@1")
+    seen = dossier.examined(found, keys)
+    assert [(line.kind, line.ok) for line in seen.signed] == [("push", True), ("verdict", True)]
+
+
+def test_a_dossier_proves_no_other_name_than_those_that_the_log_has(moved: World) -> None:
+    """Somebody's own version under the name of a trusted one: the name is the only thing that is not true."""
+    moved.push("globex/evil", by=moved.actor("push", name="mallory"))
+    evil, keys = collected(moved, "globex/evil@1")
+    good, _ = collected(moved, "globex/helper@1")
+    assert dossier.examined(evil, keys).signed[0].ok
+    for claim in ({"name": "globex/helper"}, {"name": "globex/helper", "arrival": good.arrival}):
+        seen = dossier.examined(evil.model_copy(update=claim), keys)
+        assert not seen.signed[0].ok
+        assert seen.problem
+    assert good.arrival is not None
+    forged = good.arrival.model_copy(update={"entry": good.arrival.entry.replace("acme/support", "globex/evil")})
+    seen = dossier.examined(evil.model_copy(update={"name": "globex/helper", "arrival": forged}), keys)
+    assert not seen.signed[0].ok
+
+
+def test_the_log_tells_it_under_both_names_to_whoever_may_read_there(moved: World) -> None:
+    old, new = (Audit(moved.actor("pull", namespaces=[namespace])) for namespace in ("acme", "globex"))
+    assert [(e.action, e.detail) for e in new.events(object="globex/helper")] == [
+        ("adapter.arrive", {"from": "acme/helper", "names": ["acme/support", "acme/helper"]})
+    ]
+    assert [e.action for e in old.events(object="acme/helper")] == ["adapter.arrive", "adapter.transfer"]
+
+
+def test_what_one_namespace_approved_is_no_approval_in_another(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    Gates(world.admin).put("globex", "prod", Gate(approvals=1))
+    Gates(world.actor("promote", namespaces=["acme"], name="bob")).approve("acme/support@1", "prod")
+    spaces = Namespaces(world.admin)
+    spaces.transfer("acme/support", "acme/helper")
+    assert [a.identity for a in Gates(world.admin).approvals("acme/helper@1").items] == ["bob"]
+    spaces.transfer("acme/helper", "globex/helper")
+    assert Gates(world.admin).approvals("globex/helper@1").items == []
+    with pytest.raises(Refused):
+        world.admin.promote("globex/helper", "prod", "1", generation=0)
+
+
+def test_the_proof_of_a_push_is_shown_to_those_alone_who_see_the_version(moved: World) -> None:
+    pushed = collected(moved, "globex/helper@1")[0].attestations[0].seq or 0
+    stranger = moved.actor("pull", namespaces=["initech"])
+    assert not list(Audit(stranger).events())[1:], "the base alone"
+    with pytest.raises(Exception, match="there is no event"):
+        Audit(stranger).proof(pushed)
+    Namespaces(moved.admin).change("globex", NamespaceSet(public=True))
+    assert Audit(stranger).proof(pushed).seq == pushed
