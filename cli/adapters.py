@@ -18,18 +18,15 @@ from typing import Any
 
 import click
 
-from cli import heatmap, norms, origin, output, session
+from cli import heatmap, norms, origin, output, session, versions
 from registry.client import convert
 from registry.client.api import Registry
 from registry.names import Ref
-from registry.verdicts import Check, Finding, Outcome, Verdict
+from registry.verdicts import Outcome
 from registry.wire import AdapterView, AliasView, VersionView
 
-FINDINGS_SHOWN = 5
 GRADES = ("exact", "other-dtype", "quantised", "descendant")
 """How alike the weights of two bases are, the closest first; each one includes those before it."""
-VALUE_WIDTH = 80
-UPDATES_SHOWN = 12
 
 
 @click.command("list")
@@ -83,7 +80,7 @@ def _print_list(items: list[AdapterView]) -> None:
             output.strong(item.name),
             f"@{item.newest}",
             item.base,
-            method_name(item.method),
+            versions.method_name(item.method),
             str(item.rank or "-"),
             output.size(item.size_bytes),
             output.outcome(item.verdicts.get("fits", "")),
@@ -128,131 +125,28 @@ def _show_metadata(ref: Ref) -> None:
     output.answer({"metadata": texts}, text)
 
 
-def print_warnings(version: VersionView) -> None:
-    """What keeps a version from being used: damage, withdrawal."""
-    if version.damaged:
-        click.secho(f"  damaged in the store: {', '.join(version.damaged)}; push the same files again", fg="red")
-    if version.yanked_at:
-        click.secho(f"  yanked {output.moment(version.yanked_at)}: {version.yank_reason}", fg="red")
-    if version.quarantined_at:
-        since = output.moment(version.quarantined_at)
-        click.secho(f"  in quarantine since {since}: {version.quarantine_reason}", fg="red")
-
-
 def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:
     known = version.facts
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
-    print_warnings(version)
+    versions.print_warnings(version)
     output.facts(
         [
             ("base", version.base),
-            ("method", method_line(known)),
-            ("targets", target_line(known)),
-            ("", "\n".join(update_lines(known))),
+            ("method", versions.method_line(known)),
+            ("targets", versions.target_line(known)),
+            ("", "\n".join(versions.update_lines(known))),
             ("trigger", str(known.get("trigger_words") or "")),
             ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
             ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
             ("message", version.message),
             ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
             *origin.lines(version),
-            ("verdicts", "\n".join(verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
+            ("verdicts", "\n".join(versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
             ("norms", "\n".join(sizes)),
             ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),
             ("files", "\n".join(f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files)),
         ]
     )
-
-
-def shortened(text: str) -> str:
-    """At most a line of a value that may be long."""
-    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
-
-
-def method_name(method: str) -> str:
-    """`LORA` as people write it."""
-    return {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA", "ADALORA": "AdaLoRA"}.get(method, method)
-
-
-def method_line(known: dict[str, Any]) -> str:
-    """`DoRA, rank 8, alpha 16, scale 2, 1.2 M parameters, F32`."""
-    method = method_name(str(known.get("method") or ""))
-    if known.get("use_dora"):
-        method = "DoRA"
-    if known.get("use_rslora"):
-        method = f"{method} (rank-stabilised)"
-    ranks, scales = known.get("ranks") or [], known.get("scales") or []
-    scheme = str(known.get("scheme") or "peft")
-    parts = [
-        " ".join(part for part in (method, "" if scheme == "peft" else f"by the names of {scheme}") if part),
-        str(known.get("family") or ""),
-        f"rank {_span(ranks)}" if ranks else "",
-        f"alpha {known['alpha']:g}" if ranks and isinstance(known.get("alpha"), int | float) else "",
-        f"scale {_span(scales)}" if scales else "",
-        f"{output.amount(known['parameters'])} parameters" if known.get("parameters") else "",
-        "/".join(known.get("dtypes") or []),
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def target_line(known: dict[str, Any]) -> str:
-    targets, modules = known.get("targets") or [], known.get("modules") or 0
-    line = ", ".join(targets)
-    if modules:
-        line += f" in {output.plural(modules, 'module')}"
-    saved, tokens = known.get("saved_modules") or [], known.get("trained_tokens") or 0
-    if saved:
-        line += f"; replaces {', '.join(saved)}"
-    if tokens:
-        line += f"; trains {output.plural(tokens, 'token')}"
-    return line
-
-
-def update_lines(known: dict[str, Any]) -> list[str]:
-    """Where ranks or scales differ, a line for each kind of module: `q_proj in layers 0-3: rank 16, alpha 16`."""
-    updates = [u for u in known.get("updates") or [] if u.get("path")]
-    if len({(u.get("rank"), u.get("scale")) for u in updates}) < 2:
-        return []
-    lines = []
-    for update in updates[:UPDATES_SHOWN]:
-        layers = f" in layers {update['layers']}" if update.get("layers") else ""
-        numbers = [f"{word} {update[word]:g}" for word in ("rank", "alpha", "scale") if update.get(word) is not None]
-        lines.append(f"{output.plain(str(update['path']))}{layers}: {', '.join(numbers)}")
-    more = len(updates) - UPDATES_SHOWN
-    return lines + ([output.faint(f"and {more} more (--json has all)")] if more > 0 else [])
-
-
-def _span(numbers: list[float]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-
-
-def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
-    """The newest verdict of each check with what it found; a check that nobody made is said too."""
-    newest = {(verdict.check, verdict.profile): verdict for verdict in verdicts}
-    order = list(Check)
-    lines = []
-    for (check, engine), verdict in sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
-        line = f"{check:<8}{output.outcome(verdict.outcome)}"
-        line += f"  {engine}" if engine else ""
-        lines.append(line + (f"  {verdict.summary}" if verdict.summary else ""))
-        found = [f for f in verdict.findings if f.severity != "info" and f.sentence not in verdict.summary]
-        lines += [f"      - {finding_line(f)}" for f in found[:FINDINGS_SHOWN]]
-        if len(found) > FINDINGS_SHOWN:
-            lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
-    if (Check.ACTS, "") not in newest:
-        failed = {check for (check, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
-        why = f"not tried yet: adapter validate {ref} --wait"
-        if Check.FITS in failed or Check.VALUES in failed:
-            why = "not tried: it does not fit" if Check.FITS in failed else "not tried: its values are broken"
-        lines.append(f"{'acts':<8}{output.faint(why)}")
-    return lines
-
-
-def finding_line(finding: Finding) -> str:
-    """The finding's sentence, after its place where the sentence does not name it."""
-    if not finding.place or finding.place in finding.sentence:
-        return finding.sentence
-    return f"{finding.place}: {finding.sentence}"
 
 
 def _alias_lines(aliases: list[AliasView], shown: int) -> list[str]:

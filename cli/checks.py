@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from cli import adapters, output, session
+from cli import output, session, versions
 from registry import contents, engines, judgement
 from registry.client import folder as folders
 from registry.client import transfer
@@ -100,7 +100,7 @@ def _print_verdicts(what: str, verdicts: list[Verdict]) -> None:
         where = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
         click.echo(f"{output.strong(what)} {where}: {output.outcome(verdict.outcome)}")
         for finding in verdict.findings:
-            click.echo(f"  {finding.severity:<8} {adapters.finding_line(finding)}")
+            click.echo(f"  {finding.severity:<8} {versions.finding_line(finding)}")
         if verdict.check is Check.FITS and verdict.outcome is Outcome.PASS and not verdict.findings:
             click.echo(
                 output.faint("  every tensor has its place and its shape; the push reads the numbers (NaN, zeros),")

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from cli import adapters, drawing, heatmap, main, output, session
+from cli import drawing, heatmap, main, output, session, versions
 from cli.heatmap import HeatMap
 from registry import contents
 from registry.client import folder as folders
@@ -160,7 +160,7 @@ def _value(change: dict[str, Any], side: str) -> str:
         return output.faint("-")
     value = change[side]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return adapters.shortened(text)
+    return versions.shortened(text)
 
 
 def _print_cosines(cosines: dict[str, float | None]) -> None:

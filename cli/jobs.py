@@ -14,7 +14,7 @@ import time
 
 import click
 
-from cli import adapters, output, session
+from cli import output, session, versions
 from registry.client.api import Registry
 from registry.errors import Conflict, Unavailable
 from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State, Step
@@ -84,7 +84,7 @@ def verdict_of(registry: Registry, ref: Ref, job: Job) -> Verdict | None:
 def print_verdict(job: Job, verdict: Verdict | None) -> None:
     click.echo(f"{output.strong(job.subject)} on {job.base}")
     if job.state is State.DONE and verdict is not None:
-        output.facts([("", line) for line in adapters.verdict_lines([verdict])], indent="")
+        output.facts([("", line) for line in versions.verdict_lines([verdict])], indent="")
     else:
         click.echo(f"  {job.id} is {job.state}" + (f": {job.error}" if job.error else ""))
 

@@ -1,6 +1,6 @@
 """`adapter sign`: sign a version with a key of this machine, or bring a signature that was made elsewhere.
 
-`adapter push` takes the same three options, so that a version comes signed.
+`adapter push` takes such options too, so that a version comes signed.
 
 Invariants
 - The private key never leaves this machine; its password comes from ADAPTER_SIGN_PASSWORD, not from an argument.
@@ -15,10 +15,7 @@ Example
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -31,35 +28,16 @@ from registry.names import Ref
 from registry.wire.audit import SignRequest
 
 LIMIT_BYTES = 512 * 2**10
-Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """How a push is signed: with a key, or by a bundle that was made elsewhere, or not at all."""
-
-    key: PrivateKey | None = None
-    brought: SignRequest | None = None
-
-
-def options(command: Command) -> Command:
-    """Give a command the options that `chosen` takes."""
-    for option in (
-        click.option("--public-key", type=_FILE, help="With --bundle: the public key, unless it has a certificate."),
-        click.option("--bundle", type=_FILE, help="It is signed already: the bundle of OpenSSF model signing."),
-        click.option("--sign", "key", type=_FILE, help="Sign it with this private key (PEM, OpenSSH)."),
-    ):
-        command = option(command)
-    return command
-
-
-def chosen(given: dict[str, Any]) -> Signature:
-    """What these options mean; they are taken out of `given`. `Invalid` (SIGNATURE_INVALID) for a file that is none."""
-    key, bundle, public_key = (given.pop(name) for name in ("key", "bundle", "public_key"))
-    if (key and bundle) or (public_key and not bundle):
-        raise click.UsageError("give --sign, or --bundle, which may have a --public-key")
-    return Signature(private_key(key) if key else None, brought(bundle, public_key) if bundle else None)
+def chosen(key: Path | None, bundle: Path | None, public_key: Path | None) -> signing.WithKey | signing.Brought:
+    """How `adapter push` signs: with a key, or by a bundle made elsewhere. `Invalid` (SIGNATURE_INVALID): no such."""
+    if key and not bundle and not public_key:
+        return signing.WithKey(private_key(key))
+    if bundle and not key:
+        return signing.Brought(brought(bundle, public_key))
+    raise click.UsageError("give --sign, or --bundle, which may have a --public-key")
 
 
 def brought(bundle: Path, public_key: Path | None) -> SignRequest:

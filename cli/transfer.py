@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from cli import adapters, jobs, main, output, provenance, session, sign
+from cli import jobs, main, output, provenance, session, versions
 from registry.client import transfer
 from registry.client.api import Registry
 from registry.errors import Reason
@@ -81,7 +81,11 @@ class Tag(click.ParamType[tuple[str, str]]):
 @provenance.options
 @click.option("--message", "-m", default="", help="What is new in it.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
-@sign.options
+@click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign it with this private key (PEM, OpenSSH).")
+@click.option("--bundle", type=click.Path(path_type=Path), help="It is signed already: OpenSSF model signing's bundle.")
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), help="With --bundle: the key, unless it has a certificate."
+)
 @click.option("--wait", is_flag=True, help="Wait for the verdict of a worker.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
 @click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
@@ -95,6 +99,9 @@ def push(
     tags: tuple[tuple[str, str], ...],
     message: str,
     golden: Path | None,
+    key: Path | None,
+    bundle: Path | None,
+    public_key: Path | None,
     wait: bool,
     timeout: float | None,
     strict: bool,
@@ -102,7 +109,7 @@ def push(
 ) -> None:
     """Push the adapter in DIR as the newest version of NAME. The same bytes again are the same version."""
     adapter = AdapterName.parse(name)
-    signature = sign.chosen(inputs)
+    signature = main.load("cli.sign", "chosen")(key, bundle, public_key) if key or bundle or public_key else None
     declared = provenance.declared(**inputs)
     job: Job | None = None
     with session.registry() as registry:
@@ -120,8 +127,7 @@ def push(
                 golden=golden,
                 progress=progress,
                 left_out=say_left_out,
-                key=signature.key,
-                brought=signature.brought,
+                signature=signature,
             )
         if (wait or timeout) and pushed.job_id:
             job = jobs.wait_for(registry, pushed.job_id, timeout)
@@ -151,14 +157,14 @@ def _print_pushed(pushed: Pushed) -> None:
     version = pushed.version
     was = "" if pushed.created else "  (was there already, nothing sent)"
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{was}")
-    adapters.print_warnings(version)
+    versions.print_warnings(version)
     files = f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"
     output.facts(
         [
             ("base", version.base),
-            ("method", adapters.method_line(version.facts)),
+            ("method", versions.method_line(version.facts)),
             ("size", files),
-            ("verdicts", "\n".join(adapters.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
+            ("verdicts", "\n".join(versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
             ("aliases", ", ".join(version.aliases)),
             ("job", pushed.job_id),
         ]

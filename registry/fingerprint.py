@@ -35,7 +35,7 @@ DECIMALS = 5
 class _Value(BaseModel):
     """As `registry.verdicts.Value`, which reports of that room need this one for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Prompt(_Value):

@@ -24,6 +24,7 @@ from registry import attestations
 from registry.attestations import Statement, keys, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
+from registry.client.api import Registry
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -59,12 +60,34 @@ def sign(audit: Audit, ref: Ref, manifest: Manifest, key: PrivateKey) -> Attesta
     return audit.sign(ref, SignRequest(bundle=bundle, public_key=key.public.pem))
 
 
-def check(brought: SignRequest, manifest: Manifest) -> None:
-    """`Invalid` (SIGNATURE_INVALID) unless a signature from elsewhere is of these files, before one of them is sent."""
-    if brought.public_key:
-        models.covered(brought.bundle, PublicKey.parse(brought.public_key.encode()), manifest)
-    else:
-        models.certified(brought.bundle, manifest, Trust(), datetime.now(UTC))
+@dataclass(frozen=True, slots=True)
+class WithKey:
+    """A version that is signed here when it has been pushed."""
+
+    key: PrivateKey
+
+    def check(self, manifest: Manifest) -> None:
+        """A signature that is still to be made is of these files."""
+
+    def give(self, registry: Registry, ref: Ref, manifest: Manifest) -> None:
+        sign(Audit(registry), ref, manifest, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A version that comes with a signature made elsewhere."""
+
+    request: SignRequest
+
+    def check(self, manifest: Manifest) -> None:
+        """`Invalid` (SIGNATURE_INVALID) unless it is of these files, before one of them is sent."""
+        if self.request.public_key:
+            models.covered(self.request.bundle, PublicKey.parse(self.request.public_key.encode()), manifest)
+        else:
+            models.certified(self.request.bundle, manifest, Trust(), datetime.now(UTC))
+
+    def give(self, registry: Registry, ref: Ref, manifest: Manifest) -> None:
+        Audit(registry).sign(ref, self.request)
 
 
 class Signable(Protocol):

@@ -22,25 +22,30 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from registry.attestations.keys import PrivateKey
-from registry.client import signing, streams
+from registry.client import streams
 from registry.client.api import Registry
-from registry.client.audit import Audit
 from registry.client.base_folder import base_spec_from as base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.client.destination import Destination
 from registry.client.folder import Folder, read_folder
 from registry.client.streams import Progress, Silent
 from registry.errors import Corrupt, Invalid, NotFound, Reason
-from registry.manifest import NOTE, BaseRef, Edge, Relation
+from registry.manifest import NOTE, BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance
 from registry.wire import BaseView, FileLink, Resolved
-from registry.wire.audit import SignRequest
 from registry.wire.push import SMALL_BYTES, Pushed, PushRequest, Small, Upload
 
 FILES_AT_ONCE = 4
+
+
+class Signature(Protocol):
+    """How a pushed version is signed; `registry.client.signing` has two, and is slow to import."""
+
+    def check(self, manifest: Manifest) -> None: ...
+    def give(self, registry: Registry, ref: Ref, manifest: Manifest) -> None: ...
 
 
 def push_folder(
@@ -59,22 +64,21 @@ def push_folder(
     progress: Progress | None = None,
     bases: Bases | None = None,
     left_out: Callable[[Reason], None] = lambda _reason: None,
-    key: PrivateKey | None = None,
-    brought: SignRequest | None = None,
+    signature: Signature | None = None,
 ) -> Pushed:
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
     `base` is found from the configuration when empty. `parents` were trained further; `edges` say themselves how the
     version came from others, `provenance` what it was made from. `left_out` is told of each entry that is not sent.
-    `key` signs what was pushed from here; `brought` is a signature of it that was made elsewhere.
+    `signature` is checked before anything is sent, and given when the version is there.
     """
     found = read_folder(folder, golden=golden)
     for reason in found.left_out:
         left_out(reason)
     all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
     manifest = found.manifest((bases or Bases(registry)).of(found, base), all_edges, annotations, provenance)
-    if brought is not None:
-        signing.check(brought, manifest)
+    if signature is not None:
+        signature.check(manifest)
     plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
     watched = progress or Silent()
     watched.start(sum(upload.size_bytes for upload in plan.uploads))
@@ -86,10 +90,8 @@ def push_folder(
     )
     pushed = registry.commit_push(plan.push_id, alias=alias, small=[_small(found, upload) for upload in small])
     watched.advance(sum(upload.size_bytes for upload in small))
-    if key is not None:
-        signing.sign(Audit(registry), Ref(name, manifest.digest), manifest, key)
-    if brought is not None:
-        Audit(registry).sign(Ref(name, manifest.digest), brought)
+    if signature is not None:
+        signature.give(registry, Ref(name, manifest.digest), manifest)
     return pushed
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import adapters, drawing
+from cli import drawing, versions
 from tests import fixtures
 from tests.cli.desk import Desk
 
@@ -112,5 +112,5 @@ def test_norms_of_the_weights_are_bars_by_layer_and_a_heat_map(stocked: Desk, tm
     one = {"path": "layers.*.v_proj", "layers": "0-3", "rank": 4, "alpha": 32.0, "scale": 8.0}
     other = {"path": "layers.*.q_proj", "layers": "", "rank": 8, "alpha": None, "scale": None}
     lines = ["layers.*.v_proj in layers 0-3: rank 4, alpha 32, scale 8", "layers.*.q_proj: rank 8"]
-    assert adapters.update_lines({"updates": [one, other]}) == lines
+    assert versions.update_lines({"updates": [one, other]}) == lines
     assert stocked("show", "acme/support", "--plot", tmp_path / "norms.jpg", expect=2)
