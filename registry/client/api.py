@@ -51,6 +51,7 @@ from registry.wire import (
 )
 from registry.wire.access import Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.wire.pull import PullPlan
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Small, Upload
 from registry.wire.roster import Roster
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
@@ -99,6 +100,9 @@ class Registry:
         request = PushCommit(alias=alias, small=tuple(small))
         return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed)
 
+    def plan_pull(self, ref: AnyRef) -> PullPlan:
+        return self._get(f"{_version(ref)}/pull", PullPlan)
+
     @contextmanager
     def read(self, url: str, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
         """The bytes behind a link of a `FileLink`, from `start`, chunk by chunk. Nothing is verified here."""
@@ -112,13 +116,7 @@ class Registry:
         return self._get(f"{_version(ref)}/reports/{digest}", Report)
 
     # ------------------------------------------------------------ adapters and versions
-    def adapters(
-        self,
-        *,
-        cursor: str = "",
-        limit: int | None = None,
-        **search: Any,
-    ) -> AdapterPage:
+    def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> AdapterPage:
         """One page. `search`: the fields of the route, such as base, method, rank_min, target, engine, owner, text."""
         return self._get("/adapters", AdapterPage, **search, cursor=cursor, limit=limit)
 

@@ -16,8 +16,10 @@ import contextlib
 import io
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +30,7 @@ from registry.errors import Corrupt, Unavailable
 from registry.wire import FileLink
 from registry.wire.push import Part, Upload
 
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 CHUNK_BYTES = 2**20
 ATTEMPTS_LIMIT = 4
 WRITE_BACK_BYTES = 4 * 2**20
@@ -69,15 +72,30 @@ def _send_part(registry: Registry, part: Part, file: io.FileIO, progress: Progre
     registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
 
 
-def fetch(registry: Registry, link: FileLink, target: Path, progress: Progress, *, durable: bool = True) -> None:
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A link straight to the store, taken until a moment of `time.monotonic`; empty for none."""
+
+    url: str = ""
+    until: float = 0.0
+
+
+def fetch(
+    registry: Registry,
+    link: FileLink,
+    target: Path,
+    progress: Progress,
+    *,
+    direct: Direct = Direct(),
+    durable: bool = True,
+) -> None:
     """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be.
 
     Without `durable` nobody waits for the disk: for what is hashed again before it is used.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(target, flags, 0o644)
+    descriptor = os.open(target, _NEW, 0o644)
     try:
-        fetcher = _Fetch(registry, link, descriptor, progress)
+        fetcher = _Fetch(registry, link, direct, descriptor, progress)
         fetcher.whole() if link.size_bytes < RANGES_FROM_BYTES else fetcher.in_ranges()
         fetcher.check()
         if durable:
@@ -93,9 +111,9 @@ def fetch(registry: Registry, link: FileLink, target: Path, progress: Progress, 
 class _Fetch:
     """One file on its way down. The hash follows the bytes in order; a broken line goes on where it broke."""
 
-    def __init__(self, registry: Registry, link: FileLink, descriptor: int, progress: Progress) -> None:
+    def __init__(self, registry: Registry, link: FileLink, direct: Direct, descriptor: int, progress: Progress) -> None:
         self._connection = registry.connection
-        self._link = link
+        self._link, self._direct = link, direct
         self._descriptor = descriptor
         self._progress = progress
         self._hasher = Hasher()
@@ -147,8 +165,9 @@ class _Fetch:
             if start == end:
                 return
             asked = {} if length == self._link.size_bytes == end - start else {"Range": f"bytes={start}-{end - 1}"}
+            straight = attempt == 1 and self._direct.url and time.monotonic() < self._direct.until
             try:
-                self._connection.receive(self._link.url, take, headers=asked)
+                self._connection.receive(self._direct.url if straight else self._link.url, take, headers=asked)
             except Unavailable:
                 if attempt == ATTEMPTS_LIMIT:
                     raise
@@ -195,6 +214,15 @@ def hash_of(path: Path) -> Digest:
         while count := file.readinto(buffer):
             hasher.update(view[:count])
     return hasher.digest()
+
+
+def write_new(path: Path, data: bytes, *, durable: bool) -> None:
+    """Write a file that must not exist. Without `durable` nobody waits for the disk."""
+    with open(os.open(path, _NEW, 0o644), "wb") as file:
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
 
 
 def write_whole(path: Path, data: bytes) -> None:

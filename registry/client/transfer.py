@@ -17,9 +17,12 @@ Example
 from __future__ import annotations
 
 import base64
+import binascii
+import contextlib
 import json
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +34,7 @@ from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.client.destination import Destination
 from registry.client.folder import Folder, read_folder
 from registry.client.streams import Progress, Silent
+from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound, Reason
 from registry.manifest import NOTE, BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
@@ -164,9 +168,9 @@ def pull(
 
     `cache=None` fetches everything and keeps nothing. `dest` gains one file of ours, `.adapter.json`.
     """
-    resolved, links = _asked(registry, ref)
-    _put(registry, resolved, links, dest, cache() if callable(cache) else cache, progress or Silent())
-    return resolved
+    offer = _Offer(registry, ref)
+    _put(offer, dest, cache() if callable(cache) else cache, progress or Silent())
+    return offer.resolved
 
 
 def verify(
@@ -181,10 +185,10 @@ def verify(
 
     A folder in which every file is right stays as it is. Any other is made anew, as by `pull`.
     """
-    resolved, links = _asked(registry, ref)
+    offer = _Offer(registry, ref)
     store = cache() if callable(cache) else cache
     damaged, whole = [], (dest / NOTE).is_file()
-    for link in links:
+    for link in offer.links:
         right = _is_right(dest / link.path, link)
         whole = whole and bool(right)
         if right is False:
@@ -194,8 +198,8 @@ def verify(
                 Reason("pull.cache_damaged", str(store.path_of(link.digest)), f"is not {link.path} any more")
             )
     if not whole:
-        _put(registry, resolved, links, dest, store, progress or Silent())
-    return resolved, damaged
+        _put(offer, dest, store, progress or Silent())
+    return offer.resolved, damaged
 
 
 def _is_right(path: Path, link: FileLink) -> bool | None:
@@ -209,21 +213,39 @@ def _is_right(path: Path, link: FileLink) -> bool | None:
         return False
 
 
-def _put(
-    registry: Registry, resolved: Resolved, links: list[FileLink], dest: Path, store: Cache | None, progress: Progress
-) -> None:
-    progress.start(sum(link.size_bytes for link in links))
+def _put(offer: _Offer, dest: Path, store: Cache | None, progress: Progress) -> None:
+    progress.start(sum(link.size_bytes for link in offer.links))
     with Destination(dest) as folder:
-        for parent in {(folder / link.path).parent for link in links}:
+        for parent in {(folder / link.path).parent for link in offer.links}:
             parent.mkdir(parents=True, exist_ok=True)
-        streams.at_once(lambda link: _bring(registry, link, folder / link.path, store, progress), links, FILES_AT_ONCE)
-        note = {"name": resolved.name, "number": resolved.number, "digest": resolved.digest}
+        streams.at_once(
+            lambda link: _bring(offer, link, folder / link.path, store, progress), offer.links, FILES_AT_ONCE
+        )
+        note = {"name": offer.resolved.name, "number": offer.resolved.number, "digest": offer.resolved.digest}
         (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
 
 
-def _asked(registry: Registry, ref: Ref | str) -> tuple[Resolved, list[FileLink]]:
-    resolved = registry.resolve(ref)
-    return resolved, _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), resolved)
+class _Offer:
+    """What the registry says that a version is, and how its files can be had. Nothing of it is believed."""
+
+    def __init__(self, registry: Registry, ref: Ref | str) -> None:
+        plan = registry.plan_pull(ref)
+        self.resolved = plan.resolved
+        self.links = _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), plan.resolved)
+        self._registry = registry
+        self._small = {item.digest: item.data for item in plan.small}
+        self._direct, self._until = plan.direct, time.monotonic() + plan.direct_seconds / 2
+
+    def fetch(self, link: FileLink, target: Path, progress: Progress, *, durable: bool) -> None:
+        """Write a file of the version to `target`, which must not exist."""
+        with contextlib.suppress(binascii.Error):
+            data = base64.b64decode(self._small.get(link.digest, ""), validate=True)
+            if Digest.of(data) == link.digest:
+                streams.write_new(target, data, durable=durable)
+                progress.advance(len(data))
+                return
+        direct = streams.Direct(self._direct.get(link.path, ""), self._until)
+        streams.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
 
 
 def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:
@@ -242,15 +264,15 @@ def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:
     return sorted(links, key=lambda link: -link.size_bytes)
 
 
-def _bring(registry: Registry, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:
+def _bring(offer: _Offer, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:
     if cache is None:
-        streams.fetch(registry, link, target, progress)
+        offer.fetch(link, target, progress, durable=True)
         return
     linked = link.size_bytes >= LINK_FROM_BYTES
 
     def fetch(path: Path) -> None:
         # A small file is handed out as a copy, which is forced to disk; the cache hashes its own again at each use.
-        streams.fetch(registry, link, path, progress, durable=linked or path == target)
+        offer.fetch(link, path, progress, durable=linked or path == target)
 
     if cache.take(link.digest, link.size_bytes, target) or not cache.fill(link.digest, link.size_bytes, target, fetch):
         progress.advance(link.size_bytes)

@@ -12,6 +12,8 @@ from registry.client.base_folder import base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
+from registry.names import Ref
+from registry.wire.pull import PullPlan
 from tests import forge
 from tests.client.counted import NAME, REF, Counted, contents
 from tests.world import World
@@ -85,7 +87,32 @@ def test_bent_bytes_are_refused_and_the_old_folder_stays(
         transfer.pull(counted.registry, REF, out, cache=cache if cached else None)
     assert contents(out) == pushed
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
-    assert [p for p in cache.root.rglob("*") if p.is_file()] == []
+    assert all(Digest.of(p.read_bytes()).hex == p.name for p in cache.root.rglob("*") if p.is_file())
+
+
+def test_small_files_come_with_the_plan_and_the_weights_in_one_request(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
+) -> None:
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pull", forge.WEIGHTS]
+
+
+@pytest.mark.parametrize("lie", ["AAAA", "", "not base64"])
+def test_what_a_plan_brings_along_is_not_believed(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, lie: str
+) -> None:
+    honest = counted.registry.plan_pull
+
+    def lying(ref: Ref | str) -> PullPlan:
+        plan = honest(ref)
+        bent = [item.model_copy(update={"data": lie}) for item in plan.small]
+        gone = {file.path: "http://127.0.0.1:9/gone" for file in plan.resolved.files}
+        return plan.model_copy(update={"small": bent, "direct": gone, "direct_seconds": 3600})
+
+    counted.registry.plan_pull = lying  # type: ignore[method-assign]
+    counted.registry.connection._wait = lambda _seconds: None
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    assert contents(tmp_path / "out") == pushed
 
 
 def test_a_new_version_replaces_the_folder_as_a_whole(

@@ -5,6 +5,7 @@ The keeper holds no base, its children are programs of their own that load it. W
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def test_a_keeper_for_a_gpu_sees_none_and_its_children_see_those_of_the_worker(
     def of_keeper(device: str) -> dict[str, str]:
         keeper = Keeper(Source("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"})
         try:
-            words = Path(f"/proc/{keeper.pid}/environ").read_bytes().split(b"\0")
+            while not (told := Path(f"/proc/{keeper.pid}/environ").read_bytes()):
+                os.sched_yield()  # Linux shows nothing between closing what exec closes and laying out the new memory
+            words = told.split(b"\0")
         finally:
             keeper.kill()
         return dict(word.decode().partition("=")[::2] for word in words if b"CUDA_VISIBLE" in word)

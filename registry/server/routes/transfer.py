@@ -1,4 +1,4 @@
-"""Routes that move bytes and those around them: plan, upload, commit; and the files of a version.
+"""Routes that move bytes and those around them: plan, upload, commit; how to pull a version, and its files.
 
 Invariants
 - An upload is hashed while it streams and holds no transaction; what does not match leaves nothing behind.
@@ -23,7 +23,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import aftercare, db, failpoints, files, loads, plans, push
+from registry.server import aftercare, db, failpoints, files, loads, plans, pulls, push
 from registry.server.blobs import BlobStore, Sink
 from registry.server.routes import bodies
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
@@ -42,6 +42,7 @@ from registry.server.routes.deps import (
 )
 from registry.server.routes.once import OnceRoute
 from registry.server.settings import Settings
+from registry.wire.pull import PullPlan
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest
 from registry.wire.verdicts import FingerprintView
 
@@ -138,6 +139,22 @@ def commit_push(
 
 
 # ------------------------------------------------------------------ out
+@router.get(VERSION + "/pull")
+def plan_pull(
+    request: Request,
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    selector: SelectorDep,
+    blobs: BlobsDep,
+    settings: SettingsDep,
+) -> PullPlan:
+    plan = pulls.plan(session, actor, name, selector, blobs=blobs, settings=settings)
+    if plan.small or plan.direct:
+        _note_read(request, selector)
+    return plan
+
+
 @router.api_route(VERSION + "/files/{path:path}", methods=["GET", "HEAD"], response_model=None)
 def read_file(
     request: Request,
