@@ -105,7 +105,7 @@ class Contents:
             "weights_bytes": spec.size_bytes,
             "base_claimed": spec.base_name,
             "peft_version": written.peft_version,
-            "updates": summary.of_updates((m.path, m.rank, m.alpha, m.scale) for m in spec.modules),
+            "updates": summary.of_updates((m.key, m.rank, m.alpha, m.scale) for m in spec.modules),
             "engine": engine_facts.to_stored(self.engine),
         }
 

@@ -29,6 +29,8 @@ _FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gat
           "up_proj": "gate_up_proj"}  # fmt: skip
 """Separate projection → the fused one that some architectures have in its place."""
 _LINEAR = ("linear", "conv1d")
+FUSED = ("gate_up_proj", "down_proj")
+"""The parameters of a block of experts, as transformers 5 fuses them."""
 _HEADS = ("lm_head", "embed_out")
 _TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
 
@@ -43,7 +45,7 @@ class Site:
 
     def find(self, path: str) -> ModuleShape | None:
         """The base's module that the adapter calls `path`."""
-        module = self.base.modules.get(self._origin(path))
+        module = self.base.modules.get(self._origin(path).replace(".block_sparse_moe.gate", ".mlp.gate"))
         expert = _EXPERT.search(path)
         if module is None and expert:
             module = self.base.modules.get(_EXPERT.sub(".experts.*.", path, count=1))
@@ -71,13 +73,31 @@ class Site:
         """How bad it is that a module is not found: unknown where the base's names were only assumed."""
         return "error" if self.base.names_known else "unknown"
 
-    def expected(self) -> Iterator[str]:
-        """The paths that the configuration targets on this base."""
+    def expected(self, *, single_experts: bool) -> Iterator[str]:
+        """The paths that the configuration targets on this base.
+
+        `single_experts`: the adapter names experts one by one, as transformers 4 did. Version 5 has them fused, and
+        there they are no modules that a name could target.
+        """
         for path, module in self._modules():
-            if module.kind in (*_LINEAR, "embedding", "conv", "norm", "other") and self.targets.covers(path):
+            if ".experts.*." in path:
+                each = range(module.count if single_experts else 0)
+                yield from filter(self.targets.covers, (path.replace(".*.", f".{number}.", 1) for number in each))
+            elif module.kind in (*_LINEAR, "embedding", "conv", "norm", "other") and self.targets.covers(path):
                 if self.targets.all_linear and (module.kind not in _LINEAR or path.startswith(_HEADS)):
                     continue
                 yield path
+
+    def blocks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each block of fused experts, and the names of its parameters."""
+        apart: dict[str, list[str]] = {}
+        for path, module in self._modules():
+            if module.kind == "experts":
+                yield path, FUSED
+            elif module.kind == "parameter":
+                owner, _, leaf = path.rpartition(".")
+                apart.setdefault(owner, []).append(leaf)
+        yield from ((owner, tuple(leaves)) for owner, leaves in apart.items())
 
     def _modules(self) -> Iterator[tuple[str, ModuleShape]]:
         """The base's modules under the names that the adapter sees: layers renumbered when they are replicated."""
@@ -147,22 +167,22 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: Site) -> None:
 
 
 def _check_parameter(update: ModuleUpdate, site: Site) -> None:
-    """A fused block of experts: the sizes must be those of gate_up or down, times the number of experts."""
+    """A fused block of experts: the sizes must be those of the parameter, times the number of experts."""
     experts = site.find(update.path)
     sizes: set[tuple[int, int, int]] = set()
     if experts is not None and experts.kind == "experts":
         hidden, inner, count = experts.in_features, experts.out_features, experts.count
-        sizes = {(count, hidden, 2 * inner), (count, inner, hidden)}
-    for name, module in site.base.modules.items():
-        if name.startswith(f"{update.path}.") and module.kind == "parameter":
-            sizes |= {(module.count, module.in_features, module.out_features)}
-            sizes |= {(module.count, module.out_features, module.in_features)}
+        by_name = {FUSED[0]: (count, hidden, 2 * inner), FUSED[1]: (count, inner, hidden)}
+        sizes = {size for name, size in by_name.items() if update.parameter in (name, "")}
+    elif (module := site.find(update.key)) is not None and module.kind == "parameter":
+        sizes |= {(module.count, module.in_features, module.out_features)}
+        sizes |= {(module.count, module.out_features, module.in_features)}
     found = (update.a_shape[0] // update.rank, update.a_shape[1], update.b_shape[0])
     if not sizes:
-        site.missing(update.path, "the adapter's block of experts")
+        site.missing(update.key, "the adapter's block of experts")
     elif found not in sizes:
-        sentence = f"{update.path}: the adapter is for {found[0]} experts of {found[1]} inputs and {found[2]} outputs"
-        site.notes.error("fit.shape", update.path, sentence, sorted(sizes), found)
+        sentence = f"{update.key}: the adapter is for {found[0]} experts of {found[1]} inputs and {found[2]} outputs"
+        site.notes.error("fit.shape", update.key, sentence, sorted(sizes), found, group=f"{update.parameter} {found}")
 
 
 def check_completeness(lora: LoraSpec, site: Site) -> None:
@@ -175,7 +195,7 @@ def check_completeness(lora: LoraSpec, site: Site) -> None:
         sentence = "target_modules is not written, so PEFT chooses by architecture: completeness is not judged"
         site.notes.warning("fit.targets_absent", "adapter_config.json: target_modules", sentence)
         return
-    expected = set(site.expected())
+    expected = set(site.expected(single_experts=any(_EXPERT.search(path) for path in present)))
     for path in sorted(expected - present):
         module = site.find(path)
         if module is not None and module.kind in ("norm", "other") and lora.method != "LN_TUNING":
@@ -200,9 +220,9 @@ def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
     for update in lora.modules:
         if update.kind == "parameter":
             found[update.path] = found.get(update.path, 0) + 1
-    owners = [name.rpartition(".")[0] for name in lora.config.target_parameters]
-    for path, module in site.base.modules.items():
-        wanted = sum(owner in endings(path) for owner in owners) if module.kind == "experts" else 0
+    named = set(lora.config.target_parameters)
+    for path, parameters in site.blocks():
+        wanted = sum(not named.isdisjoint(endings(f"{path}.{name}")) for name in parameters)
         if found.get(path, 0) < wanted:
             sentence = f"the configuration targets {wanted} parameters of {path}, the file holds {found.get(path, 0)}"
             site.notes.error("fit.module_missing", path, sentence, wanted, found.get(path, 0), group="experts")

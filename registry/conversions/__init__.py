@@ -155,8 +155,6 @@ def _demand_plain(spec: LoraSpec, to: Target) -> None:
 def _canonical(found: Found, asked: Conversion, base: BaseSpec) -> Place:
     spec = _lora_of(found, asked.to)
     _demand_plain(spec, asked.to)
-    if len({m.rank for m in spec.modules}) > 1 and any(m.kind == "parameter" for m in spec.modules):
-        raise refused("ranks differ among fused experts, whose factors cannot be padded to one rank")
     if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
         raise refused("it is canonical already: every module has alpha = rank, and all have one rank")
     return Place.WORKER

@@ -32,10 +32,10 @@ from registry.verdicts import Value
 
 SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
-FACTS_VERSION = 3
+FACTS_VERSION = 4
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {1: "text", 2: "text"}
-"""Older versions whose facts of this kind say what they would say today: 2 and 3 changed those of image files only."""
+_STILL_RIGHT: dict[Any, str] = {3: "image"}
+"""Older versions whose facts of this kind say what they would say today: 4 changed those of text adapters only."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 

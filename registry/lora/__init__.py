@@ -23,7 +23,7 @@ from typing import Literal
 from registry.lora.config import AdapterConfig
 from registry.lora.methods import LORA_LIKE, PROMPTS
 from registry.lora.names import Names, Role
-from registry.lora.targets import Choice
+from registry.lora.targets import Choice, Targets
 from registry.tensors import FLOATS, Header, TensorInfo
 from registry.verdicts import Finding, Value
 
@@ -39,7 +39,8 @@ class ModuleUpdate(Value):
     """The low-rank update of one module: A is [rank, in_features], B is [out_features, rank].
 
     `kind` is "parameter" for a fused block of experts (`target_parameters`): A is [experts * rank, in],
-    B is [out, experts * rank], and `order` counts its parameters from the outermost.
+    B is [out, experts * rank], and `order` counts from the outermost. `parameter`: which of the module's parameters
+    is meant, where the configuration names it so (`gate_up_proj` of a block, `weight` of a router).
     """
 
     path: str
@@ -52,6 +53,7 @@ class ModuleUpdate(Value):
     magnitude_shape: Shape | None = None
     bias_shape: Shape | None = None
     order: int = 0
+    parameter: str = ""
 
     @property
     def in_features(self) -> int:
@@ -60,6 +62,11 @@ class ModuleUpdate(Value):
     @property
     def out_features(self) -> int:
         return self.b_shape[0]
+
+    @property
+    def key(self) -> str:
+        """What patterns of ranks and alphas match: the module's path, and the parameter's name where one is meant."""
+        return f"{self.path}.{self.parameter}" if self.parameter else self.path
 
 
 class Piece(Value):
@@ -123,6 +130,7 @@ class _Reader:
     def __init__(self, config: AdapterConfig) -> None:
         self._config = config
         self._names = Names(config)
+        self._targets = Targets(config)
         self._ranks = Choice(config.rank_pattern)
         self._alphas = Choice(config.alpha_pattern)
         self._findings: list[Finding] = list(config.findings)
@@ -190,13 +198,14 @@ class _Reader:
         if a.elements == 0 or b.elements == 0:
             return None
         kind = self._kind(a, order)
-        rank, alpha = self._rank_and_alpha(path, a, kind)
+        parameter = self._parameter(path, order)
+        rank, alpha = self._rank_and_alpha(f"{path}.{parameter}" if parameter else path, a)
         if not self._rank_agrees(path, a, b, rank, kind):
             return None
         magnitude, bias = halves.get(Role.MAGNITUDE), halves.get(Role.BIAS)
         self._dora(path, magnitude, kind)
         return ModuleUpdate(
-            path=path, kind=kind, rank=rank, alpha=alpha, order=order,
+            path=path, kind=kind, rank=rank, alpha=alpha, order=order, parameter=parameter,
             scale=alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank,
             a_shape=a.shape, b_shape=b.shape,
             magnitude_shape=magnitude.shape if magnitude else None, bias_shape=bias.shape if bias else None,
@@ -209,12 +218,19 @@ class _Reader:
             return "parameter"
         return "linear" if len(a.shape) == 2 else "conv"
 
-    def _rank_and_alpha(self, path: str, a: TensorInfo, kind: Kind) -> tuple[int, float]:
+    def _parameter(self, path: str, order: int) -> str:
+        """Which of the module's parameters lies so deep: the outermost is the one that is declared last."""
+        if order < 0:
+            return "weight" if self._targets.means_weight(path) else ""
+        names = self._targets.parameters(path)
+        return names[-1 - order] if order < len(names) else ""
+
+    def _rank_and_alpha(self, key: str, a: TensorInfo) -> tuple[int, float]:
         if self._config.method == "ADALORA":  # its tensors keep the rank that the training left
             rank = a.shape[0]
         else:
-            rank = self._ranks.pick(path) or self._config.rank or a.shape[0]
-        alpha = self._alphas.pick(path)
+            rank = self._ranks.pick(key) or self._config.rank or a.shape[0]
+        alpha = self._alphas.pick(key)
         if alpha is None:
             alpha = DEFAULT_ALPHA if self._config.alpha is None else self._config.alpha
         return rank, alpha

@@ -51,7 +51,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TensorName:
-    """A read name. `order` is -1 but for `target_parameters`, where it is the depth of `base_layer` in the path."""
+    """A read name. `order`: of a parameter in a fused block the depth of `base_layer` in the path, else -1."""
 
     role: Role
     path: str = ""
@@ -102,10 +102,7 @@ class Names:
             depth = 0
             while path.endswith(".base_layer") and self._config.target_parameters:
                 path, depth = path.removesuffix(".base_layer"), depth + 1
-            inside = self._config.target_parameters and any(
-                f".{path}.".endswith(f".{p.rpartition('.')[0]}.") for p in self._config.target_parameters
-            )
-            return TensorName(role, path, leaf, depth if inside else -1)
+            return TensorName(role, path, leaf, depth if self._targets.parameters(path) else -1)
         for mark in self._marks:
             path, dot, leaf = rest.rpartition(f".{mark}")
             if dot and path:

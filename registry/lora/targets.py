@@ -2,7 +2,8 @@
 
 The rules are PEFT's (0.21): a name in a list means the module with that path or a path that ends in `.name`; one
 text means every path that matches it whole; a key of `rank_pattern` or `alpha_pattern` matches the end of a path,
-and the first key that matches wins.
+and the first key that matches wins. A name in `target_parameters` means every parameter whose path ends in it:
+`gate_up_proj` alone, as PEFT writes it for fused experts, or `mlp.experts.gate_up_proj`.
 
 Invariants
 - Time is linear in the number of paths, whatever the lists and patterns hold.
@@ -60,6 +61,9 @@ class Targets:
         self._excluded = _Names(config.excluded)
         self._saved = frozenset(config.saved_modules)
         self._layers = frozenset(config.layers or ())
+        parameters = [name.rpartition(".") for name in config.target_parameters]
+        self._weights = {owner for owner, _, leaf in parameters if owner and leaf == "weight"}
+        self._parameters = [(owner, leaf) for owner, _, leaf in parameters if leaf != "weight"]
         self.all_linear = isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR
         self.written = config.targets is not None
 
@@ -67,15 +71,30 @@ class Targets:
         """Whether the module at this path is a target. With `all-linear`, only what is excluded is answered no."""
         if self._excluded.has(path) or self.saves(path):
             return False
-        if self.all_linear:
+        if self.all_linear or self.means_weight(path):
             return True
         if not self._targets.has(path):
             return False
         return not self._layers or isinstance(self._config.targets, str) or self._layer(path) in self._layers
 
+    def means_weight(self, path: str) -> bool:
+        """Whether `target_parameters` names the module's own matrix: `gate.weight`, a router of fused experts."""
+        return any(end in self._weights for end in endings(path))
+
     def saves(self, path: str) -> bool:
         """Whether the module is, or lies inside, one of `modules_to_save`."""
         return bool(self._saved) and any(run in self._saved for run in _runs(path))
+
+    def parameters(self, path: str) -> tuple[str, ...]:
+        """What `target_parameters` may mean of the fused module at this path, innermost first, as PEFT nests them.
+
+        Names that say whose they are count before those that do not; these may be of any module that is no target.
+        PEFT nests in the order in which the model declares its parameters: what projects down comes last.
+        """
+        found = {leaf for owner, leaf in self._parameters if owner and owner in endings(path)}
+        if not found and not self.covers(path):
+            found = {leaf for owner, leaf in self._parameters if not owner}
+        return tuple(sorted(found, key=lambda leaf: (leaf.startswith("down"), leaf)))
 
     def _layer(self, path: str) -> int:
         """The number of the layer that holds the module; -1 outside all layers."""

@@ -111,7 +111,7 @@ def test_all_of_the_values_kept_is_the_sum_itself(tmp_path: Path) -> None:
 
 
 def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) -> None:
-    for name in ("lora-moe-target-parameters", "lora-gpt2"):
+    for name in ("lora-moe-target-parameters", "lora-moe-all-linear", "lora-gpt2"):
         folder = fixtures.zoo() / name
         report = _combine([(0.5, name), (0.25, name)], tmp_path / name, method=Method.LINEAR)
         made, old = Adapter.open(tmp_path / name), Adapter.open(folder)

@@ -27,9 +27,9 @@ FUSED = [
     "lora-r8-all", "lora-regex", "lora-layers-to-transform", "lora-rank-pattern", "lora-rslora", "lora-dora",
     "lora-bias-all", "lora-bias-only", "lora-modules-to-save", "lora-on-embedding", "lora-trainable-tokens",
     "lora-tied-modules-to-save", "lora-vocab520", "lora-pissa-converted", "lora-exclude", "lora-gpt2",
-    "lora-fused-qkv", "lora-moe-attn", "lora-moe-target-parameters", "lora-bfloat16", "lora-float8_e4m3fn",
-    "adalora", "ia3", "ln-tuning", "trainable-tokens", "loha", "lokr", "oft", "boft", "miss", "vera", "randlora",
-    "shira",
+    "lora-fused-qkv", "lora-moe-attn", "lora-moe-target-parameters", "lora-moe-all-linear", "lora-bfloat16",
+    "lora-float8_e4m3fn", "adalora", "ia3", "ln-tuning", "trainable-tokens", "loha", "lokr", "oft", "boft", "miss",
+    "vera", "randlora", "shira",
 ]  # fmt: skip
 
 

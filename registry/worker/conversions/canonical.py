@@ -41,7 +41,7 @@ def convert(order: Order) -> Converted:
     copy_others(folder, Path(order.out))
     scales = sorted({m.scale for m in spec.modules})
     span = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
-    padded = sum(m.rank < spec.rank for m in spec.modules if m.kind != "parameter")
+    padded = sum(m.rank < spec.rank for m in spec.modules)
     notes = [f"{padded} modules padded with zeros to rank {spec.rank}"] if padded else []
     notes += [f"{widened} tensors stored in 32 bits, because their dtype cannot hold the product exactly"] * bool(
         widened
@@ -61,10 +61,10 @@ def folded(spec: LoraSpec, tensors: Tensors) -> tuple[Tensors, int]:
             if name:
                 result[name] = scaled(tensors[name], module.scale)
                 widened += result[name].dtype != tensors[name].dtype
-        if module.kind != "parameter" and module.rank < spec.rank:
-            missing = spec.rank - module.rank
-            result[a] = _padded(tensors[a], 0, missing)
-            result[b] = _padded(result[b], 1, missing)
+        if module.rank < spec.rank:
+            result[a] = _padded(tensors[a], (-1, module.rank, *module.a_shape[1:]), spec.rank).flatten(0, 1)
+            result[b] = _padded(result[b], (module.b_shape[0], module.rank, -1), spec.rank)
+            result[b] = result[b].reshape(module.b_shape[0], -1, *module.b_shape[2:])
     return result, widened
 
 
@@ -87,10 +87,14 @@ def scaled(tensor: Tensor, scale: float) -> Tensor:
     return exact.to(torch.float32)
 
 
-def _padded(tensor: Tensor, dimension: int, missing: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[dimension] = missing
-    return torch.cat([tensor.float(), torch.zeros(shape)], dimension).to(tensor.dtype)
+def _padded(tensor: Tensor, shape: tuple[int, ...], rank: int) -> Tensor:
+    """The tensor in this shape, whose second side is the rank, with zeros up to the new rank.
+
+    One matrix is a block of one expert: A is [experts, rank, in], B is [out, rank, experts].
+    """
+    whole = tensor.float().reshape(shape)
+    missing = torch.zeros((whole.shape[0], rank - whole.shape[1], *whole.shape[2:]))
+    return torch.cat([whole, missing], 1).to(tensor.dtype)
 
 
 def plain_config(config: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _module(
         aims.append(aim)
         sums.append(to_sum)
     module = parts[0][2]
-    site = Site(module.path, module.kind, module.order, module.a_shape[1:])
+    site = Site(module.path, module.kind, module.order, module.a_shape[1:], module.parameter)
     return Made(site, results), Loss.total(aims), Loss.total(sums)
 
 

@@ -29,12 +29,21 @@ Shape = tuple[int, ...]
 
 
 class Site(NamedTuple):
-    """Which module an update is for. `a_tail`: A's sizes after the rank; `order`: depth among expert parameters."""
+    """Which module an update is for. `a_tail`: A's sizes after the rank; `order`: depth among expert parameters.
+
+    `parameter`: the one of its parameters that is meant, where the configuration names it.
+    """
 
     path: str
     kind: str
     order: int
     a_tail: Shape
+    parameter: str = ""
+
+    @property
+    def key(self) -> str:
+        """What targets and patterns name."""
+        return f"{self.path}.{self.parameter}" if self.parameter else self.path
 
 
 class Made(NamedTuple):
@@ -86,8 +95,8 @@ def like(sources: Sequence[dict[str, Any]], made: Sequence[Made]) -> dict[str, A
 def targets_of(made: Iterable[Made]) -> dict[str, Any]:
     """The targets written out, path by path."""
     made = list(made)
-    parameters = sorted({one.site.path for one in made if one.site.kind == "parameter"})
-    paths = sorted(one.site.path for one in made if one.site.kind != "parameter")
+    parameters = sorted({one.site.key for one in made if one.site.parameter})
+    paths = sorted(one.site.path for one in made if not one.site.parameter)
     return {"target_modules": paths} | ({"target_parameters": parameters} if parameters else {})
 
 
@@ -102,7 +111,7 @@ def _ranks(made: Sequence[Made]) -> dict[str, Any]:
     """Rank and alpha: the most frequent rank as `r`, the others by pattern."""
     ranks = [one.rank for one in made]
     usual = max(set(ranks), key=lambda rank: (ranks.count(rank), rank))
-    others = {one.site.path: one.rank for one in made if one.rank != usual}
+    others = {one.site.key: one.rank for one in made if one.rank != usual}
     alphas = {path: float(rank) for path, rank in others.items()}
     return {"r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": alphas, "use_rslora": False}
 

@@ -1,0 +1,119 @@
+"""Adapters of mixtures of experts: fused by transformers 5 under PEFT's own names, or named one by one by version 4."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from registry import bases, compat, lora, tensors
+from registry.bases import BaseSpec
+from registry.lora import LoraSpec, config
+from registry.verdicts import Finding
+from tests import forge
+
+HIDDEN, INNER, COUNT, LAYERS = 32, 16, 4, 2
+SEVEN = [*forge.ATTENTION, "gate_proj", "up_proj", "down_proj"]
+FUSED = {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"],
+         "rank_pattern": {".*\\.gate_up_proj": 8}, "alpha_pattern": {".*\\.gate_up_proj": 16}}  # fmt: skip
+"""What PEFT 0.21 makes of the targets q_proj, gate_proj, up_proj, down_proj and gate: a rank for each fused half."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def base(**config_fields: Any) -> BaseSpec:
+    """A Qwen3-MoE: a file holds each expert by itself."""
+    shapes: Shapes = {"model.embed_tokens.weight": (64, HIDDEN), "lm_head.weight": (64, HIDDEN)}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{name}.weight": (HIDDEN, HIDDEN) for name in forge.ATTENTION}
+        shapes[f"{at}.mlp.gate.weight"] = (COUNT, HIDDEN)
+        for expert in range(COUNT):
+            shapes |= {f"{at}.mlp.experts.{expert}.{name}.weight": (INNER, HIDDEN) for name in ("gate_proj", "up_proj")}
+            shapes[f"{at}.mlp.experts.{expert}.down_proj.weight"] = (HIDDEN, INNER)
+    fields = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": HIDDEN,
+              "num_hidden_layers": LAYERS, "num_attention_heads": 4, "vocab_size": 64, **config_fields}  # fmt: skip
+    return bases.base_spec("moe", fields, [header(shapes)])
+
+
+def header(shapes: Shapes) -> tensors.Header:
+    weights = forge.safetensors({name: ("F32", shape, None) for name, shape in shapes.items()})
+    return tensors.read_bytes(weights, file=forge.WEIGHTS)
+
+
+def adapter(sizes: dict[str, tuple[int, int, int]], **fields: Any) -> LoraSpec:
+    """Pairs for each layer: what follows the layer's number → (rows of A, inputs, outputs)."""
+    shapes: Shapes = {}
+    for layer in range(LAYERS):
+        for path, (rows, inputs, outputs) in sizes.items():
+            at = f"base_model.model.model.layers.{layer}.{path}"
+            shapes |= {f"{at}.lora_A.weight": (rows, inputs), f"{at}.lora_B.weight": (outputs, rows)}
+    written = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "moe", **fields}
+    return lora.describe(config.read_config(json.dumps(written).encode()), header(shapes))
+
+
+Q = {"self_attn.q_proj": (4, HIDDEN, HIDDEN)}
+BLOCKS = {
+    **Q,
+    "mlp.gate": (4, HIDDEN, COUNT),
+    "mlp.experts.base_layer": (8 * COUNT, HIDDEN, 2 * INNER),
+    "mlp.experts": (4 * COUNT, INNER, HIDDEN),
+}
+
+
+def errors(spec: LoraSpec, on: BaseSpec | None = None) -> list[Finding]:
+    return [f for f in compat.check_fit(spec, on or base()) if f.severity in ("error", "unknown")]
+
+
+def test_experts_that_peft_fused_by_itself_fit_with_the_rank_and_scale_of_each_half() -> None:
+    spec = adapter(BLOCKS, **FUSED)
+    assert errors(spec) == []
+    found = {m.key: (m.kind, m.rank, m.scale) for m in spec.modules if ".layers.1." in m.path}
+    assert found == {
+        "model.layers.1.self_attn.q_proj": ("linear", 4, 2.0),
+        "model.layers.1.mlp.gate.weight": ("linear", 4, 2.0),
+        "model.layers.1.mlp.experts.gate_up_proj": ("parameter", 8, 2.0),
+        "model.layers.1.mlp.experts.down_proj": ("parameter", 4, 2.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"mlp.experts.base_layer": (8 * COUNT, HIDDEN, INNER)}, "fit.shape"),
+        ({"mlp.experts": (4 * COUNT, HIDDEN, 2 * INNER)}, "fit.shape"),
+        ({"mlp.experts": (4 * 3, INNER, HIDDEN)}, "fit.shape"),
+        ({"mlp.gate": (4, HIDDEN, COUNT + 1)}, "fit.shape"),
+        ({"mlp.experts": (6 * COUNT + 1, INNER, HIDDEN)}, "lora.rank_unannounced"),
+    ],
+)
+def test_a_block_of_other_experts_does_not_fit(changed: dict[str, tuple[int, int, int]], code: str) -> None:
+    assert code in {f.code for f in errors(adapter(BLOCKS | changed, **FUSED))}
+
+
+@pytest.mark.parametrize("lost", ["mlp.experts.base_layer", "mlp.experts"])
+def test_a_parameter_that_is_announced_and_absent_is_missed(lost: str) -> None:
+    kept = {path: sizes for path, sizes in BLOCKS.items() if path != lost}
+    assert errors(adapter(kept, **FUSED)) != []
+
+
+def test_the_seven_projections_as_targets_mean_attention_where_the_experts_are_fused() -> None:
+    attention = {f"self_attn.{name}": (4, HIDDEN, HIDDEN) for name in forge.ATTENTION}
+    assert errors(adapter(attention, target_modules=SEVEN)) == []
+
+
+def test_experts_named_one_by_one_fit_and_one_that_is_lost_is_missed() -> None:
+    each = dict(Q)
+    for expert in range(COUNT):
+        each |= {f"mlp.experts.{expert}.{name}": (4, HIDDEN, INNER) for name in ("gate_proj", "up_proj")}
+        each[f"mlp.experts.{expert}.down_proj"] = (4, INNER, HIDDEN)
+    targets = {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
+    assert errors(adapter(each, **targets)) == []
+    del each["mlp.experts.2.up_proj"]
+    assert [f.code for f in errors(adapter(each, **targets))] == ["fit.module_missing"]
+
+
+def test_mixtrals_router_has_the_name_of_transformers_4_too() -> None:
+    router = {"block_sparse_moe.gate": (4, HIDDEN, COUNT)}
+    assert errors(adapter(Q | router, target_modules=["q_proj", "gate"]), base(model_type="mixtral")) == []
