@@ -1,7 +1,7 @@
 """Plans: what a push still has to send, and where to.
 
 Invariants
-- A plan asks for every blob that no version in sight of the actor holds. What others hold is asked for again:
+- A plan asks for every blob that no version which the actor may read holds. What others hold is asked for again:
   nobody learns from a plan, from its speed or from a refusal what is in somebody else's namespace.
 - Every blob of an open push has a row and is held by it before its bytes are sent (`holds`): `gc` is never too early.
 - A damaged blob is asked for even by those who hold it: that is how it is mended.
@@ -93,14 +93,17 @@ def sizes_of(manifest: Manifest) -> dict[Digest, int]:
 
 
 def _held(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> set[str]:
-    """The blobs of this manifest that versions in sight of the actor hold, undamaged and with the size that it says."""
+    """The blobs of this manifest that versions in sight of the actor hold, undamaged and with the size that it says.
+
+    Not those in quarantine: a push of their bytes under another name would be a way around it.
+    """
     statement = (
         select(VersionFileRow.digest, VersionFileRow.size_bytes)
         .join(VersionRow, col(VersionRow.id) == col(VersionFileRow.version_id))
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
         .where(col(VersionFileRow.digest).in_([f.digest for f in manifest.files]), catalog.visible(actor))
-        .where(col(BlobRow.state) == BlobState.LIVE)
+        .where(col(BlobRow.state) == BlobState.LIVE, col(VersionRow.quarantined_at).is_(None))
         .distinct()
     )
     sizes = sizes_of(manifest)

@@ -16,6 +16,7 @@ from registry.gates import Gate
 from registry.server import db
 from registry.server.tables import AliasMoveRow, EventRow
 from registry.verdicts import Check
+from registry.wire.push import PushRequest
 from registry.wire.upkeep import GcRequest, ReindexRequest
 from tests.world import World, rows
 
@@ -168,6 +169,19 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
     assert bob.connection.send("GET", file.format(digest)).status_code == 200
     assert reader.version(f"{NAME}@1").quarantined_at is not None, "that it is withdrawn is seen"
     assert stocked.admin.roster("tiny-llama", "canary").adapters == []
+
+
+def test_a_push_of_the_same_files_elsewhere_is_no_way_around_a_quarantine(stocked: World) -> None:
+    """Whoever sees a version's manifest knows what its files hash to; their bytes must come from the pusher then."""
+    ci = stocked.actor("push", namespaces=["acme"], name="ci")
+    wanted = PushRequest(manifest=stocked.admin.resolve(f"{NAME}@1").manifest)
+    assert ci.plan_push("acme/copy", wanted).uploads == []
+    Gates(stocked.admin).quarantine(f"{NAME}@1", "poisoned")
+    weights = next(file.digest for file in wanted.manifest.files if file.path.endswith(".safetensors"))
+    asked = ci.plan_push("acme/around", wanted).uploads
+    assert [upload.digest for upload in asked] == [weights], "the other version has the same configuration"
+    Gates(stocked.admin).release(f"{NAME}@1", "a false alarm")
+    assert ci.plan_push("acme/later", wanted).uploads == []
 
 
 def test_nothing_changes_a_quarantined_version_but_its_release(stocked: World) -> None:
