@@ -208,6 +208,11 @@ def test_while_the_database_is_away_the_last_good_answer_is_given_and_marked(
         # Nothing is told to whom it was not told before, and nothing that was not asked before.
         assert client(world, other).get(f"{PATH}/main").status_code == 503
         assert http.get(f"{PATH}/1").status_code == 503
+        world.app.state.freshness._look()  # as the server's follower does, which has found out then
+        refused = client(world, other).get(f"{PATH}/main")
+        assert (refused.status_code, refused.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
+        assert (http.get(f"{PATH}/1").status_code, http.get(f"{PATH}/main").status_code) == (503, 200)
+    world.app.state.freshness._look()
     fresh = http.get(f"{PATH}/main")
     assert (fresh.status_code, "x-registry-stale" in fresh.headers) == (200, False)
 

@@ -124,7 +124,10 @@ class Lookup:
         self, scope: Message, receive: Receive, send: Send, key: Key, secret: bytes, condition: bytes
     ) -> None:
         """Let the application answer, and keep what it says."""
-        stamp = self._freshness.stamp()
+        try:
+            stamp = self._freshness.stamp()
+        except Unavailable:
+            stamp = None  # the application finds out by itself, and says so in its own words
         if not _RESOLVE.match(scope["path"]) or scope.get("raw_path", b"").count(b"%"):
             await self.app(scope, receive, send)
             return
