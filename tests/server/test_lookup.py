@@ -249,3 +249,25 @@ def until(seen: Callable[[], bool]) -> None:
     while not seen():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_database_that_only_hangs_is_away_too(
+    world: World, database_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database_kind == "sqlite":
+        pytest.skip("a SQLite file is never away")
+    world.add_base()
+    world.push(NAME)
+    http, freshness = client(world), world.app.state.freshness
+    http.get(f"{PATH}/main")
+    asked, answered = threading.Event(), threading.Event()
+    monkeypatch.setattr(freshness, "_snapshot", lambda: (asked.set(), answered.wait(60)))
+    monkeypatch.setattr("registry.server.lookup.freshness.SILENT_SECONDS", 0.0)
+    follower = threading.Thread(target=freshness._look)
+    follower.start()
+    asked.wait(60)
+    stale = http.get(f"{PATH}/main")
+    answered.set()
+    follower.join(60)
+    assert (stale.status_code, "x-registry-stale" in stale.headers) == (200, True)
+    assert "x-registry-stale" not in http.get(f"{PATH}/main").headers

@@ -6,7 +6,8 @@ Invariants
 - PostgreSQL: the newest snapshot (`pg_current_snapshot()`), read by `follow` every POLL_SECONDS. Without a follower, or
   while it is behind, the stamp is None, which means: ask for the pointer itself. What another server commits is seen
   POLL_SECONDS later; what this one commits, at once.
-- `stamp` raises `Unavailable` while the follower cannot reach the database.
+- `stamp` raises `Unavailable` while the follower cannot reach the database, or has waited for its answer for long: a
+  database that hangs would have everybody wait as long.
 
 Example
     >>> before = freshness.stamp()
@@ -29,6 +30,8 @@ from registry.server.db import Engine
 POLL_SECONDS = 0.1
 BEHIND_SECONDS = 1.0
 """A snapshot that is older than this proves nothing any more."""
+SILENT_SECONDS = 5.0
+"""A database that has not answered the follower for so long is away, whether it refuses or only hangs."""
 AWAY = Unavailable(
     "DATABASE_UNAVAILABLE", "the database cannot be reached", next_step="try again in a moment", retry_after_seconds=2
 )
@@ -43,11 +46,13 @@ class Freshness:
         self._writing = 0
         self._seen: tuple[object, float] = (None, float("-inf"))
         self._away = False
+        self._asked_at = float("inf")
+        """Since when the follower has been waiting for an answer."""
 
     def stamp(self) -> object | None:
         if self._own:
             return self._data_version()
-        if self._away:
+        if self._away or time.monotonic() - self._asked_at > SILENT_SECONDS:
             raise AWAY
         seen, read_at = self._seen
         return None if self._writing or time.monotonic() - read_at > BEHIND_SECONDS else seen
@@ -81,11 +86,14 @@ class Freshness:
     def _look(self) -> None:
         """Read the newest snapshot. A write of this process that began meanwhile makes it worthless."""
         before, began = self._seen, time.monotonic()
+        self._asked_at = began
         try:
             found = self._snapshot()
         except Unavailable:
             self._away = True
             return
+        finally:
+            self._asked_at = float("inf")
         self._away = False
         if not self._writing and self._seen is before:
             self._seen = (found, began)
