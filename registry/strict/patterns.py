@@ -4,12 +4,13 @@
     one character    a  .  [0-9]  [^.]   and     \\.  \\d  \\w
     repetition       *  +  ?  {m}  {m,}  {m,n}   of one character, each also with a trailing ?
     anchors          ^ at the beginning, $ at the end, \\b where nothing precedes it
+    looking ahead    (?= ) and (?! ), as LLaMA-Factory and ms-swift write them to leave a vision tower out
 
 Invariants
 - What this room accepts means the same in Python's `re.fullmatch`, which PEFT uses; a test compares the two.
 - A repeated group and neighbouring open repeats are refused: they are what makes backtracking matchers take
   exponential time. So what passes here is bearable for every runtime that reads the configuration later.
-- Matching builds a deterministic automaton as it goes: one step for each character of the path.
+- Matching takes one step for each character of the path (`registry.strict.automaton`).
 
 Example
     >>> compiled(r".*layers\\.[01]\\.self_attn\\.(q|v)_proj").matches("model.layers.1.self_attn.v_proj")
@@ -19,8 +20,9 @@ Example
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
 from functools import lru_cache
+
+from registry.strict.automaton import Automaton, Characters, Part
 
 LENGTH_LIMIT = 2048
 DEPTH_LIMIT = 8
@@ -29,9 +31,8 @@ REPEAT_LIMIT = 16
 OPEN_REPEATS_LIMIT = 6
 """Most `*`, `+` and `{m,}` in one pattern: a backtracking matcher's time is a power of it."""
 
-Characters = frozenset[str]
-Part = tuple[int, int]
-"""The first and the last state of a part of the automaton."""
+LOOKS_LIMIT = 8
+"""Most groups that look ahead: each is asked at every place of a path."""
 
 _ALPHABET: Characters = frozenset(chr(c) for c in range(32, 127))
 _CLASSES: dict[str, Characters] = {
@@ -51,36 +52,12 @@ class Pattern:
 
     def __init__(self, text: str) -> None:
         parser = _Parser(text)
-        first, self._last = parser.whole()
         self.text = text
-        self._free, self._steps = parser.free, parser.steps
-        self._start = self._closure([first])
-        self._next: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+        self._whole, self._automaton = parser.whole(), parser.automaton
 
     def matches(self, path: str) -> bool:
         """Whether the whole path matches, as `re.fullmatch` answers."""
-        states = self._start
-        for character in path:
-            key = (states, character)
-            following = self._next.get(key)
-            if following is None:
-                reached = (self._steps[s] for s in states if s in self._steps)
-                following = self._closure([to for characters, to in reached if character in characters])
-                self._next[key] = following
-            if not following:
-                return False
-            states = following
-        return self._last in states
-
-    def _closure(self, states: Iterable[int]) -> frozenset[int]:
-        todo = list(states)
-        reached = set(todo)
-        while todo:
-            for following in self._free.get(todo.pop(), ()):
-                if following not in reached:
-                    reached.add(following)
-                    todo.append(following)
-        return frozenset(reached)
+        return self._automaton.matches(self._whole, path)
 
 
 @lru_cache(maxsize=512)
@@ -113,10 +90,10 @@ class _Parser:
         if self._text.endswith("$") and not self._text.endswith("\\$"):
             self._text = self._text[:-1]
         self._at = 0
-        self._states = 0
         self._open_repeats = 0
-        self.free: dict[int, list[int]] = {}
-        self.steps: dict[int, tuple[Characters, int]] = {}
+        self._looks = 0
+        self.automaton = Automaton()
+        self._state, self._link = self.automaton.state, self.automaton.join
 
     def whole(self) -> Part:
         part = self._alternatives(0, at_start=True)
@@ -133,13 +110,6 @@ class _Parser:
             raise PatternRefused("ends in the middle of a group, class or repetition")
         self._at += 1
         return character
-
-    def _state(self) -> int:
-        self._states += 1
-        return self._states
-
-    def _link(self, first: int, last: int) -> None:
-        self.free.setdefault(first, []).append(last)
 
     def _alternatives(self, depth: int, *, at_start: bool) -> Part:
         if depth > DEPTH_LIMIT:
@@ -160,8 +130,13 @@ class _Parser:
             if self._text.startswith("\\b", self._at) and at_start:
                 self._at += 2
                 continue
-            if self._peek() == "(":
+            if self._text.startswith(("(?=", "(?!"), self._at):
+                part = self._look(depth, at_start=at_start)
+            elif self._peek() == "(":
                 part, open_before = self._group(depth, at_start=at_start), frozenset()
+            elif self._text.startswith(("$)", "$|"), self._at):
+                self._at += 1
+                part = self.automaton.end()
             else:
                 characters = self._character()
                 least, most = self._repetition()
@@ -185,16 +160,31 @@ class _Parser:
         if self._text.startswith("?:", self._at):
             self._at += 2
         elif self._peek() == "?":
-            raise PatternRefused("has a group that begins with '(?' and is not '(?:'")
-        first, last = self._alternatives(depth + 1, at_start=at_start)
-        if self._take() != ")":
-            raise PatternRefused("has an unclosed group")
+            raise PatternRefused("has a group that begins with '(?' and is none of '(?:', '(?=' and '(?!'")
+        first, last = self._inside(depth, at_start=at_start)
         if self._peek() == "?":
             self._at += 1
             self._link(first, last)
         if self._peek() and self._peek() in "*+?{":
             raise PatternRefused("repeats a group, which can take exponential time to match")
         return first, last
+
+    def _look(self, depth: int, *, at_start: bool) -> Part:
+        wanted = self._text[self._at + 2] == "="
+        self._at += 3
+        self._looks += 1
+        if self._looks > LOOKS_LIMIT:
+            raise PatternRefused(f"has over {LOOKS_LIMIT} groups that look ahead")
+        part = self._inside(depth, at_start=at_start)
+        if self._peek() and self._peek() in "*+?{":
+            raise PatternRefused("repeats a group that looks ahead")
+        return self.automaton.look(part, wanted=wanted)
+
+    def _inside(self, depth: int, *, at_start: bool) -> Part:
+        part = self._alternatives(depth + 1, at_start=at_start)
+        if self._take() != ")":
+            raise PatternRefused("has an unclosed group")
+        return part
 
     def _character(self) -> Characters:
         character = self._take()
@@ -265,7 +255,7 @@ class _Parser:
         first = last = self._state()
         for count in range(most if most != _OPEN else max(least, 1)):
             following = self._state()
-            self.steps[last] = (characters, following)
+            self.automaton.step(last, characters, following)
             if count >= least:
                 self._link(last, following)
             last = following
@@ -274,6 +264,6 @@ class _Parser:
             self._link(last, end)
             back = self._state()
             self._link(last, back)
-            self.steps[back] = (characters, last)
+            self.automaton.step(back, characters, last)
             last = end
         return first, last

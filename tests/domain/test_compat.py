@@ -30,6 +30,8 @@ def codes(findings: list[Finding], severity: str = "error") -> set[str]:
         {"rslora": True},
         {"targets": ["lm_head", "q_proj"]},
         {"config": {"target_modules": r".*self_attn\.(q|v)_proj"}},
+        {"config": {"target_modules": r"^(?!.*(?:visual|lm_head)).*(?:q_proj|v_proj).*"}},
+        {"config": {"target_modules": r"^(model(?=\.).*\.(q_proj|v_proj))$"}},
         {"targets": forge.ALL_LINEAR, "config": {"target_modules": "all-linear"}},
         {"targets": forge.ALL_LINEAR, "config": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"}},
     ],

@@ -17,6 +17,9 @@ UNSLOTH = (
     r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp)\.(?:(?:q_proj|k_proj)))"
 )
 
+SWIFT = r"^(model\.language_model(?=\.).*\.(q_proj|o_proj|up_proj))$"
+FACTORY = r"^(?!.*visual).*(?:q_proj|k_proj|o_proj).*"
+
 
 @pytest.mark.parametrize(
     ("pattern", "path", "answer"),
@@ -30,6 +33,17 @@ UNSLOTH = (
         (r"", "", True),
         (r"a{2,3}", "aaaa", False),
         (r"[^.]+\.\d+", "layer.12", True),
+        (SWIFT, "model.language_model.layers.3.self_attn.q_proj", True),
+        (SWIFT, "model.visual.blocks.3.attn.q_proj", False),
+        (SWIFT, "model.language_model_2.layers.3.self_attn.q_proj", False),
+        (FACTORY, "model.layers.3.self_attn.q_proj", True),
+        (FACTORY, "model.visual.blocks.3.attn.q_proj", False),
+        (r"^(model)(?!.*(lm_head|output|emb|wte|shared)).*", "model.layers.3.self_attn.q_proj", True),
+        (r"^(model)(?!.*(lm_head|output|emb|wte|shared)).*", "model.embed_tokens", False),
+        (r"(?=.*attn)(?!.*cross).*_proj$", "layers.3.self_attn.o_proj", True),
+        (r"(?=.*attn)(?!.*cross).*_proj$", "layers.3.cross_attn.o_proj", False),
+        (r"(?!.*\.(q|k)_proj$).*_proj", "layers.3.k_proj", False),
+        (r"(?!.*\.(q|k)_proj$).*_proj", "layers.3.k_proj.o_proj", True),
     ],
 )
 def test_patterns_of_real_configurations_are_matched(pattern: str, path: str, answer: bool) -> None:
@@ -39,7 +53,9 @@ def test_patterns_of_real_configurations_are_matched(pattern: str, path: str, an
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+$", "(a|a)*b", "(.*a){20}", ".*.*.*x", "(x+x+)+y", "a{1000}", "(?=a)", "(?P<n>a)", r"(a)\1", "a**", "[a-",
+    ["(a+)+$", "(a|a)*b", "(.*a){20}", ".*.*.*x", "(x+x+)+y", "a{1000}", "(?<=a)b", "(?<!a)b", "(?i)a", "(?=a)*b",
+     "(?!a", "a(?=^b)",
+     "(?!a)" * 9 + "b", "(?P<n>a)", r"(a)\1", "a**", "[a-",
      "[]", "(", ")", "*a", "a|*", "(" * 20 + "a" + ")" * 20, "x" * 3000, "é", "a\n", r"\p", "^^a", "[b-a]", "a{x}",
      ".*a.*b.*c.*d.*e.*f.*g"],
 )  # fmt: skip
@@ -51,7 +67,7 @@ def test_a_pattern_that_could_hang_a_matcher_is_refused(pattern: str) -> None:
 def test_accepted_patterns_mean_what_re_means() -> None:
     rng = random.Random(20)
     tokens = ["a", "b", ".", r"\.", r"\d", "[ab]", "[^a]", "1", "(", "(?:", ")", "|", "*", "+", "?", "{1,2}", "{0}",
-              "{2,}", "^", "$", "*?"]  # fmt: skip
+              "{2,}", "^", "$", "*?", "(?=", "(?!"]  # fmt: skip
     accepted = 0
     for _ in range(20_000):
         text = "".join(rng.choice(tokens) for _ in range(rng.randint(1, 8)))
