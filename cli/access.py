@@ -174,8 +174,8 @@ def _print_tokens(items: list[TokenView]) -> None:
     rows = [
         (
             item.id,
-            output.strong(item.name),
-            item.subject or "-",
+            output.strong(output.one_line(item.name)),
+            output.one_line(item.subject) or "-",
             ",".join(item.scopes),
             ",".join(item.adapters or item.namespaces),
             click.style("revoked", fg="red") if item.revoked_at else output.moment(item.expires_at) or "-",

@@ -137,8 +137,8 @@ def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[s
             ("", "\n".join(versions.update_lines(known))),
             ("trigger", str(known.get("trigger_words") or "")),
             ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
-            ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
-            ("message", version.message),
+            ("pushed", f"{output.moment(version.created_at)} by {output.one_line(version.created_by)}"),
+            ("message", output.plain(version.message)),
             ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
             *origin.lines(version),
             ("verdicts", "\n".join(versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
@@ -156,6 +156,6 @@ def _alias_lines(aliases: list[AliasView], shown: int) -> list[str]:
         arrow = f"{alias.alias:<{width}} → @{alias.number}"
         if alias.number == shown:
             arrow = output.strong(arrow)
-        since = output.faint(f"since {output.moment(alias.moved_at)} by {alias.moved_by}")
-        lines.append(f"{arrow}  {since}" + (f"  {alias.reason}" if alias.reason else ""))
+        since = output.faint(f"since {output.moment(alias.moved_at)} by {output.one_line(alias.moved_by)}")
+        lines.append(f"{arrow}  {since}  {output.one_line(alias.reason)}".rstrip())
     return lines

@@ -156,13 +156,14 @@ def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None) -> Non
 def _print_move(move: AliasMove, width: int) -> None:
     came = f"@{move.from_number} → " if move.from_number else ""
     target = f"@{move.number}" if move.number else "nothing"
+    who = output.one_line(move.actor)
     click.echo(
         f"  {output.moment(move.at)}  {move.alias:<{width}}  "
-        f"{output.strong(came + target)}  by {move.actor}  {output.faint(f'generation {move.generation}')}"
+        f"{output.strong(came + target)}  by {who}  {output.faint(f'generation {move.generation}')}"
     )
     indent = " " * 6
     if move.reason:
-        click.echo(f"{indent}“{move.reason}”")
+        click.echo(f"{indent}“{output.one_line(move.reason)}”")
     told = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
     told += [f"{e['check']} by {e['by']}" for e in move.evidence if e.get("by")]
     told += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "held"]

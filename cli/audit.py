@@ -147,8 +147,9 @@ def _line(item: EventView) -> str:
     if "break_glass" in told:
         sentence += ", through a shut gate"
     reason = f": “{told.pop('reason')}”" if "reason" in told else ""
-    rest = ", ".join(f"{key} {value}" for key, value in told.items() if f"{{{key}}}" not in pattern)
-    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(item.actor)} {sentence}{reason}"
+    sentence, reason, who = map(output.one_line, (sentence, reason, item.actor))
+    rest = ", ".join(output.one_line(f"{key} {value}") for key, value in told.items() if f"{{{key}}}" not in pattern)
+    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(who)} {sentence}{reason}"
     return head + (output.faint(f"  ({rest})") if rest else "")
 
 

@@ -42,7 +42,7 @@ def gate() -> None:
 
 @gate.command("set")
 @click.argument("place", metavar="NAMESPACE|NAME")
-@click.argument("alias")
+@click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--require", "requires", multiple=True, type=click.Choice(CHECKS), help="A check that must have passed.")
 @click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="An engine that must serve it as trained.")
 @click.option("--golden", is_flag=True, help="It brings golden samples, and passed them all.")
@@ -57,6 +57,7 @@ def set_gate(
     approvers: tuple[str, ...], held_in: str, held_seconds: int, signed_by: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Set the whole gate of ALIAS for an adapter, or for a namespace. For owners."""
+    place, alias = output.alias_of(place, alias)
     try:
         wanted = Gate(
             requires=tuple(Check(check) for check in requires), engines=engines, golden=golden, approvals=approvals,
@@ -103,16 +104,19 @@ def list_gates(place: str) -> None:
     def text() -> None:
         for view in found.items:
             _print(view)
+        if not found.items:
+            click.echo(f"No gate was set on {place}: the built-in ones count, see adapter gate show {place} prod.")
 
     output.answer(found, text)
 
 
 @gate.command()
 @click.argument("place", metavar="NAMESPACE|NAME")
-@click.argument("alias")
+@click.argument("alias", required=False, default="", metavar="ALIAS")
 @output.json_option
 def remove(place: str, alias: str) -> None:
     """Take a gate away that was set; what counts then is printed. For owners."""
+    place, alias = output.alias_of(place, alias)
     with _gates() as gates:
         view = gates.remove(place, alias)
     output.answer(view, lambda: _print(view))
@@ -127,7 +131,7 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
     """Approve a version for ALIAS. Whoever pushed it does not count."""
     with _gates() as gates:
         made = gates.approve(ref, alias, comment)
-    note = "" if made.counts else ", which does not count: you pushed it"
+    note = "" if made.counts else ", which does not count: whoever pushed it does not, nor whom the gate does not ask"
     output.answer(made, lambda: click.echo(f"{made.identity} approved {ref.name}@{made.number} for {made.alias}{note}"))
 
 

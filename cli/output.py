@@ -23,8 +23,9 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from cli import main
 from registry import errors
 from registry.errors import RegistryError
 from registry.names import Ref
@@ -101,15 +102,15 @@ def tell(error: Exception, ctx: click.Context) -> int | None:
     if ctx.meta.get(_JSON):
         click.echo(json.dumps(known.to_problem(), indent=2, ensure_ascii=False), err=True)
         return EXIT_CODES[type(known)]
-    click.echo(click.style("Error: ", fg="red", bold=True) + known.detail, err=True)
+    click.echo(click.style("Error: ", fg="red", bold=True) + plain(known.detail), err=True)
     told = [r for r in known.reasons if r.sentence not in known.detail]
     for reason in told[:REASONS_SHOWN]:
         place = f"{reason.place}: " if reason.place and reason.place not in reason.sentence else ""
-        click.echo(f"  - {place}{reason.sentence}", err=True)
+        click.echo(plain(f"  - {place}{reason.sentence}"), err=True)
     if len(told) > REASONS_SHOWN:
         click.echo(f"  - and {len(told) - REASONS_SHOWN} more", err=True)
     if known.next_step:
-        click.echo(click.style("Next: ", bold=True) + known.next_step, err=True)
+        click.echo(click.style("Next: ", bold=True) + plain(known.next_step), err=True)
     return EXIT_CODES[type(known)]
 
 
@@ -122,6 +123,8 @@ def exit_code_of(error: Exception) -> int:
 def _known(error: Exception) -> RegistryError | None:
     if isinstance(error, RegistryError):
         return error
+    if isinstance(error, ValidationError):
+        return _of_request(error)
     if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
         file = f"{error.filename}: " if error.filename else ""
         sentence = f"{file}{error.strerror or error}"
@@ -129,6 +132,16 @@ def _known(error: Exception) -> RegistryError | None:
             return errors.Unavailable("TRY_LATER", sentence)
         return errors.Invalid("FOLDER_INVALID", sentence)
     return None
+
+
+def _of_request(error: ValidationError) -> RegistryError | None:
+    """What was typed and goes into no request is bad input; an answer that cannot be read is a bug."""
+    requests = main.load("registry.wire", "Request").__subclasses__()  # loaded where one has refused something
+    if error.title not in {shape.__name__ for shape in requests}:
+        return None
+    first = error.errors()[0]
+    sentence = first["msg"].removeprefix("Value error, ")
+    return errors.Invalid("REQUEST_INVALID", f"{'.'.join(map(str, first['loc']))}: {sentence}")
 
 
 # ------------------------------------------------------------------ arguments
@@ -189,6 +202,11 @@ def faint(text: str) -> str:
 def plain(text: str) -> str:
     """A stranger's text, with what would steer the terminal written out."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """The same where a new line would look like the next entry of a list."""
+    return plain(text).replace("\n", " ⏎ ")
 
 
 def size(count: int) -> str:

@@ -29,10 +29,10 @@ def print_warnings(version: VersionView) -> None:
     if version.damaged:
         click.secho(f"  damaged in the store: {', '.join(version.damaged)}; push the same files again", fg="red")
     if version.yanked_at:
-        click.secho(f"  yanked {output.moment(version.yanked_at)}: {version.yank_reason}", fg="red")
+        click.secho(f"  yanked {output.moment(version.yanked_at)}: {output.one_line(version.yank_reason)}", fg="red")
     if version.quarantined_at:
         since = output.moment(version.quarantined_at)
-        click.secho(f"  in quarantine since {since}: {version.quarantine_reason}", fg="red")
+        click.secho(f"  in quarantine since {since}: {output.one_line(version.quarantine_reason)}", fg="red")
 
 
 def shortened(text: str) -> str:

@@ -78,7 +78,7 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
         raise Refused("GATE_CLOSED", f"alias '{alias}' has no gate: it follows the newest version")
     before = row.gate if row is not None else None
     if gate is not None:
-        _demand_known(gate)
+        _demand_known(gate, alias)
         values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.identity}
         made = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
         session.add(row.sqlmodel_update(values) if row is not None else made(**key, **values))
@@ -103,8 +103,13 @@ def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str)
     return session.get(NamespaceGateRow, (where, alias)), {"namespace": where, "alias": alias}
 
 
-def _demand_known(gate: Gate) -> None:
+def _demand_known(gate: Gate, alias: str) -> None:
     loads.asked_for(gate.engines)
+    if gate.held_in == alias:
+        raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
+    if gate.approvers and not gate.approvals:
+        sentence = "gate: approvers are named and no approval is asked for, so everything would pass"
+        raise Invalid("REQUEST_INVALID", sentence, next_step="say how many of them must approve, with `approvals`")
     if gate.held_in:
         names.alias(gate.held_in)
     for identity in (*gate.approvers, *gate.signed_by):
@@ -204,13 +209,13 @@ def approve(
         audit.append(session, actor, "version.approve", f"{name}@{version.number}", detail)
         session.flush()
     mine = next(row for row in _approvals(session, version, alias) if row.identity == actor.identity)
-    return _approval(mine, version)
+    return _approval(session, name, mine, version)
 
 
 def approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:
     """Who has approved this version, for which channel."""
     version = catalog.find(session, actor, name, selector)
-    return ApprovalList(items=[_approval(row, version) for row in _approvals(session, version, None)])
+    return ApprovalList(items=[_approval(session, name, row, version) for row in _approvals(session, version, None)])
 
 
 def _approvals(session: Session, version: VersionRow, alias: str | None) -> list[ApprovalRow]:
@@ -218,8 +223,9 @@ def _approvals(session: Session, version: VersionRow, alias: str | None) -> list
     return list(session.exec(statement if alias is None else statement.where(ApprovalRow.alias == alias)).all())
 
 
-def _approval(row: ApprovalRow, version: VersionRow) -> ApprovalView:
+def _approval(session: Session, name: AdapterName, row: ApprovalRow, version: VersionRow) -> ApprovalView:
+    seen = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
     return ApprovalView(
         number=version.number, alias=row.alias, identity=row.identity, comment=row.comment, at=row.at,
-        counts=row.identity not in _pushers(version),
+        counts=bool(of(session, name, version.adapter_id, row.alias).gate.approved(seen)),
     )  # fmt: skip

@@ -10,7 +10,7 @@ Example
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, and_, exists
 from sqlalchemy.orm import aliased
@@ -62,6 +62,10 @@ def of(
 def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
     if at.tzinfo is None:
         raise Invalid("REQUEST_INVALID", "at: a time needs its zone, as in 2026-05-03T14:05:00+00:00")
+    try:
+        at = at.astimezone(UTC)
+    except OverflowError as e:
+        raise Invalid("REQUEST_INVALID", "at: a time in UTC has a year from 1 to 9999") from e
     later = aliased(AliasMoveRow)
     superseded = exists().where(
         and_(

@@ -15,10 +15,11 @@ Example
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity, Likeness
@@ -31,6 +32,18 @@ PREFIX = "/api/v1"
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000
+_STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+
+
+def _said(text: str) -> str:
+    found = _STEERS.search(text)
+    if found is not None:
+        raise ValueError(f"holds U+{ord(found[0][0]):04X}, which steers a terminal or turns a line")
+    return text
+
+
+Said = Annotated[str, AfterValidator(_said)]
+"""What somebody writes and others read in their terminals and logs: reasons, messages, names of tokens."""
 
 
 class Request(BaseModel):
@@ -187,7 +200,7 @@ class PromoteRequest(Request):
     """PUT /adapters/{ns}/{name}/aliases/{alias}. Needs If-Match: the alias's generation, 0 for a new one."""
 
     version: str
-    reason: str = Field(default="", max_length=MESSAGE_LIMIT)
+    reason: Said = Field(default="", max_length=MESSAGE_LIMIT)
     break_glass: bool = False
 
 
@@ -195,11 +208,11 @@ class RollbackRequest(Request):
     """POST /adapters/{ns}/{name}/aliases/{alias}/rollback. Empty `to` is the version before this one."""
 
     to: str = ""
-    reason: str = Field(default="", max_length=MESSAGE_LIMIT)
+    reason: Said = Field(default="", max_length=MESSAGE_LIMIT)
 
 
 class YankRequest(Request):
-    reason: str = Field(min_length=1, max_length=MESSAGE_LIMIT)
+    reason: Said = Field(min_length=1, max_length=MESSAGE_LIMIT)
 
 
 class History(Answer):

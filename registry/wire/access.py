@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.wire import Answer, Request
+from registry.wire import Answer, Request, Said
 
 SUBJECT_LIMIT = 200
 SUBJECT = r"^[!-~]*$"
@@ -23,7 +23,7 @@ SUBJECT = r"^[!-~]*$"
 
 
 class TokenCreate(Request):
-    name: str = Field(min_length=1, max_length=100)
+    name: Said = Field(min_length=1, max_length=100, pattern=r"^[^\n\t]*$")
     scopes: list[str]
     namespaces: list[str] = ["*"]
     expires_in_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)

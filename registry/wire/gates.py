@@ -16,7 +16,7 @@ from pydantic import Field
 
 from registry.gates import Gate
 from registry.verdicts import Finding
-from registry.wire import MESSAGE_LIMIT, Answer, Request
+from registry.wire import MESSAGE_LIMIT, Answer, Request, Said
 
 
 class GateSet(Request):
@@ -49,11 +49,11 @@ class GateCheck(Answer):
 
 class ApproveRequest(Request):
     alias: str = Field(max_length=128)
-    comment: str = Field(default="", max_length=MESSAGE_LIMIT)
+    comment: Said = Field(default="", max_length=MESSAGE_LIMIT)
 
 
 class ApprovalView(Answer):
-    """`counts` is false for an approval by whoever pushed the version."""
+    """`counts` is false for one by whoever pushed the version, or by somebody whom the gate does not ask."""
 
     number: int
     alias: str
@@ -68,4 +68,4 @@ class ApprovalList(Answer):
 
 
 class QuarantineRequest(Request):
-    reason: str = Field(min_length=1, max_length=MESSAGE_LIMIT)
+    reason: Said = Field(min_length=1, max_length=MESSAGE_LIMIT)

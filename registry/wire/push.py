@@ -17,7 +17,7 @@ from pydantic import Field
 
 from registry.digest import Digest
 from registry.manifest import FILES_LIMIT, Manifest
-from registry.wire import MESSAGE_LIMIT, Answer, Request, VersionView
+from registry.wire import MESSAGE_LIMIT, Answer, Request, Said, VersionView
 
 SMALL_BYTES = 16 * 2**10
 
@@ -26,7 +26,7 @@ class PushRequest(Request):
     """POST /adapters/{namespace}/{name}/pushes: what I want to push. The digest is of the manifest's bytes."""
 
     manifest: Manifest
-    message: str = Field(default="", max_length=MESSAGE_LIMIT)
+    message: Said = Field(default="", max_length=MESSAGE_LIMIT)
 
 
 class Part(Answer):

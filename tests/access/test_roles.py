@@ -9,7 +9,7 @@ import pytest
 
 from registry.client.audit import Audit
 from registry.client.namespaces import Namespaces
-from registry.errors import Denied, NotFound, Unauthenticated
+from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server import tokens
 from registry.server.tables import EventRow, RoleRow, TokenRow
 from registry.wire.access import TokenCreate, TokenCreated
@@ -63,6 +63,15 @@ def test_a_role_that_is_taken_counts_no_more_with_tokens_of_before_and_tokens_th
             client.resolve("acme/support")
     with pytest.raises(Denied):
         house.as_("owner").grant("acme", "owner@acme", "owner")
+
+
+def test_everybody_is_no_owner(house: House) -> None:
+    for make in (
+        lambda: house.namespaces.create("open", owner="*"),
+        lambda: house.as_("owner").grant("acme", "*", "owner"),
+    ):
+        with pytest.raises(Invalid):
+            make()
 
 
 def test_a_token_narrows_what_the_role_gives(house: House) -> None:

@@ -22,7 +22,7 @@ def test_a_gate_is_set_shown_met_and_taken_away(desk: Desk) -> None:
     assert desk("promote", "acme/support@1", "prod", "--json", expect=6).problem["code"] == "GATE_CLOSED"
     own = desk("approve", "acme/support@1", "prod", "--comment", "mine").stdout
     assert "which does not count" in own
-    desk("gate", "remove", "acme", "prod")
+    desk("gate", "remove", "acme:prod")
     desk("gate", "set", "acme/support", "prod", "--require", "fits")
     assert "open for @1" in desk("gate", "show", "acme/support@1", "prod").stdout
     desk("promote", "acme/support@1", "prod")
@@ -31,6 +31,10 @@ def test_a_gate_is_set_shown_met_and_taken_away(desk: Desk) -> None:
 def test_a_gate_that_can_never_open_is_refused_in_a_sentence(desk: Desk) -> None:
     said = desk("gate", "set", "acme", "prod", "--approvals", "2", "--approver", "ann", expect=2)
     assert "can never" in said.stderr
+    assert "everything would pass" in desk("gate", "set", "acme:prod", "--approver", "ann", expect=2).stderr
+    words = ["--held-in", "prod", "--held-seconds", "60"]
+    assert "before it is 'prod'" in desk("gate", "set", "acme:prod", *words, expect=2).stderr
+    assert "No gate was set on acme" in desk("gate", "list", "acme").stdout
 
 
 def test_broken_glass_needs_a_reason_and_is_told_for_ever(desk: Desk) -> None:

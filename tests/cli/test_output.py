@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 
 import click
 import pytest
+from pydantic import ValidationError
 
 from cli import output
 from registry import errors
 from registry.errors import Invalid, Reason, RegistryError
+from registry.wire import AliasView, YankRequest
 
 
 def told(error: Exception, capsys: pytest.CaptureFixture[str], *, as_json: bool = False) -> tuple[int | None, str]:
@@ -47,6 +49,17 @@ def test_an_error_in_json_is_the_problem_itself(capsys: pytest.CaptureFixture[st
 def test_a_full_disk_is_for_later_and_a_missing_file_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert told(OSError(errno.ENOSPC, "No space left on device", "/x"), capsys)[0] == 75
     assert told(FileNotFoundError(errno.ENOENT, "No such file", "/x"), capsys) == (2, "Error: /x: No such file\n")
+
+
+def test_what_fits_into_no_request_is_bad_input_and_an_answer_that_fits_no_shape_a_bug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ValidationError) as asked:
+        YankRequest(reason="\x1b[2J")
+    assert told(asked.value, capsys) == (2, "Error: reason: holds U+001B, which steers a terminal or turns a line\n")
+    with pytest.raises(ValidationError) as answered:
+        AliasView.model_validate({})
+    assert told(answered.value, capsys)[0] is None
 
 
 def test_a_bug_keeps_its_trace(capsys: pytest.CaptureFixture[str]) -> None:

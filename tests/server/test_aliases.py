@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import httpx
 import pytest
@@ -211,9 +211,11 @@ def test_the_history_tells_what_held_at_a_moment(stocked: World) -> None:
     assert {m.alias for m in stocked.admin.history(NAME, at=moves[0].at).moves} == {"main", "prod"}
 
 
-def test_a_time_without_a_zone_is_refused(stocked: World) -> None:
-    with pytest.raises(Invalid):
-        stocked.admin.history(NAME, at=datetime(2026, 5, 3, 14, 5))
+def test_a_time_without_a_zone_or_out_of_time_is_refused(stocked: World) -> None:
+    ends = [datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), datetime.min.replace(tzinfo=timezone.max)]
+    for at in (datetime(2026, 5, 3, 14, 5), *ends):
+        with pytest.raises(Invalid):
+            stocked.admin.history(NAME, at=at)
 
 
 def test_times_of_an_alias_grow_even_when_the_clock_is_set_back(

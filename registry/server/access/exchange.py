@@ -53,7 +53,7 @@ def token_for(session: Session, issuers: Issuers, request: ExchangeRequest) -> t
 def _asked(session: Session, told: Believed, wanted: AdapterName | None) -> TokenCreate:
     """The token that these claims are good for: of trusted publishers first, else of a person."""
     trusted = [n for n in publishers.trusted(session, told.issuer, told.claims) if wanted in (None, n)]
-    name = str(told.claims["sub"])[:100] or told.issuer[:100]
+    name = "".join(filter(str.isprintable, str(told.claims["sub"])))[:100] or told.issuer[:100]
     if trusted:
         return TokenCreate(
             name=name,

@@ -34,9 +34,11 @@ def create(session: Session, actor: Actor, request: NamespaceCreate) -> Namespac
     """A new namespace, private, with its owner. `Conflict` (NAME_TAKEN, NAME_TOMBSTONED)."""
     actor.demand_everywhere("admin")
     name = names.namespace(request.name)
+    owner = request.owner or actor.subject
+    if owner:
+        _demand_subject(owner)
     if not taken.claim_namespace(session, actor, name):
         raise Conflict("NAME_TAKEN", f"there is a namespace '{name}' already")
-    owner = request.owner or actor.subject
     if owner:
         _put(session, actor, name, owner, Role.OWNER)
     return show(session, actor, name)
@@ -82,9 +84,7 @@ def change(session: Session, actor: Actor, name: str, request: NamespaceSet) -> 
 def grant(session: Session, actor: Actor, name: str, subject: str, role: str) -> NamespaceView:
     """Give a subject this role instead of the one that it has. The namespace `*` is all of them."""
     _demand(session, actor, name)
-    if len(subject) > SUBJECT_LIMIT or not _SUBJECT.match(subject) or subject == EVERYBODY:
-        sentence = f"subject: {subject[:80]!r} is not 1 to {SUBJECT_LIMIT} visible ASCII characters, or is '*'"
-        raise Invalid("REQUEST_INVALID", sentence)
+    _demand_subject(subject)
     if role not in list(Role):
         raise Invalid("REQUEST_INVALID", f"role: {role[:40]!r} is not one of {', '.join(Role)}")
     _put(session, actor, name, subject, Role(role))
@@ -105,6 +105,12 @@ def remove(session: Session, actor: Actor, name: str) -> None:
     taken.bury(session, taken.NAMESPACES, name)
     state.changed(session)
     audit.append(session, actor, "namespace.delete", name)
+
+
+def _demand_subject(subject: str) -> None:
+    if len(subject) > SUBJECT_LIMIT or not _SUBJECT.match(subject) or subject == EVERYBODY:
+        sentence = f"subject: {subject[:80]!r} is not 1 to {SUBJECT_LIMIT} visible ASCII characters, or is '*'"
+        raise Invalid("REQUEST_INVALID", sentence)
 
 
 def _demand(session: Session, actor: Actor, name: str) -> None:
