@@ -1,7 +1,8 @@
 """`adapter revalidate`: have every version of a base, or those that are affected, tried again, and see what changed.
 
 Invariants
-- Waiting asks the registry; Ctrl-C ends the waiting, not the campaign. `--campaign ID` waits for it again.
+- Waiting asks the registry; Ctrl-C ends the waiting, not the campaign. `--campaign ID`, which is told before the
+  waiting begins, waits for it again.
 - Exits 6 when a version now fails that did not fail before, 75 when one could not be judged.
 
 Example
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli import output, session
+from cli.jobs import REMARK_AFTER_SECONDS
 from registry import names
 from registry.client.judging import Judging
 from registry.errors import Unavailable
@@ -66,18 +68,25 @@ def _tool(text: str) -> tuple[str, str]:
 
 
 def _watch(judging: Judging, view: CampaignView, timeout: float | None) -> CampaignView:
-    ends = None if timeout is None else time.monotonic() + timeout
+    began, remarked = time.monotonic(), False
+    if not view.finished:
+        again = f"Ctrl-C ends the waiting, `adapter revalidate --campaign {view.id}` waits again"
+        output.note(f"{output.plural(view.total, 'version')} of {view.base} queued; {again}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not output.on_terminal()) as bars:
         task = bars.add_task(view.base, total=view.total)
         while not view.finished:
-            if ends is not None and time.monotonic() >= ends:
+            waited = time.monotonic() - began
+            if timeout is not None and waited >= timeout:
                 raise Unavailable(
                     "TRY_LATER",
                     f"campaign {view.id} is not finished: {_states(view)}",
                     next_step=f"it goes on; `adapter revalidate --campaign {view.id}` waits for it again",
                 )
+            if view.states.get(State.QUEUED, 0) == view.total and waited >= REMARK_AFTER_SECONDS and not remarked:
+                output.note("it waits for a worker: run `adapter work` where the base's weights are")
+                remarked = True
             time.sleep(ASK_EVERY_SECONDS)
             view = judging.campaign(view.id)
             bars.update(task, completed=view.total - _open(view))

@@ -186,10 +186,13 @@ def _step(step: Step) -> str:
 
 
 def _print_job(found: Job) -> None:
+    sources: list[str] = found.payload.get("sources") or []
     click.echo(f"{output.strong(found.id)}  {_state(found)}")
     output.facts(
         [
             ("work", f"{found.kind} {found.subject} on {found.base}"),
+            ("of", ", ".join(sources) if len(sources) > 1 else ""),
+            ("into", str(found.payload.get("into") or "")),
             ("attempt", f"{found.attempt} of {found.attempts_limit}"),
             ("worker", found.worker),
             ("progress", "\n".join(_step(step) for step in found.steps) or found.progress),

@@ -58,7 +58,8 @@ def merge(
     if operation is Operation.RESIZE and not rank:
         raise click.UsageError("one adapter alone: say --rank N to resize it, or --fuse to write it into its base")
     recipe = Recipe(
-        operation=operation, sources=named, weights=weights if operation is Operation.COMBINE else (),
+        operation=operation, sources=named,
+        weights=weights if operation is Operation.COMBINE or set(weights) != {1.0} else (),
         method=Method.SVD if operation is Operation.RESIZE else Method(method), rank=rank, density=density, seed=seed,
         into=into, onto=onto, dequantise=dequantise,
     )  # fmt: skip
@@ -131,7 +132,8 @@ def _here(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
             return _written(order, out)
         if not order.base or not Path(order.base).is_dir():
             raise Invalid("BASE_INVALID", "the base's weights are not here", next_step="say where: --base-dir DIR")
-        return _run(order)
+        report = _run(order)
+        return report.onto(recipe.onto, own) if recipe.onto and own else report
 
 
 def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
@@ -141,7 +143,7 @@ def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple
         if is_folder(source):
             folders.append(str(Path(source).expanduser()))
             continue
-        folder = scratch / f"source-{at}"
+        folder = scratch / str(at) / source
         bases.add(transfer.pull(registry, Ref.parse(source), folder).manifest.base.name)
         folders.append(str(folder))
     if len(bases) != 1:

@@ -120,6 +120,11 @@ class MergeReport(Value):
     copied_bytes: int = 0
     notes: tuple[str, ...] = ()
 
+    def onto(self, base: str, own: str) -> MergeReport:
+        """The same, saying that `base` is not the one that the adapter was trained on."""
+        note = f"the adapter was trained on {own}; it is fused into {base}, which is not what was trained"
+        return self.model_copy(update={"notes": (*self.notes, note)})
+
 
 class Ingredient(Value):
     """A source as its rows tell of it. `facts` are those that engines judge by (registry/engines/facts.py)."""
@@ -183,7 +188,8 @@ def demand(recipe: Recipe, ingredients: Sequence[Ingredient]) -> None:
     if wrong:
         reasons = [Reason(finding.code, finding.place, finding.sentence) for finding in wrong]
         more = f" (and {len(wrong) - 1} more reasons)" if wrong[1:] else ""
-        raise Invalid("RECIPE_INVALID", f"{wrong[0].place}: {wrong[0].sentence}{more}", reasons=reasons)
+        place = "" if wrong[0].sentence.startswith(wrong[0].place) else f"{wrong[0].place}: "
+        raise Invalid("RECIPE_INVALID", f"{place}{wrong[0].sentence}{more}", reasons=reasons)
 
 
 def _numbers(recipe: Recipe) -> Iterator[Finding]:
@@ -194,6 +200,9 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
         yield _error("recipe.sources", "sources", f"{operation} takes one adapter, not {len(recipe.sources)}")
     if recipe.weights and len(recipe.weights) != len(recipe.sources):
         sentence = f"{len(recipe.weights)} weights for {len(recipe.sources)} sources"
+        yield _error("recipe.weight_invalid", "weights", sentence)
+    if not several and any(weight != 1 for weight in recipe.weights):
+        sentence = f"a weight belongs to a sum of several; {operation} takes the adapter as it was trained"
         yield _error("recipe.weight_invalid", "weights", sentence)
     for weight in recipe.weights:
         if not math.isfinite(weight) or abs(weight) > WEIGHT_LIMIT or weight == 0:
@@ -206,6 +215,8 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
         yield _error("recipe.density_invalid", "density", f"a density is over 0 and at most 1, not {recipe.density:g}")
     if recipe.density != 1 and (not several or recipe.method not in PRUNING):
         yield _error("recipe.density_invalid", "density", f"{recipe.method} leaves nothing out: it takes no density")
+    if operation is Operation.FUSE and recipe.rank:
+        yield _error("recipe.rank_invalid", "rank", "fusing cuts no rank: resize the adapter first, then fuse that")
     if recipe.method is Method.CAT and recipe.rank:
         yield _error("recipe.rank_invalid", "rank", "cat puts the factors side by side, whatever the rank; svd cuts it")
     if (recipe.dequantise or recipe.onto) and operation is not Operation.FUSE:

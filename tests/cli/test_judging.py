@@ -67,6 +67,21 @@ def test_waiting_for_a_verdict_ends_with_its_exit_code(
     assert "the logits do not move" in said.stdout
 
 
+def test_a_campaign_that_is_waited_for_tells_its_id_before_it_is_over(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.base()
+    desk.push("acme/support")
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cli.campaigns.time.sleep", interrupt)
+    told = desk("revalidate", "--base", "tiny-llama", expect=1).stderr
+    again = next(word for word in told.replace("`", " ").split() if word.startswith("cam_"))
+    assert desk("revalidate", "--campaign", again, "--no-wait", "--json").json["states"] == {"queued": 1}
+
+
 def test_a_push_can_wait_for_its_verdict_and_be_strict_about_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.base()
     folder = desk.adapter("mine")

@@ -50,6 +50,8 @@ def test_a_merge_by_name_is_a_job_and_a_wrong_one_says_why(desk: Desk, shelf: Pa
     how = ("--method", "svd", "--rank", 4, "--into", "acme/both")
     job = _json(desk, "merge", "acme/one=2", "acme/other", *how)
     assert (job["kind"], job["state"], job["payload"]["weights"]) == ("merge", "queued", [2.0, 1.0])
+    told = desk("job", "show", job["id"]).stdout
+    assert "acme/one@1, acme/other@1" in told and "acme/both" in told
     fuse = _json(desk, "merge", "acme/one", "--fuse", "--into", "tiny-one")
     assert (fuse["kind"], fuse["base"]) == ("fuse", "tiny")
 
@@ -57,7 +59,26 @@ def test_a_merge_by_name_is_a_job_and_a_wrong_one_says_why(desk: Desk, shelf: Pa
     assert "named twice" in refused.stderr
     assert "say --rank N" in desk("merge", "acme/one", "--into", "acme/both", expect=2).stderr
     assert "a weight" in desk("merge", "acme/one=much", "acme/other", "--into", "acme/both", expect=2).stderr
+    halved = desk("merge", "acme/one=0.5", "--fuse", "--into", "tiny-half", expect=2)
+    assert "as it was trained" in halved.stderr
     desk("merge", "acme/one", "acme/none", "--into", "acme/both", expect=4)
+
+
+def test_what_is_done_here_is_checked_as_the_registry_does_it(desk: Desk, shelf: Path, tmp_path: Path) -> None:
+    desk("base", "add", "tiny", shelf / "base")
+    desk("base", "add", "twin", models.base(tmp_path / "twin"))
+    desk("push", shelf / "one", "acme/one", "--base", "tiny")
+    here = ("--base-dir", shelf / "base", "--into", tmp_path / "no")
+    assert "as it was trained" in desk("merge", f"{shelf}/one=0.5", "--fuse", *here, expect=2).stderr
+    assert "takes one adapter" in desk("merge", shelf / "one", shelf / "other", "--fuse", *here, expect=2).stderr
+    assert "a rank is" in desk("extract", shelf / "base", shelf / "base", "--rank", 0, *here[2:], expect=2).stderr
+    assert not (tmp_path / "no").exists()
+    onto = _json(desk, "merge", "acme/one", "--fuse", "--onto", "twin", "--into", tmp_path / "onto")
+    assert any("was trained on tiny" in note for note in onto["report"]["notes"])
+    dora = models.adapter(shelf / "base", tmp_path / "dora", use_dora=True)
+    desk("push", dora, "acme/dora", "--base", "tiny")
+    named = desk("merge", "acme/one", "acme/dora", "--into", tmp_path / "no", expect=2).stderr
+    assert "Error: dora is DoRA" in named
 
 
 def test_fusing_without_the_base_here_says_how_to_name_it(desk: Desk, shelf: Path, tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def test_a_rank_is_within_its_limits(rank: int) -> None:
     assert codes(ONE, operation=Operation.RESIZE, rank=0) == {"recipe.rank_invalid"}
 
 
+def test_what_a_fuse_or_a_resize_would_ignore_is_refused() -> None:
+    assert codes(ONE, operation=Operation.FUSE, weights=(0.5,)) == {"recipe.weight_invalid"}
+    assert codes(ONE, operation=Operation.RESIZE, rank=4, weights=(0.5,)) == {"recipe.weight_invalid"}
+    assert codes(ONE, operation=Operation.FUSE, rank=4) == {"recipe.rank_invalid"}
+    assert codes(ONE, operation=Operation.FUSE, weights=(1.0,)) == set()
+
+
 def test_an_exact_sum_that_no_adapter_may_hold_is_refused() -> None:
     large = [ingredient(f"acme/{n}@1", max_rank=2100) for n in range(2)]
     assert codes(*large) == {"recipe.rank_invalid"}
@@ -90,9 +97,18 @@ def test_every_reason_is_said_at_once() -> None:
     with pytest.raises(Invalid) as refused:
         recipes.demand(recipe, [ONE, ingredient("acme/c@1", use_dora=True)])
     assert refused.value.code == "RECIPE_INVALID"
+    assert refused.value.detail.startswith("weights: ")
     assert {reason.code for reason in refused.value.reasons} == {
         "recipe.weight_invalid", "recipe.rank_invalid", "recipe.density_invalid", "recipe.dora",
     }  # fmt: skip
+
+
+def test_a_reason_that_begins_with_the_source_does_not_name_it_twice() -> None:
+    with pytest.raises(Invalid, match=r"\Aacme/c@1 is DoRA"):
+        recipes.demand(
+            Recipe(operation=Operation.COMBINE, sources=("acme/a@1", "acme/c@1")),
+            [ONE, ingredient("acme/c@1", use_dora=True)],
+        )
 
 
 def test_the_annotation_is_the_recipe_without_where_it_goes() -> None:

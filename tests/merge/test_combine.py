@@ -159,6 +159,8 @@ def test_extraction_says_what_a_lora_cannot_hold_and_refuses_strangers(tmp_path:
         with pytest.raises(Invalid) as refused:
             extract(bases / tuned, bases / base, tmp_path / "no", rank=4)
         assert refused.value.code == "RECIPE_INVALID"
+    with pytest.raises(Invalid, match="is packed"):
+        extract(bases / "llama-a-nf4", bases / "llama-a", tmp_path / "no", rank=4)
 
 
 @pytest.mark.parametrize(

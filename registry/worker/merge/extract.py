@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from registry import bases
 from registry.bases import BaseSpec
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid
@@ -77,11 +76,11 @@ def _demand_alike(olds: dict[str, Stored], news: dict[str, Stored], spec: BaseSp
         raise Invalid("RECIPE_INVALID", f"the base is packed ({spec.quantisation}): give its original weights")
     for name, old in olds.items():
         new = news.get(name)
+        if new is not None and {old.info.dtype, new.info.dtype} - _PLAIN:
+            raise Invalid("RECIPE_INVALID", f"{name} is packed; give the original weights")
         if new is None or new.info.shape != old.info.shape:
             found = "is missing" if new is None else f"has shape {list(new.info.shape)}, not {list(old.info.shape)}"
-            raise Invalid("RECIPE_INVALID", f"{bases.CONFIG}: these are different architectures: {name} {found}")
-        if {old.info.dtype, new.info.dtype} - _PLAIN:
-            raise Invalid("RECIPE_INVALID", f"{name} is packed; give the original weights")
+            raise Invalid("RECIPE_INVALID", f"these are different architectures: {name} {found}")
 
 
 def _values(stored: Stored) -> Tensor:

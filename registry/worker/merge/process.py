@@ -42,17 +42,19 @@ def do(
     """Do what the order says. `Invalid` when it cannot be done. `foreign`: as for `fuse.fuse`."""
     recipe, out = order.recipe, Path(order.out)
     if recipe.operation is Operation.EXTRACT:
+        recipes.demand(recipe, [])
         return extract.extract(
             Path(order.tuned), Path(order.base), out, rank=recipe.rank, base_name=order.base_name, progress=say
         )
     sources = [Adapter.open(folder) for folder in order.sources]
+    recipes.demand(
+        recipe.model_copy(update={"sources": tuple(order.sources)}), [_ingredient(source) for source in sources]
+    )
     if recipe.operation is Operation.FUSE:
         say("reading the base's headers")
         return fuse.fuse(
             sources[0], Path(order.base), out, dequantise=recipe.dequantise, foreign=foreign, progress=_counted(say)
         )
-    named = recipe.model_copy(update={"sources": tuple(order.sources)})
-    recipes.demand(named, [_ingredient(source) for source in sources])
     weights = recipe.weights or (1.0,) * len(sources)
     return combine.combine(recipe, list(zip(weights, sources, strict=True)), out, progress=say)
 

@@ -48,8 +48,9 @@ def merge(task: Task) -> Done:
         found = [task.registry.resolve(Ref.parse(source)) for source in recipe.sources]
         folders = []
         for at, source in enumerate(found):
-            task.lease.say(f"pulling {source.name}@{source.number}")
-            folders.append(str(task.pull(Path(scratch) / f"source-{at}", source)))
+            called = f"{source.name}@{source.number}"
+            task.lease.say(f"pulling {called}")
+            folders.append(str(task.pull(Path(scratch) / str(at) / called, source)))
         out = Path(scratch) / "result"
         report = _run(task, Order(recipe=recipe, sources=tuple(folders), out=str(out)))
         task.lease.say(f"pushing {recipe.into}")
@@ -78,9 +79,7 @@ def fuse(task: Task) -> Done:
         order = Order(recipe=recipe, sources=(str(folder),), base=str(source.folder), out=str(out))
         report = _run(task, order)
     if recipe.onto:
-        own = task.subject.manifest.base.name
-        note = f"the adapter was trained on {own}; it is fused into {recipe.onto}, which is not what was trained"
-        report = report.model_copy(update={"notes": (*report.notes, note)})
+        report = report.onto(recipe.onto, task.subject.manifest.base.name)
     task.lease.check()
     spec, _ = base_spec_from(out, name)
     parents = [edge(task.subject, Relation.FUSED)]
