@@ -51,7 +51,8 @@ def test_a_merge_by_name_is_a_job_and_a_wrong_one_says_why(desk: Desk, shelf: Pa
     job = _json(desk, "merge", "acme/one=2", "acme/other", *how)
     assert (job["kind"], job["state"], job["payload"]["weights"]) == ("merge", "queued", [2.0, 1.0])
     told = desk("job", "show", job["id"]).stdout
-    assert "acme/one@1, acme/other@1" in told and "acme/both" in told
+    assert "acme/one@1, acme/other@1" in told
+    assert "acme/both" in told
     fuse = _json(desk, "merge", "acme/one", "--fuse", "--into", "tiny-one")
     assert (fuse["kind"], fuse["base"]) == ("fuse", "tiny")
 
