@@ -12,6 +12,7 @@ from __future__ import annotations
 import click
 
 from cli import output, session
+from cli.audit import STORY
 from registry.client.audit import Audit
 from registry.wire.audit import ACTIONS, DeliveryView, WebhookCreate, WebhookView
 
@@ -28,6 +29,10 @@ def webhook() -> None:
 @output.json_option
 def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
     """Send events to URL from now on. The secret that signs them is shown now and never again."""
+    for unheard in sorted(set(actions) - set(STORY)):
+        output.note(
+            f"no event is called {unheard!r}, as far as this command knows; `adapter audit log --json` names some"
+        )
     with session.registry() as registry:
         made = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
 

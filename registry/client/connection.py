@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import json as texts
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,8 @@ ATTEMPTS_LIMIT = 4
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
+_CARRIES = re.compile(rf"{PREFIX}/(resolve/|pushes/[^/]+/commit\Z)")
+"""Paths whose answers carry the newest checkpoint of the audit log."""
 
 Body = Callable[[], Iterable[bytes]]
 """A request body that can be read again from the start, so that the request can be sent again."""
@@ -63,7 +66,8 @@ class Connection:
         self._token = token
         self._wait = wait
         self.on_checkpoint: Callable[[str], None] | None = None
-        """Told of each checkpoint that an answer of the registry carries, before the answer is given on."""
+        """Told of each checkpoint that an answer of the registry carries, before the answer is given on; of an empty
+        one where it carries none and should."""
         program = f"adapter-registry/{__version__}"
         self._sockets = Sockets(program)
         self._home = Carrier(self._sockets, program, transport)
@@ -221,8 +225,9 @@ class Connection:
             self._wait(_pause(attempt, error.retry_after_seconds))
 
     def _tell(self, answer: httpx.Response) -> None:
-        checkpoint = answer.headers.get(CHECKPOINT_HEADER)
-        if checkpoint and self.on_checkpoint is not None and _origin(str(answer.url)) == _origin(self.url):
+        checkpoint = answer.headers.get(CHECKPOINT_HEADER, "")
+        due = checkpoint or _CARRIES.search(answer.url.path)
+        if due and self.on_checkpoint is not None and _origin(str(answer.url)) == _origin(self.url):
             self.on_checkpoint(checkpoint)
 
 

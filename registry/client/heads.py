@@ -4,6 +4,7 @@ Invariants
 - The first checkpoint of a registry is believed, with its keys; from then on only those keys count.
 - A newer checkpoint must be shown to be the old log and more; an older one must be shown to be its beginning. Anything
   else is `Corrupt` (LOG_INCONSISTENT), before anything is done with the answer that brought it. Nothing is forgotten.
+- A registry that is remembered and shows no checkpoint where one belongs is asked for it.
 - A file is replaced as a whole, and never by a shorter log.
 
 Example
@@ -25,7 +26,7 @@ from pathlib import Path
 from registry.client import audit as logs
 from registry.client.api import Registry
 from registry.client.audit import Audit
-from registry.errors import Corrupt, Invalid
+from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog.notes import Checkpoint, Verifier
 
 
@@ -51,6 +52,9 @@ class Heads:
         """Check every checkpoint that an answer of this registry carries. `by_origin`: its URL is no name of it."""
 
         def look(encoded: str) -> None:
+            if not encoded:
+                self._demand(registry, by_origin=by_origin)
+                return
             try:
                 note = base64.b64decode(encoded, validate=True).decode()
             except (binascii.Error, UnicodeDecodeError) as e:
@@ -61,6 +65,19 @@ class Heads:
                     self._seen.add(note)
 
         registry.connection.on_checkpoint = look
+
+    def _demand(self, registry: Registry, *, by_origin: bool) -> None:
+        """An answer came without the checkpoint that it should carry: a server that has just begun, or one that hides
+        what became of its log. Asked once, where nothing was shown yet and something is remembered."""
+        with self._lock:
+            if by_origin or self._seen or _read(self._path(registry.url)) is None:
+                return
+            try:
+                note = Audit(registry).checkpoint()
+            except NotFound as e:
+                raise _wrong(registry.url, "it shows no checkpoint") from e
+            self.check(registry, note)
+            self._seen.add(note)
 
     def check(self, registry: Registry, note: str, *, by_origin: bool = False) -> Checkpoint:
         """The checkpoint of this note, once it is shown to follow the remembered one; then it is the remembered one."""

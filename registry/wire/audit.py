@@ -23,7 +23,10 @@ CHECKPOINT_HEADER = "Audit-Checkpoint"
 
 ARRIVED = "adapter.arrive"
 """Told under the name that a transfer gives an adapter, with the names before it (`names`), oldest first."""
-ACTIONS = ("version.push", "verdict.add", "alias.move", "version.yank", "version.unyank", "version.quarantine")
+ACTIONS = (
+    *("version.push", "verdict.add", "alias.move"),
+    *("version.yank", "version.unyank", "version.quarantine", "version.release"),
+)
 """What a webhook is told of unless it says otherwise."""
 
 

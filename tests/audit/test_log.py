@@ -197,6 +197,33 @@ def test_an_answer_that_carries_a_wrong_checkpoint_is_not_given_on(world: World,
     assert caught.value.code == "LOG_INCONSISTENT"
 
 
+def test_a_registry_that_hides_its_checkpoint_is_asked_for_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header is what a dishonest one would leave out."""
+    world.add_base()
+    world.push("acme/support")
+    reader = world.actor("pull")
+    logs.append(world, 3)
+    Heads(tmp_path).watch(reader)
+    reader.resolve("acme/support")
+    monkeypatch.setattr(Log, "header", {})
+    Heads(tmp_path).watch(reader)
+    assert reader.resolve("acme/support").number == 1, "one that has just begun is not suspected"
+    with world.session(write=True) as session:
+        for table in ("audit_checkpoint", "audit_tile", "event"):
+            session.connection().execute(text(f"DELETE FROM {table}"))
+    world.app.state.log.newest = (0, "")
+    logs.append(world, 2)
+    for heads in (Heads(tmp_path), Heads(tmp_path)):
+        heads.watch(reader)
+        with pytest.raises(Corrupt) as caught:
+            reader.resolve("acme/support")
+        assert caught.value.code == "LOG_INCONSISTENT"
+    Heads(tmp_path / "new").watch(reader)
+    assert reader.resolve("acme/support").number == 1, "who remembers nothing demands nothing"
+
+
 def test_the_key_is_a_file_for_its_owner_alone_and_is_made_once(world: World) -> None:
     made = keys.load(world.settings)
     path = keys.path_of(world.settings)

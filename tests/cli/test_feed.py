@@ -67,3 +67,12 @@ def test_a_stream_goes_on_over_a_restart_and_misses_nothing(tmp_path: Path) -> N
     assert [int(message["id"]) for message in heard] == [event.seq for event in seen]
     assert [json.loads(message["data"])["detail"]["name"] for message in heard] == ["admin", "one", "two", "three"]
     assert {message["event"] for message in heard} == {"token.issue"}
+
+
+def test_a_stream_ends_as_a_whole_answer_when_its_token_does(tmp_path: Path) -> None:
+    with served(tmp_path / "data") as (_, said), Registry(said["url"], said["token"]) as registry:
+        made = registry.create_token(TokenCreate(name="ends", scopes=["admin"]))
+        with stream(said["url"], made.secret, 0) as messages:
+            assert [next(messages)["event"], next(messages)["event"]] == ["token.issue"] * 2
+            registry.revoke_token(made.token.id)
+            assert list(messages) == [], "not the event of its own end, and no broken connection"

@@ -24,7 +24,7 @@ from sqlalchemy import or_
 from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
-from registry.errors import NotFound
+from registry.errors import NotFound, RegistryError
 from registry.server import attestations, audit, db
 from registry.server.actors import Actor
 from registry.server.audit import log as logs
@@ -145,7 +145,11 @@ async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
     until, fresh = time.monotonic() + STREAM_SECONDS, True
     yield ": the audit log\n\n"
     while time.monotonic() < until:
-        page = await reader.page(cursor, PAGE, fresh=fresh)
+        try:
+            page = await reader.page(cursor, PAGE, fresh=fresh)
+        except RegistryError as e:  # its token has ended, say: whoever follows asks again, and hears of it by a status
+            yield f": {e.code}\n\n"
+            return
         for event in page.items:
             yield f"id: {event.seq}\nevent: {event.action}\ndata: {event.model_dump_json()}\n\n"
         cursor, fresh = page.last, False
