@@ -21,8 +21,8 @@ from registry.bases.identity import Likeness
 from registry.compat import kinship
 from registry.compat import methods as compat_methods
 from registry.compat.modules import Site, check_completeness, check_full, check_updates
-from registry.compat.notes import Notes
 from registry.lora import LoraSpec, methods
+from registry.lora.notes import Notes
 from registry.verdicts import Finding
 
 CONFIG = "adapter_config.json"
@@ -51,7 +51,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Likeness] = ()
         _prompts(lora, base, notes)
     else:
         compat_methods.check_pieces(lora, site)
-    if lora.method in methods.LORA_LIKE or lora.method in methods.TENSOR_MARKS:
+    if lora.method not in methods.PROMPTS | methods.APART:
         check_completeness(lora, site)
     check_full(lora, site)
     _tokens(lora, base, notes)
@@ -63,7 +63,7 @@ def _prompts(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     """Virtual tokens: one matrix [tokens, width]; a prefix holds a key and a value for each layer and kv head."""
     rows = lora.config.other.get("num_virtual_tokens")
     width = 2 * base.layers * base.kv_heads * base.head_size if lora.method == "PREFIX_TUNING" else base.hidden
-    for piece in lora.pieces:
+    for piece in (piece for piece in lora.pieces if piece.name == "prompt_embeddings"):
         if not width or lora.method in ("CPT", "CARTRIDGE"):
             notes.unknown("fit.method_unjudged", piece.name, f"the width of {lora.method} cannot be told from headers")
         elif len(piece.shape) != 2 or piece.shape[1] != width:

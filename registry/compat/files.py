@@ -16,9 +16,9 @@ from __future__ import annotations
 from registry import formats
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
-from registry.compat.notes import Notes
 from registry.compat.paths import Paths
 from registry.formats.facts import FileFacts, FileModule
+from registry.lora.notes import Notes
 from registry.verdicts import Finding
 
 _KERNELS = (1, 4, 9, 16, 25, 49)

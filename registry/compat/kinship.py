@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 from registry.bases import BaseSpec
 from registry.bases.identity import Grade, Likeness
-from registry.compat.notes import Notes
 from registry.lora.base_claim import BaseClaim
+from registry.lora.notes import Notes
 
 PLACE = "adapter_config.json: base_model_name_or_path"
 PACKED_NAME = re.compile(

@@ -16,11 +16,11 @@ import re
 from collections.abc import Iterator
 
 from registry.bases import BaseSpec
-from registry.bases.modules import ModuleShape, is_token_table
-from registry.compat.notes import Notes
+from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
 from registry.lora import LoraSpec, ModuleUpdate, Piece
 from registry.lora.config import AdapterConfig
-from registry.lora.targets import Targets, endings
+from registry.lora.notes import Notes
+from registry.lora.targets import Targets, endings, starts
 from registry.verdicts import Severity
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
@@ -62,6 +62,8 @@ class Site:
             why = f"its layers are 0 to {layers - 1}"
         elif _FUSED.get(leaf) and path.replace(leaf, _FUSED[leaf]) in self.base.modules:
             why = f"it has the fused {_FUSED[leaf]} in its place"
+        elif any(f"{prefix}.{path}" in self.base.modules for prefix in set(PREFIXES.values())):
+            why = f"that is a path of the model without its head (AutoModel), and this base is {self.base.architecture}"
         else:
             why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
         sentence = f"{what} {path} is not a module of {self.base.name}: {why}"
@@ -233,10 +235,7 @@ def check_full(lora: LoraSpec, site: Site) -> None:
     for piece in (*lora.full, *lora.repeats):
         _check_whole(piece, site)
     saved = {piece.path for piece in lora.full}
-    for name in lora.config.saved_modules:
-        if not any(f".{name}." in f".{path}." for path in saved):
-            sentence = f"modules_to_save names {name}, and the file does not hold it"
-            site.notes.error("fit.saved_module_absent", f"adapter_config.json: {name}", sentence, name, "nothing")
+    _check_saved(lora.config.saved_modules, saved, site)
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
     if site.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
         sentence = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
@@ -244,6 +243,21 @@ def check_full(lora: LoraSpec, site: Site) -> None:
     for piece in lora.repeats:
         sentence = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
         site.notes.warning("fit.repeats_base", f"{piece.path}.{piece.name}", sentence, group="repeats")
+
+
+def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
+    """Each saved module must be there. A name that means none trained nothing: PEFT itself names every task's heads."""
+    held, known = set().union(*map(starts, saved)), set().union(*map(starts, site.base.modules))
+    absent = [name for name in names if not any(start.endswith(name) for start in held)]
+    has_head = any(name in _TASK_HEADS and name not in absent for name in names)
+    for name in absent:
+        place, sentence = f"adapter_config.json: {name}", f"modules_to_save names {name}, and the file does not hold it"
+        is_head = name in _TASK_HEADS
+        if (is_head and not has_head) or (not is_head and any(start.endswith(name) for start in known)):
+            site.notes.error("fit.saved_module_absent", place, sentence, name, "nothing", group="head" * is_head)
+        elif not is_head:
+            sentence = f"{sentence}; {site.base.name} has no such module"
+            site.notes.warning("fit.saved_module_absent", place, sentence, name, "nothing", group="absent")
 
 
 def _check_whole(piece: Piece, site: Site) -> None:

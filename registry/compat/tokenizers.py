@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
-from registry.compat.notes import Notes
 from registry.digest import Digest
 from registry.errors import Invalid
+from registry.lora.notes import Notes
 from registry.manifest import Descriptor
 from registry.verdicts import Finding
 

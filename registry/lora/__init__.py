@@ -17,12 +17,14 @@ Example
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Literal
 
 from registry.lora.config import AdapterConfig
 from registry.lora.methods import LORA_LIKE, PROMPTS
 from registry.lora.names import Names, Role
+from registry.lora.notes import Notes
 from registry.lora.targets import Choice, Targets
 from registry.tensors import FLOATS, Header, TensorInfo
 from registry.verdicts import Finding, Value
@@ -32,7 +34,7 @@ Kind = Literal["linear", "conv", "embedding", "parameter"]
 
 DEFAULT_ALPHA = 8.0
 """What PEFT takes when `lora_alpha` is not written."""
-FINDINGS_LIMIT = 500
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 class ModuleUpdate(Value):
@@ -133,7 +135,7 @@ class _Reader:
         self._targets = Targets(config)
         self._ranks = Choice(config.rank_pattern)
         self._alphas = Choice(config.alpha_pattern)
-        self._findings: list[Finding] = list(config.findings)
+        self._notes = Notes()
         self._pairs: dict[tuple[str, int], dict[Role, TensorInfo]] = {}
         self._others: dict[Role, list[Piece]] = {role: [] for role in Role}
 
@@ -154,32 +156,28 @@ class _Reader:
             dtypes=tuple(sorted({t.dtype for t in header})),
             parameters=sum(t.elements for t in header),
             size_bytes=header.size_bytes,
-            findings=tuple(self._findings),
+            findings=(*self._config.findings, *self._notes.findings()),
         )
 
     def _note(self, code: str, place: str, sentence: str, expected: object = "", found: object = "") -> None:
-        self._add("error", code, place, sentence, expected, found)
-
-    def _add(
-        self, severity: Literal["error", "warning", "unknown"], code: str, place: str, sentence: str,
-        expected: object = "", found: object = "",
-    ) -> None:  # fmt: skip
-        if len(self._findings) < FINDINGS_LIMIT:
-            self._findings.append(
-                Finding(code=code, severity=severity, place=place[:600], sentence=sentence[:2000],
-                        expected=str(expected)[:600], found=str(found)[:600])
-            )  # fmt: skip
+        """An error; that of other layers, where nothing else differs, is the same one."""
+        group = f"{_NUMBER.sub('*', place)} {expected} {found if place not in str(found) else ''}"
+        self._notes.error(code, place, sentence, expected, found, group=group)
 
     def _sort(self, info: TensorInfo) -> None:
         if info.elements == 0:
             sentence = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
             self._note("lora.tensor_empty", info.name, sentence, found=list(info.shape))
         name = self._names.read(info.name)
-        if info.dtype not in FLOATS and not (name.role is Role.PIECE and name.leaf.endswith("_indices")):
+        counts = name.role is Role.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
+        if info.dtype not in FLOATS and not counts:
             sentence = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"
             self._note("lora.dtype_refused", info.name, sentence, ", ".join(sorted(FLOATS)), info.dtype)
         if name.role in (Role.A, Role.B, Role.MAGNITUDE, Role.BIAS):
-            self._pairs.setdefault((name.path, name.order), {})[name.role] = info
+            halves = self._pairs.setdefault((name.path, name.order), {})
+            if (first := halves.setdefault(name.role, info)) is not info:
+                sentence = f"{info.name} is a second tensor for the place of {first.name}"
+                self._note("lora.tensor_unknown", info.name, sentence, "one of them", info.name)
         elif name.role is not Role.STRANGER:
             self._others[name.role].append(Piece(path=name.path, name=name.leaf, shape=info.shape))
 
@@ -195,7 +193,7 @@ class _Reader:
             sentence = f"module {path}: A and B must both be matrices (or both convolutions)"
             self._note("lora.shape_invalid", path, sentence, "[rank, in] and [out, rank]", f"{a.shape} and {b.shape}")
             return None
-        if a.elements == 0 or b.elements == 0:
+        if a.elements == 0 or b.elements == 0 or self._config.other.get("use_bdlora"):
             return None
         kind = self._kind(a, order)
         parameter = self._parameter(path, order)
@@ -263,13 +261,16 @@ class _Reader:
             if not self._pairs:
                 sentence = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
                 self._note("lora.no_modules", "adapter_model.safetensors", sentence, "lora_A and lora_B", len(header))
+            if config.other.get("use_bdlora"):
+                sentence = "the factors of BD-LoRA are block-diagonal and stored by their blocks: sizes are not judged"
+                self._notes.unknown("fit.method_unjudged", "adapter_config.json: use_bdlora", sentence)
             if config.alpha is None:
                 sentence = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
-                self._add("warning", "lora.alpha_absent", "adapter_config.json: lora_alpha", sentence)
+                self._notes.warning("lora.alpha_absent", "adapter_config.json: lora_alpha", sentence)
             for module in modules:
                 if module.alpha <= 0:
                     sentence = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
                     self._note("lora.alpha_not_positive", module.path, sentence, "alpha > 0", f"{module.alpha:g}")
-        elif config.method in PROMPTS and len(self._others[Role.PIECE]) != 1:
-            sentence = f"{config.method} is one tensor, prompt_embeddings"
+        elif config.method in PROMPTS and "prompt_embeddings" not in {p.name for p in self._others[Role.PIECE]}:
+            sentence = f"{config.method} is a tensor called prompt_embeddings"
             self._note("lora.prompt_absent", "adapter_model.safetensors", sentence, "prompt_embeddings", len(header))

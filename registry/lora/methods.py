@@ -17,10 +17,11 @@ LORA_LIKE = frozenset({"LORA", "ADALORA"})
 """Methods whose tensors are pairs `lora_A`, `lora_B`."""
 
 PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"})
-"""Methods that put virtual tokens before the text and store one tensor, `prompt_embeddings`."""
+"""Methods that put virtual tokens before the text and store them as `prompt_embeddings`."""
 
 TENSOR_MARKS: dict[str, tuple[str, ...]] = {
     "ADAMSS": ("adamss_",),
+    "ADAPTION_PROMPT": ("adaption_",),
     "BEFT": ("beft_",),
     "BOFT": ("boft_R", "boft_s"),
     "BONE": ("bone_",),
@@ -40,11 +41,16 @@ TENSOR_MARKS: dict[str, tuple[str, ...]] = {
     "LOKR": ("lokr_",),
     "MISS": ("miss_block",),
     "OFT": ("oft_R.",),
+    "OSF": ("osf_",),
+    "PEANUT": ("peanut_",),
+    "POLY": ("poly_",),
     "PSOFT": ("psoft_",),
     "PVERA": ("pvera_",),
     "RANDLORA": ("randlora_",),
     "ROAD": ("road_",),
+    "SHADOW": ("shadow_",),
     "SHIRA": ("shira_weight", "shira_indices"),
+    "SUPERTUNING": ("supertuning_",),
     "TINYLORA": ("tinylora_",),
     "TRAINABLE_TOKENS": ("trainable_tokens_delta", "token_adapter.trainable_tokens_delta"),
     "UNILORA": ("unilora_",),
@@ -62,12 +68,21 @@ SHARED_MARKS: dict[str, tuple[str, ...]] = {
     "VBLORA": ("vblora_vector_bank",),
     "UNILORA": ("unilora_",),
     "LILY": ("lily_",),
+    "SHADOW": ("shadow_backbone.",),
+    "TINYLORA": ("tinylora_v",),
+    "XLORA": ("internal_xlora_classifier.",),
 }
 """Method → names of tensors that all modules share, directly under `base_model.`."""
 
-METHODS = LORA_LIKE | PROMPTS | frozenset(TENSOR_MARKS) | frozenset(
-    {"ADAPTION_PROMPT", "OSF", "PEANUT", "POLY", "SHADOW", "SUPERTUNING", "XLORA"}
-)  # fmt: skip
+PROMPT_TENSORS: dict[str, tuple[str, ...]] = {
+    "MULTITASK_PROMPT_TUNING": ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"),
+}
+"""What a method of `PROMPTS` stores, where it is more than `prompt_embeddings`."""
+
+APART = frozenset({"ADAPTION_PROMPT", "UNILORA", "XLORA"})
+"""Methods whose tensors do not say which targets they are for, so that none can be missed."""
+
+METHODS = LORA_LIKE | PROMPTS | frozenset(TENSOR_MARKS) | frozenset(SHARED_MARKS)
 
 TASKS = frozenset({"CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"})
 

@@ -27,6 +27,8 @@ from registry.lora.targets import Targets
 PREFIX = "base_model.model."
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules whose base weights PEFT stores beside the adapter when they are targets."""
+TOKEN_TABLES = ("wte", "word_embeddings", "embed_in", "shared")
+"""What older architectures call `embed_tokens`, for which a bare list of `trainable_token_indices` stands."""
 EXAMPLES = 3
 
 _PAIR = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector(?:\.weight)?"
@@ -79,7 +81,8 @@ class Names:
 
     def read(self, name: str) -> TensorName:
         if self._config.method in methods.PROMPTS:
-            return TensorName(Role.PIECE, "", name) if name == "prompt_embeddings" else self._stranger("unknown", name)
+            known = methods.PROMPT_TENSORS.get(self._config.method, ("prompt_embeddings",))
+            return TensorName(Role.PIECE, "", name) if name in known else self._stranger("unknown", name)
         if name.startswith("base_model.") and name[11:].startswith(self._shared) and self._shared:
             return TensorName(Role.PIECE, "", name[11:])
         if not name.startswith(PREFIX):
@@ -107,8 +110,6 @@ class Names:
             path, dot, leaf = rest.rpartition(f".{mark}")
             if dot and path:
                 return TensorName(Role.PIECE, path, mark + leaf)
-        if not self._marks and self._config.method not in methods.LORA_LIKE:
-            return TensorName(Role.PIECE, "", rest)  # a method whose names we do not know: compat says so
         return None
 
     def _announced(self, rest: str) -> TensorName | None:
@@ -116,7 +117,7 @@ class Names:
         path, dot, leaf = rest.rpartition(".token_adapter.")
         if dot and leaf == "trainable_tokens_delta":
             last = path.rpartition(".")[2]
-            tied = self._config.ensure_weight_tying or last in EMBEDDINGS
+            tied = self._config.ensure_weight_tying or last in EMBEDDINGS or last in TOKEN_TABLES
             if self._config.token_indices and (last in self._config.token_indices or path in self._config.token_indices
                                                or tied):  # fmt: skip
                 return TensorName(Role.TOKENS, path, leaf)

@@ -59,7 +59,7 @@ class Targets:
         self._config = config
         self._targets = _Names(config.targets)
         self._excluded = _Names(config.excluded)
-        self._saved = frozenset(config.saved_modules)
+        self._saved, self._endings = frozenset(config.saved_modules), tuple(config.saved_modules)
         self._layers = frozenset(config.layers or ())
         parameters = [name.rpartition(".") for name in config.target_parameters]
         self._weights = {owner for owner, _, leaf in parameters if owner and leaf == "weight"}
@@ -69,7 +69,7 @@ class Targets:
 
     def covers(self, path: str) -> bool:
         """Whether the module at this path is a target. With `all-linear`, only what is excluded is answered no."""
-        if self._excluded.has(path) or self.saves(path):
+        if self._excluded.has(path) or any(run in self._saved for run in _runs(path) if self._saved):
             return False
         if self.all_linear or self.means_weight(path):
             return True
@@ -82,8 +82,11 @@ class Targets:
         return any(end in self._weights for end in endings(path))
 
     def saves(self, path: str) -> bool:
-        """Whether the module is, or lies inside, one of `modules_to_save`."""
-        return bool(self._saved) and any(run in self._saved for run in _runs(path))
+        """Whether the module is, or lies inside, one that PEFT trains as a whole: its path ends in a saved name.
+
+        In letters, not at a dot: `norm` means every `input_layernorm`, too.
+        """
+        return bool(self._saved) and any(start.endswith(self._endings) for start in starts(path))
 
     def parameters(self, path: str) -> tuple[str, ...]:
         """What `target_parameters` may mean of the fused module at this path, innermost first, as PEFT nests them.
@@ -127,6 +130,13 @@ def endings(path: str) -> Iterator[str]:
         _, dot, path = path.partition(".")
         if not dot:
             return
+
+
+def starts(path: str) -> Iterator[str]:
+    """The path and each of its beginnings before a dot, longest first: `a.b.c`, `a.b`, `a`."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _runs(path: str) -> Iterator[str]:

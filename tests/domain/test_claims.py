@@ -10,9 +10,9 @@ from registry.bases import BaseSpec
 from registry.bases.fingerprints import tokenizer_fingerprint
 from registry.bases.identity import Grade, Likeness
 from registry.compat import kinship, tokenizers
-from registry.compat.notes import Notes
 from registry.digest import Digest
 from registry.lora.base_claim import BaseClaim
+from registry.lora.notes import Notes
 from registry.manifest import Descriptor
 from registry.verdicts import Finding
 from tests import forge

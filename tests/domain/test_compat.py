@@ -138,6 +138,62 @@ def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
     assert [f.code for f in findings] == ["fit.unties"]
 
 
+def saving(names: list[str], held: dict[str, forge.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
+    """Judge a LoRA that announces these saved modules and holds these whole tensors."""
+    whole = {f"base_model.model.{name}": ("F32", shape, None) for name, shape in held.items()}
+    files = forge.lora(LLAMA, config={"modules_to_save": names, "task_type": task}, change=lambda t: {**t, **whole})
+    return judge(files, LLAMA)
+
+
+def test_the_heads_that_peft_names_for_every_classifier_are_one_head() -> None:
+    for task in ("SEQ_CLS", "TOKEN_CLS"):
+        assert codes(saving(["classifier", "score"], {"score.weight": (2, 64)}, task=task)) == set()
+    assert codes(saving(["classifier", "score"], {}, task="SEQ_CLS")) == {"fit.saved_module_absent"}
+
+
+def test_a_saved_name_means_every_module_that_ends_in_it() -> None:
+    norms = {f"model.layers.{n}.{name}.weight": (64,) for n in range(4)
+             for name in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip
+    assert codes(saving(["norm"], {**norms, "model.norm.weight": (64,)})) == set()
+    assert codes(saving(["embed"], norms)) == {"fit.overwrites_base"}
+
+
+def test_a_saved_name_that_the_base_does_not_know_is_no_matter_and_one_that_it_knows_is_missed() -> None:
+    assert [f.code for f in saving(["wte"], {})] == ["fit.saved_module_absent"]
+    assert codes(saving(["wte"], {})) == set()
+    assert codes(saving(["lm_head"], {})) == {"fit.saved_module_absent"}
+
+
+def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> None:
+    base = forge.gpt2()
+    rows = {"base_model.model.transformer.wte.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None)}
+    files = forge.lora(
+        base, targets=["c_attn"], config={"trainable_token_indices": [3, 4]}, change=lambda t: {**t, **rows}
+    )
+    assert codes(judge(files, base)) == set()
+
+
+def test_block_diagonal_factors_are_not_judged() -> None:
+    halved = {f"base_model.model.model.layers.{n}.self_attn.v_proj.lora_B.weight": ("F32", (32, 4), None)
+              for n in range(4)}  # fmt: skip
+    files = forge.lora(
+        LLAMA, config={"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["v_proj"]}},
+        change=lambda t: {**t, **halved},
+    )  # fmt: skip
+    assert (add_up(judge(files, LLAMA)), codes(judge(files, LLAMA))) == (Outcome.UNKNOWN, set())
+
+
+def test_a_fault_of_every_layer_is_told_once_for_each_kind_of_module() -> None:
+    findings = judge(forge.lora(LLAMA, config={"r": 4}), LLAMA)
+    assert [f.sentence.partition(" (and")[2] for f in findings] == [" 3 more like it)"] * 2
+
+
+def test_a_second_tensor_for_one_place_is_a_fault() -> None:
+    extra = "base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A"
+    files = forge.lora(LLAMA, change=lambda t: {**t, extra: ("F32", (8, 64), None)})
+    assert codes(judge(files, LLAMA)) == {"lora.tensor_unknown"}
+
+
 # -------------------------------------------------------------------- other methods
 def other(method: str, tensors_: dict[str, tuple[int, ...]], **fields: Any) -> list[Finding]:
     """Judge an adapter of another method that has these tensors for every q_proj (or by full name)."""
@@ -187,6 +243,47 @@ def test_another_method_fails_when_a_side_is_off_by_one(
     name, shape = next(iter(shapes.items()))
     wrong = {**shapes, name: (*shape[:-1], shape[-1] + 1)}
     assert add_up(other(method, wrong, **fields)) is Outcome.FAIL
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("FROD", {"base_model.frod_s_indices.q": "I64", "base_model.frod_s_size.q": "I64", "{q}.frod_lambda_l": "F32"}),
+        ("TINYLORA", {"base_model.tinylora_v.0": "F32", "{q}.tinylora_A": "F32"}),
+        ("SHADOW", {"base_model.shadow_backbone.default.norm.weight": "F32", "{q}.shadow_up.default.weight": "F32"}),
+        ("SUPERTUNING", {"{q}.supertuning_indices": "I32", "{q}.supertuning_values": "F32"}),
+        ("UNILORA", {"base_model.unilora_theta_d": "F32"}),
+        ("OSF", {"{q}.osf_svd_params.S_low": "F32"}),
+        ("POLY", {"{q}.poly_lora_A": "F32", "{q}.poly_router.module_logits": "F32"}),
+        ("PEANUT", {"{q}.peanut_A.weight": "F32"}),
+    ],
+)
+def test_a_method_that_is_not_judged_is_unknown_and_no_door_for_tensors_of_the_base(
+    method: str, names: dict[str, str]
+) -> None:
+    def judged(*more: str) -> list[Finding]:
+        paths = [f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(4)]
+        held = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}
+        held |= dict.fromkeys(more, ("F32", (8,), None))
+        written = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "target_modules": ["q_proj"]}
+        header = tensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
+        return compat.check_fit(
+            lora.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
+        )
+
+    assert [f.code for f in judged()] == ["fit.method_unjudged"]
+    assert codes(judged("base_model.model.lm_head.weight")) == {"fit.overwrites_base"}
+
+
+def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
+    held: dict[str, forge.Tensor] = {
+        "prompt_embeddings": ("F32", (4, 64), None), "prefix_task_cols": ("F32", (1, 4, 1), None),
+        "prefix_task_rows": ("F32", (1, 1, 64), None),
+    }  # fmt: skip
+    written = {"peft_type": "MULTITASK_PROMPT_TUNING", "base_model_name_or_path": "tiny-llama", "num_virtual_tokens": 4}
+    header = tensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
+    spec = lora.describe(config.read_config(json.dumps(written).encode()), header)
+    assert compat.check_fit(spec, base_spec(LLAMA)) == []
 
 
 def test_a_method_without_rules_is_unknown_and_a_stranger_in_it_still_fails() -> None:

@@ -2,6 +2,7 @@
 
 Invariants
 - Findings with equal severity, code and group are one finding: the first in full, and how many more.
+- After `ERRORS_LIMIT` sorts of errors no new sort is kept: the answer is no, and long enough.
 - Texts are cut to what a `Finding` may hold; nothing that an adapter contains can make this room fail.
 
 Example
@@ -15,12 +16,15 @@ from __future__ import annotations
 
 from registry.verdicts import Finding, Severity
 
+ERRORS_LIMIT = 500
+
 
 class Notes:
     """Collects findings. `group` names the sort that is folded; without it a place is noted once for each code."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[Severity, str, str], Finding] = {}
+        self._errors = 0
         self._counts: dict[tuple[Severity, str, str], int] = {}
 
     def error(
@@ -44,12 +48,15 @@ class Notes:
         expected: object = "", found: object = "", *, group: str = "",
     ) -> None:  # fmt: skip
         key = (severity, code, group or place)
-        self._counts[key] = self._counts.get(key, 0) + 1
         if key not in self._first:
+            if self._errors >= ERRORS_LIMIT:
+                return
+            self._errors += severity == "error"
             self._first[key] = Finding(
                 code=code, severity=severity, place=place[:600], sentence=sentence[:1900],
                 expected=str(expected)[:600], found=str(found)[:600],
             )  # fmt: skip
+        self._counts[key] = self._counts.get(key, 0) + 1
 
     def findings(self) -> list[Finding]:
         """In the order in which each sort was first noted."""
