@@ -23,7 +23,8 @@ def test_the_fleet_is_a_table_with_a_line_on_how_far_it_has_come(desk: Desk) -> 
     assert "serving, unproven" in shown
     assert "gpu-2: acme/support: it answers like base" in shown
     assert "1 of 2 boxes serve acme/support@1" in shown
-    assert "no box fits that" in desk("fleet", "--base", "other").stdout
+    for words in (("--base", "other"), ("--adapter", "acme/other")):
+        assert "no box fits that" in desk("fleet", *words).stdout
     asked = desk("fleet", "--box", "gpu-1", "--adapter", "acme/support", "--json").json
     assert [slot["state"] for view in asked["items"] for slot in view["slots"]] == ["serving"]
     assert "still serving on gpu-1, engine vllm-8000" in desk("quarantine", "acme/support@1", "--reason", "x").stdout
