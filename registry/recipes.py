@@ -32,6 +32,8 @@ from registry.verdicts import Finding, Value
 RANK_LIMIT = 4096
 WEIGHT_LIMIT = 1000.0
 SOURCES_LIMIT = 32
+MODULES_SAID = 1000
+"""Of how many modules, the worst, a report tells: a mixture of experts has tens of thousands, a job's result 1 MiB."""
 ANNOTATION = "recipe"
 """The annotation of a manifest that keeps how its weights were made."""
 
@@ -107,7 +109,7 @@ class ModuleLoss(Value):
 
 
 class MergeReport(Value):
-    """What a merge made, and what it lost, in all and by module (the worst first)."""
+    """What a merge made, and what it lost, in all and by module (the worst first, at most `MODULES_SAID`)."""
 
     operation: Operation
     method: str = ""

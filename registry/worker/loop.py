@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from registry.client.api import Registry
-from registry.errors import Conflict, NotFound, RegistryError, Unavailable
+from registry.errors import RegistryError, Unavailable
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.worker import job as jobs
 from registry.worker.identify import Inspector, Stopped
@@ -36,6 +36,8 @@ IDLE_SECONDS = (0.5, 5.0)
 """How long an idle worker waits before it asks again: it begins with the first and doubles up to the second."""
 GRACE_SECONDS = 10.0
 """How long a running job may go on after the worker was told to stop."""
+NO_LONGER_OURS = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
+"""What the registry says of a job that was given to another, cancelled, or deleted with its adapter."""
 
 
 @dataclass(slots=True)
@@ -141,11 +143,11 @@ class Worker:
                 done = jobs.run(Task(self._registry, claimed, lease, self._pool, self._limits, source))
                 left = done.result | {"says": done.sentence}
                 self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=left))
-        except (Lost, Conflict, NotFound) as e:
-            self._say(f"{label}: the job is no longer ours ({e}); dropped")
-            return
         except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
-            self._fail(claimed, label, e)
+            if isinstance(e, Lost) or getattr(e, "code", "") in NO_LONGER_OURS:
+                self._say(f"{label}: the job is no longer ours ({e}); dropped")
+            else:
+                self._fail(claimed, label, e)
             return
         self.tally.done += 1
         self._say(f"{label}: {done.sentence}")

@@ -15,6 +15,7 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file
 
 from registry.client import transfer
+from registry.client.namespaces import Namespaces
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
 from registry.recipes import ANNOTATION, Method, Operation, Recipe
@@ -119,6 +120,17 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
         _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
 
 
+def test_a_merge_of_a_source_that_was_deleted_meanwhile_is_parked_with_the_reason(
+    workshop: Workshop, pool: Pool
+) -> None:
+    job = _submit(workshop)
+    Namespaces(workshop.world.admin).delete_adapter("acme/other")
+    _work(workshop, pool, done=0)
+    found = workshop.world.admin.job(job.id)
+    assert (found.state, found.attempt) == (State.PARKED, 1)
+    assert "there is no adapter 'acme/other'" in found.error
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"weights": (1.0,)}, "recipe.weight_invalid"),
     ({"weights": (0.0, 1.0)}, "recipe.weight_invalid"),
@@ -173,14 +185,14 @@ def _submit(workshop: Workshop, *, by: Any = None, **changes: Any) -> Job:
     return job
 
 
-def _work(workshop: Workshop, pool: Pool) -> None:
+def _work(workshop: Workshop, pool: Pool, *, done: int = 1) -> None:
     """Let a worker do what is queued; the validations of the sources wait for somebody else."""
     for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
         workshop.world.admin.cancel(job.id)
     registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
     limits = Limits(deadline_seconds=120, threads=1)
     worker = Worker(registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1", limits=limits)
-    assert worker.run(once=True).done >= 1, workshop.lines
+    assert worker.run(once=True).done >= done, workshop.lines
     for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
         workshop.world.admin.cancel(job.id)
 

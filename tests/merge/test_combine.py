@@ -17,12 +17,15 @@ transformers = pytest.importorskip("transformers")
 from registry import compat
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid
+from registry.jobs import RESULT_LIMIT_BYTES
 from registry.recipes import Method, Operation, Recipe
 from registry.verdicts import Outcome, add_up
+from registry.worker.merge import combine as combining
 from registry.worker.merge import process
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.combine import combine
 from registry.worker.merge.extract import extract
+from registry.worker.merge.lowrank import Loss
 from registry.worker.merge.order import Order
 from tests.worker import models
 
@@ -136,6 +139,17 @@ def test_a_resized_adapter_says_what_it_lost(tmp_path: Path) -> None:
     assert report.relative_error == pytest.approx(lost**0.5, abs=1e-4)
     config = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 4, False)
+
+
+def test_a_report_on_every_expert_of_a_large_model_fits_into_a_jobs_result() -> None:
+    losses = [
+        (f"model.layers.{layer}.mlp.experts.{expert}.{leaf}_proj", 16, Loss(1.0, expert / 1000), Loss(1.0, 0.0))
+        for layer in range(48) for expert in range(128) for leaf in ("gate", "up", "down")
+    ]  # fmt: skip
+    said = combining.report(Operation.COMBINE, "svd", losses)
+    assert len(said.model_dump_json()) < RESULT_LIMIT_BYTES / 2
+    assert {module.path.split(".")[5] for module in said.modules} == {str(expert) for expert in range(121, 128)}
+    assert said.relative_error == pytest.approx((127 / 2 / 1000) ** 0.5)
 
 
 def test_what_was_trained_fully_is_found_again_by_extraction(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from registry.errors import Invalid
 from registry.lora import ModuleUpdate
-from registry.recipes import MergeReport, Method, ModuleLoss, Operation, Recipe
+from registry.recipes import MODULES_SAID, MergeReport, Method, ModuleLoss, Operation, Recipe
 from registry.worker.merge import lowrank, writing
 from registry.worker.merge.adapters import Adapter, widest
 from registry.worker.merge.lowrank import Factors, Loss
@@ -72,7 +72,7 @@ def report(operation: Operation, method: str, losses: Sequence[tuple[str, int, L
     return MergeReport(
         operation=operation, method=method, rank=max(one[1] for one in losses), energy_kept=aim.energy_kept,
         relative_error=aim.relative_error, error_to_sum=to_sum.relative_error,
-        modules=tuple(sorted(rows, key=lambda row: -row.relative_error)),
+        modules=tuple(sorted(rows, key=lambda row: -row.relative_error)[:MODULES_SAID]),
     )  # fmt: skip
 
 

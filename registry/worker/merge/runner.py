@@ -45,7 +45,7 @@ def merge(task: Task) -> Done:
     """Adapters into one, or one at another rank; the result is the newest version of the recipe's target."""
     recipe = Recipe.model_validate(task.job.payload)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
-        found = [task.registry.resolve(Ref.parse(source)) for source in recipe.sources]
+        found = [_source(task, Ref.parse(source)) for source in recipe.sources]
         folders = []
         for at, source in enumerate(found):
             called = f"{source.name}@{source.number}"
@@ -86,6 +86,13 @@ def fuse(task: Task) -> Done:
     view = task.registry.add_base(BaseAdd(spec=spec, source=str(out), parents=parents))
     result = {"base": view.name, "folder": str(out), "report": report.model_dump(mode="json")}
     return Done(f"fuse → {name}: {report.changed_tensors} tensors changed", result=result)
+
+
+def _source(task: Task, ref: Ref) -> Resolved:
+    try:
+        return task.registry.resolve(ref)
+    except NotFound as e:  # deleted since the job was asked for: it does not come back
+        raise Failed(e.detail, final=True) from e
 
 
 def edge(source: Resolved, relation: Relation) -> Edge:
