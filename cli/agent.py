@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.serving import kinds, metrics, reporter, sweep, uses
 from registry.serving.agent import Agent
+from registry.serving.engines import KEY_VARIABLE
 from registry.serving.shelf import Shelf
 from registry.serving.station import DRAIN_SECONDS, Station
 
@@ -166,7 +168,8 @@ def _made(
     shelf = Shelf(followed.folder, user=f"{followed.box}-{title}-{followed_as}")
     say = say if alone else _under(title, say)
     station = Station(
-        kinds.engine(engine), registry, shelf, drain_seconds=followed.drain, metrics=counted,
+        kinds.engine(engine, os.environ.get(KEY_VARIABLE, "").strip()), registry, shelf,
+        drain_seconds=followed.drain, metrics=counted,
         alias_file=_alias_file("" if alone else title),
     )  # fmt: skip
     telling = reporter.Reporter(

@@ -21,6 +21,7 @@ import httpx
 from registry.errors import Refused, Unavailable
 
 ANSWER_SECONDS = 120.0
+KEY_VARIABLE = "ADAPTER_ENGINE_KEY"
 STEPS_LIMIT = 16
 """So many tokens of a prompt are asked for, where each is a request of its own."""
 
@@ -51,14 +52,17 @@ class Engine(Protocol):
 
 
 class Http:
-    """An engine behind HTTP that lists its adapters in /v1/models."""
+    """An engine behind HTTP that lists its adapters in /v1/models. `key`: what it was started with as `--api-key`."""
 
     answers = True
     coarse = False
 
-    def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
         self.url = url
-        self._client = httpx.Client(base_url=url, timeout=ANSWER_SECONDS, transport=transport, trust_env=False)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(
+            base_url=url, headers=headers, timeout=ANSWER_SECONDS, transport=transport, trust_env=False
+        )
 
     def held(self) -> dict[str, str]:
         found = self._read("GET", "/v1/models", None, lambda said: said["data"])
@@ -78,6 +82,11 @@ class Http:
             raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} does not answer: {e}") from e
         if answer.status_code in (502, 503, 504):
             raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} is not ready: {answer.text[:200]}")
+        if answer.status_code == 401:
+            raise Refused(
+                "VERDICT_FAILED",
+                f"the engine at {self.url} wants another key (its --api-key): say it in {KEY_VARIABLE}",
+            )
         if answer.is_error:
             raise Refused("VERDICT_FAILED", f"the engine answers {answer.status_code} to {path}: {answer.text[:600]}")
         return answer

@@ -16,7 +16,7 @@ from registry.serving.engines import VLLM, Engine, SGLang
 from registry.serving.folders import Folders
 from registry.serving.llama_cpp import LlamaCpp
 
-AT_URL: dict[str, Callable[[str], Engine]] = {"vllm": VLLM, "sglang": SGLang, "llama.cpp": LlamaCpp}
+AT_URL: dict[str, Callable[[str, str], Engine]] = {"vllm": VLLM, "sglang": SGLang, "llama.cpp": LlamaCpp}
 IN_FOLDER: dict[str, Callable[[Path], Engine]] = {
     "nim": lambda path: Folders(path, current=False),
     "dir": lambda path: Folders(path, current=True),
@@ -24,13 +24,13 @@ IN_FOLDER: dict[str, Callable[[Path], Engine]] = {
 POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for kind in IN_FOLDER)])
 
 
-def engine(text: str) -> Engine:
+def engine(text: str, key: str = "") -> Engine:
     """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) for another kind or no place."""
     kind, _, place = text.partition("=")
     if place and kind in IN_FOLDER:
         return IN_FOLDER[kind](Path(place).expanduser())
     if kind in AT_URL and urlsplit(place).scheme in ("http", "https") and urlsplit(place).hostname:
-        return AT_URL[kind](place)
+        return AT_URL[kind](place, key)
     raise Invalid("SETTING_INVALID", f"engine {text[:80]!r} is none of: {POSSIBLE}")
 
 

@@ -29,8 +29,8 @@ CANDIDATES = 1000
 class LlamaCpp(Http):
     coarse = True  # bases of llama.cpp are mostly quantised
 
-    def __init__(self, url: str, **how: Any) -> None:
-        super().__init__(url, **how)
+    def __init__(self, url: str, key: str = "", **how: Any) -> None:
+        super().__init__(url, key, **how)
         self._files: dict[str, Path] = {}
         self._lock = threading.Lock()
 

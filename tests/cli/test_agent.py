@@ -99,6 +99,20 @@ def test_an_engine_that_an_agent_keeps_for_one_alias_is_not_emptied_for_another(
     desk(*words, "--alias", "canary")
 
 
+def test_an_engine_that_wants_a_key_is_shown_the_one_of_the_environment(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.base()
+    desk.push("acme/support", "--alias", "canary")
+    with VLLMServer() as engine:
+        engine.key = "sesame"
+        words = ["agent", "--engine", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
+                 "--dir", desk.folder / "shelf"]  # fmt: skip
+        assert "say it in ADAPTER_ENGINE_KEY" in desk(*words, expect=6).stderr
+        monkeypatch.setenv("ADAPTER_ENGINE_KEY", "sesame")
+        assert "acme-support-v1  ready" in desk(*words).stdout
+
+
 def test_an_engine_of_no_known_kind_and_a_port_that_is_none_are_sentences(desk: Desk) -> None:
     desk.base()
     words = ["agent", "--base", "tiny-llama", "--dir", desk.folder, "--once", "--json", "--engine"]

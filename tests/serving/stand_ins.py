@@ -36,12 +36,13 @@ class _Server(ThreadingHTTPServer):
 
 
 class EngineServer:
-    """`deaf`: it takes every adapter and answers like its base. `die_at`: it is killed by the next request there."""
+    """`deaf`: it takes every adapter and answers like its base. `die_at`: it is killed by the next request there.
+    `key`: its `--api-key`."""
 
     def __init__(self, *, load_seconds: float = 0.0) -> None:
         self.loaded: dict[str, tuple[str, bytes]] = {}
         self.deaf, self.loads, self.load_seconds = False, 0, load_seconds
-        self.die_at = ""
+        self.die_at = self.key = ""
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
         self._server: _Server | None = None
@@ -102,7 +103,8 @@ class EngineServer:
             request.close_connection = True
             request.connection.close()
             return
-        status, said = self.answer(request.command, request.path, body)
+        known = not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"
+        status, said = self.answer(request.command, request.path, body) if known else (401, {"error": "Unauthorized"})
         data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
         request.send_response(status)
         request.send_header("Content-Type", "text/plain" if isinstance(said, str) else "application/json")
