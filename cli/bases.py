@@ -130,17 +130,26 @@ def show(name: str) -> None:
 @base.command()
 @click.argument("name")
 @click.argument("values", nargs=-1, metavar="[FIELD=NUMBER]...")
+@click.option("--reset", is_flag=True, help="Go back to the defaults, but for what is given here.")
 @output.json_option
-def thresholds(name: str, values: tuple[str, ...]) -> None:
-    """Set from which numbers on smoke tests on the base NAME complain; without any, go back to the defaults.
+def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
+    """Say, or set, from which numbers on smoke tests on the base NAME complain. What is not named stays as it is.
 
-    For administrators. The fields are those of a report's `thresholds`, such as drift_warn_kl_nats=1.5.
+    Setting is for administrators. The fields are those of a report's `thresholds`, such as drift_warn_kl_nats=1.5.
     """
     given = dict(_threshold(text) for text in values)
     Thresholds.with_overrides(given)
     with session.registry() as registry:
-        found = Judging(registry).set_thresholds(name, given)
-    output.answer(found, lambda: _print_base(found))
+        found = registry.base(name)
+        if given or reset:
+            found = Judging(registry).set_thresholds(name, given if reset else found.thresholds | given)
+    output.answer(found, lambda: _print_thresholds(found.thresholds))
+
+
+def _print_thresholds(own: dict[str, float]) -> None:
+    numbers: dict[str, float] = Thresholds.with_overrides(own).model_dump()
+    rows = [(field, f"{number:g}", "of this base" if field in own else "default") for field, number in numbers.items()]
+    output.table(("field", "number", "whose"), rows, right=frozenset({"number"}))
 
 
 def _threshold(text: str) -> tuple[str, float]:

@@ -126,7 +126,12 @@ def _calls_for(verdict: VerdictRow | None, base: BaseRow, request: RevalidateReq
         return True
     if verdict is None or verdict.base_fingerprint != base.fingerprint:
         return True
-    return any(verdict.made_by.get(tool) != version for tool, version in request.made_by.items())
+    return any(not _is_of(verdict.made_by.get(tool, ""), version) for tool, version in request.made_by.items())
+
+
+def _is_of(found: str, wanted: str) -> bool:
+    """Whether this is the version that is asked for: 2.13.0+cpu is a build of 2.13.0."""
+    return wanted in (found, found.partition("+")[0])
 
 
 def show(session: Session, actor: Actor, campaign_id: str) -> CampaignView:

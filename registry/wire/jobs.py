@@ -73,7 +73,8 @@ class RevalidateRequest(Request):
     """POST /campaigns: try the versions of a base again.
 
     `outdated` leaves out those whose newest verdict was made on the base's fingerprint; `made_by` (tool → version, such
-    as torch → 2.13.0) those whose verdict was made with just these. With neither, every version is tried.
+    as torch → 2.13.0, whatever its build) those whose verdict was made with just these. With neither, every version is
+    tried.
     """
 
     base: str

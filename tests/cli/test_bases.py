@@ -46,3 +46,20 @@ def test_without_the_worker_extra_reading_weights_says_what_to_install(
     folder = forge.llama("first").write(desk.folder / "first")
     assert "adapter-registry[worker]" in desk("base", "add", "first", folder, "--identify", expect=2).stderr
     desk("base", "add", "first", folder)
+
+
+def test_thresholds_are_shown_set_one_by_one_and_reset(desk: Desk) -> None:
+    name = desk.base()
+    own = {"drift_warn_kl_nats": 1.5}
+    assert desk("base", "thresholds", name, "drift_warn_kl_nats=1.5", "--json").json["thresholds"] == own
+    both = own | {"update_share_warn": 20.0}
+    assert desk("base", "thresholds", name, "update_share_warn=20", "--json").json["thresholds"] == both
+    shown = desk("base", "thresholds", name).stdout.splitlines()
+    assert [line.split() for line in shown if "of this base" in line] == [
+        ["drift_warn_kl_nats", "1.5", "of", "this", "base"], ["update_share_warn", "20", "of", "this", "base"],
+    ]  # fmt: skip
+    assert desk("base", "thresholds", name, "--json").json["thresholds"] == both
+    assert desk("base", "thresholds", name, "--reset", "drift_warn_kl_nats=2", "--json").json["thresholds"] == {
+        "drift_warn_kl_nats": 2.0
+    }
+    assert desk("base", "thresholds", name, "--reset", "--json").json["thresholds"] == {}

@@ -28,7 +28,7 @@ def judged(world: World) -> World:
         world.validate(f"acme/{name}@1")
     with world.session(write=True) as session:
         row = [row for row in rows(session, VerdictRow) if row.check == "acts"][-1]
-        row.made_by = {"torch": "2.13.0"}
+        row.made_by = {"torch": "2.13.0+cpu"}
         session.add(row)
     return world
 
@@ -65,6 +65,9 @@ def test_only_versions_that_another_tool_judged_are_affected(judged: World) -> N
     assert {job.subject for job in judged.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
     assert view.total == 2
     end(judged)
+    for version, total in (("2.13.0+cpu", 2), ("2.13.0+cu130", 3), ("2.13", 3)):
+        assert begin(judged, made_by={"torch": version}).total == total
+        end(judged)
 
 
 def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: World) -> None:
