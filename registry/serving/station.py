@@ -94,6 +94,8 @@ class Station:
         self._proof = Proof(engine, registry, shelf)
         self.slots = Slots()
         self.aliases: dict[str, str] = self._kept_aliases()
+        self._told_aliases = self.aliases
+        """What stands in the file; a full disk may have kept it behind."""
         self._adapters = {served: name for name, served in self.aliases.items()}
         self._proved: dict[str, _Proved] = {}
         self._failed: dict[str, tuple[Digest, float, str]] = {}
@@ -197,10 +199,11 @@ class Station:
                 after[slot.name] = before[slot.name]
         self.aliases = after
         self._engine.switched(after, len(slots))
-        if after != before:
+        if after != self._told_aliases or not self._alias_file.exists():
             try:
                 self._shelf.root.mkdir(parents=True, exist_ok=True)
                 write_whole(self._alias_file, json.dumps(after, indent=2, sort_keys=True).encode())
+                self._told_aliases = after
             except OSError as e:
                 raise Unavailable(
                     "STORE_UNAVAILABLE", f"{self._alias_file} cannot be written: {e.strerror or e}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -69,6 +70,31 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
         assert box.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed"}
     assert not list((box.shelf.root / "incoming").iterdir()), "nothing half lies there"
     assert box.states() == {"acme-support-v2": "ready"}
+
+
+def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_written_when_there_is_room(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    box.push("acme/support")
+    box.states()
+    box.push("acme/support")
+    told = box.shelf.root / "aliases.json"
+    with monkeypatch.context() as patched:
+        patched.setattr("registry.serving.station.write_whole", full)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="cannot be written: No space left"):
+                box.states()
+            box.clock.now += 60
+    assert json.loads(told.read_text()) == {"acme/support": "acme-support-v1"}
+    assert box.loaded == ["acme-support-v1", "acme-support-v2"]
+    box.states()
+    assert json.loads(told.read_text()) == {"acme/support": "acme-support-v2"}
+    told.unlink()
+    box.states()
+    assert json.loads(told.read_text()) == {"acme/support": "acme-support-v2"}
 
 
 def test_an_engine_that_dies_in_the_middle_is_waited_for_and_filled_again(box: Box) -> None:

@@ -81,8 +81,8 @@ def file(session: Session, actor: Actor, name: AdapterName, row: VersionRow, pat
         raise no_file(name, row, path) from None
 
 
-def no_file(name: AdapterName, row: VersionRow, path: str) -> NotFound:
-    return NotFound("BLOB_UNKNOWN", f"version {row.number} of '{name}' has no file {path[:200]!r}")
+def no_file(name: AdapterName, row: VersionRow, path: str, what: str = "file") -> NotFound:
+    return NotFound("BLOB_UNKNOWN", f"version {row.number} of '{name}' has no {what} {path[:200]!r}")
 
 
 def repository(session: Session, name: AdapterName, row: VersionRow, actor: Actor) -> Repository:

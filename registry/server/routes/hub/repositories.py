@@ -105,7 +105,7 @@ def tree(
     files, below = looked.with_ids(blobs).files, path.strip("/")
     found = shapes.tree(files, below, recursive=recursive, commit=looked.commit, last=looked.last(expand))
     if not found:
-        raise hub.no_file(looked.name, looked.row, path)
+        raise hub.no_file(looked.name, looked.row, path, "folder")
     return JSONResponse(found, headers={dialect.COMMIT: looked.commit})
 
 
