@@ -212,8 +212,8 @@ def check_completeness(lora: LoraSpec, site: Site) -> None:
             site.notes.error("fit.module_unannounced", path, sentence, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
         sentence = "not one module of the base is a target of the configuration"
-        site.notes.error("fit.targets_match_nothing", "adapter_config.json: target_modules", sentence,
-                         "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
+        site.notes.note(site.doubt, "fit.targets_match_nothing", "adapter_config.json: target_modules", sentence,
+                        "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
 
 
 def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
@@ -254,7 +254,10 @@ def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
         place, sentence = f"adapter_config.json: {name}", f"modules_to_save names {name}, and the file does not hold it"
         is_head = name in _TASK_HEADS
         if (is_head and not has_head) or (not is_head and any(start.endswith(name) for start in known)):
-            site.notes.error("fit.saved_module_absent", place, sentence, name, "nothing", group="head" * is_head)
+            severity = "error" if is_head else site.doubt
+            site.notes.note(
+                severity, "fit.saved_module_absent", place, sentence, name, "nothing", group="head" * is_head
+            )
         elif not is_head:
             sentence = f"{sentence}; {site.base.name} has no such module"
             site.notes.warning("fit.saved_module_absent", place, sentence, name, "nothing", group="absent")

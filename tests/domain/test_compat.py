@@ -101,6 +101,13 @@ def test_where_names_are_only_assumed_a_missing_module_is_unknown() -> None:
     unfamiliar: BaseSpec = base_spec(forge.llama("tiny-llama", layers=2)).model_copy(update={"names_known": False})
     findings = compat.check_fit(lora_spec(forge.lora(LLAMA)), unfamiliar)
     assert add_up(findings) is Outcome.UNKNOWN
+    elsewhere = {"target_modules": r"model\.language_model\..*_proj", "modules_to_save": ["lm_head"]}
+    renamed = {
+        f"base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_{half}.weight": ("F32", shape, None)
+        for half, shape in (("A", (8, 64)), ("B", (64, 8)))
+    }
+    findings = compat.check_fit(lora_spec(forge.lora(LLAMA, config=elsewhere, change=lambda _: renamed)), unfamiliar)
+    assert add_up(findings) is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize(
