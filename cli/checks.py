@@ -45,12 +45,13 @@ def check(what: str, base: str, texts: tuple[str, ...], fleet: bool, slots: int 
         return
     path = Path(what)
     with session.registry() as registry:
-        if path.is_dir():
+        is_folder = folders.is_meant(what)
+        if is_folder:
             verdicts = _folder(registry, path, base, asked)
         else:
             verdicts = _version(registry, Ref.parse(what), base, asked)
     document = {"items": verdicts} if asked else verdicts[0]
-    output.answer(document, lambda: _print_verdicts(what, verdicts))
+    output.answer(document, lambda: _print_verdicts(what, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         click.get_current_context().exit(output.REFUSED)
 
@@ -95,17 +96,18 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
     return judgement.verdicts(found, known.spec, version.digest, asked, relatives=known.relatives)
 
 
-def _print_verdicts(what: str, verdicts: list[Verdict]) -> None:
+def _print_verdicts(what: str, verdicts: list[Verdict], is_folder: bool) -> None:
     for verdict in verdicts:
         where = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
+        where = f"{where}, its numbers" if verdict.check is Check.VALUES else where
         click.echo(f"{output.strong(what)} {where}: {output.outcome(verdict.outcome)}")
         for finding in verdict.findings:
             click.echo(f"  {finding.severity:<8} {versions.finding_line(finding)}")
         if verdict.check is Check.FITS and verdict.outcome is Outcome.PASS and not verdict.findings:
-            click.echo(
-                output.faint("  every tensor has its place and its shape; the push reads the numbers (NaN, zeros),")
+            later = (
+                "; the push reads the numbers (NaN, zeros),\n  and a worker tries whether it acts" if is_folder else ""
             )
-            click.echo(output.faint("  and a worker tries whether it acts"))
+            click.echo(output.faint(f"  every tensor has its place and its shape{later}"))
 
 
 def _print_fleet(found: FleetView) -> None:

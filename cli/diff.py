@@ -78,7 +78,7 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
 
 def _side(registry: Registry, text: str) -> Side:
     path = Path(text)
-    if path.is_dir():
+    if folders.is_meant(text):
         found = folders.read_folder(path)
         written = _written((path / CONFIG).read_bytes()) if CONFIG in found.sources else {}
         told = contents.claims(found.files, lambda file, start, n: found.sources[file].read_bytes()[start : start + n])
@@ -106,8 +106,9 @@ def _cosines(
     with tempfile.TemporaryDirectory(prefix="adapter-diff-") as scratch:
         here = []
         for side, text in (("a", a), ("b", b)):
-            folder = Path(text) if Path(text).is_dir() else Path(scratch) / side
-            if not Path(text).is_dir():
+            is_here = folders.is_meant(text)
+            folder = Path(text) if is_here else Path(scratch) / side
+            if not is_here:
                 transfer.pull(registry, Ref.parse(text), folder)
             here.append(folder)
         return compare(here[0], here[1])

@@ -81,6 +81,7 @@ KINDS: tuple[FileKind, ...] = (
     FileKind("LICENSE", "text/plain", 2**20),
 )
 
+_BY_NEMO = "export it to PEFT with NeMo's or Megatron-Bridge's adapter export"
 REFUSED: tuple[tuple[str, str, str], ...] = (
     ("*.bin", "file.pickle_refused", "may be a pickle, which runs code when read; save as safetensors"),
     ("*.pt", "file.pickle_refused", "may be a pickle, which runs code when read; save as safetensors"),
@@ -91,7 +92,9 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("*.so", "file.code_refused", "is code, and an adapter needs none"),
     ("*.zip", "file.archive_refused", "is an archive; push the files themselves"),
     ("*.tar*", "file.archive_refused", "is an archive; push the files themselves"),
-    ("*.nemo", "file.archive_refused", "is an archive with a pickle; export it to PEFT first"),
+    ("*.nemo", "file.archive_refused", f"is an archive of NeMo with a pickle in it; {_BY_NEMO}"),
+    ("*.distcp", "file.archive_refused", f"is a piece of a checkpoint of NeMo or Megatron; {_BY_NEMO}"),
+    ("*.tensors", "file.archive_refused", "is vLLM's cache of an adapter; push the PEFT adapter that it was made from"),
 )
 """Kinds that are refused with a reason of their own; every other unknown kind is `file.kind_unknown`."""
 

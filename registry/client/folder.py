@@ -24,7 +24,7 @@ from registry import names
 from registry.contents import Contents, Found, read_any
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, Reason, TooLarge
-from registry.manifest import REFUSED, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
+from registry.manifest import REFUSED, WEIGHTS_ENDINGS, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
 from registry.provenance import Provenance
 
 CHUNK_BYTES = 2**20
@@ -72,6 +72,11 @@ class Folder:
 
     def source_of(self, digest: Digest) -> Path:
         return self.sources[next(f.path for f in self.files if f.digest == digest)]
+
+
+def is_meant(text: str) -> bool:
+    """Whether a person who writes this means a place on this machine, and not a version in a registry."""
+    return text.startswith((".", "/", "~")) or Path(text).exists()
 
 
 def read_folder(
@@ -130,7 +135,9 @@ def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]
             "FILE_REFUSED",
             f"{first.place} {first.sentence}" + (f" (and {more} more)" if more else ""),
             reasons=refused,
-            next_step="take it out of the folder and push again",
+            next_step="take it out of the folder and push again"
+            if any(name.endswith(WEIGHTS_ENDINGS) for name in taken)
+            else "push the folder that save_pretrained() wrote, with adapter_model.safetensors in it",
         )
     return taken, left_out
 

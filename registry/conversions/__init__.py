@@ -228,7 +228,8 @@ _BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
     ("trained tokens", lambda spec: spec.tokens),
     ("repeated base tensors", lambda spec: spec.repeats),
     ("a bias on lora_B", lambda spec: [m for m in spec.modules if m.bias_shape]),
-    ("an adapted embedding", lambda spec: [m for m in spec.modules if m.kind != "linear"]),
+    ("fused experts", lambda spec: [m for m in spec.modules if m.kind == "parameter"]),
+    ("an adapted embedding or convolution", lambda spec: [m for m in spec.modules if m.kind != "linear"]),
     ("invocation tokens (aLoRA)", lambda spec: spec.config.invocation_tokens),
     ("replicated layers", lambda spec: spec.config.layer_replication),
 )

@@ -265,7 +265,7 @@ def _ranks_differ_in_group(modules: Iterable[ModuleUpdate]) -> bool:
     """Whether q, k, v (or gate, up), which engines join into one matrix, have different ranks in one block."""
     ranks: dict[tuple[str, str], set[int]] = defaultdict(set)
     for module in modules:
-        block, _, leaf = module.path.rpartition(".")
+        block, _, leaf = module.key.rpartition(".")
         group = "qkv" if leaf in ("q_proj", "k_proj", "v_proj") else "mlp" if leaf in ("gate_proj", "up_proj") else leaf
         ranks[block, group].add(module.rank)
     return any(len(found) > 1 for found in ranks.values())

@@ -21,6 +21,10 @@ def test_check_judges_a_folder_and_a_version_and_keeps_nothing(desk: Desk) -> No
     assert "is not a module of tiny-gpt2" in desk("check", folder, "--base", "tiny-gpt2", expect=6).stdout
     desk("push", folder, "acme/support", "--base", "tiny-llama")
     assert desk("check", "acme/support").exit_code == 0
+    assert "the push reads the numbers" in desk("check", folder).stdout
+    assert "the push" not in desk("check", "acme/support").stdout
+    assert "there is no folder" in desk("check", "./nowhere", expect=2).stderr
+    assert "is a file" in desk("check", f"{folder}/adapter_config.json", expect=2).stderr
     verdict = desk("check", "acme/support", "--base", "tiny-gpt2", "--json", expect=6).json
     assert (verdict["base"], verdict["outcome"]) == ("tiny-gpt2", "fail")
     assert [v["check"] for v in desk("show", "acme/support", "--json").json["verdicts"]] == ["fits", "values"]

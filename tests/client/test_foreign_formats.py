@@ -105,6 +105,19 @@ def test_an_adapter_of_nemo_is_refused_with_advice(studio: World, tmp_path: Path
     assert "Megatron-Bridge" in refused.value.detail
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("x.nemo", "Megatron-Bridge"), ("__0_0.distcp", "Megatron-Bridge"), ("adapter_model.tensors", "PEFT adapter")],
+)
+def test_what_must_be_exported_first_is_refused_with_advice(
+    studio: World, tmp_path: Path, name: str, advice: str
+) -> None:
+    with pytest.raises(Invalid) as refused:
+        push(studio, {name: b"x"}, tmp_path, "tiny-llama")
+    assert advice in refused.value.detail
+    assert "adapter_model.safetensors" in refused.value.next_step
+
+
 def test_a_gguf_model_is_no_adapter(studio: World, tmp_path: Path) -> None:
     model = forge_foreign.gguf({"blk.0.attn_q.weight": ("F32", (4, 4), None)}, {"general.type": "model"})
     version = push(studio, {"model.gguf": model}, tmp_path, "tiny-llama")

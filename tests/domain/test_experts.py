@@ -9,6 +9,7 @@ import pytest
 
 from registry import bases, compat, lora, tensors
 from registry.bases import BaseSpec
+from registry.engines import facts as engine_facts
 from registry.lora import LoraSpec, config
 from registry.verdicts import Finding
 from tests import forge
@@ -76,6 +77,16 @@ def test_experts_that_peft_fused_by_itself_fit_with_the_rank_and_scale_of_each_h
         "model.layers.1.mlp.experts.gate_up_proj": ("parameter", 8, 2.0),
         "model.layers.1.mlp.experts.down_proj": ("parameter", 4, 2.0),
     }
+
+
+def test_the_halves_of_a_block_have_ranks_of_their_own_and_are_no_group_of_projections() -> None:
+    facts = engine_facts.of_lora(adapter(BLOCKS, **FUSED))
+    assert (facts.max_rank, facts.ranks_differ, facts.ranks_differ_in_group, facts.fused_experts) == (
+        8,
+        True,
+        False,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
