@@ -33,8 +33,9 @@ from sqlalchemy import Connection, SQLColumnExpression, create_engine, event, in
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
 from sqlmodel import SQLModel
 
@@ -54,9 +55,11 @@ LOCK_LIMIT_MS = 15_000
 MIGRATION_LOCK_MS = 2_000
 """A migration that waits for a table makes everybody behind it wait: it must not for long."""
 RETRY_AFTER_SECONDS = 2
+_AGAIN = "try again in a moment"
 _BEGIN = "sqlite_begin"
 _MIGRATOR = 0x61646170_6D696772
 """The advisory lock of whoever migrates: "adapmigr"."""
+_HANGS_ON_NOTHING = "23503"  # PostgreSQL's; on SQLite writers take turns, and it would be a bug
 _ALEMBIC = threading.Lock()
 """Alembic keeps what it runs in module globals, so one process runs one migration at a time."""
 
@@ -143,15 +146,16 @@ def database_errors() -> Iterator[None]:
     """The drivers' errors as ours: a missing or busy database is `Unavailable`, a value it cannot hold `Invalid`."""
     try:
         yield
+    except (IntegrityError, StaleDataError) as e:
+        if isinstance(e, IntegrityError) and getattr(e.orig, "sqlstate", "") != _HANGS_ON_NOTHING:
+            raise
+        code, sentence = "TRY_LATER", "something that this is about ended or changed in the same moment"
+        raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
     except DataError as e:  # our types are narrower than the columns, so this is a value that no check foresaw
         raise Invalid("REQUEST_INVALID", "a value of the request cannot be stored by the database") from e
     except (OperationalError, InterfaceError, PoolTimeout) as e:
-        raise Unavailable(
-            "DATABASE_UNAVAILABLE",
-            "the database cannot be reached or is too busy now",
-            next_step="try again in a moment",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        ) from e
+        code, sentence = "DATABASE_UNAVAILABLE", "the database cannot be reached or is too busy now"
+        raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
 
 def begin_writing(session: Session) -> None:

@@ -81,7 +81,11 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
         _demand_known(gate, alias)
         values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.identity}
         made = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
-        session.add(row.sqlmodel_update(values) if row is not None else made(**key, **values))
+        while row is None and not db.insert_new(session, made, key | values):  # of a namespace: somebody was faster
+            row, _ = _place(session, actor, where, alias)
+            before = row.gate if row is not None else None
+        if row is not None:
+            session.add(row.sqlmodel_update(values))
     elif row is not None:
         session.delete(row)
     else:  # nothing was set: nothing changes, and nothing is told
@@ -95,12 +99,14 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
 
 
 def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> tuple[_Row | None, dict[str, Any]]:
+    """The row that is there, and its key. Changes of the gates of one adapter or namespace wait for each other."""
     if isinstance(where, AdapterName):
         actor.demand("admin", where)
-        adapter = catalog.adapter_row(session, actor, where)
+        adapter = catalog.adapter_row(session, actor, where, lock=True)
         return session.get(AdapterGateRow, (adapter.id, alias)), {"adapter_id": adapter.id, "alias": alias}
     actor.demand_in("admin", names.namespace(where))
-    return session.get(NamespaceGateRow, (where, alias)), {"namespace": where, "alias": alias}
+    row = session.get(NamespaceGateRow, (where, alias), with_for_update=True)
+    return row, {"namespace": where, "alias": alias}
 
 
 def _demand_known(gate: Gate, alias: str) -> None:

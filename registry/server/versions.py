@@ -30,7 +30,7 @@ from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
 from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, values, verdicts
 from registry.server.access import admission, taken
-from registry.server.actors import Actor
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.judge import Judged
 from registry.server.tables import (
     AdapterRow,
@@ -110,7 +110,11 @@ def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
         taken.claim_adapter(session, actor, name)
         audit.append(session, actor, "adapter.create", str(name))
     statement = select(AdapterRow).where(catalog.named(name)).with_for_update()
-    return session.exec(statement.execution_options(populate_existing=True)).one()
+    row = session.exec(statement.execution_options(populate_existing=True)).first()
+    if row is None:  # it was deleted or got another name between the two statements
+        taken.foresee(session, actor, name)
+        raise unknown_adapter(name)
+    return row
 
 
 def _version_row(

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
+from collections.abc import Callable
 
 import httpx
 import pytest
+from sqlalchemy import text
+from sqlmodel import Session, SQLModel, col, select
 
 from registry.client.api import Registry
 from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
 from registry.client.namespaces import Namespaces
-from registry.errors import NotFound, Refused, Unauthenticated
-from registry.server import app, db
+from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated
+from registry.gates import Gate
+from registry.names import AdapterName
+from registry.server import app, db, versions
+from registry.server.access import removal
+from registry.server.actors import TRUSTED
+from registry.server.tables import AdapterRow, ApprovalRow, VersionRow
+from registry.wire.namespaces import Removed
 from tests.access.people import House, of_subject
 from tests.world import URL, World
 
@@ -113,3 +124,91 @@ def test_an_expired_token_is_not_remembered_any_more(house: House) -> None:
     assert actor is not None
     memory.keep(secret, dataclasses.replace(actor, expires_at=db.now()))
     assert memory.find(secret) is None
+
+
+# ------------------------------------------------------------------ two at once: on SQLite writers take turns
+def waiting(world: World) -> None:
+    """Return once somebody waits for a lock of the database, or nobody will."""
+    for _ in range(200):
+        with world.session() as session:
+            asked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            if session.connection().execute(asked).scalar_one():
+                return
+        time.sleep(0.02)  # no event tells of another's wait
+    raise AssertionError("nobody waits")
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_deletion_waits_for_what_is_just_being_said_of_a_version(house: House) -> None:
+    """An approval, an attestation: what was hung on a version after it was looked at must not keep it from going."""
+    world, done = house.world, list[Removed]()
+    with world.session(write=True) as session:
+        first = session.exec(select(VersionRow.id).order_by(col(VersionRow.id))).first() or 0
+        said = {"alias": "prod", "identity": "bob", "at": db.now(), "token_id": "", "comment": ""}
+        session.add(ApprovalRow(version_id=first, **said))
+        session.flush()
+        deletion = threading.Thread(target=lambda: done.append(house.namespaces.delete_adapter("acme/support")))
+        deletion.start()
+        waiting(world)
+    deletion.join()
+    assert [removed.versions for removed in done] == [1]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+@pytest.mark.parametrize("how", ["approve", "gate"])
+def test_who_writes_about_what_has_just_gone_is_told_so(house: House, how: str) -> None:
+    """And not that the server failed. The client asks again by itself where that is what helps."""
+    world, told = house.world, list[str]()
+    acts: dict[str, Callable[[], object]] = {
+        "approve": lambda: Gates(world.admin).approve("acme/support@1", "prod"),
+        "gate": lambda: Gates(world.admin).put("acme/support", "prod", Gate(approvals=1)),
+    }
+
+    def act() -> None:
+        with pytest.raises(RegistryError) as refusal:
+            acts[how]()
+        told.append(refusal.value.code)
+
+    with world.session(write=True) as session:
+        removal.delete(session, TRUSTED, AdapterName("acme", "support"))
+        session.flush()
+        writing = threading.Thread(target=act)
+        writing.start()
+        waiting(world)
+    writing.join()
+    assert told == ["ADAPTER_UNKNOWN"]
+
+
+def test_a_push_whose_adapter_goes_between_two_statements_is_told_so(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one saw the adapter's row; the second one, which locks it, does not."""
+    house.namespaces.transfer("acme/support", "acme/helper")
+    name, insert = AdapterName("acme", "support"), db.insert_new
+
+    def seen(session: Session, table: type[SQLModel], values: dict[str, object]) -> bool:
+        return table is not AdapterRow and insert(session, table, values)
+
+    monkeypatch.setattr(db, "insert_new", seen)
+    with house.world.session() as session, pytest.raises(Conflict) as refusal:
+        versions._locked(session, TRUSTED, name)
+    assert refusal.value.code == "NAME_TOMBSTONED"
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+@pytest.mark.parametrize("place", ["acme", "acme/support", "nobodys"])
+def test_one_gate_that_many_set_at_once_is_set_once_and_no_server_fails(house: House, place: str) -> None:
+    gates, start, seen = Gates(house.world.admin), threading.Barrier(6), list[str]()
+
+    def put() -> None:
+        start.wait()
+        for _ in range(5):
+            seen.append(gates.put(place, "prod", Gate(approvals=1)).set_on)
+            gates.remove(place, "prod")
+
+    threads = [threading.Thread(target=put) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 30

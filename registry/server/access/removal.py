@@ -43,7 +43,9 @@ def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     """End an adapter with all its versions. `NotFound`, `Denied`."""
     actor.demand("admin", name)
     adapter = catalog.adapter_row(session, actor, name, lock=True)
-    versions = session.exec(select(VersionRow.id, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)).all()
+    mine = select(VersionRow.id, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
+    # Locked, so that nothing is hung on a version after what hangs on it was deleted.
+    versions = session.exec(mine.order_by(col(VersionRow.id)).with_for_update()).all()
     _delete_with_all_below(session, _ADAPTER, _ADAPTER.c.id == adapter.id)
     session.expunge(adapter)
     _end_name(session, name)
