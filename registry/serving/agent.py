@@ -52,7 +52,7 @@ class Agent:
         key = Digest.of(f"{registry.url} {base} {alias} {profile}".encode()).hex[:16]
         self._file = shelf.root / f"roster-{key}.json"
         self._roster: Roster | None = None
-        self._had_adapters = False
+        self._had_adapters, self._kept_cursor = False, ""
         self._changed = threading.Event()
         self._told: dict[str, Slot] = {}
         self._trouble: dict[str, str] = {}
@@ -70,18 +70,12 @@ class Agent:
                     self._say_once("roster", f"no roster, so the one that was kept holds: {e.detail}")
                     return True
             raise
-        if found.cursor == since:
-            return False
         if self._roster is None and (kept := self._kept()) is not None:
             self._had_adapters = bool(kept.adapters)
         self._had_adapters |= bool(found.adapters)
         self._roster = found
-        try:
-            self._shelf.root.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file, found.model_dump_json().encode())
-        except OSError as e:
-            self._say(f"the roster cannot be kept for a time without the registry: {e.strerror or e}")
-        return True
+        self._keep(found)
+        return found.cursor != since
 
     def step(self) -> list[Slot]:
         """One pass over the engine; tells what is new. Nothing without a roster."""
@@ -144,6 +138,19 @@ class Agent:
         if self._trouble.get(about) != line:
             self._trouble[about] = line
             self._say(line)
+
+    def _keep(self, roster: Roster) -> None:
+        """For a time without the registry. What a full disk did not take is tried again with the next answer."""
+        if self._kept_cursor == roster.cursor:
+            return
+        try:
+            self._shelf.root.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, roster.model_dump_json().encode())
+        except OSError as e:
+            self._say_once("keep", f"the roster cannot be kept for a time without the registry: {e.strerror or e}")
+            return
+        self._kept_cursor = roster.cursor
+        self._trouble.pop("keep", None)
 
     def _kept(self) -> Roster | None:
         try:

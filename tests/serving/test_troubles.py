@@ -97,6 +97,26 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     assert json.loads(told.read_text()) == {"acme/support": "acme-support-v2"}
 
 
+def test_a_roster_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    box.push("acme/support")
+    box.states()
+    box.push("acme/support")
+    with monkeypatch.context() as patched:
+        patched.setattr("registry.serving.agent.write_whole", full)
+        for _ in range(2):
+            assert box.states() == {"acme-support-v2": "ready"}
+    assert len([line for line in box.said if "cannot be kept for a time" in line]) == 1
+    box.states()
+    box.line.cut = True
+    box.start()
+    assert box.states() == {"acme-support-v2": "ready"}
+
+
 def test_an_engine_that_dies_in_the_middle_is_waited_for_and_filled_again(box: Box) -> None:
     box.push("acme/support")
     box.states()
