@@ -66,13 +66,11 @@ class Agent:
             if self._roster is None:
                 self._roster = self._kept()
                 if self._roster is not None:
-                    self._had_adapters = bool(self._roster.adapters)
+                    self._had_adapters = True
                     self._say_once("roster", f"no roster, so the one that was kept holds: {e.detail}")
                     return True
             raise
-        if self._roster is None and (kept := self._kept()) is not None:
-            self._had_adapters = bool(kept.adapters)
-        self._had_adapters |= bool(found.adapters)
+        self._had_adapters = bool(self._had_adapters or found.adapters or self._kept())
         self._roster = found
         self._keep(found)
         return found.cursor != since
@@ -140,8 +138,11 @@ class Agent:
             self._say(line)
 
     def _keep(self, roster: Roster) -> None:
-        """For a time without the registry. What a full disk did not take is tried again with the next answer."""
-        if self._kept_cursor == roster.cursor:
+        """For a time without the registry. What a full disk did not take is tried again with the next answer.
+
+        That a roster was kept says that it had adapters once, so the first one that is kept has some.
+        """
+        if self._kept_cursor == roster.cursor or not self._had_adapters:
             return
         try:
             self._shelf.root.mkdir(parents=True, exist_ok=True)

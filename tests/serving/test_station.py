@@ -109,6 +109,9 @@ def test_a_yanked_version_leaves_after_the_drain_and_its_folder_stays(box: Box) 
     box.world.admin.yank("acme/support@1", "leaks addresses")
     assert box.states() == {}
     assert box.station.aliases == {}
+    box.start()  # in the middle of the drain
+    assert box.states() == {}
+    assert box.loaded == ["acme-support-v1"]
     box.clock.now += 11
     box.states()
     assert box.loaded == []
