@@ -44,6 +44,8 @@ def login(url: str) -> None:
     def text() -> None:
         click.echo(f"You are {output.strong(who.actor)} at {kept_as}.")
         click.echo(output.faint(f"  {_rights(who.scopes, who.namespaces, who.adapters)}; remembered in {path}"))
+        if session.Target(kept_as, secret, "").readable:
+            output.note(session.IN_THE_CLEAR)
 
     output.answer(who, text)
 

@@ -74,6 +74,8 @@ def _registry() -> Iterator[Look]:
         yield _wrong("registry", e)
         return
     yield Look("registry", "ok", f"{'embedded' if where.embedded else where.url}, from {where.source}")
+    if where.readable:
+        yield Look("network", "note", session.IN_THE_CLEAR)
     try:
         with session.registry() as registry:
             yield from _server(registry)

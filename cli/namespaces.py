@@ -185,8 +185,12 @@ def transfer(name: str, to: str, yes: bool) -> None:
 
 
 def _confirm(question: str, yes: bool) -> None:
-    if not yes and not click.confirm(question, err=True):
-        raise Invalid("REQUEST_INVALID", "not done: the answer was no", next_step="say yes, or give --yes")
+    try:
+        said = "yes" if yes or click.confirm(question, err=True) else "no"
+    except click.Abort:  # nobody is there to ask
+        said = "nothing"
+    if said != "yes":
+        raise Invalid("REQUEST_INVALID", f"not done: the answer was {said}", next_step="say yes, or give --yes")
 
 
 # ------------------------------------------------------------------ trusted publishers

@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cli import main
 from registry.client.api import Registry
 from registry.client.heads import Heads
 from registry.errors import Invalid
 
+IN_THE_CLEAR = "the token goes there unencrypted, for everybody on the way to read: use https"
 EMBEDDED_URL = "http://registry.embedded"
 """The name that the registry in this process goes by; nothing is ever looked up under it."""
 
@@ -49,6 +51,12 @@ class Target:
     @property
     def embedded(self) -> bool:
         return self.url == EMBEDDED_URL
+
+    @property
+    def readable(self) -> bool:
+        """Whether the token goes over a network that others may listen to."""
+        url = urlsplit(self.url)
+        return not self.embedded and url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def profile_path() -> Path:

@@ -98,7 +98,7 @@ def _sqlite_engine(url: str) -> Engine:
     database = make_url(url).database
     if not database or database == ":memory:":
         raise Invalid("SETTING_INVALID", "REGISTRY_DATABASE_URL: SQLite needs a file, because threads share it")
-    Path(database).parent.mkdir(parents=True, exist_ok=True)
+    Path(database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # what it tells is for its owner alone
     module = _sqlite_module()
     safe = module.sqlite_version_info >= WAL_IS_SAFE_SINCE
     made = create_engine(url, module=module, pool_size=8, max_overflow=64, connect_args={"timeout": BUSY_SECONDS})

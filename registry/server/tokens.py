@@ -31,7 +31,7 @@ from registry.server.access.secret import sha256_of as sha256_of
 from registry.server.access.secret import well_formed as well_formed
 from registry.server.actors import EVERYBODY, EVERYWHERE, SCOPES, TRUSTED
 from registry.server.actors import Actor as Actor
-from registry.server.tables import TokenRow
+from registry.server.tables import RoleRow, TokenRow
 from registry.wire.access import TokenCreate, TokenView
 
 USE_NOTED_EVERY = timedelta(minutes=10)
@@ -54,7 +54,10 @@ def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str
     for adapter in request.adapters:
         if not {AdapterName.parse(adapter).namespace, EVERYWHERE} & set(request.namespaces):
             raise Invalid("REQUEST_INVALID", f"adapters: '{adapter}' is in none of the token's namespaces")
-    row, secret = make(request, actor, subject=_subject(actor, request.subject), token_id=token_id)
+    subject = _subject(actor, request.subject)
+    if not subject:
+        _refuse_disguise(session, request)
+    row, secret = make(request, actor, subject=subject, token_id=token_id)
     if not db.insert_new(session, TokenRow, row.model_dump()):
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
     _tell(session, actor, row)
@@ -95,6 +98,19 @@ def _subject(actor: Actor, wanted: str) -> str:
         actor.demand_everywhere("admin")
         return wanted
     return actor.subject
+
+
+def _refuse_disguise(session: Session, request: TokenCreate) -> None:
+    """A token that stands for itself is known by its name: not by that of somebody who has a role where it counts."""
+    roles = select(RoleRow.subject).where(col(RoleRow.subject) == request.name)
+    if EVERYWHERE not in request.namespaces:
+        roles = roles.where(col(RoleRow.namespace).in_(request.namespaces))
+    if session.exec(roles.limit(1)).first() is not None:
+        raise Invalid(
+            "REQUEST_INVALID",
+            f"name: {request.name!r} is a subject here, and what this token does would be told of them",
+            next_step="make it their token with `--subject`, or give it another name",
+        )
 
 
 def bootstrap(engine: Engine) -> str | None:

@@ -194,6 +194,17 @@ def test_the_record_names_who_stands_behind_a_token_whatever_the_token_is_called
     assert json.loads(base64.b64decode(json.loads(pushed.bundle)["payload"]))["predicate"]["actor"] == "owner@acme"
 
 
+def test_a_token_without_a_subject_has_no_name_of_somebody_who_has_a_role_where_it_counts(house: House) -> None:
+    here = house.world.actor("admin", namespaces=["acme"])
+    with pytest.raises(Invalid):
+        here.create_token(TokenCreate(name="promoter@acme", scopes=["promote"], namespaces=["acme"]))
+    with pytest.raises(Invalid):
+        house.world.admin.create_token(TokenCreate(name="owner@globex", scopes=["pull"]))
+    assert here.create_token(TokenCreate(name="owner@globex", scopes=["pull"], namespaces=["acme"])).secret
+    mine = TokenCreate(name="promoter@acme", scopes=["promote"], subject="promoter@acme")
+    assert house.world.admin.create_token(mine).secret
+
+
 def test_a_token_of_somebody_else_answers_like_one_that_never_was(house: House) -> None:
     foreign, _ = house.world.issue("pull", namespaces=["globex"])
     for method, path in (("DELETE", "/api/v1/tokens/{}"), ("POST", "/api/v1/tokens/{}/rotate")):

@@ -34,6 +34,12 @@ def test_what_cannot_be_taken_back_asks_first(desk: Desk) -> None:
     desk("show", "acme/helpdesk", expect=4)
 
 
+def test_where_nobody_is_there_to_ask_it_is_bad_usage_and_not_a_bug(desk: Desk) -> None:
+    desk("namespace", "create", "empty")
+    said = desk("namespace", "delete", "empty", stdin="", expect=2)
+    assert "give --yes" in said.stderr
+
+
 def test_a_job_exchanges_its_identity_token_from_a_pipe(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,25 @@ def test_an_old_schema_is_refused_with_the_way_out(desk: Desk, tmp_path: Path) -
     assert "adapter migrate" in said.stderr
 
 
+@pytest.mark.parametrize(
+    ("url", "readable"),
+    [("http://registry.test", True), ("https://registry.test", False), ("http://127.0.0.1:8080", False),
+     ("http://[::1]:8080", False), ("http://localhost", False), (session.EMBEDDED_URL, False)],
+)  # fmt: skip
+def test_a_token_that_goes_over_a_network_in_the_clear_is_told_of(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, url: str, readable: bool
+) -> None:
+    assert session.Target(url, "t", "").readable is readable
+    if readable:
+        monkeypatch.setenv("ADAPTER_REGISTRY", "http://registry.invalid")
+        assert "use https" in desk("doctor", expect=75).stdout
+
+
+def test_the_folder_of_a_new_registry_is_for_its_owner_alone(desk: Desk, tmp_path: Path) -> None:
+    desk("list", REGISTRY_DATA=str(tmp_path / "fresh"))
+    assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o700
+
+
 def test_doctor_names_what_is_wrong_and_ends_with_its_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = {look["about"]: look for look in desk("doctor", "--json").json["looks"]}
     assert looks["server"]["state"] == "ok"
