@@ -44,7 +44,8 @@ Read = Callable[[str, int, int], bytes]
 class Pair(NamedTuple):
     """The two factors of one module's update, by the names of their tensors: A [rank, in] and B [out, rank].
 
-    `is_turned`: they are stored as [in, rank] and [rank, out].
+    `is_turned`: stored as [in, rank] and [rank, out]. `experts`: so many in one: A [experts * rank, in] by experts,
+    B [out, rank * experts] by ranks.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Pair(NamedTuple):
     a: str
     b: str
     is_turned: bool = False
+    experts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,14 @@ class Contents:
 
     @property
     def pairs(self) -> Iterator[Pair]:
-        """Of linear modules, convolutions and embeddings; fused experts are many pairs in one."""
+        """Of every module with two factors. A parameter of a block of experts is one, named with its block."""
         for module in self.lora.modules:
-            if module.kind != "parameter" and module.rank:
-                a, b = _EMBEDDING_HALVES if module.kind == "embedding" else _HALVES
-                start = f"{_PREFIX}{module.path}"
-                yield Pair(module.path, module.rank, module.scale, start + a, start + b)
+            a, b = _EMBEDDING_HALVES if module.kind == "embedding" else _HALVES
+            start, fused = f"{_PREFIX}{module.path}{'.base_layer' * max(module.order, 0)}", module.kind == "parameter"
+            yield Pair(
+                module.key if fused else module.path, module.rank, module.scale, start + a, start + b,
+                experts=module.a_shape[0] // module.rank if fused else 1,
+            )  # fmt: skip
 
     @property
     def engine(self) -> EngineFacts:

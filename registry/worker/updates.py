@@ -6,7 +6,8 @@ Invariants
 - Values are taken as 32-bit floats. Norms hold one module at a time, cosines all of one of the two adapters;
   nothing of the base is needed.
 - All norms are Frobenius norms: |BA|² = sum((BᵀB) ∘ (AAᵀ)), which costs rank² numbers.
-- Fused experts (`target_parameters`) and methods other than LoRA have no update of this form and are left out.
+- A parameter of a block of fused experts is one update, named with its block: the updates of all experts, side by side.
+- Methods other than LoRA have no update of this form and are left out.
 
 Example
     >>> norms(Path("out/checkpoint-200"))["model.layers.0.self_attn.q_proj"]
@@ -42,15 +43,19 @@ class Norms:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One module's halves: `a` [rank, in], `b` [out, rank]."""
+    """One module's halves: `a` [experts, rank, in], `b` [experts, out, rank]; any other module is one expert."""
 
     path: str
     scale: float
     a: torch.Tensor
     b: torch.Tensor
 
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        return len(self.a), self.a.shape[2], self.b.shape[1]
+
     def norms(self) -> Norms:
-        squared = float(((self.b.T @ self.b) * (self.a @ self.a.T)).sum())
+        squared = float(((self.b.mT @ self.b) * (self.a @ self.a.mT)).sum())
         return Norms(float(self.a.norm()), float(self.b.norm()), abs(self.scale) * math.sqrt(max(squared, 0.0)))
 
 
@@ -71,14 +76,18 @@ def of_folder(folder: Path) -> Iterator[Update]:
         for module in spec.modules:
             halves = _halves(module, there)
             if halves is not None:
-                a, b = (opened.get_tensor(name).float() for name in halves)
-                yield Update(module.path, module.scale, a.flatten(1), b.flatten(1))
+                a, b = (opened.get_tensor(name).float().flatten(1) for name in halves)
+                fused = module.kind == "parameter"
+                experts = a.shape[0] // module.rank if fused else 1
+                a, b = a.view(experts, module.rank, -1), b.view(b.shape[0], module.rank, experts).permute(2, 0, 1)
+                yield Update(module.key if fused else module.path, module.scale, a, b)
 
 
 def _halves(module: ModuleUpdate, there: set[str]) -> tuple[str, str] | None:
     for a, b in _HALVES:
-        names = (f"{_PREFIX}{module.path}{a}", f"{_PREFIX}{module.path}{b}")
-        if module.kind != "parameter" and there.issuperset(names):
+        start = f"{_PREFIX}{module.path}{'.base_layer' * max(module.order, 0)}"
+        names = (start + a, start + b)
+        if there.issuperset(names):
             return names
     return None
 
@@ -97,9 +106,9 @@ def cosines(one: Path, other: Path) -> dict[str, float | None]:
     waiting = {update.path: update for update in of_folder(other)}
     for update in of_folder(one):
         match = waiting.pop(update.path, None)
-        if match is None or update.a.shape[1:] != match.a.shape[1:] or update.b.shape[:1] != match.b.shape[:1]:
+        if match is None or update.sides != match.sides:
             continue
-        inner = float(((update.b.T @ match.b) * (update.a @ match.a.T)).sum()) * update.scale * match.scale
+        inner = float(((update.b.mT @ match.b) * (update.a @ match.a.mT)).sum()) * update.scale * match.scale
         size = update.norms().update * match.norms().update
         found[update.path] = max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(size) else None
     return found

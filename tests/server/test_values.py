@@ -18,13 +18,12 @@ from registry import lora, tensors
 from registry.bases.identity import Identity, TensorMark
 from registry.client import transfer
 from registry.client.judging import Judging
-from registry.compat.paths import Paths
 from registry.contents import Pair
 from registry.digest import Digest
 from registry.lora import config
 from registry.server import aftercare, values
 from registry.server.tables import VersionRow, VersionValuesRow
-from registry.server.values import against, numbers
+from registry.server.values import numbers
 from registry.server.values.measure import Window
 from registry.wire import BaseAdd
 from registry.wire.upkeep import GcRequest
@@ -159,21 +158,6 @@ def test_another_tools_names_are_compared_with_the_modules_that_they_mean(world:
     assert {path.rpartition("_to_")[2] for path in found} == {"q", "k"}
     for one in found.values():
         assert (one.weight, one.share) == (3.0, pytest.approx((one.update or 0) / 3.0, rel=1e-2))
-
-
-def test_a_fused_matrix_is_as_large_as_its_parts_together() -> None:
-    parts = {f"transformer.transformer_blocks.0.attn.to_{leaf}": 2.0 for leaf in "qkv"}
-    norms = {f"{path}.weight": size for path, size in parts.items()}
-    fused = "lora_unet_double_blocks_0_img_attn_qkv"
-    assert against.Base("flux", norms, paths=Paths("kohya", parts)).norm(fused) == pytest.approx(12**0.5, rel=1e-4)
-    missing = against.Base("flux", dict(list(norms.items())[:2]), paths=Paths("kohya", parts))
-    assert missing.norm(fused) is None
-
-
-def test_a_tied_head_is_compared_with_the_embedding() -> None:
-    base = against.Base("tied", {"model.embed_tokens.weight": 4.0})
-    assert (base.norm("lm_head"), base.share("lm_head", 1.0)) == (4.0, 0.25)
-    assert base.share("model.layers.0.self_attn.q_proj", 1.0) is None
 
 
 @pytest.mark.parametrize("turned", [False, True])

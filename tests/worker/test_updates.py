@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from registry.client.folder import read_folder
+from registry.server.values import numbers
 from registry.worker import updates
 from tests import forge
 
@@ -51,3 +54,53 @@ def test_an_update_of_zero_has_a_norm_of_zero_and_no_cosine(tmp_path: Path) -> N
     save_file({n: t * 0 if "lora_B" in n else t for n, t in weights.items()}, folder / forge.WEIGHTS)
     assert {norms.update for norms in updates.norms(folder).values()} == {0.0}
     assert set(updates.cosines(folder, folder).values()) == {None}
+
+
+def experts(folder: Path, seed: int) -> Path:
+    """An adapter of one block of three experts as PEFT fuses them: ranks 4 and 2, scales 2 and 3."""
+    torch.manual_seed(seed)
+    at = f"{PREFIX}model.layers.0.mlp.experts"
+    folder.mkdir()
+    halves = {
+        f"{at}.base_layer.lora_A.weight": torch.randn(3 * 4, 8),
+        f"{at}.base_layer.lora_B.weight": torch.randn(10, 4 * 3),
+        f"{at}.lora_A.weight": torch.randn(3 * 2, 5), f"{at}.lora_B.weight": torch.randn(8, 2 * 3),
+    }  # fmt: skip
+    save_file(halves, folder / forge.WEIGHTS)
+    written = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"],
+               "target_parameters": ["gate_up_proj", "down_proj"], "rank_pattern": {".*\\.gate_up_proj": 4},
+               "alpha_pattern": {".*\\.gate_up_proj": 8}}  # fmt: skip
+    (folder / forge.CONFIG).write_text(json.dumps(written))
+    return folder
+
+
+def blocks(folder: Path) -> dict[str, torch.Tensor]:
+    """What PEFT adds to each parameter of the block: [experts, out, in]."""
+    found, at = load_file(folder / forge.WEIGHTS), f"{PREFIX}model.layers.0.mlp.experts"
+    made = {}
+    for name, inner, rank, scale in (("gate_up_proj", ".base_layer", 4, 2.0), ("down_proj", "", 2, 3.0)):
+        a, b = (found[f"{at}{inner}.lora_{half}.weight"] for half in "AB")
+        a, b = a.reshape(3, rank, -1), b.reshape(len(b), rank, 3)
+        made[f"model.layers.0.mlp.experts.{name}"] = scale * torch.einsum("ore,eri->eoi", b, a)
+    return made
+
+
+def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: Path) -> None:
+    one, other = experts(tmp_path / "a", 1), experts(tmp_path / "b", 2)
+    left, right, found = blocks(one), blocks(other), updates.norms(one)
+    assert found.keys() == left.keys() == updates.cosines(one, other).keys()
+    for path, value in updates.cosines(one, other).items():
+        expected = torch.nn.functional.cosine_similarity(left[path].flatten(), right[path].flatten(), dim=0)
+        assert value == pytest.approx(float(expected), abs=1e-4)
+        assert found[path].update == pytest.approx(float(left[path].norm()), rel=1e-4)
+
+
+def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> None:
+    folder = experts(tmp_path / "a", 1)
+    contents, weights = read_folder(folder).contents, (folder / forge.WEIGHTS).read_bytes()
+    measured = numbers.norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
+    assert measured.keys() == updates.norms(folder).keys()
+    for path, norms in updates.norms(folder).items():
+        assert (measured[path].update, measured[path].a) == (
+            pytest.approx(norms.update, rel=1e-3), pytest.approx(norms.a, rel=1e-3),
+        )  # fmt: skip

@@ -20,6 +20,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 
 from sqlalchemy import Connection, Engine
@@ -37,6 +38,8 @@ PEFT = "peft"
 _HEAD = "lm_head"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 """What a head without a weight of its own is tied to, under the names that architectures give it."""
+_OF_EXPERTS = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
+"""A parameter of a block of experts, and what its parts are called where the files hold each expert by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,26 @@ class Base:
         return float(f"{math.hypot(*known):.5g}") if known and len(known) == len(sizes) else None
 
     def _norm(self, path: str) -> float | None:
-        """|W| of a module; a tied head has the embedding's."""
-        found = self.norms.get(f"{path}.weight")
+        """|W| of a module, or of a parameter of a block of experts; a tied head has the embedding's."""
+        names = (path, path.replace(".mlp.", ".block_sparse_moe."))  # the model's name, and that of Mixtral's files
+        sizes = (self.norms.get(f"{name}.weight") or self.norms.get(name) or self._experts(name) for name in names)
+        found = next((size for size in sizes if size is not None), None)
         if found is None and path.rpartition(".")[2] == _HEAD:
             found = next((norm for name, norm in self.norms.items() if name.endswith(_EMBEDDINGS)), None)
         return found
+
+    def _experts(self, path: str) -> float | None:
+        """|W| of one parameter of all experts, where the files hold each expert by itself."""
+        block, _, parameter = path.rpartition(".")
+        sizes: list[float] = []
+        for leaves in _OF_EXPERTS.get(parameter, ()):
+            for expert in count():
+                each = [self.norms.get(f"{block}.{expert}.{leaf}.weight") for leaf in leaves]
+                known = [size for size in each if size is not None]
+                if len(known) < len(leaves):
+                    break
+                sizes += known
+        return math.hypot(*sizes) if sizes else None
 
     def share(self, path: str, update: float | None) -> float | None:
         """|scale · BA| / |W|, in three digits; None where one of them is unknown, or W is zero."""

@@ -78,17 +78,18 @@ def _has_special(data: bytes | memoryview, dtype: str) -> bool:
 
 # ------------------------------------------------------------------ norms
 def norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, Norms]:
-    """Module → its norms, for pairs of factors (linear, convolution, embedding). Values must be finite."""
+    """Module → its norms, for pairs of factors. Values must be finite."""
     by_name = {info.name: info for info in header}
     there = [pair for pair in pairs if pair.a in by_name and pair.b in by_name]
     found = {}
     for pair in sorted(there, key=lambda pair: min(by_name[pair.a].start, by_name[pair.b].start)):
         halves = (by_name[pair.a], by_name[pair.b])
-        if all(_is_readable(info, pair.rank) for info in halves):
+        if all(_is_readable(info, pair.rank * pair.experts) for info in halves):
             a, b = (_floats(read, header, info) for info in halves)
             if pair.is_turned:
                 a, b = a.reshape(-1, pair.rank).T, b.reshape(pair.rank, -1).T
-            found[pair.path] = _norms(a.reshape(pair.rank, -1), b.reshape(-1, pair.rank), pair.scale)
+            a, b = a.reshape(pair.experts, pair.rank, -1), b.reshape(-1, pair.rank, pair.experts)
+            found[pair.path] = _norms(a, b.transpose(2, 0, 1), pair.scale)
     return found
 
 
@@ -98,12 +99,14 @@ def _is_readable(info: TensorInfo, rank: int) -> bool:
 
 
 def _norms(a: Any, b: Any, scale: float) -> Norms:
+    """Of A [experts, rank, in] and B [experts, out, rank]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        aa, bb = a @ a.T, b.T @ b
+        aa, bb = a @ a.transpose(0, 2, 1), b.transpose(0, 2, 1) @ b
         squared = float((bb * aa).sum())
         update = abs(scale) * math.sqrt(max(squared, 0.0))
-        sizes = (math.sqrt(float(np.trace(aa))), math.sqrt(float(np.trace(bb))), update)
-    elements = a.shape[1] * b.shape[0]
+        a_squared, b_squared = (float(np.trace(each, axis1=1, axis2=2).sum()) for each in (aa, bb))
+        sizes = (math.sqrt(a_squared), math.sqrt(b_squared), update)
+    elements = len(a) * a.shape[2] * b.shape[1]
     rms = update / math.sqrt(elements) if elements else 0.0
     return Norms(a=_short(sizes[0]), b=_short(sizes[1]), update=_short(update), rms=_short(rms))
 
