@@ -59,7 +59,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
             next_step="add it under another name: a base never changes under its adapters",
         )
     if request.identity is not None:
-        identities.keep(session, actor, found, request.identity)
+        identities.keep(session, actor, found, request.identity, new=created)
     elif claimed is not None:
         identities.demand_same(session, found, claimed)
     return _view(session, actor, found), created

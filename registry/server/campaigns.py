@@ -138,7 +138,7 @@ def show(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
     """How far it is, and what changed so far. `NotFound` (CAMPAIGN_UNKNOWN)."""
     row = session.get(CampaignRow, campaign_id[:100])
     if row is None:
-        raise NotFound("CAMPAIGN_UNKNOWN", f"there is no campaign {campaign_id[:100]!r}")
+        raise _unknown(campaign_id)
     statement = (
         select(CampaignJobRow, JobRow, VerdictRow.outcome, VerdictRow.summary)
         .join(JobRow, col(JobRow.id) == col(CampaignJobRow.job_id))
@@ -154,6 +154,8 @@ def show(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
         .order_by(col(JobRow.subject))
     )
     seen = [one for one in session.exec(statement) if _may_see(actor, one[1])]
+    if not seen and row.created_by != actor.identity and not actor.may_everywhere("pull"):
+        raise _unknown(campaign_id)
     counts = Counter(State(job.state) for _, job, _, _ in seen)
     changed = list(_changed(seen))
     return CampaignView(
@@ -167,6 +169,11 @@ def show(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
         changed=len(changed),
         items=changed[:ITEMS_LIMIT],
     )
+
+
+def _unknown(campaign_id: str) -> NotFound:
+    """The one answer for a campaign that is absent, and for somebody else's in which the actor sees no job."""
+    return NotFound("CAMPAIGN_UNKNOWN", f"there is no campaign {campaign_id[:100]!r}, or you may not see it")
 
 
 def _may_see(actor: Actor, job: JobRow) -> bool:

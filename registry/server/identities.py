@@ -20,22 +20,34 @@ from sqlmodel import Session, col, select
 from registry.bases import identity as base_identity
 from registry.bases.identity import Identity, Likeness
 from registry.digest import Digest
-from registry.errors import Conflict
+from registry.errors import Conflict, Denied
 from registry.server import audit, db
 from registry.server.actors import Actor
 from registry.server.tables import BaseIdentityRow, BaseLikenessRow, BaseRow
 
 
-def keep(session: Session, actor: Actor, base: BaseRow, given: Identity) -> bool:
-    """Whether this call kept it. `Conflict` (BASE_EXISTS) when the base has other weights than these."""
+def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new: bool = False) -> bool:
+    """Whether this call kept it. `Conflict` (BASE_EXISTS) when the base has other weights than these; `Denied`.
+
+    `new`: the base is being added by this very request.
+    """
     base_id = base.id or 0
+    # A base is everybody's: one namespace's people must not tell all others, once and for ever, which weights it has.
+    may_tell = new or actor.may_everywhere("work")
+    if not may_tell and session.get(BaseIdentityRow, base_id) is None:
+        raise Denied(
+            "DENIED",
+            f"which weights '{base.name}' has tells whoever adds it, or later the scope 'work' in all namespaces",
+            next_step="ask an administrator to run `adapter base identify`",
+        )
     values = {
         "base_id": base_id, "exact": str(given.exact), "identity": given.model_dump_json(),
         "made_at": db.now(), "made_by": actor.identity,
     }  # fmt: skip
     if not db.insert_new(session, BaseIdentityRow, values):
         demand_same(session, base, given.exact, given)
-        _add_norms(session, base, given)
+        if may_tell:
+            _add_norms(session, base, given)
         return False
     for row in session.exec(select(BaseIdentityRow).where(col(BaseIdentityRow.base_id) != base_id)):
         found = base_identity.compare(given, _value(row)).model_dump(mode="json", exclude={"other"})

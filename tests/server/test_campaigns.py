@@ -102,6 +102,8 @@ def test_a_campaign_reaches_only_what_its_owner_may_push_and_tells_only_what_one
     assert Judging(mine).campaign(everything.id).total == 1
     with pytest.raises(NotFound, match="no campaign"):
         Judging(mine).campaign("cam_unknown")
+    with pytest.raises(NotFound, match="no campaign"):
+        Judging(judged.actor("pull", "push", namespaces=["initech"])).campaign(everything.id)
     end(judged)
 
 

@@ -113,6 +113,18 @@ def test_only_workers_tell_weights_and_only_readers_compare(family: World) -> No
     assert family.actor("pull").likeness("unknown", TUNED).grade is Grade.UNKNOWN
 
 
+def test_people_of_one_namespace_do_not_tell_all_others_which_weights_a_base_has(family: World) -> None:
+    """Once told it cannot be taken back, and workers everywhere would refuse the true weights."""
+    owner = family.actor("admin", namespaces=["acme"])
+    with pytest.raises(Denied):
+        owner.identify_base("unknown", OTHER)
+    with pytest.raises(Denied):
+        owner.add_base(BaseAdd(spec=spec_of(forge.llama("unknown")), identity=OTHER))
+    assert family.admin.base("unknown").spec.fingerprints.exact is None
+    own = spec_of(forge.llama("my-own", hidden=32, heads=2, kv_heads=1, intermediate=64))
+    assert owner.add_base(BaseAdd(spec=own, identity=OTHER)).spec.fingerprints.exact == OTHER.exact
+
+
 def test_an_identity_that_is_none_is_refused(family: World) -> None:
     broken = SAME.model_dump(mode="json") | {"exact": "sha256:1"}
     with pytest.raises(Invalid) as caught:
