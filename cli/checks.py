@@ -11,6 +11,7 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -21,9 +22,12 @@ from registry.client import folder as folders
 from registry.client import transfer
 from registry.client.api import Registry
 from registry.engines import Profile
+from registry.engines.settings import FleetSettings
 from registry.names import Ref
 from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.verdicts import FleetView
+
+NAMES_SHOWN = 10
 
 
 # ------------------------------------------------------------------ check
@@ -114,17 +118,32 @@ def _print_fleet(found: FleetView) -> None:
     click.echo(f"{output.plural(found.adapters, 'adapter')} of {output.strong(found.base)}")
     for item in found.items:
         click.echo(f"  {output.strong(item.profile)}")
-        raised = f"; only because of {', '.join(item.raised_by)}" if item.raised_by else ""
-        saved = item.bytes_per_slot - item.bytes_per_slot_without
+        raised = f"; only because of {_named(item.raised_by)}" if item.raised_by else ""
+        doubtful, *_ = (*item.left_out, *item.unsure, "")
+        served = len(item.left_out) < item.adapters
+        saved, slot = item.bytes_per_slot - item.bytes_per_slot_without, output.size(item.bytes_per_slot)
         output.facts(
             [
-                ("set", " ".join(item.flags) or output.faint("nothing: this engine has no such settings")),
-                ("rank", f"{item.max_rank}, limit {item.rank_limit}{raised}"),
-                ("slots", f"{item.slots}, each {output.size(item.bytes_per_slot)} before tensor parallelism"),
+                ("set", " ".join(item.flags) or output.faint(_nothing(item, served))),
+                ("rank", f"{item.max_rank}, limit {item.rank_limit}{raised}" if served else ""),
+                ("slots", f"{item.slots}, each {slot} before tensor parallelism" if served else ""),
                 ("without", f"limit {item.rank_limit_without}: {output.size(saved)} less a slot" if raised else ""),
                 ("modules", ", ".join(item.modules)),
-                ("left out", ", ".join(item.left_out) and f"{', '.join(item.left_out)}: no setting makes it served"),
-                ("why", f"adapter check {item.left_out[0]} --engine {item.profile}" if item.left_out else ""),
+                ("left out", _named(item.left_out, ": not served, whatever rank and slots are")),
+                ("unsure", _named(item.unsure, ": counted, but whether they are served is not known")),
+                ("why", doubtful and f"adapter check {doubtful} --engine {item.profile}"),
             ],
             indent="    ",
         )
+
+
+def _nothing(item: FleetSettings, served: bool) -> str:
+    if served:
+        return "nothing: this engine has no such settings"
+    return "nothing: it serves none of them" if item.adapters else "nothing: this base has no adapters yet"
+
+
+def _named(names: Sequence[str], what: str = "") -> str:
+    """The first names, how many more there are, and what is said of them; empty without a name."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "") + (what if names else "")

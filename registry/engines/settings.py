@@ -13,7 +13,7 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from registry import engines
@@ -21,7 +21,7 @@ from registry.bases import BaseSpec
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Engine, engine
-from registry.verdicts import Value
+from registry.verdicts import Finding, Value
 
 SLOTS_LIMIT = 8
 """The slots proposed at most; more are needed only where more adapters are called in one batch."""
@@ -30,11 +30,15 @@ CURED_BY_SETTINGS = frozenset({"rank", "target_filter"})
 
 
 class FleetSettings(Value):
-    """The answer. Sizes are bytes before tensor parallelism; `raised_by` are the adapters with the largest rank."""
+    """The answer. Sizes are bytes before tensor parallelism; `raised_by` are the adapters with the largest rank.
+
+    `left_out` the engine does not serve in this profile, whatever rank and slots are; `unsure`: its verdict is unknown.
+    """
 
     profile: str
     adapters: int
     left_out: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
     max_rank: int = 0
     rank_limit: int = 0
     rank_limit_without: int = 0
@@ -55,7 +59,8 @@ def settings_for(
     """
     asked = engines.profile(profile)
     known = engine(asked.engine)
-    served = {name: values for name, facts in fleet.items() if (values := _served(facts, asked)) is not None}
+    judged = {name: engines.judge(facts, asked) for name, facts in fleet.items()}
+    served = {name: values for name, facts in fleet.items() if (values := _served(facts, judged[name])) is not None}
     ranks = {name: int(values["max_rank"]) for name, values in served.items()}
     largest = max(ranks.values(), default=0)
     raised = tuple(sorted(name for name, rank in ranks.items() if rank == largest))
@@ -67,6 +72,7 @@ def settings_for(
         profile=str(asked),
         adapters=len(fleet),
         left_out=tuple(sorted(set(fleet) - set(served))),
+        unsure=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in judged[name]))),
         max_rank=largest,
         rank_limit=limit,
         rank_limit_without=without,
@@ -75,7 +81,7 @@ def settings_for(
         modules=modules,
         bytes_per_slot=slot_bytes(base, limit),
         bytes_per_slot_without=slot_bytes(base, without),
-        flags=_flags(known, limit, count, len(served), modules),
+        flags=_flags(known, limit, count, len(served), modules) if served else (),
     )
 
 
@@ -96,12 +102,11 @@ def slot_bytes(base: BaseSpec, rank: int) -> int:
     return per_rank * rank * width
 
 
-def _served(facts: EngineFacts | Mapping[str, Any], asked: engines.Profile) -> Mapping[str, Any] | None:
+def _served(facts: EngineFacts | Mapping[str, Any], judged: Iterable[Finding]) -> Mapping[str, Any] | None:
     """All fields of the facts; None if they are of another release, or if no setting of rank or modules helps."""
     values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
     refused = any(
-        finding.severity == "error" and finding.code.rpartition(".")[2] not in CURED_BY_SETTINGS
-        for finding in engines.judge(facts, asked)
+        finding.severity == "error" and finding.code.rpartition(".")[2] not in CURED_BY_SETTINGS for finding in judged
     )
     return None if refused else values
 

@@ -36,6 +36,7 @@ def test_a_folder_and_a_version_are_asked_about_engines(stocked: Desk) -> None:
 
 
 def test_a_fleet_is_told_what_to_set(stocked: Desk) -> None:
+    assert "no adapters yet" in stocked("check", "tiny-llama", "--fleet", "--engine", VLLM).stdout
     stocked.push("acme/small", rank=8)
     stocked.push("acme/large", rank=64)
     said = stocked("check", "tiny-llama", "--fleet", "--engine", VLLM).stdout

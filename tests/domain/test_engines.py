@@ -285,4 +285,10 @@ def test_a_slot_costs_rank_times_both_sides_of_every_module() -> None:
 
 def test_an_empty_fleet_has_an_answer() -> None:
     found = engine_settings.settings_for("vllm==0.33.0", {}, base_spec())
-    assert (found.adapters, found.max_rank, found.slots) == (0, 0, 1)
+    assert (found.adapters, found.max_rank, found.slots, found.flags) == (0, 0, 1, ())
+
+
+def test_an_adapter_whose_verdict_is_unknown_counts_and_is_named() -> None:
+    fleet = {"acme/a": PLAIN, "acme/experts": PLAIN.model_copy(update={"fused_experts": True, "max_rank": 64})}
+    found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
+    assert (found.unsure, found.rank_limit, found.left_out) == (("acme/experts",), 64, ())
