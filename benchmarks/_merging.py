@@ -27,10 +27,13 @@ SMOL = {"hidden": 576, "inner": 1536, "kv": 192, "layers": 30}
 """The sizes of SmolLM2-135M, on whose modules adapters are combined."""
 
 FUSE = """
-import json, sys, time
+import gc, json, sys, time
+gc.disable()  # as registry/worker/program.py starts it
 from pathlib import Path
+from registry.worker import program
 from registry.worker.merge import fuse
 from registry.worker.merge.adapters import Adapter
+program.begin()
 began = time.perf_counter()
 fuse.fuse(Adapter.open(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 took = time.perf_counter() - began

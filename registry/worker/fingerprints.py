@@ -31,7 +31,7 @@ from registry.bases import identity
 from registry.bases.identity import SKETCH_SIZE, Identity, TensorMark
 from registry.digest import Hasher
 from registry.errors import RegistryError
-from registry.worker import weights
+from registry.worker import program, weights
 from registry.worker.weights import Progress, Stored, Weights
 
 BLOCK = 2**20
@@ -224,6 +224,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
+    program.begin()
     try:
         found = identify(Weights.of(arguments[0]), lambda count: say({"read_bytes": count}))
     except RegistryError as e:

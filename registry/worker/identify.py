@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from registry.client.api import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.wire import BaseView
-from registry.worker import weights
+from registry.worker import program, weights
 from registry.worker.keepers import clean_environment
 from registry.worker.weights import Progress, Weights
 
@@ -43,7 +42,7 @@ def identify(folder: str | Path, progress: Progress = weights.quiet) -> Identity
     An exception of `progress` ends the reading and comes through.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "registry.worker.fingerprints", str(folder)],
+        program.command("registry.worker.fingerprints", str(folder)),
         stdout=subprocess.PIPE,
         env=clean_environment(os.environ),
         text=True,

@@ -35,7 +35,7 @@ import torch
 import transformers
 
 from registry import __version__
-from registry.worker import confine
+from registry.worker import confine, program
 from registry.worker.child import Alone, Loader, Message, Warm
 from registry.worker.nursery import WARM, Nursery, be_the_child
 from registry.worker.smoke.examination import first_line
@@ -49,6 +49,7 @@ def main(
 
     Five words more, ROLE and four numbers, make it a child of such a keeper.
     """
+    program.begin()
     name, folder, device, dtype, *more = arguments
     transformers.utils.logging.disable_progress_bar()
     loader = loader_of(name, Path(folder), device, dtype)

@@ -19,14 +19,13 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from registry.worker import confine
+from registry.worker import confine, program
 from registry.worker.confine import LOAD_SECONDS_LIMIT
 
 CPU, CUDA = "cpu", "cuda"
@@ -103,13 +102,7 @@ class Keeper:
         self._process = subprocess.Popen(
             [
                 *self._wrapper,
-                sys.executable,
-                "-m",
-                _program(source.folder),
-                source.name,
-                str(source.folder),
-                device,
-                source.dtype,
+                *program.command(_program(source.folder), source.name, str(source.folder), device, source.dtype),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

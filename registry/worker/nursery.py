@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import torch
 
-from registry.worker import confine
+from registry.worker import confine, program
 from registry.worker.child import Alone, Loader, Message, Warm, failed
 from registry.worker.model import CPU
 
@@ -193,11 +193,11 @@ class Nursery:
             os.set_inheritable(pipe, True)
         loader = self._loader
         running = sys.modules["__main__"].__spec__
-        program = running.name if running is not None else "registry.worker.keeper"
+        name = running.name if running is not None else "registry.worker.keeper"
         words = [loader.name, str(loader.folder), loader.device, loader.dtype, role, inward, outward, threads]
         return os.posix_spawn(
-            sys.executable, [sys.executable, "-m", program, *map(str, words), str(os.getpid())],
-            confine.gpu_environment(), setpgroup=0,
+            sys.executable, program.command(name, *map(str, words), str(os.getpid())), confine.gpu_environment(),
+            setpgroup=0,
         )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from registry.bases import BaseSpec
 from registry.conversions import Conversion, Converted, Target
 from registry.errors import Unavailable, from_problem
 from registry.verdicts import Value
+from registry.worker import program
 from registry.worker.keepers import clean_environment
 
 PROGRAMS: dict[Target, tuple[str, str, str]] = {
@@ -54,7 +54,7 @@ class Order(Value):
         The error that the process met; `Unavailable` (TRY_LATER) when it died, took over `seconds` (0: any time), or a
         library is missing here.
         """
-        program, library, extra = PROGRAMS[self.conversion.to]
+        name, library, extra = PROGRAMS[self.conversion.to]
         if importlib.util.find_spec(library) is None:
             raise Unavailable(
                 "TRY_LATER",
@@ -65,7 +65,7 @@ class Order(Value):
         if threads:
             environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         process = subprocess.Popen(
-            [sys.executable, "-m", f"registry.worker.conversions.{program}"],
+            program.command(f"registry.worker.conversions.{name}"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
         )  # fmt: skip
         try:

@@ -24,7 +24,7 @@ from torch import Tensor
 from registry.conversions import Converted
 from registry.errors import RegistryError
 from registry.manifest import CONFIG, WEIGHTS
-from registry.worker import confine
+from registry.worker import confine, program
 from registry.worker.conversions.order import Order
 
 Convert = Callable[[Order], Converted]
@@ -32,6 +32,7 @@ Convert = Callable[[Order], Converted]
 
 def main(convert: Convert) -> None:
     """One order from standard input, done, without network where Linux allows that."""
+    program.begin()
     confine.die_with_the_parent()
     confine.cut_network()
     order = Order.model_validate_json(sys.stdin.buffer.read())

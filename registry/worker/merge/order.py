@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from registry.lora.config import read_config
 from registry.manifest import CONFIG
 from registry.recipes import BY_PEFT, MergeReport, Operation, Recipe
 from registry.verdicts import Value
+from registry.worker import program
 from registry.worker.keepers import clean_environment
 
 END_SECONDS = 10.0
@@ -52,7 +52,7 @@ class Order(Value):
         if threads:
             environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         process = subprocess.Popen(
-            [sys.executable, "-m", f"registry.worker.merge.{self._room()}"],
+            program.command(f"registry.worker.merge.{self._room()}"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )  # fmt: skip
         late = threading.Event()

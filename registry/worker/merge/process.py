@@ -27,7 +27,7 @@ from registry import recipes
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError
 from registry.recipes import Ingredient, MergeReport, Operation
-from registry.worker import confine
+from registry.worker import confine, program
 from registry.worker.merge import combine, extract, fuse
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.order import Order
@@ -84,6 +84,7 @@ def main(foreign: MakeForeign | None = None) -> int:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
+    program.begin()
     signal.signal(signal.SIGTERM, _stop)
     confine.die_with_the_parent()
     confine.cut_network()
