@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import UTC, datetime
 
 import click
 
@@ -161,12 +162,24 @@ def exchange(adapter: str) -> None:
 
 
 @token.command("list")
+@click.option("--ended", is_flag=True, help="Also those that are revoked or expired.")
 @output.json_option
-def list_tokens() -> None:
-    """List tokens, without their secrets."""
+def list_tokens(ended: bool) -> None:
+    """List the tokens that you may end, without their secrets."""
     with session.registry() as registry:
-        found = registry.tokens()
-    output.answer(found, lambda: _print_tokens(found.items))
+        every = registry.tokens().items
+    items = [item for item in every if ended or not _is_over(item)]
+
+    def text() -> None:
+        _print_tokens(items)
+        if len(items) < len(every):
+            output.note(f"left out: {output.plural(len(every) - len(items), 'token')} that ended (--ended shows all)")
+
+    output.answer({"items": items}, text)
+
+
+def _is_over(item: TokenView) -> bool:
+    return item.revoked_at is not None or (item.expires_at is not None and item.expires_at <= datetime.now(UTC))
 
 
 def _print_tokens(items: list[TokenView]) -> None:

@@ -12,7 +12,7 @@ from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
 from registry.server import audit
 from registry.server.actors import TRUSTED
-from registry.server.audit.batch import ACTIONS, KINDS_LIMIT, Batch
+from registry.server.audit.batch import ACTIONS, GUESSES_LIMIT, KINDS_LIMIT, Batch
 from registry.server.tables import EventRow
 from registry.wire.access import TokenCreate
 from registry.wire.audit import WebhookCreate
@@ -140,6 +140,21 @@ def test_denials_and_reads_of_bytes_are_told_with_counts(world: World) -> None:
     }
     assert all("lra_wrong" not in str(key) for key in told)
     assert not any(event.action.startswith(("bytes", "access")) for event in Audit(reader).events())
+
+
+def test_a_token_that_guesses_does_not_fill_the_log(world: World) -> None:
+    guesser, batch = world.actor("pull", namespaces=["acme"], name="guesser"), world.app.state.log.batch
+    for number in range(GUESSES_LIMIT + 30):
+        with pytest.raises(NotFound):
+            guesser.version(f"globex/guess{number}@1")
+    assert len(batch._noted) == GUESSES_LIMIT + 1
+    told = list(Audit(world.admin).events(action=["access.not_found"]))
+    assert sum(event.detail["count"] for event in told) == GUESSES_LIMIT + 30
+    assert told[-1].object == "GET /adapters/{namespace}/{name}/versions/{selector}"
+    with pytest.raises(NotFound):
+        guesser.version("globex/later@1")
+    [later] = list(Audit(world.admin).events(told[-1].seq, action=["access.not_found"]))
+    assert later.object.endswith("/globex/later/versions/1")
 
 
 def test_a_batch_is_bounded_and_survives_a_database_that_is_away(world: World) -> None:

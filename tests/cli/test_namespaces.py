@@ -64,3 +64,9 @@ def test_a_token_of_a_subject_is_made_and_rotated(desk: Desk) -> None:
     listed = desk("token", "list", "--json").json["items"]
     assert [(item["id"], item["subject"]) for item in listed] == [(made["token"]["id"], "alice@example.org")]
     assert made["secret"] not in json.dumps(listed)
+    desk("token", "revoke", made["token"]["id"])
+    said = desk("token", "list")
+    assert ("No tokens." in said.stdout, "1 token that ended" in said.stderr) == (True, True)
+    assert [item["id"] for item in desk("token", "list", "--ended", "--json").json["items"]] == [made["token"]["id"]]
+    for command in ("revoke", "rotate"):
+        assert "secret of a token, and not its ID" in desk("token", command, made["secret"], expect=2).stderr

@@ -24,6 +24,8 @@ from registry.server.actors import Actor
 from registry.server.db import Engine
 
 KINDS_LIMIT = 1000
+GUESSES_LIMIT = 50
+"""Places of which one token was refused in one batch; of more only the routes are told, so no token fills the log."""
 ACTIONS = {"Unauthenticated": "access.unknown", "Denied": "access.denied", "NotFound": "access.not_found"}
 """What a refusal is called in the log, by the class of its error."""
 
@@ -45,6 +47,7 @@ class Batch:
         self._lock = threading.Lock()
         self._noted: dict[tuple[str, str, str, str], _Noted] = {}
         self._over = 0
+        self._guesses: dict[str, set[str]] = {}
 
     @property
     def waits(self) -> bool:
@@ -70,13 +73,18 @@ class Batch:
             return
         path = str(scope["path"]) if actor is not None else str(getattr(route, "path", "an unknown route"))
         about = f"{scope['method']} {masked(path)}"
+        pattern = f"{scope['method']} {getattr(route, 'path', 'an unknown route')}"
+        with self._lock:
+            mine = self._guesses.setdefault((actor or NOBODY).token_id, set())
+            about = about if about in mine or len(mine) < GUESSES_LIMIT else pattern
+            mine.add(about)
         self.note(actor or NOBODY, ACTIONS[how], about, request_id=str(state.get("request_id", "")))
 
     def flush(self, engine: Engine) -> int:
         """Write what was noted; how many events that were."""
         with self._lock:
             taken, over = self._noted, self._over
-            self._noted, self._over = {}, 0
+            self._noted, self._over, self._guesses = {}, 0, {}
         if not taken and not over:
             return 0
         try:
