@@ -51,7 +51,8 @@ def check_pieces(lora: LoraSpec, site: Site) -> None:
 
 
 def _check_piece(piece: Piece, module: ModuleShape, config: AdapterConfig, site: Site) -> None:
-    expected = expected_shape(config.method, piece.name, piece.shape, module, config, piece.path)
+    rank = site.ranks.pick(piece.path)
+    expected = expected_shape(config.method, piece.name, piece.shape, module, config, piece.path, rank)
     if expected is not None and expected != piece.shape:
         place = f"{piece.path}.{piece.name}"
         sentence = f"{place} has shape {list(piece.shape)}; {site.base.name} takes {list(expected)} there"
@@ -60,10 +61,17 @@ def _check_piece(piece: Piece, module: ModuleShape, config: AdapterConfig, site:
 
 
 def expected_shape(
-    method: str, name: str, found: Shape, module: ModuleShape, config: AdapterConfig, path: str = ""
+    method: str,
+    name: str,
+    found: Shape,
+    module: ModuleShape,
+    config: AdapterConfig,
+    path: str = "",
+    rank: int | None = None,
 ) -> Shape | None:
     """The shape that this tensor must have on this module, or None where the method leaves it open."""
-    inputs, outputs, rank = module.in_features, module.out_features, config.rank
+    inputs, outputs = module.in_features, module.out_features
+    rank = rank or config.rank
     if method == "IA3":
         feedforward = config.other.get("feedforward_modules") or []
         names = [feedforward] if isinstance(feedforward, str) else feedforward

@@ -202,6 +202,9 @@ class _Reader:
             return None
         magnitude, bias = halves.get(Role.MAGNITUDE), halves.get(Role.BIAS)
         self._dora(path, magnitude, kind)
+        if self._config.lora_bias and bias is None:
+            sentence = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
+            self._notes.warning("lora.bias_absent", path, sentence, f"{path}.lora_B.bias", "nothing", group="bias")
         return ModuleUpdate(
             path=path, kind=kind, rank=rank, alpha=alpha, order=order, parameter=parameter,
             scale=alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank,

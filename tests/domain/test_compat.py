@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from registry import compat, lora, tensors
+from registry import compat
 from registry.bases import BaseSpec
-from registry.lora import config
 from registry.verdicts import Finding, Outcome, add_up
 from tests import forge
 from tests.domain.specs import base_spec, judge, lora_spec
@@ -190,6 +188,12 @@ def test_block_diagonal_factors_are_not_judged() -> None:
     assert (add_up(judge(files, LLAMA)), codes(judge(files, LLAMA))) == (Outcome.UNKNOWN, set())
 
 
+def test_targets_that_no_adapter_can_have_are_missed_and_biases_that_are_announced_are_warned_of() -> None:
+    norms = judge(forge.lora(LLAMA, config={"target_modules": ["q_proj", "v_proj", "input_layernorm"]}), LLAMA)
+    assert codes(norms) == {"fit.module_missing"}
+    assert [f.code for f in judge(forge.lora(LLAMA, config={"lora_bias": True}), LLAMA)] == ["lora.bias_absent"]
+
+
 def test_a_fault_of_every_layer_is_told_once_for_each_kind_of_module() -> None:
     findings = judge(forge.lora(LLAMA, config={"r": 4}), LLAMA)
     assert [f.sentence.partition(" (and")[2] for f in findings] == [" 3 more like it)"] * 2
@@ -199,100 +203,3 @@ def test_a_second_tensor_for_one_place_is_a_fault() -> None:
     extra = "base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A"
     files = forge.lora(LLAMA, change=lambda t: {**t, extra: ("F32", (8, 64), None)})
     assert codes(judge(files, LLAMA)) == {"lora.tensor_unknown"}
-
-
-# -------------------------------------------------------------------- other methods
-def other(method: str, tensors_: dict[str, tuple[int, ...]], **fields: Any) -> list[Finding]:
-    """Judge an adapter of another method that has these tensors for every q_proj (or by full name)."""
-    named: dict[str, forge.Tensor] = {}
-    for name, shape in tensors_.items():
-        if name == "prompt_embeddings":
-            named[name] = ("F32", shape, None)
-        else:
-            named |= {
-                f"base_model.model.model.layers.{n}.self_attn.q_proj.{name}": ("F32", shape, None) for n in range(4)
-            }
-    configuration = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "task_type": "CAUSAL_LM",
-                     "target_modules": ["q_proj"], **fields}  # fmt: skip
-    spec = lora.describe(
-        config.read_config(json.dumps(configuration).encode()),
-        tensors.read_bytes(forge.safetensors(named), file=forge.WEIGHTS),
-    )
-    return compat.check_fit(spec, base_spec(LLAMA))
-
-
-GOOD: list[tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = [
-    ("IA3", {"ia3_l": (64, 1)}, {"feedforward_modules": ["down_proj"]}),
-    ("LOHA", {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64)}, {"r": 4}),
-    ("LOKR", {"lokr_w1": (8, 8), "lokr_w2_a": (8, 4), "lokr_w2_b": (4, 8)}, {"r": 4}),
-    ("OFT", {"oft_R.weight": (8, 28)}, {"oft_block_size": 8}),
-    ("BOFT", {"boft_R": (1, 16, 4, 4), "boft_s": (64, 1)}, {}),
-    ("MISS", {"miss_block": (8, 64)}, {"r": 8}),
-    ("VERA", {"vera_lambda_b": (64,), "vera_lambda_d": (16,)}, {"r": 16}),
-    ("HRA", {"hra_u": (64, 8)}, {"r": 8}),
-    ("PROMPT_TUNING", {"prompt_embeddings": (8, 64)}, {"num_virtual_tokens": 8}),
-    ("P_TUNING", {"prompt_embeddings": (8, 64)}, {"num_virtual_tokens": 8}),
-    ("PREFIX_TUNING", {"prompt_embeddings": (8, 256)}, {"num_virtual_tokens": 8}),
-]
-
-
-@pytest.mark.parametrize(("method", "shapes", "fields"), GOOD)
-def test_another_method_fits_by_the_arithmetic_of_its_shapes(
-    method: str, shapes: dict[str, tuple[int, ...]], fields: dict[str, Any]
-) -> None:
-    assert other(method, shapes, **fields) == []
-
-
-@pytest.mark.parametrize(("method", "shapes", "fields"), GOOD)
-def test_another_method_fails_when_a_side_is_off_by_one(
-    method: str, shapes: dict[str, tuple[int, ...]], fields: dict[str, Any]
-) -> None:
-    name, shape = next(iter(shapes.items()))
-    wrong = {**shapes, name: (*shape[:-1], shape[-1] + 1)}
-    assert add_up(other(method, wrong, **fields)) is Outcome.FAIL
-
-
-@pytest.mark.parametrize(
-    ("method", "names"),
-    [
-        ("FROD", {"base_model.frod_s_indices.q": "I64", "base_model.frod_s_size.q": "I64", "{q}.frod_lambda_l": "F32"}),
-        ("TINYLORA", {"base_model.tinylora_v.0": "F32", "{q}.tinylora_A": "F32"}),
-        ("SHADOW", {"base_model.shadow_backbone.default.norm.weight": "F32", "{q}.shadow_up.default.weight": "F32"}),
-        ("SUPERTUNING", {"{q}.supertuning_indices": "I32", "{q}.supertuning_values": "F32"}),
-        ("UNILORA", {"base_model.unilora_theta_d": "F32"}),
-        ("OSF", {"{q}.osf_svd_params.S_low": "F32"}),
-        ("POLY", {"{q}.poly_lora_A": "F32", "{q}.poly_router.module_logits": "F32"}),
-        ("PEANUT", {"{q}.peanut_A.weight": "F32"}),
-    ],
-)
-def test_a_method_that_is_not_judged_is_unknown_and_no_door_for_tensors_of_the_base(
-    method: str, names: dict[str, str]
-) -> None:
-    def judged(*more: str) -> list[Finding]:
-        paths = [f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(4)]
-        held = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}
-        held |= dict.fromkeys(more, ("F32", (8,), None))
-        written = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "target_modules": ["q_proj"]}
-        header = tensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
-        return compat.check_fit(
-            lora.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
-        )
-
-    assert [f.code for f in judged()] == ["fit.method_unjudged"]
-    assert codes(judged("base_model.model.lm_head.weight")) == {"fit.overwrites_base"}
-
-
-def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
-    held: dict[str, forge.Tensor] = {
-        "prompt_embeddings": ("F32", (4, 64), None), "prefix_task_cols": ("F32", (1, 4, 1), None),
-        "prefix_task_rows": ("F32", (1, 1, 64), None),
-    }  # fmt: skip
-    written = {"peft_type": "MULTITASK_PROMPT_TUNING", "base_model_name_or_path": "tiny-llama", "num_virtual_tokens": 4}
-    header = tensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
-    spec = lora.describe(config.read_config(json.dumps(written).encode()), header)
-    assert compat.check_fit(spec, base_spec(LLAMA)) == []
-
-
-def test_a_method_without_rules_is_unknown_and_a_stranger_in_it_still_fails() -> None:
-    assert add_up(other("FOURIERFT", {"fourierft_spectrum": (100,)})) is Outcome.UNKNOWN
-    assert add_up(other("IA3", {"ia3_l": (64, 1), "weight": (64, 64)})) is Outcome.FAIL
