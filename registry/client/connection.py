@@ -40,7 +40,7 @@ ATTEMPTS_LIMIT = 4
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
-_CARRIES = re.compile(rf"{PREFIX}/(resolve/|pushes/[^/]+/commit\Z)")
+_CARRIES = re.compile(rf"{PREFIX}/(resolve/|pushes/[^/]+/commit\Z|adapters/[^/]+/[^/]+/versions/[^/]+/pull\Z)")
 """Paths whose answers carry the newest checkpoint of the audit log."""
 
 Body = Callable[[], Iterable[bytes]]

@@ -148,7 +148,9 @@ def plan_pull(
     selector: SelectorDep,
     blobs: BlobsDep,
     settings: SettingsDep,
+    response: Response,
 ) -> PullPlan:
+    response.headers.update({"Cache-Control": "no-store", **request.app.state.log.header})
     plan = pulls.plan(session, actor, name, selector, blobs=blobs, settings=settings)
     if plan.small or plan.direct:
         _note_read(request, selector)
