@@ -134,7 +134,7 @@ def _print_fsck(whole: FsckPage) -> None:
 @output.json_option
 def reindex(dry_run: bool) -> None:
     """Make lost rows of bases, versions, files, lineage and tombstones anew, from the records beside the blobs."""
-    made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0, "tombstones": 0}
+    made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0, "tombstones": 0, "withdrawals": 0}
     findings: dict[tuple[str, str], Finding] = {}
     cursor = ""
     with session.registry() as registry:
@@ -143,6 +143,7 @@ def reindex(dry_run: bool) -> None:
             made["bases"] += page.bases
             made["versions"] += page.versions
             made["tombstones"] += page.tombstones
+            made["withdrawals"] += page.withdrawals
             findings |= {(finding.code, finding.place): finding for finding in page.findings}
             cursor = page.next_cursor
             if not cursor:
@@ -157,6 +158,10 @@ def reindex(dry_run: bool) -> None:
         if made["tombstones"]:
             names = output.plural(made["tombstones"], "name")
             click.echo(f"{names} that ended {'would be' if dry_run else 'are'} never given again.")
+        if made["withdrawals"]:
+            would = "Would be" if dry_run else "Now"
+            changed = output.plural(made["withdrawals"], "version")
+            click.echo(f"{would} withdrawn, or released, as after the backup: {changed}.")
         if made["versions"] and not dry_run:
             output.note("aliases, verdicts and tokens are not in the records: promote again, `adapter validate` again")
 

@@ -32,8 +32,9 @@ from sqlmodel import Session, col, select
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
-from registry.errors import RegistryError
+from registry.errors import NotFound, RegistryError
 from registry.manifest import Edge, Manifest
+from registry.names import AdapterName
 from registry.records import BaseRecord, Record, TombstoneRecord, VersionRecord
 from registry.server import db
 from registry.server.blobs import BlobStore
@@ -93,8 +94,11 @@ def folder_of(namespace: str, name: str) -> str:
 
 
 def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
-    """The bytes of a record, or None when they are not those that its key says."""
-    data = blobs.read(key, 0, min(size_bytes, RECORD_LIMIT_BYTES))
+    """The bytes of a record, or None when they are not those that its key says, or went while it was listed."""
+    try:
+        data = blobs.read(key, 0, min(size_bytes, RECORD_LIMIT_BYTES))
+    except NotFound:
+        return None
     return data if Digest.of(data).hex == key[-64:] else None
 
 
@@ -106,6 +110,20 @@ def parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], find
             return shape.parse(data)
     findings.append(finding("record.damaged", key, "is not what it was when it was written"))
     return None
+
+
+def newest(
+    blobs: BlobStore, kept: Sequence[tuple[str, int]], name: AdapterName, number: int, findings: list[Finding]
+) -> VersionRecord | None:
+    """The record of a version among these keys and sizes. Each withdrawal records it anew: the last one counts."""
+    found = [parsed(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in kept]
+    place = (name.namespace, name.name, number)
+    return max((r for r in found if r and (r.namespace, r.name, r.number) == place), key=age, default=None)
+
+
+def age(version: VersionRecord | VersionRow) -> tuple[int, bool]:
+    """Grows with everything that changes in a version: withdrawals and their ends."""
+    return version.quarantine, version.yanked_at is not None
 
 
 def finding(code: str, place: str, sentence: str) -> Finding:

@@ -1,7 +1,8 @@
 """Re-indexing: rows of bases, versions, files, lineage and tombstones made anew from the records beside the blobs.
 
 Invariants
-- What is there stays as it is: a record whose number is taken by another digest is a finding, not a change.
+- What is there stays as it is: a record whose number is taken by another digest is a finding, not a change. But what
+  was withdrawn since, or released, is so again.
 - A version whose bytes are missing comes back too; its blobs are `corrupt` until somebody pushes them again.
 - Aliases (but `main`), verdicts (but `fits`, judged anew), tokens, jobs and events do not come back: a backup of the
   database has those. So restore a backup first, if there is one; this adds what is newer than it.
@@ -43,6 +44,7 @@ from registry.server import (
     tombstones,
     values,
     versions,
+    withdrawal,
 )
 from registry.server.access import taken
 from registry.server.actors import Actor
@@ -75,8 +77,11 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest)
         if time.monotonic() - started > SECONDS and made:
             following = _AGAIN
             break
-    kept = findings[:200]
-    return ReindexPage(bases=made_bases, versions=made, tombstones=buried, findings=kept, next_cursor=following)
+    changed = 0 if following else withdrawal.restore(engine, blobs, actor, dry_run=request.dry_run)
+    return ReindexPage(
+        bases=made_bases, versions=made, tombstones=buried, withdrawals=changed, findings=findings[:200],
+        next_cursor=following,
+    )  # fmt: skip
 
 
 def is_needed(engine: Engine, blobs: BlobStore) -> bool:
@@ -165,7 +170,7 @@ def _versions(
 ) -> int:
     made = 0
     for one in missing:
-        record = _newest(blobs, one, findings)
+        record = records.newest(blobs, one.keys, one.name, one.number, findings)
         if record is None:
             continue
         present = _present(blobs, record.manifest, name, one.number, findings)
@@ -175,14 +180,6 @@ def _versions(
     with db.session(engine) as session:
         _point_main(session, actor, name)
     return made
-
-
-def _newest(blobs: BlobStore, missing: _Missing, findings: list[Finding]) -> VersionRecord | None:
-    """The record of a version. Each withdrawal records it anew: the last one counts."""
-    found = [records.parsed(blobs, key, size, VersionRecord, findings) for key, size in missing.keys]
-    place = (missing.name.namespace, missing.name.name, missing.number)
-    whole = [r for r in found if r and (r.namespace, r.name, r.number) == place]
-    return max(whole, key=lambda record: (record.quarantine, record.yanked_at is not None), default=None)
 
 
 def _present(

@@ -5,6 +5,7 @@ Invariants
 - `quarantine` of a row grows by one with each quarantine and when one or a yank ends, so the newest record is told from
   older ones, and whoever remembers a look-up sees that it changed.
 - Who may promote may withdraw, and may take a yank back; only an owner releases.
+- What records tell and the row does not know (the database is from before) is done again by a re-index.
 
 Example
     >>> withdrawal.quarantine(session, actor, name, version, reason="reported as poisoned")
@@ -12,12 +13,18 @@ Example
 
 from __future__ import annotations
 
-from sqlmodel import Session
+from collections.abc import Iterable
+from itertools import groupby
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
 
 from registry.names import AdapterName
-from registry.server import audit, catalog, db, fleet, withdrawn
+from registry.records import VersionRecord
+from registry.server import audit, catalog, db, fleet, records, withdrawn
 from registry.server.actors import Actor
-from registry.server.tables import VersionRow
+from registry.server.blobs import BlobStore, Stat
+from registry.server.tables import AdapterRow, VersionRow
 from registry.wire import VersionView
 
 
@@ -79,3 +86,58 @@ def _changed(session: Session, actor: Actor, name: AdapterName, version: Version
     session.add(version)
     audit.append(session, actor, action, f"{name}@{version.number}", {"digest": version.digest, "reason": reason})
     session.flush()
+
+
+# ------------------------------------------------------------------ after a restore
+def restore(engine: Engine, blobs: BlobStore, actor: Actor, *, dry_run: bool) -> int:
+    """Withdraw, or take back, what was so after the database's backup; how many versions change."""
+    count = 0
+    listed = sorted(blobs.list(records.VERSIONS), key=lambda stat: stat.key)
+    for place, stats in groupby(listed, key=lambda stat: stat.key.split("/")[2:4]):
+        name = AdapterName(*place)
+        found = unknown(engine, blobs, name, stats)
+        count += len(found)
+        for record in () if dry_run else found:
+            with db.session(engine) as session:
+                _again(session, actor, name, record)
+    return count
+
+
+def unknown(engine: Engine, blobs: BlobStore, name: AdapterName, listed: Iterable[Stat]) -> list[VersionRecord]:
+    """Records of an adapter, listed before, that tell of a withdrawal, or of its end, which the row does not know."""
+    by_number: dict[int, list[Stat]] = {}
+    for stat in listed:
+        by_number.setdefault(int(stat.key.split("/")[4]), []).append(stat)
+    with db.session(engine, write=False) as session:
+        joined = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+        rows = session.exec(joined.where(catalog.named(name), col(VersionRow.number).in_(by_number))).all()
+    found = []
+    for adapter, row in rows:
+        try:
+            own = records.of_version(adapter, row).digest.hex
+        except ValueError:  # a manifest that cannot be read: a check tells of it
+            continue
+        others = [stat for stat in by_number[row.number] if not stat.key.endswith(own)]
+        record = records.newest(blobs, [(stat.key, stat.size_bytes) for stat in others], name, row.number, [])
+        if record and record.manifest.digest == row.digest and records.age(record) > records.age(row):
+            found.append(record)
+    return found
+
+
+def _again(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:
+    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    mine = statement.where(catalog.named(name), col(VersionRow.number) == record.number)
+    version = session.exec(mine.with_for_update(of=VersionRow)).one_or_none()
+    if version is None or records.age(version) >= records.age(record):
+        return
+    held, yanked = version.quarantined_at is not None, version.yanked_at is not None
+    version.yanked_at, version.yank_reason = record.yanked_at, record.yank_reason
+    version.quarantine, version.quarantined_at = record.quarantine, record.quarantined_at
+    version.quarantine_reason = record.quarantine_reason
+    if held != (record.quarantined_at is not None):
+        action = "version.release" if held else "version.quarantine"
+        _changed(session, actor, name, version, action, record.quarantine_reason)
+    if yanked != (record.yanked_at is not None):
+        action = "version.unyank" if yanked else "version.yank"
+        _changed(session, actor, name, version, action, record.yank_reason)
+    session.add(version)

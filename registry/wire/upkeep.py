@@ -88,5 +88,6 @@ class ReindexPage(Answer):
     bases: int = 0
     versions: int = 0
     tombstones: int = 0
+    withdrawals: int = 0
     findings: list[Finding] = []
     next_cursor: str = ""

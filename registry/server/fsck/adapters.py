@@ -18,7 +18,8 @@ from sqlmodel import Session, col, select
 from registry import lineage, names
 from registry.errors import Invalid, RegistryError
 from registry.manifest import Manifest
-from registry.server import records, reindex
+from registry.names import AdapterName
+from registry.server import records, reindex, withdrawal
 from registry.server.fsck.page import Page
 from registry.server.tables import (
     AdapterRow,
@@ -174,16 +175,21 @@ def _chain(page: Page, place: str, chain: list[AliasMoveRow]) -> None:
 
 # ------------------------------------------------------------------ records
 def _records(page: Page, adapter: AdapterRow) -> None:
-    """Each version that was recorded still has its record."""
+    """Each version that was recorded still has its record, and none that tells of a withdrawal that the row missed."""
     folder = records.folder_of(adapter.namespace, adapter.name)
     with page.snapshot() as session:
         recorded = select(VersionRow.number).where(
             VersionRow.adapter_id == adapter.id, col(VersionRow.recorded_at).is_not(None)
         )
         numbers = session.exec(recorded).all()
-    kept = Counter(int(stat.key.split("/")[4]) for stat in page.blobs.list(folder))
+    listed = list(page.blobs.list(folder))
+    kept = Counter(int(stat.key.split("/")[4]) for stat in listed)
     for number in numbers:
         if not kept[number] and not any(page.blobs.list(f"{folder}{number}/")):
             place = f"{adapter.namespace}/{adapter.name}@{number}"
             page.found("record.missing", place, "has no record beside the blobs: a re-index would not find it")
+    name = AdapterName(adapter.namespace, adapter.name)
+    for record in withdrawal.unknown(page.engine, page.blobs, name, listed):
+        told = "it was withdrawn (yanked, put in quarantine), or that was ended, after this database's backup"
+        page.found("record.withdrawal_unknown", f"{name}@{record.number}", told)
     page.count("records", len(kept))
