@@ -157,13 +157,16 @@ def reindex(dry_run: bool) -> None:
         click.echo(f"{told} {would} back.")
         if made["tombstones"]:
             names = output.plural(made["tombstones"], "name")
-            click.echo(f"{names} that ended {'would be' if dry_run else 'are'} never given again.")
+            verb = "would be" if dry_run else "is" if made["tombstones"] == 1 else "are"
+            click.echo(f"{names} that ended {verb} never given again.")
         if made["withdrawals"]:
             would = "Would be" if dry_run else "Now"
             changed = output.plural(made["withdrawals"], "version")
             click.echo(f"{would} withdrawn, or released, as after the backup: {changed}.")
         if made["versions"] and not dry_run:
-            output.note("aliases, verdicts and tokens are not in the records: promote again, `adapter validate` again")
+            output.note(
+                "aliases, verdicts, signatures, rights and tokens are not in the records: see docs/operations.md"
+            )
 
     output.answer({**made, "findings": found}, text)
     _end(found)

@@ -185,6 +185,23 @@ def test_a_quota_of_bytes_counts_in_full_what_others_hold_too(house: House) -> N
     assert house.namespaces.show("initech").used_bytes == used
 
 
+def test_an_adapter_that_comes_from_another_namespace_needs_room_there(house: House) -> None:
+    """Else a quota would hold nobody who has a second namespace."""
+    used = house.namespaces.show("globex").used_bytes
+    house.world.push("acme/support")
+    for limit in (NamespaceSet(quota_versions=2), NamespaceSet(quota_versions=0, quota_bytes=used + 1)):
+        house.namespaces.change("globex", limit)
+        with pytest.raises(TooLarge) as caught:
+            house.namespaces.transfer("acme/support", "globex/support")
+        assert caught.value.code == "QUOTA_EXCEEDED"
+        assert house.world.admin.adapter("acme/support").newest == 2, "it stays where it was"
+    house.namespaces.change("acme", NamespaceSet(quota_versions=1))
+    house.namespaces.transfer("acme/support", "acme/helper")
+    house.namespaces.change("globex", NamespaceSet(quota_bytes=0, quota_versions=3))
+    house.namespaces.transfer("acme/helper", "globex/support")
+    assert house.namespaces.show("globex").used_versions == 3
+
+
 def test_pushes_of_an_hour_are_limited_and_the_answer_says_when(house: House) -> None:
     house.namespaces.change("acme", NamespaceSet(pushes_per_hour=1))
     manifest = house.world.manifest(house.world.files()).model_dump(mode="json")

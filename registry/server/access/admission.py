@@ -46,6 +46,19 @@ def confirm(session: Session, name: AdapterName, manifest: Manifest) -> None:
         _refuse_excess(session, row, name, manifest)
 
 
+def receive(session: Session, name: AdapterName, adapter_id: int) -> None:
+    """Before an adapter comes into another namespace: its versions must have room there. `TooLarge`, as for a push."""
+    row = session.get(NamespaceRow, name.namespace)
+    if row is None or (row.quota_bytes is None and row.quota_versions is None):
+        return
+    session.exec(select(NamespaceRow.name).where(col(NamespaceRow.name) == row.name).with_for_update()).one()
+    mine = select(func.coalesce(func.sum(VersionRow.size_bytes), 0), func.count(col(VersionRow.id)))
+    size_bytes, versions = session.exec(mine.where(VersionRow.adapter_id == adapter_id)).one()
+    over = _over(session, row, int(size_bytes), versions, "adapter")
+    if over:
+        raise _full(row, over)
+
+
 def used(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Namespace → its bytes and its versions. Every one of `namespaces` is there."""
     statement = (
@@ -61,18 +74,27 @@ def used(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, in
 def _refuse_excess(session: Session, row: NamespaceRow, name: AdapterName, manifest: Manifest) -> None:
     if row.quota_bytes is None and row.quota_versions is None:
         return
-    size_bytes, versions = used(session, [row.name])[row.name]
-    over = ""
-    if row.quota_bytes is not None and size_bytes + manifest.size_bytes > row.quota_bytes:
-        over = f"{size_bytes} of {row.quota_bytes} bytes are used, and this version has {manifest.size_bytes}"
-    elif row.quota_versions is not None and versions >= row.quota_versions:
-        over = f"all {row.quota_versions} versions are used"
+    over = _over(session, row, manifest.size_bytes, 1, "version")
     if over and not _is_there(session, name, manifest):
-        raise TooLarge(
-            "QUOTA_EXCEEDED",
-            f"the quota of namespace '{row.name}' is full: {over}",
-            next_step="delete an adapter that nobody needs, or ask an administrator for a larger quota",
-        )
+        raise _full(row, over)
+
+
+def _over(session: Session, row: NamespaceRow, size_bytes: int, versions: int, what: str) -> str:
+    """How a namespace would exceed its quota with so much more; empty when it would not."""
+    used_bytes, used_versions = used(session, [row.name])[row.name]
+    if row.quota_bytes is not None and used_bytes + size_bytes > row.quota_bytes:
+        return f"{used_bytes} of {row.quota_bytes} bytes are used, and this {what} has {size_bytes}"
+    if row.quota_versions is not None and used_versions + versions > row.quota_versions:
+        return f"{used_versions} of {row.quota_versions} versions are used, and this {what} is {versions} more"
+    return ""
+
+
+def _full(row: NamespaceRow, over: str) -> TooLarge:
+    return TooLarge(
+        "QUOTA_EXCEEDED",
+        f"the quota of namespace '{row.name}' is full: {over}",
+        next_step="delete an adapter that nobody needs, or ask an administrator for a larger quota",
+    )
 
 
 def _is_there(session: Session, name: AdapterName, manifest: Manifest) -> bool:

@@ -27,7 +27,7 @@ from sqlmodel import Session, SQLModel, col, select
 from registry.errors import Conflict, Unavailable
 from registry.names import AdapterName
 from registry.server import audit, catalog, db, fleet, records
-from registry.server.access import namespaces, publishers, state, taken
+from registry.server.access import admission, namespaces, publishers, state, taken
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.tables import AdapterRow, ApprovalRow, JobRow, PushRow, VersionRow
@@ -65,6 +65,8 @@ def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName)
     if session.exec(select(AdapterRow.id).where(catalog.named(to))).first() is not None:
         raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
     taken.claim_adapter(session, actor, to)
+    if to.namespace != name.namespace:
+        admission.receive(session, to, adapter.id or 0)
     adapter.namespace, adapter.name = to.namespace, to.name
     session.add(adapter)
     mine = col(VersionRow.adapter_id) == adapter.id
