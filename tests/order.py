@@ -40,7 +40,7 @@ DEEP = (
     "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_one_merge.py", "tests/cli/test_merge.py",
     "tests/worker/test_zoo.py", "tests/worker/test_pictures.py", "tests/worker/test_conversions.py",
     "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
-    "tests/facts/test_image_adapters.py", "tests/serving/test_export.py",
+    "tests/facts/test_image_adapters.py", "tests/serving/test_export.py", "tests/serving/test_any_order.py",
     "tests/access/test_canaries.py", "tests/access/test_isolation.py",
     "tests/audit/test_tampering.py", "tests/worker/test_structure.py",
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_upkeep.py",
