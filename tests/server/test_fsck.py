@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +218,30 @@ def test_damaged_blobs_are_restored_from_the_second_copy(local: World, tmp_path:
     flip(damaged_too, 9)
     assert findings(local) == [f"blob.restored {config}"]
     assert findings(local) == []
+
+
+def test_one_blob_that_the_disk_cannot_read_is_told_and_the_check_goes_on(
+    local: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = local.files()
+    local.push("acme/support", files)
+    bad, good = sorted(Digest.of(data) for data in files.values())[:2]
+    flip(file_of(local, good), 3)
+    bad_sectors = {os.stat(file_of(local, bad)).st_ino}
+    pread = os.pread
+
+    def reading(descriptor: int, length: int, start: int) -> bytes:
+        if os.fstat(descriptor).st_ino in bad_sectors:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, length, start)
+
+    monkeypatch.setattr(os, "pread", reading)
+    assert findings(local) == [f"blob.unreadable {bad}", f"blob.damaged {good}"]
+    assert states(local)[bad] == "live"
+    second, data = LocalBlobs(tmp_path / "second"), next(d for d in files.values() if Digest.of(d) == bad)
+    second.put(key_of(bad), [data], limit_bytes=len(data))
+    assert findings(local) == [f"blob.restored {bad}", f"blob.damaged {good}"]
+    assert file_of(local, bad).read_bytes() == data
 
 
 def test_bytes_that_somebody_mended_by_hand_are_believed_again(local: World) -> None:

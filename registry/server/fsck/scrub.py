@@ -4,6 +4,8 @@ Invariants
 - What hashes to its name is true, whatever its row said: a blob that was mended in the store becomes `live` again.
 - A row is changed only if it is as it was before the bytes were read: who mended a blob meanwhile is not undone.
 - A blob that becomes `corrupt`, or `live` again, is an event.
+- Bytes that cannot be read now (a bad sector, a store's error) are told, and do not stop the check: only a store that
+  does not answer at all does. They are not marked: nobody has seen that they are wrong.
 - Bytes are restored by the way of a push: staged, verified, then put in place at once.
 
 Example
@@ -19,7 +21,7 @@ from sqlalchemy import and_, update
 from sqlmodel import col, select
 
 from registry.digest import Digest, Hasher
-from registry.errors import Invalid, NotFound, TooLarge
+from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.server import audit, db
 from registry.server.blobs import BlobStore, key_of, staging_key_of
 from registry.server.fsck.page import Page
@@ -48,7 +50,12 @@ def check(page: Page, after: str) -> str:
 
 def _check(page: Page, row: BlobRow) -> None:
     digest = Digest(row.digest)
-    problem = _problem(page, page.blobs, digest, row.size_bytes)
+    try:
+        problem = _problem(page, page.blobs, digest, row.size_bytes)
+    except Unavailable as e:
+        page.blobs.stat(key_of(digest))  # raises where nothing can be had of the store
+        _unreadable(page, digest, row.size_bytes, e.detail)
+        return
     page.count("hashed")
     if not problem:
         if row.state == BlobState.CORRUPT and _set(page, row, BlobState.LIVE):
@@ -64,6 +71,13 @@ def _check(page: Page, row: BlobRow) -> None:
         page.found("blob.restored", digest, f"{problem}; restored from the second copy", severity="warning")
     else:
         page.found("blob.damaged", digest, f"{problem}; the second copy has no good bytes either")
+
+
+def _unreadable(page: Page, digest: Digest, size_bytes: int, why: str) -> None:
+    if page.second is not None and _restored(page, page.second, digest, size_bytes):
+        page.found("blob.restored", digest, f"{why}; restored from the second copy", severity="warning")
+    else:
+        page.found("blob.unreadable", digest, f"the store has it and could not read it: {why}")
 
 
 def _problem(page: Page, blobs: BlobStore, digest: Digest, size_bytes: int) -> str:
