@@ -95,10 +95,10 @@ def cut_network() -> bool:
     return libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0 or libc.unshare(_CLONE_NEWNET) == 0
 
 
-def die_with_the_parent() -> None:
+def die_with_the_parent(by: signal.Signals = signal.SIGKILL) -> None:
     """Linux only. Elsewhere the end of standard input ends a keeper, and the deadline its child."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
 
 
 def _limit(kind: int, limit: int) -> None:

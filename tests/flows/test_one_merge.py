@@ -94,6 +94,8 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     workshop.add_base("tiny-twin", base_folder)
     job = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
     onto = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="twin-dora", onto="tiny-twin")
+    half = tmp_path / "bases" / "tiny-dora" / f".{job.id}.e021e3d44212"
+    half.mkdir(parents=True)  # of an attempt whose machine lost its power
 
     _work(workshop, pool)
 
@@ -101,6 +103,7 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     assert done.state is State.DONE, done.error
     view = admin.base("tiny-dora")
     assert view.source == done.result["folder"]
+    assert not half.exists()
     assert view.fingerprint == admin.base("tiny").fingerprint
     assert [(edge.relation, edge.name) for edge in view.parents] == [("fused", "acme/dora@1")]
     down = admin.lineage("acme/dora", down=True)

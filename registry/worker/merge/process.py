@@ -86,7 +86,9 @@ def main(foreign: MakeForeign | None = None) -> int:
 
     program.begin()
     signal.signal(signal.SIGTERM, _stop)
-    confine.die_with_the_parent()
+    confine.die_with_the_parent(
+        signal.SIGTERM
+    )  # what was begun may be as large as the base, and nobody else clears it up
     confine.cut_network()
     try:
         found = do(Order.model_validate_json(sys.stdin.read()), lambda said: write({"said": said}), foreign)

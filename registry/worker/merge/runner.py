@@ -72,7 +72,8 @@ def fuse(task: Task) -> Done:
     source, name = task.ready_source(), names.base_name(recipe.into)
     out = kept_in() / name / task.job.id
     _demand_new(task, name)
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier attempt of this job
+    for left in (out, *out.parent.glob(f".{out.name}.*")):  # by an earlier attempt of this job, or half of one
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         task.lease.say(f"pulling {task.job.subject}")
         folder = task.pull(Path(scratch) / "adapter")
