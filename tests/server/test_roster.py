@@ -105,6 +105,17 @@ def test_the_cursor_changes_with_every_move_verdict_and_yank_and_with_nothing_el
     assert (last.adapters, len({*cursors, last.cursor})) == ([], 4)
 
 
+def test_who_has_the_roster_already_is_told_so_without_a_body(world: World) -> None:
+    fill(world, "acme/support")
+    client = http(world)
+    asked = {"params": {"alias": "canary"}, "headers": {"If-None-Match": f'"x", W/"{roster(client).cursor}"'}}
+    same = client.get(ROSTER, **asked)  # type: ignore[arg-type]
+    assert (same.status_code, same.content) == (304, b"")
+    world.push("acme/support")
+    world.admin.promote("acme/support", "canary", "2", generation=1)
+    assert client.get(ROSTER, **asked).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
+
+
 def test_who_waits_is_told_of_a_promotion(world: World) -> None:
     fill(world, "acme/support")
     client = http(world)

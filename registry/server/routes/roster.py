@@ -15,7 +15,7 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from registry import names
@@ -54,7 +54,7 @@ class _Reader:
             return roster.state(session, actor, bases.row(session, self._base), self._alias, self._asked)
 
 
-@router.get("/bases/{base:path}/adapters")
+@router.get("/bases/{base:path}/adapters", response_model=Roster)
 async def base_adapters(
     request: Request,
     response: Response,
@@ -65,15 +65,23 @@ async def base_adapters(
     asked: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
     since: Annotated[str, Query(max_length=100)] = "",
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
-) -> Roster:
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> Roster | Response:
     """The whole roster. With `since`, a cursor, and `wait`: once it differs from that, or when the seconds are over."""
     reader = _Reader(request, engine, base, alias, loads.asked_for([asked])[0] if asked else None)
     if since and wait:
         await _differs(request, reader, since, time.monotonic() + wait)
+    if if_none_match is not None:
+        headers = _headers(await run_in_threadpool(reader.state))
+        if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+            return Response(status_code=304, headers=headers)
     found = await run_in_threadpool(reader.whole)
-    response.headers["ETag"] = f'"{found.cursor}"'
-    response.headers["Cache-Control"] = "private, no-cache"
+    response.headers.update(_headers(found.cursor))
     return found
+
+
+def _headers(cursor: str) -> dict[str, str]:
+    return {"ETag": f'"{cursor}"', "Cache-Control": "private, no-cache"}
 
 
 async def _differs(request: Request, reader: _Reader, since: str, until: float) -> None:
