@@ -201,7 +201,7 @@ class _Reader:
         if not self._rank_agrees(path, a, b, rank, kind):
             return None
         magnitude, bias = halves.get(Role.MAGNITUDE), halves.get(Role.BIAS)
-        self._dora(path, magnitude, kind)
+        self._dora(path, magnitude)
         if self._config.lora_bias and bias is None:
             sentence = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
             self._notes.warning("lora.bias_absent", path, sentence, f"{path}.lora_B.bias", "nothing", group="bias")
@@ -250,8 +250,8 @@ class _Reader:
             self._note("lora.rank_unannounced", path, sentence, rank, rows)
         return fits
 
-    def _dora(self, path: str, magnitude: TensorInfo | None, kind: Kind) -> None:
-        if self._config.use_dora and magnitude is None and kind != "parameter":
+    def _dora(self, path: str, magnitude: TensorInfo | None) -> None:
+        if self._config.use_dora and magnitude is None:
             sentence = f"the configuration says DoRA, and module {path} has no lora_magnitude_vector"
             self._note("lora.magnitude_absent", path, sentence, f"{path}.lora_magnitude_vector", "nothing")
         if magnitude is not None and not self._config.use_dora:
@@ -264,6 +264,9 @@ class _Reader:
             if not self._pairs:
                 sentence = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
                 self._note("lora.no_modules", "adapter_model.safetensors", sentence, "lora_A and lora_B", len(header))
+            if config.layers is not None and isinstance(config.targets, str):
+                sentence = "layers_to_transform stands beside a pattern in target_modules, and PEFT refuses these two"
+                self._note("lora.layers_beside_pattern", "adapter_config.json: layers_to_transform", sentence)
             if config.other.get("use_bdlora"):
                 sentence = "the factors of BD-LoRA are block-diagonal and stored by their blocks: sizes are not judged"
                 self._notes.unknown("fit.method_unjudged", "adapter_config.json: use_bdlora", sentence)

@@ -75,6 +75,8 @@ class Targets:
             return True
         if not self._targets.has(path):
             return False
+        if self._targets.names_whole(path):  # PEFT asks for the layer only where a name is the end of a path
+            return True
         return not self._layers or isinstance(self._config.targets, str) or self._layer(path) in self._layers
 
     def means_weight(self, path: str) -> bool:
@@ -116,6 +118,9 @@ class _Names:
         is_pattern = isinstance(value, str) and value.lower() != ALL_LINEAR
         self._pattern = patterns.compiled(value) if is_pattern and isinstance(value, str) else None
         self._names = frozenset(value) if isinstance(value, tuple) else frozenset()
+
+    def names_whole(self, path: str) -> bool:
+        return path in self._names
 
     def has(self, path: str) -> bool:
         if self._pattern is not None:

@@ -188,6 +188,14 @@ def test_block_diagonal_factors_are_not_judged() -> None:
     assert (add_up(judge(files, LLAMA)), codes(judge(files, LLAMA))) == (Outcome.UNKNOWN, set())
 
 
+def test_a_module_named_by_its_whole_path_is_a_target_in_no_layer_and_patterns_have_no_layers() -> None:
+    only = [path for path in LLAMA.linears if ".layers.1.self_attn.q_proj" in path or path == "lm_head"]
+    fields = {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1]}
+    assert judge(forge.lora(LLAMA, targets=only, config=fields), LLAMA) == []
+    fields = {"target_modules": r".*\.1\..*q_proj", "layers_to_transform": [1]}
+    assert codes(judge(forge.lora(LLAMA, targets=only[:1], config=fields), LLAMA)) == {"lora.layers_beside_pattern"}
+
+
 def test_targets_that_no_adapter_can_have_are_missed_and_biases_that_are_announced_are_warned_of() -> None:
     norms = judge(forge.lora(LLAMA, config={"target_modules": ["q_proj", "v_proj", "input_layernorm"]}), LLAMA)
     assert codes(norms) == {"fit.module_missing"}
