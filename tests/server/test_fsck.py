@@ -7,12 +7,14 @@ import itertools
 import os
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, update
 from sqlmodel import Session, SQLModel, col, select
 
+from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
 from registry.server import db
@@ -84,6 +86,35 @@ def test_a_healthy_registry_has_no_findings(stored_world: World) -> None:
     assert sorted(page.share for page in pages)[-1] == 1.0
 
 
+def test_an_adapter_that_got_another_name_has_no_findings_either(world: World) -> None:
+    world.add_base()
+    for _ in range(2):
+        world.push("acme/support", alias="canary")
+    world.admin.rollback("acme/support", "canary", reason="again")
+    world.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
+    for old, new in (("acme/support", "acme/helper"), ("acme/helper", "globex/helper")):
+        Namespaces(world.admin).transfer(old, new)
+        world.push(new, alias="canary")
+    collect(world)
+    assert findings(world, deep=False) == []
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [{"reason": "all was well"}, {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"evidence": []}, {"actor": "mallory"}],
+    ids=["reason", "at", "evidence", "actor"],
+)
+def test_a_history_that_somebody_edited_is_not_what_the_log_tells(world: World, edit: dict[str, object]) -> None:
+    """`adapter history` reads rows that no tree of hashes protects; their events it does."""
+    world.add_base()
+    world.push("acme/support")
+    world.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
+    collect(world)
+    with world.session(write=True) as session:
+        _change(AliasMoveRow, **edit)(session)
+    assert "alias.event_differs" in {finding.partition(" ")[0] for finding in findings(world, deep=False)}
+
+
 def _change(table: type[SQLModel], **values: object) -> Callable[[Session], None]:
     return lambda session: session.connection().execute(update(table).values(**values)) and None
 
@@ -109,6 +140,7 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
     "alias.chain_broken": lambda s: s.connection().execute(
         update(AliasMoveRow).where(col(AliasMoveRow.generation) == 2).values(from_version_id=None)
     ),
+    "alias.event_differs": _change(AliasMoveRow, actor="somebody else"),
     "blob.row_missing": lambda s: s.connection().execute(delete(BlobRow)),
     "blob.state_wrong": _change(BlobRow, state="dead"),
     "blob.size_differs": _change(BlobRow, size_bytes=5),

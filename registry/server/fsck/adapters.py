@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 
+from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
 from registry import lineage, names
 from registry.errors import Invalid, RegistryError
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import records, reindex, withdrawal
+from registry.server import audit, records, reindex, withdrawal
+from registry.server.aliases import BROKE_GLASS
 from registry.server.fsck.page import Page
 from registry.server.tables import (
     AdapterRow,
@@ -34,6 +38,8 @@ from registry.server.tables import (
 )
 
 BATCH = 20
+CLOCKS_DIFFER = timedelta(hours=1)
+"""How far the time of a move may be from its event's: moves of an alias keep their order when a clock is set back."""
 MADE = ("version.push", reindex.EVENT)
 
 
@@ -116,15 +122,20 @@ def _inputs(page: Page, session: Session, place: str, version: VersionRow, manif
 
 def _version_events(page: Page, session: Session, name: str, numbers: list[int]) -> None:
     """Each version was made by exactly one event, and no event tells of a version that is not there."""
-    told = select(EventRow.object).where(
-        col(EventRow.action).in_(MADE), col(EventRow.object).startswith(f"{name}@", autoescape=True)
-    )
-    found = Counter(session.exec(told).all())
+    found = Counter(f"{name}@{number}" for number, _ in _told(session, name, "@", MADE))
     wanted = {f"{name}@{number}" for number in numbers}
     for place in sorted(wanted | set(found)):
         if found[place] != 1 or place not in wanted:
             there = "" if place in wanted else ", and there is no such version"
             page.found("version.event_count", place, f"{found[place]} events tell of its making{there}")
+
+
+def _told(session: Session, name: str, mark: str, actions: Sequence[str]) -> list[tuple[str, EventRow]]:
+    """The events of these actions about an adapter, whatever it was called then, with what follows its name."""
+    called = [*audit.names_before(session, AdapterName.parse(name)), name]
+    about = or_(*(col(EventRow.object).startswith(one + mark, autoescape=True) for one in called))
+    statement = select(EventRow).where(col(EventRow.action).in_(actions), about).order_by(col(EventRow.seq))
+    return [(event.object.partition(mark)[2], event) for event in session.exec(statement)]
 
 
 # ------------------------------------------------------------------ aliases
@@ -135,10 +146,9 @@ def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[i
     moves: dict[str, list[AliasMoveRow]] = {alias: [] for alias in aliases}
     for move in session.exec(statement.order_by(col(AliasMoveRow.alias), col(AliasMoveRow.generation))).all():
         moves.setdefault(move.alias, []).append(move)
-    told = select(EventRow.object).where(
-        EventRow.action == "alias.move", col(EventRow.object).startswith(f"{name}:", autoescape=True)
-    )
-    events = Counter(session.exec(told).all())
+    events: dict[str, list[EventRow]] = {}
+    for alias, event in _told(session, name, ":", ("alias.move",)):
+        events.setdefault(alias, []).append(event)
     for alias, chain in moves.items():
         place = f"{name}:{alias}"
         _chain(page, place, chain)
@@ -152,11 +162,14 @@ def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[i
             page.found("alias.row_differs", place, "does not point where its newest move says")
         elif row.version_id not in versions:
             page.found("alias.version_foreign", place, "points at a version of another adapter")
-        if events.pop(place, 0) != len(chain):
-            page.found("alias.event_count", place, f"has {len(chain)} moves and another number of events")
+        told = events.pop(alias, [])
+        if len(told) != len(chain):
+            page.found("alias.event_count", place, f"has {len(chain)} moves and {len(told)} events")
+        else:
+            _as_told(page, place, chain, told, versions)
         page.count("moves", len(chain))
-    for place in sorted(events):
-        page.found("alias.event_count", place, "has events and no moves")
+    for alias in sorted(events):
+        page.found("alias.event_count", f"{name}:{alias}", "has events and no moves")
     main = aliases.get(names.NEWEST)
     newest_id = max(versions, key=lambda i: versions[i].number, default=None)
     if (main.version_id if main else None) != newest_id:
@@ -171,6 +184,23 @@ def _chain(page: Page, place: str, chain: list[AliasMoveRow]) -> None:
             page.found("alias.chain_broken", place, f"its history breaks at generation {move.generation}")
             return
         held = move.to_version_id
+
+
+def _as_told(
+    page: Page, place: str, chain: list[AliasMoveRow], told: list[EventRow], versions: dict[int, VersionRow]
+) -> None:
+    """Each move says what its event says, which the log can prove: an edited history answers an auditor wrongly."""
+    for move, event in zip(chain, sorted(told, key=lambda e: int(e.detail.get("generation", 0))), strict=True):
+        version, detail = versions.get(move.to_version_id or 0), event.detail
+        moved = (move.generation, version.digest if version else "", move.reason, _broken(move.evidence))
+        said = tuple(detail.get(key) for key in ("generation", "digest", "reason", BROKE_GLASS))
+        if (moved, move.actor) != (said, event.actor) or abs(move.at - event.at) > CLOCKS_DIFFER:
+            sentence = f"generation {move.generation} is not what event {event.position or event.seq} tells of it"
+            page.found("alias.event_differs", place, sentence)
+
+
+def _broken(evidence: list[dict[str, Any]]) -> list[str] | None:
+    return next((item["missing"] for item in evidence if item.get("check") == BROKE_GLASS), None)
 
 
 # ------------------------------------------------------------------ records
