@@ -60,7 +60,7 @@ class Pipeline:
         started = perf_counter()
         wanted = torch.float32 if device == model.CPU else model.DTYPES.get(dtype.upper(), torch.bfloat16)
         found = [part for part in COMPONENTS if (folder / part / "config.json").is_file()]
-        parts = {part: _part(folder / part, part).to(device=device, dtype=wanted) for part in found}
+        parts = {part: _part(folder / part, part, wanted).to(device) for part in found}
         originals = {f"{part}.{n}": p for part, one in parts.items() for n, p in one.named_parameters()}
         return cls(name, parts, originals, perf_counter() - started)
 
@@ -84,18 +84,19 @@ class Pipeline:
         return {name: model.bit_sum(tensor) for name, tensor in self.originals.items()}
 
 
-def _part(folder: Path, part: str) -> Any:
+def _part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """In this number format, but for what the library keeps in 32 bits, which a cast afterwards would not."""
     if part == "text_encoder":
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         maker = getattr(transformers, (config.architectures or ["CLIPTextModel"])[0])
-        made = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
+        made = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True, dtype=dtype)
     else:
         named = str(json.loads((folder / "config.json").read_bytes()).get("_class_name", ""))
         known: Any = getattr(diffusers, named, None)
         if not (isinstance(known, type) and issubclass(known, diffusers.ModelMixin)):
             raise ValueError(f"{folder.name}: {named!r} is no model of diffusers")
         model_class: Any = known
-        made = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        made = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype)
     return made.eval().requires_grad_(False)
 
 
