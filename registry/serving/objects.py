@@ -128,7 +128,8 @@ def _llm_service(roster: Roster, entries: Sequence[RosterEntry], root: str, mode
             "an LLMInferenceService takes its model from hf://, s3://, pvc:// or oci:// and adapters from s3:// or pvc://",
             next_step="say --model hf://ORG/NAME and --from s3://BUCKET/PREFIX/",
         )
-    lora: Object = {"adapters": [{"name": e.served_name, "uri": f"{root}/{e.served_name}"} for e in entries]}
+    slash = "/" if root.startswith("s3://") else ""  # it is downloaded by raw prefix, and `…-v1` is one of `…-v10`
+    lora: Object = {"adapters": [{"name": e.served_name, "uri": f"{root}/{e.served_name}{slash}"} for e in entries]}
     if roster.settings is not None and entries:
         lora["maxRank"] = max(roster.settings.rank_limit, 1)
         lora["maxAdapters"] = max(roster.settings.slots, 1)

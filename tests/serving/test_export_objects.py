@@ -31,7 +31,9 @@ def roster(*entries: RosterEntry, settings: FleetSettings | None = None) -> Rost
     )  # fmt: skip
 
 
-def make(kind: str, place: str, *entries: RosterEntry, settings: FleetSettings | None = None, **how: object) -> object:
+def make(
+    kind: str, place: str, *entries: RosterEntry, settings: FleetSettings | None = None, **how: object
+) -> objects.Object:
     return objects.make(kind, roster(*entries, settings=settings), list(entries), place, **how)  # type: ignore[arg-type]
 
 
@@ -105,7 +107,7 @@ def test_an_llm_inference_service_of_kserve_has_all_adapters_and_what_the_fleet_
                         "name": "meta/Llama-3.1-8B",
                         "uri": "hf://meta/Llama-3.1-8B",
                         "lora": {
-                            "adapters": [{"name": "acme-support-v3", "uri": "s3://models/prod/acme-support-v3"}],
+                            "adapters": [{"name": "acme-support-v3", "uri": "s3://models/prod/acme-support-v3/"}],
                             "maxRank": 16,
                             "maxAdapters": 1,
                             "maxCpuAdapters": 1,
@@ -115,6 +117,8 @@ def test_an_llm_inference_service_of_kserve_has_all_adapters_and_what_the_fleet_
             }
         ],
     }
+    volume = make("llminferenceservice", "pvc://adapters/prod/", entry(), model="hf://meta/Llama-3.1-8B")
+    assert volume["items"][0]["spec"]["model"]["lora"]["adapters"][0]["uri"] == "pvc://adapters/prod/acme-support-v3"
     with pytest.raises(Invalid, match="hf://"):
         make("llminferenceservice", "s3://models/prod", entry(), model="meta/Llama")
 
