@@ -28,6 +28,7 @@ from registry.wire.roster import Roster, RosterEntry
 
 KINDS = ("modeladapter", "loraadapter", "llminferenceservice")
 LABEL_LIMIT = 63
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 MANAGED = {"app.kubernetes.io/managed-by": "adapter-registry"}
 Object = dict[str, Any]
 
@@ -107,13 +108,20 @@ def _lora_adapter(entry: RosterEntry, roster: Roster, root: str, model: str) -> 
             f"{root!r}: production-stack's operator loads adapters of the type 'local' only; its 's3' does nothing",
             next_step="export to a folder on a volume that the pods share, and give its path there",
         )
+    base = model or roster.base
+    if not _LABEL_VALUE.fullmatch(base):
+        raise Invalid(
+            "URL_REFUSED",
+            f"baseModel {base[:80]!r} cannot be the label 'model' of a pod, by which the operator finds engines",
+            next_step="say --model with the label `model` that these pods have",
+        )
     source = {"type": "local", "adapterName": entry.served_name, "adapterPath": f"{root}/{entry.served_name}"}
     return {
         "apiVersion": "production-stack.vllm.ai/v1alpha1",
         "kind": "LoraAdapter",
         "metadata": _metadata(entry),
         "spec": {
-            "baseModel": model or roster.base,
+            "baseModel": base,
             "adapterSource": source,
             "loraAdapterDeploymentConfig": {"algorithm": "default"},
         },

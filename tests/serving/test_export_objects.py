@@ -83,6 +83,8 @@ def test_a_lora_adapter_of_production_stack_is_local_and_nothing_else() -> None:
             }
         ],
     }
+    with pytest.raises(Invalid, match="cannot be the label 'model' of a pod"):  # meta/Llama-3.1-8B has a slash
+        make("loraadapter", "/models/prod", entry())
     with pytest.raises(Invalid, match="'s3' does nothing"):
         make("loraadapter", "s3://models/prod", entry())
 
