@@ -270,4 +270,9 @@ def _next_step(name: AdapterName, version: VersionRow, alias: str, code: str) ->
     ref = f"{name}@{version.number}"
     if code in ("gate.fits_absent", "gate.values_absent", "gate.acts_absent"):
         return f"run `adapter validate {ref} --wait`"
-    return f"run `adapter approve {ref} {alias}`" if code == "gate.approvals_few" else f"look at `adapter show {ref}`"
+    steps = {
+        "gate.approvals_few": f"run `adapter approve {ref} {alias}`",
+        "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
+        "gate.held_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
+    }
+    return steps.get(code, f"look at `adapter show {ref}`")
