@@ -197,6 +197,7 @@ def _print_job(found: Job) -> None:
             ("worker", found.worker),
             ("progress", "\n".join(_step(step) for step in found.steps) or found.progress),
             ("result", _says(found) if found.state is State.DONE else ""),
+            ("notes", "\n".join((found.result.get("report") or {}).get("notes", ()))),
             ("priority", str(found.priority) if found.priority else ""),
             ("error", found.error),
             ("made", f"{output.moment(found.created_at)} by {found.created_by}"),

@@ -194,6 +194,14 @@ def demand(recipe: Recipe, ingredients: Sequence[Ingredient]) -> None:
         raise Invalid("RECIPE_INVALID", f"{place}{wrong[0].sentence}{more}", reasons=reasons)
 
 
+def on_its_grid(quantisation: str) -> Invalid:
+    """Why a packed base is never fused onto its own grid."""
+    return Invalid(
+        "RECIPE_INVALID", f"the base is packed ({quantisation}): on its own grid the update would be rounded away",
+        next_step="fuse into the unpacked weights (--dequantise), or into the original ones (--onto BASE)",
+    )  # fmt: skip
+
+
 def _numbers(recipe: Recipe) -> Iterator[Finding]:
     several, operation = recipe.operation is Operation.COMBINE, recipe.operation
     if several and len(recipe.sources) < 2:

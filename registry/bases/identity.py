@@ -133,7 +133,7 @@ class Likeness(Value):
         return {
             Grade.EXACT: "has the same weights, byte for byte",
             Grade.OTHER_DTYPE: f"has the same weights in another dtype ({figures})",
-            Grade.QUANTISED: f"is a quantised variant of the same weights ({figures})",
+            Grade.QUANTISED: f"has the same weights, quantised in one of the two ({figures})",
             Grade.DESCENDANT: f"descends from the same weights, by fine-tuning or merging ({figures}{changed})",
             Grade.UNRELATED: f"has unrelated weights ({figures})" if self.compared else "is another model",
             Grade.UNKNOWN: "is packed in a way that cannot be compared",

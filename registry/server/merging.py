@@ -71,10 +71,13 @@ def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow
     name = names.base_name(recipe.into)
     if name in {known.name for known in bases.every(session, actor).items}:
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
+    wanted = bases.spec_of(base)
     if not recipe.onto:
+        if wanted.quantisation and not recipe.dequantise:
+            raise recipes.on_its_grid(wanted.quantisation)
         return
     other = bases.row(session, names.base_name(recipe.onto))
-    wanted, found = bases.spec_of(base), bases.spec_of(other)
+    found = bases.spec_of(other)
     sizes = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
     if any(getattr(wanted, size) != getattr(found, size) for size in sizes):
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is of another architecture than {base.name}")

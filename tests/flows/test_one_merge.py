@@ -24,6 +24,7 @@ from registry.worker.keepers import Limits
 from registry.worker.loop import Worker
 from registry.worker.pool import Pool
 from registry.worker.sources import Sources
+from tests import fixtures
 from tests.worker import models
 from tests.worker.workshop import Workshop
 from tests.world import World
@@ -165,6 +166,16 @@ def test_nonsense_is_refused_before_anything_is_queued(workshop: Workshop, tmp_p
         with pytest.raises(Invalid):
             workshop.world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload))
     assert workshop.world.admin.jobs(kind="merge").items == []
+
+
+def test_fusing_onto_the_grid_of_a_packed_base_is_refused_before_it_is_queued(workshop: Workshop) -> None:
+    workshop.add_base("packed", fixtures.tiny_bases() / "llama-a-nf4")
+    workshop.push(fixtures.zoo() / "lora-r4", "acme/r4", base="packed")
+    fuse = {"operation": Operation.FUSE, "sources": ("acme/r4",), "into": "fused"}
+    with pytest.raises(Invalid, match="rounded away") as refused:
+        _submit(workshop, **fuse)
+    assert "--dequantise" in refused.value.next_step
+    assert _submit(workshop, **fuse, dequantise=True).state is State.QUEUED
 
 
 def test_what_one_may_not_see_or_may_not_push_is_no_source_and_no_target(workshop: Workshop) -> None:

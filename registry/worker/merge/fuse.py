@@ -87,11 +87,7 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool, more: 
         if lora.config.other.get(field):
             raise Invalid("RECIPE_INVALID", f"{name}: {field}: it is more than a fixed update of the weights")
     if spec.quantisation and not dequantise:
-        raise Invalid(
-            "RECIPE_INVALID",
-            f"the base is packed ({spec.quantisation}): on its own grid the update would be rounded away",
-            next_step="fuse into the unpacked weights (--dequantise), or into the original ones (--onto BASE)",
-        )
+        raise recipes.on_its_grid(spec.quantisation)
     findings = [*lora.findings, *compat.check_fit(lora, spec)]
     if add_up(findings) is Outcome.FAIL:
         raise Invalid("RECIPE_INVALID", f"{name} does not fit the base: {summarise(findings)}")
