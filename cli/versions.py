@@ -93,8 +93,11 @@ def update_lines(known: dict[str, Any]) -> list[str]:
     return lines + ([output.faint(f"and {more} more (--json has all)")] if more > 0 else [])
 
 
-def _span(numbers: list[float]) -> str:
-    low, high = min(numbers), max(numbers)
+def _span(numbers: list[float | None]) -> str:
+    known = [number for number in numbers if number is not None]  # an earlier release kept an alpha of NaN as null
+    if not known:
+        return "unknown"
+    low, high = min(known), max(known)
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 

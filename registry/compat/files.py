@@ -42,6 +42,10 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     if not facts.modules:
         sentence = f"{facts.file} holds no pair of factors that names a module"
         notes.error("lora.no_modules", facts.file, sentence, "lora_a and lora_b", facts.tensors)
+    for module in facts.modules:
+        if module.scale is not None and module.scale <= 0:
+            sentence = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
+            notes.error("lora.alpha_not_positive", module.path, sentence, "> 0", f"{module.scale:g}", group="scale")
     paths = Paths(facts.scheme, base.modules)
     for module in facts.modules:
         _check(module, paths, facts, base, notes)

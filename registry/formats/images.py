@@ -13,6 +13,7 @@ Example
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections import defaultdict
@@ -22,7 +23,10 @@ from typing import Any
 from registry.errors import Invalid
 from registry.formats import Format
 from registry.formats.facts import FileFacts, FileModule
+from registry.lora.config import ALPHA_LIMIT
+from registry.lora.targets import Choice
 from registry.strict import json as strict_json
+from registry.strict.fields import Fields
 from registry.tensors import Header, Read, TensorInfo
 
 ALPHA_READS_LIMIT = 4096
@@ -199,16 +203,37 @@ def _alphas(
         values = {path: _scalar(info, header, read) for path, info in tensors.items()}
         return {path: value for path, value in values.items() if value is not None}, "alpha tensors"
     ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
-    told = _told(header.metadata)
+    told = {component: _Told(fields) for component, fields in _metadata(header.metadata).items()}
     if told:
-        return {path: told.get(path.split(".")[0], rank) for path, rank in ranks.items()}, "metadata"
+        return {path: _alpha_of(path, rank, told) for path, rank in ranks.items()}, "metadata"
     if found.scheme in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
         return ranks, "no alpha in the file: diffusers and ComfyUI take alpha = rank"
     return {}, "no alpha in the file"
 
 
-def _told(metadata: Mapping[str, str]) -> dict[str, float]:
-    """Component → alpha, from the PEFT configurations that diffusers writes into the metadata."""
+class _Told:
+    """What one component's PEFT configuration says of alphas."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        read = Fields(fields)
+        self.alpha = read.number("lora_alpha", ALPHA_LIMIT)
+        self.pattern: Choice[float] = Choice(read.by_pattern("alpha_pattern", ALPHA_LIMIT, whole=False))
+        self.use_rslora = read.flag("use_rslora")
+
+
+def _alpha_of(path: str, rank: float, told: Mapping[str, _Told]) -> float:
+    """A module's alpha, so that alpha / rank is its scale: with rsLoRA that is alpha · √rank."""
+    component, _, inner = path.partition(".")
+    config = told.get(component)
+    if config is None:
+        return rank
+    alpha = config.pattern.pick(inner)
+    alpha = config.alpha if alpha is None else alpha
+    return rank if alpha is None else alpha * math.sqrt(rank) if config.use_rslora else alpha
+
+
+def _metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Component → its PEFT configuration, which diffusers writes into the metadata field by field."""
     raw = metadata.get("lora_adapter_metadata")
     if not raw:
         return {}
@@ -218,15 +243,15 @@ def _told(metadata: Mapping[str, str]) -> dict[str, float]:
         return {}
     if not isinstance(fields, dict):
         return {}
-    return {
-        key.removesuffix(".lora_alpha"): float(value)
-        for key, value in fields.items()
-        if key.endswith(".lora_alpha") and isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in fields.items():
+        component, _, field = key.partition(".")
+        found.setdefault(component, {})[field] = value
+    return found
 
 
 def _scalar(info: TensorInfo, header: Header, read: Read) -> float | None:
-    """The one number of an alpha tensor; None if it is not one floating-point number."""
+    """The one number of an alpha tensor; None if it is not one finite number."""
     if info.elements != 1 or info.dtype not in ("F16", "BF16", "F32", "F64", "I64", "I32"):
         return None
     raw = read(header.data_start + info.start, info.size_bytes)
@@ -235,7 +260,8 @@ def _scalar(info: TensorInfo, header: Header, read: Read) -> float | None:
     if info.dtype == "BF16":
         raw = b"\0\0" + raw
     code = {"F16": "<e", "BF16": "<f", "F32": "<f", "F64": "<d", "I64": "<q", "I32": "<i"}[info.dtype]
-    return float(struct.unpack(code, raw)[0])
+    value = float(struct.unpack(code, raw)[0])
+    return value if math.isfinite(value) else None  # the check of the numbers tells of it
 
 
 def family_of(header: Header) -> tuple[str, str]:

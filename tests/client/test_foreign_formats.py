@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,21 @@ def test_pefts_names_without_its_configuration_are_refused(studio: World, tmp_pa
     with pytest.raises(Invalid) as refused:
         push(studio, files, tmp_path, "tiny-llama")
     assert "adapter.config_missing" in [r.code for r in refused.value.reasons]
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0.0, -1.0])
+def test_an_alpha_that_leaves_no_effect_is_a_no_and_every_view_of_it_can_be_told(
+    studio: World, tmp_path: Path, alpha: float
+) -> None:
+    at = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    tensors = {
+        f"{at}.lora_down.weight": ("F32", (4, 32), None), f"{at}.lora_up.weight": ("F32", (32, 4), None),
+        f"{at}.alpha": ("F32", (), struct.pack("<f", alpha)),
+    }  # fmt: skip
+    version = push(studio, {"x.safetensors": forge.safetensors(tensors)}, tmp_path, "sd-tiny")
+    failing = {v.check for v in version.verdicts if v.outcome == "fail"}
+    assert failing == ({"fits"} if math.isfinite(alpha) else {"values"})
+    assert version.facts["scales"] == ([alpha / 4] if math.isfinite(alpha) else [])
 
 
 def test_numbers_that_are_not_finite_are_found_in_every_format(studio: World, tmp_path: Path) -> None:

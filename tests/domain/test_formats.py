@@ -250,6 +250,15 @@ def test_alpha_comes_from_the_metadata_of_diffusers() -> None:
     assert found.alpha_rule == "metadata"
 
 
+def test_patterns_and_rslora_in_the_metadata_of_diffusers_count() -> None:
+    told = {"unet.lora_alpha": 16, "unet.alpha_pattern": {"to_q": 2}, "text_encoder.lora_alpha": 8,
+            "text_encoder.use_rslora": True}  # fmt: skip
+    names = peft_pairs("unet.", ATTENTION) | peft_pairs("text_encoder.", TEXT)
+    found = facts_of(names, {"lora_adapter_metadata": json.dumps(told)})
+    assert {m.scale for m in found.modules if m.path.endswith("to_q")} == {2 / R}
+    assert {m.scale for m in found.modules if m.path.startswith("text_encoder.")} == {8 / R**0.5}
+
+
 @pytest.mark.parametrize("broken", ["{", "[1]", '{"a": 1, "a": 2}', "[" * 5000])
 def test_broken_metadata_is_no_error_and_no_claim(broken: str) -> None:
     found = facts_of(peft_pairs("unet.", ATTENTION), {"lora_adapter_metadata": broken})
