@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import psycopg
@@ -13,7 +14,7 @@ import pytest
 
 from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
-from registry.server import app
+from registry.server import app, lookup
 from registry.server.actors import TRUSTED
 from registry.server.audit import log
 from registry.server.tokens import revoke
@@ -190,15 +191,17 @@ def test_a_token_that_expires_ends_to_the_second(world: World) -> None:
 
 
 def test_while_the_database_is_away_the_last_good_answer_is_given_and_marked(
-    world: World, database_kind: str, database_url: str
+    world: World, database_kind: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if database_kind == "sqlite":
         pytest.skip("a SQLite file is never away")
     world.add_base()
     world.push(NAME)
     _, other = world.issue("pull", namespaces=["acme"])
+    _, short = world.issue("pull", namespaces=["acme"], seconds=60)
     http = client(world)
     before = http.get(f"{PATH}/main")
+    assert client(world, short).get(f"{PATH}/main").content == before.content
     with away(database_url):
         stale = http.get(f"{PATH}/main")
         assert (stale.status_code, stale.content) == (200, before.content)
@@ -212,6 +215,10 @@ def test_while_the_database_is_away_the_last_good_answer_is_given_and_marked(
         refused = client(world, other).get(f"{PATH}/main")
         assert (refused.status_code, refused.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
         assert (http.get(f"{PATH}/1").status_code, http.get(f"{PATH}/main").status_code) == (503, 200)
+        later = SimpleNamespace(time=lambda: time.time() + 120, monotonic=time.monotonic)
+        monkeypatch.setattr(lookup, "time", later)
+        assert client(world, short).get(f"{PATH}/main").status_code == 503, "an expired token is told nothing any more"
+        assert http.get(f"{PATH}/main").status_code == 200
     world.app.state.freshness._look()
     fresh = http.get(f"{PATH}/main")
     assert (fresh.status_code, "x-registry-stale" in fresh.headers) == (200, False)

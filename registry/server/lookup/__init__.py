@@ -167,7 +167,7 @@ class Lookup:
 
     async def _tell_stale(self, send: Send, kept: Kept, condition: bytes, request_id: bytes) -> bool:
         age = time.monotonic() - kept.right_at
-        if age > STALE_LIMIT_SECONDS:
+        if age > STALE_LIMIT_SECONDS or kept.expires_at <= time.time():
             return False
         marks = [(b"warning", b'110 - "Response is Stale"'), (b"x-registry-stale", str(int(age)).encode())]
         await self._tell(send, kept, condition, request_id, marks)
