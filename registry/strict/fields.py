@@ -23,6 +23,8 @@ from registry.strict import patterns
 
 NAMES_LIMIT = 4096
 """Most names in one list; a loader's time grows with their product with the base's modules."""
+PATTERNS_LIMIT = 1024
+"""Most patterns in one object that are more than a name: each is tried on every module."""
 NAME_LIMIT = 256
 TEXT_LIMIT = 512
 REASONS_LIMIT = 100
@@ -102,6 +104,11 @@ class Fields:
         if not isinstance(value, dict) or len(value) > NAMES_LIMIT:
             if value is not None:
                 self.broken("value_invalid", field, f"must be an object of at most {NAMES_LIMIT} patterns")
+            return {}
+        if sum(not patterns.is_plain(key) for key in value) > PATTERNS_LIMIT:
+            self.broken(
+                "value_invalid", field, f"must hold at most {PATTERNS_LIMIT} patterns that are more than a name"
+            )
             return {}
         found: dict[str, Any] = {}
         for key, number in value.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from registry.errors import Invalid
 from registry.lora import methods
 from registry.lora.base_claim import BaseClaim, read_claim
 from registry.lora.config import AdapterConfig, read_config, read_fields
@@ -48,6 +49,13 @@ def test_methods_other_than_lora_call_their_alpha_alpha() -> None:
 
 def test_the_masks_that_adalora_leaves_in_rank_pattern_are_no_ranks() -> None:
     assert config(peft_type="ADALORA", rank_pattern={"x.lora_E": [True, False]}).rank_pattern == {}
+
+
+def test_ranks_by_thousands_of_names_are_read_and_by_thousands_of_patterns_are_refused() -> None:
+    names = {f"model.layers.{n}.q_proj": 4 for n in range(2000)}
+    assert len(config(rank_pattern=names).rank_pattern) == 2000
+    with pytest.raises(Invalid, match="at most 1024 patterns"):
+        config(rank_pattern={f".*{name}": 4 for name in names})
 
 
 def test_trained_tokens_may_be_a_bare_list_or_by_module() -> None:
