@@ -5,6 +5,7 @@ Invariants
   to start it again. Nothing is loaded or unloaded while it runs, and what others gave it keeps its scale.
 - Scales of the server add up, so a version gets scale 1 only where the roster has one adapter. With several, all are at
   0 and a request names the one that it wants by its number: `"lora": [{"id": 2, "scale": 1}]`.
+- A version that an agent before this one has switched on is known again, by the note in its folder.
 - Numbers follow the order of the command line and are read anew each time: a restart may change them.
 
 Example
@@ -13,14 +14,19 @@ Example
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from registry.errors import Refused, Unavailable
+from registry import names
+from registry.errors import Refused, RegistryError, Unavailable
+from registry.manifest import NOTE
+from registry.names import AdapterName
 from registry.serving.engines import Http
+from registry.serving.shelf import digest_of
 
 CANDIDATES = 1000
 """So many likeliest tokens are asked for; all of a vocabulary would be megabytes for each token of the prompt."""
@@ -35,9 +41,12 @@ class LlamaCpp(Http):
         self._lock = threading.Lock()
 
     def held(self) -> dict[str, str]:
-        there = {row["path"] for row in self._rows()}
+        there = {row["path"]: row["scale"] for row in self._rows()}
         with self._lock:
             self._files = {name: file for name, file in self._files.items() if str(file) in there}
+            for path in {path for path, scale in there.items() if scale} - set(map(str, self._files.values())):
+                if name := _switched_on(Path(path)):
+                    self._files[name] = Path(path)
             return {name: str(file.parent) for name, file in self._files.items()}
 
     def reads(self, held: Mapping[str, str]) -> Iterable[str]:
@@ -57,18 +66,14 @@ class LlamaCpp(Http):
     def unload(self, served: str) -> None:
         with self._lock:
             file = self._files.pop(served, None)
-        if file is not None:
+            needed = file in self._files.values()
+        if file is not None and not needed:
             self._set({str(file): 0.0})
 
     def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
         alone = next(iter(aliases.values())) if len(aliases) == wanted == 1 else None
         with self._lock:
-            files = dict(self._files)
-        scales = {str(file): float(name == alone) for name, file in files.items()}
-        if aliases:  # a version that an agent before this one has switched on would be added to
-            shelves = {file.parent.parent for file in files.values()}
-            there = [path for row in self._rows() if Path(path := row["path"]).parent.parent in shelves]
-            scales = dict.fromkeys(there, 0.0) | scales
+            scales = {str(file): float(name == alone) for name, file in self._files.items()}
         self._set(scales)
 
     def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
@@ -119,6 +124,17 @@ def _gguf(folder: Path) -> Path:
             "`adapter convert REF --to gguf` makes a version that has one",
         )  # fmt: skip
     return files[0]
+
+
+def _switched_on(file: Path) -> str:
+    """The served name of a version on a shelf, which an agent before this one has switched on; nothing for others."""
+    if digest_of(file.parent.name) is None:
+        return ""
+    try:
+        note = json.loads((file.parent / NOTE).read_bytes())
+        return names.served_name(AdapterName.parse(note["name"]), int(note["number"]))
+    except (OSError, ValueError, KeyError, TypeError, RegistryError):
+        return ""
 
 
 def _likely(said: Any) -> dict[int, float]:

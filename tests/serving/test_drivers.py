@@ -131,6 +131,13 @@ def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched
     llama_box.start()
     assert llama_box.states() == {"acme-support-v2": "ready"}
     assert llama.scales == [0.0, 1.0]
+    push_gguf(llama_box, "acme/support", 4.0)  # the server was not started with it
+    llama_box.driver = LlamaCpp(llama.url)
+    llama_box.start()
+    assert llama_box.states() == {"acme-support-v3": "failed"}
+    assert llama.scales == [0.0, 1.0]
+    assert llama_box.station.aliases == {"acme/support": "acme-support-v2"}
+    assert llama_box.reported() == {"acme-support-v2": "serving", "acme-support-v3": "failed"}
 
 
 def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_roster_is_missing(
