@@ -199,6 +199,19 @@ def test_what_has_no_sum_is_refused_by_the_process_as_by_the_server(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("alpha-zero", "alpha 0"), ("overwrites-lm-head", "would replace"), ("shape-transposed", "transposed"),
+     ("keys-wrong-prefix", "begin with"), ("nowhere", "no folder")],
+)  # fmt: skip
+def test_a_folder_that_is_wrong_by_itself_is_no_source(name: str, word: str, tmp_path: Path) -> None:
+    folders = (str(fixtures.bad() / name), str(fixtures.zoo() / "lora-r8-all"))
+    recipe = Recipe(operation=Operation.COMBINE, sources=("a", "b"))
+    with pytest.raises(Invalid, match=word):
+        process.do(Order(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_nan_in_a_source_stops_the_merge(tmp_path: Path) -> None:
     base = models.base(tmp_path / "base")
     good = models.adapter(base, tmp_path / "good")

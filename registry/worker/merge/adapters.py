@@ -53,6 +53,8 @@ class Adapter:
     def open(cls, folder: str | Path) -> Adapter:
         """`Invalid` or `TooLarge` when configuration or header break a rule."""
         path = Path(folder)
+        if not path.is_dir():
+            raise Invalid("FOLDER_INVALID", f"there is no folder {str(folder)[:300]!r}")
         contents = read_contents(_files(path), lambda file, start, length: _read(path / file, start, length))
         reader = Names(contents.config)
         names = {reader.read(info.name): info.name for info in contents.header}

@@ -25,8 +25,9 @@ from typing import Any
 
 from registry import recipes
 from registry.engines import facts as engine_facts
-from registry.errors import RegistryError
+from registry.errors import Invalid, RegistryError
 from registry.recipes import Ingredient, MergeReport, Operation
+from registry.verdicts import Outcome, add_up, summarise
 from registry.worker import confine, program
 from registry.worker.merge import combine, extract, fuse
 from registry.worker.merge.adapters import Adapter
@@ -60,7 +61,12 @@ def do(
 
 
 def _ingredient(source: Adapter) -> Ingredient:
-    """The source as a recipe's check sees it. The folder says nothing sure of its base: whoever ordered knows."""
+    """The source as a recipe's check sees it. The folder says nothing sure of its base: whoever ordered knows.
+
+    `Invalid` (RECIPE_INVALID) for one that is wrong by itself: no push has judged it, if it is a folder here.
+    """
+    if add_up(source.lora.findings) is Outcome.FAIL:
+        raise Invalid("RECIPE_INVALID", f"{source.folder.name}: {summarise(source.lora.findings)}")
     facts = engine_facts.of_lora(source.lora).model_dump(mode="json")
     return Ingredient(name=source.folder.name, digest=str(source.folder), base="", base_fingerprint="", facts=facts)
 
