@@ -191,7 +191,7 @@ def test_a_secret_is_kept_nowhere_and_no_path_is_told(world: World, receiver: Re
         "https://127.0.0.1/", "https://localhost/", "https://[::1]/", "https://0.0.0.0/", "https://2130706433/",
         "https://0x7f000001/", "https://0177.0.0.1/", "https://127.1/", "https://10.1.2.3/", "https://192.168.0.1/",
         "https://172.16.0.1/", "https://169.254.169.254/latest/meta-data/", "https://[fe80::1]/", "https://[fd00::1]/",
-        "https://[::ffff:127.0.0.1]/", "https://[::ffff:169.254.169.254]/", "https://[2002:7f00:1::]/",
+        "https://[::ffff:127.0.0.1]/", "https://[::ffff:169.254.169.254]/", "https://[2002:7f00:1::]/", "https://[fec0::1]/",
         "https://[64:ff9b::7f00:1]/", "https://100.64.0.1/", "https://224.0.0.1/", "https://255.255.255.255/",
         "http://93.184.216.34/", "ftp://93.184.216.34/", "file:///etc/passwd", "gopher://93.184.216.34/", "https://",
         "https://user@93.184.216.34/", "https://user:word@93.184.216.34/", "https://93.184.216.34\\@127.0.0.1/",

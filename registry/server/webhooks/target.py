@@ -80,8 +80,14 @@ def _networks(text: str) -> list[Network]:
 
 def _public(address: Address) -> bool:
     return all(
-        one.is_global and not (one.is_multicast or one.is_reserved or one.is_unspecified) for one in _all_of(address)
+        one.is_global and not (one.is_multicast or one.is_reserved or one.is_unspecified or _is_of_a_site(one))
+        for one in _all_of(address)
     )
+
+
+def _is_of_a_site(address: Address) -> bool:
+    """fec0::/10, given up and still in use inside; Python calls it global."""
+    return isinstance(address, ipaddress.IPv6Address) and address.is_site_local
 
 
 def _all_of(address: Address) -> list[Address]:
