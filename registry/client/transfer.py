@@ -40,6 +40,7 @@ from registry.manifest import NOTE, BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance
 from registry.wire import BaseView, FileLink, Resolved
+from registry.wire.pull import PullPlan
 from registry.wire.push import SMALL_BYTES, Pushed, PushRequest, Small, Upload
 
 FILES_AT_ONCE = 4
@@ -229,7 +230,7 @@ class _Offer:
     """What the registry says that a version is, and how its files can be had. Nothing of it is believed."""
 
     def __init__(self, registry: Registry, ref: Ref | str) -> None:
-        plan = registry.plan_pull(ref)
+        plan = _planned(registry, ref)
         self.resolved = plan.resolved
         self.links = _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), plan.resolved)
         self._registry = registry
@@ -246,6 +247,16 @@ class _Offer:
                 return
         direct = streams.Direct(self._direct.get(link.path, ""), self._until)
         streams.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
+
+
+def _planned(registry: Registry, ref: Ref | str) -> PullPlan:
+    """The plan; of a registry that is older than plans, what its look-up answers: each file has a link there, too."""
+    try:
+        return registry.plan_pull(ref)
+    except NotFound as e:
+        if e.code != "ROUTE_UNKNOWN":
+            raise
+        return PullPlan(resolved=registry.resolve(ref))
 
 
 def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:

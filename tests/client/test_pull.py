@@ -11,7 +11,7 @@ from registry.client import transfer
 from registry.client.base_folder import base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.digest import Digest
-from registry.errors import Corrupt, Invalid
+from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
 from registry.wire.pull import PullPlan
 from tests import forge
@@ -95,6 +95,18 @@ def test_small_files_come_with_the_plan_and_the_weights_in_one_request(
 ) -> None:
     transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
     assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pull", forge.WEIGHTS]
+
+
+def test_a_registry_that_is_older_than_plans_is_pulled_from_file_by_file(
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
+) -> None:
+    def older(ref: Ref | str) -> PullPlan:
+        raise NotFound("ROUTE_UNKNOWN", f"there is no route for {ref}")
+
+    counted.registry.plan_pull = older  # type: ignore[method-assign]
+    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    assert contents(tmp_path / "out") == pushed
+    assert len([path for _, path in counted.requests if "/files/" in path]) == len(pushed)
 
 
 @pytest.mark.parametrize("lie", ["AAAA", "", "not base64"])
