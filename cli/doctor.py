@@ -86,7 +86,7 @@ def _registry() -> Iterator[Look]:
 
 def _server(registry: Registry) -> Iterator[Look]:
     try:
-        health = registry.health()
+        health = registry.health(store=True)
     except (RegistryError, OSError) as e:
         yield _wrong("server", e)
         return

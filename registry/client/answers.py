@@ -50,7 +50,8 @@ def error_of(answer: httpx.Response, url: str) -> RegistryError:
         return error
     status = answer.status_code
     if status in (429, 502, 503, 504):
-        return Unavailable("SERVER_UNREACHABLE", f"{url} answered {status} and no reason")
+        reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # as /health tells it
+        return Unavailable("SERVER_UNREACHABLE", f"{url} answered {status} and {reason or 'no reason'}")
     if status in (401, 403) and answer.url.host == httpx.URL(url).host:
         return Unauthenticated("UNAUTHORIZED", f"{url} answered {status} and no reason", next_step="adapter login URL")
     if status == 404:

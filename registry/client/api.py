@@ -253,8 +253,8 @@ class Registry:
     def whoami(self) -> Whoami:
         return self._get("/whoami", Whoami)
 
-    def health(self) -> Health:
-        return self._get("/health", Health)
+    def health(self, *, store: bool = False) -> Health:
+        return self._get("/health", Health, store="true" if store else "")
 
     # ------------------------------------------------------------ upkeep
     def collect(self, request: GcRequest) -> GcReport:

@@ -134,6 +134,7 @@ def create_app(
     app.state.settings = settings
     app.state.engine = engine if engine is not None else db.engine(settings)
     app.state.blobs = blobs if blobs is not None else stores.of(settings)
+    stores.second(settings)  # what cannot be read stops the start, not the check that needs it
     app.state.trusted = trusted
     app.state.log = Log(settings, app.state.engine, app.state.blobs)
     app.state.memory = signin.Memory()

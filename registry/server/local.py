@@ -61,7 +61,10 @@ class LocalBlobs:
         parts = urlsplit(url)
         path = Path(unquote(parts.path))
         if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
-            raise Invalid("SETTING_INVALID", f"REGISTRY_BLOBS: {url[:120]!r} is not 'file:///FOLDER'")
+            raise Invalid(
+                "SETTING_INVALID",
+                f"REGISTRY_BLOBS or REGISTRY_SECOND_COPY: {url[:120]!r} is neither 'file:///FOLDER' nor 's3://BUCKET/PREFIX'",
+            )
         return cls(path)
 
     def path_of(self, key: str) -> Path | None:

@@ -76,6 +76,7 @@ class Whoami(Answer):
 
 class Health(Answer):
     status: str
+    reason: str = ""
     version: str
     database: str
     blobs: str

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlmodel import Session
 
 from registry import errors
-from registry.errors import CLASSES, RegistryError
+from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
 from registry.server import app, db
 from registry.server.actors import TRUSTED
 from registry.server.envelope import BODY_LIMIT_BYTES
@@ -158,6 +158,26 @@ def test_a_database_that_is_away_is_a_503_with_a_time_to_come_back(world: World,
     assert (answer.status_code, answer.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
     assert int(answer.headers["retry-after"]) >= 1
     assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+    assert "database" in health.json()["reason"]
+
+
+def test_a_second_copy_that_names_no_store_stops_the_start(world: World) -> None:
+    with pytest.raises(Invalid, match="REGISTRY_SECOND_COPY: 'gs://copy' is neither"):
+        app.create_app(Settings(second_copy="gs://copy"), engine=world.engine, blobs=world.blobs)
+
+
+def test_health_asks_the_store_when_it_is_told_to(
+    world: World, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_key: str) -> None:
+        raise Unavailable("STORE_UNAVAILABLE", "bucket 'adapters' cannot serve head_object now: NoSuchBucket")
+
+    monkeypatch.setattr(world.blobs, "stat", away)
+    assert http.get("/health").status_code == 200
+    answer = http.get("/health", params={"store": "true"})
+    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+    with pytest.raises(Unavailable, match="503 and bucket 'adapters' cannot serve"):
+        world.admin.health(store=True)
 
 
 def test_health_tells_what_the_server_is_made_of_without_a_token(world: World) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from registry import __version__
+from registry.digest import Digest
 from registry.errors import RegistryError, Unauthenticated
 from registry.server import db, tokens
 from registry.server.access import exchange
+from registry.server.blobs import key_of
 from registry.server.routes import deps
 from registry.server.routes.deps import (
     OPEN,
@@ -91,17 +93,23 @@ def whoami(actor: Anyone) -> Whoami:
 
 
 @router.get("/health", dependencies=[OPEN])
-def health(engine: EngineDep, blobs: BlobsDep, response: Response) -> Health:
-    """200 when the database and the store answer, else 503; says which stores are behind it and what they can do."""
-    state, revision = "ok", ""
+def health(engine: EngineDep, blobs: BlobsDep, response: Response, store: bool = False) -> Health:
+    """200 when the database answers and the store has been reached, else 503 and why; what is behind it and can what.
+
+    With `store` the store is asked now, too: look-ups do without it, so no balancer need know that it is away.
+    """
+    state, reason, revision = "ok", "", ""
     capabilities: dict[str, Any] = {}
     try:
         revision = db.schema_revision(engine)
         capabilities = getattr(blobs, "capabilities", {})
-    except RegistryError:
-        state, response.status_code = "unavailable", 503
+        if store:
+            blobs.stat(key_of(Digest.of(b"")))
+    except RegistryError as e:
+        state, reason, response.status_code = "unavailable", e.detail, 503
     return Health(
         status=state,
+        reason=reason,
         version=__version__,
         database=engine.dialect.name,
         blobs=blobs.kind,

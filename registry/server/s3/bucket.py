@@ -58,7 +58,8 @@ class Bucket:
         parts = urlsplit(url)
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
             raise Invalid(
-                "SETTING_INVALID", f"REGISTRY_BLOBS: {url[:120]!r} is not 's3://BUCKET' or 's3://BUCKET/PREFIX'"
+                "SETTING_INVALID",
+                f"REGISTRY_BLOBS or REGISTRY_SECOND_COPY: {url[:120]!r} is neither 'file:///FOLDER' nor 's3://BUCKET/PREFIX'",
             )
         prefix = parts.path.strip("/")
         session = boto3.session.Session()
