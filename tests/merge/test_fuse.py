@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,28 @@ def test_an_order_that_is_given_up_leaves_nothing_half_done(tmp_path: Path) -> N
     with pytest.raises(GivenUp):
         Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(give_up)
     assert [path.name for path in tmp_path.iterdir() if path.name != "fused"] == []
+
+
+def test_a_second_signal_does_not_break_off_the_clearing_up(tmp_path: Path) -> None:
+    script = """
+import os, shutil, signal, sys
+from pathlib import Path
+from registry.client.destination import Destination
+from registry.worker.merge import process
+clear = shutil.rmtree
+def ended_again(*words, **how):
+    os.kill(os.getpid(), signal.SIGTERM)
+    clear(*words, **how)
+shutil.rmtree = ended_again
+process.end_in_order()
+with Destination(Path(sys.argv[1])) as folder:
+    print(folder)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert done.stdout.startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_order_that_takes_too_long_is_ended_with_the_reason(tmp_path: Path) -> None:

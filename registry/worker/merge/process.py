@@ -35,6 +35,7 @@ from registry.worker.merge.order import Order
 from registry.worker.merge.sites import MakeForeign
 
 SAY_EVERY_BYTES = 256 * 2**20
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 def do(
@@ -91,7 +92,7 @@ def main(foreign: MakeForeign | None = None) -> int:
         sys.stdout.flush()
 
     program.begin()
-    signal.signal(signal.SIGTERM, _stop)
+    end_in_order()
     confine.die_with_the_parent(
         signal.SIGTERM
     )  # what was begun may be as large as the base, and nobody else clears it up
@@ -108,8 +109,18 @@ def main(foreign: MakeForeign | None = None) -> int:
     return 0
 
 
+def end_in_order() -> None:
+    """What was begun is cleared up on the way out, whoever ends this process, and however often.
+
+    A Ctrl-C reaches it and whoever started it, who ends it, too.
+    """
+    for number in _ENDINGS:
+        signal.signal(number, _stop)
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Told to end: what was begun is cleared up on the way out."""
+    for again in _ENDINGS:
+        signal.signal(again, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
