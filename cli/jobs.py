@@ -97,7 +97,7 @@ def exit_by(job: Job, verdict: Verdict | None) -> None:
         raise Unavailable(
             "TRY_LATER",
             f"job {job.id} could not be done: {job.error or 'no reason was given'}",
-            next_step="look at the worker, then run `adapter validate` again",
+            next_step="look at the reason and at the worker, then ask for it again",
         )
     if verdict is not None and verdict.outcome is Outcome.FAIL:
         click.get_current_context().exit(output.REFUSED)

@@ -23,7 +23,7 @@ from registry.client import transfer
 from registry.client.api import Registry
 from registry.client.destination import Destination
 from registry.errors import Invalid
-from registry.jobs import Job, Kind, State
+from registry.jobs import FINAL, Job, Kind, State
 from registry.names import AdapterName, Ref
 from registry.recipes import MergeReport, Method, Operation, Recipe
 from registry.wire.jobs import JobSubmit
@@ -169,7 +169,8 @@ def _print_job(job: Job) -> None:
     report: Any = job.result.get("report")
     if job.state is not State.DONE or report is None:
         click.echo(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
-        click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter work` does it"))
+        if job.state not in FINAL:
+            click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter work` does it"))
         return
     print_report(job.result.get("version") or job.result.get("base") or "", MergeReport.model_validate(report))
 

@@ -137,6 +137,7 @@ class Ingredient(Value):
     base_fingerprint: str
     facts: dict[str, Any]
     fits: str = ""
+    is_finite: bool = True
 
 
 _UNSUMMABLE: tuple[tuple[str, str, str], ...] = (
@@ -239,6 +240,9 @@ def _source(recipe: Recipe, one: Ingredient) -> Iterator[Finding]:
     facts: Mapping[str, Any] = one.facts
     if one.fits == "fail":
         yield _error("recipe.does_not_fit", one.name, f"{one.name} does not fit its base {one.base}")
+    if not one.is_finite:
+        sentence = f"{one.name} holds NaN or infinite values, which no arithmetic makes right: train it again"
+        yield _error("recipe.not_finite", one.name, sentence)
     if facts.get("kind", "text") != "text":
         yield _error("recipe.not_mergeable", one.name, f"{one.name} is an image model's adapter: it is not merged here")
     elif facts.get("scheme", "peft") != "peft":

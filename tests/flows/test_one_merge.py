@@ -154,7 +154,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_nonsense_is_refused_before_anything_is_queued(workshop: Workshop, tmp_path: Path) -> None:
+def test_nonsense_is_refused_before_anything_is_queued(workshop: Workshop, tmp_path: Path, base_folder: Path) -> None:
     workshop.add_base("wide", models.base(tmp_path / "base", hidden=96))
     workshop.push(models.adapter(tmp_path / "base", tmp_path / "adapter"), "acme/elsewhere", base="wide")
     for changes, code in WRONG:
@@ -162,6 +162,9 @@ def test_nonsense_is_refused_before_anything_is_queued(workshop: Workshop, tmp_p
             _submit(workshop, **changes)
         assert refused.value.code == "RECIPE_INVALID", changes
         assert code in {reason.code for reason in refused.value.reasons}, changes
+    workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
+    with pytest.raises(Invalid, match="acme/nan@1 holds NaN"):
+        _submit(workshop, sources=("acme/one", "acme/nan"))
     for payload in ({"operation": "combine", "weights": ["NaN", 1]}, {"operation": "melt"}, {"sources": "acme/one"}):
         with pytest.raises(Invalid):
             workshop.world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload))
