@@ -60,8 +60,14 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
 
 
 def _is_adapter(folder: Path) -> bool:
-    """Whether a folder looks like an adapter of any tool: a configuration, or a file that may hold weights."""
-    return (folder / CONFIG).is_file() or any(path.name.endswith(WEIGHTS_ENDINGS) for path in folder.iterdir())
+    """Whether a folder looks like an adapter of any tool: a configuration, or a file that may hold weights.
+
+    One that cannot be read counts: its own push says what is wrong, and the others go on.
+    """
+    try:
+        return (folder / CONFIG).is_file() or any(path.name.endswith(WEIGHTS_ENDINGS) for path in folder.iterdir())
+    except OSError:
+        return True
 
 
 @click.command("pull-all")

@@ -6,7 +6,8 @@ Invariants
   link, which is read-only. Small ones are copies, which people like to edit.
 - Files appear under their digest whole or not at all, so any number of processes may share a cache.
 - Who wants a blob that somebody is fetching just now waits for it and fetches nothing.
-- The cache stays near its limit: what was not used for longest goes first. What was handed out is not touched.
+- The cache stays near its limit: what was not used for longest goes first, and before it what a killed process left
+  half-written. What was handed out is not touched.
 
 Example
     >>> Cache.of_user().take(digest, size_bytes, Path("adapter_model.safetensors"))
@@ -40,6 +41,8 @@ LIMIT_BYTES = 50 * 2**30
 LIMIT_SETTING = "ADAPTER_CACHE_BYTES"
 _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share the blocks of another."""
+LEFT_SECONDS = 24 * 3600
+"""What was not written to for so long is no longer being fetched."""
 LOOK_SHARE = 50
 """The files are counted when this part of the limit was added since the last count."""
 
@@ -124,20 +127,29 @@ class Cache:
         self.trim()
 
     def trim(self) -> int:
-        """Remove what was not used for longest until the rest is within the limit; how many bytes went."""
-        found = []
+        """Remove what was not used for longest until the rest is within the limit; how many bytes went.
+
+        First goes what a killed process left half-written: nobody looks for it, and it counts against no limit.
+        """
+        found, gone = [], 0
+        for path in self.root.glob("sha256/*/.*"):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                if time.time() - stat.st_mtime > LEFT_SECONDS:
+                    path.unlink()
+                    gone += stat.st_size
         for path in self.root.glob("sha256/*/[0-9a-f]*"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 found.append((stat.st_atime_ns, stat.st_size, path))
         too_much = sum(size for _, size, _ in found) - self.limit_bytes
-        gone = 0
         for _, size, path in sorted(found):
-            if gone >= too_much:
+            if too_much <= 0:
                 break
             with contextlib.suppress(OSError):
                 path.unlink()
                 gone += size
+                too_much -= size
         return gone
 
 

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from registry.client.cache import LIMIT_SETTING, LINK_FROM_BYTES, Cache
+from registry.client.cache import LEFT_SECONDS, LIMIT_SETTING, LINK_FROM_BYTES, Cache
 from registry.digest import Digest
 from registry.errors import Invalid
 from tests.house import ROOT
@@ -45,6 +46,20 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     fourth = fill(cache, 4, tmp_path / "4")
     assert {d for d in (first, second, third, fourth) if cache.path_of(d).exists()} == {first, third, fourth}
     assert (tmp_path / "2").read_bytes() == blob(2)[1]
+
+
+def test_what_a_killed_process_left_half_written_goes_after_a_day(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=3 * SIZE)
+    kept = fill(cache, 1, tmp_path / "1")
+    folder = cache.path_of(kept).parent
+    left, coming, lock = (folder / name for name in (".0123-left", ".0123-coming", ".0123.lock"))
+    for path in (left, coming, lock):
+        path.write_bytes(bytes(2 * SIZE))
+    for path in (left, lock):
+        os.utime(path, (0, time.time() - LEFT_SECONDS - 1))
+    assert cache.trim() == 4 * SIZE
+    assert [path for path in folder.iterdir() if path.name.startswith(".")] == [coming]
+    assert cache.take(kept, SIZE, tmp_path / "again")
 
 
 def test_what_was_handed_out_as_a_link_stays_when_the_cache_lets_it_go(
