@@ -42,6 +42,9 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     if not facts.modules:
         sentence = f"{facts.file} holds no pair of factors that names a module"
         notes.error("lora.no_modules", facts.file, sentence, "lora_a and lora_b", facts.tensors)
+    if "lora.rank_unannounced" in facts.problems:
+        sentence = f"the factors in {facts.file} have another rank than adapter_config.json says"
+        notes.error("lora.rank_unannounced", facts.file, sentence, "the rank of the configuration", facts.max_rank)
     for module in facts.modules:
         if module.scale is not None and module.scale <= 0:
             sentence = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
@@ -49,6 +52,11 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     paths = Paths(facts.scheme, base.modules)
     for module in facts.modules:
         _check(module, paths, facts, base, notes)
+    if not is_image and any(module.rank and module.scale is None for module in facts.modules):
+        sentence = (
+            "nothing in the folder says by what the product of the factors is multiplied: a guess would be needed"
+        )
+        notes.warning("format.alpha_absent", facts.file, sentence)
     if facts.alpha_rule.startswith("no alpha in the file") and facts.scheme in ("kohya", "lycoris"):
         sentence = "the file holds no alpha: loaders take alpha = rank, which may not be what was trained"
         notes.warning("format.alpha_absent", facts.file, sentence)
@@ -59,6 +67,12 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, n
     if module.is_half:
         sentence = f"{module.path} has one half of its pair only: A without B, or B without A"
         notes.error("lora.pair_incomplete", module.path, sentence, "A and B", "one of them", group="halves")
+        return
+    if module.fault:
+        sentence = f"module {module.path}: {module.fault}"
+        notes.error(
+            "lora.shape_invalid", module.path, sentence, "factors of one rank", module.fault, group=module.fault
+        )
         return
     meant = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]

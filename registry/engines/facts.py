@@ -34,8 +34,8 @@ SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "or
 """Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
 FACTS_VERSION = 4
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {3: "image"}
-"""Older versions whose facts of this kind say what they would say today: 4 changed those of text adapters only."""
+_STILL_RIGHT: dict[Any, str] = {}
+"""Older versions whose facts of this kind say what they would say today: none, 4 looks at every kind more closely."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 

@@ -23,7 +23,7 @@ class FileModule(Value):
     `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
     then counts channels times the kernel where the scheme stores them so. `a` and `b` name the tensors of a plain pair
     (A [rank, in], B [out, rank]; `is_turned`: [in, rank] and [rank, out]), empty for any other method.
-    `is_half`: one of the two is missing.
+    `is_half`: one of the two is missing. `fault`: what else makes the update impossible, in words.
     """
 
     path: str
@@ -37,6 +37,7 @@ class FileModule(Value):
     b: str = ""
     is_turned: bool = False
     is_half: bool = False
+    fault: str = ""
 
     @property
     def scale(self) -> float | None:

@@ -23,6 +23,7 @@ from typing import Any
 from registry.errors import Invalid
 from registry.formats import Format
 from registry.formats.facts import FileFacts, FileModule
+from registry.formats.halves import fault
 from registry.lora.config import ALPHA_LIMIT
 from registry.lora.targets import Choice
 from registry.strict import json as strict_json
@@ -151,13 +152,13 @@ def _sizes(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
 
 
 def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    """The names of A and B where the update is their product and nothing more (no Tucker core, no other method)."""
+    """The names of A and B where the update is their product and nothing more; and what is wrong with the tensors."""
     a = [info.name for half, info in halves.items() if half.endswith(("lora_A.weight", "down.weight"))]
     b = [info.name for half, info in halves.items() if half.endswith(("lora_B.weight", "up.weight"))]
     if bool(a) != bool(b):
         return {"is_half": True}
     plain = len(a) == len(b) == 1 and "lora_mid.weight" not in halves
-    return {"a": a[0], "b": b[0]} if plain else {}
+    return {"fault": fault(halves), **({"a": a[0], "b": b[0]} if plain else {})}
 
 
 def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], found: Format) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from registry.errors import Invalid
 from registry.formats import Format
 from registry.formats.facts import FileFacts, FileModule
 from registry.formats.gguf import Gguf
+from registry.formats.halves import fault
 from registry.lora.base_claim import read_claim
 from registry.strict import json as strict_json
 from registry.strict.fields import Fields
@@ -50,7 +51,7 @@ def of_header(
 
     `Invalid` (CONFIG_INVALID) lists the fields of the configuration that are of a wrong kind.
     """
-    alpha, multiplier, rule, base = _scales(found.scheme, config or {}, gguf)
+    alpha, multiplier, rule, base, rank = _scales(found.scheme, config or {}, gguf)
     groups: dict[str, dict[str, TensorInfo]] = {}
     for info in header:
         name = info.name.replace(".weight.lora_", ".lora_") if found.scheme == "gguf" else info.name
@@ -67,6 +68,7 @@ def of_header(
         alpha_rule=rule,
         base_claimed=base,
         claims=_claims(gguf),
+        problems=("lora.rank_unannounced",) if any(m and m.rank not in (0, rank or m.rank) for m in modules) else (),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),
@@ -82,20 +84,23 @@ def _module(
         return FileModule(path=path, is_half=(a is None) != (b is None))
     if scheme == "mlx":
         return FileModule(path=path, rank=a.shape[1], in_features=a.shape[0], out_features=b.shape[1],
-                          multiplier=multiplier, a=a.name, b=b.name, is_turned=True)  # fmt: skip
+                          multiplier=multiplier, a=a.name, b=b.name, is_turned=True,
+                          fault=fault(halves, turned=True))  # fmt: skip
     return FileModule(path=path, rank=a.shape[0], in_features=a.shape[1], out_features=b.shape[0], alpha=alpha,
-                      a=a.name, b=b.name)  # fmt: skip
+                      a=a.name, b=b.name, fault=fault(halves))  # fmt: skip
 
 
-def _scales(scheme: str, config: Mapping[str, Any], gguf: Gguf | None) -> tuple[float | None, float | None, str, str]:
-    """(alpha, multiplier, where from, the claimed base) by each trainer's own rule."""
+def _scales(
+    scheme: str, config: Mapping[str, Any], gguf: Gguf | None
+) -> tuple[float | None, float | None, str, str, int]:
+    """(alpha, multiplier, where from, the claimed base, the claimed rank or 0) by each trainer's own rule."""
     if gguf is not None:
         alpha = gguf.number("adapter.lora.alpha")
         base = read_claim(gguf.text("general.base_model.0.name") or gguf.text("general.name"))[0].name
-        return alpha, None, "adapter.lora.alpha" if alpha is not None else "", base
+        return alpha, None, "adapter.lora.alpha" if alpha is not None else "", base, 0
     inner = config.get("lora_parameters") if scheme == "mlx" else config
     fields = Fields(inner if isinstance(inner, dict) else {})
-    fields.whole_number("rank" if scheme == "mlx" else "r", 1, RANK_LIMIT)
+    rank = fields.whole_number("rank" if scheme == "mlx" else "r", 1, RANK_LIMIT)
     alpha = fields.number("lora_alpha", NUMBER_LIMIT)
     multiplier = fields.number("scale", NUMBER_LIMIT) if scheme == "mlx" else None
     if fields.reasons:
@@ -104,8 +109,8 @@ def _scales(scheme: str, config: Mapping[str, Any], gguf: Gguf | None) -> tuple[
         raise Invalid("CONFIG_INVALID", sentence, reasons=fields.reasons)
     claim, _ = read_claim(config.get("model") if scheme == "mlx" else config.get("base_model_name_or_path"))
     if scheme == "mlx":
-        return None, multiplier, "lora_parameters.scale" if multiplier is not None else "", claim.name
-    return alpha, None, "lora_alpha" if alpha is not None else "", claim.name
+        return None, multiplier, "lora_parameters.scale" if multiplier is not None else "", claim.name, rank
+    return alpha, None, "lora_alpha" if alpha is not None else "", claim.name, rank
 
 
 def _claims(gguf: Gguf | None) -> dict[str, str]:

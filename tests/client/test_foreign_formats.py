@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from pathlib import Path
@@ -153,6 +154,25 @@ def test_an_alpha_that_leaves_no_effect_is_a_no_and_every_view_of_it_can_be_told
     failing = {v.check for v in version.verdicts if v.outcome == "fail"}
     assert failing == ({"fits"} if math.isfinite(alpha) else {"values"})
     assert version.facts["scales"] == ([alpha / 4] if math.isfinite(alpha) else [])
+
+
+def test_factors_of_two_ranks_or_of_another_rank_than_announced_are_a_no(studio: World, tmp_path: Path) -> None:
+    files = forge_foreign.torchtune(forge.llama())
+    written = json.loads(files["adapter_config.json"])
+    other = {**files, "adapter_config.json": json.dumps({**written, "r": 3}).encode()}
+    silent = {**files, "adapter_config.json": json.dumps({**written, "lora_alpha": None}).encode()}
+    tensors = forge.tensors_of(files["adapter_0.safetensors"])
+    name = next(name for name in tensors if name.endswith("lora_b.weight"))
+    broken = {**files, "adapter_0.safetensors": forge.safetensors(
+        {**tensors, name: ("F32", (tensors[name][1][0], 8), None)})}  # fmt: skip
+    codes = [
+        [
+            f.code
+            for f in push(studio, each, tmp_path, "tiny-llama", AdapterName.parse(f"acme/x{n}")).verdicts[0].findings
+        ]
+        for n, each in enumerate((other, silent, broken))
+    ]
+    assert codes == [["lora.rank_unannounced"], ["format.alpha_absent"], ["lora.shape_invalid"]]
 
 
 def test_numbers_that_are_not_finite_are_found_in_every_format(studio: World, tmp_path: Path) -> None:
