@@ -83,7 +83,7 @@ class Cache:
     def fill(self, digest: Digest, size_bytes: int, target: Path, fetch: Callable[[Path], None]) -> bool:
         """Fetch the blob into the cache and put it at `target`; False if somebody else had fetched it meanwhile.
 
-        A cache that cannot be written is passed over.
+        A cache that cannot be written, or is on a disk that is full, is passed over.
         """
         kept = self.path_of(digest)
         new = kept.with_name(f".{digest.short}-{secrets.token_hex(6)}")
@@ -97,9 +97,13 @@ class Cache:
             with _locked(turn, kept.with_name(f".{digest.hex}.lock")):
                 if kept.exists() and self.take(digest, size_bytes, target):
                     return False
-                fetch(new)
-                os.chmod(new, 0o444)
-                os.replace(new, kept)
+                try:
+                    fetch(new)
+                    os.chmod(new, 0o444)
+                    os.replace(new, kept)
+                except OSError:  # full, as a rule
+                    fetch(target)
+                    return True
                 hand_out(kept, target)
         finally:
             with contextlib.suppress(OSError):
@@ -189,7 +193,10 @@ def hand_out(kept: Path, target: Path) -> None:
             return
     with contextlib.suppress(FileNotFoundError):
         target.unlink()
-    shutil.copyfile(kept, target)
+    try:
+        shutil.copyfile(kept, target)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(target)) from e  # it would name the file that was read
     with open(target, "rb+") as file:
         os.fsync(file.fileno())
 

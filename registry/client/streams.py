@@ -89,7 +89,8 @@ def fetch(
     direct: Direct = Direct(),
     durable: bool = True,
 ) -> None:
-    """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be.
+    """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be;
+    `OSError` if this machine cannot write it.
 
     Without `durable` nobody waits for the disk: for what is hashed again before it is used.
     """
@@ -100,12 +101,22 @@ def fetch(
         fetcher.check()
         if durable:
             os.fsync(descriptor)
-    except BaseException:
+    except BaseException as e:
         with contextlib.suppress(OSError):
             target.unlink()
+        if isinstance(e, _Unwritable):
+            raise OSError(e.error.errno, e.error.strerror, str(target)) from e
         raise
     finally:
         os.close(descriptor)
+
+
+class _Unwritable(Exception):
+    """This machine cannot write what comes: no failure of the line, on which an `OSError` would be taken for one."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Fetch:
@@ -156,7 +167,10 @@ class _Fetch:
                 )
             also(piece)
             while piece:
-                count = os.pwrite(self._descriptor, piece, start)
+                try:
+                    count = os.pwrite(self._descriptor, piece, start)
+                except OSError as e:
+                    raise _Unwritable(e) from e
                 start, piece = start + count, piece[count:]
                 self._progress.advance(count)
             begun = _begin_writing_back(self._descriptor, begun, start)

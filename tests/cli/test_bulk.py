@@ -18,14 +18,20 @@ def test_a_folder_that_may_not_be_read_stops_no_other(
     desk.base()
     desk.adapter("good")
     locked = desk.adapter("locked")
-    stat = os.stat
+    stat, scandir = os.stat, os.scandir
 
-    def guarded(path: Any, *more: Any, **options: Any) -> os.stat_result:
+    def look(path: Any, *more: Any, **options: Any) -> os.stat_result:
         if str(path).startswith(f"{locked}/"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return stat(path, *more, **options)
 
-    monkeypatch.setattr(os, "stat", guarded)
+    def scan(path: Any) -> Any:
+        if str(path) == str(locked):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "stat", look)
+    monkeypatch.setattr(os, "scandir", scan)
     said = desk("push-all", tmp_path / "adapters", "fleet", expect=2).stdout
     assert "fleet/good@1  new  fits pass" in said
     assert "fleet/locked  refused" in said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import os
 import random
 import socket
 import threading
@@ -16,6 +18,7 @@ import pytest
 from registry.client import sockets
 from registry.client.answers import store_error_of
 from registry.client.api import Registry
+from registry.client.cache import Cache
 from registry.client.connection import Connection
 from registry.client.streams import Silent, fetch
 from registry.digest import Digest
@@ -219,6 +222,30 @@ def test_more_or_other_bytes_than_the_manifest_says_are_refused(
         with pytest.raises((Corrupt, Unavailable)):
             fetch(registry, link("/file"), tmp_path / f"{n}", Silent())
         assert not (tmp_path / f"{n}").exists()
+
+
+def test_a_disk_that_is_full_is_no_failure_of_the_line(
+    registry: Registry, home: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, write = {str(tmp_path / "full")}, os.pwrite
+
+    def writing(descriptor: int, data: bytes, start: int) -> int:
+        if os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}")) in full and start + len(data) > 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data, start)
+
+    monkeypatch.setattr(os, "pwrite", writing)
+    (tmp_path / "full").mkdir()
+    target = tmp_path / "full" / "x"
+    with pytest.raises(OSError, match=f"No space left on device: '{target}'"):
+        fetch(registry, link("/x"), target, Silent())
+    assert (len(home.seen), target.exists()) == (1, False)
+    cache = Cache(tmp_path / "cache")
+    full.add(str(cache.path_of(Digest.of(DATA)).parent))
+    there = tmp_path / "there"
+    assert cache.fill(Digest.of(DATA), len(DATA), there, lambda path: fetch(registry, link("/x"), path, Silent()))
+    assert there.read_bytes() == DATA
+    assert [path for path in cache.root.rglob("*") if path.is_file()] == []
 
 
 def test_a_store_that_refuses_early_is_heard(registry: Registry, store: Origin, tmp_path: Path) -> None:
