@@ -18,7 +18,7 @@ import secrets
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, or_, true, update
+from sqlalchemy import ColumnElement, case, exists, or_, true, update
 from sqlmodel import Session, col, select
 
 from registry import jobs
@@ -80,7 +80,7 @@ def enqueue(
 def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow, Lease] | None:
     """The next job for this worker and its lease; None when there is none.
 
-    By priority, then by the order of `request.bases` (warm ones first), then by age.
+    By priority, then by the order of `request.bases` (warm ones first), then by age. What is in quarantine waits.
     """
     requeue_expired(session)
     moment = db.now()
@@ -89,6 +89,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
         col(JobRow.kind).in_([str(kind) for kind in request.kinds]),
         col(JobRow.run_after) <= moment,
         _workable(actor),
+        ~exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None)),
     ]
     order: list[Any] = [col(JobRow.priority).desc()]
     if request.bases:

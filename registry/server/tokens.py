@@ -104,7 +104,7 @@ def _refuse_disguise(session: Session, request: TokenCreate) -> None:
     """A token that stands for itself is known by its name: not by that of somebody who has a role where it counts."""
     roles = select(RoleRow.subject).where(col(RoleRow.subject) == request.name)
     if EVERYWHERE not in request.namespaces:
-        roles = roles.where(col(RoleRow.namespace).in_(request.namespaces))
+        roles = roles.where(col(RoleRow.namespace).in_([*request.namespaces, EVERYWHERE]))
     if session.exec(roles.limit(1)).first() is not None:
         raise Invalid(
             "REQUEST_INVALID",

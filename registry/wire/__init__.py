@@ -32,6 +32,9 @@ PREFIX = "/api/v1"
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000
+DEPTH_LIMIT = 64
+"""How deep lists and objects of a request may lie in each other."""
+_HALF = re.compile(r"[\ud800-\udfff]")
 _STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
@@ -51,17 +54,19 @@ class Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_nul(cls, data: Any) -> Any:
-        """PostgreSQL cannot store U+0000 in a text, and no field of ours needs it."""
-        waiting = [data]
+    def _storable(cls, data: Any) -> Any:
+        """PostgreSQL stores no U+0000, UTF-8 no half of a surrogate pair, and no answer holds what is too deep."""
+        waiting = [(data, 0)]
         while waiting:
-            value = waiting.pop()
-            if isinstance(value, str) and "\0" in value:
-                raise ValueError("a text holds the character U+0000")
+            value, depth = waiting.pop()
+            if isinstance(value, str) and ("\0" in value or (not value.isascii() and _HALF.search(value))):
+                raise ValueError("a text holds the character U+0000, or half a surrogate pair")
+            if depth > DEPTH_LIMIT:
+                raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
             if isinstance(value, dict):
-                waiting += [*value.keys(), *value.values()]
+                waiting += [(inner, depth + 1) for inner in (*value.keys(), *value.values())]
             elif isinstance(value, list):
-                waiting += value
+                waiting += [(inner, depth + 1) for inner in value]
         return data
 
 

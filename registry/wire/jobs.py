@@ -12,13 +12,16 @@ Example
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 from registry.verdicts import Report
 from registry.wire import Answer, BaseView, Request, Resolved
+
+
+LeaseToken = Annotated[str, Field(max_length=100, pattern=r"^[!-~]*$")]
 
 
 class JobSubmit(Request):
@@ -44,14 +47,14 @@ class Claimed(Answer):
 
 
 class RenewRequest(Request):
-    lease_token: str
+    lease_token: LeaseToken
     progress: str = Field(default="", max_length=500)
 
 
 class FinishRequest(Request):
     """POST /jobs/{id}/finish: the report of a job done. The server makes the verdict from it."""
 
-    lease_token: str
+    lease_token: LeaseToken
     report: Report | None = None
     result: dict[str, Any] = {}
 
@@ -59,7 +62,7 @@ class FinishRequest(Request):
 class FailRequest(Request):
     """POST /jobs/{id}/fail: this attempt could not answer. `final` parks the job at once."""
 
-    lease_token: str
+    lease_token: LeaseToken
     error: str = Field(max_length=4000)
     final: bool = False
 

@@ -201,6 +201,9 @@ def test_a_token_without_a_subject_has_no_name_of_somebody_who_has_a_role_where_
     with pytest.raises(Invalid):
         house.world.admin.create_token(TokenCreate(name="owner@globex", scopes=["pull"]))
     assert here.create_token(TokenCreate(name="owner@globex", scopes=["pull"], namespaces=["acme"])).secret
+    Namespaces(house.world.admin).grant("*", "everywhere@corp", "promoter")
+    with pytest.raises(Invalid):
+        here.create_token(TokenCreate(name="everywhere@corp", scopes=["promote"], namespaces=["acme"]))
     mine = TokenCreate(name="promoter@acme", scopes=["promote"], subject="promoter@acme")
     assert house.world.admin.create_token(mine).secret
 

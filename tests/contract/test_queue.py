@@ -10,7 +10,7 @@ import pytest
 
 from registry import jobs
 from registry.client.api import Registry
-from registry.errors import Conflict, Denied, Invalid, NotFound, TooLarge
+from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Kind, State
 from registry.names import AdapterName
 from registry.server import actors, db, queue
@@ -279,11 +279,6 @@ def test_jobs_are_listed_newest_first_by_state_kind_and_subject(stocked: World) 
     with pytest.raises(Invalid):
         stocked.admin.jobs(state="sleeping")
     end_all(stocked)
-
-
-def test_a_payload_over_its_limit_is_refused(stocked: World) -> None:
-    with pytest.raises(TooLarge):
-        stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME, payload={"x": "y" * jobs.PAYLOAD_LIMIT_BYTES}))
 
 
 def test_enqueueing_is_undone_with_the_transaction_that_caused_it(stocked: World) -> None:

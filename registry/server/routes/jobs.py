@@ -56,6 +56,8 @@ def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
         return queue.value(converting.submit(session, actor, request))
     if request.kind is not Kind.VALIDATE:
         raise Invalid("REQUEST_INVALID", f"kind: '{request.kind}' cannot be submitted")
+    if request.payload:  # with one, the same work would be other work, and could be queued without end
+        raise Invalid("REQUEST_INVALID", "payload: a validation takes none")
     ref = Ref.parse(request.ref)
     actor.demand("push", ref.name)
     version = catalog.find(session, actor, ref.name, ref.selector)
@@ -67,7 +69,6 @@ def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
         version,
         name=ref.name,
         base=base.name,
-        payload=request.payload,
         priority=request.priority,
     )
     return queue.value(row)

@@ -1,0 +1,76 @@
+"""Queues that somebody means ill with, or that hold what cannot be done now: nobody else's work stands still."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from registry import jobs
+from registry.client.api import Registry
+from registry.client.gates import Gates
+from registry.errors import Invalid, TooLarge
+from registry.jobs import Kind
+from registry.names import AdapterName
+from registry.server import actors, queue
+from registry.server.tables import VersionRow
+from registry.wire.jobs import Claimed, ClaimRequest, JobSubmit
+from tests.world import URL, World, rows
+
+NAME = "acme/support"
+
+
+@pytest.fixture
+def stocked(world: World) -> World:
+    world.add_base()
+    world.push(NAME)
+    return world
+
+
+def claim(registry: Registry) -> Claimed:
+    claimed = registry.claim(ClaimRequest(worker="w1"))
+    assert claimed is not None
+    return claimed
+
+
+def cancel_all(world: World) -> None:
+    for job in world.admin.jobs().items:
+        if job.state not in jobs.FINAL:
+            world.admin.cancel(job.id)
+
+
+def test_a_payload_over_its_limit_is_refused(stocked: World) -> None:
+    name, payload = AdapterName("acme", "support"), {"x": "y" * jobs.PAYLOAD_LIMIT_BYTES}
+    with stocked.session(write=True) as session, pytest.raises(TooLarge):
+        version = rows(session, VersionRow)[0]
+        queue.enqueue(session, actors.CLOCKWORK, Kind.MERGE, version, name=name, base="tiny-llama", payload=payload)
+
+
+def test_a_validation_takes_no_payload_so_the_same_one_is_not_queued_twice(stocked: World) -> None:
+    with pytest.raises(Invalid):
+        stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME, payload={"again": 1}))
+    [job] = stocked.admin.jobs().items
+    assert stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME)).id == job.id
+
+
+def test_a_version_in_quarantine_holds_up_no_other_job(stocked: World) -> None:
+    stocked.push("acme/next")
+    worker = stocked.actor("work", namespaces=["acme"])
+    Gates(stocked.admin).quarantine(NAME + "@1", "reported as poisoned")
+    assert claim(worker).job.subject == "acme/next@1"
+    assert worker.claim(ClaimRequest(worker="w2")) is None
+    Gates(stocked.admin).release(NAME + "@1", "looked at")
+    assert claim(worker).job.subject == NAME + "@1"
+    cancel_all(stocked)
+
+
+@pytest.mark.parametrize("result", ['{"a": "\\ud800"}', '{"\\udfff": 1}', '{"a": ' + "[" * 900 + "]" * 900 + "}", None])
+def test_what_a_lying_worker_sends_is_refused_and_never_a_server_error(stocked: World, result: str | None) -> None:
+    claimed = claim(stocked.admin)
+    token = claimed.lease.token if result else "\N{SNOWMAN}"
+    body = f'{{"lease_token": "{token}", "result": {result or "{}"}}}'.encode()
+    headers = {"Authorization": f"Bearer {stocked.secret}", "Content-Type": "application/json"}
+    url = f"{URL}/api/v1/jobs/{claimed.job.id}/finish"
+    answer = stocked.transport.handle_request(httpx.Request("POST", url, headers=headers, content=body))
+    answer.read()
+    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
+    cancel_all(stocked)
