@@ -20,7 +20,7 @@ from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
 from registry.lora import LoraSpec, ModuleUpdate, Piece
 from registry.lora.config import AdapterConfig
 from registry.lora.notes import Notes
-from registry.lora.targets import Choice, Targets, endings, starts
+from registry.lora.targets import Choice, Endings, Targets, endings, starts
 from registry.verdicts import Severity
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
@@ -247,13 +247,17 @@ def check_full(lora: LoraSpec, site: Site) -> None:
 
 def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
     """Each saved module must be there. A name that means none trained nothing: PEFT itself names every task's heads."""
-    held, known = set().union(*map(starts, saved)), set().union(*map(starts, site.base.modules))
-    absent = [name for name in names if not any(start.endswith(name) for start in held)]
+    ends = Endings(names)
+    held, known = (
+        {name for start in set().union(*map(starts, paths)) for name in ends.of(start)}
+        for paths in (saved, site.base.modules)
+    )
+    absent = [name for name in names if name not in held]
     has_head = any(name in _TASK_HEADS and name not in absent for name in names)
     for name in absent:
         place, sentence = f"adapter_config.json: {name}", f"modules_to_save names {name}, and the file does not hold it"
         is_head = name in _TASK_HEADS
-        if (is_head and not has_head) or (not is_head and any(start.endswith(name) for start in known)):
+        if (is_head and not has_head) or (not is_head and name in known):
             severity = "error" if is_head else site.doubt
             site.notes.note(
                 severity, "fit.saved_module_absent", place, sentence, name, "nothing", group="head" * is_head

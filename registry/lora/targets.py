@@ -17,8 +17,8 @@ Example
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from registry.lora.config import AdapterConfig
 from registry.strict import patterns
@@ -59,11 +59,15 @@ class Targets:
         self._config = config
         self._targets = _Names(config.targets)
         self._excluded = _Names(config.excluded)
-        self._saved, self._endings = frozenset(config.saved_modules), tuple(config.saved_modules)
+        self._saved, self._endings = frozenset(config.saved_modules), Endings(config.saved_modules)
         self._layers = frozenset(config.layers or ())
         parameters = [name.rpartition(".") for name in config.target_parameters]
         self._weights = {owner for owner, _, leaf in parameters if owner and leaf == "weight"}
-        self._parameters = [(owner, leaf) for owner, _, leaf in parameters if leaf != "weight"]
+        self._nested: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._parameters: dict[str, set[str]] = {}
+        for owner, _, leaf in parameters:
+            if leaf != "weight":
+                self._parameters.setdefault(owner, set()).add(leaf)
         self.all_linear = isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR
         self.written = config.targets is not None
 
@@ -88,7 +92,7 @@ class Targets:
 
         In letters, not at a dot: `norm` means every `input_layernorm`, too.
         """
-        return bool(self._saved) and any(start.endswith(self._endings) for start in starts(path))
+        return bool(self._saved) and any(any(self._endings.of(start)) for start in starts(path))
 
     def parameters(self, path: str) -> tuple[str, ...]:
         """What `target_parameters` may mean of the fused module at this path, innermost first, as PEFT nests them.
@@ -96,10 +100,15 @@ class Targets:
         Names that say whose they are count before those that do not; these may be of any module that is no target.
         PEFT nests in the order in which the model declares its parameters: what projects down comes last.
         """
-        found = {leaf for owner, leaf in self._parameters if owner and owner in endings(path)}
-        if not found and not self.covers(path):
-            found = {leaf for owner, leaf in self._parameters if not owner}
-        return tuple(sorted(found, key=lambda leaf: (leaf.startswith("down"), leaf)))
+        if not self._parameters:
+            return ()
+        owners = tuple(end for end in endings(path) if end in self._parameters)
+        if not owners and not self.covers(path):
+            owners = ("",)
+        if owners not in self._nested:
+            found = {leaf for owner in owners for leaf in self._parameters.get(owner, ())}
+            self._nested[owners] = tuple(sorted(found, key=lambda leaf: (leaf.startswith("down"), leaf)))
+        return self._nested[owners]
 
     def _layer(self, path: str) -> int:
         """The number of the layer that holds the module; -1 outside all layers."""
@@ -109,6 +118,27 @@ class Targets:
                 return int(match[1])
         match = None if self._config.layers_pattern else _FIRST_NUMBER.search(path)
         return int(match[1]) if match else -1
+
+
+class Endings:
+    """Names by their letters from the last to the first: all that a text ends in are found in one walk along it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._root: dict[str, Any] = {}
+        for name in names:
+            node = self._root
+            for letter in reversed(name):
+                node = node.setdefault(letter, {})
+            node[""] = name
+
+    def of(self, text: str) -> Iterator[str]:
+        node = self._root
+        for letter in reversed(text):
+            node = node.get(letter, {})
+            if not node:
+                return
+            if "" in node:
+                yield node[""]
 
 
 class _Names:

@@ -10,7 +10,7 @@ import pytest
 from registry import compat, lora, tensors
 from registry.lora import config
 from registry.verdicts import Finding, Outcome, add_up
-from tests import forge
+from tests import effort, forge
 from tests.domain.specs import base_spec, judge
 
 BASE = forge.llama()
@@ -113,3 +113,12 @@ def test_a_finding_never_breaks_on_what_an_adapter_contains() -> None:
     )
     assert add_up(spec.findings) is Outcome.FAIL
     assert compat.check_fit(spec, base_spec(BASE))
+
+
+def test_many_announced_parameters_and_many_tensors_do_not_multiply() -> None:
+    def judged(count: int) -> None:
+        names = [f"own{n:04d}.w" for n in range(count)]
+        pairs = {f"base_model.model.m{n}.x.lora_A.weight": ("F32", (8, 4), None) for n in range(count)}
+        judge(forge.lora(BASE, config={"target_parameters": names}, change=lambda t: {**t, **pairs}), BASE)
+
+    assert effort.lines(lambda: judged(400)) < 3 * effort.lines(lambda: judged(200))
