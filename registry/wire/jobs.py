@@ -20,7 +20,6 @@ from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 from registry.verdicts import Report
 from registry.wire import Answer, BaseView, Request, Resolved
 
-
 LeaseToken = Annotated[str, Field(max_length=100, pattern=r"^[!-~]*$")]
 
 
