@@ -26,6 +26,7 @@ from registry.errors import Invalid
 from registry.jobs import FINAL, Job, Kind, State
 from registry.names import AdapterName, Ref
 from registry.recipes import MergeReport, Method, Operation, Recipe
+from registry.wire import BaseView
 from registry.wire.jobs import JobSubmit
 from registry.worker import identify
 from registry.worker.merge.order import Order
@@ -122,18 +123,33 @@ def _here(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
     with tempfile.TemporaryDirectory(prefix="adapter-merge-") as scratch:
         if all(is_folder(source) for source in recipe.sources):
             folders, own = [str(Path(source).expanduser()) for source in recipe.sources], ""
-            registered = ""
+            base = str(base_dir or "")
         else:
             with session.registry() as registry:
                 folders, own = _fetched(registry, recipe.sources, Path(scratch))
-                registered = registry.base(recipe.onto or own).source
-        order = Order(recipe=recipe, sources=tuple(folders), base=str(base_dir or registered), out=str(out))
+                view = registry.base(recipe.onto or own)
+                base = str(base_dir or view.source)
+                if recipe.operation is Operation.FUSE and Path(base).is_dir():
+                    _compare(registry, view, Path(base))
+        order = Order(recipe=recipe, sources=tuple(folders), base=base, out=str(out))
         if recipe.operation is not Operation.FUSE:
             return _written(order, out)
         if not order.base or not Path(order.base).is_dir():
             raise Invalid("BASE_INVALID", "the base's weights are not here", next_step="say where: --base-dir DIR")
         report = _run(order)
         return report.onto(recipe.onto, own) if recipe.onto and own else report
+
+
+def _compare(registry: Registry, view: BaseView, folder: Path) -> None:
+    """`Invalid` (BASE_INVALID) where the weights in the folder are not those of the base that the registry knows."""
+    _demand_worker()
+    if view.spec.fingerprints.exact is None:
+        output.note(f"  nobody has told which weights {view.name} has, so those in {folder} are not compared with them")
+        return
+    problem = identify.Inspector(registry, say=output.note, stopping=lambda: False).problem(view, folder)
+    if problem:
+        advice = "name the base's folder, or register what lies there (`adapter base add`) and fuse --onto its name"
+        raise Invalid("BASE_INVALID", problem, next_step=advice)
 
 
 def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
@@ -157,11 +173,15 @@ def _written(order: Order, out: Path) -> MergeReport:
 
 
 def _run(order: Order) -> MergeReport:
+    _demand_worker()
+    return order.run(lambda said: output.note(f"  {said}"))
+
+
+def _demand_worker() -> None:
     if not identify.is_possible():
         raise main.MissingExtra(
             "merging here needs the extra 'worker' (torch is not installed): pip install 'adapter-registry[worker]'"
         )
-    return order.run(lambda said: output.note(f"  {said}"))
 
 
 # ------------------------------------------------------------------ what is shown

@@ -82,6 +82,22 @@ def test_what_is_done_here_is_checked_as_the_registry_does_it(desk: Desk, shelf:
     assert "Error: dora is DoRA" in named
 
 
+def test_a_fuse_here_of_a_registered_adapter_takes_the_weights_of_its_base_and_no_others(
+    desk: Desk, shelf: Path, tmp_path: Path
+) -> None:
+    desk("base", "add", "tiny", shelf / "base", "--identify")
+    desk("push", shelf / "one", "acme/one", "--base", "tiny")
+    trained_on = _json(
+        desk, "merge", shelf / "one", "--fuse", "--base-dir", shelf / "base", "--into", tmp_path / "other"
+    )
+    assert trained_on["report"]["changed_tensors"] == 4
+    how = ("merge", "acme/one", "--fuse", "--into", tmp_path / "out", "--base-dir")
+    told = desk(*how, tmp_path / "other", expect=2)
+    assert "is not the base tiny" in told.stderr
+    assert not (tmp_path / "out").exists()
+    assert _json(desk, *how, shelf / "base")["report"]["changed_tensors"] == 4
+
+
 def test_fusing_without_the_base_here_says_how_to_name_it(desk: Desk, shelf: Path, tmp_path: Path) -> None:
     told = desk("merge", shelf / "one", "--fuse", "--into", tmp_path / "fused", expect=2)
     assert "--base-dir DIR" in told.stderr
