@@ -57,11 +57,9 @@ MIGRATION_LOCK_MS = 2_000
 RETRY_AFTER_SECONDS = 2
 _AGAIN = "try again in a moment"
 _BEGIN = "sqlite_begin"
-_MIGRATOR = 0x61646170_6D696772
-"""The advisory lock of whoever migrates: "adapmigr"."""
+_MIGRATOR = 0x61646170_6D696772  # the advisory lock of whoever migrates: "adapmigr"
 _HANGS_ON_NOTHING = "23503"  # PostgreSQL's; on SQLite writers take turns, and it would be a bug
-_ALEMBIC = threading.Lock()
-"""Alembic keeps what it runs in module globals, so one process runs one migration at a time."""
+_ALEMBIC = threading.Lock()  # it keeps what it runs in module globals: one migration at a time in a process
 
 
 def now() -> datetime:
@@ -154,7 +152,9 @@ def database_errors() -> Iterator[None]:
     except DataError as e:  # our types are narrower than the columns, so this is a value that no check foresaw
         raise Invalid("REQUEST_INVALID", "a value of the request cannot be stored by the database") from e
     except (OperationalError, InterfaceError, PoolTimeout) as e:
-        code, sentence = "DATABASE_UNAVAILABLE", "the database cannot be reached or is too busy now"
+        no_room = any(words in str(getattr(e, "orig", e)) for words in ("disk is full", "No space left on device"))
+        why = "has no room left on its disk" if no_room else "cannot be reached or is too busy now"
+        code, sentence = "DATABASE_UNAVAILABLE", f"the database {why}"
         raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
 

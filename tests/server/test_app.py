@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
 from sqlmodel import Session
 
 from registry import errors
@@ -159,6 +159,14 @@ def test_a_database_that_is_away_is_a_503_with_a_time_to_come_back(world: World,
     assert int(answer.headers["retry-after"]) >= 1
     assert (health.status_code, health.json()["status"]) == (503, "unavailable")
     assert "database" in health.json()["reason"]
+
+
+def test_a_database_without_room_is_told_from_one_that_is_away() -> None:
+    with create_engine("sqlite://").connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 2")
+        connection.exec_driver_sql("CREATE TABLE t (v)")
+        with pytest.raises(Unavailable, match="no room left on its disk"), db.database_errors():
+            connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
 
 
 def test_a_second_copy_that_names_no_store_stops_the_start(world: World) -> None:
