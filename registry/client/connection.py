@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 
@@ -179,7 +179,7 @@ class Connection:
                 if answer.is_error:
                     answer.read()
                 return answer
-            url = urljoin(target, answer.headers["location"])
+            url = _joined(target, answer.headers["location"])
             answer.close()
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
@@ -189,12 +189,12 @@ class Connection:
             answer = carrier.get(target, sent, take)
             if not answer.has_redirect_location:
                 return answer
-            url = urljoin(target, answer.headers["location"])
+            url = _joined(target, answer.headers["location"])
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
     def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Carrier, str, dict[str, str]]:
         """Who carries a link, the whole URL, and its headers: with the token only at home."""
-        target = urljoin(self.url + "/", url)
+        target = _joined(self.url + "/", url)
         if _origin(target) == _origin(self.url):
             return self._home, target, self._own(headers)
         return self._abroad, target, dict(headers or {})
@@ -260,6 +260,16 @@ def _checked(url: str) -> str:
     if parsed.userinfo:
         raise Invalid("SETTING_INVALID", "registry URL holds a password; put the token into ADAPTER_TOKEN")
     return url.rstrip("/")
+
+
+def _joined(base: str, url: str) -> str:
+    """The whole URL of a link. `Unavailable` for one that is none: the next one may be."""
+    try:
+        target = urljoin(base, url)
+        _ = httpx.URL(target), urlsplit(target).port  # what would raise later, and differently
+        return target
+    except (ValueError, httpx.InvalidURL) as e:
+        raise Unavailable("STORE_UNAVAILABLE", f"{url[:200]!r} is no link: {e}") from e
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

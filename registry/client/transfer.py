@@ -17,7 +17,6 @@ Example
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import json
 import stat
@@ -44,6 +43,8 @@ from registry.wire.pull import PullPlan
 from registry.wire.push import SMALL_BYTES, Pushed, PushRequest, Small, Upload
 
 FILES_AT_ONCE = 4
+LINK_LIMIT_SECONDS = 24 * 3600
+"""No direct link is taken for good for longer, whatever the registry says."""
 
 
 class Signature(Protocol):
@@ -235,11 +236,11 @@ class _Offer:
         self.links = _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), plan.resolved)
         self._registry = registry
         self._small = {item.digest: item.data for item in plan.small}
-        self._direct, self._until = plan.direct, time.monotonic() + plan.direct_seconds / 2
+        self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2
 
     def fetch(self, link: FileLink, target: Path, progress: Progress, *, durable: bool) -> None:
         """Write a file of the version to `target`, which must not exist."""
-        with contextlib.suppress(binascii.Error):
+        with contextlib.suppress(ValueError):  # no base64
             data = base64.b64decode(self._small.get(link.digest, ""), validate=True)
             if Digest.of(data) == link.digest:
                 streams.write_new(target, data, durable=durable)

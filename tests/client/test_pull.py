@@ -109,17 +109,23 @@ def test_a_registry_that_is_older_than_plans_is_pulled_from_file_by_file(
     assert len([path for _, path in counted.requests if "/files/" in path]) == len(pushed)
 
 
-@pytest.mark.parametrize("lie", ["AAAA", "", "not base64"])
+@pytest.mark.parametrize(
+    ("lie", "gone"),
+    [
+        ("AAAA", "http://127.0.0.1:9/gone"), ("", "http://[::1"), ("not base64", "http://127.0.0.1:99999/"),
+        ("é", f"http://{'ü' * 300}/"), ("é", "file:///etc/passwd"),
+    ],
+)  # fmt: skip
 def test_what_a_plan_brings_along_is_not_believed(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, lie: str
+    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, lie: str, gone: str
 ) -> None:
     honest = counted.registry.plan_pull
 
     def lying(ref: Ref | str) -> PullPlan:
         plan = honest(ref)
         bent = [item.model_copy(update={"data": lie}) for item in plan.small]
-        gone = {file.path: "http://127.0.0.1:9/gone" for file in plan.resolved.files}
-        return plan.model_copy(update={"small": bent, "direct": gone, "direct_seconds": 3600})
+        direct = {file.path: gone for file in plan.resolved.files}
+        return plan.model_copy(update={"small": bent, "direct": direct, "direct_seconds": 10**400})
 
     counted.registry.plan_pull = lying  # type: ignore[method-assign]
     counted.registry.connection._wait = lambda _seconds: None
