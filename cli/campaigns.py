@@ -109,7 +109,10 @@ def _print(view: CampaignView) -> None:
     if not view.items:
         click.echo("Nothing changed.")
         return
-    rows = [(item.version, item.before or "–", item.after or item.state, item.summary) for item in view.items]
+    rows = [
+        (item.version, item.before or "–", item.after or item.state, output.one_line(item.summary))
+        for item in view.items
+    ]
     output.table(("version", "before", "after", "says"), rows)
     if view.changed > len(view.items):
         click.echo(output.faint(f"  and {view.changed - len(view.items)} more"))

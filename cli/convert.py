@@ -57,8 +57,8 @@ def _print_job(job: Job) -> None:
         report = job.result.get("report") or {}
         click.echo(f"{output.strong(str(job.result.get('version')))}  {output.faint(str(job.result.get('digest')))}")
         for line in (report.get("sentence"), *(report.get("notes") or ())):
-            click.echo(f"  {line}")
+            click.echo(f"  {output.plain(str(line))}")
     elif job.error:
-        click.echo(f"{job.id} is {job.state}: {job.error}")
+        click.echo(f"{job.id} is {job.state}: {output.plain(job.error)}")
     else:
         click.echo(f"{job.id} {job.state}: values change, so a worker does it (`adapter work`); --wait waits for it")

@@ -57,7 +57,8 @@ def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> J
     while True:
         job = registry.job(job_id)
         for step in job.steps[told:]:
-            output.note(f"  {step.says}" if step.attempt == 1 else f"  attempt {step.attempt}: {step.says}")
+            again = "" if step.attempt == 1 else f"attempt {step.attempt}: "
+            output.note(f"  {again}{output.one_line(step.says)}")
         told = max(told, len(job.steps))
         if job.state in FINAL:
             return job
@@ -141,7 +142,7 @@ def _print_list(items: list[Job]) -> None:
             item.subject,
             item.base,
             f"{item.attempt}/{item.attempts_limit}",
-            item.worker,
+            output.one_line(item.worker),
             output.moment(item.created_at),
             _says(item),
         )
@@ -153,7 +154,7 @@ def _print_list(items: list[Job]) -> None:
 
 def _says(job: Job) -> str:
     """Of a job that is done what came of it; else why it could not be done, or what is being done now."""
-    return str(job.result.get("says") or "") if job.state is State.DONE else job.error or job.progress
+    return output.one_line(str(job.result.get("says") or "") if job.state is State.DONE else job.error or job.progress)
 
 
 def _state(job: Job) -> str:
@@ -182,7 +183,7 @@ def cancel(job_id: str) -> None:
 
 
 def _step(step: Step) -> str:
-    return f"{output.moment(step.at)}  {step.says}"
+    return f"{output.moment(step.at)}  {output.one_line(step.says)}"
 
 
 def _print_job(found: Job) -> None:
@@ -194,12 +195,12 @@ def _print_job(found: Job) -> None:
             ("of", ", ".join(sources) if len(sources) > 1 else ""),
             ("into", str(found.payload.get("into") or "")),
             ("attempt", f"{found.attempt} of {found.attempts_limit}"),
-            ("worker", found.worker),
-            ("progress", "\n".join(_step(step) for step in found.steps) or found.progress),
+            ("worker", output.one_line(found.worker)),
+            ("progress", "\n".join(_step(step) for step in found.steps) or output.one_line(found.progress)),
             ("result", _says(found) if found.state is State.DONE else ""),
-            ("notes", "\n".join((found.result.get("report") or {}).get("notes", ()))),
+            ("notes", output.plain("\n".join((found.result.get("report") or {}).get("notes", ())))),
             ("priority", str(found.priority) if found.priority else ""),
-            ("error", found.error),
+            ("error", output.plain(found.error)),
             ("made", f"{output.moment(found.created_at)} by {found.created_by}"),
             ("started", output.moment(found.started_at)),
             ("finished", output.moment(found.finished_at)),

@@ -109,7 +109,7 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
     for (check, engine), verdict in sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
         line = f"{check:<8}{output.outcome(verdict.outcome)}"
         line += f"  {engine}" if engine else ""
-        lines.append(line + (f"  {verdict.summary}" if verdict.summary else ""))
+        lines.append(line + (f"  {output.one_line(verdict.summary)}" if verdict.summary else ""))
         found = [f for f in verdict.findings if f.severity != "info" and f.sentence not in verdict.summary]
         lines += [f"      - {finding_line(f)}" for f in found[:FINDINGS_SHOWN]]
         if len(found) > FINDINGS_SHOWN:
@@ -126,5 +126,5 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
 def finding_line(finding: Finding) -> str:
     """The finding's sentence, after its place where the sentence does not name it."""
     if not finding.place or finding.place in finding.sentence:
-        return finding.sentence
-    return f"{finding.place}: {finding.sentence}"
+        return output.one_line(finding.sentence)
+    return output.one_line(f"{finding.place}: {finding.sentence}")

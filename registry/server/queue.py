@@ -1,4 +1,4 @@
-"""The queue: enqueue, claim, renew, finish, fail, cancel. It knows jobs and leases, not what jobs do.
+"""The queue: enqueue, claim, renew, finish, fail. It knows jobs and leases, not what jobs do.
 
 Invariants
 - A job is enqueued in the transaction of what caused it.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,14 +23,13 @@ from sqlalchemy import ColumnElement, case, exists, or_, true, update
 from sqlmodel import Session, col, select
 
 from registry import jobs
-from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, TooLarge
+from registry.errors import Conflict, NotFound, TooLarge
 from registry.jobs import Job, Kind, Lease, State
 from registry.names import AdapterName, Ref
 from registry.server import audit, db, steps
 from registry.server.actors import CLOCKWORK, Actor
 from registry.server.tables import JobRow, VersionRow
-from registry.wire.jobs import ClaimRequest, FailRequest, JobPage
+from registry.wire.jobs import ClaimRequest, FailRequest
 
 
 def enqueue(
@@ -89,6 +89,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
         col(JobRow.kind).in_([str(kind) for kind in request.kinds]),
         col(JobRow.run_after) <= moment,
         _workable(actor),
+        col(JobRow.id).not_in(_beyond(session, actor, request.kinds)),
         ~exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None)),
     ]
     order: list[Any] = [col(JobRow.priority).desc()]
@@ -119,6 +120,15 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     return session.get_one(JobRow, job_id, populate_existing=True), lease
 
 
+def _beyond(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
+    """Waiting jobs of several namespaces, not all of which this worker sees: it could learn names, and do nothing."""
+    naming = [str(kind) for kind in kinds if kind is not Kind.VALIDATE]
+    if not naming or actor.may_everywhere("pull"):
+        return []
+    waiting = select(JobRow).where(col(JobRow.state) == State.QUEUED, col(JobRow.kind).in_(naming), _workable(actor))
+    return [row.id for row in session.exec(waiting) if not all(map(actor.sees, names_in(row)))]
+
+
 def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: str = "") -> Lease:
     """A lease that runs `LEASE_SECONDS` from now. `Conflict` (LEASE_LOST) once it was given to another or cancelled."""
     row = _held(session, actor, job_id, token)
@@ -132,7 +142,7 @@ def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: 
 
 def running(session: Session, actor: Actor, job_id: str, token: str) -> JobRow | None:
     """The job, locked, while this lease holds it; None once it has ended with this lease. `Conflict` (LEASE_LOST)."""
-    row = _row(session, actor, "work", job_id, lock=True)
+    row = row_of(session, actor, "work", job_id, lock=True)
     if row.state == State.DONE and secrets.compare_digest(row.lease_token, token):
         return None
     return _held(session, actor, job_id, token)
@@ -147,8 +157,8 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
         raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.RESULT_LIMIT_BYTES} bytes")
     row = running(session, actor, job_id, token)
     if row is None:
-        return _row(session, actor, "work", job_id), False
-    _end(row, State.DONE)
+        return row_of(session, actor, "work", job_id), False
+    end(row, State.DONE)
     row.result = result
     session.add(row)
     told = {"worker": row.worker, "attempt": row.attempt}
@@ -182,78 +192,30 @@ def requeue_expired(session: Session) -> int:
 def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final: bool, wait: bool = True) -> None:
     row.error = error
     if final or row.attempt >= row.attempts_limit:
-        _end(row, State.PARKED)
+        end(row, State.PARKED)
     else:
         row.state = State.QUEUED
         row.run_after = db.now() + timedelta(seconds=jobs.backoff_seconds(row.attempt) if wait else 0)
         row.lease_token, row.lease_expires_at = "", None
     session.add(row)
-    detail = {"attempt": row.attempt, "error": error[:500]}
+    detail: dict[str, Any] = {"attempt": row.attempt}
+    if all(name.namespace == row.namespace for name in names_in(row)):  # else it may name what is not for all readers
+        detail["error"] = error[:500]
     action = "job.park" if row.state == State.PARKED else "job.requeue"
     audit.append(session, actor, action, row.id, detail, namespace=row.namespace)
 
 
-def _end(row: JobRow, state: State) -> None:
+def end(row: JobRow, state: State) -> None:
     row.state = state
     row.finished_at = db.now()
     row.lease_expires_at = None  # the token stays: it tells a repeated finish from a foreign one
 
 
-# ------------------------------------------------------------------ everybody's side
-def cancel(session: Session, actor: Actor, job_id: str) -> JobRow:
-    """Ends a job that waits or runs; its worker learns it at the next renewal. Twice is the same as once."""
-    row = _row(session, actor, "push", job_id, lock=True)
-    if row.state == State.CANCELLED:
-        return row
-    if not jobs.allowed(State(row.state), State.CANCELLED):
-        raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
-    _end(row, State.CANCELLED)
-    session.add(row)
-    audit.append(session, actor, "job.cancel", row.id, {"subject": row.subject}, namespace=row.namespace)
-    return row
-
-
-def show(session: Session, actor: Actor, job_id: str) -> Job:
-    """The job with its steps, which lists leave out."""
-    row = _row(session, actor, "pull", job_id)
-    return value(row).model_copy(update={"steps": steps.of(session, row)})
-
-
-def page(
-    session: Session, actor: Actor, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int
-) -> JobPage:
-    """Jobs that the actor may see, newest first. `ref` is an adapter, or one of its versions by number or digest."""
-    statement = select(JobRow).where(_namespaced(actor))
-    if state:
-        statement = statement.where(col(JobRow.state) == _one_of(State, "state", state))
-    if kind:
-        statement = statement.where(col(JobRow.kind) == _one_of(Kind, "kind", kind))
-    if ref:
-        statement = statement.where(_about(ref))
-    if cursor:
-        last = _row(session, actor, "pull", cursor)
-        older = col(JobRow.created_at) < last.created_at
-        same_moment = (col(JobRow.created_at) == last.created_at) & (col(JobRow.id) < last.id)
-        statement = statement.where(or_(older, same_moment))
-    ordered = statement.order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc())
-    rows = session.exec(ordered.limit(limit + 1)).all()
-    items = [value(row) for row in rows[:limit]]
-    return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "")
-
-
-def _about(text: str) -> ColumnElement[bool]:
-    ref = Ref.parse(text)
-    if isinstance(ref.selector, Digest):
-        return (col(JobRow.subject_digest) == ref.selector) & col(JobRow.subject).startswith(f"{ref.name}@")
-    if isinstance(ref.selector, int):
-        return col(JobRow.subject) == str(ref)
-    return col(JobRow.subject).startswith(f"{ref.name}@", autoescape=True)
-
-
-def _one_of(words: type[State] | type[Kind], field: str, text: str) -> str:
-    if text not in [str(word) for word in words]:
-        raise Invalid("REQUEST_INVALID", f"{field}: {text[:40]!r} is not one of {', '.join(words)}")
-    return text
+def names_in(row: JobRow) -> list[AdapterName]:
+    """The adapters that a job's payload names: further sources, and where the result goes."""
+    found = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
+    into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse makes a base, which is everybody's
+    return [*found, *([AdapterName.parse(into)] if into else [])]
 
 
 def value(row: JobRow) -> Job:
@@ -262,7 +224,7 @@ def value(row: JobRow) -> Job:
 
 
 # ------------------------------------------------------------------ rights and locks
-def _namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
+def namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
     """The condition on `job` that leaves those about adapters in which the actor holds this scope."""
     reach, public = actor.reach(scope), sorted(actor.public) if scope == "pull" else []
     if actor.adapters:
@@ -272,10 +234,10 @@ def _namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
 
 
 def _workable(actor: Actor) -> ColumnElement[bool]:
-    return _namespaced(actor, "work") if actor.has("work") else ~true()
+    return namespaced(actor, "work") if actor.has("work") else ~true()
 
 
-def _row(session: Session, actor: Actor, scope: str, job_id: str, *, lock: bool = False) -> JobRow:
+def row_of(session: Session, actor: Actor, scope: str, job_id: str, *, lock: bool = False) -> JobRow:
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.may(scope, row.namespace, _adapter_of(row)):
@@ -288,7 +250,7 @@ def _adapter_of(row: JobRow) -> str:
 
 
 def _held(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:
-    row = _row(session, actor, "work", job_id, lock=True)
+    row = row_of(session, actor, "work", job_id, lock=True)
     if row.state != State.RUNNING or not token or not secrets.compare_digest(row.lease_token, token):
         raise Conflict(
             "LEASE_LOST",

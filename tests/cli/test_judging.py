@@ -7,7 +7,9 @@ from typing import Literal
 
 import pytest
 
+from cli import session
 from registry.verdicts import Finding
+from registry.wire.jobs import ClaimRequest, FailRequest, RenewRequest
 from tests import forge
 from tests.cli.desk import Desk
 
@@ -43,6 +45,23 @@ def test_verify_reads_the_bytes_again_and_finds_one_that_changed(desk: Desk, tmp
     said = desk("verify", "acme/support", "--json", expect=70).json
     assert [file["path"] for file in said["files"] if not file["ok"]] == ["adapter_model.safetensors"]
     assert "do not use it" in desk("verify", "acme/support", expect=70).stdout
+
+
+def test_what_a_worker_says_steers_no_terminal(desk: Desk) -> None:
+    evil = "\x1b]0;all is well\x07\u202e"
+    desk.base()
+    desk.push("acme/support")
+    desk.tried("acme/support@1", Finding(code="acts.odd", severity="error", place=evil, sentence=f"it is {evil} odd"))
+    desk("validate", "acme/support")
+    with session.embedded() as registry:
+        claimed = registry.claim(ClaimRequest(worker=evil))
+        assert claimed is not None
+        registry.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token, progress=evil))
+        registry.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error=evil, final=True))
+    for words in (["show", "acme/support"], ["job", "list"], ["job", "show", claimed.job.id]):
+        told = desk(*words).stdout
+        assert "all is well" in told, words
+        assert [letter for letter in told if letter in evil and not letter.isprintable()] == [], words
 
 
 def test_a_job_can_be_asked_for_looked_at_and_cancelled(desk: Desk) -> None:

@@ -7,16 +7,20 @@ import pytest
 
 from registry import jobs
 from registry.client.api import Registry
+from registry.client.audit import Audit
 from registry.client.gates import Gates
+from registry.client.namespaces import Namespaces
 from registry.errors import Invalid, TooLarge
 from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server import actors, queue
 from registry.server.tables import VersionRow
-from registry.wire.jobs import Claimed, ClaimRequest, JobSubmit
+from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
+from registry.wire.namespaces import NamespaceSet
 from tests.world import URL, World, rows
 
 NAME = "acme/support"
+KINDS = [Kind.MERGE, Kind.CONVERT]
 
 
 @pytest.fixture
@@ -74,3 +78,38 @@ def test_what_a_lying_worker_sends_is_refused_and_never_a_server_error(stocked: 
     answer.read()
     assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
     cancel_all(stocked)
+
+
+@pytest.fixture
+def shared(stocked: World) -> World:
+    """A merge of beta's own adapter with one of a public namespace, which is where its job belongs."""
+    Namespaces(stocked.admin).change("acme", NamespaceSet(public=True))
+    stocked.push("beta/unheard-of")
+    recipe = {"operation": "combine", "sources": [NAME, "beta/unheard-of"], "weights": [0.5, 0.5]}
+    pusher = stocked.actor("push", namespaces=["beta"])
+    pusher.submit(JobSubmit(kind=Kind.MERGE, payload={**recipe, "method": "linear", "into": "beta/still-to-come"}))
+    pusher.submit(JobSubmit(kind=Kind.CONVERT, ref=NAME, payload={"to": "gguf", "into": "beta/still-to-come"}))
+    return stocked
+
+
+def test_a_job_on_a_public_adapter_tells_nobody_else_the_names_of_others(shared: World) -> None:
+    """Neither readers, nor those who may cancel it there, nor that namespace's workers, nor the log."""
+    reader = shared.actor("pull", namespaces=["gamma"])
+    found = [job for job in reader.jobs().items if job.kind is not Kind.VALIDATE]
+    assert [(job.subject, job.payload) for job in found] == [(NAME + "@1", {})] * 2
+    assert all(reader.job(job.id).payload == {} for job in found)
+    own = shared.actor("pull", namespaces=["beta"])
+    assert {job.payload["into"] for job in own.jobs().items if job.kind in KINDS} == {"beta/still-to-come"}
+    foreign = shared.actor("work", namespaces=["acme"])
+    assert foreign.claim(ClaimRequest(worker="w", kinds=KINDS)) is None
+    both = shared.actor("work", namespaces=["acme", "beta"])
+    claimed = both.claim(ClaimRequest(worker="w", kinds=KINDS))
+    assert claimed is not None
+    assert "unheard-of" in str(claimed.job.payload)
+    failed = FailRequest(lease_token=claimed.lease.token, error="there is no beta/unheard-of", final=True)
+    both.fail(claimed.job.id, failed)
+    assert reader.job(claimed.job.id).error == ""
+    assert [event.detail for event in Audit(reader).events(action=["job.park"])] == [{"attempt": 1}]
+    cancelled = [shared.actor("push", namespaces=["acme"]).cancel(found[0].id)]
+    assert [job.payload for job in cancelled] == [{}]
+    cancel_all(shared)

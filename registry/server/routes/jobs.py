@@ -18,7 +18,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
-from registry.server import bases, campaigns, catalog, converting, merging, queue, validation
+from registry.server import bases, campaigns, catalog, converting, jobs, merging, queue, validation
 from registry.server.routes.deps import (
     PAGE,
     BlobsDep,
@@ -84,7 +84,7 @@ def list_jobs(
     ref: Text = "",
     limit: LimitDep = PAGE,
 ) -> JobPage:
-    return queue.page(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
+    return jobs.page(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
 
 
 @router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "no job for this worker now"}})
@@ -117,12 +117,12 @@ def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> Campa
 
 @router.get("/jobs/{job_id}")
 def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
-    return queue.show(session, actor, job_id)
+    return jobs.show(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel(session: SessionDep, actor: Pusher, job_id: str) -> Job:
-    return queue.value(queue.cancel(session, actor, job_id))
+    return jobs.cancel(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/renew")
