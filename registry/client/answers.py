@@ -27,13 +27,29 @@ _MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatc
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
-def unreachable(url: str, error: Exception) -> Unavailable:
+def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
+    """What a broken connection means: the registry is away, or the store that it links to."""
     why = str(error) or type(error).__name__
+    home, asked = httpx.URL(url), _asked(error)
+    if asked is not None and (asked.scheme, asked.netloc) != (home.scheme, home.netloc):
+        return Unavailable(
+            "STORE_UNAVAILABLE",
+            f"the store at {asked.netloc.decode()} cannot be reached: {why}",
+            next_step="the registry answers: can this machine reach its store, whose address it calls "
+            "REGISTRY_S3_PUBLIC_ENDPOINT?",
+        )
     return Unavailable(
         "SERVER_UNREACHABLE",
         f"the registry at {url} cannot be reached: {why}",
         next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` looks closer",
     )
+
+
+def _asked(error: httpx.HTTPError) -> httpx.URL | None:
+    try:
+        return error.request.url
+    except RuntimeError:  # it was raised before there was a request
+        return None
 
 
 def error_of(answer: httpx.Response, url: str) -> RegistryError:

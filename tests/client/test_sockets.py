@@ -224,6 +224,17 @@ def test_more_or_other_bytes_than_the_manifest_says_are_refused(
         assert not (tmp_path / f"{n}").exists()
 
 
+def test_a_store_that_cannot_be_reached_is_not_taken_for_the_registry(
+    registry: Registry, store: Origin, tmp_path: Path
+) -> None:
+    store.shutdown()
+    store.server_close()
+    with pytest.raises(Unavailable, match=f"the store at 127.0.0.1:{store.server_port} cannot be reached") as caught:
+        fetch(registry, link(f"{store.url}/x"), tmp_path / "x", Silent())
+    assert caught.value.code == "STORE_UNAVAILABLE"
+    assert "REGISTRY_S3_PUBLIC_ENDPOINT" in str(caught.value.next_step)
+
+
 def test_a_disk_that_is_full_is_no_failure_of_the_line(
     registry: Registry, home: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
