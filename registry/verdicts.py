@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,9 @@ from registry.fingerprint import Fingerprint
 
 FINDINGS_LIMIT = 200
 """Findings kept per verdict; `summary` counts the rest, so a million wrong tensors stay a small answer."""
+TOOLS_LIMIT = 64
+"""Tools that a report is made by: every answer about the version holds them."""
+Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=300)]]
 
 
 class Value(BaseModel):
@@ -59,7 +62,7 @@ Severity = Literal["error", "warning", "info", "unknown"]
 class Finding(Value):
     """One observation. `place` is a tensor, a field or a file; `expected` and `found` are printable."""
 
-    code: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")
+    code: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$", max_length=100)
     severity: Severity
     place: str = Field(max_length=600)
     sentence: str = Field(max_length=2000)
@@ -145,7 +148,7 @@ class Report(Value):
     base_fingerprint: str
     findings: tuple[Finding, ...] = ()
     measurements: dict[str, Any] = Field(default_factory=dict)
-    made_by: dict[str, str] = Field(default_factory=dict)
+    made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
     fingerprint: Fingerprint | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)

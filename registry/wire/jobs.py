@@ -20,6 +20,8 @@ from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 from registry.verdicts import Report
 from registry.wire import Answer, BaseView, Request, Resolved
 
+BASES_LIMIT = 500
+"""Bases that one claim names: each is a part of the statement, which the whole queue waits for."""
 LeaseToken = Annotated[str, Field(max_length=100, pattern=r"^[!-~]*$")]
 
 
@@ -34,8 +36,8 @@ class ClaimRequest(Request):
     """POST /jobs/claim. `bases` are what this worker can load, warm ones first; empty means any."""
 
     worker: str = Field(min_length=1, max_length=200)
-    kinds: list[Kind] = [Kind.VALIDATE]
-    bases: list[str] = []
+    kinds: list[Kind] = Field(default=[Kind.VALIDATE], max_length=len(Kind))
+    bases: list[str] = Field(default=[], max_length=BASES_LIMIT)
 
 
 class Claimed(Answer):

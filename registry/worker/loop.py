@@ -23,7 +23,7 @@ from typing import Self
 
 from registry.client.api import Registry
 from registry.errors import RegistryError, Unavailable
-from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest
+from registry.wire.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.worker import job as jobs
 from registry.worker.identify import Inspector, Stopped
 from registry.worker.keepers import Limits, Source
@@ -130,7 +130,7 @@ class Worker:
         names = [*warm, *(name for name in sources if name not in warm)]
         claimed = None
         if names:
-            claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=bound, bases=names))
+            claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=bound, bases=names[:BASES_LIMIT]))
         if claimed is None and free:
             claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=free))
         return claimed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from registry import jobs
 from registry.client.api import Registry
@@ -15,7 +16,8 @@ from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server import actors, queue
 from registry.server.tables import VersionRow
-from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
+from registry.verdicts import TOOLS_LIMIT
+from registry.wire.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit
 from registry.wire.namespaces import NamespaceSet
 from tests.world import URL, World, rows
 
@@ -113,3 +115,25 @@ def test_a_job_on_a_public_adapter_tells_nobody_else_the_names_of_others(shared:
     cancelled = [shared.actor("push", namespaces=["acme"]).cancel(found[0].id)]
     assert [job.payload for job in cancelled] == [{}]
     cancel_all(shared)
+
+
+def test_a_claim_names_so_many_bases_that_the_queue_can_look_for_them(stocked: World) -> None:
+    """Tens of thousands held the queue, and with SQLite everybody, for as long as the statement took."""
+    with pytest.raises(ValidationError):
+        ClaimRequest(worker="w", bases=["base"] * (BASES_LIMIT + 1))
+    with pytest.raises(ValidationError):
+        ClaimRequest(worker="w", kinds=[Kind.VALIDATE] * (len(Kind) + 1))
+    most = ["tiny-llama", *(f"base-{i}" for i in range(BASES_LIMIT - 1))]
+    assert stocked.admin.claim(ClaimRequest(worker="w", bases=most)) is not None
+    cancel_all(stocked)
+
+
+def test_what_made_a_report_is_not_so_long_that_every_answer_is(stocked: World) -> None:
+    claimed = claim(stocked.admin)
+    assert claimed.subject is not None
+    report = stocked.report(claimed.subject.digest, claimed.job.base, ())
+    for made_by in ({"torch": "2" * 301}, {"t" * 101: "2"}, {f"tool-{i}": "2" for i in range(TOOLS_LIMIT + 1)}):
+        lying = report.model_copy(update={"made_by": made_by})
+        with pytest.raises(Invalid):
+            stocked.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=lying))
+    cancel_all(stocked)
