@@ -59,7 +59,8 @@ class Request(BaseModel):
         waiting = [(data, 0)]
         while waiting:
             value, depth = waiting.pop()
-            if isinstance(value, str) and ("\0" in value or (not value.isascii() and _HALF.search(value))):
+            text = value if isinstance(value, str) else ""
+            if "\0" in text or (depth > 1 and not text.isascii() and _HALF.search(text)):  # a field says so itself
                 raise ValueError("a text holds the character U+0000, or half a surrogate pair")
             if depth > DEPTH_LIMIT:
                 raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
