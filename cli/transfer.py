@@ -35,6 +35,7 @@ class Bar:
 
     def __init__(self, label: str) -> None:
         self._bars = main.load("cli.bars", "Bars")(label) if output.on_terminal() else None
+        self.total_bytes = 0
 
     def __enter__(self) -> Bar:
         return self
@@ -46,6 +47,7 @@ class Bar:
             self._bars.stop()
 
     def start(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
         if self._bars:
             self._bars.start(total_bytes)
 
@@ -132,7 +134,7 @@ def push(
         if (wait or timeout) and pushed.job_id:
             job = jobs.wait_for(registry, pushed.job_id, timeout)
             pushed = pushed.model_copy(update={"version": _again(registry, adapter, pushed.version)})
-    output.answer(pushed, lambda: _print_pushed(pushed))
+    output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:
         jobs.exit_by(job, None)
     if pushed.alias_refused or (strict and failed(pushed.version.verdicts)):
@@ -140,7 +142,7 @@ def push(
 
 
 def say_left_out(reason: Reason) -> None:
-    output.note(f"left out: {reason.place} {reason.sentence}")
+    output.note(f"left out: {output.one_line(reason.place)} {output.one_line(reason.sentence)}")
 
 
 def failed(verdicts: list[Verdict]) -> bool:
@@ -153,10 +155,12 @@ def _again(registry: Registry, adapter: AdapterName, version: VersionView) -> Ve
     return registry.version(Ref(adapter, version.digest))
 
 
-def _print_pushed(pushed: Pushed) -> None:
+def _print_pushed(pushed: Pushed, sent_bytes: int) -> None:
     version = pushed.version
-    was = "" if pushed.created else "  (was there already, nothing sent)"
-    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{was}")
+    was = f"  (was there already, {output.size(sent_bytes) if sent_bytes else 'nothing'} sent)"
+    click.echo(
+        f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{'' if pushed.created else was}"
+    )
     versions.print_warnings(version)
     files = f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"
     output.facts(

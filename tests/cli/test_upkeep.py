@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.cli.desk import Desk
@@ -35,7 +36,8 @@ def test_damage_is_told_with_exit_code_70_and_mended_by_a_push(desk: Desk) -> No
     assert found["bytes_hashed"] > 0
     assert "damaged in the store: adapter_model.safetensors" in desk("show", "acme/support").stdout
     desk("pull", "acme/support", desk.folder / "out", expect=70)
-    desk("push", folder, "acme/support", "--base", "tiny-llama")
+    told = desk("push", folder, "acme/support", "--base", "tiny-llama").stdout
+    assert re.search(r"was there already, [1-9].* sent", told)
     desk("pull", "acme/support", desk.folder / "out")
     desk("fsck", "--deep", "--pace", "1000000")
 
