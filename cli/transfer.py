@@ -157,10 +157,9 @@ def _again(registry: Registry, adapter: AdapterName, version: VersionView) -> Ve
 
 def _print_pushed(pushed: Pushed, sent_bytes: int) -> None:
     version = pushed.version
-    was = f"  (was there already, {output.size(sent_bytes) if sent_bytes else 'nothing'} sent)"
-    click.echo(
-        f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{'' if pushed.created else was}"
-    )
+    sent = output.size(sent_bytes) if sent_bytes else "nothing"
+    was = "" if pushed.created else f"  (was there already, {sent} sent)"
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{was}")
     versions.print_warnings(version)
     files = f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"
     output.facts(
