@@ -55,6 +55,8 @@ LOCK_LIMIT_MS = 15_000
 MIGRATION_LOCK_MS = 2_000
 """A migration that waits for a table makes everybody behind it wait: it must not for long."""
 RETRY_AFTER_SECONDS = 2
+_LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+"""A database host that is gone without a word is noticed in 20 seconds; Linux by itself takes a quarter of an hour."""
 _AGAIN = "try again in a moment"
 _BEGIN = "sqlite_begin"
 _MIGRATOR = 0x61646170_6D696772  # the advisory lock of whoever migrates: "adapmigr"
@@ -65,10 +67,6 @@ _ALEMBIC = threading.Lock()  # it keeps what it runs in module globals: one migr
 def now() -> datetime:
     """This moment, UTC and aware: the only clock of the server."""
     return datetime.now(UTC)
-
-
-_LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
-"""A database host that is gone without a word is noticed in 20 seconds; Linux by itself takes a quarter of an hour."""
 
 
 def engine(settings: Settings) -> Engine:
