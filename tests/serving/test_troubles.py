@@ -16,6 +16,11 @@ from registry.serving.engines import VLLM
 from tests.serving.box import Box
 
 
+def full(*_: object, **__: object) -> None:
+    """A disk that takes nothing."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_revoked_token_leaves_what_is_served_and_a_new_agent_fills_the_engine_from_what_was_kept(box: Box) -> None:
     box.push("acme/support")
     box.states()
@@ -59,9 +64,6 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
     box.states()
     box.push("acme/support")
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(shelf.transfer if where == "copy" else shelf, "pull" if where == "copy" else "write_whole", full)
         assert box.states() == {"acme-support-v2": "failed"}
@@ -75,9 +77,6 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
 def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_written_when_there_is_room(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     box.push("acme/support")
     box.states()
     box.push("acme/support")
@@ -100,9 +99,6 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
 def test_a_roster_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     box.push("acme/support")
     box.states()
     box.push("acme/support")
