@@ -13,19 +13,17 @@ Example
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute
 
 from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
@@ -62,7 +60,6 @@ from registry.server.routes import (
     webhooks,
 )
 from registry.server.settings import Settings
-from registry.wire import PREFIX
 
 STATUS_OF_CLASS: dict[type[RegistryError], int] = {
     errors.NotFound: 404,
@@ -89,6 +86,7 @@ STATUS_OF_CODE = {
     "HUB_RELAY_REFUSED": 501,
 }
 ROOMS = (
+    transfer,
     adapters,
     roster,
     fleet,
@@ -97,15 +95,16 @@ ROOMS = (
     access,
     namespaces,
     gates,
-    transfer,
     upkeep,
     verdicts,
     audit,
     attestations,
     webhooks,
+    *hub.ROOMS,
 )
-"""Where routes are. No room includes another's router: `declared_scopes` must see every route. The first match counts:
-`/bases/{base}/adapters` comes before `/bases/{base}`, which would take it for a name."""
+"""Where routes are. No router includes another: `declared_scopes` sees every route, and FastAPI looks for one in a flat
+list, not in a tree that it walks twice. The first match counts: what every push and pull asks for stands first, and
+`/bases/{base}/adapters` before `/bases/{base}`, which would take it for a name."""
 
 NOTED = (errors.Unauthenticated, errors.Denied, errors.NotFound)
 """What the audit log is told of, in batches: who was refused what, or asked for what they may not know of."""
@@ -128,7 +127,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # a redirect would be built from the Host header, which anybody may write
-        routes=[*_routes()],
+        routes=[route for room in ROOMS for route in room.router.routes],
     )
     failpoints.arm(settings.failpoints)
     app.state.settings = settings
@@ -206,22 +205,11 @@ def _flat(dependant: Dependant) -> Iterable[Dependant]:
 def declared_scopes() -> dict[tuple[str, str], str | None]:
     """(method, path) of every route of the application → its scope."""
     return {
-        (method, prefix + getattr(route, "path", "?")): scope_of(route) if isinstance(route, APIRoute) else None
-        for prefix, rooms in ((PREFIX, ROOMS), ("", hub.ROOMS))
-        for room in rooms
+        (method, getattr(route, "path", "?")): scope_of(route) if isinstance(route, APIRoute) else None
+        for room in ROOMS
         for route in room.router.routes
         for method in getattr(route, "methods", None) or ["?"]
     }
-
-
-@functools.cache
-def _routes() -> tuple[BaseRoute, ...]:
-    """Every route, under its prefix. FastAPI reads the signatures of them all on the first request: once a process."""
-    router = APIRouter()
-    for prefix, rooms in ((PREFIX, ROOMS), ("", hub.ROOMS)):
-        for room in rooms:
-            router.include_router(room.router, prefix=prefix)
-    return tuple(router.routes)
 
 
 def _refuse_undeclared() -> None:

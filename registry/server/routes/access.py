@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from registry import __version__
 from registry.digest import Digest
@@ -19,7 +19,7 @@ from registry.errors import RegistryError, Unauthenticated
 from registry.server import db, tokens
 from registry.server.access import exchange
 from registry.server.blobs import key_of
-from registry.server.routes import deps
+from registry.server.routes import deps, once
 from registry.server.routes.deps import (
     OPEN,
     Admin,
@@ -30,11 +30,10 @@ from registry.server.routes.deps import (
     ReadSessionDep,
     SessionDep,
 )
-from registry.server.routes.once import OnceRoute
 from registry.wire.access import Health, TokenCreate, TokenCreated, TokenList, TokenRotate, TokenView, Whoami
 from registry.wire.namespaces import ExchangeRequest
 
-router = APIRouter(tags=["access"], route_class=OnceRoute)
+router = once.router("access")
 
 
 @router.post("/tokens", status_code=201)

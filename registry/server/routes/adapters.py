@@ -14,7 +14,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 
 from registry import names
 from registry.bases.identity import Grade
@@ -25,6 +25,7 @@ from registry.names import Ref, Selector
 from registry.provenance import URI_LIMIT
 from registry.server import adapters, aliases, catalog, history, lineage, loads, withdrawal
 from registry.server.adapters import Search
+from registry.server.routes import once
 from registry.server.routes.deps import (
     PAGE,
     CursorDep,
@@ -38,7 +39,6 @@ from registry.server.routes.deps import (
     SettingsDep,
     as_of_now,
 )
-from registry.server.routes.once import OnceRoute
 from registry.verdicts import Outcome
 from registry.wire import (
     AdapterPage,
@@ -54,7 +54,7 @@ from registry.wire import (
     YankRequest,
 )
 
-router = APIRouter(tags=["adapters"], route_class=OnceRoute)
+router = once.router("adapters")
 ADAPTER = "/adapters/{namespace}/{name}"
 VERSION = ADAPTER + "/versions/{selector}"
 ALIAS = ADAPTER + "/aliases/{alias}"

@@ -9,9 +9,10 @@ Example
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from registry.server import attestations
+from registry.server.routes import once
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.audit import LogDep
 from registry.server.routes.deps import (
@@ -24,10 +25,9 @@ from registry.server.routes.deps import (
     SelectorDep,
     SettingsDep,
 )
-from registry.server.routes.once import OnceRoute
 from registry.wire.audit import AttestationList, AttestationView, SignRequest
 
-router = APIRouter(tags=["attestations"], route_class=OnceRoute)
+router = once.router("attestations")
 
 
 @router.get(VERSION + "/attestations")

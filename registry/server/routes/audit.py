@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import or_
 from sqlmodel import col, select
@@ -31,6 +31,7 @@ from registry.server.audit import log as logs
 from registry.server.audit import sequencer, tree
 from registry.server.audit import stored as copies
 from registry.server.audit.log import Log
+from registry.server.routes import once
 from registry.server.routes.deps import (
     PAGE,
     Admin,
@@ -43,12 +44,11 @@ from registry.server.routes.deps import (
     SessionDep,
     inline,
 )
-from registry.server.routes.once import OnceRoute
 from registry.server.tables import EventRow
 from registry.tlog import tiles
 from registry.wire.audit import Consistency, EventPage, EventProof, LogKeys
 
-router = APIRouter(tags=["audit"], route_class=OnceRoute)
+router = once.router("audit")
 FOR_EVER = "private, max-age=31536000, immutable"
 WAIT_LIMIT_SECONDS = 30
 STREAM_SECONDS = 900

@@ -10,15 +10,15 @@ Example
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from registry.bases.identity import Likeness
 from registry.server import bases
+from registry.server.routes import once
 from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
-from registry.server.routes.once import OnceRoute
 from registry.wire import BaseAdd, BaseList, BaseView, IdentityGiven, ThresholdsGiven
 
-router = APIRouter(tags=["bases"], route_class=OnceRoute)
+router = once.router("bases")
 
 
 @router.post("/bases", status_code=201)

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from registry.server import fleet
 from registry.server.fleet import view
+from registry.server.routes import once
 from registry.server.routes.deps import PAGE, CursorDep, LimitDep, Puller, SessionDep
-from registry.server.routes.once import OnceRoute
 from registry.wire.fleet import BoxReport, FleetBoxes, Leased
 
-router = APIRouter(tags=["serving"], route_class=OnceRoute)
+router = once.router("serving")
 Word = Annotated[str, Query(max_length=300)]
 
 

@@ -9,10 +9,11 @@ Example
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 
 from registry.names import AdapterName
 from registry.server import catalog, gates, withdrawal
+from registry.server.routes import once
 from registry.server.routes.adapters import ADAPTER, VERSION
 from registry.server.routes.deps import (
     Admin,
@@ -26,7 +27,6 @@ from registry.server.routes.deps import (
     namespace_name,
 )
 from registry.server.routes.namespaces import NAMESPACE
-from registry.server.routes.once import OnceRoute
 from registry.wire import VersionView
 from registry.wire.gates import (
     ApprovalList,
@@ -39,7 +39,7 @@ from registry.wire.gates import (
     QuarantineRequest,
 )
 
-router = APIRouter(tags=["gates"], route_class=OnceRoute)
+router = once.router("gates")
 GATE = "/gates/{alias}"
 Place = AdapterName | str
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
 from registry.server import bases, campaigns, catalog, converting, jobs, merging, queue, validation
+from registry.server.routes import once
 from registry.server.routes.deps import (
     PAGE,
     BlobsDep,
@@ -30,7 +31,6 @@ from registry.server.routes.deps import (
     SessionDep,
     Worker,
 )
-from registry.server.routes.once import OnceRoute
 from registry.server.tables import BaseRow
 from registry.wire.jobs import (
     CampaignView,
@@ -44,7 +44,7 @@ from registry.wire.jobs import (
     RevalidateRequest,
 )
 
-router = APIRouter(tags=["jobs"], route_class=OnceRoute)
+router = once.router("jobs")
 Text = Annotated[str, Query(max_length=300)]
 
 

@@ -10,11 +10,12 @@ Example
 
 from __future__ import annotations
 
-from fastapi import APIRouter, BackgroundTasks
+from fastapi import BackgroundTasks
 
 from registry.names import AdapterName
 from registry.server import adapters
 from registry.server.access import namespaces, publishers, removal
+from registry.server.routes import once
 from registry.server.routes.adapters import ADAPTER
 from registry.server.routes.deps import (
     PAGE,
@@ -27,7 +28,6 @@ from registry.server.routes.deps import (
     Puller,
     SessionDep,
 )
-from registry.server.routes.once import OnceRoute
 from registry.wire import AdapterView
 from registry.wire.namespaces import (
     NamespaceCreate,
@@ -42,7 +42,7 @@ from registry.wire.namespaces import (
     TransferRequest,
 )
 
-router = APIRouter(tags=["namespaces"], route_class=OnceRoute)
+router = once.router("namespaces")
 NAMESPACE = "/namespaces/{namespace}"
 ROLE = NAMESPACE + "/roles/{subject:path}"
 

@@ -7,7 +7,7 @@ Invariants
 - An answer that is given again has its first status, body and ETag, and says `Idempotency-Replayed: true`.
 
 Example
-    router = APIRouter(route_class=OnceRoute)
+    router = once.router("jobs")
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from sqlalchemy import Connection
 from sqlmodel import Session
@@ -27,6 +27,7 @@ from starlette.concurrency import run_in_threadpool
 from registry.server import db, idempotency
 from registry.server.actors import Actor
 from registry.server.idempotency import Answer, Asked
+from registry.wire import PREFIX
 
 HEADER = "Idempotency-Key"
 READING = frozenset({"GET", "HEAD"})
@@ -90,6 +91,11 @@ class OnceRoute(APIRoute):
             return response
 
         return once
+
+
+def router(tag: str) -> APIRouter:
+    """The router of one room of our API."""
+    return APIRouter(prefix=PREFIX, tags=[tag], route_class=OnceRoute)
 
 
 def replay(request: Request, error: Exception) -> Response:

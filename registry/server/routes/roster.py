@@ -15,7 +15,7 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from registry import names
@@ -23,10 +23,11 @@ from registry.engines import PROFILE_LIMIT, Profile
 from registry.server import bases, db, loads, roster
 from registry.server.lookup.freshness import Freshness
 from registry.server.lookup.pulse import Beat, Pulse
+from registry.server.routes import once
 from registry.server.routes.deps import EngineDep, Needs, Puller
 from registry.wire.roster import Roster
 
-router = APIRouter(tags=["serving"])
+router = once.router("serving")
 
 WAIT_LIMIT_SECONDS = 60
 LOOK_SECONDS = 0.1

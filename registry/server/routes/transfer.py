@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -25,7 +25,7 @@ from registry.manifest import Descriptor
 from registry.names import Selector
 from registry.server import aftercare, db, failpoints, files, loads, plans, pulls, push
 from registry.server.blobs import BlobStore, Sink
-from registry.server.routes import bodies
+from registry.server.routes import bodies, once
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.deps import (
     BlobsDep,
@@ -40,13 +40,12 @@ from registry.server.routes.deps import (
     SettingsDep,
     inline,
 )
-from registry.server.routes.once import OnceRoute
 from registry.server.settings import Settings
 from registry.wire.pull import PullPlan
 from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest
 from registry.wire.verdicts import FingerprintView
 
-router = APIRouter(tags=["transfer"], route_class=OnceRoute)
+router = once.router("transfer")
 OCTETS = "application/octet-stream"
 RANGES_LIMIT = 8
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")

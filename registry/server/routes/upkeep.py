@@ -9,14 +9,15 @@ Example
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 
 from registry.server import fsck, gc, metrics, reindex
+from registry.server.routes import once
 from registry.server.routes.deps import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 
-router = APIRouter(tags=["upkeep"])
+router = once.router("upkeep")
 
 
 @router.post("/gc")

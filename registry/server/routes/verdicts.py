@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from registry.server import loads, renewal, values
+from registry.server.routes import once
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.deps import (
     Admin,
@@ -38,7 +39,7 @@ from registry.wire.verdicts import (
     VerdictList,
 )
 
-router = APIRouter(tags=["verdicts"])
+router = once.router("verdicts")
 Engines = Annotated[list[EngineText], Query(alias="engine", max_length=ENGINES_LIMIT)]
 Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from registry.server import webhooks
+from registry.server.routes import once
 from registry.server.routes.audit import LogDep
 from registry.server.routes.deps import PAGE, Admin, LimitDep, SessionDep, SettingsDep
-from registry.server.routes.once import OnceRoute
 from registry.wire.audit import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
 
-router = APIRouter(tags=["webhooks"], route_class=OnceRoute)
+router = once.router("webhooks")
 
 
 @router.post("/webhooks", status_code=201)
