@@ -27,18 +27,25 @@ OURS = ("registry", "cli")
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where a command is: module and attribute, the section of the help it stands in, and the extra it needs."""
+    """Where a command is: module and attribute, the section of the help it stands in, and the extra it needs.
+
+    `weights`: its first word is a folder whose weights are hashed while the room opens (0), or those of the folders in
+    it (1).
+    """
 
     module: str
     attribute: str
     section: str
     help: str
     extra: str = ""
+    weights: int | None = None
 
 
 DOORS: dict[str, Door] = {
-    "push": Door("cli.transfer", "push", "Move", "Push a folder as a new version; says whether it fits its base."),
-    "push-all": Door("cli.bulk", "push_all", "Move", "Push every adapter folder in a folder."),
+    "push": Door(
+        "cli.transfer", "push", "Move", "Push a folder as a new version; says whether it fits its base.", weights=0
+    ),
+    "push-all": Door("cli.bulk", "push_all", "Move", "Push every adapter folder in a folder.", weights=1),
     "pull": Door("cli.transfer", "pull", "Move", "Bring a version here, every byte verified."),
     "pull-all": Door("cli.bulk", "pull_all", "Move", "Bring every adapter of a base here."),
     "export": Door("cli.export", "export", "Move", "Lay out what serves a base for engines: folders, S3, Kubernetes."),
@@ -133,6 +140,14 @@ class Rooms(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(DOORS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        door = DOORS.get(args[0])
+        if door is not None and door.weights is not None and args[1:]:
+            load("registry.client.hashing", "begin")(args[1], depth=door.weights)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         door = DOORS.get(cmd_name)

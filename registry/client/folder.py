@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
+from registry.client import hashing
 from registry.contents import Contents, Found, read_any
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, Reason, TooLarge
@@ -165,6 +166,22 @@ def _described(name: str, size_bytes: int) -> Descriptor:
 
 
 def _hash(described: Descriptor, source: Path, hashed: Callable[[int], None]) -> Descriptor:
+    digest, size_bytes = _known(source, hashed) or _hashed(source, hashed)
+    if size_bytes != described.size_bytes:
+        raise Invalid("FOLDER_INVALID", f"{described.path} changed while it was read; push it when it is finished")
+    return described.model_copy(update={"digest": digest})
+
+
+def _known(source: Path, hashed: Callable[[int], None]) -> tuple[Digest, int] | None:
+    """What was hashed while the command's modules were imported."""
+    early = hashing.taken(source)
+    if early is None:
+        return None
+    hashed(early[1])
+    return Digest("sha256:" + early[0]), early[1]
+
+
+def _hashed(source: Path, hashed: Callable[[int], None]) -> tuple[Digest, int]:
     hasher = Hasher()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
@@ -172,9 +189,7 @@ def _hash(described: Descriptor, source: Path, hashed: Callable[[int], None]) ->
         while count := file.readinto(buffer):
             hasher.update(view[:count])
             hashed(count)
-    if hasher.size_bytes != described.size_bytes:
-        raise Invalid("FOLDER_INVALID", f"{described.path} changed while it was read; push it when it is finished")
-    return described.model_copy(update={"digest": hasher.digest()})
+    return hasher.digest(), hasher.size_bytes
 
 
 def _read(source: Path, start: int, length: int) -> bytes:

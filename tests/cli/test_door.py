@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cli import main as door
+from registry.client import hashing
 from tests.cli.desk import Desk
 from tests.house import ROOT
 
@@ -71,3 +73,13 @@ def test_without_a_url_and_without_the_server_one_is_told_the_ways_out(desk: Des
 
 def test_an_unknown_command_is_a_usage_error(desk: Desk) -> None:
     assert "No such command" in desk("frobnicate", expect=2).stderr
+
+
+def test_the_door_begins_with_what_was_typed(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun: list[tuple[str, int]] = []
+    monkeypatch.setattr(hashing, "begin", lambda folder, depth: begun.append((folder, depth)))
+    desk("push", str(tmp_path / "one"), "acme/one", expect=2)
+    desk("push-all", str(tmp_path), "acme", expect=2)
+    desk("list")
+    desk("push", expect=2)
+    assert begun == [(str(tmp_path / "one"), 0), (str(tmp_path), 1)]

@@ -1,0 +1,118 @@
+"""Hashes that are begun early: while a command's modules are imported, other cores hash the weights that it will push.
+
+Imports keep one core busy for longer than a fleet of small adapters takes to hash. So the door of the command line says
+which folder was typed, before it opens the command's room; whoever reads the folder later takes what is there.
+
+Invariants
+- Only the standard library: this is imported before anything else of a push.
+- A hash is given for the very file that was read: same inode, size and times, before, after, and when it is asked for.
+- Each file is hashed once: who asks for one under way waits for it, who asks for one not begun hashes it himself.
+- Nothing here is an error and nothing is told: what cannot be read is for `folder` to refuse, in its own words.
+
+Example
+    >>> begin("out", depth=0)
+    >>> taken(Path("out/adapter_model.safetensors"))
+    ('9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08', 29360368)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+CHUNK_BYTES = 8 * 2**20
+ENDINGS = (".safetensors", ".gguf")
+"""What is worth beginning early: weights, as `registry.manifest.WEIGHTS_ENDINGS` names them."""
+FILES_LIMIT = 10_000
+
+Known = tuple[str, int]
+"""Hex digits of the SHA-256, and how many bytes it is of."""
+
+
+class _Early:
+    """One file. Whoever claims it first hashes it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._claim = threading.Lock()
+        self._done = threading.Event()
+        self._seen: tuple[int, ...] = ()
+        self._known: Known | None = None
+
+    def run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                seen = _identity(os.fstat(file.fileno()))
+                known = _hash(file.fileno())
+                if seen == _identity(os.fstat(file.fileno())):
+                    self._seen, self._known = seen, known
+        except OSError:
+            return
+        finally:
+            self._done.set()
+
+    def take(self) -> Known | None:
+        if self._claim.acquire(blocking=False):
+            return None
+        self._done.wait()
+        try:
+            return self._known if self._seen == _identity(os.stat(self.path, follow_symlinks=False)) else None
+        except OSError:
+            return None
+
+
+_begun: dict[str, _Early] = {}
+
+
+def begin(folder: str, *, depth: int) -> None:
+    """Hash the weights in `folder` (`depth` 0) or in each folder in it (1), on the cores that imports leave free."""
+    files = [_Early(path) for path in _weights(folder, depth)]
+    _begun.update((early.path, early) for early in files)
+    waiting = iter(files)
+    turn = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with turn:
+                early = next(waiting, None)
+            if early is None:
+                return
+            early.run()
+
+    for _ in range(min(len(files), max(1, (os.cpu_count() or 1) - 1))):
+        threading.Thread(target=work, daemon=True, name="hashing").start()
+
+
+def taken(path: Path) -> Known | None:
+    """The hash of this file if it was begun early and the file is still the same; it is given once."""
+    early = _begun.pop(str(path), None)
+    return early.take() if early else None
+
+
+def _weights(folder: str, depth: int) -> Iterator[str]:
+    """In the order in which they will be asked for."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a name with U+0000
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)[:FILES_LIMIT]:
+            if depth and entry.is_dir():
+                yield from _weights(entry.path, depth - 1)
+            elif not depth and entry.name.endswith(ENDINGS) and entry.is_file(follow_symlinks=False):
+                yield str(Path(entry.path))
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _hash(descriptor: int) -> Known:
+    hasher, buffer, size = hashlib.sha256(), bytearray(CHUNK_BYTES), 0
+    view = memoryview(buffer)
+    while count := os.readv(descriptor, [buffer]):
+        hasher.update(view[:count])
+        size += count
+    return hasher.hexdigest(), size
