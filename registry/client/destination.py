@@ -4,7 +4,8 @@ Invariants
 - A folder is replaced only if it is empty or a pull made it (`.adapter.json`) and nothing else was put into it:
   a mistyped DEST never costs anybody a file.
 - The new folder is written beside the old one, forced to disk, and exchanged in one step where the system can.
-- What fails leaves the old folder as it was and nothing beside it.
+- What fails leaves the old folder as it was and nothing beside it. What a killed process left there is removed by the
+  next one that writes the same folder, once nobody has touched it for `LEFT_SECONDS`.
 
 Example
     >>> with Destination(Path("support")) as folder:
@@ -15,9 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import re
 import secrets
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import Invalid
@@ -25,6 +30,7 @@ from registry.manifest import NOTE, kind_of
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+LEFT_SECONDS = 3600
 
 
 class Destination:
@@ -33,6 +39,7 @@ class Destination:
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.abspath(path))
         self._new = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(6)}")
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Path:
         self._check()
@@ -40,6 +47,8 @@ class Destination:
             self._new.mkdir(parents=True)
         except OSError as e:
             raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} cannot be written: {e.strerror}") from e
+        self._held.enter_context(_held(self._new))
+        self._clear()
         return self._new
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -51,6 +60,19 @@ class Destination:
                 _sync(self.path.parent)
         finally:
             shutil.rmtree(self._new, ignore_errors=True)
+            self._held.close()
+
+    def _clear(self) -> None:
+        """Remove new folders of this destination that nobody holds any more; also those of a merge's child."""
+        ours = re.compile(rf"\.+{re.escape(self.path.name[:100])}(\.[0-9a-f]{{12}})+(\.old)?")
+        with contextlib.suppress(OSError):
+            for entry in list(os.scandir(self.path.parent)):
+                if not ours.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+                    continue
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_SECONDS:
+                    with _held(Path(entry.path)) as free:
+                        if free:
+                            shutil.rmtree(entry.path, ignore_errors=True)
 
     def _check(self) -> None:
         if not os.path.lexists(self.path):
@@ -71,10 +93,32 @@ class Destination:
         if not self.path.exists():
             os.rename(self._new, self.path)
         elif not _exchange(self._new, self.path):
-            old = self._new.with_suffix(".old")
+            old = self._new.with_name(f"{self._new.name}.old")
             os.rename(self.path, old)
             os.rename(self._new, self.path)
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder for as long as it is written. False where somebody else does, or where there are no locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from registry.client import transfer
 from registry.client.base_folder import base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache
+from registry.client.destination import Destination
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
@@ -248,3 +252,42 @@ def test_what_is_put_into_the_destination_is_forced_to_disk_and_a_small_cached_f
     transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
     assert set(pushed) <= {path.name for path in forced}
     assert [path for path in forced if cache.root in path.parents] == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from registry.client.destination import Destination
+with Destination(Path(sys.argv[1])) as folder:
+    (folder / "half.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_pull_left_is_removed_by_the_next_one_once_it_is_old(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with Destination(out):
+        assert left.exists(), "it is young: its writer may be on a machine whose locks are not seen here"
+    os.utime(left, (0, 0))
+    with Destination(out):
+        assert not left.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_somebody_holds_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    strangers = [
+        tmp_path / name for name in (".out.backup", ".outer.0123456789ab", ".out.0123456789ab.tar", "out.0123456789ab")
+    ]
+    for stranger in strangers:
+        stranger.mkdir()
+        os.utime(stranger, (0, 0))
+    with Destination(tmp_path / "out") as slow:
+        os.utime(slow, (0, 0))
+        with Destination(tmp_path / "out"):
+            assert slow.exists()
+        (slow / "README.md").write_text("slow")
+    assert (tmp_path / "out" / "README.md").read_text() == "slow"
+    assert sorted(tmp_path.iterdir()) == sorted([*strangers, tmp_path / "out"])
