@@ -136,7 +136,7 @@ def test_denials_and_reads_of_bytes_are_told_with_counts(world: World) -> None:
         ("reader", "bytes.read", f"acme/support@{digest}"): 3,
         ("reader", "access.denied", "POST /api/v1/adapters/acme/support/versions/1/yank"): 1,
         ("reader", "access.not_found", "GET /api/v1/adapters/globex/secret/versions/1"): 1,
-        ("nobody", "access.unknown", "GET /whoami"): 1,
+        ("nobody", "access.unknown", "GET /api/v1/whoami"): 1,
     }
     assert all("lra_wrong" not in str(key) for key in told)
     assert not any(event.action.startswith(("bytes", "access")) for event in Audit(reader).events())
@@ -150,7 +150,7 @@ def test_a_token_that_guesses_does_not_fill_the_log(world: World) -> None:
     assert len(batch._noted) == GUESSES_LIMIT + 1
     told = list(Audit(world.admin).events(action=["access.not_found"]))
     assert sum(event.detail["count"] for event in told) == GUESSES_LIMIT + 30
-    assert told[-1].object == "GET /adapters/{namespace}/{name}/versions/{selector}"
+    assert told[-1].object == "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}"
     with pytest.raises(NotFound):
         guesser.version("globex/later@1")
     [later] = list(Audit(world.admin).events(told[-1].seq, action=["access.not_found"]))

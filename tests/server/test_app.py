@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.dependencies.models import Dependant
 from sqlalchemy import create_engine, event
 from sqlmodel import Session
 
@@ -15,8 +17,11 @@ from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
 from registry.server import app, db
 from registry.server.actors import TRUSTED
 from registry.server.envelope import BODY_LIMIT_BYTES
+from registry.server.routes import deps
+from registry.server.routes.once import OnceRoute
 from registry.server.settings import Settings
 from registry.server.tables import TokenRow
+from registry.wire import PREFIX
 from tests.world import URL, World, rows
 
 
@@ -128,6 +133,30 @@ def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client, 
     assert len(sent) < 1000
     declared = http.post("/tokens", content=b" " * (BODY_LIMIT_BYTES + 1))
     assert declared.status_code == 413
+
+
+def asked_for(dependant: Dependant) -> list[Any]:
+    return [inner.call for inner in dependant.dependencies] + [
+        call for inner in dependant.dependencies for call in asked_for(inner)
+    ]
+
+
+def test_what_a_plain_route_asks_for_waits_for_nothing_and_no_waiting_route_signs_in_on_the_event_loop() -> None:
+    waiting = set()
+    for room in app.ROOMS:
+        for route in room.router.routes:
+            assert isinstance(route, OnceRoute), route.path
+            calls = asked_for(route.dependant)
+            if route.waits:
+                waiting.add(route.path)
+                assert not {deps.session, deps.read_session, deps.keyed_session} & set(calls), route.path
+                calls = [call for call in calls if isinstance(call, deps.Needs)]
+                assert [type(call) for call in calls] == [deps.NeedsApart], route.path
+            else:
+                assert not [call for call in calls if isinstance(call, deps.NeedsApart)], route.path
+                for call in calls:
+                    assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
+    assert waiting == {f"{PREFIX}/{path}" for path in ("bases/{base:path}/adapters", "events", "events/stream")}
 
 
 def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: httpx.Client) -> None:

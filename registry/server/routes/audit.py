@@ -41,6 +41,7 @@ from registry.server.routes.deps import (
     LimitDep,
     Needs,
     Puller,
+    PullerApart,
     SessionDep,
     inline,
 )
@@ -87,7 +88,7 @@ class _Reader:
     def _again(self) -> Actor:
         """Who asks, as of now."""
         self._request.state.actor = None
-        return Needs("pull")(self._request)
+        return Needs("pull").who(self._request)
 
     async def newer(self, last: int, seconds: float) -> bool:
         """Wait until the log is longer than `last`, or may be; False when the time is over or the server ends."""
@@ -105,7 +106,7 @@ class _Reader:
 @router.get("/events")
 async def events(
     request: Request,
-    actor: Puller,
+    actor: PullerApart,
     engine: EngineDep,
     log: LogDep,
     after: After = 0,
@@ -126,7 +127,7 @@ async def events(
 @router.get("/events/stream", response_class=StreamingResponse)
 async def stream(
     request: Request,
-    actor: Puller,
+    actor: PullerApart,
     engine: EngineDep,
     log: LogDep,
     after: After = 0,

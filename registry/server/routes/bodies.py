@@ -6,13 +6,14 @@ Invariants
 - An answer is as long as its Content-Length says, or its connection is closed.
 
 Example
-    await bodies.receive(request, sink, size_bytes)
+    return bodies.Receipt(sink, size_bytes, aftercare.pushing(engine))
     return bodies.FileAnswer(path, 0, size_bytes, 200, headers)
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fastapi import Request, Response
@@ -27,7 +28,37 @@ STEP_BYTES = 2**20
 """Received chunks are gathered to about this much before they are hashed and written."""
 
 
-async def receive(request: Request, sink: Sink, size_bytes: int) -> None:
+class Receipt(Response):
+    """204, once the request's body is in the sink, or thrown away where there is none; `meanwhile` is open so long."""
+
+    def __init__(self, sink: Sink | None, size_bytes: int, meanwhile: AbstractContextManager[None]) -> None:
+        super().__init__(status_code=204)
+        self._sink = sink
+        self._size_bytes = size_bytes
+        self._meanwhile = meanwhile
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if self._sink is None:
+            async for _ in request.stream():
+                pass
+        else:
+            await self._keep(request, self._sink)
+        await super().__call__(scope, receive, send)
+
+    async def _keep(self, request: Request, sink: Sink) -> None:
+        try:
+            with self._meanwhile:
+                await _receive(request, sink, self._size_bytes)
+                failpoints.reach("upload.received")
+                await run_in_threadpool(sink.finish)
+                failpoints.reach("upload.written")
+        except BaseException:
+            sink.abort()
+            raise
+
+
+async def _receive(request: Request, sink: Sink, size_bytes: int) -> None:
     """Everything that the request's body holds goes into the sink, which refuses what is too much."""
     if request.headers.get("content-length") == str(size_bytes):
         await _receive_by_lane(request, sink, size_bytes)

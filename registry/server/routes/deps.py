@@ -1,7 +1,7 @@
 """What routes ask for: the session, the actor with the scope that the route needs, the store, parsed names.
 
 Invariants
-- The session commits *before* the answer is sent (dependency scope "function"): a failed commit is never a 2xx.
+- The session commits *before* the answer is sent (once.py): a failed commit is never a 2xx.
 - Every route declares its scope by asking for one of the actors below, or is `OPEN`; `app.create_app` refuses others.
 - A mutation that comes with an Idempotency-Key claims it in its own transaction (see once.py).
 - A request without Authorization is refused, unless the application was made with a `trusted` actor (embedded).
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -39,7 +40,7 @@ HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
 
 
 def inline(ask: Callable[..., Found]) -> Callable[..., Coroutine[Any, Any, Found]]:
-    """The dependency `ask`, called where the request is: it waits for nothing, and a thread costs more than it does."""
+    """The dependency `ask`, called in the thread of the request (once.py) and not, as FastAPI would, in another."""
 
     @functools.wraps(ask)
     async def asked(*words: Any, **given: Any) -> Found:
@@ -73,34 +74,33 @@ def memory(request: Request) -> signin.Memory:
     return found
 
 
-def session(request: Request) -> Iterator[Session]:
+async def session(request: Request) -> Session:
     """One transaction for the request; it may write unless the request is a GET or HEAD."""
-    actor = keyed_actor(request)
-    with db.session(engine(request), write=request.method not in once.READING) as opened:
-        opened.info["request_id"] = request.state.request_id
-        if actor is not None:
-            once.begin(request, opened, actor)
-        yield opened
-    if request.method not in once.READING:
-        failpoints.reach("request.committed")
+    return once.opened(request, _session(request, write=request.method not in once.READING, first=once.begin))
 
 
-def read_session(request: Request) -> Iterator[Session]:
+async def read_session(request: Request) -> Session:
     """One transaction that starts by reading, for a route that judges long before `db.begin_writing`."""
-    with db.session(engine(request), write=False) as opened:
-        opened.info["request_id"] = request.state.request_id
-        yield opened
+    return once.opened(request, _session(request, write=False))
 
 
-def keyed_session(request: Request) -> Iterator[Session]:
+async def keyed_session(request: Request) -> Session:
     """A `read_session` whose route takes an Idempotency-Key."""
-    actor = keyed_actor(request)
-    with db.session(engine(request), write=False) as opened:
+    return once.opened(request, _session(request, write=False, first=once.look))
+
+
+@contextmanager
+def _session(
+    request: Request, *, write: bool, first: Callable[[Request, Session, Actor], None] | None = None
+) -> Iterator[Session]:
+    actor = keyed_actor(request) if first is not None else None
+    with db.session(engine(request), write=write) as opened:
         opened.info["request_id"] = request.state.request_id
-        if actor is not None:
-            once.look(request, opened, actor)
+        if first is not None and actor is not None:
+            first(request, opened, actor)
         yield opened
-    failpoints.reach("request.committed")
+    if first is not None and request.method not in once.READING:
+        failpoints.reach("request.committed")
 
 
 def keyed_actor(request: Request) -> Actor | None:
@@ -114,7 +114,10 @@ class Needs:
     def __init__(self, scope: str) -> None:
         self.scope = scope
 
-    def __call__(self, request: Request) -> Actor:
+    async def __call__(self, request: Request) -> Actor:
+        return self.who(request)
+
+    def who(self, request: Request) -> Actor:
         actor = self._who(request)
         if self.scope and not actor.has(self.scope):
             raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self.scope}'")
@@ -134,6 +137,13 @@ class NeedsNow(Needs):
             return _signed_in(request)
         request.app.state.pace.take(actor.token_id)
         return actor
+
+
+class NeedsApart(Needs):
+    """For a route that waits in the event loop: FastAPI calls this in a thread, where signing in may wait."""
+
+    def __call__(self, request: Request) -> Actor:  # type: ignore[override]
+        return self.who(request)
 
 
 def as_of_now(
@@ -238,9 +248,9 @@ EngineDep = Annotated[Engine, Depends(inline(engine))]
 BlobsDep = Annotated[BlobStore, Depends(inline(store))]
 IssuersDep = Annotated[Issuers, Depends(inline(issuers))]
 SettingsDep = Annotated[Settings, Depends(inline(settings))]
-SessionDep = Annotated[Session, Depends(session, scope="function")]
-ReadSessionDep = Annotated[Session, Depends(read_session, scope="function")]
-KeyedSessionDep = Annotated[Session, Depends(keyed_session, scope="function")]
+SessionDep = Annotated[Session, Depends(session)]
+ReadSessionDep = Annotated[Session, Depends(read_session)]
+KeyedSessionDep = Annotated[Session, Depends(keyed_session)]
 NameDep = Annotated[AdapterName, Depends(inline(adapter_name))]
 SelectorDep = Annotated[Selector, Depends(inline(version_selector))]
 CursorDep = Annotated[str, Depends(inline(keyset_cursor))]
@@ -251,6 +261,7 @@ PAGE = PAGE_DEFAULT
 OPEN = Depends(open_to_all)
 Anyone = Annotated[Actor, Depends(Needs(""))]
 Puller = Annotated[Actor, Depends(Needs("pull"))]
+PullerApart = Annotated[Actor, Depends(NeedsApart("pull"))]
 PullerNow = Annotated[Actor, Depends(NeedsNow("pull"))]
 Pusher = Annotated[Actor, Depends(Needs("push"))]
 Promoter = Annotated[Actor, Depends(Needs("promote"))]

@@ -1,6 +1,9 @@
-"""`OnceRoute`: what a keyed mutation needs around its route, so that routes and doors know nothing of keys.
+"""`OnceRoute`: a request is one piece of work in one thread; and what a keyed mutation needs around its route.
 
 Invariants
+- A route that is a plain function is done in one thread, from signing in to the commit: its session waits for no other
+  thread, while all of them may be waiting for what it holds, a connection or SQLite's write lock.
+- What such a route asks for (deps.py) waits for nothing: it is `async def` and awaits nothing. A test holds it to that.
 - The answer is complete before the transaction commits, so it is kept together with the effect.
 - Only routes whose session is a `SessionDep` or a `KeyedSessionDep` take a key; elsewhere the header means nothing:
   planning a push and sending bytes change nothing when they are repeated, and links must not be answered twice.
@@ -12,10 +15,10 @@ Example
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -65,32 +68,67 @@ def look(request: Request, session: Session, actor: Actor) -> None:
 
 
 def _at_first(request: Request, session: Session, actor: Actor, ask: Ask) -> None:
-    """Ask when the route begins to work, in its thread. Here, it would hold a connection and wait for a thread, while
-    all threads may be waiting for connections."""
+    """Ask when the route begins to work: until then nothing holds a connection."""
     found = asked(request, actor)
     if found is not None:
         request.state.keyed_session = session
         db.at_first(session, lambda connection: _unless(ask(connection, found)))
 
 
+def opened(request: Request, session: AbstractContextManager[Session]) -> Session:
+    """The session, which ends with the work on this request, before its answer is sent."""
+    work: ExitStack = request.state.work
+    return work.enter_context(session)
+
+
 class OnceRoute(APIRoute):
-    """Every route of ours. Once its session has begun it waits for no further thread of the pool until it has ended:
-    all threads may be waiting for what this session holds, a connection or SQLite's write lock."""
+    """Every route of ours. One that is `async def` waits for others, and stays in the event loop (deps.NeedsApart)."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
-        super().__init__(path, endpoint if inspect.iscoroutinefunction(endpoint) else _in_thread(endpoint), **how)
+        self.waits = inspect.iscoroutinefunction(endpoint)
+        super().__init__(path, endpoint if self.waits else _here(endpoint), **how)
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
+        if self.waits:
+            return handle
 
-        async def once(request: Request) -> Response:
-            response = await handle(request)
-            session: Session | None = getattr(request.state, "keyed_session", None)
-            if session is not None:
-                await asyncio.to_thread(_keep, session, request.state.asked, response)
-            return response
+        async def in_thread(request: Request) -> Response:
+            return await run_in_threadpool(_work, handle, request)
 
-        return once
+        return in_thread
+
+
+def _work(handle: Handler, request: Request) -> Response:
+    """All of a request but its sending, in this thread."""
+    with ExitStack() as work:
+        request.state.work = work
+        response = _at_once(handle(request))
+        session: Session | None = getattr(request.state, "keyed_session", None)
+        if session is not None:
+            _keep(session, request.state.asked, response)
+    return response
+
+
+def _at_once(handling: Coroutine[Any, Any, Response]) -> Response:
+    """The result of a coroutine that waits for nothing, and so needs no event loop."""
+    try:
+        handling.send(None)
+    except StopIteration as done:
+        response: Response = done.value
+        return response
+    handling.close()
+    raise RuntimeError("something that a plain route asks for has waited")
+
+
+def _here(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """For FastAPI, which would look for a thread for a plain function."""
+
+    @functools.wraps(endpoint)
+    async def run(*words: Any, **given: Any) -> Any:
+        return endpoint(*words, **given)
+
+    return run
 
 
 def router(tag: str) -> APIRouter:
@@ -104,16 +142,6 @@ def replay(request: Request, error: Exception) -> Response:
         raise error
     headers = {"Idempotency-Replayed": "true"} | ({"ETag": error.etag} if error.etag else {})
     return Response(error.body, error.status, headers, media_type="application/json")
-
-
-def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """As FastAPI would run it, but what it answers is made into bytes without asking for a thread again."""
-
-    @functools.wraps(endpoint)
-    async def run(*words: Any, **given: Any) -> Any:
-        return await run_in_threadpool(endpoint, *words, **given)
-
-    return run
 
 
 def _unless(answer: Answer | None) -> None:

@@ -24,7 +24,7 @@ from registry.server import bases, db, loads, roster
 from registry.server.lookup.freshness import Freshness
 from registry.server.lookup.pulse import Beat, Pulse
 from registry.server.routes import once
-from registry.server.routes.deps import EngineDep, Needs, Puller
+from registry.server.routes.deps import EngineDep, Needs, PullerApart
 from registry.wire.roster import Roster
 
 router = once.router("serving")
@@ -44,13 +44,13 @@ class _Reader:
 
     def whole(self) -> Roster:
         self._request.state.actor = None
-        actor = Needs("pull")(self._request)
+        actor = Needs("pull").who(self._request)
         with db.session(self._engine, write=False) as session:
             return roster.of(session, actor, self._base, self._alias, self._asked)
 
     def state(self) -> str:
         self._request.state.actor = None
-        actor = Needs("pull")(self._request)
+        actor = Needs("pull").who(self._request)
         with db.session(self._engine, write=False) as session:
             return roster.state(session, actor, bases.row(session, self._base), self._alias, self._asked)
 
@@ -59,7 +59,7 @@ class _Reader:
 async def base_adapters(
     request: Request,
     response: Response,
-    actor: Puller,
+    actor: PullerApart,
     engine: EngineDep,
     base: str,
     alias: Annotated[str, Query(max_length=100)] = "prod",

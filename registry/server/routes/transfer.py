@@ -17,14 +17,13 @@ from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import aftercare, db, failpoints, files, loads, plans, pulls, push
-from registry.server.blobs import BlobStore, Sink
+from registry.server import aftercare, db, files, loads, plans, pulls, push
+from registry.server.blobs import BlobStore
 from registry.server.routes import bodies, once
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.deps import (
@@ -76,33 +75,21 @@ def plan_push(
 
 
 @router.put("/pushes/{push_id}/blobs/{digest}", status_code=204)
-async def upload_blob(
-    request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, push_id: str, digest: DigestDep
+def upload_blob(
+    request: Request,
+    session: ReadSessionDep,
+    actor: Pusher,
+    engine: EngineDep,
+    blobs: BlobsDep,
+    push_id: str,
+    digest: DigestDep,
 ) -> Response:
-    """Bytes of one blob that the plan asked for. Asynchronous, because a slow sender must not hold a thread."""
-
-    def begin() -> tuple[Sink | None, int]:
-        with db.session(engine, write=False) as session:
-            expected = push.receive(session, actor, push_id, digest)
-        _check_length(request, digest, expected.size_bytes)
-        sink = blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
-        return sink, expected.size_bytes
-
-    sink, size_bytes = await run_in_threadpool(begin)
-    if sink is None:
-        async for _ in request.stream():
-            pass
-        return Response(status_code=204)
-    try:
-        with aftercare.pushing(engine):
-            await bodies.receive(request, sink, size_bytes)
-            failpoints.reach("upload.received")
-            await run_in_threadpool(sink.finish)
-            failpoints.reach("upload.written")
-    except BaseException:
-        sink.abort()
-        raise
-    return Response(status_code=204)
+    """Bytes of one blob that the plan asked for. They come when this is done: a slow sender must not hold a thread."""
+    expected = push.receive(session, actor, push_id, digest)
+    db.settle(session)
+    _check_length(request, digest, expected.size_bytes)
+    sink = blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
+    return bodies.Receipt(sink, expected.size_bytes, aftercare.pushing(engine))
 
 
 def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
