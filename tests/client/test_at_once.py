@@ -1,0 +1,54 @@
+"""Shapes are built when they are first needed, and that may be in two threads at once.
+
+pydantic before 2.14 let the second of them see the class that a shape inherits from: every document passed for one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.house import ROOT
+
+CODE = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pydantic import ValidationError
+from registry.client import api
+from registry.errors import RegistryError
+from registry.verdicts import Value
+from registry.wire import Answer
+
+THREADS = 16
+sys.setswitchinterval(1e-6)
+
+def shapes(of):
+    return [shape for sub in of.__subclasses__() for shape in (sub, *shapes(sub))]
+
+def asked(shape, gate):
+    gate.wait()
+    try:
+        return type(shape.model_validate_json('{}')) is shape
+    except ValidationError as e:
+        return e.title == shape.__name__
+    except RegistryError:
+        return True  # a rule of that shape's own
+
+with ThreadPoolExecutor(THREADS) as pool:
+    found = wrong = 0
+    for shape in shapes(Answer) + shapes(Value):
+        gate = threading.Barrier(THREADS)
+        wrong += not all(pool.map(asked, [shape] * THREADS, [gate] * THREADS))
+        found += 1
+print(found, wrong)
+"""
+
+
+def test_threads_that_need_a_shape_first_get_that_shape() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    found, wrong = map(int, said.stdout.split())
+    assert found > 80
+    assert wrong == 0
