@@ -30,7 +30,7 @@ from pathlib import Path
 from benchmarks import _adapters
 from registry.client import base_folder
 from registry.client.api import Registry
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 
 SPACE = "bench"
 WARM_STEP_BYTES = 2**20

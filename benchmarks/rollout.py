@@ -41,7 +41,8 @@ from registry.serving.engines import VLLM
 from registry.serving.shelf import Shelf
 from registry.serving.station import AT_ONCE
 from registry.verdicts import Check, Report
-from registry.wire import BaseAdd, BaseView
+from registry.wire import BaseView
+from registry.wire.bases import BaseAdd
 from registry.wire.jobs import ClaimRequest, FinishRequest
 from tests.forge import WEIGHTS
 from tests.serving.stand_ins import VLLMServer, answers

@@ -23,7 +23,8 @@ from registry.client import convert
 from registry.client.api import Registry
 from registry.names import Ref
 from registry.verdicts import Outcome
-from registry.wire import AdapterView, AliasView, VersionView
+from registry.wire import AdapterView, VersionView
+from registry.wire.aliases import AliasView
 
 GRADES = ("exact", "other-dtype", "quantised", "descendant")
 """How alike the weights of two bases are, the closest first; each one includes those before it."""

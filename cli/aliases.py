@@ -20,7 +20,7 @@ from cli import fleet, output, session
 from registry.client.api import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
-from registry.wire import AliasMove, AliasView
+from registry.wire.aliases import AliasMove, AliasView
 
 
 @click.command()

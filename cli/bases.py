@@ -19,12 +19,14 @@ import click
 from cli import main, output, session
 from registry import names
 from registry.bases import BaseSpec
-from registry.bases.identity import Grade, Identity
-from registry.client import transfer
+from registry.bases.identity import Identity
+from registry.bases.likeness import Grade
+from registry.client import base_folder
 from registry.client.judging import Judging
 from registry.errors import Invalid
 from registry.thresholds import Thresholds
-from registry.wire import BaseAdd, BaseView
+from registry.wire import BaseView
+from registry.wire.bases import BaseAdd
 from registry.worker import identify as weights_identity
 from registry.worker.weights import Weights
 
@@ -44,7 +46,7 @@ def base() -> None:
 def add(name: str, source: str, identify: bool) -> None:
     """Register the base NAME from SOURCE, a folder with config.json and *.safetensors."""
     name = names.base_name(name)
-    spec, bytes_read = transfer.base_spec_from(source, name)
+    spec, bytes_read = base_folder.base_spec_from(source, name)
     identity = _identity(source) if identify else None
     origin = os.path.abspath(source) if os.path.isdir(source) else source
     with session.registry() as registry:
@@ -67,7 +69,7 @@ def add(name: str, source: str, identify: bool) -> None:
 def identify_base(name: str, folder: str) -> None:
     """Read the weights in DIR and tell the registry that they are those of the base NAME."""
     name = names.base_name(name)
-    spec, _ = transfer.base_spec_from(folder, name)
+    spec, _ = base_folder.base_spec_from(folder, name)
     with session.registry() as registry:
         known = registry.base(name)
         if known.fingerprint != spec.fingerprint:

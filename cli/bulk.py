@@ -43,7 +43,7 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
     if not found:
         raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG} or a file of weights")
     folders = [(path, f"{namespace}/{path.name}") for path in found]
-    with session.registry() as registry, Bar(namespace) as bar:
+    with session.versions() as registry, Bar(namespace) as bar:
         results = bulk.push_all(
             registry, folders, base=base, message=message, progress=bar, told=_quiet(bar, _print_pushed),
             declared=lambda one: provenance.of_file(one / file) if file else None,
@@ -79,7 +79,7 @@ def _is_adapter(folder: Path) -> bool:
 def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     """Bring every adapter of a base into DIR/NAMESPACE/NAME."""
     selector = names.selector(alias or names.NEWEST)
-    with session.registry() as registry, Bar(base) as bar:
+    with session.versions() as registry, Bar(base) as bar:
         found = [AdapterName.parse(view.name) for view in bulk.fleet(registry, base, namespace=namespace, alias=alias)]
         wanted = [(Ref(name, selector), folder / name.namespace / name.name) for name in found]
         results = bulk.pull_all(registry, wanted, progress=bar, told=_quiet(bar, _print_pulled))

@@ -23,7 +23,7 @@ import click
 
 from cli import drawing, heatmap, main, output, session, versions
 from cli.heatmap import HeatMap
-from registry import contents
+from registry import facts
 from registry.client import folder as folders
 from registry.client import transfer
 from registry.client.api import Registry
@@ -81,9 +81,9 @@ def _side(registry: Registry, text: str) -> Side:
     if folders.is_meant(text):
         found = folders.read_folder(path)
         written = _written((path / CONFIG).read_bytes()) if CONFIG in found.sources else {}
-        told = contents.claims(found.files, lambda file, start, n: found.sources[file].read_bytes()[start : start + n])
+        told = facts.claims(found.files, lambda file, start, n: found.sources[file].read_bytes()[start : start + n])
         files = {f.path: str(f.digest) for f in found.files}
-        return Side(text, found.found.claim.name, {**found.found.facts, **told}, written, files)
+        return Side(text, found.found.claim.name, {**facts.of(found.found), **told}, written, files)
     version = registry.version(Ref.parse(text))
     written = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:

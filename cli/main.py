@@ -125,7 +125,8 @@ def uncollected() -> Iterator[None]:
 def load(module: str, attribute: str, extra: str = "", what: str = "") -> Any:
     """What `module` calls `attribute`. `MissingExtra` says what to install if a package is not there."""
     try:
-        return getattr(importlib.import_module(module), attribute)
+        with contextlib.nullcontext() if module in sys.modules else uncollected():
+            return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as e:
         missing = (e.name or "").split(".")[0]
         if not extra or missing in OURS:
@@ -154,9 +155,7 @@ class Rooms(click.Group):
         if door is None:
             return None
         spare("httpx._main")
-        fresh = door.module not in sys.modules
-        with uncollected() if fresh else contextlib.nullcontext():
-            command: click.Command = load(door.module, door.attribute, door.extra, f"adapter {cmd_name}")
+        command: click.Command = load(door.module, door.attribute, door.extra, f"adapter {cmd_name}")
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -17,15 +17,21 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from cli import main
-from registry.client.api import Registry
 from registry.client.heads import Heads
+from registry.client.versions import Versions
 from registry.errors import Invalid
+
+if TYPE_CHECKING:
+    from registry.client.api import Registry
+
+Routes = TypeVar("Routes", bound=Versions)
 
 IN_THE_CLEAR = "the token goes there unencrypted, for everybody on the way to read: use https"
 EMBEDDED_URL = "http://registry.embedded"
@@ -110,11 +116,21 @@ def target() -> Target:
     return Target(url, token, "ADAPTER_REGISTRY" if given else str(profile_path()))
 
 
+def registry() -> AbstractContextManager[Registry]:
+    """The registry of `target()` with all of its routes, closed at the end."""
+    return _opened(main.load("registry.client.api", "Registry"))
+
+
+def versions() -> AbstractContextManager[Versions]:
+    """The same with the routes that a push and a pull take: it is there sooner, because the others are not loaded."""
+    return _opened(Versions)
+
+
 @contextmanager
-def registry() -> Iterator[Registry]:
-    """The registry of `target()`, closed at the end. The embedded one runs in this process, without a socket."""
+def _opened(routes: type[Routes]) -> Iterator[Routes]:
+    """The embedded registry runs in this process, without a socket."""
     where = target()
-    with embedded() if where.embedded else Registry(where.url, where.token) as opened:
+    with embedded(routes) if where.embedded else routes(where.url, where.token) as opened:
         heads().watch(opened, by_origin=where.embedded)
         yield opened
 
@@ -125,7 +141,7 @@ def heads() -> Heads:
 
 
 @contextmanager
-def embedded() -> Iterator[Registry]:
+def embedded(routes: type[Routes]) -> Iterator[Routes]:
     """The registry in the user's data folder (REGISTRY_DATA). `Invalid` if the server is not installed."""
     try:
         application = main.load("cli.serve", "embedded", "server", "the embedded registry")
@@ -136,5 +152,5 @@ def embedded() -> Iterator[Registry]:
             next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or pip install 'adapter-registry[server]'",
         ) from e
     transport = main.load("registry.client.inprocess", "InProcess")
-    with application() as app, Registry(EMBEDDED_URL, transport=transport(app)) as opened:
+    with application() as app, routes(EMBEDDED_URL, transport=transport(app)) as opened:
         yield opened

@@ -19,11 +19,10 @@ from typing import Any
 
 import click
 
-from cli import jobs, main, output, provenance, session, versions
+from cli import main, output, provenance, session, versions
 from registry.client import transfer
-from registry.client.api import Registry
+from registry.client.versions import Versions
 from registry.errors import Reason
-from registry.jobs import Job
 from registry.names import AdapterName, Ref
 from registry.verdicts import Outcome, Verdict
 from registry.wire import VersionView
@@ -113,8 +112,9 @@ def push(
     adapter = AdapterName.parse(name)
     signature = main.load("cli.sign", "chosen")(key, bundle, public_key) if key or bundle or public_key else None
     declared = provenance.declared(**inputs)
-    job: Job | None = None
-    with session.registry() as registry:
+    job: Any = None
+    waits = wait or timeout is not None
+    with session.registry() if waits else session.versions() as registry:
         with Bar(name) as progress:
             pushed = transfer.push_folder(
                 registry,
@@ -131,12 +131,12 @@ def push(
                 left_out=say_left_out,
                 signature=signature,
             )
-        if (wait or timeout) and pushed.job_id:
-            job = jobs.wait_for(registry, pushed.job_id, timeout)
+        if waits and pushed.job_id:
+            job = main.load("cli.jobs", "wait_for")(registry, pushed.job_id, timeout)
             pushed = pushed.model_copy(update={"version": _again(registry, adapter, pushed.version)})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:
-        jobs.exit_by(job, None)
+        main.load("cli.jobs", "exit_by")(job, None)
     if pushed.alias_refused or (strict and failed(pushed.version.verdicts)):
         click.get_current_context().exit(output.REFUSED)
 
@@ -151,7 +151,7 @@ def failed(verdicts: list[Verdict]) -> bool:
     return Outcome.FAIL in newest.values()
 
 
-def _again(registry: Registry, adapter: AdapterName, version: VersionView) -> VersionView:
+def _again(registry: Versions, adapter: AdapterName, version: VersionView) -> VersionView:
     return registry.version(Ref(adapter, version.digest))
 
 
@@ -188,7 +188,7 @@ def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
     """Bring the version that REF means into DEST, as a whole or not at all. Default: a folder with its name."""
     target = dest or Path(ref.name.name)
     damaged: list[Reason] = []
-    with session.registry() as registry, Bar(str(ref)) as progress:
+    with session.versions() as registry, Bar(str(ref)) as progress:
         if verify:
             resolved, damaged = transfer.verify(registry, ref, target, progress=progress)
         else:

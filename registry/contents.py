@@ -18,13 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from registry import card, formats, golden, lora, tensors, trainer
-from registry.engines import facts as engine_facts
-from registry.engines.facts import EngineFacts
+from registry import formats, golden, lora, tensors
 from registry.errors import Invalid, Reason
-from registry.formats import gguf, images, native, summary
+from registry.formats import gguf, images, native
 from registry.formats.facts import FileFacts
 from registry.lora import LoraSpec, config
 from registry.lora.base_claim import BaseClaim
@@ -63,6 +61,7 @@ class Contents:
     header: Header
     lora: LoraSpec
     findings: tuple[Finding, ...] = ()
+    scheme = "peft"
 
     @property
     def claim(self) -> BaseClaim:
@@ -80,39 +79,6 @@ class Contents:
                 experts=module.a_shape[0] // module.rank if fused else 1,
             )  # fmt: skip
 
-    @property
-    def engine(self) -> EngineFacts:
-        return engine_facts.of_lora(self.lora)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What people and serving engines ask about a version, as JSON: the `facts` of a VersionView."""
-        spec, written = self.lora, self.config
-        paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
-        return {
-            "scheme": "peft",
-            "method": spec.method,
-            "rank": spec.rank or None,
-            "ranks": sorted({m.rank for m in spec.modules}),
-            "alpha": written.alpha,
-            "scales": sorted({round(m.scale, 6) for m in spec.modules}),
-            "targets": sorted({path.rsplit(".", 1)[-1] for path in paths if path}),
-            "modules": len(spec.modules),
-            "saved_modules": list(written.saved_modules),
-            "trained_tokens": sum(piece.shape[0] for piece in spec.tokens if piece.shape),
-            "use_dora": written.use_dora,
-            "use_rslora": written.use_rslora,
-            "bias": written.bias,
-            "task": written.task,
-            "dtypes": list(spec.dtypes),
-            "parameters": spec.parameters,
-            "weights_bytes": spec.size_bytes,
-            "base_claimed": spec.base_name,
-            "peft_version": written.peft_version,
-            "updates": summary.of_updates((m.key, m.rank, m.alpha, m.scale) for m in spec.modules),
-            "engine": engine_facts.to_stored(self.engine),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
@@ -121,6 +87,10 @@ class Foreign:
     file: FileFacts
     header: Header
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        return self.file.scheme
 
     @property
     def claim(self) -> BaseClaim:
@@ -132,41 +102,6 @@ class Foreign:
         for module in self.file.modules:
             if module.a and module.rank and module.scale is not None:
                 yield Pair(module.path, module.rank, module.scale, module.a, module.b, module.is_turned)
-
-    @property
-    def engine(self) -> EngineFacts:
-        return engine_facts.of_file(self.file, is_image=self.file.scheme in formats.IMAGE_SCHEMES)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """As `Contents.facts`, and what only such a file has. Private metadata is named, never repeated."""
-        file = self.file
-        scales = {round(m.scale, 6) for m in file.modules if m.scale is not None}
-        alphas = {m.alpha for m in file.modules if m.alpha is not None}
-        return {
-            "scheme": file.scheme,
-            "method": file.method.upper(),
-            "file": file.file,
-            "family": file.family,
-            "components": list(file.components),
-            "rank": file.max_rank or None,
-            "ranks": sorted({m.rank for m in file.modules if m.rank}),
-            "alpha": alphas.pop() if len(alphas) == 1 else None,
-            "alpha_rule": file.alpha_rule,
-            "scales": sorted(scales),
-            "targets": summary.targets(m.path for m in file.modules),
-            "modules": len(file.modules),
-            "use_dora": file.has_dora,
-            "dtypes": list(file.dtypes),
-            "parameters": file.parameters,
-            "weights_bytes": file.size_bytes,
-            "base_claimed": file.base_claimed,
-            "trigger_words": file.trigger_words,
-            "training": dict(file.claims),
-            "private_left_out": list(file.private_texts),
-            "updates": summary.of_updates((m.path, m.rank, m.alpha, m.scale) for m in file.modules),
-            "engine": engine_facts.to_stored(self.engine),
-        }
 
 
 Found = Contents | Foreign
@@ -192,17 +127,6 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
             next_step="push each file as an adapter of its own",
         )
     return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
-
-
-def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
-    """What README (`card`) and trainer's log (`trainer`) claim of the version's origin, as more of its facts."""
-    by_path = {f.path: f for f in files}
-    told: dict[str, Any] = {}
-    if file := by_path.get(card.FILE):
-        told["card"] = card.read(read(card.FILE, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts
-    if file := by_path.get(trainer.FILE):
-        told["trainer"] = trainer.read(read(trainer.FILE, 0, min(file.size_bytes, trainer.READ_LIMIT_BYTES))).facts
-    return {key: value for key, value in told.items() if value}
 
 
 def _golden(file: Descriptor | None, read: Read) -> None:

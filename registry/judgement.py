@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from registry import __version__, compat, engines
+from registry import __version__, compat, engines, facts
 from registry.bases import BaseSpec
-from registry.bases.identity import Likeness
+from registry.bases.likeness import Likeness
 from registry.compat import files as compat_files
 from registry.contents import Contents, Found
 from registry.digest import Digest
@@ -36,7 +36,7 @@ def verdicts(
     findings = fit(found, base, relatives)
     made_by = {"registry": __version__}
     fits = Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
-    stored = engine_facts.to_stored(found.engine)
+    stored = engine_facts.to_stored(facts.of_engine(found))
     loads = [
         engines.verdict(stored, asked, subject=subject, base=base, fits=fits.outcome, registry=__version__)
         for asked in profiles

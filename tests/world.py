@@ -41,8 +41,9 @@ from registry.server.blobs import BlobStore, MemoryBlobs, digest_of
 from registry.server.settings import Settings
 from registry.server.tables import BlobRow, JobRow
 from registry.verdicts import Check, Finding, Report
-from registry.wire import BaseAdd, BaseView
+from registry.wire import BaseView
 from registry.wire.access import TokenCreate
+from registry.wire.bases import BaseAdd
 from registry.wire.jobs import ClaimRequest, FinishRequest
 from registry.wire.push import Pushed, PushRequest
 from tests import forge

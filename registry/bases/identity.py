@@ -2,7 +2,7 @@
 
     TensorMark   one tensor: dtype, logical shape, digest of its bytes, and a sketch of its values
     Identity     the root over all tensors (`exact`), and the marks by which it is compared with others
-    Likeness     how two bases are related: a grade, and the figures that it comes from
+    compare      how two of them are related: a `Likeness`
 
 Invariants
 - `exact` covers the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor, those of quantisation too;
@@ -23,12 +23,12 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from operator import mul
 from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
+from registry.bases.likeness import Grade, Likeness
 from registry.digest import Digest, canonical_json
 from registry.verdicts import Value
 
@@ -36,17 +36,6 @@ SKETCH_SIZE = 64
 MARKS_LIMIT = 4096
 """Tensors that keep a mark. A base with more keeps those whose names hash lowest: the same ones as its relatives."""
 _HALVES = struct.Struct(f"<{SKETCH_SIZE}e")
-
-
-class Grade(StrEnum):
-    """How two bases are alike, from the same to strangers. `unknown`: too little could be compared."""
-
-    EXACT = "exact"
-    OTHER_DTYPE = "other-dtype"
-    QUANTISED = "quantised"
-    DESCENDANT = "descendant"
-    UNRELATED = "unrelated"
-    UNKNOWN = "unknown"
 
 
 class Thresholds(Value):
@@ -106,38 +95,6 @@ class Identity(Value):
     @property
     def has_norms(self) -> bool:
         return any(mark.norm is not None for mark in self.marks.values())
-
-
-class Likeness(Value):
-    """How the base `other` is related to the one that was asked about.
-
-    `compared` tensors had values to compare, with a cosine of `mean` and `least`; `equal` of them had equal bytes.
-    `changed` are the last parts of the paths of modules whose values differ.
-    """
-
-    other: str = ""
-    grade: Grade
-    compared: int = 0
-    equal: int = 0
-    mean: float | None = None
-    least: float | None = None
-    changed: tuple[str, ...] = Field(default=(), max_length=64)
-
-    @property
-    def sentence(self) -> str:
-        """For people, to be put after the other's name."""
-        figures = f"{self.equal} of {self.compared} tensors are equal"
-        if self.mean is not None:
-            figures += f", cosine {self.mean:.5f}"
-        changed = f"; only {', '.join(self.changed)} differ" if 0 < len(self.changed) <= 4 else ""
-        return {
-            Grade.EXACT: "has the same weights, byte for byte",
-            Grade.OTHER_DTYPE: f"has the same weights in another dtype ({figures})",
-            Grade.QUANTISED: f"has the same weights, quantised in one of the two ({figures})",
-            Grade.DESCENDANT: f"descends from the same weights, by fine-tuning or merging ({figures}{changed})",
-            Grade.UNRELATED: f"has unrelated weights ({figures})" if self.compared else "is another model",
-            Grade.UNKNOWN: "is packed in a way that cannot be compared",
-        }[self.grade]
 
 
 # ------------------------------------------------------------------ exact

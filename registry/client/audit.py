@@ -11,50 +11,35 @@ Example
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
-
-from registry.client.api import Registry
-from registry.errors import Corrupt, NotFound, RegistryError
+from registry.client.checkpoints import Checkpoints
+from registry.errors import Corrupt, NotFound
 from registry.names import Ref
-from registry.tlog import tiles, verify_consistency
-from registry.tlog.notes import Checkpoint, Verifier
+from registry.tlog import tiles
+from registry.tlog.notes import Verifier
 from registry.wire.audit import (
     AttestationList,
     AttestationView,
-    Consistency,
     DeliveryList,
     DeliveryView,
     EventPage,
     EventProof,
     EventView,
-    LogKeys,
     SignRequest,
     WebhookCreate,
     WebhookCreated,
     WebhookList,
     WebhookView,
 )
+from registry.wire.checkpoints import LogKeys
 
-Shape = TypeVar("Shape", bound=BaseModel)
 PAGE = 200
 
 
-class Audit:
-    def __init__(self, registry: Registry) -> None:
-        self._connection = registry.connection
-
-    def checkpoint(self) -> str:
-        """The newest checkpoint's note."""
-        return self._connection.send("GET", "/audit/checkpoint").content.decode()
-
-    def keys(self) -> LogKeys:
-        return self._get("/audit/keys", LogKeys)
-
-    def consistency(self, old: int, new: int) -> Consistency:
-        return self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
+class Audit(Checkpoints):
+    """All routes of the log, of attestations and of webhooks."""
 
     def proof(self, seq: int) -> EventProof:
         return self._get(f"/audit/events/{seq}/proof", EventProof)
@@ -107,14 +92,6 @@ class Audit:
         answer = self._connection.send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry")
         return DeliveryView.model_validate_json(answer.content)
 
-    def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
-        answer = self._connection.send("GET", path, query=query)
-        try:
-            return shape.model_validate_json(answer.content)
-        except ValidationError as e:
-            sentence = f"the registry's answer to {path} is not what we expect: {e.errors()[0]['msg']}"
-            raise RegistryError("INTERNAL", sentence) from e
-
 
 def _webhook(webhook_id: str) -> str:
     return f"/webhooks/{quote(webhook_id, safe='')}"
@@ -158,15 +135,3 @@ class ServerLog:
 def verifiers(keys: LogKeys) -> tuple[Verifier, ...]:
     """The keys as they verify. `Invalid` for a key that is none."""
     return tuple(Verifier.parse(text) for text in keys.keys)
-
-
-def consistent(audit: Audit, old: Checkpoint, new: Checkpoint) -> bool:
-    """Whether the server shows that the one is the beginning of the other, whichever is the longer."""
-    first, second = sorted((old, new), key=lambda checkpoint: checkpoint.size)
-    hashes: list[bytes] = []
-    if 0 < first.size < second.size:
-        try:
-            hashes = [bytes.fromhex(text) for text in audit.consistency(first.size, second.size).hashes]
-        except ValueError:
-            return False
-    return verify_consistency(first.size, first.root, second.size, second.root, hashes)

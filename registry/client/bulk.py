@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from registry.client import transfer
-from registry.client.api import Registry
 from registry.client.cache import Cache
 from registry.client.streams import Progress, Silent
+from registry.client.versions import Versions
 from registry.errors import Invalid, RegistryError
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance
@@ -45,7 +45,7 @@ class Result(Generic[Answer]):
 
 
 def push_all(
-    registry: Registry,
+    registry: Versions,
     folders: Sequence[tuple[Path, str]],
     *,
     base: str = "",
@@ -76,7 +76,7 @@ def push_all(
 
 
 def pull_all(
-    registry: Registry,
+    registry: Versions,
     wanted: Sequence[tuple[Ref, Path]],
     *,
     cache: Cache | Callable[[], Cache] | None = transfer.USER_CACHE,
@@ -93,7 +93,7 @@ def pull_all(
     return _each(pull, wanted, told)
 
 
-def fleet(registry: Registry, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
+def fleet(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
     """Every adapter of a base that the actor may see; those of one namespace, those with one alias, if asked."""
     cursor = ""
     while True:

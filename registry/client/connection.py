@@ -34,7 +34,7 @@ from registry.client.carriers import Carrier
 from registry.client.sockets import READ_SECONDS, Advance, Sockets, Take
 from registry.errors import Invalid, Unavailable
 from registry.wire import PREFIX
-from registry.wire.audit import CHECKPOINT_HEADER
+from registry.wire.checkpoints import CHECKPOINT_HEADER
 
 ATTEMPTS_LIMIT = 4
 PAUSE_SECONDS = 0.2

@@ -55,7 +55,7 @@ def convert(registry: Registry, ref: Ref, asked: Conversion) -> Outcome:
         before, after = Path(scratch) / "before", Path(scratch) / "after"
         transfer.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
         report = rename(before, after, asked, base)
-        return Outcome(push(registry, after, source, asked, report, scheme=found.facts["scheme"]), report)
+        return Outcome(push(registry, after, source, asked, report, scheme=found.scheme), report)
 
 
 def read(registry: Registry, source: Resolved) -> Found:

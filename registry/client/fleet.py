@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 from registry import names
 from registry.client.answers import parsed
-from registry.client.api import Registry
+from registry.client.versions import Versions
 from registry.wire.fleet import BoxReport, FleetBoxes, Leased
 
 
 class Fleet:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
     def report(self, box: str, engine: str, report: BoxReport) -> Leased:

@@ -8,8 +8,8 @@ Invariants
 
 Example
     >>> folder = read_folder(Path("out/checkpoint-200"))
-    >>> folder.found.facts["method"], [f.path for f in folder.files]
-    ('LORA', ['README.md', 'adapter_config.json', 'adapter_model.safetensors'])
+    >>> folder.found.scheme, [f.path for f in folder.files]
+    ('peft', ['README.md', 'adapter_config.json', 'adapter_model.safetensors'])
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from registry import names
 from registry.client.answers import Shape, parsed
-from registry.client.api import Registry
+from registry.client.versions import Versions
 from registry.gates import Gate
 from registry.names import AdapterName, Ref
 from registry.wire import Request, VersionView
@@ -31,7 +31,7 @@ from registry.wire.gates import (
 
 
 class Gates:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
     def every(self, place: str) -> GateList:

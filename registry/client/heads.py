@@ -23,9 +23,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.client import audit as logs
-from registry.client.api import Registry
-from registry.client.audit import Audit
+from registry.client.checkpoints import Checkpoints, consistent
+from registry.client.versions import Versions
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog.notes import Checkpoint, Verifier
 
@@ -48,7 +47,7 @@ class Heads:
         self._lock = threading.Lock()
         self._seen: set[str] = set()
 
-    def watch(self, registry: Registry, *, by_origin: bool = False) -> None:
+    def watch(self, registry: Versions, *, by_origin: bool = False) -> None:
         """Check every checkpoint that an answer of this registry carries. `by_origin`: its URL is no name of it."""
 
         def look(encoded: str) -> None:
@@ -66,25 +65,25 @@ class Heads:
 
         registry.connection.on_checkpoint = look
 
-    def _demand(self, registry: Registry, *, by_origin: bool) -> None:
+    def _demand(self, registry: Versions, *, by_origin: bool) -> None:
         """An answer came without the checkpoint that it should carry: a server that has just begun, or one that hides
         what became of its log. Asked once, where nothing was shown yet and something is remembered."""
         with self._lock:
             if by_origin or self._seen or _read(self._path(registry.url)) is None:
                 return
             try:
-                note = Audit(registry).checkpoint()
+                note = Checkpoints(registry).checkpoint()
             except NotFound as e:
                 raise _wrong(registry.url, "it shows no checkpoint") from e
             self.check(registry, note)
             self._seen.add(note)
 
-    def check(self, registry: Registry, note: str, *, by_origin: bool = False) -> Checkpoint:
+    def check(self, registry: Versions, note: str, *, by_origin: bool = False) -> Checkpoint:
         """The checkpoint of this note, once it is shown to follow the remembered one; then it is the remembered one."""
         path = self._path(note.partition("\n")[0] if by_origin else registry.url)
         known = _read(path)
         if known is None:
-            known = Head(tuple(Audit(registry).keys().keys), note)
+            known = Head(tuple(Checkpoints(registry).keys().keys), note)
         checkpoint = Checkpoint.of_note(note, *known.verifiers)
         before = Checkpoint.of_note(known.note, *known.verifiers)
         if checkpoint is None or before is None:
@@ -92,7 +91,7 @@ class Heads:
         if checkpoint.origin != before.origin:
             raise _wrong(registry.url, f"it is the log {checkpoint.origin!r}, and was {before.origin!r}")
         try:
-            good = logs.consistent(Audit(registry), before, checkpoint)
+            good = consistent(Checkpoints(registry), before, checkpoint)
         except Invalid:
             good = False
         if not good:
@@ -104,11 +103,11 @@ class Heads:
             _write(path, Head(known.keys, note))
         return checkpoint
 
-    def known(self, registry: Registry, note: str, *, by_origin: bool = False) -> Head | None:
+    def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> Head | None:
         """What is remembered of this registry."""
         return _read(self._path(note.partition("\n")[0] if by_origin else registry.url))
 
-    def trust(self, registry: Registry, keys: tuple[str, ...], note: str, *, by_origin: bool = False) -> None:
+    def trust(self, registry: Versions, keys: tuple[str, ...], note: str, *, by_origin: bool = False) -> None:
         """Remember these keys and this checkpoint from now on: what a person decides after a change on purpose."""
         _write(self._path(note.partition("\n")[0] if by_origin else registry.url), Head(keys, note), shorter_too=True)
 

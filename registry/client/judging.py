@@ -16,10 +16,11 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from registry import names
-from registry.client.api import Registry
+from registry.client.versions import Versions
 from registry.errors import RegistryError
 from registry.names import Ref
-from registry.wire import BaseView, ThresholdsGiven
+from registry.wire import BaseView
+from registry.wire.bases import ThresholdsGiven
 from registry.wire.jobs import CampaignView, RevalidateRequest
 from registry.wire.verdicts import FingerprintView
 
@@ -27,7 +28,7 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class Judging:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
     def begin(self, request: RevalidateRequest) -> CampaignView:

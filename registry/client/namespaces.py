@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from registry.client.answers import Shape, parsed
-from registry.client.api import Name, Registry
+from registry.client.versions import Name, Versions
 from registry.names import AdapterName
 from registry.wire import AdapterView, Request
 from registry.wire.access import TokenCreated, TokenRotate
@@ -35,7 +35,7 @@ from registry.wire.namespaces import (
 class Namespaces:
     """Who may do what, at the registry that `registry` talks to."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
     def page(self, *, cursor: str = "", limit: int | None = None) -> NamespacePage:

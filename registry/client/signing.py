@@ -24,8 +24,8 @@ from registry import attestations
 from registry.attestations import Statement, keys, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
-from registry.client.api import Registry
 from registry.client.audit import Audit
+from registry.client.versions import Versions
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.manifest import Manifest
@@ -69,7 +69,7 @@ class WithKey:
     def check(self, manifest: Manifest) -> None:
         """A signature that is still to be made is of these files."""
 
-    def give(self, registry: Registry, ref: Ref, manifest: Manifest) -> None:
+    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
         sign(Audit(registry), ref, manifest, self.key)
 
 
@@ -86,7 +86,7 @@ class Brought:
         else:
             models.certified(self.request.bundle, manifest, Trust(), datetime.now(UTC))
 
-    def give(self, registry: Registry, ref: Ref, manifest: Manifest) -> None:
+    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
         Audit(registry).sign(ref, self.request)
 
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from registry.client.api import Registry
 from registry.client.sockets import Take
+from registry.client.versions import Versions
 from registry.digest import Digest, Hasher
 from registry.errors import Corrupt, Unavailable
 from registry.wire import FileLink
@@ -58,7 +58,7 @@ class Silent:
         return None
 
 
-def send(registry: Registry, upload: Upload, source: Path, progress: Progress) -> None:
+def send(registry: Versions, upload: Upload, source: Path, progress: Progress) -> None:
     """Send the file at `source` as the blob that the plan asked for, whole or in the parts that are still missing."""
     with open(source, "rb", buffering=0) as file:
         if not upload.parts:
@@ -68,7 +68,7 @@ def send(registry: Registry, upload: Upload, source: Path, progress: Progress) -
         at_once(lambda part: _send_part(registry, part, file, progress), upload.parts, PARTS_AT_ONCE)
 
 
-def _send_part(registry: Registry, part: Part, file: io.FileIO, progress: Progress) -> None:
+def _send_part(registry: Versions, part: Part, file: io.FileIO, progress: Progress) -> None:
     registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
 
 
@@ -81,7 +81,7 @@ class Direct:
 
 
 def fetch(
-    registry: Registry,
+    registry: Versions,
     link: FileLink,
     target: Path,
     progress: Progress,
@@ -122,7 +122,7 @@ class _Unwritable(Exception):
 class _Fetch:
     """One file on its way down. The hash follows the bytes in order; a broken line goes on where it broke."""
 
-    def __init__(self, registry: Registry, link: FileLink, direct: Direct, descriptor: int, progress: Progress) -> None:
+    def __init__(self, registry: Versions, link: FileLink, direct: Direct, descriptor: int, progress: Progress) -> None:
         self._connection = registry.connection
         self._link, self._direct = link, direct
         self._descriptor = descriptor

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Protocol
 
 from registry.client import streams
-from registry.client.api import Registry
-from registry.client.base_folder import base_spec_from as base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.client.destination import Destination
 from registry.client.folder import Folder, read_folder
 from registry.client.streams import Progress, Silent
+from registry.client.versions import Versions
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound, Reason
 from registry.manifest import NOTE, BaseRef, Edge, Manifest, Relation
@@ -51,11 +50,11 @@ class Signature(Protocol):
     """How a pushed version is signed; `registry.client.signing` has two, and is slow to import."""
 
     def check(self, manifest: Manifest) -> None: ...
-    def give(self, registry: Registry, ref: Ref, manifest: Manifest) -> None: ...
+    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None: ...
 
 
 def push_folder(
-    registry: Registry,
+    registry: Versions,
     folder: Path,
     name: AdapterName,
     *,
@@ -111,7 +110,7 @@ def _small(folder: Folder, upload: Upload) -> Small:
 class Bases:
     """The registered bases, each asked for once however many adapters are pushed. Thread-safe."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Versions) -> None:
         self._registry = registry
         self._lock = threading.Lock()
         self._named: dict[str, BaseView] = {}
@@ -148,7 +147,7 @@ class Bases:
         return meant[0]
 
 
-def _edge(registry: Registry, parent: Ref) -> Edge:
+def _edge(registry: Versions, parent: Ref) -> Edge:
     version = registry.version(parent)
     return Edge(relation=Relation.CONTINUED, digest=version.digest, name=f"{version.name}@{version.number}")
 
@@ -159,7 +158,7 @@ USER_CACHE = Cache.of_user
 
 
 def pull(
-    registry: Registry,
+    registry: Versions,
     ref: Ref | str,
     dest: Path,
     *,
@@ -176,7 +175,7 @@ def pull(
 
 
 def verify(
-    registry: Registry,
+    registry: Versions,
     ref: Ref | str,
     dest: Path,
     *,
@@ -230,7 +229,7 @@ def _put(offer: _Offer, dest: Path, store: Cache | None, progress: Progress) -> 
 class _Offer:
     """What the registry says that a version is, and how its files can be had. Nothing of it is believed."""
 
-    def __init__(self, registry: Registry, ref: Ref | str) -> None:
+    def __init__(self, registry: Versions, ref: Ref | str) -> None:
         plan = _planned(registry, ref)
         self.resolved = plan.resolved
         self.links = _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), plan.resolved)
@@ -250,7 +249,7 @@ class _Offer:
         streams.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
 
 
-def _planned(registry: Registry, ref: Ref | str) -> PullPlan:
+def _planned(registry: Versions, ref: Ref | str) -> PullPlan:
     """The plan; of a registry that is older than plans, what its look-up answers: each file has a link there, too."""
     try:
         return registry.plan_pull(ref)

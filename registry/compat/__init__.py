@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from registry.bases import BaseSpec
-from registry.bases.identity import Likeness
+from registry.bases.likeness import Likeness
 from registry.compat import kinship
 from registry.compat import methods as compat_methods
 from registry.compat.modules import Site, check_completeness, check_full, check_updates

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 
 from registry.bases import BaseSpec
-from registry.bases.identity import Grade, Likeness
+from registry.bases.likeness import Grade, Likeness
 from registry.lora.base_claim import BaseClaim
 from registry.lora.notes import Notes
 

@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.bases.identity import Grade
+from registry.bases.likeness import Grade
 from registry.digest import Digest
 from registry.engines import Profile
 from registry.names import AdapterName

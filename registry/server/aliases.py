@@ -27,7 +27,7 @@ from registry.names import AdapterName, Selector
 from registry.server import audit, catalog, db, failpoints, gates, withdrawn
 from registry.server.actors import Actor
 from registry.server.tables import AliasMoveRow, AliasRow, VersionRow
-from registry.wire import AliasList, AliasView
+from registry.wire.aliases import AliasList, AliasView
 
 ROLLED_BACK = "rollback"
 """Marks, in a history row's evidence, a move that went back."""

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry.bases import BaseSpec
-from registry.bases.identity import Likeness
+from registry.bases.likeness import Likeness
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError
 from registry.manifest import Manifest

@@ -20,7 +20,8 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.bases import BaseSpec
-from registry.bases.identity import Identity, Likeness
+from registry.bases.identity import Identity
+from registry.bases.likeness import Likeness
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
 from registry.manifest import Edge
@@ -28,7 +29,8 @@ from registry.server import audit, catalog, db, identities
 from registry.server.actors import Actor
 from registry.server.tables import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow
 from registry.thresholds import Thresholds
-from registry.wire import BaseAdd, BaseList, BaseView
+from registry.wire import BaseList, BaseView
+from registry.wire.bases import BaseAdd
 
 
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:

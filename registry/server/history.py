@@ -22,7 +22,7 @@ from registry.names import AdapterName
 from registry.server import catalog
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.tables import AdapterRow, AliasMoveRow, VersionRow
-from registry.wire import AliasMove, History
+from registry.wire.aliases import AliasMove, History
 
 
 def of(

@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from sqlmodel import Session, col, select
 
 from registry.bases import identity as base_identity
-from registry.bases.identity import Identity, Likeness
+from registry.bases.identity import Identity
+from registry.bases.likeness import Grade, Likeness
 from registry.digest import Digest
 from registry.errors import Conflict, Denied
 from registry.server import audit, db
@@ -85,7 +86,7 @@ def compare(session: Session, base: BaseRow, given: Identity) -> Likeness:
     """How these weights are related to the base's; `unknown` while the base has no identity."""
     row = session.get(BaseIdentityRow, base.id)
     if row is None:
-        return Likeness(grade=base_identity.Grade.UNKNOWN)
+        return Likeness(grade=Grade.UNKNOWN)
     return base_identity.compare(_value(row), given)
 
 

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry import contents, judgement
+from registry import contents, facts, judgement
 from registry.bases import BaseSpec
-from registry.bases.identity import Likeness
+from registry.bases.likeness import Likeness
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.errors import Conflict, Invalid, Reason, Unavailable
@@ -113,9 +113,9 @@ def look(
     measured = None
     if small:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.pairs)
-    facts = {**found.facts, **contents.claims(manifest.files, read)}
+    told = {**facts.of(found), **facts.claims(manifest.files, read)}
     tried = isinstance(found, contents.Contents) or (spec.is_pipeline and found.file.scheme in IMAGE_SCHEMES)
-    return Judged(facts["method"], facts["rank"], facts, findings, measured, tried)
+    return Judged(told["method"], told["rank"], told, findings, measured, tried)
 
 
 def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, keep: str) -> contents.Read:

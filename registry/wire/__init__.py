@@ -1,7 +1,9 @@
 """The REST contract: request and answer shapes that are not already domain words. Used by server and client alike.
 
-    wire          adapters, versions, aliases, lineage, bases      wire_push     plan, uploads, commit
-    wire_jobs     submit, claim, renew, finish, fail               wire_access   tokens, events, health
+    wire           adapters, versions, bases as they are seen; lineage
+    wire.push      plan, uploads, commit                     wire.aliases   promote, rollback, history, yank
+    wire.jobs      submit, claim, renew, finish, fail        wire.access    tokens, health
+    …              one file a conversation: a command loads those that it takes part in
 
 Invariants
 - What a client claims is informational unless said otherwise; the server recomputes it.
@@ -9,8 +11,7 @@ Invariants
 - Requests refuse unknown fields; answers may gain fields, so a client ignores those that it does not know.
 
 Example
-    >>> PromoteRequest(version="3").reason
-    ''
+    GET /api/v1/resolve/acme/support/prod   answers a `Resolved`
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from registry.bases import BaseSpec
-from registry.bases.identity import Identity, Likeness
+from registry.bases.likeness import Likeness
 from registry.digest import Digest
 from registry.manifest import Descriptor, Edge, Manifest
 from registry.provenance import Provenance
@@ -76,36 +77,6 @@ class Answer(BaseModel):
 
 
 # ------------------------------------------------------------------ adapters and versions
-class AliasView(Answer):
-    alias: str
-    number: int
-    digest: Digest
-    generation: int
-    moved_at: datetime
-    moved_by: str
-    reason: str = ""
-
-
-class AliasMove(Answer):
-    """One row of an alias's history: generation `n` pointed at `number` from `at` until the next row."""
-
-    alias: str
-    generation: int
-    from_number: int | None
-    number: int | None
-    digest: Digest | None
-    at: datetime
-    actor: str
-    reason: str
-    evidence: list[dict[str, Any]] = []
-    token_id: str = ""
-
-    @property
-    def broke_glass(self) -> list[str]:
-        """What the gate was missing when somebody passed it all the same; empty for a usual move."""
-        return [code for e in self.evidence if e.get("check") == "break_glass" for code in e.get("missing", [])]
-
-
 class ServedOn(Answer):
     """A box with a live lease that has a version; see wire/fleet.py for its states."""
 
@@ -153,10 +124,6 @@ class VersionPage(Answer):
     next_cursor: str = ""
 
 
-class AliasList(Answer):
-    items: list[AliasView]
-
-
 class AdapterView(Answer):
     """One line of a list: an adapter and its newest version in short."""
 
@@ -202,31 +169,6 @@ class Resolved(Answer):
     generation: int | None = None
 
 
-class PromoteRequest(Request):
-    """PUT /adapters/{ns}/{name}/aliases/{alias}. Needs If-Match: the alias's generation, 0 for a new one."""
-
-    version: str
-    reason: Said = Field(default="", max_length=MESSAGE_LIMIT)
-    break_glass: bool = False
-
-
-class RollbackRequest(Request):
-    """POST /adapters/{ns}/{name}/aliases/{alias}/rollback. Empty `to` is the version before this one."""
-
-    to: str = ""
-    reason: Said = Field(default="", max_length=MESSAGE_LIMIT)
-
-
-class YankRequest(Request):
-    reason: Said = Field(min_length=1, max_length=MESSAGE_LIMIT)
-
-
-class History(Answer):
-    name: str
-    moves: list[AliasMove]
-    next_cursor: str = ""
-
-
 class LineageNode(Answer):
     """A node of lineage: `kind` is version, base, dataset, run or code. `hidden` is a parent that the actor may not
     see: its digest and nothing else. `withdrawn`: yanked, or quarantined.
@@ -258,27 +200,6 @@ class Lineage(Answer):
 
 
 # ------------------------------------------------------------------ bases
-class BaseAdd(Request):
-    """`identity` tells which weights the base has, where somebody has read them all. `parents`: fused adapters."""
-
-    spec: BaseSpec
-    identity: Identity | None = None
-    source: str = Field(default="", max_length=1000)
-    parents: list[Edge] = Field(default=[], max_length=8)
-
-
-class IdentityGiven(Request):
-    """PUT /bases/{base}/identity keeps it; POST /bases/{base}/likeness compares it with the base's."""
-
-    identity: Identity
-
-
-class ThresholdsGiven(Request):
-    """PUT /bases/{base}/thresholds: what a smoke test on this base takes instead of the defaults; empty for none."""
-
-    thresholds: dict[str, float] = Field(max_length=50)
-
-
 class BaseView(Answer):
     """`relatives`: the other bases whose weights are known and how they are related. `thresholds`: what a smoke test on
     this base takes instead of the defaults. A list leaves both out.

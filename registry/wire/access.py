@@ -82,18 +82,3 @@ class Health(Answer):
     blobs: str
     schema_revision: str = ""
     capabilities: dict[str, Any] = {}
-
-
-class EventView(Answer):
-    seq: int
-    at: datetime
-    actor: str
-    action: str
-    object: str
-    detail: dict[str, Any] = {}
-    request_id: str = ""
-
-
-class EventPage(Answer):
-    items: list[EventView]
-    next_cursor: str = ""

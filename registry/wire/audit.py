@@ -18,9 +18,6 @@ from pydantic import Field
 from registry.digest import Digest, canonical_json
 from registry.wire import Answer, Request
 
-CHECKPOINT_HEADER = "Audit-Checkpoint"
-"""On some answers: the newest checkpoint that the server knows, its note in base64."""
-
 ARRIVED = "adapter.arrive"
 """Told under the name that a transfer gives an adapter, with the names before it (`names`), oldest first."""
 ACTIONS = (
@@ -70,21 +67,6 @@ class EventPage(Answer):
     items: list[EventView]
     next_cursor: str = ""
     last: int = 0
-
-
-class LogKeys(Answer):
-    """Which log this is, and the keys that sign for it (C2SP verifier keys; the first signs now)."""
-
-    origin: str
-    keys: list[str]
-
-
-class Consistency(Answer):
-    """The proof that the log of `old` entries is the beginning of that of `new`: hashes in hex."""
-
-    old: int
-    new: int
-    hashes: list[str]
 
 
 class EventProof(Answer):

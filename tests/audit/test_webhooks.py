@@ -19,7 +19,7 @@ from registry.errors import Denied, Invalid, NotFound
 from registry.server import db
 from registry.server.tables import DeliveryRow, WebhookRow
 from registry.server.webhooks import dispatch, target
-from registry.wire import YankRequest
+from registry.wire.aliases import YankRequest
 from registry.wire.audit import WebhookCreate
 from tests.world import World, rows
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from cli import session
 from cli.main import main
+from registry.client.api import Registry
 from registry.verdicts import Check, Finding, Report
 from registry.wire.jobs import ClaimRequest, FinishRequest
 from tests import forge
@@ -71,7 +72,7 @@ class Desk:
 
     def tried(self, ref: str, *findings: Finding) -> None:
         """File the verdict `acts` of the oldest waiting job, which must be about `ref`."""
-        with session.embedded() as registry:
+        with session.embedded(Registry) as registry:
             version = registry.version(ref)
             claimed = registry.claim(ClaimRequest(worker="test"))
             assert claimed is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cli import session
+from registry.client.api import Registry
 from registry.client.fleet import Fleet
 from registry.wire.fleet import BoxReport, SlotReport
 from tests.cli.desk import Desk
@@ -13,7 +14,7 @@ def test_the_fleet_is_a_table_with_a_line_on_how_far_it_has_come(desk: Desk) -> 
     desk.push("acme/support", "--alias", "canary")
     assert "no box has reported yet" in desk("fleet").stdout
     digest = desk("show", "acme/support", "--json").json["digest"]
-    with session.embedded() as registry:
+    with session.embedded(Registry) as registry:
         for box, state, reason in (("gpu-1", "serving", ""), ("gpu-2", "failed", "it answers like base")):
             slot = SlotReport(
                 adapter="acme/support", digest=digest, served_name="acme-support-v1", state=state, reason=reason

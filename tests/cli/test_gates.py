@@ -7,7 +7,7 @@ import pytest
 
 from cli import aliases
 from registry.server import db
-from registry.wire import AliasMove
+from registry.wire.aliases import AliasMove
 from tests.cli.desk import Desk
 
 

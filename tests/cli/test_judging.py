@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from cli import session
+from registry.client.api import Registry
 from registry.verdicts import Finding
 from registry.wire.jobs import ClaimRequest, FailRequest, RenewRequest
 from tests import forge
@@ -53,7 +54,7 @@ def test_what_a_worker_says_steers_no_terminal(desk: Desk) -> None:
     desk.push("acme/support")
     desk.tried("acme/support@1", Finding(code="acts.odd", severity="error", place=evil, sentence=f"it is {evil} odd"))
     desk("validate", "acme/support")
-    with session.embedded() as registry:
+    with session.embedded(Registry) as registry:
         claimed = registry.claim(ClaimRequest(worker=evil))
         assert claimed is not None
         registry.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token, progress=evil))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import convert, transfer
+from registry.client import base_folder, convert, transfer
 from registry.conversions import Conversion
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from tests import forge, forge_foreign
 from tests.forge import Tensor
 from tests.world import World
@@ -27,7 +27,7 @@ def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]
 @pytest.fixture
 def studio(world: World, tmp_path: Path) -> World:
     world.add_base()
-    spec, _ = transfer.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    spec, _ = base_folder.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec))
     return world

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import transfer
+from registry.client import base_folder, transfer
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
-from registry.wire import BaseAdd, VersionView
+from registry.wire import VersionView
+from registry.wire.bases import BaseAdd
 from tests import forge, forge_foreign
 from tests.world import World
 
@@ -27,7 +28,7 @@ PRIVATE = {
 def studio(world: World, tmp_path: Path) -> World:
     """A registry with a language model and an image model."""
     world.add_base()
-    spec, _ = transfer.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    spec, _ = base_folder.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec))
     return world

@@ -8,7 +8,7 @@ import pytest
 
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import tokenizer_fingerprint
-from registry.bases.identity import Grade, Likeness
+from registry.bases.likeness import Grade, Likeness
 from registry.compat import kinship, tokenizers
 from registry.digest import Digest
 from registry.lora.base_claim import BaseClaim

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import transfer
+from registry.client import base_folder, transfer
 from registry.client.api import Registry
 from registry.names import AdapterName
-from registry.wire import BaseAdd, VersionView
+from registry.wire import VersionView
+from registry.wire.bases import BaseAdd
 from tests import fixtures
 from tests.world import World
 
@@ -24,7 +25,7 @@ BASES = {"sd": "sd-tiny", "flux": "flux-tiny", "qwen-image": "qwen-image-tiny"}
 @pytest.fixture
 def pusher(world: World) -> Registry:
     for name in BASES.values():
-        spec, read = transfer.base_spec_from(fixtures.image_bases() / name, name)
+        spec, read = base_folder.base_spec_from(fixtures.image_bases() / name, name)
         assert read < 100_000, "headers, not weights"
         world.admin.add_base(BaseAdd(spec=spec))
     return world.actor("push")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from registry import wire
-from registry.client import transfer
+from registry.client import base_folder, transfer
 from registry.client.api import Registry
 from registry.errors import RegistryError
 from registry.names import Ref
 from registry.verdicts import Check
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from tests import fixtures
 from tests.world import World
 
@@ -30,7 +30,7 @@ NOT_TOLD_BY_HEADERS = {"randlora": "its shared projections are made from a seed,
 @pytest.fixture
 def pusher(world: World) -> Registry:
     for folder in sorted(path for path in fixtures.tiny_bases().iterdir() if path.is_dir()):
-        spec, _ = transfer.base_spec_from(folder, folder.name)
+        spec, _ = base_folder.base_spec_from(folder, folder.name)
         world.actor("admin").add_base(BaseAdd(spec=spec))
     return world.actor("push")
 

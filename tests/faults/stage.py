@@ -36,7 +36,7 @@ from registry.server import db
 from registry.server.settings import Settings
 from registry.tlog.replay import replay
 from registry.verdicts import Finding
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.push import PushRequest
 from registry.wire.upkeep import FsckRequest, GcRequest
 from tests import forge

@@ -21,7 +21,7 @@ from registry.server.tables import (
     TokenRow,
     VersionRow,
 )
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.upkeep import ReindexPage, ReindexRequest
 from tests import forge
 from tests.snapshot import snapshot

@@ -33,7 +33,7 @@ from registry.client.api import Registry
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import AdapterName
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.push import PushRequest
 from tests import forge
 from tests.faults.servers import Server

@@ -27,7 +27,7 @@ from typing import Any
 from registry.client import transfer
 from registry.client.api import Registry
 from registry.names import AdapterName
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from tests import forge, house, processes
 from tests.engines.cases import BASE
 from tests.faults.servers import Server

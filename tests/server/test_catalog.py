@@ -8,7 +8,8 @@ import pytest
 from registry.client.api import Registry
 from registry.errors import Conflict, Invalid, NotFound
 from registry.manifest import Edge, Relation
-from registry.wire import BaseAdd, VersionView
+from registry.wire import VersionView
+from registry.wire.bases import BaseAdd
 from tests import forge
 from tests.world import URL, World, spec_of
 

@@ -18,8 +18,10 @@ from registry.server import app as server_app
 from registry.server.routes import deps
 from registry.server.routes.once import OnceRoute
 from registry.server.tables import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
-from registry.wire import PREFIX, BaseAdd, PromoteRequest
+from registry.wire import PREFIX
 from registry.wire.access import TokenCreate
+from registry.wire.aliases import PromoteRequest
+from registry.wire.bases import BaseAdd
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
 from registry.wire.push import PushRequest
 from tests import forge

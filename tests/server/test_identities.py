@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from registry.bases.identity import Grade
+from registry.bases.likeness import Grade
 from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.verdicts import Check, Finding
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.verdicts import CheckRequest
 from tests import forge
 from tests.identities import forge as forge_identity

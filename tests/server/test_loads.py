@@ -16,7 +16,7 @@ from registry.server import loads, renewal
 from registry.server.blobs import MemoryBlobs
 from registry.server.tables import AdapterRow, VerdictRow, VersionRow, VersionTagRow
 from registry.server.tables_values import FACT
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.verdicts import CheckRequest, RejudgeRequest
 from tests import forge
 from tests.engines import image_cases

@@ -16,7 +16,7 @@ from sqlmodel import select
 
 from registry import lora, tensors
 from registry.bases.identity import Identity, TensorMark
-from registry.client import transfer
+from registry.client import base_folder
 from registry.client.judging import Judging
 from registry.contents import Pair
 from registry.digest import Digest
@@ -25,7 +25,7 @@ from registry.server import aftercare, values
 from registry.server.tables import VersionRow, VersionValuesRow
 from registry.server.values import numbers
 from registry.server.values.measure import Window
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.upkeep import GcRequest
 from tests import forge, forge_foreign
 from tests.forge import CONFIG, WEIGHTS, Files
@@ -150,7 +150,7 @@ def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_agai
 
 
 def test_another_tools_names_are_compared_with_the_modules_that_they_mean(world: World, tmp_path: Path) -> None:
-    spec, _ = transfer.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    spec, _ = base_folder.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec, identity=identity_of(world, 3.0, "sd-tiny")))
     world.push("art/style", {"style.safetensors": forge_foreign.kohya()}, base="sd-tiny")

@@ -18,6 +18,7 @@ from registry.client.base_folder import base_spec_from
 from registry.client.folder import read_folder
 from registry.conversions import Conversion
 from registry.errors import RegistryError
+from registry.facts import of
 from registry.lora.names import PREFIX
 from registry.manifest import CONFIG, WEIGHTS
 from registry.names import Ref
@@ -191,7 +192,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
     order_of_rows = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2)
                      for half in (0, 1)]  # fmt: skip
     assert torch.equal(found["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
-    facts = read_folder(tmp_path / "made").found.facts
+    facts = of(read_folder(tmp_path / "made").found)
     assert (facts["scheme"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from registry.bases.identity import Grade, Identity, compare
+from registry.bases.identity import Identity, compare
+from registry.bases.likeness import Grade
 from registry.errors import Invalid
 from registry.worker import fingerprints, identify
 from registry.worker.fingerprints import BLOCK, Sketch

@@ -12,6 +12,7 @@ from registry.client.base_folder import base_spec_from
 from registry.client.folder import read_folder
 from registry.conversions import Conversion, Converted
 from registry.errors import Invalid
+from registry.facts import of
 from registry.worker.conversions.order import Order
 from tests import fixtures
 
@@ -44,7 +45,7 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
         except Invalid as e:
             refused[name] = e.detail
             continue
-        facts = read_folder(tmp_path / f"{name}-made").found.facts
+        facts = of(read_folder(tmp_path / f"{name}-made").found)
         assert (facts["scheme"], facts["scales"]) == ("diffusers", [1.0])
     assert set(made) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy", "qwen-image-diffsynth",
                          "qwen-image-lightning"}  # fmt: skip

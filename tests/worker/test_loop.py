@@ -17,7 +17,7 @@ from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid
 from registry.jobs import State
 from registry.verdicts import Outcome
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.jobs import JobSubmit
 from registry.worker.keepers import Limits
 from registry.worker.loop import Worker

@@ -12,7 +12,7 @@ import pytest
 
 from registry.client.base_folder import base_spec_from
 from registry.verdicts import Outcome
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.worker.loop import Worker
 from tests import fixtures
 from tests.worker.workshop import Workshop

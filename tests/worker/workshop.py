@@ -8,7 +8,7 @@ from registry.client import transfer
 from registry.client.base_folder import base_spec_from
 from registry.names import AdapterName
 from registry.verdicts import Check, Verdict
-from registry.wire import BaseAdd
+from registry.wire.bases import BaseAdd
 from registry.wire.push import Pushed
 from registry.worker import fingerprints
 from registry.worker.weights import Weights

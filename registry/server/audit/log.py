@@ -31,7 +31,8 @@ from registry.server.settings import Settings
 from registry.server.tables import AuditCheckpointRow, EventRow
 from registry.tlog import proofs
 from registry.tlog.notes import Checkpoint
-from registry.wire.audit import CHECKPOINT_HEADER, EventProof, LogKeys
+from registry.wire.audit import EventProof
+from registry.wire.checkpoints import CHECKPOINT_HEADER, LogKeys
 
 Head = tuple[int, str]
 """The size and the note of a checkpoint."""

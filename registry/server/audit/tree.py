@@ -20,7 +20,7 @@ from registry.errors import Corrupt, Invalid
 from registry.server.tables import AuditTileRow
 from registry.tlog import HASH_BYTES, tiles
 from registry.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
-from registry.wire.audit import Consistency
+from registry.wire.checkpoints import Consistency
 
 
 def size(session: Session) -> int:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from fastapi import Header, Query, Request, Response
 
 from registry import names
-from registry.bases.identity import Grade
+from registry.bases.likeness import Grade
 from registry.digest import Digest
 from registry.engines import PROFILE_LIMIT
 from registry.errors import Conflict, Invalid
@@ -40,19 +40,8 @@ from registry.server.routes.deps import (
     as_of_now,
 )
 from registry.verdicts import Outcome
-from registry.wire import (
-    AdapterPage,
-    AdapterView,
-    AliasList,
-    AliasView,
-    History,
-    Lineage,
-    PromoteRequest,
-    RollbackRequest,
-    VersionPage,
-    VersionView,
-    YankRequest,
-)
+from registry.wire import AdapterPage, AdapterView, Lineage, VersionPage, VersionView
+from registry.wire.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
 
 router = once.router("adapters")
 ADAPTER = "/adapters/{namespace}/{name}"

@@ -47,7 +47,8 @@ from registry.server.routes.deps import (
 )
 from registry.server.tables import EventRow
 from registry.tlog import tiles
-from registry.wire.audit import Consistency, EventPage, EventProof, LogKeys
+from registry.wire.audit import EventPage, EventProof
+from registry.wire.checkpoints import Consistency, LogKeys
 
 router = once.router("audit")
 FOR_EVER = "private, max-age=31536000, immutable"

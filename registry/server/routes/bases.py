@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from registry.bases.identity import Likeness
+from registry.bases.likeness import Likeness
 from registry.server import bases
 from registry.server.routes import once
 from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
-from registry.wire import BaseAdd, BaseList, BaseView, IdentityGiven, ThresholdsGiven
+from registry.wire import BaseList, BaseView
+from registry.wire.bases import BaseAdd, IdentityGiven, ThresholdsGiven
 
 router = once.router("bases")
 

@@ -45,7 +45,7 @@ def convert(task: Task) -> Done:
         except (Invalid, TooLarge) as e:
             raise Failed(e.detail, final=True) from e
         task.lease.say(f"pushing {asked.into}")
-        scheme = str(found.facts["scheme"])
+        scheme = found.scheme
         pushed = client_convert.push(task.registry, out, task.subject, asked, report, scheme=scheme)
     made = f"{pushed.version.name}@{pushed.version.number}"
     result = {"version": made, "digest": str(pushed.version.digest), "report": report.model_dump(mode="json")}

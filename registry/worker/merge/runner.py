@@ -25,7 +25,8 @@ from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.names import AdapterName, Ref
 from registry.recipes import MergeReport, Recipe
-from registry.wire import BaseAdd, Resolved
+from registry.wire import Resolved
+from registry.wire.bases import BaseAdd
 from registry.worker.merge.order import Order
 from registry.worker.task import Done, Failed, Task
 

@@ -1,0 +1,82 @@
+"""What a command loads is what people wait for before it begins: rooms that a transfer does not need stay shut."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.desk import Desk
+from tests.cli.test_serve import served
+from tests.house import ROOT
+
+PROGRAM = """
+import json, sys
+from cli.main import main
+code = main(sys.argv[1:], standalone_mode=False)
+from pydantic import BaseModel
+
+def shapes(of):
+    return sum(1 + shapes(shape) for shape in of.__subclasses__() if shape.__module__.startswith("registry."))
+
+print(json.dumps([sorted(sys.modules), shapes(BaseModel)]), file=sys.stderr)
+sys.exit(code)
+"""
+SHUT = (
+    *("registry.client.api", "registry.client.audit", "registry.client.inprocess", "cli.jobs", "registry.jobs"),
+    *("registry.engines", "registry.facts", "registry.card", "registry.trainer", "registry.bases.identity"),
+    *(
+        "registry.wire.aliases",
+        "registry.wire.bases",
+        "registry.wire.jobs",
+        "registry.wire.access",
+        "registry.wire.audit",
+    ),
+    *("registry.wire.roster", "registry.wire.upkeep", "registry.wire.verdicts", "registry.compat"),
+    *("rich", "httpcore", "anyio", "fastapi", "sqlmodel", "torch"),
+)
+"""What neither a push nor a pull takes part in."""
+OURS_LIMIT, SHAPES_LIMIT = 76, 60
+
+
+@pytest.fixture
+def shop(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    with served(tmp_path / "data") as (_, said):
+        monkeypatch.setenv("ADAPTER_REGISTRY", said["url"])
+        monkeypatch.setenv("ADAPTER_TOKEN", said["token"])
+        desk.base()
+        desk.adapter("one")
+        desk.adapter("two")
+        yield desk
+
+
+def loaded(*words: str) -> tuple[set[str], int]:
+    """The modules of a process that ran this command, and how many shapes of ours it made."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+        env=os.environ,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    modules, shapes = json.loads(ran.stderr.splitlines()[-1])
+    return set(modules), shapes
+
+
+def test_a_transfer_loads_no_room_that_it_does_not_take_part_in(shop: Desk, tmp_path: Path) -> None:
+    for words in (
+        ("push-all", str(tmp_path / "adapters"), "fleet", "--base", "tiny-llama", "--json"),
+        ("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "fleet", "--json"),
+        ("push", str(tmp_path / "adapters" / "one"), "fleet/one", "--json"),
+        ("pull", "fleet/two", str(tmp_path / "two"), "--json"),
+    ):
+        modules, shapes = loaded(*words)
+        assert {"registry.client.transfer", "pydantic"} <= modules
+        assert [name for name in SHUT if name in modules] == [], words
+        ours = {name for name in modules if name.startswith(("registry", "cli"))}
+        assert len(ours) <= OURS_LIMIT, sorted(ours)
+        assert shapes <= SHAPES_LIMIT
+    assert len(list((tmp_path / "served" / "fleet").iterdir())) == 2
