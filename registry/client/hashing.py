@@ -25,6 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK_BYTES = 8 * 2**20
+"""Large: who hashes asks for the interpreter twice a chunk, and imports hold it for milliseconds each time."""
+AT_ONCE = 4
+"""As many adapters as are pushed at a time; each has a chunk in memory."""
 ENDINGS = (".safetensors", ".gguf")
 """What is worth beginning early: weights, as `registry.manifest.WEIGHTS_ENDINGS` names them."""
 FILES_LIMIT = 10_000
@@ -85,7 +88,7 @@ def begin(folder: str, *, depth: int) -> None:
                 return
             early.run()
 
-    for _ in range(min(len(files), max(1, (os.cpu_count() or 1) - 1))):
+    for _ in range(min(len(files), AT_ONCE, max(1, (os.cpu_count() or 1) - 1))):
         threading.Thread(target=work, daemon=True, name="hashing").start()
 
 

@@ -97,3 +97,15 @@ def test_a_folder_is_the_same_with_hashes_begun_early_and_its_weights_are_read_o
 
 def test_the_endings_are_those_of_weights() -> None:
     assert hashing.ENDINGS == manifest.WEIGHTS_ENDINGS
+
+
+def test_memory_is_bounded_however_many_adapters_and_cores_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(20):
+        write(tmp_path / str(n) / "x.safetensors", b"")
+    started: list[str] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda self: started.append(self.name))
+    monkeypatch.setattr(os, "cpu_count", lambda: 256)
+    hashing.begin(str(tmp_path), depth=1)
+    assert started == ["hashing"] * hashing.AT_ONCE
