@@ -1,6 +1,6 @@
 """`LocalBlobs`: the embedded default, blobs as files in one folder.
 
-    ROOT/blobs/sha256/ab/<hex>   ROOT/staging/<push id>/<hex>   ROOT/tmp/<random>
+    ROOT/blobs/sha256/ab/<hex>   ROOT/staging/<push id>/<hex>   ROOT/tmp/<random>   ROOT/aside/<hex>-<random>
 
 Invariants
 - A file is written under `tmp/`, forced to disk, renamed to its key, and the folder is forced to disk:
@@ -8,6 +8,8 @@ Invariants
 - What is staged may be gone after a power cut, as a whole: it is sent again then. `promote` makes it last.
 - The final key is created by a hard link, which fails when it exists: nothing is ever replaced there.
 - A promotion makes the same calls, and forces the same folders to disk, whether or not the final key exists.
+- What stands under a key and is no file (a folder, a pipe, a link to nothing) is no blob: a promotion moves it to
+  `aside/`, where a person may look at it. A folder that cannot be read is an error, never an empty one.
 - Memory stays constant whatever the size; a full disk is `Unavailable`, not a crash.
 
 Example
@@ -22,6 +24,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat as modes
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +48,8 @@ from registry.server.blobs import (
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What a file system without hard links (or with a full link count) answers."""
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""What is answered where no file stands under a path."""
 
 
 class LocalBlobs:
@@ -75,10 +80,12 @@ class LocalBlobs:
         digest = digest_of(key)
         try:
             found = os.stat(self.root / key)
-        except FileNotFoundError:
-            return None
         except OSError as e:
+            if e.errno in _NO_FILE:
+                return None
             raise disk.unavailable(e) from e
+        if not modes.S_ISREG(found.st_mode):
+            return None
         return Stat(key, found.st_size, digest, datetime.fromtimestamp(found.st_mtime, UTC))
 
     def read(self, key: str, start: int, length: int) -> bytes:
@@ -87,11 +94,14 @@ class LocalBlobs:
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         digest_of(key)
         try:
-            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            absent(key)
+            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
         except OSError as e:
+            if e.errno in _NO_FILE:
+                absent(key)
             raise disk.unavailable(e) from e
+        if not modes.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            absent(key)
         return _chunks(descriptor, start, 2**62 if length is None else length)
 
     def sink(self, key: str, *, limit_bytes: int) -> Sink:
@@ -128,6 +138,7 @@ class LocalBlobs:
         spare = self.root / "tmp" / f"{final.name[:12]}-{secrets.token_hex(8)}"
         disk.make_folder(spare.parent)
         disk.link(staged, spare)
+        self._set_aside(final)
         try:
             if replace:
                 os.rename(spare, final)
@@ -139,10 +150,21 @@ class LocalBlobs:
             spare.unlink(missing_ok=True)  # a rename does nothing when both are one file already
         disk.sync_folder(spare.parent)
 
+    def _set_aside(self, path: Path) -> None:
+        """What is no file makes room for one. A file stays, and so does a link to one."""
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.lstat(path).st_mode
+            if modes.S_ISREG(mode) or (modes.S_ISLNK(mode) and path.is_file()):
+                return
+            aside = self.root / "aside" / f"{path.name}-{secrets.token_hex(4)}"
+            disk.make_folder(aside.parent)
+            os.rename(path, aside)
+
     def delete(self, key: str) -> None:
         digest_of(key)
         path = self.root / key
         try:
+            self._set_aside(path)
             path.unlink(missing_ok=True)
             if key.startswith("staging/"):
                 with contextlib.suppress(OSError):  # not empty yet, or gone already
@@ -152,7 +174,7 @@ class LocalBlobs:
 
     def list(self, prefix: str) -> Iterator[Stat]:
         """Every blob under a prefix that ends in `/`, in the file system's order; files may come and go."""
-        for folder, _, files in os.walk(self.root / prefix):
+        for folder, _, files in os.walk(self.root / prefix, onerror=_unreadable):
             for name in files:
                 key = str(Path(folder, name).relative_to(self.root))
                 with contextlib.suppress(FileNotFoundError, ValueError):
@@ -193,6 +215,11 @@ class LocalBlobs:
                     path.unlink()
                     gone += 1
         return gone
+
+
+def _unreadable(error: OSError) -> None:
+    if error.errno not in _NO_FILE:
+        raise disk.unavailable(error)
 
 
 def _chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:

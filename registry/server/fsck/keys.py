@@ -3,6 +3,7 @@
 Invariants
 - A shard is the blobs whose digests begin with the same two hexadecimal digits: rows and keys of one are compared.
 - What looks wrong is looked up once more, row after bytes: a push or `gc` may have been in the middle of it.
+- A shard's folder that cannot be read is told, and does not stop the check.
 
 Example
     >>> keys.check(page, "3f")
@@ -14,7 +15,7 @@ from __future__ import annotations
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from registry.server.blobs import digest_of, key_of
 from registry.server.fsck.page import Page
 from registry.server.holds import OPEN, BlobState
@@ -27,6 +28,19 @@ def check(page: Page, prefix: str) -> str:
     """One shard; the next one, or empty at the end."""
     if len(prefix) != 2 or set(prefix) - set(_HEX):
         raise Invalid("REQUEST_INVALID", "cursor: not one that this server gave")
+    try:
+        _shard(page, prefix)
+    except Unavailable as e:
+        if page.blobs.kind != "local":  # no prefix of a bucket fails alone: whoever asks once more gets all of it
+            raise
+        page.unreadable(f"blobs/sha256/{prefix}/", e)
+    if prefix == "ff":
+        _staged(page)
+        return ""
+    return f"{int(prefix, 16) + 1:02x}"
+
+
+def _shard(page: Page, prefix: str) -> None:
     with page.snapshot() as session:
         found = session.exec(select(BlobRow).where(col(BlobRow.digest).startswith(f"sha256:{prefix}"))).all()
         rows = {row.digest: row for row in found}
@@ -39,10 +53,6 @@ def check(page: Page, prefix: str) -> str:
     for digest in sorted(set(sizes) - set(rows)):
         _stray(page, digest)
     page.count("blobs", len(rows))
-    if prefix == "ff":
-        _staged(page)
-        return ""
-    return f"{int(prefix, 16) + 1:02x}"
 
 
 def _needed(session: Session, prefix: str) -> set[str]:

@@ -16,10 +16,15 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from registry.digest import Digest
+from registry.errors import Unavailable
 from registry.server import db
 from registry.server.actors import Actor
-from registry.server.blobs import BlobStore
+from registry.server.blobs import BlobStore, staging_key_of
 from registry.verdicts import Finding, Severity
+
+NOWHERE = staging_key_of("probe", Digest.of(b""))
+"""A key under which nothing is: whoever asks for it learns whether the store answers at all."""
 
 
 @dataclass
@@ -46,6 +51,13 @@ class Page:
                 found=found[:600],
             )
         )
+
+    def unreadable(self, place: str, error: Unavailable) -> None:
+        """What the store cannot read is told, and stops nothing; raised again where nothing can be had of the store."""
+        if error.code != "STORE_UNAVAILABLE":
+            raise error
+        self.blobs.stat(NOWHERE)
+        self.found("blob.unreadable", place, f"the store has it and could not read it: {error.detail}")
 
     def count(self, what: str, number: int = 1) -> None:
         self.checked[what] = self.checked.get(what, 0) + number

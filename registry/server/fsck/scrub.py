@@ -15,6 +15,7 @@ Example
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from sqlalchemy import and_, update
@@ -53,8 +54,7 @@ def _check(page: Page, row: BlobRow) -> None:
     try:
         problem = _problem(page, page.blobs, digest, row.size_bytes)
     except Unavailable as e:
-        page.blobs.stat(key_of(digest))  # raises where nothing can be had of the store
-        _unreadable(page, digest, row.size_bytes, e.detail)
+        _unreadable(page, digest, row.size_bytes, e)
         return
     page.count("hashed")
     if not problem:
@@ -73,11 +73,12 @@ def _check(page: Page, row: BlobRow) -> None:
         page.found("blob.damaged", digest, f"{problem}; the second copy has no good bytes either")
 
 
-def _unreadable(page: Page, digest: Digest, size_bytes: int, why: str) -> None:
-    if page.second is not None and _restored(page, page.second, digest, size_bytes):
-        page.found("blob.restored", digest, f"{why}; restored from the second copy", severity="warning")
-    else:
-        page.found("blob.unreadable", digest, f"the store has it and could not read it: {why}")
+def _unreadable(page: Page, digest: Digest, size_bytes: int, error: Unavailable) -> None:
+    with contextlib.suppress(Unavailable):
+        if page.second is not None and _restored(page, page.second, digest, size_bytes):
+            page.found("blob.restored", digest, f"{error.detail}; restored from the second copy", severity="warning")
+            return
+    page.unreadable(digest, error)
 
 
 def _problem(page: Page, blobs: BlobStore, digest: Digest, size_bytes: int) -> str:

@@ -1,0 +1,124 @@
+"""What can stand in the place of a blob in a folder, and folders that cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.digest import Digest
+from registry.errors import NotFound, Unavailable
+from registry.server.blobs import key_of, staging_key_of
+from registry.server.local import LocalBlobs
+from tests import forge
+from tests.upkeep import findings
+from tests.world import World
+
+DATA = random.Random(7).randbytes(300_000)
+DIGEST = Digest.of(DATA)
+STAGED = staging_key_of("push1", DIGEST)
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def local(database_url: str, tmp_path: Path) -> Iterator[World]:
+    with World(database_url, blobs=LocalBlobs(tmp_path / "blobs")) as world:
+        world.add_base()
+        yield world
+
+
+def file_of(world: World, digest: Digest) -> Path:
+    path = world.blobs.path_of(key_of(digest))
+    assert path is not None
+    return path
+
+
+def no_file(path: Path, kind: str) -> None:
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+        (path / "within").touch()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path if kind == "loop" else path.with_name("nowhere"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "link"])
+def test_what_is_no_file_is_no_blob_and_makes_room_for_one(tmp_path: Path, kind: str) -> None:
+    store = LocalBlobs(tmp_path)
+    path = store.root / key_of(DIGEST)
+    for replace in (False, True):
+        store.put(STAGED, [DATA], limit_bytes=len(DATA))
+        store.promote(STAGED, DIGEST)
+        no_file(path, kind)
+        assert store.stat(key_of(DIGEST)) is None
+        assert list(store.list("blobs/")) == []
+        with pytest.raises(NotFound):
+            store.read(key_of(DIGEST), 0, 5)
+        store.promote(STAGED, DIGEST, replace=replace)
+        assert b"".join(store.open(key_of(DIGEST))) == DATA
+    no_file(path, kind)
+    store.delete(key_of(DIGEST))
+    assert not os.path.lexists(path)
+    assert len(list((tmp_path / "aside").iterdir())) == 3, "a person may look at it"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalBlobs(tmp_path)
+    store.put(STAGED, [DATA], limit_bytes=len(DATA))
+    scandir, locked = os.scandir, (tmp_path / STAGED).parent
+
+    def refusing(path: Any) -> Any:
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(Unavailable, match="Permission denied"):
+        list(store.list("staging/"))
+    assert list(store.list("records/")) == [], "what is not there is empty"
+
+
+def test_a_folder_in_the_place_of_a_blob_is_damage_that_a_push_mends(local: World) -> None:
+    files = local.files()
+    local.push("acme/support", files)
+    weights = Digest.of(files[forge.WEIGHTS])
+    file_of(local, weights).unlink()
+    file_of(local, weights).mkdir()
+    assert findings(local, deep=False) == [f"blob.bytes_missing {weights}"]
+    assert findings(local) == [f"blob.damaged {weights}"]
+    assert not local.push("acme/support", files).created
+    assert file_of(local, weights).read_bytes() == files[forge.WEIGHTS]
+    assert findings(local) == []
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_check_goes_on(
+    local: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = local.files()
+    local.push("acme/support", files)
+    locked, lost = sorted(Digest.of(data) for data in files.values())[:2]
+    file_of(local, lost).rename(away := tmp_path / "away")
+    folder, scandir = file_of(local, locked).parent, os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    told = findings(local, deep=False)
+    assert told == [f"blob.unreadable blobs/sha256/{locked.hex[:2]}/", f"blob.bytes_missing {lost}"]
+    monkeypatch.undo()
+    away.rename(file_of(local, lost))
