@@ -43,7 +43,7 @@ class Choice(Generic[T]):
                 self._matching.append((index, patterns.compiled(patterns.ending_in(key))))
 
     def pick(self, path: str) -> T | None:
-        found = [self._plain[end] for end in endings(path) if end in self._plain]
+        found = [self._plain[end] for end in endings(path) if end in self._plain] if self._plain else []
         best = min(found, default=len(self._values))
         for index, pattern in self._matching:
             if index < best and pattern.matches(path):
@@ -73,7 +73,7 @@ class Targets:
 
     def covers(self, path: str) -> bool:
         """Whether the module at this path is a target. With `all-linear`, only what is excluded is answered no."""
-        if self._excluded.has(path) or any(run in self._saved for run in _runs(path) if self._saved):
+        if self._excluded.has(path) or (self._saved and not self._saved.isdisjoint(_runs(path))):
             return False
         if self.all_linear or self.means_weight(path):
             return True
@@ -85,7 +85,7 @@ class Targets:
 
     def means_weight(self, path: str) -> bool:
         """Whether `target_parameters` names the module's own matrix: `gate.weight`, a router of fused experts."""
-        return any(end in self._weights for end in endings(path))
+        return bool(self._weights) and not self._weights.isdisjoint(endings(path))
 
     def saves(self, path: str) -> bool:
         """Whether the module is, or lies inside, one that PEFT trains as a whole: its path ends in a saved name.
@@ -155,7 +155,7 @@ class _Names:
     def has(self, path: str) -> bool:
         if self._pattern is not None:
             return self._pattern.matches(path)
-        return bool(self._names) and any(end in self._names for end in endings(path))
+        return bool(self._names) and not self._names.isdisjoint(endings(path))
 
 
 def endings(path: str) -> Iterator[str]:
