@@ -49,7 +49,9 @@ TABLE = [
     _row("registry.server.db", "domain server", "sqlmodel sqlalchemy alembic pysqlite3"),
     _row("registry.server.values.numbers", "domain", "numpy"),
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
-    _row("registry.server.routes", "domain server routes", "fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"),
+    _row(
+        "registry.server.routes", "domain server routes", "anyio fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"
+    ),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
     _row("registry.worker.conversions.images", "domain client worker", "diffusers safetensors torch"),
     _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf torch"),

@@ -47,6 +47,7 @@ def make(
     held = _held(session, actor, name, manifest)
     if row is not None:
         asked = [blob for blob in _asked(session, row, held) if blob.staging_key]
+        db.settle(session)
         missing = [blob for blob in asked if blobs.stat(blob.staging_key) is None]
     else:
         admission.foresee(session, actor, name, manifest)
@@ -60,6 +61,7 @@ def make(
         session.flush()
         session.add_all(wanted)
         failpoints.reach("push.plan.after_rows")
+        db.settle(session)
     return PushPlan(
         push_id=row.id,
         digest=manifest.digest,

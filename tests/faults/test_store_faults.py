@@ -14,8 +14,10 @@ import pytest
 from registry.client import sockets, transfer
 from registry.client.api import Registry
 from registry.client.connection import Connection
+from registry.digest import Digest
 from registry.errors import Corrupt, RegistryError, Unavailable
 from registry.names import AdapterName, Ref
+from registry.server.blobs import key_of
 from registry.server.s3 import bucket
 from registry.server.s3.store import S3Blobs
 from registry.server.tables import VersionRow
@@ -47,6 +49,7 @@ PULL = [("get", "503"), ("get", "reset_before"), ("get", "cut")]
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "READ_SECONDS", 1)
+    monkeypatch.setattr(bucket, "LONG_READ_SECONDS", 1)
     monkeypatch.setattr(sockets, "READ_SECONDS", 1.0)
 
 
@@ -213,3 +216,21 @@ def test_a_probe_that_meets_a_fault_costs_an_ability_or_is_asked_again(
     with contextlib.suppress(Unavailable):
         assert blobs.capabilities
     assert blobs.capabilities
+
+
+def test_a_store_that_does_not_answer_is_not_asked_by_everybody(blobs: S3Blobs, proxy: FaultProxy) -> None:
+    """Each who asks would wait as long; one of them finds out when it is back."""
+    assert blobs.abilities.ranges
+    proxy.fail("head", "hang")
+    key = key_of(Digest.of(b""))
+    with pytest.raises(Unavailable, match="imeout"):
+        blobs.stat(key)
+    asked = proxy.seen["head"]
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="a moment ago"):
+            blobs.stat(key)
+    assert proxy.seen["head"] == asked
+    proxy.heal()
+    blobs.bucket._outage._until = 0.0  # as if its pause were over
+    assert blobs.stat(key) is None
+    assert blobs.stat(key) is None

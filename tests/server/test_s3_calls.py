@@ -50,7 +50,8 @@ def calls(blobs: S3Blobs) -> list[str]:
     def note(model: Any, **_: Any) -> None:
         told.append(model.name)
 
-    blobs.bucket._internal.meta.events.register("before-call.s3", note)
+    for client in (blobs.bucket._internal, blobs.bucket._patient):
+        client.meta.events.register("before-call.s3", note)
     return told
 
 

@@ -24,9 +24,9 @@ from registry.server.routes.deps import (
     OPEN,
     Admin,
     Anyone,
-    BlobsDep,
     EngineDep,
     IssuersDep,
+    KnownBlobsDep,
     ReadSessionDep,
     SessionDep,
 )
@@ -92,7 +92,7 @@ def whoami(actor: Anyone) -> Whoami:
 
 
 @router.get("/health", dependencies=[OPEN])
-def health(engine: EngineDep, blobs: BlobsDep, response: Response, store: bool = False) -> Health:
+def health(engine: EngineDep, blobs: KnownBlobsDep, response: Response, store: bool = False) -> Health:
     """200 when the database answers and the store has been reached, else 503 and why; what is behind it and can what.
 
     With `store` the store is asked now, too: look-ups do without it, so no balancer need know that it is away.

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from registry.server import failpoints, lanes
 from registry.server.blobs import Sink
+from registry.server.routes import threads
 
 STEP_BYTES = 2**20
 """Received chunks are gathered to about this much before they are hashed and written."""
@@ -51,10 +52,10 @@ class Receipt(Response):
             with self._meanwhile:
                 await _receive(request, sink, self._size_bytes)
                 failpoints.reach("upload.received")
-                await run_in_threadpool(sink.finish)
+                await threads.ask_store(sink.finish)
                 failpoints.reach("upload.written")
         except BaseException:
-            sink.abort()
+            await threads.end_at_store(sink.abort)
             raise
 
 
@@ -64,17 +65,13 @@ async def _receive(request: Request, sink: Sink, size_bytes: int) -> None:
         await _receive_by_lane(request, sink, size_bytes)
     gathered = bytearray()
     async for chunk in request.stream():
-        if not gathered and len(chunk) >= STEP_BYTES:
-            sink.write(chunk)
-            failpoints.reach("upload.half")
-            continue
         gathered += chunk
         if len(gathered) >= STEP_BYTES:
-            sink.write(gathered)
+            await threads.ask_store(sink.write, gathered)
             gathered = bytearray()
             failpoints.reach("upload.half")
     if gathered:
-        sink.write(gathered)
+        await threads.ask_store(sink.write, gathered)
 
 
 async def _receive_by_lane(request: Request, sink: Sink, size_bytes: int) -> None:
@@ -89,7 +86,7 @@ async def _receive_by_lane(request: Request, sink: Sink, size_bytes: int) -> Non
     try:
         sink.write(first)
         failpoints.reach("upload.half")
-        count = await run_in_threadpool(lane.read_into, sink.write, left)
+        count = await threads.ask_store(lane.read_into, sink.write, left)
     except ConnectionError as e:
         lane.break_off()
         raise ClientDisconnect() from e

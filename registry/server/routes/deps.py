@@ -31,7 +31,7 @@ from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.catalog import Pointer
 from registry.server.db import Engine, Session
-from registry.server.routes import once
+from registry.server.routes import once, threads
 from registry.server.settings import Settings
 from registry.wire import PAGE_DEFAULT, PAGE_LIMIT
 
@@ -245,7 +245,9 @@ def keyset_cursor(cursor: str = "") -> str:
 
 
 EngineDep = Annotated[Engine, Depends(inline(engine))]
-BlobsDep = Annotated[BlobStore, Depends(inline(store))]
+BlobsDep = Annotated[BlobStore, Depends(inline(store)), threads.Waits]
+KnownBlobsDep = Annotated[BlobStore, Depends(inline(store))]
+"""The store for a route that asks it nothing, or only when it is told to."""
 IssuersDep = Annotated[Issuers, Depends(inline(issuers))]
 SettingsDep = Annotated[Settings, Depends(inline(settings))]
 SessionDep = Annotated[Session, Depends(session)]

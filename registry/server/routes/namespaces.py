@@ -15,14 +15,14 @@ from fastapi import BackgroundTasks
 from registry.names import AdapterName
 from registry.server import adapters
 from registry.server.access import namespaces, publishers, removal
-from registry.server.routes import once
+from registry.server.routes import once, threads
 from registry.server.routes.adapters import ADAPTER
 from registry.server.routes.deps import (
     PAGE,
     Admin,
-    BlobsDep,
     CursorDep,
     EngineDep,
+    KnownBlobsDep,
     LimitDep,
     NameDep,
     Puller,
@@ -69,10 +69,10 @@ def change_namespace(session: SessionDep, actor: Admin, namespace: str, request:
 
 @router.delete(NAMESPACE)
 def delete_namespace(
-    session: SessionDep, actor: Admin, namespace: str, blobs: BlobsDep, engine: EngineDep, after: BackgroundTasks
+    session: SessionDep, actor: Admin, namespace: str, blobs: KnownBlobsDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
     removed = removal.delete_namespace(session, actor, namespace)
-    after.add_task(removal.record, engine, blobs)
+    after.add_task(threads.ask_store, removal.record, engine, blobs)
     return removed
 
 
@@ -89,10 +89,10 @@ def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str)
 # ------------------------------------------------------------------ adapters
 @router.delete(ADAPTER)
 def delete_adapter(
-    session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsDep, engine: EngineDep, after: BackgroundTasks
+    session: SessionDep, actor: Admin, name: NameDep, blobs: KnownBlobsDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
     removed = removal.delete(session, actor, name)
-    after.add_task(removal.forget, engine, blobs, name)
+    after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
     return removed
 
 
@@ -102,13 +102,13 @@ def transfer_adapter(
     actor: Admin,
     name: NameDep,
     request: TransferRequest,
-    blobs: BlobsDep,
+    blobs: KnownBlobsDep,
     engine: EngineDep,
     after: BackgroundTasks,
 ) -> AdapterView:
     to = AdapterName.parse(request.to)
     removal.transfer(session, actor, name, to)
-    after.add_task(removal.forget, engine, blobs, name)
+    after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
     return adapters.one(session, actor, to)
 
 

@@ -19,7 +19,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
@@ -30,6 +30,7 @@ from starlette.concurrency import run_in_threadpool
 from registry.server import db, idempotency
 from registry.server.actors import Actor
 from registry.server.idempotency import Answer, Asked
+from registry.server.routes import threads
 from registry.wire import PREFIX
 
 HEADER = "Idempotency-Key"
@@ -86,6 +87,9 @@ class OnceRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
         self.waits = inspect.iscoroutinefunction(endpoint)
+        hints = get_type_hints(endpoint, include_extras=True).values()
+        asks_store = any(threads.Waits in getattr(hint, "__metadata__", ()) for hint in hints)
+        self._in_thread = threads.ask_store if asks_store else run_in_threadpool
         super().__init__(path, endpoint if self.waits else _here(endpoint), **how)
 
     def get_route_handler(self) -> Handler:
@@ -94,7 +98,7 @@ class OnceRoute(APIRoute):
             return handle
 
         async def in_thread(request: Request) -> Response:
-            return await run_in_threadpool(_work, handle, request)
+            return await self._in_thread(_work, handle, request)
 
         return in_thread
 

@@ -24,7 +24,7 @@ from registry.manifest import Descriptor
 from registry.names import Selector
 from registry.server import aftercare, db, files, loads, plans, pulls, push
 from registry.server.blobs import BlobStore
-from registry.server.routes import bodies, once
+from registry.server.routes import bodies, once, threads
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.deps import (
     BlobsDep,
@@ -120,7 +120,7 @@ def commit_push(
         pushed = push.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.log.header)
-    after.add_task(push.tidy, engine, push_id, blobs=blobs)
+    after.add_task(threads.ask_store, push.tidy, engine, push_id, blobs=blobs)
     return pushed
 
 

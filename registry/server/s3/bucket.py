@@ -23,21 +23,27 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
 from registry.errors import Invalid, Unavailable
 from registry.server.blobs import CHUNK_BYTES, absent
+from registry.server.s3.outage import Outage
 
 READ_BYTES = 32 * 2**20
 """One ranged read. SeaweedFS streams a larger one at a tenth of the speed when its reader cache is small."""
 CONNECT_SECONDS = 5
-READ_SECONDS = 60
+READ_SECONDS = 10
+"""How long the store may think before it is asked again. All attempts together end before a client's patience does."""
+LONG_READ_SECONDS = 60
+"""How long where it moves bytes itself, which it is asked for twice at most."""
+LONG = frozenset({"copy_object", "upload_part_copy", "complete_multipart_upload"})
 ATTEMPTS_LIMIT = 4
 CONNECTIONS = 32
 RETRY_AFTER_SECONDS = 5
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 _TAKEN = frozenset({"412", "409", "PreconditionFailed", "ConditionalRequestConflict"})
+_SILENT = (ReadTimeoutError, ConnectTimeoutError)
 _BEHIND = frozenset({"416", "InvalidRange"})
 _REFUSED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"})
 
@@ -45,12 +51,14 @@ _REFUSED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKey
 class Bucket:
     """A bucket and the prefix in it that is ours. Thread-safe: boto3's clients are, and they share one pool each."""
 
-    def __init__(self, name: str, prefix: str, session: Any, internal: Any, public: Any) -> None:
+    def __init__(self, name: str, prefix: str, session: Any, internal: Any, patient: Any, public: Any) -> None:
         self.name = name
         self.prefix = prefix
         self._session = session
         self._internal = internal
+        self._patient = patient
         self._public = public
+        self._outage = Outage()
 
     @classmethod
     def at(cls, url: str, *, endpoint: str = "", public_endpoint: str = "") -> Bucket:
@@ -64,8 +72,9 @@ class Bucket:
         prefix = parts.path.strip("/")
         session = boto3.session.Session()
         internal = _client(session, endpoint)
+        patient = _client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
         public = internal if public_endpoint in ("", endpoint) else _client(session, public_endpoint)
-        return cls(parts.netloc, f"{prefix}/" if prefix else "", session, internal, public)
+        return cls(parts.netloc, f"{prefix}/" if prefix else "", session, internal, patient, public)
 
     # ---------------------------------------------------------------- one object
     def head(self, key: str) -> dict[str, Any] | None:
@@ -117,14 +126,14 @@ class Bucket:
     # ---------------------------------------------------------------- calls
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         with self.reached(operation):
-            answer: dict[str, Any] = getattr(self._internal, operation)(Bucket=self.name, **parameters)
+            answer: dict[str, Any] = self._asked(operation, parameters)
             return answer
 
     def find(self, operation: str, **parameters: Any) -> dict[str, Any] | None:
         """The same, with None for what is not there."""
         try:
             with self.reached(operation):
-                answer: dict[str, Any] = getattr(self._internal, operation)(Bucket=self.name, **parameters)
+                answer: dict[str, Any] = self._asked(operation, parameters)
                 return answer
         except _Absent:
             return None
@@ -133,7 +142,7 @@ class Bucket:
         """The same, with False for a condition that does not hold, or that another writer holds just now."""
         try:
             with self.reached(operation):
-                getattr(self._internal, operation)(Bucket=self.name, **parameters)
+                self._asked(operation, parameters)
                 return True
         except _Taken:
             return False
@@ -146,7 +155,20 @@ class Bucket:
             return False
         return True
 
+    def _asked(self, operation: str, parameters: dict[str, Any]) -> Any:
+        self._unless_silent(operation)
+        client = self._patient if operation in LONG else self._internal
+        answer = getattr(client, operation)(Bucket=self.name, **parameters)
+        self._outage.note(answered=True)
+        return answer
+
+    def _unless_silent(self, operation: str) -> None:
+        if self._outage.refuses():
+            told = self._unavailable(operation, "it did not answer a moment ago")
+            raise Unavailable(*told, retry_after_seconds=RETRY_AFTER_SECONDS)
+
     def pages(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        self._unless_silent(operation)
         with self.reached(operation):
             yield from self._internal.get_paginator(operation).paginate(Bucket=self.name, **parameters)
 
@@ -168,6 +190,7 @@ class Bucket:
         try:
             yield
         except ClientError as e:
+            self._outage.note(answered=True)
             code = str(e.response.get("Error", {}).get("Code", ""))
             if code in _ABSENT:
                 raise _Absent(*self._unavailable(operation, code)) from e
@@ -179,6 +202,8 @@ class Bucket:
             kind = Unwilling if 400 <= status < 500 else Unavailable
             raise kind(*self._unavailable(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
         except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: an answer that makes no sense
+            if isinstance(e, _SILENT):
+                self._outage.note(answered=False)
             text = str(e).split("\n", 1)[0][:200]
             raise Unavailable(*self._unavailable(operation, text), retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
@@ -204,12 +229,12 @@ class _Taken(Unavailable):
     """A condition of the request does not hold."""
 
 
-def _client(session: Any, endpoint: str) -> Any:
+def _client(session: Any, endpoint: str, *, read_seconds: float = 0, attempts: int = ATTEMPTS_LIMIT) -> Any:
     config = Config(
         signature_version="s3v4",
         connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS_LIMIT},
+        read_timeout=read_seconds or READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=CONNECTIONS,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

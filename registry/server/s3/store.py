@@ -84,11 +84,11 @@ class S3Blobs:
 
     @property
     def abilities(self) -> Abilities:
-        """What the store can do. `Unavailable` while it cannot be asked; it is asked again every few seconds."""
+        """What the store can do. `Unavailable` while it cannot be asked; one asks again every few seconds."""
         if self._abilities is None:
+            if self._failure is not None and (self._probing.locked() or time.monotonic() < self._ask_again_at):
+                raise self._failure  # nobody waits with the one who asks again
             with self._probing:
-                if self._failure is not None and time.monotonic() < self._ask_again_at:
-                    raise self._failure
                 if self._abilities is None:
                     self._abilities = self._probe()
         return self._abilities
