@@ -50,7 +50,7 @@ class Receipt(Response):
     async def _keep(self, request: Request, sink: Sink) -> None:
         try:
             with self._meanwhile:
-                await _receive(request, sink, self._size_bytes)
+                await receive(request, sink, self._size_bytes)
                 failpoints.reach("upload.received")
                 await threads.ask_store(sink.finish)
                 failpoints.reach("upload.written")
@@ -59,7 +59,7 @@ class Receipt(Response):
             raise
 
 
-async def _receive(request: Request, sink: Sink, size_bytes: int) -> None:
+async def receive(request: Request, sink: Sink, size_bytes: int) -> None:
     """Everything that the request's body holds goes into the sink, which refuses what is too much."""
     if request.headers.get("content-length") == str(size_bytes):
         await _receive_by_lane(request, sink, size_bytes)
