@@ -28,7 +28,7 @@ from fastapi import FastAPI
 from cli import output
 from cli.lane import DirectProtocol
 from registry.errors import Unavailable
-from registry.server import actors, db, loads, renewal, tokens
+from registry.server import actors, db, loads, renewal, schema, tokens
 from registry.server.app import create_app
 from registry.server.blobs import BlobStore
 from registry.server.settings import Settings
@@ -50,7 +50,7 @@ def serve(host: str, port: int, data: str | None) -> None:
     """Run the registry's server until it is told to stop. REGISTRY_… variables set everything else."""
     settings = _settings(data)
     engine = db.engine(settings)
-    db.prepare(engine)
+    schema.prepare(engine)
     app = create_app(settings, engine=engine)
     gc.freeze()  # what is loaded by now stays; a request makes so many objects that the default looks far too often
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
@@ -143,8 +143,8 @@ def _announce(listener: socket.socket, settings: Settings, secret: str | None, a
 def migrate(data: str | None) -> None:
     """Bring the database's schema to what this version needs."""
     engine = db.engine(_settings(data))
-    before = db.schema_revision(engine)
-    after = db.migrate(engine)
+    before = schema.revision_of(engine)
+    after = schema.migrate(engine)
     engine.dispose()
     sentence = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
     output.answer({"before": before, "after": after}, lambda: click.echo(sentence))
@@ -156,7 +156,7 @@ def embedded() -> Iterator[FastAPI]:
     settings = Settings.from_env()
     engine = db.engine(settings)
     try:
-        db.prepare(engine)
+        schema.prepare(engine)
         app = create_app(settings, engine=engine, trusted=actors.TRUSTED)
         yield app
         app.state.log.finish()

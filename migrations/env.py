@@ -1,8 +1,9 @@
-"""How Alembic runs here: on the connection that `registry.server.db` hands over, or on REGISTRY_DATABASE_URL.
+"""How Alembic runs here: on the connection that `registry.server.schema` hands over, or on REGISTRY_DATABASE_URL.
 
-- All steps of one run are one transaction on both databases, so a failing step leaves the schema as it was.
+- A run is one transaction on both databases; `registry.server.schema` makes one run of each step.
 - On PostgreSQL one run at a time holds an advisory lock, and no statement waits or works for long: a migration that
-  queues behind a long query would make every later query wait behind it.
+  queues behind a long query would make every later query wait behind it. How long it waits for a table is said by
+  `registry.server.schema`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from sqlalchemy import Connection, create_engine, text
 
 from registry.server import tables
 
-LOCK_TIMEOUT = "5s"
+LOCK_TIMEOUT = "2s"
 STATEMENT_TIMEOUT = "60s"
 ADVISORY_LOCK = 0x61646170746572  # "adapter"
+
+
+given = context.config.attributes.get("connection")
 
 
 def run(connection: Connection) -> None:
@@ -29,12 +33,12 @@ def run(connection: Connection) -> None:
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            if given is None:
+                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
             connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
         context.run_migrations()
 
 
-given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:

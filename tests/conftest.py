@@ -36,13 +36,13 @@ pytest_plugins = ["tests.order"]
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with the newest schema, to be copied."""
-    from registry.server import db
+    from registry.server import db, schema
     from registry.server.settings import Settings
     from tests import dialects
 
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
     engine = db.engine(Settings(database_url=f"sqlite:///{path}"))
-    db.prepare(engine)
+    schema.prepare(engine)
     dialects.share(engine)
     engine.dispose()
     return path
@@ -59,13 +59,13 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: str) -> Iterator[str]:
     """A PostgreSQL database with the newest schema, emptied before each test; copying it takes longer."""
-    from registry.server import db
+    from registry.server import db, schema
     from registry.server.settings import Settings
     from tests import dialects, services
 
     with services.fresh_database(postgres_server) as url:
         engine = db.engine(Settings(database_url=url))
-        db.prepare(engine)
+        schema.prepare(engine)
         dialects.share(engine)
         engine.dispose()
         yield url

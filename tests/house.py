@@ -46,7 +46,8 @@ TABLE = [
     _row("registry.server.access.issuers", "domain server", "jwt"),
     _row("registry.server.lookup", "domain server", "anyio sqlmodel sqlalchemy"),
     _row("registry.server.s3", "domain server", "boto3 botocore"),
-    _row("registry.server.db", "domain server", "sqlmodel sqlalchemy alembic pysqlite3"),
+    _row("registry.server.db", "domain server", "sqlmodel sqlalchemy pysqlite3"),
+    _row("registry.server.schema", "domain server", "sqlalchemy alembic"),
     _row("registry.server.values.numbers", "domain", "numpy"),
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
     _row(

@@ -35,7 +35,7 @@ from registry.client.inprocess import InProcess
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
 from registry.provenance import Provenance
-from registry.server import app, db, tokens
+from registry.server import app, db, schema, tokens
 from registry.server.actors import TRUSTED
 from registry.server.blobs import BlobStore, MemoryBlobs, digest_of
 from registry.server.settings import Settings
@@ -58,7 +58,7 @@ class World:
         self.settings = Settings(database_url=database_url, **{"data": self._data.name, **settings}).filled()
         self.engine = db.engine(self.settings)
         self.blobs = blobs if blobs is not None else MemoryBlobs()
-        db.prepare(self.engine)
+        schema.prepare(self.engine)
         self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)
         self.transport = InProcess(self.app)
         self.secret = tokens.bootstrap(self.engine) or ""

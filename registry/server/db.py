@@ -1,11 +1,10 @@
-"""The database: engine, the transaction, migrations, `now()`. The only room that knows SQLite from PostgreSQL.
+"""The database: engine, the transaction, `now()`. The only room that knows SQLite from PostgreSQL.
 
 Invariants
 - One transaction per `session()`; it commits when the block ends well and rolls back otherwise. Doors never commit.
 - A transaction that writes takes SQLite's write lock when it begins (BEGIN IMMEDIATE), never half-way through.
 - SQLite before 3.51.3 can corrupt a WAL database with several connections: a newer one is taken from pysqlite3
   where it is installed, else the journal stays in its safe mode.
-- An empty database is initialised by `prepare`; an old schema is refused; only `migrate` changes a schema.
 - A database that is away or busy is `Unavailable` (DATABASE_UNAVAILABLE), whatever the driver calls it.
 
 Example
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,11 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, SQLColumnExpression, create_engine, event, inspect, literal, text
+from sqlalchemy import Connection, SQLColumnExpression, create_engine, event, literal, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -39,7 +33,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
 from sqlmodel import SQLModel
 
-from registry.errors import Conflict, Invalid, Unavailable
+from registry.errors import Invalid, Unavailable
 from registry.server.settings import Settings
 from registry.server.writers import Writers
 
@@ -52,16 +46,13 @@ WAL_IS_SAFE_SINCE = (3, 51, 3)
 BUSY_SECONDS = 30
 STATEMENT_LIMIT_MS = 30_000
 LOCK_LIMIT_MS = 15_000
-MIGRATION_LOCK_MS = 2_000
-"""A migration that waits for a table makes everybody behind it wait: it must not for long."""
 RETRY_AFTER_SECONDS = 2
 _LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """A database host that is gone without a word is noticed in 20 seconds; Linux by itself takes a quarter of an hour."""
 _AGAIN = "try again in a moment"
-_BEGIN = "sqlite_begin"
-_MIGRATOR = 0x61646170_6D696772  # the advisory lock of whoever migrates: "adapmigr"
+BEGIN = "sqlite_begin"
+"""The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
 _HANGS_ON_NOTHING = "23503"  # PostgreSQL's; on SQLite writers take turns, and it would be a bug
-_ALEMBIC = threading.Lock()  # it keeps what it runs in module globals: one migration at a time in a process
 
 
 def now() -> datetime:
@@ -110,7 +101,7 @@ def _sqlite_engine(url: str) -> Engine:
 
     @event.listens_for(made, "begin")
     def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get(_BEGIN) == "IMMEDIATE":
+        if connection.get_execution_options().get(BEGIN) == "IMMEDIATE":
             writers.begin(connection)
         else:
             connection.exec_driver_sql("BEGIN DEFERRED")
@@ -131,7 +122,7 @@ def session(engine: Engine, *, write: bool = True) -> Iterator[Session]:
 
     `write=False` only reads: on SQLite it takes no lock. `begin_writing` turns it into one that writes.
     """
-    bind = engine.execution_options(**{_BEGIN: "IMMEDIATE" if write else "DEFERRED"})
+    bind = engine.execution_options(**{BEGIN: "IMMEDIATE" if write else "DEFERRED"})
     with database_errors(), Session(bind, expire_on_commit=False) as opened:
         yield opened
         opened.commit()
@@ -168,7 +159,7 @@ def begin_writing(session: Session) -> None:
         return
     if session.in_transaction():
         session.commit()
-    session.connection(execution_options={_BEGIN: "IMMEDIATE"})
+    session.connection(execution_options={BEGIN: "IMMEDIATE"})
 
 
 def settle(session: Session) -> None:
@@ -226,70 +217,6 @@ def at_first(session: Session, act: Callable[[Connection], None]) -> None:
     """
 
     event.listen(session, "after_begin", lambda _session, _transaction, connection: act(connection), once=True)
-
-
-# ------------------------------------------------------------------ schema
-def _alembic(connection: Connection | None = None) -> Config:
-    """Alembic's configuration: the migrations inside the installed package, else those of the checkout."""
-    here = Path(__file__).parent
-    folder = next(f for f in (here / "migrations", here.parent.parent / "migrations") if (f / "env.py").is_file())
-    config = Config()
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    return config
-
-
-@functools.cache
-def newest_revision() -> str:
-    """The schema that this code expects."""
-    return ScriptDirectory.from_config(_alembic()).get_current_head() or ""
-
-
-def schema_revision(engine: Engine) -> str:
-    """The schema that this database has; empty for a database without one."""
-    with database_errors(), engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() or ""
-
-
-def migrate(engine: Engine, revision: str = "head") -> str:
-    """Move the schema up to `revision` (`base` moves it down to nothing); the revision that it is at afterwards.
-
-    One transaction, one migrator at a time, also of several machines. A server that is in the way for too long wins:
-    `Unavailable` then, and nothing has changed.
-    """
-    immediate = engine.execution_options(**{_BEGIN: "IMMEDIATE"})
-    with _ALEMBIC, database_errors(), immediate.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATOR})
-            connection.execute(text(f"SET LOCAL lock_timeout = {MIGRATION_LOCK_MS}"))
-        config = _alembic(connection)
-        if revision == "base":
-            command.downgrade(config, revision)
-        else:
-            command.upgrade(config, revision)
-    return schema_revision(engine)
-
-
-def prepare(engine: Engine) -> str:
-    """Make the database ready to serve: initialise an empty one, refuse an old or newer schema.
-
-    Servers may start at once: who finds no tables waits for the migrator and then has nothing left to do. The tables
-    are looked at before the revision, because both appear together: tables without their revision are a stranger's.
-    `Conflict` (SCHEMA_OLD) says which revision is there and which is expected.
-    """
-    with database_errors():
-        empty = not inspect(engine).get_table_names()
-    if empty:
-        return migrate(engine)
-    found, expected = schema_revision(engine), newest_revision()
-    if found != expected:
-        raise Conflict(
-            "SCHEMA_OLD",
-            f"the database schema is at {found or 'no revision'!r} and this server needs {expected!r}",
-            next_step="run `adapter migrate`",
-        )
-    return found
 
 
 def ping(engine: Engine) -> None:

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from registry.errors import Unavailable
-from registry.server import db
+from registry.server import db, schema
 from registry.server.db import Engine
 from registry.server.settings import Settings
 from tests.world import World
@@ -37,17 +37,17 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 def engine(database_url: str) -> Iterator[Engine]:
     made = db.engine(Settings(database_url=database_url))
     yield made
-    db.migrate(made)
+    schema.migrate(made)
     made.dispose()
 
 
 def revisions() -> list[str]:
-    return [step.revision for step in reversed(list(ScriptDirectory.from_config(db._alembic()).walk_revisions()))]
+    return [step.revision for step in reversed(list(ScriptDirectory.from_config(schema.alembic()).walk_revisions()))]
 
 
 def go_down(engine: Engine, revision: str) -> None:
-    with engine.execution_options(**{db._BEGIN: "IMMEDIATE"}).begin() as connection:
-        command.downgrade(db._alembic(connection), revision)
+    with engine.execution_options(**{db.BEGIN: "IMMEDIATE"}).begin() as connection:
+        command.downgrade(schema.alembic(connection), revision)
 
 
 class Reader(threading.Thread):
@@ -65,7 +65,7 @@ class Reader(threading.Thread):
                 try:
                     with self._engine.connect() as connection:
                         if connection.dialect.name == "postgresql":  # no reader waits longer than a migrator may
-                            connection.execute(text(f"SET lock_timeout = {db.MIGRATION_LOCK_MS}"))
+                            connection.execute(text(f"SET lock_timeout = {schema.LOCK_MS}"))
                         self.answers[place].add(str(sorted(map(str, connection.execute(text(statement)).all()))))
                 except Exception as e:
                     self.failed.append(e)
@@ -88,10 +88,10 @@ def test_each_step_goes_up_and_down_while_clients_read(database_url: str, engine
     try:
         for before in reversed(steps[:-1]):
             go_down(engine, before)
-            db.migrate(engine, "head")
+            schema.migrate(engine, "head")
         go_down(engine, steps[0])
         for after in steps[1:]:
-            db.migrate(engine, after)
+            schema.migrate(engine, after)
         rounds = reader.rounds
         while reader.rounds < rounds + 2 and reader.is_alive():  # it read after the last step, too
             time.sleep(0.005)
@@ -99,29 +99,43 @@ def test_each_step_goes_up_and_down_while_clients_read(database_url: str, engine
         reader.stop()
     assert reader.failed == []
     assert [len(found) for found in reader.answers] == [1] * len(READS)
-    assert db.schema_revision(engine) == steps[-1]
+    assert schema.revision_of(engine) == steps[-1]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])
 def test_a_migration_gives_way_to_a_server_that_holds_a_table(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "MIGRATION_LOCK_MS", 200)
+    monkeypatch.setattr(schema, "LOCK_MS", 200)
     go_down(engine, revisions()[0])
     with engine.begin() as busy:
         busy.execute(text("LOCK TABLE version IN SHARE MODE"))
         with pytest.raises(Unavailable):
-            db.migrate(engine)
-        assert db.schema_revision(engine) == revisions()[0]
-    assert db.migrate(engine) == revisions()[-1]
+            schema.migrate(engine)
+        assert schema.revision_of(engine) == revisions()[0]
+    assert schema.migrate(engine) == revisions()[-1]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_no_table_stays_locked_while_a_later_step_waits_for_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LOCK_MS", 200)
+    go_down(engine, "0009")
+    with engine.begin() as busy:
+        busy.execute(text("LOCK TABLE taken_name IN SHARE MODE"))  # what step 0013 changes
+        with pytest.raises(Unavailable):
+            schema.migrate(engine)
+        assert schema.revision_of(engine) == "0012", "the steps before it are done, and hold no lock"
+    assert schema.migrate(engine) == revisions()[-1]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])
 def test_a_migrator_waits_for_another_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "_ALEMBIC", contextlib.nullcontext())  # two processes have no lock in common
+    monkeypatch.setattr(schema, "_ALEMBIC", contextlib.nullcontext())  # two processes have no lock in common
     go_down(engine, revisions()[0])
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as first:
-            first.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": db._MIGRATOR})
-            second = pool.submit(db.migrate, engine)
+            first.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.MIGRATOR})
+            second = pool.submit(schema.migrate, engine)
             with pytest.raises(TimeoutError):
                 second.result(0.3)
         assert second.result(120) == revisions()[-1]

@@ -14,7 +14,7 @@ from sqlmodel import Session
 
 from registry import errors
 from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
-from registry.server import app, db
+from registry.server import app, db, schema
 from registry.server.actors import TRUSTED
 from registry.server.envelope import BODY_LIMIT_BYTES
 from registry.server.routes import deps
@@ -221,7 +221,7 @@ def test_health_tells_what_the_server_is_made_of_without_a_token(world: World) -
     health = httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/health").json()
     assert (health["status"], health["blobs"]) == ("ok", "memory")
     assert health["database"] == world.engine.dialect.name
-    assert health["schema_revision"] == db.newest_revision()
+    assert health["schema_revision"] == schema.newest_revision()
 
 
 def test_an_application_without_a_trusted_actor_trusts_nobody(world: World) -> None:

@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from registry import __version__
 from registry.digest import Digest
 from registry.errors import RegistryError, Unauthenticated
-from registry.server import db, tokens
+from registry.server import schema, tokens
 from registry.server.access import exchange
 from registry.server.blobs import key_of
 from registry.server.routes import deps, once
@@ -100,7 +100,7 @@ def health(engine: EngineDep, blobs: KnownBlobsDep, response: Response, store: b
     state, reason, revision = "ok", "", ""
     capabilities: dict[str, Any] = {}
     try:
-        revision = db.schema_revision(engine)
+        revision = schema.revision_of(engine)
         capabilities = getattr(blobs, "capabilities", {})
         if store:
             blobs.stat(key_of(Digest.of(b"")))
