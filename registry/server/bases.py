@@ -14,8 +14,11 @@ Example
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
+from datetime import datetime
+from typing import Any, cast
 
-from sqlalchemy import func
+from sqlalchemy import bindparam, func
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -31,6 +34,9 @@ from registry.server.tables import AdapterRow, BaseEdgeRow, BaseRow, BaseThresho
 from registry.thresholds import Thresholds
 from registry.wire import BaseList, BaseView
 from registry.wire.bases import BaseAdd
+
+SPECS_KEPT = 64
+_SPECS: dict[tuple[str, str, datetime], BaseSpec] = {}
 
 
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
@@ -90,9 +96,13 @@ def likeness(session: Session, name: str, given: Identity) -> Likeness:
     return identities.compare(session, row(session, names.base_name(name)), given)
 
 
+_NAMED = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseRow.name) == bindparam("name"))
+"""Put together once; the spec, which may be large, is read for who does not know it yet (`spec_of`)."""
+
+
 def row(session: Session, name: str) -> BaseRow:
     """The row of a base. `NotFound` (BASE_UNKNOWN)."""
-    found = session.exec(select(BaseRow).where(col(BaseRow.name) == name)).first()
+    found = session.exec(_NAMED, params={"name": name}).first()
     if found is None:
         raise NotFound(
             "BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=f"run `adapter base add {name[:200]} DIR`"
@@ -101,7 +111,14 @@ def row(session: Session, name: str) -> BaseRow:
 
 
 def spec_of(found: BaseRow) -> BaseSpec:
-    return BaseSpec.model_validate(found.spec)
+    """What the base is made of. It never changes, so it is read once a process."""
+    key = (found.name, found.fingerprint, found.created_at)
+    spec = _SPECS.get(key)
+    if spec is None:
+        if len(_SPECS) >= SPECS_KEPT:
+            _SPECS.clear()
+        spec = _SPECS[key] = BaseSpec.model_validate(found.spec)
+    return spec
 
 
 def show(session: Session, actor: Actor, name: str) -> BaseView:

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, and_, case, exists, literal, not_, or_, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal, not_, or_, update
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
@@ -115,10 +115,37 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
     return states
 
 
+_CORRUPT = select(BlobRow.digest).where(
+    col(BlobRow.digest).in_(bindparam("digests", expanding=True)), col(BlobRow.state) == BlobState.CORRUPT
+)
+
+
 def damaged(session: Session, digests: Iterable[Digest]) -> set[Digest]:
     """Which of these blobs, that somebody holds, have wrong bytes or none."""
-    corrupt = select(BlobRow.digest).where(col(BlobRow.digest).in_(list(digests)))
-    return {Digest(digest) for digest in session.exec(corrupt.where(col(BlobRow.state) == BlobState.CORRUPT))}
+    return {Digest(digest) for digest in session.exec(_CORRUPT, params={"digests": list(digests)})}
+
+
+_MENDED = col(BlobRow.digest).in_(bindparam("written", expanding=True))
+_GOOD = or_(
+    col(BlobRow.state).in_([BlobState.PENDING, BlobState.LIVE]), and_(col(BlobRow.state) == BlobState.CORRUPT, _MENDED)
+)
+_LOCKED = (
+    select(BlobRow.digest)
+    .where(col(BlobRow.digest).in_(bindparam("digests", expanding=True)), _GOOD)
+    .order_by(col(BlobRow.digest))  # as by `reserve`: two pushes that share blobs never wait for each other in a ring
+    .with_for_update()
+)
+_ALIVE = (
+    update(BlobRow)
+    .where(col(BlobRow.digest).in_(_LOCKED))
+    .values(
+        state=BlobState.LIVE,
+        marked_at=None,
+        checked_at=case((_MENDED, bindparam("moment", type_=UtcTime())), else_=col(BlobRow.checked_at)),
+    )
+    .returning(col(BlobRow.digest), col(BlobRow.size_bytes))
+)
+"""Put together once: every push asks this."""
 
 
 def keep(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()) -> None:
@@ -126,26 +153,13 @@ def keep(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] 
 
     `Unavailable` (TRY_LATER) when a blob was found corrupt meanwhile: the same call again will write it again.
     """
-    mended = col(BlobRow.digest).in_(sorted(written))
-    good = or_(
-        col(BlobRow.state).in_([BlobState.PENDING, BlobState.LIVE]),
-        and_(col(BlobRow.state) == BlobState.CORRUPT, mended),
-    )
-    # Locked in order, as by `reserve`: two pushes that share blobs never wait for each other in a ring.
-    locked = select(BlobRow.digest).where(col(BlobRow.digest).in_(sorted(sizes)), good).order_by(col(BlobRow.digest))
-    alive = (
-        update(BlobRow)
-        .where(col(BlobRow.digest).in_(locked.with_for_update()))
-        .values(
-            state=BlobState.LIVE,
-            size_bytes=case({str(d): size for d, size in sorted(sizes.items())}, value=col(BlobRow.digest)),
-            marked_at=None,
-            checked_at=case((mended, literal(db.now(), UtcTime())), else_=col(BlobRow.checked_at)),
-        )
-        .returning(col(BlobRow.digest))
-    )
-    kept = set(session.connection().execute(alive).scalars()) if sizes else set()
-    lost = sorted(set(sizes) - kept)
+    told = {"digests": sorted(sizes), "written": sorted(written), "moment": db.now()}
+    alive = session.connection().execute(_ALIVE, told).all() if sizes else []
+    kept = {Digest(digest): size for digest, size in alive}
+    for digest in (digest for digest, size in kept.items() if size != sizes[digest]):  # another push had said otherwise
+        true_size = update(BlobRow).where(col(BlobRow.digest) == digest).values(size_bytes=sizes[digest])
+        session.connection().execute(true_size)
+    lost = sorted(sizes.keys() - kept)
     if lost:
         raise Unavailable(
             "TRY_LATER",

@@ -88,18 +88,19 @@ def find(connection: Connection, asked: Asked) -> Answer | None:
     return Answer(row.status, kept["etag"], kept["body"])
 
 
-def keep(connection: Connection, asked: Asked, answer: Answer) -> Answer | None:
+def keep(connection: Connection, asked: Asked, answer: Answer, *, begun: bool = True) -> Answer | None:
     """Keep the answer with the effect. Returns another one when an equal request was faster: then undo this one.
 
-    An empty answer (204) forgets the key.
+    An empty answer (204) forgets the key. `begun`: it was claimed by `begin`.
     """
     if answer.status == 204:
         connection.execute(delete(_ROW).where(_is(asked), _ROW.c.status == _CLAIMED))
         return None
     values = {"status": answer.status, "answer": json.dumps({"etag": answer.etag, "body": answer.body})}
-    kept = update(_ROW).where(_is(asked), _ROW.c.status == _CLAIMED).values(**values)
-    if connection.execute(kept).rowcount:
-        return None
+    if begun:
+        kept = update(_ROW).where(_is(asked), _ROW.c.status == _CLAIMED).values(**values)
+        if connection.execute(kept).rowcount:
+            return None
     claim = {"token_id": asked.token_id, "key": asked.key, "request_sha256": asked.request_sha256}
     if db.insert_new(connection, IdempotencyRow, claim | values | {"created_at": db.now()}):
         return None

@@ -14,7 +14,10 @@ Example
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
+from sqlalchemy import bindparam
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry.bases import identity as base_identity
@@ -97,9 +100,17 @@ def exacts(session: Session, bases: Iterable[BaseRow]) -> dict[int, Digest]:
     return {base_id: Digest(exact) for base_id, exact in session.exec(statement)}
 
 
+_LIGHT = (
+    select(BaseIdentityRow)
+    .options(defer(cast(Any, BaseIdentityRow.identity)))
+    .where(col(BaseIdentityRow.base_id) == bindparam("id"))
+)
+"""Without the identity itself, which is large and read where it is compared. Put together once, for every push."""
+
+
 def relatives(session: Session, base: BaseRow) -> list[Likeness]:
     """Every other base with an identity and how it is related to this one, by name; empty without an identity."""
-    mine = session.get(BaseIdentityRow, base.id)
+    mine = session.exec(_LIGHT, params={"id": base.id}).first()
     if mine is None:
         return []
     statement = (

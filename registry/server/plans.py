@@ -16,6 +16,7 @@ from __future__ import annotations
 import secrets
 from datetime import timedelta
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
@@ -125,18 +126,28 @@ def _asked(session: Session, row: PushRow, held: set[str]) -> list[PushBlobRow]:
     return wanted
 
 
+_TAKEN_UP = (
+    select(PushRow)
+    .where(
+        col(PushRow.token_id) == bindparam("token_id"),
+        col(PushRow.manifest_digest) == bindparam("digest"),
+        col(PushRow.namespace) == bindparam("namespace"),
+        col(PushRow.name) == bindparam("name"),
+        col(PushRow.state) == OPEN,
+        col(PushRow.expires_at) > bindparam("soonest"),
+    )
+    .order_by(col(PushRow.created_at))
+    .limit(1)
+)
+"""Put together once, as `_BLOBS`: that takes longer than to ask."""
+
+
 def _taken_up(
     session: Session, actor: Actor, name: AdapterName, manifest: Manifest, settings: Settings
 ) -> PushRow | None:
-    statement = select(PushRow).where(
-        col(PushRow.token_id) == actor.token_id,
-        col(PushRow.manifest_digest) == manifest.digest,
-        col(PushRow.namespace) == name.namespace,
-        col(PushRow.name) == name.name,
-        col(PushRow.state) == OPEN,
-        col(PushRow.expires_at) > db.now() + timedelta(seconds=settings.push_hold_seconds / 2),
-    )
-    return session.exec(statement.order_by(col(PushRow.created_at)).limit(1)).first()
+    wanted = {"token_id": actor.token_id, "digest": manifest.digest, "namespace": name.namespace, "name": name.name}
+    soonest = db.now() + timedelta(seconds=settings.push_hold_seconds / 2)
+    return session.exec(_TAKEN_UP, params={**wanted, "soonest": soonest}).first()
 
 
 def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: Settings) -> PushRow:
@@ -174,5 +185,8 @@ def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload |
     return Upload(digest=digest, size_bytes=size, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")
 
 
+_BLOBS = select(PushBlobRow).where(col(PushBlobRow.push_id) == bindparam("id"))
+
+
 def blobs_of(session: Session, row: PushRow) -> list[PushBlobRow]:
-    return list(session.exec(select(PushBlobRow).where(PushBlobRow.push_id == row.id)).all())
+    return list(session.exec(_BLOBS, params={"id": row.id}).all())

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -32,11 +32,13 @@ from registry.server import aftercare, bases, db, failpoints, holds, identities,
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.holds import EXPIRED, OPEN, BlobState
-from registry.server.tables import BlobRow, PushBlobRow, PushRow
+from registry.server.tables import BaseRow, BlobRow, PushBlobRow, PushRow
 from registry.wire.push import PushCommit, Pushed, Small
 
 COMMIT_SECONDS = 3600
 """How long a push stays open at least, once its commit has begun."""
+Asked = Mapping[Digest, PushBlobRow]
+"""The blobs of a push."""
 
 
 # ------------------------------------------------------------------ receive
@@ -51,18 +53,25 @@ class Expected:
 
 def receive(session: Session, actor: Actor, push_id: str, digest: Digest) -> Expected:
     """Where the bytes of this blob go. `NotFound` for a push of somebody else and a blob that was not asked for."""
-    return _expected(session, _own(session, actor, push_id), digest)
+    row = _own(session, actor, push_id)
+    return _expected(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
 
 
-def _expected(session: Session, row: PushRow, digest: Digest) -> Expected:
-    blob = session.get(PushBlobRow, (row.id, digest))
+def _expected(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> Expected:
     if blob is None or not blob.staging_key:
         raise NotFound("BLOB_UNKNOWN", f"push {row.id} did not ask for blob {digest}")
     return Expected(blob.staging_key, blob.size_bytes, row.state == OPEN)
 
 
+_PUSH = select(PushRow).where(col(PushRow.id) == bindparam("id"))
+_BLOB = select(PushBlobRow).where(
+    col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.digest) == bindparam("digest")
+)
+"""Put together once, which takes longer than to ask."""
+
+
 def _own(session: Session, actor: Actor, push_id: str) -> PushRow:
-    row = session.get(PushRow, push_id[:80])
+    row = session.exec(_PUSH, params={"id": push_id[:80]}).first()
     late = row is not None and row.state == OPEN and row.expires_at <= db.now()
     if row is None or row.token_id != actor.token_id or row.state == EXPIRED or late:
         raise holds.unknown_push(push_id)
@@ -94,9 +103,11 @@ def commit(
     there = versions.existing(session, name, manifest.digest) is not None
     if there and not _mends(session, row):
         return _found(session, actor, name, row, manifest, alias)
-    _keep_small(session, row, request.small, blobs)
+    asked = {Digest(blob.digest): blob for blob in plans.blobs_of(session, row)}
+    _keep_small(row, asked, request.small, blobs)
+    base = plans.base_of(session, manifest)
     try:
-        judged, mended = _judge_and_keep(session, row, manifest, blobs)
+        judged, mended = _judge_and_keep(session, row, asked, manifest, base, blobs)
     except (Conflict, NotFound) as gone:
         # A racing commit of the same push may have finished and tidied up meanwhile: then its version counts.
         if gone.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
@@ -106,13 +117,13 @@ def commit(
             raise
         return _found(session, actor, name, row, manifest, alias)
     db.begin_writing(session)
-    return versions.make(session, actor, name, row, manifest, judged, alias=alias, mended=mended, engines=engines)
+    return versions.make(session, actor, name, row, manifest, base, judged, alias=alias, mended=mended, engines=engines)
 
 
-def _keep_small(session: Session, row: PushRow, small: Sequence[Small], blobs: BlobStore) -> None:
+def _keep_small(row: PushRow, asked: Asked, small: Sequence[Small], blobs: BlobStore) -> None:
     """Stage what the commit itself brings, under the rules of an upload."""
     for item in small:
-        expected = _expected(session, row, item.digest)
+        expected = _expected(row, item.digest, asked.get(item.digest))
         try:
             data = base64.b64decode(item.data, validate=True)
         except ValueError:
@@ -145,22 +156,20 @@ def _mends(session: Session, row: PushRow) -> bool:
 
 
 def _judge_and_keep(
-    session: Session, row: PushRow, manifest: Manifest, blobs: BlobStore
+    session: Session, row: PushRow, asked: Asked, manifest: Manifest, base: BaseRow, blobs: BlobStore
 ) -> tuple[judge.Judged, set[Digest]]:
     """What the bytes say, once they stand under their final keys; and the damaged blobs that they replaced."""
-    base = plans.base_of(session, manifest)
-    relatives = identities.relatives(session, base)
-    wanted = plans.blobs_of(session, row)
+    relatives, spec = identities.relatives(session, base), bases.spec_of(base)
     damaged = _begin(session, row, manifest)
     try:
-        keys = judge.verified(blobs, wanted, manifest)
+        keys = judge.verified(blobs, asked.values(), manifest)
     except judge.Mismatch as wrong:
         if wrong.key.startswith("staging/"):
             blobs.delete(wrong.key)  # else nothing else could ever be sent there
         raise
     failpoints.reach("push.hashed")
-    judged = judge.look(blobs, keys, manifest, bases.spec_of(base), relatives)
-    brought = {Digest(blob.digest): blob.staging_key for blob in wanted if blob.staging_key}
+    judged = judge.look(blobs, keys, manifest, spec, relatives)
+    brought = {digest: blob.staging_key for digest, blob in asked.items() if blob.staging_key}
     failpoints.reach("push.before_promote")
     for digest, staging_key in brought.items():
         blobs.promote(staging_key, digest, replace=digest in damaged)

@@ -127,10 +127,9 @@ def bootstrap(engine: Engine) -> str | None:
         return None
 
 
-def note_use(session: Session, token_id: str) -> None:
+def note_use(session: Session, row: TokenRow) -> None:
     """Keep when a token was last used, to ten minutes: `session` reads, and writes only when it must."""
-    row = session.get(TokenRow, token_id)
-    if row is not None and (row.last_used_at is None or db.now() - row.last_used_at > USE_NOTED_EVERY):
+    if row.last_used_at is None or db.now() - row.last_used_at > USE_NOTED_EVERY:
         db.begin_writing(session)
         row.last_used_at = db.now()
         session.add(row)

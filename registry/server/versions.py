@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import and_, bindparam, delete
 from sqlmodel import Session, col, select
 
 from registry import __version__, lineage, names
@@ -28,7 +28,7 @@ from registry.errors import Refused
 from registry.jobs import Kind
 from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
-from registry.server import aliases, audit, bases, catalog, db, failpoints, holds, loads, queue, values, verdicts
+from registry.server import aliases, audit, catalog, db, failpoints, holds, loads, queue, values, verdicts
 from registry.server.access import admission, taken
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.judge import Judged
@@ -46,11 +46,20 @@ from registry.server.tables_values import FACT
 from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.push import Pushed
 
+_NAMED = and_(col(AdapterRow.namespace) == bindparam("namespace"), col(AdapterRow.name) == bindparam("name"))
+_LOCKED = select(AdapterRow).where(_NAMED).with_for_update().execution_options(populate_existing=True)
+_EXISTING = (
+    select(VersionRow)
+    .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    .where(_NAMED, col(VersionRow.digest) == bindparam("digest"))
+)
+"""Put together once: every push asks these."""
+
 
 def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow | None:
     """The version of this adapter with this manifest, if a push made it already."""
-    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    return session.exec(statement.where(catalog.named(name), col(VersionRow.digest) == digest)).first()
+    asked = {"namespace": name.namespace, "name": name.name, "digest": digest}
+    return session.exec(_EXISTING, params=asked).first()
 
 
 def found(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> Pushed:
@@ -65,13 +74,14 @@ def make(
     name: AdapterName,
     push: PushRow,
     manifest: Manifest,
+    base: BaseRow,
     judged: Judged,
     *,
     alias: str = "",
     mended: Set[Digest] = frozenset(),
     engines: Sequence[Profile] = (),
 ) -> Pushed:
-    """The version of this push. Found instead of made when an equal push was faster.
+    """The version of this push on its base. Found instead of made when an equal push was faster.
 
     `mended` are damaged blobs whose bytes this push has just replaced. `NotFound` (PUSH_UNKNOWN) when the push ended.
     """
@@ -84,7 +94,6 @@ def make(
         return found(session, actor, name, push, row, alias)
     if not holds.end(session, push.id):
         raise holds.unknown_push(push.id)
-    base = bases.row(session, manifest.base.name)
     failpoints.reach("push.before_rows")
     row = _version_row(session, actor, adapter, base, push, manifest, judged)
     add_contents(session, row, manifest)
@@ -109,8 +118,7 @@ def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
     if db.insert_new(session, AdapterRow, values):
         taken.claim_adapter(session, actor, name)
         audit.append(session, actor, "adapter.create", str(name))
-    statement = select(AdapterRow).where(catalog.named(name)).with_for_update()
-    row = session.exec(statement.execution_options(populate_existing=True)).first()
+    row = session.exec(_LOCKED, params={"namespace": name.namespace, "name": name.name}).first()
     if row is None:  # it was deleted or got another name between the two statements
         taken.foresee(session, actor, name)
         raise unknown_adapter(name)

@@ -70,7 +70,7 @@ def verify(session: Session, secret: str, memory: Memory) -> Actor:
             next_step="run `adapter login URL` with a valid token, or set ADAPTER_TOKEN",
         )
     row, _, _, generation = rows[0]
-    session.info["token"] = row  # held, so that noting its use finds it in the session and not in the database
+    session.info["token"] = row  # for whoever notes its use
     roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
     actor = Actor(
         row.name,

@@ -205,7 +205,7 @@ def _sign_in(request: Request) -> Actor:
     try:
         with db.session(engine(request), write=False) as reading:
             actor = signin.verify(reading, secret, memory(request))
-            tokens.note_use(reading, actor.token_id)
+            tokens.note_use(reading, reading.info["token"])
     except Unauthenticated:
         note_failure(request, secret)
         raise

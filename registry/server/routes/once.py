@@ -72,7 +72,7 @@ def _at_first(request: Request, session: Session, actor: Actor, ask: Ask) -> Non
     """Ask when the route begins to work: until then nothing holds a connection."""
     found = asked(request, actor)
     if found is not None:
-        request.state.keyed_session = session
+        request.state.keyed_session, request.state.begun = session, ask is idempotency.begin
         db.at_first(session, lambda connection: _unless(ask(connection, found)))
 
 
@@ -110,7 +110,7 @@ def _work(handle: Handler, request: Request) -> Response:
         response = _at_once(handle(request))
         session: Session | None = getattr(request.state, "keyed_session", None)
         if session is not None:
-            _keep(session, request.state.asked, response)
+            _keep(session, request, response)
     return response
 
 
@@ -153,8 +153,9 @@ def _unless(answer: Answer | None) -> None:
         raise Answered(answer.status, answer.etag, idempotency.given_again(answer))
 
 
-def _keep(session: Session, request: Asked, response: Response) -> None:
-    _unless(idempotency.keep(session.connection(), request, _answer(response)))
+def _keep(session: Session, request: Request, response: Response) -> None:
+    asked, begun = request.state.asked, request.state.begun
+    _unless(idempotency.keep(session.connection(), asked, _answer(response), begun=begun))
 
 
 def _answer(response: Response) -> Answer:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import count
 from threading import Lock
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, bindparam
 from sqlmodel import Session, col, select
 
 from registry.compat.paths import Paths
@@ -111,14 +111,17 @@ class _Kept:
 _KEPT: weakref.WeakKeyDictionary[Engine | Connection, _Kept] = weakref.WeakKeyDictionary()
 
 
+_KNOWN = (
+    select(BaseIdentityRow.base_id, BaseThresholdsRow.thresholds)
+    .outerjoin(BaseThresholdsRow, col(BaseThresholdsRow.base_id) == col(BaseIdentityRow.base_id))
+    .where(col(BaseIdentityRow.base_id) == bindparam("id"))
+)
+"""Put together once: every push asks this."""
+
+
 def of_base(session: Session, base: BaseRow, scheme: str = PEFT) -> Base:
     """What is known of the base's weights, for an adapter whose names are of this scheme."""
-    statement = (
-        select(BaseIdentityRow.base_id, BaseThresholdsRow.thresholds)
-        .outerjoin(BaseThresholdsRow, col(BaseThresholdsRow.base_id) == col(BaseIdentityRow.base_id))
-        .where(col(BaseIdentityRow.base_id) == base.id)
-    )
-    row = session.exec(statement).first()
+    row = session.exec(_KNOWN, params={"id": base.id}).first()
     if row is None:
         return Base(base.name, {})
     base_id, own = row
