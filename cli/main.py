@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any
 import click
 
 OURS = ("registry", "cli")
+NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
+"""pydantic's own switch: else it reads about every package that is installed, to load those that watch it at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,8 @@ class Rooms(click.Group):
         if door is None:
             return None
         spare("httpx._main")
+        if not door.extra:
+            os.environ.setdefault(*NO_PLUGINS)
         command: click.Command = load(door.module, door.attribute, door.extra, f"adapter {cmd_name}")
         return command
 

@@ -30,6 +30,21 @@ def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
     assert said.stdout.splitlines()[-1] == "[]", said.stderr
 
 
+@pytest.mark.parametrize(("command", "watched"), [("push", "False"), ("serve", "True")])
+def test_no_command_of_a_client_looks_for_plugins_of_pydantic(command: str, watched: str, tmp_path: Path) -> None:
+    (tmp_path / "watcher.py").write_text("def new_schema_validator(*_, **__): return None, None, None\n")
+    (tmp_path / "watcher-1.0.dist-info").mkdir()
+    (tmp_path / "watcher-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: watcher\nVersion: 1.0\n")
+    (tmp_path / "watcher-1.0.dist-info" / "entry_points.txt").write_text("[pydantic]\nwatcher = watcher\n")
+    code = (
+        f"import os, sys; sys.path.append({str(tmp_path)!r}); os.environ.pop('PYDANTIC_DISABLE_PLUGINS', '');"
+        "from cli.main import main; main(sys.argv[1:], standalone_mode=False);"
+        "from registry.wire.push import PushCommit; print('watcher' in sys.modules)"
+    )
+    said = python(code, command, "--help")
+    assert said.stdout.splitlines()[-1] == watched, said.stderr
+
+
 def test_every_door_opens_and_its_help_says_what_it_does(desk: Desk) -> None:
     for name in door.DOORS:
         assert "Usage: " in desk(name, "--help").stdout
