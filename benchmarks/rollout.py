@@ -37,10 +37,11 @@ from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.fingerprint import Fingerprint, Prompt
 from registry.names import AdapterName
+from registry.reports import Report
 from registry.serving.engines import VLLM
 from registry.serving.shelf import Shelf
 from registry.serving.station import AT_ONCE
-from registry.verdicts import Check, Report
+from registry.verdicts import Check
 from registry.wire import BaseView
 from registry.wire.bases import BaseAdd
 from registry.wire.jobs import ClaimRequest, FinishRequest

@@ -1,8 +1,7 @@
 """What a version was made from, as options of `adapter push`: data sets, training run, commit, parameters, or a file.
 
 Invariants
-- What stands on the command line comes on top of the file: data sets are added, the rest replaces what the file says.
-- It is checked before anything is read or sent, by the rules of the manifest.
+- It is checked before anything is read or sent (registry/declared.py, loaded where something is declared).
 
 Example
     $ adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from registry import provenance
+from cli import main
 from registry.provenance import Provenance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -42,26 +41,18 @@ def options(command: Command) -> Command:
 
 def of_file(file: Path) -> Provenance | None:
     """What a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
-    return Provenance.read(provenance.parse(file.read_bytes(), file=file.name))
+    found: Provenance | None = main.load("registry.declared", "of_file")(file.read_bytes(), file=file.name)
+    return found
 
 
 def declared(
     datasets: tuple[str, ...], run: str, commit: str, parameters: tuple[str, ...], file: Path | None
 ) -> Provenance | None:
     """What these options declare; None for nothing. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
-    values: dict[str, Any] = provenance.parse(file.read_bytes(), file=file.name) if file is not None else {}
-    if datasets:
-        written = values.get("datasets") or []
-        if not isinstance(written, list):
-            raise provenance.wrong(f"{provenance.FIELD}.datasets", "must be a list")
-        values["datasets"] = [*written, *(provenance.dataset(text) for text in datasets)]
-    if run:
-        values["run"] = provenance.run(run)
-    if commit:
-        values["code"] = provenance.code(commit)
-    if parameters:
-        written = values.get("parameters") or {}
-        if not isinstance(written, dict):
-            raise provenance.wrong(f"{provenance.FIELD}.parameters", "must map names to values")
-        values["parameters"] = {**written, **dict(provenance.parameter(text) for text in parameters)}
-    return Provenance.read(values)
+    if file is None and not (datasets or run or commit or parameters):
+        return None
+    given = main.load("registry.declared", "parse")(file.read_bytes(), file=file.name) if file is not None else None
+    found: Provenance | None = main.load("registry.declared", "of_options")(
+        given, datasets=datasets, run=run, commit=commit, parameters=parameters
+    )
+    return found

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -29,8 +28,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
-from registry.strict import json as strict_json
-from registry.strict.json import Dialect
 from registry.verdicts import Value
 
 DATASETS_LIMIT = 64
@@ -39,10 +36,8 @@ URI_LIMIT = 1000
 TEXT_LIMIT = 200
 VALUE_LIMIT = 500
 SIZE_LIMIT_BYTES = 64 * 2**10
-FILE_LIMIT_BYTES = 256 * 2**10
 FIELD: Final = "provenance"
 
-_DIALECT = Dialect("PROVENANCE_INVALID", FIELD, depth=6)
 _URI = re.compile(r"[a-z][a-z0-9+.-]{1,31}:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z")
 _LINE = re.compile(r"[^\x00-\x1f\x7f\u2028\u2029]+\Z")
 _MARK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/%+=@\[\]-]{0,199}\Z")
@@ -121,63 +116,10 @@ class Provenance(Value):
             raise wrong(place, str(first["msg"])) from e
 
 
-def parse(data: bytes, *, file: str) -> dict[str, Any]:
-    """The plain values of a file, TOML by its name, else JSON. `Invalid` (PROVENANCE_INVALID)."""
-    if len(data) > FILE_LIMIT_BYTES:
-        raise TooLarge("SIZE_INVALID", f"{file}: {len(data)} bytes are over the limit of {FILE_LIMIT_BYTES}")
-    if not file.endswith(".toml"):
-        found = strict_json.parse(data, _DIALECT, file=file)
-    else:
-        try:
-            found = tomllib.loads(data.decode())
-        except (ValueError, RecursionError) as e:
-            raise wrong(file, f"is not TOML: {str(e)[:200]}") from e
-    if not isinstance(found, dict):
-        raise wrong(file, "is not one object with datasets, run, code and parameters")
-    return found
-
-
 def wrong(place: str, sentence: str, reasons: list[Reason] | None = None) -> Invalid:
     """The error for a declared input that breaks a rule."""
     found = reasons or [Reason("provenance.invalid", place, sentence)]
     return Invalid("PROVENANCE_INVALID", f"{place} {sentence}", reasons=found)
-
-
-# ------------------------------------------------------------------ the short forms of the command line
-def dataset(text: str) -> dict[str, Any]:
-    """`NAME=URI`, `NAME=URI@sha256:…` or `NAME=sha256:…`."""
-    name, equals, rest = text.partition("=")
-    if not equals or not name or "://" in name:
-        raise wrong("dataset", f"{text[:120]!r} is not NAME=URI, such as tickets=s3://data/tickets.jsonl@sha256:…")
-    uri, at, hexadecimal = rest.rpartition("@sha256:")
-    if rest.startswith("sha256:"):
-        uri, at, hexadecimal = "", "@", rest.removeprefix("sha256:")
-    return {"name": name, "uri": uri, "digest": f"sha256:{hexadecimal}"} if at else {"name": name, "uri": rest}
-
-
-def run(text: str) -> dict[str, Any]:
-    """`TOOL:ID` or `TOOL:ID=URL`."""
-    tool, colon, rest = text.partition(":")
-    if not colon or not rest:
-        raise wrong("run", f"{text[:120]!r} is not TOOL:ID or TOOL:ID=URL, such as mlflow:4f1c…")
-    mark, _, url = rest.partition("=")
-    return {"tool": tool, "id": mark, "url": url}
-
-
-def code(text: str) -> dict[str, Any]:
-    """`URL@COMMIT`."""
-    repository, at, commit = text.rpartition("@")
-    if not at or "://" not in repository:
-        raise wrong("commit", f"{text[:120]!r} is not URL@COMMIT, such as https://git.example.org/team/train@9c4f…")
-    return {"repository": repository, "commit": commit}
-
-
-def parameter(text: str) -> tuple[str, str]:
-    """`NAME=VALUE`."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise wrong("param", f"{text[:120]!r} is not NAME=VALUE, such as learning_rate=2e-4")
-    return name, value
 
 
 # ------------------------------------------------------------------ the rules

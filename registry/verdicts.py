@@ -1,8 +1,7 @@
-"""Judgement as data: `Finding`, `Verdict`, `Report`; and how findings add up.
+"""Judgement as data: `Finding` and `Verdict`; and how findings add up.
 
     Finding   one observation: code, severity, place, sentence; what was expected and what was found
     Verdict   check × subject (a version's digest) × base fingerprint → pass, warn, fail or unknown
-    Report    all findings and measurements of one run of a check, stored as a blob
 
 Invariants
 - A verdict belongs to a digest and to a base's fingerprint; it never moves to another.
@@ -19,18 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.digest import Digest
-from registry.fingerprint import Fingerprint
 
 FINDINGS_LIMIT = 200
 """Findings kept per verdict; `summary` counts the rest, so a million wrong tensors stay a small answer."""
-TOOLS_LIMIT = 64
-"""Tools that a report is made by: every answer about the version holds them."""
-Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=300)]]
 
 
 class Value(BaseModel):
@@ -132,24 +127,3 @@ def summarise(findings: Sequence[Finding]) -> str:
         return ""
     more = len(worst) - 1
     return worst[0].sentence[:1500] + (f" (and {more} more finding{'s' * (more > 1)})" if more else "")
-
-
-class Report(Value):
-    """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
-
-    `fingerprint`: what a serving box compares after loading. `pictures`: name → PNG in base64, of image adapters.
-    `thresholds`: the limits that findings were judged by. `fits`: what the library itself says of names and shapes,
-    where the header alone could not tell; None, and then left out, where it was not asked.
-    """
-
-    check: Check
-    subject: Digest
-    base: str
-    base_fingerprint: str
-    findings: tuple[Finding, ...] = ()
-    measurements: dict[str, Any] = Field(default_factory=dict)
-    made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
-    fingerprint: Fingerprint | None = None
-    pictures: dict[str, str] = Field(default_factory=dict)
-    thresholds: dict[str, float] = Field(default_factory=dict)
-    fits: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda told: told is None)

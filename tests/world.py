@@ -35,12 +35,13 @@ from registry.client.inprocess import InProcess
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
 from registry.provenance import Provenance
+from registry.reports import Report
 from registry.server import app, db, schema, tokens
 from registry.server.actors import TRUSTED
 from registry.server.blobs import BlobStore, MemoryBlobs, digest_of
 from registry.server.settings import Settings
 from registry.server.tables import BlobRow, JobRow
-from registry.verdicts import Check, Finding, Report
+from registry.verdicts import Check, Finding
 from registry.wire import BaseView
 from registry.wire.access import TokenCreate
 from registry.wire.bases import BaseAdd

@@ -22,7 +22,7 @@ from registry.client.answers import Shape, parsed
 from registry.client.versions import AnyRef, Name, Versions, path_of, path_of_adapter
 from registry.digest import Digest
 from registry.jobs import Job, Lease
-from registry.verdicts import Report
+from registry.reports import Report
 from registry.wire import (
     BaseView,
     Lineage,

@@ -19,12 +19,13 @@ from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
 from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
+from registry.reports import Report
 from registry.server import catalog, withdrawn
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, key_of
 from registry.server.holds import BlobState
 from registry.server.tables import BlobRow, VerdictRow, VersionFileRow, VersionRow
-from registry.verdicts import Check, Report
+from registry.verdicts import Check
 from registry.wire.verdicts import FingerprintView
 
 REPORTS_LOOKED_AT = 3

@@ -22,11 +22,12 @@ from registry import jobs
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.jobs import Job, Kind
+from registry.reports import Report
 from registry.server import audit, blobs, catalog, db, holds, loads, queue, verdicts
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore
 from registry.server.tables import BaseRow, JobRow, VersionRow
-from registry.verdicts import Check, Outcome, Report, Verdict
+from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.jobs import FinishRequest
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
-from registry.verdicts import Report
+from registry.reports import Report
 from registry.wire import Answer, BaseView, Request, Resolved
 
 BASES_LIMIT = 500

@@ -20,7 +20,7 @@ from registry.client.api import Registry
 from registry.errors import Corrupt
 from registry.jobs import Job
 from registry.names import AdapterName, Ref
-from registry.verdicts import Report
+from registry.reports import Report
 from registry.wire import BaseView, Resolved
 from registry.wire.jobs import Claimed
 from registry.worker.keepers import Limits, Source

@@ -22,8 +22,9 @@ from typing import Any
 from registry import judgement
 from registry.client.folder import read_folder
 from registry.errors import Invalid, TooLarge
+from registry.reports import Report
 from registry.thresholds import Thresholds
-from registry.verdicts import Check, Finding, Outcome, Report, add_up, summarise
+from registry.verdicts import Check, Finding, Outcome, add_up, summarise
 from registry.wire import BaseView
 from registry.worker.keepers import Gone
 from registry.worker.task import Done, Failed, Task

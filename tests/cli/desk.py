@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from cli import session
 from cli.main import main
 from registry.client.api import Registry
-from registry.verdicts import Check, Finding, Report
+from registry.reports import Report
+from registry.verdicts import Check, Finding
 from registry.wire.jobs import ClaimRequest, FinishRequest
 from tests import forge
 

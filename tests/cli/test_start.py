@@ -38,6 +38,7 @@ SHUT = (
         "registry.wire.audit",
     ),
     *("registry.wire.roster", "registry.wire.upkeep", "registry.wire.verdicts", "registry.compat"),
+    *("registry.reports", "registry.fingerprint", "registry.declared", "tomllib"),
     *("rich", "httpcore", "anyio", "fastapi", "sqlmodel", "torch"),
 )
 """What neither a push nor a pull takes part in."""

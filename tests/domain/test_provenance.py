@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry import card, lineage, provenance
+from registry import card, declared, lineage
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.manifest import BaseRef, Descriptor, Manifest
@@ -110,15 +110,15 @@ def test_every_broken_rule_is_told_at_once_and_all_of_it_has_a_limit() -> None:
 
 
 def test_what_the_command_line_says_in_short() -> None:
-    assert provenance.dataset(f"t=s3://a/b=c@{D}") == {"name": "t", "uri": "s3://a/b=c", "digest": D}
-    assert provenance.dataset("t=hf://datasets/a/b@main") == {"name": "t", "uri": "hf://datasets/a/b@main"}
-    assert provenance.dataset(f"t={D}") == {"name": "t", "uri": "", "digest": D}
-    assert provenance.run("wandb:team/p/1=https://w/1") == {"tool": "wandb", "id": "team/p/1", "url": "https://w/1"}
-    assert provenance.code(f"ssh://git@h/x@{COMMIT}") == {"repository": "ssh://git@h/x", "commit": COMMIT}
-    assert provenance.parameter("a=b=c") == ("a", "b=c")
+    assert declared.dataset(f"t=s3://a/b=c@{D}") == {"name": "t", "uri": "s3://a/b=c", "digest": D}
+    assert declared.dataset("t=hf://datasets/a/b@main") == {"name": "t", "uri": "hf://datasets/a/b@main"}
+    assert declared.dataset(f"t={D}") == {"name": "t", "uri": "", "digest": D}
+    assert declared.run_of("wandb:team/p/1=https://w/1") == {"tool": "wandb", "id": "team/p/1", "url": "https://w/1"}
+    assert declared.code(f"ssh://git@h/x@{COMMIT}") == {"repository": "ssh://git@h/x", "commit": COMMIT}
+    assert declared.parameter("a=b=c") == ("a", "b=c")
     for read, text in (
-        (provenance.dataset, "s3://a"), (provenance.dataset, "s3://a?b=c"), (provenance.run, "mlflow"),
-        (provenance.code, "main"), (provenance.code, f"git@h:x@{COMMIT}"), (provenance.parameter, "=1"),
+        (declared.dataset, "s3://a"), (declared.dataset, "s3://a?b=c"), (declared.run_of, "mlflow"),
+        (declared.code, "main"), (declared.code, f"git@h:x@{COMMIT}"), (declared.parameter, "=1"),
     ):  # fmt: skip
         with pytest.raises(Invalid, match="such as"):
             read(text)
@@ -126,15 +126,15 @@ def test_what_the_command_line_says_in_short() -> None:
 
 def test_a_file_is_toml_by_its_name_and_strict_json_otherwise() -> None:
     toml = b'[[datasets]]\nuri = "s3://a"\n[parameters]\nlr = 2e-4\n'
-    assert Provenance.read(provenance.parse(toml, file="p.toml")) == Provenance(
+    assert Provenance.read(declared.parse(toml, file="p.toml")) == Provenance(
         datasets=(Dataset(uri="s3://a"),), parameters={"lr": "0.0002"}
     )
     for data, file in ((b"[", "p.toml"), (b'{"run": 1, "run": 2}', "p.json"), (b"[]", "p.json"), (b"\xff", "p.toml")):
         with pytest.raises(Invalid) as caught:
-            provenance.parse(data, file=file)
+            declared.parse(data, file=file)
         assert caught.value.code == "PROVENANCE_INVALID"
     with pytest.raises(Invalid, match="finite"):
-        Provenance.read(provenance.parse(b"[parameters]\nlr = inf\n", file="p.toml"))
+        Provenance.read(declared.parse(b"[parameters]\nlr = inf\n", file="p.toml"))
 
 
 # ------------------------------------------------------------------ claims of the README

@@ -14,9 +14,9 @@ from registry.client.namespaces import Namespaces
 from registry.errors import Invalid, TooLarge
 from registry.jobs import Kind
 from registry.names import AdapterName
+from registry.reports import TOOLS_LIMIT
 from registry.server import actors, queue
 from registry.server.tables import VersionRow
-from registry.verdicts import TOOLS_LIMIT
 from registry.wire.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit
 from registry.wire.namespaces import NamespaceSet
 from tests.world import URL, World, rows

@@ -9,7 +9,8 @@ import peft
 import pytest
 
 from registry.errors import Refused
-from registry.verdicts import Check, Finding, Outcome, Report
+from registry.reports import Report
+from registry.verdicts import Check, Finding, Outcome
 from registry.wire.jobs import ClaimRequest, FinishRequest
 from registry.worker.loop import Worker
 from registry.worker.smoke import structure
