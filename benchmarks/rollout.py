@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _adapters, _contenders
-from registry.client import base_folder, transfer
+from registry.client import base_folder, push
 from registry.client.api import Registry
 from registry.client.fleet import Fleet
 from registry.digest import Digest
@@ -74,7 +74,7 @@ class Shop:
             place = folder / name
             _adapters.make(place, SIZE_BYTES, seed=1000 * number + seed)
             _make_finite(place / WEIGHTS)
-            version = transfer.push_folder(self.registry, place, AdapterName.parse(name), base=_adapters.BASE).version
+            version = push.push_folder(self.registry, place, AdapterName.parse(name), base=_adapters.BASE).version
             self._try(version.digest, (place / WEIGHTS).read_bytes(), self.base)
             found.append(version.digest)
         return found

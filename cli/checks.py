@@ -19,7 +19,7 @@ import click
 from cli import output, session, versions
 from registry import contents, engines, judgement
 from registry.client import folder as folders
-from registry.client import transfer
+from registry.client import push
 from registry.client.api import Registry
 from registry.engines import Profile
 from registry.engines.settings import FleetSettings
@@ -72,7 +72,7 @@ def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> 
     found = folders.read_folder(path)
     for reason in found.left_out:
         output.note(f"left out: {reason.place} {reason.sentence}")
-    meant = transfer.Bases(registry).of(found, base)
+    meant = push.Bases(registry).of(found, base)
     known, subject = registry.base(meant.name), found.manifest(meant).digest
     return judgement.verdicts(found.found, known.spec, subject, asked, relatives=known.relatives)
 

@@ -25,7 +25,7 @@ from cli import drawing, heatmap, main, output, session, versions
 from cli.heatmap import HeatMap
 from registry import facts
 from registry.client import folder as folders
-from registry.client import transfer
+from registry.client import pull
 from registry.client.api import Registry
 from registry.manifest import CONFIG
 from registry.names import Ref
@@ -109,7 +109,7 @@ def _cosines(
             is_here = folders.is_meant(text)
             folder = Path(text) if is_here else Path(scratch) / side
             if not is_here:
-                transfer.pull(registry, Ref.parse(text), folder)
+                pull.pull(registry, Ref.parse(text), folder)
             here.append(folder)
         return compare(here[0], here[1])
 

@@ -19,7 +19,7 @@ import click
 
 from cli import main, output, session
 from registry import errors
-from registry.client import transfer
+from registry.client import pull
 from registry.serving import export as exports
 from registry.serving import objects
 from registry.serving import pbase as lookups
@@ -83,7 +83,7 @@ def export(
         place = _place(dest)
         if pbase and not dest.startswith("s3://"):
             raise click.UsageError("--pbase is for an export to s3://: LoRAX's source pbase leads to buckets only")
-        cache = None if dest.startswith("s3://") else transfer.USER_CACHE  # bytes on their way to a bucket are not kept
+        cache = None if dest.startswith("s3://") else pull.USER_CACHE  # bytes on their way to a bucket are not kept
         as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
         told: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
         done = exports.run(registry, roster, place, model=model, prune=prune, cache=cache, told=told)

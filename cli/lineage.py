@@ -27,7 +27,8 @@ from registry.errors import Invalid
 from registry.lineage import cyclonedx, openlineage, pictures, slsa
 from registry.lineage.svg import svg
 from registry.names import Ref
-from registry.wire import Lineage, LineageEdge, LineageNode, VersionView
+from registry.wire import VersionView
+from registry.wire.lineage import Lineage, LineageEdge, LineageNode
 
 SHORT_DIGEST = pictures.SHORT_DIGEST
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": pictures.dot, "mermaid": pictures.mermaid, "svg": svg}

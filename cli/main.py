@@ -46,11 +46,11 @@ class Door:
 
 DOORS: dict[str, Door] = {
     "push": Door(
-        "cli.transfer", "push", "Move", "Push a folder as a new version; says whether it fits its base.", weights=0
+        "cli.push", "push", "Move", "Push a folder as a new version; says whether it fits its base.", weights=0
     ),
-    "push-all": Door("cli.bulk", "push_all", "Move", "Push every adapter folder in a folder.", weights=1),
-    "pull": Door("cli.transfer", "pull", "Move", "Bring a version here, every byte verified."),
-    "pull-all": Door("cli.bulk", "pull_all", "Move", "Bring every adapter of a base here."),
+    "push-all": Door("cli.bulk_push", "push_all", "Move", "Push every adapter folder in a folder.", weights=1),
+    "pull": Door("cli.pull", "pull", "Move", "Bring a version here, every byte verified."),
+    "pull-all": Door("cli.bulk_pull", "pull_all", "Move", "Bring every adapter of a base here."),
     "export": Door("cli.export", "export", "Move", "Lay out what serves a base for engines: folders, S3, Kubernetes."),
     "list": Door("cli.adapters", "list_adapters", "Look", "List adapters: newest version, base, verdicts, aliases."),
     "show": Door("cli.adapters", "show", "Look", "Show everything that is known about one version."),

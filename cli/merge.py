@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from cli import jobs, main, output, session
-from registry.client import transfer
+from registry.client import pull, push
 from registry.client.api import Registry
 from registry.client.destination import Destination
 from registry.errors import Invalid
@@ -97,7 +97,7 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
     with tempfile.TemporaryDirectory(prefix="adapter-extract-") as scratch, session.registry() as registry:
         out = Path(scratch) / "adapter"
         report = _run(order.model_copy(update={"out": str(out)}))
-        pushed = transfer.push_folder(registry, out, name, base=base_name, annotations=recipe.annotations)
+        pushed = push.push_folder(registry, out, name, base=base_name, annotations=recipe.annotations)
     made = f"{pushed.version.name}@{pushed.version.number}"
     output.answer({"version": pushed.version, "report": report}, lambda: print_report(made, report))
 
@@ -160,7 +160,7 @@ def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple
             folders.append(str(Path(source).expanduser()))
             continue
         folder = scratch / str(at) / source
-        bases.add(transfer.pull(registry, Ref.parse(source), folder).manifest.base.name)
+        bases.add(pull.pull(registry, Ref.parse(source), folder).manifest.base.name)
         folders.append(str(folder))
     if len(bases) != 1:
         raise Invalid("RECIPE_INVALID", f"the sources are for different bases: {', '.join(sorted(bases))}")

@@ -23,16 +23,12 @@ from registry.client.versions import AnyRef, Name, Versions, path_of, path_of_ad
 from registry.digest import Digest
 from registry.jobs import Job, Lease
 from registry.reports import Report
-from registry.wire import (
-    BaseView,
-    Lineage,
-    Request,
-    VersionView,
-)
+from registry.wire import BaseView, Request, VersionView
 from registry.wire.access import Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 from registry.wire.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
 from registry.wire.bases import BaseAdd, IdentityGiven
 from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.wire.lineage import Lineage
 from registry.wire.roster import Roster
 from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.wire.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, ValuesView, VerdictList

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import contents, conversions
-from registry.client import transfer
+from registry.client import pull
+from registry.client import push as pushing
 from registry.client.api import Registry
 from registry.client.folder import read_folder
 from registry.contents import Contents, Found
@@ -53,7 +54,7 @@ def convert(registry: Registry, ref: Ref, asked: Conversion) -> Outcome:
         return Outcome(job=registry.submit(JobSubmit(kind=kind, ref=exactly, payload=asked.model_dump(mode="json"))))
     with tempfile.TemporaryDirectory(prefix="adapter-convert-") as scratch:
         before, after = Path(scratch) / "before", Path(scratch) / "after"
-        transfer.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
+        pull.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
         report = rename(before, after, asked, base)
         return Outcome(push(registry, after, source, asked, report, scheme=found.scheme), report)
 
@@ -103,7 +104,7 @@ def push(
 ) -> Pushed:
     """The converted folder as the newest version of `asked.into`."""
     parent = Edge(relation=Relation.CONVERTED, digest=source.digest, name=f"{source.name}@{source.number}")
-    return transfer.push_folder(
+    return pushing.push_folder(
         registry, folder, AdapterName.parse(asked.into), base=source.manifest.base.name, edges=[parent],
         annotations=asked.annotations(scheme, report),
         message=asked.message or f"{asked.to} form of {source.name}@{source.number}",

@@ -34,6 +34,8 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLL
 CHUNK_BYTES = 2**20
 ATTEMPTS_LIMIT = 4
 WRITE_BACK_BYTES = 4 * 2**20
+FILES_AT_ONCE = 4
+"""Of one version, up or down."""
 PARTS_AT_ONCE = 3
 RANGES_FROM_BYTES = 64 * 2**20
 RANGE_BYTES = 32 * 2**20

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from registry import __version__
-from registry.wire import Lineage, LineageNode, VersionView
+from registry.wire import VersionView
+from registry.wire.lineage import Lineage, LineageNode
 
 SPEC_VERSION = "1.6"
 PROPERTY = "adapter-registry:"

@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import quote
 
 from registry import attestations
-from registry.wire import Lineage, LineageNode, VersionView
+from registry.wire import VersionView
+from registry.wire.lineage import Lineage, LineageNode
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"

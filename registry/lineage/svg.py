@@ -16,7 +16,7 @@ from html import escape
 from itertools import pairwise
 
 from registry.lineage.pictures import label, remark
-from registry.wire import Lineage, LineageEdge, LineageNode
+from registry.wire.lineage import Lineage, LineageEdge, LineageNode
 
 ROW, LANE, GAP, BOX, LETTER, MARGIN = 58.0, 22.0, 110.0, 40.0, 7.3, 16.0
 _FILLS = {"version": "#eef4ff", "base": "#fff3e0", "dataset": "#e8f5e9", "run": "#f3e5f5", "code": "#eceff1"}

@@ -30,7 +30,7 @@ from registry.server import bases, catalog, walks
 from registry.server.actors import Actor
 from registry.server.tables import AdapterRow, BaseEdgeRow, BaseRow, EdgeRow, VersionInputRow, VersionRow
 from registry.server.walks import Step
-from registry.wire import Lineage, LineageEdge, LineageNode
+from registry.wire.lineage import Lineage, LineageEdge, LineageNode
 
 EDGES_LIMIT = 5000
 """Rows of the walk in one answer: edges between versions, bases, data sets, runs and code."""

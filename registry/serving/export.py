@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from registry.client import transfer
+from registry.client import pull
 from registry.client.api import Registry
 from registry.client.cache import Cache
 from registry.client.streams import write_whole
@@ -115,7 +115,7 @@ def run(
     *,
     model: str = "",
     prune: bool = False,
-    cache: Cache | Callable[[], Cache] | None = transfer.USER_CACHE,
+    cache: Cache | Callable[[], Cache] | None = pull.USER_CACHE,
     told: Callable[[Item], None] = lambda _item: None,
 ) -> Exported:
     """Bring everything on the roster to the place, then its index, then remove (with `prune`) what is on it no longer.
@@ -163,7 +163,7 @@ def _brought(
         if note is None:
             with place.scratch() as folder:
                 staged = folder / entry.served_name
-                transfer.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
+                pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
                 note = _prepared(staged, roster, entry, model)
                 place.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
         notes[entry.served_name] = note

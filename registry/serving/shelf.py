@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from registry.client import transfer
+from registry.client import pull
 from registry.client.api import Registry
 from registry.client.streams import write_whole
 from registry.digest import Digest, Hasher
@@ -75,7 +75,7 @@ class Shelf:
         return None
 
     def bring(self, registry: Registry, name: AdapterName, digest: Digest) -> Path:
-        """The folder of this version, fetched if it is not here. Errors as of `transfer.pull`.
+        """The folder of this version, fetched if it is not here. Errors as of `pull.pull`.
 
         `Unavailable` (STORE_UNAVAILABLE) when this machine cannot keep it: a full disk, a folder that is not ours.
         """
@@ -87,7 +87,7 @@ class Shelf:
         try:
             for folder in (self.versions, self.manifests, self.incoming):
                 folder.mkdir(parents=True, exist_ok=True)
-            resolved = transfer.pull(registry, Ref(name, digest), scratch, cache=None)
+            resolved = pull.pull(registry, Ref(name, digest), scratch, cache=None)
             return self._put(scratch, resolved.manifest)
         except OSError as e:
             raise Unavailable(

@@ -1,6 +1,6 @@
 """The REST contract: request and answer shapes that are not already domain words. Used by server and client alike.
 
-    wire           adapters, versions, bases as they are seen; lineage
+    wire           adapters, versions, bases as they are seen
     wire.push      plan, uploads, commit                     wire.aliases   promote, rollback, history, yank
     wire.jobs      submit, claim, renew, finish, fail        wire.access    tokens, health
     …              one file a conversation: a command loads those that it takes part in
@@ -167,36 +167,6 @@ class Resolved(Answer):
     verdicts: dict[str, str]
     yanked: bool = False
     generation: int | None = None
-
-
-class LineageNode(Answer):
-    """A node of lineage: `kind` is version, base, dataset, run or code. `hidden` is a parent that the actor may not
-    see: its digest and nothing else. `withdrawn`: yanked, or quarantined.
-    """
-
-    id: str
-    kind: str
-    name: str = ""
-    number: int | None = None
-    digest: str = ""
-    hidden: bool = False
-    uri: str = ""
-    withdrawn: str = ""
-
-
-class LineageEdge(Answer):
-    child: str
-    parent: str
-    relation: str
-
-
-class Lineage(Answer):
-    """What was found from `root` on. `truncated`: there is more than one answer holds."""
-
-    root: str
-    nodes: list[LineageNode]
-    edges: list[LineageEdge]
-    truncated: bool = False
 
 
 # ------------------------------------------------------------------ bases

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from registry.client import transfer
+from registry.client import pull as pulling
 from registry.client.api import Registry
 from registry.errors import Corrupt
 from registry.jobs import Job
@@ -75,7 +75,7 @@ class Task:
         """The version's files in `folder`, each byte verified against its manifest."""
         subject = subject or self.subject
         try:
-            transfer.pull(self.registry, Ref(AdapterName.parse(subject.name), subject.digest), folder, cache=None)
+            pulling.pull(self.registry, Ref(AdapterName.parse(subject.name), subject.digest), folder, cache=None)
         except Corrupt as e:
             raise Failed(e.detail) from e
         return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import base_folder, convert, transfer
+from registry.client import base_folder, convert, pull, push
 from registry.conversions import Conversion
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
@@ -56,7 +56,7 @@ def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
     assert made.pushed is not None
     version = made.pushed.version
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
-    transfer.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
+    pull.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     assert forge.tensors_of((tmp_path / "mended" / forge.WEIGHTS).read_bytes()) == forge.tensors_of(good[forge.WEIGHTS])
     assert (tmp_path / "mended" / forge.CONFIG).read_bytes() == wrong[forge.CONFIG]
 
@@ -116,7 +116,7 @@ def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
     made = convert.convert(studio.admin, REF, Conversion(to="diffusers", into="acme/mended", repair=True))
     assert made.pushed is not None
     assert made.pushed.version.verdicts[0].outcome == "pass"
-    transfer.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
+    pull.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     file = tmp_path / "mended" / "pytorch_lora_weights.safetensors"
     assert set(forge.tensors_of(file.read_bytes())) == set(good)
     with pytest.raises(Invalid, match="no name of this adapter"):
@@ -132,12 +132,12 @@ def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: World, t
         old[f"{at}.processor.{leaf}_lora.down.weight"] = ("F32", (4, columns), None)
         old[f"{at}.processor.{leaf}_lora.up.weight"] = ("F32", (32, 4), None)
     folder = forge.write({"old.safetensors": forge.safetensors(old)}, tmp_path / "old")
-    transfer.push_folder(studio.admin, folder, AdapterName("art", "style"), base="sd-tiny")
+    push.push_folder(studio.admin, folder, AdapterName("art", "style"), base="sd-tiny")
     made = convert.convert(studio.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new"))
     assert made.pushed is not None
     version = made.pushed.version
     assert (version.facts["scheme"], version.verdicts[0].outcome) == ("diffusers", "pass")
-    transfer.pull(studio.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
+    pull.pull(studio.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
     new = forge.tensors_of((tmp_path / "new" / "pytorch_lora_weights.safetensors").read_bytes())
     given = forge.tensors_of((folder / "old.safetensors").read_bytes())
     assert new[f"{at}.to_out.0.lora_B.weight"] == given[f"{at}.processor.to_out_lora.up.weight"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import base_folder, transfer
+from registry.client import base_folder, pull
+from registry.client import push as pushing
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 from registry.wire import VersionView
@@ -36,7 +37,7 @@ def studio(world: World, tmp_path: Path) -> World:
 
 def push(world: World, files: dict[str, bytes], tmp_path: Path, base: str, name: AdapterName = NAME) -> VersionView:
     folder = forge.write(files, tmp_path / name.name)
-    return transfer.push_folder(world.admin, folder, name, base=base).version
+    return pushing.push_folder(world.admin, folder, name, base=base).version
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_text_adapters_of_other_trainers_fit_by_their_own_names(
     assert (facts["scheme"], facts["rank"], facts["scales"]) == (scheme, 4, scales)
     assert [a.name for a in studio.admin.adapters(scheme=scheme).items] == ["acme/support"]
     assert studio.admin.adapters(scheme="peft").items == []
-    transfer.pull(studio.admin, Ref(NAME), tmp_path / "back", cache=None)
+    pull.pull(studio.admin, Ref(NAME), tmp_path / "back", cache=None)
     assert {path: (tmp_path / "back" / path).read_bytes() for path in files} == files
 
 

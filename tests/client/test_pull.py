@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import transfer
+from registry.client import pull, push
 from registry.client.base_folder import base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.client.destination import Destination
@@ -25,7 +25,7 @@ from tests.world import World
 
 @pytest.fixture
 def pushed(counted: Counted, folder: Path) -> dict[str, bytes]:
-    transfer.push_folder(counted.registry, folder, NAME)
+    push.push_folder(counted.registry, folder, NAME)
     counted.requests.clear()
     return contents(folder)
 
@@ -33,7 +33,7 @@ def pushed(counted: Counted, folder: Path) -> dict[str, bytes]:
 def test_what_is_pulled_is_what_was_pushed(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    resolved = transfer.pull(counted.registry, REF, tmp_path / "deep" / "out", cache=cache)
+    resolved = pull.pull(counted.registry, REF, tmp_path / "deep" / "out", cache=cache)
     assert contents(tmp_path / "deep" / "out") == pushed
     assert resolved.number == 1
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["out"]
@@ -42,9 +42,9 @@ def test_what_is_pulled_is_what_was_pushed(
 def test_a_second_pull_fetches_nothing(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    transfer.pull(counted.registry, REF, tmp_path / "one", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "one", cache=cache)
     counted.requests.clear()
-    transfer.pull(counted.registry, REF, tmp_path / "two", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "two", cache=cache)
     assert [path for _, path in counted.requests if "/files/" in path] == []
     assert contents(tmp_path / "two") == pushed
 
@@ -52,11 +52,11 @@ def test_a_second_pull_fetches_nothing(
 def test_a_damaged_cache_is_noticed_and_mended(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    transfer.pull(counted.registry, REF, tmp_path / "one", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "one", cache=cache)
     kept = cache.path_of(Digest.of(pushed[forge.WEIGHTS]))
     kept.chmod(0o644)
     kept.write_bytes(b"\0" * len(pushed[forge.WEIGHTS]))
-    transfer.pull(counted.registry, REF, tmp_path / "two", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "two", cache=cache)
     assert contents(tmp_path / "two") == pushed
     assert kept.read_bytes() == pushed[forge.WEIGHTS]
 
@@ -65,7 +65,7 @@ def test_a_cache_that_cannot_be_written_is_passed_over(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=Cache(tmp_path / "file" / "cache"))
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=Cache(tmp_path / "file" / "cache"))
     assert contents(tmp_path / "out") == pushed
 
 
@@ -84,11 +84,11 @@ def test_bent_bytes_are_refused_and_the_old_folder_stays(
     counted: Counted, pushed: dict[str, bytes], world: World, tmp_path: Path, cache: Cache, bend: object, cached: bool
 ) -> None:
     out = tmp_path / "out"
-    transfer.pull(counted.registry, REF, out, cache=None)
+    pull.pull(counted.registry, REF, out, cache=None)
     world.push("acme/support")
     counted.bend = bend  # type: ignore[assignment]
     with pytest.raises(Corrupt):
-        transfer.pull(counted.registry, REF, out, cache=cache if cached else None)
+        pull.pull(counted.registry, REF, out, cache=cache if cached else None)
     assert contents(out) == pushed
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
     assert all(Digest.of(p.read_bytes()).hex == p.name for p in cache.root.rglob("*") if p.is_file())
@@ -97,7 +97,7 @@ def test_bent_bytes_are_refused_and_the_old_folder_stays(
 def test_small_files_come_with_the_plan_and_the_weights_in_one_request(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
     assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pull", forge.WEIGHTS]
 
 
@@ -108,7 +108,7 @@ def test_a_registry_that_is_older_than_plans_is_pulled_from_file_by_file(
         raise NotFound("ROUTE_UNKNOWN", f"there is no route for {ref}")
 
     counted.registry.plan_pull = older  # type: ignore[method-assign]
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
     assert contents(tmp_path / "out") == pushed
     assert len([path for _, path in counted.requests if "/files/" in path]) == len(pushed)
 
@@ -133,7 +133,7 @@ def test_what_a_plan_brings_along_is_not_believed(
 
     counted.registry.plan_pull = lying  # type: ignore[method-assign]
     counted.registry.connection._wait = lambda _seconds: None
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
     assert contents(tmp_path / "out") == pushed
 
 
@@ -141,10 +141,10 @@ def test_a_new_version_replaces_the_folder_as_a_whole(
     counted: Counted, pushed: dict[str, bytes], world: World, tmp_path: Path, cache: Cache
 ) -> None:
     out = tmp_path / "out"
-    transfer.pull(counted.registry, REF, out, cache=cache)
+    pull.pull(counted.registry, REF, out, cache=cache)
     files = {k: v for k, v in world.files().items() if k != "README.md"}
     world.push("acme/support", files)
-    transfer.pull(counted.registry, REF, out, cache=cache)
+    pull.pull(counted.registry, REF, out, cache=cache)
     assert contents(out) == files
 
 
@@ -155,34 +155,34 @@ def test_a_folder_that_no_pull_made_is_never_replaced(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("years of work")
     with pytest.raises(Invalid, match="not put there by a pull"):
-        transfer.pull(counted.registry, REF, tmp_path / "mine", cache=None)
+        pull.pull(counted.registry, REF, tmp_path / "mine", cache=None)
     assert (tmp_path / "mine" / name).read_text() == "years of work"
 
 
 def test_files_that_were_added_to_a_pulled_folder_keep_it(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(Invalid, match=r"notes\.txt"):
-        transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
+        pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
 
 
 def test_a_pulled_folder_can_be_pushed_again_as_the_same_version(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=None)
-    assert transfer.push_folder(counted.registry, tmp_path / "out", NAME).created is False
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
+    assert push.push_folder(counted.registry, tmp_path / "out", NAME).created is False
 
 
 # ------------------------------------------------------------------ hashed again
 def test_a_pulled_folder_that_is_right_is_hashed_again_and_stays(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
     was = (tmp_path / "out").stat().st_ino
     counted.requests.clear()
-    resolved, damaged = transfer.verify(counted.registry, REF, tmp_path / "out", cache=cache)
+    resolved, damaged = pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)
     assert (resolved.number, damaged, len(counted.requests)) == (1, [], 1)
     assert (tmp_path / "out").stat().st_ino == was
 
@@ -190,7 +190,7 @@ def test_a_pulled_folder_that_is_right_is_hashed_again_and_stays(
 def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
     weights, config = pushed[forge.WEIGHTS], tmp_path / "out" / forge.CONFIG
     kept = cache.path_of(Digest.of(weights))
     for path in (tmp_path / "out" / forge.WEIGHTS, kept):
@@ -198,7 +198,7 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
         path.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     config.unlink()
     counted.requests.clear()
-    _, damaged = transfer.verify(counted.registry, REF, tmp_path / "out", cache=cache)
+    _, damaged = pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)
     assert {(reason.code, reason.place) for reason in damaged} == {
         ("pull.file_damaged", str(tmp_path / "out" / forge.WEIGHTS)),
         ("pull.cache_damaged", str(kept)),
@@ -206,7 +206,7 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
     assert [path.rpartition("/")[2] for _, path in counted.requests if "/files/" in path] == [forge.WEIGHTS]
     assert contents(tmp_path / "out") == pushed
     assert kept.read_bytes() == weights
-    assert transfer.verify(counted.registry, REF, tmp_path / "out", cache=cache)[1] == []
+    assert pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)[1] == []
 
 
 def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(
@@ -215,7 +215,7 @@ def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / forge.WEIGHTS).write_text("years of work")
     with pytest.raises(Invalid, match="not put there by a pull"):
-        transfer.verify(counted.registry, REF, tmp_path / "mine", cache=None)
+        pull.verify(counted.registry, REF, tmp_path / "mine", cache=None)
     assert (tmp_path / "mine" / forge.WEIGHTS).read_text() == "years of work"
 
 
@@ -249,7 +249,7 @@ def test_what_is_put_into_the_destination_is_forced_to_disk_and_a_small_cached_f
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    transfer.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
     assert set(pushed) <= {path.name for path in forced}
     assert [path for path in forced if cache.root in path.parents] == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import transfer
+from registry.client import push
 from registry.client.folder import read_folder
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Reason, RegistryError, TooLarge
@@ -19,10 +19,10 @@ from tests.world import World
 
 
 def test_a_folder_is_pushed_and_the_second_time_no_byte_is_sent(counted: Counted, folder: Path) -> None:
-    first = transfer.push_folder(counted.registry, folder, NAME)
+    first = push.push_folder(counted.registry, folder, NAME)
     assert (first.created, first.version.number) == (True, 1)
     counted.requests.clear()
-    second = transfer.push_folder(counted.registry, folder, NAME, base="tiny-llama")
+    second = push.push_folder(counted.registry, folder, NAME, base="tiny-llama")
     assert (second.created, second.version.number) == (False, 1)
     assert counted.methods("PUT") == 0
     assert len(counted.requests) == 3
@@ -34,7 +34,7 @@ def test_what_is_left_out_is_said(counted: Counted, folder: Path) -> None:
     (folder / "notes.docx").write_bytes(b"x")
     (folder / ".env").write_text("SECRET=1")
     told: list[Reason] = []
-    pushed = transfer.push_folder(counted.registry, folder, NAME, left_out=told.append)
+    pushed = push.push_folder(counted.registry, folder, NAME, left_out=told.append)
     assert {r.place for r in told} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
     assert {f.path for f in pushed.version.files} == {forge.CONFIG, forge.WEIGHTS, "README.md"}
 
@@ -42,13 +42,13 @@ def test_what_is_left_out_is_said(counted: Counted, folder: Path) -> None:
 def test_a_golden_file_from_elsewhere_is_kept_as_golden_jsonl(counted: Counted, folder: Path, tmp_path: Path) -> None:
     golden = tmp_path / "cases.txt"
     golden.write_text('{"prompt": "hi", "expected": "ahoy"}\n')
-    pushed = transfer.push_folder(counted.registry, folder, NAME, golden=golden)
+    pushed = push.push_folder(counted.registry, folder, NAME, golden=golden)
     assert Digest.of(golden.read_bytes()) in {f.digest for f in pushed.version.files if f.path == "golden.jsonl"}
 
 
 def test_parents_become_edges(counted: Counted, world: World, folder: Path) -> None:
     parent = world.push("acme/parent").version
-    pushed = transfer.push_folder(counted.registry, folder, NAME, parents=[Ref.parse("acme/parent@1")])
+    pushed = push.push_folder(counted.registry, folder, NAME, parents=[Ref.parse("acme/parent@1")])
     assert [(e.digest, e.name, e.relation) for e in pushed.version.parents] == [
         (parent.digest, "acme/parent@1", "continued")
     ]
@@ -64,7 +64,7 @@ def test_progress_ends_at_what_was_to_be_sent(counted: Counted, folder: Path) ->
         def advance(self, count: int) -> None:
             seen[1] += count
 
-    transfer.push_folder(counted.registry, folder, NAME, progress=Watch())
+    push.push_folder(counted.registry, folder, NAME, progress=Watch())
     assert seen[0] == seen[1] == sum(len(data) for data in contents(folder).values())
 
 
@@ -72,10 +72,10 @@ def test_a_base_that_nobody_registered_is_named_with_the_next_step(counted: Coun
     strange = forge.lora(forge.llama(), config={"base_model_name_or_path": "nobody/knows"})
     folder = forge.write(strange, tmp_path / "strange")
     with pytest.raises(NotFound) as refusal:
-        transfer.push_folder(counted.registry, folder, NAME)
+        push.push_folder(counted.registry, folder, NAME)
     assert "nobody/knows" in refusal.value.detail
     assert "--base" in refusal.value.next_step
-    assert transfer.push_folder(counted.registry, folder, NAME, base="tiny-llama").created
+    assert push.push_folder(counted.registry, folder, NAME, base="tiny-llama").created
 
 
 # ------------------------------------------------------------------ folders that are refused before a byte is sent
@@ -136,7 +136,7 @@ def test_a_folder_that_breaks_a_rule_is_refused_before_a_byte_is_sent(
 ) -> None:
     spoil(folder)  # type: ignore[operator]
     with pytest.raises(kind) as refusal:
-        transfer.push_folder(counted.registry, folder, NAME)
+        push.push_folder(counted.registry, folder, NAME)
     assert reason in {r.code for r in refusal.value.reasons}
     assert counted.requests == []
 

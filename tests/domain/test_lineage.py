@@ -15,7 +15,8 @@ from registry.lineage import cyclonedx, openlineage, pictures, slsa
 from registry.lineage.svg import svg
 from registry.manifest import Descriptor
 from registry.provenance import Provenance
-from registry.wire import Lineage, LineageEdge, LineageNode, VersionView
+from registry.wire import VersionView
+from registry.wire.lineage import Lineage, LineageEdge, LineageNode
 
 ROOT, PARENT, UNSEEN, FILE, DATA = (Digest.of(word.encode()) for word in ("root", "parent", "unseen", "file", "data"))
 EVIL = '</text><script>alert(1)</script>"]; click n0 "javascript:x" #quot; \\" -->'

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import base_folder, transfer
+from registry.client import base_folder
+from registry.client import push as pushing
 from registry.client.api import Registry
 from registry.names import AdapterName
 from registry.wire import VersionView
@@ -35,7 +36,7 @@ def push(pusher: Registry, file: str, base: str, tmp_path: Path) -> VersionView:
     folder = tmp_path / f"{Path(file).stem}-on-{base}"
     folder.mkdir()
     shutil.copy(fixtures.images() / file, folder)
-    return transfer.push_folder(pusher, folder, AdapterName("images", folder.name), base=base).version
+    return pushing.push_folder(pusher, folder, AdapterName("images", folder.name), base=base).version
 
 
 def test_every_naming_scheme_is_recognised_and_no_good_image_adapter_is_called_a_bad_one(

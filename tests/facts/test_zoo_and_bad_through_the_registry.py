@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from registry import wire
-from registry.client import base_folder, transfer
+from registry.client import base_folder, pull, push
 from registry.client.api import Registry
 from registry.errors import RegistryError
 from registry.names import Ref
@@ -39,7 +39,7 @@ def pushed(pusher: Registry, folder: Path, base: str) -> wire.VersionView | Regi
     """The version that the folder became, or the error that refused it."""
     name = Ref.parse(f"zoo/{folder.name}").name
     try:
-        return transfer.push_folder(pusher, folder, name, base=base).version
+        return push.push_folder(pusher, folder, name, base=base).version
     except RegistryError as e:
         return e
 
@@ -54,7 +54,7 @@ def test_what_is_pulled_is_what_was_pushed_for_every_adapter_of_the_zoo(pusher: 
             continue
         ref = Ref.parse(f"zoo/{name}")
         assert pusher.resolve(ref).digest == version.digest
-        transfer.pull(pusher, ref, tmp_path / name, cache=None)
+        pull.pull(pusher, ref, tmp_path / name, cache=None)
         for file in version.files:
             if (tmp_path / name / file.path).read_bytes() != (fixtures.zoo() / name / file.path).read_bytes():
                 wrong.append(f"{name}: {file.path} came back changed")

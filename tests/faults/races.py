@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from registry.client import transfer
+from registry.client import push
 from registry.errors import RegistryError
 from registry.names import AdapterName
 from registry.wire.push import Pushed
@@ -98,7 +98,7 @@ def _all_at_once(work: Callable[[Any], Any], items: Any) -> list[Any]:
 
 def _push(stage: Stage, folder: Path, name: str) -> Pushed:
     with stage.client() as client:
-        return transfer.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
+        return push.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
 
 
 def _push_next(stage: Stage, prefix: str, seed: int) -> None:

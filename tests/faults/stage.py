@@ -23,7 +23,8 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from registry.client import streams, transfer
+from registry.client import pull, streams
+from registry.client import push as pushing
 from registry.client.api import Registry
 from registry.client.audit import Audit, ServerLog, verifiers
 from registry.client.connection import Connection
@@ -102,7 +103,7 @@ class Stage:
         folder = self.adapter(name, seed)
         dies = self.server.running(failpoints="push.after_promote=kill")
         with dies, self.client(patient=False) as client, contextlib.suppress(Unavailable):
-            transfer.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
+            pushing.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
         self.expire_pushes()
         with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
             self.collect(client)
@@ -125,7 +126,7 @@ class Stage:
         """Push until it is acknowledged, again after `Unavailable` and `also`."""
         for attempt in range(1, PUSHES_LIMIT + 1):
             try:
-                pushed = transfer.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
+                pushed = pushing.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
             except (Unavailable, *also):  # type: ignore[misc]
                 if attempt == PUSHES_LIMIT:
                     raise
@@ -190,7 +191,7 @@ class Stage:
     def broken(self, client: Registry, promise: Promise) -> list[str]:
         out = self.folder / f"out-{random.SystemRandom().getrandbits(32):x}"
         try:
-            transfer.pull(client, Ref(promise.name, promise.digest), out, cache=None)
+            pull.pull(client, Ref(promise.name, promise.digest), out, cache=None)
             wrong = [p.name for p in promise.folder.iterdir() if (out / p.name).read_bytes() != p.read_bytes()]
             return [f"{promise.name}: {path} differs" for path in wrong]
         except RegistryError as e:

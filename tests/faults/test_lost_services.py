@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from registry.client import transfer
+from registry.client import push
 from registry.client.folder import read_folder
 from registry.errors import Unavailable
 from registry.manifest import BaseRef
@@ -99,7 +99,7 @@ def test_no_room_for_a_blob_is_said_and_the_push_goes_on_when_there_is(stage: St
         disk = Disk(stage.server.pid)
         disk.full_beyond(MIB)  # less than the weights, more than the journal of a fresh database
         with pytest.raises(Unavailable) as caught:
-            transfer.push_folder(client, folder, AdapterName("acme", "full"), base=BASE.name)
+            push.push_folder(client, folder, AdapterName("acme", "full"), base=BASE.name)
         assert caught.value.code in ("STORE_UNAVAILABLE", "SERVER_UNREACHABLE")
         assert client.adapters().items == []
         disk.free()

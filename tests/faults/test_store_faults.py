@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import sockets, transfer
+from registry.client import pull as pulling
+from registry.client import push as pushing
+from registry.client import sockets
 from registry.client.api import Registry
 from registry.client.connection import Connection
 from registry.digest import Digest
@@ -83,11 +85,11 @@ def folder(tmp_path: Path, *, rank: int = 64) -> Path:
 
 
 def push(client: Registry, source: Path) -> Pushed:
-    return transfer.push_folder(client, source, NAME, base=BASE.name)
+    return pushing.push_folder(client, source, NAME, base=BASE.name)
 
 
 def pull(client: Registry, target: Path) -> None:
-    transfer.pull(client, Ref(NAME), target, cache=None)
+    pulling.pull(client, Ref(NAME), target, cache=None)
 
 
 def same(source: Path, target: Path) -> bool:

@@ -14,7 +14,7 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
-from registry.client import transfer
+from registry.client import pull
 from registry.client.namespaces import Namespaces
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
@@ -79,7 +79,7 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, 
     assert 0 < report["relative_error"] < 1
     assert len(report["modules"]) == 4
 
-    transfer.pull(admin, "acme/both", tmp_path / "both", cache=None)
+    pull.pull(admin, "acme/both", tmp_path / "both", cache=None)
     assert _error(tmp_path / "both", workshop, tmp_path) == pytest.approx(report["relative_error"], abs=1e-4)
 
     again = _submit(workshop, weights=(0.7, 0.3), rank=6)
@@ -218,7 +218,7 @@ def _error(made: Path, workshop: Workshop, scratch: Path) -> float:
     """The relative error of what was pushed against 0.7 * one + 0.3 * other, with dense matrices."""
     deltas = []
     for name in ("one", "other"):
-        transfer.pull(workshop.world.admin, f"acme/{name}", scratch / name, cache=None)
+        pull.pull(workshop.world.admin, f"acme/{name}", scratch / name, cache=None)
         deltas.append(_deltas(scratch / name))
     lost = wanted = 0.0
     for path, found in _deltas(made).items():

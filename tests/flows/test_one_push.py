@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import Session
 
-from registry.client import transfer
+from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.names import AdapterName, Ref
@@ -40,7 +40,7 @@ def folder(world: World, tmp_path: Path) -> Path:
 
 
 def test_a_push_is_a_plan_the_bytes_and_a_commit(world: World, folder: Path, tmp_path: Path) -> None:
-    pushed = transfer.push_folder(world.admin, folder, NAME, base="tiny-llama")
+    pushed = push.push_folder(world.admin, folder, NAME, base="tiny-llama")
     assert (pushed.version.number, pushed.created) == (1, True)
     with world.session() as session:
         assert [v.digest for v in rows(session, VersionRow)] == [pushed.version.digest]
@@ -48,7 +48,7 @@ def test_a_push_is_a_plan_the_bytes_and_a_commit(world: World, folder: Path, tmp
         assert [j.state for j in rows(session, JobRow)] == ["queued"]
         actions = [e.action for e in rows(session, EventRow)]
         assert actions[-4:] == ["adapter.create", "version.push", "alias.move", "job.enqueue"]
-    transfer.pull(world.admin, Ref(NAME), tmp_path / "out", cache=None)
+    pull.pull(world.admin, Ref(NAME), tmp_path / "out", cache=None)
     for path in folder.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
@@ -72,7 +72,7 @@ def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(world: World, 
     event.listen(world.engine, "before_cursor_execute", note)
     event.listen(world.engine, "commit", end)
     try:
-        transfer.push_folder(world.admin, folder, NAME, base="tiny-llama")
+        push.push_folder(world.admin, folder, NAME, base="tiny-llama")
     finally:
         event.remove(world.engine, "before_cursor_execute", note)
         event.remove(world.engine, "commit", end)
@@ -106,12 +106,12 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
         else:
             patch.setattr(LocalBlobs, point, crash)
         with pytest.raises(RegistryError):
-            transfer.push_folder(world.admin, folder, NAME, base="tiny-llama")
+            push.push_folder(world.admin, folder, NAME, base="tiny-llama")
     with world.session() as session:
         assert rows(session, VersionRow) == []
         assert rows(session, JobRow) == []
     assert not list((world.blobs.root / "tmp").glob("*"))
-    pushed = transfer.push_folder(world.admin, folder, NAME, base="tiny-llama")
+    pushed = push.push_folder(world.admin, folder, NAME, base="tiny-llama")
     assert (pushed.created, pushed.version.number) == (True, 1)
     weights = Digest.of((folder / forge.WEIGHTS).read_bytes())
     assert weights in {f.digest for f in pushed.version.files}

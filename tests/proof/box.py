@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from registry.client import transfer
+from registry.client import push as pushing
 from registry.client.api import Registry
 from registry.names import AdapterName
 from registry.wire.bases import BaseAdd
@@ -53,7 +53,7 @@ class Box:
     def push(self, name: str, seed: int, change: Callable[..., Any] | None = None) -> str:
         source = self.folder / "sources" / f"{name.replace('/', '-')}-{seed}"
         forge.write(vllm_http.louder(forge.lora(BASE, seed=seed, change=change)), source)
-        pushed = transfer.push_folder(self.registry, source, AdapterName.parse(name), base=BASE.name)
+        pushed = pushing.push_folder(self.registry, source, AdapterName.parse(name), base=BASE.name)
         ref = f"{name}@{pushed.version.number}"
         self.folders[ref] = source
         return ref

@@ -15,8 +15,9 @@ from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
 from registry.server import lineage
 from registry.server.tables import BaseRow, EdgeRow, VersionRow
-from registry.wire import Lineage, VersionView
+from registry.wire import VersionView
 from registry.wire.bases import BaseAdd
+from registry.wire.lineage import Lineage
 from tests import forge
 from tests.world import World, rows, spec_of
 

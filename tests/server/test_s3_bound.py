@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.client import transfer
+from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.names import AdapterName
@@ -87,14 +87,14 @@ def test_weights_become_a_blob_without_being_copied(
 ) -> None:
     files = world.files()
     weights = Digest.of(files[forge.WEIGHTS])
-    pushed = transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    pushed = push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
     assert pushed.created
     copies = [line for line in operations if line.startswith("copy_object")]
     assert copies
     assert not [line for line in copies if weights.hex in line]
     assert b"".join(blobs.open(key_of(weights))) == files[forge.WEIGHTS]
     assert open_uploads(blobs) == []
-    transfer.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
+    pull.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
     assert (tmp_path / "out" / forge.WEIGHTS).read_bytes() == files[forge.WEIGHTS]
 
 
@@ -114,7 +114,7 @@ def test_a_bound_link_takes_no_other_bytes_and_shows_none_before_the_commit(worl
 def test_who_sent_nothing_gains_nothing_though_the_blob_is_there(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
     files = world.files()
     _, upload = plan(world, files)
-    transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
     stranger = staging_key_of("psh_stranger", upload.digest)
     link = blobs.link(stranger, seconds=60, method="PUT", digest=upload.digest, size_bytes=upload.size_bytes)
     assert link is not None
@@ -198,7 +198,7 @@ def test_without_that_ability_bytes_are_staged_and_copied(world: World, blobs: S
     files = world.files()
     _, upload = plan(world, files)
     assert "/staging/" in upload.url
-    assert transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME).created
+    assert push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME).created
 
 
 def test_a_malformed_adapter_that_came_by_a_bound_link_is_refused_and_collected(world: World, blobs: S3Blobs) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.client import transfer
+from registry.client import push
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName
@@ -65,11 +65,11 @@ def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
 def test_a_push_asks_the_store_for_what_moves_its_bytes_and_little_else(
     world: World, calls: list[str], tmp_path: Path
 ) -> None:
-    transfer.push_folder(world.admin, forge.write(world.files(), tmp_path / "first"), AdapterName("acme", "first"))
+    push.push_folder(world.admin, forge.write(world.files(), tmp_path / "first"), AdapterName("acme", "first"))
     world.transport.settle()
     calls.clear()
     files = {name: data for name, data in world.files(rank=16).items() if name in (forge.CONFIG, forge.WEIGHTS)}
-    transfer.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
+    push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
     world.transport.settle()
     asked = Counter(calls)
     # The weights: begun and noted; seen, noted as arrived and completed. The configuration: put, looked for under its

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.client import transfer
+from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.names import AdapterName
@@ -76,8 +76,8 @@ def test_bytes_go_straight_to_the_store_and_back_and_the_token_stays_at_home(
 ) -> None:
     files = world.files()
     folder = forge.write(files, tmp_path / "adapter")
-    pushed = transfer.push_folder(world.admin, folder, NAME)
-    resolved = transfer.pull(world.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
+    pushed = push.push_folder(world.admin, folder, NAME)
+    resolved = pull.pull(world.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
     assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
     # The small files come with the commit and the plan of the pull; the weights go straight to the store and back.
     assert (len(relay.asked("PUT")), len(relay.asked("GET"))) == (1, 1)
@@ -87,10 +87,10 @@ def test_bytes_go_straight_to_the_store_and_back_and_the_token_stays_at_home(
 
 def test_a_second_push_of_the_same_bytes_sends_none_of_them(world: World, relay: Relay, tmp_path: Path) -> None:
     folder = forge.write(world.files(), tmp_path / "adapter")
-    transfer.push_folder(world.admin, folder, NAME)
+    push.push_folder(world.admin, folder, NAME)
     sent = len(relay.heads)
-    again = transfer.push_folder(world.admin, folder, NAME)
-    other = transfer.push_folder(world.admin, folder, AdapterName("acme", "other"))
+    again = push.push_folder(world.admin, folder, NAME)
+    other = push.push_folder(world.admin, folder, AdapterName("acme", "other"))
     assert (again.created, other.created, len(relay.heads)) == (False, True, sent)
 
 
@@ -133,10 +133,10 @@ def test_where_links_cannot_be_bound_bytes_come_through_the_server(
 ) -> None:
     lacking(blobs, sum_links=False, once_links=False, parts=False)
     folder = forge.write(world.files(), tmp_path / "adapter")
-    assert transfer.push_folder(world.admin, folder, NAME).created
+    assert push.push_folder(world.admin, folder, NAME).created
     assert relay.asked("PUT") == []
     lacking(blobs, links=False)
-    transfer.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
+    pull.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
     assert relay.asked("GET") == []
 
 
@@ -164,7 +164,7 @@ def test_a_big_file_goes_in_parts_and_becomes_one_blob(
     in_parts: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
 ) -> None:
     files = big_files(in_parts)
-    pushed = transfer.push_folder(in_parts.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    pushed = push.push_folder(in_parts.admin, forge.write(files, tmp_path / "adapter"), NAME)
     parts = sorted(target for target in relay.asked("PUT") if "partNumber=" in target)
     assert len(parts) == 3
     assert b"".join(blobs.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
@@ -182,7 +182,7 @@ def test_a_client_that_was_killed_sends_only_the_parts_that_are_missing(
     part = upload.parts[1]
     assert put(part.url, weights[part.start : part.start + part.size_bytes], {}) == 200
     relay.heads.clear()
-    transfer.push_folder(in_parts.admin, folder, NAME)
+    push.push_folder(in_parts.admin, folder, NAME)
     numbers = [part.split("partNumber=")[1].split("&")[0] for part in relay.asked("PUT") if "partNumber=" in part]
     assert sorted(numbers) == ["1", "3"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import transfer
+from registry.client import pull
 from registry.client.api import Registry
 from registry.digest import Digest
 from registry.errors import Corrupt
@@ -40,7 +40,7 @@ def test_two_processes_that_bring_the_same_version_share_one_folder(world: World
     with Registry(URL, world.secret, line) as registry:
         brought = one.bring(registry, AdapterName.parse("acme/support"), version.digest)
         scratch = tmp_path / "incoming" / "late"
-        resolved = transfer.pull(registry, f"acme/support@{version.digest}", scratch, cache=None)
+        resolved = pull.pull(registry, f"acme/support@{version.digest}", scratch, cache=None)
         assert other._put(scratch, resolved.manifest) == brought
     assert [path.name for path in one.versions.iterdir()] == [version.digest.hex]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.client import transfer
+from registry.client import push as pushing
 from registry.client.base_folder import base_spec_from
 from registry.names import AdapterName
 from registry.verdicts import Check, Verdict
@@ -30,7 +30,7 @@ class Workshop:
         self.world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=where))
 
     def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> Pushed:
-        return transfer.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)
+        return pushing.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)
 
     def acts(self, ref: str = "acme/support") -> Verdict | None:
         """The verdict of the check *acts* on this version, if there is one."""

@@ -40,8 +40,9 @@ from registry.server.routes.deps import (
     as_of_now,
 )
 from registry.verdicts import Outcome
-from registry.wire import AdapterPage, AdapterView, Lineage, VersionPage, VersionView
+from registry.wire import AdapterPage, AdapterView, VersionPage, VersionView
 from registry.wire.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
+from registry.wire.lineage import Lineage
 
 router = once.router("adapters")
 ADAPTER = "/adapters/{namespace}/{name}"

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from registry import names
-from registry.client import transfer
+from registry.client import push
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation
@@ -55,7 +55,7 @@ def merge(task: Task) -> Done:
         out = Path(scratch) / "result"
         report = _run(task, Order(recipe=recipe, sources=tuple(folders), out=str(out)))
         task.lease.say(f"pushing {recipe.into}")
-        pushed = transfer.push_folder(
+        pushed = push.push_folder(
             task.registry, out, AdapterName.parse(recipe.into), base=found[0].manifest.base.name,
             edges=[edge(source, Relation.MERGED) for source in found], annotations=recipe.annotations,
             message=f"{recipe.operation}: {', '.join(recipe.sources)}"[:2000],

@@ -1,4 +1,4 @@
-"""Moving bytes: `adapter push` and `adapter pull`.
+"""`adapter push`: a folder becomes a version.
 
 Invariants
 - What a push leaves out is said; what the registry refuses is said with file, rule and limit, before bytes are sent.
@@ -11,16 +11,14 @@ Example
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import click
 
 from cli import main, output, provenance, session, versions
-from registry.client import transfer
+from cli.progress import Bar
+from registry.client import push as pushing
 from registry.client.versions import Versions
 from registry.errors import Reason
 from registry.names import AdapterName, Ref
@@ -29,37 +27,6 @@ from registry.wire import VersionView
 from registry.wire.push import Pushed
 
 
-class Bar:
-    """A progress bar on a terminal (cli/bars.py, which is slow to import); nothing elsewhere."""
-
-    def __init__(self, label: str) -> None:
-        self._bars = main.load("cli.bars", "Bars")(label) if output.on_terminal() else None
-        self.total_bytes = 0
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars:
-            self._bars.stop()
-
-    def start(self, total_bytes: int) -> None:
-        self.total_bytes = total_bytes
-        if self._bars:
-            self._bars.start(total_bytes)
-
-    def advance(self, count: int) -> None:
-        if self._bars:
-            self._bars.advance(count)
-
-    def above(self, show: Callable[[], None]) -> None:
-        """Print something while the bar stays below it."""
-        self._bars.above(show) if self._bars else show()
-
-
-# ------------------------------------------------------------------ push
 class Tag(click.ParamType[tuple[str, str]]):
     """`KEY=VALUE` → the pair. It becomes an annotation of the manifest, and so a part of what the version is."""
 
@@ -116,7 +83,7 @@ def push(
     waits = wait or timeout is not None
     with session.registry() if waits else session.versions() as registry:
         with Bar(name) as progress:
-            pushed = transfer.push_folder(
+            pushed = pushing.push_folder(
                 registry,
                 folder,
                 adapter,
@@ -176,32 +143,3 @@ def _print_pushed(pushed: Pushed, sent_bytes: int) -> None:
         click.secho("  It is kept, and the gates stay shut for it.", fg="yellow")
     if pushed.alias_refused:
         click.secho(f"  The alias did not move: {pushed.alias_refused}", fg="red")
-
-
-# ------------------------------------------------------------------ pull
-@click.command()
-@click.argument("ref", type=output.REF)
-@click.argument("dest", required=False, type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Hash again what DEST and the cache have; bring only what is not right.")
-@output.json_option
-def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
-    """Bring the version that REF means into DEST, as a whole or not at all. Default: a folder with its name."""
-    target = dest or Path(ref.name.name)
-    damaged: list[Reason] = []
-    with session.versions() as registry, Bar(str(ref)) as progress:
-        if verify:
-            resolved, damaged = transfer.verify(registry, ref, target, progress=progress)
-        else:
-            resolved = transfer.pull(registry, ref, target, progress=progress)
-
-    def text() -> None:
-        click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
-        size = output.size(resolved.manifest.size_bytes)
-        click.echo(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
-        for reason in damaged:
-            click.secho(f"  damaged, and brought anew: {reason.place} {reason.sentence}", fg="yellow")
-        if resolved.yanked:
-            click.secho("  this version is yanked", fg="red")
-
-    answer = {"path": str(target.absolute()), "resolved": resolved}
-    output.answer(answer | ({"damaged": [asdict(reason) for reason in damaged]} if verify else {}), text)

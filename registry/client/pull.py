@@ -1,16 +1,12 @@
-"""Push a folder, pull a version, read a base's facts from its folder.
+"""Pull a version: bring what it is into a folder, every byte verified.
 
 Invariants
-- A folder is judged here by the server's rules before a byte is sent; the server judges again and decides.
-- What the registry holds already is not sent; what this machine holds already is not fetched.
+- What this machine holds already is not fetched.
 - A pull believes nothing: the manifest must hash to the version's digest and each file to the manifest's.
 - What was pulled can be hashed again (`verify`), against the registry's manifest and nothing that lies on this machine.
-- A base is read by its configuration, its headers and its tokenizer; no weight is touched.
 
 Example
-    >>> transfer.push_folder(registry, Path("out"), AdapterName("acme", "support")).version.number
-    1
-    >>> transfer.pull(registry, Ref.parse("acme/support:prod"), Path("support")).number
+    >>> pull.pull(registry, Ref.parse("acme/support:prod"), Path("support")).number
     1
 """
 
@@ -20,139 +16,25 @@ import base64
 import contextlib
 import json
 import stat
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from registry.client import streams
 from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.client.destination import Destination
-from registry.client.folder import Folder, read_folder
 from registry.client.streams import Progress, Silent
 from registry.client.versions import Versions
 from registry.digest import Digest
-from registry.errors import Corrupt, Invalid, NotFound, Reason
-from registry.manifest import NOTE, BaseRef, Edge, Manifest, Relation
-from registry.names import AdapterName, Ref
-from registry.provenance import Provenance
-from registry.wire import BaseView, FileLink, Resolved
+from registry.errors import Corrupt, NotFound, Reason
+from registry.manifest import NOTE
+from registry.names import Ref
+from registry.wire import FileLink, Resolved
 from registry.wire.pull import PullPlan
-from registry.wire.push import SMALL_BYTES, Pushed, PushRequest, Small, Upload
 
-FILES_AT_ONCE = 4
 LINK_LIMIT_SECONDS = 24 * 3600
 """No direct link is taken for good for longer, whatever the registry says."""
 
-
-class Signature(Protocol):
-    """How a pushed version is signed; `registry.client.signing` has two, and is slow to import."""
-
-    def check(self, manifest: Manifest) -> None: ...
-    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None: ...
-
-
-def push_folder(
-    registry: Versions,
-    folder: Path,
-    name: AdapterName,
-    *,
-    base: str = "",
-    alias: str = "",
-    parents: Sequence[Ref] = (),
-    edges: Sequence[Edge] = (),
-    annotations: dict[str, str] | None = None,
-    provenance: Provenance | None = None,
-    message: str = "",
-    golden: Path | None = None,
-    progress: Progress | None = None,
-    bases: Bases | None = None,
-    left_out: Callable[[Reason], None] = lambda _reason: None,
-    signature: Signature | None = None,
-) -> Pushed:
-    """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
-
-    `base` is found from the configuration when empty. `parents` were trained further; `edges` say themselves how the
-    version came from others, `provenance` what it was made from. `left_out` is told of each entry that is not sent.
-    `signature` is checked before anything is sent, and given when the version is there.
-    """
-    found = read_folder(folder, golden=golden)
-    for reason in found.left_out:
-        left_out(reason)
-    all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
-    manifest = found.manifest((bases or Bases(registry)).of(found, base), all_edges, annotations, provenance)
-    if signature is not None:
-        signature.check(manifest)
-    plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
-    watched = progress or Silent()
-    watched.start(sum(upload.size_bytes for upload in plan.uploads))
-    small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BYTES]
-    streams.at_once(
-        lambda upload: streams.send(registry, upload, found.source_of(upload.digest), watched),
-        sorted((upload for upload in plan.uploads if upload not in small), key=lambda upload: -upload.size_bytes),
-        FILES_AT_ONCE,
-    )
-    pushed = registry.commit_push(plan.push_id, alias=alias, small=[_small(found, upload) for upload in small])
-    watched.advance(sum(upload.size_bytes for upload in small))
-    if signature is not None:
-        signature.give(registry, Ref(name, manifest.digest), manifest)
-    return pushed
-
-
-def _small(folder: Folder, upload: Upload) -> Small:
-    data = folder.source_of(upload.digest).read_bytes()
-    if len(data) != upload.size_bytes:
-        raise Invalid("FOLDER_INVALID", f"{folder.path}: a file changed while it was pushed; wait for its writer")
-    return Small(digest=upload.digest, data=base64.b64encode(data).decode())
-
-
-class Bases:
-    """The registered bases, each asked for once however many adapters are pushed. Thread-safe."""
-
-    def __init__(self, registry: Versions) -> None:
-        self._registry = registry
-        self._lock = threading.Lock()
-        self._named: dict[str, BaseView] = {}
-        self._all: list[BaseView] | None = None
-
-    def of(self, folder: Folder, name: str) -> BaseRef:
-        """The base that is named, else the one that the configuration means."""
-        view = self._by_name(name) if name else self._meant(folder)
-        return BaseRef(name=view.name, fingerprint=view.fingerprint)
-
-    def _by_name(self, name: str) -> BaseView:
-        with self._lock:
-            if name not in self._named:
-                self._named[name] = self._registry.base(name)
-            return self._named[name]
-
-    def _meant(self, folder: Folder) -> BaseView:
-        claim = folder.found.claim
-        if not claim.name:
-            raise Invalid(
-                "BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="say --base NAME"
-            )
-        with self._lock:
-            if self._all is None:
-                self._all = self._registry.bases().items
-        meant = [view for view in self._all if claim.names(view.name)]
-        if len(meant) != 1:
-            which = f"{len(meant)} bases are meant" if meant else "no base that is registered is meant"
-            raise NotFound(
-                "BASE_UNKNOWN",
-                f"{folder.path}: its configuration names the base {claim.name!r}, and {which} by that",
-                next_step="say --base NAME, or register it first: `adapter base add NAME DIR`",
-            )
-        return meant[0]
-
-
-def _edge(registry: Versions, parent: Ref) -> Edge:
-    version = registry.version(parent)
-    return Edge(relation=Relation.CONTINUED, digest=version.digest, name=f"{version.name}@{version.number}")
-
-
-# ------------------------------------------------------------------ pull
 USER_CACHE = Cache.of_user
 """The default of `pull`: the cache of whoever runs this."""
 
@@ -220,7 +102,7 @@ def _put(offer: _Offer, dest: Path, store: Cache | None, progress: Progress) -> 
         for parent in {(folder / link.path).parent for link in offer.links}:
             parent.mkdir(parents=True, exist_ok=True)
         streams.at_once(
-            lambda link: _bring(offer, link, folder / link.path, store, progress), offer.links, FILES_AT_ONCE
+            lambda link: _bring(offer, link, folder / link.path, store, progress), offer.links, streams.FILES_AT_ONCE
         )
         note = {"name": offer.resolved.name, "number": offer.resolved.number, "digest": offer.resolved.digest}
         (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")

@@ -1,0 +1,49 @@
+"""`adapter pull-all`: every adapter of a base.
+
+Example
+    $ adapter pull-all /srv/adapters --base smollm2 --alias production
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli import output, session
+from cli.bulk import document, leave, print_refused, quiet
+from cli.progress import Bar
+from registry import names
+from registry.client import bulk_pull
+from registry.client.bulk import Result
+from registry.names import AdapterName, Ref
+from registry.wire import Resolved
+
+
+@click.command("pull-all")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="The base whose adapters are wanted.")
+@click.option("--namespace", default="", help="Only adapters of this namespace.")
+@click.option("--alias", default="", help="Those versions that this alias points at. Default: the newest of each.")
+@output.json_option
+def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
+    """Bring every adapter of a base into DIR/NAMESPACE/NAME."""
+    selector = names.selector(alias or names.NEWEST)
+    with session.versions() as registry, Bar(base) as bar:
+        found = [
+            AdapterName.parse(view.name) for view in bulk_pull.fleet(registry, base, namespace=namespace, alias=alias)
+        ]
+        wanted = [(Ref(name, selector), folder / name.namespace / name.name) for name in found]
+        results = bulk_pull.pull_all(registry, wanted, progress=bar, told=quiet(bar, _print_pulled))
+    fetched = sum(result.answer is not None for result in results)
+    told = f"{output.plural(fetched, 'adapter')} in {folder}, {len(results) - fetched} not"
+    output.answer({"items": [document(result, "resolved") for result in results]}, lambda: click.echo(told))
+    leave(results, 0)
+
+
+def _print_pulled(result: Result[Resolved]) -> None:
+    if result.answer is None:
+        print_refused(result)
+        return
+    size = output.size(result.answer.manifest.size_bytes)
+    click.echo(f"{output.strong(f'{result.answer.name}@{result.answer.number}')}  {size}  {result.folder}")

@@ -1,0 +1,72 @@
+"""`adapter push-all`: every adapter folder in a folder.
+
+Example
+    $ adapter push-all out/ acme --base smollm2
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli import output, provenance, session
+from cli.bulk import document, leave, print_refused, quiet
+from cli.progress import Bar
+from cli.push import failed
+from registry.client import bulk_push
+from registry.client.bulk import Result
+from registry.errors import Invalid
+from registry.manifest import CONFIG, WEIGHTS_ENDINGS
+from registry.wire.push import Pushed
+
+
+@click.command("push-all")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("namespace")
+@click.option("--base", default="", help="The base of all of them. Default: what each configuration names.")
+@click.option("--message", "-m", default="", help="What is new in them.")
+@click.option("--provenance", "file", default="", help="A file of this name in each folder says what it was made from.")
+@click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
+@output.json_option
+def push_all(folder: Path, namespace: str, base: str, message: str, file: str, strict: bool) -> None:
+    """Push each adapter folder in DIR as NAMESPACE/FOLDER."""
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
+    if not found:
+        raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG} or a file of weights")
+    folders = [(path, f"{namespace}/{path.name}") for path in found]
+    with session.versions() as registry, Bar(namespace) as bar:
+        results = bulk_push.push_all(
+            registry, folders, base=base, message=message, progress=bar, told=quiet(bar, _print_pushed),
+            declared=lambda one: provenance.of_file(one / file) if file else None,
+        )  # fmt: skip
+    refused = sum(result.error is not None for result in results)
+    fresh = sum(result.answer is not None and result.answer.created for result in results)
+    bad = [r for r in results if r.answer and failed(r.answer.version.verdicts)]
+    told = f"{output.plural(fresh, 'new version')}, {len(results) - refused - fresh} unchanged, {refused} refused"
+    output.answer(
+        {"items": [document(result, "pushed") for result in results]},
+        lambda: click.echo(told + (f"; {len(bad)} with a failing verdict" if bad else "")),
+    )
+    leave(results, output.REFUSED if strict and bad else 0)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder looks like an adapter of any tool: a configuration, or a file that may hold weights.
+
+    One that cannot be read counts: its own push says what is wrong, and the others go on.
+    """
+    try:
+        return (folder / CONFIG).is_file() or any(path.name.endswith(WEIGHTS_ENDINGS) for path in folder.iterdir())
+    except OSError:
+        return True
+
+
+def _print_pushed(result: Result[Pushed]) -> None:
+    if result.answer is None:
+        print_refused(result)
+        return
+    version = result.answer.version
+    state = "new" if result.answer.created else "unchanged"
+    fits = next((v.outcome for v in reversed(version.verdicts) if v.check == "fits"), "")
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {state}  fits {output.outcome(fits)}")

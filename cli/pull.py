@@ -1,0 +1,46 @@
+"""`adapter pull`: a version becomes a folder, as a whole or not at all.
+
+Example
+    $ adapter pull acme/support:prod /srv/adapters/support
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from cli import output, session
+from cli.progress import Bar
+from registry.client import pull as pulling
+from registry.errors import Reason
+from registry.names import Ref
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.argument("dest", required=False, type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Hash again what DEST and the cache have; bring only what is not right.")
+@output.json_option
+def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
+    """Bring the version that REF means into DEST, as a whole or not at all. Default: a folder with its name."""
+    target = dest or Path(ref.name.name)
+    damaged: list[Reason] = []
+    with session.versions() as registry, Bar(str(ref)) as progress:
+        if verify:
+            resolved, damaged = pulling.verify(registry, ref, target, progress=progress)
+        else:
+            resolved = pulling.pull(registry, ref, target, progress=progress)
+
+    def text() -> None:
+        click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
+        size = output.size(resolved.manifest.size_bytes)
+        click.echo(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
+        for reason in damaged:
+            click.secho(f"  damaged, and brought anew: {reason.place} {reason.sentence}", fg="yellow")
+        if resolved.yanked:
+            click.secho("  this version is yanked", fg="red")
+
+    answer = {"path": str(target.absolute()), "resolved": resolved}
+    output.answer(answer | ({"damaged": [asdict(reason) for reason in damaged]} if verify else {}), text)

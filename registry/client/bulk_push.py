@@ -1,0 +1,53 @@
+"""Push every folder of many.
+
+Invariants
+- What is known is skipped: the base is asked for once, bytes that the registry holds do not move.
+
+Example
+    >>> [r.error for r in push_all(registry, [(Path("out/a"), "acme/a")]) if r.error]
+    []
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from registry.client import push as pushing
+from registry.client.bulk import Result, Sum, each, result_of
+from registry.client.streams import Progress, Silent
+from registry.client.versions import Versions
+from registry.names import AdapterName
+from registry.provenance import Provenance
+from registry.wire.push import Pushed
+
+
+def push_all(
+    registry: Versions,
+    folders: Sequence[tuple[Path, str]],
+    *,
+    base: str = "",
+    message: str = "",
+    declared: Callable[[Path], Provenance | None] = lambda _folder: None,
+    progress: Progress | None = None,
+    told: Callable[[Result[Pushed]], None] = lambda _result: None,
+) -> list[Result[Pushed]]:
+    """Push each folder as the newest version of its name. `declared` says what a folder's adapter was made from, and
+    `told` hears of each result when it is there.
+    """
+    known = pushing.Bases(registry)
+    watched = Sum(progress or Silent())
+
+    def push(item: tuple[Path, str]) -> Result[Pushed]:
+        folder, name = item
+
+        def work() -> Pushed:
+            adapter = AdapterName.parse(name)
+            return pushing.push_folder(
+                registry, folder, adapter, base=base, message=message, provenance=declared(folder), progress=watched,
+                bases=known,
+            )  # fmt: skip
+
+        return result_of(name, folder, work)
+
+    return each(push, folders, told)
