@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import httpx
 
-from registry.client.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct
+from registry.client.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct, shorter
+from registry.errors import Invalid
 
 TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
@@ -79,13 +80,25 @@ class Carrier:
     def _client(self) -> httpx.Client:
         with self._making:
             if self._made is None:
-                headers = {"User-Agent": self._user_agent}
-                self._made = httpx.Client(transport=self._transport, timeout=TIMEOUT, limits=LIMITS, headers=headers)
+                headers, tls = {"User-Agent": self._user_agent}, self._sockets.tls()
+                try:
+                    self._made = httpx.Client(
+                        transport=self._transport, timeout=TIMEOUT, limits=LIMITS, headers=headers, verify=tls
+                    )
+                except (ImportError, ValueError, httpx.InvalidURL) as e:
+                    raise Invalid(
+                        "SETTING_INVALID",
+                        f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: {e}",
+                        next_step="name an http:// or https:// proxy, or the registry's host in NO_PROXY",
+                    ) from e
             return self._made
 
 
 def _pieces(file: io.FileIO, start: int, length: int, advance: Advance) -> Iterator[bytes]:
-    while length and (piece := os.pread(file.fileno(), min(CHUNK_BYTES, length), start)):
+    while length:
+        piece = os.pread(file.fileno(), min(CHUNK_BYTES, length), start)
+        if not piece:
+            raise shorter(file)
         yield piece
         start, length = start + len(piece), length - len(piece)
         advance(len(piece))

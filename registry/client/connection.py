@@ -248,8 +248,8 @@ def _pause(attempt: int, retry_after_seconds: int | None) -> float:
 def _checked(url: str) -> str:
     """The registry's URL without a trailing slash. `Invalid` (SETTING_INVALID) if it is none."""
     try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as e:
+        parsed, _ = httpx.URL(url), urlsplit(url).port
+    except (httpx.InvalidURL, TypeError, ValueError) as e:
         raise Invalid("SETTING_INVALID", f"registry URL {url[:200]!r} is not a URL: {e}") from e
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise Invalid(

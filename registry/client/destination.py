@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -38,7 +39,8 @@ class Destination:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.abspath(path))
-        self._new = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(6)}")
+        self._stem = os.fsencode(self.path.name)[:200].decode(errors="ignore")
+        self._new = self.path.with_name(f".{self._stem}.{secrets.token_hex(6)}")
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Path:
@@ -64,7 +66,7 @@ class Destination:
 
     def _clear(self) -> None:
         """Remove new folders of this destination that nobody holds any more; also those of a merge's child."""
-        ours = re.compile(rf"\.+{re.escape(self.path.name[:100])}(\.[0-9a-f]{{12}})+(\.old)?")
+        ours = re.compile(rf"\.+{re.escape(self._stem)}(\.[0-9a-f]{{12}})+(\.old)?")
         with contextlib.suppress(OSError):
             for entry in list(os.scandir(self.path.parent)):
                 if not ours.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
@@ -90,9 +92,13 @@ class Destination:
             )
 
     def _replace(self) -> None:
-        if not self.path.exists():
-            os.rename(self._new, self.path)
-        elif not _exchange(self._new, self.path):
+        try:
+            os.rename(self._new, self.path)  # where nothing is, or an empty folder
+            return
+        except OSError as e:
+            if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        if not _exchange(self._new, self.path):
             old = self._new.with_name(f"{self._new.name}.old")
             os.rename(self.path, old)
             os.rename(self._new, self.path)

@@ -31,6 +31,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
+from registry.errors import Invalid
+
 BUFFER_BYTES = 2**20
 STEP_BYTES = 8 * 2**20
 """A progress bar hears of an upload in these steps."""
@@ -132,10 +134,8 @@ class Sockets:
     def _open(self, parts: SplitResult, request: httpx.Request) -> http.client.HTTPConnection:
         host, port = parts.hostname or "", parts.port
         if parts.scheme == "https":
-            with self._lock:
-                self._tls = self._tls or httpx.create_ssl_context()
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=CONNECT_SECONDS, context=self._tls
+                host, port, timeout=CONNECT_SECONDS, context=self.tls()
             )
         else:
             connection = http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
@@ -145,6 +145,17 @@ class Sockets:
             raise httpx.ConnectError(str(e), request=request) from e
         return connection
 
+    def tls(self) -> ssl.SSLContext:
+        """What TLS connections trust, made when it is first needed. `Invalid` where no such file is."""
+        with self._lock:
+            try:
+                self._tls = self._tls or httpx.create_ssl_context()
+            except OSError as e:
+                named = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR", "")
+                why = f"the certificates in {named!r} (SSL_CERT_FILE, SSL_CERT_DIR) cannot be read: {e.strerror or e}"
+                raise Invalid("SETTING_INVALID", why) from e
+            return self._tls
+
     def _take(self, origin: tuple[str, str]) -> http.client.HTTPConnection | None:
         """A kept connection on which nothing came meanwhile: what comes unasked is the other side's goodbye."""
         while True:
@@ -153,7 +164,7 @@ class Sockets:
                 if not kept:
                     return None
                 connection = kept.pop()
-            if not select.select([connection.sock], [], [], 0)[0]:
+            if not _speaks(connection.sock):
                 return connection
             connection.close()
 
@@ -164,6 +175,15 @@ class Sockets:
                 kept.append(connection)
                 return
         connection.close()
+
+
+def _speaks(sock: socket.socket) -> bool:
+    """Whether something has come. Not by `select`, which knows no descriptor above 1,023: engines have thousands."""
+    if not hasattr(select, "poll"):  # Windows, whose `select` has no such limit
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def direct(url: str) -> bool:
@@ -193,9 +213,14 @@ def _send(connection: http.client.HTTPConnection, file: io.FileIO, start: int, l
             else:
                 sent = connection.sock.sendfile(file, start, min(STEP_BYTES, end - start))
             if not sent:
-                raise httpx.LocalProtocolError(f"{file.name} became shorter while it was sent")
+                raise shorter(file)
             start += sent
             advance(sent)
+
+
+def shorter(file: io.FileIO) -> Invalid:
+    """What is wrong with a file whose bytes end before they were all sent."""
+    return Invalid("FOLDER_INVALID", f"{file.name} became shorter while it was pushed; wait for its writer")
 
 
 def _receive(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, take: Take) -> int:

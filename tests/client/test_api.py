@@ -189,7 +189,7 @@ def test_what_is_not_a_name_is_refused_without_a_request(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["registry.test", "ftp://registry.test", "https://user:password@registry.test", "http://"]
+    "url", ["registry.test", "ftp://registry.test", "https://user:password@registry.test", "http://", "http://a:99999"]
 )
 def test_what_is_not_the_url_of_a_registry_is_refused(url: str) -> None:
     with pytest.raises(Invalid, match="registry URL"):

@@ -278,13 +278,6 @@ def test_what_a_store_answers_becomes_a_sentence() -> None:
     assert "Signature" not in error(403, "AccessDenied").detail
 
 
-def test_a_file_that_shrinks_while_it_is_sent_is_no_success(registry: Registry, home: Origin, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(DATA)
-    with open(source, "rb", buffering=0) as file, pytest.raises(Unavailable):
-        registry.connection.send_file("/blob", file, 0, len(DATA) + 10)
-
-
 def test_what_needs_a_proxy_is_left_to_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
