@@ -135,6 +135,7 @@ def _print_fsck(whole: FsckPage) -> None:
 def reindex(dry_run: bool) -> None:
     """Make lost rows of bases, versions, files, lineage and tombstones anew, from the records beside the blobs."""
     made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0, "tombstones": 0, "withdrawals": 0}
+    made["records"] = 0
     findings: dict[tuple[str, str], Finding] = {}
     cursor = ""
     with session.registry() as registry:
@@ -144,6 +145,7 @@ def reindex(dry_run: bool) -> None:
             made["versions"] += page.versions
             made["tombstones"] += page.tombstones
             made["withdrawals"] += page.withdrawals
+            made["records"] += page.records
             findings |= {(finding.code, finding.place): finding for finding in page.findings}
             cursor = page.next_cursor
             if not cursor:
@@ -163,6 +165,9 @@ def reindex(dry_run: bool) -> None:
             would = "Would be" if dry_run else "Now"
             changed = output.plural(made["withdrawals"], "version")
             click.echo(f"{would} withdrawn, or released, as after the backup: {changed}.")
+        if made["records"]:
+            would = "would be" if dry_run else "was" if made["records"] == 1 else "were"
+            click.echo(f"{output.plural(made['records'], 'lost record')} {would} written again beside the blobs.")
         if made["versions"] and not dry_run:
             output.note(
                 "aliases, verdicts, signatures, rights and tokens are not in the records: see docs/operations.md"

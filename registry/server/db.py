@@ -23,11 +23,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, SQLColumnExpression, create_engine, event, literal, text
+from sqlalchemy import Connection, ExceptionContext, SQLColumnExpression, create_engine, event, literal, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
@@ -52,6 +52,7 @@ _LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
 _AGAIN = "try again in a moment"
 BEGIN = "sqlite_begin"
 """The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
+_READ_ONLY = "25006"  # PostgreSQL's, of a standby
 _HANGS_ON_NOTHING = "23503"  # PostgreSQL's; on SQLite writers take turns, and it would be a bug
 
 
@@ -72,13 +73,21 @@ def engine(settings: Settings) -> Engine:
         )
     # No JIT: our statements are short, and compiling a recursive one takes longer than it does.
     options = f"-c timezone=UTC -c jit=off -c statement_timeout={STATEMENT_LIMIT_MS} -c lock_timeout={LOCK_LIMIT_MS}"
-    return create_engine(
+    made = create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_size=settings.database_pool,
         max_overflow=settings.database_pool,
         pool_pre_ping=True,
         connect_args={"options": options, "connect_timeout": 10, **_LOST},
     )
+
+    @event.listens_for(made, "handle_error")
+    def _elsewhere(context: ExceptionContext) -> None:
+        """After a failover the connections that are kept lead to the old server: all are opened anew."""
+        if getattr(context.original_exception, "sqlstate", "") == _READ_ONLY:
+            context.is_disconnect = True
+
+    return made
 
 
 def _sqlite_engine(url: str) -> Engine:
@@ -140,6 +149,11 @@ def database_errors() -> Iterator[None]:
         raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
     except DataError as e:  # our types are narrower than the columns, so this is a value that no check foresaw
         raise Invalid("REQUEST_INVALID", "a value of the request cannot be stored by the database") from e
+    except InternalError as e:
+        if getattr(e.orig, "sqlstate", "") != _READ_ONLY:
+            raise
+        code, sentence = "DATABASE_UNAVAILABLE", "the database only reads now: a standby, or one that is being moved"
+        raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
     except (OperationalError, InterfaceError, PoolTimeout) as e:
         no_room = any(words in str(getattr(e, "orig", e)) for words in ("disk is full", "No space left on device"))
         why = "has no room left on its disk" if no_room else "cannot be reached or is too busy now"

@@ -93,6 +93,11 @@ def folder_of(namespace: str, name: str) -> str:
     return f"{VERSIONS}{namespace}/{name}/"
 
 
+def place_of(tombstone: TakenNameRow) -> str:
+    """The folder of a tombstone's record."""
+    return TOMBSTONES + "/".join(word for word in (tombstone.owner, tombstone.name) if word)
+
+
 def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
     """The bytes of a record, or None when they are not those that its key says, or went while it was listed."""
     try:
@@ -148,8 +153,7 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
         ended = select(TakenNameRow).where(col(TakenNameRow.ended_at).is_not(None))
         tombstones = session.exec(ended.where(col(TakenNameRow.recorded_at).is_(None)).limit(limit)).all()
     for tombstone in tombstones:  # first: where this is broken off, a name that ended is worse to lose than the rest
-        place = "/".join(word for word in (tombstone.owner, tombstone.name) if word)
-        _put(blobs, f"{TOMBSTONES}{place}/", of_tombstone(tombstone))
+        _put(blobs, f"{place_of(tombstone)}/", of_tombstone(tombstone))
     for base, identity in bases:
         _put(blobs, BASES, of_base(base, identity))
     keys = [_put_version(blobs, adapter, version) for adapter, version in versions]

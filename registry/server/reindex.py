@@ -6,6 +6,7 @@ Invariants
 - A version whose bytes are missing comes back too; its blobs are `corrupt` until somebody pushes them again.
 - Aliases (but `main`), verdicts (but `fits`, judged anew), tokens, jobs and events do not come back: a backup of the
   database has those. So restore a backup first, if there is one; this adds what is newer than it.
+- Records that are lost are written again (`unrecorded`): then the bucket is the older one.
 - Done twice, the second time changes nothing.
 
 Example
@@ -42,6 +43,7 @@ from registry.server import (
     judge,
     records,
     tombstones,
+    unrecorded,
     values,
     versions,
     withdrawal,
@@ -78,8 +80,9 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest)
             following = _AGAIN
             break
     changed = 0 if following else withdrawal.restore(engine, blobs, actor, dry_run=request.dry_run)
+    lost = 0 if following else unrecorded.again(engine, blobs, dry_run=request.dry_run)
     return ReindexPage(
-        bases=made_bases, versions=made, tombstones=buried, withdrawals=changed, findings=findings[:200],
+        bases=made_bases, versions=made, tombstones=buried, withdrawals=changed, records=lost, findings=findings[:200],
         next_cursor=following,
     )  # fmt: skip
 

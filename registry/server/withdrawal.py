@@ -1,7 +1,8 @@
 """Withdrawal: yank a version and take that back, put one in quarantine and release it.
 
 Invariants
-- Row and event are one transaction, and the row's record beside the blobs is written anew after it.
+- Two changes of a version wait for each other. Row and event are one transaction, and the row's record beside the
+  blobs is written anew after it.
 - `quarantine` of a row grows by one with each quarantine and when one or a yank ends, so the newest record is told from
   older ones, and whoever remembers a look-up sees that it changed.
 - Who may promote may withdraw, and may take a yank back; only an owner releases.
@@ -19,6 +20,7 @@ from itertools import groupby
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
+from registry.errors import NotFound
 from registry.names import AdapterName
 from registry.records import VersionRecord
 from registry.server import audit, catalog, db, fleet, records, withdrawn
@@ -31,6 +33,7 @@ from registry.wire import VersionView
 def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Withdraw a version: aliases that point at it answer YANKED until they move. Twice keeps the first reason."""
     actor.demand("promote", name)
+    _lock(session, name, version)
     if version.quarantined_at is not None:
         raise withdrawn.quarantined(name, version)
     if version.yanked_at is None:
@@ -43,6 +46,7 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
 def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Take a yank back: the version is what it was before, aliases that still point at it included."""
     actor.demand("promote", name)
+    _lock(session, name, version)
     if version.quarantined_at is not None:
         raise withdrawn.quarantined(name, version)
     if version.yanked_at is not None:
@@ -56,6 +60,7 @@ def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRo
 def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Keep a version's bytes back from everybody but those who may promote. Twice keeps the first reason."""
     actor.demand("promote", name)
+    _lock(session, name, version)
     if version.quarantined_at is None:
         version.quarantined_at = db.now()
         version.quarantine_reason = reason
@@ -67,6 +72,7 @@ def quarantine(session: Session, actor: Actor, name: AdapterName, version: Versi
 def release(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """End a quarantine: the version is what it was before, aliases that still point at it included."""
     actor.demand("admin", name)
+    _lock(session, name, version)
     if version.quarantined_at is not None:
         version.quarantined_at = None
         version.quarantine_reason = ""
@@ -79,6 +85,14 @@ def _view(session: Session, name: AdapterName, version: VersionRow) -> VersionVi
     """With the boxes that still have it: withdrawing takes nothing out of an engine by itself."""
     found = catalog.view(session, name, version)
     return found.model_copy(update={"served_on": fleet.live_on(session, name, version.digest)})
+
+
+def _lock(session: Session, name: AdapterName, version: VersionRow) -> None:
+    """The row as it is now, until this transaction ends. Whoever records the version as it was before sees the change:
+    an empty `recorded_at` that is emptied would not be written, and the withdrawal never recorded."""
+    mine = select(VersionRow).where(VersionRow.id == version.id).with_for_update()
+    if session.exec(mine.execution_options(populate_existing=True)).first() is None:
+        raise NotFound("VERSION_UNKNOWN", f"the version {version.digest} of '{name}' went away meanwhile")
 
 
 def _changed(session: Session, actor: Actor, name: AdapterName, version: VersionRow, action: str, reason: str) -> None:

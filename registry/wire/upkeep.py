@@ -89,5 +89,6 @@ class ReindexPage(Answer):
     versions: int = 0
     tombstones: int = 0
     withdrawals: int = 0
+    records: int = 0
     findings: list[Finding] = []
     next_cursor: str = ""

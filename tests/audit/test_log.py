@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,16 @@ from sqlmodel import col, select
 from registry.client.audit import Audit
 from registry.client.heads import Heads
 from registry.errors import Corrupt, Invalid, NotFound
-from registry.server import audit, db
+from registry.server import audit, db, fsck
 from registry.server.actors import TRUSTED
 from registry.server.audit import keys, sequencer
 from registry.server.audit.log import Log
+from registry.server.settings import Settings
 from registry.server.tables import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.tlog import notes, proofs, tiles
 from registry.tlog.notes import Checkpoint, Signer
 from registry.tlog.replay import replay
+from registry.wire.upkeep import FsckRequest
 from tests.audit import logs
 from tests.world import World, rows
 
@@ -254,8 +257,6 @@ def test_a_log_is_not_gone_on_with_by_another_key_but_by_a_new_one_beside_the_ol
 
 
 def test_a_key_file_that_was_named_and_is_not_there_is_refused(world: World, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     with pytest.raises(Invalid, match="cannot be read"):
         keys.load(replace(world.settings, audit_key=str(tmp_path / "absent")))
     assert not (tmp_path / "absent").exists()
@@ -263,3 +264,13 @@ def test_a_key_file_that_was_named_and_is_not_there_is_refused(world: World, tmp
     with pytest.raises(Invalid) as caught:
         keys.load(replace(world.settings, audit_key=str(tmp_path / "wrong")))
     assert "c2VjcmV0" not in caught.value.detail
+
+
+def test_a_check_tells_that_the_key_is_not_the_one_of_this_log(world: World, tmp_path: Path) -> None:
+    def found(settings: Settings) -> list[str]:
+        page = fsck.run(world.engine, world.blobs, settings, TRUSTED, FsckRequest(cursor="records:"))
+        return [finding.code for finding in page.findings]
+
+    logs.append(world, 3)
+    assert found(world.settings) == []
+    assert found(replace(world.settings, audit_key="", data=str(tmp_path / "elsewhere"))) == ["audit.key_unknown"]

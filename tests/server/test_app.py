@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from fastapi.dependencies.models import Dependant
 from sqlalchemy import create_engine, event
@@ -196,6 +197,23 @@ def test_a_database_without_room_is_told_from_one_that_is_away() -> None:
         connection.exec_driver_sql("CREATE TABLE t (v)")
         with pytest.raises(Unavailable, match="no room left on its disk"), db.database_errors():
             connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_a_database_that_only_reads_is_told_and_left_for_one_that_writes(world: World) -> None:
+    url = world.engine.url.set(drivername="postgresql")
+
+    def only_reads(value: str) -> None:
+        options = "-c default_transaction_read_only=off"
+        with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, options=options) as connection:
+            connection.execute(f'ALTER DATABASE "{url.database}" SET default_transaction_read_only = {value}')  # type: ignore[arg-type]
+
+    only_reads("on")
+    world.engine.dispose()  # as a failover ends connections
+    with pytest.raises(Unavailable, match="the database only reads now"):
+        world.add_base()
+    only_reads("off")
+    world.add_base()  # though the connections that were kept still only read
 
 
 def test_a_second_copy_that_names_no_store_stops_the_start(world: World) -> None:

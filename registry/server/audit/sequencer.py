@@ -93,7 +93,7 @@ def entry(row: EventRow, position: int) -> bytes:
 def _publish(engine: Engine, blobs: BlobStore, keys: Keys, mine: turn.Turn) -> None:
     with db.session(engine, write=False) as session:
         newest = latest(session)
-        _same_log(newest, keys)
+        same_log(newest, keys)
         size = tree.size(session)
         root = tlog.root(size, tree.Nodes(session))
         unstored = select(AuditTileRow).where(col(AuditTileRow.stored_width) < AuditTileRow.width)
@@ -107,7 +107,8 @@ def _publish(engine: Engine, blobs: BlobStore, keys: Keys, mine: turn.Turn) -> N
         db.insert_new(session, AuditCheckpointRow, {"size": size, "note": note, "at": db.now()})
 
 
-def _same_log(newest: AuditCheckpointRow | None, keys: Keys) -> None:
+def same_log(newest: AuditCheckpointRow | None, keys: Keys) -> None:
+    """`Invalid` (SETTING_INVALID) when the newest checkpoint was signed by none of these keys."""
     if newest is not None and notes.open_note(newest.note, *keys.verifiers) is None:
         raise Invalid(
             "SETTING_INVALID",

@@ -2,7 +2,7 @@
 
     adapters   versions, files, aliases and events of each adapter; its records (fsck/adapters.py)
     blobs      rows ↔ keys of the store, in both directions (fsck/keys.py)
-    records    recorded versions of adapters that the database does not know
+    records    what is recorded and the database does not know, and what lost its record; the key of the audit log
     deep       each blob read and hashed; what is wrong is marked, and restored from a second copy (fsck/scrub.py)
 
 Invariants
@@ -23,8 +23,10 @@ from collections.abc import Callable
 from sqlalchemy import Engine
 
 from registry.errors import Invalid
-from registry.server import reindex, stores
+from registry.server import reindex, stores, unrecorded
 from registry.server.actors import Actor
+from registry.server.audit import keys as keys_of_the_log
+from registry.server.audit import sequencer
 from registry.server.blobs import BlobStore
 from registry.server.fsck import adapters, keys, scrub
 from registry.server.fsck.page import Page
@@ -39,7 +41,7 @@ FINDINGS_LIMIT = 200
 def run(engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, request: FsckRequest) -> FsckPage:
     """One request of a run, from `request.cursor` on. `Invalid` for a cursor that is none of ours."""
     started = time.monotonic()
-    page = Page(engine, blobs, actor, stores.second(settings), request.deep)
+    page = Page(engine, blobs, actor, settings, stores.second(settings), request.deep)
     cursor = request.cursor or "adapters:0"
     while cursor and time.monotonic() - started < SECONDS and len(page.findings) < FINDINGS_LIMIT:
         stage, _, place = cursor.partition(":")
@@ -62,7 +64,19 @@ def _records(page: Page, _place: str) -> str:
         page.found(
             "record.version_unknown", "records/", "versions or tombstones are recorded that the database does not know"
         )
+    for place, _ in unrecorded.others(page.engine, page.blobs):
+        page.found("record.missing", place, "has no record beside the blobs: a re-index would not find it")
+    _audit_key(page)
     return ""
+
+
+def _audit_key(page: Page) -> None:
+    with page.snapshot() as session:
+        newest = sequencer.latest(session)
+    try:
+        sequencer.same_log(newest, keys_of_the_log.load(page.settings))
+    except Invalid as e:
+        page.found("audit.key_unknown", "the audit log", f"{e.detail}: it does not go on")
 
 
 _STAGES: dict[str, Callable[[Page, str], str]] = {

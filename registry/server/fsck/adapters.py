@@ -22,7 +22,7 @@ from registry import lineage, names
 from registry.errors import Invalid, RegistryError
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import audit, records, reindex, withdrawal
+from registry.server import audit, records, reindex, unrecorded, withdrawal
 from registry.server.aliases import BROKE_GLASS
 from registry.server.fsck.page import Page
 from registry.server.tables import (
@@ -206,20 +206,14 @@ def _broken(evidence: list[dict[str, Any]]) -> list[str] | None:
 # ------------------------------------------------------------------ records
 def _records(page: Page, adapter: AdapterRow) -> None:
     """Each version that was recorded still has its record, and none that tells of a withdrawal that the row missed."""
-    folder = records.folder_of(adapter.namespace, adapter.name)
-    with page.snapshot() as session:
-        recorded = select(VersionRow.number).where(
-            VersionRow.adapter_id == adapter.id, col(VersionRow.recorded_at).is_not(None)
-        )
-        numbers = session.exec(recorded).all()
-    listed = list(page.blobs.list(folder))
-    kept = Counter(int(stat.key.split("/")[4]) for stat in listed)
-    for number in numbers:
-        if not kept[number] and not any(page.blobs.list(f"{folder}{number}/")):
-            place = f"{adapter.namespace}/{adapter.name}@{number}"
-            page.found("record.missing", place, "has no record beside the blobs: a re-index would not find it")
     name = AdapterName(adapter.namespace, adapter.name)
+    with page.snapshot() as session:
+        recorded = unrecorded.recorded(session, name)
+    listed = list(page.blobs.list(records.folder_of(adapter.namespace, adapter.name)))
+    for number in unrecorded.lost(page.engine, page.blobs, name, recorded, listed):
+        told = "has no record beside the blobs, or one from before it was withdrawn: a re-index would not find it so"
+        page.found("record.missing", f"{name}@{number}", told)
     for record in withdrawal.unknown(page.engine, page.blobs, name, listed):
         told = "it was withdrawn (yanked, put in quarantine), or that was ended, after this database's backup"
         page.found("record.withdrawal_unknown", f"{name}@{record.number}", told)
-    page.count("records", len(kept))
+    page.count("records", len({stat.key.rpartition("/")[0] for stat in listed}))

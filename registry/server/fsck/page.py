@@ -21,6 +21,7 @@ from registry.errors import Unavailable
 from registry.server import db
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, staging_key_of
+from registry.server.settings import Settings
 from registry.verdicts import Finding, Severity
 
 NOWHERE = staging_key_of("probe", Digest.of(b""))
@@ -32,6 +33,7 @@ class Page:
     engine: Engine
     blobs: BlobStore
     actor: Actor
+    settings: Settings
     second: BlobStore | None = None
     deep: bool = False
     findings: list[Finding] = field(default_factory=list)

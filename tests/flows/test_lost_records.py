@@ -1,0 +1,102 @@
+"""The bucket is older than the database: records beside the blobs are lost, told, and written again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+from sqlalchemy import update
+
+from registry.client.gates import Gates
+from registry.client.namespaces import Namespaces
+from registry.names import AdapterName
+from registry.records import VersionRecord
+from registry.server import catalog, db, records, withdrawal
+from registry.server.actors import TRUSTED
+from registry.server.tables import VersionRow
+from tests.flows.test_restore import lose_the_database, reindex, story
+from tests.snapshot import snapshot
+from tests.upkeep import collect, findings
+from tests.world import World, rows
+
+
+def kept(world: World) -> dict[str, bytes]:
+    return {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list("records/")}
+
+
+def test_lost_records_are_told_and_written_again_from_the_rows(stored_world: World) -> None:
+    story(stored_world)
+    stored_world.push("acme/gone")
+    Namespaces(stored_world.admin).delete_adapter("acme/gone")
+    collect(stored_world)
+    rows, before = snapshot(stored_world), kept(stored_world)
+    for key in before:
+        stored_world.blobs.delete(key)
+    told = sorted(findings(stored_world, deep=False))
+    versions = ["acme/support@1", "acme/support@2", "acme/support@3", "umbrella/images@1"]
+    others = [*(f"base {row['name']}" for row in rows["base"]), "records/tombstone/acme/gone"]
+    assert told == sorted(f"record.missing {place}" for place in [*versions, *others])
+    assert reindex(stored_world, dry_run=True).records == len(told)
+    assert kept(stored_world) == {}
+    assert (reindex(stored_world).records, reindex(stored_world).records) == (len(told), 0)
+    written = kept(stored_world)
+    assert written.items() <= before.items(), "and no record of what a yank was before it was taken back"
+    assert {key.rpartition("/")[0] for key in written} == {key.rpartition("/")[0] for key in before}
+    assert findings(stored_world) == []
+    lose_the_database(stored_world)
+    reindex(stored_world)
+    assert snapshot(stored_world) == rows
+    collect(stored_world)
+
+
+def test_a_record_from_before_a_withdrawal_is_no_record_of_it(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    collect(stored_world)
+    before = kept(stored_world)
+    Gates(stored_world.admin).quarantine("acme/support@1", "poisoned")
+    collect(stored_world)
+    for key in list(kept(stored_world)):
+        stored_world.blobs.delete(key)
+    for key, data in before.items():
+        stored_world.blobs.put(key, [data], limit_bytes=len(data))
+    assert findings(stored_world) == ["record.missing acme/support@1"]
+    assert reindex(stored_world).records == 1
+    assert findings(stored_world) == []
+    lose_the_database(stored_world)
+    reindex(stored_world)
+    assert stored_world.admin.version("acme/support@1").quarantined_at is not None
+
+
+def test_a_record_that_an_older_release_wrote_counts(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    collect(stored_world)
+    (key,) = [stat.key for stat in stored_world.blobs.list(records.VERSIONS)]
+    data = kept(stored_world)[key]
+    other = VersionRecord.parse(data).model_copy(update={"pushed_by": ""})
+    stored_world.blobs.delete(key)
+    records._put(stored_world.blobs, key[:-64], other)
+    assert findings(stored_world) == []
+    assert reindex(stored_world).records == 0
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])  # on SQLite writers take turns
+def test_a_withdrawal_that_meets_the_writer_of_the_first_record_is_recorded_too(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    world.transport.settle()
+
+    def recorded(at: datetime | None) -> None:
+        with world.session(write=True) as session:
+            session.connection().execute(update(VersionRow).values(recorded_at=at))
+
+    recorded(None)
+    name = AdapterName("acme", "support")
+    with world.session(write=True) as session:
+        version = catalog.find(session, TRUSTED, name, 1)
+        recorded(db.now())
+        withdrawal.yank(session, TRUSTED, name, version, reason="diverged")
+    assert world.admin.version("acme/support@1").yank_reason == "diverged"
+    with world.session() as session:
+        assert [row.recorded_at for row in rows(session, VersionRow)] == [None]
+    collect(world)
+    assert findings(world) == []
