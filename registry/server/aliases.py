@@ -157,14 +157,13 @@ def _point(
         reason=reason,
         evidence=evidence,
     )
-    session.add(moved)
+    db.append(session, [moved])
     failpoints.reach("alias.swapped")
     detail = {"to": version.number, "digest": version.digest, "generation": generation + 1, "reason": reason}
     for item in evidence:
         if item.get("check") == BROKE_GLASS:
             detail[BROKE_GLASS] = item["missing"]
     audit.append(session, actor, "alias.move", f"{name}:{alias}", detail)
-    session.flush()
     return AliasView(
         alias=alias,
         number=version.number,

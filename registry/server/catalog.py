@@ -24,6 +24,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
+from registry.server import verdicts as recorded
 from registry.server import withdrawn
 from registry.server.access import state as access
 from registry.server.actors import Actor, unknown_adapter
@@ -224,9 +225,10 @@ def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> li
     judged = verdicts_of(session, rows)
     damaged, aliases = _by_version(session, _DAMAGED, ids), _by_version(session, _ALIASES, ids)
     bases = dict(session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})}).all())
+    manifests = [Manifest.model_validate_json(row.manifest) for row in rows]
     return [
-        _view(name, row, bases[row.base_id], judged[row.id or 0], sorted(aliases[row.id or 0]), damaged[row.id or 0])
-        for row in rows
+        _view(name, row, bases[row.base_id], manifest, judged[row.id or 0], aliases[row.id or 0], damaged[row.id or 0])
+        for row, manifest in zip(rows, manifests, strict=True)
     ]
 
 
@@ -244,10 +246,18 @@ _AS_STORED = (
 )
 
 
-def _view(
-    name: AdapterName, row: VersionRow, base: str, judged: list[Verdict], aliases: list[str], damaged: list[str]
+def view_of_new(
+    name: AdapterName, row: VersionRow, base: str, manifest: Manifest, written: Iterable[VerdictRow], aliases: list[str]
 ) -> VersionView:
-    manifest = Manifest.model_validate_json(row.manifest)
+    """The same for a version that this transaction makes, from what it has written: nothing is read again."""
+    judged = [recorded.value(verdict, row.digest, base) for verdict in written]
+    return _view(name, row, base, manifest, judged, aliases)
+
+
+def _view(
+    name: AdapterName, row: VersionRow, base: str, manifest: Manifest, judged: list[Verdict], aliases: list[str],
+    damaged: Sequence[str] = (),
+) -> VersionView:  # fmt: skip
     return VersionView(
         name=str(name),
         number=row.number,
@@ -257,8 +267,8 @@ def _view(
         files=list(manifest.files),
         parents=list(manifest.parents),
         verdicts=judged,
-        aliases=aliases,
-        damaged=damaged,
+        aliases=sorted(aliases),
+        damaged=list(damaged),
         provenance=manifest.provenance,
         **{column: getattr(row, column) for column in _AS_STORED},
     )
@@ -278,23 +288,5 @@ def verdicts_of(session: Session, rows: Iterable[VersionRow]) -> dict[int, list[
     by_id = {row.id or 0: row for row in rows}
     found: dict[int, list[Verdict]] = {version_id: [] for version_id in by_id}
     for row, base in session.exec(_VERDICTS, params={"ids": list(by_id)}):
-        found[row.version_id].append(_verdict(row, by_id[row.version_id].digest, base))
+        found[row.version_id].append(recorded.value(row, by_id[row.version_id].digest, base))
     return found
-
-
-def _verdict(row: VerdictRow, subject: str, base: str) -> Verdict:
-    return Verdict.model_validate(
-        {
-            "check": row.check,
-            "subject": subject,
-            "base": base,
-            "base_fingerprint": row.base_fingerprint,
-            "profile": row.profile,
-            "outcome": row.outcome,
-            "findings": row.findings,
-            "summary": row.summary,
-            "report": row.report,
-            "made_by": row.made_by,
-            "made_at": row.made_at,
-        }
-    )

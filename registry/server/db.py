@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, ExceptionContext, SQLColumnExpression, create_engine, event, literal, text
+from sqlalchemy import Connection, ExceptionContext, SQLColumnExpression, create_engine, event, insert, literal, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -198,6 +198,23 @@ def _insert_new(dialect: str, table: type[SQLModel]) -> Any:
 
 def _insert(dialect: str, table: type[SQLModel]) -> Any:
     return (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
+
+
+def append(session: Session, rows: Sequence[SQLModel]) -> None:
+    """Insert rows of one table that nobody changes in this transaction: a tenth of what it costs to `add` them.
+
+    What they hang on must be in the database by then. An id that the database gives stays None in `rows`.
+    """
+    if rows:
+        statement, columns = _append(type(rows[0]))
+        session.connection().execute(statement, [{name: getattr(row, name) for name in columns} for row in rows])
+
+
+@functools.cache
+def _append(table: type[SQLModel]) -> tuple[Any, list[str]]:
+    found = table.__table__  # type: ignore[attr-defined]
+    columns = [column.key for column in found.columns if column is not found.autoincrement_column]
+    return insert(found), columns
 
 
 def claim(

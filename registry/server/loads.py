@@ -28,9 +28,9 @@ from registry.engines import settings as engine_settings
 from registry.errors import Invalid
 from registry.manifest import CONFIG, Descriptor
 from registry.names import AdapterName, Selector
-from registry.server import bases, catalog, identities, verdicts
+from registry.server import bases, catalog, db, identities, verdicts
 from registry.server.actors import Actor
-from registry.server.tables import AdapterRow, BaseRow, VersionRow
+from registry.server.tables import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.verdicts import CheckRequest, FleetView, VerdictList
 
@@ -88,13 +88,14 @@ def outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
 
 def add(
     session: Session, version: VersionRow, base: BaseRow, fits: Outcome, values: Outcome, wanted: Iterable[Profile]
-) -> None:
+) -> list[VerdictRow]:
     """The verdicts of a new version, written with it."""
     spec = bases.spec_of(base)
-    session.add_all(
+    written = [
         verdicts.row(judge(version.facts, asked, version.digest, spec, fits, values), version, base) for asked in wanted
-    )
-    session.flush()
+    ]
+    db.append(session, written)
+    return written
 
 
 def judge_again(session: Session, version: VersionRow, base: BaseRow) -> None:

@@ -58,9 +58,8 @@ def make(
         failpoints.reach("push.plan.before_rows")
         db.begin_writing(session)
         holds.reserve(session, sizes_of(manifest))
-        session.add(row)
-        session.flush()
-        session.add_all(wanted)
+        db.append(session, [row])
+        db.append(session, wanted)
         failpoints.reach("push.plan.after_rows")
         db.settle(session)
     return PushPlan(

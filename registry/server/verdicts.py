@@ -6,9 +6,16 @@ Example
 
 from __future__ import annotations
 
+from typing import Any
+
 from registry.server import db
 from registry.server.tables import BaseRow, VerdictRow, VersionRow
 from registry.verdicts import Verdict
+
+_AS_STORED = (
+    *("check", "base_fingerprint", "profile", "outcome", "findings"),
+    *("summary", "report", "made_by", "made_at"),
+)
 
 
 def row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
@@ -27,3 +34,9 @@ def row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "
         made_at=verdict.made_at or db.now(),
         job_id=job_id,
     )
+
+
+def value(row: VerdictRow, subject: str, base: str) -> Verdict:
+    """A row as the verdict that it was, on the version `subject` (its digest) and the base of this name."""
+    stored: dict[str, Any] = {column: getattr(row, column) for column in _AS_STORED}
+    return Verdict.model_validate(stored | {"subject": subject, "base": base})

@@ -37,6 +37,7 @@ from registry.server.tables import (
     BaseRow,
     EdgeRow,
     PushRow,
+    VerdictRow,
     VersionFileRow,
     VersionInputRow,
     VersionRow,
@@ -65,7 +66,10 @@ def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow 
 def found(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> Pushed:
     """The answer to a push of what is there: nothing is written but the end of the push and the alias."""
     holds.end(session, push.id)
-    return _answer(session, actor, name, push, row, alias, created=False, job_id="")
+    refused = _move(session, actor, name, push, row, alias)
+    session.flush()
+    failpoints.reach("push.before_commit")
+    return Pushed(version=catalog.view(session, name, row), created=False, job_id="", alias_refused=refused)
 
 
 def make(
@@ -98,16 +102,21 @@ def make(
     row = _version_row(session, actor, adapter, base, push, manifest, judged)
     add_contents(session, row, manifest)
     holds.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
-    outcome = add_verdict(session, row, base, judged)
-    numbers = values.add(session, row, base, judged.values)
-    loads.add(session, row, base, outcome, numbers, engines)
+    written = _judgement(session, row, base, judged, engines)
+    outcomes = {verdict.check: Outcome(verdict.outcome) for verdict in written}
+    outcome = outcomes[Check.FITS]
     detail = {"digest": row.digest, "base": base.name, "fits": str(outcome), "size_bytes": row.size_bytes}
     audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
     aliases.follow(session, actor, name, row)
     job_id = ""
-    if judged.can_be_tried and Outcome.FAIL not in (outcome, numbers):
+    if judged.can_be_tried and Outcome.FAIL not in (outcome, outcomes.get(Check.VALUES)):
         job_id = queue.enqueue(session, actor, Kind.VALIDATE, row, name=name, base=base.name).id
-    return _answer(session, actor, name, push, row, alias, created=True, job_id=job_id)
+    refused = _move(session, actor, name, push, row, alias)
+    aliases_now = [names.NEWEST, *([alias] if alias and alias != names.NEWEST and not refused else [])]
+    session.flush()
+    failpoints.reach("push.before_commit")
+    view = catalog.view_of_new(name, row, base.name, manifest, written, aliases_now)
+    return Pushed(version=view, created=True, job_id=job_id, alias_refused=refused)
 
 
 def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
@@ -161,21 +170,23 @@ def _version_row(
 def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
     """The rows of a version's files, parents, inputs and tags, as its manifest and its facts name them."""
     version_id = row.id or 0
-    session.add_all(
+    files = [
         VersionFileRow(
             version_id=version_id, path=f.path, digest=f.digest, size_bytes=f.size_bytes, media_type=f.media_type
         )
         for f in manifest.files
-    )
-    session.add_all(
+    ]
+    edges = [
         EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
         for e in _once(manifest)
-    )
-    session.add_all(
+    ]
+    inputs = [
         VersionInputRow(version_id=version_id, place=place, **told._asdict())
         for place, told in enumerate(lineage.inputs(manifest.provenance, row.facts))
-    )
-    session.add_all(VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest))
+    ]
+    tags = [VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest)]
+    for rows in (files, edges, inputs, tags):
+        db.append(session, rows)
 
 
 def tag_again(session: Session, row: VersionRow, manifest: Manifest) -> None:
@@ -200,33 +211,31 @@ def _once(manifest: Manifest) -> Iterable[Any]:
     return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
 
 
-def add_verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> Outcome:
+def add_verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> VerdictRow:
     """The verdict `fits` of what was judged."""
     tools = {"registry": __version__}
     verdict = Verdict.of(Check.FITS, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
-    session.add(verdicts.row(verdict, row, base))
-    session.flush()
-    return verdict.outcome
+    fits = verdicts.row(verdict, row, base)
+    db.append(session, [fits])
+    return fits
 
 
-def _answer(
-    session: Session,
-    actor: Actor,
-    name: AdapterName,
-    push: PushRow,
-    row: VersionRow,
-    alias: str,
-    *,
-    created: bool,
-    job_id: str,
-) -> Pushed:
-    refused = ""
+def _judgement(
+    session: Session, row: VersionRow, base: BaseRow, judged: Judged, engines: Sequence[Profile]
+) -> list[VerdictRow]:
+    """The verdicts that a version begins with."""
+    fits = add_verdict(session, row, base, judged)
+    numbers = values.add(session, row, base, judged.values)
+    outcome = Outcome(numbers.outcome) if numbers is not None else Outcome.UNKNOWN
+    loaded = loads.add(session, row, base, Outcome(fits.outcome), outcome, engines)
+    return [fits, *([numbers] if numbers is not None else []), *loaded]
+
+
+def _move(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> str:
+    """Move the alias that the push asked for; why it did not move, or empty."""
     if alias and alias != names.NEWEST:
         try:
             aliases.move(session, actor, name, alias, row, expected_generation=None, reason=push.message)
         except Refused as e:
-            refused = e.detail
-    session.flush()
-    failpoints.reach("push.before_commit")
-    view = catalog.view(session, name, row)
-    return Pushed(version=view, created=created, job_id=job_id, alias_refused=refused)
+            return e.detail
+    return ""

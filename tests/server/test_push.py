@@ -19,7 +19,7 @@ from registry.wire.push import PushPlan, PushRequest
 from tests import forge
 from tests.world import World, rows
 
-STATEMENTS_LIMIT = 60
+STATEMENTS_LIMIT = 52
 """Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.server.tables import VersionRow
+from registry.server import holds
+from registry.server.tables import BlobRow, VersionRow
 from registry.wire.push import SMALL_BYTES, PushPlan, PushRequest, Small
 from tests import forge
 from tests.world import World, rows
@@ -79,3 +80,14 @@ def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: World) -> None:
     with pytest.raises(Invalid) as refusal:
         based.admin.connection.send("POST", f"/pushes/{planned.push_id}/commit", json=body)
     assert refusal.value.code == "REQUEST_INVALID"
+
+
+def test_a_blob_has_the_size_that_its_commit_found_whatever_another_push_had_said_of_it(based: World) -> None:
+    files = based.files()
+    sizes = {Digest.of(data): len(data) for data in files.values()}
+    with based.session(write=True) as session:
+        holds.reserve(session, dict.fromkeys(sizes, 1))
+    based.push("acme/support", files)
+    with based.session() as session:
+        found = {row.digest: row.size_bytes for row in rows(session, BlobRow)}
+    assert sizes.items() <= found.items()

@@ -42,7 +42,7 @@ def append(
     request_id: str = "",
     *,
     namespace: str | None = None,
-) -> EventRow:
+) -> None:
     """Add one event. `action` is `noun.verb`; `object` is the name of what changed.
 
     Without `request_id` the one of the request that owns the session is taken; without `namespace` the object's own.
@@ -64,8 +64,7 @@ def append(
         detail=told,
         request_id=request_id or str(session.info.get("request_id", "")),
     )
-    session.add(row)
-    return row
+    db.append(session, [row])
 
 
 def names_before(session: Session, name: AdapterName) -> list[str]:

@@ -32,7 +32,7 @@ from registry.names import AdapterName, Selector
 from registry.server import catalog, db, loads, verdicts
 from registry.server.actors import Actor
 from registry.server.blobs import BlobStore, key_of
-from registry.server.tables import BaseRow, VersionRow
+from registry.server.tables import BaseRow, VerdictRow, VersionRow
 from registry.server.tables_values import VersionValuesRow
 from registry.server.values import against
 from registry.server.values.measure import Measured, measure
@@ -40,25 +40,23 @@ from registry.verdicts import Check, Finding, Outcome, Verdict
 from registry.wire.verdicts import ModuleNorms, ValuesView
 
 
-def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> Outcome:
-    """The verdict `values` and the norms of a version that is being made; `unknown` while they are still to come.
+def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> VerdictRow | None:
+    """The verdict `values` and the norms of a version that is being made; None while they are still to come.
 
     The row says already that it was measured.
     """
-    if measured is None:
-        return Outcome.UNKNOWN
-    return _write(session, row, base, measured)
+    return _write(session, row, base, measured) if measured is not None else None
 
 
-def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> Outcome:
+def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> VerdictRow:
     tools = {"registry": __version__}
     findings = (*measured.findings, *against.findings(against.of_base(session, base, _scheme(row)), measured.norms))
     verdict = Verdict.of(Check.VALUES, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
-    session.add(verdicts.row(verdict, row, base))
+    written = verdicts.row(verdict, row, base)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
-    session.add(VersionValuesRow(version_id=row.id or 0, norms=text))
-    session.flush()
-    return verdict.outcome
+    db.append(session, [written])
+    db.append(session, [VersionValuesRow(version_id=row.id or 0, norms=text)])
+    return written
 
 
 # ------------------------------------------------------------------ afterwards
@@ -72,7 +70,7 @@ def add_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
             if session.connection().execute(mine.values(measured_at=db.now())).rowcount:
                 row = session.get_one(VersionRow, version_id)
                 base = session.get_one(BaseRow, row.base_id)
-                if _write(session, row, base, measured) is Outcome.FAIL:
+                if _write(session, row, base, measured).outcome == Outcome.FAIL:
                     loads.judge_again(session, row, base)
     return len(waiting)
 
