@@ -22,9 +22,9 @@ import click
 from cli import output, session
 from registry.client import exported
 from registry.client import heads as memory
-from registry.client.api import Registry
 from registry.client.audit import Audit, ServerLog
 from registry.client.exported import FolderLog
+from registry.client.versions import Versions
 from registry.errors import Corrupt
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
@@ -113,7 +113,7 @@ def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, fol
                 output.answer(event, lambda event=event: click.echo(_line(event)))  # type: ignore[misc]
 
 
-def _following(registry: Registry, after: int, about: str, actions: tuple[str, ...]) -> Iterator[EventView]:
+def _following(registry: Versions, after: int, about: str, actions: tuple[str, ...]) -> Iterator[EventView]:
     while True:
         page = Audit(registry).page(after, wait=20, object=about, action=list(actions))
         yield from page.items
@@ -121,10 +121,10 @@ def _following(registry: Registry, after: int, about: str, actions: tuple[str, .
 
 
 @contextmanager
-def _checked() -> Iterator[tuple[Registry, str]]:
+def _checked() -> Iterator[tuple[Versions, str]]:
     """The registry, once its log is shown to follow the one that was seen before; and its checkpoint's note."""
     embedded = session.target().embedded
-    with session.registry() as registry:
+    with session.versions() as registry:
         note = Audit(registry).checkpoint()
         session.heads().check(registry, note, by_origin=embedded)
         yield registry, note
@@ -221,7 +221,7 @@ def export(folder: Path) -> None:
 def key(trust: bool) -> None:
     """Show the keys that sign the log, to compare and to hand on; `--trust` after a key was changed on purpose."""
     embedded = session.target().embedded
-    with session.registry() as registry:
+    with session.versions() as registry:
         found, note = Audit(registry).keys(), Audit(registry).checkpoint()
         if trust:
             head: memory.Heads = session.heads()

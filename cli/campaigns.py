@@ -44,7 +44,7 @@ def revalidate(
     """Have workers try a base's versions again, and tell what changed. For the engines' verdicts: `adapter rejudge`."""
     if bool(base) == bool(campaign_id):
         raise click.UsageError("name the base with --base, or a campaign that was begun before with --campaign")
-    with session.registry() as registry:
+    with session.versions() as registry:
         judging = Judging(registry)
         if campaign_id:
             view = judging.campaign(campaign_id)

@@ -26,7 +26,7 @@ from cli.heatmap import HeatMap
 from registry import facts
 from registry.client import folder as folders
 from registry.client import pull
-from registry.client.api import Registry
+from registry.client.versions import Versions
 from registry.manifest import CONFIG
 from registry.names import Ref
 
@@ -56,7 +56,7 @@ class Side:
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """Say what changed from A to B, each a folder or a REF."""
     compare = main.load("cli.updates", "cosines", "worker", "adapter diff --values") if values or plot else None
-    with session.registry() as registry:
+    with session.versions() as registry:
         left, right = _side(registry, a), _side(registry, b)
         cosines = _cosines(registry, a, b, compare) if compare else None
     document = {
@@ -76,7 +76,7 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     output.answer(document, lambda: _print(document))
 
 
-def _side(registry: Registry, text: str) -> Side:
+def _side(registry: Versions, text: str) -> Side:
     path = Path(text)
     if folders.is_meant(text):
         found = folders.read_folder(path)
@@ -101,7 +101,7 @@ def _written(data: bytes) -> dict[str, Any]:
 
 
 def _cosines(
-    registry: Registry, a: str, b: str, compare: Callable[[Path, Path], dict[str, float | None]]
+    registry: Versions, a: str, b: str, compare: Callable[[Path, Path], dict[str, float | None]]
 ) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory(prefix="adapter-diff-") as scratch:
         here = []

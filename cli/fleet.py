@@ -29,7 +29,7 @@ from registry.wire.fleet import BoxView, FleetBoxes, SlotView
 @output.json_option
 def fleet(base: str, alias: str, box: str, adapter: str) -> None:
     """Show which box serves which version, and how far each adapter has come."""
-    with session.registry() as registry:
+    with session.versions() as registry:
         found = Fleet(registry).every(base=base, alias=alias, box=box, adapter=adapter)
     if adapter:  # one's own boxes are answered in any case
         found = found.model_copy(update={"items": [view for view in found.items if view.slots]})

@@ -31,7 +31,7 @@ CHECKS = [check.value for check in Check if check is not Check.LOADS]
 
 @contextmanager
 def _gates() -> Iterator[Gates]:
-    with session.registry() as registry:
+    with session.versions() as registry:
         yield Gates(registry)
 
 

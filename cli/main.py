@@ -53,7 +53,7 @@ DOORS: dict[str, Door] = {
     "pull-all": Door("cli.bulk_pull", "pull_all", "Move", "Bring every adapter of a base here."),
     "export": Door("cli.export", "export", "Move", "Lay out what serves a base for engines: folders, S3, Kubernetes."),
     "list": Door("cli.adapters", "list_adapters", "Look", "List adapters: newest version, base, verdicts, aliases."),
-    "show": Door("cli.adapters", "show", "Look", "Show everything that is known about one version."),
+    "show": Door("cli.show", "show", "Look", "Show everything that is known about one version."),
     "history": Door("cli.aliases", "history", "Look", "Tell who moved an alias, when, and why."),
     "lineage": Door("cli.lineage", "lineage", "Look", "Draw where a version came from, or what came from it."),
     "check": Door("cli.checks", "check", "Judge", "Say whether it fits a base, and what engines do with it."),

@@ -27,7 +27,7 @@ ROLES = ("reader", "pusher", "promoter", "owner")
 
 @contextmanager
 def _namespaces() -> Iterator[Namespaces]:
-    with session.registry() as registry:
+    with session.versions() as registry:
         yield Namespaces(registry)
 
 

@@ -62,7 +62,7 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
         raise click.UsageError(
             "give --key, or --bundle with its --public-key, or --bundle alone if it has a certificate"
         )
-    with session.registry() as registry:
+    with session.versions() as registry:
         resolved = registry.resolve(ref)
         exactly, audit = Ref(ref.name, resolved.digest), Audit(registry)
         if key is not None:

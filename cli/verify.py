@@ -21,10 +21,10 @@ import click
 from cli import output, session
 from registry.attestations.certificates import Trust
 from registry.client import dossier
-from registry.client.api import Registry
 from registry.client.audit import Audit
 from registry.client.dossier import LIMIT_BYTES, Dossier, Examined, Reread
 from registry.client.signing import Signed
+from registry.client.versions import Versions
 from registry.digest import Hasher
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
@@ -66,7 +66,7 @@ def verify(
         held = tuple(Verifier.parse(key) for key in keys or found.keys)
         rereads, listed = dossier.reread(folder, found.manifest) if folder else [], True
     else:
-        with session.registry() as registry:
+        with session.versions() as registry:
             resolved = registry.resolve(ref or "")
             rereads = [_reread(registry, resolved, file) for file in resolved.files]
             found, held = _asked(registry, resolved)
@@ -103,7 +103,7 @@ def _answer(
         click.get_current_context().exit(output.EXIT_CODES[Corrupt])
 
 
-def _asked(registry: Registry, resolved: Resolved) -> tuple[Dossier, tuple[Verifier, ...]]:
+def _asked(registry: Versions, resolved: Resolved) -> tuple[Dossier, tuple[Verifier, ...]]:
     """All that the registry shows of a version, and the keys of its log that this machine remembers."""
     embedded, audit = session.target().embedded, Audit(registry)
     found, note = dossier.collect(audit, resolved), audit.checkpoint()
@@ -112,7 +112,7 @@ def _asked(registry: Registry, resolved: Resolved) -> tuple[Dossier, tuple[Verif
     return found, head.verifiers if head is not None else ()
 
 
-def _reread(registry: Registry, resolved: Resolved, file: FileLink) -> Reread:
+def _reread(registry: Versions, resolved: Resolved, file: FileLink) -> Reread:
     hasher = Hasher()
     expected = resolved.manifest.file(file.path)
     try:

@@ -33,7 +33,7 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
         output.note(
             f"no event is called {unheard!r}, as far as this command knows; `adapter audit log --json` names some"
         )
-    with session.registry() as registry:
+    with session.versions() as registry:
         made = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
 
     def text() -> None:
@@ -47,7 +47,7 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
 @output.json_option
 def list_webhooks() -> None:
     """List webhooks, without their secrets."""
-    with session.registry() as registry:
+    with session.versions() as registry:
         found = Audit(registry).webhooks()
     output.answer(found, lambda: _print(found.items))
 
@@ -65,7 +65,7 @@ def _print(items: list[WebhookView]) -> None:
 @output.json_option
 def delete(webhook_id: str) -> None:
     """End a webhook and forget its deliveries."""
-    with session.registry() as registry:
+    with session.versions() as registry:
         ended = Audit(registry).delete_webhook(webhook_id)
     output.answer(ended, lambda: click.echo(f"{ended.id} is gone."))
 
@@ -77,7 +77,7 @@ def delete(webhook_id: str) -> None:
 @output.json_option
 def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
     """Show what was sent, what waits and what was given up."""
-    with session.registry() as registry:
+    with session.versions() as registry:
         audit = Audit(registry)
         if retry is not None:
             again = audit.retry_delivery(webhook_id, retry)

@@ -41,7 +41,7 @@ SHUT = (
     *("registry.reports", "registry.fingerprint", "registry.declared", "tomllib"),
     *("rich", "httpcore", "anyio", "fastapi", "sqlmodel", "torch"),
 )
-"""What neither a push nor a pull takes part in."""
+"""What neither a push nor a pull nor a list takes part in."""
 SHUT_FOR_PUSH = ("registry.client.pull", "registry.client.cache", "registry.client.destination")
 SHUT_FOR_PULL = (
     *("registry.client.push", "registry.client.folder", "registry.client.hashing", "registry.contents"),
@@ -71,16 +71,17 @@ def loaded(*words: str) -> tuple[set[str], int]:
     return set(modules), shapes
 
 
-def test_a_transfer_loads_no_room_that_it_does_not_take_part_in(shop: Desk, tmp_path: Path) -> None:
+def test_a_command_loads_no_room_that_it_does_not_take_part_in(shop: Desk, tmp_path: Path) -> None:
     push, pull = (SHUT_FOR_PUSH, 76, 46), (SHUT_FOR_PULL, 55, 38)
     for words, (shut, most_modules, most_shapes) in (
         (("push-all", str(tmp_path / "adapters"), "fleet", "--base", "tiny-llama", "--json"), push),
         (("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "fleet", "--json"), pull),
         (("push", str(tmp_path / "adapters" / "one"), "fleet/one", "--json"), push),
         (("pull", "fleet/two", str(tmp_path / "two"), "--json"), pull),
+        (("list", "--json"), (SHUT_FOR_PUSH + SHUT_FOR_PULL, 55, 38)),
     ):
         modules, shapes = loaded(*words)
-        assert {"registry.client.streams", "pydantic"} <= modules
+        assert {"registry.client.versions", "pydantic"} <= modules
         assert [name for name in SHUT + shut if name in modules] == [], words
         ours = {name for name in modules if name.startswith(("registry", "cli"))}
         assert len(ours) <= most_modules, sorted(ours)

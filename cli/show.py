@@ -1,0 +1,88 @@
+"""Looking at one version: `adapter show`.
+
+Invariants
+- It answers one version; what its aliases are comes from the adapter, because an alias is not part of a version.
+
+Example
+    $ adapter show acme/support:prod
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli import heatmap, norms, origin, output, session, versions
+from registry.client import convert
+from registry.names import Ref
+from registry.wire import VersionView
+from registry.wire.aliases import AliasView
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the norms (an .svg or .png file).")
+@click.option("--metadata", is_flag=True, help="Only the texts in the weights file, private ones (captions) too.")
+@output.json_option
+def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
+    """Show what a version is, what was found out about it, and which aliases point where."""
+    if metadata:
+        _show_metadata(ref)
+        return
+    with session.registry() as registry:
+        version = registry.version(ref)
+        aliases = registry.aliases(ref.name).items
+        found = norms.of_version(registry, version) if plot or not output.as_json() else None
+    if plot is not None and found is not None:
+        heatmap.write(plot, norms.picture(f"{version.name}@{version.number}", found))
+    output.answer(version, lambda: _print_version(version, aliases, norms.told(found)))
+
+
+def _show_metadata(ref: Ref) -> None:
+    """What the trainer's tools wrote into the file, read from it now: the registry keeps no copy of private texts."""
+    with session.registry() as registry:
+        texts = dict(sorted(convert.read(registry, registry.resolve(ref)).header.metadata.items()))
+
+    def text() -> None:
+        if not texts:
+            click.echo("The weights file has no metadata.")
+        output.facts([(output.plain(key), output.plain(value)) for key, value in texts.items()])
+
+    output.answer({"metadata": texts}, text)
+
+
+def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:
+    known = version.facts
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+    versions.print_warnings(version)
+    output.facts(
+        [
+            ("base", version.base),
+            ("method", versions.method_line(known)),
+            ("targets", versions.target_line(known)),
+            ("", "\n".join(versions.update_lines(known))),
+            ("trigger", str(known.get("trigger_words") or "")),
+            ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
+            ("pushed", f"{output.moment(version.created_at)} by {output.one_line(version.created_by)}"),
+            ("message", output.plain(version.message)),
+            ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
+            *origin.lines(version),
+            ("verdicts", "\n".join(versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
+            ("norms", "\n".join(sizes)),
+            ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),
+            ("files", "\n".join(f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files)),
+        ]
+    )
+
+
+def _alias_lines(aliases: list[AliasView], shown: int) -> list[str]:
+    lines = []
+    width = max((len(a.alias) for a in aliases), default=0)
+    for alias in aliases:
+        arrow = f"{alias.alias:<{width}} → @{alias.number}"
+        if alias.number == shown:
+            arrow = output.strong(arrow)
+        since = output.faint(f"since {output.moment(alias.moved_at)} by {output.one_line(alias.moved_by)}")
+        lines.append(f"{arrow}  {since}  {output.one_line(alias.reason)}".rstrip())
+    return lines
