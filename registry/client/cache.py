@@ -184,7 +184,7 @@ def _used(kept: Path) -> None:
 
 
 def hand_out(kept: Path, target: Path) -> None:
-    """A large file as a clone or as a hard link where the file system has them, else as a copy."""
+    """A large file as a clone or as a hard link where the file system has them, else as a copy. What fails is gone."""
     if kept.stat().st_size >= LINK_FROM_BYTES:
         if _clone(kept, target):
             return
@@ -195,10 +195,12 @@ def hand_out(kept: Path, target: Path) -> None:
         target.unlink()
     try:
         shutil.copyfile(kept, target)
+        with open(target, "rb+") as file:
+            os.fsync(file.fileno())
     except OSError as e:
+        with contextlib.suppress(OSError):
+            target.unlink()
         raise OSError(e.errno, e.strerror, str(target)) from e  # it would name the file that was read
-    with open(target, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _clone(kept: Path, target: Path) -> bool:

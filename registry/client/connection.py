@@ -31,6 +31,7 @@ import httpx
 from registry import __version__
 from registry.client.answers import error_of, store_error_of, unreachable
 from registry.client.carriers import Carrier
+from registry.client.flow import Flow
 from registry.client.sockets import READ_SECONDS, Advance, Sockets, Take
 from registry.errors import Invalid, Unavailable
 from registry.wire import PREFIX
@@ -138,13 +139,17 @@ class Connection:
         carrier, target, sent = self._route(url, headers)
         moved = 0
 
-        def step(count: int) -> None:
-            nonlocal moved
-            moved += count
-            advance(count)
-
         def once() -> httpx.Response:
-            step(-moved)
+            nonlocal moved
+            advance(-moved)
+            moved, flow = 0, Flow(target)
+
+            def step(count: int) -> None:
+                nonlocal moved
+                moved += count
+                advance(count)
+                flow.moved(count)
+
             answer = carrier.put_file(target, sent, file, start, length, step)
             there_already = answer.status_code == 412 and "If-None-Match" in sent
             return httpx.Response(200, request=answer.request) if there_already else answer
@@ -155,12 +160,15 @@ class Connection:
         """GET a link and give its bytes to `take` as they come. Sent again only while nothing was taken."""
         taken = 0
 
-        def took(piece: memoryview) -> None:
-            nonlocal taken
-            taken += len(piece)
-            take(piece)
-
         def once() -> httpx.Response:
+            flow = Flow(_joined(self.url + "/", url))
+
+            def took(piece: memoryview) -> None:
+                nonlocal taken
+                taken += len(piece)
+                take(piece)
+                flow.moved(len(piece))
+
             try:
                 return self._receive(url, took, headers)
             except httpx.HTTPError as e:

@@ -7,15 +7,17 @@ import os
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from registry.client import sockets
-from registry.client.connection import Connection
+from registry.client.connection import ATTEMPTS_LIMIT, Connection
 from registry.client.destination import Destination
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from registry.manifest import NOTE
 
 HIGH = 1100
@@ -104,3 +106,49 @@ def test_a_destination_that_appeared_while_another_was_moved_in_is_replaced(
             (folder / NOTE).write_text(text)
     assert (dest / NOTE).read_text() == "second"
     assert os.listdir(tmp_path) == ["dest"]
+
+
+class Dripping(httpx.BaseTransport):
+    """Sends or takes a byte at a time, each of which takes a second; how often it was asked."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock, self.asked = clock, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        for piece in request.stream:  # type: ignore[union-attr]
+            self.clock[0] += 3600 if piece else 0
+        return httpx.Response(200, content=self._drops())
+
+    def _drops(self) -> Iterator[bytes]:
+        for _ in range(1000):
+            self.clock[0] += 1
+            yield b"x"
+
+
+@pytest.fixture
+def drip(monkeypatch: pytest.MonkeyPatch) -> Dripping:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    return Dripping(clock)
+
+
+def test_a_side_that_sends_a_byte_a_second_is_given_up(drip: Dripping) -> None:
+    came = bytearray()
+    with Connection("http://registry.test", transport=drip) as connection, pytest.raises(Unavailable, match="seconds"):
+        connection.receive("/blob", came.extend)
+    assert 0 < len(came) < 1000
+
+
+def test_a_side_that_takes_next_to_nothing_is_given_up(drip: Dripping, tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(3 * 2**20))
+    told: list[int] = []
+    with (
+        Connection("http://registry.test", transport=drip, wait=lambda _: None) as connection,
+        open(file, "rb", 0) as source,
+        pytest.raises(Unavailable, match="seconds"),
+    ):
+        connection.send_file("/blob", source, 0, 3 * 2**20, advance=told.append)
+    assert drip.asked == ATTEMPTS_LIMIT
+    assert 0 < sum(told) < 3 * 2**20
