@@ -46,6 +46,8 @@ WAL_IS_SAFE_SINCE = (3, 51, 3)
 BUSY_SECONDS = 30
 STATEMENT_LIMIT_MS = 30_000
 LOCK_LIMIT_MS = 15_000
+HANG_SECONDS = 65
+"""Longer than PostgreSQL may take for any statement: who hears nothing for so long will hear nothing."""
 RETRY_AFTER_SECONDS = 2
 _LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """A database host that is gone without a word is noticed in 20 seconds; Linux by itself takes a quarter of an hour."""
@@ -81,6 +83,8 @@ def engine(settings: Settings) -> Engine:
         connect_args={"options": options, "connect_timeout": 10, **_LOST},
     )
 
+    event.listen(made, "connect", _answers_in_time)
+
     @event.listens_for(made, "handle_error")
     def _elsewhere(context: ExceptionContext) -> None:
         """After a failover the connections that are kept lead to the old server: all are opened anew."""
@@ -88,6 +92,21 @@ def engine(settings: Settings) -> Engine:
             context.is_disconnect = True
 
     return made
+
+
+def _answers_in_time(connection: Any, _record: Any) -> None:
+    """A PostgreSQL that is stopped, or whose disk is, keeps the line and says nothing: nobody waits for ever."""
+    wait = connection.wait
+
+    def waiting(gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return wait(gen, interval, HANG_SECONDS if timeout is None else timeout)
+        except Exception:
+            if connection.info.transaction_status.name == "ACTIVE":  # the answer may still come: to nobody
+                connection.close()
+            raise
+
+    connection.wait = waiting
 
 
 def _sqlite_engine(url: str) -> Engine:

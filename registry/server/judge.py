@@ -47,6 +47,10 @@ class Judged:
     """Whether a worker can put it on its base: PEFT's own, and image adapters on an image model."""
 
 
+_LOST = "the store has lost it: ask an administrator to run `adapter fsck --deep`, then push again"
+"""Until a check has marked it, no plan asks for it again."""
+
+
 class Mismatch(Invalid):
     """What was staged under `key` is not what the manifest says."""
 
@@ -62,10 +66,12 @@ def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) 
     """
     keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
     missing: list[Reason] = []
+    lost = False
     for file in manifest.files:
         stat = _found(blobs, keys[file.digest], file.size_bytes)
         if stat is None:
             missing.append(Reason("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
+            lost = lost or not keys[file.digest].startswith("staging/")
             continue
         found = stat.digest or _hash(blobs, stat.key)
         if (stat.size_bytes, found) != (file.size_bytes, file.digest):
@@ -77,7 +83,7 @@ def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) 
             "UPLOAD_INCOMPLETE",
             f"{missing[0].place} {missing[0].sentence}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
             reasons=missing,
-            next_step="push again: only what is missing will be sent",
+            next_step=_LOST if lost else "push again: only what is missing will be sent",
         )
     return keys
 

@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from registry.client import push
 from registry.client.folder import read_folder
 from registry.errors import Unavailable
 from registry.manifest import BaseRef
 from registry.names import AdapterName
+from registry.server import db
 from registry.wire.push import PushRequest
 from tests.faults.places import Places
 from tests.faults.stage import BASE, Stage
@@ -59,6 +61,25 @@ def test_a_push_survives_a_crash_of_the_database(stage_on: StageOn, tmp_path: Pa
         go_on.touch()
         pushed.result(180)
         assert stage.violations(client) == []
+
+
+@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="the database is somebody else's")
+def test_a_database_that_hangs_is_waited_for_no_longer_than_it_may_take(
+    stage_on: StageOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "HANG_SECONDS", 0.5)
+    engine = db.engine(stage_on("postgres", "local").settings)
+    backend = 0
+    try:
+        with pytest.raises(Unavailable), db.session(engine) as session:
+            backend = session.connection().execute(text("SELECT pg_backend_pid()")).scalar_one()
+            os.kill(backend, signal.SIGSTOP)
+            session.connection().execute(text("SELECT 1"))
+        with db.session(engine) as session:
+            assert session.connection().execute(text("SELECT pg_backend_pid()")).scalar_one() != backend
+    finally:
+        os.kill(backend, signal.SIGCONT)
+        engine.dispose()
 
 
 def push_and_promote(stage: Stage, folder: Path, name: str) -> None:

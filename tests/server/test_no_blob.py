@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from registry.digest import Digest
-from registry.errors import NotFound, Unavailable
+from registry.errors import Conflict, NotFound, Unavailable
 from registry.server.blobs import key_of, staging_key_of
 from registry.server.local import LocalBlobs
 from tests import forge
@@ -96,6 +96,9 @@ def test_a_folder_in_the_place_of_a_blob_is_damage_that_a_push_mends(local: Worl
     weights = Digest.of(files[forge.WEIGHTS])
     file_of(local, weights).unlink()
     file_of(local, weights).mkdir()
+    with pytest.raises(Conflict) as refusal:  # the plan asks for nothing that the rows say is here
+        local.push("acme/support", {**files, "README.md": b"# another\n"})
+    assert "fsck --deep" in refusal.value.next_step
     assert findings(local, deep=False) == [f"blob.bytes_missing {weights}"]
     assert findings(local) == [f"blob.damaged {weights}"]
     assert not local.push("acme/support", files).created
