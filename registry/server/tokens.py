@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -127,12 +127,15 @@ def bootstrap(engine: Engine) -> str | None:
         return None
 
 
-def note_use(session: Session, row: TokenRow) -> None:
-    """Keep when a token was last used, to ten minutes: `session` reads, and writes only when it must."""
-    if row.last_used_at is None or db.now() - row.last_used_at > USE_NOTED_EVERY:
-        db.begin_writing(session)
-        row.last_used_at = db.now()
-        session.add(row)
+def is_use_to_note(row: TokenRow) -> bool:
+    """Whether it is so long since a use of this token was noted that this one should be."""
+    return row.last_used_at is None or db.now() - row.last_used_at > USE_NOTED_EVERY
+
+
+def note_use(session: Session, token_id: str) -> None:
+    """Keep that a token is used now."""
+    used = update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=db.now())
+    session.connection().execute(used)
 
 
 def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int = 0) -> tuple[TokenView, str]:

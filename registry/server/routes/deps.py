@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -98,6 +98,8 @@ def _session(
         opened.info["request_id"] = request.state.request_id
         if first is not None and actor is not None:
             first(request, opened, actor)
+        elif not write:
+            request.state.reading = opened
         yield opened
     if first is not None and request.method not in once.READING:
         failpoints.reach("request.committed")
@@ -203,13 +205,25 @@ def _sign_in(request: Request) -> Actor:
             "UNAUTHORIZED", "this request has no token", next_step="run `adapter login URL`, or set ADAPTER_TOKEN"
         )
     try:
-        with db.session(engine(request), write=False) as reading:
-            actor = signin.verify(reading, secret, memory(request))
-            tokens.note_use(reading, reading.info["token"])
+        actor = _whose(request, secret)
     except Unauthenticated:
         note_failure(request, secret)
         raise
     request.app.state.pace.take(actor.token_id)
+    return actor
+
+
+def _whose(request: Request, secret: str) -> Actor:
+    """Whose the secret is: read in the transaction in which this request reads, else in one of its own."""
+    reading: Session | None = getattr(request.state, "reading", None)
+    with nullcontext(reading) if reading is not None else db.session(engine(request), write=False) as session:
+        actor = signin.verify(session, secret, memory(request))
+        to_note = tokens.is_use_to_note(session.info["token"])
+        if to_note:
+            db.settle(session)  # on SQLite nobody can write while it reads, where the journal is in its safe mode
+    if to_note:
+        with db.session(engine(request)) as writing:
+            tokens.note_use(writing, actor.token_id)
     return actor
 
 
