@@ -22,7 +22,7 @@ from registry.client import folder as folders
 from registry.client import push
 from registry.client.api import Registry
 from registry.engines import Profile
-from registry.engines.settings import FleetSettings
+from registry.fleets import FleetSettings
 from registry.names import Ref
 from registry.verdicts import Check, Outcome, Verdict
 from registry.wire.verdicts import FleetView

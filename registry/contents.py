@@ -27,7 +27,7 @@ from registry.formats.facts import FileFacts
 from registry.lora import LoraSpec, config
 from registry.lora.base_claim import BaseClaim
 from registry.lora.config import AdapterConfig
-from registry.manifest import CONFIG, WEIGHTS, WEIGHTS_ENDINGS, Descriptor
+from registry.manifest import CONFIG, CONFIG_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, Descriptor
 from registry.tensors import Header
 from registry.verdicts import Finding
 
@@ -149,7 +149,7 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     by_path = {f.path: f for f in files}
     _refuse_missing(by_path)
     written = by_path[CONFIG]
-    limit = config.SIZE_LIMIT_BYTES + 1
+    limit = CONFIG_LIMIT_BYTES + 1
     found = config.read_config(read(CONFIG, 0, min(written.size_bytes, limit)), file=CONFIG)
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
     extra = tuple(_extra(path) for path in by_path if path.endswith(WEIGHTS_ENDINGS) and path != WEIGHTS)
@@ -158,7 +158,7 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
 
 def _is_peft(file: Descriptor, read: Read) -> bool:
     """Whether a configuration names one of PEFT's methods; mlx's has `fine_tune_type` in its place."""
-    data = read(CONFIG, 0, min(file.size_bytes, config.SIZE_LIMIT_BYTES + 1))
+    data = read(CONFIG, 0, min(file.size_bytes, CONFIG_LIMIT_BYTES + 1))
     return "peft_type" in native.read_config(data, file=CONFIG)
 
 

@@ -39,6 +39,7 @@ from registry.verdicts import Value
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
 FILES_LIMIT = 256
+CONFIG_LIMIT_BYTES = 256 * 2**10
 FILE_LIMIT_BYTES = 20 * 2**30
 VERSION_LIMIT_BYTES = 40 * 2**30
 MANIFEST_LIMIT_BYTES = 1 * 2**20
@@ -65,7 +66,7 @@ class FileKind:
 KINDS: tuple[FileKind, ...] = (
     FileKind("*.safetensors", "application/vnd.safetensors", FILE_LIMIT_BYTES),
     FileKind("*.gguf", "application/vnd.gguf", FILE_LIMIT_BYTES),
-    FileKind(CONFIG, "application/vnd.peft.config+json", 256 * 2**10),
+    FileKind(CONFIG, "application/vnd.peft.config+json", CONFIG_LIMIT_BYTES),
     FileKind("README.md", "text/markdown", 2**20),
     FileKind("chat_template.jinja", "text/vnd.chat-template", 64 * 2**10),
     FileKind("tokenizer.json", "application/vnd.tokenizer+json", 64 * 2**20),

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from registry.digest import Digest
 
+PROFILE_LIMIT = 400
+"""Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
 FINDINGS_LIMIT = 200
 """Findings kept per verdict; `summary` counts the rest, so a million wrong tensors stay a small answer."""
 

@@ -36,9 +36,8 @@ from registry.engines.rulebook import (
     version_of,
 )
 from registry.errors import Invalid
-from registry.verdicts import Check, Finding, Outcome, Value, Verdict
+from registry.verdicts import PROFILE_LIMIT, Check, Finding, Outcome, Value, Verdict
 
-PROFILE_LIMIT = 400
 TAKES: dict[str, tuple[str, ...]] = {"gguf": ("llama.cpp", "ollama")}
 """Scheme of a text adapter that is not PEFT's → the engines that load it as it is."""
 _PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")

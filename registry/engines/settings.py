@@ -21,33 +21,13 @@ from registry.bases import BaseSpec
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Engine, engine
-from registry.verdicts import Finding, Value
+from registry.fleets import FleetSettings
+from registry.verdicts import Finding
 
 SLOTS_LIMIT = 8
 """The slots proposed at most; more are needed only where more adapters are called in one batch."""
 CURED_BY_SETTINGS = frozenset({"rank", "target_filter"})
 """Properties that a setting cures; a refusal for any other reason leaves the adapter out."""
-
-
-class FleetSettings(Value):
-    """The answer. Sizes are bytes before tensor parallelism; `raised_by` are the adapters with the largest rank.
-
-    `left_out` the engine does not serve in this profile, whatever rank and slots are; `unsure`: its verdict is unknown.
-    """
-
-    profile: str
-    adapters: int
-    left_out: tuple[str, ...] = ()
-    unsure: tuple[str, ...] = ()
-    max_rank: int = 0
-    rank_limit: int = 0
-    rank_limit_without: int = 0
-    raised_by: tuple[str, ...] = ()
-    slots: int = 0
-    modules: tuple[str, ...] = ()
-    bytes_per_slot: int = 0
-    bytes_per_slot_without: int = 0
-    flags: tuple[str, ...] = ()
 
 
 def settings_for(

@@ -20,12 +20,12 @@ from pydantic import Field
 from registry.errors import Invalid, Reason, TooLarge
 from registry.lora import methods
 from registry.lora.base_claim import BaseClaim, read_claim
+from registry.manifest import CONFIG_LIMIT_BYTES
 from registry.strict import json as strict_json
 from registry.strict.fields import Fields
 from registry.verdicts import Finding, Value
 
 FILE = "adapter_config.json"
-SIZE_LIMIT_BYTES = 256 * 1024
 RANK_LIMIT = 4096
 ALPHA_LIMIT = 1e6
 LAYERS_LIMIT = 4096
@@ -70,8 +70,8 @@ class AdapterConfig(Value):
 
 def read_config(data: bytes, *, file: str = FILE) -> AdapterConfig:
     """The configuration in these bytes. `Invalid` (CONFIG_INVALID) with every broken rule, `TooLarge` over 256 KiB."""
-    if len(data) > SIZE_LIMIT_BYTES:
-        sentence = f"has {len(data)} bytes; the limit is {SIZE_LIMIT_BYTES} bytes"
+    if len(data) > CONFIG_LIMIT_BYTES:
+        sentence = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
         raise TooLarge("SIZE_INVALID", f"{file} {sentence}", reasons=[Reason("config.too_large", file, sentence)])
     values = strict_json.parse(data, _DIALECT, file=file)
     if not isinstance(values, dict):

@@ -11,7 +11,7 @@ Example
 from __future__ import annotations
 
 from registry.digest import Digest
-from registry.engines.settings import FleetSettings
+from registry.fleets import FleetSettings
 from registry.verdicts import Finding, Outcome
 from registry.wire import Answer, FileLink
 

@@ -17,14 +17,12 @@ from typing import Annotated
 from pydantic import Field
 
 from registry.digest import Digest
-from registry.engines import PROFILE_LIMIT
-from registry.engines.settings import FleetSettings
 from registry.fingerprint import Fingerprint
-from registry.lora.config import SIZE_LIMIT_BYTES
-from registry.manifest import FILE_LIMIT_BYTES, WEIGHTS
+from registry.fleets import FleetSettings
+from registry.manifest import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
 from registry.names import PATH_LIMIT_BYTES
 from registry.tensors import LIMITS
-from registry.verdicts import Verdict
+from registry.verdicts import PROFILE_LIMIT, Verdict
 from registry.wire import Answer, Request
 
 ENGINES_LIMIT = 32
@@ -42,7 +40,7 @@ class CheckRequest(Request):
 
     base: str
     file: str = Field(default=WEIGHTS, max_length=PATH_LIMIT_BYTES)
-    config: str = Field(default="", max_length=SIZE_LIMIT_BYTES)
+    config: str = Field(default="", max_length=CONFIG_LIMIT_BYTES)
     header: str = Field(max_length=LIMITS.header_bytes)
     size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
     engines: list[EngineText] = Field(default=[], max_length=ENGINES_LIMIT)

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from registry.digest import Digest
-from registry.engines.settings import FleetSettings
 from registry.errors import Invalid
+from registry.fleets import FleetSettings
 from registry.serving import objects
 from registry.wire.roster import Roster, RosterEntry
 

@@ -19,7 +19,6 @@ from fastapi import Header, Query, Request, Response
 from registry import names
 from registry.bases.likeness import Grade
 from registry.digest import Digest
-from registry.engines import PROFILE_LIMIT
 from registry.errors import Conflict, Invalid
 from registry.names import Ref, Selector
 from registry.provenance import URI_LIMIT
@@ -39,7 +38,7 @@ from registry.server.routes.deps import (
     SettingsDep,
     as_of_now,
 )
-from registry.verdicts import Outcome
+from registry.verdicts import PROFILE_LIMIT, Outcome
 from registry.wire import AdapterPage, AdapterView, VersionPage, VersionView
 from registry.wire.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
 from registry.wire.lineage import Lineage

@@ -19,12 +19,13 @@ from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from registry import names
-from registry.engines import PROFILE_LIMIT, Profile
+from registry.engines import Profile
 from registry.server import bases, db, loads, roster
 from registry.server.lookup.freshness import Freshness
 from registry.server.lookup.pulse import Beat, Pulse
 from registry.server.routes import once
 from registry.server.routes.deps import EngineDep, Needs, PullerApart
+from registry.verdicts import PROFILE_LIMIT
 from registry.wire.roster import Roster
 
 router = once.router("serving")
