@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -169,3 +171,19 @@ def test_the_users_cache_has_the_limit_of_the_setting(monkeypatch: pytest.Monkey
     monkeypatch.setenv(LIMIT_SETTING, "10 GB")
     with pytest.raises(Invalid, match=LIMIT_SETTING):
         Cache.of_user()
+
+
+def test_a_copy_for_which_there_is_no_room_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is tried next, fetching straight to the target, would find it there, and say so instead of what is wrong."""
+    cache, target = Cache(tmp_path / "cache"), tmp_path / "target"
+    digest = fill(cache, 1, tmp_path / "first")
+
+    def half(_source: Path, copy: Path) -> None:
+        copy.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", half)
+    assert not cache.take(digest, SIZE, target)
+    assert not target.exists()
