@@ -2,7 +2,8 @@
 
 Invariants
 - A folder is judged here by the server's rules before a byte is sent; the server judges again and decides.
-- What the registry holds already is not sent.
+- What the registry holds already is not sent, and what has arrived is not sent again: links that end, or a store that
+  fails, while much is sent are got over by planning again for as long as something arrives between.
 
 Example
     >>> push.push_folder(registry, Path("out"), AdapterName("acme", "support")).version.number
@@ -21,12 +22,12 @@ from registry.client import streams
 from registry.client.folder import Folder, read_folder
 from registry.client.streams import Progress, Silent
 from registry.client.versions import Versions
-from registry.errors import Invalid, NotFound, Reason
+from registry.errors import Invalid, NotFound, Reason, Unavailable
 from registry.manifest import BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance
 from registry.wire import BaseView
-from registry.wire.push import SMALL_BYTES, Pushed, PushRequest, Small, Upload
+from registry.wire.push import SMALL_BYTES, Pushed, PushPlan, PushRequest, Small, Upload
 
 
 class Signature(Protocol):
@@ -67,20 +68,60 @@ def push_folder(
     manifest = found.manifest((bases or Bases(registry)).of(found, base), all_edges, annotations, provenance)
     if signature is not None:
         signature.check(manifest)
-    plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
-    watched = progress or Silent()
-    watched.start(sum(upload.size_bytes for upload in plan.uploads))
+    watched = _Tally(progress or Silent())
+    plan = _send(registry, found, name, PushRequest(manifest=manifest, message=message), watched)
     small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BYTES]
-    streams.at_once(
-        lambda upload: streams.send(registry, upload, found.source_of(upload.digest), watched),
-        sorted((upload for upload in plan.uploads if upload not in small), key=lambda upload: -upload.size_bytes),
-        streams.FILES_AT_ONCE,
-    )
     pushed = registry.commit_push(plan.push_id, alias=alias, small=[_small(found, upload) for upload in small])
-    watched.advance(sum(upload.size_bytes for upload in small))
+    watched.advance(_left(small))
     if signature is not None:
         signature.give(registry, Ref(name, manifest.digest), manifest)
     return pushed
+
+
+def _send(registry: Versions, found: Folder, name: AdapterName, request: PushRequest, watched: _Tally) -> PushPlan:
+    """Send all that is large. The plan whose small files are still to be sent."""
+    plan = registry.plan_push(name, request)
+    left = _left(plan.uploads)
+    watched.start(left)
+    while True:
+        large = [upload for upload in plan.uploads if upload.size_bytes > SMALL_BYTES]
+        watched.bytes = 0
+        try:
+            streams.at_once(
+                lambda upload: streams.send(registry, upload, found.source_of(upload.digest), watched),
+                sorted(large, key=lambda upload: -upload.size_bytes),
+                streams.FILES_AT_ONCE,
+            )
+            return plan
+        except Unavailable as e:
+            if e.code != "STORE_UNAVAILABLE":
+                raise
+            plan = registry.plan_push(name, request)
+            arrived, left = left - _left(plan.uploads), _left(plan.uploads)
+            if arrived <= 0:
+                raise
+            watched.advance(arrived - watched.bytes)
+
+
+def _left(uploads: Sequence[Upload]) -> int:
+    """How many bytes are to be sent: of a file in parts those that have not arrived."""
+    return sum(sum(part.size_bytes for part in upload.parts) or upload.size_bytes for upload in uploads)
+
+
+class _Tally:
+    """A progress that also counts."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner, self._lock = inner, threading.Lock()
+        self.bytes = 0
+
+    def start(self, total_bytes: int) -> None:
+        self._inner.start(total_bytes)
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self.bytes += count
+        self._inner.advance(count)
 
 
 def _small(folder: Folder, upload: Upload) -> Small:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry.client import pull as pulling
 from registry.client import push as pushing
-from registry.client import sockets
+from registry.client import sockets, streams
 from registry.client.api import Registry
 from registry.client.connection import Connection
 from registry.digest import Digest
@@ -23,7 +24,7 @@ from registry.server.blobs import key_of
 from registry.server.s3 import bucket
 from registry.server.s3.store import S3Blobs
 from registry.server.tables import VersionRow
-from registry.wire.push import Pushed
+from registry.wire.push import Part, Pushed
 from tests import forge
 from tests.faults.proxy import FaultProxy
 from tests.upkeep import collect, findings
@@ -146,6 +147,55 @@ def test_an_upload_that_was_begun_twice_is_found_by_its_parts(
     proxy.fail("create", "reset_after", times=1)
     assert push(client, folder(tmp_path, rank=256)).created
     assert proxy.seen["create"] >= 2
+
+
+def test_a_push_whose_links_end_asks_for_new_ones_and_sends_no_part_twice(
+    monkeypatch: pytest.MonkeyPatch, client: Registry, tmp_path: Path
+) -> None:
+    sent: list[int] = []
+    ended = {2, 3}
+    send_part = streams._send_part
+
+    def sending(registry: Registry, part: Part, *rest: Any) -> None:
+        if part.number in ended and sent:
+            ended.remove(part.number)
+            raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
+        send_part(registry, part, *rest)
+        sent.append(part.number)
+
+    monkeypatch.setattr(streams, "_send_part", sending)
+    monkeypatch.setattr(streams, "PARTS_AT_ONCE", 1)
+    bar = Bar()
+    source = folder(tmp_path, rank=512)
+    assert pushing.push_folder(client, source, NAME, base=BASE.name, progress=bar).created
+    assert sorted(sent) == [1, 2, 3]
+    assert bar.moved == bar.total
+
+
+def test_a_push_whose_links_are_all_refused_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, client: Registry, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    def refused(_registry: Registry, part: Part, *_: Any) -> None:
+        asked.append(part.number)
+        raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
+
+    monkeypatch.setattr(streams, "_send_part", refused)
+    monkeypatch.setattr(streams, "PARTS_AT_ONCE", 1)
+    with pytest.raises(Unavailable, match="AccessDenied"):
+        push(client, folder(tmp_path, rank=512))
+    assert asked.count(1) == 1
+
+
+class Bar:
+    total = moved = 0
+
+    def start(self, total_bytes: int) -> None:
+        self.total = total_bytes
+
+    def advance(self, count: int) -> None:
+        self.moved += count
 
 
 @pytest.mark.parametrize(("operation", "act"), PULL)
