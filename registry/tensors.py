@@ -170,6 +170,10 @@ def _too_large(file: str, code: str, found: str, limit: int, unit: str) -> NoRet
     raise TooLarge("SIZE_INVALID", f"{file} {sentence}", reasons=[Reason(code, file, sentence)])
 
 
+_INT = frozenset({int})
+"""The type of a whole number; that of True is another."""
+
+
 class _Reader:
     """Checks one parsed header and keeps every broken rule it meets."""
 
@@ -233,11 +237,7 @@ class _Reader:
             self._broken("weights.offsets_invalid", name, rule)
             return None
         limits = self._limits
-        if (
-            not self._whole_numbers(shape)
-            or len(shape) > limits.dimensions
-            or any(side > limits.side for side in shape)
-        ):
+        if not self._whole_numbers(shape) or len(shape) > limits.dimensions or max(shape, default=0) > limits.side:
             rule = f"shape must be at most {limits.dimensions} whole numbers of at most {limits.side}"
             self._broken("weights.shape_invalid", name, rule)
             return None
@@ -259,7 +259,7 @@ class _Reader:
 
     @staticmethod
     def _whole_numbers(value: Any) -> bool:
-        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+        return isinstance(value, list) and _INT.issuperset(map(type, value)) and min(value, default=0) >= 0
 
     def _layout(self, tensors: list[TensorInfo]) -> None:
         """Every data byte belongs to exactly one tensor: no hole, no overlap, nothing behind the last."""

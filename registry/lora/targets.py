@@ -148,6 +148,7 @@ class _Names:
         is_pattern = isinstance(value, str) and value.lower() != ALL_LINEAR
         self._pattern = patterns.compiled(value) if is_pattern and isinstance(value, str) else None
         self._names = frozenset(value) if isinstance(value, tuple) else frozenset()
+        self._dotted = any("." in name for name in self._names)
 
     def names_whole(self, path: str) -> bool:
         return path in self._names
@@ -155,7 +156,9 @@ class _Names:
     def has(self, path: str) -> bool:
         if self._pattern is not None:
             return self._pattern.matches(path)
-        return bool(self._names) and not self._names.isdisjoint(endings(path))
+        if path.rpartition(".")[2] in self._names:
+            return True
+        return self._dotted and not self._names.isdisjoint(endings(path))
 
 
 def endings(path: str) -> Iterator[str]:

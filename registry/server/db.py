@@ -241,18 +241,23 @@ def claim(
     table: type[SQLModel],
     rows: Sequence[Mapping[str, Any]],
     *,
-    otherwise: Mapping[str, Any],
-    tell: Sequence[SQLColumnExpression[Any]],
+    otherwise: tuple[tuple[str, SQLColumnExpression[Any]], ...],
+    tell: tuple[SQLColumnExpression[Any], ...],
 ) -> list[Any]:
     """Insert rows, or change those that have their keys; locked until the transaction ends. What `tell` is then.
 
     One statement whether or not they are there, so that nobody learns from how long it takes. They are locked in the
-    order in which they are given; they are told in any.
+    order in which they are given; they are told in any. `otherwise` and `tell` are made once, as the statement is.
     """
     connection = target if isinstance(target, Connection) else target.connection()
+    return list(connection.execute(_claim(connection.dialect.name, table, otherwise, tell), list(rows)))
+
+
+@functools.lru_cache(maxsize=8)
+def _claim(dialect: str, table: type[SQLModel], otherwise: tuple[tuple[str, Any], ...], tell: tuple[Any, ...]) -> Any:
     key = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
-    statement = _insert(connection.dialect.name, table).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
-    return list(connection.execute(statement.returning(*tell), list(rows)))
+    statement = _insert(dialect, table).on_conflict_do_update(index_elements=key, set_=dict(otherwise))
+    return statement.returning(*tell)
 
 
 def is_sqlite(session: Session) -> bool:

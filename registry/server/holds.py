@@ -85,6 +85,14 @@ def unneeded(*, expired_too: bool = True) -> ColumnElement[bool]:
     return not_(or_(referenced(), held(expired_too=expired_too)))
 
 
+_WAS_DEAD = col(BlobRow.state) == BlobState.DEAD
+_AWAKE = (
+    ("state", case((_WAS_DEAD, BlobState.PENDING), else_=col(BlobRow.state))),
+    ("marked_at", case((_WAS_DEAD, None), else_=col(BlobRow.marked_at))),
+)
+_TOLD = (col(BlobRow.digest), col(BlobRow.state))
+
+
 def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobState]:
     """A row for each blob that is about to be needed, locked until this transaction ends; their states.
 
@@ -97,12 +105,7 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
         {"digest": digest, "size_bytes": size, "state": BlobState.PENDING, "created_at": moment}
         for digest, size in sorted(sizes.items())
     ]
-    was_dead = col(BlobRow.state) == BlobState.DEAD
-    awake = {
-        "state": case((was_dead, BlobState.PENDING), else_=col(BlobRow.state)),
-        "marked_at": case((was_dead, None), else_=col(BlobRow.marked_at)),
-    }
-    told = db.claim(session, BlobRow, new, otherwise=awake, tell=[col(BlobRow.digest), col(BlobRow.state)])
+    told = db.claim(session, BlobRow, new, otherwise=_AWAKE, tell=_TOLD)
     states = {Digest(digest): BlobState(state) for digest, state in told}
     going = next((digest for digest, state in states.items() if state is BlobState.DELETING), None)
     if going is not None:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, update
+from sqlalchemy import BindParameter, Engine, Integer, bindparam, update
 from sqlmodel import Session, col, select
 
 from registry.bases import BaseSpec
@@ -135,23 +135,33 @@ def finding(code: str, place: str, sentence: str) -> Finding:
     return Finding(code=code, severity="error", place=place, sentence=sentence)
 
 
+_LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
+_BASES = (
+    select(BaseRow, BaseIdentityRow.identity)
+    .outerjoin(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
+    .where(col(BaseRow.recorded_at).is_(None))
+    .limit(_LIMIT)
+)
+_VERSIONS = (
+    select(AdapterRow, VersionRow)
+    .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+    .where(col(VersionRow.recorded_at).is_(None))
+    .limit(_LIMIT)
+)
+_ENDED = (
+    select(TakenNameRow)
+    .where(col(TakenNameRow.ended_at).is_not(None), col(TakenNameRow.recorded_at).is_(None))
+    .limit(_LIMIT)
+)
+"""What is still to be written. Put together once: every push that comes alone asks these."""
+
+
 def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     """Write up to `limit` records of each kind that are still to be written; how many. Any number may do so at once."""
     with db.session(engine, write=False) as session:
-        bases = session.exec(
-            select(BaseRow, BaseIdentityRow.identity)
-            .outerjoin(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
-            .where(col(BaseRow.recorded_at).is_(None))
-            .limit(limit)
-        ).all()
-        versions = session.exec(
-            select(AdapterRow, VersionRow)
-            .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
-            .where(col(VersionRow.recorded_at).is_(None))
-            .limit(limit)
-        ).all()
-        ended = select(TakenNameRow).where(col(TakenNameRow.ended_at).is_not(None))
-        tombstones = session.exec(ended.where(col(TakenNameRow.recorded_at).is_(None)).limit(limit)).all()
+        most = {"limit": limit}
+        bases, versions = session.exec(_BASES, params=most).all(), session.exec(_VERSIONS, params=most).all()
+        tombstones = session.exec(_ENDED, params=most).all()
     for tombstone in tombstones:  # first: where this is broken off, a name that ended is worse to lose than the rest
         _put(blobs, f"{place_of(tombstone)}/", of_tombstone(tombstone))
     for base, identity in bases:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import func
+from sqlalchemy import bindparam, func
 from sqlmodel import Session, col, select
 
 from registry.errors import TooLarge
@@ -29,10 +29,14 @@ from registry.server.tables import AdapterRow, NamespaceRow, PushRow, VersionRow
 HOUR = timedelta(hours=1)
 
 
+_NAMESPACE = select(NamespaceRow).where(col(NamespaceRow.name) == bindparam("name"))
+"""Put together once: every push asks this."""
+
+
 def foresee(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> None:
     """Before the plan of a new push. `Conflict` (NAME_…), `TooLarge` (QUOTA_EXCEEDED), `Unavailable` (RATE_LIMITED)."""
     taken.foresee(session, actor, name)
-    row = session.get(NamespaceRow, name.namespace)
+    row = session.exec(_NAMESPACE, params={"name": name.namespace}).first()
     if row is not None:
         _refuse_excess(session, row, name, manifest)
         _refuse_haste(session, row)
@@ -40,7 +44,7 @@ def foresee(session: Session, actor: Actor, name: AdapterName, manifest: Manifes
 
 def confirm(session: Session, name: AdapterName, manifest: Manifest) -> None:
     """Before the rows of a new version. Pushes into a namespace with a quota wait for each other here."""
-    row = session.get(NamespaceRow, name.namespace)
+    row = session.exec(_NAMESPACE, params={"name": name.namespace}).first()
     if row is not None and not (row.quota_bytes is None and row.quota_versions is None):
         session.exec(select(NamespaceRow.name).where(col(NamespaceRow.name) == row.name).with_for_update()).one()
         _refuse_excess(session, row, name, manifest)

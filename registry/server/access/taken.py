@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import and_, or_, update
+from sqlalchemy import and_, bindparam, or_, update
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -28,14 +28,25 @@ NAMESPACES = ""
 """The owner of the names of namespaces."""
 
 
+_ALIKE = (
+    select(TakenNameRow)
+    .where(
+        or_(
+            and_(col(TakenNameRow.owner) == bindparam("of"), col(TakenNameRow.skeleton) == bindparam("namespace")),
+            and_(col(TakenNameRow.owner) == bindparam("owner"), col(TakenNameRow.skeleton) == bindparam("name")),
+        )
+    )
+    .order_by(col(TakenNameRow.owner))
+)
+"""Put together once: every push asks this."""
+
+
 def foresee(session: Session, actor: Actor, name: AdapterName) -> None:
     """Whether `claim_adapter` would be refused, before any byte is sent. `Conflict` as there."""
     wanted = {NAMESPACES: name.namespace, name.namespace: name.name}
-    conditions = [
-        and_(col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(word))
-        for owner, word in wanted.items()
-    ]
-    for row in session.exec(select(TakenNameRow).where(or_(*conditions)).order_by(col(TakenNameRow.owner))):
+    alike = {"of": NAMESPACES, "owner": name.namespace}
+    alike |= {"namespace": names.skeleton(name.namespace), "name": names.skeleton(name.name)}
+    for row in session.exec(_ALIKE, params=alike):
         if row.ended_at is not None or row.name != wanted[row.owner]:
             raise _refused(actor, row, wanted[row.owner])
 
