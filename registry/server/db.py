@@ -27,7 +27,7 @@ from sqlalchemy import Connection, ExceptionContext, SQLColumnExpression, create
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
@@ -52,6 +52,13 @@ RETRY_AFTER_SECONDS = 2
 _LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """A database host that is gone without a word is noticed in 20 seconds; Linux by itself takes a quarter of an hour."""
 _AGAIN = "try again in a moment"
+_TOLD = {
+    "disk is full": "has no room left on its disk",
+    "No space left on device": "has no room left on its disk",
+    "disk image is malformed": "has a damaged file, or a disk that cannot be read: look at that first",
+    "file is not a database": "is a file that is none",
+}
+"""What drivers say, and what we say of the database then."""
 BEGIN = "sqlite_begin"
 """The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
 _READ_ONLY = "25006"  # PostgreSQL's, of a standby
@@ -173,10 +180,12 @@ def database_errors() -> Iterator[None]:
             raise
         code, sentence = "DATABASE_UNAVAILABLE", "the database only reads now: a standby, or one that is being moved"
         raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
-    except (OperationalError, InterfaceError, PoolTimeout) as e:
-        no_room = any(words in str(getattr(e, "orig", e)) for words in ("disk is full", "No space left on device"))
-        why = "has no room left on its disk" if no_room else "cannot be reached or is too busy now"
-        code, sentence = "DATABASE_UNAVAILABLE", f"the database {why}"
+    except (DatabaseError, InterfaceError, PoolTimeout) as e:
+        told = str(getattr(e, "orig", e))
+        why = next((why for words, why in _TOLD.items() if words in told), "")
+        if isinstance(e, DatabaseError) and not isinstance(e, OperationalError) and not why:
+            raise
+        code, sentence = "DATABASE_UNAVAILABLE", f"the database {why or 'cannot be reached or is too busy now'}"
         raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
 

@@ -210,10 +210,15 @@ class LocalBlobs:
             return gone
         limit = (datetime.now(UTC) - older_than).timestamp()
         for path in (self.root / "tmp").glob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < limit:
-                    path.unlink()
-                    gone += 1
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a folder is none of ours
+                try:
+                    if path.lstat().st_mtime < limit:
+                        path.unlink()
+                        gone += 1
+                except OSError as e:
+                    if e.errno in (errno.ENOENT, errno.EISDIR):
+                        raise
+                    raise disk.unavailable(e) from e
         return gone
 
 

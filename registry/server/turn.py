@@ -53,12 +53,17 @@ def take(engine: Engine, name: str) -> Iterator[Turn]:
 
 @contextmanager
 def _on_file(engine: Engine, name: str) -> Iterator[Turn]:
-    handle = os.open(f"{engine.url.database}.{name}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(f"{engine.url.database}.{name}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise _unusable(e) from e
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise _taken(name) from e
+        except OSError as e:  # a network file system without locks
+            raise _unusable(e) from e
         yield Turn()
     finally:
         os.close(handle)
@@ -78,3 +83,8 @@ def _on_connection(engine: Engine, name: str) -> Iterator[Turn]:
 
 def _taken(name: str) -> Unavailable:
     return Unavailable("TRY_LATER", f"another {name} is running", next_step="let it end first", retry_after_seconds=5)
+
+
+def _unusable(error: OSError) -> Unavailable:
+    sentence = f"the lock beside the database cannot be used: {error.strerror}"
+    return Unavailable("DATABASE_UNAVAILABLE", sentence, next_step="look at the disk of the database")

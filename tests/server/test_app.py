@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -197,6 +198,13 @@ def test_a_database_without_room_is_told_from_one_that_is_away() -> None:
         connection.exec_driver_sql("CREATE TABLE t (v)")
         with pytest.raises(Unavailable, match="no room left on its disk"), db.database_errors():
             connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
+
+
+def test_a_database_whose_file_is_damaged_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
+    damaged = db.engine(Settings(database_url=f"sqlite:///{tmp_path}/registry.db"))
+    with pytest.raises(Unavailable, match="is a file that is none"):
+        db.ping(damaged)
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from registry.errors import Conflict, NotFound, Unavailable
 from registry.server.blobs import key_of, staging_key_of
 from registry.server.local import LocalBlobs
 from tests import forge
-from tests.upkeep import findings
+from tests.upkeep import collect, findings
 from tests.world import World
 
 DATA = random.Random(7).randbytes(300_000)
@@ -125,3 +126,28 @@ def test_a_folder_that_cannot_be_read_is_told_and_the_check_goes_on(
     assert told == [f"blob.unreadable blobs/sha256/{locked.hex[:2]}/", f"blob.bytes_missing {lost}"]
     monkeypatch.undo()
     away.rename(file_of(local, lost))
+
+
+def test_what_collects_says_what_the_disk_refuses(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.push("acme/support")
+    root = file_of(local, DIGEST).parents[3]
+    (root / "tmp" / "a folder of somebody").mkdir()
+    assert collect(local).blobs_deleted == 0
+    (root / "tmp" / "left").touch()
+    unlink = Path.unlink
+
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "left":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        local.blobs.sweep(timedelta(seconds=-1))
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(Unavailable, match="No locks available"):
+        collect(local)
