@@ -71,7 +71,8 @@ def push_folder(
     watched = _Tally(progress or Silent())
     plan = _send(registry, found, name, PushRequest(manifest=manifest, message=message), watched)
     small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BYTES]
-    pushed = registry.commit_push(plan.push_id, alias=alias, small=[_small(found, upload) for upload in small])
+    given = [_small(found, upload) for upload in small]
+    pushed = registry.commit_push(plan.push_id, alias=alias, small=given, size_bytes=manifest.size_bytes)
     watched.advance(_left(small))
     if signature is not None:
         signature.give(registry, Ref(name, manifest.digest), manifest)

@@ -23,6 +23,7 @@ from urllib.parse import quote
 import httpx
 
 from registry import names
+from registry.client import sockets
 from registry.client.answers import Shape, parsed
 from registry.client.connection import Body, Connection
 from registry.names import AdapterName, Ref
@@ -32,6 +33,8 @@ from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest, Small,
 
 Name = AdapterName | str
 AnyRef = Ref | str
+COMMIT_BYTES = 10 * 2**20
+"""What a commit gets done in a second at least: reading what was sent in parts, and copying it within the store."""
 
 
 class Versions:
@@ -66,10 +69,14 @@ class Versions:
         headers = {"Content-Length": str(upload.size_bytes), **upload.headers}
         self.connection.upload(upload.method, upload.url, body, headers=headers)
 
-    def commit_push(self, push_id: str, *, alias: str = "", small: Sequence[Small] = ()) -> Pushed:
-        """The version, once every blob of the plan was sent or is among the `small` ones."""
+    def commit_push(self, push_id: str, *, alias: str = "", small: Sequence[Small] = (), size_bytes: int = 0) -> Pushed:
+        """The version, once every blob of the plan was sent or is among the `small` ones.
+
+        `size_bytes`: of all of it, which the registry may have to read and copy first.
+        """
         request = PushCommit(alias=alias, small=tuple(small))
-        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed)
+        seconds = sockets.READ_SECONDS + size_bytes / COMMIT_BYTES
+        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed, seconds=seconds)
 
     def plan_pull(self, ref: AnyRef) -> PullPlan:
         return self._get(f"{path_of(ref)}/pull", PullPlan)
@@ -110,8 +117,9 @@ class Versions:
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         return parsed(self.connection.send("GET", path, query=query), shape)
 
-    def _post(self, path: str, request: Request, shape: type[Shape]) -> Shape:
-        return parsed(self.connection.send("POST", path, json=request.model_dump(mode="json")), shape)
+    def _post(self, path: str, request: Request, shape: type[Shape], *, seconds: float | None = None) -> Shape:
+        answer = self.connection.send("POST", path, json=request.model_dump(mode="json"), seconds=seconds)
+        return parsed(answer, shape)
 
 
 def path_of_adapter(name: Name) -> str:

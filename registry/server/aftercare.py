@@ -42,6 +42,8 @@ class _Desk:
         self._under_way = 0
         self._awaited: dict[str, float] = {}
         """Pushes that were planned and are not committed, and when they were planned."""
+        self._commits: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
+        """By push; each is there for as long as somebody has it or waits for it."""
         self._last = -QUIET_SECONDS
         self._measure_at: float | None = None
         """Then it measures, whoever pushes; None while nothing waits to be measured."""
@@ -54,6 +56,10 @@ class _Desk:
         finally:
             self._awaited.pop(push_id, None)
             self._moved(-1)
+
+    def turn(self, push_id: str) -> threading.Lock:
+        with self._changed:
+            return self._commits.setdefault(push_id, threading.Lock())
 
     def _moved(self, change: int) -> None:
         with self._changed:
@@ -110,6 +116,11 @@ _DESKS: weakref.WeakKeyDictionary[Engine, _Desk] = weakref.WeakKeyDictionary()
 def pushing(engine: Engine, push_id: str = "") -> AbstractContextManager[None]:
     """A context in which a push is planned, received or, with its id, committed."""
     return _DESKS.setdefault(engine, _Desk()).pushing(push_id)
+
+
+def turn(engine: Engine, push_id: str) -> AbstractContextManager[object]:
+    """One commit of a push at a time: whoever asks again because it takes long must not make it take longer."""
+    return _DESKS.setdefault(engine, _Desk()).turn(push_id)
 
 
 def expect(engine: Engine, push_id: str) -> None:

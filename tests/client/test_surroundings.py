@@ -17,7 +17,8 @@ import pytest
 from registry.client import sockets
 from registry.client.connection import ATTEMPTS_LIMIT, Connection
 from registry.client.destination import Destination
-from registry.errors import Invalid, Unavailable
+from registry.client.versions import Versions
+from registry.errors import Invalid, NotFound, Unavailable
 from registry.manifest import NOTE
 
 HIGH = 1100
@@ -152,3 +153,18 @@ def test_a_side_that_takes_next_to_nothing_is_given_up(drip: Dripping, tmp_path:
         connection.send_file("/blob", source, 0, 3 * 2**20, advance=told.append)
     assert drip.asked == ATTEMPTS_LIMIT
     assert 0 < sum(told) < 3 * 2**20
+
+
+def test_the_commit_of_many_bytes_may_take_as_long_as_reading_and_copying_them() -> None:
+    """An answer that is not waited for is asked for again, and the registry would begin anew."""
+    waited: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        waited.append(request.extensions["timeout"]["read"])
+        return httpx.Response(404, json={"code": "PUSH_UNKNOWN", "title": "", "detail": "none"})
+
+    with Versions("http://registry.test", transport=httpx.MockTransport(answer)) as registry:
+        for size_bytes in (0, 20 * 2**30):
+            with pytest.raises(NotFound):
+                registry.commit_push("psh_one", size_bytes=size_bytes)
+    assert waited == [60, 60 + 2048]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from registry.digest import Digest
+from registry.server import aftercare, judge
 from registry.server.blobs import Link, MemoryBlobs, Sink, Stat
 from registry.server.routes.threads import STORE_THREADS
 from registry.wire.push import PushRequest
@@ -112,3 +113,33 @@ def test_a_plan_keeps_no_connection_to_the_database_while_it_asks_the_store(worl
     first = world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
     assert world.admin.plan_push("acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
     assert held == [0] * 2 * len(first.uploads)
+
+
+def test_a_commit_that_is_asked_for_again_while_it_is_done_is_not_done_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long because the store is slow: reading everything once more at the same time would make it slower."""
+    files = world.files()
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for upload in plan.uploads:
+        world.admin.upload(upload, lambda digest=upload.digest: iter([by_digest[digest]]))
+    came, read = threading.Semaphore(0), []
+    turn, verified = aftercare.turn, judge.verified
+
+    def coming(*words: Any) -> Any:
+        came.release()
+        return turn(*words)
+
+    def reading(*words: Any) -> Any:
+        read.append(1)
+        for _ in range(2):
+            assert came.acquire(timeout=PATIENCE_SECONDS)
+        return verified(*words)
+
+    monkeypatch.setattr(aftercare, "turn", coming)
+    monkeypatch.setattr(judge, "verified", reading)
+    with ThreadPoolExecutor(2) as pool:
+        pushed = [pool.submit(world.admin.commit_push, plan.push_id) for _ in range(2)]
+        assert sorted(found.result().created for found in pushed) == [False, True]
+    assert read == [1]

@@ -101,7 +101,12 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
     raise Invalid("BLOB_MISMATCH", f"blob {digest}: {sentence}", reasons=reasons)
 
 
-@router.post("/pushes/{push_id}/commit", status_code=201)
+async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
+    """Asked for before the session, so that it ends after the session's commit."""
+    request.state.work.enter_context(aftercare.turn(engine, push_id))
+
+
+@router.post("/pushes/{push_id}/commit", status_code=201, dependencies=[Depends(_in_turn)])
 def commit_push(
     incoming: Request,
     session: KeyedSessionDep,
