@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from registry.server import attestations
+from registry.server import attestations, db
 from registry.server.routes import once
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.audit import LogDep
@@ -35,6 +35,7 @@ def list_attestations(
     session: ReadSessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: LogDep
 ) -> AttestationList:
     """Every attestation of a version, with its bundle."""
+    db.settle(session)  # it has begun to read who asks, and would not see what is signed now
     log.step()
     return attestations.of(session, actor, name, selector, blobs)
 

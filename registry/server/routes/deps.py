@@ -80,7 +80,10 @@ async def session(request: Request) -> Session:
 
 
 async def read_session(request: Request) -> Session:
-    """One transaction that starts by reading, for a route that judges long before `db.begin_writing`."""
+    """One transaction that starts by reading, for a route that judges long before `db.begin_writing`.
+
+    It has begun when the route does: who asks is read in it. A route that first lets others write settles it.
+    """
     return once.opened(request, _session(request, write=False))
 
 
