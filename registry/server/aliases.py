@@ -31,6 +31,8 @@ from registry.wire.aliases import AliasList, AliasView
 
 ROLLED_BACK = "rollback"
 """Marks, in a history row's evidence, a move that went back."""
+NEXT = timedelta(microseconds=1)
+"""How much later a move is than the one before, when a clock was set back."""
 BROKE_GLASS = "break_glass"
 """Marks a move through a shut gate, with what was missing."""
 
@@ -195,7 +197,7 @@ def _swap(session: Session, where: tuple[int, str], generation: int, values: dic
 def _after(previous: datetime | None) -> datetime:
     """Now, but later than the previous move: a clock that was set back must not reorder history."""
     moment = db.now()
-    return moment if previous is None or moment > previous else previous + timedelta(microseconds=1)
+    return moment if previous is None or moment > previous else previous + NEXT
 
 
 def _moved(name: AdapterName, alias: str, expected: int, found: int) -> Conflict:

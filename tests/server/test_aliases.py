@@ -13,6 +13,7 @@ from registry.client.api import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
 from registry.server.tables import AliasMoveRow, AliasRow, EventRow, VerdictRow
 from registry.verdicts import Finding
+from tests.upkeep import findings
 from tests.world import URL, World, rows
 
 NAME = "acme/support"
@@ -228,6 +229,7 @@ def test_times_of_an_alias_grow_even_when_the_clock_is_set_back(
     monkeypatch.undo()
     later, earlier = stocked.admin.history(NAME, alias="prod").moves
     assert later.at > earlier.at
+    assert findings(stocked, deep=False) == [], "and a check takes the clock for no forger"
 
 
 def test_only_who_may_promote_moves_aliases(stocked: World) -> None:

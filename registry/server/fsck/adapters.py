@@ -23,7 +23,7 @@ from registry.errors import Invalid, RegistryError
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit, records, reindex, unrecorded, withdrawal
-from registry.server.aliases import BROKE_GLASS
+from registry.server.aliases import BROKE_GLASS, NEXT
 from registry.server.fsck.page import Page
 from registry.server.tables import (
     AdapterRow,
@@ -39,7 +39,8 @@ from registry.server.tables import (
 
 BATCH = 20
 CLOCKS_DIFFER = timedelta(hours=1)
-"""How far the time of a move may be from its event's: moves of an alias keep their order when a clock is set back."""
+"""How far the time of a move may be from its event's. When a clock was set back by more, a move is right after the one
+before, because the moves of an alias keep their order."""
 MADE = ("version.push", reindex.EVENT)
 
 
@@ -190,11 +191,15 @@ def _as_told(
     page: Page, place: str, chain: list[AliasMoveRow], told: list[EventRow], versions: dict[int, VersionRow]
 ) -> None:
     """Each move says what its event says, which the log can prove: an edited history answers an auditor wrongly."""
+    before = None
     for move, event in zip(chain, sorted(told, key=lambda e: int(e.detail.get("generation", 0))), strict=True):
         version, detail = versions.get(move.to_version_id or 0), event.detail
         moved = (move.generation, version.digest if version else "", move.reason, _broken(move.evidence))
         said = tuple(detail.get(key) for key in ("generation", "digest", "reason", BROKE_GLASS))
-        if (moved, move.actor) != (said, event.actor) or abs(move.at - event.at) > CLOCKS_DIFFER:
+        kept_in_order = before is not None and event.at <= before and move.at == before + NEXT
+        when = kept_in_order or abs(move.at - event.at) <= CLOCKS_DIFFER
+        before = move.at
+        if (moved, move.actor) != (said, event.actor) or not when:
             sentence = f"generation {move.generation} is not what event {event.position or event.seq} tells of it"
             page.found("alias.event_differs", place, sentence)
 
