@@ -38,6 +38,8 @@ from registry.wire import PREFIX
 from registry.wire.checkpoints import CHECKPOINT_HEADER
 
 ATTEMPTS_LIMIT = 4
+RESTART_ATTEMPTS = 7
+"""Where bytes move and a registry that has answered is suddenly not there: some 20 seconds, in which one starts."""
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
@@ -66,6 +68,7 @@ class Connection:
         self.url = _checked(url)
         self._token = token
         self._wait = wait
+        self._answered = False
         self.on_checkpoint: Callable[[str], None] | None = None
         """Told of each checkpoint that an answer of the registry carries, before the answer is given on; of an empty
         one where it carries none and should."""
@@ -94,8 +97,10 @@ class Connection:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        patient: bool = False,
     ) -> httpx.Response:
-        """One request to a route below the API's prefix, its answer read whole. `seconds`: how long it may think."""
+        """One request to a route below the API's prefix, its answer read whole. `seconds`: how long it may think;
+        `patient`: it belongs to a push, which gets over a restart of the registry."""
         given = {key: value for key, value in (query or {}).items() if value not in (None, "")}
         sent = self._own(headers)
         if method not in ("GET", "HEAD"):
@@ -105,7 +110,9 @@ class Connection:
             content = texts.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
             sent["Content-Type"] = "application/json"
         target = str(httpx.URL(self.url + PREFIX + path, params=given or None))
-        return self._repeat(lambda: self._home.ask(method, target, content, sent, seconds=seconds or READ_SECONDS))
+        return self._repeat(
+            lambda: self._home.ask(method, target, content, sent, seconds=seconds or READ_SECONDS), patient
+        )
 
     def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Send bytes to a link of the registry (relative, or of its origin) or of its store (absolute)."""
@@ -154,7 +161,7 @@ class Connection:
             there_already = answer.status_code == 412 and "If-None-Match" in sent
             return httpx.Response(200, request=answer.request) if there_already else answer
 
-        return self._repeat(once)
+        return self._repeat(once, patient=True)
 
     def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """GET a link and give its bytes to `take` as they come. Sent again only while nothing was taken."""
@@ -176,7 +183,7 @@ class Connection:
                     raise unreachable(self.url, e) from e
                 raise
 
-        return self._repeat(once)
+        return self._repeat(once, patient=True)
 
     # ---------------------------------------------------------------- inside
     def _open(self, url: str, headers: Mapping[str, str] | None) -> httpx.Response:
@@ -211,7 +218,7 @@ class Connection:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return own | dict(headers or {})
 
-    def _repeat(self, once: Callable[[], httpx.Response]) -> httpx.Response:
+    def _repeat(self, once: Callable[[], httpx.Response], patient: bool = False) -> httpx.Response:
         attempt = 0
         while True:
             attempt += 1
@@ -219,10 +226,12 @@ class Connection:
             try:
                 answer = once()
             except httpx.HTTPError as e:
-                if last:
+                starting = patient and self._answered and isinstance(e, httpx.ConnectError | httpx.ReadError)
+                if attempt >= RESTART_ATTEMPTS if starting else last:
                     raise unreachable(self.url, e) from e
                 self._wait(_pause(attempt, None))
                 continue
+            self._answered = True
             if not answer.is_error:
                 self._tell(answer)
                 return answer

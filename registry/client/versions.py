@@ -62,7 +62,7 @@ class Versions:
 
     # ------------------------------------------------------------ push and bytes
     def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
-        return self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan)
+        return self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan, patient=True)
 
     def upload(self, upload: Upload, body: Body) -> None:
         """Send one missing blob where its plan says. `body` must be readable again from the start."""
@@ -76,7 +76,7 @@ class Versions:
         """
         request = PushCommit(alias=alias, small=tuple(small))
         seconds = sockets.READ_SECONDS + size_bytes / COMMIT_BYTES
-        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed, seconds=seconds)
+        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed, seconds=seconds, patient=True)
 
     def plan_pull(self, ref: AnyRef) -> PullPlan:
         return self._get(f"{path_of(ref)}/pull", PullPlan)
@@ -117,9 +117,8 @@ class Versions:
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         return parsed(self.connection.send("GET", path, query=query), shape)
 
-    def _post(self, path: str, request: Request, shape: type[Shape], *, seconds: float | None = None) -> Shape:
-        answer = self.connection.send("POST", path, json=request.model_dump(mode="json"), seconds=seconds)
-        return parsed(answer, shape)
+    def _post(self, path: str, request: Request, shape: type[Shape], **how: Any) -> Shape:
+        return parsed(self.connection.send("POST", path, json=request.model_dump(mode="json"), **how), shape)
 
 
 def path_of_adapter(name: Name) -> str:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from registry.client.api import Registry
-from registry.client.connection import ATTEMPTS_LIMIT, Connection
+from registry.client.connection import ATTEMPTS_LIMIT, RESTART_ATTEMPTS, Connection
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
 from registry.wire.access import TokenCreate
@@ -127,6 +127,22 @@ def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
     with pytest.raises(Unavailable, match=r"registry\.test cannot be reached: refused"):
         wire.registry().create_token(TokenCreate(name="ci", scopes=["push"]))
     assert len(wire.requests) == ATTEMPTS_LIMIT
+
+
+def test_a_push_waits_for_a_registry_that_is_starting_again_and_for_no_other() -> None:
+    """How long one takes to start is more than a few attempts; one that has never answered may not be one."""
+    away = [httpx.ConnectError("refused")] * (RESTART_ATTEMPTS - 1)
+    wire = Wire(
+        script(httpx.Response(200, json=WHO), httpx.ReadError("reset"), *away[1:], problem(404, "PUSH_UNKNOWN"))
+    )
+    registry = wire.registry()
+    registry.whoami()
+    with pytest.raises(NotFound):
+        registry.commit_push("psh_one")
+    fresh = Wire(script(*away))
+    with pytest.raises(Unavailable):
+        fresh.registry().commit_push("psh_one")
+    assert (len(wire.requests), len(fresh.requests)) == (RESTART_ATTEMPTS + 1, ATTEMPTS_LIMIT)
 
 
 def test_a_conflict_is_never_repeated() -> None:
