@@ -41,6 +41,7 @@ from registry.wire.audit import AttestationList, AttestationView, SignRequest, m
 ATTESTED = ("version.push", "verdict.add")
 SIGNATURE, UNVERIFIED, OWN_PUSH, OWN_VERDICT = "signature", "unverified", "push", "verdict"
 BATCH = 32
+_TO_BE_MADE = (BlobState.PENDING, BlobState.CORRUPT)
 SHOWN_LIMIT = 200
 _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
 
@@ -183,13 +184,15 @@ def attest(engine: Engine, store: BlobStore, keys: Keys, *, after: int, until: i
 
 
 def attested(session: Session) -> int:
-    """The position up to which the registry has surely attested, as far as rows tell."""
+    """The position up to which the registry has surely attested, as far as rows tell. What lost its bytes is not."""
     done = select(AttestationRow.position).where(col(AttestationRow.position).is_not(None))
     newest = session.exec(done.order_by(col(AttestationRow.position).desc()).limit(1)).first()
     pending = (
         select(AttestationRow.position)
         .join(BlobRow, col(BlobRow.digest) == col(AttestationRow.digest))
-        .where(col(AttestationRow.position).is_not(None), col(BlobRow.state) == BlobState.PENDING)
+        .where(
+            col(AttestationRow.position).is_not(None), col(BlobRow.state).in_([BlobState.PENDING, BlobState.CORRUPT])
+        )
     )
     first = session.exec(pending.order_by(col(AttestationRow.position)).limit(1)).first()
     return first - 1 if first is not None else newest or 0

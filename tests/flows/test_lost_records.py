@@ -9,14 +9,16 @@ from sqlalchemy import update
 
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
+from registry.digest import Digest
 from registry.names import AdapterName
 from registry.records import VersionRecord
 from registry.server import catalog, db, records, withdrawal
 from registry.server.actors import TRUSTED
-from registry.server.tables import VersionRow
+from registry.server.blobs import key_of
+from registry.server.tables import AttestationRow, VersionRow
 from tests.flows.test_restore import lose_the_database, reindex, story
 from tests.snapshot import snapshot
-from tests.upkeep import collect, findings
+from tests.upkeep import check, collect, findings
 from tests.world import World, rows
 
 
@@ -100,3 +102,18 @@ def test_a_withdrawal_that_meets_the_writer_of_the_first_record_is_recorded_too(
         assert [row.recorded_at for row in rows(session, VersionRow)] == [None]
     collect(world)
     assert findings(world) == []
+
+
+def test_an_attestation_of_the_registry_whose_bytes_are_lost_is_made_again(stored_world: World) -> None:
+    stored_world.push("acme/support")
+    log = stored_world.app.state.log
+    log.step()
+    with stored_world.session() as session:
+        (lost,) = [Digest(row.digest) for row in rows(session, AttestationRow)]
+    stored_world.blobs.delete(key_of(lost))
+    assert findings(stored_world) == [f"blob.damaged {lost}"]
+    (told,) = [f.sentence for page in check(stored_world, deep=False) for f in page.findings]
+    assert "an attestation (push) of a version refers to it" in told
+    log._attested = -1  # as in a server that starts
+    log.step()
+    assert findings(stored_world) == []

@@ -19,9 +19,10 @@ from registry.errors import Invalid, Unavailable
 from registry.server.blobs import digest_of, key_of
 from registry.server.fsck.page import Page
 from registry.server.holds import OPEN, BlobState
-from registry.server.tables import BlobRow, PushRow, VerdictRow, VersionFileRow
+from registry.server.tables import AttestationRow, BlobRow, PushRow, VerdictRow, VersionFileRow
 
 _HEX = "0123456789abcdef"
+_ATTESTATION = "an attestation"
 
 
 def check(page: Page, prefix: str) -> str:
@@ -56,11 +57,16 @@ def _shard(page: Page, prefix: str) -> None:
 
 
 def _needed(session: Session, prefix: str) -> set[str]:
-    """What versions and verdicts refer to, in this shard."""
+    """What versions, verdicts and attestations refer to, in this shard."""
     start = f"sha256:{prefix}"
     files = select(VersionFileRow.digest).where(col(VersionFileRow.digest).startswith(start)).distinct()
     reports = select(VerdictRow.report).where(col(VerdictRow.report).startswith(start)).distinct()
-    return set(session.exec(files).all()) | {report for report in session.exec(reports).all() if report}
+    attested = select(AttestationRow.digest).where(col(AttestationRow.digest).startswith(start)).distinct()
+    return (
+        set(session.exec(files).all())
+        | set(session.exec(attested).all())
+        | {report for report in session.exec(reports).all() if report}
+    )
 
 
 def _look_again(page: Page, digest: str) -> None:
@@ -73,7 +79,8 @@ def _look_again(page: Page, digest: str) -> None:
             page.found("blob.row_missing", digest, f"has no row, and {users} refers to it")
         return
     if row.state not in (BlobState.LIVE, BlobState.CORRUPT):
-        if users:
+        being_made = row.state == BlobState.PENDING and users.startswith(_ATTESTATION)  # its row comes before its bytes
+        if users and not being_made:
             page.found("blob.state_wrong", digest, f"is {row.state}, and {users} refers to it")
         return
     if page.deep:
@@ -104,7 +111,10 @@ def _users(session: Session, digest: str) -> str:
     if file is not None:
         return f"file '{file.path}' of a version"
     report = session.exec(select(VerdictRow.id).where(VerdictRow.report == digest).limit(1)).first()
-    return "a verdict" if report is not None else ""
+    if report is not None:
+        return "a verdict"
+    kind = session.exec(select(AttestationRow.kind).where(AttestationRow.digest == digest).limit(1)).first()
+    return f"{_ATTESTATION} ({kind}) of a version" if kind is not None else ""
 
 
 def _stray(page: Page, digest: str) -> None:
