@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from registry.digest import Digest
 from registry.server.blobs import BlobStore, MemoryBlobs, key_of
 from registry.server.local import LocalBlobs
+from registry.server.routes import bodies
 from tests import forge
 from tests.world import URL, World
 
@@ -139,3 +142,24 @@ def test_bytes_that_are_gone_from_the_store_are_said_to_be_damaged(world: World,
     answer = ask(world, FILE)
     assert (answer.status_code, answer.json()["code"]) == (500, "DIGEST_MISMATCH")
     world.blobs.put(key, [data], limit_bytes=len(data))
+
+
+def test_any_file_is_known_to_who_asks_whether_there_is_one(world: World, files: forge.Files) -> None:
+    assert ask(world, FILE, if_none_match="*").status_code == 304
+
+
+def test_little_is_held_in_memory_for_each_slow_reader(tmp_path: Path) -> None:
+    """There may be hundreds; who is quick has a lane instead."""
+    (tmp_path / "file").write_bytes(bytes(3 * 2**20))
+    held: list[int] = []
+
+    async def send(message: Any) -> None:
+        held.append(len(message.get("body", b"")))
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is to be received")
+
+    answer = bodies.FileAnswer(tmp_path / "file", 0, 3 * 2**20, 200, {})
+    asyncio.run(answer({"type": "http", "method": "GET"}, receive, send))
+    assert sum(held) == 3 * 2**20
+    assert max(held) <= 2**18

@@ -27,6 +27,8 @@ from registry.server.routes import threads
 
 STEP_BYTES = 2**20
 """Received chunks are gathered to about this much before they are hashed and written."""
+PIECE_BYTES = 2**18
+"""What is held in memory for each reader that is too slow for a lane."""
 
 
 class Receipt(Response):
@@ -117,7 +119,7 @@ class FileAnswer(Response):
                     pass
                 return
             while start < end:
-                piece = await run_in_threadpool(os.pread, descriptor, min(STEP_BYTES, end - start), start)
+                piece = await run_in_threadpool(os.pread, descriptor, min(PIECE_BYTES, end - start), start)
                 if not piece:
                     raise EOFError(f"{self._path} became shorter while it was sent")
                 start += len(piece)

@@ -198,7 +198,7 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
         "Content-Disposition": f'attachment; filename="{file.path.rsplit("/", 1)[-1]}"',
     }
     known = request.headers.get("if-none-match", "")
-    if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+    if known.strip() == "*" or headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
     _note_read(request, selector)
     key = files.key_in(blobs, file)
