@@ -30,7 +30,7 @@ from registry.server.access import state as access
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.holds import BlobState
 from registry.server.tables import AdapterRow, AliasRow, BaseRow, BlobRow, VerdictRow, VersionFileRow, VersionRow
-from registry.verdicts import Verdict
+from registry.verdicts import Check, Verdict
 from registry.wire import PREFIX, FileLink, Resolved, VersionPage, VersionView
 
 
@@ -278,9 +278,10 @@ _VERDICTS = (
     select(VerdictRow, BaseRow.name)
     .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
     .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
-    .where(col(VersionRow.id).in_(_IDS), _newest_verdict())
+    .where(col(VersionRow.id).in_(_IDS), _newest_verdict(), col(VerdictRow.check).in_(list(Check)))
     .order_by(col(VerdictRow.id))
 )
+"""Not those of a check that only a newer program knows: it may be judging beside this one already."""
 
 
 def verdicts_of(session: Session, rows: Iterable[VersionRow]) -> dict[int, list[Verdict]]:

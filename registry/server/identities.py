@@ -44,6 +44,8 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new:
             f"which weights '{base.name}' has tells whoever adds it, or later the scope 'work' in all namespaces",
             next_step="ask an administrator to run `adapter base identify`",
         )
+    # Whoever records the base as it was sees that it changed: an empty `recorded_at` that is emptied is not written.
+    session.refresh(base, with_for_update={"key_share": True})
     values = {
         "base_id": base_id, "exact": str(given.exact), "identity": given.model_dump_json(),
         "made_at": db.now(), "made_by": actor.identity,

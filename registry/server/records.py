@@ -170,7 +170,7 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     if bases or versions or tombstones:
         with db.session(engine) as session:
             _note_ended(session, tombstones)
-            _note_bases(session, [base.id for base, identity in bases if not _newly(session, base, identity)])
+            _note_bases(session, bases)
             stale = _note_versions(session, versions)
         for key in (key for key, (_, version) in zip(keys, versions, strict=True) if version.id in stale):
             blobs.delete(key)
@@ -192,20 +192,24 @@ def _put(blobs: BlobStore, folder: str, record: Record) -> str:
     return key
 
 
-def _newly(session: Session, base: BaseRow, identity: str | None) -> bool:
-    """Whether the base has got an identity since its record was made."""
-    return identity is None and session.get(BaseIdentityRow, base.id) is not None
-
-
 def _note_ended(session: Session, tombstones: Sequence[TakenNameRow]) -> None:
     for ended in tombstones:
         key = (col(TakenNameRow.owner) == ended.owner, col(TakenNameRow.skeleton) == ended.skeleton)
         session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=db.now()))
 
 
-def _note_bases(session: Session, base_ids: Sequence[int | None]) -> None:
-    if base_ids:
-        session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(base_ids)).values(recorded_at=db.now()))
+def _note_bases(session: Session, bases: Sequence[tuple[BaseRow, str | None]]) -> None:
+    """The records are there. A base whose identity came or grew since then gets another; so identities are read when
+    the rows are ours: whoever keeps one has its base's row locked.
+    """
+    if not bases:
+        return
+    mine = update(BaseRow).where(col(BaseRow.id).in_([base.id for base, _ in bases]))
+    session.connection().execute(mine.values(recorded_at=db.now()))
+    wanted = select(BaseIdentityRow.base_id, BaseIdentityRow.identity)
+    known = dict(session.exec(wanted.where(col(BaseIdentityRow.base_id).in_([base.id for base, _ in bases]))).all())
+    if stale := [base.id for base, identity in bases if known.get(base.id or 0) != identity]:
+        session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(stale)).values(recorded_at=None))
 
 
 def _note_versions(session: Session, versions: Sequence[tuple[AdapterRow, VersionRow]]) -> set[int | None]:

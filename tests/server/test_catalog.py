@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from sqlmodel import select
 
 from registry.client.api import Registry
 from registry.errors import Conflict, Invalid, NotFound
 from registry.manifest import Edge, Relation
+from registry.server import db
+from registry.server.tables import VerdictRow
 from registry.wire import VersionView
 from registry.wire.bases import BaseAdd
 from tests import forge
@@ -45,6 +48,20 @@ def test_a_version_is_seen_with_all_that_is_known_of_it(world: World) -> None:
     ]
     for ref in (f"{NAME}:main", f"{NAME}@1", f"{NAME}@{pushed.digest}"):
         assert world.admin.version(ref) == seen
+
+
+def test_what_a_newer_program_judges_beside_this_one_stands_in_nobodys_way(world: World) -> None:
+    world.add_base()
+    world.push(NAME)
+    known = world.admin.version(NAME)
+    with db.session(world.engine) as session:
+        newer = session.exec(select(VerdictRow)).first()
+        assert newer is not None
+        session.add(VerdictRow(**newer.model_dump(exclude={"id"}) | {"check": "smells"}))
+    assert world.admin.version(NAME) == known
+    assert [view.name for view in world.admin.adapters().items] == [NAME]
+    assert world.admin.resolve(NAME).digest == known.digest
+    assert world.push(NAME, world.files(seed=2)).version.number == 2
 
 
 def test_versions_come_newest_first_in_pages(world: World) -> None:
