@@ -1,12 +1,11 @@
 """Re-indexing: rows of bases, versions, files, lineage and tombstones made anew from the records beside the blobs.
 
 Invariants
-- What is there stays as it is: a record whose number is taken by another digest is a finding, not a change. But what
-  was withdrawn since, or released, is so again.
+- What is there stays: a record whose number another digest has is a finding. What was withdrawn or released is again.
 - A version whose bytes are missing comes back too; its blobs are `corrupt` until somebody pushes them again.
 - Aliases (but `main`), verdicts (but `fits`, judged anew), tokens, jobs and events do not come back: a backup of the
   database has those. So restore a backup first, if there is one; this adds what is newer than it.
-- Records that are lost are written again (`unrecorded`): then the bucket is the older one.
+- Records and tiles that are lost are written again (`unrecorded`, `stored`): then the bucket is the older one.
 - Done twice, the second time changes nothing.
 
 Example
@@ -50,6 +49,7 @@ from registry.server import (
 )
 from registry.server.access import taken
 from registry.server.actors import Actor
+from registry.server.audit import stored
 from registry.server.blobs import BlobStore, Stat, key_of
 from registry.server.holds import BlobState
 from registry.server.judge import Judged
@@ -80,7 +80,8 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest)
             following = _AGAIN
             break
     changed = 0 if following else withdrawal.restore(engine, blobs, actor, dry_run=request.dry_run)
-    lost = 0 if following else unrecorded.again(engine, blobs, dry_run=request.dry_run)
+    again = () if following else (unrecorded.again, stored.again)
+    lost = sum(write(engine, blobs, dry_run=request.dry_run) for write in again)
     return ReindexPage(
         bases=made_bases, versions=made, tombstones=buried, withdrawals=changed, records=lost, findings=findings[:200],
         next_cursor=following,

@@ -6,20 +6,30 @@ from datetime import datetime
 
 import pytest
 from sqlalchemy import update
+from sqlmodel import select
 
+from registry.bases.identity import Identity
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.names import AdapterName
-from registry.records import VersionRecord
-from registry.server import catalog, db, records, withdrawal
+from registry.records import Record, VersionRecord
+from registry.server import audit, catalog, db, records, withdrawal
 from registry.server.actors import TRUSTED
-from registry.server.blobs import key_of
-from registry.server.tables import AttestationRow, VersionRow
+from registry.server.blobs import BlobStore, key_of
+from registry.server.tables import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
+from tests import forge
 from tests.flows.test_restore import lose_the_database, reindex, story
+from tests.identities import forge as forge_identity
+from tests.identities import values
 from tests.snapshot import snapshot
 from tests.upkeep import check, collect, findings
 from tests.world import World, rows
+
+WITHOUT_NORMS = forge_identity(values())
+WITH_NORMS = WITHOUT_NORMS.model_copy(
+    update={"marks": {name: mark.model_copy(update={"norm": 2.0}) for name, mark in WITHOUT_NORMS.marks.items()}}
+)
 
 
 def kept(world: World) -> dict[str, bytes]:
@@ -117,3 +127,68 @@ def test_an_attestation_of_the_registry_whose_bytes_are_lost_is_made_again(store
     log._attested = -1  # as in a server that starts
     log.step()
     assert findings(stored_world) == []
+
+
+def test_lost_tiles_of_the_audit_log_are_told_and_written_again(stored_world: World) -> None:
+    for _ in range(2):
+        stored_world.push("acme/support")
+    with stored_world.session(write=True) as session:
+        for at in range(300):
+            audit.append(session, TRUSTED, "test.event", f"n{at}")
+    stored_world.app.state.log.step()
+    before = tiles_of(stored_world)
+    lost = [
+        "tile/0/000",
+        "tile/entries/000",
+        next(p for p in before if p.startswith("tile/entries/001")),
+        "tile/1/000.p/1",
+    ]
+    for stat in list(stored_world.blobs.list("audit/")):
+        if stat.key[len("audit/") :].rpartition("/")[0] in lost:
+            stored_world.blobs.delete(stat.key)
+    assert len(tiles_of(stored_world)) == len(before) - len(lost)
+    assert sorted(findings(stored_world, deep=False)) == sorted(f"audit.tile_missing {path}" for path in lost)
+    assert reindex(stored_world, dry_run=True).records == 3, "the entries go with their hashes"
+    stored_world.app.state.log.step()
+    assert len(tiles_of(stored_world)) == len(before) - len(lost)
+    assert reindex(stored_world).records == 3
+    stored_world.app.state.log.step()
+    assert before.items() <= tiles_of(stored_world).items()
+    assert findings(stored_world) == []
+    assert reindex(stored_world).records == 0
+
+
+def tiles_of(world: World) -> dict[str, bytes]:
+    found = [(stat.key[len("audit/") :].rpartition("/")[0], stat) for stat in world.blobs.list("audit/")]
+    return {path: world.blobs.read(stat.key, 0, stat.size_bytes) for path, stat in found}
+
+
+@pytest.mark.parametrize("before", [None, WITHOUT_NORMS], ids=["comes", "grows"])
+def test_an_identity_that_changes_while_its_base_is_recorded_is_recorded_as_it_is(
+    stored_world: World, monkeypatch: pytest.MonkeyPatch, before: Identity | None
+) -> None:
+    name = stored_world.add_base(forge.llama("young")).name
+    if before is not None:
+        stored_world.admin.identify_base(name, before)
+    collect(stored_world)
+    with stored_world.session(write=True) as session:
+        session.connection().execute(update(BaseRow).values(recorded_at=None))
+    put, late = records._put, []
+
+    def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
+        key = put(blobs, folder, record)
+        if not late:
+            late.append(key)
+            stored_world.admin.identify_base(name, WITH_NORMS)
+        return key
+
+    monkeypatch.setattr(records, "_put", interrupted)
+    records.write_missing(stored_world.engine, stored_world.blobs, limit=10)
+    monkeypatch.undo()
+    assert late
+    collect(stored_world)
+    lose_the_database(stored_world)
+    reindex(stored_world)
+    with stored_world.session() as session:
+        row = session.exec(select(BaseIdentityRow)).one()
+        assert Identity.model_validate_json(row.identity) == WITH_NORMS

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import delete, update
 from sqlmodel import SQLModel, select
 
-from registry.bases.identity import Identity
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Conflict, Corrupt
@@ -18,20 +17,14 @@ from registry.provenance import Provenance
 from registry.records import Record
 from registry.server import records, tables
 from registry.server.blobs import BlobStore, digest_of, key_of
-from registry.server.tables import BaseIdentityRow, BaseRow, TokenRow, VersionRow
+from registry.server.tables import TokenRow, VersionRow
 from registry.wire.bases import BaseAdd
 from registry.wire.upkeep import ReindexPage, ReindexRequest
 from tests import forge
-from tests.identities import forge as forge_identity
-from tests.identities import values
 from tests.snapshot import snapshot
 from tests.upkeep import collect, findings, states
 from tests.world import World, spec_of
 
-WITHOUT_NORMS = forge_identity(values())
-WITH_NORMS = WITHOUT_NORMS.model_copy(
-    update={"marks": {name: mark.model_copy(update={"norm": 2.0}) for name, mark in WITHOUT_NORMS.marks.items()}}
-)
 KEPT = {"token", "alembic_version"}
 """Tables that the tests leave alone: who asks must be known."""
 
@@ -221,37 +214,6 @@ def test_a_late_writer_of_a_record_takes_no_newer_one_away(
     lose_the_database(stored_world)
     assert reindex(stored_world).versions == 2
     assert stored_world.admin.version("acme/support@1").yank_reason == "diverged"
-
-
-@pytest.mark.parametrize("before", [None, WITHOUT_NORMS], ids=["comes", "grows"])
-def test_an_identity_that_changes_while_its_base_is_recorded_is_recorded_as_it_is(
-    stored_world: World, monkeypatch: pytest.MonkeyPatch, before: Identity | None
-) -> None:
-    name = stored_world.add_base(forge.llama("young")).name
-    if before is not None:
-        stored_world.admin.identify_base(name, before)
-    collect(stored_world)
-    with stored_world.session(write=True) as session:
-        session.connection().execute(update(BaseRow).values(recorded_at=None))
-    put, late = records._put, []
-
-    def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
-        key = put(blobs, folder, record)
-        if not late:
-            late.append(key)
-            stored_world.admin.identify_base(name, WITH_NORMS)
-        return key
-
-    monkeypatch.setattr(records, "_put", interrupted)
-    records.write_missing(stored_world.engine, stored_world.blobs, limit=10)
-    monkeypatch.undo()
-    assert late
-    collect(stored_world)
-    lose_the_database(stored_world)
-    reindex(stored_world)
-    with stored_world.session() as session:
-        row = session.exec(select(BaseIdentityRow)).one()
-        assert Identity.model_validate_json(row.identity) == WITH_NORMS
 
 
 def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:

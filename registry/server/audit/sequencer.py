@@ -37,8 +37,10 @@ PREFIX = "audit/"
 
 
 def pending(session: Session) -> bool:
-    """Whether some event has no number yet, or some number no checkpoint."""
+    """Whether some event has no number yet, some number no checkpoint, or some tile nothing in the store."""
     if session.exec(select(EventRow.seq).where(col(EventRow.position).is_(None)).limit(1)).first() is not None:
+        return True
+    if session.exec(select(AuditTileRow.width).where(col(AuditTileRow.stored_width) == 0).limit(1)).first() is not None:
         return True
     newest = latest(session)
     return tree.size(session) != (newest.size if newest is not None else 0)

@@ -2,7 +2,7 @@
 
     adapters   versions, files, aliases and events of each adapter; its records (fsck/adapters.py)
     blobs      rows ↔ keys of the store, in both directions (fsck/keys.py)
-    records    what is recorded and the database does not know, and what lost its record; the key of the audit log
+    records    what is recorded and the database does not know, and what lost its record; tiles and key of the audit log
     deep       each blob read and hashed; what is wrong is marked, and restored from a second copy (fsck/scrub.py)
 
 Invariants
@@ -26,7 +26,7 @@ from registry.errors import Invalid
 from registry.server import reindex, stores, unrecorded
 from registry.server.actors import Actor
 from registry.server.audit import keys as keys_of_the_log
-from registry.server.audit import sequencer
+from registry.server.audit import sequencer, stored
 from registry.server.blobs import BlobStore
 from registry.server.fsck import adapters, keys, scrub
 from registry.server.fsck.page import Page
@@ -66,6 +66,8 @@ def _records(page: Page, _place: str) -> str:
         )
     for place, _ in unrecorded.others(page.engine, page.blobs):
         page.found("record.missing", place, "has no record beside the blobs: a re-index would not find it")
+    for path in stored.lost(page.engine, page.blobs):
+        page.found("audit.tile_missing", path, "is not in the store: whoever verifies the log with it cannot")
     _audit_key(page)
     return ""
 
