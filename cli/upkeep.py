@@ -34,6 +34,7 @@ _WORDS = (
     ("uploads_aborted", "unfinished uploads ended"),
     ("strays_deleted", "blobs without a row deleted"),
     ("strays_kept", "blobs without a row kept"),
+    ("keys_refused", "keys that the store would not delete"),
     ("records_written", "records written"),
     ("pushes_forgotten", "ended pushes forgotten"),
     ("answers_forgotten", "old answers forgotten"),
@@ -68,6 +69,8 @@ def _print_gc(report: GcReport) -> None:
     if report.bytes_deleted:
         would = "would be" if report.dry_run else "are"
         click.echo(f"{output.size(report.bytes_deleted)} {would} free again.")
+    if report.keys_refused:
+        output.note("what the store would not delete: look at its disk and rights; the next `adapter gc` tries again")
     if report.strays_kept:
         output.note("blobs without a row: look at `adapter fsck`; after a restore run `adapter reindex` first")
 

@@ -44,6 +44,8 @@ class GcReport(Answer):
     """Final keys without a row: there should be none, so each is worth a question."""
     strays_kept: int = 0
     """The same, kept: younger than the grace, or versions are recorded here that the database does not know."""
+    keys_refused: int = 0
+    """What the store would not delete; the next run tries again."""
     records_written: int = 0
     versions_measured: int = 0
     next_cursor: str = ""

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, update
 from sqlmodel import col, select
 
 from registry.server import db, failpoints, fleet, holds, records, values
+from registry.server.blobs import digest_of
 from registry.server.gc.shift import BATCH, Shift
 from registry.server.holds import EXPIRED, OPEN, BlobState
 from registry.server.tables import BlobRow, IdempotencyRow, PushRow
@@ -160,13 +161,14 @@ def _change(
 def _remove(shift: Shift) -> None:
     while True:
         with db.session(shift.engine, write=False) as session:
+            refused = [digest_of(key) for key in shift.refused if key.startswith("blobs/")]
             claimed = select(BlobRow.digest, BlobRow.size_bytes).where(col(BlobRow.state) == BlobState.DELETING)
-            rows = session.exec(claimed.limit(BATCH)).all()
+            rows = session.exec(claimed.where(col(BlobRow.digest).not_in(refused)).limit(BATCH)).all()
         if not rows:
             return
-        shift.remove([digest for digest, _ in rows])
-        shift.count("blobs_deleted", len(rows))
-        shift.count("bytes_deleted", sum(size for _, size in rows))
+        gone = set(shift.remove([digest for digest, _ in rows]))
+        shift.count("blobs_deleted", len(gone))
+        shift.count("bytes_deleted", sum(size for digest, size in rows if digest in gone))
         if shift.over:
             return
 

@@ -2,6 +2,8 @@
 
 Invariants
 - Counting is the same for a dry run; what a shift counts is what its report says.
+- A key that the store does not delete stands in nobody's way: it is counted, and the next run tries it again. Where
+  it refuses `REFUSALS_LIMIT` of them the store itself is ill, and the request fails.
 
 Example
     >>> shift.count("blobs_deleted", 3)
@@ -18,6 +20,7 @@ from sqlalchemy import Engine, delete
 from sqlmodel import col
 
 from registry.digest import Digest
+from registry.errors import Unavailable
 from registry.server import db, failpoints
 from registry.server.blobs import BlobStore, key_of
 from registry.server.holds import BlobState
@@ -26,6 +29,7 @@ from registry.server.turn import Turn
 
 BATCH = 500
 """Rows of one transaction."""
+REFUSALS_LIMIT = 20
 SECONDS = 10.0
 """How long one request works before it hands out a cursor."""
 
@@ -40,6 +44,8 @@ class Shift:
     dry_run: bool
     counts: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    refused: set[str] = field(default_factory=set)
+    """Keys that the store would not delete."""
 
     def count(self, what: str, number: int) -> None:
         self.counts[what] = self.counts.get(what, 0) + number
@@ -48,12 +54,27 @@ class Shift:
     def over(self) -> bool:
         return time.monotonic() - self.started > SECONDS
 
-    def remove(self, digests: Sequence[str]) -> None:
-        """Bytes, then rows, of blobs that are claimed (`deleting`). Killed in between, it is done again."""
+    def remove(self, digests: Sequence[str]) -> list[str]:
+        """Bytes, then rows, of blobs that are claimed (`deleting`); which. Killed in between, it is done again."""
+        gone = []
         for digest in digests:
             self.turn.check()
-            self.blobs.delete(key_of(Digest(digest)))
+            if self.delete(key_of(Digest(digest))):
+                gone.append(digest)
         failpoints.reach("gc.deleted")
         with db.session(self.engine) as session:
-            gone = delete(BlobRow).where(col(BlobRow.digest).in_(digests), col(BlobRow.state) == BlobState.DELETING)
-            session.connection().execute(gone)
+            rows = delete(BlobRow).where(col(BlobRow.digest).in_(gone), col(BlobRow.state) == BlobState.DELETING)
+            session.connection().execute(rows)
+        return gone
+
+    def delete(self, key: str) -> bool:
+        """False where the store refuses. `Unavailable` where it refuses too often."""
+        try:
+            self.blobs.delete(key)
+        except Unavailable:
+            self.refused.add(key)
+            self.count("keys_refused", 1)
+            if len(self.refused) >= REFUSALS_LIMIT:
+                raise
+            return False
+        return True

@@ -44,10 +44,8 @@ def _staging(shift: Shift) -> str:
             held = select(PushRow.id).where(col(PushRow.id).in_(set(of_push.values())), col(PushRow.state) == OPEN)
             still_open = set(session.exec(held).all())
         for key, push_id in of_push.items():
-            if push_id not in still_open:
+            if push_id not in still_open and (shift.dry_run or shift.delete(key)):
                 shift.count("staged_deleted", 1)
-                if not shift.dry_run:
-                    shift.blobs.delete(key)
     if not shift.dry_run:
         shift.count("uploads_aborted", shift.blobs.sweep(shift.hold + shift.grace + timedelta(days=1)))
     return FIRST_SHARD
@@ -83,8 +81,7 @@ def _strays(shift: Shift, strays: list[Stat]) -> None:
             values = {"digest": digest, "size_bytes": stat.size_bytes, "state": BlobState.DELETING}
             if db.insert_new(session, BlobRow, {**values, "created_at": db.now()}):
                 claimed.append(digest)
-    shift.remove(claimed)
-    shift.count("strays_deleted", len(claimed))
+    shift.count("strays_deleted", len(shift.remove(claimed)))
 
 
 def _batches(stats: Iterable[Stat]) -> Iterator[list[Stat]]:
