@@ -11,13 +11,16 @@ import sys
 from tests.house import ROOT
 
 CODE = """
-import sys, threading
+import importlib, pkgutil, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pydantic import ValidationError
-from registry.client import api
+from registry import wire
 from registry.errors import RegistryError
 from registry.verdicts import Value
 from registry.wire import Answer
+
+for room in pkgutil.iter_modules(wire.__path__, 'registry.wire.'):
+    importlib.import_module(room.name)
 
 THREADS = 16
 sys.setswitchinterval(1e-6)

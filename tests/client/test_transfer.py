@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import push
+from registry.client import push, transfer
 from registry.client.folder import read_folder
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Reason, RegistryError, TooLarge
@@ -146,3 +146,9 @@ def test_a_folder_that_is_not_there_or_is_a_file_is_said(tmp_path: Path) -> None
         with pytest.raises(Invalid) as refusal:
             read_folder(path)
         assert refusal.value.code == "FOLDER_INVALID"
+
+
+def test_programs_of_others_find_push_and_pull_in_one_room(counted: Counted, folder: Path, tmp_path: Path) -> None:
+    made = transfer.push_folder(counted.registry, folder, NAME).version
+    assert transfer.pull(counted.registry, f"{NAME}@1", tmp_path / "out", cache=None).digest == made.digest
+    assert contents(tmp_path / "out") == contents(folder)

@@ -65,7 +65,7 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
     box.push("acme/support")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shelf.transfer if where == "copy" else shelf, "pull" if where == "copy" else "write_whole", full)
+        patch.setattr(shelf.pull if where == "copy" else shelf, "pull" if where == "copy" else "write_whole", full)
         assert box.states() == {"acme-support-v2": "failed"}
         assert box.station.aliases == {"acme/support": "acme-support-v1"}
         assert any("No space left" in line and "cannot be kept" in line for line in box.said)
