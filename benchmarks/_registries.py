@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from benchmarks import _contenders
 from registry.digest import Digest
@@ -93,7 +93,7 @@ def _copies(connection: Connection, numbers: range) -> None:
         {"id": 10 + n, "name": f"a{n}", "digest": str(Digest.of(str(n).encode()))} for n in numbers
     ]  # ids far from those that exist
     columns = {
-        table: [c for c in db.inspect(connection).get_columns(table) if c["name"] not in ("id",)]
+        table: [c for c in inspect(connection).get_columns(table) if c["name"] not in ("id",)]
         for table in ("adapter", "version", "verdict", "alias")
     }
 
