@@ -23,7 +23,7 @@ from pathlib import Path
 from registry import names
 from registry.client import hashing
 from registry.contents import Contents, Found, read_any
-from registry.digest import Digest, Hasher
+from registry.digest import Digest
 from registry.errors import Invalid, Reason, TooLarge
 from registry.manifest import REFUSED, WEIGHTS_ENDINGS, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
 from registry.provenance import Provenance
@@ -166,30 +166,13 @@ def _described(name: str, size_bytes: int) -> Descriptor:
 
 
 def _hash(described: Descriptor, source: Path, hashed: Callable[[int], None]) -> Descriptor:
-    digest, size_bytes = _known(source, hashed) or _hashed(source, hashed)
+    early = hashing.taken(source)
+    if early is not None:
+        hashed(early[1])
+    hexadecimal, size_bytes = early or hashing.hash_of(source, hashed)
     if size_bytes != described.size_bytes:
         raise Invalid("FOLDER_INVALID", f"{described.path} changed while it was read; push it when it is finished")
-    return described.model_copy(update={"digest": digest})
-
-
-def _known(source: Path, hashed: Callable[[int], None]) -> tuple[Digest, int] | None:
-    """What was hashed while the command's modules were imported."""
-    early = hashing.taken(source)
-    if early is None:
-        return None
-    hashed(early[1])
-    return Digest("sha256:" + early[0]), early[1]
-
-
-def _hashed(source: Path, hashed: Callable[[int], None]) -> tuple[Digest, int]:
-    hasher = Hasher()
-    buffer = bytearray(CHUNK_BYTES)
-    view = memoryview(buffer)
-    with open(source, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            hasher.update(view[:count])
-            hashed(count)
-    return hasher.digest(), hasher.size_bytes
+    return described.model_copy(update={"digest": Digest(f"sha256:{hexadecimal}")})
 
 
 def _read(source: Path, start: int, length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Hashes that are begun early: while a command's modules are imported, other cores hash the weights that it will push.
+"""Hashes of files on this machine; those of weights begin early, while the modules of a push are imported.
 
 Imports keep one core busy for longer than a fleet of small adapters takes to hash. So the door of the command line says
 which folder was typed, before it opens the command's room; whoever reads the folder later takes what is there.
@@ -21,10 +21,11 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 2**20
+EARLY_CHUNK_BYTES = 8 * 2**20
 """Large: who hashes asks for the interpreter twice a chunk, and imports hold it for milliseconds each time."""
 AT_ONCE = 4
 """As many adapters as are pushed at a time; each has a chunk in memory."""
@@ -34,6 +35,10 @@ FILES_LIMIT = 10_000
 
 Known = tuple[str, int]
 """Hex digits of the SHA-256, and how many bytes it is of."""
+
+
+def _nothing(_bytes: int) -> None:
+    return None
 
 
 class _Early:
@@ -52,7 +57,7 @@ class _Early:
         try:
             with open(self.path, "rb", buffering=0) as file:
                 seen = _identity(os.fstat(file.fileno()))
-                known = _hash(file.fileno())
+                known = _read(file.fileno(), _nothing, EARLY_CHUNK_BYTES)
                 if seen == _identity(os.fstat(file.fileno())):
                     self._seen, self._known = seen, known
         except OSError:
@@ -98,6 +103,12 @@ def taken(path: Path) -> Known | None:
     return early.take() if early else None
 
 
+def hash_of(path: Path, told: Callable[[int], None] = _nothing) -> Known:
+    """The hash of a file now. `told` hears of each step's bytes; `OSError` where the file cannot be read."""
+    with open(path, "rb", buffering=0) as file:
+        return _read(file.fileno(), told, CHUNK_BYTES)
+
+
 def _weights(folder: str, depth: int) -> Iterator[str]:
     """In the order in which they will be asked for."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: a name with U+0000
@@ -112,10 +123,12 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _hash(descriptor: int) -> Known:
-    hasher, buffer, size = hashlib.sha256(), bytearray(CHUNK_BYTES), 0
+def _read(descriptor: int, told: Callable[[int], None], chunk_bytes: int) -> Known:
+    hasher, size = hashlib.sha256(), 0
+    buffer = bytearray(max(1, min(chunk_bytes, os.fstat(descriptor).st_size)))
     view = memoryview(buffer)
     while count := os.readv(descriptor, [buffer]):
         hasher.update(view[:count])
         size += count
+        told(count)
     return hasher.hexdigest(), size

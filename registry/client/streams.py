@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from registry.client import hashing
 from registry.client.sockets import Take
 from registry.client.versions import Versions
 from registry.digest import Digest, Hasher
@@ -224,12 +225,7 @@ def at_once(work: Callable[[Any], None], items: Iterable[Any], count: int) -> No
 
 def hash_of(path: Path) -> Digest:
     """The digest of a file on this machine."""
-    hasher, buffer = Hasher(), bytearray(CHUNK_BYTES)
-    view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            hasher.update(view[:count])
-    return hasher.digest()
+    return Digest(f"sha256:{hashing.hash_of(path)[0]}")
 
 
 def write_new(path: Path, data: bytes, *, durable: bool) -> None:

@@ -39,7 +39,7 @@ SHUT = (
 """What neither a push nor a pull nor a list takes part in."""
 SHUT_FOR_PUSH = ("registry.client.pull", "registry.client.cache", "registry.client.destination")
 SHUT_FOR_PULL = (
-    *("registry.client.push", "registry.client.folder", "registry.client.hashing", "registry.contents"),
+    *("registry.client.push", "registry.client.folder", "registry.contents"),
     *("registry.formats", "registry.lora", "registry.golden"),
 )
 

@@ -14,7 +14,7 @@ from registry.client import folder as folders
 from registry.client import hashing
 from tests import forge
 
-WEIGHTS = b"w" * (3 * hashing.CHUNK_BYTES // 2)
+WEIGHTS = b"w" * (3 * hashing.EARLY_CHUNK_BYTES // 2)
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +84,8 @@ def test_a_folder_is_the_same_with_hashes_begun_early_and_its_weights_are_read_o
     folder = forge.write(forge.lora(forge.llama()), tmp_path / "a")
     plain = folders.read_folder(folder)
     read: list[str] = []
-    inner = folders._hashed
-    monkeypatch.setattr(folders, "_hashed", lambda path, hashed: read.append(path.name) or inner(path, hashed))
+    inner = hashing.hash_of
+    monkeypatch.setattr(hashing, "hash_of", lambda path, told: read.append(path.name) or inner(path, told))
     hashing.begin(str(folder), depth=0)
     assert hashing._begun[str(folder / manifest.WEIGHTS)]._done.wait(60)
     told: list[int] = []
