@@ -25,8 +25,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from registry import compat
 from registry.errors import Invalid, Reason
+from registry.lora import initializations
 from registry.verdicts import Finding, Value
 
 RANK_LIMIT = 4096
@@ -262,7 +262,7 @@ def _source(recipe: Recipe, one: Ingredient) -> Iterator[Finding]:
         if facts.get("layer_replication"):
             yield _error("recipe.layers", one.name, f"{one.name} changes the depth of the base; fuse it instead")
     initialisation = str(facts.get("initialisation") or "")
-    if facts.get("moves_base") or initialisation.startswith(compat.MUTATING):
+    if facts.get("moves_base") or initializations.changes_base(initialisation):
         sentence = (
             f"{one.name} was trained on weights that its initialisation ({initialisation}) changed: on the base as it "
             "is its update is wrong; convert it to a plain LoRA first"

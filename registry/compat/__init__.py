@@ -21,13 +21,11 @@ from registry.bases.likeness import Likeness
 from registry.compat import kinship
 from registry.compat import methods as compat_methods
 from registry.compat.modules import Site, check_completeness, check_full, check_updates
-from registry.lora import LoraSpec, methods
+from registry.lora import LoraSpec, initializations, methods
 from registry.lora.notes import Notes
 from registry.verdicts import Finding
 
 CONFIG = "adapter_config.json"
-MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-"""Beginnings of `init_lora_weights` that subtract something from the base's weights before training."""
 _SEMANTICS = {
     "use_qalora": "QA-LoRA pools the inputs",
     "use_bdlora": "BD-LoRA has block-diagonal factors",
@@ -99,7 +97,7 @@ def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
 def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     """What fits but must be treated with care, by people or by serving engines."""
     config = lora.config
-    if config.initialisation.startswith(MUTATING):
+    if initializations.changes_base(config.initialisation):
         sentence = (
             f"{config.initialisation} changed the base's own weights before training: this adapter is right only "
             "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"

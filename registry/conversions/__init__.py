@@ -31,13 +31,12 @@ from registry.bases import BaseSpec
 from registry.contents import Contents, Foreign, Found
 from registry.conversions import renaming
 from registry.errors import Invalid
-from registry.lora import LoraSpec
+from registry.lora import LoraSpec, initializations
 from registry.names import AdapterName
 from registry.verdicts import Value
 
 ANNOTATION = "conversion"
 """The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""
-MUTATED = ("pissa", "olora")
 MENDED = frozenset({"lora.adapter_name_inside", "lora.compiled_prefix", "lora.prefix_wrong", "lora.no_modules"})
 """Findings about names that a repair takes away."""
 PERMUTED = frozenset({"llama", "mistral"})
@@ -143,10 +142,10 @@ def _demand_plain(spec: LoraSpec, to: Target) -> None:
         raise refused(
             f"DoRA rescales the rows of the base's own weights, which no {to} LoRA can say", "merge it instead"
         )
-    if config.initialisation.startswith(MUTATED):
-        raise refused(
-            f"{config.initialisation} changed the base before training", f"convert it to {Target.PLAIN} first"
-        )
+    if initializations.changes_base(config.initialisation):
+        reversible = initializations.is_reversible(config.initialisation)
+        step = f"convert it to {Target.PLAIN} first" if reversible else "let PEFT convert it where it was trained"
+        raise refused(f"{config.initialisation} changed the base before training", step)
     odd = [field for field in _SEMANTICS if config.other.get(field)]
     if odd:
         raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
@@ -162,9 +161,9 @@ def _canonical(found: Found, asked: Conversion, base: BaseSpec) -> Place:
 
 def _plain(found: Found, asked: Conversion, base: BaseSpec) -> Place:
     spec = _lora_of(found, asked.to)
-    if not spec.config.initialisation.startswith(MUTATED):
-        said = spec.config.initialisation or "an ordinary beginning"
-        raise refused(f"only PiSSA and OLoRA changed their base and can be undone, and this one has {said}")
+    if not initializations.is_reversible(spec.config.initialisation):
+        said = spec.config.initialisation or "an ordinary initialization"
+        raise refused(f"only the change of the base by PiSSA and OLoRA can be computed again; this one has {said}")
     if "niter" in spec.config.initialisation:
         raise refused("a randomised SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
     if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:

@@ -27,15 +27,13 @@ from typing import Any, Literal
 
 from registry.bases import BaseSpec
 from registry.formats.facts import FileFacts
-from registry.lora import LoraSpec, ModuleUpdate
+from registry.lora import LoraSpec, ModuleUpdate, initializations
 from registry.verdicts import Value
 
-SETTLED_INITIALISATIONS = frozenset({"", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-"""Beginnings of A and B that leave the base alone once the adapter is saved (vLLM 0.32's list, after PEFT)."""
-FACTS_VERSION = 4
+FACTS_VERSION = 5
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {}
-"""Older versions whose facts of this kind say what they would say today: none, 4 looks at every kind more closely."""
+_STILL_RIGHT: dict[Any, str] = {4: "image"}
+"""Older version → the kind whose facts of that version are still right. 5 changed `moves_base`, which images lack."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
@@ -134,7 +132,7 @@ def of_lora(spec: LoraSpec, *, fits: str = "", base: BaseSpec | None = None) -> 
         ranks_differ_in_group=_ranks_differ_in_group(spec.modules),
         alphas_differ=len({m.alpha for m in spec.modules} | ({config.alpha} - {None})) > 1,
         initialisation=config.initialisation,
-        moves_base=config.initialisation not in SETTLED_INITIALISATIONS,
+        moves_base=initializations.changes_base(config.initialisation),
         layer_replication=bool(config.layer_replication),
         invocation_tokens=bool(config.invocation_tokens),
         saved_modules=tuple(sorted(saved)),

@@ -168,9 +168,10 @@ def test_facts_read_back_from_json_are_judged_alike() -> None:
 def test_facts_of_another_registry_are_unknown() -> None:
     stored = engine_facts.to_stored(PLAIN)
     assert codes({**stored, "facts_version": 0}, "vllm==0.33.0") == ["vllm.facts"]
-    assert codes({**stored, "facts_version": 3}, "vllm==0.33.0") == ["vllm.facts"]
+    assert codes({**stored, "facts_version": 4}, "vllm==0.33.0") == ["vllm.facts"]
     image = engine_facts.to_stored(EngineFacts(kind="image", scheme="diffusers", method="LORA"))
     assert codes(image, "diffusers==0.42.1") == []
+    assert codes({**image, "facts_version": 4}, "diffusers==0.42.1") == []
     assert codes({**image, "facts_version": 3}, "diffusers==0.42.1") == ["diffusers.facts"]
     assert codes({}, "vllm==0.33.0") == ["vllm.facts"]
 
@@ -183,7 +184,7 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     """Stored facts without a new field would be read as if it were at its default: raise FACTS_VERSION, then this."""
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
-        4,
+        5,
         "sha256:51229eaa57bbea333054816338da4286661e909f24edf87d4142cbacc4b230b4",
     )
 

@@ -22,6 +22,7 @@ from typing import Any
 import peft
 import torch
 
+from registry.lora import initializations
 from registry.lora.config import AdapterConfig
 from registry.thresholds import Thresholds
 from registry.worker import model, probes, updates
@@ -29,9 +30,6 @@ from registry.worker.model import Base, Logits
 from registry.worker.smoke import acting, dialogue, examination, samples
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.examination import WEIGHTS, Examination, first_line, machine_fault
-
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa", "eva_pissa")
-"""Beginnings of `init_lora_weights` with which PEFT rewrites the base while it loads (0.31 to 0.47 in the logits)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,8 @@ def announces_change(config: AdapterConfig) -> bool:
     """Whether the configuration says that the base will not stay what it was."""
     return (
         config.bias != "none"
-        or config.initialisation.startswith(CHANGES_BASE)
+        or initializations.changes_base_at_load(config.initialisation)
+        or "kasa_config" in config.other
         or bool(config.layer_replication)
         or config.method == "LN_TUNING"
     )
