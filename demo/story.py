@@ -218,7 +218,7 @@ def _close(stage: Stage, worker: subprocess.Popen[str]) -> None:
           adapter base add my-base path/to/base         any folder with config.json and *.safetensors
           adapter push path/to/adapter my-shop/support  then show, check, promote, pull
           adapter work --once                           prove what was pushed
-        README.md has the five-minute start, ARCHITECTURE.md the four journeys.
+        README.md has the quick start, ARCHITECTURE.md describes the modules.
     """)
     )
 

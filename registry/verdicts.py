@@ -5,8 +5,8 @@
 
 Invariants
 - A verdict belongs to a digest and to a base's fingerprint; it never moves to another.
-- `unknown` means "we cannot judge this from what we have"; no gate takes it for a yes.
-- Findings add up by the worst: an error makes `fail`, a warning `warn`, nothing worse `pass`.
+- `unknown` means that the evidence is not enough for a judgement. A gate that requires the check stays closed.
+- The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
 
 Example
     >>> add_up([Finding(code="fit.shape", severity="error", place="q_proj.lora_A", sentence="...")])
@@ -80,7 +80,7 @@ def add_up(findings: Iterable[Finding]) -> Outcome:
 class Verdict(Value):
     """The stored judgement of one check on one version and one base.
 
-    `profile` is empty for `fits` and `acts`, and `engine==version,setting=…` for `loads`.
+    `profile` is `engine==version,setting=…` for `loads`, and empty for every other check.
     `made_by` names the tools and versions that judged, so that a verdict can be renewed when they move.
     """
 

@@ -1,6 +1,6 @@
 """What PEFT configurations may say: methods, tasks, field names, and the fields that name code or files.
 
-Data, checked against PEFT 0.21.2. A method that a newer PEFT adds is added here, and nowhere else.
+Data, checked against PEFT 0.21.2. A method of a newer PEFT starts with a row here.
 
 Invariants
 - A method or task outside these sets is refused: nothing downstream could say what its tensors mean.
