@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint light faults deep model soak test-ray test-gpu test-ceph bench docs clean
+.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint light build release-check faults deep model soak test-ray test-gpu test-ceph bench docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ lint: venv  ## ruff and mypy
 
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
 	@$(PYTHON) -m pytest tests/light $(ARGS)
+
+build: venv  ## the wheel and the source distribution, in dist/
+	@$(PYTHON) -m build --no-isolation
+
+release-check: venv  ## check that registry.__version__, the version tags and the changelog agree
+	@$(PYTHON) scripts/release-check
 
 model: venv  ## the registry against a dictionary of its rules, 300 × 50 steps, and 3,000 requests that the API's document allows
 	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest -n $(JOBS) -m chance -o faulthandler_timeout=0 tests/access $(ARGS)

@@ -83,6 +83,7 @@ def test_the_wheel_holds_two_packages_and_the_migrations_inside_the_server(wheel
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry", "cli"}
     migrations = {str(path.relative_to(house.ROOT)) for path in (house.ROOT / "migrations").rglob("*.py")}
     assert {f"registry/server/{name}" for name in migrations} <= set(names)
+    assert "registry/py.typed" in names
     assert not [name for name in names if "tests" in name.split("/") or name.rpartition("/")[2].startswith("test")]
 
 
