@@ -6,6 +6,7 @@ Everything is read from the code itself, so a new thing without a line in docs/ 
 from __future__ import annotations
 
 import ast
+import datetime
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -198,10 +199,17 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     assert {pair for pair in named if pair[1] not in targets} == set()
 
 
-def test_decisions_are_numbered_without_a_gap_and_name_the_options_that_lost() -> None:
+def test_decisions_are_numbered_without_a_gap_and_have_status_date_and_every_section() -> None:
     records = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
     assert [record.name[:4] for record in records] == [f"{n:04}" for n in range(1, len(records) + 1)]
+    index = page("docs/adr/README.md")
     for record in records:
-        text = record.read_text()
-        for heading in ("Context", "Decision", "Options that lost", "Consequences"):
-            assert f"## {heading}" in text, f"{record.name} has no section {heading}"
+        header = re.match(r"# (.+)\n\n- Status: (.+)\n- Date: (\S+)\n", record.read_text())
+        assert header, f"{record.name} lacks title, status and date"
+        title, status, date = header.groups()
+        assert title.startswith(f"{int(record.name[:4])}. ")
+        assert status.split(";")[0] in ("Proposed", "Accepted", "Superseded"), record.name
+        assert datetime.date.fromisoformat(date)
+        assert f"[{title.split('. ', 1)[1]}]({record.name}) | {date} |" in index
+        headings = re.findall(r"^## (.+)$", record.read_text(), re.MULTILINE)
+        assert headings == ["Context", "Decision", "Alternatives", "Consequences"], record.name
