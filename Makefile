@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint light build release-check faults deep model soak test-ray test-gpu test-ceph bench docs clean
+.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ lint: venv  ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check --quiet . || { echo "run: $(PYTHON) -m ruff format ." >&2; exit 1; }
 	@$(PYTHON) -m mypy
+
+facts: venv  ## print figures about the code as one line of JSON (ARGS=vague_names lists where a figure comes from)
+	@$(PYTHON) scripts/facts $(ARGS)
 
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
 	@$(PYTHON) -m pytest tests/light $(ARGS)

@@ -1,0 +1,172 @@
+"""Figures about the code: sizes, import cycles, repeated lines, vague words. Only the standard library.
+
+`make facts` prints them as one line of JSON. Unless a name says otherwise they are about `registry/` and `cli/`.
+
+- A cycle is a set of modules that import each other, directly or over others.
+- Arrows are the imports between the files and folders directly in one folder. An arrow runs back when it lies on a
+  cycle of that graph, or when it leads from a layer of `LAYERS` to a higher one.
+- A function is measured from `def` to its last line; nested functions count as functions too.
+- A repetition is a run of at least `REPEATED_LINES` lines that stands somewhere else as well, leaving out blank lines,
+  comments, imports and indentation.
+
+Example
+    $ make facts | jq .vague_names
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests import house, vocabulary
+
+REPEATED_LINES = 12
+LAYERS = (("domain",), ("client",), ("serving", "worker", "server"), ("routes", "app"), ("cli",))
+"""Kinds of tests/house.py from the bottom up."""
+
+
+def facts(root: Path) -> dict[str, Any]:
+    """All figures, by the name that `make facts` prints."""
+    paths = {name: path for name, path in house.modules().items() if not name.startswith("migrations")}
+    sources = {name: path.read_text() for name, path in paths.items()}
+    trees = {name: ast.parse(source) for name, source in sources.items()}
+    lengths = {path: len(sources[name].splitlines()) for name, path in paths.items()}
+    functions = [length for tree in trees.values() for length in function_lengths(tree)]
+    graph = house.graph(sources)
+    pages = {path: text.count("\n") for path, text in vocabulary.texts(root).items() if path.suffix == ".md"}
+    longest_page = max(pages, key=lambda path: pages[path])
+    return {
+        "files": len(paths),
+        "lines": sum(lengths.values()),
+        "files_in_a_folder_max": max(files_by_folder(paths.values()).values()),
+        "file_lines_median": statistics.median_low(lengths.values()),
+        "file_lines_max": max(lengths.values()),
+        "function_lines_median": statistics.median_low(functions),
+        "function_lines_max": max(functions),
+        "cycles": len(cycles(graph)),
+        "arrows_back": len(arrows_back(graph)),
+        "vague_names": sum(len(vocabulary.vague_names(tree)) for tree in trees.values()),
+        "vague_names_in_loops": sum(len(vocabulary.vague_names(tree, in_loops=True)) for tree in trees.values()),
+        "metaphors": sum(len(vocabulary.metaphors(text)) for text in vocabulary.texts(root).values()),
+        "repeated_blocks": len(repetitions(sources)),
+        "longest_page": str(longest_page),
+        "longest_page_lines": pages[longest_page],
+        "undocumented_public_functions": sum(len(undocumented(tree)) for tree in trees.values()),
+    }
+
+
+def files_by_folder(paths: Iterable[Path]) -> dict[Path, int]:
+    counts: dict[Path, int] = defaultdict(int)
+    for path in paths:
+        counts[path.parent] += 1
+    return counts
+
+
+def function_lengths(tree: ast.Module) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """Public functions and methods of public classes without a docstring; nested functions are nobody's interface."""
+    names = []
+    for node in tree.body:
+        members = node.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else [node]
+        names += [
+            member.name
+            for member in members
+            if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef)
+            and not member.name.startswith("_")
+            and not ast.get_docstring(member)
+        ]
+    return names
+
+
+# ------------------------------------------------------------------ imports
+def cycles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
+    """The strongly connected components with more than one member."""
+    rest = {node: set(targets) - {node} for node, targets in graph.items()}
+    while ends := {node for node, targets in rest.items() if not targets & rest.keys()}:
+        rest = {node: targets - ends for node, targets in rest.items() if node not in ends}
+    reachable = {node: _reachable(rest, node) for node in rest}
+    components = {frozenset(other for other in reachable[node] if node in reachable[other]) for node in rest}
+    return [set(component) for component in sorted(components, key=sorted) if len(component) > 1]
+
+
+def _reachable(graph: Mapping[str, Iterable[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    pending = list(graph[start])
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending += graph.get(node, ())
+    return seen
+
+
+def arrows_back(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Each arrow that runs back, as `folder: from -> to` or `from -> to`."""
+    messages = []
+    for folder, siblings in sorted(sibling_graphs(graph).items()):
+        for component in cycles(siblings):
+            arrows = ((a, b) for a in sorted(component) for b in sorted(set(siblings[a]) & component))
+            messages += [f"{folder}: {a} -> {b}" for a, b in arrows]
+    height = {kind: level for level, kinds in enumerate(LAYERS) for kind in kinds}
+    for module in sorted(graph):
+        level = height[house.kind_of(module)]
+        messages += [f"{module} -> {other}" for other in sorted(graph[module]) if height[house.kind_of(other)] > level]
+    return messages
+
+
+def sibling_graphs(graph: Mapping[str, Iterable[str]]) -> dict[str, dict[str, set[str]]]:
+    """Folder → file or folder directly in it → those beside it that it imports."""
+    graphs: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for module, targets in graph.items():
+        for target in targets:
+            ours, theirs = module.split("."), target.split(".")
+            depth = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+            if depth is not None:  # else one is the package of the other
+                siblings = graphs[".".join(ours[:depth])]
+                siblings[ours[depth]].add(theirs[depth])
+                siblings[theirs[depth]].update()
+    return graphs
+
+
+# ------------------------------------------------------------------ repetitions
+def repetitions(sources: Mapping[str, str]) -> list[tuple[str, int, str, int]]:
+    """(module, line, other module, other line) where a run of lines that stood elsewhere begins again."""
+    lines = {module: _substance(source) for module, source in sources.items()}
+    first: dict[tuple[str, ...], tuple[str, int]] = {}
+    repeated = []
+    for module in sources:
+        ours, run_end = lines[module], 0
+        for at in range(len(ours) - REPEATED_LINES + 1):
+            window = tuple(text for _, text in ours[at : at + REPEATED_LINES])
+            other, origin = first.setdefault(window, (module, at))
+            overlaps = other == module and at - origin < REPEATED_LINES
+            if not overlaps and at >= run_end:
+                repeated.append((module, ours[at][0], other, lines[other][origin][0]))
+                run_end = at + _common(ours[at:], lines[other][origin:])
+    return repeated
+
+
+def _common(ours: list[tuple[int, str]], theirs: list[tuple[int, str]]) -> int:
+    """How many lines both begin with."""
+    pairs = zip(ours, theirs, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0][1] == pair[1][1], pairs))
+
+
+def _substance(source: str) -> list[tuple[int, str]]:
+    """(line number, text) of the lines that are neither blank nor a comment nor part of an import."""
+    imports: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), 1) if number not in imports)
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]

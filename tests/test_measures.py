@@ -1,0 +1,85 @@
+"""The figures of `make facts` only get better: each limit is what the code reached, and is lowered with it."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+
+from tests import measures, vocabulary
+from tests.house import ROOT
+
+LIMITS = {
+    "lines": 52_152,
+    "files_in_a_folder_max": 64,
+    "file_lines_max": 300,
+    "function_lines_max": 60,
+    "cycles": 0,
+    "arrows_back": 13,
+    "vague_names": 1313,
+    "vague_names_in_loops": 241,
+    "metaphors": 4773,
+    "repeated_blocks": 1,
+    "undocumented_public_functions": 558,
+}
+"""Lower a limit when a change lowers its figure. `scripts/facts NAME` lists where a figure comes from."""
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    return measures.facts(ROOT)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_figure_stays_within_its_limit(name: str, facts: dict[str, Any]) -> None:
+    assert facts[name] <= LIMITS[name], f"scripts/facts {name} lists where it comes from"
+
+
+def test_vague_names_are_counted_in_assignments_and_parameters() -> None:
+    tree = ast.parse("def f(told, *, asked=1):\n    found: int = 1\n    with a as left:\n        self.seen = found")
+    assert {name for _, name in vocabulary.vague_names(tree)} == {"told", "asked", "found", "left", "seen"}
+
+
+def test_vague_names_of_loops_are_counted_apart() -> None:
+    tree = ast.parse("for one in x:\n    found = 1\n    def f(told): ...\nelse:\n    left = [got for got in x]")
+    assert vocabulary.vague_names(tree) == [(3, "told"), (5, "left")]
+    assert vocabulary.vague_names(tree, in_loops=True) == [(1, "one"), (2, "found"), (5, "got")]
+
+
+def test_metaphors_are_found_in_identifiers_and_prose_as_whole_words() -> None:
+    text = 'ShelfReader = my_shelf  # the next room\nLANE = "choice of space, plane, warehouse"'
+    assert vocabulary.metaphors(text) == [(1, "shelf"), (1, "shelf"), (1, "room"), (2, "lane")]
+
+
+def test_cycles_are_found_and_their_tails_are_not() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set(), "c.x": {"d"}}
+    assert measures.cycles(graph) == [{"b", "c"}]
+
+
+def test_an_arrow_runs_back_between_folders_without_a_cycle_of_modules() -> None:
+    graph = {
+        "registry.a.x": {"registry.b.x"},
+        "registry.b.y": {"registry.a.y"},
+        "registry.b.x": set(),
+        "registry.a.y": set(),
+    }
+    assert measures.arrows_back(graph) == ["registry: a -> b", "registry: b -> a"]
+    assert measures.arrows_back({"registry.digest": {"cli.main"}, "cli.main": set()}) == ["registry.digest -> cli.main"]
+
+
+def test_repeated_lines_are_found_without_blanks_comments_and_imports() -> None:
+    block = [f"x{i} = {i}" for i in range(measures.REPEATED_LINES)]
+    sources = {
+        "a": "\n".join(block),
+        "b": "import os\ny = 1\n" + "\n\n# why\n".join(block) + "\nx = 2",
+        "c": "x = 1\n" * 20,
+    }
+    assert measures.repetitions(sources) == [("b", 3, "a", 1)]
+    assert measures.repetitions({"a": "\n".join(block[1:]), "b": "\n".join(block[1:])}) == []
+
+
+def test_public_functions_without_a_docstring_are_found() -> None:
+    public = 'def f(): ...\ndef h():\n    "Doc."\nclass C:\n    def m(self): ...\n'
+    tree = ast.parse(public + "def _g(): ...\nclass _D:\n    def n(self): ...")
+    assert measures.undocumented(tree) == ["f", "m"]
