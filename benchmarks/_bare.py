@@ -15,7 +15,7 @@ import sys
 import uvicorn
 
 from cli.lane import DirectProtocol
-from registry.server.envelope import Application, Message, Receive, Send
+from registry.server.http.middleware import Application, Message, Receive, Send
 
 
 def application(size_bytes: int) -> Application:

@@ -28,14 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import _adapters
+from registry.api.bases import BaseAdd
 from registry.client import base_folder
-from registry.client.api import Registry
-from registry.wire.bases import BaseAdd
+from registry.client.registry import Registry
 
 SPACE = "bench"
 WARM_STEP_BYTES = 2**20
 IDLE_SECONDS = 1.0
-"""Longer than the pause after which our server measures what was pushed (`registry.server.values.QUIET_SECONDS`)."""
+"""Longer than the pause after which our server measures what was pushed (`QUIET_SECONDS` of its weights check)."""
 IDLE_SHARE = 0.05
 IDLE_LIMIT_SECONDS = 60
 ADAPTER = [sys.executable, "-c", "from cli.main import main; main()"]

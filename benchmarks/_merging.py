@@ -28,12 +28,12 @@ SMOL = {"hidden": 576, "inner": 1536, "kv": 192, "layers": 30}
 
 FUSE = """
 import gc, json, sys, time
-gc.disable()  # as registry/worker/program.py starts it
+gc.disable()  # as registry/worker/sandbox/entry.py starts it
 from pathlib import Path
-from registry.worker import program
+from registry.worker.sandbox import entry
 from registry.worker.merge import fuse
 from registry.worker.merge.adapters import Adapter
-program.begin()
+entry.begin()
 began = time.perf_counter()
 fuse.fuse(Adapter.open(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 took = time.perf_counter() - began

@@ -22,11 +22,12 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from benchmarks import _contenders
+from registry.api.access import TokenCreate
 from registry.digest import Digest
-from registry.server import db, tokens
-from registry.server.actors import TRUSTED
+from registry.server.access import tokens
+from registry.server.access.actors import TRUSTED
+from registry.server.database import db
 from registry.server.settings import Settings
-from registry.wire.access import TokenCreate
 from tests import services
 from tests.world import World
 

@@ -26,7 +26,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from registry import compat, contents
+from registry import compat
+from registry.adapters import read as contents
 from registry.bases import BaseSpec
 from registry.client.base_folder import base_spec_from
 from registry.digest import Digest

@@ -19,9 +19,9 @@ from typing import Any
 from sqlalchemy import Connection, event, text
 from sqlmodel import select
 
-from registry.server.blobs import MemoryBlobs, Stat
-from registry.server.tables import VersionRow
-from registry.wire.upkeep import GcReport, GcRequest
+from registry.api.maintenance import GcReport, GcRequest
+from registry.server.database.models.content import VersionRow
+from registry.server.storage.blobs import MemoryBlobs, Stat
 from tests import services
 from tests.world import World
 

@@ -108,7 +108,7 @@ def combining(scratch: Path) -> tuple[dict[str, float], dict[str, Any]]:
     import torch
     import transformers
 
-    from registry.recipes import Method, Operation, Recipe
+    from registry.merging.recipes import Method, Operation, Recipe
     from registry.worker.merge.adapters import Adapter
     from registry.worker.merge.combine import combine
 

@@ -24,9 +24,10 @@ from sqlalchemy import insert
 from sqlmodel import select
 
 from registry.engines import facts as engine_facts
-from registry.server import loads, renewal
-from registry.server.blobs import MemoryBlobs
-from registry.server.tables import AdapterRow, VerdictRow, VersionRow
+from registry.server.database.models.content import AdapterRow, VerdictRow, VersionRow
+from registry.server.evaluation import engine_compat
+from registry.server.maintenance import reevaluate
+from registry.server.storage.blobs import MemoryBlobs
 from tests import services
 from tests.engines.cases import CASES, facts_of
 from tests.world import World
@@ -61,7 +62,7 @@ def shelve(world: World) -> None:
         fits = session.exec(select(VerdictRow).where(VerdictRow.check == "fits")).one().model_dump(exclude={"id"})
         old = [
             fits | {"check": "loads", "profile": str(asked), "made_by": {"rules": "sha256:old"}}
-            for asked in loads.profiles(ENGINES)
+            for asked in engine_compat.profiles(ENGINES)
         ]
         for start in range(0, VERSIONS - 1, BATCH):
             numbers = range(start, min(start + BATCH, VERSIONS - 1))
@@ -78,7 +79,7 @@ def measured(kind: str, world: World, blobs: Shut) -> dict[str, Any]:
     shelve(world)
     blobs.shut = True
     started, worked = time.perf_counter(), time.process_time()
-    done = renewal.every(world.engine, blobs, loads.profiles(ENGINES))
+    done = reevaluate.every(world.engine, blobs, engine_compat.profiles(ENGINES))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     if done.looked != VERSIONS:
         raise RuntimeError(f"{done.looked} of {VERSIONS} versions were looked at")

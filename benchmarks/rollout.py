@@ -30,21 +30,21 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _adapters, _contenders
+from registry.api import BaseView
+from registry.api.bases import BaseAdd
+from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client import base_folder, push
-from registry.client.api import Registry
 from registry.client.fleet import Fleet
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.fingerprint import Fingerprint, Prompt
+from registry.evaluation.reference_logprobs import Fingerprint, Prompt
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check
 from registry.names import AdapterName
-from registry.reports import Report
-from registry.serving.engines import VLLM
-from registry.serving.shelf import Shelf
-from registry.serving.station import AT_ONCE
-from registry.verdicts import Check
-from registry.wire import BaseView
-from registry.wire.bases import BaseAdd
-from registry.wire.jobs import ClaimRequest, FinishRequest
+from registry.serving.agent.reconciler import AT_ONCE
+from registry.serving.engines.openai import VLLM
+from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
 from tests.serving.stand_ins import VLLMServer, answers
 

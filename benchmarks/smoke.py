@@ -95,7 +95,7 @@ def yardsticks(folder: Path, adapters: list[Path]) -> tuple[dict[str, Callable[[
     import peft
     from safetensors.torch import load_file
 
-    from registry.worker import model
+    from registry.worker.model import language as model
 
     bare, other = model.Base.load(folder, "real"), model.Base.load(folder, "real")
     worn = peft.PeftModel.from_pretrained(other.model, str(adapters[0]), adapter_name="one")
@@ -131,8 +131,8 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
     import torch
     import transformers
 
-    from registry.worker.keepers import Limits, Source
-    from registry.worker.pool import Pool
+    from registry.worker.sandbox.host_client import Limits, Source
+    from registry.worker.sandbox.pool import Pool
 
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()

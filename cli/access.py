@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 import click
 
 from cli import output, session
-from registry.client.api import Registry
+from registry.api.access import TokenCreate, TokenCreated, TokenView, Whoami
 from registry.client.namespaces import Namespaces
+from registry.client.registry import Registry
 from registry.errors import Invalid
-from registry.wire.access import TokenCreate, TokenCreated, TokenView, Whoami
 
 SCOPES = ("pull", "push", "promote", "work", "admin")
 DAY_SECONDS = 86400

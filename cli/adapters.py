@@ -16,9 +16,9 @@ from typing import Any
 import click
 
 from cli import output, session, versions
-from registry.client.versions import Versions
-from registry.verdicts import Outcome
-from registry.wire import AdapterView
+from registry.api import AdapterView
+from registry.client.core import Versions
+from registry.evaluation.verdicts import Outcome
 
 GRADES = ("exact", "other-dtype", "quantised", "descendant")
 """How alike the weights of two bases are, the closest first; each one includes those before it."""

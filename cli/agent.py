@@ -29,14 +29,16 @@ import click
 
 from cli import output, session
 from registry import names
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.serving import kinds, metrics, reporter, sweep, uses
-from registry.serving.agent import Agent
-from registry.serving.engines import KEY_VARIABLE
-from registry.serving.shelf import Shelf
-from registry.serving.station import DRAIN_SECONDS, Station
+from registry.serving.agent import heartbeat, metrics
+from registry.serving.agent.agent import Agent
+from registry.serving.agent.reconciler import DRAIN_SECONDS, Station
+from registry.serving.engines import parse
+from registry.serving.engines.openai import KEY_VARIABLE
+from registry.serving.store import eviction, in_use
+from registry.serving.store.store import Shelf
 
 LOOK_SECONDS = 0.5
 """A signal that another thread was given is handled by the main one, which must not sleep for ever."""
@@ -72,7 +74,7 @@ LOOK_SECONDS = 0.5
 @click.option(
     "--keep-days",
     type=click.FloatRange(min=0),
-    default=sweep.KEEP_DAYS,
+    default=eviction.KEEP_DAYS,
     show_default=True,
     metavar="DAYS",
     help="How long a version that nothing uses stays in DIR; inf: for ever.",
@@ -92,8 +94,8 @@ def agent(
 ) -> None:  # fmt: skip
     """Keep engines at what an alias of every adapter of a base points at."""
     say = (lambda _line: None) if output.as_json() else click.echo
-    followed = Followed(str(names.base_name(base)), names.alias(alias), folder, drain, box or reporter.this_box())
-    titles = {kinds.title(engine): engine for engine in engines}
+    followed = Followed(str(names.base_name(base)), names.alias(alias), folder, drain, box or heartbeat.this_box())
+    titles = {parse.title(engine): engine for engine in engines}
     if len(titles) != len(engines):
         raise click.UsageError("two engines have one kind and one port: run an agent for each, with --box and a --dir")
     judged = {engine: _profile(engine, engines, profiles) for engine in engines}
@@ -108,10 +110,10 @@ def agent(
         if port:
             say(f"metrics: {held.enter_context(metrics.served(counted, port))}")
         limits, leases = (
-            sweep.Limits(keep_days, math.inf if keep_bytes is None else keep_bytes),
-            sweep.leases_of(registry, followed.box),
+            eviction.Limits(keep_days, math.inf if keep_bytes is None else keep_bytes),
+            eviction.leases_of(registry, followed.box),
         )
-        sweeper = sweep.Sweeper(Shelf(folder), limits, leases, say)
+        sweeper = eviction.Sweeper(Shelf(folder), limits, leases, say)
         if once:
             _pass_once(dict(zip(titles, agents, strict=True)), sweeper)
         else:
@@ -137,7 +139,7 @@ def _alias_file(title: str) -> str:
 def _keep_alone(held: contextlib.ExitStack, followed: Followed, file: str) -> None:
     """Two agents that follow different things with one engine or one file would undo each other's work."""
     mine = f"the alias {followed.alias!r} of {followed.base!r}"
-    other = held.enter_context(uses.followed(followed.folder, file, mine))
+    other = held.enter_context(in_use.followed(followed.folder, file, mine))
     if other:
         raise click.UsageError(
             f"another agent keeps {followed.folder / file} for {other}: an engine has one agent, and agents that "
@@ -163,16 +165,16 @@ def _made(
     registry: Registry, followed: Followed, engine: str, profile: str, counted: metrics.Metrics,
     say: Callable[[str], None], *, alone: bool,
 ) -> Agent:  # fmt: skip
-    title = kinds.title(engine)
+    title = parse.title(engine)
     followed_as = Digest.of(f"{followed.base} {followed.alias}".encode()).hex[:8]
     shelf = Shelf(followed.folder, user=f"{followed.box}-{title}-{followed_as}")
     say = say if alone else _under(title, say)
     station = Station(
-        kinds.engine(engine, os.environ.get(KEY_VARIABLE, "").strip()), registry, shelf,
+        parse.engine(engine, os.environ.get(KEY_VARIABLE, "").strip()), registry, shelf,
         drain_seconds=followed.drain, metrics=counted,
         alias_file=_alias_file("" if alone else title),
     )  # fmt: skip
-    telling = reporter.Reporter(
+    telling = heartbeat.Reporter(
         registry, station.slots, box=followed.box, engine=title, base=followed.base, alias=followed.alias,
         profile=profile, metrics=counted, say=say,
     )  # fmt: skip
@@ -181,7 +183,7 @@ def _made(
     )
 
 
-def _pass_once(agents: Mapping[str, Agent], sweeper: sweep.Sweeper) -> None:
+def _pass_once(agents: Mapping[str, Agent], sweeper: eviction.Sweeper) -> None:
     """One pass over each; an engine that is away keeps no other one waiting, and its error is told at the end."""
     items: list[dict[str, Any]] = []
     wrong: RegistryError | None = None
@@ -200,7 +202,7 @@ def _pass_once(agents: Mapping[str, Agent], sweeper: sweep.Sweeper) -> None:
     click.get_current_context().exit(output.REFUSED if behind else 0)
 
 
-def _keep(agents: Sequence[Agent], sweeper: sweep.Sweeper) -> None:
+def _keep(agents: Sequence[Agent], sweeper: eviction.Sweeper) -> None:
     """Until a signal comes: each engine in a thread of its own, so that one that hangs holds up no other."""
     stop = threading.Event()
 

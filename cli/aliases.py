@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 import click
 
 from cli import fleet, output, session
-from registry.client.api import Registry
+from registry.api.aliases import AliasMove, AliasView
+from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
-from registry.wire.aliases import AliasMove, AliasView
 
 
 @click.command()

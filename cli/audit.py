@@ -20,15 +20,15 @@ from pathlib import Path
 import click
 
 from cli import output, session
+from registry.api.audit import EventView
 from registry.client import exported
-from registry.client import heads as memory
+from registry.client import trusted_checkpoints as memory
 from registry.client.audit import Audit, ServerLog
+from registry.client.core import Versions
 from registry.client.exported import FolderLog
-from registry.client.versions import Versions
 from registry.errors import Corrupt
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
-from registry.wire.audit import EventView
 
 STORY = {
     "version.push": "pushed {object}",

@@ -18,17 +18,17 @@ import click
 
 from cli import main, output, session
 from registry import names
+from registry.api import BaseView
+from registry.api.bases import BaseAdd
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
-from registry.bases.likeness import Grade
+from registry.bases.similarity import Grade
 from registry.client import base_folder
-from registry.client.judging import Judging
+from registry.client.evaluation import Judging
 from registry.errors import Invalid
-from registry.thresholds import Thresholds
-from registry.wire import BaseView
-from registry.wire.bases import BaseAdd
-from registry.worker import identify as weights_identity
-from registry.worker.weights import Weights
+from registry.evaluation.thresholds import Thresholds
+from registry.worker.model import identify as weights_identity
+from registry.worker.model.weights import Weights
 
 STRANGERS_SHOWN = 10
 

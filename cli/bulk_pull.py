@@ -14,10 +14,10 @@ from cli import output, session
 from cli.bulk import document, leave, print_refused, quiet
 from cli.progress import Bar
 from registry import names
+from registry.api import Resolved
 from registry.client import bulk_pull
 from registry.client.bulk import Result
 from registry.names import AdapterName, Ref
-from registry.wire import Resolved
 
 
 @click.command("pull-all")

@@ -20,11 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cli import output, session
 from cli.jobs import REMARK_AFTER_SECONDS
 from registry import names
-from registry.client.judging import Judging
+from registry.api.jobs import CampaignView, RevalidateRequest
+from registry.client.evaluation import Judging
 from registry.errors import Unavailable
+from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
-from registry.verdicts import Outcome
-from registry.wire.jobs import CampaignView, RevalidateRequest
 
 ASK_EVERY_SECONDS = 1.0
 

@@ -17,15 +17,17 @@ from pathlib import Path
 import click
 
 from cli import output, session, versions
-from registry import contents, engines, judgement
+from registry import engines
+from registry.adapters import read as contents
+from registry.api.verdicts import FleetView
 from registry.client import folder as folders
 from registry.client import push
-from registry.client.api import Registry
+from registry.client.registry import Registry
+from registry.compat import evaluate
 from registry.engines import Profile
+from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.fleets import FleetSettings
 from registry.names import Ref
-from registry.verdicts import Check, Outcome, Verdict
-from registry.wire.verdicts import FleetView
 
 NAMES_SHOWN = 10
 
@@ -74,7 +76,7 @@ def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> 
         output.note(f"left out: {reason.place} {reason.sentence}")
     meant = push.Bases(registry).of(found, base)
     known, subject = registry.base(meant.name), found.manifest(meant).digest
-    return judgement.verdicts(found.found, known.spec, subject, asked, relatives=known.relatives)
+    return evaluate.verdicts(found.found, known.spec, subject, asked, relatives=known.relatives)
 
 
 def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> list[Verdict]:
@@ -97,7 +99,7 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
 
     found = contents.read_any(version.files, read)
     known = registry.base(base or version.base)
-    return judgement.verdicts(found, known.spec, version.digest, asked, relatives=known.relatives)
+    return evaluate.verdicts(found, known.spec, version.digest, asked, relatives=known.relatives)
 
 
 def _print_verdicts(what: str, verdicts: list[Verdict], is_folder: bool) -> None:

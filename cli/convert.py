@@ -16,9 +16,9 @@ import click
 from cli import jobs, output, session
 from registry.client import convert as conversion
 from registry.client.convert import Outcome
-from registry.conversions import Conversion, Target
 from registry.errors import Unavailable
 from registry.jobs import Job, State
+from registry.merging.conversions import Conversion, Target
 from registry.names import Ref
 
 

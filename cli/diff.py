@@ -23,10 +23,10 @@ import click
 
 from cli import drawing, heatmap, main, output, session, versions
 from cli.heatmap import HeatMap
-from registry import facts
 from registry.client import folder as folders
 from registry.client import pull
-from registry.client.versions import Versions
+from registry.client.core import Versions
+from registry.engines import version_facts
 from registry.manifest import CONFIG
 from registry.names import Ref
 
@@ -81,9 +81,11 @@ def _side(registry: Versions, text: str) -> Side:
     if folders.is_meant(text):
         found = folders.read_folder(path)
         written = _written((path / CONFIG).read_bytes()) if CONFIG in found.sources else {}
-        told = facts.claims(found.files, lambda file, start, n: found.sources[file].read_bytes()[start : start + n])
+        told = version_facts.claims(
+            found.files, lambda file, start, n: found.sources[file].read_bytes()[start : start + n]
+        )
         files = {f.path: str(f.digest) for f in found.files}
-        return Side(text, found.found.claim.name, {**facts.of(found.found), **told}, written, files)
+        return Side(text, found.found.claim.name, {**version_facts.of(found.found), **told}, written, files)
     version = registry.version(Ref.parse(text))
     written = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:

@@ -22,7 +22,7 @@ import click
 
 from cli import output, session
 from registry import __version__
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.errors import RegistryError
 
 EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("torch", "peft", "transformers")}

@@ -19,13 +19,13 @@ import click
 
 from cli import main, output, session
 from registry import errors
+from registry.api.desired_state import Roster, RosterEntry
 from registry.client import pull
-from registry.serving import export as exports
-from registry.serving import objects
-from registry.serving import pbase as lookups
-from registry.serving.export import Exported, Item, Place
-from registry.serving.export_folder import FolderPlace
-from registry.wire.roster import Roster, RosterEntry
+from registry.serving.export import export as exports
+from registry.serving.export import kubernetes as objects
+from registry.serving.export import pbase as lookups
+from registry.serving.export.export import Exported, Item, Place
+from registry.serving.export.folder import FolderPlace
 
 _COLOURS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
 
@@ -95,9 +95,7 @@ def export(
 
 def _place(dest: str) -> Place:
     if dest.startswith("s3://"):
-        made: Place = main.load("registry.serving.export_bucket", "BucketPlace", "server", "adapter export to s3://")(
-            dest
-        )
+        made: Place = main.load("registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://")(dest)
         return made
     return FolderPlace(Path(dest))
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import click
 
 from cli import output, session
+from registry.api import ServedOn
+from registry.api.fleet import BoxView, FleetBoxes, SlotView
 from registry.client.fleet import Fleet
 from registry.digest import Digest
-from registry.wire import ServedOn
-from registry.wire.fleet import BoxView, FleetBoxes, SlotView
 
 
 @click.command()

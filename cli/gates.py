@@ -18,13 +18,13 @@ import click
 from pydantic import ValidationError
 
 from cli import fleet, output, session
+from registry.api import VersionView
+from registry.api.gates import GateView
 from registry.client.gates import Gates
 from registry.errors import Invalid
-from registry.gates import Gate
+from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Check
 from registry.names import Ref
-from registry.verdicts import Check
-from registry.wire import VersionView
-from registry.wire.gates import GateView
 
 CHECKS = [check.value for check in Check if check is not Check.LOADS]
 

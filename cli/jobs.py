@@ -15,12 +15,12 @@ import time
 import click
 
 from cli import output, session, versions
-from registry.client.api import Registry
+from registry.api.jobs import JobSubmit
+from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
+from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State, Step
 from registry.names import Ref
-from registry.verdicts import Check, Outcome, Verdict
-from registry.wire.jobs import JobSubmit
 
 ASK_EVERY_SECONDS = 0.5
 REMARK_AFTER_SECONDS = 5.0

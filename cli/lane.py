@@ -1,4 +1,4 @@
-"""`DirectProtocol`: uvicorn's HTTP protocol, which also offers each request its socket (registry/server/lanes.py).
+"""`DirectProtocol`: uvicorn's HTTP protocol, which also offers each request its socket (`server/http/direct_io.py`).
 
 It reaches into uvicorn: the parser, the request's `body` and `more_body`, the answer's `expected_content_length`.
 tests/cli/test_lane.py runs every use of them against the installed version, and `offered` looks for them before.
@@ -29,7 +29,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from registry.server.lanes import IDLE_SECONDS, NAME, SLOTS
+from registry.server.http.direct_io import IDLE_SECONDS, NAME, SLOTS
 
 BUFFER_BYTES = 2**20
 FLOW_BYTES = 2**18

@@ -21,14 +21,14 @@ import click
 
 from cli import output, session, sign
 from registry import attestations
-from registry.client.api import Registry
+from registry.api import VersionView
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
+from registry.client.registry import Registry
 from registry.digest import canonical_json
 from registry.errors import Invalid
 from registry.lineage import cyclonedx, openlineage, pictures, slsa
 from registry.lineage.svg import svg
 from registry.names import Ref
-from registry.wire import VersionView
-from registry.wire.lineage import Lineage, LineageEdge, LineageNode
 
 SHORT_DIGEST = pictures.SHORT_DIGEST
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": pictures.dot, "mermaid": pictures.mermaid, "svg": svg}

@@ -19,17 +19,17 @@ from typing import Any
 import click
 
 from cli import jobs, main, output, session
+from registry.api import BaseView
+from registry.api.jobs import JobSubmit
 from registry.client import pull, push
-from registry.client.api import Registry
 from registry.client.destination import Destination
+from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.jobs import FINAL, Job, Kind, State
+from registry.merging.recipes import MergeReport, Method, Operation, Recipe
 from registry.names import AdapterName, Ref
-from registry.recipes import MergeReport, Method, Operation, Recipe
-from registry.wire import BaseView
-from registry.wire.jobs import JobSubmit
-from registry.worker import identify
-from registry.worker.merge.order import Order
+from registry.worker.merge.request import Order
+from registry.worker.model import identify
 
 WORST_SHOWN = 5
 

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 import click
 
 from cli import fleet, output, session
+from registry.api.namespaces import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
 from registry.client.namespaces import Namespaces
 from registry.errors import Invalid
 from registry.names import AdapterName
-from registry.wire.namespaces import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
 
 ROLES = ("reader", "pusher", "promoter", "owner")
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from cli import drawing, output
 from cli.drawing import Grid
 from cli.heatmap import HeatMap
-from registry.client.api import Registry
+from registry.api import VersionView
+from registry.client.registry import Registry
+from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
-from registry.verdicts import Check
-from registry.wire import VersionView
 
 COLUMNS_SHOWN = 24
 

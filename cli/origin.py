@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from cli import output
-from registry import trainer
-from registry.wire import VersionView
+from registry.adapters import trainer
+from registry.api import VersionView
 
 PARAMETERS_SHOWN = 12
 

@@ -136,7 +136,7 @@ def _known(error: Exception) -> RegistryError | None:
 
 def _of_request(error: ValidationError) -> RegistryError | None:
     """What was typed and goes into no request is bad input; an answer that cannot be read is a bug."""
-    requests = main.load("registry.wire", "Request").__subclasses__()  # loaded where one has refused something
+    requests = main.load("registry.api", "Request").__subclasses__()  # loaded where one has refused something
     if error.title not in {shape.__name__ for shape in requests}:
         return None
     first = error.errors()[0]

@@ -18,13 +18,13 @@ import click
 
 from cli import main, output, provenance, session, versions
 from cli.progress import Bar
+from registry.api import VersionView
+from registry.api.push import Pushed
 from registry.client import push as pushing
-from registry.client.versions import Versions
+from registry.client.core import Versions
 from registry.errors import Reason
+from registry.evaluation.verdicts import Outcome, Verdict
 from registry.names import AdapterName, Ref
-from registry.verdicts import Outcome, Verdict
-from registry.wire import VersionView
-from registry.wire.push import Pushed
 
 
 class Tag(click.ParamType[tuple[str, str]]):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import click
 
 from cli import output, session
-from registry.wire.verdicts import RejudgeRequest
+from registry.api.verdicts import RejudgeRequest
 
 
 @click.command()

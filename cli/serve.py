@@ -28,10 +28,13 @@ from fastapi import FastAPI
 from cli import output
 from cli.lane import DirectProtocol
 from registry.errors import Unavailable
-from registry.server import actors, db, loads, renewal, schema, tokens
-from registry.server.app import create_app
-from registry.server.blobs import BlobStore
+from registry.server.access import actors, tokens
+from registry.server.database import db, schema
+from registry.server.evaluation import engine_compat
+from registry.server.http.app import create_app
+from registry.server.maintenance import reevaluate
 from registry.server.settings import Settings
+from registry.server.storage.blobs import BlobStore
 from registry.server.webhooks import dispatch
 
 GRACE_SECONDS = 30
@@ -92,7 +95,7 @@ def _settings(data: str | None) -> Settings:
 def _renew(engine: db.Engine, blobs: BlobStore, settings: Settings) -> None:
     """Judge again what is older than the engines' rules. Another server may be at it already."""
     with contextlib.suppress(Unavailable):
-        renewal.every(engine, blobs, loads.profiles(settings.engines))
+        reevaluate.every(engine, blobs, engine_compat.profiles(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from cli import main
-from registry.client.heads import Heads
-from registry.client.versions import Versions
+from registry.client.core import Versions
+from registry.client.trusted_checkpoints import Heads
 from registry.errors import Invalid
 
 if TYPE_CHECKING:
-    from registry.client.api import Registry
+    from registry.client.registry import Registry
 
 Routes = TypeVar("Routes", bound=Versions)
 
@@ -118,7 +118,7 @@ def target() -> Target:
 
 def registry() -> AbstractContextManager[Registry]:
     """The registry of `target()` with all of its routes, closed at the end."""
-    return _opened(main.load("registry.client.api", "Registry"))
+    return _opened(main.load("registry.client.registry", "Registry"))
 
 
 def versions() -> AbstractContextManager[Versions]:

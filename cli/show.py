@@ -14,10 +14,10 @@ from pathlib import Path
 import click
 
 from cli import heatmap, norms, origin, output, session, versions
+from registry.api import VersionView
+from registry.api.aliases import AliasView
 from registry.client import convert
 from registry.names import Ref
-from registry.wire import VersionView
-from registry.wire.aliases import AliasView
 
 
 @click.command()

@@ -20,12 +20,12 @@ from pathlib import Path
 import click
 
 from cli import output, session
+from registry.api.audit import SignRequest
 from registry.attestations.keys import PrivateKey
 from registry.client import signing
 from registry.client.audit import Audit
 from registry.errors import Corrupt, Invalid
 from registry.names import Ref
-from registry.wire.audit import SignRequest
 
 LIMIT_BYTES = 512 * 2**10
 _FILE = click.Path(path_type=Path)

@@ -7,6 +7,6 @@ Example
 
 from __future__ import annotations
 
-from registry.worker.updates import cosines
+from registry.worker.model.updates import cosines
 
 __all__ = ["cosines"]

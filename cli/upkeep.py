@@ -18,10 +18,10 @@ from typing import Any
 import click
 
 from cli import output, session
-from registry.client.api import Registry
+from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
+from registry.client.registry import Registry
 from registry.errors import Corrupt
-from registry.verdicts import Finding
-from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
+from registry.evaluation.verdicts import Finding
 
 DAMAGED = output.EXIT_CODES[Corrupt]
 FINDINGS_SHOWN = 50

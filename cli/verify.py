@@ -19,17 +19,17 @@ from pathlib import Path
 import click
 
 from cli import output, session
+from registry.api import FileLink, Resolved
 from registry.attestations.certificates import Trust
-from registry.client import dossier
+from registry.client import bundle
 from registry.client.audit import Audit
-from registry.client.dossier import LIMIT_BYTES, Dossier, Examined, Reread
+from registry.client.bundle import LIMIT_BYTES, Dossier, Examined, Reread
+from registry.client.core import Versions
 from registry.client.signing import Signed
-from registry.client.versions import Versions
 from registry.digest import Hasher
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
 from registry.tlog.notes import Verifier
-from registry.wire import FileLink, Resolved
 
 _PLACE = click.Path(path_type=Path, exists=True)
 
@@ -64,14 +64,14 @@ def verify(
     if offline is not None:
         found = Dossier.parse(_read(offline), file=str(offline))
         held = tuple(Verifier.parse(key) for key in keys or found.keys)
-        rereads, listed = dossier.reread(folder, found.manifest) if folder else [], True
+        rereads, listed = bundle.reread(folder, found.manifest) if folder else [], True
     else:
         with session.versions() as registry:
             resolved = registry.resolve(ref or "")
             rereads = [_reread(registry, resolved, file) for file in resolved.files]
             found, held = _asked(registry, resolved)
         listed = {(f.path, f.digest) for f in resolved.manifest.files} == {(f.path, f.digest) for f in resolved.files}
-    seen = dossier.examined(found, held, trust)
+    seen = bundle.examined(found, held, trust)
     if save is not None:
         save.write_bytes(found.to_bytes())
     _answer(found, listed, rereads, seen, signed_by, given=offline is None or bool(keys))
@@ -106,7 +106,7 @@ def _answer(
 def _asked(registry: Versions, resolved: Resolved) -> tuple[Dossier, tuple[Verifier, ...]]:
     """All that the registry shows of a version, and the keys of its log that this machine remembers."""
     embedded, audit = session.target().embedded, Audit(registry)
-    found, note = dossier.collect(audit, resolved), audit.checkpoint()
+    found, note = bundle.collect(audit, resolved), audit.checkpoint()
     session.heads().check(registry, note, by_origin=embedded)
     head = session.heads().known(registry, note, by_origin=embedded)
     return found, head.verifiers if head is not None else ()

@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from cli import output
-from registry.verdicts import Check, Finding, Outcome, Verdict
-from registry.wire import VersionView
+from registry.api import VersionView
+from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 
 FINDINGS_SHOWN = 5
 VALUE_WIDTH = 80

@@ -13,8 +13,8 @@ import click
 
 from cli import output, session
 from cli.audit import STORY
+from registry.api.audit import ACTIONS, DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
-from registry.wire.audit import ACTIONS, DeliveryView, WebhookCreate, WebhookView
 
 
 @click.group()

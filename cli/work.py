@@ -1,7 +1,7 @@
 """`adapter work`: take jobs from the registry and try adapters on their base, here.
 
 Invariants
-- This process holds no torch; each base lives in a keeper process of its own (registry/worker/keeper.py).
+- This process holds no torch; each base lives in a keeper process of its own (registry/worker/sandbox/host.py).
 - SIGTERM and Ctrl-C end it in order: the running job is finished or given back, and no process stays behind.
 - Standard output tells one line for each job; with `--json` it is one JSON document at the end.
 
@@ -24,10 +24,10 @@ import click
 
 from cli import main, output, session
 from registry import names
-from registry.worker.keepers import Limits, device_of
 from registry.worker.loop import Tally, Worker
-from registry.worker.pool import Pool
-from registry.worker.sources import Sources
+from registry.worker.model.sources import Sources
+from registry.worker.sandbox.host_client import Limits, device_of
+from registry.worker.sandbox.pool import Pool
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
 """What a keeper imports; looked for before a job is claimed."""

@@ -1,9 +1,9 @@
-"""How Alembic runs here: on the connection that `registry.server.schema` hands over, or on REGISTRY_DATABASE_URL.
+"""How Alembic runs here: on the connection that `registry.server.database.schema` passes, or on REGISTRY_DATABASE_URL.
 
-- A run is one transaction on both databases; `registry.server.schema` makes one run of each step.
+- A run is one transaction on both databases; `registry.server.database.schema` makes one run of each step.
 - On PostgreSQL one run at a time holds an advisory lock, and no statement waits or works for long: a migration that
   queues behind a long query would make every later query wait behind it. How long it waits for a table is said by
-  `registry.server.schema`.
+  `registry.server.database.schema`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from alembic import context
 from sqlalchemy import Connection, create_engine, text
 
-from registry.server import tables
+from registry.server.database.models import content
 
 LOCK_TIMEOUT = "2s"
 STATEMENT_TIMEOUT = "60s"
@@ -26,7 +26,7 @@ given = context.config.attributes.get("connection")
 def run(connection: Connection) -> None:
     context.configure(
         connection=connection,
-        target_metadata=tables.SQLModel.metadata,
+        target_metadata=content.SQLModel.metadata,
         render_as_batch=connection.dialect.name == "sqlite",
         compare_type=True,
     )

@@ -10,7 +10,7 @@ Example
 
 from __future__ import annotations
 
-from registry.verdicts import Value
+from registry.evaluation.verdicts import Value
 
 
 class FleetSettings(Value):

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import Field
 
 from registry.digest import Digest
-from registry.verdicts import Value
+from registry.evaluation.verdicts import Value
 
 LEASE_SECONDS = 60
 """How long a claim lasts without a renewal. A worker renews at a third of it."""

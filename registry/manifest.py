@@ -34,8 +34,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from registry import names
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
+from registry.evaluation.verdicts import Value
 from registry.provenance import Provenance
-from registry.verdicts import Value
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
 FILES_LIMIT = 256
@@ -78,7 +78,7 @@ KINDS: tuple[FileKind, ...] = (
     FileKind("tokenizer.model", "application/vnd.sentencepiece", 64 * 2**20),
     FileKind("trainer_state.json", "application/json", 8 * 2**20),
     FileKind("training_args.yaml", "text/yaml", 2**20),
-    FileKind("golden.jsonl", "application/vnd.adapter-registry.golden+jsonl", 2**20),
+    FileKind("golden.jsonl", "application/vnd.adapter-registry.evaluation.golden+jsonl", 2**20),
     FileKind("LICENSE", "text/plain", 2**20),
 )
 

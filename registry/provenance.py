@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
-from registry.verdicts import Value
+from registry.evaluation.verdicts import Value
 
 DATASETS_LIMIT = 64
 PARAMETERS_LIMIT = 200

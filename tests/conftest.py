@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from registry.worker.pool import Pool
+    from registry.worker.sandbox.pool import Pool
     from tests import services
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
@@ -36,7 +36,7 @@ pytest_plugins = ["tests.order"]
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with the newest schema, to be copied."""
-    from registry.server import db, schema
+    from registry.server.database import db, schema
     from registry.server.settings import Settings
     from tests import dialects
 
@@ -59,7 +59,7 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: str) -> Iterator[str]:
     """A PostgreSQL database with the newest schema, emptied before each test; copying it takes longer."""
-    from registry.server import db, schema
+    from registry.server.database import db, schema
     from registry.server.settings import Settings
     from tests import dialects, services
 
@@ -116,7 +116,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
     """Warm keepers for all tests that need a worker: starting one costs some seconds of imports."""
-    from registry.worker.pool import Pool
+    from registry.worker.sandbox.pool import Pool
 
     with Pool() as pool:
         yield pool
@@ -157,7 +157,7 @@ def _empty(postgres_url: str) -> None:
     """Nothing of the test before may still work here: whoever is connected is ended first."""
     import psycopg
 
-    from registry.server import tables
+    from registry.server.database.models import content as tables
 
     children_first = [table.name for table in reversed(tables.SQLModel.metadata.sorted_tables)]
     statements = "; ".join(f'DELETE FROM "{name}"' for name in children_first)
@@ -181,8 +181,8 @@ def world(database_url: str) -> Iterator[object]:
 def stored_world(database_kind: str, database_url: str, quick_path: Path) -> Iterator[object]:
     """A World with a base. Each database has one of the stores, so that two runs see both of each: what is told
     between the two does not depend on which ones they are."""
-    from registry.server.blobs import MemoryBlobs
-    from registry.server.local import LocalBlobs
+    from registry.server.storage.blobs import MemoryBlobs
+    from registry.server.storage.local import LocalBlobs
     from tests.world import World
 
     blobs = MemoryBlobs() if database_kind == "postgres" else LocalBlobs(quick_path / "blobs")

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Dialect, Engine
 from sqlalchemy.util import LRUCache
 
-from registry.server import db
+from registry.server.database import db
 
 KEPT = 20_000
 """Statements, more than all tests have: none is compiled a second time."""

@@ -23,21 +23,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests import house, vocabulary
+from tests import import_table, vocabulary
 
 REPEATED_LINES = 12
 LAYERS = (("domain",), ("client",), ("serving", "worker", "server"), ("routes", "app"), ("cli",))
-"""Kinds of tests/house.py from the bottom up."""
+"""Kinds of tests/import_table.py from the bottom up."""
 
 
 def facts(root: Path) -> dict[str, Any]:
     """All figures, by the name that `make facts` prints."""
-    paths = {name: path for name, path in house.modules().items() if not name.startswith("migrations")}
+    paths = {name: path for name, path in import_table.modules().items() if not name.startswith("migrations")}
     sources = {name: path.read_text() for name, path in paths.items()}
     trees = {name: ast.parse(source) for name, source in sources.items()}
     lengths = {path: len(sources[name].splitlines()) for name, path in paths.items()}
     functions = [length for tree in trees.values() for length in function_lengths(tree)]
-    graph = house.graph(sources)
+    graph = import_table.graph(sources)
     pages = {path: text.count("\n") for path, text in vocabulary.texts(root).items() if path.suffix == ".md"}
     longest_page = max(pages, key=lambda path: pages[path])
     return {
@@ -119,8 +119,10 @@ def arrows_back(graph: Mapping[str, Iterable[str]]) -> list[str]:
             messages += [f"{folder}: {a} -> {b}" for a, b in arrows]
     height = {kind: level for level, kinds in enumerate(LAYERS) for kind in kinds}
     for module in sorted(graph):
-        level = height[house.kind_of(module)]
-        messages += [f"{module} -> {other}" for other in sorted(graph[module]) if height[house.kind_of(other)] > level]
+        level = height[import_table.kind_of(module)]
+        messages += [
+            f"{module} -> {other}" for other in sorted(graph[module]) if height[import_table.kind_of(other)] > level
+        ]
     return messages
 
 

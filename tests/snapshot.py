@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel import Session, select
 
-from registry.server.tables import (
+from registry.server.database.models.content import (
     AdapterRow,
     BaseEdgeRow,
     BaseRow,

@@ -1,6 +1,6 @@
 """The walls of the house are tests: allowed imports, no late imports, no cycles, and sizes that keep rooms readable.
 
-Planted breaches prove that each test can fail. The table itself is data in tests/house.py.
+Planted breaches prove that each test can fail. The table itself is data in tests/import_table.py.
 """
 
 from __future__ import annotations
@@ -10,56 +10,63 @@ from pathlib import Path
 
 import pytest
 
-from tests import house
-from tests.house import LAZY_DOOR, ROOT
+from tests import import_table
+from tests.import_table import LAZY_DOOR, ROOT
 
 FUNCTION_LINES_LIMIT = 60
-FILE_LINES_LIMIT = 300
-SOURCES = house.sources()
+FILE_LINES_LIMIT = 500
+SOURCES = import_table.sources()
 KNOWN = set(SOURCES)
 
 
 def test_every_import_is_one_that_the_table_allows() -> None:
-    assert [breach for module, source in SOURCES.items() for breach in house.forbidden(module, source, KNOWN)] == []
+    assert [
+        breach for module, source in SOURCES.items() for breach in import_table.forbidden(module, source, KNOWN)
+    ] == []
 
 
 def test_no_import_happens_late_except_at_the_lazy_door() -> None:
-    assert [breach for module, source in SOURCES.items() for breach in house.late_imports(module, source)] == []
+    assert [breach for module, source in SOURCES.items() for breach in import_table.late_imports(module, source)] == []
 
 
 def test_the_import_graph_has_no_cycle() -> None:
-    assert house.cycle_in(house.graph(SOURCES)) == []
+    assert import_table.cycle_in(import_table.graph(SOURCES)) == []
 
 
 @pytest.mark.parametrize(
     ("module", "line"),
     [
         ("registry.compat", "import torch"),
-        ("registry.compat", "from registry.server import tables"),
+        ("registry.compat", "from registry.server.database.models import content"),
         ("registry.compat", "from . import digest"),
-        ("registry.client.api", "from registry.server import tables"),
-        ("registry.server.push", "import fastapi"),
-        ("registry.server.push", "from registry.server.routes import deps"),
-        ("registry.server.push", "from registry.client import api"),
-        ("registry.server.blobs", "import boto3"),
+        ("registry.client.registry", "from registry.server.database.models import content"),
+        ("registry.server.push.commit", "import fastapi"),
+        ("registry.server.push.commit", "from registry.server.routes import deps"),
+        ("registry.server.push.commit", "from registry.client import registry"),
+        ("registry.server.storage.blobs", "import boto3"),
         ("registry.worker.loop", "import sqlmodel"),
-        ("registry.worker.loop", "from registry.server import queue"),
+        ("registry.worker.loop", "from registry.server.jobs import queue"),
         ("registry.digest", "def f():\n    from cli import main"),
         ("cli.commands", "from registry.server import push"),
-        ("migrations.versions.0001_first", "from registry.server import tables"),
+        ("migrations.versions.0001_first", "from registry.server.database.models import content"),
     ],
 )
 def test_a_planted_breach_is_found(module: str, line: str) -> None:
-    known = KNOWN | {"registry.server.tables", "registry.server.routes.deps", "registry.client.api", "cli.main"}
-    known |= {"registry.server.queue", "registry.server.push"}
-    assert house.forbidden(module, line, known)
+    known = KNOWN | {
+        "registry.server.database.models.content",
+        "registry.server.routes.deps",
+        "registry.client.registry",
+        "cli.main",
+    }
+    known |= {"registry.server.jobs.queue", "registry.server.push.commit"}
+    assert import_table.forbidden(module, line, known)
 
 
 def test_planted_late_imports_and_cycles_are_found() -> None:
-    assert house.late_imports("registry.digest", "def f():\n    import json")
-    assert house.late_imports("registry.digest", "import importlib\nx = importlib.import_module('json')")
-    assert not house.late_imports(LAZY_DOOR, "def f():\n    import json")
-    assert house.cycle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert import_table.late_imports("registry.digest", "def f():\n    import json")
+    assert import_table.late_imports("registry.digest", "import importlib\nx = importlib.import_module('json')")
+    assert not import_table.late_imports(LAZY_DOOR, "def f():\n    import json")
+    assert import_table.cycle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
 
 
 def test_importing_a_module_has_no_effect_that_one_can_see_in_its_text() -> None:
@@ -104,6 +111,6 @@ def test_no_function_is_longer_than_a_screen() -> None:
     assert found == []
 
 
-def test_no_file_is_longer_than_300_lines() -> None:
+def test_no_file_is_longer_than_500_lines() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in _python_files()}
     assert {path: lines for path, lines in lengths.items() if lines > FILE_LINES_LIMIT} == {}

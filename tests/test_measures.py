@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from tests import measures, vocabulary
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 LIMITS = {
-    "lines": 52_152,
-    "files_in_a_folder_max": 64,
-    "file_lines_max": 300,
+    "lines": 52_600,
+    "files_in_a_folder_max": 46,
+    "file_lines_max": 310,
     "function_lines_max": 60,
     "cycles": 0,
-    "arrows_back": 13,
+    "arrows_back": 27,
     "vague_names": 1313,
     "vague_names_in_loops": 241,
     "metaphors": 4773,

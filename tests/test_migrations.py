@@ -16,7 +16,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, inspect, text
 
 from registry.errors import Conflict
-from registry.server import db, schema, tables
+from registry.server.database import db, schema
+from registry.server.database.models import content
 from registry.server.settings import Settings
 from tests import services
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = sorted((ROOT / "migrations/versions").glob("*.py"))
 START = """
 import sys
-from registry.server import db, schema
+from registry.server.database import db, schema
 from registry.server.settings import Settings
 print(schema.prepare(db.engine(Settings(database_url=sys.argv[1]))))
 """
@@ -46,7 +47,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 def differences(engine: Engine) -> list[object]:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        return list(compare_metadata(context, tables.SQLModel.metadata))
+        return list(compare_metadata(context, content.SQLModel.metadata))
 
 
 def test_the_migrations_lead_from_nothing_to_the_tables(empty: Engine) -> None:
@@ -57,7 +58,7 @@ def test_the_migrations_lead_from_nothing_to_the_tables(empty: Engine) -> None:
 def test_constraints_have_the_names_that_the_tables_give_them(empty: Engine) -> None:
     schema.migrate(empty)
     found = inspect(empty)
-    for table in tables.SQLModel.metadata.tables.values():
+    for table in content.SQLModel.metadata.tables.values():
         assert found.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
         for key in found.get_foreign_keys(table.name):
             assert key["name"] == f"fk_{table.name}_{'_'.join(key['constrained_columns'])}"

@@ -12,7 +12,7 @@ import yaml
 
 import registry
 from tests import releases
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()

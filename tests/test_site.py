@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 pytest.importorskip("mkdocs", reason="the site needs the extra 'docs'")
 LOADED = re.compile(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest
+from registry.api.push import PushPlan, PushRequest
 from registry.digest import Digest
-from registry.server import db
-from registry.server.blobs import key_of
-from registry.server.tables import BlobRow, PushRow
-from registry.wire.push import PushPlan, PushRequest
-from registry.wire.upkeep import FsckPage, FsckRequest, GcReport, GcRequest
+from registry.server.database import db
+from registry.server.database.models.content import BlobRow, PushRow
+from registry.server.storage.blobs import key_of
 from tests import forge
 from tests.world import World, rows
 

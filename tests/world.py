@@ -28,25 +28,28 @@ from typing import Any
 from sqlalchemy import event
 from sqlmodel import Session, select
 
-from registry import bases, tensors
+from registry import bases
+from registry.adapters import safetensors
+from registry.api import BaseView
+from registry.api.access import TokenCreate
+from registry.api.bases import BaseAdd
+from registry.api.jobs import ClaimRequest, FinishRequest
+from registry.api.push import Pushed, PushRequest
 from registry.bases import BaseSpec
-from registry.client.api import Registry
 from registry.client.inprocess import InProcess
+from registry.client.registry import Registry
 from registry.digest import Digest
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check, Finding
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
 from registry.provenance import Provenance
-from registry.reports import Report
-from registry.server import app, db, schema, tokens
-from registry.server.actors import TRUSTED
-from registry.server.blobs import BlobStore, MemoryBlobs, digest_of
+from registry.server.access import tokens
+from registry.server.access.actors import TRUSTED
+from registry.server.database import db, schema
+from registry.server.database.models.content import BlobRow, JobRow
+from registry.server.http import app
 from registry.server.settings import Settings
-from registry.server.tables import BlobRow, JobRow
-from registry.verdicts import Check, Finding
-from registry.wire import BaseView
-from registry.wire.access import TokenCreate
-from registry.wire.bases import BaseAdd
-from registry.wire.jobs import ClaimRequest, FinishRequest
-from registry.wire.push import Pushed, PushRequest
+from registry.server.storage.blobs import BlobStore, MemoryBlobs, digest_of
 from tests import forge
 
 URL = "http://registry.test"
@@ -214,7 +217,7 @@ class World:
 def spec_of(base: forge.Base) -> BaseSpec:
     """What `adapter base add` reads from a base's folder."""
     headers = [
-        tensors.read_header(lambda start, length, data=data: data[start : start + length], len(data), file=path)
+        safetensors.read_header(lambda start, length, data=data: data[start : start + length], len(data), file=path)
         for path, data in base.files.items()
         if path.endswith(".safetensors")
     ]

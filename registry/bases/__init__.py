@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import Field
 
 from registry import names
+from registry.adapters.safetensors import Header, TensorInfo
 from registry.bases import modules as base_modules
 from registry.bases.fingerprints import (
     Fingerprints,
@@ -31,9 +32,8 @@ from registry.bases.fingerprints import (
 from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
+from registry.evaluation.verdicts import Value
 from registry.strict import json as strict_json
-from registry.tensors import Header, TensorInfo
-from registry.verdicts import Value
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

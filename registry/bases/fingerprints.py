@@ -21,7 +21,7 @@ from typing import Any
 from registry.bases.modules import Logical
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
-from registry.verdicts import Value
+from registry.evaluation.verdicts import Value
 
 SAME_MEANING: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),

@@ -28,9 +28,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from registry.bases.likeness import Grade, Likeness
+from registry.bases.similarity import Grade, Likeness
 from registry.digest import Digest, canonical_json
-from registry.verdicts import Value
+from registry.evaluation.verdicts import Value
 
 SKETCH_SIZE = 64
 MARKS_LIMIT = 4096

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from registry.tensors import TensorInfo
-from registry.verdicts import Value
+from registry.adapters.safetensors import TensorInfo
+from registry.evaluation.verdicts import Value
 
 Kind = Literal["linear", "conv1d", "embedding", "norm", "conv", "experts", "parameter", "other"]
 Shape = tuple[int, ...]

@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from registry import bases, names
+from registry.adapters.safetensors import Header
 from registry.bases import modules as base_modules
 from registry.bases.fingerprints import Fingerprints
 from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.tensors import Header
 
 INDEX = "model_index.json"
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")

@@ -14,12 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from registry.client.checkpoints import Checkpoints
-from registry.errors import Corrupt, NotFound
-from registry.names import Ref
-from registry.tlog import tiles
-from registry.tlog.notes import Verifier
-from registry.wire.audit import (
+from registry.api.audit import (
     AttestationList,
     AttestationView,
     DeliveryList,
@@ -33,7 +28,12 @@ from registry.wire.audit import (
     WebhookList,
     WebhookView,
 )
-from registry.wire.checkpoints import LogKeys
+from registry.api.checkpoints import LogKeys
+from registry.client.checkpoints import Checkpoints
+from registry.errors import Corrupt, NotFound
+from registry.names import Ref
+from registry.tlog import tiles
+from registry.tlog.notes import Verifier
 
 PAGE = 200
 

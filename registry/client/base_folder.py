@@ -15,10 +15,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from registry import bases, tensors
+from registry import bases
+from registry.adapters import safetensors
+from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec, pipelines
 from registry.errors import Invalid, TooLarge
-from registry.tensors import Header
 
 TOKENIZER_LIMIT_BYTES = 128 * 2**20
 TEXT_LIMIT_BYTES = 4 * 2**20
@@ -54,7 +55,7 @@ class _Reader:
                 self.bytes_read += len(data)
                 return data
 
-            return tensors.read_header(read, os.fstat(file.fileno()).st_size, file=name)
+            return safetensors.read_header(read, os.fstat(file.fileno()).st_size, file=name)
 
 
 def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
@@ -122,7 +123,7 @@ def _config(reader: _Reader) -> dict[str, Any]:
 def _weights(reader: _Reader) -> tuple[str, ...]:
     """The names of the weight files: what the index names, else the one file, else every safetensors file."""
     for name in (bases.INDEX, "diffusion_pytorch_model.safetensors.index.json"):
-        index = reader.whole(name, tensors.LIMITS.header_bytes)
+        index = reader.whole(name, safetensors.LIMITS.header_bytes)
         if index is not None:
             return bases.shards(index)
     for name in (bases.SINGLE, "diffusion_pytorch_model.safetensors"):

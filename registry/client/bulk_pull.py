@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from registry.api import PAGE_LIMIT, AdapterView, Resolved
 from registry.client import pull as pulling
 from registry.client.bulk import Result, Sum, each, result_of
 from registry.client.cache import Cache
+from registry.client.core import Versions
 from registry.client.streams import Progress, Silent
-from registry.client.versions import Versions
 from registry.names import Ref
-from registry.wire import PAGE_LIMIT, AdapterView, Resolved
 
 
 def pull_all(

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from registry.api.push import Pushed
 from registry.client import push as pushing
 from registry.client.bulk import Result, Sum, each, result_of
+from registry.client.core import Versions
 from registry.client.streams import Progress, Silent
-from registry.client.versions import Versions
 from registry.names import AdapterName
 from registry.provenance import Provenance
-from registry.wire.push import Pushed
 
 
 def push_all(

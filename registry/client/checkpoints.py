@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.client.answers import Shape, parsed
-from registry.client.versions import Versions
+from registry.api.checkpoints import Consistency, LogKeys
+from registry.client.core import Versions
+from registry.client.responses import Shape, parsed
 from registry.tlog import verify_consistency
 from registry.tlog.notes import Checkpoint
-from registry.wire.checkpoints import Consistency, LogKeys
 
 
 class Checkpoints:

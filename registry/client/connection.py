@@ -29,13 +29,13 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from registry import __version__
-from registry.client.answers import error_of, store_error_of, unreachable
-from registry.client.carriers import Carrier
-from registry.client.flow import Flow
+from registry.api import PREFIX
+from registry.api.checkpoints import CHECKPOINT_HEADER
+from registry.client.responses import error_of, store_error_of, unreachable
 from registry.client.sockets import READ_SECONDS, Advance, Sockets, Take
+from registry.client.throughput import Flow
+from registry.client.transport import Carrier
 from registry.errors import Invalid, Unavailable
-from registry.wire import PREFIX
-from registry.wire.checkpoints import CHECKPOINT_HEADER
 
 ATTEMPTS_LIMIT = 4
 RESTART_ATTEMPTS = 7

@@ -16,19 +16,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry import contents, conversions
+from registry.adapters import read as contents
+from registry.adapters.read import Contents, Found
+from registry.api import BaseView, Resolved
+from registry.api.jobs import JobSubmit
+from registry.api.push import Pushed
 from registry.client import pull
 from registry.client import push as pushing
-from registry.client.api import Registry
 from registry.client.folder import read_folder
-from registry.contents import Contents, Found
-from registry.conversions import Conversion, Converted, Place, renaming
+from registry.client.registry import Registry
 from registry.jobs import Job, Kind
 from registry.manifest import Edge, Relation
+from registry.merging import conversions, renaming
+from registry.merging.conversions import Conversion, Converted, Place
 from registry.names import AdapterName, Ref
-from registry.wire import BaseView, Resolved
-from registry.wire.jobs import JobSubmit
-from registry.wire.push import Pushed
 
 CHUNK_BYTES = 2**20
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from registry.api.audit import EventView
+from registry.api.checkpoints import LogKeys
 from registry.client.audit import Audit
 from registry.errors import Invalid
 from registry.tlog import tiles
 from registry.tlog.notes import Checkpoint, Verifier
-from registry.wire.audit import EventView
-from registry.wire.checkpoints import LogKeys
 
 
 def write(audit: Audit, folder: Path, *, advance: Callable[[int], None] = lambda _events: None) -> Checkpoint:

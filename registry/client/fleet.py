@@ -13,9 +13,9 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from registry import names
-from registry.client.answers import parsed
-from registry.client.versions import Versions
-from registry.wire.fleet import BoxReport, FleetBoxes, Leased
+from registry.api.fleet import BoxReport, FleetBoxes, Leased
+from registry.client.core import Versions
+from registry.client.responses import parsed
 
 
 class Fleet:

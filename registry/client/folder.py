@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
+from registry.adapters.read import Contents, Found, read_any
 from registry.client import hashing
-from registry.contents import Contents, Found, read_any
 from registry.digest import Digest
 from registry.errors import Invalid, Reason, TooLarge
 from registry.manifest import REFUSED, WEIGHTS_ENDINGS, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of

@@ -13,12 +13,8 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from registry import names
-from registry.client.answers import Shape, parsed
-from registry.client.versions import Versions
-from registry.gates import Gate
-from registry.names import AdapterName, Ref
-from registry.wire import Request, VersionView
-from registry.wire.gates import (
+from registry.api import Request, VersionView
+from registry.api.gates import (
     ApprovalList,
     ApprovalView,
     ApproveRequest,
@@ -28,6 +24,10 @@ from registry.wire.gates import (
     GateView,
     QuarantineRequest,
 )
+from registry.client.core import Versions
+from registry.client.responses import Shape, parsed
+from registry.evaluation.gates import Gate
+from registry.names import AdapterName, Ref
 
 
 class Gates:

@@ -12,12 +12,9 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from registry.client.answers import Shape, parsed
-from registry.client.versions import Name, Versions
-from registry.names import AdapterName
-from registry.wire import AdapterView, Request
-from registry.wire.access import TokenCreated, TokenRotate
-from registry.wire.namespaces import (
+from registry.api import AdapterView, Request
+from registry.api.access import TokenCreated, TokenRotate
+from registry.api.namespaces import (
     ExchangeRequest,
     NamespaceCreate,
     NamespacePage,
@@ -30,6 +27,9 @@ from registry.wire.namespaces import (
     RoleGrant,
     TransferRequest,
 )
+from registry.client.core import Name, Versions
+from registry.client.responses import Shape, parsed
+from registry.names import AdapterName
 
 
 class Namespaces:

@@ -20,17 +20,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from registry.api import FileLink, Resolved
+from registry.api.pull import PullPlan
 from registry.client import streams
 from registry.client.cache import LINK_FROM_BYTES, Cache
+from registry.client.core import Versions
 from registry.client.destination import Destination
 from registry.client.streams import Progress, Silent
-from registry.client.versions import Versions
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound, Reason
 from registry.manifest import NOTE
 from registry.names import Ref
-from registry.wire import FileLink, Resolved
-from registry.wire.pull import PullPlan
 
 LINK_LIMIT_SECONDS = 24 * 3600
 """No direct link is taken for good for longer, whatever the registry says."""

@@ -18,16 +18,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from registry.api import BaseView
+from registry.api.push import SMALL_BYTES, Pushed, PushPlan, PushRequest, Small, Upload
 from registry.client import streams
+from registry.client.core import Versions
 from registry.client.folder import Folder, read_folder
 from registry.client.streams import Progress, Silent
-from registry.client.versions import Versions
 from registry.errors import Invalid, NotFound, Reason, Unavailable
 from registry.manifest import BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance
-from registry.wire import BaseView
-from registry.wire.push import SMALL_BYTES, Pushed, PushPlan, PushRequest, Small, Upload
 
 
 class Signature(Protocol):

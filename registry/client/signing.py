@@ -21,18 +21,18 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from registry import attestations
+from registry.api.audit import ARRIVED, AttestationView, EventProof, SignRequest
 from registry.attestations import Statement, keys, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.client.audit import Audit
-from registry.client.versions import Versions
+from registry.client.core import Versions
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog import proofs
 from registry.tlog.notes import Verifier
-from registry.wire.audit import ARRIVED, AttestationView, EventProof, SignRequest
 
 BROUGHT = ("signature", "unverified")
 """Kinds of attestations that somebody brought."""

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from registry.api import FileLink
+from registry.api.push import Part, Upload
 from registry.client import hashing
+from registry.client.core import Versions
 from registry.client.sockets import Take
-from registry.client.versions import Versions
 from registry.digest import Digest, Hasher
 from registry.errors import Corrupt, Unavailable
-from registry.wire import FileLink
-from registry.wire.push import Part, Upload
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 CHUNK_BYTES = 2**20

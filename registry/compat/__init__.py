@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from registry.adapters.peft import LoraSpec, initializations, methods
+from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
-from registry.bases.likeness import Likeness
-from registry.compat import kinship
-from registry.compat import methods as compat_methods
+from registry.bases.similarity import Likeness
+from registry.compat import base_match
+from registry.compat import method_shapes as compat_methods
 from registry.compat.modules import Site, check_completeness, check_full, check_updates
-from registry.lora import LoraSpec, initializations, methods
-from registry.lora.notes import Notes
-from registry.verdicts import Finding
+from registry.evaluation.verdicts import Finding
 
 CONFIG = "adapter_config.json"
 _SEMANTICS = {
@@ -42,7 +42,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Likeness] = ()
     """
     notes = Notes()
     site = Site(base, lora.config, notes)
-    kinship.check_claim(lora.config.base, base, relatives, notes)
+    base_match.check_claim(lora.config.base, base, relatives, notes)
     if lora.method in methods.LORA_LIKE:
         check_updates(lora, site)
     elif lora.method in methods.PROMPTS:

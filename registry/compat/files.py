@@ -13,13 +13,13 @@ Example
 
 from __future__ import annotations
 
-from registry import formats
+from registry.adapters import formats
+from registry.adapters.formats.facts import FileFacts, FileModule
+from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.paths import Paths
-from registry.formats.facts import FileFacts, FileModule
-from registry.lora.notes import Notes
-from registry.verdicts import Finding
+from registry.evaluation.verdicts import Finding
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
 """Areas of square kernels: what a convolution's channels are multiplied by where a scheme stores them flat."""

@@ -15,13 +15,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from registry.adapters.peft import LoraSpec, ModuleUpdate, Piece
+from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.peft.finding_collector import Notes
+from registry.adapters.peft.targets import Choice, Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
-from registry.lora import LoraSpec, ModuleUpdate, Piece
-from registry.lora.config import AdapterConfig
-from registry.lora.notes import Notes
-from registry.lora.targets import Choice, Endings, Targets, endings, starts
-from registry.verdicts import Severity
+from registry.evaluation.verdicts import Severity
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
 _LAYER = re.compile(r"\.(\d{1,6})\.")

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.lora.notes import Notes
+from registry.evaluation.verdicts import Finding
 from registry.manifest import Descriptor
-from registry.verdicts import Finding
 
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 TOKENIZER_LIMIT_BYTES = 16 * 2**20

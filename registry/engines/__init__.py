@@ -36,7 +36,7 @@ from registry.engines.rulebook import (
     version_of,
 )
 from registry.errors import Invalid
-from registry.verdicts import PROFILE_LIMIT, Check, Finding, Outcome, Value, Verdict
+from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Finding, Outcome, Value, Verdict
 
 TAKES: dict[str, tuple[str, ...]] = {"gguf": ("llama.cpp", "ollama")}
 """Scheme of a text adapter that is not PEFT's → the engines that load it as it is."""

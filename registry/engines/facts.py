@@ -25,10 +25,10 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
+from registry.adapters.formats.facts import FileFacts
+from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
-from registry.formats.facts import FileFacts
-from registry.lora import LoraSpec, ModuleUpdate, initializations
-from registry.verdicts import Value
+from registry.evaluation.verdicts import Value
 
 FACTS_VERSION = 5
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""

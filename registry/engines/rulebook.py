@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from registry.digest import Digest
 from registry.engines.facts import FACTS_VERSION, EngineFacts
 from registry.errors import Invalid
-from registry.verdicts import Severity, Value
+from registry.evaluation.verdicts import Severity, Value
 
 Effect = Literal["refuses", "ignores_silently", "wrong_output", "needs_setting"]
 Verified = Literal["run", "source", "documentation", "issue"]

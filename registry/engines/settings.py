@@ -21,8 +21,8 @@ from registry.bases import BaseSpec
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Engine, engine
+from registry.evaluation.verdicts import Finding
 from registry.fleets import FleetSettings
-from registry.verdicts import Finding
 
 SLOTS_LIMIT = 8
 """The slots proposed at most; more are needed only where more adapters are called in one batch."""

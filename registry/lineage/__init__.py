@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from registry import card
+from registry.adapters import card
 from registry.provenance import Provenance
 
 BASE, DATASET, RUN, CODE = "base:", "dataset:", "run:", "code:"

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from registry import __version__
-from registry.wire import VersionView
-from registry.wire.lineage import Lineage, LineageNode
+from registry.api import VersionView
+from registry.api.lineage import Lineage, LineageNode
 
 SPEC_VERSION = "1.6"
 PROPERTY = "adapter-registry:"

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.wire import VersionView
-from registry.wire.lineage import Lineage, LineageNode
+from registry.api import VersionView
+from registry.api.lineage import Lineage, LineageNode
 
 PRODUCER = "urn:adapter-registry:lineage:v1"
 NAMESPACE = "adapter-registry"

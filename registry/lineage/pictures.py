@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from registry.wire.lineage import Lineage, LineageNode
+from registry.api.lineage import Lineage, LineageNode
 
 SHORT_DIGEST = slice(7, 19)
 LABEL_LIMIT = 60

@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import quote
 
 from registry import attestations
-from registry.wire import VersionView
-from registry.wire.lineage import Lineage, LineageNode
+from registry.api import VersionView
+from registry.api.lineage import Lineage, LineageNode
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"

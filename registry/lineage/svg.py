@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from html import escape
 from itertools import pairwise
 
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.lineage.pictures import label, remark
-from registry.wire.lineage import Lineage, LineageEdge, LineageNode
 
 ROW, LANE, GAP, BOX, LETTER, MARGIN = 58.0, 22.0, 110.0, 40.0, 7.3, 16.0
 _FILLS = {"version": "#eef4ff", "base": "#fff3e0", "dataset": "#e8f5e9", "run": "#f3e5f5", "code": "#eceff1"}

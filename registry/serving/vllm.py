@@ -38,17 +38,17 @@ from pathlib import Path
 from typing import Any
 
 from registry import engines, names
-from registry.client.api import Registry
+from registry.api.fleet import SlotState
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid
+from registry.evaluation.verdicts import Check
 from registry.names import Alias, Ref
-from registry.serving.finder import Finder
-from registry.serving.reporter import Reporter, this_box
-from registry.serving.shelf import Shelf
-from registry.serving.slots import Slots
-from registry.serving.sweep import KEEP_DAYS, Limits, Sweeper, leases_of
-from registry.verdicts import Check
-from registry.wire.fleet import SlotState
+from registry.serving.agent.heartbeat import Reporter, this_box
+from registry.serving.agent.slots import Slots
+from registry.serving.store.eviction import KEEP_DAYS, Limits, Sweeper, leases_of
+from registry.serving.store.resolver import Finder
+from registry.serving.store.store import Shelf
 
 try:
     from vllm.lora.request import LoRARequest

@@ -27,11 +27,11 @@ from typing import Any, Self
 
 import ray
 
-from registry.client.api import Registry
-from registry.worker.keepers import CPU, Limits
+from registry.client.registry import Registry
 from registry.worker.loop import Tally, Worker
-from registry.worker.pool import Pool
-from registry.worker.sources import Sources
+from registry.worker.model.sources import Sources
+from registry.worker.sandbox.host_client import CPU, Limits
+from registry.worker.sandbox.pool import Pool
 
 ASK_EVERY_SECONDS = 1.0
 LOST = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from registry.client.api import Registry
+from registry.api.jobs import Claimed, RenewRequest
+from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, RegistryError
-from registry.wire.jobs import Claimed, RenewRequest
 
 RENEWALS_PER_LEASE = 3
 """How often a lease is renewed in the time that it lasts: two renewals may get lost."""

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from registry.client.api import Registry
+from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
+from registry.client.registry import Registry
 from registry.errors import RegistryError, Unavailable
-from registry.wire.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.worker import job as jobs
-from registry.worker.identify import Inspector, Stopped
-from registry.worker.keepers import Limits, Source
 from registry.worker.lease import Held, Lost
-from registry.worker.pool import Pool
-from registry.worker.sources import Sources
+from registry.worker.model.identify import Inspector, Stopped
+from registry.worker.model.sources import Sources
+from registry.worker.sandbox.host_client import Limits, Source
+from registry.worker.sandbox.pool import Pool
 from registry.worker.task import Failed, Task
 
 IDLE_SECONDS = (0.5, 5.0)

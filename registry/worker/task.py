@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from registry.api import BaseView, Resolved
+from registry.api.jobs import Claimed
 from registry.client import pull as pulling
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.errors import Corrupt
+from registry.evaluation.reports import Report
 from registry.jobs import Job
 from registry.names import AdapterName, Ref
-from registry.reports import Report
-from registry.wire import BaseView, Resolved
-from registry.wire.jobs import Claimed
-from registry.worker.keepers import Limits, Source
 from registry.worker.lease import Held
-from registry.worker.pool import Pool
+from registry.worker.sandbox.host_client import Limits, Source
+from registry.worker.sandbox.pool import Pool
 
 
 class Failed(Exception):

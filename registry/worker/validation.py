@@ -19,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry import judgement
+from registry.api import BaseView
 from registry.client.folder import read_folder
+from registry.compat import evaluate
 from registry.errors import Invalid, TooLarge
-from registry.reports import Report
-from registry.thresholds import Thresholds
-from registry.verdicts import Check, Finding, Outcome, add_up, summarise
-from registry.wire import BaseView
-from registry.worker.keepers import Gone
+from registry.evaluation.reports import Report
+from registry.evaluation.thresholds import Thresholds
+from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarise
+from registry.worker.sandbox.host_client import Gone
 from registry.worker.task import Done, Failed, Task
 
 UNTOLD = frozenset({"fit.method_unjudged", "fit.shape_unknown"})
@@ -70,7 +70,7 @@ def _fit(folder: Path, base: BaseView) -> list[Finding]:
         found = read_folder(folder).found
     except (Invalid, TooLarge) as e:
         raise Failed(f"what was pulled breaks a rule: {e.detail}", final=True) from e
-    return list(judgement.fit(found, base.spec, base.relatives))
+    return list(evaluate.fit(found, base.spec, base.relatives))
 
 
 def _not_tried(findings: list[Finding]) -> Finding:

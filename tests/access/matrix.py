@@ -18,9 +18,9 @@ from typing import Any
 
 import httpx
 
-from registry.server import app
-from registry.server.tables import JobRow
-from registry.wire.access import TokenCreate
+from registry.api.access import TokenCreate
+from registry.server.database.models.content import JobRow
+from registry.server.http import app
 from tests.access.people import House, send
 from tests.world import World, rows
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
+from registry.api.access import TokenCreate
 from registry.client.namespaces import Namespaces
-from registry.wire.access import TokenCreate
 from tests.world import URL, World
 
 ROLES = ("reader", "pusher", "promoter", "owner")

@@ -12,18 +12,20 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.client.api import Registry
+from registry.api.namespaces import Removed
 from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
 from registry.client.namespaces import Namespaces
+from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated
-from registry.gates import Gate
+from registry.evaluation.gates import Gate
 from registry.names import AdapterName
-from registry.server import app, db, versions
-from registry.server.access import removal
-from registry.server.actors import TRUSTED
-from registry.server.tables import AdapterRow, ApprovalRow, VersionRow
-from registry.wire.namespaces import Removed
+from registry.server.access.actors import TRUSTED
+from registry.server.catalog import removal
+from registry.server.database import db
+from registry.server.database.models.content import AdapterRow, ApprovalRow, VersionRow
+from registry.server.http import app
+from registry.server.push import rows
 from tests.access.people import House, of_subject
 from tests.world import URL, World
 
@@ -191,7 +193,7 @@ def test_a_push_whose_adapter_goes_between_two_statements_is_told_so(
 
     monkeypatch.setattr(db, "insert_new", seen)
     with house.world.session() as session, pytest.raises(Conflict) as refusal:
-        versions._locked(session, TRUSTED, name)
+        rows._locked(session, TRUSTED, name)
     assert refusal.value.code == "NAME_TOMBSTONED"
 
 

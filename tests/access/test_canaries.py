@@ -15,15 +15,15 @@ import httpx
 import pytest
 from sqlmodel import SQLModel
 
+from registry.api.access import TokenCreate
+from registry.api.audit import SignRequest, WebhookCreate
+from registry.api.namespaces import PublisherAdd
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit
 from registry.client.exported import write
 from registry.client.namespaces import Namespaces
 from registry.errors import RegistryError
-from registry.wire.access import TokenCreate
-from registry.wire.audit import SignRequest, WebhookCreate
-from registry.wire.namespaces import PublisherAdd
 from tests.access.identity import ISSUER, Provider
 from tests.world import URL, World
 

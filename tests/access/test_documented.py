@@ -14,10 +14,10 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, strategies
 
+from registry.api import PREFIX
 from registry.client.namespaces import Namespaces
+from registry.server.database.models.content import JobRow
 from registry.server.routes import answers
-from registry.server.tables import JobRow
-from registry.wire import PREFIX
 from tests.access.people import House, send
 from tests.world import World, rows
 

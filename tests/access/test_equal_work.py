@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from registry.client.api import Registry
+from registry.api.push import PushRequest
 from registry.client.namespaces import Namespaces
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import NotFound
-from registry.server.blobs import BlobStore, MemoryBlobs, key_of
-from registry.server.local import LocalBlobs
-from registry.server.s3.bucket import Bucket
-from registry.server.s3.store import S3Blobs
-from registry.wire.push import PushRequest
+from registry.server.storage.blobs import BlobStore, MemoryBlobs, key_of
+from registry.server.storage.local import LocalBlobs
+from registry.server.storage.s3.bucket import Bucket
+from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.access.people import of_subject, send
 from tests.world import World

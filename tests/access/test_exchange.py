@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from registry.api.namespaces import PublisherAdd
 from registry.client.namespaces import Namespaces
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
-from registry.server import db
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.publishers import fits
-from registry.server.tables import EventRow, TokenRow, UsedAssertionRow
-from registry.wire.namespaces import PublisherAdd
+from registry.server.database import db
+from registry.server.database.models.content import EventRow, TokenRow, UsedAssertionRow
 from tests.access.identity import ISSUER, Provider, other_key, rsa_key
 from tests.access.people import send
 from tests.world import World, rows

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.api.push import PushRequest
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
-from registry.wire.push import PushRequest
 from tests import conftest, forge
 from tests.access.people import send
 from tests.world import World

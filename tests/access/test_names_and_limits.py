@@ -5,16 +5,24 @@ from __future__ import annotations
 import pytest
 
 from registry import names
-from registry.client.api import Registry
+from registry.api.access import TokenCreate
+from registry.api.namespaces import NamespaceSet
+from registry.api.push import PushRequest
 from registry.client.audit import Audit
+from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, TooLarge, Unavailable
 from registry.names import AdapterName
-from registry.server.access import taken
-from registry.server.actors import TRUSTED
-from registry.server.tables import AdapterRow, EventRow, JobRow, JobStepRow, NamespaceRow, TakenNameRow, VersionRow
-from registry.wire.access import TokenCreate
-from registry.wire.namespaces import NamespaceSet
-from registry.wire.push import PushRequest
+from registry.server.access import reserved_names
+from registry.server.access.actors import TRUSTED
+from registry.server.database.models.content import (
+    AdapterRow,
+    EventRow,
+    JobRow,
+    JobStepRow,
+    NamespaceRow,
+    TakenNameRow,
+    VersionRow,
+)
 from tests.access.people import House, send
 from tests.world import World, rows
 
@@ -66,9 +74,9 @@ def test_a_refusal_does_not_name_what_the_asker_may_not_see(house: House) -> Non
 def test_of_two_look_alikes_whose_plans_both_passed_one_comes_to_be(house: House) -> None:
     """The plan is a courtesy; the row's key decides."""
     with house.world.session(write=True) as session:
-        taken.claim_adapter(session, TRUSTED, AdapterName("acme", "helper"))
+        reserved_names.claim_adapter(session, TRUSTED, AdapterName("acme", "helper"))
     with pytest.raises(Conflict), house.world.session(write=True) as session:
-        taken.claim_adapter(session, TRUSTED, AdapterName("acme", "he1per"))
+        reserved_names.claim_adapter(session, TRUSTED, AdapterName("acme", "he1per"))
 
 
 def test_a_namespace_comes_with_its_first_push_and_its_name_is_taken_then(house: House) -> None:

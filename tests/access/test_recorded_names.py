@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from registry.api.maintenance import ReindexRequest
 from registry.names import AdapterName
-from registry.server import records, reindex
-from registry.server.access import removal
-from registry.server.actors import TRUSTED
-from registry.server.blobs import MemoryBlobs
-from registry.server.tables import AdapterRow, VersionRow
-from registry.wire.upkeep import ReindexRequest
+from registry.server.access.actors import TRUSTED
+from registry.server.catalog import metadata_backup, removal
+from registry.server.database.models.content import AdapterRow, VersionRow
+from registry.server.maintenance.recovery import rebuild
+from registry.server.storage.blobs import MemoryBlobs
 from tests.access.people import House
 from tests.world import World, rows
 
@@ -29,8 +29,8 @@ def house(world: World) -> House:
 
 def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
     world, gone = house.world, AdapterName("acme", "support")
-    records.write_missing(world.engine, world.blobs, limit=10)
-    folder = records.folder_of(gone.namespace, gone.name)
+    metadata_backup.write_missing(world.engine, world.blobs, limit=10)
+    folder = metadata_backup.folder_of(gone.namespace, gone.name)
     kept = {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list(folder)}
     assert len(kept) == 1
     house.namespaces.delete_adapter("acme/support")
@@ -39,7 +39,7 @@ def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
     assert list(world.blobs.list(folder)) == []
     for key, data in kept.items():  # as if the server had died before it could forget
         world.blobs.put(key, [data], limit_bytes=len(data))
-    assert reindex.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
+    assert rebuild.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
     with world.session() as session:
         assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
 
@@ -49,10 +49,12 @@ def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(
     house.namespaces.transfer("globex/secret", "globex/renamed")
     world.transport.settle()
     removal.forget(world.engine, world.blobs, AdapterName("globex", "secret"))
-    records.write_missing(world.engine, world.blobs, limit=10)
-    found = {stat.key.split("/")[3] for stat in world.blobs.list(records.folder_of("globex", "x").removesuffix("x/"))}
+    metadata_backup.write_missing(world.engine, world.blobs, limit=10)
+    found = {
+        stat.key.split("/")[3] for stat in world.blobs.list(metadata_backup.folder_of("globex", "x").removesuffix("x/"))
+    }
     assert found == {"renamed"}
-    assert reindex.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
+    assert rebuild.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
     assert world.admin.adapter("globex/renamed").versions == 1
 
 
@@ -64,7 +66,7 @@ class Meanwhile(MemoryBlobs):
         self.act: Callable[[], object] | None = None
 
     def put(self, key: str, chunks: Iterable[bytes], **how: Any) -> Any:
-        if key.startswith(records.VERSIONS) and self.act is not None:
+        if key.startswith(metadata_backup.VERSIONS) and self.act is not None:
             act, self.act = self.act, None
             act()
         return super().put(key, chunks, **how)
@@ -80,7 +82,7 @@ def test_a_record_that_is_written_while_its_adapter_gets_another_name_is_written
         world.transport.settle()
         with world.session(write=True) as session:
             session.connection().execute(update(VersionRow).values(recorded_at=None))
-        for stat in list(blobs.list(records.VERSIONS)):
+        for stat in list(blobs.list(metadata_backup.VERSIONS)):
             blobs.delete(stat.key)
 
         def change() -> None:
@@ -91,7 +93,7 @@ def test_a_record_that_is_written_while_its_adapter_gets_another_name_is_written
             world.transport.settle()
 
         blobs.act = change
-        while records.write_missing(world.engine, blobs, limit=10):
+        while metadata_backup.write_missing(world.engine, blobs, limit=10):
             pass
-        found = {"/".join(stat.key.split("/")[2:4]) for stat in blobs.list(records.VERSIONS)}
+        found = {"/".join(stat.key.split("/")[2:4]) for stat in blobs.list(metadata_backup.VERSIONS)}
         assert found == {"acme/support"} | (set() if ends else {"globex/renamed"})

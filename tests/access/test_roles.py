@@ -7,13 +7,13 @@ import json
 
 import pytest
 
+from registry.api.access import TokenCreate, TokenCreated
+from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
 from registry.client.namespaces import Namespaces
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
-from registry.server import tokens
-from registry.server.tables import EventRow, RoleRow, TokenRow
-from registry.wire.access import TokenCreate, TokenCreated
-from registry.wire.namespaces import NamespaceSet
+from registry.server.access import tokens
+from registry.server.database.models.content import EventRow, RoleRow, TokenRow
 from tests.access.people import House, of_subject, send
 from tests.world import World, rows
 

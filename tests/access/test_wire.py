@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 LISTEN_SECONDS = 60.0
 """A server that says nothing for so long waits for more."""

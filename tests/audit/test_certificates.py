@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
 
+from registry.api.audit import AttestationView, SignRequest
 from registry.attestations import models
 from registry.attestations.certificates import Trust, fingerprint
 from registry.client import signing
@@ -20,13 +21,12 @@ from registry.client.audit import Audit
 from registry.client.gates import Gates
 from registry.digest import Digest
 from registry.errors import Invalid, Refused
-from registry.gates import Gate
+from registry.evaluation.gates import Gate
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import Ref
-from registry.server import attestations as door
-from registry.server import catalog
-from registry.server.actors import TRUSTED
-from registry.wire.audit import AttestationView, SignRequest
+from registry.server.access.actors import TRUSTED
+from registry.server.catalog import versions
+from registry.server.promotion import attestations as door
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
 from tests.world import World
 
@@ -65,7 +65,7 @@ def bring(world: World, made: dict[str, Any]) -> AttestationView:
 def counted(world: World) -> frozenset[str]:
     """Whose signatures a gate sees."""
     with world.session() as session:
-        return door.identities(session, catalog.find(session, TRUSTED, Ref.parse(NAME).name, 1))
+        return door.identities(session, versions.find(session, TRUSTED, Ref.parse(NAME).name, 1))
 
 
 def examined(world: World, trust: Trust) -> list[signing.Signed]:

@@ -8,14 +8,14 @@ import threading
 import httpx
 import pytest
 
+from registry.api.access import TokenCreate
+from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
 from registry.server import audit
-from registry.server.actors import TRUSTED
+from registry.server.access.actors import TRUSTED
 from registry.server.audit.batch import ACTIONS, GUESSES_LIMIT, KINDS_LIMIT, Batch
-from registry.server.tables import EventRow
-from registry.wire.access import TokenCreate
-from registry.wire.audit import WebhookCreate
+from registry.server.database.models.content import EventRow
 from tests.audit import logs
 from tests.world import URL, World, rows
 

@@ -12,19 +12,21 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import col, select
 
+from registry.api.maintenance import FsckRequest
 from registry.client.audit import Audit
-from registry.client.heads import Heads
+from registry.client.trusted_checkpoints import Heads
 from registry.errors import Corrupt, Invalid, NotFound
-from registry.server import audit, db, fsck
-from registry.server.actors import TRUSTED
+from registry.server import audit
+from registry.server.access.actors import TRUSTED
 from registry.server.audit import keys, sequencer
 from registry.server.audit.log import Log
+from registry.server.database import db
+from registry.server.database.models.content import AuditCheckpointRow, AuditTileRow, EventRow
+from registry.server.maintenance import fsck
 from registry.server.settings import Settings
-from registry.server.tables import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.tlog import notes, proofs, tiles
 from registry.tlog.notes import Checkpoint, Signer
 from registry.tlog.replay import replay
-from registry.wire.upkeep import FsckRequest
 from tests.audit import logs
 from tests.world import World, rows
 

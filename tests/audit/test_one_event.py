@@ -11,28 +11,29 @@ from sqlalchemy import delete, update
 from sqlmodel import col
 
 from cli.audit import STORY
+from registry.api.access import TokenCreate
+from registry.api.audit import SignRequest, WebhookCreate
+from registry.api.fleet import BoxReport, SlotReport, SlotState
+from registry.api.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
+from registry.api.maintenance import ReindexRequest
+from registry.api.namespaces import NamespaceSet, PublisherAdd
+from registry.api.push import PushRequest
+from registry.api.verdicts import RejudgeRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit
+from registry.client.evaluation import Judging
 from registry.client.fleet import Fleet
 from registry.client.gates import Gates
-from registry.client.judging import Judging
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Unauthenticated
-from registry.gates import Gate
+from registry.evaluation.gates import Gate
 from registry.jobs import Kind
-from registry.server import app, db
-from registry.server.blobs import key_of
-from registry.server.tables import DeliveryRow, TakenNameRow, VerdictRow
-from registry.wire.access import TokenCreate
-from registry.wire.audit import SignRequest, WebhookCreate
-from registry.wire.fleet import BoxReport, SlotReport, SlotState
-from registry.wire.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
-from registry.wire.namespaces import NamespaceSet, PublisherAdd
-from registry.wire.push import PushRequest
-from registry.wire.upkeep import ReindexRequest
-from registry.wire.verdicts import RejudgeRequest
+from registry.server.database import db
+from registry.server.database.models.content import DeliveryRow, TakenNameRow, VerdictRow
+from registry.server.http import app
+from registry.server.storage.blobs import key_of
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity
 from tests.identities import values

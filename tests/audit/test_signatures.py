@@ -12,19 +12,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from registry import attestations
+from registry.api.audit import SignRequest
+from registry.api.maintenance import GcRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.client import signing
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
 from registry.names import Ref
-from registry.server import attestations as door
-from registry.server import catalog
-from registry.server.actors import TRUSTED
-from registry.server.tables import AttestationRow, EventRow
+from registry.server.access.actors import TRUSTED
+from registry.server.catalog import versions
+from registry.server.database.models.content import AttestationRow, EventRow
+from registry.server.promotion import attestations as door
 from registry.tlog.notes import Signer
-from registry.wire.audit import SignRequest
-from registry.wire.upkeep import GcRequest
 from tests.world import World, rows
 
 NAME = "acme/support"
@@ -97,7 +97,7 @@ def test_a_signature_is_verified_kept_once_and_told_by_its_key(pushed: World, ki
     assert (signed.identity, signed.kind) == (key.public.identity, "signature")
     assert Audit(pushed.admin).sign(NAME, wanted) == signed
     with pushed.session() as session:
-        version = catalog.find(session, TRUSTED, Ref.parse(NAME).name, 1)
+        version = versions.find(session, TRUSTED, Ref.parse(NAME).name, 1)
         assert door.identities(session, version) == {key.public.identity}
         told = [row for row in rows(session, EventRow) if row.action == "version.sign"]
     assert [(row.object, row.detail["identity"]) for row in told] == [(f"{NAME}@1", key.public.identity)]

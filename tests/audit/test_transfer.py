@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from registry.client import dossier
+from registry.api.namespaces import NamespaceSet
+from registry.client import bundle
 from registry.client.audit import Audit
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
 from registry.errors import Refused
-from registry.gates import Gate
+from registry.evaluation.gates import Gate
 from registry.tlog.notes import Verifier
-from registry.wire.namespaces import NamespaceSet
 from tests.world import World
 
 
@@ -26,16 +26,16 @@ def moved(world: World) -> World:
     return world
 
 
-def collected(world: World, name: str) -> tuple[dossier.Dossier, tuple[Verifier, ...]]:
+def collected(world: World, name: str) -> tuple[bundle.Dossier, tuple[Verifier, ...]]:
     """What somebody sees who may pull from `globex` only, and the keys of the log."""
     reader = world.actor("pull", namespaces=["globex"])
-    found = dossier.collect(Audit(reader), reader.resolve(name))
+    found = bundle.collect(Audit(reader), reader.resolve(name))
     return found, world.app.state.log.keys.verifiers
 
 
 def test_it_still_proves_who_pushed_it_and_under_which_name(moved: World) -> None:
     found, keys = collected(moved, "globex/helper@1")
-    seen = dossier.examined(dossier.Dossier.parse(found.to_bytes()), keys)
+    seen = bundle.examined(bundle.Dossier.parse(found.to_bytes()), keys)
     assert [line.kind for line in seen.signed] == ["push"]
     assert seen.signed[0].ok, seen.signed[0].problem
     assert seen.signed[0].says.endswith("as acme/support@1")
@@ -45,7 +45,7 @@ def test_it_still_proves_who_pushed_it_and_under_which_name(moved: World) -> Non
 def test_what_is_judged_under_its_new_name_is_attested_as_well(moved: World) -> None:
     moved.validate("globex/helper@1")
     found, keys = collected(moved, "globex/helper@1")
-    seen = dossier.examined(found, keys)
+    seen = bundle.examined(found, keys)
     assert [(line.kind, line.ok) for line in seen.signed] == [("push", True), ("verdict", True)]
 
 
@@ -54,14 +54,14 @@ def test_a_dossier_proves_no_other_name_than_those_that_the_log_has(moved: World
     moved.push("globex/evil", by=moved.actor("push", name="mallory"))
     evil, keys = collected(moved, "globex/evil@1")
     good, _ = collected(moved, "globex/helper@1")
-    assert dossier.examined(evil, keys).signed[0].ok
+    assert bundle.examined(evil, keys).signed[0].ok
     for claim in ({"name": "globex/helper"}, {"name": "globex/helper", "arrival": good.arrival}):
-        seen = dossier.examined(evil.model_copy(update=claim), keys)
+        seen = bundle.examined(evil.model_copy(update=claim), keys)
         assert not seen.signed[0].ok
         assert seen.problem
     assert good.arrival is not None
     forged = good.arrival.model_copy(update={"entry": good.arrival.entry.replace("acme/support", "globex/evil")})
-    seen = dossier.examined(evil.model_copy(update={"name": "globex/helper", "arrival": forged}), keys)
+    seen = bundle.examined(evil.model_copy(update={"name": "globex/helper", "arrival": forged}), keys)
     assert not seen.signed[0].ok
 
 

@@ -14,13 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from registry.api.aliases import YankRequest
+from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
-from registry.server import db
-from registry.server.tables import DeliveryRow, WebhookRow
+from registry.server.database import db
+from registry.server.database.models.content import DeliveryRow, WebhookRow
 from registry.server.webhooks import dispatch, target
-from registry.wire.aliases import YankRequest
-from registry.wire.audit import WebhookCreate
 from tests.world import World, rows
 
 LOOPBACK = "127.0.0.1/32"

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 
 from cli import session
 from cli.main import main
-from registry.client.api import Registry
-from registry.reports import Report
-from registry.verdicts import Check, Finding
-from registry.wire.jobs import ClaimRequest, FinishRequest
+from registry.api.jobs import ClaimRequest, FinishRequest
+from registry.client.registry import Registry
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check, Finding
 from tests import forge
 
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from registry.serving import uses
-from registry.serving.agent import Agent
+from registry.serving.agent.agent import Agent
+from registry.serving.store import in_use
 from tests.cli.desk import Desk
 from tests.serving.stand_ins import SGLangServer, VLLMServer
 
@@ -71,7 +71,7 @@ def test_an_agent_ends_at_a_signal_and_leaves_its_engines_as_they_are(
             return found
 
         monkeypatch.setattr(Agent, "step", stepped)
-        monkeypatch.setattr("registry.serving.agent.WAIT_SECONDS", 1)  # polls end first, here
+        monkeypatch.setattr("registry.serving.agent.agent.WAIT_SECONDS", 1)  # polls end first, here
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:
             said = desk("agent", "--base", "tiny-llama", "--alias", "canary", "--dir", desk.folder / "shelf",
@@ -90,7 +90,7 @@ def test_an_engine_that_an_agent_keeps_for_one_alias_is_not_emptied_for_another(
     words = ["agent", "--base", "tiny-llama", "--engine", f"dir={served}", "--dir", shelf, "--once", "--drain", "0"]
     desk(*words, "--alias", "canary")
     for file in ("aliases.json", "aliases-dir-served.json"):
-        with uses.followed(shelf, file, "the alias 'prod' of 'tiny-llama'"):
+        with in_use.followed(shelf, file, "the alias 'prod' of 'tiny-llama'"):
             assert "for the alias 'prod' of 'tiny-llama'" in desk(*words, "--alias", "canary", expect=2).stderr
             slip = desk(*words, "--alias", "prod").stdout
     assert "no adapter of 'tiny-llama' that this token may see has the alias 'prod'" in slip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.worker import identify
+from registry.worker.model import identify
 from tests import forge
 from tests.cli.desk import Desk
 

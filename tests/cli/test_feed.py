@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 
-from registry.client.api import Registry
+from registry.api.access import TokenCreate
 from registry.client.audit import Audit
-from registry.wire.access import TokenCreate
+from registry.client.registry import Registry
 from tests.cli.test_serve import served
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cli import session
-from registry.client.api import Registry
+from registry.api.fleet import BoxReport, SlotReport
 from registry.client.fleet import Fleet
-from registry.wire.fleet import BoxReport, SlotReport
+from registry.client.registry import Registry
 from tests.cli.desk import Desk
 
 

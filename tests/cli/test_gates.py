@@ -6,8 +6,8 @@ import click
 import pytest
 
 from cli import aliases
-from registry.server import db
-from registry.wire.aliases import AliasMove
+from registry.api.aliases import AliasMove
+from registry.server.database import db
 from tests.cli.desk import Desk
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 
 from cli import session
-from registry.client.api import Registry
-from registry.verdicts import Finding
-from registry.wire.jobs import ClaimRequest, FailRequest, RenewRequest
+from registry.api.jobs import ClaimRequest, FailRequest, RenewRequest
+from registry.client.registry import Registry
+from registry.evaluation.verdicts import Finding
 from tests import forge
 from tests.cli.desk import Desk
 

@@ -24,9 +24,9 @@ from starlette.types import Receive, Scope, Send
 
 from cli.lane import _SLOTS, DirectProtocol
 from registry.digest import Digest
-from registry.server import lanes
-from registry.server.blobs import Bytes, MemoryBlobs, Sink, key_of
+from registry.server.http import direct_io
 from registry.server.routes import bodies
+from registry.server.storage.blobs import Bytes, MemoryBlobs, Sink, key_of
 
 DATA = random.Random(3).randbytes(5 * 2**20 + 321)
 HALF = len(DATA) // 2
@@ -65,7 +65,7 @@ class Server:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        if scope["method"] == "PUT" and lanes.of(scope) is None:
+        if scope["method"] == "PUT" and direct_io.of(scope) is None:
             answer: Response = PlainTextResponse("no lane", 500)
         elif scope["method"] == "PUT":
             store = MemoryBlobs()
@@ -93,8 +93,8 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     yield running
     running.server.should_exit = True
     running.thread.join()
-    assert all(_SLOTS.acquire(blocking=False) for _ in range(lanes.SLOTS)), "a slot was not given back"
-    for _ in range(lanes.SLOTS):
+    assert all(_SLOTS.acquire(blocking=False) for _ in range(direct_io.SLOTS)), "a slot was not given back"
+    for _ in range(direct_io.SLOTS):
         _SLOTS.release()
 
 
@@ -139,7 +139,7 @@ def test_a_sender_that_pauses_goes_on_in_the_event_loop(
     while not server.sinks:
         threading.Event().wait(0.01)
     assert server.sinks[0].half.wait(60)
-    while _free_slots() != lanes.SLOTS:
+    while _free_slots() != direct_io.SLOTS:
         threading.Event().wait(0.01)
     connection.sock.sendall(DATA[HALF:])
     answer = http.client.HTTPResponse(connection.sock, method="PUT")
@@ -190,7 +190,7 @@ def test_a_reader_that_is_slow_gets_everything(
     connection.request("GET", "/")
     answer = connection.getresponse()
     got = answer.read(1000)
-    while _free_slots() != lanes.SLOTS:
+    while _free_slots() != direct_io.SLOTS:
         threading.Event().wait(0.01)
     threading.Event().wait(0.1)
     assert got + answer.read() == DATA
@@ -204,7 +204,7 @@ def test_a_reader_that_leaves_harms_nobody(server: Server, connection: http.clie
 
 
 def test_without_a_free_slot_the_event_loop_does_it(server: Server, connection: http.client.HTTPConnection) -> None:
-    taken = [_SLOTS.acquire(blocking=False) for _ in range(lanes.SLOTS)]
+    taken = [_SLOTS.acquire(blocking=False) for _ in range(direct_io.SLOTS)]
     try:
         assert all(taken)
         assert stored(connection)

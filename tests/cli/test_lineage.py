@@ -15,7 +15,7 @@ from registry import attestations
 from registry.attestations.keys import PrivateKey
 from registry.digest import Digest
 from tests.cli.desk import Desk
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 DATA = Digest.of(b"tickets")
 COMMIT = "9c4f" * 10

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from cli import output
 from registry import errors
+from registry.api.aliases import AliasView, YankRequest
 from registry.errors import Invalid, Reason, RegistryError
-from registry.wire.aliases import AliasView, YankRequest
 
 
 def told(error: Exception, capsys: pytest.CaptureFixture[str], *, as_json: bool = False) -> tuple[int | None, str]:

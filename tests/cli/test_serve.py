@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.desk import Desk
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 COMMAND = [sys.executable, "-m", "cli.main"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.verdicts import Finding
+from registry.evaluation.verdicts import Finding
 from tests import forge
 from tests.cli.desk import Desk
 

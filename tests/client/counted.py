@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.names import AdapterName, Ref
 from tests.world import URL, World
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from registry.client.api import Registry
+from registry.api.access import TokenCreate
+from registry.api.push import Upload
 from registry.client.connection import ATTEMPTS_LIMIT, RESTART_ATTEMPTS, Connection
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
-from registry.wire.access import TokenCreate
-from registry.wire.push import Upload
 
 URL = "https://registry.test"
 TOKEN = "lra_secret"

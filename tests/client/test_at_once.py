@@ -8,18 +8,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 CODE = """
 import importlib, pkgutil, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pydantic import ValidationError
-from registry import wire
+from registry import api
 from registry.errors import RegistryError
-from registry.verdicts import Value
-from registry.wire import Answer
+from registry.evaluation.verdicts import Value
+from registry.api import Answer
 
-for room in pkgutil.iter_modules(wire.__path__, 'registry.wire.'):
+for room in pkgutil.iter_modules(api.__path__, 'registry.api.'):
     importlib.import_module(room.name)
 
 THREADS = 16

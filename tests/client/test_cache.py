@@ -18,7 +18,7 @@ import pytest
 from registry.client.cache import LEFT_SECONDS, LIMIT_SETTING, LINK_FROM_BYTES, Cache
 from registry.digest import Digest
 from registry.errors import Invalid
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 SIZE = 1000
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.bases import BaseAdd
 from registry.client import base_folder, convert, pull, push
-from registry.conversions import Conversion
 from registry.errors import Invalid
+from registry.merging.conversions import Conversion
 from registry.names import AdapterName, Ref
-from registry.wire.bases import BaseAdd
 from tests import forge, forge_foreign
 from tests.forge import Tensor
 from tests.world import World

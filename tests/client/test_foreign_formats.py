@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from registry.api import VersionView
+from registry.api.bases import BaseAdd
 from registry.client import base_folder, pull
 from registry.client import push as pushing
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
-from registry.wire import VersionView
-from registry.wire.bases import BaseAdd
 from tests import forge, forge_foreign
 from tests.world import World
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.pull import PullPlan
 from registry.client import pull, push
 from registry.client.base_folder import base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache
@@ -17,7 +18,6 @@ from registry.client.destination import Destination
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
-from registry.wire.pull import PullPlan
 from tests import forge
 from tests.client.counted import NAME, REF, Counted, contents
 from tests.world import World

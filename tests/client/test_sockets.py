@@ -15,15 +15,15 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.api import FileLink
 from registry.client import sockets
-from registry.client.answers import store_error_of
-from registry.client.api import Registry
 from registry.client.cache import Cache
 from registry.client.connection import Connection
+from registry.client.registry import Registry
+from registry.client.responses import store_error_of
 from registry.client.streams import Silent, fetch
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable
-from registry.wire import FileLink
 
 DATA = random.Random(11).randbytes(3 * 2**20 + 7)
 TOKEN = "lra_secret"

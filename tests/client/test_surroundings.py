@@ -16,8 +16,8 @@ import pytest
 
 from registry.client import sockets
 from registry.client.connection import ATTEMPTS_LIMIT, Connection
+from registry.client.core import Versions
 from registry.client.destination import Destination
-from registry.client.versions import Versions
 from registry.errors import Invalid, NotFound, Unavailable
 from registry.manifest import NOTE
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import uvicorn
 
+from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
-from registry.verdicts import Outcome
-from registry.worker.keepers import Limits
+from registry.worker.sandbox.host_client import Limits
 from tests import processes
 from tests.worker import models
 from tests.worker.workshop import Workshop

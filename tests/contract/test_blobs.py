@@ -1,4 +1,4 @@
-"""What every blob store must do, whatever it is made of: the text of the seam `registry.server.blobs.BlobStore`."""
+"""What every blob store must do: the contract of `registry.server.storage.blobs.BlobStore`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
-from registry.server.blobs import BlobStore, MemoryBlobs, key_of, staging_key_of
-from registry.server.local import LocalBlobs
-from registry.server.s3 import parts
-from registry.server.s3.store import S3Blobs
+from registry.server.storage.blobs import BlobStore, MemoryBlobs, key_of, staging_key_of
+from registry.server.storage.local import LocalBlobs
+from registry.server.storage.s3 import uploads
+from registry.server.storage.s3.store import S3Blobs
 
 DATA = random.Random(7).randbytes(3 * 2**20 + 17)
 DIGEST = Digest.of(DATA)
@@ -219,7 +219,7 @@ def assert_no_litter(store: BlobStore) -> None:
     if isinstance(store, LocalBlobs):
         assert not list((store.root / "tmp").glob("*"))
     if isinstance(store, S3Blobs):
-        assert parts.sweep(store.bucket, datetime.now(UTC) + timedelta(hours=1)) == 0
+        assert uploads.sweep(store.bucket, datetime.now(UTC) + timedelta(hours=1)) == 0
 
 
 # ------------------------------------------------------------------ what only a folder can show

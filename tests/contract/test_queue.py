@@ -9,14 +9,16 @@ from datetime import timedelta
 import pytest
 
 from registry import jobs
-from registry.client.api import Registry
+from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
+from registry.client.registry import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.evaluation.verdicts import Finding
 from registry.jobs import Kind, State
 from registry.names import AdapterName
-from registry.server import actors, db, queue
-from registry.server.tables import EventRow, JobRow, VerdictRow, VersionRow
-from registry.verdicts import Finding
-from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
+from registry.server.access import actors
+from registry.server.database import db
+from registry.server.database.models.content import EventRow, JobRow, VerdictRow, VersionRow
+from registry.server.jobs import queue
 from tests import forge
 from tests.world import World, rows
 

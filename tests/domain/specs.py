@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from registry import bases, compat, lora, tensors
+from registry import bases, compat
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import LoraSpec, config
 from registry.bases import BaseSpec
-from registry.lora import LoraSpec, config
-from registry.verdicts import Finding
+from registry.evaluation.verdicts import Finding
 from tests import forge
 
 
@@ -16,7 +17,7 @@ from tests import forge
 def base_spec(base: forge.Base) -> BaseSpec:
     """The spec of a forged base, from its configuration and headers."""
     headers = [
-        tensors.read_bytes(data, file=path) for path, data in base.files.items() if path.endswith(".safetensors")
+        safetensors.read_bytes(data, file=path) for path, data in base.files.items() if path.endswith(".safetensors")
     ]
     return bases.base_spec(
         base.name,
@@ -30,8 +31,8 @@ def base_spec(base: forge.Base) -> BaseSpec:
 
 def lora_spec(files: Mapping[str, bytes]) -> LoraSpec:
     """The spec of a forged adapter."""
-    header = tensors.read_bytes(files[forge.WEIGHTS], file=forge.WEIGHTS)
-    return lora.describe(config.read_config(files[forge.CONFIG]), header)
+    header = safetensors.read_bytes(files[forge.WEIGHTS], file=forge.WEIGHTS)
+    return peft.describe(config.read_config(files[forge.CONFIG]), header)
 
 
 def judge(files: Mapping[str, bytes], base: forge.Base) -> list[Finding]:

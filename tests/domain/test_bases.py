@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from registry import bases, tensors
+from registry import bases
+from registry.adapters import safetensors
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.errors import Invalid
@@ -20,7 +21,7 @@ LLAMA = forge.llama()
 
 def spec_of(shapes: dict[str, tuple[str, tuple[int, ...]]], **config: Any) -> BaseSpec:
     """The spec of a base with these tensors: name → (dtype, shape)."""
-    header = tensors.read_bytes(
+    header = safetensors.read_bytes(
         forge.safetensors({name: (dtype, shape, None) for name, (dtype, shape) in shapes.items()}), file="m"
     )
     fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "head_dim": 16,
@@ -152,7 +153,7 @@ def test_every_size_changes_the_architecture(change: dict[str, Any]) -> None:
 def test_mathematics_changes_the_architecture_and_housekeeping_does_not(
     change: Callable[[dict[str, Any]], dict[str, Any]], same: bool
 ) -> None:
-    header = tensors.read_bytes(LLAMA.files["model.safetensors"], file="m")
+    header = safetensors.read_bytes(LLAMA.files["model.safetensors"], file="m")
     changed = bases.base_spec("x", change(LLAMA.config), [header])
     assert (changed.fingerprint == base_spec(LLAMA).fingerprint) is same
 
@@ -174,7 +175,7 @@ def test_a_template_is_the_same_wherever_it_is_stored() -> None:
 
 # ---------------------------------------------------------------------------- refused
 def test_impossible_sizes_and_doubled_tensors_are_refused() -> None:
-    header = tensors.read_bytes(LLAMA.files["model.safetensors"], file="m")
+    header = safetensors.read_bytes(LLAMA.files["model.safetensors"], file="m")
     for config, headers in (
         ({**LLAMA.config, "hidden_size": -1}, [header]),
         ({**LLAMA.config, "hidden_size": "64"}, [header]),

@@ -6,15 +6,15 @@ import json
 
 import pytest
 
+from registry.adapters.peft.base_claim import BaseClaim
+from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import tokenizer_fingerprint
-from registry.bases.likeness import Grade, Likeness
-from registry.compat import kinship, tokenizers
+from registry.bases.similarity import Grade, Likeness
+from registry.compat import base_match, tokenizers
 from registry.digest import Digest
-from registry.lora.base_claim import BaseClaim
-from registry.lora.notes import Notes
+from registry.evaluation.verdicts import Finding
 from registry.manifest import Descriptor
-from registry.verdicts import Finding
 from tests import forge
 from tests.domain.specs import base_spec
 
@@ -27,7 +27,7 @@ def claimed(
 ) -> tuple[str, str] | None:
     notes = Notes()
     alike = [Likeness(other=other, grade=grade) for other, grade in relatives]
-    kinship.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, notes)
+    base_match.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, notes)
     found = notes.findings()
     assert len(found) <= 1
     return (found[0].severity, found[0].code) if found else None

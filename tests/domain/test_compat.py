@@ -8,7 +8,7 @@ import pytest
 
 from registry import compat
 from registry.bases import BaseSpec
-from registry.verdicts import Finding, Outcome, add_up
+from registry.evaluation.verdicts import Finding, Outcome, add_up
 from tests import forge
 from tests.domain.specs import base_spec, judge, lora_spec
 

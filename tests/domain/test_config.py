@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from registry.adapters.peft import methods
+from registry.adapters.peft.base_claim import BaseClaim, read_claim
+from registry.adapters.peft.config import AdapterConfig, read_config, read_fields
+from registry.adapters.peft.targets import Choice, Targets, endings
 from registry.errors import Invalid
-from registry.lora import methods
-from registry.lora.base_claim import BaseClaim, read_claim
-from registry.lora.config import AdapterConfig, read_config, read_fields
-from registry.lora.targets import Choice, Targets, endings
 from tests import forge
 
 FIELDS: dict[str, Any] = json.loads(forge.lora(forge.llama())[forge.CONFIG])

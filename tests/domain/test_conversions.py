@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from registry import tensors
-from registry.conversions import renaming
+from registry.adapters import safetensors
+from registry.merging import renaming
 from tests import forge
 
 MODULE = "transformer_blocks.0.attn.to_out.0"
 
 
-def header(*ends: str) -> tensors.Header:
+def header(*ends: str) -> safetensors.Header:
     data = forge.safetensors({f"{MODULE}{end}": ("F32", (4, 4), None) for end in ends})
-    return tensors.read_bytes(data, file="x.safetensors")
+    return safetensors.read_bytes(data, file="x.safetensors")
 
 
 def test_bare_names_become_those_of_diffusers_where_no_alpha_has_to_be_folded_in() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from registry import bases, engines, tensors
+from registry import bases, engines
+from registry.adapters import safetensors
+from registry.adapters.formats.facts import FileFacts
 from registry.digest import Digest
 from registry.engines import facts as engine_facts
 from registry.engines import rulebook
@@ -16,11 +18,10 @@ from registry.engines import table as engine_table
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Condition, Rule
 from registry.errors import Invalid
-from registry.formats.facts import FileFacts
-from registry.verdicts import Outcome, add_up
+from registry.evaluation.verdicts import Outcome, add_up
 from tests import effort, forge
 from tests.engines.cases import CASES, facts_of
-from tests.house import ROOT
+from tests.import_table import ROOT
 
 ALL_TEXT = [e for e in rulebook.engines().values() if e.kind == "text"]
 PLAIN = facts_of(CASES["plain"])
@@ -33,7 +34,7 @@ def codes(facts: EngineFacts | dict[str, Any], profile: str) -> list[str]:
 
 def base_spec() -> bases.BaseSpec:
     files = forge.llama().files
-    header = tensors.read_bytes(files["model.safetensors"], file="model.safetensors")
+    header = safetensors.read_bytes(files["model.safetensors"], file="model.safetensors")
     return bases.base_spec("tiny", json.loads(files["config.json"]), [header])
 
 

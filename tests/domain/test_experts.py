@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from registry import bases, compat, lora, tensors
+from registry import bases, compat
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import LoraSpec, config
 from registry.bases import BaseSpec
 from registry.engines import facts as engine_facts
-from registry.lora import LoraSpec, config
-from registry.verdicts import Finding
+from registry.evaluation.verdicts import Finding
 from tests import forge
 
 HIDDEN, INNER, COUNT, LAYERS = 32, 16, 4, 2
@@ -38,9 +39,9 @@ def base(**config_fields: Any) -> BaseSpec:
     return bases.base_spec("moe", fields, [header(shapes)])
 
 
-def header(shapes: Shapes) -> tensors.Header:
+def header(shapes: Shapes) -> safetensors.Header:
     weights = forge.safetensors({name: ("F32", shape, None) for name, shape in shapes.items()})
-    return tensors.read_bytes(weights, file=forge.WEIGHTS)
+    return safetensors.read_bytes(weights, file=forge.WEIGHTS)
 
 
 def adapter(sizes: dict[str, tuple[int, int, int]], **fields: Any) -> LoraSpec:
@@ -51,7 +52,7 @@ def adapter(sizes: dict[str, tuple[int, int, int]], **fields: Any) -> LoraSpec:
             at = f"base_model.model.model.layers.{layer}.{path}"
             shapes |= {f"{at}.lora_A.weight": (rows, inputs), f"{at}.lora_B.weight": (outputs, rows)}
     written = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "moe", **fields}
-    return lora.describe(config.read_config(json.dumps(written).encode()), header(shapes))
+    return peft.describe(config.read_config(json.dumps(written).encode()), header(shapes))
 
 
 Q = {"self_attn.q_proj": (4, HIDDEN, HIDDEN)}

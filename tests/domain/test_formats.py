@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from registry import formats, tensors
-from registry.formats import images as image_facts
-from registry.formats.facts import FileFacts
+from registry.adapters import formats, safetensors
+from registry.adapters.formats import images as image_facts
+from registry.adapters.formats.facts import FileFacts
 from tests import forge
 from tests.forge import Tensor
 
@@ -114,9 +114,9 @@ FILES: dict[str, tuple[str, str, str, Callable[[], dict[str, Tensor]]]] = {
 }  # fmt: skip
 
 
-def read(names: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[tensors.Header, bytes]:
+def read(names: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[safetensors.Header, bytes]:
     data = forge.safetensors(names, metadata)
-    return tensors.read_bytes(data, file="x.safetensors"), data
+    return safetensors.read_bytes(data, file="x.safetensors"), data
 
 
 def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *, values: bool = False) -> FileFacts:

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from registry.digest import Digest
-from registry.gates import Approval, Evidence, Gate, gate_of
-from registry.verdicts import Check, Finding, Severity, Verdict
+from registry.evaluation.gates import Approval, Evidence, Gate, gate_of
+from registry.evaluation.verdicts import Check, Finding, Severity, Verdict
 
 SUBJECT = Digest.of(b"version")
 BASE = str(Digest.of(b"base"))

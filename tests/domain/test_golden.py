@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from registry.errors import Invalid, TooLarge
-from registry.fingerprint import Fingerprint, Prompt, compare
-from registry.golden import LINE_LIMIT_BYTES, LINES_LIMIT, read_golden
-from registry.thresholds import Thresholds
+from registry.evaluation.golden import LINE_LIMIT_BYTES, LINES_LIMIT, read_golden
+from registry.evaluation.reference_logprobs import Fingerprint, Prompt, compare
+from registry.evaluation.thresholds import Thresholds
 
 LINE = b'{"prompt": "2 + 2 =", "expected": " 4"}'
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from registry.formats.halves import fault
-from registry.tensors import TensorInfo
+from registry.adapters.formats.factor_pairs import fault
+from registry.adapters.safetensors import TensorInfo
 
 LOHA = {"hada_w1_a": (32, 4), "hada_w1_b": (4, 16), "hada_w2_a": (32, 4), "hada_w2_b": (4, 16), "alpha": ()}
 LOKR = {"lokr_w1": (8, 8), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4), "alpha": ()}

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from registry.bases import identity
 from registry.bases.identity import Identity, Leaf, TensorMark, Thresholds, compare
-from registry.bases.likeness import Grade
+from registry.bases.similarity import Grade
 from registry.digest import Digest
 from tests import effort
 from tests.identities import forge, nudged, values

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from registry.api import VersionView
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.digest import Digest, canonical_json
 from registry.lineage import cyclonedx, openlineage, pictures, slsa
 from registry.lineage.svg import svg
 from registry.manifest import Descriptor
 from registry.provenance import Provenance
-from registry.wire import VersionView
-from registry.wire.lineage import Lineage, LineageEdge, LineageNode
 
 ROOT, PARENT, UNSEEN, FILE, DATA = (Digest.of(word.encode()) for word in ("root", "parent", "unseen", "file", "data"))
 EVIL = '</text><script>alert(1)</script>"]; click n0 "javascript:x" #quot; \\" -->'

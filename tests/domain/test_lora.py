@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from registry.lora import LoraSpec
+from registry.adapters.peft import LoraSpec
 from tests import forge
 from tests.domain.specs import lora_spec
 

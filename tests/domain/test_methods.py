@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from registry import compat, lora, tensors
-from registry.lora import config
-from registry.verdicts import Finding, Outcome, add_up
+from registry import compat
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import config
+from registry.evaluation.verdicts import Finding, Outcome, add_up
 from tests import forge
 from tests.domain.specs import base_spec
 
@@ -32,9 +33,9 @@ def other(method: str, tensors_: dict[str, tuple[int, ...]], **fields: Any) -> l
             }
     configuration = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "task_type": "CAUSAL_LM",
                      "target_modules": ["q_proj"], **fields}  # fmt: skip
-    spec = lora.describe(
+    spec = peft.describe(
         config.read_config(json.dumps(configuration).encode()),
-        tensors.read_bytes(forge.safetensors(named), file=forge.WEIGHTS),
+        safetensors.read_bytes(forge.safetensors(named), file=forge.WEIGHTS),
     )
     return compat.check_fit(spec, base_spec(LLAMA))
 
@@ -91,9 +92,9 @@ def test_a_method_that_is_not_judged_is_unknown_and_no_door_for_tensors_of_the_b
         held = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}
         held |= dict.fromkeys(more, ("F32", (8,), None))
         written = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "target_modules": ["q_proj"]}
-        header = tensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
+        header = safetensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
         return compat.check_fit(
-            lora.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
+            peft.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
         )
 
     assert [f.code for f in judged()] == ["fit.method_unjudged"]
@@ -106,8 +107,8 @@ def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
         "prefix_task_rows": ("F32", (1, 1, 64), None),
     }  # fmt: skip
     written = {"peft_type": "MULTITASK_PROMPT_TUNING", "base_model_name_or_path": "tiny-llama", "num_virtual_tokens": 4}
-    header = tensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
-    spec = lora.describe(config.read_config(json.dumps(written).encode()), header)
+    header = safetensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
+    spec = peft.describe(config.read_config(json.dumps(written).encode()), header)
     assert compat.check_fit(spec, base_spec(LLAMA)) == []
 
 

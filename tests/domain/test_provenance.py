@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from registry import card, declared, lineage
+from registry import declared, lineage
+from registry.adapters import card
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.manifest import BaseRef, Descriptor, Manifest

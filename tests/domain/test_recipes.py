@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from registry import recipes
 from registry.errors import Invalid
-from registry.recipes import Ingredient, Method, Operation, Recipe
+from registry.merging import recipes
+from registry.merging.recipes import Ingredient, Method, Operation, Recipe
 
 
 def ingredient(name: str = "acme/a@1", **facts: Any) -> Ingredient:

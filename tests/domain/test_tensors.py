@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry import tensors
+from registry.adapters import safetensors
 from registry.errors import TooLarge
 from tests import forge
 
@@ -13,7 +13,7 @@ FILE = "adapter_model.safetensors"
 
 def test_a_header_tells_names_types_shapes_and_places() -> None:
     data = forge.safetensors({"b": ("F16", (2, 3), None), "a": ("F32", (), None)}, {"format": "pt", "x": "é"})
-    header = tensors.read_bytes(data, file=FILE)
+    header = safetensors.read_bytes(data, file=FILE)
     a, b = header.tensors
     assert (a.name, a.dtype, a.shape, a.size_bytes, a.elements) == ("a", "F32", (), 4, 1)
     assert (b.name, b.dtype, b.shape, b.size_bytes, b.elements) == ("b", "F16", (2, 3), 12, 6)
@@ -32,7 +32,7 @@ def test_a_header_is_read_in_two_reads_whatever_the_size_of_the_file() -> None:
         asked.append((offset, length))
         return data[offset : offset + length]
 
-    header = tensors.read_header(read, len(data), file=FILE)
+    header = safetensors.read_header(read, len(data), file=FILE)
     assert asked == [(0, 8), (8, header.data_start - 8)]
     assert len(header) == 39
 
@@ -43,15 +43,15 @@ def test_tensors_come_in_the_order_of_their_bytes() -> None:
         "none": {"dtype": "F32", "shape": [0, 7], "data_offsets": [3, 3]},
         "early": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
     }
-    header = tensors.read_bytes(forge.raw_safetensors(entries, b"abcde"), file=FILE)
+    header = safetensors.read_bytes(forge.raw_safetensors(entries, b"abcde"), file=FILE)
     assert [t.name for t in header] == ["early", "none", "late"]
 
 
 def test_limits_are_one_value_and_can_be_tightened() -> None:
     data = forge.safetensors({f"t{i}": ("F32", (1,), None) for i in range(3)})
-    limits = tensors.Limits(tensors=2)
+    limits = safetensors.Limits(tensors=2)
     with pytest.raises(TooLarge, match="3 tensors; the limit is 2"):
-        tensors.read_header(lambda at, n: data[at : at + n], len(data), file=FILE, limits=limits)
+        safetensors.read_header(lambda at, n: data[at : at + n], len(data), file=FILE, limits=limits)
 
 
 @pytest.mark.parametrize(
@@ -67,5 +67,5 @@ def test_limits_are_one_value_and_can_be_tightened() -> None:
     ],
 )
 def test_a_wrong_file_is_called_by_its_name(head: bytes, words: str) -> None:
-    assert words in tensors.wrong_file(head)
-    assert bool(words) == bool(tensors.wrong_file(head))
+    assert words in safetensors.wrong_file(head)
+    assert bool(words) == bool(safetensors.wrong_file(head))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import trainer
+from registry.adapters import trainer
 
 WRITTEN = Path(__file__).with_name("trainer_state.json").read_bytes()
 """Of a real training of twelve steps; its path and its trial's name were written in afterwards."""

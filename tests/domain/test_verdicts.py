@@ -6,16 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.digest import Digest
-from registry.verdicts import (
-    FINDINGS_LIMIT,
-    Check,
-    Finding,
-    Outcome,
-    Severity,
-    Verdict,
-    add_up,
-    summarise,
-)
+from registry.evaluation.verdicts import FINDINGS_LIMIT, Check, Finding, Outcome, Severity, Verdict, add_up, summarise
 
 SUBJECT = Digest.of(b"version")
 BASE = str(Digest.of(b"base"))

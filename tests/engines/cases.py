@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry import lora, tensors
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import config
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
-from registry.lora import config
 from tests import forge
 from tests.forge import CONFIG, WEIGHTS, Files, Tensor
 
@@ -99,9 +99,9 @@ CASES: dict[str, Files] = {
 
 
 def facts_of(files: Files, *, fits: str = "pass") -> EngineFacts:
-    found = lora.describe(config.read_config(files[CONFIG]), tensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
+    found = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
     return engine_facts.of_lora(found, fits=fits)
 
 
 def tensor_names(files: Files) -> list[str]:
-    return [t.name for t in tensors.read_bytes(files[WEIGHTS], file=WEIGHTS)]
+    return [t.name for t in safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS)]

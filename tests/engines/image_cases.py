@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from registry import formats, tensors
+from registry.adapters import formats, safetensors
+from registry.adapters.formats import images
 from registry.bases import BaseSpec, pipelines
 from registry.compat import files as compat_files
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
-from registry.formats import images
-from registry.verdicts import add_up
+from registry.evaluation.verdicts import add_up
 from tests import forge
 from tests.forge import Tensor
 
@@ -285,15 +285,15 @@ def bases() -> dict[str, BaseSpec]:
     return found
 
 
-def _header(modules: Iterable[str]) -> tensors.Header:
+def _header(modules: Iterable[str]) -> safetensors.Header:
     weights: dict[str, Tensor] = {f"{module}.weight": ("F32", (WIDTH, WIDTH), None) for module in modules}
-    return tensors.read_bytes(forge.safetensors(weights), file="model.safetensors")
+    return safetensors.read_bytes(forge.safetensors(weights), file="model.safetensors")
 
 
 def facts_of(case: Case, base: BaseSpec) -> EngineFacts:
     """The facts that a push would keep, with the outcomes of `fits` and `values`."""
     data = case.file
-    header = tensors.read_bytes(data, file="case.safetensors")
+    header = safetensors.read_bytes(data, file="case.safetensors")
     found = formats.of_header(header)
     file = images.of_header(header, found, read=lambda start, n: data[start : start + n])
     fits = add_up(compat_files.check_file(file, base)).value if found.is_known else "fail"

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from registry import bases, compat, engines, formats, lora, tensors
+from registry import bases, compat, engines
+from registry.adapters import formats, peft, safetensors
+from registry.adapters.formats import images as image_facts
+from registry.adapters.peft import config
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.errors import RegistryError
-from registry.formats import images as image_facts
-from registry.lora import config
-from registry.verdicts import Outcome, add_up
+from registry.evaluation.verdicts import Outcome, add_up
 from tests import fixtures
 from tests.forge import CONFIG, WEIGHTS
 
@@ -36,7 +37,7 @@ SERVED_BY_VLLM = {
 @cache
 def base(name: str) -> bases.BaseSpec:
     folder = fixtures.tiny_bases() / name
-    headers = [tensors.read_bytes(f.read_bytes(), file=f.name) for f in sorted(folder.glob("*.safetensors"))]
+    headers = [safetensors.read_bytes(f.read_bytes(), file=f.name) for f in sorted(folder.glob("*.safetensors"))]
     return bases.base_spec(name, json.loads((folder / "config.json").read_text()), headers)
 
 
@@ -44,7 +45,7 @@ def facts_of(folder: Path, base_name: str) -> EngineFacts | None:
     """The facts; None if the adapter is refused before it is judged."""
     try:
         written = config.read_config((folder / CONFIG).read_bytes())
-        spec = lora.describe(written, tensors.read_bytes((folder / WEIGHTS).read_bytes(), file=WEIGHTS))
+        spec = peft.describe(written, safetensors.read_bytes((folder / WEIGHTS).read_bytes(), file=WEIGHTS))
     except (RegistryError, FileNotFoundError):
         return None
     fits = add_up(compat.check_fit(spec, base(base_name)))
@@ -92,7 +93,7 @@ def test_image_files_are_recognised_and_judged_as_diffusers_does(tmp_path: Path)
     made = image_adapters.make(tmp_path / "bases", tmp_path / "files")
     for name, entry in made.items():
         data = (tmp_path / "files" / entry["file"]).read_bytes()
-        header = tensors.read_bytes(data, file=name)
+        header = safetensors.read_bytes(data, file=name)
         found = formats.of_header(header)
         facts = image_facts.of_header(header, found)
         served = outcome(engine_facts.of_image(facts), "diffusers==0.42.1") in ("pass", "warn")

@@ -16,9 +16,9 @@ import pytest
 
 from registry.client.base_folder import base_spec_from
 from registry.client.folder import read_folder
+from registry.compat.evaluate import fit
 from registry.errors import RegistryError
-from registry.judgement import fit
-from registry.verdicts import Outcome, add_up
+from registry.evaluation.verdicts import Outcome, add_up
 from tests import fixtures, forge
 
 pytestmark = [

@@ -12,8 +12,8 @@ import pytest
 
 from registry.client.base_folder import base_spec_from
 from registry.client.folder import read_folder
-from registry.judgement import fit
-from registry.verdicts import Outcome, add_up
+from registry.compat.evaluate import fit
+from registry.evaluation.verdicts import Outcome, add_up
 from tests import fixtures
 
 pytestmark = [

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from registry.api import VersionView
+from registry.api.bases import BaseAdd
 from registry.client import base_folder
 from registry.client import push as pushing
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.names import AdapterName
-from registry.wire import VersionView
-from registry.wire.bases import BaseAdd
 from tests import fixtures
 from tests.world import World
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from registry import bases, compat, lora, tensors
+from registry import bases, compat
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import config
 from registry.bases import BaseSpec
 from registry.errors import RegistryError
-from registry.lora import config
-from registry.verdicts import Outcome, add_up, summarise
+from registry.evaluation.verdicts import Outcome, add_up, summarise
 from tests import fixtures
 
 pytestmark = [
@@ -32,8 +33,8 @@ FILES_MISSING = {"config-missing", "weights-missing", "pickle-with-code", "lora-
 """Entries without a configuration or a weights file: the push refuses the folder."""
 
 
-def read(path: Path) -> tensors.Header:
-    return tensors.read_bytes(path.read_bytes(), file=path.name)
+def read(path: Path) -> safetensors.Header:
+    return safetensors.read_bytes(path.read_bytes(), file=path.name)
 
 
 @lru_cache(maxsize=32)
@@ -54,7 +55,7 @@ def base_spec(name: str) -> BaseSpec:
 def judged(folder: Path, base: str) -> tuple[str, str]:
     """(outcome, its sentence); `refused` where an error answers."""
     try:
-        spec = lora.describe(config.read_config((folder / CONFIG).read_bytes()), read(folder / WEIGHTS))
+        spec = peft.describe(config.read_config((folder / CONFIG).read_bytes()), read(folder / WEIGHTS))
     except (RegistryError, FileNotFoundError) as e:
         return REFUSED, str(e)
     findings = compat.check_fit(spec, base_spec(base))

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from registry.api.push import Pushed
 from registry.client import push
 from registry.errors import RegistryError
 from registry.names import AdapterName
-from registry.wire.push import Pushed
 from tests.faults.stage import BASE, Promise, Stage
 
 

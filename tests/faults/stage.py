@@ -23,23 +23,23 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from registry.api.bases import BaseAdd
+from registry.api.maintenance import FsckRequest, GcRequest
+from registry.api.push import PushRequest
 from registry.client import pull, streams
 from registry.client import push as pushing
-from registry.client.api import Registry
 from registry.client.audit import Audit, ServerLog, verifiers
 from registry.client.connection import Connection
 from registry.client.folder import read_folder
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError, Unavailable
+from registry.evaluation.verdicts import Finding
 from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
-from registry.server import db
+from registry.server.database import db
 from registry.server.settings import Settings
 from registry.tlog.replay import replay
-from registry.verdicts import Finding
-from registry.wire.bases import BaseAdd
-from registry.wire.push import PushRequest
-from registry.wire.upkeep import FsckRequest, GcRequest
 from tests import forge
 from tests.faults.servers import Server
 from tests.world import spec_of

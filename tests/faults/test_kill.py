@@ -9,7 +9,7 @@ import pytest
 
 from registry.errors import Invalid
 from registry.server import failpoints
-from tests import house
+from tests import import_table
 from tests.faults import points
 from tests.faults.places import KINDS
 from tests.faults.stage import Stage
@@ -63,7 +63,7 @@ def test_at_the_end_every_promise_is_kept(stage_on: StageOn) -> None:
 # ------------------------------------------------------------------ the points themselves
 def test_every_failpoint_of_the_code_is_one_that_these_tests_kill_at() -> None:
     found = set()
-    for module, source in house.sources().items():
+    for module, source in import_table.sources().items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoints.reach":
                 argument = node.args[0]

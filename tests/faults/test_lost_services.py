@@ -18,13 +18,13 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
+from registry.api.push import PushRequest
 from registry.client import push
 from registry.client.folder import read_folder
 from registry.errors import Unavailable
 from registry.manifest import BaseRef
 from registry.names import AdapterName
-from registry.server import db
-from registry.wire.push import PushRequest
+from registry.server.database import db
 from tests.faults.places import Places
 from tests.faults.stage import BASE, Stage
 

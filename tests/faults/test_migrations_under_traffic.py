@@ -14,8 +14,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from registry.errors import Unavailable
-from registry.server import db, schema
-from registry.server.db import Engine
+from registry.server.database import db, schema
+from registry.server.database.db import Engine
 from registry.server.settings import Settings
 from tests.world import World
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
+from registry.api.push import Part, Pushed
 from registry.client import pull as pulling
 from registry.client import push as pushing
 from registry.client import sockets, streams
-from registry.client.api import Registry
 from registry.client.connection import Connection
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Corrupt, RegistryError, Unavailable
 from registry.names import AdapterName, Ref
-from registry.server.blobs import key_of
-from registry.server.s3 import bucket
-from registry.server.s3.store import S3Blobs
-from registry.server.tables import VersionRow
-from registry.wire.push import Part, Pushed
+from registry.server.database.models.content import VersionRow
+from registry.server.storage.blobs import key_of
+from registry.server.storage.s3 import bucket
+from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.faults.proxy import FaultProxy
 from tests.upkeep import collect, findings

@@ -8,16 +8,20 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import select
 
+from registry.api.records import Record, VersionRecord
 from registry.bases.identity import Identity
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.names import AdapterName
-from registry.records import Record, VersionRecord
-from registry.server import audit, catalog, db, records, withdrawal
-from registry.server.actors import TRUSTED
-from registry.server.blobs import BlobStore, key_of
-from registry.server.tables import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
+from registry.server import audit
+from registry.server.access.actors import TRUSTED
+from registry.server.catalog import metadata_backup
+from registry.server.catalog import versions as catalog
+from registry.server.database import db
+from registry.server.database.models.content import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
+from registry.server.promotion import withdraw
+from registry.server.storage.blobs import BlobStore, key_of
 from tests import forge
 from tests.flows.test_restore import lose_the_database, reindex, story
 from tests.identities import forge as forge_identity
@@ -82,11 +86,11 @@ def test_a_record_from_before_a_withdrawal_is_no_record_of_it(stored_world: Worl
 def test_a_record_that_an_older_release_wrote_counts(stored_world: World) -> None:
     stored_world.push("acme/support")
     collect(stored_world)
-    (key,) = [stat.key for stat in stored_world.blobs.list(records.VERSIONS)]
+    (key,) = [stat.key for stat in stored_world.blobs.list(metadata_backup.VERSIONS)]
     data = kept(stored_world)[key]
     other = VersionRecord.parse(data).model_copy(update={"pushed_by": ""})
     stored_world.blobs.delete(key)
-    records._put(stored_world.blobs, key[:-64], other)
+    metadata_backup._put(stored_world.blobs, key[:-64], other)
     assert findings(stored_world) == []
     assert reindex(stored_world).records == 0
 
@@ -106,7 +110,7 @@ def test_a_withdrawal_that_meets_the_writer_of_the_first_record_is_recorded_too(
     with world.session(write=True) as session:
         version = catalog.find(session, TRUSTED, name, 1)
         recorded(db.now())
-        withdrawal.yank(session, TRUSTED, name, version, reason="diverged")
+        withdraw.yank(session, TRUSTED, name, version, reason="diverged")
     assert world.admin.version("acme/support@1").yank_reason == "diverged"
     with world.session() as session:
         assert [row.recorded_at for row in rows(session, VersionRow)] == [None]
@@ -173,7 +177,7 @@ def test_an_identity_that_changes_while_its_base_is_recorded_is_recorded_as_it_i
     collect(stored_world)
     with stored_world.session(write=True) as session:
         session.connection().execute(update(BaseRow).values(recorded_at=None))
-    put, late = records._put, []
+    put, late = metadata_backup._put, []
 
     def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
         key = put(blobs, folder, record)
@@ -182,8 +186,8 @@ def test_an_identity_that_changes_while_its_base_is_recorded_is_recorded_as_it_i
             stored_world.admin.identify_base(name, WITH_NORMS)
         return key
 
-    monkeypatch.setattr(records, "_put", interrupted)
-    records.write_missing(stored_world.engine, stored_world.blobs, limit=10)
+    monkeypatch.setattr(metadata_backup, "_put", interrupted)
+    metadata_backup.write_missing(stored_world.engine, stored_world.blobs, limit=10)
     monkeypatch.undo()
     assert late
     collect(stored_world)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httpx
 
+from registry.api import Resolved
 from registry.digest import Digest
-from registry.wire import Resolved
 from tests.world import URL, World
 
 NAME = "acme/support"

@@ -14,16 +14,16 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
+from registry.api.jobs import JobSubmit
 from registry.client import pull
 from registry.client.namespaces import Namespaces
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
-from registry.recipes import ANNOTATION, Method, Operation, Recipe
-from registry.wire.jobs import JobSubmit
-from registry.worker.keepers import Limits
+from registry.merging.recipes import ANNOTATION, Method, Operation, Recipe
 from registry.worker.loop import Worker
-from registry.worker.pool import Pool
-from registry.worker.sources import Sources
+from registry.worker.model.sources import Sources
+from registry.worker.sandbox.host_client import Limits
+from registry.worker.sandbox.pool import Pool
 from tests import fixtures
 from tests.worker import models
 from tests.worker.workshop import Workshop

@@ -13,9 +13,9 @@ from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.names import AdapterName, Ref
-from registry.server.blobs import BlobStore
-from registry.server.local import LocalBlobs
-from registry.server.tables import AliasRow, EventRow, JobRow, VersionRow
+from registry.server.database.models.content import AliasRow, EventRow, JobRow, VersionRow
+from registry.server.storage.blobs import BlobStore
+from registry.server.storage.local import LocalBlobs
 from tests import forge
 from tests.world import World, rows
 
@@ -100,9 +100,9 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
         if point == "commit":
             patch.setattr(Session, "commit", crash_after_judging(world, crash))
         elif point == "rows":
-            patch.setattr("registry.server.versions.add_contents", crash)
+            patch.setattr("registry.server.push.rows.add_contents", crash)
         elif point == "finish":
-            patch.setattr("registry.server.disk.FileSink.finish", crash)
+            patch.setattr("registry.server.storage.disk.FileSink.finish", crash)
         else:
             patch.setattr(LocalBlobs, point, crash)
         with pytest.raises(RegistryError):

@@ -9,17 +9,18 @@ import pytest
 from sqlalchemy import delete, update
 from sqlmodel import SQLModel, select
 
+from registry.api.bases import BaseAdd
+from registry.api.maintenance import ReindexPage, ReindexRequest
+from registry.api.records import Record
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Conflict, Corrupt
 from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
-from registry.records import Record
-from registry.server import records, tables
-from registry.server.blobs import BlobStore, digest_of, key_of
-from registry.server.tables import TokenRow, VersionRow
-from registry.wire.bases import BaseAdd
-from registry.wire.upkeep import ReindexPage, ReindexRequest
+from registry.server.catalog import metadata_backup
+from registry.server.database.models import content
+from registry.server.database.models.content import TokenRow, VersionRow
+from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from tests import forge
 from tests.snapshot import snapshot
 from tests.upkeep import collect, findings, states
@@ -81,7 +82,7 @@ def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: Wo
     assert (page.bases, page.versions, page.findings) == (2, 4, [])
     assert snapshot(stored_world) == before
     with stored_world.session(write=True) as session:  # as an older server leaves it that still runs beside this one
-        session.connection().execute(delete(tables.BaseEdgeRow))
+        session.connection().execute(delete(content.BaseEdgeRow))
     again = reindex(stored_world)
     assert snapshot(stored_world) == before
     assert (again.bases, again.versions, again.findings) == (0, 0, [])
@@ -196,17 +197,17 @@ def test_a_late_writer_of_a_record_takes_no_newer_one_away(
     collect(stored_world)
     with stored_world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(recorded_at=None))
-    put, late = records._put, []
+    put, late = metadata_backup._put, []
 
     def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
         if not late:
             late.append(folder)
             stored_world.admin.yank("acme/support@1", "diverged")
-            records.write_missing(stored_world.engine, blobs, limit=10)
+            metadata_backup.write_missing(stored_world.engine, blobs, limit=10)
         return put(blobs, folder, record)
 
-    monkeypatch.setattr(records, "_put", interrupted)
-    records.write_missing(stored_world.engine, stored_world.blobs, limit=10)
+    monkeypatch.setattr(metadata_backup, "_put", interrupted)
+    metadata_backup.write_missing(stored_world.engine, stored_world.blobs, limit=10)
     monkeypatch.undo()
     assert late
     collect(stored_world)
@@ -223,7 +224,7 @@ def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
     for stat in stored_world.blobs.list("records/"):
         data = stored_world.blobs.read(stat.key, 0, stat.size_bytes)
         assert not any(secret.encode() in data for secret in [*secrets, stored_world.secret])
-    assert tables.TokenRow.__tablename__ in KEPT
+    assert content.TokenRow.__tablename__ in KEPT
 
 
 def end_some_names(world: World) -> None:
@@ -277,11 +278,11 @@ def test_a_name_that_a_backup_brought_back_is_told_and_left(stored_world: World)
 
 def test_a_tombstone_that_the_store_could_not_take_is_recorded_by_gc(stored_world: World) -> None:
     end_some_names(stored_world)
-    for stat in list(stored_world.blobs.list(records.TOMBSTONES)):
+    for stat in list(stored_world.blobs.list(metadata_backup.TOMBSTONES)):
         stored_world.blobs.delete(stat.key)
     with stored_world.session(write=True) as session:
-        session.connection().execute(update(tables.TakenNameRow).values(recorded_at=None))
+        session.connection().execute(update(content.TakenNameRow).values(recorded_at=None))
     collect(stored_world)
-    told = sorted(stat.key.rpartition("/")[0] for stat in stored_world.blobs.list(records.TOMBSTONES))
+    told = sorted(stat.key.rpartition("/")[0] for stat in stored_world.blobs.list(metadata_backup.TOMBSTONES))
     places = ("acme/images", "acme/support", "umbrella", "umbrella/images")
     assert told == [f"records/tombstone/{place}" for place in places]

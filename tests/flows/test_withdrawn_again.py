@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
+from registry.api.maintenance import ReindexPage, ReindexRequest
 from registry.client.gates import Gates
 from registry.errors import Refused
-from registry.server.tables import VersionRow
-from registry.wire.upkeep import ReindexPage, ReindexRequest
+from registry.server.database.models.content import VersionRow
 from tests.snapshot import snapshot
 from tests.upkeep import collect, findings
 from tests.world import World, rows

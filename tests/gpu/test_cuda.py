@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.worker.keepers import CUDA, Limits, Source, device_of
-from registry.worker.pool import Pool
+from registry.worker.sandbox.host_client import CUDA, Limits, Source, device_of
+from registry.worker.sandbox.pool import Pool
 from tests import fixtures
 from tests.worker import models
 

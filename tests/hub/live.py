@@ -28,13 +28,13 @@ from typing import Any
 
 import httpx
 
+from registry.api.bases import BaseAdd
+from registry.api.push import PushRequest
 from registry.bases import BaseSpec
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import AdapterName
-from registry.wire.bases import BaseAdd
-from registry.wire.push import PushRequest
 from tests import forge
 from tests.faults.servers import Server
 from tests.relay import Relay

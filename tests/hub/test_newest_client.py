@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.bases import BaseAdd
 from registry.client.base_folder import base_spec_from
-from registry.wire.bases import BaseAdd
 from tests import fixtures, forge
 from tests.hub import clients
 from tests.hub.live import NAME, Live

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import house
+from tests import import_table
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def _run(*command: str | Path, cwd: Path, stdin: str = "") -> subprocess.Complet
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder]
-    built = _run(*pip, house.ROOT, cwd=folder)
+    built = _run(*pip, import_table.ROOT, cwd=folder)
     assert built.returncode == 0, built.stderr
     return next(folder.glob("adapter_registry-*.whl"))
 
@@ -81,14 +81,14 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 def test_the_wheel_holds_two_packages_and_the_migrations_inside_the_server(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry", "cli"}
-    migrations = {str(path.relative_to(house.ROOT)) for path in (house.ROOT / "migrations").rglob("*.py")}
+    migrations = {str(path.relative_to(import_table.ROOT)) for path in (import_table.ROOT / "migrations").rglob("*.py")}
     assert {f"registry/server/{name}" for name in migrations} <= set(names)
     assert "registry/py.typed" in names
     assert not [name for name in names if "tests" in name.split("/") or name.rpartition("/")[2].startswith("test")]
 
 
 def test_the_bare_install_imports_every_base_room_and_nothing_heavy(bare: Path, tmp_path: Path) -> None:
-    looked = _run(bare, "-c", LOOK, cwd=tmp_path, stdin=json.dumps([house.base_rooms(), HEAVY]))
+    looked = _run(bare, "-c", LOOK, cwd=tmp_path, stdin=json.dumps([import_table.base_rooms(), HEAVY]))
     assert looked.returncode == 0, looked.stderr
     found = json.loads(looked.stdout)
     assert found["installed"] == []
@@ -113,7 +113,7 @@ def test_the_domain_tests_pass_on_the_bare_install(bare: Path, tmp_path: Path) -
     """Last in this file: it adds pytest to the environment."""
     install(bare, "pytest")
     for folder in ("tests", "docs"):  # some rules are printed as a page, and a test compares the two
-        shutil.copytree(house.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(import_table.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\npythonpath = .\naddopts = --import-mode=importlib -q\nmarkers = slow\n"
     )

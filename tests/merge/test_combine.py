@@ -17,16 +17,16 @@ transformers = pytest.importorskip("transformers")
 from registry import compat
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid
+from registry.evaluation.verdicts import Outcome, add_up
 from registry.jobs import RESULT_LIMIT_BYTES
-from registry.recipes import Method, Operation, Recipe
-from registry.verdicts import Outcome, add_up
+from registry.merging.recipes import Method, Operation, Recipe
 from registry.worker.merge import combine as combining
 from registry.worker.merge import process
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.combine import combine
 from registry.worker.merge.extract import extract
 from registry.worker.merge.lowrank import Loss
-from registry.worker.merge.order import Order
+from registry.worker.merge.request import Order
 from tests.worker import models
 
 MIXED = [(0.7, "lora-r8-all"), (-0.4, "lora-rslora"), (1.5, "lora-rank-pattern"), (0.2, "lora-r4")]

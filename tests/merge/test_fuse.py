@@ -19,11 +19,11 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from registry.errors import Invalid, RegistryError, Unavailable
-from registry.recipes import Operation, Recipe
+from registry.merging.recipes import Operation, Recipe
 from registry.worker.merge.adapters import Adapter
-from registry.worker.merge.foreign import Foreign
 from registry.worker.merge.fuse import fuse
-from registry.worker.merge.order import Order
+from registry.worker.merge.peft_methods import Foreign
+from registry.worker.merge.request import Order
 from tests.worker import models
 
 FUSED = [

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from registry.api.bases import BaseAdd
 from registry.client import push as pushing
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.names import AdapterName
-from registry.wire.bases import BaseAdd
-from tests import forge, house, processes
+from tests import forge, import_table, processes
 from tests.engines.cases import BASE
 from tests.faults.servers import Server
 from tests.proof import reference, venvs, vllm_http
@@ -119,7 +119,7 @@ class Box:
     def environment(self) -> dict[str, str]:
         own = {"ADAPTER_REGISTRY": self.server.url, "ADAPTER_TOKEN": self.server.token}
         homes = {f"XDG_{kind}_HOME": str(self.folder / "home" / kind) for kind in ("CONFIG", "CACHE", "DATA", "STATE")}
-        return {**os.environ, **own, **homes, "PYTHONPATH": str(house.ROOT)}
+        return {**os.environ, **own, **homes, "PYTHONPATH": str(import_table.ROOT)}
 
     def _adapter(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "cli.main", *words]
@@ -155,5 +155,5 @@ def _install(site: Path) -> None:
     """Our wheel, unpacked with its entry points; what it needs is in vLLM's environment."""
     wheels = site.with_name("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, house.ROOT], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, import_table.ROOT], check=True)
     subprocess.run([*pip, "install", "--no-deps", "--target", site, next(wheels.glob("*.whl"))], check=True)

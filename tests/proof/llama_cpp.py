@@ -22,13 +22,13 @@ import peft
 import torch
 import transformers
 
-from registry import conversions
 from registry.bases import BaseSpec
 from registry.client.folder import read_folder
-from registry.conversions import Conversion, Target
 from registry.errors import RegistryError
+from registry.merging import conversions
+from registry.merging.conversions import Conversion, Target
 from registry.worker.conversions import to_gguf
-from registry.worker.conversions.order import Order
+from registry.worker.conversions.request import Order
 from tests import forge
 from tests.engines.cases import BASE, CASES
 from tests.proof import reference, venvs, vllm_http

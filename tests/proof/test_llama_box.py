@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from registry.fingerprint import Fingerprint, Prompt
+from registry.api.jobs import ClaimRequest, FinishRequest
+from registry.evaluation.reference_logprobs import Fingerprint, Prompt
 from registry.manifest import Edge, Relation
-from registry.serving.agent import Agent
-from registry.serving.llama_cpp import LlamaCpp
-from registry.serving.shelf import Shelf
-from registry.serving.station import Station
-from registry.wire.jobs import ClaimRequest, FinishRequest
+from registry.serving.agent.agent import Agent
+from registry.serving.agent.reconciler import Station
+from registry.serving.engines.llama_cpp import LlamaCpp
+from registry.serving.store.store import Shelf
 from tests import forge
 from tests.engines.cases import BASE, CASES
 from tests.proof import venvs

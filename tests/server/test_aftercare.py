@@ -8,8 +8,8 @@ import time
 import pytest
 from sqlmodel import col, select
 
-from registry.server import aftercare
-from registry.server.tables import VersionRow
+from registry.server.database.models.content import VersionRow
+from registry.server.push import background
 from tests.world import World
 
 LONG_SECONDS = 600.0
@@ -30,7 +30,7 @@ def stocked(world: World) -> World:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's patience ends during a test."""
     for name in ("QUIET_SECONDS", "RECORDS_PATIENCE_SECONDS", "PATIENCE_SECONDS"):
-        monkeypatch.setattr(aftercare, name, LONG_SECONDS)
+        monkeypatch.setattr(background, name, LONG_SECONDS)
 
 
 @pytest.mark.usefixtures("patient")
@@ -42,11 +42,11 @@ def test_a_push_alone_is_recorded_at_once(stocked: World) -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_records_wait_for_the_pushes_that_are_under_way_and_are_written_together(stocked: World) -> None:
-    aftercare.expect(stocked.engine, "psh_of_somebody_else")
+    background.expect(stocked.engine, "psh_of_somebody_else")
     stocked.push("acme/one")
     stocked.push("acme/two")
     assert unrecorded(stocked) == 2
-    with aftercare.pushing(stocked.engine, "psh_of_somebody_else"):
+    with background.pushing(stocked.engine, "psh_of_somebody_else"):
         assert unrecorded(stocked) == 2  # its commit may bring one more
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
@@ -55,22 +55,22 @@ def test_records_wait_for_the_pushes_that_are_under_way_and_are_written_together
 def test_a_push_that_is_never_committed_delays_records_and_does_not_stop_them(
     stocked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aftercare, "QUIET_SECONDS", LONG_SECONDS)
-    monkeypatch.setattr(aftercare, "RECORDS_PATIENCE_SECONDS", 0.05)
-    aftercare.expect(stocked.engine, "psh_of_somebody_who_left")
+    monkeypatch.setattr(background, "QUIET_SECONDS", LONG_SECONDS)
+    monkeypatch.setattr(background, "RECORDS_PATIENCE_SECONDS", 0.05)
+    background.expect(stocked.engine, "psh_of_somebody_who_left")
     stocked.push("acme/support")
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
 
 
 def test_measuring_waits_for_a_push_whose_bytes_go_past_this_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aftercare, "QUIET_SECONDS", 0.01)
-    desk = aftercare._Desk()
+    monkeypatch.setattr(background, "QUIET_SECONDS", 0.01)
+    desk = background._Desk()
     desk.expect("psh_on_its_way")
     until = time.monotonic() + LONG_SECONDS
     waiting = threading.Thread(target=lambda: desk._wait(until, lambda: False, awaited_too=True), daemon=True)
     waiting.start()
-    waiting.join(20 * aftercare.QUIET_SECONDS)
+    waiting.join(20 * background.QUIET_SECONDS)
     assert waiting.is_alive()
     with desk.pushing("psh_on_its_way"):
         pass

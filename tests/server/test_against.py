@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.compat.paths import Paths
-from registry.server.values import against
+from registry.server.evaluation.weights import against
 
 
 def test_a_fused_matrix_is_as_large_as_its_parts_together() -> None:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta, timezone
 import httpx
 import pytest
 
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
-from registry.server.tables import AliasMoveRow, AliasRow, EventRow, VerdictRow
-from registry.verdicts import Finding
+from registry.evaluation.verdicts import Finding
+from registry.server.database.models.content import AliasMoveRow, AliasRow, EventRow, VerdictRow
 from tests.upkeep import findings
 from tests.world import URL, World, rows
 
@@ -224,7 +224,7 @@ def test_times_of_an_alias_grow_even_when_the_clock_is_set_back(
 ) -> None:
     promote(stocked.admin, 1, 0)
     past = datetime.now(UTC) - timedelta(days=1)
-    monkeypatch.setattr("registry.server.db.now", lambda: past)
+    monkeypatch.setattr("registry.server.database.db.now", lambda: past)
     promote(stocked.admin, 2, 1)
     monkeypatch.undo()
     later, earlier = stocked.admin.history(NAME, alias="prod").moves

@@ -15,15 +15,16 @@ from sqlalchemy import create_engine, event
 from sqlmodel import Session
 
 from registry import errors
+from registry.api import PREFIX
 from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
-from registry.server import app, db, schema
-from registry.server.actors import TRUSTED
-from registry.server.envelope import BODY_LIMIT_BYTES
+from registry.server.access.actors import TRUSTED
+from registry.server.database import db, schema
+from registry.server.database.models.content import TokenRow
+from registry.server.http import app
+from registry.server.http.middleware import BODY_LIMIT_BYTES
 from registry.server.routes import deps
-from registry.server.routes.once import OnceRoute
+from registry.server.routes.idempotent import OnceRoute
 from registry.server.settings import Settings
-from registry.server.tables import TokenRow
-from registry.wire import PREFIX
 from tests.world import URL, World, rows
 
 

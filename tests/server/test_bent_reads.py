@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.client.api import Registry
 from registry.client.connection import Connection
-from registry.server import judge
-from registry.server.blobs import MemoryBlobs
+from registry.client.registry import Registry
+from registry.server.push import inspect
+from registry.server.storage.blobs import MemoryBlobs
 from tests.world import URL, World
 
 NAME = "acme/support"
@@ -46,11 +46,11 @@ def client(world: World) -> Registry:
     return Registry(URL, connection=Connection(URL, world.secret, transport=world.transport, wait=lambda _: None))
 
 
-@pytest.mark.parametrize("read_whole_up_to_bytes", [0, judge.INLINE_BYTES])
+@pytest.mark.parametrize("read_whole_up_to_bytes", [0, inspect.INLINE_BYTES])
 def test_a_flipped_bit_in_a_header_is_read_again_and_never_stored(
     world: World, blobs: Bent, client: Registry, monkeypatch: pytest.MonkeyPatch, read_whole_up_to_bytes: int
 ) -> None:
-    monkeypatch.setattr(judge, "INLINE_BYTES", read_whole_up_to_bytes)
+    monkeypatch.setattr(inspect, "INLINE_BYTES", read_whole_up_to_bytes)
     blobs.left = 1
     pushed = world.push(NAME, by=client).version
     assert blobs.left == 0

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from registry.client.judging import Judging
+from registry.api.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
+from registry.client.evaluation import Judging
 from registry.errors import Denied, Invalid, NotFound
-from registry.fingerprint import Fingerprint, Prompt
+from registry.evaluation.reference_logprobs import Fingerprint, Prompt
+from registry.evaluation.verdicts import Finding
 from registry.jobs import State
 from registry.names import Ref
-from registry.server.tables import BaseRow, VerdictRow
-from registry.verdicts import Finding
-from registry.wire.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
+from registry.server.database.models.content import BaseRow, VerdictRow
 from tests.world import World, rows
 
 BAD = Finding(code="acts.no_effect", severity="error", place="logits", sentence="it answers as the base does")

@@ -6,13 +6,13 @@ import httpx
 import pytest
 from sqlmodel import select
 
-from registry.client.api import Registry
+from registry.api import VersionView
+from registry.api.bases import BaseAdd
+from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound
 from registry.manifest import Edge, Relation
-from registry.server import db
-from registry.server.tables import VerdictRow
-from registry.wire import VersionView
-from registry.wire.bases import BaseAdd
+from registry.server.database import db
+from registry.server.database.models.content import VerdictRow
 from tests import forge
 from tests.world import URL, World, spec_of
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from registry.digest import Digest
-from registry.server.blobs import BlobStore, MemoryBlobs, key_of
-from registry.server.local import LocalBlobs
 from registry.server.routes import bodies
+from registry.server.storage.blobs import BlobStore, MemoryBlobs, key_of
+from registry.server.storage.local import LocalBlobs
 from tests import forge
 from tests.world import URL, World
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
+from registry.api.fleet import BoxReport, FleetBoxes, SlotReport, SlotState
+from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
 from registry.client.fleet import Fleet
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
-from registry.server import db, fleet
-from registry.server.tables import FleetBlobRow, FleetBoxRow, FleetSlotRow
-from registry.wire.fleet import BoxReport, FleetBoxes, SlotReport, SlotState
-from registry.wire.namespaces import NamespaceSet
+from registry.server.database import db
+from registry.server.database.models.content import FleetBlobRow, FleetBoxRow, FleetSlotRow
+from registry.server.serving import reports
 from tests.upkeep import collect
 from tests.world import World, rows
 
@@ -187,7 +188,7 @@ def test_bad_reports_are_refused_in_a_sentence(world: World, boxes: Boxes, monke
         boxes.says("gpu-1", slot.model_copy(update={"adapter": "../../etc"}))
     zero = Digest("sha256:" + "0" * 64)
     assert boxes.says("gpu-1", slot.model_copy(update={"digest": zero}), slot) == [slot.served_name]
-    monkeypatch.setattr(fleet, "BOXES_LIMIT", 1)
+    monkeypatch.setattr(reports, "BOXES_LIMIT", 1)
     with pytest.raises(TooLarge, match="has 1 boxes already"):
         boxes.says("gpu-2")
     with pytest.raises(Invalid, match="cursor"):

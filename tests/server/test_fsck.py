@@ -14,13 +14,12 @@ import pytest
 from sqlalchemy import delete, update
 from sqlmodel import Session, SQLModel, col, select
 
+from registry.api.maintenance import FsckRequest
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
-from registry.server import db
-from registry.server.blobs import key_of
-from registry.server.local import LocalBlobs
-from registry.server.tables import (
+from registry.server.database import db
+from registry.server.database.models.content import (
     AdapterRow,
     AliasMoveRow,
     AliasRow,
@@ -31,7 +30,8 @@ from registry.server.tables import (
     VersionInputRow,
     VersionRow,
 )
-from registry.wire.upkeep import FsckRequest
+from registry.server.storage.blobs import key_of
+from registry.server.storage.local import LocalBlobs
 from tests import forge
 from tests.upkeep import check, collect, findings, plan, states
 from tests.world import World

@@ -9,15 +9,15 @@ from functools import partial
 import pytest
 from sqlalchemy import text
 
-from registry.client.api import Registry
+from registry.api.maintenance import GcRequest, ReindexRequest
+from registry.api.push import PushRequest
 from registry.client.gates import Gates
+from registry.client.registry import Registry
 from registry.errors import Denied, Invalid, NotFound, Refused, RegistryError
-from registry.gates import Gate
-from registry.server import db
-from registry.server.tables import AliasMoveRow, EventRow
-from registry.verdicts import Check
-from registry.wire.push import PushRequest
-from registry.wire.upkeep import GcRequest, ReindexRequest
+from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Check
+from registry.server.database import db
+from registry.server.database.models.content import AliasMoveRow, EventRow
 from tests.world import World, rows
 
 NAME = "acme/support"

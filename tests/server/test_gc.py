@@ -8,15 +8,15 @@ from datetime import timedelta
 import pytest
 from sqlmodel import Session
 
+from registry.api.maintenance import FsckRequest, GcRequest
+from registry.api.push import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
-from registry.server import db, turn
-from registry.server.blobs import BlobStore, digest_of, key_of, staging_key_of
-from registry.server.gc import rows as gc_rows
-from registry.server.gc.shift import Shift
-from registry.server.tables import BlobRow, IdempotencyRow, PushRow, VersionRow
-from registry.wire.push import PushPlan, PushRequest
-from registry.wire.upkeep import FsckRequest, GcRequest
+from registry.server.database import db, locks
+from registry.server.database.models.content import BlobRow, IdempotencyRow, PushRow, VersionRow
+from registry.server.maintenance.gc import rows as gc_rows
+from registry.server.maintenance.gc.run import Shift
+from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
 from tests import forge
 from tests.upkeep import collect, expire, findings, orphan, plan, send, states
 from tests.world import World, rows
@@ -175,13 +175,13 @@ def test_ended_pushes_and_old_answers_are_forgotten(stored_world: World) -> None
 
 def test_one_collects_at_a_time(stored_world: World) -> None:
     with (
-        turn.take(stored_world.engine, "gc"),
+        locks.take(stored_world.engine, "gc"),
         pytest.raises(Unavailable) as refusal,
-        turn.take(stored_world.engine, "gc"),
+        locks.take(stored_world.engine, "gc"),
     ):
         pass
     assert refusal.value.code == "TRY_LATER"
-    with turn.take(stored_world.engine, "gc") as mine:
+    with locks.take(stored_world.engine, "gc") as mine:
         mine.check()
 
 

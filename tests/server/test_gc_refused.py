@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from registry.errors import Unavailable
-from registry.server.blobs import BlobStore, key_of
-from registry.server.gc.shift import REFUSALS_LIMIT
+from registry.server.maintenance.gc.run import REFUSALS_LIMIT
+from registry.server.storage.blobs import BlobStore, key_of
 from tests.upkeep import collect, orphan, states
 from tests.world import World
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from registry.api.push import PushRequest
 from registry.digest import Digest
-from registry.server import aftercare, judge
-from registry.server.blobs import Link, MemoryBlobs, Sink, Stat
+from registry.server.push import background, inspect
 from registry.server.routes.threads import STORE_THREADS
-from registry.wire.push import PushRequest
+from registry.server.storage.blobs import Link, MemoryBlobs, Sink, Stat
 from tests.world import World
 
 PATIENCE_SECONDS = 60
@@ -125,7 +125,7 @@ def test_a_commit_that_is_asked_for_again_while_it_is_done_is_not_done_twice(
     for upload in plan.uploads:
         world.admin.upload(upload, lambda digest=upload.digest: iter([by_digest[digest]]))
     came, read = threading.Semaphore(0), []
-    turn, verified = aftercare.turn, judge.verified
+    turn, verified = background.turn, inspect.verified
 
     def coming(*words: Any) -> Any:
         came.release()
@@ -137,8 +137,8 @@ def test_a_commit_that_is_asked_for_again_while_it_is_done_is_not_done_twice(
             assert came.acquire(timeout=PATIENCE_SECONDS)
         return verified(*words)
 
-    monkeypatch.setattr(aftercare, "turn", coming)
-    monkeypatch.setattr(judge, "verified", reading)
+    monkeypatch.setattr(background, "turn", coming)
+    monkeypatch.setattr(inspect, "verified", reading)
     with ThreadPoolExecutor(2) as pool:
         pushed = [pool.submit(world.admin.commit_push, plan.push_id) for _ in range(2)]
         assert sorted(found.result().created for found in pushed) == [False, True]

@@ -9,21 +9,21 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.client.api import Registry
+from registry.api import PREFIX
+from registry.api.access import TokenCreate
+from registry.api.aliases import PromoteRequest
+from registry.api.bases import BaseAdd
+from registry.api.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
+from registry.api.push import PushRequest
 from registry.client.connection import Connection
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
 from registry.jobs import Kind
-from registry.server import app as server_app
+from registry.server.database.models.content import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
+from registry.server.http import app as server_app
 from registry.server.routes import deps
-from registry.server.routes.once import OnceRoute
-from registry.server.tables import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
-from registry.wire import PREFIX
-from registry.wire.access import TokenCreate
-from registry.wire.aliases import PromoteRequest
-from registry.wire.bases import BaseAdd
-from registry.wire.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
-from registry.wire.push import PushRequest
+from registry.server.routes.idempotent import OnceRoute
 from tests import forge
 from tests.world import URL, World, rows, spec_of
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from registry.bases.likeness import Grade
+from registry.api.bases import BaseAdd
+from registry.api.verdicts import CheckRequest
+from registry.bases.similarity import Grade
 from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
-from registry.verdicts import Check, Finding
-from registry.wire.bases import BaseAdd
-from registry.wire.verdicts import CheckRequest
+from registry.evaluation.verdicts import Check, Finding
 from tests import forge
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values

@@ -9,15 +9,15 @@ import httpx
 import pytest
 from sqlalchemy import event, insert, text
 
+from registry.api import VersionView
+from registry.api.bases import BaseAdd
+from registry.api.lineage import Lineage
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
-from registry.server import lineage
-from registry.server.tables import BaseRow, EdgeRow, VersionRow
-from registry.wire import VersionView
-from registry.wire.bases import BaseAdd
-from registry.wire.lineage import Lineage
+from registry.server.catalog import lineage
+from registry.server.database.models.content import BaseRow, EdgeRow, VersionRow
 from tests import forge
 from tests.world import World, rows, spec_of
 

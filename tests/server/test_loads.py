@@ -10,14 +10,15 @@ import pytest
 from sqlalchemy import insert
 from sqlmodel import select
 
+from registry.api.bases import BaseAdd
+from registry.api.verdicts import CheckRequest, RejudgeRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
-from registry.server import loads, renewal
-from registry.server.blobs import MemoryBlobs
-from registry.server.tables import AdapterRow, VerdictRow, VersionRow, VersionTagRow
-from registry.server.tables_values import FACT
-from registry.wire.bases import BaseAdd
-from registry.wire.verdicts import CheckRequest, RejudgeRequest
+from registry.server.database.models.content import AdapterRow, VerdictRow, VersionRow, VersionTagRow
+from registry.server.database.models.weights import FACT
+from registry.server.evaluation import engine_compat
+from registry.server.maintenance import reevaluate
+from registry.server.storage.blobs import MemoryBlobs
 from tests import forge
 from tests.engines import image_cases
 from tests.world import World
@@ -159,7 +160,7 @@ def test_a_fleet_is_told_the_limit_that_its_largest_adapter_needs_and_who_that_i
 
 # ------------------------------------------------------------------ renewal
 def renewed(world: World, setting: str) -> tuple[int, int]:
-    done = renewal.every(world.engine, world.blobs, loads.profiles(setting))
+    done = reevaluate.every(world.engine, world.blobs, engine_compat.profiles(setting))
     return done.looked, done.renewed
 
 
@@ -188,7 +189,7 @@ def test_a_batch_costs_the_same_few_statements_however_many_versions_it_holds(
 ) -> None:
     world.push("acme/support")
     many(world, 250)
-    monkeypatch.setattr(renewal, "BATCH", 100)
+    monkeypatch.setattr(reevaluate, "BATCH", 100)
     world.blobs.closed = True  # type: ignore[attr-defined]
     with world.statements() as sent:
         assert renewed(world, f"{VLLM} {SGLANG}") == (251, 500)
@@ -203,8 +204,8 @@ def test_a_batch_costs_the_same_few_statements_however_many_versions_it_holds(
 def test_a_run_is_cut_into_requests_and_is_for_administrators(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.push("acme/support")
     many(world, 5)
-    monkeypatch.setattr(renewal, "BATCH", 2)
-    monkeypatch.setattr(renewal, "SECONDS", 0.0)
+    monkeypatch.setattr(reevaluate, "BATCH", 2)
+    monkeypatch.setattr(reevaluate, "SECONDS", 0.0)
     counts: list[Any] = []
     cursor = ""
     while True:
@@ -240,7 +241,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
     before = world.push("acme/support", world.files(rank=64), annotations={"team": "search"}).version
     as_an_older_release_kept_it(world)
     assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
-    done = renewal.every(world.engine, world.blobs, loads.profiles(world.settings.engines))
+    done = reevaluate.every(world.engine, world.blobs, engine_compat.profiles(world.settings.engines))
     assert (done.looked, done.analysed, done.renewed) == (1, 1, 2)
     after = world.admin.version("acme/support")
     assert (after.digest, after.number) == (before.digest, before.number)
@@ -259,7 +260,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
 def test_a_server_that_keeps_no_engines_verdicts_reads_old_headers_again_too(world: World) -> None:
     world.push("acme/support")
     as_an_older_release_kept_it(world)
-    done = renewal.every(world.engine, world.blobs, ())
+    done = reevaluate.every(world.engine, world.blobs, ())
     assert (done.looked, done.analysed, done.renewed) == (1, 1, 0)
     assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "pass"
 
@@ -268,11 +269,11 @@ def test_many_old_headers_are_read_some_at_a_time(world: World, monkeypatch: pyt
     world.push("acme/support")
     as_an_older_release_kept_it(world)
     many(world, 6)
-    monkeypatch.setattr(renewal, "HEADERS", 2)
-    monkeypatch.setattr(renewal, "SECONDS", 0.0)
+    monkeypatch.setattr(reevaluate, "HEADERS", 2)
+    monkeypatch.setattr(reevaluate, "SECONDS", 0.0)
     page = world.admin.rejudge(RejudgeRequest())
     assert (page.looked, page.analysed, bool(page.next_cursor)) == (2, 2, True)
-    done = renewal.every(world.engine, world.blobs, loads.profiles(world.settings.engines))
+    done = reevaluate.every(world.engine, world.blobs, engine_compat.profiles(world.settings.engines))
     assert (done.looked, done.analysed) == (7, 5)
 
 
@@ -280,7 +281,7 @@ def test_a_header_that_cannot_be_read_stays_unknown_and_stops_nothing(world: Wor
     world.push("acme/support")
     as_an_older_release_kept_it(world)
     before = world.admin.version("acme/support").facts
-    done = renewal.every(world.engine, MemoryBlobs(), loads.profiles(world.settings.engines))
+    done = reevaluate.every(world.engine, MemoryBlobs(), engine_compat.profiles(world.settings.engines))
     assert (done.looked, done.analysed, done.renewed) == (1, 0, 2)
     assert world.admin.version("acme/support").facts == before
     assert stored(world) == {VLLM: "unknown", SGLANG: "unknown"}

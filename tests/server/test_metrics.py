@@ -6,8 +6,8 @@ import re
 
 import httpx
 
+from registry.api.fleet import BoxReport, SlotReport, SlotState
 from registry.client.fleet import Fleet
-from registry.wire.fleet import BoxReport, SlotReport, SlotState
 from tests.world import URL, World
 
 

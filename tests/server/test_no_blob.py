@@ -14,8 +14,8 @@ import pytest
 
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound, Unavailable
-from registry.server.blobs import key_of, staging_key_of
-from registry.server.local import LocalBlobs
+from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.local import LocalBlobs
 from tests import forge
 from tests.upkeep import collect, findings
 from tests.world import World

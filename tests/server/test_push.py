@@ -9,13 +9,14 @@ from datetime import timedelta
 import pytest
 from starlette.testclient import TestClient
 
+from registry.api.push import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError
+from registry.evaluation.verdicts import Outcome
 from registry.manifest import BaseRef, Edge, Relation
-from registry.server import db, push
-from registry.server.tables import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
-from registry.verdicts import Outcome
-from registry.wire.push import PushPlan, PushRequest
+from registry.server.database import db
+from registry.server.database.models.content import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
+from registry.server.push import commit
 from tests import forge
 from tests.world import World, rows
 
@@ -162,7 +163,7 @@ def test_a_push_near_its_end_is_kept_open_while_it_is_committed(based: World) ->
     based.admin.commit_push(planned.push_id)
     with based.session() as session:
         row = session.get_one(PushRow, planned.push_id)
-    assert row.expires_at > db.now() + timedelta(seconds=push.COMMIT_SECONDS / 2)
+    assert row.expires_at > db.now() + timedelta(seconds=commit.COMMIT_SECONDS / 2)
 
 
 def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_are(based: World) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from registry.api.push import SMALL_BYTES, PushPlan, PushRequest, Small
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.server import holds
-from registry.server.tables import BlobRow, VersionRow
-from registry.wire.push import SMALL_BYTES, PushPlan, PushRequest, Small
+from registry.server.database.models.content import BlobRow, VersionRow
+from registry.server.storage import references
 from tests import forge
 from tests.world import World, rows
 
@@ -86,7 +86,7 @@ def test_a_blob_has_the_size_that_its_commit_found_whatever_another_push_had_sai
     files = based.files()
     sizes = {Digest.of(data): len(data) for data in files.values()}
     with based.session(write=True) as session:
-        holds.reserve(session, dict.fromkeys(sizes, 1))
+        references.reserve(session, dict.fromkeys(sizes, 1))
     based.push("acme/support", files)
     with based.session() as session:
         found = {row.digest: row.size_bytes for row in rows(session, BlobRow)}

@@ -7,18 +7,19 @@ import pytest
 from pydantic import ValidationError
 
 from registry import jobs
-from registry.client.api import Registry
+from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit
+from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
+from registry.client.registry import Registry
 from registry.errors import Invalid, TooLarge
+from registry.evaluation.reports import TOOLS_LIMIT
 from registry.jobs import Kind
 from registry.names import AdapterName
-from registry.reports import TOOLS_LIMIT
-from registry.server import actors, queue
-from registry.server.tables import VersionRow
-from registry.wire.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit
-from registry.wire.namespaces import NamespaceSet
+from registry.server.access import actors
+from registry.server.database.models.content import VersionRow
+from registry.server.jobs import queue
 from tests.world import URL, World, rows
 
 NAME = "acme/support"

@@ -8,14 +8,14 @@ import threading
 import httpx
 import pytest
 
+from registry.api.desired_state import Roster
+from registry.api.fleet import BoxReport, SlotReport, SlotState
 from registry.client.fleet import Fleet
 from registry.client.gates import Gates
 from registry.digest import Digest
 from registry.engines import rulebook
 from registry.names import AdapterName, served_name
-from registry.server.lookup.pulse import Pulse
-from registry.wire.fleet import BoxReport, SlotReport, SlotState
-from registry.wire.roster import Roster
+from registry.server.lookup.change_counter import Pulse
 from tests.world import URL, World
 
 BASE = "tiny-llama"

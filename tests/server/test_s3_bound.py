@@ -11,16 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.api.maintenance import GcRequest
+from registry.api.push import PushPlan, PushRequest, Upload
 from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.names import AdapterName
-from registry.server.blobs import key_of, staging_key_of
-from registry.server.s3.bucket import Bucket
-from registry.server.s3.store import S3Blobs
-from registry.server.tables import PushRow
-from registry.wire.push import PushPlan, PushRequest, Upload
-from registry.wire.upkeep import GcRequest
+from registry.server.database.models.content import PushRow
+from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.s3.bucket import Bucket
+from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.world import World, rows
 

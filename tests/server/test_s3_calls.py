@@ -15,10 +15,10 @@ from registry.client import push
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName
-from registry.server.blobs import key_of, staging_key_of
-from registry.server.s3 import parts
-from registry.server.s3.bucket import Bucket
-from registry.server.s3.store import S3Blobs
+from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.s3 import uploads
+from registry.server.storage.s3.bucket import Bucket
+from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.world import World
 
@@ -82,11 +82,11 @@ def test_a_push_asks_the_store_for_what_moves_its_bytes_and_little_else(
 
 
 def test_a_file_goes_in_parts_from_where_that_is_cheaper_than_to_send_it_again(blobs: S3Blobs) -> None:
-    assert not blobs._goes_in_parts(parts.FROM_BYTES_WHERE_BOUND - 1)
-    assert blobs._goes_in_parts(parts.FROM_BYTES_WHERE_BOUND)
+    assert not blobs._goes_in_parts(uploads.FROM_BYTES_WHERE_BOUND - 1)
+    assert blobs._goes_in_parts(uploads.FROM_BYTES_WHERE_BOUND)
     blobs._abilities = dataclasses.replace(blobs.abilities, bound_parts=False)
-    assert blobs._goes_in_parts(parts.FROM_BYTES)
-    assert not blobs._goes_in_parts(parts.FROM_BYTES - 1)
+    assert blobs._goes_in_parts(uploads.FROM_BYTES)
+    assert not blobs._goes_in_parts(uploads.FROM_BYTES - 1)
     chosen = S3Blobs(blobs.bucket, parts_from_bytes=5 * MIB)
     assert chosen._goes_in_parts(5 * MIB)
 

@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.api.push import PushPlan, PushRequest
 from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.names import AdapterName
-from registry.server.blobs import key_of
-from registry.server.s3.store import S3Blobs
-from registry.server.tables import PushRow, VersionRow
-from registry.wire.push import PushPlan, PushRequest
+from registry.server.database.models.content import PushRow, VersionRow
+from registry.server.storage.blobs import key_of
+from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.relay import Relay
 from tests.world import World, rows

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from registry.api.maintenance import ReindexRequest
 from registry.digest import Digest
-from registry.server.blobs import key_of
-from registry.server.s3 import parts
-from registry.server.s3.store import S3Blobs
-from registry.wire.upkeep import ReindexRequest
+from registry.server.storage.blobs import key_of
+from registry.server.storage.s3 import uploads
+from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.flows.test_restore import lose_the_database, snapshot, story
 from tests.upkeep import collect, expire, findings, plan, states
@@ -25,7 +25,7 @@ def database_kind() -> str:
 
 @pytest.fixture
 def blobs(s3_url: str, object_store: str) -> S3Blobs:
-    return S3Blobs.at(s3_url, endpoint=object_store, parts_from_bytes=parts.PART_BYTES)
+    return S3Blobs.at(s3_url, endpoint=object_store, parts_from_bytes=uploads.PART_BYTES)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def open_uploads(blobs: S3Blobs) -> list[str]:
 
 def test_a_push_that_was_given_up_leaves_no_staged_bytes_and_no_upload(world: World, blobs: S3Blobs) -> None:
     files = world.files()
-    big = {**files, "tokenizer.json": b"[" + b" " * (parts.PART_BYTES + 5) + b"]"}
+    big = {**files, "tokenizer.json": b"[" + b" " * (uploads.PART_BYTES + 5) + b"]"}
     planned = plan(world, big)
     in_parts = next(upload for upload in planned.uploads if upload.parts)
     httpx.put(in_parts.parts[0].url, content=big["tokenizer.json"][: in_parts.parts[0].size_bytes]).raise_for_status()

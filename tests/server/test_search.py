@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import event, insert, text
 from sqlmodel import select
 
+from registry.api import AdapterPage
 from registry.errors import Invalid
-from registry.server.tables import AdapterRow, VersionRow, VersionTagRow
-from registry.wire import AdapterPage
+from registry.server.database.models.content import AdapterRow, VersionRow, VersionTagRow
 from tests import forge
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values

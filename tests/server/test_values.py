@@ -14,19 +14,20 @@ import pytest
 from sqlalchemy import delete, update
 from sqlmodel import select
 
-from registry import lora, tensors
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import config
+from registry.adapters.read import Pair
+from registry.api.bases import BaseAdd
+from registry.api.maintenance import GcRequest
 from registry.bases.identity import Identity, TensorMark
 from registry.client import base_folder
-from registry.client.judging import Judging
-from registry.contents import Pair
+from registry.client.evaluation import Judging
 from registry.digest import Digest
-from registry.lora import config
-from registry.server import aftercare, values
-from registry.server.tables import VersionRow, VersionValuesRow
-from registry.server.values import numbers
-from registry.server.values.measure import Window
-from registry.wire.bases import BaseAdd
-from registry.wire.upkeep import GcRequest
+from registry.server.database.models.content import VersionRow, VersionValuesRow
+from registry.server.evaluation import weights as values
+from registry.server.evaluation.weights import numbers
+from registry.server.evaluation.weights.measure import Window
+from registry.server.push import background
 from tests import forge, forge_foreign
 from tests.forge import CONFIG, WEIGHTS, Files
 from tests.world import World
@@ -68,7 +69,7 @@ def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world
     files = filled(a=0.02, b=0.01)
     world.push("acme/support", files)
     assert outcome(world, "acme/support") == ("pass", [])
-    spec = lora.describe(config.read_config(files[CONFIG]), tensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
+    spec = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
     known = world.admin.values("acme/support")
     assert set(known.modules) == {module.path for module in spec.modules}
     assert known.measured_at is not None
@@ -167,7 +168,7 @@ def test_other_tools_pairs_have_norms_too(turned: bool) -> None:
     stored = {"x.a": a.T if turned else a, "x.b": b.T if turned else b, "y.a": a, "y.b": b}
     kinds = dict.fromkeys(stored, "F32") | {"y.b": "I32"}
     body = forge.safetensors({n: (kinds[n], t.shape, np.ascontiguousarray(t).tobytes()) for n, t in stored.items()})
-    header = tensors.read_bytes(body, file=WEIGHTS)
+    header = safetensors.read_bytes(body, file=WEIGHTS)
     pairs = [Pair("x", 2, 0.5, "x.a", "x.b", turned), Pair("y", 2, 1.0, "y.a", "y.b"), Pair("z", 2, 1.0, "z.a", "z.b")]
     found = numbers.norms(lambda start, n: body[start : start + n], header, pairs)
     assert list(found) == ["x"]
@@ -179,7 +180,7 @@ def test_other_tools_pairs_have_norms_too(turned: bool) -> None:
 def test_large_weights_are_measured_once_when_the_push_has_been_answered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.server.judge.INLINE_BYTES", 0)
+    monkeypatch.setattr("registry.server.push.inspect.INLINE_BYTES", 0)
     pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
     assert [str(v.check) for v in pushed.version.verdicts] == ["fits", "loads"]
     assert pushed.version.verdicts[1].outcome == "pass"  # nobody knew yet
@@ -192,31 +193,31 @@ def test_large_weights_are_measured_once_when_the_push_has_been_answered(
 
 
 def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aftercare, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(background, "QUIET_SECONDS", 0.05)
     world.push("acme/support")
     world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionValuesRow))
     with ThreadPoolExecutor(1) as pool:
-        with aftercare.pushing(world.engine):
-            measuring = pool.submit(aftercare.keep_up, world.engine, world.blobs)
+        with background.pushing(world.engine):
+            measuring = pool.submit(background.keep_up, world.engine, world.blobs)
             with pytest.raises(TimeoutError):
-                measuring.result(3 * aftercare.QUIET_SECONDS)
+                measuring.result(3 * background.QUIET_SECONDS)
             assert world.admin.values("acme/support").measured_at is None
         measuring.result(60)
     assert world.admin.values("acme/support").measured_at is not None
 
 
 def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aftercare, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(background, "PATIENCE_SECONDS", 0.01)
     world.push("acme/support")
     world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionValuesRow))
-    with aftercare.pushing(world.engine):
-        aftercare.keep_up(world.engine, world.blobs)
+    with background.pushing(world.engine):
+        background.keep_up(world.engine, world.blobs)
         assert world.admin.values("acme/support").measured_at is not None
 
 
@@ -235,9 +236,9 @@ def test_what_was_never_measured_is_measured_by_gc(world: World) -> None:
 
 
 # ------------------------------------------------------------------ numbers
-def weights(dtype: str, data: bytes, count: int) -> tuple[Any, tensors.Header]:
+def weights(dtype: str, data: bytes, count: int) -> tuple[Any, safetensors.Header]:
     body = forge.safetensors({"x": (dtype, (count,), data)})
-    return (lambda start, n: body[start : start + n]), tensors.read_bytes(body, file=WEIGHTS)
+    return (lambda start, n: body[start : start + n]), safetensors.read_bytes(body, file=WEIGHTS)
 
 
 @pytest.mark.parametrize(

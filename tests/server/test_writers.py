@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from registry.server import db
+from registry.server.database import db
 from registry.server.settings import Settings
 
 THREADS, EACH = 8, 20

@@ -7,17 +7,17 @@ from typing import Any
 
 import httpx
 
-from registry.client.api import Registry
+from registry.api import VersionView
+from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client.fleet import Fleet
-from registry.fingerprint import Fingerprint, Prompt
-from registry.serving.agent import Agent
-from registry.serving.engines import VLLM, Engine
-from registry.serving.metrics import Metrics
-from registry.serving.reporter import Reporter
-from registry.serving.shelf import Shelf
-from registry.serving.station import Station
-from registry.wire import VersionView
-from registry.wire.jobs import ClaimRequest, FinishRequest
+from registry.client.registry import Registry
+from registry.evaluation.reference_logprobs import Fingerprint, Prompt
+from registry.serving.agent.agent import Agent
+from registry.serving.agent.heartbeat import Reporter
+from registry.serving.agent.metrics import Metrics
+from registry.serving.agent.reconciler import Station
+from registry.serving.engines.openai import VLLM, Engine
+from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS, Files
 from tests.serving.stand_ins import VLLMServer, answers
 from tests.world import URL, World

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.serving.shelf import Shelf
+from registry.serving.store.store import Shelf
 from tests.serving.box import Box, Clock, Line
 from tests.world import World
 

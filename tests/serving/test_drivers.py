@@ -10,11 +10,11 @@ import pytest
 
 from registry.errors import Invalid, Unavailable
 from registry.manifest import Edge, Relation
-from registry.serving import kinds
-from registry.serving.engines import SGLang
-from registry.serving.folders import Folders
-from registry.serving.llama_cpp import LlamaCpp
-from registry.serving.shelf import Shelf
+from registry.serving.engines import parse
+from registry.serving.engines.folder import Folders
+from registry.serving.engines.llama_cpp import LlamaCpp
+from registry.serving.engines.openai import SGLang
+from registry.serving.store.store import Shelf
 from tests import forge, forge_foreign
 from tests.forge import WEIGHTS
 from tests.serving.box import Box, Clock, Line
@@ -234,10 +234,10 @@ def test_a_directory_that_cannot_be_made_is_an_engine_that_is_away(
 
 # ------------------------------------------------------------------ their names
 def test_engines_are_named_by_kind_and_place() -> None:
-    assert isinstance(kinds.engine("llama.cpp=http://127.0.0.1:8080"), LlamaCpp)
-    assert isinstance(kinds.engine("nim=/srv/nim"), Folders)
-    titles = [kinds.title(text) for text in ("vllm=http://h:8000", "sglang=https://h", "nim=/srv/my nim", "dir=/")]
+    assert isinstance(parse.engine("llama.cpp=http://127.0.0.1:8080"), LlamaCpp)
+    assert isinstance(parse.engine("nim=/srv/nim"), Folders)
+    titles = [parse.title(text) for text in ("vllm=http://h:8000", "sglang=https://h", "nim=/srv/my nim", "dir=/")]
     assert titles == ["vllm-8000", "sglang", "nim-mynim", "dir"]
     for wrong in ("vllm", "vllm=", "vllm=localhost:8000", "tgi=http://h", "dir=", "=http://h"):
         with pytest.raises(Invalid, match="is none of: vllm=URL"):
-            kinds.engine(wrong)
+            parse.engine(wrong)

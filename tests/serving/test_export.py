@@ -11,11 +11,11 @@ import pytest
 
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.serving import export, pbase
-from registry.serving.export import Exported, Place
-from registry.serving.export_bucket import BucketPlace
-from registry.serving.export_folder import FolderPlace
-from registry.verdicts import Outcome
+from registry.evaluation.verdicts import Outcome
+from registry.serving.export import export, pbase
+from registry.serving.export.export import Exported, Place
+from registry.serving.export.folder import FolderPlace
+from registry.serving.export.s3 import BucketPlace
 from tests.world import World
 
 BASE = "tiny-llama"

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from registry.api.desired_state import Roster, RosterEntry
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.fleets import FleetSettings
-from registry.serving import objects
-from registry.wire.roster import Roster, RosterEntry
+from registry.serving.export import kubernetes
 
 DIGEST = Digest.of(b"one")
 MANAGED = {"app.kubernetes.io/managed-by": "adapter-registry"}
@@ -33,8 +33,8 @@ def roster(*entries: RosterEntry, settings: FleetSettings | None = None) -> Rost
 
 def make(
     kind: str, place: str, *entries: RosterEntry, settings: FleetSettings | None = None, **how: object
-) -> objects.Object:
-    return objects.make(kind, roster(*entries, settings=settings), list(entries), place, **how)  # type: ignore[arg-type]
+) -> kubernetes.Object:
+    return kubernetes.make(kind, roster(*entries, settings=settings), list(entries), place, **how)  # type: ignore[arg-type]
 
 
 def test_a_model_adapter_of_aibrix_ends_its_url_with_a_slash() -> None:
@@ -127,9 +127,9 @@ def test_an_llm_inference_service_of_kserve_has_all_adapters_and_what_the_fleet_
 
 def test_names_of_objects_are_dns_labels_that_stay_apart() -> None:
     long = [f"{'a' * 70}-v{number}" for number in (1, 2)]
-    labels = [objects.dns_label(name) for name in long]
+    labels = [kubernetes.dns_label(name) for name in long]
     assert [len(label) <= 63 for label in labels] == [True, True]
     assert labels[0] != labels[1]
-    assert objects.dns_label("acme-support-v3") == "acme-support-v3"
+    assert kubernetes.dns_label("acme-support-v3") == "acme-support-v3"
     for text in ("3d-shop-style-v1", "01-ai/Yi-6B", "7" * 70, "..."):  # a Service of that name must begin with a letter
-        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", objects.dns_label(text)), objects.dns_label(text)
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", kubernetes.dns_label(text)), kubernetes.dns_label(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from registry import engines
-from tests.house import ROOT
+from tests.import_table import ROOT
 from tests.test_docs import LINK, commands
 
 FOLDER = ROOT / "docs/serving"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from registry.client.api import Registry
-from registry.serving import finder as finders
+from registry.client.registry import Registry
+from registry.evaluation.verdicts import Check, Finding
 from registry.serving import vllm
-from registry.serving.finder import Finder
-from registry.serving.shelf import Shelf
-from registry.verdicts import Check, Finding
+from registry.serving.store import resolver as finders
+from registry.serving.store.resolver import Finder
+from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
 from tests.serving.box import Clock, Line
 from tests.serving.vllm_front import Front, LoRARequest, ResolverRegistry

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.serving import vllm
-from tests.house import ROOT
+from tests.import_table import ROOT
 from tests.proof import venvs
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.api import Registry
 from registry.client.fleet import Fleet
+from registry.client.registry import Registry
 from registry.errors import Invalid, Unavailable
-from registry.serving import metrics, reporter, vllm
-from registry.serving.metrics import COUNTERS, GAUGES, PREFIX
+from registry.serving import vllm
+from registry.serving.agent import heartbeat, metrics
+from registry.serving.agent.metrics import COUNTERS, GAUGES, PREFIX
 from tests.serving.box import Box, Line
 from tests.serving.vllm_front import LoRARequest
 from tests.world import URL, World
@@ -60,7 +61,7 @@ def test_loading_is_told_while_it_lasts(box: Box, monkeypatch: pytest.MonkeyPatc
 def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporter, "TOGETHER_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "TOGETHER_SECONDS", 0.0)
     heard = threading.Semaphore(0)
     telling = box.agent._reporter
     assert telling is not None
@@ -74,7 +75,7 @@ def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
         box.push("acme/support")
         box.states()
         assert heard.acquire(timeout=60), "a change is told at once"
-        monkeypatch.setattr(reporter, "RENEW_SECONDS", 0.0)
+        monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.0)
         box.station.slots.changed.set()
         assert heard.acquire(timeout=60)
         assert heard.acquire(timeout=60), "and a lease is renewed without one"
@@ -113,7 +114,7 @@ def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
     world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
-    monkeypatch.setattr(reporter.Reporter, "run", lambda _self, _stop: None)
+    monkeypatch.setattr(heartbeat.Reporter, "run", lambda _self, _stop: None)
     environment = {
         "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.issue("pull")[1], "ADAPTER_PLUGIN_DIR": str(tmp_path),
         "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0,max_lora_rank=16", "ADAPTER_PLUGIN_BOX": "gpu-9",

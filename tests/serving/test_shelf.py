@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from registry.client import pull
-from registry.client.api import Registry
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Corrupt
 from registry.names import AdapterName
-from registry.serving.shelf import Shelf
+from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
 from tests.serving.box import Line
 from tests.world import URL, World

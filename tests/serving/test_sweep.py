@@ -15,28 +15,29 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.api import Registry
+from registry.api.fleet import BoxReport, SlotReport, SlotState
 from registry.client.fleet import Fleet
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.names import AdapterName
-from registry.serving import sweep, vllm
-from registry.serving.shelf import Shelf
-from registry.serving.sweep import Limits, Swept
-from registry.wire.fleet import BoxReport, SlotReport, SlotState
+from registry.serving import vllm
+from registry.serving.store import eviction
+from registry.serving.store.eviction import Limits, Swept
+from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
 from tests.serving.box import Box, Line
 from tests.serving.vllm_front import LoRARequest
 from tests.world import URL, World
 
 NAME = AdapterName("acme", "support")
-LONG = 100 * sweep.DAY_SECONDS
+LONG = 100 * eviction.DAY_SECONDS
 USUAL = Limits()
 READER = """
 import sys
 from pathlib import Path
 from registry.digest import Digest
-from registry.serving.shelf import Shelf
+from registry.serving.store.store import Shelf
 print(Shelf(Path(sys.argv[1])).find(Digest(sys.argv[2])), flush=True)
 sys.stdin.read()
 """
@@ -44,7 +45,7 @@ sys.stdin.read()
 
 def swept(shelf: Shelf, limits: Limits = USUAL, *, leases: Collection[Digest] = (), later: float = LONG) -> Swept:
     """A sweep by another process than any that has used the shelf, as if it were so many seconds later."""
-    return sweep.run(Shelf(shelf.root), limits, lambda: leases, clock=lambda: time.time() + later)
+    return eviction.run(Shelf(shelf.root), limits, lambda: leases, clock=lambda: time.time() + later)
 
 
 @pytest.fixture
@@ -75,9 +76,9 @@ def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_
     for folder, text in ((shelf.fingerprints, "{}"), (shelf.answers, json.dumps({"digest": digest}))):
         folder.mkdir()
         (folder / f"{digest.hex}.json").write_text(text)
-    assert swept(shelf, later=13 * sweep.DAY_SECONDS).removed == []
+    assert swept(shelf, later=13 * eviction.DAY_SECONDS).removed == []
     assert swept(shelf, Limits(keep_days=math.inf)).removed == []
-    done = swept(shelf, later=30 * sweep.DAY_SECONDS)  # the sweeps before have not used it
+    done = swept(shelf, later=30 * eviction.DAY_SECONDS)  # the sweeps before have not used it
     assert (done.removed, done.kept_bytes, done.removed_bytes > 1000) == ([digest], 0, True)
     files = [path for path in shelf.root.rglob("*") if path.is_file()]
     assert files == [shelf.root / "uses.lock"]
@@ -138,12 +139,12 @@ def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
     slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.LEAVING)
     report = BoxReport(base="tiny-llama", alias="prod", slots=[slot])
     Fleet(registry).report("gpu-1", "vllm-8000", report)
-    asked = sweep.leases_of(registry, "gpu-1")
+    asked = eviction.leases_of(registry, "gpu-1")
     assert swept(shelf, leases=asked()).removed == [silent]
     assert on(shelf) == {leased.hex}
     said = list[str]()
     line.cut = True
-    sweep.Sweeper(shelf, Limits(keep_days=0), asked, said.append).once()
+    eviction.Sweeper(shelf, Limits(keep_days=0), asked, said.append).once()
     assert "was not swept" in said[0]
     assert on(shelf) == {leased.hex}
 
@@ -185,7 +186,7 @@ def test_the_plugin_of_vllm_sweeps_by_its_settings_and_serves_though_they_are_wr
     with pytest.raises(Invalid, match="ADAPTER_PLUGIN_KEEP_DAYS: 'two weeks'"):
         resolver.sweeper()
     for digest in (given, gone):
-        shelf.note_use(digest, time.time() - sweep.DAY_SECONDS)
+        shelf.note_use(digest, time.time() - eviction.DAY_SECONDS)
     for days, left in (("2", {given.hex, gone.hex}), ("0.5", {given.hex})):
         vllm.Resolver(environment | {"ADAPTER_PLUGIN_KEEP_DAYS": days}, []).sweeper().once()
         assert on(shelf) == left
@@ -208,7 +209,7 @@ def test_strangers_are_left_alone_and_what_died_is_cleaned_up(world: World, regi
 def test_whoever_is_given_a_folder_can_read_it_while_sweeps_take_whatever_is_free(
     world: World, registry: Registry, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.0)
     digests = brought(world, registry, shelf, 2)
     stop, taken, wrong, found = threading.Event(), list[Digest](), list[str](), [0, 0]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from registry.errors import NotFound, RegistryError, Unauthenticated, Unavailable
-from registry.serving import agent, shelf
-from registry.serving.engines import VLLM
+from registry.serving.agent import agent
+from registry.serving.engines.openai import VLLM
+from registry.serving.store import store
 from tests.serving.box import Box
 
 
@@ -65,7 +66,7 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
     box.push("acme/support")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shelf.pull if where == "copy" else shelf, "pull" if where == "copy" else "write_whole", full)
+        patch.setattr(store.pull if where == "copy" else store, "pull" if where == "copy" else "write_whole", full)
         assert box.states() == {"acme-support-v2": "failed"}
         assert box.station.aliases == {"acme/support": "acme-support-v1"}
         assert any("No space left" in line and "cannot be kept" in line for line in box.said)
@@ -82,7 +83,7 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     box.push("acme/support")
     told = box.shelf.root / "aliases.json"
     with monkeypatch.context() as patched:
-        patched.setattr("registry.serving.station.write_whole", full)
+        patched.setattr("registry.serving.agent.reconciler.write_whole", full)
         for _ in range(2):
             with pytest.raises(Unavailable, match="cannot be written: No space left"):
                 box.states()
@@ -103,7 +104,7 @@ def test_a_roster_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
     box.states()
     box.push("acme/support")
     with monkeypatch.context() as patched:
-        patched.setattr("registry.serving.agent.write_whole", full)
+        patched.setattr("registry.serving.agent.agent.write_whole", full)
         for _ in range(2):
             assert box.states() == {"acme-support-v2": "ready"}
     assert len([line for line in box.said if "cannot be kept for a time" in line]) == 1

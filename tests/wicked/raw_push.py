@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 
 from registry.digest import Digest
-from registry.server.holds import BlobState
-from registry.server.tables import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
+from registry.server.database.models.content import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
+from registry.server.storage.references import BlobState
 from tests.world import URL, World, media_type, rows
 
 PUSHES = "/api/v1/adapters/acme/support/pushes"

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from registry.adapters.peft import config
 from registry.errors import Invalid, TooLarge
-from registry.lora import config
 from tests import effort, forge
 from tests.wicked_forge import CONFIGS
 

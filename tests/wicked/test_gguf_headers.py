@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
+from registry.adapters.formats import gguf
 from registry.errors import Invalid, RegistryError, TooLarge
-from registry.formats import gguf
 from tests import forge_foreign as foreign
 
 PAIR = {"blk.0.attn_q.weight.lora_a": ("F32", (4, 32), None), "blk.0.attn_q.weight.lora_b": ("F32", (32, 4), None)}

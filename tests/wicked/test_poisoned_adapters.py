@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from registry import compat, lora, tensors
-from registry.lora import config
-from registry.verdicts import Finding, Outcome, add_up
+from registry import compat
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import config
+from registry.evaluation.verdicts import Finding, Outcome, add_up
 from tests import effort, forge
 from tests.domain.specs import base_spec, judge
 
@@ -107,9 +108,9 @@ def test_ten_thousand_strangers_are_a_few_findings() -> None:
 
 def test_a_finding_never_breaks_on_what_an_adapter_contains() -> None:
     name = "base_model.model." + "x" * 480 + ".lora_A.weight"
-    spec = lora.describe(
+    spec = peft.describe(
         config.read_config(forge.lora(BASE)[forge.CONFIG]),
-        tensors.read_bytes(forge.safetensors({name: ("F32", (8, 64), None)}), file=forge.WEIGHTS),
+        safetensors.read_bytes(forge.safetensors({name: ("F32", (8, 64), None)}), file=forge.WEIGHTS),
     )
     assert add_up(spec.findings) is Outcome.FAIL
     assert compat.check_fit(spec, base_spec(BASE))

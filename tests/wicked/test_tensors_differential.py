@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry import tensors
+from registry.adapters import safetensors as tensors
 from registry.errors import RegistryError
 from tests import forge
 from tests.wicked_forge import WEIGHTS

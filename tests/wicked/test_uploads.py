@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from registry.digest import Digest
-from registry.server.blobs import BlobStore, MemoryBlobs
-from registry.server.local import LocalBlobs
+from registry.server.storage.blobs import BlobStore, MemoryBlobs
+from registry.server.storage.local import LocalBlobs
 from tests import forge
 from tests.wicked.raw_push import PUSHES, RawClient, reasons
 from tests.world import World

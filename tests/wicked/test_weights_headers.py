@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry import tensors
+from registry.adapters import safetensors
 from registry.errors import Invalid, TooLarge
 from tests import effort
 from tests.wicked_forge import WEIGHTS
@@ -16,7 +16,7 @@ FILE = "adapter_model.safetensors"
 def test_a_wicked_header_is_refused_with_its_rule(name: str) -> None:
     data, code, reason = WEIGHTS[name]
     with effort.ends(), pytest.raises((Invalid, TooLarge)) as caught:
-        tensors.read_bytes(data, file=FILE)
+        safetensors.read_bytes(data, file=FILE)
     assert caught.value.code == code
     assert reason in {r.code for r in caught.value.reasons}
     assert FILE in caught.value.detail
@@ -31,7 +31,7 @@ def test_all_broken_entries_are_reported_and_not_only_the_first() -> None:
 
     header = {f"t{i}": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]} for i in range(5)}
     with pytest.raises(Invalid) as caught:
-        tensors.read_bytes(forge.raw_safetensors(header, bytes(4)), file=FILE)
+        safetensors.read_bytes(forge.raw_safetensors(header, bytes(4)), file=FILE)
     assert [r.place for r in caught.value.reasons] == ["t0", "t1", "t2", "t3", "t4"]
 
 
@@ -40,7 +40,7 @@ def test_a_reader_that_returns_less_than_was_asked_is_an_answer_and_no_crash() -
 
     good = forge.safetensors({"a": ("F32", (4,), None)})
     with pytest.raises(Invalid, match="ended after"):
-        tensors.read_header(lambda at, n: good[at : at + n - 1], len(good), file=FILE)
+        safetensors.read_header(lambda at, n: good[at : at + n - 1], len(good), file=FILE)
 
 
 def test_many_quotes_do_not_make_the_depth_scan_endless() -> None:
@@ -48,4 +48,4 @@ def test_many_quotes_do_not_make_the_depth_scan_endless() -> None:
 
     header = b'{"' + b'\\"' * 2_000_000
     with effort.ends(), pytest.raises(Invalid):
-        tensors.read_bytes(forge.raw_safetensors(header + b"}"), file=FILE)
+        safetensors.read_bytes(forge.raw_safetensors(header + b"}"), file=FILE)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from registry.worker.keepers import Limits
 from registry.worker.loop import Worker
-from registry.worker.pool import Pool
-from registry.worker.sources import Sources
+from registry.worker.model.sources import Sources
+from registry.worker.sandbox.host_client import Limits
+from registry.worker.sandbox.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import Workshop
 from tests.world import World

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from registry.thresholds import Thresholds
-from registry.worker import child, model, probes
-from registry.worker.model import Base
+from registry.evaluation.thresholds import Thresholds
+from registry.worker.model import language, probes
+from registry.worker.model.language import Base
+from registry.worker.sandbox import child
 from registry.worker.smoke import acting
 from registry.worker.smoke.acting import ROWS, Baseline
 from registry.worker.smoke.examination import Examination
@@ -39,7 +40,7 @@ def test_rows_of_one_length_are_one_pass_and_answered_in_their_places(base: Base
         counting.remove()
     assert passes == [(2, 3), (2, 2)]
     for tokens, answer in zip(asked, together, strict=True):
-        torch.testing.assert_close(answer, model.rows(base.model, [tokens])[0])
+        torch.testing.assert_close(answer, language.rows(base.model, [tokens])[0])
 
 
 def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> None:

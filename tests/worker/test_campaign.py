@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from registry.client.judging import Judging
+from registry.api.jobs import RevalidateRequest
+from registry.client.evaluation import Judging
 from registry.jobs import State
-from registry.wire.jobs import RevalidateRequest
-from registry.worker.keepers import Limits, Source
 from registry.worker.loop import Worker
-from registry.worker.pool import Pool
+from registry.worker.sandbox.host_client import Limits, Source
+from registry.worker.sandbox.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import BASE, Workshop
 

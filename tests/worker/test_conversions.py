@@ -12,24 +12,24 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from registry import conversions
+from registry.adapters.peft.names import PREFIX
+from registry.api import VersionView
+from registry.api.jobs import JobSubmit
 from registry.client import convert as client_convert
 from registry.client.base_folder import base_spec_from
 from registry.client.folder import read_folder
-from registry.conversions import Conversion
+from registry.engines.version_facts import of
 from registry.errors import RegistryError
-from registry.facts import of
-from registry.lora.names import PREFIX
+from registry.evaluation.verdicts import Outcome
 from registry.manifest import CONFIG, WEIGHTS
+from registry.merging import conversions
+from registry.merging.conversions import Conversion
 from registry.names import Ref
-from registry.verdicts import Outcome
-from registry.wire import VersionView
-from registry.wire.jobs import JobSubmit
 from registry.worker.conversions import canonical, native, plain, to_gguf
-from registry.worker.conversions.order import Order
+from registry.worker.conversions.request import Order
 from registry.worker.loop import Worker
-from registry.worker.pool import Limits, Pool
-from registry.worker.sources import Sources
+from registry.worker.model.sources import Sources
+from registry.worker.sandbox.pool import Limits, Pool
 from tests import fixtures
 from tests.worker import models
 from tests.worker.workshop import Workshop

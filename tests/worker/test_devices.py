@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.worker import confine
-from registry.worker.keepers import CPU, CUDA, Keeper, Limits, Source
-from registry.worker.pool import Pool
+from registry.worker.sandbox import confine
+from registry.worker.sandbox.host_client import CPU, CUDA, Keeper, Limits, Source
+from registry.worker.sandbox.pool import Pool
 from tests import fixtures
 from tests.worker import models
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.bases.identity import Identity, compare
-from registry.bases.likeness import Grade
+from registry.bases.similarity import Grade
 from registry.errors import Invalid
-from registry.worker import fingerprints, identify
-from registry.worker.fingerprints import BLOCK, Sketch
-from registry.worker.weights import Weights
+from registry.worker.model import fingerprints, identify
+from registry.worker.model.fingerprints import BLOCK, Sketch
+from registry.worker.model.weights import Weights
 from tests import fixtures, forge_foreign
 from tests.worker import models
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from registry import conversions
 from registry.client.base_folder import base_spec_from
 from registry.client.folder import read_folder
-from registry.conversions import Conversion, Converted
+from registry.engines.version_facts import of
 from registry.errors import Invalid
-from registry.facts import of
-from registry.worker.conversions.order import Order
+from registry.merging import conversions
+from registry.merging.conversions import Conversion, Converted
+from registry.worker.conversions.request import Order
 from tests import fixtures
 
 pytest.importorskip("diffusers", reason="the images extra (diffusers) is not installed")

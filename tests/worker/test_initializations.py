@@ -10,8 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, LoraGAConfig, get_peft_model
 
-from registry.lora import initializations
-from registry.lora.initializations import INITIALIZATIONS, Initialization
+from registry.adapters.peft import initializations
+from registry.adapters.peft.initializations import INITIALIZATIONS, Initialization
 
 SIZE, RANK = 16, 4
 CHECKED = [row for row in INITIALIZATIONS if row.name != "loftq"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from registry.worker.keepers import Gone, Keeper, Limits, Source, clean_environment
-from registry.worker.pool import Pool
+from registry.worker.sandbox.host_client import Gone, Keeper, Limits, Source, clean_environment
+from registry.worker.sandbox.pool import Pool
 from tests.worker import models
 
 LIMITS = Limits(deadline_seconds=120, threads=1)

@@ -13,16 +13,16 @@ import pytest
 import torch
 import transformers
 
+from registry.api.bases import BaseAdd
+from registry.api.jobs import JobSubmit
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid
+from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
-from registry.verdicts import Outcome
-from registry.wire.bases import BaseAdd
-from registry.wire.jobs import JobSubmit
-from registry.worker.keepers import Limits
 from registry.worker.loop import Worker
-from registry.worker.pool import Pool
-from registry.worker.sources import Sources
+from registry.worker.model.sources import Sources
+from registry.worker.sandbox.host_client import Limits
+from registry.worker.sandbox.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import Workshop
 from tests.world import World

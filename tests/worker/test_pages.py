@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from registry.worker import pages
+from registry.worker.smoke import copy_on_write
 
 SCRIPT = """
 import json, os, torch
-from registry.worker.pages import untouched
+from registry.worker.smoke.copy_on_write import untouched
 torch.set_num_threads(1)
 base = [torch.full((2**21,), float(i)) for i in range(3)]
 before = untouched(base[0])
@@ -33,7 +33,7 @@ with os.fdopen(inward) as pipe:
 """
 
 
-@pytest.mark.skipif(not pages.MAP.exists(), reason="this system has no page map")
+@pytest.mark.skipif(not copy_on_write.MAP.exists(), reason="this system has no page map")
 def test_what_was_written_since_the_fork_is_told_from_what_was_only_read() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=120)
     before, at_first, after_reading, after_writing = json.loads(done.stdout)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.bases import BaseAdd
 from registry.client.base_folder import base_spec_from
-from registry.verdicts import Outcome
-from registry.wire.bases import BaseAdd
+from registry.evaluation.verdicts import Outcome
 from registry.worker.loop import Worker
 from tests import fixtures
 from tests.worker.workshop import Workshop

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from registry.fingerprint import Fingerprint, compare
-from registry.worker import confine
-from registry.worker.keepers import Limits, Source
-from registry.worker.pool import Pool
+from registry.evaluation.reference_logprobs import Fingerprint, compare
+from registry.worker.sandbox import confine
+from registry.worker.sandbox.host_client import Limits, Source
+from registry.worker.sandbox.pool import Pool
 from tests import fixtures
 from tests.worker import models
 
@@ -144,7 +144,7 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
     """In a process of its own, because confining is for good."""
     script = (
         "import json, os, socket, sys\n"
-        "from registry.worker.confine import confine\n"
+        "from registry.worker.sandbox.confine import confine\n"
         "secret = os.open('/dev/null', os.O_RDONLY)\n"
         "layers = confine(keep=(0, 1, 2)).layers\n"
         "def works(act):\n"
@@ -170,7 +170,7 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
 def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(tmp_path: Path) -> None:
     script = (
         "import socket, sys\n"
-        "from registry.worker import confine\n"
+        "from registry.worker.sandbox import confine\n"
         "cut = confine.cut_network()\n"
         "open(sys.argv[2], 'w').write('written')\n"
         "try:\n"

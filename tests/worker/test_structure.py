@@ -8,10 +8,10 @@ from pathlib import Path
 import peft
 import pytest
 
+from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.errors import Refused
-from registry.reports import Report
-from registry.verdicts import Check, Finding, Outcome
-from registry.wire.jobs import ClaimRequest, FinishRequest
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check, Finding, Outcome
 from registry.worker.loop import Worker
 from registry.worker.smoke import structure
 from tests.worker import models

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.client.folder import read_folder
-from registry.server.values import numbers
-from registry.worker import updates
+from registry.server.evaluation.weights import numbers
+from registry.worker.model import updates
 from tests import forge
 
 PREFIX = "base_model.model."

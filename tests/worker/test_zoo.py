@@ -9,8 +9,8 @@ import pytest
 
 from registry.client.folder import read_folder
 from registry.errors import RegistryError
-from registry.worker.keepers import Limits, Source
-from registry.worker.pool import Pool
+from registry.worker.sandbox.host_client import Limits, Source
+from registry.worker.sandbox.pool import Pool
 from registry.worker.smoke import structure
 from tests import fixtures
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from registry.api.bases import BaseAdd
+from registry.api.push import Pushed
 from registry.client import push as pushing
 from registry.client.base_folder import base_spec_from
+from registry.evaluation.verdicts import Check, Verdict
 from registry.names import AdapterName
-from registry.verdicts import Check, Verdict
-from registry.wire.bases import BaseAdd
-from registry.wire.push import Pushed
-from registry.worker import fingerprints
-from registry.worker.weights import Weights
+from registry.worker.model import fingerprints
+from registry.worker.model.weights import Weights
 from tests.world import World
 
 BASE = "tiny"

@@ -20,11 +20,11 @@ from sqlmodel import Session, col, select
 from registry.errors import TooLarge
 from registry.manifest import Manifest
 from registry.names import AdapterName
-from registry.server import db
-from registry.server.access import taken
+from registry.server.access import reserved_names
+from registry.server.access.actors import Actor
 from registry.server.access.signin import limited
-from registry.server.actors import Actor
-from registry.server.tables import AdapterRow, NamespaceRow, PushRow, VersionRow
+from registry.server.database import db
+from registry.server.database.models.content import AdapterRow, NamespaceRow, PushRow, VersionRow
 
 HOUR = timedelta(hours=1)
 
@@ -35,7 +35,7 @@ _NAMESPACE = select(NamespaceRow).where(col(NamespaceRow.name) == bindparam("nam
 
 def foresee(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> None:
     """Before the plan of a new push. `Conflict` (NAME_…), `TooLarge` (QUOTA_EXCEEDED), `Unavailable` (RATE_LIMITED)."""
-    taken.foresee(session, actor, name)
+    reserved_names.foresee(session, actor, name)
     row = session.exec(_NAMESPACE, params={"name": name.namespace}).first()
     if row is not None:
         _refuse_excess(session, row, name, manifest)

@@ -19,14 +19,15 @@ from datetime import timedelta
 from sqlalchemy import delete
 from sqlmodel import Session, col
 
+from registry.api.access import SUBJECT_LIMIT, TokenCreate, TokenView
+from registry.api.namespaces import ExchangeRequest
 from registry.names import AdapterName
-from registry.server import audit, db, tokens
-from registry.server.access import publishers
+from registry.server import audit
+from registry.server.access import publishers, tokens
+from registry.server.access.actors import EVERYWHERE, TRUSTED, Actor
 from registry.server.access.issuers import LEEWAY_SECONDS, Believed, Issuers, refused
-from registry.server.actors import EVERYWHERE, TRUSTED, Actor
-from registry.server.tables import TokenRow, UsedAssertionRow
-from registry.wire.access import SUBJECT_LIMIT, TokenCreate, TokenView
-from registry.wire.namespaces import ExchangeRequest
+from registry.server.database import db
+from registry.server.database.models.content import TokenRow, UsedAssertionRow
 
 LIFETIME_SECONDS = 15 * 60
 MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)

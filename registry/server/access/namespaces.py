@@ -18,13 +18,14 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from registry import names
+from registry.api.access import SUBJECT_LIMIT
+from registry.api.namespaces import NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
 from registry.errors import Conflict, Invalid
-from registry.server import audit, db
-from registry.server.access import admission, state, taken
-from registry.server.actors import EVERYBODY, EVERYWHERE, Actor, Role, unknown_namespace
-from registry.server.tables import NamespaceRow, RoleRow
-from registry.wire.access import SUBJECT_LIMIT
-from registry.wire.namespaces import NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
+from registry.server import audit
+from registry.server.access import admission, epoch, reserved_names
+from registry.server.access.actors import EVERYBODY, EVERYWHERE, Actor, Role, unknown_namespace
+from registry.server.database import db
+from registry.server.database.models.content import NamespaceRow, RoleRow
 
 _SUBJECT = re.compile(r"[!-~]+\Z")
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
@@ -37,7 +38,7 @@ def create(session: Session, actor: Actor, request: NamespaceCreate) -> Namespac
     owner = request.owner or actor.subject
     if owner:
         _demand_subject(owner)
-    if not taken.claim_namespace(session, actor, name):
+    if not reserved_names.claim_namespace(session, actor, name):
         raise Conflict("NAME_TAKEN", f"there is a namespace '{name}' already")
     if owner:
         _put(session, actor, name, owner, Role.OWNER)
@@ -102,8 +103,8 @@ def remove(session: Session, actor: Actor, name: str) -> None:
     """An empty namespace ends: its roles go, its name is never given again. Whether it is empty, `removal` asks."""
     session.connection().execute(delete(RoleRow).where(col(RoleRow.namespace) == name))
     session.connection().execute(delete(NamespaceRow).where(col(NamespaceRow.name) == name))
-    taken.bury(session, taken.NAMESPACES, name)
-    state.changed(session)
+    reserved_names.bury(session, reserved_names.NAMESPACES, name)
+    epoch.changed(session)
     audit.append(session, actor, "namespace.delete", name)
 
 
@@ -143,7 +144,7 @@ def _put(session: Session, actor: Actor, name: str, subject: str, role: Role) ->
             return
         session.add(row.sqlmodel_update(values))
         session.flush()
-    state.changed(session)
+    epoch.changed(session)
     audit.append(session, actor, "namespace.grant", name, {"subject": subject, "role": role})
 
 
@@ -152,7 +153,7 @@ def _take(session: Session, actor: Actor, name: str, subject: str) -> None:
     if row is not None:
         session.delete(row)
         session.flush()
-        state.changed(session)
+        epoch.changed(session)
         audit.append(session, actor, "namespace.revoke", name, {"subject": subject})
 
 

@@ -17,13 +17,14 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from registry.api.namespaces import CLAIM_LIMIT, PublisherAdd, PublisherList, PublisherView
 from registry.errors import Invalid, NotFound
 from registry.names import AdapterName
-from registry.server import audit, db
-from registry.server.access import taken
-from registry.server.actors import Actor
-from registry.server.tables import PublisherRow
-from registry.wire.namespaces import CLAIM_LIMIT, PublisherAdd, PublisherList, PublisherView
+from registry.server import audit
+from registry.server.access import reserved_names
+from registry.server.access.actors import Actor
+from registry.server.database import db
+from registry.server.database.models.content import PublisherRow
 
 ANY = "*"
 STARS_LIMIT = 4
@@ -38,7 +39,7 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
             raise Invalid("REQUEST_INVALID", f"claims: {claim[:80]!r} {rule}")
     if all(pattern.strip(ANY) == "" for pattern in request.claims.values()):
         raise Invalid("REQUEST_INVALID", "claims: at least one must say more than '*', or everybody may push")
-    taken.foresee(session, actor, name)
+    reserved_names.foresee(session, actor, name)
     row = PublisherRow(
         id="pub_" + secrets.token_hex(8),
         namespace=name.namespace,

@@ -23,11 +23,11 @@ from sqlalchemy import and_, bindparam, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated, Unavailable
-from registry.server import db
-from registry.server.access import state
+from registry.server.access import epoch
+from registry.server.access.actors import EVERYBODY, Actor, Role
 from registry.server.access.secret import STARTS, sha256_of, well_formed
-from registry.server.actors import EVERYBODY, Actor, Role
-from registry.server.tables import RoleRow, TokenRow
+from registry.server.database import db
+from registry.server.database.models.content import RoleRow, TokenRow
 
 MINUTE_SECONDS = 60.0
 
@@ -93,7 +93,7 @@ _BEFORE_ROTATION = and_(
     col(TokenRow.previous_sha256) == bindparam("sha256"), col(TokenRow.previous_until) > bindparam("moment")
 )
 _TOKEN = (
-    select(TokenRow, RoleRow.namespace, RoleRow.role, state.generation())
+    select(TokenRow, RoleRow.namespace, RoleRow.role, epoch.generation())
     .outerjoin(RoleRow, and_(col(TokenRow.subject) != "", col(RoleRow.subject) == col(TokenRow.subject)))
     .where(or_(col(TokenRow.secret_sha256) == bindparam("sha256"), _BEFORE_ROTATION))
 )

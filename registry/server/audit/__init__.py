@@ -19,12 +19,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, true
 from sqlmodel import Session, col, select
 
+from registry.api.audit import ARRIVED, EventPage, EventView
 from registry.digest import canonical_json
 from registry.names import AdapterName
-from registry.server import db
-from registry.server.actors import Actor
-from registry.server.tables import EventRow
-from registry.wire.audit import ARRIVED, EventPage, EventView
+from registry.server.access.actors import Actor
+from registry.server.database import db
+from registry.server.database.models.content import EventRow
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
 NAMED = frozenset({"version", "alias", "adapter", "verdict", "publisher", "namespace"})

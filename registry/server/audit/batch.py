@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from registry.server import audit, db
+from registry.server import audit
+from registry.server.access.actors import Actor
 from registry.server.access.secret import masked
-from registry.server.actors import Actor
-from registry.server.db import Engine
+from registry.server.database import db
+from registry.server.database.db import Engine
 
 KINDS_LIMIT = 1000
 GUESSES_LIMIT = 50

@@ -20,19 +20,20 @@ import time
 from collections.abc import Callable
 
 from registry import tlog
+from registry.api.audit import EventProof
+from registry.api.checkpoints import CHECKPOINT_HEADER, LogKeys
 from registry.errors import Invalid, NotFound, Unavailable
-from registry.server import attestations, db
 from registry.server.audit import keys, sequencer, tree
 from registry.server.audit.batch import Batch
 from registry.server.audit.keys import Keys
-from registry.server.blobs import BlobStore
-from registry.server.db import Engine, Session
+from registry.server.database import db
+from registry.server.database.db import Engine, Session
+from registry.server.database.models.content import AuditCheckpointRow, EventRow
+from registry.server.promotion import attestations
 from registry.server.settings import Settings
-from registry.server.tables import AuditCheckpointRow, EventRow
+from registry.server.storage.blobs import BlobStore
 from registry.tlog import proofs
 from registry.tlog.notes import Checkpoint
-from registry.wire.audit import EventProof
-from registry.wire.checkpoints import CHECKPOINT_HEADER, LogKeys
 
 Head = tuple[int, str]
 """The size and the note of a checkpoint."""

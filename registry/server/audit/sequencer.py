@@ -22,12 +22,13 @@ from sqlmodel import Session, col, select
 from registry import tlog
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.server import audit, db, failpoints, turn
+from registry.server import audit, failpoints
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
-from registry.server.blobs import BlobStore
-from registry.server.db import Engine
-from registry.server.tables import AuditCheckpointRow, AuditTileRow, EventRow
+from registry.server.database import db, locks
+from registry.server.database.db import Engine
+from registry.server.database.models.content import AuditCheckpointRow, AuditTileRow, EventRow
+from registry.server.storage.blobs import BlobStore
 from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint
 from registry.tlog.tiles import TILE_WIDTH
@@ -60,7 +61,7 @@ def run(engine: Engine, blobs: BlobStore, keys: Callable[[], Keys]) -> int:
     with db.session(engine, write=False) as session:
         if not pending(session):
             return 0
-    with turn.take(engine, "audit") as mine:
+    with locks.take(engine, "audit") as mine:
         count = 0
         while found := _number(engine):
             count += found
@@ -92,7 +93,7 @@ def entry(row: EventRow, position: int) -> bytes:
 
 
 # ------------------------------------------------------------------ publishing
-def _publish(engine: Engine, blobs: BlobStore, keys: Keys, mine: turn.Turn) -> None:
+def _publish(engine: Engine, blobs: BlobStore, keys: Keys, mine: locks.Turn) -> None:
     with db.session(engine, write=False) as session:
         newest = latest(session)
         same_log(newest, keys)

@@ -19,18 +19,19 @@ from sqlmodel import Session, col, select
 
 from registry import hub as dialect
 from registry import names
+from registry.adapters.formats import IMAGE_SCHEMES, TEXT_SCHEMES, images
+from registry.adapters.peft.methods import METHODS
+from registry.api import VersionView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
-from registry.formats import IMAGE_SCHEMES, TEXT_SCHEMES, images
 from registry.hub.shapes import LIBRARY, File, Repository
-from registry.lora.methods import METHODS
 from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName
-from registry.server import adapters, catalog, files
-from registry.server.actors import Actor
-from registry.server.adapters import Search
-from registry.server.tables import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionRow
-from registry.wire import VersionView
+from registry.server.access.actors import Actor
+from registry.server.catalog import files, versions
+from registry.server.catalog import search as adapters
+from registry.server.catalog.search import Search
+from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionRow
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
 _LIBRARIES = TEXT_SCHEMES | IMAGE_SCHEMES | {LIBRARY}
@@ -57,14 +58,14 @@ def version(session: Session, actor: Actor, name: AdapterName, revision: str) ->
     if isinstance(picked, dialect.Commit):
         return _at_commit(session, actor, name, picked)
     if picked is None:
-        catalog.adapter_row(session, actor, name)
+        versions.adapter_row(session, actor, name)
         raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no revision {revision[:200]!r}")
     fixed = isinstance(picked, int | Digest)
-    return catalog.find(session, actor, name, picked, yanked_too=fixed)
+    return versions.find(session, actor, name, picked, yanked_too=fixed)
 
 
 def _at_commit(session: Session, actor: Actor, name: AdapterName, commit: dialect.Commit) -> VersionRow:
-    adapter = catalog.adapter_row(session, actor, name)
+    adapter = versions.adapter_row(session, actor, name)
     begins = col(VersionRow.digest).startswith(f"sha256:{commit.digits}")
     rows = session.exec(select(VersionRow).where(VersionRow.adapter_id == adapter.id, begins).limit(2)).all()
     if len(rows) != 1:
@@ -110,7 +111,7 @@ def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str) -> 
 
 def references(session: Session, actor: Actor, name: AdapterName) -> tuple[dict[str, str], dict[int, str]]:
     """Alias → digest, and number → digest."""
-    adapter = catalog.adapter_row(session, actor, name)
+    adapter = versions.adapter_row(session, actor, name)
     pointing = select(AliasRow.alias, VersionRow.digest).join(VersionRow, col(VersionRow.id) == AliasRow.version_id)
     aliases = dict(session.exec(pointing.where(AliasRow.adapter_id == adapter.id)).all())
     numbers = select(VersionRow.number, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
@@ -121,7 +122,7 @@ def commits(
     session: Session, actor: Actor, name: AdapterName, row: VersionRow, limit: int, cursor: str
 ) -> tuple[Sequence[VersionView], str]:
     """This version and those before it, newest first; and the cursor of what follows."""
-    page = catalog.versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
+    page = versions.versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
     return page.items, page.next_cursor
 
 

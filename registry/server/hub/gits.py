@@ -23,10 +23,11 @@ from registry.digest import Digest
 from registry.errors import Corrupt
 from registry.hub.shapes import File
 from registry.manifest import Descriptor
-from registry.server import db, files
-from registry.server.blobs import BlobStore
-from registry.server.db import Engine
-from registry.server.tables import VersionFileRow
+from registry.server.catalog import files
+from registry.server.database import db
+from registry.server.database.db import Engine
+from registry.server.database.models.content import VersionFileRow
+from registry.server.storage.blobs import BlobStore
 
 
 def known(engine: Engine, blobs: BlobStore, version_id: int | None, descriptors: Iterable[Descriptor]) -> list[File]:

@@ -25,13 +25,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from registry.api import PREFIX
 from registry.errors import RegistryError, Unavailable
 from registry.server.access import signin
-from registry.server.catalog import Pointer
-from registry.server.envelope import Application, Message, Receive, Send
+from registry.server.catalog.versions import Pointer
+from registry.server.http.middleware import Application, Message, Receive, Send
 from registry.server.lookup.freshness import Freshness
 from registry.server.lookup.pointer import Pointers
-from registry.wire import PREFIX
 
 ENTRIES_LIMIT = 16_384
 BYTES_LIMIT = 64 * 2**20

@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from registry.errors import Unavailable
-from registry.server import db
-from registry.server.db import Engine
+from registry.server.database import db
+from registry.server.database.db import Engine
 
 POLL_SECONDS = 0.1
 BEHIND_SECONDS = 1.0

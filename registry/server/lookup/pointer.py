@@ -25,11 +25,12 @@ from registry import names
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.names import Selector
-from registry.server import catalog, db
-from registry.server.access import state
-from registry.server.catalog import Pointer
-from registry.server.db import Engine
-from registry.server.tables import AdapterRow, AliasRow, VerdictRow, VersionRow
+from registry.server.access import epoch
+from registry.server.catalog import versions
+from registry.server.catalog.versions import Pointer
+from registry.server.database import db
+from registry.server.database.db import Engine
+from registry.server.database.models.content import AdapterRow, AliasRow, VerdictRow, VersionRow
 
 _KINDS = {"digest": col(VersionRow.digest), "number": col(VersionRow.number), "alias": col(AliasRow.alias)}
 """How a selector may name a version, and the column that it is compared with."""
@@ -74,7 +75,7 @@ def _compiled(database: str, kind: str) -> tuple[str, dict[str, Any]]:
     generation = col(AliasRow.generation) if by_alias else literal_column("0")
     statement = (
         select(
-            state.generation(),
+            epoch.generation(),
             col(VersionRow.id),
             generation,
             col(VersionRow.yanked_at),
@@ -87,7 +88,7 @@ def _compiled(database: str, kind: str) -> tuple[str, dict[str, Any]]:
         .where(_KINDS[kind] == bindparam("selector"))
     )
     if by_alias:
-        statement = statement.join(AliasRow, catalog.points_at())
+        statement = statement.join(AliasRow, versions.points_at())
     style = "named" if database == "sqlite" else "pyformat"
     spoken = {"sqlite": sqlite, "postgresql": postgresql}[database].dialect(paramstyle=style)
     compiled = statement.compile(dialect=spoken)

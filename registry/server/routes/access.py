@@ -14,12 +14,13 @@ from typing import Any
 from fastapi import Request, Response
 
 from registry import __version__
+from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, TokenRotate, TokenView, Whoami
+from registry.api.namespaces import ExchangeRequest
 from registry.digest import Digest
 from registry.errors import RegistryError, Unauthenticated
-from registry.server import schema, tokens
-from registry.server.access import exchange
-from registry.server.blobs import key_of
-from registry.server.routes import deps, once
+from registry.server.access import exchange, tokens
+from registry.server.database import schema
+from registry.server.routes import deps, idempotent
 from registry.server.routes.deps import (
     OPEN,
     Admin,
@@ -30,10 +31,9 @@ from registry.server.routes.deps import (
     ReadSessionDep,
     SessionDep,
 )
-from registry.wire.access import Health, TokenCreate, TokenCreated, TokenList, TokenRotate, TokenView, Whoami
-from registry.wire.namespaces import ExchangeRequest
+from registry.server.storage.blobs import key_of
 
-router = once.router("access")
+router = idempotent.router("access")
 
 
 @router.post("/tokens", status_code=201)

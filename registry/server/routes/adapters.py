@@ -17,14 +17,21 @@ from typing import Annotated, Literal
 from fastapi import Header, Query, Request, Response
 
 from registry import names
-from registry.bases.likeness import Grade
+from registry.api import AdapterPage, AdapterView, VersionPage, VersionView
+from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
+from registry.api.lineage import Lineage
+from registry.bases.similarity import Grade
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
+from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.names import Ref, Selector
 from registry.provenance import URI_LIMIT
-from registry.server import adapters, aliases, catalog, history, lineage, loads, withdrawal
-from registry.server.adapters import Search
-from registry.server.routes import once
+from registry.server.catalog import history, lineage, versions
+from registry.server.catalog import search as adapters
+from registry.server.catalog.search import Search
+from registry.server.evaluation import engine_compat
+from registry.server.promotion import aliases, withdraw
+from registry.server.routes import idempotent
 from registry.server.routes.deps import (
     PAGE,
     CursorDep,
@@ -38,12 +45,8 @@ from registry.server.routes.deps import (
     SettingsDep,
     as_of_now,
 )
-from registry.verdicts import PROFILE_LIMIT, Outcome
-from registry.wire import AdapterPage, AdapterView, VersionPage, VersionView
-from registry.wire.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
-from registry.wire.lineage import Lineage
 
-router = once.router("adapters")
+router = idempotent.router("adapters")
 ADAPTER = "/adapters/{namespace}/{name}"
 VERSION = ADAPTER + "/versions/{selector}"
 ALIAS = ADAPTER + "/aliases/{alias}"
@@ -65,7 +68,7 @@ def resolve(
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
     found, incoming.state.pointer = as_of_now(
-        incoming, session, actor, lambda who: catalog.looked_up(session, who, name, selector)
+        incoming, session, actor, lambda who: versions.looked_up(session, who, name, selector)
     )
     body = found.model_dump_json().encode()
     etag = f'"{Digest.of(body).hex}"'
@@ -104,7 +107,7 @@ def list_adapters(
         namespace=namespace, base=base, grade=Grade(grade) if grade else None,
         method=method, text=text, alias=alias, owner=owner, scheme=scheme,
         targets=tuple(target), tags=tuple(tag), rank_min=rank_min, rank_max=rank_max,
-        engine=loads.kept(settings.engines, engine) if engine else None, outcome=outcome,
+        engine=engine_compat.kept(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip
     return adapters.page(session, actor, search, cursor=cursor, limit=limit)
 
@@ -118,12 +121,12 @@ def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterVi
 def list_versions(
     session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, limit: LimitDep = PAGE
 ) -> VersionPage:
-    return catalog.versions(session, actor, name, cursor=cursor, limit=limit)
+    return versions.versions(session, actor, name, cursor=cursor, limit=limit)
 
 
 @router.get(VERSION)
 def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> VersionView:
-    return catalog.version_view(session, actor, name, selector)
+    return versions.version_view(session, actor, name, selector)
 
 
 @router.get(VERSION + "/lineage")
@@ -161,8 +164,8 @@ def yank(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
     actor.demand("promote", name)
-    version = catalog.find(session, actor, name, selector)
-    return withdrawal.yank(session, actor, name, version, reason=request.reason)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.yank(session, actor, name, version, reason=request.reason)
 
 
 @router.post(VERSION + "/unyank")
@@ -170,8 +173,8 @@ def unyank(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
     actor.demand("promote", name)
-    version = catalog.find(session, actor, name, selector)
-    return withdrawal.unyank(session, actor, name, version, reason=request.reason)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.unyank(session, actor, name, version, reason=request.reason)
 
 
 # ------------------------------------------------------------------ aliases
@@ -202,7 +205,7 @@ def promote(
             "PRECONDITION_REQUIRED",
             f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
         )
-    version = catalog.find(session, actor, name, _selector(request.version, name))
+    version = versions.find(session, actor, name, _selector(request.version, name))
     moved = aliases.move(
         session, actor, name, alias, version,
         expected_generation=expected, reason=request.reason, break_glass=request.break_glass,

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from registry.server import attestations, db
-from registry.server.routes import once
+from registry.api.audit import AttestationList, AttestationView, SignRequest
+from registry.server.database import db
+from registry.server.promotion import attestations
+from registry.server.routes import idempotent
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.audit import LogDep
 from registry.server.routes.deps import (
@@ -25,9 +27,8 @@ from registry.server.routes.deps import (
     SelectorDep,
     SettingsDep,
 )
-from registry.wire.audit import AttestationList, AttestationView, SignRequest
 
-router = once.router("attestations")
+router = idempotent.router("attestations")
 
 
 @router.get(VERSION + "/attestations")

@@ -24,14 +24,19 @@ from sqlalchemy import or_
 from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
+from registry.api.audit import EventPage, EventProof
+from registry.api.checkpoints import Consistency, LogKeys
 from registry.errors import NotFound, RegistryError
-from registry.server import attestations, audit, db
-from registry.server.actors import Actor
+from registry.server import audit
+from registry.server.access.actors import Actor
 from registry.server.audit import log as logs
 from registry.server.audit import sequencer, tree
 from registry.server.audit import stored as copies
 from registry.server.audit.log import Log
-from registry.server.routes import once
+from registry.server.database import db
+from registry.server.database.models.content import EventRow
+from registry.server.promotion import attestations
+from registry.server.routes import idempotent
 from registry.server.routes.deps import (
     PAGE,
     Admin,
@@ -45,12 +50,9 @@ from registry.server.routes.deps import (
     SessionDep,
     inline,
 )
-from registry.server.tables import EventRow
 from registry.tlog import tiles
-from registry.wire.audit import EventPage, EventProof
-from registry.wire.checkpoints import Consistency, LogKeys
 
-router = once.router("audit")
+router = idempotent.router("audit")
 FOR_EVER = "private, max-age=31536000, immutable"
 WAIT_LIMIT_SECONDS = 30
 STREAM_SECONDS = 900

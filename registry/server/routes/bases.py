@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from registry.bases.likeness import Likeness
-from registry.server import bases
-from registry.server.routes import once
+from registry.api import BaseList, BaseView
+from registry.api.bases import BaseAdd, IdentityGiven, ThresholdsGiven
+from registry.bases.similarity import Likeness
+from registry.server.catalog import bases
+from registry.server.routes import idempotent
 from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
-from registry.wire import BaseList, BaseView
-from registry.wire.bases import BaseAdd, IdentityGiven, ThresholdsGiven
 
-router = once.router("bases")
+router = idempotent.router("bases")
 
 
 @router.post("/bases", status_code=201)

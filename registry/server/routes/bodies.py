@@ -21,9 +21,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from registry.server import failpoints, lanes
-from registry.server.blobs import Sink
+from registry.server import failpoints
+from registry.server.http import direct_io
 from registry.server.routes import threads
+from registry.server.storage.blobs import Sink
 
 STEP_BYTES = 2**20
 """Received chunks are gathered to about this much before they are hashed and written."""
@@ -78,8 +79,8 @@ async def receive(request: Request, sink: Sink, size_bytes: int) -> None:
 
 async def _receive_by_lane(request: Request, sink: Sink, size_bytes: int) -> None:
     """As much of the body as comes without a pause. Nothing, where there is no lane."""
-    lane = lanes.of(request.scope)
-    if lane is None or size_bytes < lanes.FROM_BYTES:
+    lane = direct_io.of(request.scope)
+    if lane is None or size_bytes < direct_io.FROM_BYTES:
         return
     first = lane.begin()
     if first is None:
@@ -129,8 +130,8 @@ class FileAnswer(Response):
             os.close(descriptor)
 
     async def _send_by_lane(self, scope: Scope, descriptor: int) -> int:
-        lane = lanes.of(scope)
-        if lane is None or self._length < lanes.FROM_BYTES or not await lane.enter():
+        lane = direct_io.of(scope)
+        if lane is None or self._length < direct_io.FROM_BYTES or not await lane.enter():
             return 0
         sent = 0
         try:

@@ -22,18 +22,19 @@ from fastapi import Depends, Query, Request
 from pydantic import AfterValidator
 
 from registry import names
+from registry.api import PAGE_DEFAULT, PAGE_LIMIT
 from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.names import AdapterName, Selector
-from registry.server import db, failpoints, tokens
-from registry.server.access import signin
+from registry.server import failpoints
+from registry.server.access import signin, tokens
+from registry.server.access.actors import Actor
 from registry.server.access.issuers import Issuers
-from registry.server.actors import Actor
-from registry.server.blobs import BlobStore
-from registry.server.catalog import Pointer
-from registry.server.db import Engine, Session
-from registry.server.routes import once, threads
+from registry.server.catalog.versions import Pointer
+from registry.server.database import db
+from registry.server.database.db import Engine, Session
+from registry.server.routes import idempotent, threads
 from registry.server.settings import Settings
-from registry.wire import PAGE_DEFAULT, PAGE_LIMIT
+from registry.server.storage.blobs import BlobStore
 
 Found = TypeVar("Found")
 HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
@@ -76,7 +77,9 @@ def memory(request: Request) -> signin.Memory:
 
 async def session(request: Request) -> Session:
     """One transaction for the request; it may write unless the request is a GET or HEAD."""
-    return once.opened(request, _session(request, write=request.method not in once.READING, first=once.begin))
+    return idempotent.opened(
+        request, _session(request, write=request.method not in idempotent.READING, first=idempotent.begin)
+    )
 
 
 async def read_session(request: Request) -> Session:
@@ -84,12 +87,12 @@ async def read_session(request: Request) -> Session:
 
     It has begun when the route does: who asks is read in it. A route that first lets others write settles it.
     """
-    return once.opened(request, _session(request, write=False))
+    return idempotent.opened(request, _session(request, write=False))
 
 
 async def keyed_session(request: Request) -> Session:
     """A `read_session` whose route takes an Idempotency-Key."""
-    return once.opened(request, _session(request, write=False, first=once.look))
+    return idempotent.opened(request, _session(request, write=False, first=idempotent.look))
 
 
 @contextmanager
@@ -104,13 +107,17 @@ def _session(
         elif not write:
             request.state.reading = opened
         yield opened
-    if first is not None and request.method not in once.READING:
+    if first is not None and request.method not in idempotent.READING:
         failpoints.reach("request.committed")
 
 
 def keyed_actor(request: Request) -> Actor | None:
     """Who asks, if a key must be looked for before the route runs."""
-    return _signed_in(request) if once.HEADER in request.headers and request.method not in once.READING else None
+    return (
+        _signed_in(request)
+        if idempotent.HEADER in request.headers and request.method not in idempotent.READING
+        else None
+    )
 
 
 class Needs:

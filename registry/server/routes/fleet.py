@@ -13,19 +13,18 @@ from typing import Annotated
 
 from fastapi import Query
 
-from registry.server import fleet
-from registry.server.fleet import view
-from registry.server.routes import once
+from registry.api.fleet import BoxReport, FleetBoxes, Leased
+from registry.server.routes import idempotent
 from registry.server.routes.deps import PAGE, CursorDep, LimitDep, Puller, SessionDep
-from registry.wire.fleet import BoxReport, FleetBoxes, Leased
+from registry.server.serving import reports, status
 
-router = once.router("serving")
+router = idempotent.router("serving")
 Word = Annotated[str, Query(max_length=300)]
 
 
 @router.put("/fleet/boxes/{box}/{engine}")
 def report_box(session: SessionDep, actor: Puller, box: str, engine: str, report: BoxReport) -> Leased:
-    return fleet.report(session, actor, box, engine, report)
+    return reports.report(session, actor, box, engine, report)
 
 
 @router.get("/fleet/boxes")
@@ -39,5 +38,5 @@ def list_boxes(
     cursor: CursorDep = "",
     limit: LimitDep = PAGE,
 ) -> FleetBoxes:
-    asked = view.Asked(base=base, alias=alias, box=box, adapter=adapter)
-    return view.boxes(session, actor, asked, cursor=cursor, limit=limit)
+    asked = status.Asked(base=base, alias=alias, box=box, adapter=adapter)
+    return status.boxes(session, actor, asked, cursor=cursor, limit=limit)

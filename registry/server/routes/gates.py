@@ -11,9 +11,21 @@ from __future__ import annotations
 
 from fastapi import Depends
 
+from registry.api import VersionView
+from registry.api.gates import (
+    ApprovalList,
+    ApprovalView,
+    ApproveRequest,
+    GateCheck,
+    GateList,
+    GateSet,
+    GateView,
+    QuarantineRequest,
+)
 from registry.names import AdapterName
-from registry.server import catalog, gates, withdrawal
-from registry.server.routes import once
+from registry.server.catalog import versions
+from registry.server.promotion import gates, withdraw
+from registry.server.routes import idempotent
 from registry.server.routes.adapters import ADAPTER, VERSION
 from registry.server.routes.deps import (
     Admin,
@@ -27,19 +39,8 @@ from registry.server.routes.deps import (
     namespace_name,
 )
 from registry.server.routes.namespaces import NAMESPACE
-from registry.wire import VersionView
-from registry.wire.gates import (
-    ApprovalList,
-    ApprovalView,
-    ApproveRequest,
-    GateCheck,
-    GateList,
-    GateSet,
-    GateView,
-    QuarantineRequest,
-)
 
-router = once.router("gates")
+router = idempotent.router("gates")
 GATE = "/gates/{alias}"
 Place = AdapterName | str
 
@@ -88,8 +89,8 @@ def quarantine(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: QuarantineRequest
 ) -> VersionView:
     actor.demand("promote", name)
-    version = catalog.find(session, actor, name, selector)
-    return withdrawal.quarantine(session, actor, name, version, reason=request.reason)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.quarantine(session, actor, name, version, reason=request.reason)
 
 
 @router.post(VERSION + "/release")
@@ -97,5 +98,5 @@ def release(
     session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: QuarantineRequest
 ) -> VersionView:
     actor.demand("admin", name)
-    version = catalog.find(session, actor, name, selector)
-    return withdrawal.release(session, actor, name, version, reason=request.reason)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.release(session, actor, name, version, reason=request.reason)

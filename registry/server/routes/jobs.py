@@ -14,12 +14,25 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
+from registry.api.jobs import (
+    CampaignView,
+    Claimed,
+    ClaimRequest,
+    FailRequest,
+    FinishRequest,
+    JobPage,
+    JobSubmit,
+    RenewRequest,
+    RevalidateRequest,
+)
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
-from registry.server import bases, campaigns, catalog, converting, jobs, merging, queue, validation
-from registry.server.routes import once
+from registry.server.catalog import bases, versions
+from registry.server.database.models.content import BaseRow
+from registry.server.jobs import campaigns, converting, merging, queue, requests, results
+from registry.server.routes import idempotent
 from registry.server.routes.deps import (
     PAGE,
     BlobsDep,
@@ -31,20 +44,8 @@ from registry.server.routes.deps import (
     SessionDep,
     Worker,
 )
-from registry.server.tables import BaseRow
-from registry.wire.jobs import (
-    CampaignView,
-    Claimed,
-    ClaimRequest,
-    FailRequest,
-    FinishRequest,
-    JobPage,
-    JobSubmit,
-    RenewRequest,
-    RevalidateRequest,
-)
 
-router = once.router("jobs")
+router = idempotent.router("jobs")
 Text = Annotated[str, Query(max_length=300)]
 
 
@@ -60,7 +61,7 @@ def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
         raise Invalid("REQUEST_INVALID", "payload: a validation takes none")
     ref = Ref.parse(request.ref)
     actor.demand("push", ref.name)
-    version = catalog.find(session, actor, ref.name, ref.selector)
+    version = versions.find(session, actor, ref.name, ref.selector)
     base = session.get_one(BaseRow, version.base_id)
     row = queue.enqueue(
         session,
@@ -84,7 +85,7 @@ def list_jobs(
     ref: Text = "",
     limit: LimitDep = PAGE,
 ) -> JobPage:
-    return jobs.page(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
+    return requests.page(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
 
 
 @router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "no job for this worker now"}})
@@ -99,7 +100,7 @@ def claim(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed 
     return Claimed(
         job=queue.value(row),
         lease=lease,
-        subject=catalog.resolve(session, actor, name, Digest(row.subject_digest)),
+        subject=versions.resolve(session, actor, name, Digest(row.subject_digest)),
         base=bases.show(session, actor, row.base),
     )
 
@@ -117,12 +118,12 @@ def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> Campa
 
 @router.get("/jobs/{job_id}")
 def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
-    return jobs.show(session, actor, job_id)
+    return requests.show(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel(session: SessionDep, actor: Pusher, job_id: str) -> Job:
-    return jobs.cancel(session, actor, job_id)
+    return requests.cancel(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/renew")
@@ -132,7 +133,7 @@ def renew(session: SessionDep, actor: Worker, job_id: str, request: RenewRequest
 
 @router.post("/jobs/{job_id}/finish")
 def finish(session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
-    return validation.finish(session, actor, job_id, request, store=blobs)
+    return results.finish(session, actor, job_id, request, store=blobs)
 
 
 @router.post("/jobs/{job_id}/fail")

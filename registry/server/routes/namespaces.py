@@ -12,10 +12,23 @@ from __future__ import annotations
 
 from fastapi import BackgroundTasks
 
+from registry.api import AdapterView
+from registry.api.namespaces import (
+    NamespaceCreate,
+    NamespacePage,
+    NamespaceSet,
+    NamespaceView,
+    PublisherAdd,
+    PublisherList,
+    PublisherView,
+    Removed,
+    RoleGrant,
+    TransferRequest,
+)
 from registry.names import AdapterName
-from registry.server import adapters
-from registry.server.access import namespaces, publishers, removal
-from registry.server.routes import once, threads
+from registry.server.access import namespaces, publishers
+from registry.server.catalog import removal, search
+from registry.server.routes import idempotent, threads
 from registry.server.routes.adapters import ADAPTER
 from registry.server.routes.deps import (
     PAGE,
@@ -28,21 +41,8 @@ from registry.server.routes.deps import (
     Puller,
     SessionDep,
 )
-from registry.wire import AdapterView
-from registry.wire.namespaces import (
-    NamespaceCreate,
-    NamespacePage,
-    NamespaceSet,
-    NamespaceView,
-    PublisherAdd,
-    PublisherList,
-    PublisherView,
-    Removed,
-    RoleGrant,
-    TransferRequest,
-)
 
-router = once.router("namespaces")
+router = idempotent.router("namespaces")
 NAMESPACE = "/namespaces/{namespace}"
 ROLE = NAMESPACE + "/roles/{subject:path}"
 
@@ -109,7 +109,7 @@ def transfer_adapter(
     to = AdapterName.parse(request.to)
     removal.transfer(session, actor, name, to)
     after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
-    return adapters.one(session, actor, to)
+    return search.one(session, actor, to)
 
 
 # ------------------------------------------------------------------ trusted publishers

@@ -18,13 +18,19 @@ from typing import Annotated
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
+from registry.api.pull import PullPlan
+from registry.api.push import PushCommit, Pushed, PushPlan, PushRequest
+from registry.api.verdicts import FingerprintView
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server import aftercare, db, files, loads, plans, pulls, push
-from registry.server.blobs import BlobStore
-from registry.server.routes import bodies, once, threads
+from registry.server.catalog import download_plan, files
+from registry.server.database import db
+from registry.server.evaluation import engine_compat
+from registry.server.push import background, commit
+from registry.server.push import plan as plans
+from registry.server.routes import bodies, idempotent, threads
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.deps import (
     BlobsDep,
@@ -40,11 +46,9 @@ from registry.server.routes.deps import (
     inline,
 )
 from registry.server.settings import Settings
-from registry.wire.pull import PullPlan
-from registry.wire.push import PushCommit, Pushed, PushPlan, PushRequest
-from registry.wire.verdicts import FingerprintView
+from registry.server.storage.blobs import BlobStore
 
-router = once.router("transfer")
+router = idempotent.router("transfer")
 OCTETS = "application/octet-stream"
 RANGES_LIMIT = 8
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
@@ -68,9 +72,9 @@ def plan_push(
     settings: SettingsDep,
     engine: EngineDep,
 ) -> PushPlan:
-    with aftercare.pushing(engine):
+    with background.pushing(engine):
         plan = plans.make(session, actor, name, request, blobs=blobs, settings=settings)
-    aftercare.expect(engine, plan.push_id)
+    background.expect(engine, plan.push_id)
     return plan
 
 
@@ -85,11 +89,11 @@ def upload_blob(
     digest: DigestDep,
 ) -> Response:
     """Bytes of one blob that the plan asked for. They come when this is done: a slow sender must not hold a thread."""
-    expected = push.receive(session, actor, push_id, digest)
+    expected = commit.receive(session, actor, push_id, digest)
     db.settle(session)
     _check_length(request, digest, expected.size_bytes)
     sink = blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
-    return bodies.Receipt(sink, expected.size_bytes, aftercare.pushing(engine))
+    return bodies.Receipt(sink, expected.size_bytes, background.pushing(engine))
 
 
 def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
@@ -103,7 +107,7 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
 
 async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
     """Asked for before the session, so that it ends after the session's commit."""
-    request.state.work.enter_context(aftercare.turn(engine, push_id))
+    request.state.work.enter_context(background.turn(engine, push_id))
 
 
 @router.post("/pushes/{push_id}/commit", status_code=201, dependencies=[Depends(_in_turn)])
@@ -120,12 +124,12 @@ def commit_push(
     settings: SettingsDep,
 ) -> Pushed:
     """201 for a new version, 200 for one that was there."""
-    engines = loads.profiles(settings.engines)
-    with aftercare.pushing(engine, push_id):
-        pushed = push.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
+    engines = engine_compat.profiles(settings.engines)
+    with background.pushing(engine, push_id):
+        pushed = commit.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.log.header)
-    after.add_task(threads.ask_store, push.tidy, engine, push_id, blobs=blobs)
+    after.add_task(threads.ask_store, commit.tidy, engine, push_id, blobs=blobs)
     return pushed
 
 
@@ -142,7 +146,7 @@ def plan_pull(
     response: Response,
 ) -> PullPlan:
     response.headers.update({"Cache-Control": "no-store", **request.app.state.log.header})
-    plan = pulls.plan(session, actor, name, selector, blobs=blobs, settings=settings)
+    plan = download_plan.plan(session, actor, name, selector, blobs=blobs, settings=settings)
     if plan.small or plan.direct:
         _note_read(request, selector)
     return plan

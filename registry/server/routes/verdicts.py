@@ -14,8 +14,19 @@ from typing import Annotated
 
 from fastapi import Query
 
-from registry.server import loads, renewal, values
-from registry.server.routes import once
+from registry.api.verdicts import (
+    ENGINES_LIMIT,
+    CheckRequest,
+    EngineText,
+    FleetView,
+    RejudgePage,
+    RejudgeRequest,
+    ValuesView,
+    VerdictList,
+)
+from registry.server.evaluation import engine_compat, weights
+from registry.server.maintenance import reevaluate
+from registry.server.routes import idempotent
 from registry.server.routes.adapters import VERSION
 from registry.server.routes.deps import (
     Admin,
@@ -28,18 +39,8 @@ from registry.server.routes.deps import (
     SessionDep,
     SettingsDep,
 )
-from registry.wire.verdicts import (
-    ENGINES_LIMIT,
-    CheckRequest,
-    EngineText,
-    FleetView,
-    RejudgePage,
-    RejudgeRequest,
-    ValuesView,
-    VerdictList,
-)
 
-router = once.router("verdicts")
+router = idempotent.router("verdicts")
 Engines = Annotated[list[EngineText], Query(alias="engine", max_length=ENGINES_LIMIT)]
 Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
@@ -47,7 +48,7 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 @router.post("/check")
 def check(session: ReadSessionDep, actor: Puller, request: CheckRequest) -> VerdictList:
     """`fits`, then `loads` for each engine; nothing is stored."""
-    return loads.check(session, request)
+    return engine_compat.check(session, request)
 
 
 @router.get(VERSION + "/verdicts")
@@ -58,17 +59,17 @@ def version_verdicts(
     selector: SelectorDep,
     asked: Engines = [],  # noqa: B006
 ) -> VerdictList:
-    return loads.of_version(session, actor, name, selector, asked)
+    return engine_compat.of_version(session, actor, name, selector, asked)
 
 
 @router.get(VERSION + "/values")
 def version_values(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ValuesView:
-    return values.of_version(session, actor, name, selector)
+    return weights.of_version(session, actor, name, selector)
 
 
 @router.get("/fleet")
 def fleet(session: SessionDep, actor: Puller, base: str, asked: Engines, slots: Slots = None) -> FleetView:
-    return loads.fleet(session, actor, base, asked, slots)
+    return engine_compat.fleet(session, actor, base, asked, slots)
 
 
 @router.post("/verdicts/rejudge")
@@ -76,4 +77,4 @@ def rejudge(
     actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RejudgeRequest
 ) -> RejudgePage:
     actor.demand_everywhere("admin")
-    return renewal.run(engine, blobs, actor, loads.profiles(settings.engines), request.cursor)
+    return reevaluate.run(engine, blobs, actor, engine_compat.profiles(settings.engines), request.cursor)

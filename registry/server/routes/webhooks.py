@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 
 from fastapi import Query, Response
 
+from registry.api.audit import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
 from registry.server import webhooks
-from registry.server.routes import once
+from registry.server.routes import idempotent
 from registry.server.routes.audit import LogDep
 from registry.server.routes.deps import PAGE, Admin, LimitDep, SessionDep, SettingsDep
-from registry.wire.audit import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
 
-router = once.router("webhooks")
+router = idempotent.router("webhooks")
 
 
 @router.post("/webhooks", status_code=201)

@@ -19,15 +19,16 @@ from urllib.parse import urlsplit
 from sqlmodel import Session, col, select
 
 from registry import names
+from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
-from registry.server import audit, db
-from registry.server.actors import EVERYWHERE, Actor
+from registry.server import audit
+from registry.server.access.actors import EVERYWHERE, Actor
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
+from registry.server.database import db
+from registry.server.database.models.content import DeliveryRow, WebhookRow
 from registry.server.settings import Settings
-from registry.server.tables import DeliveryRow, WebhookRow
 from registry.server.webhooks import target
-from registry.wire.audit import DeliveryView, WebhookCreate, WebhookView
 
 WAITING, DELIVERED, DEAD = "waiting", "delivered", "dead"
 WEBHOOKS_LIMIT = 100

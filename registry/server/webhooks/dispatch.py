@@ -34,17 +34,18 @@ from typing import Any
 from sqlmodel import col, select
 
 from registry import __version__
+from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable
-from registry.server import audit, db, turn, webhooks
-from registry.server.actors import EVERYWHERE
+from registry.server import audit, webhooks
+from registry.server.access.actors import EVERYWHERE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
-from registry.server.db import Engine
+from registry.server.database import db, locks
+from registry.server.database.db import Engine
+from registry.server.database.models.content import DeliveryRow, EventRow, WebhookRow
 from registry.server.settings import Settings
-from registry.server.tables import DeliveryRow, EventRow, WebhookRow
 from registry.server.webhooks import target
 from registry.server.webhooks.target import Target
-from registry.wire.audit import EventView, moment
 
 PAUSES_SECONDS = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
 """How long to wait after each failure; after the last one the delivery is dead."""
@@ -86,7 +87,7 @@ def step(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
     ids = _ids(engine)
     if not ids:
         return 0
-    with contextlib.suppress(Unavailable), turn.take(engine, "webhooks") as mine:
+    with contextlib.suppress(Unavailable), locks.take(engine, "webhooks") as mine:
         for webhook_id in ids:
             while _enqueue(engine, webhook_id):
                 mine.check()

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from registry.adapters.peft import LoraSpec, ModuleUpdate
+from registry.adapters.peft.names import PREFIX
 from registry.client.folder import Folder, read_folder
-from registry.conversions import Converted
-from registry.lora import LoraSpec, ModuleUpdate
-from registry.lora.names import PREFIX
 from registry.manifest import CONFIG, WEIGHTS
+from registry.merging.conversions import Converted
 from registry.worker.conversions import process
-from registry.worker.conversions.order import Order
+from registry.worker.conversions.request import Order
 
 Tensors = dict[str, Tensor]
 

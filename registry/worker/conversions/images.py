@@ -23,14 +23,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from registry import contents
+from registry.adapters import read
+from registry.adapters.formats.facts import FileFacts
+from registry.adapters.read import Foreign
 from registry.client.folder import read_folder
 from registry.compat.paths import IMAGE_COMPONENTS
-from registry.contents import Foreign
-from registry.conversions import Converted, refused, renaming
-from registry.formats.facts import FileFacts
+from registry.merging import renaming
+from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical, process
-from registry.worker.conversions.order import Order
+from registry.worker.conversions.request import Order
 
 PIPELINES = {
     "sd": "StableDiffusionPipeline", "sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline",
@@ -50,7 +51,7 @@ def convert(order: Order) -> Converted:
     if not isinstance(folder.found, Foreign):
         raise refused("this is a language model's adapter")
     file = folder.found.file
-    weights = contents.weights_of(folder.files).path
+    weights = read.weights_of(folder.files).path
     family = order.base.model_type or file.family
     if family not in PIPELINES:
         raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")

@@ -19,16 +19,16 @@ from typing import Any
 
 from torch import Tensor
 
-from registry import contents
+from registry.adapters import read
+from registry.adapters.formats.facts import FileModule
+from registry.adapters.peft.names import PREFIX
+from registry.adapters.read import Foreign
 from registry.bases import BaseSpec
 from registry.client.folder import read_folder
 from registry.compat.paths import Paths
-from registry.contents import Foreign
-from registry.conversions import Converted, refused
-from registry.formats.facts import FileModule
-from registry.lora.names import PREFIX
+from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical, process
-from registry.worker.conversions.order import Order
+from registry.worker.conversions.request import Order
 
 
 def convert(order: Order) -> Converted:
@@ -36,7 +36,7 @@ def convert(order: Order) -> Converted:
     if not isinstance(folder.found, Foreign):
         raise refused("this is PEFT's already")
     file = folder.found.file
-    given = process.load(folder.path / contents.weights_of(folder.files).path)
+    given = process.load(folder.path / read.weights_of(folder.files).path)
     paths, made = Paths(file.scheme, order.base.modules), {}
     for module in file.modules:
         meant = paths.of(module.path)

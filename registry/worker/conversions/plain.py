@@ -24,10 +24,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from registry.client.folder import read_folder
-from registry.conversions import Converted
 from registry.manifest import CONFIG
+from registry.merging.conversions import Converted
 from registry.worker.conversions import canonical, process
-from registry.worker.conversions.order import Order
+from registry.worker.conversions.request import Order
 
 
 def convert(order: Order) -> Converted:

@@ -21,18 +21,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from registry.conversions import Converted
 from registry.errors import RegistryError
 from registry.manifest import CONFIG, WEIGHTS
-from registry.worker import confine, program
-from registry.worker.conversions.order import Order
+from registry.merging.conversions import Converted
+from registry.worker.conversions.request import Order
+from registry.worker.sandbox import confine, entry
 
 Convert = Callable[[Order], Converted]
 
 
 def main(convert: Convert) -> None:
     """One order from standard input, done, without network where Linux allows that."""
-    program.begin()
+    entry.begin()
     confine.die_with_the_parent()
     confine.cut_network()
     order = Order.model_validate_json(sys.stdin.buffer.read())

@@ -15,12 +15,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from registry import conversions
 from registry.client import convert as client_convert
 from registry.client.folder import read_folder
-from registry.conversions import Conversion, Place
 from registry.errors import Invalid, TooLarge
-from registry.worker.conversions.order import Order
+from registry.merging import conversions
+from registry.merging.conversions import Conversion, Place
+from registry.worker.conversions.request import Order
 from registry.worker.task import Done, Failed, Task
 
 

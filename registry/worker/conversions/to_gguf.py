@@ -20,12 +20,12 @@ import gguf
 import torch
 from torch import Tensor
 
-from registry import conversions
 from registry.client.folder import read_folder
-from registry.conversions import Converted, refused
 from registry.manifest import WEIGHTS
+from registry.merging import conversions
+from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical, process
-from registry.worker.conversions.order import Order
+from registry.worker.conversions.request import Order
 
 FILE = "lora-adapter.gguf"
 

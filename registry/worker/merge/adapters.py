@@ -25,11 +25,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from registry.contents import Contents, read_contents
+from registry.adapters.peft import LoraSpec, ModuleUpdate
+from registry.adapters.peft.names import Names, Role, TensorName
+from registry.adapters.read import Contents, read_contents
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.lora import LoraSpec, ModuleUpdate
-from registry.lora.names import Names, Role, TensorName
 from registry.manifest import CONFIG, WEIGHTS, Descriptor, kind_of
 from registry.worker.merge.lowrank import Factors
 

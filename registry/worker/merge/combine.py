@@ -28,9 +28,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from registry.adapters.peft import ModuleUpdate
 from registry.errors import Invalid
-from registry.lora import ModuleUpdate
-from registry.recipes import MODULES_SAID, MergeReport, Method, ModuleLoss, Operation, Recipe
+from registry.merging.recipes import MODULES_SAID, MergeReport, Method, ModuleLoss, Operation, Recipe
 from registry.worker.merge import lowrank, writing
 from registry.worker.merge.adapters import Adapter, widest
 from registry.worker.merge.lowrank import Factors, Loss

@@ -21,12 +21,12 @@ from torch import Tensor
 from registry.bases import BaseSpec
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid
-from registry.recipes import MergeReport, Method, Operation
-from registry.worker.fingerprints import DTYPES
+from registry.merging.recipes import MergeReport, Method, Operation
 from registry.worker.merge import combine, lowrank, writing
 from registry.worker.merge.lowrank import Loss
 from registry.worker.merge.writing import Made, Site
-from registry.worker.weights import Stored, Weights, chunks
+from registry.worker.model.fingerprints import DTYPES
+from registry.worker.model.weights import Stored, Weights, chunks
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 EXAMPLES = 5

@@ -18,21 +18,22 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from registry import bases, compat, recipes
+from registry import bases, compat
+from registry.adapters.peft import methods
+from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec
 from registry.client.base_folder import base_spec_from, weights_of
 from registry.client.destination import Destination
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid
-from registry.lora import methods
-from registry.recipes import Ingredient, MergeReport, Operation, Recipe
-from registry.tensors import Header
-from registry.verdicts import Outcome, add_up, summarise
-from registry.worker.merge import layout, shards, sites
+from registry.evaluation.verdicts import Outcome, add_up, summarise
+from registry.merging import recipes
+from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
+from registry.worker.merge import layout, shards, targets
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.layout import Plan
 from registry.worker.merge.shards import Tally
-from registry.worker.weights import Weights
+from registry.worker.model.weights import Weights
 
 TOKENIZER = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -43,7 +44,7 @@ _FUSABLE = methods.LORA_LIKE | {"TRAINABLE_TOKENS", "LN_TUNING", "IA3"}
 
 
 def fuse(
-    adapter: Adapter, base: Path, out: Path, *, dequantise: bool = False, foreign: sites.MakeForeign | None = None,
+    adapter: Adapter, base: Path, out: Path, *, dequantise: bool = False, foreign: targets.MakeForeign | None = None,
     progress: Callable[[int], None] = lambda _bytes: None,
 ) -> MergeReport:  # fmt: skip
     """The base with the adapter in its weights, in the new folder `out`. `progress` is told of bytes written.
@@ -56,7 +57,7 @@ def fuse(
     demand_fusable(adapter, spec, dequantise=dequantise, more=recipes.BY_PEFT if foreign else frozenset())
     config, headers = weights_of(base)
     weights = Weights.of(base)
-    changes = sites.changes(adapter, spec, weights, foreign)
+    changes = targets.changes(adapter, spec, weights, foreign)
     plan = layout.plan(weights, spec, adapter, config, changes, dequantise=dequantise)
     _demand_room(out, plan)
     tally = Tally()

@@ -26,12 +26,12 @@ from torch import Tensor
 from registry import bases
 from registry.bases import BaseSpec
 from registry.errors import Invalid
-from registry.worker import fingerprints
-from registry.worker.merge import sites
+from registry.worker.merge import targets
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.shards import Fill, Piece
-from registry.worker.merge.sites import Changes
-from registry.worker.weights import Stored, Weights
+from registry.worker.merge.targets import Changes
+from registry.worker.model import fingerprints
+from registry.worker.model.weights import Stored, Weights
 
 HEAD = "lm_head.weight"
 _UNPACKED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -56,7 +56,7 @@ def plan(
     left = dict(changes)
     if spec.tied:
         _tie_or_untie(found, weights, adapter, left)
-    copies = sites.layer_map(adapter)
+    copies = targets.layer_map(adapter)
     for stored in weights.in_order():
         if stored.is_side and dequantise:
             continue
@@ -98,17 +98,17 @@ def write_texts(folder: Path, base: Path, plan: Plan) -> None:
 # ------------------------------------------------------------------ names and layers
 def _names(stored: Stored, copies: list[int]) -> Iterator[str]:
     """The model's names of this tensor in the new base: one, or one for each copy of its layer."""
-    layer = sites.layer_of(stored.name)
+    layer = targets.layer_of(stored.name)
     if not copies or layer is None:
         yield stored.name
         return
-    yield from (sites.moved(stored.name, new) for new, old in enumerate(copies) if old == layer)
+    yield from (targets.moved(stored.name, new) for new, old in enumerate(copies) if old == layer)
 
 
 def _file_name(stored: Stored, name: str) -> str:
     """The name in the file of what the model calls `name`: with the same prefix, or lack of one, as the base's."""
-    layer = sites.layer_of(name)
-    return stored.info.name if layer is None else sites.moved(stored.info.name, layer)
+    layer = targets.layer_of(name)
+    return stored.info.name if layer is None else targets.moved(stored.info.name, layer)
 
 
 def _deepen(found: Plan, copies: list[int], spec: BaseSpec) -> None:
@@ -126,7 +126,7 @@ def _deepen(found: Plan, copies: list[int], spec: BaseSpec) -> None:
 
 # ------------------------------------------------------------------ tied embeddings
 def _embedding(weights: Weights) -> Stored:
-    tables = [s for s in weights.by_file_name.values() if not s.is_side and s.name.endswith(sites.TABLES)]
+    tables = [s for s in weights.by_file_name.values() if not s.is_side and s.name.endswith(targets.TABLES)]
     if len(tables) != 1:
         raise Invalid("RECIPE_INVALID", "the base's token embedding is not found by its name, and its head is tied")
     return tables[0]

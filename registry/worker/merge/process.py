@@ -23,16 +23,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from registry import recipes
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid, RegistryError
-from registry.recipes import Ingredient, MergeReport, Operation
-from registry.verdicts import Outcome, add_up, summarise
-from registry.worker import confine, program
+from registry.evaluation.verdicts import Outcome, add_up, summarise
+from registry.merging import recipes
+from registry.merging.recipes import Ingredient, MergeReport, Operation
 from registry.worker.merge import combine, extract, fuse
 from registry.worker.merge.adapters import Adapter
-from registry.worker.merge.order import Order
-from registry.worker.merge.sites import MakeForeign
+from registry.worker.merge.request import Order
+from registry.worker.merge.targets import MakeForeign
+from registry.worker.sandbox import confine, entry
 
 SAY_EVERY_BYTES = 256 * 2**20
 _ENDINGS = (signal.SIGINT, signal.SIGTERM)
@@ -91,7 +91,7 @@ def main(foreign: MakeForeign | None = None) -> int:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
-    program.begin()
+    entry.begin()
     end_in_order()
     confine.die_with_the_parent(
         signal.SIGTERM

@@ -19,15 +19,15 @@ import tempfile
 from pathlib import Path
 
 from registry import names
+from registry.api import Resolved
+from registry.api.bases import BaseAdd
 from registry.client import push
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation
+from registry.merging.recipes import MergeReport, Recipe
 from registry.names import AdapterName, Ref
-from registry.recipes import MergeReport, Recipe
-from registry.wire import Resolved
-from registry.wire.bases import BaseAdd
-from registry.worker.merge.order import Order
+from registry.worker.merge.request import Order
 from registry.worker.task import Done, Failed, Task
 
 MERGE_FACTOR, SLOW_BYTES_A_SECOND = 10, 10e6

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from registry.adapters.safetensors import DTYPE_BYTES, Header
 from registry.errors import Invalid
-from registry.tensors import DTYPE_BYTES, Header
-from registry.worker.fingerprints import DTYPES
 from registry.worker.merge.changes import Change
+from registry.worker.model.fingerprints import DTYPES
 
 BLOCK_BYTES = 2**20
 COPY_BYTES = 64 * 2**20

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from registry.lora.names import PREFIX
+from registry.adapters.peft.names import PREFIX
 from registry.manifest import CONFIG, WEIGHTS
 from registry.worker.merge.lowrank import Factors
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-from registry.fingerprint import DECIMALS, Fingerprint, Prompt
-from registry.worker.model import Logits
+from registry.evaluation.reference_logprobs import DECIMALS, Fingerprint, Prompt
+from registry.worker.model.language import Logits
 from registry.worker.smoke.examination import Examination
 
 FINGERPRINT_PROMPTS = 3

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from registry.worker.model import Base
+from registry.worker.model.language import Base
 from registry.worker.smoke.examination import Examination, first_line, machine_fault
 
 TEMPLATE = "chat_template.jinja"

@@ -22,10 +22,10 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
-from registry.fingerprint import Fingerprint
-from registry.thresholds import Thresholds
-from registry.verdicts import Finding
-from registry.worker import updates
+from registry.evaluation.reference_logprobs import Fingerprint
+from registry.evaluation.thresholds import Thresholds
+from registry.evaluation.verdicts import Finding
+from registry.worker.model import updates
 
 WEIGHTS = "adapter_model.safetensors"
 TENSORS_NAMED_LIMIT = 20

@@ -28,15 +28,15 @@ import peft
 import torch
 from safetensors.torch import load_file
 
-from registry.lora import LoraSpec
-from registry.lora.config import AdapterConfig
-from registry.thresholds import Thresholds
-from registry.worker import model, pages
-from registry.worker.model import Base
-from registry.worker.smoke import acting, alone, dialogue, examination, samples
+from registry.adapters.peft import LoraSpec
+from registry.adapters.peft.config import AdapterConfig
+from registry.evaluation.thresholds import Thresholds
+from registry.worker.model import language
+from registry.worker.model.language import Base
+from registry.worker.model.updates import Update
+from registry.worker.smoke import acting, copy_on_write, dialogue, examination, isolated, samples
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.examination import WEIGHTS, Examination
-from registry.worker.updates import Update
 
 SLOTS = ("even", "odd")
 SHORT_TOKENS = 8
@@ -54,7 +54,7 @@ def reason_to_be_alone(base: Base, config: AdapterConfig, spec: LoraSpec) -> str
     """Why an adapter must not share a model object with others; empty when it may."""
     odd = [module.path for module in spec.modules if module.kind != "linear" or module.bias_shape]
     for reason, holds in (
-        ("its configuration announces a change of the base", alone.announces_change(config)),
+        ("its configuration announces a change of the base", isolated.announces_change(config)),
         ("it is more than LoRA pairs", not spec.is_plain or not spec.modules or bool(config.saved_modules)),
         (f"its module {odd[0] if odd else ''} is no plain linear one", bool(odd)),
         ("it acts after certain tokens only", bool(config.invocation_tokens or config.token_indices)),
@@ -68,7 +68,7 @@ def reason_to_be_alone(base: Base, config: AdapterConfig, spec: LoraSpec) -> str
 def may_be_guest(config: AdapterConfig, spec: LoraSpec) -> bool:
     """Whether it can at least be loaded and removed again on a model object that others use after it."""
     extras = spec.pieces or spec.full or spec.repeats or spec.tokens or config.saved_modules or config.token_indices
-    return config.method == "LORA" and not extras and not alone.announces_change(config)
+    return config.method == "LORA" and not extras and not isolated.announces_change(config)
 
 
 class Resident:
@@ -80,7 +80,7 @@ class Resident:
         self._base = base
         before = base.logits(base.probes)
         self.forward_seconds = perf_counter() - started
-        self._known = alone.Known(Baseline.of(base.probes, before, base.dtype), base.fingerprint(), shared=True)
+        self._known = isolated.Known(Baseline.of(base.probes, before, base.dtype), base.fingerprint(), shared=True)
         self._parameters = dict(base.model.named_parameters())
         self._weight_norms: dict[str, float | None] = {}
         self._short = base.probes[0][:SHORT_TOKENS]
@@ -103,7 +103,7 @@ class Resident:
         slot = self._put(folder, config, spec, tensors, seen)
         self._demand_slot(slot, spec, tensors)
         started = perf_counter()
-        after = model.logits(self._wrapped, self._known.baseline.asked)
+        after = language.logits(self._wrapped, self._known.baseline.asked)
         seen.measure("adapter_forward_seconds", perf_counter() - started)
         seen.measure("base_forward_seconds", self.forward_seconds)
         if acting.compare(self._known.baseline, after, seen, kind=self._base.probe_kind):
@@ -114,13 +114,13 @@ class Resident:
         else:
             self._answers.pop(slot, None)
         self._demand_base(seen)
-        alone.tell_probes(self._base, self._known.baseline.asked, seen)
+        isolated.tell_probes(self._base, self._known.baseline.asked, seen)
         return seen
 
     def examine_guest(self, folder: Path, config: AdapterConfig, thresholds: Thresholds) -> Examination:
         """An adapter that cannot be swapped but leaves the base as it is: loaded, tried and removed, without slots."""
         self._clear()
-        seen = alone.examine(self._base, folder, config, thresholds, self._known, say=self.say)
+        seen = isolated.examine(self._base, folder, config, thresholds, self._known, say=self.say)
         if seen.has("acts.base_changed", "acts.load_failed", "acts.forward_failed", "acts.unload_failed"):
             raise Discard(seen.findings[-1].sentence)
         seen.measurements["way"] = "loaded"
@@ -197,7 +197,7 @@ class Resident:
         short = len(self._short)
         known = {"__base__": self._known.baseline.logits[0][:short], **self._answers}
         names = ["__base__", slot, *(name for name in known if name not in ("__base__", slot))]
-        answers = model.rows(self._wrapped, [self._short] * len(names), adapter_names=names)
+        answers = language.rows(self._wrapped, [self._short] * len(names), adapter_names=names)
         largest = max(self._largest, *(float(values.abs().max()) for values in known.values()))
         deltas = {name: self._delta(row, known[name]) / largest for name, row in zip(names, answers, strict=True)}
         coarse = ROUNDINGS * torch.finfo(getattr(torch, self._base.dtype)).eps  # of 16 bits; nothing in 32
@@ -218,7 +218,7 @@ class Resident:
 
     def _noise_of_rows(self) -> float:
         """How far a row of a batch and the same tokens alone differ on the bare base, of the largest logit."""
-        answers = model.rows(self._base.model, [self._short] * 3)
+        answers = language.rows(self._base.model, [self._short] * 3)
         alone_ = self._known.baseline.logits[0][: len(self._short)]
         return max(self._delta(row, alone_) for row in answers) / self._largest
 
@@ -228,9 +228,9 @@ class Resident:
 
     def _demand_base(self, seen: Examination) -> None:
         started = perf_counter()
-        written = [name for name, tensor in self._base.originals.items() if not pages.untouched(tensor)]
+        written = [name for name, tensor in self._base.originals.items() if not copy_on_write.untouched(tensor)]
         changed = [
-            name for name in written if model.bit_sum(self._base.originals[name]) != self._known.fingerprint[name]
+            name for name in written if language.bit_sum(self._base.originals[name]) != self._known.fingerprint[name]
         ]
         seen.measurements["base_tensors_read"] = len(written)
         seen.measurements["base_tensors_changed"] = len(changed)

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from registry import golden
 from registry.errors import RegistryError
-from registry.golden import Golden
-from registry.worker import model
-from registry.worker.model import Base
+from registry.evaluation import golden
+from registry.evaluation.golden import Golden
+from registry.worker.model import language
+from registry.worker.model.language import Base
 from registry.worker.smoke.examination import Examination
 
 TOKENS_LIMIT = 1024
@@ -71,9 +71,9 @@ def _ask(
         )
         seen.note("unknown", "acts.golden_unasked", place, sentence)
         return None
-    with_it = model.rows(wrapped, [prompt + answer])[0]
+    with_it = language.rows(wrapped, [prompt + answer])[0]
     with off():
-        without = model.rows(wrapped, [prompt + answer])[0]
+        without = language.rows(wrapped, [prompt + answer])[0]
     likelihood, was = _mean_log_p(with_it, prompt, answer), _mean_log_p(without, prompt, answer)
     margin, wanted = likelihood - was, sample.margin_nats
     wanted = seen.thresholds.golden_margin_nats if wanted is None else wanted

@@ -23,8 +23,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from registry.verdicts import Finding, Severity
-from registry.worker import model
+from registry.evaluation.verdicts import Finding, Severity
+from registry.worker.model import language
 from registry.worker.smoke.examination import WEIGHTS, first_line, machine_fault
 
 Shapes = dict[str, tuple[int, ...]]
@@ -58,7 +58,7 @@ def expected(base: Path, folder: Path) -> Shapes:
     if isinstance(getattr(written, "init_lora_weights", None), str):
         written.init_lora_weights = True  # other beginnings look at the base's weights; names and shapes are the same
     with torch.device("meta"):
-        made = model.class_of(config)[0]._from_config(config)
+        made = language.class_of(config)[0]._from_config(config)
         wrapped = peft.get_peft_model(made, written)
         return {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(wrapped).items()}
 

@@ -25,11 +25,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match
 from starlette.types import Scope
 
+from registry.api import PREFIX
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
-from registry.server import db, hub
+from registry.server import hub
+from registry.server.database import db
 from registry.server.hub.upstream import REDIRECTS, VIA, Reply, Upstream
-from registry.server.routes.once import Handler, OnceRoute
-from registry.wire import PREFIX
+from registry.server.routes.idempotent import Handler, OnceRoute
 
 COMMIT = "X-Repo-Commit"
 _PLAIN_REFERENCE = re.compile(r"(/(?:commits|paths-info|raw|resolve|revision|tree)/)refs/(heads|tags)/(?=[^/])")

@@ -16,12 +16,12 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from registry.api import PAGE_LIMIT
 from registry.hub import shapes
 from registry.server import hub
 from registry.server.routes.deps import Anyone, CursorDep, Puller, SessionDep
 from registry.server.routes.hub import dialect
 from registry.server.routes.hub.dialect import HubRoute
-from registry.wire import PAGE_LIMIT
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 Words = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=32)]

@@ -19,18 +19,20 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from registry import hub as words
+from registry.api import PAGE_LIMIT
 from registry.errors import Invalid
 from registry.hub import shapes
 from registry.hub.shapes import Json, Repository
-from registry.server import catalog, db, hub
-from registry.server.actors import Actor
+from registry.server import hub
+from registry.server.access.actors import Actor
+from registry.server.catalog import versions
+from registry.server.database import db
+from registry.server.database.models.content import VersionRow
 from registry.server.hub import gits
 from registry.server.routes.deps import BlobsDep, CursorDep, EngineDep, Puller, SessionDep
 from registry.server.routes.hub import dialect
 from registry.server.routes.hub.dialect import HubRoute
 from registry.server.routes.hub.listing import Words, next_page
-from registry.server.tables import VersionRow
-from registry.wire import PAGE_LIMIT
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 MODEL = "/api/models/{namespace}/{name}"
@@ -162,5 +164,5 @@ def commits(
 
 @router.get(MODEL + "/auth-check")
 def auth_check(session: SessionDep, actor: Puller, namespace: str, name: str) -> dict[str, bool]:
-    catalog.adapter_row(session, actor, hub.name(namespace, name))
+    versions.adapter_row(session, actor, hub.name(namespace, name))
     return {"ok": True}

@@ -21,16 +21,18 @@ from fastapi import APIRouter, Request, Response
 
 from registry import hub as words
 from registry.hub.shapes import File
-from registry.server import db, files, hub
-from registry.server.actors import Actor
-from registry.server.blobs import BlobStore
-from registry.server.db import Engine
+from registry.server import hub
+from registry.server.access.actors import Actor
+from registry.server.catalog import files
+from registry.server.database import db
+from registry.server.database.db import Engine
 from registry.server.hub import gits
 from registry.server.routes import transfer
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER
 from registry.server.routes.deps import BlobsDep, EngineDep, Puller, SettingsDep
 from registry.server.routes.hub import dialect
 from registry.server.routes.hub.dialect import HubRoute
+from registry.server.storage.blobs import BlobStore
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 

@@ -1,0 +1,163 @@
+"""Which tool wrote these weights: the naming scheme of a header, recognised from every tensor name, or unknown.
+
+    peft            base_model.model.<module>.lora_A.weight, and every other PEFT method
+    torchtune       layers.0.attn.q_proj.lora_a.weight
+    mlx             model.layers.0.self_attn.q_proj.lora_a          (transposed against PEFT)
+    gguf            blk.0.attn_q.weight.lora_a                      (the names inside a GGUF adapter)
+    nemo            ….adapter.linear_in.weight                      (recognised, to be converted outside)
+    diffusers       unet. / transformer. / text_encoder. + module + .lora_A.weight
+    diffusers-old   ….processor.to_q_lora.down.weight               (2023)
+    kohya           lora_unet_… / lora_te_… + .lora_down.weight, .lora_up.weight, .alpha
+    lycoris         the same prefixes + .hada_…, .lokr_…, .lora_mid…, .diff, .oft_blocks, .a1, .on_input
+    bfl, xlabs      Flux as Black Forest Labs and X-Labs write it
+    comfy           diffusion_model. + the original module names
+    bare            a transformer's own paths in diffusers, with no component before them (DiffSynth-Studio, lightx2v)
+
+Invariants
+- A scheme is answered only if every name fits it; one stranger makes the answer `unknown`, and is named.
+- Nothing is decided by metadata, file names or values: two files with equal names have equal schemes.
+- A configuration only rules out: with an `adapter_config.json` of PEFT, image schemes are no answer.
+
+Example
+    >>> recognise(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.lora_up.weight"]).scheme
+    'kohya'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from registry.adapters.safetensors import Header
+
+UNKNOWN = "unknown"
+TEXT_SCHEMES = frozenset({"peft", "torchtune", "mlx", "gguf", "nemo"})
+IMAGE_SCHEMES = frozenset({"diffusers", "diffusers-old", "kohya", "lycoris", "bfl", "xlabs", "comfy", "bare"})
+
+ADVICE: dict[str, str] = {
+    "torchtune": "convert it with torchtune's PEFT export: rows of lora_B for q and k change places, not only names",
+    "mlx": "convert it to PEFT: A and B are transposed, and `scale` is the multiplier itself, not alpha",
+    "gguf": "push the PEFT adapter it was made from; a GGUF file is an export for llama.cpp and Ollama",
+    "nemo": "export it to PEFT with NeMo's or Megatron-Bridge's adapter export, and push the result",
+    "diffusers-old": "load and save it once with a current diffusers to get today's names",
+    "bare": "convert it to diffusers' names: there the component `transformer.` comes first",
+    UNKNOWN: "save it with PEFT, diffusers or kohya's scripts, whose names this registry knows",
+}
+"""What a person does with an adapter whose scheme no loader of ours takes as it is."""
+
+_LORA_AB = r"lora_[AB](?:\.[A-Za-z0-9_-]+)?\.(?:weight|bias)"
+_COMPONENT = r"(?:unet|transformer|transformer_2|text_encoder|text_encoder_2|text_encoder_3|prior|controlnet)"
+# Below `transformer.` stand the blocks of image models only; GPT-2's `transformer.h` and a wrongly prefixed
+# language model's `transformer.layers.0.self_attn` are no diffusers names.
+_IMAGE_MODULE = (
+    r"(?:transformer_blocks|single_transformer_blocks|blocks|double_blocks|single_blocks|joint_blocks"
+    r"|layers\.\d+\.(?:attention|feed_forward|adaLN_modulation)|noise_refiner|context_refiner|patch_embed|pos_embed"
+    r"|x_embedder|context_embedder|time_text_embed|time_embed|norm_out|proj_in|proj_out|condition_embedder"
+    r"|caption_projection|adaln_single|img_in|txt_in)"
+)
+_UNET_MODULE = r"(?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|time_emb_proj)"
+_TEXT_MODULE = r"(?:text_model\.|encoder\.|text_projection|shared|layers\.)"
+_DIFFUSERS_MODULE = (
+    rf"(?:unet\.{_UNET_MODULE}|(?:controlnet|prior)\.|transformer(?:_2)?\.{_IMAGE_MODULE}"
+    rf"|text_encoder(?:_[23])?\.{_TEXT_MODULE})"
+)
+_KOHYA = r"(?:lora_(?:unet|te|te1|te2|te3|transformer|prior_unet|prior_te|llm_adapter)_|lycoris_)\S+?"
+_FLUX = r"(?:double_blocks|single_blocks)\.\d+\."
+
+_LYCORIS_TAIL = (
+    r"(?:hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t[12]|lora_mid\.weight|diff|diff_b|oft_blocks|oft_diag"
+    r"|rescale|[ab][12]\.weight|b?m[12]\.weight|on_input|weight|w_norm|b_norm|bias_(?:indices|values|size))"
+)
+_KOHYA_TAIL = r"(?:lora_(?:down|up)\.weight|alpha|dora_scale|scale)"
+_COMFY_TAIL = (
+    rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|{_LYCORIS_TAIL})"
+)
+
+_GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (scheme, re.compile(pattern + r"\Z"))
+    for scheme, pattern in (
+        ("peft", r"base_model\.(?:model\.)?\S+|prompt_embeddings|trainable_tokens_delta"),
+        ("gguf", r"(?:blk\.\d+\.\S+|token_embd|output|output_norm)\.weight(?:\.lora_[ab])?"),
+        ("nemo", r"\S*(?:adapter_layer\.\S+|\.adapter)\.linear_(?:in|out)\.weight"),
+        ("torchtune", r"(?:module\.)?(?:layers\.\d+|tok_embeddings|output)\b\S*\.(?:lora_[ab]\.weight|magnitude)"),
+        ("mlx", r"(?:model|language_model|lm_head|transformer|backbone)\b\S*\.(?:lora_[ab]|m)"),
+        ("diffusers-old", rf"(?:{_COMPONENT}\.)?\S*processor\.to_(?:q|k|v|out)_lora\.(?:down|up)\.weight"
+                          rf"|text_encoder(?:_2)?\.\S+(?:_lora(?:_linear_layer)?|\.lora_linear_layer)\.(?:down|up)\.weight"),
+        ("xlabs", rf"{_FLUX}processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight"),
+        ("diffusers", rf"{_DIFFUSERS_MODULE}\S*\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
+                      rf"|lora\.(?:down|up)\.weight)"),
+        ("bare", rf"(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)\.(?:\S+\.)?"
+                 rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)"),
+        ("bfl", rf"(?:{_FLUX}|img_in\.|txt_in\.|time_in\.|vector_in\.|guidance_in\.|final_layer\.)\S*"
+                rf"(?:{_LORA_AB}|(?:query|key)_norm\.scale)"),
+        ("comfy", rf"diffusion_model\.\S+?\.{_COMFY_TAIL}"),
+        ("kohya", rf"{_KOHYA}\.{_KOHYA_TAIL}"),
+        ("lycoris", rf"{_KOHYA}\.{_LYCORIS_TAIL}"),
+    )
+)  # fmt: skip
+_OF_2023 = (".lora.down.weight", ".lora.up.weight")
+_NAMES_LIMIT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The scheme, why (`evidence`: one name of it), and the names that fit no scheme or another one."""
+
+    scheme: str
+    evidence: str = ""
+    strangers: tuple[str, ...] = ()
+    sentence: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        return self.scheme != UNKNOWN
+
+    @property
+    def is_image(self) -> bool:
+        return self.scheme in IMAGE_SCHEMES
+
+    @property
+    def advice(self) -> str:
+        return ADVICE.get(self.scheme, "")
+
+
+def of_header(header: Header, *, has_peft_config: bool = False) -> Format:
+    """The scheme of a safetensors header."""
+    return recognise((t.name for t in header), has_peft_config=has_peft_config)
+
+
+def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
+    """The one scheme that all these tensor names fit; `unknown` with the reason otherwise."""
+    seen = list(names)
+    if not seen:
+        return Format(UNKNOWN, sentence="unknown scheme: the file holds no tensors")
+    by_scheme: dict[str, list[str]] = {}
+    for name in seen:
+        by_scheme.setdefault(_scheme_of(name), []).append(name)
+    if "lycoris" in by_scheme and "kohya" in by_scheme:  # LyCORIS files hold plain kohya pairs and alphas too
+        by_scheme["lycoris"] += by_scheme.pop("kohya")
+    if "diffusers-old" in by_scheme and all(name.endswith(_OF_2023) for name in by_scheme.get("diffusers", ())):
+        by_scheme["diffusers-old"] += by_scheme.pop("diffusers", [])  # a UNet of late 2023 beside its text encoder
+    strangers = by_scheme.pop(UNKNOWN, [])
+    if len(by_scheme) == 1 and not strangers:
+        (scheme,) = by_scheme
+        if has_peft_config and scheme in IMAGE_SCHEMES:
+            wrong = f"beside a PEFT configuration, {seen[0][:200]!r} has no prefix 'base_model.model.'"
+            return Format(UNKNOWN, strangers=tuple(seen[:5]), sentence=f"unknown scheme: {wrong}")
+        return Format(scheme, evidence=by_scheme[scheme][0][:_NAMES_LIMIT])
+    if not by_scheme:
+        sentence = f"unknown scheme: {strangers[0][:200]!r} is a name of no tool that this registry knows"
+    elif strangers:
+        near = max(by_scheme, key=lambda s: len(by_scheme[s]))
+        sentence = f"unknown scheme: {strangers[0][:200]!r} does not belong among the names of {near}"
+    else:
+        sentence = f"unknown scheme: the names of {' and '.join(sorted(by_scheme))} are mixed in one file"
+        strangers = min(by_scheme.values(), key=len)
+    return Format(UNKNOWN, strangers=tuple(s[:_NAMES_LIMIT] for s in strangers[:5]), sentence=sentence)
+
+
+def _scheme_of(name: str) -> str:
+    if len(name) > _NAMES_LIMIT or any(c.isspace() for c in name):
+        return UNKNOWN
+    return next((scheme for scheme, grammar in _GRAMMARS if grammar.match(name)), UNKNOWN)

@@ -1,0 +1,120 @@
+"""What the files of text trainers other than PEFT say: torchtune, mlx-lm and llama.cpp's GGUF adapters.
+
+    torchtune   lora_a.weight [r, in], lora_b.weight [out, r], magnitude; rank and alpha in adapter_config.json
+    mlx         lora_a [in, r], lora_b [r, out], m; `scale` is the multiplier, rank and scale in adapter_config.json
+    gguf        lora_a [r, in], lora_b [out, r] (as rows and columns); `adapter.lora.alpha` in the file
+
+Invariants
+- Sizes come from shapes; alpha or multiplier from the configuration or the file's fields, else they are unknown.
+- A configuration is read field by field; what is not understood is left alone, a wrong kind of value is refused.
+
+Example
+    >>> of_header(header, found, config={"lora_parameters": {"rank": 8, "scale": 20.0}}).modules[0].scale
+    20.0
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from registry.adapters.formats import Format
+from registry.adapters.formats.factor_pairs import fault
+from registry.adapters.formats.facts import FileFacts, FileModule
+from registry.adapters.formats.gguf import Gguf
+from registry.adapters.peft.base_claim import read_claim
+from registry.adapters.safetensors import Header, TensorInfo
+from registry.errors import Invalid
+from registry.strict import json as strict_json
+from registry.strict.fields import Fields
+
+RANK_LIMIT = 4096
+NUMBER_LIMIT = 1e6
+
+_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=8)
+_HALF = re.compile(r"(?:module\.)?(?P<path>.+?)\.(?P<half>lora_a|lora_b|magnitude|m)(?:\.weight)?\Z")
+
+
+def read_config(data: bytes, *, file: str) -> dict[str, Any]:
+    """The object in a trainer's adapter_config.json. `Invalid` (CONFIG_INVALID) if it is not one."""
+    values = strict_json.parse(data, _DIALECT, file=file)
+    if not isinstance(values, dict):
+        strict_json.refuse(_DIALECT, file, "invalid", f"must hold one object, not {type(values).__name__}")
+    return values
+
+
+def of_header(
+    header: Header, found: Format, *, config: Mapping[str, Any] | None = None, gguf: Gguf | None = None
+) -> FileFacts:
+    """The facts of a header whose scheme is torchtune, mlx or gguf; of any other only sizes and counts.
+
+    `Invalid` (CONFIG_INVALID) lists the fields of the configuration that are of a wrong kind.
+    """
+    alpha, multiplier, rule, base, rank = _scales(found.scheme, config or {}, gguf)
+    groups: dict[str, dict[str, TensorInfo]] = {}
+    for info in header:
+        name = info.name.replace(".weight.lora_", ".lora_") if found.scheme == "gguf" else info.name
+        match = _HALF.match(name)
+        if match and found.is_known:
+            groups.setdefault(match["path"], {})[match["half"]] = info
+    modules = [_module(path, halves, found.scheme, alpha, multiplier) for path, halves in sorted(groups.items())]
+    kind = gguf.kinds[1] if gguf else str((config or {}).get("fine_tune_type") or "lora")
+    return FileFacts(
+        scheme=found.scheme,
+        method=kind.lower()[:40] if found.is_known else "",
+        modules=tuple(m for m in modules if m is not None),
+        has_dora=any("magnitude" in h or "m" in h for h in groups.values()),
+        alpha_rule=rule,
+        base_claimed=base,
+        claims=_claims(gguf),
+        problems=("lora.rank_unannounced",) if any(m and m.rank not in (0, rank or m.rank) for m in modules) else (),
+        dtypes=tuple(sorted({t.dtype for t in header})),
+        tensors=len(header),
+        parameters=sum(t.elements for t in header),
+        size_bytes=header.size_bytes,
+    )
+
+
+def _module(
+    path: str, halves: Mapping[str, TensorInfo], scheme: str, alpha: float | None, multiplier: float | None
+) -> FileModule | None:
+    a, b = halves.get("lora_a"), halves.get("lora_b")
+    if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
+        return FileModule(path=path, is_half=(a is None) != (b is None))
+    if scheme == "mlx":
+        return FileModule(path=path, rank=a.shape[1], in_features=a.shape[0], out_features=b.shape[1],
+                          multiplier=multiplier, a=a.name, b=b.name, is_turned=True,
+                          fault=fault(halves, turned=True))  # fmt: skip
+    return FileModule(path=path, rank=a.shape[0], in_features=a.shape[1], out_features=b.shape[0], alpha=alpha,
+                      a=a.name, b=b.name, fault=fault(halves))  # fmt: skip
+
+
+def _scales(
+    scheme: str, config: Mapping[str, Any], gguf: Gguf | None
+) -> tuple[float | None, float | None, str, str, int]:
+    """(alpha, multiplier, where from, the claimed base, the claimed rank or 0) by each trainer's own rule."""
+    if gguf is not None:
+        alpha = gguf.number("adapter.lora.alpha")
+        base = read_claim(gguf.text("general.base_model.0.name") or gguf.text("general.name"))[0].name
+        return alpha, None, "adapter.lora.alpha" if alpha is not None else "", base, 0
+    inner = config.get("lora_parameters") if scheme == "mlx" else config
+    fields = Fields(inner if isinstance(inner, dict) else {})
+    rank = fields.whole_number("rank" if scheme == "mlx" else "r", 1, RANK_LIMIT)
+    alpha = fields.number("lora_alpha", NUMBER_LIMIT)
+    multiplier = fields.number("scale", NUMBER_LIMIT) if scheme == "mlx" else None
+    if fields.reasons:
+        first = fields.reasons[0]
+        sentence = f"adapter_config.json: {first.place} {first.sentence}"
+        raise Invalid("CONFIG_INVALID", sentence, reasons=fields.reasons)
+    claim, _ = read_claim(config.get("model") if scheme == "mlx" else config.get("base_model_name_or_path"))
+    if scheme == "mlx":
+        return None, multiplier, "lora_parameters.scale" if multiplier is not None else "", claim.name, rank
+    return alpha, None, "lora_alpha" if alpha is not None else "", claim.name, rank
+
+
+def _claims(gguf: Gguf | None) -> dict[str, str]:
+    if gguf is None:
+        return {}
+    wanted = ("general.architecture", "general.type", "general.name", "general.license")
+    return {key: gguf.text(key)[:300] for key in wanted if gguf.text(key)}

@@ -1,0 +1,282 @@
+"""What an adapter is: from its configuration and its weights' header to a `LoraSpec` and findings.
+
+Invariants
+- Every tensor of the file is accounted for: it belongs to the method, to `modules_to_save`, to the trained biases
+  or tokens that the configuration announces, or it is a failing finding. An extra tensor whose name is one of the
+  base's would silently rewrite the base that all adapters share (`fit.overwrites_base`).
+- A wrong adapter is described by findings, never refused by an exception: judgement is data.
+- Nothing here knows the base; `registry.compat` compares the two.
+- scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA; rank and alpha may differ by module (PEFT's patterns).
+
+Example
+    >>> spec = describe(config.read_config(config_bytes), tensors.read_bytes(weights, file="adapter_model.safetensors"))
+    >>> spec.modules[0].path, spec.modules[0].rank, spec.modules[0].scale
+    ('model.layers.0.self_attn.q_proj', 8, 2.0)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.peft.finding_collector import Notes
+from registry.adapters.peft.methods import LORA_LIKE, PROMPTS
+from registry.adapters.peft.names import Names, Role
+from registry.adapters.peft.targets import Choice, Targets
+from registry.adapters.safetensors import FLOATS, Header, TensorInfo
+from registry.evaluation.verdicts import Finding, Value
+
+Shape = tuple[int, ...]
+Kind = Literal["linear", "conv", "embedding", "parameter"]
+
+DEFAULT_ALPHA = 8.0
+"""What PEFT takes when `lora_alpha` is not written."""
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+class ModuleUpdate(Value):
+    """The low-rank update of one module: A is [rank, in_features], B is [out_features, rank].
+
+    `kind` is "parameter" for a fused block of experts (`target_parameters`): A is [experts * rank, in],
+    B is [out, experts * rank], and `order` counts from the outermost. `parameter`: which of the module's parameters
+    is meant, where the configuration names it so (`gate_up_proj` of a block, `weight` of a router).
+    """
+
+    path: str
+    kind: Kind
+    rank: int
+    alpha: float
+    scale: float
+    a_shape: Shape
+    b_shape: Shape
+    magnitude_shape: Shape | None = None
+    bias_shape: Shape | None = None
+    order: int = 0
+    parameter: str = ""
+
+    @property
+    def in_features(self) -> int:
+        return self.a_shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.b_shape[0]
+
+    @property
+    def key(self) -> str:
+        """What patterns of ranks and alphas match: the module's path, and the parameter's name where one is meant."""
+        return f"{self.path}.{self.parameter}" if self.parameter else self.path
+
+
+class Piece(Value):
+    """One tensor that is not half of an A/B pair. `path` is its module (empty if shared), `name` what follows it."""
+
+    path: str
+    name: str
+    shape: Shape
+
+
+class LoraSpec(Value):
+    """The facts about an adapter that compatibility, serving and merging need.
+
+    `modules`: LoRA pairs. `pieces`: the tensors of other methods. `full`: whole tensors that replace the base's
+    (saved modules and biases; `path` + `name` is the base's tensor). `repeats`: copies of base tensors that PEFT
+    stores beside a targeted embedding. `tokens`: trained rows [rows, width] of an embedding. `incomplete`: modules
+    whose tensors do not make an update; a finding says why.
+    """
+
+    config: AdapterConfig
+    modules: tuple[ModuleUpdate, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    full: tuple[Piece, ...] = ()
+    repeats: tuple[Piece, ...] = ()
+    tokens: tuple[Piece, ...] = ()
+    incomplete: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    parameters: int = 0
+    size_bytes: int = 0
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def method(self) -> str:
+        return self.config.method
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module: what a serving engine must be prepared for. 0 without LoRA pairs."""
+        return max((m.rank for m in self.modules), default=0)
+
+    @property
+    def base_name(self) -> str:
+        """What the configuration claims that the base is called; empty if it says nothing."""
+        return self.config.base.name
+
+    @property
+    def is_plain(self) -> bool:
+        """Only LoRA pairs: nothing that replaces tensors, rows or directions of the base."""
+        extras = self.pieces or self.full or self.repeats or self.tokens
+        return self.method == "LORA" and not extras and not self.config.use_dora
+
+
+def describe(config: AdapterConfig, header: Header) -> LoraSpec:
+    """The adapter that this configuration and this header make together, with every inner fault as a finding."""
+    return _Reader(config).spec(header)
+
+
+class _Reader:
+    """Sorts the tensors by their names' roles, then joins what belongs to one module."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        self._config = config
+        self._names = Names(config)
+        self._targets = Targets(config)
+        self._ranks = Choice(config.rank_pattern)
+        self._alphas = Choice(config.alpha_pattern)
+        self._notes = Notes()
+        self._pairs: dict[tuple[str, int], dict[Role, TensorInfo]] = {}
+        self._others: dict[Role, list[Piece]] = {role: [] for role in Role}
+
+    def spec(self, header: Header) -> LoraSpec:
+        for info in header:
+            self._sort(info)
+        self._names.suspicions(self._note)
+        modules = [m for key, halves in self._pairs.items() if (m := self._module(*key, halves)) is not None]
+        self._configuration(modules, header)
+        return LoraSpec(
+            config=self._config,
+            modules=tuple(modules),
+            pieces=tuple(self._others[Role.PIECE]),
+            full=tuple(self._others[Role.FULL]),
+            repeats=tuple(self._others[Role.REPEAT]),
+            tokens=tuple(self._others[Role.TOKENS]),
+            incomplete=tuple(sorted({path for path, _ in self._pairs} - {m.path for m in modules})),
+            dtypes=tuple(sorted({t.dtype for t in header})),
+            parameters=sum(t.elements for t in header),
+            size_bytes=header.size_bytes,
+            findings=(*self._config.findings, *self._notes.findings()),
+        )
+
+    def _note(self, code: str, place: str, sentence: str, expected: object = "", found: object = "") -> None:
+        """An error; that of other layers, where nothing else differs, is the same one."""
+        group = f"{_NUMBER.sub('*', place)} {expected} {found if place not in str(found) else ''}"
+        self._notes.error(code, place, sentence, expected, found, group=group)
+
+    def _sort(self, info: TensorInfo) -> None:
+        if info.elements == 0:
+            sentence = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
+            self._note("lora.tensor_empty", info.name, sentence, found=list(info.shape))
+        name = self._names.read(info.name)
+        counts = name.role is Role.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
+        if info.dtype not in FLOATS and not counts:
+            sentence = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"
+            self._note("lora.dtype_refused", info.name, sentence, ", ".join(sorted(FLOATS)), info.dtype)
+        if name.role in (Role.A, Role.B, Role.MAGNITUDE, Role.BIAS):
+            halves = self._pairs.setdefault((name.path, name.order), {})
+            if (first := halves.setdefault(name.role, info)) is not info:
+                sentence = f"{info.name} is a second tensor for the place of {first.name}"
+                self._note("lora.tensor_unknown", info.name, sentence, "one of them", info.name)
+        elif name.role is not Role.STRANGER:
+            self._others[name.role].append(Piece(path=name.path, name=name.leaf, shape=info.shape))
+
+    def _module(self, path: str, order: int, halves: dict[Role, TensorInfo]) -> ModuleUpdate | None:
+        a, b = halves.get(Role.A), halves.get(Role.B)
+        if a is None or b is None:
+            there = next(iter(halves.values()))
+            missing = "lora_A" if a is None else "lora_B"
+            sentence = f"module {path} has {there.name.rsplit(path, 1)[-1].strip('.')} but no {missing}"
+            self._note("lora.pair_incomplete", path, sentence, f"{path}.{missing}.weight", there.name)
+            return None
+        if len(a.shape) != len(b.shape) or len(a.shape) not in (2, 4, 5):
+            sentence = f"module {path}: A and B must both be matrices (or both convolutions)"
+            self._note("lora.shape_invalid", path, sentence, "[rank, in] and [out, rank]", f"{a.shape} and {b.shape}")
+            return None
+        if a.elements == 0 or b.elements == 0 or self._config.other.get("use_bdlora"):
+            return None
+        kind = self._kind(a, order)
+        parameter = self._parameter(path, order)
+        rank, alpha = self._rank_and_alpha(f"{path}.{parameter}" if parameter else path, a)
+        if not self._rank_agrees(path, a, b, rank, kind):
+            return None
+        magnitude, bias = halves.get(Role.MAGNITUDE), halves.get(Role.BIAS)
+        self._dora(path, magnitude)
+        if self._config.lora_bias and bias is None:
+            sentence = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
+            self._notes.warning("lora.bias_absent", path, sentence, f"{path}.lora_B.bias", "nothing", group="bias")
+        return ModuleUpdate(
+            path=path, kind=kind, rank=rank, alpha=alpha, order=order, parameter=parameter,
+            scale=alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank,
+            a_shape=a.shape, b_shape=b.shape,
+            magnitude_shape=magnitude.shape if magnitude else None, bias_shape=bias.shape if bias else None,
+        )  # fmt: skip
+
+    def _kind(self, a: TensorInfo, order: int) -> Kind:
+        if "lora_embedding" in a.name:
+            return "embedding"
+        if order >= 0:
+            return "parameter"
+        return "linear" if len(a.shape) == 2 else "conv"
+
+    def _parameter(self, path: str, order: int) -> str:
+        """Which of the module's parameters lies so deep: the outermost is the one that is declared last."""
+        if order < 0:
+            return "weight" if self._targets.means_weight(path) else ""
+        names = self._targets.parameters(path)
+        return names[-1 - order] if order < len(names) else ""
+
+    def _rank_and_alpha(self, key: str, a: TensorInfo) -> tuple[int, float]:
+        if self._config.method == "ADALORA":  # its tensors keep the rank that the training left
+            rank = a.shape[0]
+        else:
+            rank = self._ranks.pick(key) or self._config.rank or a.shape[0]
+        alpha = self._alphas.pick(key)
+        if alpha is None:
+            alpha = DEFAULT_ALPHA if self._config.alpha is None else self._config.alpha
+        return rank, alpha
+
+    def _rank_agrees(self, path: str, a: TensorInfo, b: TensorInfo, rank: int, kind: Kind) -> bool:
+        rows, columns = a.shape[0], b.shape[1]
+        if rows != columns:
+            swapped = " (A looks transposed)" if a.shape[1] == columns else ""
+            swapped = swapped or (" (B looks transposed)" if b.shape[0] == rows else "")
+            sentence = f"module {path}: A has rank {rows} and B has rank {columns}{swapped}"
+            self._note("lora.rank_differs", path, sentence, f"A[0] = B[1] = {rank}", f"{a.shape} and {b.shape}")
+            return False
+        fits = rows % rank == 0 if kind == "parameter" else rows == rank
+        if not fits:
+            sentence = f"module {path} has rank {rows}, and the configuration says {rank}"
+            self._note("lora.rank_unannounced", path, sentence, rank, rows)
+        return fits
+
+    def _dora(self, path: str, magnitude: TensorInfo | None) -> None:
+        if self._config.use_dora and magnitude is None:
+            sentence = f"the configuration says DoRA, and module {path} has no lora_magnitude_vector"
+            self._note("lora.magnitude_absent", path, sentence, f"{path}.lora_magnitude_vector", "nothing")
+        if magnitude is not None and not self._config.use_dora:
+            sentence = f"module {path} has a lora_magnitude_vector, and the configuration says nothing of DoRA"
+            self._note("lora.magnitude_unannounced", path, sentence, "use_dora: true", "use_dora: false")
+
+    def _configuration(self, modules: Iterable[ModuleUpdate], header: Header) -> None:
+        config = self._config
+        if config.method in LORA_LIKE:
+            if not self._pairs:
+                sentence = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
+                self._note("lora.no_modules", "adapter_model.safetensors", sentence, "lora_A and lora_B", len(header))
+            if config.layers is not None and isinstance(config.targets, str):
+                sentence = "layers_to_transform stands beside a pattern in target_modules, and PEFT refuses these two"
+                self._note("lora.layers_beside_pattern", "adapter_config.json: layers_to_transform", sentence)
+            if config.other.get("use_bdlora"):
+                sentence = "the factors of BD-LoRA are block-diagonal and stored by their blocks: sizes are not judged"
+                self._notes.unknown("fit.method_unjudged", "adapter_config.json: use_bdlora", sentence)
+            if config.alpha is None:
+                sentence = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
+                self._notes.warning("lora.alpha_absent", "adapter_config.json: lora_alpha", sentence)
+            for module in modules:
+                if module.alpha <= 0:
+                    sentence = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
+                    self._note("lora.alpha_not_positive", module.path, sentence, "alpha > 0", f"{module.alpha:g}")
+        elif config.method in PROMPTS and "prompt_embeddings" not in {p.name for p in self._others[Role.PIECE]}:
+            sentence = f"{config.method} is a tensor called prompt_embeddings"
+            self._note("lora.prompt_absent", "adapter_model.safetensors", sentence, "prompt_embeddings", len(header))

@@ -1,0 +1,250 @@
+"""Read an `adapter_config.json`: what the trainer says about an adapter, checked field by field.
+
+Invariants
+- A configuration that names code, opens files or holds a pattern that could hang a loader is refused.
+- Numbers are what they claim to be: `true`, `8.5` and `"8"` are no rank.
+- Every broken rule is reported at once; what is merely odd becomes a warning in `AdapterConfig.findings`.
+- The base's name is a claim. A trainer's local folder is shortened to its last part, never repeated.
+
+Example
+    >>> read_config(b'{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}').rank
+    8
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from registry.adapters.peft import methods
+from registry.adapters.peft.base_claim import BaseClaim, read_claim
+from registry.errors import Invalid, Reason, TooLarge
+from registry.evaluation.verdicts import Finding, Value
+from registry.manifest import CONFIG_LIMIT_BYTES
+from registry.strict import json as strict_json
+from registry.strict.fields import Fields
+
+FILE = "adapter_config.json"
+RANK_LIMIT = 4096
+ALPHA_LIMIT = 1e6
+LAYERS_LIMIT = 4096
+
+_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=8)
+
+
+class AdapterConfig(Value):
+    """The configuration in our words. `other` keeps the method's own fields as they were written.
+
+    `targets` is None (not written), one pattern or `all-linear` (text), or names (a tuple): a name means every
+    module whose path is it or ends in `.name`. `alpha` is None when it is not written.
+    """
+
+    method: str
+    task: str = ""
+    rank: int = 0
+    alpha: float | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    fan_in_fan_out: bool = False
+    targets: str | tuple[str, ...] | None = None
+    excluded: str | tuple[str, ...] | None = None
+    saved_modules: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    layer_replication: tuple[tuple[int, int], ...] = ()
+    token_indices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    invocation_tokens: tuple[int, ...] = ()
+    ensure_weight_tying: bool = False
+    initialisation: str = ""
+    base: BaseClaim = BaseClaim()
+    peft_version: str = ""
+    other: dict[str, Any] = Field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+def read_config(data: bytes, *, file: str = FILE) -> AdapterConfig:
+    """The configuration in these bytes. `Invalid` (CONFIG_INVALID) with every broken rule, `TooLarge` over 256 KiB."""
+    if len(data) > CONFIG_LIMIT_BYTES:
+        sentence = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
+        raise TooLarge("SIZE_INVALID", f"{file} {sentence}", reasons=[Reason("config.too_large", file, sentence)])
+    values = strict_json.parse(data, _DIALECT, file=file)
+    if not isinstance(values, dict):
+        strict_json.refuse(_DIALECT, file, "invalid", f"must hold one object, not {type(values).__name__}")
+    return read_fields(values, file=file)
+
+
+def read_fields(values: dict[str, Any], *, file: str = FILE) -> AdapterConfig:
+    """The configuration in a JSON object that was parsed elsewhere."""
+    reader = _Reader(values, file)
+    found = reader.config()
+    reasons = reader.fields.reasons
+    if reasons:
+        first, more = reasons[0], len(reasons) - 1
+        raise Invalid(
+            "CONFIG_INVALID",
+            f"{file}: field {first.place!r}: {first.sentence}" + (f" (and {more} more)" if more else ""),
+            reasons=reasons,
+        )
+    return found
+
+
+class _Reader:
+    """Takes the fields one by one; keeps the broken rules and the warnings."""
+
+    def __init__(self, values: dict[str, Any], file: str) -> None:
+        self.fields = Fields(values)
+        self._values = values
+        self._file = file
+
+    def config(self) -> AdapterConfig:
+        fields, method, task = self.fields, self._method(), self._task()
+        self._code_and_paths(self._values, "")
+        claim, problems = read_claim(self._values.get("base_model_name_or_path"))
+        for problem in problems:
+            fields.broken("base_model_invalid", "base_model_name_or_path", problem)
+        return AdapterConfig(
+            method=method,
+            task=task,
+            rank=fields.whole_number("r", 1 if method in methods.LORA_LIKE else 0, RANK_LIMIT),
+            alpha=fields.number("lora_alpha" if method in methods.LORA_LIKE else "alpha", ALPHA_LIMIT),
+            use_rslora=fields.flag("use_rslora"),
+            use_dora=fields.flag("use_dora"),
+            lora_bias=fields.flag("lora_bias"),
+            bias=self._bias(),
+            fan_in_fan_out=fields.flag("fan_in_fan_out"),
+            targets=fields.names_or_pattern("target_modules"),
+            excluded=fields.names_or_pattern("exclude_modules"),
+            saved_modules=fields.names("modules_to_save"),
+            target_parameters=fields.names("target_parameters"),
+            layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
+            layers_pattern=fields.names("layers_pattern"),
+            rank_pattern=self._rank_pattern(method),
+            alpha_pattern=fields.by_pattern("alpha_pattern", ALPHA_LIMIT, whole=False),
+            layer_replication=self._layer_replication(),
+            token_indices=self._token_indices(method),
+            invocation_tokens=fields.whole_numbers("alora_invocation_tokens"),
+            ensure_weight_tying=fields.flag("ensure_weight_tying"),
+            initialisation=self._initialisation(),
+            base=claim,
+            peft_version=fields.text("peft_version"),
+            other=self._other(),
+            findings=(*claim.findings(self._file), *self._unknown_fields()),
+        )
+
+    def _method(self) -> str:
+        method = self._values.get("peft_type")
+        if isinstance(method, str) and method in methods.METHODS:
+            return method
+        if method is not None:
+            sentence = f"{str(method)[:60]!r} is not a method that this registry knows"
+        elif "fine_tune_type" in self._values:
+            sentence = "is missing: this is an MLX adapter, which must be converted to PEFT first"
+        else:
+            sentence = "is missing"
+        self.fields.broken("method_unknown", "peft_type", sentence)
+        return ""
+
+    def _task(self) -> str:
+        task = self._values.get("task_type")
+        if task is None or (isinstance(task, str) and task in methods.TASKS):
+            return task or ""
+        known = ", ".join(sorted(methods.TASKS))
+        self.fields.broken("task_unknown", "task_type", f"{str(task)[:60]!r} is not one of {known}")
+        return ""
+
+    def _code_and_paths(self, value: Any, place: str) -> None:
+        """Refuse, at any depth, what makes some loader import code or open a file."""
+        for item in value if isinstance(value, list) else ():
+            self._code_and_paths(item, place)
+        for key, item in value.items() if isinstance(value, dict) else ():
+            here = f"{place}.{key}" if place else key
+            if key in methods.CODE_FIELDS:
+                self.fields.broken("code_reference", here, "makes a loader import code; an adapter must not")
+            elif key == "auto_mapping" and item is not None:
+                self._auto_mapping(item)
+            elif key == "megatron_core" and item not in (None, "megatron.core"):
+                self.fields.broken("code_reference", here, "names a module to import that is not megatron.core")
+            elif key.endswith(methods.PATH_ENDINGS) and key not in methods.NOT_PATHS and item not in (None, ""):
+                self.fields.broken("path_refused", here, "makes a loader open a file; an adapter must not")
+            else:
+                self._code_and_paths(item, here)
+
+    def _auto_mapping(self, value: Any) -> None:
+        library = value.get("parent_library") if isinstance(value, dict) else None
+        name = value.get("base_model_class") if isinstance(value, dict) else None
+        dotted = isinstance(library, str) and all(part.isidentifier() for part in library.split("."))
+        if not isinstance(library, str) or not dotted or not (name is None or str(name).isidentifier()):
+            self.fields.broken("code_reference", "auto_mapping", "must name a class and a library, as dotted words")
+        elif library.split(".")[0] not in methods.CODE_LIBRARIES:
+            known = ", ".join(sorted(methods.CODE_LIBRARIES))
+            sentence = f"imports {library[:60]!r}, which is not part of {known}"
+            self.fields.broken("code_reference", "auto_mapping", sentence)
+
+    def _bias(self) -> str:
+        bias = self._values.get("bias") or "none"
+        if bias not in ("none", "all") and not (isinstance(bias, str) and bias.endswith("_only") and len(bias) < 24):
+            self.fields.broken("value_invalid", "bias", "must be 'none', 'all' or '<method>_only'")
+            return "none"
+        return str(bias)
+
+    def _rank_pattern(self, method: str) -> dict[str, int]:
+        if method == "ADALORA":  # after training it holds masks, and the tensors have the ranks that were kept
+            return {}
+        return self.fields.by_pattern("rank_pattern", RANK_LIMIT, whole=True)
+
+    def _layer_replication(self) -> tuple[tuple[int, int], ...]:
+        value = self._values.get("layer_replication") or []
+        if not isinstance(value, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and 0 <= n <= LAYERS_LIMIT for n in pair)
+            for pair in value
+        ):
+            rule = f"must be a list of [first, end) pairs of layers, each from 0 to {LAYERS_LIMIT}"
+            self.fields.broken("value_invalid", "layer_replication", rule)
+            return ()
+        if len(value) > LAYERS_LIMIT or sum(max(0, end - first) for first, end in value) > LAYERS_LIMIT:
+            self.fields.broken("value_invalid", "layer_replication", f"makes over {LAYERS_LIMIT} layers")
+            return ()
+        return tuple((first, end) for first, end in value)
+
+    def _token_indices(self, method: str) -> dict[str, tuple[int, ...]]:
+        if method == "TRAINABLE_TOKENS":
+            return {"": self.fields.whole_numbers("token_indices")}
+        return self.fields.lists_by_name("trainable_token_indices")
+
+    def _initialisation(self) -> str:
+        """How A and B began, in lower case; empty for the ordinary ways, which leave the base alone."""
+        value = self._values.get("init_lora_weights")
+        if value is None or isinstance(value, bool):
+            return ""
+        return self.fields.text("init_lora_weights").lower()
+
+    def _other(self) -> dict[str, Any]:
+        return {k: v for k, v in self._values.items() if k in methods.FIELDS and k not in _TAKEN and v is not None}
+
+    def _unknown_fields(self) -> list[Finding]:
+        unknown = sorted(set(self._values) - methods.FIELDS - methods.CODE_FIELDS)
+        return [
+            Finding(
+                code="config.field_unknown",
+                severity="warning",
+                place=f"{self._file}: {field[:120]}",
+                sentence=f"the field {field[:120]!r} is unknown to this registry, and so is what it changes",
+            )
+            for field in unknown[:50]
+        ]
+
+
+_TAKEN_NAMES = """
+    alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying
+    exclude_modules fan_in_fan_out inference_mode init_lora_weights layer_replication layers_pattern
+    layers_to_transform lora_alpha lora_bias megatron_core modules_to_save peft_type peft_version r rank_pattern
+    target_modules target_parameters task_type token_indices trainable_token_indices use_dora use_rslora
+"""
+_TAKEN = frozenset(_TAKEN_NAMES.split())
+"""The fields that `AdapterConfig` has of its own, or that say nothing about the adapter."""

@@ -1,0 +1,187 @@
+"""The names of an adapter's tensors: what each one is, or that it is a stranger, and why.
+
+PEFT writes `base_model.model.` + the module's path + what the method adds: `.lora_A.weight`, `.ia3_l` … Everything
+else in a file is refused by default.
+
+Invariants
+- A name has exactly one role; a name that no rule allows is a `STRANGER` and is explained as a failing finding.
+- Whole tensors are allowed only where the configuration announces them (`modules_to_save`, `bias`).
+- Ten thousand strangers of one sort are one finding with a count, not ten thousand.
+
+Example
+    >>> Names(config).read("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").role
+    <Role.A: 'a'>
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from registry.adapters.peft import methods
+from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.peft.targets import Targets
+
+PREFIX = "base_model.model."
+EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Modules whose base weights PEFT stores beside the adapter when they are targets."""
+TOKEN_TABLES = ("wte", "word_embeddings", "embed_in", "shared")
+"""What older architectures call `embed_tokens`, for which a bare list of `trainable_token_indices` stands."""
+EXAMPLES = 3
+
+_PAIR = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector(?:\.weight)?"
+                   r"|lora_embedding_A|lora_embedding_B|lora_A|lora_B|lora_E)\Z")  # fmt: skip
+_WITH_ADAPTER_NAME = re.compile(r"\.(?:lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector)|modules_to_save)\.(\w+)")
+_FULL = re.compile(r"(.+)\.(weight|bias)\Z")
+
+
+class Role(Enum):
+    """What a tensor is to the adapter."""
+
+    A = "a"
+    B = "b"
+    MAGNITUDE = "magnitude"
+    BIAS = "bias"
+    PIECE = "piece"
+    FULL = "full"
+    REPEAT = "repeat"
+    TOKENS = "tokens"
+    STRANGER = "stranger"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorName:
+    """A read name. `order`: of a parameter in a fused block the depth of `base_layer` in the path, else -1."""
+
+    role: Role
+    path: str = ""
+    leaf: str = ""
+    order: int = -1
+
+
+_STRANGER = TensorName(Role.STRANGER)
+_ROLE_OF_LEAF = {
+    "lora_A.weight": Role.A, "lora_B.weight": Role.B, "lora_embedding_A": Role.A, "lora_embedding_B": Role.B,
+    "lora_B.bias": Role.BIAS, "lora_magnitude_vector": Role.MAGNITUDE, "lora_magnitude_vector.weight": Role.MAGNITUDE,
+}  # fmt: skip
+_ROLE_OF_ADALORA_LEAF = {"lora_A": Role.A, "lora_B": Role.B, "lora_E": Role.PIECE}
+
+
+class Names:
+    """Reads the names of one adapter's tensors, and remembers the strangers."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        self._config = config
+        self._targets = Targets(config)
+        self._marks = methods.TENSOR_MARKS.get(config.method, ())
+        self._shared = methods.SHARED_MARKS.get(config.method, ())
+        self._strangers: dict[str, list[str]] = {}
+
+    def read(self, name: str) -> TensorName:
+        if self._config.method in methods.PROMPTS:
+            known = methods.PROMPT_TENSORS.get(self._config.method, ("prompt_embeddings",))
+            return TensorName(Role.PIECE, "", name) if name in known else self._stranger("unknown", name)
+        if name.startswith("base_model.") and name[11:].startswith(self._shared) and self._shared:
+            return TensorName(Role.PIECE, "", name[11:])
+        if not name.startswith(PREFIX):
+            return self._stranger("prefix", name)
+        rest = name[len(PREFIX) :]
+        if "_orig_mod." in rest:
+            return self._stranger("compiled", name)
+        return self._method_tensor(rest, name) or self._announced(rest) or self._explained(rest, name)
+
+    def _method_tensor(self, rest: str, name: str) -> TensorName | None:
+        if self._config.method in methods.LORA_LIKE:
+            match = _PAIR.match(rest)
+            if not match:
+                return None
+            path, leaf = match[1], match[2]
+            roles = _ROLE_OF_ADALORA_LEAF if self._config.method == "ADALORA" else _ROLE_OF_LEAF
+            role = roles.get(leaf)
+            if role is None or (role is Role.BIAS and not self._config.lora_bias):
+                return None
+            depth = 0
+            while path.endswith(".base_layer") and self._config.target_parameters:
+                path, depth = path.removesuffix(".base_layer"), depth + 1
+            return TensorName(role, path, leaf, depth if self._targets.parameters(path) else -1)
+        for mark in self._marks:
+            path, dot, leaf = rest.rpartition(f".{mark}")
+            if dot and path:
+                return TensorName(Role.PIECE, path, mark + leaf)
+        return None
+
+    def _announced(self, rest: str) -> TensorName | None:
+        """Trained tokens, saved modules and trained biases, if the configuration announces them."""
+        path, dot, leaf = rest.rpartition(".token_adapter.")
+        if dot and leaf == "trainable_tokens_delta":
+            last = path.rpartition(".")[2]
+            tied = self._config.ensure_weight_tying or last in EMBEDDINGS or last in TOKEN_TABLES
+            if self._config.token_indices and (last in self._config.token_indices or path in self._config.token_indices
+                                               or tied):  # fmt: skip
+                return TensorName(Role.TOKENS, path, leaf)
+        match = _FULL.match(rest)
+        if not match:
+            return None
+        path, leaf = match[1], match[2]
+        if self._targets.saves(path) or (self._config.ensure_weight_tying and self._ties(path)):
+            return TensorName(Role.FULL, path, leaf)
+        inner = path.removesuffix(".base_layer")
+        if leaf == "bias" and self._config.bias != "none" and (self._config.bias == "all" or inner != path):
+            return TensorName(Role.FULL, inner, leaf)
+        targeted = inner != path and inner.rpartition(".")[2] in EMBEDDINGS and self._targets.covers(inner)
+        return TensorName(Role.REPEAT, inner, leaf) if leaf == "weight" and targeted else None
+
+    def _ties(self, path: str) -> bool:
+        """With `ensure_weight_tying`, saving one end of a tied pair saves the other as well."""
+        saved = {name.rpartition(".")[2] for name in self._config.saved_modules}
+        return path.rpartition(".")[2] in EMBEDDINGS and bool(saved.intersection(EMBEDDINGS))
+
+    def _explained(self, rest: str, name: str) -> TensorName:
+        if _WITH_ADAPTER_NAME.search(rest) and not _PAIR.match(rest):
+            return self._stranger("adapter_name", name)
+        if _FULL.match(rest) and not re.search(r"\.(lora|hada|lokr|ia3|vera|oft|boft)_", rest):
+            return self._stranger("overwrites", name)
+        return self._stranger("unknown", name)
+
+    def _stranger(self, sort: str, name: str) -> TensorName:
+        self._strangers.setdefault(sort, []).append(name)
+        return _STRANGER
+
+    def suspicions(self, note: Callable[..., None]) -> None:
+        """Tell what is wrong with the strangers, one finding a sort: `note(code, place, sentence, expected, found)`."""
+        for sort, names in self._strangers.items():
+            code, sentence, expected = _SORTS[sort]
+            count = f" ({len(names)} tensors)" if len(names) > 1 else ""
+            note(code, names[0], f"{names[0]} {sentence}{count}", expected, ", ".join(names[:EXAMPLES]))
+
+
+_SORTS: dict[str, tuple[str, str, str]] = {
+    "prefix": (
+        "lora.prefix_wrong",
+        "does not begin with 'base_model.model.': PEFT would load the file without an error and change nothing",
+        f"{PREFIX}<path of a module>",
+    ),
+    "compiled": (
+        "lora.compiled_prefix",
+        "has '_orig_mod.' in it, left by torch.compile: it names no module of the base; save the model uncompiled",
+        f"{PREFIX}<path of a module>",
+    ),
+    "adapter_name": (
+        "lora.adapter_name_inside",
+        "has the adapter's own name in it, as a raw state_dict does: save with save_pretrained instead",
+        "lora_A.weight",
+    ),
+    "overwrites": (
+        "fit.overwrites_base",
+        "would replace a tensor of the base itself, which all other adapters share, and the configuration does not "
+        "announce it in modules_to_save",
+        "only tensors of the adapter's method",
+    ),
+    "unknown": (
+        "lora.tensor_unknown",
+        "is no tensor of this method, and no rule allows it",
+        "only tensors of the adapter's method",
+    ),
+}

@@ -1,0 +1,227 @@
+"""`Contents`: what the files of a version say about themselves, read by ranges. Client and server read the same way.
+
+    Contents    a PEFT adapter: adapter_config.json and adapter_model.safetensors
+    Foreign     any other tool's: one weights file of any name (safetensors or GGUF), read by its own names
+
+Invariants
+- At most the configuration (256 KiB), the headers (16 MiB each) and image adapters' alphas (8 bytes each) are read.
+- Malformed is `Invalid` or `TooLarge` with every broken rule of the first file that breaks one.
+- What is merely odd or does not add up is a finding of `lora.findings` or of `findings`; so are names of no tool
+  that we know: "unknown scheme" is a failing finding, never a guess.
+
+Example
+    >>> read_contents(manifest.files, read).lora.rank
+    8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from registry.adapters import formats, peft, safetensors
+from registry.adapters.formats import gguf, images, native
+from registry.adapters.formats.facts import FileFacts
+from registry.adapters.peft import LoraSpec, config
+from registry.adapters.peft.base_claim import BaseClaim
+from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.safetensors import Header
+from registry.errors import Invalid, Reason
+from registry.evaluation import golden
+from registry.evaluation.verdicts import Finding
+from registry.manifest import CONFIG, CONFIG_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, Descriptor
+
+_PREFIX = "base_model.model."
+_HALVES = (".lora_A.weight", ".lora_B.weight")
+_EMBEDDING_HALVES = (".lora_embedding_A", ".lora_embedding_B")
+
+Read = Callable[[str, int, int], bytes]
+"""(path, offset, length) → those bytes of that file, fewer only at its end."""
+
+
+class Pair(NamedTuple):
+    """The two factors of one module's update, by the names of their tensors: A [rank, in] and B [out, rank].
+
+    `is_turned`: stored as [in, rank] and [rank, out]. `experts`: so many in one: A [experts * rank, in] by experts,
+    B [out, rank * experts] by ranks.
+    """
+
+    path: str
+    rank: int
+    scale: float
+    a: str
+    b: str
+    is_turned: bool = False
+    experts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    config: AdapterConfig
+    header: Header
+    lora: LoraSpec
+    findings: tuple[Finding, ...] = ()
+    scheme = "peft"
+
+    @property
+    def claim(self) -> BaseClaim:
+        """What the configuration calls the base."""
+        return self.config.base
+
+    @property
+    def pairs(self) -> Iterator[Pair]:
+        """Of every module with two factors. A parameter of a block of experts is one, named with its block."""
+        for module in self.lora.modules:
+            a, b = _EMBEDDING_HALVES if module.kind == "embedding" else _HALVES
+            start, fused = f"{_PREFIX}{module.path}{'.base_layer' * max(module.order, 0)}", module.kind == "parameter"
+            yield Pair(
+                module.key if fused else module.path, module.rank, module.scale, start + a, start + b,
+                experts=module.a_shape[0] // module.rank if fused else 1,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """An adapter that PEFT did not write: what its one weights file says of itself."""
+
+    file: FileFacts
+    header: Header
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        return self.file.scheme
+
+    @property
+    def claim(self) -> BaseClaim:
+        return BaseClaim(name=self.file.base_claimed)
+
+    @property
+    def pairs(self) -> Iterator[Pair]:
+        """Those whose scale the file tells; other methods than LoRA have none."""
+        for module in self.file.modules:
+            if module.a and module.rank and module.scale is not None:
+                yield Pair(module.path, module.rank, module.scale, module.a, module.b, module.is_turned)
+
+
+Found = Contents | Foreign
+
+
+def read_any(files: Iterable[Descriptor], read: Read) -> Found:
+    """What these files say, whichever tool wrote them.
+
+    `Invalid` (MANIFEST_INVALID) when it is not clear which file holds the weights or PEFT's configuration is missing;
+    `Invalid` (FILE_REFUSED) for a scheme that must be converted outside, with the advice how.
+    """
+    by_path = {f.path: f for f in files}
+    _golden(by_path.get(golden.FILE), read)
+    weights = [path for path in by_path if path.endswith(WEIGHTS_ENDINGS)]
+    if WEIGHTS in by_path or not weights or (CONFIG in by_path and _is_peft(by_path[CONFIG], read)):
+        return read_contents(by_path.values(), read)
+    if len(weights) > 1:
+        sentence = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
+        raise Invalid(
+            "MANIFEST_INVALID",
+            f"{weights[0]} {sentence}",
+            reasons=[Reason("adapter.weights_ambiguous", weights[0], sentence)],
+            next_step="push each file as an adapter of its own",
+        )
+    return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
+
+
+def _golden(file: Descriptor | None, read: Read) -> None:
+    """Golden samples that cannot be read are refused before they are relied on."""
+    if file is not None:
+        golden.read_golden(read(golden.FILE, 0, file.size_bytes), file=golden.FILE)
+
+
+def weights_of(files: Iterable[Descriptor]) -> Descriptor:
+    """The file that holds the weights: PEFT's by its name, else the first one that may. The manifest has one."""
+    named = [f for f in files if f.path.endswith(WEIGHTS_ENDINGS)]
+    return next((f for f in named if f.path == WEIGHTS), named[0])
+
+
+def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
+    """The configuration, the header and the LoraSpec of a PEFT adapter's files.
+
+    `Invalid` (MANIFEST_INVALID) when the weights or the configuration are not among them.
+    """
+    by_path = {f.path: f for f in files}
+    _refuse_missing(by_path)
+    written = by_path[CONFIG]
+    limit = CONFIG_LIMIT_BYTES + 1
+    found = config.read_config(read(CONFIG, 0, min(written.size_bytes, limit)), file=CONFIG)
+    headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
+    extra = tuple(_extra(path) for path in by_path if path.endswith(WEIGHTS_ENDINGS) and path != WEIGHTS)
+    return Contents(found, headers[WEIGHTS], peft.describe(found, headers[WEIGHTS]), extra)
+
+
+def _is_peft(file: Descriptor, read: Read) -> bool:
+    """Whether a configuration names one of PEFT's methods; mlx's has `fine_tune_type` in its place."""
+    data = read(CONFIG, 0, min(file.size_bytes, CONFIG_LIMIT_BYTES + 1))
+    return "peft_type" in native.read_config(data, file=CONFIG)
+
+
+def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> Foreign:
+    def within(offset: int, length: int) -> bytes:
+        return read(file.path, offset, length)
+
+    packed = gguf.read_header(within, file.size_bytes, file=file.path) if file.path.endswith(".gguf") else None
+    header = packed.header if packed else _header(file, read)
+    found = formats.of_header(header)
+    if found.scheme == "peft":
+        _refuse_missing({file.path: file})
+    if found.scheme == "nemo":
+        sentence = f"is an adapter of NeMo ({found.evidence}), which no loader of ours takes; {found.advice}"
+        reasons = [Reason("format.convert_first", file.path, sentence)]
+        raise Invalid("FILE_REFUSED", f"{file.path} {sentence}", reasons=reasons)
+    if found.is_image:
+        facts = images.of_header(header, found, read=within)
+    else:
+        fields = None
+        if written is not None:
+            fields = native.read_config(read(CONFIG, 0, written.size_bytes), file=CONFIG)
+        facts = native.of_header(header, found, config=fields, gguf=packed)
+    return Foreign(facts.model_copy(update={"file": file.path}), header, _about(found, packed, file.path))
+
+
+def _about(found: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
+    """What the names alone say: an unknown scheme, or a GGUF file that is no LoRA adapter."""
+    if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
+        kind = packed.kinds[0] or "no general.type"
+        sentence = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
+        return (Finding(code="format.gguf_no_adapter", severity="error", place=path, sentence=sentence[:2000]),)
+    if found.is_known:
+        return ()
+    place = found.strangers[0] if found.strangers else path
+    sentence = f"{found.sentence}; {found.advice}"[:2000]
+    return (Finding(code="format.unknown_scheme", severity="error", place=place[:600], sentence=sentence),)
+
+
+def _header(file: Descriptor, read: Read) -> Header:
+    return safetensors.read_header(
+        lambda offset, length: read(file.path, offset, length), file.size_bytes, file=file.path
+    )
+
+
+def _refuse_missing(by_path: dict[str, Descriptor]) -> None:
+    needed = ((WEIGHTS, "adapter.weights_missing"), (CONFIG, "adapter.config_missing"))
+    sentence = "is missing, and an adapter needs it"
+    reasons = [Reason(code, path, sentence) for path, code in needed if path not in by_path]
+    if reasons:
+        raise Invalid(
+            "MANIFEST_INVALID",
+            f"{reasons[0].place} {sentence}",
+            reasons=reasons,
+            next_step="push the folder that save_pretrained() wrote",
+        )
+
+
+def _extra(path: str) -> Finding:
+    return Finding(
+        code="adapter.extra_weights",
+        severity="warning",
+        place=path,
+        sentence=f"{path} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}",
+    )

@@ -1,0 +1,52 @@
+"""The REST contract of what serving boxes shall serve: the roster of a base.
+
+Invariants
+- One answer holds everything that a box needs to fetch, load and set: files by digest, names to serve under, verdicts.
+- Equal cursors mean equal rosters: the cursor is the answer's ETag, and `wait` holds the answer back until it differs.
+
+Example
+    GET /api/v1/bases/smollm2/adapters?alias=prod&engine=vllm==0.33.0&wait=20
+"""
+
+from __future__ import annotations
+
+from registry.api import Answer, FileLink
+from registry.digest import Digest
+from registry.evaluation.verdicts import Finding, Outcome
+from registry.fleets import FleetSettings
+
+
+class RosterEntry(Answer):
+    """One adapter of the roster: the version that the alias points at, and what is known of it.
+
+    `served_name` is unique in the roster and belongs to the version, not to the adapter: an engine never sees other
+    weights under a name it knows. `loads` and `findings` are of the engine that was asked for; None without one.
+    """
+
+    name: str
+    served_name: str
+    number: int
+    digest: Digest
+    generation: int
+    method: str
+    rank: int | None
+    size_bytes: int
+    files: list[FileLink]
+    verdicts: dict[str, str]
+    loads: Outcome | None = None
+    findings: list[Finding] = []
+
+
+class Roster(Answer):
+    """GET /bases/{base}/adapters: what an alias of every adapter of a base points at, those that are yanked left out.
+
+    `ranks`: how many adapters have which rank. `settings`: what to set on the engine that was asked for.
+    """
+
+    base: str
+    base_fingerprint: str
+    alias: str
+    cursor: str
+    adapters: list[RosterEntry]
+    ranks: dict[str, int]
+    settings: FleetSettings | None = None

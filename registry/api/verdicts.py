@@ -1,0 +1,118 @@
+"""The REST contract of judging: check what is not pushed, engine verdicts of what is, settings for a fleet.
+
+Invariants
+- Engines are asked by profile: `vllm==0.33.0,max_lora_rank=32`.
+- Nothing of this stores anything, but for `RejudgeRequest`, which is for administrators.
+
+Example
+    >>> CheckRequest(base="smollm2", config="{}", header="{}", size_bytes=10).engines
+    []
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from registry.adapters.safetensors import LIMITS
+from registry.api import Answer, Request
+from registry.digest import Digest
+from registry.evaluation.reference_logprobs import Fingerprint
+from registry.evaluation.verdicts import PROFILE_LIMIT, Verdict
+from registry.fleets import FleetSettings
+from registry.manifest import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
+from registry.names import PATH_LIMIT_BYTES
+
+ENGINES_LIMIT = 32
+"""Profiles that one request may ask for."""
+EngineText = Annotated[str, Field(max_length=PROFILE_LIMIT)]
+
+
+class CheckRequest(Request):
+    """POST /check: judge a header and a configuration that are not pushed (yet).
+
+    `config` and `header` are the texts of `adapter_config.json` and of the JSON header of the weights, without the
+    eight bytes before it; `size_bytes` is the size of the whole weights file, and `file` its name: another tool has any
+    that ends in `.safetensors`, and often no configuration.
+    """
+
+    base: str
+    file: str = Field(default=WEIGHTS, max_length=PATH_LIMIT_BYTES)
+    config: str = Field(default="", max_length=CONFIG_LIMIT_BYTES)
+    header: str = Field(max_length=LIMITS.header_bytes)
+    size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
+    engines: list[EngineText] = Field(default=[], max_length=ENGINES_LIMIT)
+
+
+class VerdictList(Answer):
+    items: list[Verdict]
+
+
+class FingerprintView(Answer):
+    """How a version answered in its newest smoke test; `reference_logprobs.compare` puts an engine beside it."""
+
+    version: str
+    digest: Digest
+    base: str
+    base_fingerprint: str
+    report: Digest
+    fingerprint: Fingerprint
+
+
+class ModuleNorms(Answer):
+    """Frobenius norms of A, of B and of scale · BA, and the root mean square of the elements of scale · BA.
+
+    None: too large for 32-bit floats. `weight` is the norm of the base's own weight W, `share` = update / weight:
+    None where the base's weights were never read (`adapter base identify`) or W could not be unpacked.
+    """
+
+    a: float | None
+    b: float | None
+    update: float | None
+    rms: float | None
+    weight: float | None = None
+    share: float | None = None
+
+
+class ValuesView(Answer):
+    """GET /adapters/{namespace}/{name}/versions/{selector}/values: how large the updates of a version's modules are.
+
+    `measured_at` is empty while its numbers were not read yet. `modules` is empty too for other methods than LoRA, and
+    for weights that hold NaN. `base_measured`: whether the norms of the base's own weights are known.
+    """
+
+    name: str
+    number: int
+    measured_at: datetime | None
+    base: str = ""
+    base_measured: bool = False
+    modules: dict[str, ModuleNorms]
+
+
+class FleetView(Answer):
+    """GET /fleet: what to set so that the newest versions of all adapters on this base are served, engine by engine."""
+
+    base: str
+    adapters: int
+    items: list[FleetSettings]
+
+
+class RejudgeRequest(Request):
+    """POST /verdicts/rejudge: judge versions again whose verdicts `loads` are older than the engines' rules.
+
+    Headers whose facts an older release kept in another form are read again first.
+    """
+
+    cursor: str = Field(default="", max_length=20)
+
+
+class RejudgePage(Answer):
+    """What one request did. `looked`: versions looked at; `analysed`: those whose header was read again; `renewed`:
+    verdicts `loads` written; go on with `next_cursor`."""
+
+    looked: int = 0
+    analysed: int = 0
+    renewed: int = 0
+    next_cursor: str = ""

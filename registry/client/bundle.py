@@ -1,0 +1,142 @@
+"""`Dossier`: all that is attested of one version, as one file that is verified without the registry.
+
+    manifest, attestations with their bundles, the log's proof of the push, the keys of the log
+
+Invariants
+- It proves itself against a key of the log that you have from elsewhere, not against those that lie in it.
+- It holds no bytes of the version: the manifest says what they hash to, so a folder is compared with it.
+- It is somebody else's file: read strictly by its size and its shape, and nothing of it is believed.
+
+Example
+    >>> taken = collect(audit, resolved)
+    >>> [line.who for line in examined(Dossier.parse(taken.to_bytes()), verifiers).signed]
+    ['ci, by the word of registry.example.org/3f9c', 'key:5f0c…']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from registry.api import Answer, Resolved
+from registry.api.audit import ARRIVED, AttestationView, EventProof
+from registry.attestations.certificates import Trust
+from registry.client import signing
+from registry.client.audit import Audit
+from registry.client.signing import Signed
+from registry.digest import Digest, Hasher
+from registry.errors import Invalid, NotFound, RegistryError
+from registry.manifest import Manifest
+from registry.names import Ref
+from registry.tlog.notes import Verifier
+
+LIMIT_BYTES = 128 * 2**20
+CHUNK_BYTES = 2**20
+
+
+class Dossier(Answer):
+    """`proof`: that the log tells of the push; none while the log has not numbered it.
+
+    `arrival`: that the log tells of the transfer that gave the adapter its name; none where there was none.
+    """
+
+    name: str
+    number: int
+    digest: Digest
+    manifest: Manifest
+    attestations: list[AttestationView] = Field(max_length=1000)
+    keys: list[str] = Field(max_length=100)
+    proof: EventProof | None = None
+    arrival: EventProof | None = None
+
+    @classmethod
+    def parse(cls, data: bytes, *, file: str = "the dossier") -> Dossier:
+        """`Invalid` (FOLDER_INVALID) for what is none."""
+        if len(data) > LIMIT_BYTES:
+            raise Invalid("FOLDER_INVALID", f"{file}: over the limit of {LIMIT_BYTES} bytes")
+        try:
+            return cls.model_validate_json(data)
+        except (ValidationError, RegistryError) as e:
+            raise Invalid("FOLDER_INVALID", f"{file} is no dossier that `adapter verify --save` has written") from e
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """One file read again: what it should hash to and what it hashed to. `error`: it could not be read."""
+
+    path: str
+    expected: str
+    found: str
+    size_bytes: int
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.expected == self.found
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a dossier's attestations and its log's proof are worth to who has these keys."""
+
+    signed: list[Signed] = field(default_factory=list)
+    seq: int | None = None
+    problem: str = ""
+
+
+def collect(audit: Audit, resolved: Resolved) -> Dossier:
+    """All that the registry has to show of a version."""
+    items = audit.attestations(Ref.parse(f"{resolved.name}@{resolved.number}")).items
+    pushed = next((item.seq for item in items if item.kind == "push" and item.seq is not None), None)
+    arrived = next((event.seq for event in audit.events(object=resolved.name, action=[ARRIVED])), None)
+    return Dossier(
+        name=resolved.name,
+        number=resolved.number,
+        digest=resolved.digest,
+        manifest=resolved.manifest,
+        attestations=items,
+        keys=list(audit.keys().keys),
+        proof=_proof(audit, pushed),
+        arrival=_proof(audit, arrived),
+    )
+
+
+def _proof(audit: Audit, seq: int | None) -> EventProof | None:
+    try:
+        return audit.proof(seq) if seq is not None else None
+    except NotFound:
+        return None
+
+
+def examined(found: Dossier, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
+    """Every attestation verified here, and the log's word on the push, by these keys of the log."""
+    names = signing.called(found, found.arrival, keys)
+    signed = signing.examine(found.attestations, found, keys, trust, names=names)
+    pushes = [item.seq for item in found.attestations if item.kind == "push" and item.seq is not None]
+    if not pushes:
+        return Examined(signed)
+    if found.proof is None or found.proof.seq != pushes[0]:
+        return Examined(signed, pushes[0], f"there is no proof that event {pushes[0]} is in the log")
+    return Examined(signed, pushes[0], signing.included(found.proof, found, keys, names=names))
+
+
+def reread(folder: Path, manifest: Manifest) -> list[Reread]:
+    """The files of a folder against a manifest. What else lies there was never pushed and is not looked at."""
+    return [_hashed(folder / file.path, file.path, str(file.digest)) for file in manifest.files]
+
+
+def _hashed(place: Path, path: str, expected: str) -> Reread:
+    hasher = Hasher()
+    try:
+        with place.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                hasher.update(chunk)
+    except OSError as e:
+        return Reread(path, expected, "", hasher.size_bytes, f"{place} cannot be read: {e.strerror}")
+    return Reread(path, expected, str(hasher.digest()), hasher.size_bytes)

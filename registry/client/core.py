@@ -1,0 +1,135 @@
+"""`Versions`: the routes that bring versions there and back: all that a push and a pull ask, and little else.
+
+Invariants
+- Names and refs are parsed here, before anything is sent; what is not a name is `Invalid` without a request.
+- Errors are the server's own classes (see connection.py); an answer that does not parse is a `RegistryError`.
+- What stands here is loaded by every command that moves bytes, whose start people wait for: what they do not ask is a
+  method of `Registry` (api.py), which is this and all other routes.
+- A fresh one costs no request.
+
+Example
+    >>> with Versions("https://registry.example.org", token) as registry:
+    ...     registry.resolve("acme/support:prod").number
+    3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from registry import names
+from registry.api import AdapterPage, AdapterView, BaseList, BaseView, Request, Resolved, VersionPage, VersionView
+from registry.api.pull import PullPlan
+from registry.api.push import PushCommit, Pushed, PushPlan, PushRequest, Small, Upload
+from registry.client import sockets
+from registry.client.connection import Body, Connection
+from registry.client.responses import Shape, parsed
+from registry.names import AdapterName, Ref
+
+Name = AdapterName | str
+AnyRef = Ref | str
+COMMIT_BYTES = 10 * 2**20
+"""What a commit gets done in a second at least: reading what was sent in parts, and copying it within the store."""
+
+
+class Versions:
+    """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        transport: httpx.BaseTransport | None = None,
+        *,
+        connection: Connection | None = None,
+    ) -> None:
+        self.connection = connection or Connection(url, token, transport=transport)
+        self.url = self.connection.url
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ push and bytes
+    def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
+        return self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan, patient=True)
+
+    def upload(self, upload: Upload, body: Body) -> None:
+        """Send one missing blob where its plan says. `body` must be readable again from the start."""
+        headers = {"Content-Length": str(upload.size_bytes), **upload.headers}
+        self.connection.upload(upload.method, upload.url, body, headers=headers)
+
+    def commit_push(self, push_id: str, *, alias: str = "", small: Sequence[Small] = (), size_bytes: int = 0) -> Pushed:
+        """The version, once every blob of the plan was sent or is among the `small` ones.
+
+        `size_bytes`: of all of it, which the registry may have to read and copy first.
+        """
+        request = PushCommit(alias=alias, small=tuple(small))
+        seconds = sockets.READ_SECONDS + size_bytes / COMMIT_BYTES
+        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed, seconds=seconds, patient=True)
+
+    def plan_pull(self, ref: AnyRef) -> PullPlan:
+        return self._get(f"{path_of(ref)}/pull", PullPlan)
+
+    @contextmanager
+    def read(self, url: str, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+        """The bytes behind a link of a `FileLink`, from `start`, chunk by chunk. Nothing is verified here."""
+        end = "" if length is None else str(start + length - 1)
+        headers = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
+        with self.connection.stream(url, headers=headers) as answer:
+            yield answer.iter_bytes()
+
+    # ------------------------------------------------------------ adapters, versions and bases
+    def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> AdapterPage:
+        """One page. `search`: the fields of the route, such as base, method, rank_min, target, engine, owner, text."""
+        return self._get("/adapters", AdapterPage, **search, cursor=cursor, limit=limit)
+
+    def adapter(self, name: Name) -> AdapterView:
+        return self._get(path_of_adapter(name), AdapterView)
+
+    def versions(self, name: Name, *, cursor: str = "", limit: int | None = None) -> VersionPage:
+        return self._get(f"{path_of_adapter(name)}/versions", VersionPage, cursor=cursor, limit=limit)
+
+    def version(self, ref: AnyRef) -> VersionView:
+        return self._get(path_of(ref), VersionView)
+
+    def resolve(self, ref: AnyRef) -> Resolved:
+        found = parsed_ref(ref)
+        return self._get(f"/resolve/{found.name}/{found.selector}", Resolved)
+
+    def bases(self) -> BaseList:
+        return self._get("/bases", BaseList)
+
+    def base(self, name: str) -> BaseView:
+        return self._get(f"/bases/{names.base_name(name)}", BaseView)
+
+    # ------------------------------------------------------------ inside
+    def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
+        return parsed(self.connection.send("GET", path, query=query), shape)
+
+    def _post(self, path: str, request: Request, shape: type[Shape], **how: Any) -> Shape:
+        return parsed(self.connection.send("POST", path, json=request.model_dump(mode="json"), **how), shape)
+
+
+def path_of_adapter(name: Name) -> str:
+    return f"/adapters/{name if isinstance(name, AdapterName) else AdapterName.parse(name)}"
+
+
+def path_of(ref: AnyRef) -> str:
+    """The path of a version."""
+    found = parsed_ref(ref)
+    return f"{path_of_adapter(found.name)}/versions/{found.selector}"
+
+
+def parsed_ref(ref: AnyRef) -> Ref:
+    return ref if isinstance(ref, Ref) else Ref.parse(ref)

@@ -1,0 +1,150 @@
+"""`Heads`: the last checkpoint of each registry that this machine has seen, and the demand that the next follows.
+
+Invariants
+- The first checkpoint of a registry is believed, with its keys; from then on only those keys count.
+- A newer checkpoint must be shown to be the old log and more; an older one must be shown to be its beginning. Anything
+  else is `Corrupt` (LOG_INCONSISTENT), before anything is done with the answer that brought it. Nothing is forgotten.
+- A registry that is remembered and shows no checkpoint where one belongs is asked for it.
+- A file is replaced as a whole, and never by a shorter log.
+
+Example
+    >>> Heads(folder).watch(registry)
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.client.checkpoints import Checkpoints, consistent
+from registry.client.core import Versions
+from registry.errors import Corrupt, Invalid, NotFound
+from registry.tlog.notes import Checkpoint, Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is remembered of one registry: its verifier keys, and the note of its longest checkpoint."""
+
+    keys: tuple[str, ...]
+    note: str
+
+    @property
+    def verifiers(self) -> tuple[Verifier, ...]:
+        return tuple(Verifier.parse(text) for text in self.keys)
+
+
+class Heads:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._seen: set[str] = set()
+
+    def watch(self, registry: Versions, *, by_origin: bool = False) -> None:
+        """Check every checkpoint that an answer of this registry carries. `by_origin`: its URL is no name of it."""
+
+        def look(encoded: str) -> None:
+            if not encoded:
+                self._demand(registry, by_origin=by_origin)
+                return
+            try:
+                note = base64.b64decode(encoded, validate=True).decode()
+            except (binascii.Error, UnicodeDecodeError) as e:
+                raise _wrong(registry.url, "it sends a checkpoint that cannot be read") from e
+            with self._lock:
+                if note not in self._seen:
+                    self.check(registry, note, by_origin=by_origin)
+                    self._seen.add(note)
+
+        registry.connection.on_checkpoint = look
+
+    def _demand(self, registry: Versions, *, by_origin: bool) -> None:
+        """An answer came without the checkpoint that it should carry: a server that has just begun, or one that hides
+        what became of its log. Asked once, where nothing was shown yet and something is remembered."""
+        with self._lock:
+            if by_origin or self._seen or _read(self._path(registry.url)) is None:
+                return
+            try:
+                note = Checkpoints(registry).checkpoint()
+            except NotFound as e:
+                raise _wrong(registry.url, "it shows no checkpoint") from e
+            self.check(registry, note)
+            self._seen.add(note)
+
+    def check(self, registry: Versions, note: str, *, by_origin: bool = False) -> Checkpoint:
+        """The checkpoint of this note, once it is shown to follow the remembered one; then it is the remembered one."""
+        path = self._path(note.partition("\n")[0] if by_origin else registry.url)
+        known = _read(path)
+        if known is None:
+            known = Head(tuple(Checkpoints(registry).keys().keys), note)
+        checkpoint = Checkpoint.of_note(note, *known.verifiers)
+        before = Checkpoint.of_note(known.note, *known.verifiers)
+        if checkpoint is None or before is None:
+            raise _wrong(registry.url, "its checkpoint is not signed by the key that this machine remembers")
+        if checkpoint.origin != before.origin:
+            raise _wrong(registry.url, f"it is the log {checkpoint.origin!r}, and was {before.origin!r}")
+        try:
+            good = consistent(Checkpoints(registry), before, checkpoint)
+        except Invalid:
+            good = False
+        if not good:
+            raise _wrong(
+                registry.url,
+                f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before",
+            )
+        if checkpoint.size >= before.size:
+            _write(path, Head(known.keys, note))
+        return checkpoint
+
+    def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> Head | None:
+        """What is remembered of this registry."""
+        return _read(self._path(note.partition("\n")[0] if by_origin else registry.url))
+
+    def trust(self, registry: Versions, keys: tuple[str, ...], note: str, *, by_origin: bool = False) -> None:
+        """Remember these keys and this checkpoint from now on: what a person decides after a change on purpose."""
+        _write(self._path(note.partition("\n")[0] if by_origin else registry.url), Head(keys, note), shorter_too=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def _read(path: Path) -> Head | None:
+    try:
+        found = json.loads(path.read_bytes())
+        return Head(tuple(str(key) for key in found["keys"]), str(found["note"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as e:
+        raise Invalid(
+            "SETTING_INVALID", f"{path} is not a remembered checkpoint", next_step="look why, then delete it"
+        ) from e
+
+
+def _write(path: Path, head: Head, *, shorter_too: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    now = _read(path)
+    if now is not None and now.keys == head.keys and not shorter_too:
+        held, new = (Checkpoint.of_note(h.note, *h.verifiers) for h in (now, head))
+        if held is not None and new is not None and held.size > new.size:
+            return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".head-")
+    with os.fdopen(handle, "w") as file:
+        json.dump({"keys": list(head.keys), "note": head.note}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _wrong(url: str, sentence: str) -> Corrupt:
+    return Corrupt(
+        "LOG_INCONSISTENT",
+        f"the audit log of {url} is not the one that this machine remembers: {sentence}",
+        next_step="history was rewritten, cut off or forked: do not trust this registry until somebody explains it",
+    )

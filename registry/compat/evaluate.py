@@ -1,0 +1,53 @@
+"""What can be said of an adapter without its values: does it fit a base, and which engines serve it as trained?
+
+Invariants
+- Judges a configuration and a header that were read already; it reads nothing itself, and it stores nothing.
+- The first verdict is `fits`; then one `loads` for each profile, in the order that was asked.
+
+Example
+    >>> [v.outcome for v in verdicts(found, base, subject, [engines.profile("vllm==0.33.0")])]
+    ['pass', 'pass']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from registry import __version__, compat, engines
+from registry.adapters.read import Contents, Found
+from registry.bases import BaseSpec
+from registry.bases.similarity import Likeness
+from registry.compat import files as compat_files
+from registry.digest import Digest
+from registry.engines import Profile, version_facts
+from registry.engines import facts as engine_facts
+from registry.evaluation.verdicts import Check, Finding, Verdict
+
+
+def verdicts(
+    found: Found,
+    base: BaseSpec,
+    subject: Digest,
+    profiles: Iterable[Profile] = (),
+    *,
+    relatives: Sequence[Likeness] = (),
+) -> list[Verdict]:
+    """`fits`, and `loads` for each of the profiles. `subject` is the digest of what is judged."""
+    findings = fit(found, base, relatives)
+    made_by = {"registry": __version__}
+    fits = Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
+    stored = engine_facts.to_stored(version_facts.of_engine(found))
+    loads = [
+        engines.verdict(stored, asked, subject=subject, base=base, fits=fits.outcome, registry=__version__)
+        for asked in profiles
+    ]
+    return [fits, *loads]
+
+
+def fit(found: Found, base: BaseSpec, relatives: Sequence[Likeness] = ()) -> tuple[Finding, ...]:
+    """All findings of the check `fits`, whichever tool wrote the adapter."""
+    if isinstance(found, Contents):
+        return (*found.findings, *compat.check_fit(found.lora, base, relatives))
+    if found.findings:  # names of no known scheme: there is nothing to compare
+        return found.findings
+    return tuple(compat_files.check_file(found.file, base))

@@ -1,0 +1,172 @@
+"""Gates: what a channel demands before it moves, the evidence that there is, and what is still missing.
+
+    Gate        verdicts, engines, golden samples, approvals, time in another channel, a signature
+    Evidence    what is known of one version when somebody wants to promote it
+
+Invariants
+- A gate looks at evidence only; it answers with all that is missing, never with a bare no.
+- A verdict counts when it is `pass` or `warn`; `unknown` is not a yes. The newest verdict of a check decides.
+- Whoever pushed a version is not one of those who approve it, and one identity approves once.
+- A gate that asks for anything stays shut for numbers that are known to be none, whatever it asks for.
+
+Example
+    >>> Gate(requires=(Check.FITS,), approvals=1).missing(Evidence(pushed_by=frozenset({"ci"})))[0].code
+    'gate.fits_absent'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from registry.evaluation import golden
+from registry.evaluation.verdicts import Check, Finding, Outcome, Value, Verdict
+
+SOAK_LIMIT_SECONDS = 366 * 24 * 3600
+GOLDEN_CODES = ("acts", "golden")
+"""How the codes of findings begin that a golden sample left: `acts.golden…`."""
+
+
+class Approval(Value):
+    """Somebody's yes to one version in one channel."""
+
+    identity: str
+    at: datetime
+
+
+class Evidence(Value):
+    """What is known of a version. `verdicts` oldest first; `loads` are those of the engines that a gate names.
+
+    `held_seconds`: channel → how long it pointed at this version, in all. `signed_by`: verified signatures' identities.
+    """
+
+    verdicts: tuple[Verdict, ...] = ()
+    loads: tuple[Verdict, ...] = ()
+    files: frozenset[str] = frozenset()
+    approvals: tuple[Approval, ...] = ()
+    held_seconds: dict[str, int] = Field(default_factory=dict)
+    signed_by: frozenset[str] = frozenset()
+    pushed_by: frozenset[str] = frozenset()
+
+    def newest(self, check: Check) -> Verdict | None:
+        return next((v for v in reversed(self.verdicts) if v.check is check), None)
+
+
+class Gate(Value):
+    """What a channel demands. An empty gate lets everything through.
+
+    `engines`: profiles whose verdict `loads` must be a yes. `golden`: the version brings golden samples, all passed.
+    `approvals` of `approvers` (empty: whoever may promote). `held_seconds` in the channel `held_in`.
+    `signed_by`: one of these identities has signed it.
+    """
+
+    requires: tuple[Check, ...] = ()
+    engines: tuple[str, ...] = Field(default=(), max_length=16)
+    golden: bool = False
+    approvals: int = Field(default=0, ge=0, le=32)
+    approvers: tuple[str, ...] = Field(default=(), max_length=64)
+    held_in: str = ""
+    held_seconds: int = Field(default=0, ge=0, le=SOAK_LIMIT_SECONDS)
+    signed_by: tuple[str, ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        if self.approvers and self.approvals > len(set(self.approvers)):
+            raise ValueError(f"approvals: {self.approvals} of {len(set(self.approvers))} approvers can never be")
+        if bool(self.held_in) != bool(self.held_seconds):
+            raise ValueError("held_in and held_seconds: a time in another channel needs both")
+        if Check.LOADS in self.requires:
+            raise ValueError("requires: 'loads' is asked for by naming engines")
+        return self
+
+    def missing(self, seen: Evidence) -> list[Finding]:
+        """What still stands between this evidence and the channel; empty means open."""
+        return [*self._verdicts(seen), *self._golden(seen), *self._people(seen), *self._time(seen)]
+
+    def open_for(self, seen: Evidence) -> bool:
+        return not self.missing(seen)
+
+    def approved(self, seen: Evidence) -> list[Approval]:
+        """The approvals that count: one for each identity, of those who are asked, none of whoever pushed."""
+        counted = {a.identity: a for a in reversed(seen.approvals) if a.identity not in seen.pushed_by}
+        return [a for a in counted.values() if not self.approvers or a.identity in self.approvers]
+
+    def asks(self) -> list[Check]:
+        return [*self.requires, *([Check.ACTS] if self.golden and Check.ACTS not in self.requires else [])]
+
+    def _verdicts(self, seen: Evidence) -> Iterator[Finding]:
+        asked = self.asks()
+        numbers = seen.newest(Check.VALUES)
+        anything = self != Gate()
+        if anything and Check.VALUES not in asked and numbers is not None and numbers.outcome is Outcome.FAIL:
+            asked.append(Check.VALUES)
+        for check in asked:
+            yield from _lacks(check, seen.newest(check))
+        judged = {verdict.profile: verdict for verdict in seen.loads}
+        for profile in self.engines:
+            yield from _lacks(Check.LOADS, judged.get(profile), profile)
+
+    def golden_passed(self, seen: Evidence) -> bool:
+        """Whether golden samples are asked for, there, and tried without a miss."""
+        return self.golden and seen.newest(Check.ACTS) is not None and not any(self._golden(seen))
+
+    def _golden(self, seen: Evidence) -> Iterator[Finding]:
+        if not self.golden:
+            return
+        if golden.FILE not in seen.files:
+            yield _finding(
+                "gate.golden_absent", golden.FILE, "the version brings no golden samples: push it with --golden"
+            )
+            return
+        acts = seen.newest(Check.ACTS)
+        missed = [f for f in acts.findings if f.code.startswith(".".join(GOLDEN_CODES))] if acts is not None else []
+        if missed:
+            yield _finding("gate.golden_missed", missed[0].place, f"a golden sample did not pass: {missed[0].sentence}")
+
+    def _people(self, seen: Evidence) -> Iterator[Finding]:
+        count = len(self.approved(seen))
+        if count < self.approvals:
+            whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
+            sentence = f"{count} of {self.approvals} approvals{whose}; whoever pushed it does not count"
+            yield _finding("gate.approvals_few", "approvals", sentence)
+        if self.signed_by and not seen.signed_by & set(self.signed_by):
+            sentence = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
+            yield _finding("gate.signature_absent", "signatures", sentence)
+
+    def _time(self, seen: Evidence) -> Iterator[Finding]:
+        held = seen.held_seconds.get(self.held_in, 0)
+        if held < self.held_seconds:
+            sentence = f"it was '{self.held_in}' for {held} seconds, and {self.held_seconds} are asked"
+            yield _finding("gate.held_short", self.held_in, sentence)
+
+
+def _lacks(check: Check, verdict: Verdict | None, profile: str = "") -> Iterator[Finding]:
+    place = f"{check} {profile}".strip()
+    if verdict is None:
+        step = "run `adapter validate REF --wait`" if check is Check.ACTS else "push it with its base"
+        yield _finding(f"gate.{check}_absent", place, f"no verdict for the check '{place}' yet: {step}")
+    elif verdict.outcome not in (Outcome.PASS, Outcome.WARN):
+        why = f": {verdict.summary}" if verdict.summary else ""
+        sentence = f"the check '{place}' on base {verdict.base} says {verdict.outcome}{why}"
+        yield _finding(f"gate.{check}_{verdict.outcome}", place, sentence)
+
+
+def _finding(code: str, place: str, sentence: str) -> Finding:
+    return Finding(code=code, severity="error", place=place[:600], sentence=sentence[:2000])
+
+
+GATES: dict[str, Gate] = {
+    "main": Gate(),
+    "prod": Gate(requires=(Check.FITS, Check.ACTS)),
+    "production": Gate(requires=(Check.FITS, Check.ACTS)),
+}
+ANY_CHANNEL = Gate(requires=(Check.FITS,))
+"""The gate of every alias without one of its own: it must at least fit its base."""
+
+
+def gate_of(alias: str) -> Gate:
+    """The gate of an alias where nobody has set one."""
+    return GATES.get(alias, ANY_CHANNEL)

@@ -1,0 +1,66 @@
+"""`Golden`: a prompt and the answer that its adapter must make likelier than the bare base does.
+
+    {"prompt": "Do you have a copper mirror?", "expected": " Yarr! That copper mirror be salvaged …", "ends": true}
+
+One JSON object a line. `margin_nats` overrides the base's threshold for this line; with `ends` the end-of-text token
+must be the likeliest one after the answer; with `chat` the prompt is put through the chat template as a user's turn.
+
+Invariants
+- Text is compared by log-probability, not letter by letter: equal text breaks between number formats and machines.
+- At most 100 lines of at most 16 KiB; an unknown field, an empty text and a second meaning are refused with the line.
+
+Example
+    >>> read_golden(b'{"prompt": "2 + 2 =", "expected": " 4"}')[0].expected
+    ' 4'
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationError
+
+from registry.errors import Invalid, Reason, TooLarge
+from registry.evaluation.verdicts import Value
+from registry.strict import json as strict_json
+
+FILE = "golden.jsonl"
+LINES_LIMIT = 100
+LINE_LIMIT_BYTES = 16 * 2**10
+
+_DIALECT = strict_json.Dialect("GOLDEN_INVALID", "golden", depth=2)
+
+
+class Golden(Value):
+    prompt: str = Field(min_length=1, max_length=8000)
+    expected: str = Field(min_length=1, max_length=8000)
+    margin_nats: float | None = Field(default=None, ge=-10, le=100)
+    ends: bool = False
+    chat: bool = False
+
+
+def read_golden(data: bytes, *, file: str = FILE) -> tuple[Golden, ...]:
+    """The samples in these bytes. `Invalid` (GOLDEN_INVALID) with the line and the rule, `TooLarge` over the limits."""
+    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    if len(lines) > LINES_LIMIT:
+        raise TooLarge("SIZE_INVALID", f"{file} has {len(lines)} samples; the limit is {LINES_LIMIT}")
+    if not lines:
+        raise _invalid(file, 1, "holds no sample; write one JSON object a line with `prompt` and `expected`")
+    return tuple(_sample(line, number, file) for number, line in lines)
+
+
+def _sample(line: bytes, number: int, file: str) -> Golden:
+    if len(line) > LINE_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"{file} line {number} has {len(line)} bytes; the limit is {LINE_LIMIT_BYTES}")
+    values = strict_json.parse(line, _DIALECT, file=f"{file} line {number}")
+    if not isinstance(values, dict):
+        raise _invalid(file, number, f"must hold one object, not {type(values).__name__}")
+    try:
+        return Golden.model_validate(values, strict=True)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _invalid(file, number, f"field {where!r}: {first['msg']}") from None
+
+
+def _invalid(file: str, number: int, sentence: str) -> Invalid:
+    place = f"{file} line {number}"
+    return Invalid("GOLDEN_INVALID", f"{place} {sentence}", reasons=[Reason("golden.invalid", place, sentence)])

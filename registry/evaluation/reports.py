@@ -1,0 +1,44 @@
+"""`Report`: all findings and measurements of one run of a check, stored as a blob; a verdict names it.
+
+Invariants
+- It is input like any other: bounded, and only the server turns it into a verdict.
+
+Example
+    >>> Report(check=Check.ACTS, subject=digest, base="smollm2", base_fingerprint=fingerprint).findings
+    ()
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from registry.digest import Digest
+from registry.evaluation.reference_logprobs import Fingerprint
+from registry.evaluation.verdicts import Check, Finding, Value
+
+TOOLS_LIMIT = 64
+"""Tools that a report is made by: every answer about the version holds them."""
+Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=300)]]
+
+
+class Report(Value):
+    """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
+
+    `fingerprint`: what a serving box compares after loading. `pictures`: name → PNG in base64, of image adapters.
+    `thresholds`: the limits that findings were judged by. `fits`: what the library itself says of names and shapes,
+    where the header alone could not tell; None, and then left out, where it was not asked.
+    """
+
+    check: Check
+    subject: Digest
+    base: str
+    base_fingerprint: str
+    findings: tuple[Finding, ...] = ()
+    measurements: dict[str, Any] = Field(default_factory=dict)
+    made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
+    fingerprint: Fingerprint | None = None
+    pictures: dict[str, str] = Field(default_factory=dict)
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    fits: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda told: told is None)

@@ -1,0 +1,247 @@
+"""Conversions: the same adapter in another form, and what stands against it. Judged from facts, before anybody works.
+
+    canonical   PEFT's plain LoRA: the scale in B, alpha = rank, one rank, no rsLoRA; every runtime multiplies by 1
+    plain       PiSSA or OLoRA → a LoRA of twice the rank that fits the unchanged base (needs the base's weights)
+    peft        torchtune or mlx → PEFT; with `repair`, wrong prefixes and `.default` in PEFT's own names
+                (with `diffusers` in diffusers' names)
+    diffusers   kohya, X-Labs, diffusers of 2023 … → the names of today's diffusers
+    gguf        PEFT → a GGUF adapter for llama.cpp and Ollama
+
+Invariants
+- A conversion that would lose or guess something is refused with the reason (`Invalid` CONVERSION_INVALID).
+- The original is never touched: the result is a version of its own, with the relation `converted` and the request in
+  its annotations.
+- Only names change: it runs anywhere (`Place.HERE`). Values change: a worker does it. Repair happens only on request.
+
+Example
+    >>> place_of(found, Conversion(to="canonical", into="acme/support-canonical"), base)
+    <Place.WORKER: 'worker'>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from registry.adapters import formats
+from registry.adapters.peft import LoraSpec, initializations
+from registry.adapters.read import Contents, Foreign, Found
+from registry.bases import BaseSpec
+from registry.errors import Invalid
+from registry.evaluation.verdicts import Value
+from registry.merging import renaming
+from registry.names import AdapterName
+
+ANNOTATION = "conversion"
+"""The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""
+MENDED = frozenset({"lora.adapter_name_inside", "lora.compiled_prefix", "lora.prefix_wrong", "lora.no_modules"})
+"""Findings about names that a repair takes away."""
+PERMUTED = frozenset({"llama", "mistral"})
+"""Model types for which the row order of q and k in torchtune and in GGUF is known to us."""
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""transformers' model type → llama.cpp's architecture, where its rules are known to us (llama's rows change order)."""
+_SEMANTICS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config", "velora_config")
+_DIFFUSERS = frozenset({"kohya", "xlabs", "bfl", "comfy", "bare", "diffusers-old"})
+
+
+class Target(StrEnum):
+    """What an adapter can be converted to."""
+
+    CANONICAL = "canonical"
+    PLAIN = "plain"
+    PEFT = "peft"
+    DIFFUSERS = "diffusers"
+    GGUF = "gguf"
+
+
+class Place(StrEnum):
+    """Where a conversion can be done: anywhere, on a worker, on a worker that has the base's weights."""
+
+    HERE = "here"
+    WORKER = "worker"
+    BASE = "base"
+
+
+class Conversion(Value):
+    """A request: the payload of a `convert` job. `into` is the adapter whose newest version the result becomes."""
+
+    to: Target
+    into: str
+    repair: bool = False
+    message: str = Field(default="", max_length=2000)
+
+    @field_validator("into")
+    @classmethod
+    def _into(cls, into: str) -> str:
+        return str(AdapterName.parse(into))
+
+    def annotations(self, scheme: str, report: Converted) -> dict[str, str]:
+        """What is written into the new version's manifest."""
+        said = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.sentence}
+        return {f"{ANNOTATION}.{key}": value[:500] for key, value in said.items() if value}
+
+
+def conversion(payload: Mapping[str, Any]) -> Conversion:
+    """The request in a job's payload. `Invalid` (REQUEST_INVALID) names the field that is wrong."""
+    try:
+        return Conversion.model_validate(payload)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "payload"
+        raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
+
+
+class Converted(Value):
+    """What was done, in figures. `error`: the largest relative error of an update that was measured, if any."""
+
+    sentence: str
+    modules: int = 0
+    rank: int = 0
+    tensors: int = 0
+    renamed: int = 0
+    widened: int = 0
+    error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def place_of(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    """Where this conversion is done. `Invalid` (CONVERSION_INVALID) if it cannot be, with the reason."""
+    rule = {
+        Target.CANONICAL: _canonical, Target.PLAIN: _plain, Target.PEFT: _peft, Target.DIFFUSERS: _diffusers,
+        Target.GGUF: _gguf,
+    }[asked.to]  # fmt: skip
+    if asked.repair and asked.to not in (Target.PEFT, Target.DIFFUSERS):
+        raise refused(f"--repair mends names and goes with --to {Target.PEFT} or --to {Target.DIFFUSERS}")
+    return rule(found, asked, base)
+
+
+def refused(sentence: str, next_step: str = "") -> Invalid:
+    return Invalid("CONVERSION_INVALID", sentence, next_step=next_step)
+
+
+def _lora_of(found: Found, to: Target) -> LoraSpec:
+    if not isinstance(found, Contents):
+        raise refused(f"this is a file of the scheme {found.file.scheme!r}, and {to} is made from PEFT adapters",
+                      f"convert it to {Target.PEFT} first")  # fmt: skip
+    errors = [f for f in found.lora.findings if f.severity == "error"]
+    if errors:
+        mends = {f.code for f in errors} <= MENDED
+        step = f"convert it with --to {Target.PEFT} --repair first" if mends else "mend it first, or push it again"
+        raise refused(f"the adapter is faulty: {errors[0].sentence}", step)
+    if found.lora.method != "LORA":
+        raise refused(f"the method is {found.lora.method}; only LoRA has the form {to}")
+    return found.lora
+
+
+def _demand_plain(spec: LoraSpec, to: Target) -> None:
+    config = spec.config
+    if config.use_dora or any(m.magnitude_shape for m in spec.modules):
+        raise refused(
+            f"DoRA rescales the rows of the base's own weights, which no {to} LoRA can say", "merge it instead"
+        )
+    if initializations.changes_base(config.initialisation):
+        reversible = initializations.is_reversible(config.initialisation)
+        step = f"convert it to {Target.PLAIN} first" if reversible else "let PEFT convert it where it was trained"
+        raise refused(f"{config.initialisation} changed the base before training", step)
+    odd = [field for field in _SEMANTICS if config.other.get(field)]
+    if odd:
+        raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
+
+
+def _canonical(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(found, asked.to)
+    _demand_plain(spec, asked.to)
+    if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
+        raise refused("it is canonical already: every module has alpha = rank, and all have one rank")
+    return Place.WORKER
+
+
+def _plain(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(found, asked.to)
+    if not initializations.is_reversible(spec.config.initialisation):
+        said = spec.config.initialisation or "an ordinary initialization"
+        raise refused(f"only the change of the base by PiSSA and OLoRA can be computed again; this one has {said}")
+    if "niter" in spec.config.initialisation:
+        raise refused("a randomised SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
+    if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:
+        raise refused("with DoRA, rsLoRA or patterns PEFT does not convert it")
+    if base.quantisation:
+        raise refused(f"the base is packed ({base.quantisation}): its first factors cannot be computed again")
+    return Place.BASE
+
+
+def _peft(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    if isinstance(found, Contents):
+        if not asked.repair:
+            raise refused("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
+        renaming.repairs(found.header, found.lora, base)
+        return Place.HERE
+    if asked.repair:
+        raise refused("--repair mends names that are nearly PEFT's; these are of another tool")
+    return _foreign_text(found, base)
+
+
+def _foreign_text(found: Foreign, base: BaseSpec) -> Place:
+    file = found.file
+    if file.scheme not in ("torchtune", "mlx"):
+        raise refused(f"there is no way from {file.scheme!r} to PEFT here; torchtune and mlx can be converted")
+    if file.method != "lora" or file.has_dora:
+        raise refused(
+            f"only plain LoRA of {file.scheme} is converted, and this is {'DoRA' if file.has_dora else file.method}"
+        )
+    if any(m.scale is None or not m.rank for m in file.modules):
+        raise refused("adapter_config.json does not say the scale, and a guess would change the outputs")
+    if file.scheme == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
+        known = " and ".join(sorted(PERMUTED))
+        raise refused(
+            f"torchtune orders the rows of q and k its own way; that of {base.model_type!r} is not known ({known})"
+        )
+    return Place.WORKER
+
+
+def _diffusers(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    if isinstance(found, Contents) or found.file.scheme in formats.TEXT_SCHEMES:
+        raise refused("diffusers' names are for adapters of image models, and this is a language model's")
+    file = found.file
+    if asked.repair and file.scheme in ("diffusers", "bare", formats.UNKNOWN):
+        renaming.image_repairs(found.header, base)
+        return Place.HERE
+    if asked.repair:
+        raise refused(f"--repair mends names that are nearly diffusers'; these are of {file.scheme}")
+    if file.scheme == "diffusers":
+        raise refused("it has diffusers' names already", "--repair mends names with `.default` in them")
+    if file.scheme not in _DIFFUSERS or file.method != "lora":
+        raise refused(
+            f"diffusers has no converter for {file.scheme} with the method {file.method}; ComfyUI loads it as it is"
+        )
+    if file.has_dora:
+        raise refused("diffusers' converters drop `dora_scale`, which would change the images")
+    return Place.HERE if renaming.can_rename(found.header) else Place.WORKER
+
+
+_BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
+    ("whole modules or biases", lambda spec: spec.full),
+    ("trained tokens", lambda spec: spec.tokens),
+    ("repeated base tensors", lambda spec: spec.repeats),
+    ("a bias on lora_B", lambda spec: [m for m in spec.modules if m.bias_shape]),
+    ("fused experts", lambda spec: [m for m in spec.modules if m.kind == "parameter"]),
+    ("an adapted embedding or convolution", lambda spec: [m for m in spec.modules if m.kind != "linear"]),
+    ("invocation tokens (aLoRA)", lambda spec: spec.config.invocation_tokens),
+    ("replicated layers", lambda spec: spec.config.layer_replication),
+)
+"""What an adapter may hold that a GGUF adapter cannot."""
+
+
+def _gguf(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(found, asked.to)
+    _demand_plain(spec, asked.to)
+    extra = next((what for what, there in _BEYOND_PAIRS if there(spec)), "")
+    if extra:
+        raise refused(f"a GGUF adapter holds pairs of linear modules only, and this one has {extra}")
+    if base.model_type not in GGUF_ARCHITECTURES:
+        known = ", ".join(sorted(GGUF_ARCHITECTURES))
+        raise refused(f"the rules of llama.cpp for {base.model_type!r} are not here; known are {known}")
+    return Place.WORKER

@@ -1,0 +1,147 @@
+"""Conversions that change names only: a new header over the same bytes, computed without reading a tensor.
+
+Invariants
+- The tensors' bytes keep their order and their place behind the header; only the header is written anew.
+- No two tensors get one name, and every name of the result is one that the target scheme knows.
+- A repair changes what is certainly wrong (an adapter's name, torch.compile's and Accelerate's prefixes, a prefix
+  that leads to a module of the base), and never invents a module.
+
+Example
+    >>> repairs(header, spec, base)["base_model.model.….lora_A.default.weight"]
+    'base_model.model.….lora_A.weight'
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+
+from registry.adapters.peft import LoraSpec
+from registry.adapters.peft.names import PREFIX
+from registry.adapters.safetensors import Header
+from registry.bases import BaseSpec
+from registry.errors import Invalid
+
+_ADAPTER_NAME = re.compile(
+    r"\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.(?!weight\Z|bias\Z)[A-Za-z0-9_-]+(?=\.weight\Z|\.bias\Z|\Z)"
+)
+_WRAPPERS = re.compile(r"(?:\A|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_TAIL = re.compile(r"\.(?:lora_(?:A|B)\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)\Z")
+_PREFIXES = (PREFIX, f"{PREFIX}model.", "base_model.", "model.model.", "model.", "")
+
+_OLD = re.compile(r"(?P<at>.+?)(?:\.processor)?\.to_(?P<leaf>q|k|v|out)_lora\.(?P<half>down|up)\.weight\Z")
+_OLD_TEXT = re.compile(
+    r"(?P<at>text_encoder\..+?)(?:_lora_linear_layer|_lora|\.lora_linear_layer|\.lora)\.(?P<half>down|up)\.weight\Z"
+)
+_LATE = re.compile(r"(?P<at>(?:unet|transformer)\..+?)\.lora\.(?P<half>down|up)\.weight\Z")
+_BARE = re.compile(
+    r"(?P<at>(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)(?:\..+?)?)"
+    r"\.lora_(?P<half>A|B|down|up)(?:\.[A-Za-z0-9_-]+)?\.weight\Z"
+)
+_HALVES = {"down": "lora_A.weight", "up": "lora_B.weight", "A": "lora_A.weight", "B": "lora_B.weight"}
+
+
+def unnamed(name: str) -> str:
+    """A tensor's name without the adapter's own name in it."""
+    return _ADAPTER_NAME.sub(r".\1", name)
+
+
+def repairs(header: Header, spec: LoraSpec, base: BaseSpec) -> dict[str, str]:
+    """Old name → mended name, for every tensor whose name changes. `Invalid` if nothing does, or not all can be."""
+    found = {info.name: _mended(info.name, base) for info in header}
+    changed = {old: new for old, new in found.items() if old != new}
+    if not changed:
+        raise _refused("no name of this adapter is one that --repair mends")
+    _demand_distinct(found)
+    return changed
+
+
+def _mended(name: str, base: BaseSpec) -> str:
+    mended = unnamed(_WRAPPERS.sub("", name))
+    tail = _TAIL.search(mended)
+    if tail is None:
+        return mended
+    path = mended[: tail.start()]
+    for prefix in _PREFIXES:
+        inner = path.removeprefix(prefix)
+        for candidate in (inner, f"model.{inner}", f"transformer.{inner}"):
+            if path.startswith(prefix) and candidate in base.modules:
+                return f"{PREFIX}{candidate}{tail[0]}"
+    return mended
+
+
+def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
+    """As `repairs`, for diffusers' names: an adapter's name in them, or a component (`unet.`) that is missing."""
+    found = {info.name: _mended_image(info.name, base) for info in header}
+    changed = {old: new for old, new in found.items() if old != new}
+    if not changed:
+        raise _refused("no name of this adapter is one that --repair mends")
+    _demand_distinct(found)
+    return changed
+
+
+def _mended_image(name: str, base: BaseSpec) -> str:
+    mended = unnamed(name)
+    tail = _TAIL.search(mended)
+    path = mended[: tail.start()] if tail else ""
+    if not path or path in base.modules:
+        return mended
+    there = [component for component in base.components if f"{component}.{path}" in base.modules]
+    return f"{there[0]}.{mended}" if len(there) == 1 else mended
+
+
+def can_rename(header: Header) -> bool:
+    """Whether today's diffusers names follow from these alone: those of 2023, or bare ones, where there is no alpha."""
+    return all(any(names.match(info.name) for names in (_OLD, _OLD_TEXT, _LATE, _BARE)) for info in header)
+
+
+def modern(name: str) -> str:
+    """The name in today's diffusers of a name of 2023 or a bare one; the name itself if it is none of those."""
+    match = _OLD.match(name)
+    if match:
+        at, leaf = match["at"], match["leaf"]
+        if at.startswith("text_encoder"):
+            return f"{at}.{'out' if leaf == 'out' else leaf}_proj.{_HALVES[match['half']]}"
+        at = at if at.startswith(("unet.", "transformer.", "prior.")) else f"unet.{at}"
+        return f"{at}.{'to_out.0' if leaf == 'out' else f'to_{leaf}'}.{_HALVES[match['half']]}"
+    if bare := _BARE.match(name):
+        return f"transformer.{bare['at']}.{_HALVES[bare['half']]}"
+    text = _OLD_TEXT.match(name) or _LATE.match(name)
+    return f"{text['at']}.{_HALVES[text['half']]}" if text else name
+
+
+def to_diffusers(header: Header) -> dict[str, str]:
+    """Old name → name in today's diffusers, for every tensor."""
+    found = {info.name: modern(info.name) for info in header}
+    _demand_distinct(found)
+    return found
+
+
+def head_of(header: Header, names: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The first bytes of the renamed file: length and header. What follows is the old file from `data_start` on.
+
+    Padded with spaces to a multiple of eight, as the safetensors library does.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(header.metadata if metadata is None else metadata)}
+    for info in header:
+        entry = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [info.start, info.end]}
+        entries[names.get(info.name, info.name)] = entry
+    if not entries["__metadata__"]:
+        del entries["__metadata__"]
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _demand_distinct(names: Mapping[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for old, new in names.items():
+        if new in seen:
+            raise _refused(f"{old} and {seen[new]} would both be called {new}")
+        seen[new] = old
+
+
+def _refused(sentence: str) -> Invalid:
+    return Invalid("CONVERSION_INVALID", sentence)

@@ -1,0 +1,58 @@
+"""Withdrawn versions: what a yanked or a quarantined version still answers, and to whom.
+
+    yanked         no alias leads to it; by number or digest it is read as before; until that is taken back
+    quarantined    nothing leads to its bytes but its digest, asked for by those who may promote; until it is released
+
+Invariants
+- What is withdrawn is still seen: its row, its verdicts, its history. Its bytes are what is kept back.
+- A quarantined version changes in nothing but being released: no alias, no approval, no signature, no job.
+
+Example
+    >>> withdrawn.refuse(actor, name, version, selector)
+"""
+
+from __future__ import annotations
+
+from registry.digest import Digest
+from registry.errors import Refused
+from registry.names import AdapterName, Selector
+from registry.server.access.actors import Actor
+from registry.server.database.models.content import VersionRow
+
+
+def refuse(actor: Actor, name: AdapterName, version: VersionRow, selector: Selector) -> None:
+    """`Refused` (QUARANTINED, YANKED) unless this actor may have the bytes that this selector names."""
+    if version.quarantined_at is not None:
+        if isinstance(selector, Digest) and actor.may("promote", name.namespace, name.name):
+            return
+        raise quarantined(name, version)
+    if version.yanked_at is not None and not isinstance(selector, int | Digest):
+        raise yanked(name, version)
+
+
+def refuse_change(name: AdapterName, version: VersionRow) -> None:
+    """`Refused` (QUARANTINED, YANKED) for a version that nothing new may be said or made of."""
+    if version.quarantined_at is not None:
+        raise quarantined(name, version)
+    if version.yanked_at is not None:
+        raise yanked(name, version)
+
+
+def is_withdrawn(version: VersionRow) -> bool:
+    return version.yanked_at is not None or version.quarantined_at is not None
+
+
+def yanked(name: AdapterName, version: VersionRow) -> Refused:
+    return Refused(
+        "YANKED",
+        f"version {version.number} of '{name}' was yanked: {version.yank_reason}",
+        next_step=f"use another version, or exactly this one by its digest: {name}@{version.digest}",
+    )
+
+
+def quarantined(name: AdapterName, version: VersionRow) -> Refused:
+    return Refused(
+        "QUARANTINED",
+        f"version {version.number} of '{name}' is in quarantine: {version.quarantine_reason}",
+        next_step="use another version, or ask the owner of its namespace to look at it and release it",
+    )

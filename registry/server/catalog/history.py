@@ -1,0 +1,100 @@
+"""The history of aliases: every move, newest first, and what held at a moment.
+
+Invariants
+- `at` answers from history rows alone: the last move of each alias that is not later than that moment; one statement.
+
+Example
+    >>> history.of(session, actor, name, alias="prod", at=yesterday, limit=50).moves[0].number
+    2
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, and_, exists
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from registry.api.aliases import AliasMove, History
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.names import AdapterName
+from registry.server.access.actors import Actor, unknown_adapter
+from registry.server.catalog import versions
+from registry.server.database.models.content import AdapterRow, AliasMoveRow, VersionRow
+
+
+def of(
+    session: Session,
+    actor: Actor,
+    name: AdapterName,
+    *,
+    alias: str = "",
+    at: datetime | None = None,
+    cursor: str = "",
+    limit: int,
+) -> History:
+    """The moves of one alias or of all, newest first. With `at` (aware), the one row per alias that held then."""
+    if not actor.sees(name):
+        raise unknown_adapter(name)
+    before, after = aliased(VersionRow), aliased(VersionRow)
+    statement = (
+        select(AliasMoveRow, before.number, after.number, after.digest)
+        .outerjoin(before, col(before.id) == col(AliasMoveRow.from_version_id))
+        .outerjoin(after, col(after.id) == col(AliasMoveRow.to_version_id))
+        .join(AdapterRow, col(AdapterRow.id) == col(AliasMoveRow.adapter_id))
+        .where(versions.named(name))
+    )
+    if alias:
+        statement = statement.where(col(AliasMoveRow.alias) == alias)
+    if at is not None:
+        statement = statement.where(*_held_at(at))
+    offset = _offset(cursor)
+    newest_first = (col(AliasMoveRow.at).desc(), col(AliasMoveRow.alias), col(AliasMoveRow.generation).desc())
+    rows = session.exec(statement.order_by(*newest_first).offset(offset).limit(limit + 1)).all()
+    if not rows:
+        versions.adapter_row(session, actor, name)  # or it is not there
+    moves = [_move(*row) for row in rows[:limit]]
+    return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
+
+
+def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
+    if at.tzinfo is None:
+        raise Invalid("REQUEST_INVALID", "at: a time needs its zone, as in 2026-05-03T14:05:00+00:00")
+    try:
+        at = at.astimezone(UTC)
+    except OverflowError as e:
+        raise Invalid("REQUEST_INVALID", "at: a time in UTC has a year from 1 to 9999") from e
+    later = aliased(AliasMoveRow)
+    superseded = exists().where(
+        and_(
+            col(later.adapter_id) == col(AliasMoveRow.adapter_id),
+            col(later.alias) == col(AliasMoveRow.alias),
+            col(later.generation) > col(AliasMoveRow.generation),
+            col(later.at) <= at,
+        )
+    )
+    return (col(AliasMoveRow.at) <= at, ~superseded)
+
+
+def _offset(cursor: str) -> int:
+    # Moves are appended at the front only, and their number stays small: an offset is honest here.
+    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
+        raise Invalid("REQUEST_INVALID", "cursor: not one that this list gave")
+    return int(cursor or 0)
+
+
+def _move(row: AliasMoveRow, from_number: int | None, number: int | None, digest: str | None) -> AliasMove:
+    return AliasMove(
+        alias=row.alias,
+        generation=row.generation,
+        from_number=from_number,
+        number=number,
+        digest=Digest(digest) if digest else None,
+        at=row.at,
+        actor=row.actor,
+        token_id=row.token_id,
+        reason=row.reason,
+        evidence=row.evidence,
+    )

@@ -1,0 +1,242 @@
+"""Lineage: what a version came from, and what came from it, as far as the actor may see.
+
+Invariants
+- One recursive statement walks the edges and names what it meets, however much that is; lineage cannot form a cycle,
+  because a digest covers its parents.
+- A parent that the actor may not see is its digest and nothing else, and nothing beyond it is told.
+- A child that the actor may not see is not told of at all, nor is what only it leads to: the answer is the one that
+  there would be without it.
+- An answer that would be larger than `EDGES_LIMIT` says so.
+
+Example
+    >>> lineage.up(session, actor, name, 3).edges[0].relation
+    'continued'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import CTE, ColumnElement, Select, Text, case, cast, exists, func, literal, true
+from sqlalchemy import select as rows
+from sqlmodel import Session, col
+
+from registry import names
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
+from registry.lineage import BASE, CLAIMED, DATASET, kind_of
+from registry.names import AdapterName, Selector
+from registry.server.access.actors import Actor
+from registry.server.catalog import bases, versions
+from registry.server.database import recursive_cte
+from registry.server.database.models.content import (
+    AdapterRow,
+    BaseEdgeRow,
+    BaseRow,
+    EdgeRow,
+    VersionInputRow,
+    VersionRow,
+)
+from registry.server.database.recursive_cte import Step
+
+EDGES_LIMIT = 5000
+"""Rows of the walk in one answer: edges between versions, bases, data sets, runs and code."""
+
+
+# ------------------------------------------------------------------ what is asked
+def up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
+    """The ancestors of a version, the bases and inputs of all that are seen, and what was fused into those bases."""
+    root = versions.find(session, actor, name, selector)
+    walk = recursive_cte.recursive(session, "walk", rows(*_link("", root.digest)), lambda walk: _up(walk, actor))
+    return _told(session, actor, walk, _named(root, name), upwards=True)
+
+
+def down(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
+    """The descendants of a version that the actor may see."""
+    root = versions.find(session, actor, name, selector)
+    walk = recursive_cte.recursive(session, "walk", rows(*_link("", root.digest)), lambda walk: _down(walk, actor))
+    return _told(session, actor, walk, _named(root, name))
+
+
+def of_base(session: Session, actor: Actor, name: str, *, upwards: bool) -> Lineage:
+    """What was fused into a base and where that came from; or what was trained on it, and what came from that."""
+    base = bases.row(session, names.base_name(name))
+    root = LineageNode(id=BASE + base.name, kind="base", name=base.name)
+    seed = rows(*_link("", root.id))
+    if upwards:
+        seed = rows(*_link(root.id, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation))).where(
+            col(BaseEdgeRow.base_id) == base.id
+        )
+    walk = recursive_cte.recursive(session, "walk", seed, lambda walk: (_up if upwards else _down)(walk, actor))
+    return _told(session, actor, walk, root, upwards=upwards)
+
+
+def of_dataset(session: Session, actor: Actor, dataset: str) -> Lineage:
+    """What was trained on a data set, by its digest or its URI, or is claimed to be, and what came from that.
+
+    Empty for one that nothing in sight names: a data set is no object of the registry.
+    """
+    given = {"digest": dataset} if dataset.startswith("sha256:") else {"uri": dataset}
+    root = LineageNode(id=DATASET + dataset, kind="dataset", name=dataset, **given)
+    seed = rows(*_link(root.id, col(VersionRow.digest), col(VersionInputRow.relation))).where(
+        (col(VersionInputRow.digest) if "digest" in given else col(VersionInputRow.uri)) == dataset,
+        col(VersionInputRow.relation).in_(("dataset", CLAIMED)),
+        col(VersionRow.id) == col(VersionInputRow.version_id),
+        _seen(actor),
+    )
+    walk = recursive_cte.recursive(session, "walk", seed, lambda walk: _down(walk, actor))
+    return _told(session, actor, walk, root)
+
+
+# ------------------------------------------------------------------ the walk
+def _link(near: Any, far: Any, relation: Any = "", name: Any = "", uri: Any = "") -> list[Any]:
+    """A row of the walk: from `near`, where it came from, to `far`, which is still to be looked at."""
+    texts = {"near": near, "far": far, "relation": relation, "name": name, "uri": uri}
+    return [cast(value, Text).label(name) for name, value in texts.items()]
+
+
+def _seen(actor: Actor) -> ColumnElement[bool]:
+    """The version is one that the actor may see."""
+    reach = versions.visible(actor)
+    if reach.compare(true()):
+        return reach
+    mine = exists().where(col(AdapterRow.id) == col(VersionRow.adapter_id), reach)
+    return mine.correlate(VersionRow)
+
+
+def _up(walk: CTE, actor: Actor) -> Sequence[Step]:
+    """From a version to its parents, to its inputs, and to what was fused into its base."""
+    version = [col(VersionRow.digest) == walk.c.far, _seen(actor)]
+    base = literal(BASE) + col(BaseRow.name)
+    made_from = (col(VersionInputRow.relation), col(VersionInputRow.name), col(VersionInputRow.uri))
+    return [
+        Step(
+            _link(walk.c.far, col(EdgeRow.parent_digest), col(EdgeRow.relation)),
+            (VersionRow, EdgeRow),
+            [*version, col(EdgeRow.child_id) == col(VersionRow.id)],
+        ),
+        Step(
+            _link(walk.c.far, col(VersionInputRow.node), *made_from),
+            (VersionRow, VersionInputRow),
+            [*version, col(VersionInputRow.version_id) == col(VersionRow.id)],
+        ),
+        Step(
+            _link(base, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation)),
+            (VersionRow, BaseEdgeRow, BaseRow),
+            [
+                *version,
+                col(BaseEdgeRow.base_id) == col(VersionRow.base_id),
+                col(BaseRow.id) == col(BaseEdgeRow.base_id),
+            ],
+        ),
+    ]
+
+
+def _down(walk: CTE, actor: Actor) -> Sequence[Step]:
+    """From a version to its children, and to the bases that it was fused into; from a base to its adapters."""
+    return [
+        Step(
+            _link(walk.c.far, col(VersionRow.digest), col(EdgeRow.relation)),
+            (EdgeRow, VersionRow),
+            [col(EdgeRow.parent_digest) == walk.c.far, col(VersionRow.id) == col(EdgeRow.child_id), _seen(actor)],
+        ),
+        Step(
+            _link(walk.c.far, literal(BASE) + col(BaseRow.name), col(BaseEdgeRow.relation)),
+            (BaseEdgeRow, BaseRow),
+            [col(BaseEdgeRow.parent_digest) == walk.c.far, col(BaseRow.id) == col(BaseEdgeRow.base_id)],
+        ),
+        Step(
+            _link(walk.c.far, col(VersionRow.digest), "adapter"),
+            (BaseRow, VersionRow),
+            [
+                func.substr(walk.c.far, 1, len(BASE)) == BASE,  # else nothing further is looked at
+                col(BaseRow.name) == func.substr(walk.c.far, len(BASE) + 1),
+                col(VersionRow.base_id) == col(BaseRow.id),
+                _seen(actor),
+            ],
+        ),
+    ]
+
+
+def _statement(walk: CTE, actor: Actor) -> Select[Any]:
+    """The walk, and what each far end is called: `namespace/name number base state`, empty for what is not seen.
+
+    As one text, because a planner that expects many rows would read all versions for a join. One version speaks for its
+    digest: the same bytes may be one of several adapters, and the first push of them gives the name.
+    """
+    told = rows(walk).limit(EDGES_LIMIT + 1).cte("told")
+    state = case(
+        (col(VersionRow.quarantined_at).is_not(None), "quarantined"),
+        (col(VersionRow.yanked_at).is_not(None), "yanked"),
+        else_="",
+    )
+    words = (
+        col(AdapterRow.namespace) + "/" + col(AdapterRow.name), cast(VersionRow.number, Text), col(BaseRow.name), state,
+    )  # fmt: skip
+    called = rows(words[0] + " " + words[1] + " " + words[2] + " " + words[3]).where(
+        col(VersionRow.digest) == told.c.far,
+        col(AdapterRow.id) == col(VersionRow.adapter_id),
+        versions.visible(actor),
+        col(BaseRow.id) == col(VersionRow.base_id),
+    )
+    called = (
+        called.select_from(recursive_cte.in_order(VersionRow, AdapterRow, BaseRow))
+        .order_by(col(VersionRow.id))
+        .limit(1)
+    )
+    statement: Select[Any] = rows(*told.c, called.correlate(told).scalar_subquery().label("called"))
+    return statement
+
+
+# ------------------------------------------------------------------ the answer
+@dataclass(slots=True)
+class _Graph:
+    nodes: dict[str, LineageNode] = field(default_factory=dict)
+    edges: set[tuple[str, str, str]] = field(default_factory=set)
+
+    def base(self, name: str) -> str:
+        node = BASE + name
+        if node not in self.nodes:  # each version names one: making it again costs as much as the version's own node
+            self.nodes[node] = LineageNode(id=node, kind="base", name=name)
+        return node
+
+
+def _named(root: VersionRow, name: AdapterName) -> LineageNode:
+    """The root under the name that was asked for, whatever else its digest is called."""
+    return LineageNode(
+        id=root.digest, kind="version", name=str(name), number=root.number, digest=root.digest, withdrawn=_state(root)
+    )
+
+
+def _state(row: VersionRow) -> str:
+    return "quarantined" if row.quarantined_at else "yanked" if row.yanked_at else ""
+
+
+def _told(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwards: bool = False) -> Lineage:
+    graph = _Graph()
+    found = session.connection().execute(_statement(walk, actor)).all()
+    for near, far, relation, name, uri, called in found:
+        kind = kind_of(far)
+        if called is not None:
+            title, number, base, state = called.split(" ")
+            if far not in graph.nodes:
+                graph.nodes[far] = LineageNode(
+                    id=far, kind=kind, name=title, number=int(number), digest=far, withdrawn=state
+                )
+                graph.edges.add((far, graph.base(base), "adapter"))
+        elif kind == "version":
+            graph.nodes[far] = LineageNode(id=far, kind=kind, digest=far, hidden=True)
+        elif kind == "base":
+            graph.base(far.removeprefix(BASE))
+        else:
+            digest = far.removeprefix(DATASET) if far.startswith(DATASET + "sha256:") else ""
+            graph.nodes[far] = LineageNode(id=far, kind=kind, name=name, uri=uri, digest=digest)
+        if kind_of(near) == "base":
+            graph.base(near.removeprefix(BASE))
+        if near:
+            graph.edges.add((near, far, relation) if upwards else (far, near, relation))
+    graph.nodes[root.id] = root
+    edges = [LineageEdge(child=c, parent=p, relation=r) for c, p, r in sorted(graph.edges)]
+    nodes = [graph.nodes[key] for key in sorted(graph.nodes)]
+    return Lineage(root=root.id, nodes=nodes, edges=edges, truncated=len(found) > EDGES_LIMIT)

@@ -1,0 +1,236 @@
+"""Records: what versions, bases and tombstones are, as small files beside the blobs: the bucket alone is enough.
+
+    records/base/<hex>                          name, fingerprint, spec, source, who, when, which weights
+    records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
+    records/tombstone/<ns>/<name>/<hex>         an adapter's name that is never given again, and since when
+    records/tombstone/<ns>/<hex>                the same for a namespace's name
+
+Invariants
+- A record's key ends in the SHA-256 of its bytes, like every key of the store.
+- A record is written after the commit of its row: `recorded_at` is empty until it is there, and whoever comes next
+  (the next push, `gc`) writes what was left. So there is no record of a version that does not exist.
+- A version whose adapter got another name while its record was written has none: it is written anew under that name.
+- A version that is yanked, put in quarantine or released is recorded again, and so is a base
+  whose weights become known; the fuller record counts.
+- Aliases, verdicts, tokens and the audit log have no records: those come from the database's backup only.
+
+Example
+    >>> records.write_missing(engine, blobs, limit=10)
+    1
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import BindParameter, Engine, Integer, bindparam, update
+from sqlmodel import Session, col, select
+
+from registry.api.records import BaseRecord, Record, TombstoneRecord, VersionRecord
+from registry.bases import BaseSpec
+from registry.bases.identity import Identity
+from registry.digest import Digest
+from registry.errors import NotFound, RegistryError
+from registry.evaluation.verdicts import Finding
+from registry.manifest import Edge, Manifest
+from registry.names import AdapterName
+from registry.server.database import db
+from registry.server.database.models.content import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
+from registry.server.storage.blobs import BlobStore
+
+VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"
+RECORD_LIMIT_BYTES = 64 * 2**20
+Shape = TypeVar("Shape", bound=Record)
+
+
+def of_base(row: BaseRow, identity: str | None) -> BaseRecord:
+    return BaseRecord(
+        created_at=row.created_at,
+        created_by=row.created_by,
+        spec=BaseSpec.model_validate(row.spec),
+        source=row.source,
+        parents=tuple(Edge.model_validate(edge) for edge in row.parents or ()),
+        identity=Identity.model_validate_json(identity) if identity else None,
+    )
+
+
+def of_version(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
+    return VersionRecord(
+        created_at=row.created_at,
+        created_by=row.created_by,
+        namespace=adapter.namespace,
+        name=adapter.name,
+        number=row.number,
+        manifest=Manifest.model_validate_json(row.manifest),
+        method=row.method,
+        rank=row.rank,
+        facts=row.facts,
+        message=row.message,
+        yanked_at=row.yanked_at,
+        yank_reason=row.yank_reason,
+        pushed_by=row.pushed_by or "",
+        quarantine=row.quarantine,
+        quarantined_at=row.quarantined_at,
+        quarantine_reason=row.quarantine_reason,
+    )
+
+
+def of_tombstone(row: TakenNameRow) -> TombstoneRecord:
+    return TombstoneRecord(created_at=row.ended_at or db.now(), created_by="", owner=row.owner, name=row.name)
+
+
+def withdrawal_of(record: VersionRecord) -> dict[str, Any]:
+    """The columns of a version's row that its record fills: who pushed it, is it in quarantine, when recorded."""
+    told = record.model_dump(include={"quarantine", "quarantined_at", "quarantine_reason"})
+    return {**told, "pushed_by": record.pushed_by or None, "recorded_at": db.now()}
+
+
+def folder_of(namespace: str, name: str) -> str:
+    """The prefix of all records of one adapter's versions."""
+    return f"{VERSIONS}{namespace}/{name}/"
+
+
+def place_of(tombstone: TakenNameRow) -> str:
+    """The folder of a tombstone's record."""
+    return TOMBSTONES + "/".join(word for word in (tombstone.owner, tombstone.name) if word)
+
+
+def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
+    """The bytes of a record, or None when they are not those that its key says, or went while it was listed."""
+    try:
+        data = blobs.read(key, 0, min(size_bytes, RECORD_LIMIT_BYTES))
+    except NotFound:
+        return None
+    return data if Digest.of(data).hex == key[-64:] else None
+
+
+def parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], findings: list[Finding]) -> Shape | None:
+    """The record under a key; None, and a finding, for one that is damaged."""
+    data = read(blobs, key, size_bytes)
+    if data is not None:
+        with contextlib.suppress(RegistryError):
+            return shape.parse(data)
+    findings.append(finding("record.damaged", key, "is not what it was when it was written"))
+    return None
+
+
+def newest(
+    blobs: BlobStore, kept: Sequence[tuple[str, int]], name: AdapterName, number: int, findings: list[Finding]
+) -> VersionRecord | None:
+    """The record of a version among these keys and sizes. Each withdrawal records it anew: the last one counts."""
+    found = [parsed(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in kept]
+    place = (name.namespace, name.name, number)
+    return max((r for r in found if r and (r.namespace, r.name, r.number) == place), key=age, default=None)
+
+
+def age(version: VersionRecord | VersionRow) -> tuple[int, bool]:
+    """Grows with everything that changes in a version: withdrawals and their ends."""
+    return version.quarantine, version.yanked_at is not None
+
+
+def finding(code: str, place: str, sentence: str) -> Finding:
+    return Finding(code=code, severity="error", place=place, sentence=sentence)
+
+
+_LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
+_BASES = (
+    select(BaseRow, BaseIdentityRow.identity)
+    .outerjoin(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
+    .where(col(BaseRow.recorded_at).is_(None))
+    .limit(_LIMIT)
+)
+_VERSIONS = (
+    select(AdapterRow, VersionRow)
+    .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+    .where(col(VersionRow.recorded_at).is_(None))
+    .limit(_LIMIT)
+)
+_ENDED = (
+    select(TakenNameRow)
+    .where(col(TakenNameRow.ended_at).is_not(None), col(TakenNameRow.recorded_at).is_(None))
+    .limit(_LIMIT)
+)
+"""What is still to be written. Put together once: every push that comes alone asks these."""
+
+
+def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
+    """Write up to `limit` records of each kind that are still to be written; how many. Any number may do so at once."""
+    with db.session(engine, write=False) as session:
+        most = {"limit": limit}
+        bases, versions = session.exec(_BASES, params=most).all(), session.exec(_VERSIONS, params=most).all()
+        tombstones = session.exec(_ENDED, params=most).all()
+    for tombstone in tombstones:  # first: where this is broken off, a name that ended is worse to lose than the rest
+        _put(blobs, f"{place_of(tombstone)}/", of_tombstone(tombstone))
+    for base, identity in bases:
+        _put(blobs, BASES, of_base(base, identity))
+    keys = [_put_version(blobs, adapter, version) for adapter, version in versions]
+    if bases or versions or tombstones:
+        with db.session(engine) as session:
+            _note_ended(session, tombstones)
+            _note_bases(session, bases)
+            stale = _note_versions(session, versions)
+        for key in (key for key, (_, version) in zip(keys, versions, strict=True) if version.id in stale):
+            blobs.delete(key)
+    return len(bases) + len(versions) + len(tombstones)
+
+
+def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> str:
+    folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
+    key = _put(blobs, folder, of_version(adapter, version))
+    if version.yanked_at is not None and not version.quarantine:  # no record to come counts less
+        for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
+            blobs.delete(old)
+    return key
+
+
+def _put(blobs: BlobStore, folder: str, record: Record) -> str:
+    key, data = folder + record.digest.hex, record.to_bytes()
+    blobs.put(key, [data], limit_bytes=len(data))  # it is hardly ever there: to look first would be a call for nothing
+    return key
+
+
+def _note_ended(session: Session, tombstones: Sequence[TakenNameRow]) -> None:
+    for ended in tombstones:
+        key = (col(TakenNameRow.owner) == ended.owner, col(TakenNameRow.skeleton) == ended.skeleton)
+        session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=db.now()))
+
+
+def _note_bases(session: Session, bases: Sequence[tuple[BaseRow, str | None]]) -> None:
+    """The records are there. A base whose identity came or grew since then gets another; so identities are read when
+    the rows are ours: whoever keeps one has its base's row locked.
+    """
+    if not bases:
+        return
+    mine = update(BaseRow).where(col(BaseRow.id).in_([base.id for base, _ in bases]))
+    session.connection().execute(mine.values(recorded_at=db.now()))
+    wanted = select(BaseIdentityRow.base_id, BaseIdentityRow.identity)
+    known = dict(session.exec(wanted.where(col(BaseIdentityRow.base_id).in_([base.id for base, _ in bases]))).all())
+    if stale := [base.id for base, identity in bases if known.get(base.id or 0) != identity]:
+        session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(stale)).values(recorded_at=None))
+
+
+def _note_versions(session: Session, versions: Sequence[tuple[AdapterRow, VersionRow]]) -> set[int | None]:
+    """The records are there. A version that was withdrawn since keeps its empty `recorded_at`; so do those, which are
+    answered, whose adapter has another name by now or is gone.
+
+    Names are looked at when the rows are ours: a transfer that is under way empties `recorded_at` after us.
+    """
+    alike: dict[tuple[datetime | None, int], list[int | None]] = {}
+    for _, row in versions:
+        alike.setdefault((row.yanked_at, row.quarantine), []).append(row.id)
+    for (yanked_at, quarantine), ids in alike.items():
+        yanked = col(VersionRow.yanked_at).is_(None) if yanked_at is None else col(VersionRow.yanked_at) == yanked_at
+        same = update(VersionRow).where(col(VersionRow.id).in_(ids), yanked, col(VersionRow.quarantine) == quarantine)
+        session.connection().execute(same.values(recorded_at=db.now()))
+    called: dict[int | None, tuple[str, str]] = {}
+    if versions:
+        wanted = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name)
+        now = session.exec(wanted.where(col(AdapterRow.id).in_({adapter.id for adapter, _ in versions}))).all()
+        called = {adapter_id: (namespace, name) for adapter_id, namespace, name in now}
+    stale = {row.id for adapter, row in versions if called.get(adapter.id) != (adapter.namespace, adapter.name)}
+    if stale:
+        session.connection().execute(update(VersionRow).where(col(VersionRow.id).in_(stale)).values(recorded_at=None))
+    return stale

@@ -1,0 +1,193 @@
+"""The list of adapters, each with its newest version in short: one page, one adapter, and the search in it.
+
+Invariants
+- A page holds what the actor may see, ordered by name; `next_cursor` is the last name.
+- Three statements a page, however many adapters it holds; two more where relatives of a base are asked for.
+- A page begins in the index where the last one ended: no page reads what the pages before it held.
+
+Example
+    >>> adapters.page(session, actor, Search(namespace="acme"), limit=50).items[0].newest
+    3
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, func, tuple_
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.api import AdapterPage, AdapterView
+from registry.bases.similarity import Grade
+from registry.digest import Digest
+from registry.engines import Profile
+from registry.evaluation.verdicts import Check, Outcome
+from registry.names import AdapterName
+from registry.server.access.actors import Actor, unknown_adapter
+from registry.server.catalog import base_identity, bases, versions
+from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
+from registry.server.database.models.weights import FACT
+
+CLOSEST_FIRST = (Grade.EXACT, Grade.OTHER_DTYPE, Grade.QUANTISED, Grade.DESCENDANT)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a list asks for; empty fields ask for nothing. All but `alias` and `owner` are about the newest version.
+
+    `base` is one base; with `grade` also those whose weights are related to it, at least so closely.
+    `tags` are `key` or `key=value` of its annotations; all must be there.
+    `text` is any part of `namespace/name`, `targets` are modules that it must all touch, by the last part of their
+    path (`q_proj`), `rank_min` and `rank_max` the largest rank of a module, `scheme` who wrote its tensors' names,
+    `owner` who pushed the adapter first. `engine` is a profile whose verdicts are stored; it finds what that engine
+    serves (`pass` or `warn`), or with `outcome` what has this outcome.
+    """
+
+    namespace: str = ""
+    base: str = ""
+    grade: Grade | None = None
+    method: str = ""
+    text: str = ""
+    alias: str = ""
+    owner: str = ""
+    scheme: str = ""
+    targets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    rank_min: int | None = None
+    rank_max: int | None = None
+    engine: Profile | None = None
+    outcome: Outcome | None = None
+
+
+_Shelved = tuple[AdapterRow, VersionRow, str]
+
+
+def page(session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int) -> AdapterPage:
+    """Adapters by name, from the one that follows `cursor`."""
+    statement = _newest().where(versions.visible(actor), *_named(search, _bases(session, search)), *_described(search))
+    if search.engine is not None:
+        statement = statement.where(_served(search.engine, search.outcome))
+    if cursor:
+        last = AdapterName.parse(cursor)
+        keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name))
+        statement = statement.where(keys > tuple_(last.namespace, last.name))
+    ordered = statement.order_by(col(AdapterRow.namespace), col(AdapterRow.name)).limit(limit + 1)
+    rows = session.exec(ordered).all()
+    items = _views(session, rows[:limit])
+    return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
+
+
+def _bases(session: Session, search: Search) -> list[str]:
+    """The names of the bases that are meant. `NotFound` for relatives of a base that is not registered."""
+    if not search.base:
+        return []
+    name = str(names.base_name(search.base))
+    if search.grade is None:
+        return [name]
+    wanted = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.grade) + 1]
+    relatives = base_identity.relatives(session, bases.row(session, name))
+    return [name, *(relative.other for relative in relatives if relative.grade in wanted)]
+
+
+def _named(search: Search, bases_meant: list[str]) -> Iterator[ColumnElement[bool]]:
+    """What the search says about the adapter, its base and its aliases."""
+    if search.namespace:
+        yield col(AdapterRow.namespace) == names.namespace(search.namespace)
+    if bases_meant:
+        yield col(BaseRow.name).in_(bases_meant)
+    if search.text:
+        full_name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
+        yield full_name.contains(search.text.lower(), autoescape=True)
+    if search.alias:
+        pointing = and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == search.alias)
+        yield exists().where(pointing)
+    if search.owner:
+        yield col(AdapterRow.created_by) == search.owner
+
+
+def _described(search: Search) -> Iterator[ColumnElement[bool]]:
+    """What the search says about the newest version's content."""
+    if search.method:
+        yield func.lower(VersionRow.method) == search.method.lower()
+    if search.scheme:
+        yield _carries(f"{FACT}scheme:{search.scheme.lower()}")
+    for target in search.targets:
+        yield _carries(f"{FACT}target:{target}")
+    for tag in search.tags:
+        key, equals, value = tag.partition("=")
+        yield _carries(key, value if equals else None)
+    if search.rank_min is not None:
+        yield col(VersionRow.rank) >= search.rank_min
+    if search.rank_max is not None:
+        yield col(VersionRow.rank) <= search.rank_max
+
+
+def _carries(key: str, value: str | None = None) -> ColumnElement[bool]:
+    """Whether the version has this tag. In the index; a condition on JSON would make the planner guess."""
+    carried = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
+    return exists().where(*carried, *([] if value is None else [col(VersionTagRow.value) == value]))
+
+
+def _served(engine: Profile, outcome: Outcome | None) -> ColumnElement[bool]:
+    """Whether the newest stored verdict of this profile has the outcome; without one, whether it is a yes."""
+    mine = VerdictRow.__table__.alias("mine")  # type: ignore[attr-defined]
+    newest = (
+        select(func.max(mine.c.id))
+        .where(mine.c.version_id == col(VersionRow.id), mine.c.check == Check.LOADS, mine.c.profile == str(engine))
+        .correlate(VersionRow)
+        .scalar_subquery()
+    )
+    wanted = [outcome] if outcome else [Outcome.PASS, Outcome.WARN]
+    return exists().where(col(VerdictRow.id) == newest, col(VerdictRow.outcome).in_(wanted))
+
+
+def one(session: Session, actor: Actor, name: AdapterName) -> AdapterView:
+    rows = session.exec(_newest().where(versions.named(name), versions.visible(actor))).all()
+    if not rows:
+        raise unknown_adapter(name)
+    return _views(session, rows)[0]
+
+
+def _newest() -> Any:
+    """The select of an adapter, its newest version and that one's base."""
+    newest = and_(
+        col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
+    )
+    return (
+        select(AdapterRow, VersionRow, BaseRow.name)
+        .join(VersionRow, newest)
+        .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
+    )
+
+
+def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
+    aliases: dict[int, dict[str, int]] = defaultdict(dict)
+    pointers = (
+        select(AliasRow.adapter_id, AliasRow.alias, VersionRow.number)
+        .join(VersionRow, col(VersionRow.id) == col(AliasRow.version_id))
+        .where(col(AliasRow.adapter_id).in_([adapter.id for adapter, _, _ in rows]))
+        .order_by(col(AliasRow.alias))
+    )
+    for adapter_id, alias, number in session.exec(pointers):
+        aliases[adapter_id][alias] = number
+    judged = versions.verdicts_of(session, [version for _, version, _ in rows])
+    return [
+        AdapterView(
+            name=f"{adapter.namespace}/{adapter.name}",
+            versions=adapter.newest_number,
+            newest=version.number,
+            digest=Digest(version.digest),
+            base=base,
+            method=version.method,
+            rank=version.rank,
+            size_bytes=version.size_bytes,
+            aliases=aliases[adapter.id or 0],
+            verdicts={versions.label(v.check, v.profile): v.outcome for v in judged[version.id or 0]},
+            updated_at=adapter.updated_at,
+        )
+        for adapter, version, base in rows
+    ]

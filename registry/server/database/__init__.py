@@ -1,0 +1,1 @@
+"""The database: engine and sessions, schema, locks, and the tables in `models`."""

@@ -1,0 +1,109 @@
+"""The rows of the audit log and of what follows from it: events, tiles, checkpoints, attestations, webhooks.
+
+Invariants
+- `event` is only appended to; its `position` is given once, by the sequencer, without a gap.
+- `audit_tile` and `audit_checkpoint` follow from the events; a replay compares them.
+- No secret is in a row: a webhook's is derived from the key file and the webhook's id.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from registry.server.database.columns import UtcTime
+
+
+class EventRow(SQLModel, table=True):
+    """One line of the audit log, written in the transaction of the change that it tells of.
+
+    `namespace` says who may see it: readers of that namespace, or administrators only where it is empty.
+    """
+
+    __tablename__ = "event"
+    __table_args__ = (
+        Index("ix_event_namespace_position", "namespace", "position"),
+        Index("uq_event_position", "position", unique=True),
+    )
+    seq: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcTime, index=True)
+    actor: str
+    token_id: str = ""
+    action: str
+    object: str = Field(index=True)
+    namespace: str = ""
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    request_id: str = ""
+    position: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class AuditTileRow(SQLModel, table=True):
+    """One tile of the log's tree: up to 256 hashes of 32 bytes. `stored_width`: how much of it is in the store."""
+
+    __tablename__ = "audit_tile"
+    level: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    index: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    width: int
+    hashes: bytes = Field(sa_type=LargeBinary)
+    stored_width: int = Field(default=0, index=True)
+
+
+class AuditCheckpointRow(SQLModel, table=True):
+    """A signed size and root of the log: the whole note, as it was given out."""
+
+    __tablename__ = "audit_checkpoint"
+    size: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    note: str = Field(sa_type=Text)
+    at: datetime = Field(sa_type=UtcTime)
+
+
+class AttestationRow(SQLModel, table=True):
+    """A signed statement about a version, kept as the blob `digest`. `identity` is whose signature it carries."""
+
+    __tablename__ = "attestation"
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = Field(foreign_key="version.id", index=True)
+    kind: str
+    identity: str = Field(index=True)
+    digest: str = Field(index=True)
+    size_bytes: int
+    public_key: str = Field(default="", sa_type=Text)
+    position: int | None = Field(default=None, sa_type=BigInteger, unique=True)
+    made_at: datetime = Field(sa_type=UtcTime)
+    made_by: str
+
+
+class WebhookRow(SQLModel, table=True):
+    """Where events are sent. `after` is the position of the last event that was looked at for it."""
+
+    __tablename__ = "webhook"
+    id: str = Field(primary_key=True)
+    namespace: str = Field(index=True)
+    url: str = Field(sa_type=Text)
+    actions: list[str] = Field(default_factory=list, sa_type=JSON)
+    after: int = Field(default=0, sa_type=BigInteger)
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+
+
+class DeliveryRow(SQLModel, table=True):
+    """One event on its way to one webhook: waiting, delivered or dead."""
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "position"),
+        Index("ix_webhook_delivery_due", "state", "next_at"),
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    webhook_id: str = Field(sa_column_args=(ForeignKey("webhook.id", ondelete="CASCADE"),))
+    position: int = Field(sa_type=BigInteger)
+    state: str = "waiting"
+    attempt: int = 0
+    next_at: datetime = Field(sa_type=UtcTime)
+    status: int | None = None
+    error: str = Field(default="", sa_type=Text)
+    created_at: datetime = Field(sa_type=UtcTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcTime)

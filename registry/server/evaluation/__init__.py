@@ -1,0 +1,1 @@
+"""What the server evaluates itself: engine compatibility, and the numbers in weights."""

@@ -1,0 +1,159 @@
+"""The check `loads`: what serving engines would do with a version, judged from the facts that its row keeps.
+
+Invariants
+- No blob is read: a push stored the facts, and a verdict follows from them, the base and the engine's rules.
+- Verdicts are stored for the profiles that the operator lists (REGISTRY_ENGINES); any other profile is answered and
+  not stored.
+- Facts of another release of this registry make the outcome `unknown`, never a guess.
+
+Example
+    >>> [v.outcome for v in loads.of_version(session, actor, name, 3, ["vllm==0.33.0"]).items]
+    ['pass']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import and_
+from sqlmodel import Session, col, select
+
+from registry import __version__, engines, names
+from registry.adapters import read
+from registry.api.verdicts import CheckRequest, FleetView, VerdictList
+from registry.bases import BaseSpec
+from registry.compat import evaluate
+from registry.digest import Digest
+from registry.engines import Profile
+from registry.engines import settings as engine_settings
+from registry.errors import Invalid
+from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.manifest import CONFIG, Descriptor
+from registry.names import AdapterName, Selector
+from registry.server.access.actors import Actor
+from registry.server.catalog import base_identity, bases, verdicts, versions
+from registry.server.database import db
+from registry.server.database.models.content import AdapterRow, BaseRow, VerdictRow, VersionRow
+
+VARIABLE = "REGISTRY_ENGINES"
+OPAQUE = "application/octet-stream"
+
+
+@lru_cache(maxsize=8)
+def profiles(text: str) -> tuple[Profile, ...]:
+    """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
+    try:
+        found = {str(asked): asked for asked in map(engines.profile, text.split())}
+    except Invalid as e:
+        raise Invalid(e.code, f"{VARIABLE}: {e.detail}", reasons=e.reasons, next_step=e.next_step) from e
+    return tuple(found.values())
+
+
+def asked_for(texts: Iterable[str]) -> list[Profile]:
+    """The profiles of a request. What is none is the request's fault: `Invalid` (REQUEST_INVALID)."""
+    try:
+        return [engines.profile(text) for text in texts]
+    except Invalid as e:
+        raise Invalid("REQUEST_INVALID", e.detail, reasons=e.reasons, next_step=e.next_step) from e
+
+
+def kept(setting: str, text: str) -> Profile:
+    """The profile `text`, whose verdicts this server stores. `Invalid` (REQUEST_INVALID): a search finds no others."""
+    asked = asked_for([text])[0]
+    stored = profiles(setting)
+    if asked not in stored:
+        known = ", ".join(map(str, stored)) or "none"
+        raise Invalid(
+            "REQUEST_INVALID",
+            f"engine: the verdicts of '{asked}' are not stored here; stored are: {known}",
+            next_step=f"add it to {VARIABLE} of the server and run `adapter rejudge`",
+        )
+    return asked
+
+
+def judge(facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, fits: str, values: str = "") -> Verdict:
+    """One verdict, from what the rows of a version and of its base keep.
+
+    `fits` and `values`: the newest outcomes of these checks, "" for none.
+    """
+    outcome = Outcome(fits) if fits else Outcome.UNKNOWN
+    stored = {**(facts.get("engine") or {}), "values": values}
+    return engines.verdict(stored, asked, subject=Digest(digest), base=base, fits=outcome, registry=__version__)
+
+
+def outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
+    """The outcomes of `fits` and of `values` that count among a version's verdicts, oldest first; "" for none."""
+    newest = {verdict.check: str(verdict.outcome) for verdict in known}
+    return newest.get(Check.FITS, ""), newest.get(Check.VALUES, "")
+
+
+def add(
+    session: Session, version: VersionRow, base: BaseRow, fits: Outcome, values: Outcome, wanted: Iterable[Profile]
+) -> list[VerdictRow]:
+    """The verdicts of a new version, written with it."""
+    spec = bases.spec_of(base)
+    written = [
+        verdicts.row(judge(version.facts, asked, version.digest, spec, fits, values), version, base) for asked in wanted
+    ]
+    db.append(session, written)
+    return written
+
+
+def judge_again(session: Session, version: VersionRow, base: BaseRow) -> None:
+    """New verdicts for every profile of which one is stored, because another check of this version has changed."""
+    stored = versions.verdicts_of(session, [version])[version.id or 0]
+    spec, known = bases.spec_of(base), outcomes(stored)
+    for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.LOADS]:
+        session.add(verdicts.row(judge(version.facts, asked, version.digest, spec, *known), version, base))
+    session.flush()
+
+
+def of_version(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, texts: Sequence[str]
+) -> VerdictList:
+    """`loads` for each profile, judged now; without profiles every stored verdict that counts."""
+    version = versions.find(session, actor, name, selector)
+    stored = versions.verdicts_of(session, [version])[version.id or 0]
+    if not texts:
+        return VerdictList(items=stored)
+    known = outcomes(stored)
+    spec = bases.spec_of(session.get_one(BaseRow, version.base_id))
+    return VerdictList(items=[judge(version.facts, asked, version.digest, spec, *known) for asked in asked_for(texts)])
+
+
+def check(session: Session, request: CheckRequest) -> VerdictList:
+    """Verdicts about a configuration and a header that are nowhere stored; their subject is the header's digest."""
+    asked = asked_for(request.engines)
+    base = bases.row(session, names.base_name(request.base))
+    relatives = base_identity.relatives(session, base)
+    text = request.header.encode()
+    data = len(text).to_bytes(8, "little") + text
+    told = {request.file: data, **({CONFIG: request.config.encode()} if request.config else {})}
+    sizes = {name: len(content) for name, content in told.items()} | {request.file: request.size_bytes}
+    files = [
+        Descriptor(path=name, media_type=OPAQUE, digest=Digest.of(told[name]), size_bytes=size)
+        for name, size in sizes.items()
+    ]
+    found = read.read_any(files, lambda name, start, length: told[name][start : start + length])
+    spec, subject = bases.spec_of(base), Digest.of(data)
+    return VerdictList(items=evaluate.verdicts(found, spec, subject, asked, relatives=relatives))
+
+
+def fleet(session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None) -> FleetView:
+    """What to set for the newest versions of all adapters of this base that the actor sees and that are not yanked."""
+    base = bases.row(session, names.base_name(base_name))
+    newest = and_(
+        col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
+    )
+    statement = (
+        select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
+        .join(VersionRow, newest)
+        .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), versions.visible(actor))
+        .where(col(VersionRow.quarantined_at).is_(None))
+    )
+    spec = bases.spec_of(base)
+    found = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
+    items = [engine_settings.settings_for(str(asked), found, spec, slots=slots) for asked in asked_for(texts)]
+    return FleetView(base=base.name, adapters=len(found), items=items)

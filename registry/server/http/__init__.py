@@ -1,0 +1,1 @@
+"""The application: routes together, middleware, idempotency, metrics."""

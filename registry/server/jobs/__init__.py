@@ -1,0 +1,1 @@
+"""Jobs: the queue, how they are requested, campaigns of them, and what their results change."""

@@ -1,0 +1,262 @@
+"""The queue: enqueue, claim, renew, finish, fail. It knows jobs and leases, not what jobs do.
+
+Invariants
+- A job is enqueued in the transaction of what caused it.
+- A claim is one statement; two workers never hold one job. The lease's token is fencing: after the lease is lost,
+  a late result is refused (LEASE_LOST) and changes nothing.
+- Finishing twice with one lease is finishing once. What a finished job leaves is written in the same transaction.
+- A lease that ran out is taken back when anybody claims: requeued while tries are left, else parked with the reason.
+
+Example
+    >>> claimed = queue.claim(session, actor, ClaimRequest(worker="gpu-1", bases=["llama"]))
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, exists, or_, true, update
+from sqlmodel import Session, col, select
+
+from registry import jobs
+from registry.api.jobs import ClaimRequest, FailRequest
+from registry.errors import Conflict, NotFound, TooLarge
+from registry.jobs import Job, Kind, Lease, State
+from registry.names import AdapterName, Ref
+from registry.server import audit
+from registry.server.access.actors import CLOCKWORK, Actor
+from registry.server.database import db
+from registry.server.database.models.content import JobRow, VersionRow
+from registry.server.jobs import steps
+
+
+def enqueue(
+    session: Session,
+    actor: Actor,
+    kind: Kind,
+    version: VersionRow,
+    *,
+    name: AdapterName,
+    base: str,
+    payload: dict[str, Any] | None = None,
+    priority: int = 0,
+) -> JobRow:
+    """A job on one version. One of the same kind that waits or runs already is returned instead."""
+    if len(json.dumps(payload or {})) > jobs.PAYLOAD_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"payload: over the limit of {jobs.PAYLOAD_LIMIT_BYTES} bytes")
+    same = select(JobRow).where(
+        col(JobRow.version_id) == version.id,
+        col(JobRow.kind) == kind,
+        col(JobRow.state).in_([State.QUEUED, State.RUNNING]),
+    )
+    waiting = session.exec(same.order_by(col(JobRow.created_at))).first()
+    if waiting is not None and waiting.payload == (payload or {}):
+        return waiting
+    moment = db.now()
+    row = JobRow(
+        id="job_" + secrets.token_hex(10),
+        kind=kind,
+        state=State.QUEUED,
+        namespace=name.namespace,
+        version_id=version.id,
+        subject=f"{name}@{version.number}",
+        subject_digest=version.digest,
+        base=base,
+        priority=priority,
+        attempts_limit=jobs.ATTEMPTS_LIMIT,
+        payload=payload or {},
+        run_after=moment,
+        created_at=moment,
+        created_by=actor.identity,
+    )
+    session.add(row)
+    audit.append(session, actor, "job.enqueue", row.id, {"kind": kind, "subject": row.subject}, namespace=row.namespace)
+    return row
+
+
+# ------------------------------------------------------------------ a worker's side
+def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow, Lease] | None:
+    """The next job for this worker and its lease; None when there is none.
+
+    By priority, then by the order of `request.bases` (warm ones first), then by age. What is in quarantine waits.
+    """
+    requeue_expired(session)
+    moment = db.now()
+    fitting = [
+        col(JobRow.state) == State.QUEUED,
+        col(JobRow.kind).in_([str(kind) for kind in request.kinds]),
+        col(JobRow.run_after) <= moment,
+        _workable(actor),
+        col(JobRow.id).not_in(_beyond(session, actor, request.kinds)),
+        ~exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None)),
+    ]
+    order: list[Any] = [col(JobRow.priority).desc()]
+    if request.bases:
+        fitting.append(col(JobRow.base).in_(request.bases))
+        order.append(case({base: i for i, base in enumerate(request.bases)}, value=col(JobRow.base)))
+    order += [col(JobRow.created_at), col(JobRow.id)]
+    picked = select(JobRow.id).where(*fitting).order_by(*order).limit(1).with_for_update(skip_locked=True)
+    lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
+    taken = (
+        update(JobRow)
+        .where(col(JobRow.id) == picked.scalar_subquery(), col(JobRow.state) == State.QUEUED)
+        .values(
+            state=State.RUNNING,
+            worker=request.worker,
+            attempt=col(JobRow.attempt) + 1,
+            lease_token=lease.token,
+            lease_expires_at=lease.expires_at,
+            started_at=moment,
+            progress="",
+        )
+        .returning(col(JobRow.id))
+        .execution_options(synchronize_session=False)
+    )
+    job_id = session.connection().execute(taken).scalar()
+    if job_id is None:
+        return None
+    return session.get_one(JobRow, job_id, populate_existing=True), lease
+
+
+def _beyond(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
+    """Waiting jobs of several namespaces, not all of which this worker sees: it could learn names, and do nothing."""
+    naming = [str(kind) for kind in kinds if kind is not Kind.VALIDATE]
+    if not naming or actor.may_everywhere("pull"):
+        return []
+    waiting = select(JobRow).where(col(JobRow.state) == State.QUEUED, col(JobRow.kind).in_(naming), _workable(actor))
+    return [row.id for row in session.exec(waiting) if not all(map(actor.sees, names_in(row)))]
+
+
+def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: str = "") -> Lease:
+    """A lease that runs `LEASE_SECONDS` from now. `Conflict` (LEASE_LOST) once it was given to another or cancelled."""
+    row = _held(session, actor, job_id, token)
+    row.lease_expires_at = db.now() + timedelta(seconds=jobs.LEASE_SECONDS)
+    if progress and progress != row.progress:
+        row.progress = progress
+        steps.keep(session, row, progress)
+    session.add(row)
+    return Lease(token=token, expires_at=row.lease_expires_at)
+
+
+def running(session: Session, actor: Actor, job_id: str, token: str) -> JobRow | None:
+    """The job, locked, while this lease holds it; None once it has ended with this lease. `Conflict` (LEASE_LOST)."""
+    row = row_of(session, actor, "work", job_id, lock=True)
+    if row.state == State.DONE and secrets.compare_digest(row.lease_token, token):
+        return None
+    return _held(session, actor, job_id, token)
+
+
+def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict[str, Any]) -> tuple[JobRow, bool]:
+    """The job, done; and whether it is this call that ended it. What else the job leaves is the caller's to write.
+
+    `Conflict` (LEASE_LOST) for a lease that is no longer the job's.
+    """
+    if len(json.dumps(result)) > jobs.RESULT_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.RESULT_LIMIT_BYTES} bytes")
+    row = running(session, actor, job_id, token)
+    if row is None:
+        return row_of(session, actor, "work", job_id), False
+    end(row, State.DONE)
+    row.result = result
+    session.add(row)
+    told = {"worker": row.worker, "attempt": row.attempt}
+    audit.append(session, actor, "job.finish", row.id, told, namespace=row.namespace)
+    return row, True
+
+
+def fail(session: Session, actor: Actor, job_id: str, request: FailRequest) -> JobRow:
+    """This attempt could not answer: the job waits and is tried again, or is parked with the error."""
+    row = _held(session, actor, job_id, request.lease_token)
+    _try_again(session, actor, row, request.error, final=request.final)
+    return row
+
+
+def requeue_expired(session: Session) -> int:
+    """Take back the jobs whose lease has run out; how many they were."""
+    statement = (
+        select(JobRow)
+        .where(col(JobRow.state) == State.RUNNING, col(JobRow.lease_expires_at) < db.now())
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+    rows = session.exec(statement).all()
+    for row in rows:
+        error = f"worker {row.worker!r} did not renew its lease in attempt {row.attempt}"
+        _try_again(session, CLOCKWORK, row, error, final=False, wait=False)
+    session.flush()
+    return len(rows)
+
+
+def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final: bool, wait: bool = True) -> None:
+    row.error = error
+    if final or row.attempt >= row.attempts_limit:
+        end(row, State.PARKED)
+    else:
+        row.state = State.QUEUED
+        row.run_after = db.now() + timedelta(seconds=jobs.backoff_seconds(row.attempt) if wait else 0)
+        row.lease_token, row.lease_expires_at = "", None
+    session.add(row)
+    detail: dict[str, Any] = {"attempt": row.attempt}
+    if all(name.namespace == row.namespace for name in names_in(row)):  # else it may name what is not for all readers
+        detail["error"] = error[:500]
+    action = "job.park" if row.state == State.PARKED else "job.requeue"
+    audit.append(session, actor, action, row.id, detail, namespace=row.namespace)
+
+
+def end(row: JobRow, state: State) -> None:
+    row.state = state
+    row.finished_at = db.now()
+    row.lease_expires_at = None  # the token stays: it tells a repeated finish from a foreign one
+
+
+def names_in(row: JobRow) -> list[AdapterName]:
+    """The adapters that a job's payload names: further sources, and where the result goes."""
+    found = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
+    into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse makes a base, which is everybody's
+    return [*found, *([AdapterName.parse(into)] if into else [])]
+
+
+def value(row: JobRow) -> Job:
+    """The row as it leaves the server: without its lease's token."""
+    return Job.model_validate(row.model_dump(include=set(Job.model_fields)))
+
+
+# ------------------------------------------------------------------ rights and locks
+def namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
+    """The condition on `job` that leaves those about adapters in which the actor holds this scope."""
+    reach, public = actor.reach(scope), sorted(actor.public) if scope == "pull" else []
+    if actor.adapters:
+        own = [col(JobRow.subject).startswith(f"{name}@", autoescape=True) for name in sorted(actor.adapters)]
+        return or_(col(JobRow.namespace).in_(public), *own)
+    return true() if reach is None else col(JobRow.namespace).in_(sorted(reach | set(public)))
+
+
+def _workable(actor: Actor) -> ColumnElement[bool]:
+    return namespaced(actor, "work") if actor.has("work") else ~true()
+
+
+def row_of(session: Session, actor: Actor, scope: str, job_id: str, *, lock: bool = False) -> JobRow:
+    statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
+    row = session.exec(statement.with_for_update() if lock else statement).first()
+    if row is None or not actor.may(scope, row.namespace, _adapter_of(row)):
+        raise NotFound("JOB_UNKNOWN", f"there is no job {job_id[:100]!r}, or you may not see it")
+    return row
+
+
+def _adapter_of(row: JobRow) -> str:
+    return row.subject.partition("@")[0].partition("/")[2]
+
+
+def _held(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:
+    row = row_of(session, actor, "work", job_id, lock=True)
+    if row.state != State.RUNNING or not token or not secrets.compare_digest(row.lease_token, token):
+        raise Conflict(
+            "LEASE_LOST",
+            f"this lease on job {row.id} is over: the job is {row.state}",
+            next_step="stop working on it; whatever it would have left is not kept",
+        )
+    return row

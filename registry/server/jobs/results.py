@@ -1,0 +1,130 @@
+"""What a validation job leaves behind: its report as a blob, its verdict as a row, the job done.
+
+Invariants
+- First the job holds its report's blob, then the bytes are stored without a transaction, then verdict, event and job
+  state are one transaction: there are no bytes without a row, and no verdict without bytes.
+- A worker's report is hostile input: typed, bounded, and about the job's own version and base, or it is refused.
+- Verdicts are appended. The outcome is what the findings add up to; the worker does not choose it.
+- What a report says of `fits` counts only where the header could not tell: it never overrules a yes or a no.
+
+Example
+    >>> validation.finish(session, actor, job_id, request, store=store).state
+    <State.DONE: 'done'>
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlmodel import Session
+
+from registry import jobs
+from registry.api.jobs import FinishRequest
+from registry.digest import Digest
+from registry.errors import Invalid, TooLarge
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.jobs import Job, Kind
+from registry.server import audit
+from registry.server.access.actors import Actor
+from registry.server.catalog import verdicts, versions
+from registry.server.database import db
+from registry.server.database.models.content import BaseRow, JobRow, VersionRow
+from registry.server.evaluation import engine_compat
+from registry.server.jobs import queue
+from registry.server.storage import blobs, references
+from registry.server.storage.blobs import BlobStore
+
+
+def finish(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
+    """End a job with what it found. The same again with the same lease gives the same answer."""
+    db.begin_writing(session)
+    row = queue.running(session, actor, job_id, request.lease_token)
+    if row is None or row.kind != Kind.VALIDATE:
+        return queue.value(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
+    report = _report_of(session, row, request)
+    digest = _store(session, row, report, store)
+    row, ended_now = queue.finish(session, actor, job_id, request.lease_token, request.result)
+    if ended_now:
+        _record(session, actor, row, report, digest)
+    session.flush()
+    return queue.value(row)
+
+
+def _report_of(session: Session, row: JobRow, request: FinishRequest) -> Report:
+    report = request.report
+    if report is None:
+        raise Invalid("REQUEST_INVALID", "report: a validation ends with one")
+    if report.check is not Check.ACTS or report.subject != row.subject_digest or report.base != row.base:
+        raise Invalid(
+            "REQUEST_INVALID",
+            f"report: is about {report.check} of {report.subject} on {report.base}, "
+            f"and job {row.id} asks for {Check.ACTS} of {row.subject_digest} on {row.base}",
+        )
+    base = _base(session, row)
+    if report.base_fingerprint != base.fingerprint:
+        raise Invalid("REQUEST_INVALID", f"report: base_fingerprint is not that of '{base.name}', {base.fingerprint}")
+    return report
+
+
+def _base(session: Session, row: JobRow) -> BaseRow:
+    return session.get_one(BaseRow, session.get_one(VersionRow, row.version_id).base_id)
+
+
+def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> Digest:
+    """The report as a blob that the job holds. Ends the transaction of `session` and begins another one."""
+    data = report.model_dump_json().encode()
+    if len(data) > jobs.RESULT_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"report: {len(data)} bytes are over {jobs.RESULT_LIMIT_BYTES}")
+    digest = Digest.of(data)
+    references.reserve(session, {digest: len(data)})
+    row.report = digest
+    session.add(row)
+    db.settle(session)
+    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    db.begin_writing(session)
+    references.keep(session, {digest: len(data)}, written={digest})
+    return digest
+
+
+def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
+    version = session.get_one(VersionRow, row.version_id)
+    base = _base(session, row)
+    verdict = Verdict.of(
+        report.check,
+        report.subject,
+        base.name,
+        base.fingerprint,
+        report.findings,
+        report=digest,
+        made_by=report.made_by,
+        made_at=db.now(),
+    )
+    session.add(verdicts.row(verdict, version, base, job_id=row.id))
+    told: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": digest, "job": row.id}
+    if report.fits is not None and _is_open(session, version):
+        told |= {"fits": _fits(session, version, base, report, digest, row.id)}
+    audit.append(session, actor, "verdict.add", row.subject, told)
+
+
+def _is_open(session: Session, version: VersionRow) -> bool:
+    """Whether the header could not tell if this version fits: only then a worker's word on it counts."""
+    return engine_compat.outcomes(versions.verdicts_of(session, [version])[version.id or 0])[0] == Outcome.UNKNOWN
+
+
+def _fits(session: Session, version: VersionRow, base: BaseRow, report: Report, digest: Digest, job_id: str) -> Outcome:
+    verdict = Verdict.of(
+        Check.FITS,
+        report.subject,
+        base.name,
+        base.fingerprint,
+        report.fits or (),
+        report=digest,
+        made_by=report.made_by,
+        made_at=db.now(),
+    )
+    session.add(verdicts.row(verdict, version, base, job_id=job_id))
+    session.flush()
+    if verdict.outcome is Outcome.FAIL:
+        engine_compat.judge_again(session, version, base)
+    return verdict.outcome

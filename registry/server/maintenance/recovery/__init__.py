@@ -1,0 +1,1 @@
+"""Recovery: rebuild the database from the bucket, and write what the bucket lacks."""

@@ -1,0 +1,1 @@
+"""Aliases and what decides about them: gates, yank and quarantine, attestations."""

@@ -1,0 +1,241 @@
+"""Gates: set and show what a channel asks for, approve a version, and gather the evidence that a gate looks at.
+
+Invariants
+- The adapter's own gate counts, else its namespace's, else the built-in one of the alias.
+- Only who owns the namespace sets a gate; only who may promote approves. Both are events, in the same transaction.
+- `main` has no gate: it follows pushes.
+- What an engine does with a version is judged now, from stored facts, so a gate may name any profile.
+
+Example
+    >>> gates.of(session, name, adapter_id, "prod").gate.approvals
+    2
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.api.gates import ApprovalList, ApprovalView, GateCheck, GateList, GateView
+from registry.errors import Invalid, Refused
+from registry.evaluation import gates as domain
+from registry.evaluation.gates import Approval, Evidence, Gate
+from registry.evaluation.verdicts import Verdict
+from registry.manifest import Manifest
+from registry.names import AdapterName, Selector
+from registry.server import audit
+from registry.server.access.actors import Actor
+from registry.server.catalog import bases, versions
+from registry.server.database import db
+from registry.server.database.models.content import (
+    AdapterGateRow,
+    AliasMoveRow,
+    ApprovalRow,
+    BaseRow,
+    NamespaceGateRow,
+    VersionRow,
+)
+from registry.server.evaluation import engine_compat
+from registry.server.promotion import attestations
+
+_Row = AdapterGateRow | NamespaceGateRow
+
+
+# ------------------------------------------------------------------ what a channel asks for
+def of(session: Session, name: AdapterName, adapter_id: int | None, alias: str) -> GateView:
+    """The gate that counts for this alias of an adapter."""
+    own = session.get(AdapterGateRow, (adapter_id, alias), populate_existing=True) if adapter_id else None
+    if own is not None:
+        return _view(own, str(name))
+    return _of_namespace(session, name.namespace, alias)
+
+
+def every(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
+    """The gates that were set for an adapter, or for a namespace, by alias."""
+    if isinstance(where, AdapterName):
+        adapter = versions.adapter_row(session, actor, where)
+        own = select(AdapterGateRow).where(AdapterGateRow.adapter_id == adapter.id)
+        rows: list[_Row] = list(session.exec(own).all())
+    else:
+        actor.demand_in("pull", where)
+        rows = list(session.exec(select(NamespaceGateRow).where(NamespaceGateRow.namespace == where)).all())
+    return GateList(items=[_view(row, str(where)) for row in sorted(rows, key=lambda row: row.alias)])
+
+
+def show(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> GateView:
+    """The gate that counts for an alias, whoever has set it."""
+    alias = names.alias(alias)
+    if isinstance(where, AdapterName):
+        return of(session, where, versions.adapter_row(session, actor, where).id, alias)
+    actor.demand_in("pull", where)
+    return _of_namespace(session, where, alias)
+
+
+def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, gate: Gate | None) -> GateView:
+    """Set the gate of an alias, or (None) take it away; answers with what counts then. `Invalid`, `Denied`."""
+    alias = names.alias(alias)
+    row, key = _place(session, actor, where, alias)
+    if alias == names.NEWEST:
+        raise Refused("GATE_CLOSED", f"alias '{alias}' has no gate: it follows the newest version")
+    before = row.gate if row is not None else None
+    if gate is not None:
+        _demand_known(gate, alias)
+        values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.identity}
+        made = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
+        while row is None and not db.insert_new(session, made, key | values):  # of a namespace: somebody was faster
+            row, _ = _place(session, actor, where, alias)
+            before = row.gate if row is not None else None
+        if row is not None:
+            session.add(row.sqlmodel_update(values))
+    elif row is not None:
+        session.delete(row)
+    else:  # nothing was set: nothing changes, and nothing is told
+        return show(session, actor, where, alias)
+    session.flush()
+    told = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
+    namespace = where.namespace if isinstance(where, AdapterName) else where
+    audit.append(session, actor, "gate.set" if gate else "gate.remove", f"{where}:{alias}", told, namespace=namespace)
+    session.flush()
+    return show(session, actor, where, alias)
+
+
+def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> tuple[_Row | None, dict[str, Any]]:
+    """The row that is there, and its key. Changes of the gates of one adapter or namespace wait for each other."""
+    if isinstance(where, AdapterName):
+        actor.demand("admin", where)
+        adapter = versions.adapter_row(session, actor, where, lock=True)
+        return session.get(AdapterGateRow, (adapter.id, alias)), {"adapter_id": adapter.id, "alias": alias}
+    actor.demand_in("admin", names.namespace(where))
+    row = session.get(NamespaceGateRow, (where, alias), with_for_update=True)
+    return row, {"namespace": where, "alias": alias}
+
+
+def _demand_known(gate: Gate, alias: str) -> None:
+    engine_compat.asked_for(gate.engines)
+    if gate.held_in == alias:
+        raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
+    if gate.approvers and not gate.approvals:
+        sentence = "gate: approvers are named and no approval is asked for, so everything would pass"
+        raise Invalid("REQUEST_INVALID", sentence, next_step="say how many of them must approve, with `approvals`")
+    if gate.held_in:
+        names.alias(gate.held_in)
+    for identity in (*gate.approvers, *gate.signed_by):
+        if not identity or len(identity) > 300:
+            raise Invalid("REQUEST_INVALID", "gate: an identity has 1 to 300 characters")
+
+
+def _of_namespace(session: Session, namespace: str, alias: str) -> GateView:
+    row = session.get(NamespaceGateRow, (namespace, alias), populate_existing=True)
+    return _view(row, namespace) if row is not None else GateView(alias=alias, gate=domain.gate_of(alias))
+
+
+def _view(row: _Row, where: str) -> GateView:
+    gate = Gate.model_validate(row.gate)
+    return GateView(alias=row.alias, gate=gate, set_on=where, set_at=row.set_at, set_by=row.set_by)
+
+
+# ------------------------------------------------------------------ evidence
+def check(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
+    """What would stand between a version and a channel now. Nothing moves."""
+    version = versions.find(session, actor, name, selector)
+    gate, seen = look(session, name, names.alias(alias), version)
+    missing = gate.gate.missing(seen)
+    return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing)
+
+
+def look(session: Session, name: AdapterName, alias: str, version: VersionRow) -> tuple[GateView, Evidence]:
+    """The gate of an alias, and everything about this version that it asks about."""
+    found = of(session, name, version.adapter_id, alias)
+    gate = found.gate
+    judged = versions.verdicts_of(session, [version])[version.id or 0]
+    held = _held_seconds(session, version, gate.held_in, db.now()) if gate.held_in else 0
+    return found, Evidence(
+        verdicts=tuple(judged),
+        loads=tuple(_loads(session, version, gate, judged)),
+        files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
+        approvals=tuple(Approval(identity=row.identity, at=row.at) for row in _approvals(session, version, alias)),
+        held_seconds={gate.held_in: held} if gate.held_in else {},
+        signed_by=attestations.identities(session, version) if gate.signed_by else frozenset(),
+        pushed_by=_pushers(version),
+    )
+
+
+def told(gate: Gate, seen: Evidence) -> list[dict[str, Any]]:
+    """The evidence that opened a gate, or that there was when its glass was broken, as an alias's history keeps it."""
+    asked = set(gate.asks())
+    counted = [v for v in seen.verdicts if v.check in asked]
+    kept: list[dict[str, Any]] = [_judged(v) for v in (*counted, *seen.loads)]
+    kept += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(seen) else []
+    if gate.approvals:
+        kept += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(seen)]
+    if gate.held_in:
+        kept.append({"check": "held", "alias": gate.held_in, "seconds": seen.held_seconds.get(gate.held_in, 0)})
+    kept += [{"check": "signature", "by": identity} for identity in sorted(seen.signed_by & set(gate.signed_by))]
+    return kept
+
+
+def _judged(verdict: Verdict) -> dict[str, Any]:
+    kept: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": verdict.report}
+    kept["base_fingerprint"] = verdict.base_fingerprint
+    return kept | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
+
+
+def _loads(session: Session, version: VersionRow, gate: Gate, judged: list[Verdict]) -> list[Verdict]:
+    if not gate.engines:
+        return []
+    base = bases.spec_of(session.get_one(BaseRow, version.base_id))
+    known = engine_compat.outcomes(judged)
+    asked = zip(gate.engines, engine_compat.asked_for(gate.engines), strict=True)
+    found = [(text, engine_compat.judge(version.facts, one, version.digest, base, *known)) for text, one in asked]
+    return [verdict.model_copy(update={"profile": text}) for text, verdict in found]
+
+
+def _held_seconds(session: Session, version: VersionRow, alias: str, now: datetime) -> int:
+    """How long this alias has pointed at this version, in all."""
+    mine = select(AliasMoveRow).where(AliasMoveRow.adapter_id == version.adapter_id, AliasMoveRow.alias == alias)
+    moves = session.exec(mine.order_by(col(AliasMoveRow.generation))).all()
+    ends = [*(move.at for move in moves[1:]), now]
+    spans = [end - move.at for move, end in zip(moves, ends, strict=False) if move.to_version_id == version.id]
+    return max(0, int(sum(span.total_seconds() for span in spans)))
+
+
+def _pushers(version: VersionRow) -> frozenset[str]:
+    return frozenset({version.created_by, version.pushed_by or version.created_by})
+
+
+# ------------------------------------------------------------------ approvals
+def approve(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str, comment: str
+) -> ApprovalView:
+    """The actor's yes to this version in this channel. Twice keeps the first. `Denied`, `Refused`, `NotFound`."""
+    actor.demand("promote", name)
+    version = versions.find(session, actor, name, selector, yanked_too=False)
+    values = {"version_id": version.id, "alias": names.alias(alias), "identity": actor.identity, "at": db.now()}
+    if db.insert_new(session, ApprovalRow, {**values, "token_id": actor.token_id, "comment": comment}):
+        detail = {"alias": alias, "digest": version.digest, "identity": actor.identity, "comment": comment}
+        audit.append(session, actor, "version.approve", f"{name}@{version.number}", detail)
+        session.flush()
+    mine = next(row for row in _approvals(session, version, alias) if row.identity == actor.identity)
+    return _approval(session, name, mine, version)
+
+
+def approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:
+    """Who has approved this version, for which channel."""
+    version = versions.find(session, actor, name, selector)
+    return ApprovalList(items=[_approval(session, name, row, version) for row in _approvals(session, version, None)])
+
+
+def _approvals(session: Session, version: VersionRow, alias: str | None) -> list[ApprovalRow]:
+    statement = select(ApprovalRow).where(ApprovalRow.version_id == version.id).order_by(col(ApprovalRow.id))
+    return list(session.exec(statement if alias is None else statement.where(ApprovalRow.alias == alias)).all())
+
+
+def _approval(session: Session, name: AdapterName, row: ApprovalRow, version: VersionRow) -> ApprovalView:
+    seen = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
+    return ApprovalView(
+        number=version.number, alias=row.alias, identity=row.identity, comment=row.comment, at=row.at,
+        counts=bool(of(session, name, version.adapter_id, row.alias).gate.approved(seen)),
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""The route of the roster: what serving boxes of a base shall serve, and word of it when that changes.
+
+Invariants
+- Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
+- A wait looks at the roster only after something was committed that an event or a verdict tells of, and then by one
+  statement; leases of boxes and notes of a token's use are nothing of that sort.
+
+Example
+    GET /api/v1/bases/smollm2/adapters?alias=prod&engine=vllm==0.33.0&since=5f3a…&wait=20
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from registry import names
+from registry.api.desired_state import Roster
+from registry.engines import Profile
+from registry.evaluation.verdicts import PROFILE_LIMIT
+from registry.server.catalog import bases
+from registry.server.database import db
+from registry.server.evaluation import engine_compat
+from registry.server.lookup.change_counter import Beat, Pulse
+from registry.server.lookup.freshness import Freshness
+from registry.server.routes import idempotent
+from registry.server.routes.deps import EngineDep, Needs, PullerApart
+from registry.server.serving import desired
+
+router = idempotent.router("serving")
+
+WAIT_LIMIT_SECONDS = 60
+LOOK_SECONDS = 0.1
+LOOK_ANYWAY_SECONDS = 0.5
+"""So often is looked where nobody tells whether anything was committed (PostgreSQL without a follower)."""
+
+
+class _Reader:
+    """Reads for one request, which may wait."""
+
+    def __init__(self, request: Request, engine: db.Engine, base: str, alias: str, asked: Profile | None) -> None:
+        self._request, self._engine = request, engine
+        self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), asked
+
+    def whole(self) -> Roster:
+        self._request.state.actor = None
+        actor = Needs("pull").who(self._request)
+        with db.session(self._engine, write=False) as session:
+            return desired.of(session, actor, self._base, self._alias, self._asked)
+
+    def state(self) -> str:
+        self._request.state.actor = None
+        actor = Needs("pull").who(self._request)
+        with db.session(self._engine, write=False) as session:
+            return desired.state(session, actor, bases.row(session, self._base), self._alias, self._asked)
+
+
+@router.get("/bases/{base:path}/adapters", response_model=Roster)
+async def base_adapters(
+    request: Request,
+    response: Response,
+    actor: PullerApart,
+    engine: EngineDep,
+    base: str,
+    alias: Annotated[str, Query(max_length=100)] = "prod",
+    asked: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
+    since: Annotated[str, Query(max_length=100)] = "",
+    wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> Roster | Response:
+    """The whole roster. With `since`, a cursor, and `wait`: once it differs from that, or when the seconds are over."""
+    reader = _Reader(request, engine, base, alias, engine_compat.asked_for([asked])[0] if asked else None)
+    if since and wait:
+        await _differs(request, reader, since, time.monotonic() + wait)
+    if if_none_match is not None:
+        headers = _headers(await run_in_threadpool(reader.state))
+        if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+            return Response(status_code=304, headers=headers)
+    found = await run_in_threadpool(reader.whole)
+    response.headers.update(_headers(found.cursor))
+    return found
+
+
+def _headers(cursor: str) -> dict[str, str]:
+    return {"ETag": f'"{cursor}"', "Cache-Control": "private, no-cache"}
+
+
+async def _differs(request: Request, reader: _Reader, since: str, until: float) -> None:
+    freshness: Freshness = request.app.state.freshness
+    closing = request.app.state.log.closing
+    while not closing.is_set() and time.monotonic() < until:
+        stamp, looked_at = freshness.stamp(), time.monotonic()
+        beat = await _beat(request, stamp)  # before the roster's state: what comes between the two is looked at again
+        if await run_in_threadpool(reader.state) != since:
+            return
+        while not closing.is_set() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = freshness.stamp()
+            if now == stamp if now is not None else time.monotonic() - looked_at <= LOOK_ANYWAY_SECONDS:
+                continue
+            stamp, looked_at = now, time.monotonic()
+            if await _beat(request, stamp) != beat:
+                break
+
+
+async def _beat(request: Request, stamp: object | None) -> Beat:
+    pulse: Pulse = request.app.state.pulse
+    known = pulse.known(stamp)
+    return known if known is not None else await run_in_threadpool(pulse.read, stamp)

@@ -1,0 +1,47 @@
+"""Routes of upkeep: metrics; garbage collection, checking, re-indexing, which work for seconds and hand out a cursor.
+
+Invariants
+- Only for administrators of all namespaces. What works for seconds holds no transaction for the length of the request.
+
+Example
+    POST /api/v1/gc {"dry_run": true}      200
+"""
+
+from __future__ import annotations
+
+from fastapi import Request, Response
+from fastapi.responses import PlainTextResponse
+
+from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
+from registry.server.http import metrics
+from registry.server.maintenance import fsck, gc
+from registry.server.maintenance.recovery import rebuild
+from registry.server.routes import idempotent
+from registry.server.routes.deps import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
+
+router = idempotent.router("upkeep")
+
+
+@router.post("/gc")
+def collect(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: GcRequest) -> GcReport:
+    actor.demand_everywhere("admin")
+    return gc.run(engine, blobs, settings, actor, request)
+
+
+@router.post("/fsck")
+def check(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: FsckRequest) -> FsckPage:
+    actor.demand_everywhere("admin")
+    return fsck.run(engine, blobs, settings, actor, request)
+
+
+@router.post("/reindex")
+def index_again(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
+    actor.demand_everywhere("admin")
+    return rebuild.run(engine, blobs, actor, request)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def show_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
+    actor.demand_everywhere("admin")
+    told = metrics.text(session, request.app.state.requests.copy())
+    return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8", headers={"Cache-Control": "no-store"})

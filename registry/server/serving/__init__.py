@@ -1,0 +1,1 @@
+"""Desired state for serving nodes, and what they report."""

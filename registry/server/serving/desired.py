@@ -1,0 +1,144 @@
+"""The roster of a base: which versions an alias points at, for everybody who serves that base.
+
+Invariants
+- Four statements, whatever the number of adapters. Withdrawn versions, and what the actor may not see, are not on it.
+- `state` is one statement; it changes whenever an answer of `of` would, and is its cursor.
+- A verdict for an engine is judged now from stored facts, so it is there for profiles that nobody listed, too.
+
+Example
+    >>> roster.of(session, actor, "smollm2", Alias("prod"), None).adapters[0].served_name
+    'acme-support-v3'
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.api import PREFIX, FileLink
+from registry.api.desired_state import Roster, RosterEntry
+from registry.bases import BaseSpec
+from registry.digest import Digest
+from registry.engines import Profile, rulebook
+from registry.engines import settings as engine_settings
+from registry.evaluation.verdicts import Verdict
+from registry.names import AdapterName
+from registry.server.access.actors import Actor
+from registry.server.catalog import bases, versions
+from registry.server.database.models.content import (
+    AdapterRow,
+    AliasRow,
+    BaseRow,
+    VerdictRow,
+    VersionFileRow,
+    VersionRow,
+)
+from registry.server.evaluation import engine_compat
+
+Found = tuple[AdapterRow, VersionRow, int]
+
+
+def of(session: Session, actor: Actor, base_name: str, alias: str, asked: Profile | None) -> Roster:
+    """Everything on the roster, by name. `NotFound` (BASE_UNKNOWN)."""
+    base = bases.row(session, names.base_name(base_name))
+    alias = names.alias(alias)
+    cursor = state(session, actor, base, alias, asked)
+    statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.namespace), col(AdapterRow.name))
+    found: list[Found] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
+    files = _files(session, found)
+    judged = versions.verdicts_of(session, [version for _, version, _ in found])
+    served = _served_names(found)
+    spec = bases.spec_of(base)
+    entries = [
+        _entry(one, served[one[1].id or 0], files[one[1].id or 0], judged[one[1].id or 0], asked, spec) for one in found
+    ]
+    facts = {f"{adapter.namespace}/{adapter.name}": version.facts.get("engine") or {} for adapter, version, _ in found}
+    return Roster(
+        base=base.name,
+        base_fingerprint=base.fingerprint,
+        alias=alias,
+        cursor=cursor,
+        adapters=entries,
+        ranks={str(rank): count for rank, count in sorted(Counter(e.rank for e in entries if e.rank).items())},
+        settings=engine_settings.settings_for(str(asked), facts, spec) if asked else None,
+    )
+
+
+def state(session: Session, actor: Actor, base: BaseRow, alias: str, asked: Profile | None) -> str:
+    """The cursor: a digest over what each entry points at and was last judged, and the rules that judge it now."""
+    newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
+    statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.id))
+    rows = session.connection().execute(
+        statement.with_only_columns(AdapterRow.id, VersionRow.id, AliasRow.generation, newest)
+    )
+    rules = str(rulebook.digest(asked.engine)) if asked else ""
+    return Digest.of(repr([base.id, alias, str(asked or ""), rules, *map(tuple, rows)]).encode()).hex
+
+
+def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
+    return (
+        select(AdapterRow, VersionRow, AliasRow)
+        .join(AliasRow, col(AliasRow.adapter_id) == col(AdapterRow.id))
+        .join(VersionRow, col(VersionRow.id) == col(AliasRow.version_id))
+        .where(
+            col(VersionRow.base_id) == base.id,
+            col(AliasRow.alias) == alias,
+            col(VersionRow.yanked_at).is_(None),
+            col(VersionRow.quarantined_at).is_(None),
+            versions.visible(actor),
+        )
+    )
+
+
+def _files(session: Session, found: Iterable[Found]) -> dict[int, list[VersionFileRow]]:
+    by_version: dict[int, list[VersionFileRow]] = defaultdict(list)
+    ids = [version.id for _, version, _ in found]
+    statement = select(VersionFileRow).where(col(VersionFileRow.version_id).in_(ids)).order_by(col(VersionFileRow.path))
+    for row in session.exec(statement):
+        by_version[row.version_id].append(row)
+    return by_version
+
+
+def _served_names(found: Sequence[Found]) -> dict[int, str]:
+    """Version id → its name in engines. Where two names of adapters read the same, their digests tell them apart."""
+    plain = {v.id or 0: names.served_name(AdapterName(a.namespace, a.name), v.number) for a, v, _ in found}
+    often = Counter(plain.values())
+    return {
+        version.id or 0: name if often[name] == 1 else f"{name}-{Digest(version.digest).hex[:8]}"
+        for (_, version, _), name in zip(found, plain.values(), strict=True)
+    }
+
+
+def _entry(
+    found: Found, served: str, files: list[VersionFileRow], judged: list[Verdict], asked: Profile | None, spec: BaseSpec
+) -> RosterEntry:
+    adapter, version, generation = found
+    name = f"{adapter.namespace}/{adapter.name}"
+    folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
+    loaded = (
+        engine_compat.judge(version.facts, asked, version.digest, spec, *engine_compat.outcomes(judged))
+        if asked
+        else None
+    )
+    return RosterEntry(
+        name=name,
+        served_name=served,
+        number=version.number,
+        digest=Digest(version.digest),
+        generation=generation,
+        method=version.method,
+        rank=version.rank,
+        size_bytes=version.size_bytes,
+        files=[
+            FileLink(path=file.path, media_type=file.media_type, digest=Digest(file.digest),
+                     size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files
+        ],
+        verdicts={versions.label(verdict.check, verdict.profile): verdict.outcome for verdict in judged},
+        loads=loaded.outcome if loaded else None,
+        findings=[f for f in loaded.findings if f.severity != "info"] if loaded else [],
+    )  # fmt: skip

@@ -1,0 +1,203 @@
+"""The fleet: what boxes report that they hold and serve, for as long as their leases last.
+
+Invariants
+- A report is taken as a whole. One that says the same again only renews the lease: one row is written, no event.
+- Whoever reports speaks for itself: another token's box of the same name is another box.
+- A slot counts only where the reporter's own rights reach: that a namespace is public gives nobody a lease in it.
+- What begins or ends to be served is an event for each version, in the transaction of the report.
+- The blobs of a reported version are noted once, under their rows' locks, so `gc` sees the lease or the report finds
+  them gone (see holds.py).
+
+Example
+    >>> fleet.report(session, actor, "gpu-7", "vllm-8000", report).expires_at
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, insert, update
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.api import ServedOn
+from registry.api.fleet import KEEPING, BoxReport, Leased, SlotReport, SlotState
+from registry.digest import Digest, canonical_json
+from registry.errors import TooLarge
+from registry.names import AdapterName
+from registry.server import audit
+from registry.server.access.actors import Actor
+from registry.server.database import db
+from registry.server.database.models.content import (
+    AdapterRow,
+    BlobRow,
+    FleetBlobRow,
+    FleetBoxRow,
+    FleetSlotRow,
+    VersionFileRow,
+    VersionRow,
+)
+
+BOXES_LIMIT = 1000
+"""Engines of one reporter that are remembered at a time."""
+KEEP_SILENT = timedelta(days=1)
+"""How long a box that reports no more is still shown."""
+TOLD_LIMIT = 200
+_Served = tuple[str, str, str]
+
+
+def report(session: Session, actor: Actor, box: str, engine: str, said: BoxReport) -> Leased:
+    """Take a box's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many boxes."""
+    names.box_name(box), names.box_name(engine), names.base_name(said.base), names.alias(said.alias)
+    row = _box(session, actor, box, engine)
+    now, reach = db.now(), actor.reach("pull")
+    lease = {"heard_at": now, "expires_at": now + timedelta(seconds=said.lease_seconds)}
+    stamp = Digest.of(canonical_json([said.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])).hex
+    if row.said == stamp:
+        session.connection().execute(update(FleetBoxRow).where(col(FleetBoxRow.id) == row.id).values(**lease))
+        return Leased(expires_at=lease["expires_at"])
+    before = {slot.served_name: slot for slot in _slots(session, row)}
+    after, unknown = _accepted(session, actor, row, said.slots, before)
+    _keep_blobs(session, {slot.digest for slot in after if slot.state in KEEPING} - {s.digest for s in before.values()})
+    _replace(session, row, after)
+    _tell(session, actor, row, before.values(), after)
+    row.sqlmodel_update({
+        **lease, "base": said.base, "alias": said.alias, "profile": said.profile, "on_demand": said.on_demand,
+        "reach": sorted(reach) if reach is not None else None, "reporter_name": actor.identity,
+        "said": "" if unknown else stamp,  # what is unknown may become known
+    })  # fmt: skip
+    session.add(row)
+    session.flush()
+    return Leased(expires_at=lease["expires_at"], unknown=unknown)
+
+
+def live_on(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
+    """The live boxes that have this version, or any version of the adapter, for whoever owns it."""
+    mine = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
+    mine += [col(FleetSlotRow.digest) == digest] if digest else []
+    joined = select(FleetBoxRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.box_id) == col(FleetBoxRow.id))
+    statement = joined.where(*mine, live(), col(FleetSlotRow.state).in_(KEEPING))
+    found = session.exec(statement.order_by(col(FleetBoxRow.box), col(FleetBoxRow.engine)).limit(TOLD_LIMIT))
+    return [
+        ServedOn(box=box.box, engine=box.engine, served_name=slot.served_name, number=slot.number,
+                 state=slot.state, heard_at=box.heard_at)
+        for box, slot in found
+    ]  # fmt: skip
+
+
+def live() -> ColumnElement[bool]:
+    """The condition on `fleet_box` that its lease has not ended."""
+    return col(FleetBoxRow.expires_at) > db.now()
+
+
+def forget(session: Session) -> None:
+    """Boxes that were silent for long go, and notes about blobs of versions that neither we nor a box has any more."""
+    silent = select(FleetBoxRow.id).where(col(FleetBoxRow.expires_at) < db.now() - KEEP_SILENT)
+    ids = session.exec(silent.with_for_update(skip_locked=True)).all()
+    session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.box_id).in_(ids)))
+    session.connection().execute(delete(FleetBoxRow).where(col(FleetBoxRow.id).in_(ids)))
+    version = col(FleetBlobRow.version)
+    gone = (version.not_in(select(FleetSlotRow.digest)), version.not_in(select(VersionRow.digest)))
+    session.connection().execute(delete(FleetBlobRow).where(*gone))
+
+
+# ------------------------------------------------------------------ inside
+def _box(session: Session, actor: Actor, box: str, engine: str) -> FleetBoxRow:
+    reporter = actor.subject or actor.token_id or actor.name
+    mine = col(FleetBoxRow.reporter) == reporter
+    statement = select(FleetBoxRow).where(mine, FleetBoxRow.box == box, FleetBoxRow.engine == engine).with_for_update()
+    found = session.exec(statement).first()
+    if found is not None:
+        return found
+    if session.exec(select(func.count()).select_from(FleetBoxRow).where(mine)).one() >= BOXES_LIMIT:
+        raise TooLarge(
+            "QUOTA_EXCEEDED", f"{actor.identity!r} has {BOXES_LIMIT} boxes already",
+            next_step=f"report under names that stay; a box that is silent is forgotten after {KEEP_SILENT}",
+        )  # fmt: skip
+    moment = db.now()
+    values = {
+        "reporter": reporter, "reporter_name": actor.identity, "box": box, "engine": engine, "base": "", "alias": "",
+        "profile": "", "on_demand": False, "said": "", "heard_at": moment, "expires_at": moment,
+    }  # fmt: skip
+    db.insert_new(session, FleetBoxRow, values)
+    return session.exec(statement).one()
+
+
+def _slots(session: Session, box: FleetBoxRow) -> Sequence[FleetSlotRow]:
+    return session.exec(select(FleetSlotRow).where(FleetSlotRow.box_id == box.id)).all()
+
+
+def _accepted(
+    session: Session, actor: Actor, box: FleetBoxRow, slots: Sequence[SlotReport], before: dict[str, FleetSlotRow]
+) -> tuple[list[FleetSlotRow], list[str]]:
+    """The rows of a report, and the served names of what the registry knows nothing of."""
+    reach, numbers, moment = actor.reach("pull"), _numbers(session, slots), db.now()
+    rows: dict[str, FleetSlotRow] = {}
+    unknown = []
+    for slot in slots:
+        name = AdapterName.parse(slot.adapter)
+        last = before.get(slot.served_name)
+        same = last is not None and last.digest == slot.digest
+        number = numbers.get((name.namespace, name.name, slot.digest), last.number if last and same else None)
+        ours = (reach is None or name.namespace in reach) and (not actor.adapters or str(name) in actor.adapters)
+        if not ours or slot.served_name in rows or (number is None and not same) or slot.state is SlotState.ABSENT:
+            unknown.append(slot.served_name)
+            continue
+        rows[slot.served_name] = FleetSlotRow(
+            box_id=box.id or 0, served_name=slot.served_name, namespace=name.namespace, name=name.name, number=number,
+            digest=slot.digest, state=slot.state, reason=slot.reason, proved=slot.proved,
+            since=last.since if last and same and last.state == slot.state else moment,
+        )  # fmt: skip
+    return list(rows.values()), unknown
+
+
+def _numbers(session: Session, slots: Sequence[SlotReport]) -> dict[_Served, int]:
+    """(namespace, name, digest) → number, of what is here."""
+    joined = select(AdapterRow.namespace, AdapterRow.name, VersionRow.digest, VersionRow.number)
+    joined = joined.join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+    found = session.exec(joined.where(col(VersionRow.digest).in_({slot.digest for slot in slots})))
+    return {(namespace, name, digest): number for namespace, name, digest, number in found}
+
+
+def _keep_blobs(session: Session, versions: set[str]) -> None:
+    """Note the blobs of these versions. Their rows are locked first: `gc` asks again under the same lock."""
+    files = select(VersionRow.digest, VersionFileRow.digest).join(
+        VersionFileRow, col(VersionFileRow.version_id) == col(VersionRow.id)
+    )
+    pairs = set(session.exec(files.where(col(VersionRow.digest).in_(versions))).all()) if versions else set()
+    if not pairs:
+        return
+    blobs = select(BlobRow.digest).where(col(BlobRow.digest).in_({blob for _, blob in pairs}))
+    session.exec(blobs.order_by(col(BlobRow.digest)).with_for_update()).all()
+    for version, blob in sorted(pairs):
+        db.insert_new(session, FleetBlobRow, {"version": version, "digest": blob})
+
+
+def _replace(session: Session, box: FleetBoxRow, after: Sequence[FleetSlotRow]) -> None:
+    session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.box_id) == box.id))
+    if after:
+        session.connection().execute(insert(FleetSlotRow), [row.model_dump() for row in after])
+
+
+def _tell(
+    session: Session, actor: Actor, box: FleetBoxRow, before: Iterable[FleetSlotRow], after: Iterable[FleetSlotRow]
+) -> None:
+    was, now = _serving(before), _serving(after)
+    for action, changed in (("version.leave", was.keys() - now.keys()), ("version.serve", now.keys() - was.keys())):
+        for key in sorted(changed):
+            slot = was.get(key) or now[key]
+            told: dict[str, Any] = {
+                "digest": slot.digest,
+                "box": box.box,
+                "engine": box.engine,
+                "served_name": slot.served_name,
+            }
+            told |= {"proved": slot.proved} if action == "version.serve" else {}
+            audit.append(session, actor, action, f"{slot.namespace}/{slot.name}@{slot.number}", told)
+
+
+def _serving(slots: Iterable[FleetSlotRow]) -> dict[_Served, FleetSlotRow]:
+    found = [slot for slot in slots if slot.state == SlotState.SERVING]
+    return {(slot.namespace, slot.name, slot.digest): slot for slot in found}

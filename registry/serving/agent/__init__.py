@@ -1,0 +1,1 @@
+"""The agent beside an engine: reconcile, verify, report."""

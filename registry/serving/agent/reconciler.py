@@ -1,0 +1,296 @@
+"""`Station`: one engine, brought to what the roster says, one pass after the other.
+
+    bring → load under a name of its own → prove → switch the alias → drain → unload the old one
+
+Invariants
+- An alias is switched only to a version that is loaded and whose answers were compared with its fingerprint; where that
+  cannot be done the version is served and called unproven.
+- What was served goes on being served until its successor is, over a restart of the agent, too; one bad adapter holds
+  back nobody else.
+- Only adapters that lie on our shelf are unloaded, and never a folder deleted; the shelf is told what this engine may
+  still read and what it shall have, and the rest may be swept.
+- A pass begins with what the engine holds now, so a restart or somebody else's hand is seen and mended.
+
+Example
+    >>> Station(VLLM(url), registry, shelf).converge(roster)[0].state
+    'ready'
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from registry.api.desired_state import Roster, RosterEntry
+from registry.api.fleet import SlotState
+from registry.client.registry import Registry
+from registry.client.streams import write_whole
+from registry.digest import Digest
+from registry.errors import NotFound, Refused, RegistryError, Unavailable
+from registry.evaluation.verdicts import Outcome
+from registry.names import AdapterName, Ref
+from registry.serving.agent.metrics import Metrics
+from registry.serving.agent.slots import Slots
+from registry.serving.agent.verify import Proof
+from registry.serving.engines.openai import Engine
+from registry.serving.store.store import Shelf
+
+AT_ONCE = 4
+DRAIN_SECONDS = 10.0
+_SERVED_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,119}")
+"""It becomes the name of a folder, so it is not believed."""
+AGAIN_SECONDS = 30.0
+"""How long an adapter that the engine refused, or that did not act, is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One adapter of the roster on this engine. `refused`: not even tried; `failed`: tried, see the reason.
+
+    `proved`: its answers were compared with its fingerprint since it was loaded.
+    """
+
+    name: str
+    served_name: str
+    digest: Digest
+    state: Literal["ready", "refused", "failed"]
+    reason: str = ""
+    proved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Proved:
+    """What came of proving a version, and what was judged of it then: a new verdict may bring a fingerprint."""
+
+    digest: Digest
+    compared: bool
+    verdicts: dict[str, str]
+
+
+class Station:
+    """`aliases`: adapter → the served name that answers for it now; kept in `alias_file` on the shelf, too."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        shelf: Shelf,
+        *,
+        drain_seconds: float = DRAIN_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        metrics: Metrics | None = None,
+        alias_file: str = "aliases.json",
+    ) -> None:
+        self._engine, self._registry, self._shelf = engine, registry, shelf
+        self._drain_seconds, self._clock = drain_seconds, clock
+        self._metrics = metrics or Metrics()
+        self._alias_file = shelf.root / alias_file
+        self._proof = Proof(engine, registry, shelf)
+        self.slots = Slots()
+        self.aliases: dict[str, str] = self._kept_aliases()
+        self._told_aliases = self.aliases
+        """What stands in the file; a full disk may have kept it behind."""
+        self._adapters = {served: name for name, served in self.aliases.items()}
+        self._proved: dict[str, _Proved] = {}
+        self._failed: dict[str, tuple[Digest, float, str]] = {}
+        self._leaving: dict[str, float] = {}
+
+    def converge(self, roster: Roster) -> list[Slot]:
+        """One pass; the state of each adapter of the roster. `Unavailable` when the engine does not answer."""
+        with self._metrics.one_pass():
+            held = self._held(roster)
+            self._proved = {name: proved for name, proved in self._proved.items() if name in held}
+            self._adapters.update({entry.served_name: entry.name for entry in roster.adapters})
+            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="station") as pool:
+                slots = list(pool.map(lambda entry: self._slot(entry, held), roster.adapters))
+            held = self._held(roster)
+            self._switch(slots, held)
+            self._clear(roster, held)
+            self._tell(slots, held)
+            read = [self._shelf.digest_at(path) for path in self._engine.reads(held)]
+            self._shelf.keep_only({entry.digest for entry in roster.adapters}.union(d for d in read if d is not None))
+        return slots
+
+    def due_seconds(self) -> float | None:
+        """When the next old version may be unloaded, from now; None when none waits."""
+        now = self._clock()
+        return max(0.0, min(self._leaving.values()) - now) if self._leaving else None
+
+    # ---------------------------------------------------------------- one adapter
+    def _slot(self, entry: RosterEntry, held: Mapping[str, str]) -> Slot:
+        def slot(state: Literal["ready", "refused", "failed"], reason: str = "", proved: bool = False) -> Slot:
+            return Slot(entry.name, entry.served_name, entry.digest, state, reason, proved)
+
+        reason = _against(entry)
+        if reason:
+            return slot("refused", reason)
+        digest, until, reason = self._failed.get(entry.served_name, (None, 0.0, ""))
+        if digest == entry.digest and self._clock() < until:
+            return slot("failed", reason)
+        try:
+            compared = self._make_ready(entry, held)
+        except (Refused, NotFound) as e:
+            self._failed[entry.served_name] = (entry.digest, self._clock() + AGAIN_SECONDS, e.detail)
+            return slot("failed", e.detail)
+        except RegistryError as e:  # of bytes, disk or network: the next pass tries again
+            return slot("failed", e.detail)
+        self._failed.pop(entry.served_name, None)
+        return slot("ready", proved=compared)
+
+    def _make_ready(self, entry: RosterEntry, held: Mapping[str, str]) -> bool:
+        """Whether it could be compared with its fingerprint."""
+        served, name = entry.served_name, AdapterName.parse(entry.name)
+        root = held.get(served)
+        if root is None or self._shelf.digest_at(root) != entry.digest:
+            self.slots.note(served, entry.name, entry.digest, SlotState.LOADING)
+            folder = self._bring(name, entry)
+            if root is not None:  # somebody loaded something else under our name: it stays until ours is here
+                self._unload(served)
+                self._proved.pop(served, None)
+            self._engine.load(served, folder)
+            self._metrics.add("loads")
+        last = self._proved.get(served)
+        if last is None or last.digest != entry.digest or not (last.compared or last.verdicts == entry.verdicts):
+            last = _Proved(entry.digest, self._prove(served, Ref(name, entry.digest), entry.digest), entry.verdicts)
+            self._proved[served] = last
+        return last.compared
+
+    def _bring(self, name: AdapterName, entry: RosterEntry) -> Path:
+        found = self._shelf.find(entry.digest)
+        if found is not None:
+            return found
+        try:
+            found = self._shelf.bring(self._registry, name, entry.digest)
+        except RegistryError:
+            self._metrics.add("pulls_failed")
+            raise
+        self._metrics.add("pulls")
+        self._metrics.add("pulled_bytes", entry.size_bytes)
+        return found
+
+    def _prove(self, served: str, ref: Ref, digest: Digest) -> bool:
+        """`Refused`, and unloaded again, when the engine answers otherwise than the smoke test did."""
+        try:
+            compared = self._proof.of(served, ref, digest)
+        except Refused:
+            self._metrics.add("proofs_failed")
+            self._unload(served)
+            raise
+        self._metrics.add("proofs", int(compared))
+        return compared
+
+    def _unload(self, served: str) -> None:
+        self._engine.unload(served)
+        self._metrics.add("unloads")
+
+    # ---------------------------------------------------------------- all of them
+    def _switch(self, slots: list[Slot], held: Mapping[str, str]) -> None:
+        before, after = self.aliases, {}
+        for slot in slots:
+            if slot.state == "ready":
+                after[slot.name] = slot.served_name
+            elif before.get(slot.name) in held:
+                after[slot.name] = before[slot.name]
+        self.aliases = after
+        self._engine.switched(after, len(slots))
+        if after != self._told_aliases or not self._alias_file.exists():
+            try:
+                self._shelf.root.mkdir(parents=True, exist_ok=True)
+                write_whole(self._alias_file, json.dumps(after, indent=2, sort_keys=True).encode())
+                self._told_aliases = after
+            except OSError as e:
+                raise Unavailable(
+                    "STORE_UNAVAILABLE", f"{self._alias_file} cannot be written: {e.strerror or e}"
+                ) from e
+
+    def _kept_aliases(self) -> dict[str, str]:
+        try:
+            kept = json.loads(self._alias_file.read_bytes())
+            return {str(name): str(served) for name, served in kept.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    def _clear(self, roster: Roster, held: Mapping[str, str]) -> None:
+        """Unload what nobody is sent to any more, once requests had time to end."""
+        wanted = set(self.aliases.values()) | {entry.served_name for entry in roster.adapters}
+        now, kept = self._clock(), dict[str, float]()
+        for served, root in held.items():
+            stale = self._is_stale(served, root, roster) if "/" in served else served not in wanted
+            if not stale or self._shelf.digest_at(root) is None:
+                continue
+            until = self._leaving.get(served, now + self._drain_seconds)
+            if now < until:
+                kept[served] = until
+            else:
+                self._unload(served)
+        self._leaving = kept
+
+    def _is_stale(self, served: str, root: str, roster: Roster) -> bool:
+        """A name that the plugin resolved stays what it was until it is unloaded."""
+        try:
+            ref = Ref.parse(served)
+        except RegistryError:
+            return False
+        if ref.selector != roster.alias:
+            return False
+        now = {entry.name: entry.digest for entry in roster.adapters}.get(str(ref.name))
+        return self._shelf.digest_at(root) != now
+
+    # ---------------------------------------------------------------- what is said of it
+    def _tell(self, slots: list[Slot], held: Mapping[str, str]) -> None:
+        said = {slot.served_name for slot in slots}
+        for slot in slots:
+            state = SlotState.SERVING if slot.state == "ready" else SlotState(slot.state)
+            self.slots.note(slot.served_name, slot.name, slot.digest, state, reason=slot.reason, proved=slot.proved)
+        for served, root in held.items():
+            name, digest = self._adapters.get(served), self._shelf.digest_at(root)
+            if served in said or name is None or digest is None:
+                continue
+            answers = self.aliases.get(name) == served
+            if answers or served in self._leaving:
+                last = self._proved.get(served)
+                state = SlotState.SERVING if answers else SlotState.LEAVING
+                self.slots.note(served, name, digest, state, proved=last is not None and last.compared)
+                said.add(served)
+        self.slots.keep_only(said)
+        ready = [slot for slot in slots if slot.state == "ready"]
+        ours = [root for root in held.values() if self._shelf.digest_at(root) is not None]
+        self._metrics.note({
+            "wanted": len(slots), "serving": len(ready), "held": len(ours), "converged": len(ready) == len(slots),
+            "unproven": sum(not slot.proved for slot in ready),
+            "failed": sum(slot.state == "failed" for slot in slots),
+            "refused": sum(slot.state == "refused" for slot in slots),
+        })  # fmt: skip
+
+    def _held(self, roster: Roster) -> dict[str, str]:
+        try:
+            return self._engine.held()
+        except RegistryError:
+            self._tell_away(roster)
+            raise
+
+    def _tell_away(self, roster: Roster) -> None:
+        """The engine does not answer: what is on the shelf is held, and nothing is served."""
+        there = [entry for entry in roster.adapters if self._shelf.manifest(entry.digest) is not None]
+        for entry in there:
+            reason = "the engine does not answer"
+            self.slots.note(entry.served_name, entry.name, entry.digest, SlotState.HELD, reason=reason)
+        self.slots.keep_only([entry.served_name for entry in there])
+        self._metrics.note({"serving": 0, "held": 0, "converged": 0})
+
+
+def _against(entry: RosterEntry) -> str:
+    """Why this adapter must not reach the engine; nothing if it may."""
+    if not _SERVED_NAME.fullmatch(entry.served_name):
+        return f"the registry names it {entry.served_name[:80]!r}, which is no served name"
+    if entry.loads == Outcome.FAIL:
+        return entry.findings[0].sentence if entry.findings else "the engine would not serve it as trained"
+    own = {check: outcome for check, outcome in entry.verdicts.items() if not check.startswith("loads ")}
+    failed = sorted(check for check, outcome in own.items() if outcome == Outcome.FAIL)
+    return f"its check {failed[0]!r} says fail" if failed else ""

@@ -1,0 +1,98 @@
+"""`Proof`: does an engine answer with a loaded version as its smoke test did? One prompt against the fingerprint.
+
+Invariants
+- Of the fingerprint's prompts the one is asked in which adapter and base differ most.
+- Tokens of which the engine does not tell are left out of the comparison.
+- An answer like the base's, or like neither's, is `Refused`. Where the engine cannot be asked, or nobody has made a
+  fingerprint yet, the version is unproven, which is said and is no error.
+- A version that is another one in another form (relation `converted`, a GGUF file) answers like the one that it came
+  from: where nobody has tried it, that one's fingerprint counts.
+- Where an engine's base may be in fewer bits than the fingerprint's, nearer to the adapter than to the base is proof.
+
+Example
+    >>> Proof(engine, registry, shelf).of("acme-support-v3", Ref(name, digest), digest)
+    True
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.client.evaluation import Judging
+from registry.client.registry import Registry
+from registry.client.streams import write_whole
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound, Refused, Unavailable
+from registry.evaluation import reference_logprobs as fingerprints
+from registry.evaluation.reference_logprobs import Fingerprint
+from registry.manifest import Relation
+from registry.names import Ref
+from registry.serving.engines.openai import Engine
+from registry.serving.store.store import Shelf
+
+
+class Proof:
+    def __init__(self, engine: Engine, registry: Registry, shelf: Shelf) -> None:
+        self._engine, self._registry, self._shelf = engine, registry, shelf
+
+    def of(self, served: str, ref: Ref, digest: Digest) -> bool:
+        """Whether it could be compared, and is like the adapter. `Refused` (VERDICT_FAILED) when it is not."""
+        known = self._fingerprint(ref, digest) if self._engine.answers else None
+        if known is None:
+            return False
+        telling = max(known.prompts, key=lambda p: sum(abs(a - b) for a, b in zip(p.adapter, p.base, strict=True)))
+        told = self._engine.log_probs(served, telling.tokens)
+        kept = [at for at, value in enumerate(told or ()) if value is not None and at < len(telling.adapter)]
+        if not told or not kept:
+            return False
+        if len(told) == len(telling.adapter):  # else it is for `compare` to say
+            telling = telling.model_copy(
+                update={"adapter": [telling.adapter[at] for at in kept], "base": [telling.base[at] for at in kept]}
+            )
+        answer = [value for value in told if value is not None]
+        found = fingerprints.compare(known.model_copy(update={"prompts": (telling,)}), [answer])
+        if found.answers_like == "neither" and self._engine.coarse and found.to_adapter_nats < found.to_base_nats:
+            return True
+        if found.answers_like in ("base", "neither"):
+            raise Refused(
+                "VERDICT_FAILED", f"{served} was loaded and answers like {found.answers_like}: "
+                f"{found.to_adapter_nats} nats a token from its fingerprint",
+            )  # fmt: skip
+        return True
+
+    # ---------------------------------------------------------------- inside
+    def _fingerprint(self, ref: Ref, digest: Digest) -> Fingerprint | None:
+        path = self._shelf.fingerprints / f"{digest.hex}.json"
+        try:
+            return Fingerprint.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            pass
+        found = self._asked_for(ref) or self._of_original(digest)
+        if found is not None:
+            _keep(path, found)
+        return found
+
+    def _asked_for(self, ref: Ref) -> Fingerprint | None:
+        try:
+            return Judging(self._registry).fingerprint(ref).fingerprint
+        except (NotFound, Unavailable):
+            return None
+
+    def _of_original(self, digest: Digest) -> Fingerprint | None:
+        manifest = self._shelf.manifest(digest)
+        if manifest is None or [edge.relation for edge in manifest.parents] != [Relation.CONVERTED]:
+            return None
+        original = manifest.parents[0]
+        try:
+            name = Ref.parse(original.name).name
+        except Invalid:
+            return None
+        return self._asked_for(Ref(name, original.digest))
+
+
+def _keep(path: Path, found: Fingerprint) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, found.model_dump_json().encode())
+    except OSError:
+        return  # it is asked for again

@@ -1,0 +1,1 @@
+"""Clients for engines: load and unload adapters, list what is loaded."""

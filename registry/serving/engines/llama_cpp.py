@@ -1,0 +1,141 @@
+"""`LlamaCpp`: llama.cpp's server, which knows the adapters of its start and switches how strongly each one counts.
+
+Invariants
+- A version is loaded if the server was started with its file (`--lora DIR/versions/…`); else the reason says with what
+  to start it again. Nothing is loaded or unloaded while it runs, and what others gave it keeps its scale.
+- Scales of the server add up, so a version gets scale 1 only where the roster has one adapter. With several, all are at
+  0 and a request names the one that it wants by its number: `"lora": [{"id": 2, "scale": 1}]`.
+- A version that an agent before this one has switched on is known again, by the note in its folder.
+- Numbers follow the order of the command line and are read anew each time: a restart may change them.
+
+Example
+    >>> LlamaCpp("http://127.0.0.1:8080").load("acme-support-v3", folder)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from registry import names
+from registry.errors import Refused, RegistryError, Unavailable
+from registry.manifest import NOTE
+from registry.names import AdapterName
+from registry.serving.engines.openai import Http
+from registry.serving.store.store import digest_of
+
+CANDIDATES = 1000
+"""So many likeliest tokens are asked for; all of a vocabulary would be megabytes for each token of the prompt."""
+
+
+class LlamaCpp(Http):
+    coarse = True  # bases of llama.cpp are mostly quantised
+
+    def __init__(self, url: str, key: str = "", **how: Any) -> None:
+        super().__init__(url, key, **how)
+        self._files: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    def held(self) -> dict[str, str]:
+        there = {row["path"]: row["scale"] for row in self._rows()}
+        with self._lock:
+            self._files = {name: file for name, file in self._files.items() if str(file) in there}
+            for path in {path for path, scale in there.items() if scale} - set(map(str, self._files.values())):
+                if name := _switched_on(Path(path)):
+                    self._files[name] = Path(path)
+            return {name: str(file.parent) for name, file in self._files.items()}
+
+    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
+        """What its command line names: it reads that again at its next start, with a scale of 0, too."""
+        return [row["path"] for row in self._rows()]
+
+    def load(self, served: str, folder: Path) -> None:
+        file = _gguf(folder)
+        if all(row["path"] != str(file) for row in self._rows()):
+            raise Refused(
+                "VERDICT_FAILED", f"llama-server takes adapters at its start only: start it again with "
+                f"--lora {file} --lora-init-without-apply",
+            )  # fmt: skip
+        with self._lock:
+            self._files[served] = file
+
+    def unload(self, served: str) -> None:
+        with self._lock:
+            file = self._files.pop(served, None)
+            needed = file in self._files.values()
+        if file is not None and not needed:
+            self._set({str(file): 0.0})
+
+    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
+        alone = next(iter(aliases.values())) if len(aliases) == wanted == 1 else None
+        with self._lock:
+            scales = {str(file): float(name == alone) for name, file in self._files.items()}
+        self._set(scales)
+
+    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+        """One request a token: the server tells of the token that follows a prompt, not of the prompt's own."""
+        number = self._number(served)
+        found: list[float | None] = []
+        for end in range(1, len(tokens)):
+            asked = {
+                "prompt": list(tokens[:end]), "n_predict": 1, "temperature": 0, "n_probs": CANDIDATES,
+                "cache_prompt": False, "lora": [{"id": number, "scale": 1.0}],
+            }  # fmt: skip
+            likely: dict[int, float] = self._read("POST", "/completion", asked, _likely)
+            found.append(likely.get(tokens[end]))
+        return found
+
+    # ---------------------------------------------------------------- inside
+    def _rows(self) -> list[dict[str, Any]]:
+        def pick(rows: Any) -> list[dict[str, Any]]:
+            return [
+                {"id": int(row["id"]), "path": os.path.abspath(row["path"]), "scale": float(row["scale"])}
+                for row in rows
+            ]
+
+        found: list[dict[str, Any]] = self._read("GET", "/lora-adapters", None, pick)
+        return found
+
+    def _number(self, served: str) -> int:
+        with self._lock:
+            file = str(self._files[served])
+        number = next((int(row["id"]) for row in self._rows() if row["path"] == file), None)
+        if number is None:
+            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} was started again without {file}")
+        return number
+
+    def _set(self, wanted: Mapping[str, float]) -> None:
+        """Change these scales; the server sets to 0 what a request does not name, so every one is named."""
+        rows = self._rows()
+        scales = [{"id": row["id"], "scale": wanted.get(row["path"], row["scale"])} for row in rows]
+        if any(new["scale"] != row["scale"] for new, row in zip(scales, rows, strict=True)):
+            self._ask("POST", "/lora-adapters", scales)
+
+
+def _gguf(folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        raise Refused(
+            "VERDICT_FAILED", f"llama.cpp takes GGUF adapters, and this version has {len(files)} such files: "
+            "`adapter convert REF --to gguf` makes a version that has one",
+        )  # fmt: skip
+    return files[0]
+
+
+def _switched_on(file: Path) -> str:
+    """The served name of a version on a shelf, which an agent before this one has switched on; nothing for others."""
+    if digest_of(file.parent.name) is None:
+        return ""
+    try:
+        note = json.loads((file.parent / NOTE).read_bytes())
+        return names.served_name(AdapterName.parse(note["name"]), int(note["number"]))
+    except (OSError, ValueError, KeyError, TypeError, RegistryError):
+        return ""
+
+
+def _likely(said: Any) -> dict[int, float]:
+    return {int(row["id"]): float(row["logprob"]) for row in said["completion_probabilities"][0]["top_logprobs"]}

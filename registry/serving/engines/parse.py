@@ -1,0 +1,48 @@
+"""Kinds of engines: from `KIND=PLACE` on the command line to the engine that is asked in its own words.
+
+Example
+    >>> kinds.engine("vllm=http://127.0.0.1:8000").url
+    'http://127.0.0.1:8000'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from registry.errors import Invalid
+from registry.serving.engines.folder import Folders
+from registry.serving.engines.llama_cpp import LlamaCpp
+from registry.serving.engines.openai import VLLM, Engine, SGLang
+
+AT_URL: dict[str, Callable[[str, str], Engine]] = {"vllm": VLLM, "sglang": SGLang, "llama.cpp": LlamaCpp}
+IN_FOLDER: dict[str, Callable[[Path], Engine]] = {
+    "nim": lambda path: Folders(path, current=False),
+    "dir": lambda path: Folders(path, current=True),
+}
+POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for kind in IN_FOLDER)])
+
+
+def engine(text: str, key: str = "") -> Engine:
+    """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) for another kind or no place."""
+    kind, _, place = text.partition("=")
+    if place and kind in IN_FOLDER:
+        return IN_FOLDER[kind](Path(place).expanduser())
+    if kind in AT_URL and urlsplit(place).scheme in ("http", "https") and urlsplit(place).hostname:
+        return AT_URL[kind](place, key)
+    raise Invalid("SETTING_INVALID", f"engine {text[:80]!r} is none of: {POSSIBLE}")
+
+
+def title(text: str) -> str:
+    """What an engine is called in the fleet: its kind, and its port or the last part of its path.
+
+    >>> title("vllm=http://127.0.0.1:8000")
+    'vllm-8000'
+    """
+    kind, _, place = text.partition("=")
+    if kind in IN_FOLDER:
+        last = "".join(letter for letter in Path(place).name if letter.isascii() and letter.isalnum())
+        return f"{kind}-{last[:60]}" if last else kind
+    port = urlsplit(place).port
+    return f"{kind}-{port}" if port else kind

@@ -1,0 +1,1 @@
+"""Export adapters for engines: folders, S3, Kubernetes objects."""

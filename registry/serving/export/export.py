@@ -1,0 +1,288 @@
+"""Exports: what the roster of a base says, laid out for engines that read folders or buckets and know no registry.
+
+    PLACE/acme-support-v3/adapter_config.json    one folder for each version, named as engines name it
+    PLACE/acme-support-v3/.adapter.json          our note, written after the files: what this is, and every digest
+    PLACE/roster.json                            the index, written after everything it names
+
+Invariants
+- What is there is never written to again: a version has a name of its own, and engines read files whenever they please.
+- Every byte was verified before it got there. One file may differ from the version's: with `model`, the configuration
+  names that as its base, and note and index hold the original's digest beside the new one.
+- What fails a check is left out and named; what cannot be brought stops nothing else.
+- Only what has our note is ever removed, and nothing while something of the roster is missing.
+
+Example
+    >>> export.run(registry, registry.roster("smollm2", "prod"), FolderPlace(Path("/srv/adapters"))).items[0].state
+    'new'
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from registry.api import Answer
+from registry.api.desired_state import Roster, RosterEntry
+from registry.client import pull
+from registry.client.cache import Cache
+from registry.client.registry import Registry
+from registry.client.streams import write_whole
+from registry.digest import Digest
+from registry.errors import Invalid, RegistryError
+from registry.evaluation.verdicts import Outcome
+from registry.manifest import CONFIG, NOTE
+from registry.names import AdapterName, Ref
+
+INDEX = "roster.json"
+ADAPTERS_AT_ONCE = 4
+Said = dict[str, Any]
+
+
+class Place(Protocol):
+    """Where an export goes. Names are served names; paths are relative to the folder of one."""
+
+    title: str
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A folder in which one adapter is made ready."""
+
+    def note(self, name: str) -> bytes | None:
+        """Our note in this folder; None without one."""
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Path → bytes of what is in this folder."""
+
+    def put(self, name: str, staged: Path, digests: dict[str, Digest]) -> None:
+        """Everything of `staged` becomes the folder `name`. `Invalid` if there is something else."""
+
+    def names(self) -> list[str]:
+        """The folders that are there, whosoever they are."""
+
+    def remove(self, name: str) -> None: ...
+
+    def index(self) -> bytes | None: ...
+
+    def write_index(self, data: bytes) -> None: ...
+
+
+class Item(Answer):
+    """What became of one adapter. `state`: new, unchanged, left out, failed or removed."""
+
+    served_name: str
+    name: str = ""
+    number: int = 0
+    digest: str = ""
+    state: str
+    reason: str = ""
+    error: Said | None = None
+
+
+class Exported(Answer):
+    """The answer: where it is, and each adapter in the order of the roster, what was removed last."""
+
+    place: str
+    base: str
+    alias: str
+    cursor: str
+    items: list[Item]
+
+
+def chosen(roster: Roster) -> tuple[list[RosterEntry], dict[str, str]]:
+    """What shall be served, and served name → reason for what shall not: one of its checks or the engine says fail."""
+    reasons = {entry.served_name: reason for entry in roster.adapters if (reason := _against(entry))}
+    return [entry for entry in roster.adapters if entry.served_name not in reasons], reasons
+
+
+def _against(entry: RosterEntry) -> str:
+    for check, outcome in sorted(entry.verdicts.items()):
+        if outcome == Outcome.FAIL and not check.startswith("loads"):  # of engines that may be others
+            return f"its check '{check}' says fail"
+    if entry.loads == Outcome.FAIL:
+        error = next((finding for finding in entry.findings if finding.severity == "error"), None)
+        return f"the engine would not serve it as trained: {error.sentence if error else 'no reason is stored'}"
+    return ""
+
+
+def run(
+    registry: Registry,
+    roster: Roster,
+    place: Place,
+    *,
+    model: str = "",
+    prune: bool = False,
+    cache: Cache | Callable[[], Cache] | None = pull.USER_CACHE,
+    told: Callable[[Item], None] = lambda _item: None,
+) -> Exported:
+    """Bring everything on the roster to the place, then its index, then remove (with `prune`) what is on it no longer.
+
+    `model` replaces the base that configurations name. `told` hears of each item when it is known.
+    """
+    _check_index(place, roster)
+    serve, reasons = chosen(roster)
+    notes: dict[str, Said] = {}
+    telling = threading.Lock()
+
+    def one(entry: RosterEntry) -> Item:
+        reason = reasons.get(entry.served_name, "")
+        item = (
+            _item(entry, "left out", reason)
+            if reason
+            else _brought(registry, roster, entry, place, model, cache, notes)
+        )
+        with telling:
+            told(item)
+        return item
+
+    with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="export") as pool:
+        items = list(pool.map(one, roster.adapters))
+    _write_index(place, roster, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
+    if prune and not any(item.state == "failed" for item in items):
+        for item in _pruned(place, roster, {entry.served_name for entry in serve}):
+            told(item)
+            items.append(item)
+    return Exported(place=place.title, base=roster.base, alias=roster.alias, cursor=roster.cursor, items=items)
+
+
+def _brought(
+    registry: Registry,
+    roster: Roster,
+    entry: RosterEntry,
+    place: Place,
+    model: str,
+    cache: Cache | Callable[[], Cache] | None,
+    notes: dict[str, Said],
+) -> Item:
+    try:
+        note = _there(place, entry, model)
+        state = "unchanged" if note else "new"
+        if note is None:
+            with place.scratch() as folder:
+                staged = folder / entry.served_name
+                pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
+                note = _prepared(staged, roster, entry, model)
+                place.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
+        notes[entry.served_name] = note
+        return _item(entry, state)
+    except RegistryError as e:
+        return _item(entry, "failed", e.detail, e)
+    except OSError as e:
+        error = Invalid("FOLDER_INVALID", f"{place.title}: {entry.served_name} cannot be written: {e.strerror or e}")
+        return _item(entry, "failed", error.detail, error)
+
+
+def _item(entry: RosterEntry, state: str, reason: str = "", error: RegistryError | None = None) -> Item:
+    return Item(
+        served_name=entry.served_name,
+        name=entry.name,
+        number=entry.number,
+        digest=entry.digest,
+        state=state,
+        reason=reason,
+        error=error.to_problem() if error else None,
+    )
+
+
+def _there(place: Place, entry: RosterEntry, model: str) -> Said | None:
+    """The note of what is there, if it is this version for this model with all its files; None if nothing is."""
+    note = _parsed(place.note(entry.served_name))
+    if not note:
+        return None
+    if (note.get("digest"), note.get("model")) != (entry.digest, model):
+        was = f"{note.get('name')}@{note.get('number')}" + (f" for {note['model']!r}" if note.get("model") else "")
+        raise Invalid(
+            "FOLDER_INVALID",
+            f"{place.title}: {entry.served_name} is there already and holds {was}, and nothing there is ever rewritten",
+            next_step="export to another place, and remove this one when no engine reads it any more",
+        )
+    sizes = place.sizes(entry.served_name)
+    wrong = [file["path"] for file in note["files"] if sizes.get(file["path"]) != file["size_bytes"]]
+    if wrong:
+        raise Invalid(
+            "FOLDER_INVALID",
+            f"{place.title}: {entry.served_name}/{wrong[0]} is missing or has another size than it was written with",
+            next_step=f"remove {entry.served_name} there when no engine reads it, and export again",
+        )
+    return note
+
+
+def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> Said:
+    """The note, written into the folder; the configuration names `model` then."""
+    files: list[Said] = [{"path": f.path, "digest": f.digest, "size_bytes": f.size_bytes} for f in entry.files]
+    for file in files:
+        if model and file["path"] == CONFIG:
+            config = json.loads((staged / CONFIG).read_bytes())
+            if config.get("base_model_name_or_path") != model:
+                config["base_model_name_or_path"] = model
+                data = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+                write_whole(staged / CONFIG, data)  # a new file: the old one may be a link into the cache
+                file.update(original=file["digest"], digest=Digest.of(data), size_bytes=len(data))
+    note: Said = {
+        "name": entry.name,
+        "number": entry.number,
+        "digest": entry.digest,
+        "exported": {"base": roster.base, "served_name": entry.served_name},
+        "model": model,
+        "rank": entry.rank,
+        "files": files,
+    }
+    write_whole(staged / NOTE, _json(note))
+    return note
+
+
+def _check_index(place: Place, roster: Roster) -> None:
+    found = _parsed(place.index())
+    was = (found.get("base"), found.get("alias"))
+    if found and was != (roster.base, roster.alias):
+        raise Invalid(
+            "FOLDER_INVALID",
+            f"{place.title} holds the alias {was[1]!r} of the base {was[0]!r}, not {roster.alias!r} of {roster.base!r}",
+            next_step="give each base and alias a place of its own",
+        )
+
+
+def _write_index(place: Place, roster: Roster, model: str, notes: Sequence[Said], reasons: dict[str, str]) -> None:
+    adapters = [
+        {"served_name": note["exported"]["served_name"]} | {key: note[key] for key in note if key != "exported"}
+        for note in notes
+    ]
+    data = _json(
+        {
+            "base": roster.base,
+            "base_fingerprint": roster.base_fingerprint,
+            "alias": roster.alias,
+            "cursor": roster.cursor,
+            "model": model,
+            "adapters": adapters,
+            "left_out": reasons,
+        }
+    )
+    if data != place.index():
+        place.write_index(data)
+
+
+def _pruned(place: Place, roster: Roster, wanted: set[str]) -> list[Item]:
+    removed = []
+    for name in sorted(set(place.names()) - wanted):
+        note = _parsed(place.note(name))
+        if note.get("exported") == {"base": roster.base, "served_name": name}:
+            place.remove(name)
+            told = {key: note[key] for key in ("name", "number", "digest")}
+            removed.append(Item(served_name=name, state="removed", reason="it is not on the roster any more", **told))
+    return removed
+
+
+def _parsed(data: bytes | None) -> Said:
+    try:
+        found = json.loads(data) if data else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _json(value: Said) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,116 @@
+"""`FolderPlace`: an export in a folder, for engines that read one: NIM, vLLM's filesystem resolver, TGI, LMDeploy.
+
+Invariants
+- A folder appears by one rename, complete and forced to disk; it is made in `.incoming-…` beside its final place.
+- A folder disappears by one rename, too, before its files are deleted.
+- What others put here is not touched.
+
+Example
+    >>> FolderPlace(Path("/srv/adapters")).names()
+    ['acme-support-v3']
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from registry.client.streams import write_whole
+from registry.digest import Digest
+from registry.errors import Invalid
+from registry.manifest import NOTE
+from registry.serving.export.export import INDEX
+
+_INCOMING = ".incoming-"
+LEFT_BEHIND_SECONDS = 86_400
+"""A scratch folder as old as this was left by an export that died."""
+
+
+class FolderPlace:
+    """Makes its folder when it is first written to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.abspath(root))
+        self.title = str(self.root)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        self._sweep()
+        folder = self.root / f"{_INCOMING}{secrets.token_hex(6)}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def note(self, name: str) -> bytes | None:
+        return _read(self.root / name / NOTE)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        folder = self.root / name
+        return {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
+
+    def put(self, name: str, staged: Path, digests: dict[str, Digest]) -> None:
+        """`digests` were verified when the folder was staged."""
+        _sync(staged)
+        try:
+            os.rename(staged, self.root / name)
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise Invalid(
+                "FOLDER_INVALID",
+                f"{self.root / name} is there already and no export made it; it is left as it is",
+                next_step="name another folder, or move that away",
+            ) from e
+        _sync(self.root)
+
+    def names(self) -> list[str]:
+        if not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    def remove(self, name: str) -> None:
+        with self.scratch() as folder:
+            os.rename(self.root / name, folder / name)
+
+    def index(self) -> bytes | None:
+        return _read(self.root / INDEX)
+
+    def write_index(self, data: bytes) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_whole(self.root / INDEX, data)
+        _sync(self.root)
+
+    def _sweep(self) -> None:
+        """Scratch folders of exports that died."""
+        for path in self.root.glob(f"{_INCOMING}*"):
+            try:
+                old = path.stat().st_mtime < time.time() - LEFT_BEHIND_SECONDS
+            except OSError:
+                continue  # another export has just finished
+            if old:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,154 @@
+"""Kubernetes objects from a roster: AIBrix ModelAdapter, production-stack LoraAdapter, KServe LLMInferenceService.
+
+The fields are those of the projects' Go types: vllm-project/aibrix api/model/v1alpha1/modeladapter_types.go,
+vllm-project/production-stack operator/api/v1alpha1/loraadapter_types.go, kserve/kserve
+pkg/apis/serving/v1alpha2/llm_inference_service_types.go.
+
+Invariants
+- Values in, one `List` out; equal rosters give equal objects, in the order of the roster.
+- Names of objects are DNS labels of at most 63 characters that begin with a letter, because controllers make Services
+  of the same name; another served name is mended, and ends in a digest of it.
+- Every object carries the label `app.kubernetes.io/managed-by: adapter-registry`, so that `kubectl apply --prune -l`
+  sees only ours, and annotations with the version that it means.
+
+Example
+    >>> objects.make("modeladapter", roster, entries, "s3://models/prod/")["items"][0]["spec"]["artifactURL"]
+    's3://models/prod/acme-support-v3/'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from registry.api.desired_state import Roster, RosterEntry
+from registry.digest import Digest
+from registry.errors import Invalid
+
+KINDS = ("modeladapter", "loraadapter", "llminferenceservice")
+LABEL_LIMIT = 63
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+MANAGED = {"app.kubernetes.io/managed-by": "adapter-registry"}
+Object = dict[str, Any]
+
+
+def make(
+    kind: str,
+    roster: Roster,
+    entries: Sequence[RosterEntry],
+    place: str,
+    *,
+    namespace: str = "",
+    model: str = "",
+    selector: dict[str, str] | None = None,
+    secret: str = "",
+) -> Object:
+    """One `List` for `kubectl apply -f -`. `entries` of the roster shall be served; their folders lie in `place`.
+
+    `model`: what the engine calls the base (KServe: where its weights are, `hf://…`). For a ModelAdapter: `secret`
+    is the name of the Secret with the bucket's credentials, `selector` the labels of the engine's pods.
+    `Invalid` (URL_REFUSED) for a place or a model that the kind cannot use.
+    """
+    root = place.rstrip("/")
+    if kind == "modeladapter":
+        items = [_model_adapter(entry, roster, root, model, selector, secret) for entry in entries]
+    elif kind == "loraadapter":
+        items = [_lora_adapter(entry, roster, root, model) for entry in entries]
+    else:
+        items = [_llm_service(roster, entries, root, model)]
+    for item in items:
+        if namespace:
+            item["metadata"]["namespace"] = namespace
+    return {"apiVersion": "v1", "kind": "List", "items": items}
+
+
+def dns_label(text: str) -> str:
+    """The text as the name of an object: a letter, then lower-case letters, digits and `-`, at most 63 characters."""
+    word = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if len(word) <= LABEL_LIMIT and word[:1].isalpha():
+        return word
+    whole = word if word[:1].isalpha() else f"x-{word}"
+    return f"{whole[: LABEL_LIMIT - 9].rstrip('-')}-{Digest.of(text.encode()).hex[:8]}"
+
+
+def _metadata(entry: RosterEntry) -> Object:
+    return {
+        "name": dns_label(entry.served_name),
+        "labels": dict(MANAGED),
+        "annotations": {
+            "adapter-registry/version": f"{entry.name}@{entry.number}",
+            "adapter-registry/digest": str(entry.digest),
+        },
+    }
+
+
+def _model_adapter(
+    entry: RosterEntry, roster: Roster, root: str, model: str, selector: dict[str, str] | None, secret: str
+) -> Object:
+    """AIBrix. The object's name is the model name of requests; without a slash at the end it fetches a single file."""
+    base = model or roster.base
+    metadata = _metadata(entry)
+    metadata["labels"]["model.aibrix.ai/name"] = metadata["name"]
+    spec: Object = {
+        "baseModel": base,
+        "podSelector": {"matchLabels": selector or {"model.aibrix.ai/name": dns_label(base)}},
+        "artifactURL": f"{root}/{entry.served_name}/",
+    }
+    if secret:
+        spec["credentialsSecretRef"] = {"name": secret}
+    return {"apiVersion": "model.aibrix.ai/v1alpha1", "kind": "ModelAdapter", "metadata": metadata, "spec": spec}
+
+
+def _lora_adapter(entry: RosterEntry, roster: Roster, root: str, model: str) -> Object:
+    """production-stack. Its operator answers "not implemented" for the type s3: folders of a shared volume only."""
+    if "://" in root:
+        raise Invalid(
+            "URL_REFUSED",
+            f"{root!r}: production-stack's operator loads adapters of the type 'local' only; its 's3' does nothing",
+            next_step="export to a folder on a volume that the pods share, and give its path there",
+        )
+    base = model or roster.base
+    if not _LABEL_VALUE.fullmatch(base):
+        raise Invalid(
+            "URL_REFUSED",
+            f"baseModel {base[:80]!r} cannot be the label 'model' of a pod, by which the operator finds engines",
+            next_step="say --model with the label `model` that these pods have",
+        )
+    source = {"type": "local", "adapterName": entry.served_name, "adapterPath": f"{root}/{entry.served_name}"}
+    return {
+        "apiVersion": "production-stack.vllm.ai/v1alpha1",
+        "kind": "LoraAdapter",
+        "metadata": _metadata(entry),
+        "spec": {
+            "baseModel": base,
+            "adapterSource": source,
+            "loraAdapterDeploymentConfig": {"algorithm": "default"},
+        },
+    }
+
+
+def _llm_service(roster: Roster, entries: Sequence[RosterEntry], root: str, model: str) -> Object:
+    """KServe. One object with every adapter in it: a change of the list means new pods."""
+    if not re.match(r"(hf|s3|pvc|oci)://", model) or not re.match(r"(s3|pvc)://", root):
+        raise Invalid(
+            "URL_REFUSED",
+            "an LLMInferenceService takes its model from hf://, s3://, pvc:// or oci:// and adapters from s3:// or pvc://",
+            next_step="say --model hf://ORG/NAME and --from s3://BUCKET/PREFIX/",
+        )
+    slash = "/" if root.startswith("s3://") else ""  # it is downloaded by raw prefix, and `…-v1` is one of `…-v10`
+    lora: Object = {"adapters": [{"name": e.served_name, "uri": f"{root}/{e.served_name}{slash}"} for e in entries]}
+    if roster.settings is not None and entries:
+        lora["maxRank"] = max(roster.settings.rank_limit, 1)
+        lora["maxAdapters"] = max(roster.settings.slots, 1)
+        lora["maxCpuAdapters"] = max(len(entries), roster.settings.slots)
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha2",
+        "kind": "LLMInferenceService",
+        "metadata": {
+            "name": dns_label(roster.base),
+            "labels": dict(MANAGED),
+            "annotations": {"adapter-registry/base": roster.base, "adapter-registry/alias": roster.alias},
+        },
+        "spec": {"model": {"name": roster.base, "uri": model, "lora": lora}},
+    }

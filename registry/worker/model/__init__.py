@@ -1,0 +1,1 @@
+"""Models on this machine: language and image models, weights, sources, probes."""

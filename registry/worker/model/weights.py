@@ -1,0 +1,130 @@
+"""`Weights`: the tensors of a base's files in a folder, read in chunks; and the digest of all of them. No torch.
+
+Invariants
+- A tensor is read once, from its offset, in chunks: memory does not grow with the base.
+- Names are the model's, so that a file of the bare body and one of the head model name one tensor alike.
+- Shards are read in the order of their bytes; the digest does not depend on it.
+
+Example
+    >>> Weights.of("models/tiny").exact()
+    Digest('sha256:…')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from registry import bases
+from registry.adapters.safetensors import TensorInfo
+from registry.bases import identity, pipelines
+from registry.bases import modules as base_modules
+from registry.bases.identity import Leaf
+from registry.bases.modules import Facts
+from registry.client.base_folder import components_of, weights_of
+from registry.digest import Digest, Hasher
+from registry.errors import Invalid
+
+CHUNK_BYTES = 4 * 2**20
+
+Progress = Callable[[int], None]
+"""Told of bytes that were read since the last call."""
+
+
+def quiet(_bytes: int) -> None:
+    """Progress that nobody looks at."""
+
+
+class Stored(NamedTuple):
+    """One tensor in a file. `shape` is the logical one (empty if unknown); `is_side` belongs to a packed tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_side: bool
+    info: TensorInfo
+    path: Path
+    data_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All tensors of a base, by the names in its files."""
+
+    folder: Path
+    quantisation: str
+    by_file_name: dict[str, Stored]
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Weights:
+        """From the configuration and the headers. `Invalid` (BASE_INVALID, TENSORS_INVALID) when they are not right.
+
+        Of a pipeline the models that take adapters, each tensor under its component (`unet.mid_block…`).
+        """
+        components = components_of(folder)
+        if components:
+            inner = {part: _stored(Path(folder) / part, pipelines.FACTS) for part in components}
+            found = {
+                f"{part}.{name}": stored._replace(name=f"{part}.{stored.name}")
+                for part, tensors in inner.items() for name, stored in tensors.items()
+            }  # fmt: skip
+            return cls(Path(folder), "", found)
+        facts = bases.facts_of(weights_of(folder)[0])
+        return cls(Path(folder), facts.quantisation, _stored(Path(folder), facts))
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(stored.info.size_bytes for stored in self.by_file_name.values())
+
+    def in_order(self) -> list[Stored]:
+        """As the bytes lie on the disk."""
+        return sorted(self.by_file_name.values(), key=lambda stored: (stored.path, stored.info.start))
+
+    def exact(self, progress: Progress = quiet) -> Digest:
+        """The Merkle root over every tensor. It reads all weights once."""
+        leaves = []
+        for stored in self.in_order():
+            hasher = Hasher()
+            for chunk in chunks(stored, CHUNK_BYTES):
+                hasher.update(chunk)
+                progress(len(chunk))
+            leaves.append(leaf(stored, hasher.digest()))
+        return identity.root(leaves)
+
+
+def _stored(folder: Path, facts: Facts) -> dict[str, Stored]:
+    """The tensors of one model, by the names in its files."""
+    _, headers = weights_of(folder)
+    tensors = bases.all_tensors(headers.values())
+    side = base_modules.side_names(tensors, facts)
+    logical = iter(base_modules.logical(tensors, facts))
+    names = {t.name: (side[t.name], t.shape) if t.name in side else next(logical)[:2] for t in tensors}
+    places = {t.name: (path, header.data_start) for path, header in headers.items() for t in header}
+    return {t.name: Stored(*names[t.name], t.name in side, t, *places[t.name]) for t in tensors}
+
+
+def leaf(stored: Stored, digest: Digest) -> Leaf:
+    return Leaf(stored.name, stored.info.dtype, stored.info.shape, digest)
+
+
+def chunks(stored: Stored, size_bytes: int) -> Iterator[memoryview]:
+    """The tensor's bytes in pieces of `size_bytes`, in one buffer that is used again for the next piece.
+
+    `Invalid` (BASE_INVALID) if the file ends before the tensor does.
+    """
+    buffer = bytearray(min(size_bytes, stored.info.size_bytes))
+    view = memoryview(buffer)
+    left = stored.info.size_bytes
+    with open(stored.path, "rb", buffering=0) as file:
+        file.seek(stored.data_start + stored.info.start)
+        while left:
+            wanted = min(size_bytes, left)
+            got = 0
+            while got < wanted:
+                count = file.readinto(view[got:wanted])
+                if not count:
+                    raise Invalid("BASE_INVALID", f"{stored.path.name} ended inside the tensor {stored.info.name!r}")
+                got += count
+            yield view[:wanted]
+            left -= wanted

@@ -1,0 +1,1 @@
+"""Processes that load hostile input: hosts of a model, children, confinement."""

@@ -1,0 +1,160 @@
+"""What runs in a child of the keeper: `Alone` tries one adapter and ends, `Warm` keeps its model for the next ones.
+
+Invariants
+- An answer is `{"seen": …}`, and `structure` where that was asked for; or `{"failed": sentence}` when this process
+  could not judge.
+- `Warm` also answers `{"alone": why}` for an adapter that it must not take, and `{"discard": why}` when it is spoilt:
+  the keeper then ends it, and tries the adapter in a process of its own.
+- On a GPU each child is a program started afresh that loads the base itself, because what holds a GPU cannot be forked;
+  it tells of each load.
+
+Example
+    >>> Alone(base, loader).answer({"folder": "scratch/adapter", "thresholds": {}}, say)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.adapters import peft, safetensors
+from registry.adapters.peft import LoraSpec, config
+from registry.adapters.peft.config import AdapterConfig
+from registry.evaluation.thresholds import Thresholds
+from registry.worker.model.language import CPU, Base
+from registry.worker.smoke import examination, isolated, resident, structure
+from registry.worker.smoke.examination import Examination
+from registry.worker.smoke.resident import Discard, Resident
+
+Message = dict[str, Any]
+Say = Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """How to load the base: name, folder, device, number format."""
+
+    name: str
+    folder: Path
+    device: str = CPU
+    dtype: str = ""
+
+    @property
+    def forks(self) -> bool:
+        """Whether the keeper loads the base, once, and forks; else each child loads it."""
+        return self.device == CPU
+
+    def load(self) -> Any:
+        """A `Base`; a subclass may load something else that has `load_seconds` and `parameters`."""
+        return Base.load(self.folder, self.name, device=self.device, dtype=self.dtype)
+
+
+class Alone:
+    """One adapter, whatever it is."""
+
+    def __init__(self, base: Any, loader: Loader) -> None:
+        """`base` is a `Base`, or the image model that a subclass tries adapters on; None before it is loaded."""
+        self._base = base
+        self._loader = loader
+
+    def answer(self, request: Message, say: Say) -> Message:
+        try:
+            answer = self._answer(request, say)
+            if request.get("structure") and "seen" in answer:
+                found = structure.ask(self._loader.folder, Path(request["folder"]))
+                answer["structure"] = [finding.model_dump(mode="json") for finding in found]
+            return answer
+        except BaseException as e:
+            return failed(e)
+
+    def base(self, say: Say) -> Any:
+        if self._base is None:
+            self._base = self._loader.load()
+            say({"loaded": {"load_seconds": round(self._base.load_seconds, 3), "parameters": self._base.parameters}})
+        return self._base
+
+    def _answer(self, request: Message, say: Say) -> Message:
+        folder = Path(request["folder"])
+        base = self.base(say)
+        seen = isolated.examine(base, folder, _config_of(folder), thresholds_of(request), say=telling(say))
+        seen.measurements.setdefault("way", "alone")
+        return {"seen": seen.to_message()}
+
+
+class Warm(Alone):
+    """One after the other on one model object."""
+
+    def __init__(self, base: Base | None, loader: Loader) -> None:
+        super().__init__(base, loader)
+        self._resident: Resident | None = None
+
+    def _answer(self, request: Message, say: Say) -> Message:
+        folder = Path(request["folder"])
+        written = _config_of(folder)
+        spec = _spec_of(folder, written)
+        base = self.base(say)
+        reason = resident.reason_to_be_alone(base, written, spec)
+        guest = bool(reason) and self._loader.device != CPU and resident.may_be_guest(written, spec)
+        if request.get("any_name"):
+            reason, guest = "", True
+        if reason and not guest:
+            return {"alone": reason}
+        try:
+            seen = self._examine(base, folder, written, spec, request, say, guest=guest)
+        except Discard as e:
+            return {"discard": str(e)}
+        except Exception as e:
+            if examination.machine_fault(e):
+                raise
+            return {"discard": examination.first_line(e)}
+        return {"seen": seen.to_message()}
+
+    def _examine(
+        self,
+        base: Base,
+        folder: Path,
+        written: AdapterConfig,
+        spec: LoraSpec,
+        request: Message,
+        say: Say,
+        *,
+        guest: bool,
+    ) -> Examination:
+        if self._resident is None:
+            self._resident = Resident(base)
+        self._resident.say = telling(say)
+        if guest:
+            return self._resident.examine_guest(folder, written, thresholds_of(request))
+        return self._resident.examine(folder, written, spec, thresholds_of(request))
+
+
+def failed(error: BaseException) -> Message:
+    """An attempt that says nothing about the adapter."""
+    memory = examination.out_of_memory(error)
+    what = "memory ran out" if memory else "the check broke off"
+    return {"failed": f"{what}: {examination.first_line(error)}", "memory": memory}
+
+
+def telling(say: Say) -> Callable[[str], None]:
+    return lambda progress: say({"says": progress})
+
+
+def thresholds_of(request: Message) -> Thresholds:
+    return Thresholds.with_overrides(request.get("thresholds") or {})
+
+
+def _config_of(folder: Path) -> AdapterConfig:
+    return config.read_config((folder / config.FILE).read_bytes())
+
+
+def _spec_of(folder: Path, written: AdapterConfig) -> LoraSpec:
+    weights = folder / examination.WEIGHTS
+    with open(weights, "rb") as file:
+
+        def read(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        return peft.describe(written, safetensors.read_header(read, weights.stat().st_size, file=weights.name))

@@ -1,0 +1,172 @@
+"""Any adapter on a base in a process that is thrown away: load, forward, comparison, and the base afterwards.
+
+Invariants
+- Runs on an adapter that already fits by its header (registry.compat).
+- Never raises for a hostile file that passed the header check; PEFT's exception becomes `acts.load_failed`.
+- The base without the adapter must be the base again, by every parameter's bits and by its logits' bits.
+
+Example
+    >>> examine(base, Path("scratch/adapter"), config, Thresholds()).findings
+    []
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import peft
+import torch
+
+from registry.adapters.peft import initializations
+from registry.adapters.peft.config import AdapterConfig
+from registry.evaluation.thresholds import Thresholds
+from registry.worker.model import language, probes, updates
+from registry.worker.model.language import Base, Logits
+from registry.worker.smoke import acting, dialogue, examination, samples
+from registry.worker.smoke.acting import Baseline
+from registry.worker.smoke.examination import WEIGHTS, Examination, first_line, machine_fault
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a process knows of its base already. `shared`: other adapters come after this one, so nothing may stay."""
+
+    baseline: Baseline
+    fingerprint: dict[str, int]
+    shared: bool = False
+
+
+def announces_change(config: AdapterConfig) -> bool:
+    """Whether the configuration says that the base will not stay what it was."""
+    return (
+        config.bias != "none"
+        or initializations.changes_base_at_load(config.initialisation)
+        or "kasa_config" in config.other
+        or bool(config.layer_replication)
+        or config.method == "LN_TUNING"
+    )
+
+
+def examine(
+    base: Base, folder: Path, config: AdapterConfig, thresholds: Thresholds, known: Known | None = None, *,
+    say: Callable[[str], None] = examination.silent,
+) -> Examination:  # fmt: skip
+    """Everything that a smoke test sees. Leaves the base unloaded of the adapter, but is not to be trusted to."""
+    seen = Examination(thresholds, say=say)
+    if config.task and base.task and config.task != base.task:
+        sentence = f"the adapter is for the task {config.task}, and this worker runs {base.name} as {base.task}"
+        seen.note("unknown", "acts.task_unsupported", "adapter_config.json: task_type", sentence)
+        return seen
+    if not examination.finite(examination.tensors_of(folder / WEIGHTS), seen):
+        return seen
+    parameters = dict(base.model.named_parameters())
+    examination.norms(updates.of_folder(folder), lambda path: examination.weight_norm(parameters, path), seen)
+    asked = asked_of(base, config)
+    seen.say("the bare base answers the probes")
+    if known is None or known.baseline.asked != asked:
+        known = _learn(base, asked, seen, shared=known is not None)
+    seen.say("the adapter comes in")
+    wrapped = _load(base, folder, seen)
+    if wrapped is not None:
+        if _compare(base, wrapped, known.baseline, seen):
+            dialogue.examine(base, folder, seen)
+            samples.examine(base, wrapped, folder, seen)
+        _base_afterwards(base, wrapped, known, config, seen)
+    tell_probes(base, asked, seen)
+    return seen
+
+
+def asked_of(base: Base, config: AdapterConfig) -> list[tuple[int, ...]]:
+    """The base's probes, and one with the tokens without which this adapter does nothing."""
+    special = (*config.invocation_tokens, *(token for tokens in config.token_indices.values() for token in tokens))
+    return probes.with_tokens(base.probes, special, base.vocabulary)
+
+
+def tell_probes(base: Base, asked: Sequence[tuple[int, ...]], seen: Examination) -> None:
+    seen.measurements["probes"] = len(asked)
+    seen.measurements["probe_tokens"] = sum(len(tokens) for tokens in asked)
+    seen.measurements["probe_kind"] = base.probe_kind
+    seen.measurements["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_initialized():
+        peaks = [torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count())]
+        seen.measurements["peak_gpu_memory_bytes"] = sum(peaks)
+
+
+def _learn(base: Base, asked: list[tuple[int, ...]], seen: Examination, *, shared: bool) -> Known:
+    started = perf_counter()
+    before = base.logits(asked)
+    seen.measure("base_forward_seconds", perf_counter() - started)
+    return Known(Baseline.of(asked, before, base.dtype), base.fingerprint(), shared)
+
+
+def _load(base: Base, folder: Path, seen: Examination) -> Any:
+    started = perf_counter()
+    device = str(next(base.model.parameters()).device)
+    try:
+        wrapped = peft.PeftModel.from_pretrained(base.model, str(folder), is_trainable=False, torch_device=device)
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        sentence = f"PEFT {peft.__version__} cannot load the adapter: {first_line(e)}"
+        seen.note("error", "acts.load_failed", WEIGHTS, sentence)
+        return None
+    wrapped.eval()
+    seen.measure("load_seconds", perf_counter() - started)
+    return wrapped
+
+
+def _compare(base: Base, wrapped: Any, baseline: Baseline, seen: Examination) -> bool:
+    started = perf_counter()
+    try:
+        after = language.logits(wrapped, baseline.asked)
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        seen.note("error", "acts.forward_failed", "forward", f"the model with the adapter fails: {first_line(e)}")
+        return False
+    seen.measure("adapter_forward_seconds", perf_counter() - started)
+    return acting.compare(baseline, after, seen, kind=base.probe_kind)
+
+
+def _base_afterwards(base: Base, wrapped: Any, known: Known, config: AdapterConfig, seen: Examination) -> None:
+    """The base without the adapter must be the base: by every parameter's bits, and by its logits' bits."""
+    started = perf_counter()
+    try:
+        bare = wrapped.get_base_model()
+        wrapped.delete_adapter("default")  # `unload` would keep the copies of modules_to_save in the base's place
+        if known.shared:
+            wrapped.unload()
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        seen.note("warning", "acts.unload_failed", "unload", f"the adapter does not come off again: {first_line(e)}")
+        bare = None
+    now = base.fingerprint()
+    changed = sorted(name for name, bits in known.fingerprint.items() if now[name] != bits)
+    # A bias that the adapter trained is written over the base's own: by its bits only, the logits follow.
+    same = bare is not None and _equal(language.logits(bare, known.baseline.asked), known.baseline.logits)
+    seen.measurements["base_tensors_changed"] = len(changed)
+    seen.measurements["base_logits_equal_after"] = same
+    seen.measure("base_check_seconds", perf_counter() - started)
+    if changed or (bare is not None and not same):
+        _note_change(changed, config, seen)
+
+
+def _equal(now: Logits, before: Logits) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
+
+
+def _note_change(changed: list[str], config: AdapterConfig, seen: Examination) -> None:
+    where = changed[0] if changed else "logits"
+    what = f"{len(changed)} of the base's tensors" if changed else "the base's answers"
+    if announces_change(config):
+        sentence = f"{what} stay changed after unloading, as the configuration announces: it needs a process of its own"
+        seen.note("warning", "acts.base_changed", where, sentence, "bit-equal", "changed")
+    else:
+        sentence = f"{what} stay changed after the adapter is unloaded: it would poison its neighbours"
+        seen.note("error", "acts.base_changed", where, sentence, "bit-equal", "changed")

@@ -1,0 +1,232 @@
+"""The house as data: its rooms, who may import whom, and how to read imports without importing anything.
+
+- The table is closed: a module without a row, or a package without a permission, is a breach.
+- Sources are parsed, never imported, so a breach is found even where its package is not installed.
+
+Example
+    >>> forbidden("registry.compat", "import torch", set())
+    ["registry.compat:1 imports torch; registry may import ['pydantic', 'pydantic_core']"]
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAZY_DOOR = "cli.main"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: modules named by `prefix` may import these kinds of our rooms and these packages."""
+
+    prefix: str
+    ours: frozenset[str]
+    packages: frozenset[str]
+
+
+def _row(prefix: str, ours: str, packages: str) -> Row:
+    return Row(prefix, frozenset(ours.split()), frozenset(packages.split()))
+
+
+# The longest matching prefix decides. ARCHITECTURE.md shows the same table in words.
+TABLE = [
+    _row("registry", "domain", "pydantic pydantic_core"),
+    _row("registry.tlog", "domain", "cryptography"),
+    _row("registry.attestations", "domain", "cryptography pydantic"),
+    _row("registry.client", "domain client", "httpx pydantic"),
+    _row("registry.serving", "domain client serving", "httpx pydantic"),
+    _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
+    _row("registry.serving.vllm", "domain client serving", "vllm"),
+    _row("registry.server", "domain server", "sqlmodel sqlalchemy"),
+    _row("registry.server.access.issuers", "domain server", "jwt"),
+    _row("registry.server.lookup", "domain server", "anyio sqlmodel sqlalchemy"),
+    _row("registry.server.storage.s3", "domain server", "boto3 botocore"),
+    _row("registry.server.database.db", "domain server", "sqlmodel sqlalchemy pysqlite3"),
+    _row("registry.server.database.schema", "domain server", "sqlalchemy alembic"),
+    _row("registry.server.evaluation.weights.numbers", "domain", "numpy"),
+    _row("registry.server.http.app", "domain server routes", "fastapi starlette sqlalchemy"),
+    _row(
+        "registry.server.routes", "domain server routes", "anyio fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"
+    ),
+    _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
+    _row("registry.worker.conversions.images", "domain client worker", "diffusers safetensors torch"),
+    _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf torch"),
+    _row("registry.worker.model.image", "domain worker", "torch diffusers transformers"),
+    _row("registry.worker.sandbox.image_host", "domain worker", "diffusers"),
+    _row("registry.worker.cluster", "domain client worker", "ray"),
+    _row("cli", "domain client cli", "click rich httpx pydantic"),
+    _row("cli.agent", "domain client serving cli", "click"),
+    _row("cli.bases", "domain client worker cli", "click"),
+    _row("cli.export", "domain client serving cli", "click"),
+    _row("cli.main", "cli", "click"),
+    _row("cli.merge", "domain client worker cli", "click"),
+    _row("cli.serve", "domain server app cli", "click uvicorn fastapi"),
+    _row("cli.lane", "server", "uvicorn httptools"),
+    _row("cli.work", "domain client worker cli", "click"),
+    _row("cli.updates", "worker", ""),
+    _row("migrations.env", "server", "alembic sqlalchemy sqlmodel"),
+    _row("migrations.versions", "", "alembic sqlalchemy"),
+]
+
+
+def kind_of(module: str) -> str:
+    """Which room's folder a module of ours is in: domain, client, serving, server, routes, app, worker, cli…"""
+    parts = module.split(".")
+    if parts[0] != "registry":
+        return parts[0]
+    if parts[1:3] == ["server", "routes"]:
+        return "routes"
+    if parts[1:] == ["server", "http", "app"]:
+        return "app"
+    return parts[1] if parts[1:] and parts[1] in {"client", "serving", "server", "worker"} else "domain"
+
+
+def row_of(module: str) -> Row | None:
+    rows = [row for row in TABLE if module == row.prefix or module.startswith(row.prefix + ".")]
+    return max(rows, key=lambda row: len(row.prefix), default=None)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for top in ("registry", "cli", "migrations"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(source: str, known: set[str]) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of everything imported anywhere in the source, submodules told from names."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield ("." * node.level + (node.module or ""), node.lineno)
+                continue
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in known else str(node.module), node.lineno)
+
+
+def forbidden(module: str, source: str, known: set[str]) -> list[str]:
+    """Every import of this source that the table does not allow, one sentence each."""
+    row = row_of(module)
+    if row is None:
+        return [f"{module} has no row in the table of tests/test_boundaries.py"]
+    found = []
+    for name, line in imports_of(source, known):
+        top = name.split(".")[0]
+        if name.startswith("."):
+            found.append(f"{module}:{line} imports {name} relatively; write the whole name")
+        elif top in ("registry", "cli", "migrations", "tests"):
+            if kind_of(name) not in row.ours:
+                found.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.ours)}")
+        elif top not in sys.stdlib_module_names and top not in row.packages:
+            found.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.packages)}")
+    return found
+
+
+def late_imports(module: str, source: str) -> list[str]:
+    """Imports inside functions, and imports by name: only the lazy door of the command line has one."""
+    if module == LAZY_DOOR:
+        return []
+    found = []
+    tree = ast.parse(source)
+    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found.append(f"{module}:{node.lineno} imports inside a function")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            found.append(f"{module}:{node.lineno} imports by name")
+    return sorted(set(found))
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """One cycle of the import graph, as a path; empty if there is none."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(module: str) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        path.append(module)
+        for target in sorted(graph[module]):
+            if found := visit(target):
+                return found
+        path.pop()
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := visit(module))), [])
+
+
+def sources() -> dict[str, str]:
+    """The text of every module of ours."""
+    return {name: path.read_text() for name, path in modules().items()}
+
+
+def graph(texts: dict[str, str]) -> dict[str, set[str]]:
+    """Module → the modules of ours that it imports."""
+    known = set(texts)
+    return {
+        module: {name for name, _ in imports_of(source, known) if name in known and name != module}
+        for module, source in texts.items()
+    }
+
+
+def base_rooms() -> list[str]:
+    """Modules that the base install can import: those whose row allows neither server nor worker nor boto3."""
+    return [
+        module
+        for module in modules()
+        if not module.startswith(("migrations", "registry.server", "registry.worker"))
+        and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
+        and "boto3" not in (row_of(module) or TABLE[0]).packages
+    ]
+
+
+GROUPS = [
+    ("The domain: `registry/`, its files and its pure folders", "registry"),
+    ("The client: `registry/client/`", "registry.client"),
+    ("Beside an engine: `registry/serving/`", "registry.serving"),
+    ("The server: `registry/server/`", "registry.server"),
+    ("Its application and routes", "registry.server.routes"),
+    ("The worker: `registry/worker/`", "registry.worker"),
+    ("The command: `cli/`", "cli"),
+]
+"""Heading in ARCHITECTURE.md → the rooms below it; the longest prefix decides."""
+
+_BEGIN, _END = "<!-- rooms: written by scripts/rooms -->", "<!-- end of rooms -->"
+
+
+def with_rooms(page: str) -> str:
+    """The page with its tables of rooms made anew: a module's path and the first sentence of its docstring."""
+    before, rest = page.split(_BEGIN)
+    after = rest.split(_END)[1]
+    return before + _BEGIN + "\n\n" + "\n".join(_tables()) + "\n" + _END + after
+
+
+def _tables() -> Iterator[str]:
+    rooms: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if not docstring or module.startswith("migrations") or module in ("registry", "cli"):
+            continue
+        routed = module.replace("registry.server.http.app", "registry.server.routes.app")
+        prefix = max((p for _, p in GROUPS if routed == p or routed.startswith(p + ".")), key=len)
+        short = str(path.relative_to(ROOT)).removeprefix("registry/").removesuffix("__init__.py")
+        sentence = " ".join(docstring.split("\n\n")[0].split())
+        rooms.setdefault(prefix, []).append(f"| `{short}` | {sentence} |")
+    for heading, prefix in GROUPS:
+        if prefix in rooms:
+            yield from (f"### {heading}", "", "| room | in one sentence |", "|---|---|", *sorted(rooms[prefix]), "")
