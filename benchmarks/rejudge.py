@@ -1,7 +1,7 @@
 """`make bench-rejudge`: 10,000 versions judged again because the engines' rules changed, on SQLite and on PostgreSQL.
 
 The versions are rows that copy the facts of the cases in tests/engines (rsLoRA, DoRA, patterns, ranks …), each with a
-verdict `fits` and old verdicts `loads`. Then everything is judged by three engines, as `adapter rejudge` does it.
+verdict `compat` and old verdicts `engine`. Then everything is judged by three engines, as `adapter rejudge` does it.
 The goal is a minute, and no blob is read: the store refuses every read while it runs, and its refusals are counted.
 
     figures   <database>_seconds, _cpu_seconds, _versions_per_second, _verdicts, and blobs_read
@@ -52,16 +52,16 @@ class Shut(MemoryBlobs):
 
 
 def shelve(world: World) -> None:
-    """The versions, each with `fits` and, for every engine, a verdict that older rules made."""
+    """The versions, each with `compat` and, for every engine, a verdict that older rules made."""
     world.add_base()
     world.push("acme/pattern")
     stored = [engine_facts.to_stored(facts_of(files)) for files in CASES.values()]
     with world.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one()
         version = session.exec(select(VersionRow)).one().model_dump()
-        fits = session.exec(select(VerdictRow).where(VerdictRow.check == "fits")).one().model_dump(exclude={"id"})
+        compat = session.exec(select(VerdictRow).where(VerdictRow.check == "compat")).one().model_dump(exclude={"id"})
         old = [
-            fits | {"check": "loads", "profile": str(asked), "made_by": {"rules": "sha256:old"}}
+            compat | {"check": "engine", "profile": str(asked), "made_by": {"rules": "sha256:old"}}
             for asked in engine_compat.profiles(ENGINES)
         ]
         for start in range(0, VERSIONS - 1, BATCH):
@@ -71,7 +71,7 @@ def shelve(world: World) -> None:
                            "facts": {**version["facts"], "engine": stored[n % len(stored)]}} for n in numbers
             ]  # fmt: skip
             session.connection().execute(insert(VersionRow), new)
-            verdicts = [pattern | {"version_id": 1000 + n} for n in numbers for pattern in (fits, *old)]
+            verdicts = [pattern | {"version_id": 1000 + n} for n in numbers for pattern in (compat, *old)]
             session.connection().execute(insert(VerdictRow), verdicts)
 
 

@@ -86,7 +86,7 @@ class Shop:
             raise RuntimeError(f"no job for {digest}")
         prompt = Prompt(tokens=TOKENS, adapter=tuple(answers(weights)), base=tuple(answers(b"")))
         report = Report(
-            check=Check.ACTS, subject=digest, base=base.name, base_fingerprint=base.fingerprint, findings=(),
+            check=Check.SMOKE, subject=digest, base=base.name, base_fingerprint=base.fingerprint, findings=(),
             measurements={"largest_difference": 0.25}, made_by={"worker": "bench"},
             fingerprint=Fingerprint(prompts=(prompt,)),
         )  # fmt: skip

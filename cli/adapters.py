@@ -69,7 +69,7 @@ def _print_list(items: list[AdapterView]) -> None:
     if not items:
         click.echo("No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE")
         return
-    columns = ("name", "newest", "base", "method", "rank", "size", "fits", "acts", "aliases", "updated")
+    columns = ("name", "newest", "base", "method", "rank", "size", "compat", "smoke", "aliases", "updated")
     rows = [
         (
             output.strong(item.name),
@@ -78,8 +78,8 @@ def _print_list(items: list[AdapterView]) -> None:
             versions.method_name(item.method),
             str(item.rank or "-"),
             output.size(item.size_bytes),
-            output.outcome(item.verdicts.get("fits", "")),
-            output.outcome(item.verdicts.get("acts", "")),
+            output.outcome(item.verdicts.get("compat", "")),
+            output.outcome(item.verdicts.get("smoke", "")),
             " ".join(f"{alias}@{number}" for alias, number in sorted(item.aliases.items()) if alias != "main") or "-",
             output.moment(item.updated_at),
         )

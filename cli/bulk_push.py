@@ -68,5 +68,5 @@ def _print_pushed(result: Result[Pushed]) -> None:
         return
     version = result.answer.version
     state = "new" if result.answer.created else "unchanged"
-    fits = next((v.outcome for v in reversed(version.verdicts) if v.check == "fits"), "")
-    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {state}  fits {output.outcome(fits)}")
+    compat = next((v.outcome for v in reversed(version.verdicts) if v.check == "compat"), "")
+    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {state}  compat {output.outcome(compat)}")

@@ -82,11 +82,11 @@ def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> 
 def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> list[Verdict]:
     """On its own base from what the registry keeps; on another one from its configuration and header."""
     version = registry.version(ref)
-    stored = [v for v in version.verdicts if v.check is Check.FITS and base in ("", v.base)]
+    stored = [v for v in version.verdicts if v.check is Check.COMPAT and base in ("", v.base)]
     if stored:
         exactly = Ref(ref.name, version.digest)
         loads = registry.verdicts(exactly, [str(profile) for profile in asked]).items if asked else []
-        numbers = [v for v in version.verdicts if v.check is Check.VALUES and v.outcome is not Outcome.PASS]
+        numbers = [v for v in version.verdicts if v.check is Check.WEIGHTS and v.outcome is not Outcome.PASS]
         return [stored[-1], *numbers, *loads]
     links = {file.path: file for file in registry.resolve(Ref(ref.name, version.digest)).files}
 
@@ -105,11 +105,11 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
 def _print_verdicts(what: str, verdicts: list[Verdict], is_folder: bool) -> None:
     for verdict in verdicts:
         where = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
-        where = f"{where}, its numbers" if verdict.check is Check.VALUES else where
+        where = f"{where}, its numbers" if verdict.check is Check.WEIGHTS else where
         click.echo(f"{output.strong(what)} {where}: {output.outcome(verdict.outcome)}")
         for finding in verdict.findings:
             click.echo(f"  {finding.severity:<8} {versions.finding_line(finding)}")
-        if verdict.check is Check.FITS and verdict.outcome is Outcome.PASS and not verdict.findings:
+        if verdict.check is Check.COMPAT and verdict.outcome is Outcome.PASS and not verdict.findings:
             later = (
                 "; the push reads the numbers (NaN, zeros),\n  and a worker tries whether it acts" if is_folder else ""
             )

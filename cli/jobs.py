@@ -76,9 +76,9 @@ def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> J
 
 
 def verdict_of(registry: Registry, ref: Ref, job: Job) -> Verdict | None:
-    """The newest verdict `acts` of the version that the job was about."""
+    """The newest verdict `smoke` of the version that the job was about."""
     subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
-    found = [v for v in registry.version(subject).verdicts if v.check is Check.ACTS]
+    found = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
     return found[-1] if found else None
 
 

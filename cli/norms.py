@@ -45,7 +45,7 @@ def of_version(registry: Registry, version: VersionView) -> Sizes:
         weights = {path: one.weight for path, one in known.items() if one.weight is not None}
         hint = "" if values.base_measured else f"adapter base identify {version.base} DIR"
         return Sizes(version.base, {path: one.update for path, one in known.items()}, weights, hint)
-    reports = [v.report for v in version.verdicts if v.check is Check.ACTS and v.report]
+    reports = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
     if not reports:
         return Sizes(version.base, {}, {})
     measured = dict(registry.report(ref, reports[-1]).measurements.get("module_norms") or {})

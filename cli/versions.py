@@ -114,12 +114,12 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
         lines += [f"      - {finding_line(f)}" for f in found[:FINDINGS_SHOWN]]
         if len(found) > FINDINGS_SHOWN:
             lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
-    if (Check.ACTS, "") not in newest:
+    if (Check.SMOKE, "") not in newest:
         failed = {check for (check, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
         why = f"not tried yet: adapter validate {ref} --wait"
-        if Check.FITS in failed or Check.VALUES in failed:
-            why = "not tried: it does not fit" if Check.FITS in failed else "not tried: its values are broken"
-        lines.append(f"{'acts':<8}{output.faint(why)}")
+        if Check.COMPAT in failed or Check.WEIGHTS in failed:
+            why = "not tried: it does not fit" if Check.COMPAT in failed else "not tried: its weights are broken"
+        lines.append(f"{'smoke':<8}{output.faint(why)}")
     return lines
 
 

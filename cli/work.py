@@ -7,7 +7,7 @@ Invariants
 
 Example
     $ adapter work --once --base SmolLM2-135M-Instruct=models/smollm2
-    acme/pirate: acts: pass (logits move by up to 21.3, KL 0.61 nats a token)
+    acme/pirate: smoke: pass (logits move by up to 21.3, KL 0.61 nats a token)
 """
 
 from __future__ import annotations

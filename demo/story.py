@@ -111,7 +111,7 @@ def _three_merchants(stage: Stage, props: Path) -> None:
     for name, folder in MERCHANTS.items():
         stage.adapter("push", str(props / folder), name, "-m", f"the {folder} tone", "--wait", "--timeout", "300")
         verdicts = _verdicts(stage, name)
-        passed = dict.fromkeys(("fits", "values", "acts"), "pass")
+        passed = dict.fromkeys(("compat", "weights", "smoke"), "pass")
         stage.expect(verdicts == passed, f"{name} has the verdicts {verdicts}")
     stage.proves("a LoRA, a DoRA and an rsLoRA adapter fit the base by their headers and act on it")
     stored = _stored(stage)
@@ -129,12 +129,12 @@ def _two_that_are_stopped(stage: Stage, props: Path) -> None:
     wrong = str(props / "other-base")
     stage.adapter("push", wrong, "acme/stray", "--base", BASE, "--strict", expect=6)
     stage.adapter("promote", "acme/stray", "prod", expect=6)
-    stage.expect(_verdicts(stage, "acme/stray").get("fits") == "fail", "the stray adapter was found to fit")
+    stage.expect(_verdicts(stage, "acme/stray").get("compat") == "fail", "the stray adapter was found to fit")
     stage.proves("an adapter for another base is recorded with its reasons, and the gate of prod stays shut")
     stage.tell("  One holds a single NaN among 4.9 million numbers; its header is perfect:\n")
     stage.adapter("push", str(props / "nan"), "acme/broken", "--wait", "--timeout", "300")
     verdicts = _verdicts(stage, "acme/broken")
-    stage.expect((verdicts["fits"], verdicts["acts"]) == ("pass", "fail"), f"the broken adapter has {verdicts}")
+    stage.expect((verdicts["compat"], verdicts["smoke"]) == ("pass", "fail"), f"the broken adapter has {verdicts}")
     stage.adapter("promote", "acme/broken", "prod", expect=6)
     stage.proves("an adapter with one NaN is found by its tensor's name, and cannot reach prod")
 

@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One broken rule: its code in dotted form (`weights.duplicate_key`), where, and in words."""
+    """One broken rule: its code in dotted form (`safetensors.duplicate_key`), where, and in words."""
 
     code: str
     place: str

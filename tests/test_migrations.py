@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,14 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, event, inspect, text
+from sqlalchemy import Connection, Engine, event, inspect, text
+from sqlmodel import Session, col, select
 
 from registry.errors import Conflict
+from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Check, Finding
 from registry.server.database import db, schema
-from registry.server.database.models import content
+from registry.server.database.models import content, gates
 from registry.server.settings import Settings
 from tests import services
 
@@ -92,6 +97,74 @@ def test_what_was_fused_into_a_base_before_can_be_walked_after_the_step(empty: E
             text("SELECT name, parent_digest, relation FROM base_edge JOIN base ON base.id = base_edge.base_id")
         ).all()
     assert [tuple(edge) for edge in edges] == [("fused", "sha256:1", "fused")]
+
+
+def insert(connection: Connection, table: str, **values: object) -> None:
+    texts = {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in values.items()}
+    columns = ", ".join(f'"{name}"' for name in texts)
+    connection.execute(
+        text(f"INSERT INTO {table} ({columns}) VALUES ({', '.join(f':{name}' for name in texts)})"), texts
+    )
+
+
+def stored_before_0015(connection: Connection) -> None:
+    """A version that was pushed, judged and promoted by a server of schema 0014."""
+    now = datetime.now(UTC)
+    made = {"created_at": now, "created_by": "ann"}
+    insert(connection, "base", id=1, name="b", fingerprint="f", spec={}, source="", **made)
+    insert(connection, "adapter", id=1, namespace="acme", name="a", newest_number=1, updated_at=now, **made)
+    insert(connection, "version", id=1, adapter_id=1, number=1, digest="d", manifest="{}", base_id=1, size_bytes=1,
+           method="LORA", facts={}, message="", yank_reason="", quarantine_reason="", **made)  # fmt: skip
+    sentence = 'it says "code": "fit.shape" and "check": "fits"'
+    findings = [{"code": code, "severity": "error", "place": "x", "sentence": sentence, "expected": "", "found": ""}
+                for code in ("fit.shape", "values.huge", "weights.empty", "acts.drift", "lora.no_modules")]  # fmt: skip
+    for number, check in enumerate(("fits", "values", "loads", "acts"), 1):
+        insert(connection, "verdict", id=number, version_id=1, check=check, profile="", base_id=1, base_fingerprint="f",
+               outcome="fail", findings=findings if check == "fits" else [], summary=sentence, made_by={}, made_at=now,
+               job_id="")  # fmt: skip
+    evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"}]
+    insert(connection, "alias_move", adapter_id=1, alias="prod", generation=1, to_version_id=1, at=now, actor="ann",
+           token_id="", reason="", evidence=evidence)  # fmt: skip
+    gate = {"requires": ["fits", "acts"], "approvals": 2}
+    insert(connection, "namespace_gate", namespace="acme", alias="prod", gate=gate, set_at=now, set_by="ann")
+    insert(connection, "adapter_gate", adapter_id=1, alias="prod", gate=gate, set_at=now, set_by="ann")
+
+
+def contents(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of every table, as text."""
+    with engine.connect() as connection:
+        return {
+            name: sorted(
+                (tuple(map(repr, row)) for row in connection.execute(text(f'SELECT * FROM "{name}"'))), key=repr
+            )
+            for name in sorted(inspect(engine).get_table_names())
+            if name != "alembic_version"
+        }
+
+
+def test_stored_words_move_to_the_words_of_today_and_back(empty: Engine) -> None:
+    schema.migrate(empty, "0014")
+    with empty.begin() as connection:
+        stored_before_0015(connection)
+    before = contents(empty)
+    schema.migrate(empty)
+    with Session(empty) as session:
+        verdicts = session.exec(select(content.VerdictRow).order_by(col(content.VerdictRow.id))).all()
+        assert [verdict.check for verdict in verdicts] == ["compat", "weights", "engine", "smoke"]
+        codes = [finding["code"] for finding in verdicts[0].findings]
+        assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules"]
+        assert verdicts[0].findings[0]["sentence"] == verdicts[0].summary, "a text that quotes a key stays as it is"
+        assert all(Finding.model_validate(finding) for finding in verdicts[0].findings)
+        gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2)
+        assert Gate.model_validate(session.get_one(gates.NamespaceGateRow, ("acme", "prod")).gate) == gate
+        assert Gate.model_validate(session.get_one(gates.AdapterGateRow, (1, "prod")).gate) == gate
+        evidence = session.get_one(content.AliasMoveRow, (1, "prod", 1)).evidence
+        assert evidence == [
+            {"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "compat", "outcome": "pass"}
+        ]  # fmt: skip
+    with empty.begin() as connection:
+        command.downgrade(schema.alembic(connection), "0014")
+    assert contents(empty) == before
 
 
 def test_migrating_twice_changes_nothing(empty: Engine) -> None:

@@ -178,7 +178,7 @@ class World:
 
     def report(self, subject: Digest, base: str, findings: Sequence[Finding] = ()) -> Report:
         return Report(
-            check=Check.ACTS,
+            check=Check.SMOKE,
             subject=subject,
             base=base,
             base_fingerprint=self.bases[base].fingerprint,

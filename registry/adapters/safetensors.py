@@ -57,7 +57,9 @@ DTYPE_BYTES: dict[str, int] = {
 FLOATS = frozenset({"F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3"})
 """The types an adapter's weights may have."""
 
-_DIALECT = strict_json.Dialect("TENSORS_INVALID", "weights", depth=3, signed_zero=False, unreadable="header_invalid")
+_DIALECT = strict_json.Dialect(
+    "TENSORS_INVALID", "safetensors", depth=3, signed_zero=False, unreadable="header_invalid"
+)
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _WRONG_FILES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded"),
@@ -129,7 +131,7 @@ def read_header(read: Read, size_bytes: int, *, file: str, limits: Limits = LIMI
         head += read(8, min(size_bytes - 8, 16))
         _refuse_file(file, head, f"says that its header is {length} bytes, but only {size_bytes - 8} follow")
     if length > limits.header_bytes:
-        _too_large(file, "weights.header_too_large", f"a header of {length} bytes", limits.header_bytes, "bytes")
+        _too_large(file, "safetensors.header_too_large", f"a header of {length} bytes", limits.header_bytes, "bytes")
     raw = read(8, length)
     if len(raw) != length:
         _refuse_file(file, head, f"ended after {len(raw)} of its header's {length} bytes")
@@ -138,7 +140,7 @@ def read_header(read: Read, size_bytes: int, *, file: str, limits: Limits = LIMI
     entries = strict_json.parse(raw, _DIALECT, file=file)
     count = len(entries) - ("__metadata__" in entries)
     if count > limits.tensors:
-        _too_large(file, "weights.too_many_tensors", f"{count} tensors", limits.tensors, "tensors")
+        _too_large(file, "safetensors.too_many_tensors", f"{count} tensors", limits.tensors, "tensors")
     return _Reader(file, size_bytes - 8 - length, limits).header(entries, 8 + length, size_bytes)
 
 
@@ -159,10 +161,12 @@ def _refuse_file(file: str, head: bytes, sentence: str) -> NoReturn:
         raise Invalid(
             "TENSORS_INVALID",
             f"{file} is not a safetensors file: it is {kind}",
-            reasons=[Reason("weights.not_safetensors", file, f"is {kind}")],
+            reasons=[Reason("safetensors.not_safetensors", file, f"is {kind}")],
             next_step="save the adapter with save_pretrained(..., safe_serialization=True) and push that folder",
         )
-    raise Invalid("TENSORS_INVALID", f"{file} {sentence}", reasons=[Reason("weights.header_invalid", file, sentence)])
+    raise Invalid(
+        "TENSORS_INVALID", f"{file} {sentence}", reasons=[Reason("safetensors.header_invalid", file, sentence)]
+    )
 
 
 def _too_large(file: str, code: str, found: str, limit: int, unit: str) -> NoReturn:
@@ -188,7 +192,7 @@ class _Reader:
         found = [self._tensor(name, entry) for name, entry in entries.items()]
         tensors = sorted((t for t in found if t is not None), key=lambda t: (t.start, t.end))
         if not entries:
-            self._broken("weights.empty", "__metadata__", "the file holds no tensor")
+            self._broken("safetensors.empty", "__metadata__", "the file holds no tensor")
         if not self._reasons:
             self._layout(tensors)
         if self._reasons:
@@ -205,7 +209,7 @@ class _Reader:
             self._reasons.append(Reason(code, place[:120], sentence))
 
     def _metadata(self, value: Any) -> dict[str, str]:
-        code, place = "weights.metadata_invalid", "__metadata__"
+        code, place = "safetensors.metadata_invalid", "__metadata__"
         if not isinstance(value, dict):
             self._broken(code, place, "must be an object of texts")
             return {}
@@ -217,35 +221,37 @@ class _Reader:
         size = sum(len(k.encode()) + len(v.encode()) for k, v in value.items())
         if size > self._limits.metadata_bytes:
             limit = self._limits.metadata_bytes
-            _too_large(self._file, "weights.metadata_too_large", f"{size} bytes of metadata", limit, "bytes")
+            _too_large(self._file, "safetensors.metadata_too_large", f"{size} bytes of metadata", limit, "bytes")
         return value
 
     def _tensor(self, name: str, entry: Any) -> TensorInfo | None:
         before = len(self._reasons)
         problem = self._problem_with_name(name)
         if problem:
-            self._broken("weights.tensor_name_invalid", name, problem)
+            self._broken("safetensors.tensor_name_invalid", name, problem)
         if not isinstance(entry, dict) or set(entry) != _FIELDS:
-            self._broken("weights.entry_invalid", name, "must be an object of exactly dtype, shape and data_offsets")
+            self._broken(
+                "safetensors.entry_invalid", name, "must be an object of exactly dtype, shape and data_offsets"
+            )
             return None
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-            self._broken("weights.dtype_invalid", name, f"the dtype {str(dtype)[:40]!r} is not one that we read")
+            self._broken("safetensors.dtype_invalid", name, f"the dtype {str(dtype)[:40]!r} is not one that we read")
             return None
         if not self._whole_numbers(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= self._data_bytes:
             rule = f"data_offsets must be two whole numbers, rising, within the {self._data_bytes} data bytes"
-            self._broken("weights.offsets_invalid", name, rule)
+            self._broken("safetensors.offsets_invalid", name, rule)
             return None
         limits = self._limits
         if not self._whole_numbers(shape) or len(shape) > limits.dimensions or max(shape, default=0) > limits.side:
             rule = f"shape must be at most {limits.dimensions} whole numbers of at most {limits.side}"
-            self._broken("weights.shape_invalid", name, rule)
+            self._broken("safetensors.shape_invalid", name, rule)
             return None
         info = TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
         expected = info.elements * DTYPE_BYTES[dtype]
         if expected != info.size_bytes:
             rule = f"shape {shape} of {dtype} takes {expected} bytes, the offsets hold {info.size_bytes}"
-            self._broken("weights.size_invalid", name, rule)
+            self._broken("safetensors.size_invalid", name, rule)
         return info if len(self._reasons) == before else None
 
     def _problem_with_name(self, name: str) -> str:
@@ -267,8 +273,8 @@ class _Reader:
         for info in tensors:
             if info.start != at:
                 kind = "leaves a hole before" if info.start > at else "overlaps another tensor at"
-                self._broken("weights.layout_invalid", info.name, f"{kind} data byte {info.start}; expected {at}")
+                self._broken("safetensors.layout_invalid", info.name, f"{kind} data byte {info.start}; expected {at}")
             at = max(at, info.end)
         if at != self._data_bytes:
             rule = f"{self._data_bytes - at} bytes follow the last tensor, which no tensor owns"
-            self._broken("weights.layout_invalid", tensors[-1].name, rule)
+            self._broken("safetensors.layout_invalid", tensors[-1].name, rule)

@@ -20,7 +20,7 @@ class RosterEntry(Answer):
     """One adapter of the roster: the version that the alias points at, and what is known of it.
 
     `served_name` is unique in the roster and belongs to the version, not to the adapter: an engine never sees other
-    weights under a name it knows. `loads` and `findings` are of the engine that was asked for; None without one.
+    weights under a name it knows. `engine_outcome` and `findings` are of the engine that was asked for, if any.
     """
 
     name: str
@@ -33,7 +33,7 @@ class RosterEntry(Answer):
     size_bytes: int
     files: list[FileLink]
     verdicts: dict[str, str]
-    loads: Outcome | None = None
+    engine_outcome: Outcome | None = None
     findings: list[Finding] = []
 
 

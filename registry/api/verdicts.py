@@ -100,7 +100,7 @@ class FleetView(Answer):
 
 
 class RejudgeRequest(Request):
-    """POST /verdicts/rejudge: judge versions again whose verdicts `loads` are older than the engines' rules.
+    """POST /verdicts/rejudge: judge versions again whose verdicts `engine` are older than the engines' rules.
 
     Headers whose facts an older release kept in another form are read again first.
     """
@@ -110,7 +110,7 @@ class RejudgeRequest(Request):
 
 class RejudgePage(Answer):
     """What one request did. `looked`: versions looked at; `analysed`: those whose header was read again; `renewed`:
-    verdicts `loads` written; go on with `next_cursor`."""
+    verdicts `engine` written; go on with `next_cursor`."""
 
     looked: int = 0
     analysed: int = 0

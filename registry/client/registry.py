@@ -57,11 +57,11 @@ class Registry(Versions):
 
     # ------------------------------------------------------------ judging
     def check(self, request: CheckRequest) -> VerdictList:
-        """`fits`, then `loads` for each engine, of what is not pushed."""
+        """`compat`, then `engine` for each engine, of what is not pushed."""
         return self._post("/check", request, VerdictList)
 
     def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> VerdictList:
-        """`loads` of a version for each engine, judged now; without engines what is stored about it."""
+        """`engine` of a version for each engine, judged now; without engines what is stored about it."""
         return self._get(f"{path_of(ref)}/verdicts", VerdictList, engine=list(engines))
 
     def values(self, ref: AnyRef) -> ValuesView:

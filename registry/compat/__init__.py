@@ -63,13 +63,15 @@ def _prompts(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     width = 2 * base.layers * base.kv_heads * base.head_size if lora.method == "PREFIX_TUNING" else base.hidden
     for piece in (piece for piece in lora.pieces if piece.name == "prompt_embeddings"):
         if not width or lora.method in ("CPT", "CARTRIDGE"):
-            notes.unknown("fit.method_unjudged", piece.name, f"the width of {lora.method} cannot be told from headers")
+            notes.unknown(
+                "compat.method_unjudged", piece.name, f"the width of {lora.method} cannot be told from headers"
+            )
         elif len(piece.shape) != 2 or piece.shape[1] != width:
             sentence = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
-            notes.error("fit.shape", piece.name, sentence, [rows, width], list(piece.shape))
+            notes.error("compat.shape", piece.name, sentence, [rows, width], list(piece.shape))
         elif type(rows) is int and rows > 0 and piece.shape[0] % rows:
             sentence = f"{piece.name} has {piece.shape[0]} rows, and the configuration says {rows} virtual tokens"
-            notes.error("fit.shape", piece.name, sentence, [rows, width], list(piece.shape))
+            notes.error("compat.shape", piece.name, sentence, [rows, width], list(piece.shape))
 
 
 def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
@@ -79,7 +81,7 @@ def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     for field, numbers in lists.items():
         if numbers and base.vocab and max(numbers) >= base.vocab:
             sentence = f"{field} holds token {max(numbers)}; this base has tokens 0 to {base.vocab - 1}"
-            notes.error("fit.token_unknown", f"{CONFIG}: {field}", sentence, f"< {base.vocab}", max(numbers))
+            notes.error("compat.token_unknown", f"{CONFIG}: {field}", sentence, f"< {base.vocab}", max(numbers))
     rows = {len(numbers) for numbers in lora.config.token_indices.values()}
     pieces = [*lora.tokens, *(p for p in lora.pieces if p.name.endswith("trainable_tokens_delta"))]
     for piece in pieces:
@@ -87,11 +89,11 @@ def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
         if len(piece.shape) != 2 or (base.hidden and piece.shape[1] != base.hidden) or piece.shape[0] not in rows:
             expected = [max(rows, default=0), base.hidden]
             sentence = f"{place} has shape {list(piece.shape)}; the configuration and this base make it {expected}"
-            notes.error("fit.shape", place, sentence, expected, list(piece.shape))
+            notes.error("compat.shape", place, sentence, expected, list(piece.shape))
     if lora.config.token_indices and not pieces:
         sentence = "the configuration says that tokens were trained, and the file holds no trained rows"
         place = f"{CONFIG}: trainable_token_indices"
-        notes.error("fit.tokens_absent", place, sentence, "trainable_tokens_delta", "nothing")
+        notes.error("compat.tokens_absent", place, sentence, "trainable_tokens_delta", "nothing")
 
 
 def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
@@ -102,17 +104,17 @@ def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
             f"{config.initialisation} changed the base's own weights before training: this adapter is right only "
             "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"
         )
-        notes.warning("fit.base_was_changed", f"{CONFIG}: init_lora_weights", sentence)
+        notes.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", sentence)
     if config.layer_replication:
         sentence = "layer_replication changes the depth of the base: it needs a process of its own"
-        notes.warning("fit.changes_depth", f"{CONFIG}: layer_replication", sentence)
+        notes.warning("compat.changes_depth", f"{CONFIG}: layer_replication", sentence)
     if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
         sentence = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
-        notes.warning("fit.changes_base", f"{CONFIG}: bias", sentence)
+        notes.warning("compat.changes_base", f"{CONFIG}: bias", sentence)
     for field, meaning in _SEMANTICS.items():
         if config.other.get(field):
             sentence = f"{meaning}: a runtime for plain LoRA computes something else"
-            notes.warning("fit.semantics", f"{CONFIG}: {field}", sentence)
+            notes.warning("compat.semantics", f"{CONFIG}: {field}", sentence)
     if base.quantisation:
         sentence = f"the base is packed ({base.quantisation}): an adapter trained on the unpacked one acts differently"
-        notes.info("fit.base_quantised", base.name, sentence)
+        notes.info("compat.base_quantised", base.name, sentence)

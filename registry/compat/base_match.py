@@ -40,10 +40,10 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness],
             f"the configuration names {claim.name!r}, by its name a packed copy, and {base.name!r} is not packed: "
             f"the adapter was not made for this base ({MEASURED})"
         )
-        notes.warning("fit.trained_on_packed", PLACE, sentence, base.name, claim.name)
+        notes.warning("compat.trained_on_packed", PLACE, sentence, base.name, claim.name)
     elif not claim.names(base.name):
         sentence = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
-        notes.warning("fit.base_named_differently", PLACE, sentence)
+        notes.warning("compat.base_named_differently", PLACE, sentence)
 
 
 def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness]) -> Likeness | None:
@@ -59,15 +59,15 @@ def _known(claim: BaseClaim, base: BaseSpec, related: Likeness, notes: Notes) ->
     sentence = f"trained on {related.other!r} and checked on {base.name!r}: {related.other!r} {related.sentence}"
     match related.grade:
         case Grade.EXACT | Grade.OTHER_DTYPE:
-            notes.info("fit.base_same_weights", PLACE, sentence)
+            notes.info("compat.base_same_weights", PLACE, sentence)
         case Grade.QUANTISED:
             more = "" if base.quantisation else f"; on the plain base it acts differently ({MEASURED})"
-            notes.warning("fit.base_quantised_variant", PLACE, sentence + more, base.name, related.other)
+            notes.warning("compat.base_quantised_variant", PLACE, sentence + more, base.name, related.other)
         case Grade.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"
-            notes.warning("fit.base_descendant", PLACE, sentence + more, base.name, related.other)
+            notes.warning("compat.base_descendant", PLACE, sentence + more, base.name, related.other)
         case _ if claim.is_local or related.other != claim.name:
             more = "; if that base is meant, this adapter is noise here"
-            notes.warning("fit.base_named_differently", PLACE, sentence + more, base.name, related.other)
+            notes.warning("compat.base_named_differently", PLACE, sentence + more, base.name, related.other)
         case _:
-            notes.error("fit.base_unrelated", PLACE, sentence, base.name, related.other)
+            notes.error("compat.base_unrelated", PLACE, sentence, base.name, related.other)

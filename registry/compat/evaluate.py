@@ -2,7 +2,7 @@
 
 Invariants
 - Judges a configuration and a header that were read already; it reads nothing itself, and it stores nothing.
-- The first verdict is `fits`; then one `loads` for each profile, in the order that was asked.
+- The first verdict is `compat`; then one `engine` for each profile, in the order that was asked.
 
 Example
     >>> [v.outcome for v in verdicts(found, base, subject, [engines.profile("vllm==0.33.0")])]
@@ -32,20 +32,20 @@ def verdicts(
     *,
     relatives: Sequence[Likeness] = (),
 ) -> list[Verdict]:
-    """`fits`, and `loads` for each of the profiles. `subject` is the digest of what is judged."""
+    """`compat`, and `engine` for each of the profiles. `subject` is the digest of what is judged."""
     findings = fit(found, base, relatives)
     made_by = {"registry": __version__}
-    fits = Verdict.of(Check.FITS, subject, base.name, base.fingerprint, findings, made_by=made_by)
+    compat = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, findings, made_by=made_by)
     stored = engine_facts.to_stored(version_facts.of_engine(found))
-    loads = [
-        engines.verdict(stored, asked, subject=subject, base=base, fits=fits.outcome, registry=__version__)
+    served = [
+        engines.verdict(stored, asked, subject=subject, base=base, compat=compat.outcome, registry=__version__)
         for asked in profiles
     ]
-    return [fits, *loads]
+    return [compat, *served]
 
 
 def fit(found: Found, base: BaseSpec, relatives: Sequence[Likeness] = ()) -> tuple[Finding, ...]:
-    """All findings of the check `fits`, whichever tool wrote the adapter."""
+    """All findings of the check `compat`, whichever tool wrote the adapter."""
     if isinstance(found, Contents):
         return (*found.findings, *compat.check_fit(found.lora, base, relatives))
     if found.findings:  # names of no known scheme: there is nothing to compare

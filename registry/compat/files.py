@@ -33,11 +33,11 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     if is_image != base.is_pipeline:
         kind, other = ("an image model", "a language model") if is_image else ("a language model", "an image model")
         sentence = f"the file's names ({facts.scheme}) are of {kind}, and {base.name} is {other}"
-        notes.error("fit.kind", facts.file, sentence, kind, other)
+        notes.error("compat.kind", facts.file, sentence, kind, other)
         return notes.findings()
     if not base.is_of(facts.family):
         sentence = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
-        notes.error("fit.family", facts.file, sentence, base.model_type, facts.family)
+        notes.error("compat.family", facts.file, sentence, base.model_type, facts.family)
         return notes.findings()
     if not facts.modules:
         sentence = f"{facts.file} holds no pair of factors that names a module"
@@ -84,7 +84,7 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, n
     absent = [path for path, there in zip(meant, found, strict=True) if there is None]
     if absent:
         sentence = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
-        notes.note("error" if base.names_known else "unknown", "fit.module_unknown", module.path, sentence,
+        notes.note("error" if base.names_known else "unknown", "compat.module_unknown", module.path, sentence,
                    "a module of the base", absent[0], group=leaf)  # fmt: skip
         return
     _sizes(module, [there for there in found if there is not None], facts, base, notes)
@@ -94,7 +94,7 @@ def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base:
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if not module.in_features or not module.out_features or not all(part.is_known for part in there):
         sentence = f"the sizes of {module.path} cannot be told from the header ({facts.method or 'an unknown method'})"
-        notes.unknown("fit.shape_unknown", module.path, sentence, group=facts.method)
+        notes.unknown("compat.shape_unknown", module.path, sentence, group=facts.method)
         return
     expected = (sum(part.out_features for part in there), there[0].in_features)
     factors = _KERNELS if module.is_conv or there[0].kind == "conv" else (1,)
@@ -106,4 +106,4 @@ def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base:
         notes.warning("format.control_inputs", module.path, sentence, expected[1], found[1])
         return
     sentence = f"{module.path} updates a matrix of {list(found)}; {base.name} has {list(expected)} there"
-    notes.error("fit.shape", module.path, sentence, list(expected), list(found), group=f"{leaf} {found} {expected}")
+    notes.error("compat.shape", module.path, sentence, list(expected), list(found), group=f"{leaf} {found} {expected}")

@@ -30,8 +30,8 @@ JUDGED = frozenset(
 def check_pieces(lora: LoraSpec, site: Site) -> None:
     """Every tensor of the method against the module that it changes."""
     if lora.method not in JUDGED:
-        sentence = f"the sizes of {lora.method} tensors are not judged from headers; run the check 'acts'"
-        site.notes.unknown("fit.method_unjudged", "adapter_config.json: peft_type", sentence)
+        sentence = f"the sizes of {lora.method} tensors are not judged from headers; run the check 'smoke'"
+        site.notes.unknown("compat.method_unjudged", "adapter_config.json: peft_type", sentence)
     kronecker: dict[str, dict[str, Shape]] = {}
     for piece in lora.pieces:
         if not piece.path:
@@ -41,7 +41,7 @@ def check_pieces(lora: LoraSpec, site: Site) -> None:
             site.missing(piece.path, "the adapter's module")
         elif not module.is_known:
             sentence = f"the sizes of {piece.path} cannot be told: the base is packed ({site.base.quantisation})"
-            site.notes.unknown("fit.shape_unknown", piece.path, sentence, group=piece.path.rpartition(".")[2])
+            site.notes.unknown("compat.shape_unknown", piece.path, sentence, group=piece.path.rpartition(".")[2])
         elif lora.method == "LOKR":
             kronecker.setdefault(piece.path, {})[piece.name] = piece.shape
         else:
@@ -57,7 +57,7 @@ def _check_piece(piece: Piece, module: ModuleShape, config: AdapterConfig, site:
         place = f"{piece.path}.{piece.name}"
         sentence = f"{place} has shape {list(piece.shape)}; {site.base.name} takes {list(expected)} there"
         group = f"{piece.name} {piece.path.rpartition('.')[2]}"
-        site.notes.error("fit.shape", place, sentence, list(expected), list(piece.shape), group=group)
+        site.notes.error("compat.shape", place, sentence, list(expected), list(piece.shape), group=group)
 
 
 def expected_shape(
@@ -116,7 +116,7 @@ def _check_kronecker(path: str, factors: dict[str, Shape], site: Site) -> None:
     if found != (module.out_features, module.in_features):
         sentence = f"the LoKr factors of {path} make a matrix of {list(found)}"
         expected = [module.out_features, module.in_features]
-        site.notes.error("fit.shape", path, sentence, expected, list(found), group=path.rpartition(".")[2])
+        site.notes.error("compat.shape", path, sentence, expected, list(found), group=path.rpartition(".")[2])
 
 
 def _whole(factors: dict[str, Shape], name: str) -> Shape | None:

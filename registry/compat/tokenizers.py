@@ -8,7 +8,7 @@ Invariants
 
 Example
     >>> check_tokenizer(manifest.files, read, base)
-    [Finding(code='fit.template_differs', …)]
+    [Finding(code='compat.template_differs', …)]
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> 
 def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, notes: Notes) -> None:
     if size_bytes > TOKENIZER_LIMIT_BYTES:
         sentence = f"{TOKENIZER} has {size_bytes} bytes and is not compared with the base's; the limit is "
-        notes.info("fit.tokenizer_not_compared", TOKENIZER, sentence + str(TOKENIZER_LIMIT_BYTES))
+        notes.info("compat.tokenizer_not_compared", TOKENIZER, sentence + str(TOKENIZER_LIMIT_BYTES))
         return
     try:
         found = tokenizer_fingerprint(read(TOKENIZER, 0, size_bytes))
     except Invalid as e:
-        notes.warning("fit.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
+        notes.warning("compat.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
         return
     if found != expected:
         sentence = f"{TOKENIZER} is not that of {base}: with the base's tokenizer, the adapter reads other tokens"
-        notes.warning("fit.tokenizer_differs", TOKENIZER, sentence, expected, found)
+        notes.warning("compat.tokenizer_differs", TOKENIZER, sentence, expected, found)
 
 
 def _template(path: str, template: str, base: BaseSpec, notes: Notes) -> None:
@@ -65,10 +65,10 @@ def _template(path: str, template: str, base: BaseSpec, notes: Notes) -> None:
     expected = base.fingerprints.template
     if expected is None:
         sentence = f"the version brings a chat template, and {base.name} has none: serve the adapter with it"
-        notes.info("fit.template_added", path, sentence)
+        notes.info("compat.template_added", path, sentence)
     elif found != expected:
         sentence = (
             f"the chat template in {path} is not that of {base.name}: "
             "served with the base's template, the adapter fits and answers badly"
         )
-        notes.warning("fit.template_differs", path, sentence, expected, found)
+        notes.warning("compat.template_differs", path, sentence, expected, found)

@@ -153,17 +153,17 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
 
 
 def verdict(
-    stored: Mapping[str, Any], asked: Profile, *, subject: Digest, base: BaseSpec, fits: Outcome, registry: str
+    stored: Mapping[str, Any], asked: Profile, *, subject: Digest, base: BaseSpec, compat: Outcome, registry: str
 ) -> Verdict:
-    """The verdict `loads` of one version, from its stored facts, its base and `fits`.
+    """The verdict `engine` of one version, from its stored facts, its base and `compat`.
 
     `registry` is the version of this registry, for `made_by`, which also names the rules by their digest: a verdict
     of other rules is old. Reads nothing; renewing is calling it again.
     """
     of_base = engine_facts.of_base(base, stored.get("family", ""), stored.get("components", ()))
-    findings = judge({**stored, **of_base, "fits": fits.value}, asked)
+    findings = judge({**stored, **of_base, "compat": compat.value}, asked)
     made_by = {"registry": registry, "rules": rulebook.digest(asked.engine)}
-    return Verdict.of(Check.LOADS, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by=made_by)
+    return Verdict.of(Check.ENGINE, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by=made_by)
 
 
 def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:

@@ -5,8 +5,8 @@ ten thousand verdicts can be renewed when a rule changes, without reading one bl
 `registry/engines/rules/*.toml` name these fields.
 
 Invariants
-- Facts follow from the configuration and the header alone; only `fits` and `base_*` say something about a base, and
-  `values` about the numbers.
+- Facts follow from the configuration and the header alone; only `compat` and `base_*` say something about a base, and
+  `weights` about the numbers.
 - A field that does not apply has the empty value of its type.
 - Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: headers are then read again (`adapter
   rejudge`), and until then what follows from older stored facts is `unknown`.
@@ -94,8 +94,8 @@ class EngineFacts(Value):
     tensors: int = 0
     parameters: int = 0
     size_bytes: int = 0
-    fits: str = ""
-    values: str = ""
+    compat: str = ""
+    weights: str = ""
     base_family: str = ""
     base_architecture: str = ""
     base_vocabulary: int = 0
@@ -104,8 +104,8 @@ class EngineFacts(Value):
     base_conv1d: bool = False
 
 
-def of_lora(spec: LoraSpec, *, fits: str = "", base: BaseSpec | None = None) -> EngineFacts:
-    """The facts of a language model's adapter. `fits`: its verdict on its base (`pass`, `fail` …), if any."""
+def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -> EngineFacts:
+    """The facts of a language model's adapter. `compat`: its verdict on its base (`pass`, `fail` …), if any."""
     config, paths = spec.config, [m.path for m in spec.modules]
     modules = frozenset(_last(path) for path in paths)
     declared = tuple(sorted({_last(t) for t in config.targets})) if isinstance(config.targets, tuple) else ()
@@ -155,7 +155,7 @@ def of_lora(spec: LoraSpec, *, fits: str = "", base: BaseSpec | None = None) -> 
         tensors=2 * len(spec.modules) + len(spec.pieces) + len(spec.full) + len(spec.tokens),
         parameters=spec.parameters,
         size_bytes=spec.size_bytes,
-        fits=fits,
+        compat=compat,
         **(of_base(base) if base else {}),
     )  # fmt: skip
 
@@ -199,13 +199,13 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
     }
 
 
-def of_image(facts: FileFacts, *, fits: str = "", base: BaseSpec | None = None) -> EngineFacts:
+def of_image(facts: FileFacts, *, compat: str = "", base: BaseSpec | None = None) -> EngineFacts:
     """The facts of an image model's adapter."""
-    found = of_file(facts, is_image=True, fits=fits)
+    found = of_file(facts, is_image=True, compat=compat)
     return found.model_copy(update=of_base(base, found.family, found.components)) if base is not None else found
 
 
-def of_file(facts: FileFacts, *, is_image: bool, fits: str = "") -> EngineFacts:
+def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFacts:
     """The facts of a weights file without a PEFT configuration."""
     return EngineFacts(
         kind="image" if is_image else "text",
@@ -223,7 +223,7 @@ def of_file(facts: FileFacts, *, is_image: bool, fits: str = "") -> EngineFacts:
         tensors=facts.tensors,
         parameters=facts.parameters,
         size_bytes=facts.size_bytes,
-        fits=fits,
+        compat=compat,
     )
 
 

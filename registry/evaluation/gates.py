@@ -10,8 +10,8 @@ Invariants
 - A gate that asks for anything stays shut for numbers that are known to be none, whatever it asks for.
 
 Example
-    >>> Gate(requires=(Check.FITS,), approvals=1).missing(Evidence(pushed_by=frozenset({"ci"})))[0].code
-    'gate.fits_absent'
+    >>> Gate(requires=(Check.COMPAT,), approvals=1).missing(Evidence(pushed_by=frozenset({"ci"})))[0].code
+    'gate.compat_absent'
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from registry.evaluation import golden
 from registry.evaluation.verdicts import Check, Finding, Outcome, Value, Verdict
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
-GOLDEN_CODES = ("acts", "golden")
-"""How the codes of findings begin that a golden sample left: `acts.golden…`."""
+GOLDEN_CODES = ("smoke", "golden")
+"""How the codes of findings begin that a golden sample left: `smoke.golden…`."""
 
 
 class Approval(Value):
@@ -38,13 +38,13 @@ class Approval(Value):
 
 
 class Evidence(Value):
-    """What is known of a version. `verdicts` oldest first; `loads` are those of the engines that a gate names.
+    """What is known of a version. `verdicts` oldest first; `engines` are those of the engines that a gate names.
 
     `held_seconds`: channel → how long it pointed at this version, in all. `signed_by`: verified signatures' identities.
     """
 
     verdicts: tuple[Verdict, ...] = ()
-    loads: tuple[Verdict, ...] = ()
+    engines: tuple[Verdict, ...] = ()
     files: frozenset[str] = frozenset()
     approvals: tuple[Approval, ...] = ()
     held_seconds: dict[str, int] = Field(default_factory=dict)
@@ -58,7 +58,7 @@ class Evidence(Value):
 class Gate(Value):
     """What a channel demands. An empty gate lets everything through.
 
-    `engines`: profiles whose verdict `loads` must be a yes. `golden`: the version brings golden samples, all passed.
+    `engines`: profiles whose verdict `engine` must be a yes. `golden`: the version brings golden samples, all passed.
     `approvals` of `approvers` (empty: whoever may promote). `held_seconds` in the channel `held_in`.
     `signed_by`: one of these identities has signed it.
     """
@@ -78,8 +78,8 @@ class Gate(Value):
             raise ValueError(f"approvals: {self.approvals} of {len(set(self.approvers))} approvers can never be")
         if bool(self.held_in) != bool(self.held_seconds):
             raise ValueError("held_in and held_seconds: a time in another channel needs both")
-        if Check.LOADS in self.requires:
-            raise ValueError("requires: 'loads' is asked for by naming engines")
+        if Check.ENGINE in self.requires:
+            raise ValueError("requires: 'engine' is asked for by naming engines")
         return self
 
     def missing(self, seen: Evidence) -> list[Finding]:
@@ -95,23 +95,23 @@ class Gate(Value):
         return [a for a in counted.values() if not self.approvers or a.identity in self.approvers]
 
     def asks(self) -> list[Check]:
-        return [*self.requires, *([Check.ACTS] if self.golden and Check.ACTS not in self.requires else [])]
+        return [*self.requires, *([Check.SMOKE] if self.golden and Check.SMOKE not in self.requires else [])]
 
     def _verdicts(self, seen: Evidence) -> Iterator[Finding]:
         asked = self.asks()
-        numbers = seen.newest(Check.VALUES)
+        numbers = seen.newest(Check.WEIGHTS)
         anything = self != Gate()
-        if anything and Check.VALUES not in asked and numbers is not None and numbers.outcome is Outcome.FAIL:
-            asked.append(Check.VALUES)
+        if anything and Check.WEIGHTS not in asked and numbers is not None and numbers.outcome is Outcome.FAIL:
+            asked.append(Check.WEIGHTS)
         for check in asked:
             yield from _lacks(check, seen.newest(check))
-        judged = {verdict.profile: verdict for verdict in seen.loads}
+        judged = {verdict.profile: verdict for verdict in seen.engines}
         for profile in self.engines:
-            yield from _lacks(Check.LOADS, judged.get(profile), profile)
+            yield from _lacks(Check.ENGINE, judged.get(profile), profile)
 
     def golden_passed(self, seen: Evidence) -> bool:
         """Whether golden samples are asked for, there, and tried without a miss."""
-        return self.golden and seen.newest(Check.ACTS) is not None and not any(self._golden(seen))
+        return self.golden and seen.newest(Check.SMOKE) is not None and not any(self._golden(seen))
 
     def _golden(self, seen: Evidence) -> Iterator[Finding]:
         if not self.golden:
@@ -121,8 +121,8 @@ class Gate(Value):
                 "gate.golden_absent", golden.FILE, "the version brings no golden samples: push it with --golden"
             )
             return
-        acts = seen.newest(Check.ACTS)
-        missed = [f for f in acts.findings if f.code.startswith(".".join(GOLDEN_CODES))] if acts is not None else []
+        smoke = seen.newest(Check.SMOKE)
+        missed = [f for f in smoke.findings if f.code.startswith(".".join(GOLDEN_CODES))] if smoke is not None else []
         if missed:
             yield _finding("gate.golden_missed", missed[0].place, f"a golden sample did not pass: {missed[0].sentence}")
 
@@ -146,7 +146,7 @@ class Gate(Value):
 def _lacks(check: Check, verdict: Verdict | None, profile: str = "") -> Iterator[Finding]:
     place = f"{check} {profile}".strip()
     if verdict is None:
-        step = "run `adapter validate REF --wait`" if check is Check.ACTS else "push it with its base"
+        step = "run `adapter validate REF --wait`" if check is Check.SMOKE else "push it with its base"
         yield _finding(f"gate.{check}_absent", place, f"no verdict for the check '{place}' yet: {step}")
     elif verdict.outcome not in (Outcome.PASS, Outcome.WARN):
         why = f": {verdict.summary}" if verdict.summary else ""
@@ -160,10 +160,10 @@ def _finding(code: str, place: str, sentence: str) -> Finding:
 
 GATES: dict[str, Gate] = {
     "main": Gate(),
-    "prod": Gate(requires=(Check.FITS, Check.ACTS)),
-    "production": Gate(requires=(Check.FITS, Check.ACTS)),
+    "prod": Gate(requires=(Check.COMPAT, Check.SMOKE)),
+    "production": Gate(requires=(Check.COMPAT, Check.SMOKE)),
 }
-ANY_CHANNEL = Gate(requires=(Check.FITS,))
+ANY_CHANNEL = Gate(requires=(Check.COMPAT,))
 """The gate of every alias without one of its own: it must at least fit its base."""
 
 

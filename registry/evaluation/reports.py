@@ -4,7 +4,7 @@ Invariants
 - It is input like any other: bounded, and only the server turns it into a verdict.
 
 Example
-    >>> Report(check=Check.ACTS, subject=digest, base="smollm2", base_fingerprint=fingerprint).findings
+    >>> Report(check=Check.SMOKE, subject=digest, base="smollm2", base_fingerprint=fingerprint).findings
     ()
 """
 
@@ -27,7 +27,7 @@ class Report(Value):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
     `fingerprint`: what a serving box compares after loading. `pictures`: name → PNG in base64, of image adapters.
-    `thresholds`: the limits that findings were judged by. `fits`: what the library itself says of names and shapes,
+    `thresholds`: the limits that findings were judged by. `compat`: what the library itself says of names and shapes,
     where the header alone could not tell; None, and then left out, where it was not asked.
     """
 
@@ -41,4 +41,4 @@ class Report(Value):
     fingerprint: Fingerprint | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
-    fits: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda told: told is None)
+    compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda told: told is None)

@@ -25,7 +25,7 @@ from registry.evaluation.verdicts import Value
 
 
 class Thresholds(Value):
-    """The limits of one smoke test, and of the check `values`.
+    """The limits of one smoke test, and of the check `weights`.
 
     `effect_logit_delta`: the largest |change| of a logit below which an adapter does nothing; fp32 noise of another
     summation order stays under 1e-5 of the largest logit.

@@ -9,7 +9,7 @@ Invariants
 - The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
 
 Example
-    >>> add_up([Finding(code="fit.shape", severity="error", place="q_proj.lora_A", sentence="...")])
+    >>> add_up([Finding(code="compat.shape", severity="error", place="q_proj.lora_A", sentence="...")])
     <Outcome.FAIL: 'fail'>
 """
 
@@ -37,13 +37,16 @@ class Value(BaseModel):
 
 
 class Check(StrEnum):
-    """What is judged. `fits`: header against base. `values`: its numbers. `loads`: an engine takes it.
-    `acts`: it works on the base."""
+    """What a verdict is about.
 
-    FITS = "fits"
-    VALUES = "values"
-    LOADS = "loads"
-    ACTS = "acts"
+    `compat`: the header fits the base. `weights`: the numbers are finite, not zero, not huge. `engine`: a serving
+    engine serves it as trained. `smoke`: it works on the base.
+    """
+
+    COMPAT = "compat"
+    WEIGHTS = "weights"
+    ENGINE = "engine"
+    SMOKE = "smoke"
 
 
 class Outcome(StrEnum):
@@ -80,7 +83,7 @@ def add_up(findings: Iterable[Finding]) -> Outcome:
 class Verdict(Value):
     """The stored judgement of one check on one version and one base.
 
-    `profile` is `engine==version,setting=…` for `loads`, and empty for every other check.
+    `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
     `made_by` names the tools and versions that judged, so that a verdict can be renewed when they move.
     """
 

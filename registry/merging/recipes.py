@@ -136,7 +136,7 @@ class Ingredient(Value):
     base: str
     base_fingerprint: str
     facts: dict[str, Any]
-    fits: str = ""
+    compat: str = ""
     is_finite: bool = True
 
 
@@ -238,7 +238,7 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
 
 def _source(recipe: Recipe, one: Ingredient) -> Iterator[Finding]:
     facts: Mapping[str, Any] = one.facts
-    if one.fits == "fail":
+    if one.compat == "fail":
         yield _error("recipe.does_not_fit", one.name, f"{one.name} does not fit its base {one.base}")
     if not one.is_finite:
         sentence = f"{one.name} holds NaN or infinite values, which no arithmetic makes right: train it again"

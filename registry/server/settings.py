@@ -48,7 +48,7 @@ class Settings:
     """How long a presigned link to a blob lasts."""
     engines: str = ""
     """Serving engines, as profiles with spaces between (`vllm==0.33.0,max_lora_rank=32 sglang==0.5.23`), whose verdicts
-    `loads` are stored at push and renewed when the rules change."""
+    `engine` are stored at push and renewed when the rules change."""
     issuers: str = ""
     """A file that names the issuers of identity tokens that may be exchanged; see `access.issuers`."""
     requests_per_minute: int = 0

@@ -11,7 +11,7 @@ end then asks the resolver for every model name that it does not know (VLLM_ALLO
     ADAPTER_PLUGIN_BOX                 this machine's name in the fleet; default: its host name; off: no reports
     ADAPTER_PLUGIN_KEEP_DAYS           how long a version that nothing uses stays there; default: 14; inf: for ever
     ADAPTER_PLUGIN_KEEP_BYTES          above this the shelf's unused versions go earlier; default: no such limit
-    ADAPTER_PLUGIN_CHECKS              checks that must have been made, with commas between: `acts` for the smoke test
+    ADAPTER_PLUGIN_CHECKS              checks that must have been made, with commas between: `smoke` for the smoke test
     ADAPTER_PLUGIN_ENGINE              the engine's profile; default: vLLM's version and the flags of its command line
 
 Invariants

@@ -6,7 +6,7 @@ Invariants
 
 Example
     >>> run(task).sentence
-    'acts: pass (logits move by up to 21.3, KL 0.61 nats a token)'
+    'smoke: pass (logits move by up to 21.3, KL 0.61 nats a token)'
 """
 
 from __future__ import annotations

@@ -29,12 +29,12 @@ from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summar
 from registry.worker.sandbox.host_client import Gone
 from registry.worker.task import Done, Failed, Task
 
-UNTOLD = frozenset({"fit.method_unjudged", "fit.shape_unknown"})
+UNTOLD = frozenset({"compat.method_unjudged", "compat.shape_unknown"})
 """Findings that say that headers cannot tell."""
 
 
 def validate(task: Task) -> Done:
-    """The report of the check *acts* on the claimed version."""
+    """The report of the check *smoke* on the claimed version."""
     base, lease = task.base, task.lease
     source = replace(task.ready_source(), thresholds=base.thresholds)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
@@ -56,7 +56,7 @@ def validate(task: Task) -> Done:
     report = _report(task, _findings(answer["seen"].get("findings", ())), answer["seen"], answer["base"])
     if "structure" in answer:
         told = [finding for finding in findings if finding not in open_questions]
-        report = report.model_copy(update={"fits": (*told, *_findings(answer["structure"]))})
+        report = report.model_copy(update={"compat": (*told, *_findings(answer["structure"]))})
     return _done(report)
 
 
@@ -77,7 +77,7 @@ def _not_tried(findings: list[Finding]) -> Finding:
     """The other findings stand beside it."""
     worst = [finding for finding in findings if finding.severity == "error"]
     return Finding(
-        code="acts.does_not_fit",
+        code="smoke.does_not_fit",
         severity="error",
         place="adapter_model.safetensors",
         sentence=f"not put on the base, because it does not fit by its header: {summarise(worst[:1])}"[:2000],
@@ -93,7 +93,7 @@ def _report(task: Task, findings: Iterable[Finding], seen: dict[str, Any], keepe
         "adapters_tried": keeper.get("adapters_tried"),
     }
     return Report(
-        check=Check.ACTS,
+        check=Check.SMOKE,
         subject=task.subject.digest,
         base=task.base.name,
         base_fingerprint=str(task.base.fingerprint),
@@ -110,8 +110,8 @@ def _done(report: Report) -> Done:
     outcome = add_up(report.findings)
     seen = report.measurements
     if seen.get("mean_pixel_delta") is not None and outcome != "fail":
-        return Done(f"acts: {outcome} (the picture changes by {seen['mean_pixel_delta']:.3g} of its range)", report)
+        return Done(f"smoke: {outcome} (the picture changes by {seen['mean_pixel_delta']:.3g} of its range)", report)
     if seen.get("kl_nats") is not None and outcome != "fail":
         moved = f"logits move by up to {seen['max_logit_delta']:.3g}, KL {seen['kl_nats']:.3g} nats a token"
-        return Done(f"acts: {outcome} ({moved})", report)
-    return Done(f"acts: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else ""), report)
+        return Done(f"smoke: {outcome} ({moved})", report)
+    return Done(f"smoke: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else ""), report)

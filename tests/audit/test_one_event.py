@@ -203,7 +203,7 @@ def _upkeep(drive: Drive) -> None:
     good = files["adapter_model.safetensors"]
     blob = Digest.of(good)
     with world.session(write=True) as session:
-        old = update(VerdictRow).where(col(VerdictRow.check) == "loads").values(made_by={"rules": "older"})
+        old = update(VerdictRow).where(col(VerdictRow.check) == "engine").values(made_by={"rules": "older"})
         session.connection().execute(old)
         session.connection().execute(delete(TakenNameRow).where(col(TakenNameRow.name) == "helper"))
     for _ in range(2):

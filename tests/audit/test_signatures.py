@@ -55,7 +55,7 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     push, verdict = (attestations.opened(item.bundle.encode(), key) for item in held)
     resolved = pushed.admin.resolve(NAME)
     assert push.subjects == {f.path: f.digest.hex for f in resolved.manifest.files} | {f"{NAME}@1": resolved.digest.hex}
-    assert (push.predicate["actor"], push.predicate["version"], push.predicate["fits"]) == ("ci", f"{NAME}@1", "pass")
+    assert (push.predicate["actor"], push.predicate["version"], push.predicate["compat"]) == ("ci", f"{NAME}@1", "pass")
     assert push.predicate["log"]["seq"] == held[0].seq
     assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
     found = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, pushed.app.state.log.keys.verifiers)

@@ -72,14 +72,14 @@ class Desk:
         return self("push", folder, name, "--base", "tiny-llama", "--json", *words).json
 
     def tried(self, ref: str, *findings: Finding) -> None:
-        """File the verdict `acts` of the oldest waiting job, which must be about `ref`."""
+        """File the verdict `smoke` of the oldest waiting job, which must be about `ref`."""
         with session.embedded(Registry) as registry:
             version = registry.version(ref)
             claimed = registry.claim(ClaimRequest(worker="test"))
             assert claimed is not None
             assert claimed.job.subject_digest == version.digest
             report = Report(
-                check=Check.ACTS,
+                check=Check.SMOKE,
                 subject=version.digest,
                 base=version.base,
                 base_fingerprint=version.base_fingerprint,

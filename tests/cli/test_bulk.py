@@ -33,5 +33,5 @@ def test_a_folder_that_may_not_be_read_stops_no_other(
     monkeypatch.setattr(os, "stat", look)
     monkeypatch.setattr(os, "scandir", scan)
     said = desk("push-all", tmp_path / "adapters", "fleet", expect=2).stdout
-    assert "fleet/good@1  new  fits pass" in said
+    assert "fleet/good@1  new  compat pass" in said
     assert "fleet/locked  refused" in said

@@ -29,7 +29,7 @@ def test_a_folder_and_a_version_are_asked_about_engines(stocked: Desk) -> None:
         assert f"in {WIDE}: pass" in said.stdout
         assert "Raise --max-lora-rank" in said.stdout
         items = stocked("check", what, "--engine", WIDE, "--json").json["items"]
-        assert [(item["check"], item["outcome"]) for item in items] == [("fits", "pass"), ("loads", "pass")]
+        assert [(item["check"], item["outcome"]) for item in items] == [("compat", "pass"), ("engine", "pass")]
         if what is folder:
             stocked("push", folder, "acme/wide", "--base", "tiny-llama")
     assert stocked("check", folder, "--engine", "vlm==1", "--json", expect=2).problem["code"] == "SETTING_INVALID"
@@ -56,7 +56,7 @@ def test_verdicts_of_the_listed_engines_are_kept_searched_and_renewed(stocked: D
     found = stocked("list", "--engine", VLLM, "--outcome", "fail", "--json", REGISTRY_ENGINES=VLLM).json["items"]
     assert [item["name"] for item in found] == ["acme/large"]
     assert stocked("rejudge", "--json", REGISTRY_ENGINES=VLLM).json == {"looked": 2, "analysed": 0, "renewed": 0}
-    assert f"loads   pass  {VLLM}" in stocked("show", "acme/small").stdout
+    assert f"engine  pass  {VLLM}" in stocked("show", "acme/small").stdout
     assert stocked("list", "--engine", VLLM, "--json", expect=2).problem["code"] == "REQUEST_INVALID"
 
 

@@ -14,7 +14,7 @@ from tests.cli.desk import Desk
 def test_a_gate_is_set_shown_met_and_taken_away(desk: Desk) -> None:
     desk.base()
     desk.push("acme/support")
-    words = ["gate", "set", "acme", "prod", "--require", "fits", "--approvals", "1", "--approver", "ann"]
+    words = ["gate", "set", "acme", "prod", "--require", "compat", "--approvals", "1", "--approver", "ann"]
     assert "1 of ann" in desk(*words).stdout
     assert desk("gate", "list", "acme", "--json").json["items"][0]["gate"]["approvals"] == 1
     shown = desk("gate", "show", "acme/support@1", "prod").stdout
@@ -23,7 +23,7 @@ def test_a_gate_is_set_shown_met_and_taken_away(desk: Desk) -> None:
     own = desk("approve", "acme/support@1", "prod", "--comment", "mine").stdout
     assert "which does not count" in own
     desk("gate", "remove", "acme:prod")
-    desk("gate", "set", "acme/support", "prod", "--require", "fits")
+    desk("gate", "set", "acme/support", "prod", "--require", "compat")
     assert "open for @1" in desk("gate", "show", "acme/support@1", "prod").stdout
     desk("promote", "acme/support@1", "prod")
 
@@ -62,10 +62,10 @@ def test_a_version_in_quarantine_is_led_to_by_no_name_until_it_is_released(desk:
 
 def test_a_history_names_who_approved_who_signed_and_how_long_it_was_tried(capsys: pytest.CaptureFixture[str]) -> None:
     evidence = [
-        {"check": "fits", "outcome": "pass"}, {"check": "approval", "by": "ann", "at": "2026-11-25T03:00:00+00:00"},
+        {"check": "compat", "outcome": "pass"}, {"check": "approval", "by": "ann", "at": "2026-11-25T03:00:00+00:00"},
         {"check": "held", "alias": "canary", "seconds": 90}, {"check": "signature", "by": "key:5f"},
     ]  # fmt: skip
     told = {"alias": "prod", "number": 2, "from_number": 1, "generation": 2, "digest": None, "actor": "pat"}
     aliases._print_move(AliasMove(**told, reason="", at=db.now(), evidence=evidence), 4)
     shown = click.unstyle(capsys.readouterr().out)
-    assert "on fits pass, approval by ann, signature by key:5f, 90 s in canary" in shown
+    assert "on compat pass, approval by ann, signature by key:5f, 90 s in canary" in shown

@@ -43,9 +43,9 @@ def test_show_tells_everything_about_a_version_on_one_screen(story: Desk) -> Non
         "  pushed    TIME by owner",
         "  message   less rude",
         "  parents   continued acme/support@1 DIGEST",
-        "  verdicts  fits    pass",
-        "            values  pass",
-        "            acts    pass",
+        "  verdicts  compat  pass",
+        "            weights pass",
+        "            smoke   pass",
         "  norms     of the update, scale · BA, by layer",
         *[f"            {layer} BAR" for layer in range(4)],
         "            by kind of module",
@@ -63,9 +63,9 @@ def test_show_tells_everything_about_a_version_on_one_screen(story: Desk) -> Non
 def test_list_is_one_line_for_each_adapter(story: Desk) -> None:
     story.push("beta/other")
     assert lines(story("list").stdout) == [
-        "NAME          NEWEST  BASE        METHOD  RANK     SIZE  FITS  ACTS  ALIASES  UPDATED",
-        "acme/support  @2      tiny-llama  LoRA       8  31.2 kB  pass  pass  prod@1   TIME",
-        "beta/other    @1      tiny-llama  LoRA       8  31.2 kB  pass  -     -        TIME",
+        "NAME          NEWEST  BASE        METHOD  RANK     SIZE  COMPAT  SMOKE  ALIASES  UPDATED",
+        "acme/support  @2      tiny-llama  LoRA       8  31.2 kB  pass    pass   prod@1   TIME",
+        "beta/other    @1      tiny-llama  LoRA       8  31.2 kB  pass    -      -        TIME",
     ]
     assert [item["name"] for item in story("list", "--namespace", "beta", "--json").json["items"]] == ["beta/other"]
     assert len(story("list", "--limit", 1, "--json").json["items"]) == 1
@@ -82,10 +82,10 @@ def test_history_tells_who_moved_what_and_why_and_what_held_then(story: Desk) ->
         "      on as in generation 1",
         "  TIME  prod  @1 → @2  by owner  generation 2",
         "      “ticket 812”",
-        "      on fits pass, acts pass",
+        "      on compat pass, smoke pass",
         "  TIME  prod  @1  by owner  generation 1",
         "      “first release”",
-        "      on fits pass, acts pass",
+        "      on compat pass, smoke pass",
     ]
     then = story("history", "acme/support:prod", "--at", before, "--json").json["moves"]
     assert [(move["alias"], move["number"], move["generation"]) for move in then] == [("prod", 1, 1)]
@@ -158,7 +158,7 @@ def test_a_push_says_what_it_leaves_out_and_finds_the_base_itself(desk: Desk) ->
     (folder / "optimizer.pt").write_bytes(b"state")
     said = desk("push", folder, "acme/support")
     assert "left out: optimizer.pt" in said.stderr
-    assert "acts    not tried yet: adapter validate acme/support@1 --wait" in said.stdout
+    assert "smoke   not tried yet: adapter validate acme/support@1 --wait" in said.stdout
 
 
 def test_an_adapter_for_another_base_is_kept_and_goes_nowhere(desk: Desk) -> None:
@@ -177,7 +177,7 @@ def test_prod_opens_for_what_was_tried_and_not_for_what_was_not(desk: Desk) -> N
     desk.push("acme/support")
     said = desk("promote", "acme/support", "prod", expect=6)
     assert "Next: run `adapter validate acme/support@1 --wait`" in said.stderr
-    desk.tried("acme/support", Finding(code="acts.not_finite", severity="error", place="logits", sentence="NaN"))
+    desk.tried("acme/support", Finding(code="smoke.not_finite", severity="error", place="logits", sentence="NaN"))
     assert "says fail: NaN" in desk("promote", "acme/support", "prod", expect=6).stderr
 
 
@@ -211,8 +211,8 @@ def test_every_folder_of_a_fleet_is_pushed_whatever_becomes_of_the_others(desk: 
     broken = desk.adapter("broken")
     (broken / "adapter_model.safetensors").write_bytes(b"not safetensors")
     said = desk("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", expect=2)
-    assert "fleet/good@1  new  fits pass" in said.stdout
-    assert "fleet/wrong@1  new  fits fail" in said.stdout
+    assert "fleet/good@1  new  compat pass" in said.stdout
+    assert "fleet/wrong@1  new  compat fail" in said.stdout
     assert "fleet/broken  refused" in said.stdout
     assert said.stdout.splitlines()[-1] == "2 new versions, 0 unchanged, 1 refused; 1 with a failing verdict"
     items = desk("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", "--json", expect=2).json["items"]

@@ -57,13 +57,13 @@ def script(*answers: httpx.Response | Exception) -> Answerer:
 
 
 def test_an_error_answer_raises_the_class_that_the_server_raised() -> None:
-    findings = [{"code": "gate.acts_absent", "place": "acts", "sentence": "no verdict yet"}]
+    findings = [{"code": "gate.smoke_absent", "place": "smoke", "sentence": "no verdict yet"}]
     wire = Wire(script(problem(404, "VERSION_UNKNOWN", next_step="look at adapter show", findings=findings)))
     with pytest.raises(NotFound) as caught:
         wire.registry().resolve("acme/support:prod")
     assert caught.value.code == "VERSION_UNKNOWN"
     assert caught.value.next_step == "look at adapter show"
-    assert [reason.code for reason in caught.value.reasons] == ["gate.acts_absent"]
+    assert [reason.code for reason in caught.value.reasons] == ["gate.smoke_absent"]
 
 
 def test_a_code_of_a_newer_server_is_still_an_error_with_its_sentence_and_request() -> None:

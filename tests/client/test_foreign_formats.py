@@ -86,12 +86,12 @@ def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(s
 def test_an_image_adapter_of_another_width_fails_with_the_sizes(studio: World, tmp_path: Path) -> None:
     version = push(studio, {"x.safetensors": forge_foreign.kohya(width=64)}, tmp_path, "sd-tiny")
     (finding, *_) = version.verdicts[0].findings
-    assert (version.verdicts[0].outcome, finding.code, finding.found) == ("fail", "fit.shape", "[64, 24]")
+    assert (version.verdicts[0].outcome, finding.code, finding.found) == ("fail", "compat.shape", "[64, 24]")
 
 
 def test_an_image_adapter_does_not_fit_a_language_model(studio: World, tmp_path: Path) -> None:
     version = push(studio, {"x.safetensors": forge_foreign.kohya()}, tmp_path, "tiny-llama")
-    assert [f.code for f in version.verdicts[0].findings] == ["fit.kind"]
+    assert [f.code for f in version.verdicts[0].findings] == ["compat.kind"]
 
 
 def test_names_of_no_tool_are_a_finding_and_never_a_guess(studio: World, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_alpha_that_leaves_no_effect_is_a_no_and_every_view_of_it_can_be_told
     }  # fmt: skip
     version = push(studio, {"x.safetensors": forge.safetensors(tensors)}, tmp_path, "sd-tiny")
     failing = {v.check for v in version.verdicts if v.outcome == "fail"}
-    assert failing == ({"fits"} if math.isfinite(alpha) else {"values"})
+    assert failing == ({"compat"} if math.isfinite(alpha) else {"weights"})
     assert version.facts["scales"] == ([alpha / 4] if math.isfinite(alpha) else [])
 
 
@@ -182,4 +182,4 @@ def test_numbers_that_are_not_finite_are_found_in_every_format(studio: World, tm
     at = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
     tensors = {f"{at}.lora_down.weight": ("F32", (4, 32), None), f"{at}.lora_up.weight": ("F32", (32, 4), nan * 8)}
     version = push(studio, {"x.safetensors": forge.safetensors(tensors)}, tmp_path, "sd-tiny")
-    assert "fail" in [v.outcome for v in version.verdicts if v.check == "values"]
+    assert "fail" in [v.outcome for v in version.verdicts if v.check == "weights"]

@@ -128,7 +128,7 @@ def cut_weights(folder: Path) -> None:
         (no_weights, Invalid, "adapter.weights_missing"),
         (no_config, Invalid, "adapter.config_missing"),
         (large_card, TooLarge, "file.too_large"),
-        (cut_weights, Invalid, "weights.offsets_invalid"),
+        (cut_weights, Invalid, "safetensors.offsets_invalid"),
     ],
 )
 def test_a_folder_that_breaks_a_rule_is_refused_before_a_byte_is_sent(

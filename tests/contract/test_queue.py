@@ -72,13 +72,13 @@ def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(sto
 
 def test_a_finished_validation_leaves_verdict_report_event_and_state(stocked: World) -> None:
     claimed = claim(stocked.admin)
-    finding = Finding(code="acts.no_effect", severity="error", place="logits", sentence="nothing changes")
+    finding = Finding(code="smoke.no_effect", severity="error", place="logits", sentence="nothing changes")
     done = stocked.admin.finish(claimed.job.id, ended(stocked, claimed, (finding,)))
     assert done.state is State.DONE
-    acts = stocked.admin.version(NAME).verdicts[-1]
-    assert (acts.check, acts.outcome, acts.summary) == ("acts", "fail", "nothing changes")
-    assert acts.report is not None
-    assert stocked.admin.report(NAME, acts.report).findings == (finding,)
+    smoke = stocked.admin.version(NAME).verdicts[-1]
+    assert (smoke.check, smoke.outcome, smoke.summary) == ("smoke", "fail", "nothing changes")
+    assert smoke.report is not None
+    assert stocked.admin.report(NAME, smoke.report).findings == (finding,)
     with stocked.session() as session:
         actions = [row.action for row in rows(session, EventRow)]
     assert actions[-2:] == ["job.finish", "verdict.add"]
@@ -90,7 +90,7 @@ def test_finishing_twice_is_finishing_once(stocked: World) -> None:
     first = stocked.admin.finish(claimed.job.id, request)
     assert stocked.admin.finish(claimed.job.id, request) == first
     with stocked.session() as session:
-        assert len([v for v in rows(session, VerdictRow) if v.check == "acts"]) == 1
+        assert len([v for v in rows(session, VerdictRow) if v.check == "smoke"]) == 1
 
 
 def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(stocked: World) -> None:
@@ -108,7 +108,7 @@ def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(stocked: World) -> N
         assert caught.value.code == "LEASE_LOST"
     stocked.admin.finish(new.job.id, ended(stocked, new))
     with stocked.session() as session:
-        assert len([v for v in rows(session, VerdictRow) if v.check == "acts"]) == 1
+        assert len([v for v in rows(session, VerdictRow) if v.check == "smoke"]) == 1
 
 
 def test_a_renewed_lease_is_not_taken_over(stocked: World) -> None:
@@ -258,7 +258,7 @@ def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(stocke
         with pytest.raises(Invalid):
             stocked.admin.finish(claimed.job.id, request)
     assert stocked.admin.job(claimed.job.id).state is State.RUNNING
-    assert [verdict.check for verdict in stocked.admin.version(NAME).verdicts] == ["fits", "values"]
+    assert [verdict.check for verdict in stocked.admin.version(NAME).verdicts] == ["compat", "weights"]
     end_all(stocked)
 
 

@@ -36,47 +36,47 @@ def claimed(
 @pytest.mark.parametrize(
     ("grade", "expected"),
     [
-        (Grade.EXACT, ("info", "fit.base_same_weights")),
-        (Grade.OTHER_DTYPE, ("info", "fit.base_same_weights")),
-        (Grade.QUANTISED, ("warning", "fit.base_quantised_variant")),
-        (Grade.DESCENDANT, ("warning", "fit.base_descendant")),
-        (Grade.UNRELATED, ("error", "fit.base_unrelated")),
-        (Grade.UNKNOWN, ("warning", "fit.base_named_differently")),
+        (Grade.EXACT, ("info", "compat.base_same_weights")),
+        (Grade.OTHER_DTYPE, ("info", "compat.base_same_weights")),
+        (Grade.QUANTISED, ("warning", "compat.base_quantised_variant")),
+        (Grade.DESCENDANT, ("warning", "compat.base_descendant")),
+        (Grade.UNRELATED, ("error", "compat.base_unrelated")),
+        (Grade.UNKNOWN, ("warning", "compat.base_named_differently")),
     ],
 )
 def test_an_adapter_of_another_registered_base_is_judged_by_the_grade(grade: Grade, expected: tuple[str, str]) -> None:
     assert claimed("org/other", ("org/other", grade)) == expected
     assert claimed("other", ("org/other", grade)) == (expected if expected[0] != "error" else
-                                                      ("warning", "fit.base_named_differently"))  # fmt: skip
+                                                      ("warning", "compat.base_named_differently"))  # fmt: skip
 
 
 def test_an_adapter_of_this_base_says_nothing_and_of_an_unknown_one_a_warning() -> None:
     assert claimed("acme/llama") is claimed("llama") is claimed("other-org/llama") is claimed("") is None
-    assert claimed("org/unheard-of") == ("warning", "fit.base_named_differently")
+    assert claimed("org/unheard-of") == ("warning", "compat.base_named_differently")
 
 
 def test_a_base_of_the_same_last_name_is_not_taken_for_this_one_when_it_is_registered() -> None:
-    assert claimed("org/llama", ("org/llama", Grade.UNRELATED)) == ("error", "fit.base_unrelated")
+    assert claimed("org/llama", ("org/llama", Grade.UNRELATED)) == ("error", "compat.base_unrelated")
     assert claimed("llama", ("org/llama", Grade.UNRELATED)) is None
 
 
 def test_a_folder_of_the_trainer_with_the_name_of_an_unrelated_base_is_only_a_warning() -> None:
     found = claimed("other", ("other", Grade.UNRELATED), is_local=True)
-    assert found == ("warning", "fit.base_named_differently")
+    assert found == ("warning", "compat.base_named_differently")
 
 
 @pytest.mark.parametrize(
     "name", ["unsloth/llama-bnb-4bit", "org/Llama-GPTQ-Int4", "x/llama.w4a16", "llama-AWQ", "org/llama_nf4", "a/b-FP8"]
 )
 def test_an_adapter_of_a_packed_copy_is_not_passed_off_as_made_for_the_plain_base(name: str) -> None:
-    assert claimed(name) == ("warning", "fit.trained_on_packed")
+    assert claimed(name) == ("warning", "compat.trained_on_packed")
     packed = BASE.model_copy(update={"quantisation": "bitsandbytes"})
-    assert claimed(name, base=packed) != ("warning", "fit.trained_on_packed")
+    assert claimed(name, base=packed) != ("warning", "compat.trained_on_packed")
 
 
 @pytest.mark.parametrize("name", ["org/Qwen2.5-14B", "org/bitnet-b1.58-2B", "org/awqward", "org/model-v4"])
 def test_names_that_only_look_like_a_packing_are_none(name: str) -> None:
-    assert claimed(name) == ("warning", "fit.base_named_differently")
+    assert claimed(name) == ("warning", "compat.base_named_differently")
 
 
 # ------------------------------------------------------------------ tokenizer and template
@@ -109,17 +109,17 @@ def test_the_bases_own_tokenizer_and_template_are_no_finding() -> None:
 
 def test_tokenizer_and_template_are_told_apart() -> None:
     other = b'{"model": {"vocab": {"b": 0}}}'
-    assert [f.code for f in brought(with_prints(), tokenizer=other)] == ["fit.tokenizer_differs"]
+    assert [f.code for f in brought(with_prints(), tokenizer=other)] == ["compat.tokenizer_differs"]
     found = brought(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")
     assert [(f.severity, f.code, f.place) for f in found] == [
-        ("warning", "fit.template_differs", "chat_template.jinja")
+        ("warning", "compat.template_differs", "chat_template.jinja")
     ]
-    assert [f.code for f in brought(with_prints(None), template=b"{{ y }}")] == ["fit.template_added"]
+    assert [f.code for f in brought(with_prints(None), template=b"{{ y }}")] == ["compat.template_added"]
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"[" * 200_000, b"\xff\xfe"])
 def test_a_tokenizer_that_is_none_is_a_warning(data: bytes) -> None:
-    assert [f.code for f in brought(with_prints(), tokenizer=data)] == ["fit.tokenizer_unreadable"]
+    assert [f.code for f in brought(with_prints(), tokenizer=data)] == ["compat.tokenizer_unreadable"]
 
 
 def test_a_tokenizer_over_the_limit_is_not_read() -> None:
@@ -128,7 +128,7 @@ def test_a_tokenizer_over_the_limit_is_not_read() -> None:
         size_bytes=tokenizers.TOKENIZER_LIMIT_BYTES + 1,
     )  # fmt: skip
     found = tokenizers.check_tokenizer([large], lambda *_: pytest.fail("it was read"), with_prints())
-    assert [(f.severity, f.code) for f in found] == [("info", "fit.tokenizer_not_compared")]
+    assert [(f.severity, f.code) for f in found] == [("info", "compat.tokenizer_not_compared")]
 
 
 @pytest.mark.parametrize("config", [b"", b"[]", b"nonsense", b'{"chat_template": 7}', b'{"chat_template": "\\ud800"}'])

@@ -46,11 +46,11 @@ def test_gpt2_takes_its_adapter_with_a_and_b_the_ordinary_way() -> None:
 @pytest.mark.parametrize(
     ("base", "code"),
     [
-        (forge.llama("tiny-llama", hidden=96), "fit.shape"),
-        (forge.llama("tiny-llama", layers=6), "fit.module_missing"),
-        (forge.llama("tiny-llama", layers=2), "fit.module_unknown"),
-        (forge.llama("tiny-llama", kv_heads=4), "fit.shape"),
-        (forge.gpt2("tiny-llama"), "fit.module_unknown"),
+        (forge.llama("tiny-llama", hidden=96), "compat.shape"),
+        (forge.llama("tiny-llama", layers=6), "compat.module_missing"),
+        (forge.llama("tiny-llama", layers=2), "compat.module_unknown"),
+        (forge.llama("tiny-llama", kv_heads=4), "compat.shape"),
+        (forge.gpt2("tiny-llama"), "compat.module_unknown"),
     ],
 )
 def test_an_adapter_does_not_fit_a_base_of_another_shape(base: forge.Base, code: str) -> None:
@@ -73,7 +73,7 @@ def test_a_missing_layer_says_which_layers_the_base_has() -> None:
 
 def test_the_same_shape_under_another_name_is_a_warning() -> None:
     findings = judge(forge.lora(LLAMA), forge.llama("somebody/other"))
-    assert [(f.code, f.severity) for f in findings] == [("fit.base_named_differently", "warning")]
+    assert [(f.code, f.severity) for f in findings] == [("compat.base_named_differently", "warning")]
 
 
 def test_a_fused_projection_never_takes_separate_ones() -> None:
@@ -92,7 +92,7 @@ def test_a_packed_base_without_shapes_is_unknown_and_never_a_pass() -> None:
     packed = spec.model_copy(update={"modules": hidden, "quantisation": "bitsandbytes"})
     findings = compat.check_fit(lora_spec(forge.lora(LLAMA)), packed)
     assert add_up(findings) is Outcome.UNKNOWN
-    assert codes(findings, "unknown") == {"fit.shape_unknown"}
+    assert codes(findings, "unknown") == {"compat.shape_unknown"}
 
 
 def test_where_names_are_only_assumed_a_missing_module_is_unknown() -> None:
@@ -111,11 +111,11 @@ def test_where_names_are_only_assumed_a_missing_module_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"init_lora_weights": "pissa_niter_4"}, "fit.base_was_changed"),
-        ({"init_lora_weights": "olora"}, "fit.base_was_changed"),
-        ({"use_qalora": True}, "fit.semantics"),
-        ({"kasa_config": {"x": 1}}, "fit.semantics"),
-        ({"target_modules": None}, "fit.targets_absent"),
+        ({"init_lora_weights": "pissa_niter_4"}, "compat.base_was_changed"),
+        ({"init_lora_weights": "olora"}, "compat.base_was_changed"),
+        ({"use_qalora": True}, "compat.semantics"),
+        ({"kasa_config": {"x": 1}}, "compat.semantics"),
+        ({"target_modules": None}, "compat.targets_absent"),
     ],
 )
 def test_what_needs_care_is_a_warning(fields: dict[str, Any], code: str) -> None:
@@ -127,7 +127,7 @@ def test_what_needs_care_is_a_warning(fields: dict[str, Any], code: str) -> None
 def test_replicated_layers_are_checked_against_the_layers_they_copy() -> None:
     six = forge.lora(forge.llama("tiny-llama", layers=6), config={"layer_replication": [[0, 3], [1, 4]]})
     findings = judge(six, LLAMA)
-    assert [f.code for f in findings] == ["fit.changes_depth"]
+    assert [f.code for f in findings] == ["compat.changes_depth"]
     assert add_up(judge(forge.lora(LLAMA, config={"layer_replication": [[0, 3], [1, 4]]}), LLAMA)) is Outcome.FAIL
 
 
@@ -140,7 +140,7 @@ def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
         ),
         base,
     )  # fmt: skip
-    assert [f.code for f in findings] == ["fit.unties"]
+    assert [f.code for f in findings] == ["compat.unties"]
 
 
 def saving(names: list[str], held: dict[str, forge.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
@@ -153,20 +153,20 @@ def saving(names: list[str], held: dict[str, forge.Shape], *, task: str = "CAUSA
 def test_the_heads_that_peft_names_for_every_classifier_are_one_head() -> None:
     for task in ("SEQ_CLS", "TOKEN_CLS"):
         assert codes(saving(["classifier", "score"], {"score.weight": (2, 64)}, task=task)) == set()
-    assert codes(saving(["classifier", "score"], {}, task="SEQ_CLS")) == {"fit.saved_module_absent"}
+    assert codes(saving(["classifier", "score"], {}, task="SEQ_CLS")) == {"compat.saved_module_absent"}
 
 
 def test_a_saved_name_means_every_module_that_ends_in_it() -> None:
     norms = {f"model.layers.{n}.{name}.weight": (64,) for n in range(4)
              for name in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip
     assert codes(saving(["norm"], {**norms, "model.norm.weight": (64,)})) == set()
-    assert codes(saving(["embed"], norms)) == {"fit.overwrites_base"}
+    assert codes(saving(["embed"], norms)) == {"compat.overwrites_base"}
 
 
 def test_a_saved_name_that_the_base_does_not_know_is_no_matter_and_one_that_it_knows_is_missed() -> None:
-    assert [f.code for f in saving(["wte"], {})] == ["fit.saved_module_absent"]
+    assert [f.code for f in saving(["wte"], {})] == ["compat.saved_module_absent"]
     assert codes(saving(["wte"], {})) == set()
-    assert codes(saving(["lm_head"], {})) == {"fit.saved_module_absent"}
+    assert codes(saving(["lm_head"], {})) == {"compat.saved_module_absent"}
 
 
 def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> None:
@@ -198,7 +198,7 @@ def test_a_module_named_by_its_whole_path_is_a_target_in_no_layer_and_patterns_h
 
 def test_targets_that_no_adapter_can_have_are_missed_and_biases_that_are_announced_are_warned_of() -> None:
     norms = judge(forge.lora(LLAMA, config={"target_modules": ["q_proj", "v_proj", "input_layernorm"]}), LLAMA)
-    assert codes(norms) == {"fit.module_missing"}
+    assert codes(norms) == {"compat.module_missing"}
     assert [f.code for f in judge(forge.lora(LLAMA, config={"lora_bias": True}), LLAMA)] == ["lora.bias_absent"]
 
 

@@ -151,7 +151,7 @@ def test_a_property_that_nobody_examined_is_unknown() -> None:
 
 
 def test_an_adapter_that_does_not_fit_its_base_passes_nowhere() -> None:
-    facts = PLAIN.model_copy(update={"fits": "fail"})
+    facts = PLAIN.model_copy(update={"compat": "fail"})
     for engine in ALL_TEXT:
         asked = engines.profile(f"{engine.name}=={engine.examined[-1]}")
         assert add_up(engines.judge(facts, asked)) in (Outcome.FAIL, Outcome.UNKNOWN), engine.name
@@ -186,7 +186,7 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
         5,
-        "sha256:51229eaa57bbea333054816338da4286661e909f24edf87d4142cbacc4b230b4",
+        "sha256:4e07d8f9b734a4e3df3eb945c1597a3d93f12ba9e3abf10b0a085ab143af1a0c",
     )
 
 
@@ -194,8 +194,8 @@ def test_a_verdict_says_profile_base_and_outcome() -> None:
     base = base_spec()
     stored = engine_facts.to_stored(facts_of(CASES["rank-64"]))
     asked = engines.profile("vllm==0.33.0,max_lora_rank=32")
-    found = engines.verdict(stored, asked, subject=Digest.of(b"x"), base=base, fits=Outcome.PASS, registry="1.0")
-    assert (found.check, found.outcome, found.profile) == ("loads", Outcome.FAIL, "vllm==0.33.0,max_lora_rank=32")
+    found = engines.verdict(stored, asked, subject=Digest.of(b"x"), base=base, compat=Outcome.PASS, registry="1.0")
+    assert (found.check, found.outcome, found.profile) == ("engine", Outcome.FAIL, "vllm==0.33.0,max_lora_rank=32")
     assert (found.base, found.base_fingerprint) == (base.name, base.fingerprint)
 
 

@@ -93,10 +93,10 @@ def test_the_halves_of_a_block_have_ranks_of_their_own_and_are_no_group_of_proje
 @pytest.mark.parametrize(
     ("changed", "code"),
     [
-        ({"mlp.experts.base_layer": (8 * COUNT, HIDDEN, INNER)}, "fit.shape"),
-        ({"mlp.experts": (4 * COUNT, HIDDEN, 2 * INNER)}, "fit.shape"),
-        ({"mlp.experts": (4 * 3, INNER, HIDDEN)}, "fit.shape"),
-        ({"mlp.gate": (4, HIDDEN, COUNT + 1)}, "fit.shape"),
+        ({"mlp.experts.base_layer": (8 * COUNT, HIDDEN, INNER)}, "compat.shape"),
+        ({"mlp.experts": (4 * COUNT, HIDDEN, 2 * INNER)}, "compat.shape"),
+        ({"mlp.experts": (4 * 3, INNER, HIDDEN)}, "compat.shape"),
+        ({"mlp.gate": (4, HIDDEN, COUNT + 1)}, "compat.shape"),
         ({"mlp.experts": (6 * COUNT + 1, INNER, HIDDEN)}, "lora.rank_unannounced"),
     ],
 )
@@ -123,7 +123,7 @@ def test_experts_named_one_by_one_fit_and_one_that_is_lost_is_missed() -> None:
     targets = {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
     assert errors(adapter(each, **targets)) == []
     del each["mlp.experts.2.up_proj"]
-    assert [f.code for f in errors(adapter(each, **targets))] == ["fit.module_missing"]
+    assert [f.code for f in errors(adapter(each, **targets))] == ["compat.module_missing"]
 
 
 def test_mixtrals_router_has_the_name_of_transformers_4_too() -> None:

@@ -16,7 +16,7 @@ BASE = str(Digest.of(b"base"))
 ENGINE = "vllm==0.33.0"
 
 
-def verdict(check: Check, *severities: Severity, code: str = "fit.shape", profile: str = "") -> Verdict:
+def verdict(check: Check, *severities: Severity, code: str = "compat.shape", profile: str = "") -> Verdict:
     found = [Finding(code=code, severity=s, place="x", sentence="a sentence") for s in severities]
     return Verdict.of(check, SUBJECT, "llama", BASE, found, profile=profile)
 
@@ -30,57 +30,57 @@ def yes(*identities: str) -> tuple[Approval, ...]:
 
 
 def test_an_open_gate_is_missing_nothing() -> None:
-    assert codes(gate_of("prod"), verdict(Check.FITS), verdict(Check.ACTS, "warning")) == []
+    assert codes(gate_of("prod"), verdict(Check.COMPAT), verdict(Check.SMOKE, "warning")) == []
     assert gate_of("main").open_for(Evidence())
 
 
 def test_a_gate_answers_with_all_that_is_missing() -> None:
-    assert codes(gate_of("prod"), verdict(Check.FITS)) == ["gate.acts_absent"]
-    assert codes(gate_of("prod")) == ["gate.fits_absent", "gate.acts_absent"]
+    assert codes(gate_of("prod"), verdict(Check.COMPAT)) == ["gate.smoke_absent"]
+    assert codes(gate_of("prod")) == ["gate.compat_absent", "gate.smoke_absent"]
     assert "adapter validate" in gate_of("prod").missing(Evidence())[1].sentence
 
 
 @pytest.mark.parametrize("severity", ["error", "unknown"])
 def test_no_gate_takes_fail_or_unknown_for_a_yes(severity: Severity) -> None:
     outcome = "fail" if severity == "error" else "unknown"
-    assert codes(Gate(requires=(Check.FITS,)), verdict(Check.FITS, severity)) == [f"gate.fits_{outcome}"]
+    assert codes(Gate(requires=(Check.COMPAT,)), verdict(Check.COMPAT, severity)) == [f"gate.compat_{outcome}"]
 
 
 def test_numbers_that_are_none_shut_every_gate_that_asks_for_anything() -> None:
-    fits, broken = verdict(Check.FITS), verdict(Check.VALUES, "error")
-    assert codes(gate_of("canary"), fits, broken) == ["gate.values_fail"]
-    assert codes(Gate(approvals=1), broken, approvals=yes("bob")) == ["gate.values_fail"]
-    assert codes(gate_of("canary"), fits, verdict(Check.VALUES, "warning")) == []
-    assert codes(gate_of("canary"), fits) == []  # large weights are measured some seconds after their push
-    assert codes(gate_of("main"), fits, broken) == []  # a name for the newest push, not a channel
-    assert codes(Gate(requires=(Check.VALUES,)), fits) == ["gate.values_absent"]
+    compat, broken = verdict(Check.COMPAT), verdict(Check.WEIGHTS, "error")
+    assert codes(gate_of("canary"), compat, broken) == ["gate.weights_fail"]
+    assert codes(Gate(approvals=1), broken, approvals=yes("bob")) == ["gate.weights_fail"]
+    assert codes(gate_of("canary"), compat, verdict(Check.WEIGHTS, "warning")) == []
+    assert codes(gate_of("canary"), compat) == []  # large weights are measured some seconds after their push
+    assert codes(gate_of("main"), compat, broken) == []  # a name for the newest push, not a channel
+    assert codes(Gate(requires=(Check.WEIGHTS,)), compat) == ["gate.weights_absent"]
 
 
 def test_the_newest_verdict_of_a_check_decides() -> None:
-    gate, good, bad = Gate(requires=(Check.FITS,)), verdict(Check.FITS), verdict(Check.FITS, "error")
+    gate, good, bad = Gate(requires=(Check.COMPAT,)), verdict(Check.COMPAT), verdict(Check.COMPAT, "error")
     assert codes(gate, bad, good) == []
-    assert codes(gate, good, bad) == ["gate.fits_fail"]
+    assert codes(gate, good, bad) == ["gate.compat_fail"]
 
 
 def test_an_alias_without_a_gate_of_its_own_asks_that_the_adapter_fits() -> None:
-    assert codes(gate_of("canary")) == ["gate.fits_absent"]
+    assert codes(gate_of("canary")) == ["gate.compat_absent"]
 
 
 def test_an_engine_is_asked_about_by_its_profile() -> None:
     gate = Gate(engines=(ENGINE,))
-    other = verdict(Check.LOADS, profile="vllm==0.29.0")
-    assert codes(gate, loads=[other]) == ["gate.loads_absent"]
-    assert codes(gate, loads=[other, verdict(Check.LOADS, "unknown", profile=ENGINE)]) == ["gate.loads_unknown"]
-    assert codes(gate, loads=[verdict(Check.LOADS, profile=ENGINE)]) == []
+    other = verdict(Check.ENGINE, profile="vllm==0.29.0")
+    assert codes(gate, engines=[other]) == ["gate.engine_absent"]
+    assert codes(gate, engines=[other, verdict(Check.ENGINE, "unknown", profile=ENGINE)]) == ["gate.engine_unknown"]
+    assert codes(gate, engines=[verdict(Check.ENGINE, profile=ENGINE)]) == []
 
 
 def test_golden_samples_must_be_there_and_all_pass() -> None:
-    gate, acts = Gate(golden=True), verdict(Check.ACTS)
-    assert codes(gate, acts) == ["gate.golden_absent"]
-    assert codes(gate, files=["golden.jsonl"]) == ["gate.acts_absent"]
-    missed = verdict(Check.ACTS, "warning", code="acts.golden_missed")
+    gate, smoke = Gate(golden=True), verdict(Check.SMOKE)
+    assert codes(gate, smoke) == ["gate.golden_absent"]
+    assert codes(gate, files=["golden.jsonl"]) == ["gate.smoke_absent"]
+    missed = verdict(Check.SMOKE, "warning", code="smoke.golden_missed")
     assert codes(gate, missed, files=["golden.jsonl"]) == ["gate.golden_missed"]
-    assert codes(gate, acts, files=["golden.jsonl"]) == []
+    assert codes(gate, smoke, files=["golden.jsonl"]) == []
 
 
 def test_approvals_count_each_identity_once_and_never_whoever_pushed() -> None:
@@ -108,7 +108,7 @@ def test_time_in_another_channel_and_signatures() -> None:
         {"approvals": 3, "approvers": ["a", "b", "b"]},
         {"held_in": "canary"},
         {"held_seconds": 5},
-        {"requires": ["loads"]},
+        {"requires": ["engine"]},
         {"approvals": -1},
     ],
 )

@@ -97,8 +97,8 @@ def test_a_method_that_is_not_judged_is_unknown_and_no_door_for_tensors_of_the_b
             peft.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
         )
 
-    assert [f.code for f in judged()] == ["fit.method_unjudged"]
-    assert codes(judged("base_model.model.lm_head.weight")) == {"fit.overwrites_base"}
+    assert [f.code for f in judged()] == ["compat.method_unjudged"]
+    assert codes(judged("base_model.model.lm_head.weight")) == {"compat.overwrites_base"}
 
 
 def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
@@ -120,4 +120,4 @@ def test_a_method_without_rules_is_unknown_and_a_stranger_in_it_still_fails() ->
 def test_ranks_by_pattern_count_for_other_methods_too() -> None:
     halves = {"hada_w1_a": (64, 2), "hada_w1_b": (2, 64), "hada_w2_a": (64, 2), "hada_w2_b": (2, 64)}
     assert other("LOHA", halves, r=4, rank_pattern={"q_proj": 2}) == []
-    assert codes(other("LOHA", halves, r=4)) == {"fit.shape"}
+    assert codes(other("LOHA", halves, r=4)) == {"compat.shape"}

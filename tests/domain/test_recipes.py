@@ -13,10 +13,10 @@ from registry.merging.recipes import Ingredient, Method, Operation, Recipe
 
 
 def ingredient(name: str = "acme/a@1", **facts: Any) -> Ingredient:
-    fits, base, is_finite = facts.pop("fits", "pass"), facts.pop("base", "tiny"), facts.pop("is_finite", True)
+    compat, base, is_finite = facts.pop("compat", "pass"), facts.pop("base", "tiny"), facts.pop("is_finite", True)
     return Ingredient(
         name=name, digest=f"sha256:{name}", base=base, base_fingerprint=f"of {base}", facts={"max_rank": 8, **facts},
-        fits=fits, is_finite=is_finite,
+        compat=compat, is_finite=is_finite,
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_sources_are_known_different_and_for_one_base() -> None:
     assert codes(ONE, ONE) == {"recipe.source_twice"}
     assert codes(ONE, ingredient("acme/b@1", base="other")) == {"recipe.bases_differ"}
     assert codes(ONE, sources=("acme/a@1", "acme/gone")) == {"recipe.sources"}
-    assert codes(ONE, ingredient("acme/b@1", fits="fail")) == {"recipe.does_not_fit"}
+    assert codes(ONE, ingredient("acme/b@1", compat="fail")) == {"recipe.does_not_fit"}
     assert codes(ONE, ingredient("acme/b@1", is_finite=False)) == {"recipe.not_finite"}
 
 

@@ -13,7 +13,7 @@ BASE = str(Digest.of(b"base"))
 
 
 def finding(severity: Severity, sentence: str = "a sentence") -> Finding:
-    return Finding(code="fit.shape", severity=severity, place="x", sentence=sentence)
+    return Finding(code="compat.shape", severity=severity, place="x", sentence=sentence)
 
 
 def verdict(check: Check, *severities: Severity) -> Verdict:
@@ -42,12 +42,12 @@ def test_a_summary_is_the_worst_finding_and_how_many_more() -> None:
 
 def test_a_verdict_keeps_the_worst_findings_within_the_limit() -> None:
     many = [finding("warning")] * FINDINGS_LIMIT + [finding("error")]
-    made = Verdict.of(Check.FITS, SUBJECT, "llama", BASE, many)
+    made = Verdict.of(Check.COMPAT, SUBJECT, "llama", BASE, many)
     assert (made.outcome, len(made.findings), made.findings[0].severity) == (Outcome.FAIL, FINDINGS_LIMIT, "error")
 
 
 def test_a_verdict_survives_json() -> None:
-    made = verdict(Check.ACTS, "warning")
+    made = verdict(Check.SMOKE, "warning")
     assert Verdict.model_validate_json(made.model_dump_json()) == made
 
 

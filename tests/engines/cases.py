@@ -98,9 +98,9 @@ CASES: dict[str, Files] = {
 }  # fmt: skip
 
 
-def facts_of(files: Files, *, fits: str = "pass") -> EngineFacts:
+def facts_of(files: Files, *, compat: str = "pass") -> EngineFacts:
     found = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
-    return engine_facts.of_lora(found, fits=fits)
+    return engine_facts.of_lora(found, compat=compat)
 
 
 def tensor_names(files: Files) -> list[str]:

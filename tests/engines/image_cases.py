@@ -291,10 +291,10 @@ def _header(modules: Iterable[str]) -> safetensors.Header:
 
 
 def facts_of(case: Case, base: BaseSpec) -> EngineFacts:
-    """The facts that a push would keep, with the outcomes of `fits` and `values`."""
+    """The facts that a push would keep, with the outcomes of `compat` and `weights`."""
     data = case.file
     header = safetensors.read_bytes(data, file="case.safetensors")
     found = formats.of_header(header)
     file = images.of_header(header, found, read=lambda start, n: data[start : start + n])
-    fits = add_up(compat_files.check_file(file, base)).value if found.is_known else "fail"
-    return engine_facts.of_image(file, fits=fits, base=base).model_copy(update={"values": case.values})
+    compat = add_up(compat_files.check_file(file, base)).value if found.is_known else "fail"
+    return engine_facts.of_image(file, compat=compat, base=base).model_copy(update={"weights": case.values})

@@ -48,8 +48,8 @@ def facts_of(folder: Path, base_name: str) -> EngineFacts | None:
         spec = peft.describe(written, safetensors.read_bytes((folder / WEIGHTS).read_bytes(), file=WEIGHTS))
     except (RegistryError, FileNotFoundError):
         return None
-    fits = add_up(compat.check_fit(spec, base(base_name)))
-    return engine_facts.of_lora(spec, fits=fits.value, base=base(base_name))
+    compat_outcome = add_up(compat.check_fit(spec, base(base_name)))
+    return engine_facts.of_lora(spec, compat=compat_outcome.value, base=base(base_name))
 
 
 def outcome(facts: EngineFacts, profile: str) -> Outcome:

@@ -46,10 +46,10 @@ def test_every_naming_scheme_is_recognised_and_no_good_image_adapter_is_called_a
     entries = fixtures.manifest(fixtures.images())
     for name, entry in entries.items():
         version = push(pusher, entry["file"], BASES[entry["family"]], tmp_path)
-        facts, fits = version.facts, version.verdicts[0]
-        seen = (facts["scheme"], facts["family"], fits.outcome.value)
+        facts, compat = version.facts, version.verdicts[0]
+        seen = (facts["scheme"], facts["family"], compat.outcome.value)
         if seen != (entry["naming"], entry["family"], "pass"):
-            wrong.append(f"{name}: {seen}: {fits.summary}")
+            wrong.append(f"{name}: {seen}: {compat.summary}")
     assert wrong == []
     assert len({entry["naming"] for entry in entries.values()}) == 8
 
@@ -58,4 +58,4 @@ def test_no_image_adapter_fits_the_base_of_another_family(pusher: Registry, tmp_
     for entry in fixtures.manifest(fixtures.images()).values():
         other = BASES["flux" if entry["family"] == "sd" else "sd"]
         version = push(pusher, entry["file"], other, tmp_path)
-        assert [f.code for f in version.verdicts[0].findings] == ["fit.family"]
+        assert [f.code for f in version.verdicts[0].findings] == ["compat.family"]

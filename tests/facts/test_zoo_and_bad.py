@@ -28,7 +28,7 @@ pytestmark = [
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 REFUSED = "refused"
 NEEDS_VALUES = {"nan", "inf-one-value"}
-"""Bad entries whose header is flawless: the check `acts` finds them."""
+"""Bad entries whose header is flawless: the check `smoke` finds them."""
 FILES_MISSING = {"config-missing", "weights-missing", "pickle-with-code", "lora-pickle-bin"}
 """Entries without a configuration or a weights file: the push refuses the folder."""
 

@@ -62,10 +62,10 @@ def test_what_is_pulled_is_what_was_pushed_for_every_adapter_of_the_zoo(pusher: 
 
 
 def said(version: api.VersionView | RegistryError) -> str:
-    """What a push said: refused, or the worst of `fits` and `values`."""
+    """What a push said: refused, or the worst of `compat` and `weights`."""
     if isinstance(version, RegistryError):
         return "refused"
-    outcomes = {str(v.outcome) for v in version.verdicts if v.check in (Check.FITS, Check.VALUES)}
+    outcomes = {str(v.outcome) for v in version.verdicts if v.check in (Check.COMPAT, Check.WEIGHTS)}
     return next(word for word in ("fail", "unknown", "warn", "pass") if word in outcomes)
 
 

@@ -27,7 +27,7 @@ def test_a_look_up_is_one_statement_whatever_selects_the_version(world: World) -
         assert answer.status_code == 200
         found = Resolved.model_validate_json(answer.content)
         assert (found.number, found.digest, found.manifest.digest) == (1, pushed.digest, pushed.digest)
-        assert found.verdicts == {"fits": "pass", "values": "pass", "acts": "pass"}
+        assert found.verdicts == {"compat": "pass", "weights": "pass", "smoke": "pass"}
         assert [s for s in sent if "FROM token" not in s] == sent[-1:], sent
         assert len(sent) <= 2
 
@@ -44,7 +44,7 @@ def test_an_answer_is_revalidated_without_a_body_until_it_changes(world: World) 
     world.validate(f"{NAME}@1")
     changed = http.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert changed.status_code == 200
-    assert changed.json()["verdicts"]["acts"] == "pass"
+    assert changed.json()["verdicts"]["smoke"] == "pass"
     world.push(NAME)
     assert http.get(path, headers={"If-None-Match": changed.headers["etag"]}).json()["number"] == 2
 

@@ -71,7 +71,7 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, 
         ("merged", "acme/one@1"), ("merged", "acme/other@1"),
     }  # fmt: skip
     assert {edge.relation for edge in admin.lineage("acme/both").edges} >= {"merged"}
-    assert {v.check: v.outcome for v in made.verdicts}["fits"] == "pass"
+    assert {v.check: v.outcome for v in made.verdicts}["compat"] == "pass"
     recipe = json.loads(admin.resolve("acme/both").manifest.annotations[ANNOTATION])
     assert (recipe["weights"], recipe["rank"]) == ([0.7, 0.3], 6)
     report = done.result["report"]

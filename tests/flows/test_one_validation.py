@@ -33,16 +33,16 @@ def test_prod_opens_for_an_adapter_that_acts(
     assert world.admin.job(pushed.job_id).state is State.QUEUED
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
-    assert "no verdict for the check 'acts' yet" in str(refused.value.reasons or refused.value)
+    assert "no verdict for the check 'smoke' yet" in str(refused.value.reasons or refused.value)
 
     assert _work(workshop, pool) == 1
 
     job = world.admin.job(pushed.job_id)
     assert (job.state, job.worker, job.attempt) == (State.DONE, "gpu-1", 1)
-    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "values": "pass", "acts": "pass"}
+    assert world.admin.resolve(NAME).verdicts == {"compat": "pass", "weights": "pass", "smoke": "pass"}
     assert world.admin.promote(NAME, "prod", "1", generation=0).number == 1
     evidence = world.admin.history(NAME, alias="prod").moves[0].evidence
-    assert {"fits", "acts"} <= {verdict["check"] for verdict in evidence}
+    assert {"compat", "smoke"} <= {verdict["check"] for verdict in evidence}
 
 
 def test_prod_stays_shut_for_an_adapter_with_nan_which_no_worker_need_try(
@@ -53,7 +53,7 @@ def test_prod_stays_shut_for_an_adapter_with_nan_which_no_worker_need_try(
 
     assert _work(workshop, pool) == 0
 
-    assert world.admin.resolve(NAME).verdicts == {"fits": "pass", "values": "fail"}
+    assert world.admin.resolve(NAME).verdicts == {"compat": "pass", "weights": "fail"}
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
     assert refused.value.code == "GATE_CLOSED"

@@ -97,7 +97,7 @@ def test_after_a_reindex_everything_works_and_only_aliases_and_other_verdicts_ar
     reindex(stored_world)
     newest = stored_world.admin.version("acme/support")
     assert (newest.number, newest.aliases) == (3, ["main"])
-    assert [(v.check, v.outcome) for v in newest.verdicts] == [("fits", "pass"), ("values", "pass")]
+    assert [(v.check, v.outcome) for v in newest.verdicts] == [("compat", "pass"), ("weights", "pass")]
     assert stored_world.admin.version("acme/support@2").yank_reason == "diverged"
     assert stored_world.admin.version("acme/support@1").yanked_at is None
     assert {e.relation for e in stored_world.admin.lineage("acme/support@2").edges} >= {"continued"}

@@ -88,9 +88,9 @@ def test_an_adapter_that_poisons_its_neighbours_never_reaches_the_engine(box: Bo
         digest = box.registry.version(f"{name}@1").digest.hex
         assert digest not in [path.name for path in (plugin_shelf / "versions").iterdir()]
     log = box.engine.log.read_text()
-    assert log.count("its check 'values' says fail") == 3
-    assert log.count("its check 'acts' says fail") == 3
-    assert log.count("its check 'acts' was not made yet") == 2
+    assert log.count("its check 'weights' says fail") == 3
+    assert log.count("its check 'smoke' says fail") == 3
+    assert log.count("its check 'smoke' was not made yet") == 2
     assert box.ask(f"{NAMES[1]}:prod") == before
 
 

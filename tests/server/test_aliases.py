@@ -17,7 +17,7 @@ from tests.upkeep import findings
 from tests.world import URL, World, rows
 
 NAME = "acme/support"
-NO_EFFECT = Finding(code="acts.no_effect", severity="error", place="logits", sentence="the answers do not change")
+NO_EFFECT = Finding(code="smoke.no_effect", severity="error", place="logits", sentence="the answers do not change")
 
 
 @pytest.fixture
@@ -84,22 +84,22 @@ def test_without_if_match_the_answer_is_428_and_with_an_old_one_412(stocked: Wor
 def test_a_gate_stays_shut_without_a_verdict_and_says_what_is_missing(stocked: World) -> None:
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
     assert (type(error), error.code) == (Refused, "GATE_CLOSED")
-    assert [reason.code for reason in error.reasons] == ["gate.acts_absent"]
+    assert [reason.code for reason in error.reasons] == ["gate.smoke_absent"]
     assert "adapter validate acme/support@3" in error.next_step
 
 
 def test_a_failing_verdict_shuts_the_gate_until_a_later_one_passes(stocked: World) -> None:
     stocked.validate(f"{NAME}@3", [NO_EFFECT])
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
-    assert [reason.code for reason in error.reasons] == ["gate.acts_fail"]
+    assert [reason.code for reason in error.reasons] == ["gate.smoke_fail"]
     assert NO_EFFECT.sentence in error.reasons[0].sentence
-    assert promote(stocked.admin, 3, 0, alias="canary") == 1, "an alias without a gate of its own asks for 'fits' only"
+    assert promote(stocked.admin, 3, 0, alias="canary") == 1, "an alias without its own gate asks for 'compat' only"
 
 
 def test_what_the_gate_saw_is_kept_with_the_move(stocked: World) -> None:
     promote(stocked.admin, 1, 0)
     move = stocked.admin.history(NAME, alias="prod").moves[0]
-    assert {(item["check"], item["outcome"]) for item in move.evidence} == {("fits", "pass"), ("acts", "pass")}
+    assert {(item["check"], item["outcome"]) for item in move.evidence} == {("compat", "pass"), ("smoke", "pass")}
 
 
 def test_one_of_many_racing_promotions_wins(stocked: World) -> None:

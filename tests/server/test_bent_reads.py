@@ -55,4 +55,4 @@ def test_a_flipped_bit_in_a_header_is_read_again_and_never_stored(
     pushed = world.push(NAME, by=client).version
     assert blobs.left == 0
     assert "q_proj" in pushed.facts["targets"]
-    assert [verdict.outcome for verdict in pushed.verdicts if verdict.check == "fits"] == ["pass"]
+    assert [verdict.outcome for verdict in pushed.verdicts if verdict.check == "compat"] == ["pass"]

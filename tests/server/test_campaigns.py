@@ -16,7 +16,7 @@ from registry.names import Ref
 from registry.server.database.models.content import BaseRow, VerdictRow
 from tests.world import World, rows
 
-BAD = Finding(code="acts.no_effect", severity="error", place="logits", sentence="it answers as the base does")
+BAD = Finding(code="smoke.no_effect", severity="error", place="logits", sentence="it answers as the base does")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def judged(world: World) -> World:
         world.push(f"acme/{name}")
         world.validate(f"acme/{name}@1")
     with world.session(write=True) as session:
-        row = [row for row in rows(session, VerdictRow) if row.check == "acts"][-1]
+        row = [row for row in rows(session, VerdictRow) if row.check == "smoke"][-1]
         row.made_by = {"torch": "2.13.0+cpu"}
         session.add(row)
     return world
@@ -83,9 +83,9 @@ def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: Wor
 def test_yanked_versions_and_those_that_cannot_fit_are_left_alone(judged: World) -> None:
     judged.admin.yank("acme/one@1", reason="wrong data")
     with judged.session(write=True) as session:
-        fits = [row for row in rows(session, VerdictRow) if row.check == "fits"][1]
-        fits.outcome = "fail"
-        session.add(fits)
+        compat = [row for row in rows(session, VerdictRow) if row.check == "compat"][1]
+        compat.outcome = "fail"
+        session.add(compat)
     begin(judged)
     assert [job.subject for job in judged.admin.jobs(state="queued").items] == ["acme/three@1"]
     end(judged)

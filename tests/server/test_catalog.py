@@ -42,9 +42,9 @@ def test_a_version_is_seen_with_all_that_is_known_of_it(world: World) -> None:
     assert seen.size_bytes == sum(map(len, files.values()))
     assert seen.aliases == ["main"]
     assert [(v.check, v.outcome, v.subject) for v in seen.verdicts] == [
-        ("fits", "pass", pushed.digest),
-        ("values", "pass", pushed.digest),
-        ("acts", "pass", pushed.digest),
+        ("compat", "pass", pushed.digest),
+        ("weights", "pass", pushed.digest),
+        ("smoke", "pass", pushed.digest),
     ]
     for ref in (f"{NAME}:main", f"{NAME}@1", f"{NAME}@{pushed.digest}"):
         assert world.admin.version(ref) == seen
@@ -106,7 +106,7 @@ def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World)
     one = world.admin.adapter("acme/alpha")
     assert one == first.items[0]
     assert (one.versions, one.newest, one.aliases) == (2, 2, {"main": 2})
-    assert one.verdicts == {"fits": "pass", "values": "pass"}
+    assert one.verdicts == {"compat": "pass", "weights": "pass"}
     with world.statements() as sent:
         world.admin.adapters()
     assert len([s for s in sent if "FROM token" not in s]) == 3

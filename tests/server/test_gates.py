@@ -53,11 +53,11 @@ def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list
 
 def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
     gates = Gates(stocked.admin)
-    assert gates.show(NAME, "prod").gate == Gate(requires=(Check.FITS, Check.ACTS))
+    assert gates.show(NAME, "prod").gate == Gate(requires=(Check.COMPAT, Check.SMOKE))
     gates.put("acme", "prod", Gate(approvals=1))
     shown = gates.show(NAME, "prod")
     assert (shown.set_on, shown.gate.approvals, shown.set_by) == ("acme", 1, "admin")
-    gates.put(NAME, "prod", Gate(requires=(Check.FITS,)))
+    gates.put(NAME, "prod", Gate(requires=(Check.COMPAT,)))
     assert gates.show(NAME, "prod").set_on == NAME
     assert [view.alias for view in gates.every(NAME).items] == ["prod"]
     assert gates.check(f"{NAME}@1", "prod").open
@@ -121,7 +121,7 @@ def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
         session.add(move)
     stocked.admin.promote(NAME, "prod", "1", generation=0)
     checks = {e["check"] for e in stocked.admin.history(NAME, alias="prod").moves[0].evidence}
-    assert checks == {"loads", "held"}
+    assert checks == {"engine", "held"}
 
 
 def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(stocked: World) -> None:
@@ -136,7 +136,7 @@ def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(s
         smash(stocked.admin, " ")
     smash(stocked.admin)
     [move] = stocked.admin.history(NAME, alias="prod").moves
-    assert move.broke_glass == ["gate.acts_absent", "gate.golden_absent", "gate.approvals_few"]
+    assert move.broke_glass == ["gate.smoke_absent", "gate.golden_absent", "gate.approvals_few"]
     assert "golden" not in [item["check"] for item in move.evidence], "what was not there is no evidence"
     with stocked.session() as session:
         [event] = [

@@ -35,15 +35,19 @@ def family(world: World) -> World:
     return world
 
 
-def fits(world: World, files: forge.Files, base: str = "tiny-llama") -> list[Finding]:
+def compat_findings(world: World, files: forge.Files, base: str = "tiny-llama") -> list[Finding]:
     pushed = world.push("acme/a", files, base=base)
     version = world.admin.version(f"acme/a@{pushed.version.number}")
-    return [f for v in version.verdicts if v.check is Check.FITS for f in v.findings]
+    return [f for v in version.verdicts if v.check is Check.COMPAT for f in v.findings]
 
 
 def of_base(world: World, claim: str) -> list[tuple[str, str]]:
     files = world.files(config={"base_model_name_or_path": claim})
-    return [(f.severity, f.code) for f in fits(world, files) if f.code.startswith(("fit.base_", "fit.trained"))]
+    return [
+        (f.severity, f.code)
+        for f in compat_findings(world, files)
+        if f.code.startswith(("compat.base_", "compat.trained"))
+    ]
 
 
 def test_a_base_tells_how_the_others_are_related_to_it(family: World) -> None:
@@ -136,12 +140,12 @@ def test_an_identity_that_is_none_is_refused(family: World) -> None:
 @pytest.mark.parametrize(
     ("claim", "expected"),
     [
-        ("cast", ("info", "fit.base_same_weights")),
-        ("tuned", ("warning", "fit.base_descendant")),
-        ("packed-4bit", ("warning", "fit.base_quantised_variant")),
-        ("org/other", ("error", "fit.base_unrelated")),
-        ("unknown", ("warning", "fit.base_named_differently")),
-        ("elsewhere/model-bnb-4bit", ("warning", "fit.trained_on_packed")),
+        ("cast", ("info", "compat.base_same_weights")),
+        ("tuned", ("warning", "compat.base_descendant")),
+        ("packed-4bit", ("warning", "compat.base_quantised_variant")),
+        ("org/other", ("error", "compat.base_unrelated")),
+        ("unknown", ("warning", "compat.base_named_differently")),
+        ("elsewhere/model-bnb-4bit", ("warning", "compat.trained_on_packed")),
     ],
 )
 def test_the_fit_of_an_adapter_made_for_another_base_names_the_grade(
@@ -151,7 +155,7 @@ def test_the_fit_of_an_adapter_made_for_another_base_names_the_grade(
 
 
 def test_an_adapter_for_unrelated_weights_is_kept_and_never_tried(family: World) -> None:
-    assert of_base(family, "org/other") == [("error", "fit.base_unrelated")]
+    assert of_base(family, "org/other") == [("error", "compat.base_unrelated")]
     assert family.admin.jobs().items == []
 
 
@@ -164,9 +168,12 @@ def test_a_version_with_a_tokenizer_and_a_template_of_its_own_is_warned_of(famil
         "tokenizer.json": b'{"model":1,"padding":{}}',
         "chat_template.jinja": b"{{ x }}",
     }
-    assert fits(family, same, "with-template") == []
+    assert compat_findings(family, same, "with-template") == []
     other = family.files(config=claim) | {"tokenizer.json": b'{"model":2}', "chat_template.jinja": b"{{ y }}"}
-    assert [f.code for f in fits(family, other, "with-template")] == ["fit.tokenizer_differs", "fit.template_differs"]
+    assert [f.code for f in compat_findings(family, other, "with-template")] == [
+        "compat.tokenizer_differs",
+        "compat.template_differs",
+    ]
 
 
 def test_what_is_checked_without_a_push_names_the_grade_too(family: World) -> None:
@@ -176,4 +183,4 @@ def test_what_is_checked_without_a_push_names_the_grade_too(family: World) -> No
     config = files["adapter_config.json"].decode()
     request = CheckRequest(base="tiny-llama", config=config, header=header, size_bytes=len(data))
     findings = family.admin.check(request).items[0].findings
-    assert [f.code for f in findings if f.code.startswith("fit.base_")] == ["fit.base_descendant"]
+    assert [f.code for f in findings if f.code.startswith("compat.base_")] == ["compat.base_descendant"]

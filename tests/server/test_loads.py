@@ -44,12 +44,12 @@ def world(database_url: str) -> Iterator[World]:
 
 
 def stored(world: World, ref: str = "acme/support") -> dict[str, str]:
-    return {v.profile: v.outcome for v in world.admin.version(ref).verdicts if v.check == "loads"}
+    return {v.profile: v.outcome for v in world.admin.version(ref).verdicts if v.check == "engine"}
 
 
 def rows(world: World) -> list[VerdictRow]:
     with world.session() as session:
-        return list(session.exec(select(VerdictRow).where(VerdictRow.check == "loads")).all())
+        return list(session.exec(select(VerdictRow).where(VerdictRow.check == "engine")).all())
 
 
 def many(world: World, count: int) -> None:
@@ -70,7 +70,7 @@ def test_a_push_stores_a_verdict_for_each_engine_that_the_operator_lists(world: 
     made_by = {row.profile: row.made_by["rules"] for row in rows(world)}
     assert made_by == {VLLM: rulebook.digest("vllm"), SGLANG: rulebook.digest("sglang")}
     line = world.admin.adapter("acme/support")
-    assert line.verdicts[f"loads {VLLM}"] == "fail"
+    assert line.verdicts[f"engine {VLLM}"] == "fail"
 
 
 def test_a_server_that_is_told_of_a_wrong_engine_does_not_start(database_url: str) -> None:
@@ -90,7 +90,12 @@ def test_an_engine_is_asked_about_a_version_without_reading_a_blob(world: World)
 
 def test_without_an_engine_the_stored_verdicts_are_the_answer(world: World) -> None:
     world.push("acme/support")
-    assert [str(v.check) for v in world.admin.verdicts("acme/support").items] == ["fits", "values", "loads", "loads"]
+    assert [str(v.check) for v in world.admin.verdicts("acme/support").items] == [
+        "compat",
+        "weights",
+        "engine",
+        "engine",
+    ]
 
 
 @pytest.mark.parametrize("profile", ["vllm", "vlm==1.0", "vllm==0.33.0,max_lora_rank=33"])
@@ -122,7 +127,7 @@ def test_a_header_is_judged_before_it_is_pushed(world: World) -> None:
         size_bytes=len(weights), engines=[VLLM, WIDE],
     )  # fmt: skip
     items = world.admin.check(request).items
-    assert [(str(v.check), v.outcome) for v in items] == [("fits", "pass"), ("loads", "fail"), ("loads", "pass")]
+    assert [(str(v.check), v.outcome) for v in items] == [("compat", "pass"), ("engine", "fail"), ("engine", "pass")]
     assert rows(world) == []
     with pytest.raises(Invalid) as caught:
         world.admin.check(request.model_copy(update={"header": json.dumps({"x": 1})}))
@@ -138,8 +143,8 @@ def test_another_tools_header_is_judged_before_it_is_pushed(world: World) -> Non
             base="flux-tiny", file="style.safetensors", header=data[8 : 8 + length].decode(), size_bytes=len(data),
             engines=["diffusers==0.42.1"],
         )  # fmt: skip
-        fits, loaded = world.admin.check(request).items
-        assert fits.outcome == scheme
+        compat, loaded = world.admin.check(request).items
+        assert compat.outcome == scheme
         assert loaded.outcome == ("pass" if case == "flux-kohya" else "fail")
 
 
@@ -229,7 +234,7 @@ def as_an_older_release_kept_it(world: World) -> None:
         row.facts = {"scheme": "unknown", "card": {"datasets": ["d"]}, "engine": {"facts_version": 0, "scheme": "peft"}}
         row.method, row.rank = "", None
         session.add(row)
-        for verdict in session.exec(select(VerdictRow).where(VerdictRow.check == "loads")).all():
+        for verdict in session.exec(select(VerdictRow).where(VerdictRow.check == "engine")).all():
             verdict.made_by = {"rules": "sha256:old"}
             session.add(verdict)
         for tag in session.exec(select(VersionTagRow)).all():
@@ -249,7 +254,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
     assert (line := world.admin.adapter("acme/support")).method == "LORA"
     assert line.rank == 64
     assert stored(world) == {VLLM: "fail", SGLANG: "pass"}
-    assert [str(v.outcome) for v in after.verdicts if v.check == "fits"] == ["pass"]
+    assert [str(v.outcome) for v in after.verdicts if v.check == "compat"] == ["pass"]
     for search in ({"scheme": "peft"}, {"target": ["q_proj"]}, {"tag": ["team=search"]}, {"rank_min": 64}):
         assert [item.name for item in world.admin.adapters(**search).items] == ["acme/support"], search
     assert world.admin.adapters(scheme="unknown").items == []

@@ -46,12 +46,12 @@ def test_a_push_makes_a_version_with_facts_verdict_alias_job_and_event(based: Wo
     assert (version.number, version.name, version.message, pushed.created) == (1, "acme/support", "first try", True)
     assert version.facts["rank"] == 8
     assert version.facts["targets"] == ["q_proj", "v_proj"]
-    assert [(v.check, v.outcome) for v in version.verdicts] == [("fits", Outcome.PASS), ("values", Outcome.PASS)]
+    assert [(v.check, v.outcome) for v in version.verdicts] == [("compat", Outcome.PASS), ("weights", Outcome.PASS)]
     assert version.aliases == ["main"]
     assert based.admin.job(pushed.job_id).subject == "acme/support@1"
     with based.session() as session:
         told = [e for e in rows(session, EventRow) if e.action == "version.push"]
-        assert [(e.object, e.actor, e.detail["fits"]) for e in told] == [("acme/support@1", "admin", "pass")]
+        assert [(e.object, e.actor, e.detail["compat"]) for e in told] == [("acme/support@1", "admin", "pass")]
         assert all(e.request_id for e in told)
 
 
@@ -181,8 +181,8 @@ def test_an_adapter_that_does_not_fit_is_stored_with_its_verdict_and_without_a_j
     pushed = based.push("acme/support", wide, alias="canary")
     verdict = pushed.version.verdicts[0]
     assert (verdict.outcome, pushed.job_id) == (Outcome.FAIL, "")
-    assert any(f.code == "fit.shape" and f.expected and f.found for f in verdict.findings)
-    assert "fits" in pushed.alias_refused
+    assert any(f.code == "compat.shape" and f.expected and f.found for f in verdict.findings)
+    assert "compat" in pushed.alias_refused
     assert based.admin.version("acme/support").aliases == ["main"]
 
 

@@ -53,7 +53,7 @@ def test_the_roster_holds_what_the_alias_points_at_with_all_that_a_box_needs(wor
     ]
     first = found.adapters[0]
     assert {f.path for f in first.files} >= {"adapter_config.json", "adapter_model.safetensors"}
-    assert (first.verdicts["fits"], first.loads, first.findings) == ("pass", "pass", [])
+    assert (first.verdicts["compat"], first.engine_outcome, first.findings) == ("pass", "pass", [])
     assert sum(f.size_bytes for f in first.files) == first.size_bytes
     assert found.ranks == {str(first.rank): 2}
     assert found.settings is not None

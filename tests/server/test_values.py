@@ -1,4 +1,4 @@
-"""The check `values`: NaN, zeros and sizes, read once; what engines and gates make of it; large weights afterwards."""
+"""The check `weights`: NaN, zeros and sizes, read once; what engines and gates make of it; large weights afterwards."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def filled(**values: float) -> Files:
 
 
 def outcome(world: World, ref: str) -> tuple[str, list[str]]:
-    found = next(v for v in world.admin.version(ref).verdicts if v.check == "values")
+    found = next(v for v in world.admin.version(ref).verdicts if v.check == "weights")
     return str(found.outcome), [f.code for f in found.findings]
 
 
@@ -86,11 +86,11 @@ def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 def test_one_number_that_is_not_finite_fails_shuts_every_engine_and_asks_no_worker(world: World, odd: float) -> None:
     pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=odd))
-    assert outcome(world, "acme/support") == ("fail", ["values.not_finite"])
+    assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
     judged = {str(v.check): v for v in pushed.version.verdicts}
-    assert judged["fits"].outcome == "pass"
-    assert judged["values"].findings[0].place == f"{Q}.lora_A.weight"
-    assert judged["loads"].outcome == "fail"
+    assert judged["compat"].outcome == "pass"
+    assert judged["weights"].findings[0].place == f"{Q}.lora_A.weight"
+    assert judged["engine"].outcome == "fail"
     assert pushed.job_id == ""
     assert world.admin.values("acme/support").modules == {}
     assert world.admin.verdicts("acme/support", ["vllm==0.31.0"]).items[0].outcome == "fail"
@@ -100,9 +100,9 @@ def test_zeros_and_huge_updates_are_warnings(world: World) -> None:
     world.push("acme/untrained", filled(a=0.02, b=0.0))
     world.push("acme/diverged", filled(a=10.0, b=10.0))
     world.push("acme/beyond", filled(a=1e30, b=1e30))
-    assert outcome(world, "acme/untrained") == ("warn", ["values.zero_b"])
-    assert outcome(world, "acme/diverged") == ("warn", ["values.huge"])
-    assert outcome(world, "acme/beyond") == ("warn", ["values.huge"])
+    assert outcome(world, "acme/untrained") == ("warn", ["weights.zero_b"])
+    assert outcome(world, "acme/diverged") == ("warn", ["weights.huge"])
+    assert outcome(world, "acme/beyond") == ("warn", ["weights.huge"])
     assert {size.update for size in world.admin.values("acme/beyond").modules.values()} == {None}
 
 
@@ -134,8 +134,8 @@ def test_an_update_larger_than_the_weight_that_it_changes_is_warned_of_at_the_pu
     assert outcome(world, "acme/before") == ("pass", [])
     world.admin.identify_base("tiny-llama", identity_of(world, 0.5))
     world.push("acme/support", filled(a=0.05, b=0.051))
-    found = next(v for v in world.admin.version("acme/support").verdicts if v.check == "values")
-    assert (found.outcome, [f.code for f in found.findings]) == ("warn", ["values.beyond_base"])
+    found = next(v for v in world.admin.version("acme/support").verdicts if v.check == "weights")
+    assert (found.outcome, [f.code for f in found.findings]) == ("warn", ["weights.beyond_base"])
     assert "times as large as the weight of tiny-llama" in found.findings[0].sentence
     Judging(world.admin).set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
     world.push("acme/allowed", filled(a=0.05, b=0.052))
@@ -182,13 +182,13 @@ def test_large_weights_are_measured_once_when_the_push_has_been_answered(
 ) -> None:
     monkeypatch.setattr("registry.server.push.inspect.INLINE_BYTES", 0)
     pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
-    assert [str(v.check) for v in pushed.version.verdicts] == ["fits", "loads"]
+    assert [str(v.check) for v in pushed.version.verdicts] == ["compat", "engine"]
     assert pushed.version.verdicts[1].outcome == "pass"  # nobody knew yet
     while values.add_missing(world.engine, world.blobs, limit=1):  # as after every push; here it is waited for
         pass
-    assert outcome(world, "acme/support") == ("fail", ["values.not_finite"])
+    assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
     newest = {str(v.check): v.outcome for v in world.admin.version("acme/support").verdicts}
-    assert newest == {"fits": "pass", "values": "fail", "loads": "fail"}
+    assert newest == {"compat": "pass", "weights": "fail", "engine": "fail"}
     assert world.admin.collect(GcRequest()).versions_measured == 0
 
 

@@ -161,10 +161,10 @@ def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World,
     assert (serve, sorted(reasons)) == ([], ["acme-support-v1", "bolt-sales-v1"])
     assert all("would not serve it as trained" in reason for reason in reasons.values())
     good = shop.admin.roster(BASE, "canary")
-    bad = good.adapters[0].model_copy(update={"verdicts": {"acts": Outcome.FAIL}, "loads": None})
-    other = good.adapters[1].model_copy(update={"verdicts": {"loads sglang==0.5.23": Outcome.FAIL}})
+    bad = good.adapters[0].model_copy(update={"verdicts": {"smoke": Outcome.FAIL}, "engine_outcome": None})
+    other = good.adapters[1].model_copy(update={"verdicts": {"engine sglang==0.5.23": Outcome.FAIL}})
     serve, reasons = export.chosen(good.model_copy(update={"adapters": [bad, other]}))
-    assert ([e.name for e in serve], reasons) == (["bolt/sales"], {"acme-support-v1": "its check 'acts' says fail"})
+    assert ([e.name for e in serve], reasons) == (["bolt/sales"], {"acme-support-v1": "its check 'smoke' says fail"})
     done = run(shop, FolderPlace(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
     assert set(states(done).values()) == {"left out"}
     assert set(json.loads((tmp_path / "m" / "roster.json").read_text())["left_out"]) == set(states(done))

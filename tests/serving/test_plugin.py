@@ -117,9 +117,9 @@ def test_what_failed_its_smoke_test_never_reaches_the_engine(finder: Finder, lin
     world.push("acme/poison")
     sentence = "logits are not finite"
     world.validate(
-        "acme/poison@1", [Finding(code="acts.not_finite", severity="error", place="logits", sentence=sentence)]
+        "acme/poison@1", [Finding(code="smoke.not_finite", severity="error", place="logits", sentence=sentence)]
     )
-    assert "'acts' says fail" in finder.find("acme/poison").reason
+    assert "'smoke' says fail" in finder.find("acme/poison").reason
     assert not [path for path in line.paths if "/files/" in path]
 
 
@@ -128,15 +128,15 @@ def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
 ) -> None:
     world.push("acme/support")
     with Registry(URL, world.secret, line) as registry:
-        careful = Finder(registry, shelf, engine=ENGINE, base=BASE, checks=frozenset({Check.ACTS}), clock=clock)
-        assert "'acts' was not made yet" in careful.find("acme/support").reason
+        careful = Finder(registry, shelf, engine=ENGINE, base=BASE, checks=frozenset({Check.SMOKE}), clock=clock)
+        assert "'smoke' was not made yet" in careful.find("acme/support").reason
         assert not [path for path in line.paths if "/files/" in path]
         world.validate("acme/support@1")
         clock.now += finders.NO_SECONDS + 1
         assert careful.find("acme/support").folder is not None
     world.push("acme/other")
     assert ask(front, "acme/other") == 200
-    monkeypatch.setenv("ADAPTER_PLUGIN_CHECKS", "values, acts")
+    monkeypatch.setenv("ADAPTER_PLUGIN_CHECKS", "weights, smoke")
     vllm.register()
     assert ask(front, "acme/other@1") == 404
 

@@ -46,7 +46,7 @@ def test_a_trainers_folder_as_base_is_a_warning_and_is_not_repeated(client: RawC
     answer = client.push(forge.lora(forge.llama(), config=config))
     if answer.status_code == 201:
         told = answer.json()["version"]
-        assert {v["check"]: v["outcome"] for v in told["verdicts"]} == {"fits": "warn", "values": "pass"}
+        assert {v["check"]: v["outcome"] for v in told["verdicts"]} == {"compat": "warn", "weights": "pass"}
         assert "jane" not in answer.text
     else:
         assert_refused(client.world, answer, 422, ["CONFIG_INVALID"], "config.base_model_invalid")
@@ -61,5 +61,5 @@ def test_unknown_fields_are_a_warning(client: RawClient) -> None:
 def test_every_other_safetensors_file_is_read_as_strictly(refusing: RawClient) -> None:
     files = {**refusing.world.files(), "extra.safetensors": WEIGHTS["09-a-tensor-twice"][0]}
     answer = refusing.push(files)
-    assert_refused(refusing.world, answer, 422, ["TENSORS_INVALID"], "weights.duplicate_key")
+    assert_refused(refusing.world, answer, 422, ["TENSORS_INVALID"], "safetensors.duplicate_key")
     assert "extra.safetensors" in answer.json()["detail"]

@@ -70,7 +70,7 @@ def test_one_number_that_is_not_finite_is_seen_wherever_it_lies(odd: float) -> N
     after[0][-1, 7] = odd
     seen = Examination(Thresholds())
     assert not acting.compare(Baseline.of([(1,) * len(before[0])], before), after, seen, kind="numbers")
-    assert [finding.code for finding in seen.findings] == ["acts.not_finite"]
+    assert [finding.code for finding in seen.findings] == ["smoke.not_finite"]
 
 
 def test_a_number_of_the_base_that_no_answer_depends_on_is_missed_after_the_next_adapter(

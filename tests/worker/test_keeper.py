@@ -47,12 +47,12 @@ def test_a_keeper_has_one_thread_so_that_it_may_fork(pool: Pool, source: Source)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (models.with_nan, {"acts.not_finite": "error"}),
-        (models.with_inf, {"acts.not_finite": "error"}),
-        (models.huge, {"acts.not_finite": "error"}),
-        (models.zero_b, {"acts.no_effect": "error"}),
-        (models.wrong_prefix, {"acts.no_effect": "error"}),
-        (models.poisoned, {"acts.base_changed": "error"}),
+        (models.with_nan, {"smoke.not_finite": "error"}),
+        (models.with_inf, {"smoke.not_finite": "error"}),
+        (models.huge, {"smoke.not_finite": "error"}),
+        (models.zero_b, {"smoke.no_effect": "error"}),
+        (models.wrong_prefix, {"smoke.no_effect": "error"}),
+        (models.poisoned, {"smoke.base_changed": "error"}),
     ],
 )
 def test_a_broken_adapter_is_named_and_the_next_one_is_right(
@@ -80,7 +80,7 @@ def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, base_folder: P
         ({"trainable_token_indices": [500, 501]}, {}),
         ({"bias": "lora_only", "target_modules": ["q_proj"]}, {}),
         ({"alora_invocation_tokens": [7, 8]}, {}),
-        ({"layer_replication": [[0, 2], [1, 2]]}, {"acts.base_changed": "warning"}),
+        ({"layer_replication": [[0, 2], [1, 2]]}, {"smoke.base_changed": "warning"}),
     ],
 )
 def test_honest_options_of_lora_act(
@@ -94,7 +94,7 @@ def test_an_adapter_that_announces_a_change_of_the_base_is_warned_about(
     pool: Pool, source: Source, base_folder: Path, tmp_path: Path
 ) -> None:
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
-    assert codes(answer)["acts.base_changed"] == "warning"
+    assert codes(answer)["smoke.base_changed"] == "warning"
 
 
 def test_what_peft_cannot_load_is_a_finding_with_its_reason(
@@ -102,7 +102,7 @@ def test_what_peft_cannot_load_is_a_finding_with_its_reason(
 ) -> None:
     other = models.base(tmp_path / "wide", hidden=128)
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
-    assert codes(answer) == {"acts.load_failed": "error"}
+    assert codes(answer) == {"smoke.load_failed": "error"}
     assert "size mismatch" in answer["seen"]["findings"][0]["sentence"] or "RuntimeError" in str(answer)
 
 

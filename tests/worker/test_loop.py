@@ -33,10 +33,10 @@ Make = Callable[..., Worker]
 def test_a_pushed_adapter_is_proven_on_its_base(workshop: Workshop, good: Path, worker: Make) -> None:
     job_id = workshop.push(good).job_id
     assert worker().run(once=True).done == 1
-    verdict = workshop.acts()
+    verdict = workshop.smoke()
     assert verdict is not None
     assert verdict.outcome is Outcome.PASS
-    assert workshop.world.admin.job(job_id).result["says"].startswith("acts: pass (logits move by up to ")
+    assert workshop.world.admin.job(job_id).result["says"].startswith("smoke: pass (logits move by up to ")
     assert verdict.report is not None
     report = workshop.world.admin.report("acme/support", verdict.report)
     assert report.measurements["base_loads"] >= 1
@@ -63,9 +63,9 @@ def test_an_adapter_with_nan_fails_and_its_neighbour_passes(
     workshop.world.admin.submit(JobSubmit(kind="validate", ref="acme/nan"))  # its values failed: none was queued
     workshop.push(good, "acme/good")
     assert worker().run(once=True).done == 2
-    verdicts = {name: workshop.acts(f"acme/{name}") for name in ("nan", "good")}
+    verdicts = {name: workshop.smoke(f"acme/{name}") for name in ("nan", "good")}
     assert {name: v.outcome for name, v in verdicts.items() if v} == {"nan": "fail", "good": "pass"}
-    assert any("acts: fail: base_model" in line and "NaN" in line for line in workshop.lines)
+    assert any("smoke: fail: base_model" in line and "NaN" in line for line in workshop.lines)
 
 
 def test_an_adapter_that_does_not_fit_never_reaches_the_model(
@@ -75,10 +75,10 @@ def test_an_adapter_that_does_not_fit_never_reaches_the_model(
     workshop.push(models.adapter(base_folder, tmp_path / "p", change=models.poisoned))
     workshop.world.admin.submit(JobSubmit(kind="validate", ref="acme/support"))
     assert worker().run(once=True).done == 1
-    verdict = workshop.acts()
+    verdict = workshop.smoke()
     assert verdict is not None
     assert verdict.made_by == {}, "a keeper had a part in it"
-    assert {"acts.does_not_fit", "fit.overwrites_base"} <= {finding.code for finding in verdict.findings}
+    assert {"smoke.does_not_fit", "compat.overwrites_base"} <= {finding.code for finding in verdict.findings}
 
 
 def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
@@ -95,7 +95,7 @@ def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
     job = workshop.world.admin.job(job_id)
     assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.PARKED, 3, loads)
     assert "deadline of 0.1 seconds" in job.error
-    assert workshop.acts() is None
+    assert workshop.smoke() is None
 
 
 def test_an_adapter_for_which_the_memory_never_suffices_parks_its_job_and_the_next_one_is_right(
@@ -106,11 +106,11 @@ def test_an_adapter_for_which_the_memory_never_suffices_parks_its_job_and_the_ne
     job_id = workshop.push(large, "acme/large").job_id
     tally = worker(limits=Limits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
     job = workshop.world.admin.job(job_id)
-    assert (tally.failed, job.state, job.attempt, workshop.acts("acme/large")) == (3, State.PARKED, 3, None)
+    assert (tally.failed, job.state, job.attempt, workshop.smoke("acme/large")) == (3, State.PARKED, 3, None)
     assert "memory" in job.error.lower()
     workshop.push(good, "acme/next")
     assert worker().run(once=True).done == 1
-    assert (next_one := workshop.acts("acme/next")) is not None
+    assert (next_one := workshop.smoke("acme/next")) is not None
     assert next_one.outcome is Outcome.PASS
 
 
@@ -122,7 +122,7 @@ def test_a_cancelled_job_is_dropped_and_files_nothing(
     frozen.then = lambda: workshop.world.admin.cancel(job_id)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed) == (0, 0)
-    assert workshop.acts() is None
+    assert workshop.smoke() is None
     assert workshop.world.admin.job(job_id).state is State.CANCELLED
     assert "no longer ours" in workshop.lines[-1]
 
@@ -149,7 +149,7 @@ def test_a_killed_keeper_fails_the_attempt_and_the_next_job_is_right(
     frozen.then = lambda: os.kill(frozen.keeper, signal.SIGKILL)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (2, 1, loads)
-    assert {v.outcome for name in ("one", "two") if (v := workshop.acts(f"acme/{name}"))} == {"pass"}
+    assert {v.outcome for name in ("one", "two") if (v := workshop.smoke(f"acme/{name}"))} == {"pass"}
 
 
 def test_only_jobs_of_bases_that_are_here_are_claimed(
@@ -159,7 +159,7 @@ def test_only_jobs_of_bases_that_are_here_are_claimed(
     workshop.add_base("elsewhere", elsewhere, source="/nowhere/elsewhere")
     workshop.push(models.adapter(elsewhere, tmp_path / "adapter"), "acme/far", base="elsewhere")
     assert worker().run(once=True).done == 0
-    assert workshop.acts("acme/far") is None
+    assert workshop.smoke("acme/far") is None
     assert "say where it lies: --base elsewhere=DIR" in workshop.lines[0]
     assert worker(Sources({"elsewhere": elsewhere})).run(once=True).done == 1
 
@@ -219,7 +219,7 @@ def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_grade(
     transformers.LlamaForCausalLM.from_pretrained(base_folder).to(torch.bfloat16).save_pretrained(cast)
     with pytest.raises(Invalid, match="its grade is 'other-dtype'"):
         worker(Sources({"tiny": cast})).run(once=True)
-    assert workshop.acts() is None
+    assert workshop.smoke() is None
 
 
 def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(

@@ -25,8 +25,8 @@ EXPECTED = {
     "kohya-sd": ("sd-tiny", Outcome.PASS, ""),
     "diffusers-old": ("sd-tiny", Outcome.PASS, ""),
     "flux-xlabs": ("flux-tiny", Outcome.PASS, ""),
-    "flux-comfy": ("flux-tiny", Outcome.FAIL, "acts.picture_unchanged"),
-    "lycoris-loha": ("sd-tiny", Outcome.UNKNOWN, "acts.task_unsupported"),
+    "flux-comfy": ("flux-tiny", Outcome.FAIL, "smoke.picture_unchanged"),
+    "lycoris-loha": ("sd-tiny", Outcome.UNKNOWN, "smoke.task_unsupported"),
 }
 """diffusers takes ComfyUI's names without a word and does nothing with them."""
 
@@ -44,7 +44,7 @@ def test_image_adapters_are_painted_with_and_the_report_holds_both_pictures(
         workshop.push(tmp_path / name, f"acme/{name}", base=base)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed) == (len(EXPECTED), 0), workshop.lines
-    found = {name: workshop.acts(f"acme/{name}") for name in EXPECTED}
+    found = {name: workshop.smoke(f"acme/{name}") for name in EXPECTED}
     told = {name: (v.outcome, *(f.code for f in v.findings)) for name, v in found.items() if v is not None}
     assert told == {name: (outcome, *filter(None, [code])) for name, (_, outcome, code) in EXPECTED.items()}
     verdict = found["kohya-sd"]

@@ -93,7 +93,7 @@ def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_n
     loads = pool.base_loads
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
     found = seen(pool, source, poison, replace(LIMITS, any_name=True))
-    assert codes(found)["acts.base_changed"] == "error"
+    assert codes(found)["smoke.base_changed"] == "error"
     assert "the shared process was given up" in found["measurements"]["alone_because"]
     after = seen(pool, source, good)
     assert after["fingerprint"] == before["fingerprint"]
@@ -121,8 +121,8 @@ def test_what_a_child_does_is_told_meanwhile(pool: Pool, source: Source, good: P
 
 def test_thresholds_of_the_base_decide(pool: Pool, source: Source, good: Path) -> None:
     strict = replace(source, thresholds={"drift_warn_kl_nats": 1e-6})
-    assert codes(seen(pool, strict, good)) == {"acts.drift": "warning"}
-    assert codes(seen(pool, replace(source, thresholds={"drift_fail_kl_nats": 1e-6}), good)) == {"acts.drift": "error"}
+    assert codes(seen(pool, strict, good)) == {"smoke.drift": "warning"}
+    assert codes(seen(pool, replace(source, thresholds={"drift_fail_kl_nats": 1e-6}), good)) == {"smoke.drift": "error"}
     assert codes(seen(pool, source, good)) == {}
 
 
@@ -137,7 +137,7 @@ def test_golden_samples_without_a_tokenizer_are_unknown_never_a_pass(
 ) -> None:
     sample = {"prompt": "2 + 2 =", "expected": " 4"}
     found = seen(pool, source, with_golden(good, tmp_path / "golden", sample))
-    assert codes(found) == {"acts.golden_unasked": "unknown"}
+    assert codes(found) == {"smoke.golden_unasked": "unknown"}
 
 
 def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_parent(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def unusual(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return models.adapter(base_folder, tmp_path_factory.mktemp("unusual") / "randlora", config=config)
 
 
-def fits(workshop: Workshop) -> list[tuple[Outcome, list[str]]]:
-    found = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.FITS]
+def compat(workshop: Workshop) -> list[tuple[Outcome, list[str]]]:
+    found = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
     return [(verdict.outcome, [finding.code for finding in verdict.findings]) for verdict in found]
 
 
@@ -36,23 +36,23 @@ def test_a_worker_says_what_the_header_could_not_and_the_gate_opens(
     workshop: Workshop, unusual: Path, worker: Make
 ) -> None:
     workshop.push(unusual)
-    assert fits(workshop) == [(Outcome.UNKNOWN, ["fit.method_unjudged"])]
+    assert compat(workshop) == [(Outcome.UNKNOWN, ["compat.method_unjudged"])]
     with pytest.raises(Refused):
         workshop.world.admin.promote(NAME, "prod", "1", generation=0)
     assert worker().run(once=True).done == 1
-    assert fits(workshop) == [(Outcome.PASS, ["fit.peft_expects"])]
-    (verdict,) = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.FITS]
+    assert compat(workshop) == [(Outcome.PASS, ["compat.peft_expects"])]
+    (verdict,) = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
     assert "peft" in verdict.made_by
     assert verdict.report is not None
-    assert workshop.world.admin.report(NAME, verdict.report).fits
+    assert workshop.world.admin.report(NAME, verdict.report).compat
     assert workshop.world.admin.promote(NAME, "prod", "1", generation=0).number == 1
 
 
 def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tmp_path: Path) -> None:
-    assert [finding.code for finding in structure.ask(base_folder, unusual)] == ["fit.peft_expects"]
+    assert [finding.code for finding in structure.ask(base_folder, unusual)] == ["compat.peft_expects"]
     wide = models.base(tmp_path / "wide", hidden=128)
     (shape,) = structure.ask(wide, unusual)
-    assert (shape.code, shape.severity) == ("fit.shape", "error")
+    assert (shape.code, shape.severity) == ("compat.shape", "error")
     assert "expects other shapes" in shape.sentence
 
 
@@ -61,9 +61,9 @@ def test_a_workers_word_never_overrules_what_the_header_says(workshop: Workshop,
     claimed = workshop.world.admin.claim(ClaimRequest(worker="liar"))
     assert claimed is not None
     known = workshop.world.admin.version(NAME).verdicts[0]
-    no = Finding(code="fit.shape", severity="error", place="x", sentence="it does not fit, a worker says")
+    no = Finding(code="compat.shape", severity="error", place="x", sentence="it does not fit, a worker says")
     report = Report(
-        check=Check.ACTS, subject=known.subject, base=known.base, base_fingerprint=known.base_fingerprint, fits=(no,)
+        check=Check.SMOKE, subject=known.subject, base=known.base, base_fingerprint=known.base_fingerprint, compat=(no,)
     )
     workshop.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-    assert fits(workshop) == [(Outcome.PASS, [])]
+    assert compat(workshop) == [(Outcome.PASS, [])]

@@ -32,7 +32,7 @@ class Workshop:
     def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> Pushed:
         return pushing.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)
 
-    def acts(self, ref: str = "acme/support") -> Verdict | None:
-        """The verdict of the check *acts* on this version, if there is one."""
-        found = [v for v in self.world.admin.version(ref).verdicts if v.check is Check.ACTS]
+    def smoke(self, ref: str = "acme/support") -> Verdict | None:
+        """The verdict of the check *smoke* on this version, if there is one."""
+        found = [v for v in self.world.admin.version(ref).verdicts if v.check is Check.SMOKE]
         return found[-1] if found else None

@@ -99,7 +99,7 @@ class _Reader:
             found[key] = self._value(int(self._number("I")), 0)
         described = [self._tensor() for _ in range(tensors)]
         if not described:
-            self._refuse("weights.empty", "holds no tensor")
+            self._refuse("safetensors.empty", "holds no tensor")
         alignment = found.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= 2**16 or alignment % 8:
             self._refuse(
@@ -167,19 +167,19 @@ class _Reader:
         name = self._text(NAME_LIMIT_BYTES, "a tensor's name")
         if not name or not all("!" <= c <= "~" for c in name):
             rule = "must be printable ASCII without spaces"
-            self._refuse("weights.tensor_name_invalid", f"has a tensor named {name[:80]!r}: a name {rule}")
+            self._refuse("safetensors.tensor_name_invalid", f"has a tensor named {name[:80]!r}: a name {rule}")
         dimensions = int(self._number("I"))
         if not 1 <= dimensions <= 4:
-            self._refuse("weights.shape_invalid", f"has the tensor {name[:80]!r} of {dimensions} dimensions")
+            self._refuse("safetensors.shape_invalid", f"has the tensor {name[:80]!r} of {dimensions} dimensions")
         sides = [int(self._number("Q")) for _ in range(dimensions)]
         kind, start = int(self._number("I")), int(self._number("Q"))
         if kind not in _TENSOR_TYPES:
             sentence = f"has the tensor {name[:80]!r} of type {kind}; F32, F16, BF16, F64 and Q8_0 are read"
-            self._refuse("weights.dtype_invalid", sentence)
+            self._refuse("safetensors.dtype_invalid", sentence)
         dtype, block, size = _TENSOR_TYPES[kind]
         elements = math.prod(sides)
         if any(not 0 < side <= SIDE_LIMIT for side in sides) or elements > SIDE_LIMIT or sides[0] % block:
-            self._refuse("weights.shape_invalid", f"has the tensor {name[:80]!r} of the impossible shape {sides}")
+            self._refuse("safetensors.shape_invalid", f"has the tensor {name[:80]!r} of the impossible shape {sides}")
         return TensorInfo(name, dtype, tuple(reversed(sides)), start, start + elements // block * size)
 
     def _layout(self, tensors: list[TensorInfo], data_start: int, alignment: int) -> None:
@@ -191,13 +191,13 @@ class _Reader:
             names.add(info.name)
             if info.start != expected:
                 sentence = f"has the tensor {info.name[:80]!r} at data byte {info.start}; expected {expected}"
-                self._refuse("weights.layout_invalid", sentence)
+                self._refuse("safetensors.layout_invalid", sentence)
             end = info.end
             expected = -(-end // alignment) * alignment
         data_bytes = self._size - data_start
         if not end <= data_bytes <= expected:
             sentence = f"has {max(0, data_bytes)} bytes of data, and its tensors take {end} to {expected}"
-            self._refuse("weights.layout_invalid", sentence)
+            self._refuse("safetensors.layout_invalid", sentence)
 
     # -------------------------------------------------------------- refusals
     def _refuse(self, code: str, sentence: str) -> NoReturn:

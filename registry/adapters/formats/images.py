@@ -54,7 +54,7 @@ _PLAIN_FACTS = (
 )  # fmt: skip
 """Metadata that says how an adapter was trained and nothing about whose pictures it saw."""
 _TRIGGERS = ("modelspec.trigger_phrase", "trigger_words", "activation text", "instance_prompt")
-_ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "weights", depth=6)
+_ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
 
 
 def of_header(header: Header, found: Format, *, read: Read | None = None) -> FileFacts:

@@ -3,7 +3,7 @@
 Invariants
 - Every tensor of the file is accounted for: it belongs to the method, to `modules_to_save`, to the trained biases
   or tokens that the configuration announces, or it is a failing finding. An extra tensor whose name is one of the
-  base's would silently rewrite the base that all adapters share (`fit.overwrites_base`).
+  base's would silently rewrite the base that all adapters share (`compat.overwrites_base`).
 - A wrong adapter is described by findings, never refused by an exception: judgement is data.
 - Nothing here knows the base; `registry.compat` compares the two.
 - scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA; rank and alpha may differ by module (PEFT's patterns).
@@ -269,7 +269,7 @@ class _Reader:
                 self._note("lora.layers_beside_pattern", "adapter_config.json: layers_to_transform", sentence)
             if config.other.get("use_bdlora"):
                 sentence = "the factors of BD-LoRA are block-diagonal and stored by their blocks: sizes are not judged"
-                self._notes.unknown("fit.method_unjudged", "adapter_config.json: use_bdlora", sentence)
+                self._notes.unknown("compat.method_unjudged", "adapter_config.json: use_bdlora", sentence)
             if config.alpha is None:
                 sentence = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
                 self._notes.warning("lora.alpha_absent", "adapter_config.json: lora_alpha", sentence)

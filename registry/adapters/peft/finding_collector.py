@@ -7,7 +7,7 @@ Invariants
 
 Example
     >>> notes = Notes()
-    >>> notes.error("fit.shape", "layers.0.q_proj", "…", group="q_proj"); notes.error("fit.shape", "layers.1.q_proj", "…", group="q_proj")
+    >>> notes.error("compat.shape", "layers.0.q_proj", "…", group="q_proj"); notes.error("compat.shape", "layers.1.q_proj", "…", group="q_proj")
     >>> [f.sentence for f in notes.findings()]
     ['… (and 1 more like it)']
 """  # noqa: E501

@@ -174,7 +174,7 @@ _SORTS: dict[str, tuple[str, str, str]] = {
         "lora_A.weight",
     ),
     "overwrites": (
-        "fit.overwrites_base",
+        "compat.overwrites_base",
         "would replace a tensor of the base itself, which all other adapters share, and the configuration does not "
         "announce it in modules_to_save",
         "only tensors of the adapter's method",

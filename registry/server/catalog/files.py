@@ -64,7 +64,7 @@ def fingerprint(
     """How the newest smoke test of this version saw it answer. `NotFound` (BLOB_UNKNOWN) when none did so yet."""
     version = _version(session, actor, name, selector)
     judged = select(VerdictRow, BlobRow.size_bytes).join(BlobRow, col(BlobRow.digest) == col(VerdictRow.report))
-    wanted = judged.where(col(VerdictRow.version_id) == version.id, col(VerdictRow.check) == Check.ACTS)
+    wanted = judged.where(col(VerdictRow.version_id) == version.id, col(VerdictRow.check) == Check.SMOKE)
     for verdict, size_bytes in session.exec(wanted.order_by(col(VerdictRow.id).desc()).limit(REPORTS_LOOKED_AT)):
         digest = Digest(verdict.report or "")
         data = blobs.read(key_of(digest), 0, size_bytes)

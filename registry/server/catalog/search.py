@@ -137,7 +137,7 @@ def _served(engine: Profile, outcome: Outcome | None) -> ColumnElement[bool]:
     mine = VerdictRow.__table__.alias("mine")  # type: ignore[attr-defined]
     newest = (
         select(func.max(mine.c.id))
-        .where(mine.c.version_id == col(VersionRow.id), mine.c.check == Check.LOADS, mine.c.profile == str(engine))
+        .where(mine.c.version_id == col(VersionRow.id), mine.c.check == Check.ENGINE, mine.c.profile == str(engine))
         .correlate(VersionRow)
         .scalar_subquery()
     )

@@ -1,4 +1,4 @@
-"""The check `loads`: what serving engines would do with a version, judged from the facts that its row keeps.
+"""The check `engine`: what serving engines would do with a version, judged from the facts that its row keeps.
 
 Invariants
 - No blob is read: a push stored the facts, and a verdict follows from them, the base and the engine's rules.
@@ -73,29 +73,32 @@ def kept(setting: str, text: str) -> Profile:
     return asked
 
 
-def judge(facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, fits: str, values: str = "") -> Verdict:
+def judge(
+    facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, compat: str, weights: str = ""
+) -> Verdict:
     """One verdict, from what the rows of a version and of its base keep.
 
-    `fits` and `values`: the newest outcomes of these checks, "" for none.
+    `compat` and `weights`: the newest outcomes of these checks, "" for none.
     """
-    outcome = Outcome(fits) if fits else Outcome.UNKNOWN
-    stored = {**(facts.get("engine") or {}), "values": values}
-    return engines.verdict(stored, asked, subject=Digest(digest), base=base, fits=outcome, registry=__version__)
+    outcome = Outcome(compat) if compat else Outcome.UNKNOWN
+    stored = {**(facts.get("engine") or {}), "weights": weights}
+    return engines.verdict(stored, asked, subject=Digest(digest), base=base, compat=outcome, registry=__version__)
 
 
 def outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
-    """The outcomes of `fits` and of `values` that count among a version's verdicts, oldest first; "" for none."""
+    """The outcomes of `compat` and of `weights` that count among a version's verdicts, oldest first; "" for none."""
     newest = {verdict.check: str(verdict.outcome) for verdict in known}
-    return newest.get(Check.FITS, ""), newest.get(Check.VALUES, "")
+    return newest.get(Check.COMPAT, ""), newest.get(Check.WEIGHTS, "")
 
 
 def add(
-    session: Session, version: VersionRow, base: BaseRow, fits: Outcome, values: Outcome, wanted: Iterable[Profile]
+    session: Session, version: VersionRow, base: BaseRow, compat: Outcome, weights: Outcome, wanted: Iterable[Profile]
 ) -> list[VerdictRow]:
     """The verdicts of a new version, written with it."""
     spec = bases.spec_of(base)
     written = [
-        verdicts.row(judge(version.facts, asked, version.digest, spec, fits, values), version, base) for asked in wanted
+        verdicts.row(judge(version.facts, asked, version.digest, spec, compat, weights), version, base)
+        for asked in wanted
     ]
     db.append(session, written)
     return written
@@ -105,7 +108,7 @@ def judge_again(session: Session, version: VersionRow, base: BaseRow) -> None:
     """New verdicts for every profile of which one is stored, because another check of this version has changed."""
     stored = versions.verdicts_of(session, [version])[version.id or 0]
     spec, known = bases.spec_of(base), outcomes(stored)
-    for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.LOADS]:
+    for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]:
         session.add(verdicts.row(judge(version.facts, asked, version.digest, spec, *known), version, base))
     session.flush()
 
@@ -113,7 +116,7 @@ def judge_again(session: Session, version: VersionRow, base: BaseRow) -> None:
 def of_version(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, texts: Sequence[str]
 ) -> VerdictList:
-    """`loads` for each profile, judged now; without profiles every stored verdict that counts."""
+    """`engine` for each profile, judged now; without profiles every stored verdict that counts."""
     version = versions.find(session, actor, name, selector)
     stored = versions.verdicts_of(session, [version])[version.id or 0]
     if not texts:

@@ -86,16 +86,16 @@ def begin(session: Session, actor: Actor, request: RevalidateRequest) -> Campaig
 
 def _affected(session: Session, actor: Actor, base: BaseRow, request: RevalidateRequest) -> Iterator[Affected]:
     """The versions of the base that the actor may have judged, with their newest verdict, if it calls for a new one."""
-    acts, fits = _newest(base, Check.ACTS), _newest(base, Check.FITS)
+    smoke, compat = _newest(base, Check.SMOKE), _newest(base, Check.COMPAT)
     pipeline = bases.spec_of(base).is_pipeline
     statement = (
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .outerjoin(acts, col(VersionRow.id) == acts.c.version_id)
-        .outerjoin(VerdictRow, col(VerdictRow.id) == acts.c.newest)
+        .outerjoin(smoke, col(VersionRow.id) == smoke.c.version_id)
+        .outerjoin(VerdictRow, col(VerdictRow.id) == smoke.c.newest)
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None))
         .where(col(VersionRow.quarantined_at).is_(None))
-        .where(col(VersionRow.id).in_(_fitting(fits)))
+        .where(col(VersionRow.id).in_(_fitting(compat)))
         .order_by(col(VersionRow.id))
     )
     for version, namespace, adapter, verdict in session.exec(statement):
@@ -149,7 +149,7 @@ def show(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
             VerdictRow,
             and_(
                 col(VerdictRow.version_id) == col(JobRow.version_id),
-                col(VerdictRow.check) == Check.ACTS,
+                col(VerdictRow.check) == Check.SMOKE,
                 col(VerdictRow.job_id) == col(JobRow.id),
             ),
         )

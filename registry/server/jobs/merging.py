@@ -60,11 +60,11 @@ def _find(session: Session, actor: Actor, ref: Ref) -> tuple[Ref, VersionRow]:
 def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
     base = session.get_one(BaseRow, row.base_id)
     verdicts = versions.verdicts_of(session, [row])[row.id or 0]
-    fits = [v.outcome for v in verdicts if v.check is Check.FITS]
-    broken = any(finding.code == "values.not_finite" for v in verdicts for finding in v.findings)
+    compat = [v.outcome for v in verdicts if v.check is Check.COMPAT]
+    broken = any(finding.code == "weights.not_finite" for v in verdicts for finding in v.findings)
     return Ingredient(
         name=f"{ref.name}@{row.number}", digest=row.digest, base=base.name, base_fingerprint=base.fingerprint,
-        facts=row.facts.get("engine") or {}, fits=fits[-1] if fits else "", is_finite=not broken,
+        facts=row.facts.get("engine") or {}, compat=compat[-1] if compat else "", is_finite=not broken,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Invariants
   state are one transaction: there are no bytes without a row, and no verdict without bytes.
 - A worker's report is hostile input: typed, bounded, and about the job's own version and base, or it is refused.
 - Verdicts are appended. The outcome is what the findings add up to; the worker does not choose it.
-- What a report says of `fits` counts only where the header could not tell: it never overrules a yes or a no.
+- What a report says of `compat` counts only where the header could not tell: it never overrules a yes or a no.
 
 Example
     >>> validation.finish(session, actor, job_id, request, store=store).state
@@ -14,6 +14,7 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlmodel import Session
@@ -23,7 +24,7 @@ from registry.api.jobs import FinishRequest
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 from registry.jobs import Job, Kind
 from registry.server import audit
 from registry.server.access.actors import Actor
@@ -55,11 +56,11 @@ def _report_of(session: Session, row: JobRow, request: FinishRequest) -> Report:
     report = request.report
     if report is None:
         raise Invalid("REQUEST_INVALID", "report: a validation ends with one")
-    if report.check is not Check.ACTS or report.subject != row.subject_digest or report.base != row.base:
+    if report.check is not Check.SMOKE or report.subject != row.subject_digest or report.base != row.base:
         raise Invalid(
             "REQUEST_INVALID",
             f"report: is about {report.check} of {report.subject} on {report.base}, "
-            f"and job {row.id} asks for {Check.ACTS} of {row.subject_digest} on {row.base}",
+            f"and job {row.id} asks for {Check.SMOKE} of {row.subject_digest} on {row.base}",
         )
     base = _base(session, row)
     if report.base_fingerprint != base.fingerprint:
@@ -88,23 +89,18 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
 
 
 def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
-    version = session.get_one(VersionRow, row.version_id)
-    base = _base(session, row)
-    verdict = Verdict.of(
-        report.check,
-        report.subject,
-        base.name,
-        base.fingerprint,
-        report.findings,
-        report=digest,
-        made_by=report.made_by,
-        made_at=db.now(),
-    )
-    session.add(verdicts.row(verdict, version, base, job_id=row.id))
-    told: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": digest, "job": row.id}
-    if report.fits is not None and _is_open(session, version):
-        told |= {"fits": _fits(session, version, base, report, digest, row.id)}
-    audit.append(session, actor, "verdict.add", row.subject, told)
+    version, base = session.get_one(VersionRow, row.version_id), _base(session, row)
+    smoke = _verdict(report.check, report, report.findings, base, digest)
+    session.add(verdicts.row(smoke, version, base, job_id=row.id))
+    detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}
+    if report.compat is not None and _is_open(session, version):
+        compat = _verdict(Check.COMPAT, report, report.compat, base, digest)
+        session.add(verdicts.row(compat, version, base, job_id=row.id))
+        session.flush()
+        if compat.outcome is Outcome.FAIL:
+            engine_compat.judge_again(session, version, base)
+        detail["compat"] = compat.outcome
+    audit.append(session, actor, "verdict.add", row.subject, detail)
 
 
 def _is_open(session: Session, version: VersionRow) -> bool:
@@ -112,19 +108,8 @@ def _is_open(session: Session, version: VersionRow) -> bool:
     return engine_compat.outcomes(versions.verdicts_of(session, [version])[version.id or 0])[0] == Outcome.UNKNOWN
 
 
-def _fits(session: Session, version: VersionRow, base: BaseRow, report: Report, digest: Digest, job_id: str) -> Outcome:
-    verdict = Verdict.of(
-        Check.FITS,
-        report.subject,
-        base.name,
-        base.fingerprint,
-        report.fits or (),
-        report=digest,
-        made_by=report.made_by,
-        made_at=db.now(),
-    )
-    session.add(verdicts.row(verdict, version, base, job_id=job_id))
-    session.flush()
-    if verdict.outcome is Outcome.FAIL:
-        engine_compat.judge_again(session, version, base)
-    return verdict.outcome
+def _verdict(check: Check, report: Report, findings: Sequence[Finding], base: BaseRow, digest: Digest) -> Verdict:
+    return Verdict.of(
+        check, report.subject, base.name, base.fingerprint, findings,
+        report=digest, made_by=report.made_by, made_at=db.now(),
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Invariants
 - Only versions whose facts this release cannot judge by are read, and of them no tensor.
-- Bytes are read in no transaction; facts, tags and the new verdict `fits` are written together.
+- Bytes are read in no transaction; facts, tags and the new verdict `compat` are written together.
 - Digest, number and lineage stay as they are, and so does what the README claimed, of which lineage tells.
 - What cannot be read is left as it is: what engines do with it stays `unknown`.
 
@@ -47,7 +47,7 @@ class Analysed:
     facts: dict[str, Any]
 
     @property
-    def fits(self) -> Outcome:
+    def compat(self) -> Outcome:
         return add_up(self.judged.findings)
 
 

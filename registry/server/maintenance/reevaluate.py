@@ -1,7 +1,7 @@
 """Renewal: judge stored versions again when an engine's rules, or the meaning of the facts, have changed.
 
 Invariants
-- A verdict `loads` is old when its `made_by` names other rules than those installed, or when there is none. Only old
+- A verdict `engine` is old when its `made_by` names other rules than those installed, or when there is none. Only old
   ones are judged again; a second run writes nothing.
 - No blob is read where the facts are of this release (`analysis`); a batch of versions costs the same few statements
   whatever its size.
@@ -47,14 +47,14 @@ SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What stands in the rows about one version: its newest `fits` and `values`, the rules of each stored `loads`."""
+    """The stored verdicts of one version: its newest `compat` and `weights`, and the rules of each `engine`."""
 
     id: int
     digest: str
     base_id: int
     facts: dict[str, Any]
-    fits: str
-    values: str
+    compat: str
+    weights: str
     rules: dict[str, str]
 
 
@@ -125,7 +125,7 @@ def _pages(
 def _as_read(known: _Known, read: Mapping[int, Analysed]) -> _Known:
     """What counts of a version whose header was read again: no verdict that was made of its older facts."""
     found = read.get(known.id)
-    return known if found is None else replace(known, facts=found.facts, fits=str(found.fits), rules={})
+    return known if found is None else replace(known, facts=found.facts, compat=str(found.compat), rules={})
 
 
 def _batch(session: Session, after: int) -> list[_Known]:
@@ -137,7 +137,7 @@ def _batch(session: Session, after: int) -> list[_Known]:
     span = (col(VerdictRow.version_id) > after, col(VerdictRow.version_id) <= found[-1][0])
     newest = (
         select(func.max(VerdictRow.id))
-        .where(*span, col(VerdictRow.check).in_((Check.FITS, Check.VALUES, Check.LOADS)))
+        .where(*span, col(VerdictRow.check).in_((Check.COMPAT, Check.WEIGHTS, Check.ENGINE)))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
     judged = select(  # type: ignore[call-overload]  # five columns: SQLModel has names for four
@@ -147,9 +147,9 @@ def _batch(session: Session, after: int) -> list[_Known]:
     numbers: dict[int, str] = {}
     rules: dict[int, dict[str, str]] = {}
     for version_id, check, profile, outcome, made_by in session.exec(judged):
-        if check == Check.FITS:
+        if check == Check.COMPAT:
             header[version_id] = outcome
-        elif check == Check.VALUES:
+        elif check == Check.WEIGHTS:
             numbers[version_id] = outcome
         else:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
@@ -162,7 +162,7 @@ def _batch(session: Session, after: int) -> list[_Known]:
 def _renewed(known: _Known, wanted: Sequence[Profile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
     for asked in wanted:
         if known.rules.get(str(asked)) != rulebook.digest(asked.engine):
-            yield _row(known, engine_compat.judge(known.facts, asked, known.digest, spec, known.fits, known.values))
+            yield _row(known, engine_compat.judge(known.facts, asked, known.digest, spec, known.compat, known.weights))
 
 
 def _row(known: _Known, verdict: Verdict) -> dict[str, Any]:

@@ -286,18 +286,14 @@ def _statement(origin: str, event: EventRow, version: VersionRow) -> tuple[str, 
     if event.action == "version.push":
         subjects |= {file.path: file.digest.hex for file in manifest.files}
         base = {"name": manifest.base.name, "fingerprint": manifest.base.fingerprint}
-        told = {**by, "version": event.object, "base": base, "fits": str(event.detail.get("fits", ""))}
+        compat = str(event.detail.get("compat", event.detail.get("fits", "")))  # `fits` before schema 0015
+        told = {**by, "version": event.object, "base": base, "compat": compat}
         if manifest.provenance is not None:
             told["declared"] = manifest.provenance.model_dump(mode="json")
         return OWN_PUSH, envelopes.statement(envelopes.PUSH, subjects, told)
     outcome, report = str(event.detail.get("outcome", "")), str(event.detail.get("report") or "")
     settings = [{"name": "report", "digest": {"sha256": report[7:]}}] if report else []
     result = _RESULTS.get(Outcome(outcome), "FAILED") if outcome in set(Outcome) else "FAILED"
-    told = {
-        **by,
-        "result": result,
-        "outcome": outcome,
-        "check": str(event.detail.get("check", "")),
-        "configuration": settings,
-    }
+    check = str(event.detail.get("check", ""))
+    told = {**by, "result": result, "outcome": outcome, "check": check, "configuration": settings}
     return OWN_VERDICT, envelopes.statement(envelopes.VERDICT, subjects, told)

@@ -154,7 +154,7 @@ def look(session: Session, name: AdapterName, alias: str, version: VersionRow) -
     held = _held_seconds(session, version, gate.held_in, db.now()) if gate.held_in else 0
     return found, Evidence(
         verdicts=tuple(judged),
-        loads=tuple(_loads(session, version, gate, judged)),
+        engines=tuple(_engines(session, version, gate, judged)),
         files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
         approvals=tuple(Approval(identity=row.identity, at=row.at) for row in _approvals(session, version, alias)),
         held_seconds={gate.held_in: held} if gate.held_in else {},
@@ -167,7 +167,7 @@ def told(gate: Gate, seen: Evidence) -> list[dict[str, Any]]:
     """The evidence that opened a gate, or that there was when its glass was broken, as an alias's history keeps it."""
     asked = set(gate.asks())
     counted = [v for v in seen.verdicts if v.check in asked]
-    kept: list[dict[str, Any]] = [_judged(v) for v in (*counted, *seen.loads)]
+    kept: list[dict[str, Any]] = [_judged(v) for v in (*counted, *seen.engines)]
     kept += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(seen) else []
     if gate.approvals:
         kept += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(seen)]
@@ -183,7 +183,7 @@ def _judged(verdict: Verdict) -> dict[str, Any]:
     return kept | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
 
 
-def _loads(session: Session, version: VersionRow, gate: Gate, judged: list[Verdict]) -> list[Verdict]:
+def _engines(session: Session, version: VersionRow, gate: Gate, judged: list[Verdict]) -> list[Verdict]:
     if not gate.engines:
         return []
     base = bases.spec_of(session.get_one(BaseRow, version.base_id))

@@ -4,7 +4,7 @@ Invariants
 - Bytes first, then one transaction, then the answer: a version is visible whole or not at all.
 - The same manifest again is the same version, also for 64 who push it at once; its number is taken under a lock.
 - A commit holds no transaction while it reads, hashes and promotes bytes; then it looks again whether its push is open.
-- Malformed is refused and nothing is stored. Incompatible is recorded: verdict `fits` = fail, no job, gates shut.
+- Malformed is refused and nothing is stored. Incompatible is recorded: verdict `compat` = fail, no job, gates shut.
 
 Example
     >>> plan = plans.make(session, actor, name, PushRequest(manifest=manifest), blobs=blobs, settings=settings)
@@ -92,7 +92,7 @@ def commit(
     blobs: BlobStore,
     engines: Sequence[Profile] = (),
 ) -> Pushed:
-    """The version, made now or found, with its verdicts `fits` and, for each of `engines`, `loads`.
+    """The version, made now or found, with its verdicts `compat` and, for each of `engines`, `engine`.
 
     `session` must have begun by reading; it writes from the last check on.
     Order: the push, its blobs, its judgement, the final keys; then the rows. `Invalid` stores nothing.

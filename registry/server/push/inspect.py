@@ -36,13 +36,13 @@ from registry.server.storage.blobs import BlobStore, Stat, key_of
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a version's row will say of its content, and the findings of the check `fits`."""
+    """What a version's row will say of its content, and the findings of the check `compat`."""
 
     method: str
     rank: int | None
     facts: dict[str, Any]
     findings: tuple[Finding, ...]
-    values: Measured | None = None
+    weights: Measured | None = None
     """None while the weights are still to be measured: they are large."""
     can_be_tried: bool = True
     """Whether a worker can put it on its base: PEFT's own, and image adapters on an image model."""
@@ -115,8 +115,8 @@ def look(
     small = measuring and weights.size_bytes <= INLINE_BYTES
     read = _reader(blobs, keys, manifest, keep=weights.path if small else "")
     found = contents.read_any(manifest.files, read)
-    fits = evaluate.fit(found, spec, relatives)
-    findings = (*fits, *tokenizers.check_tokenizer(manifest.files, read, spec))
+    compat = evaluate.fit(found, spec, relatives)
+    findings = (*compat, *tokenizers.check_tokenizer(manifest.files, read, spec))
     measured = None
     if small:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.pairs)

@@ -5,7 +5,7 @@ Invariants
   make one version.
 - Version, files, edges, blobs, verdict, `main`, the job and the event are one transaction, and no blob is read in it.
 - The push is still open then, so it held every blob all the time; its blobs become `live` in the same transaction.
-- A verdict `fits` or `values` that fails enqueues no job: a worker could only fail, too. Nor does a foreign format.
+- A verdict `compat` or `weights` that fails enqueues no job: a worker could only fail, too. Nor does a foreign format.
 - An alias that its gate keeps shut does not undo the version; the answer says why it did not move.
 
 Example
@@ -110,12 +110,12 @@ def make(
     references.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
     written = _judgement(session, row, base, judged, engines)
     outcomes = {verdict.check: Outcome(verdict.outcome) for verdict in written}
-    outcome = outcomes[Check.FITS]
-    detail = {"digest": row.digest, "base": base.name, "fits": str(outcome), "size_bytes": row.size_bytes}
+    outcome = outcomes[Check.COMPAT]
+    detail = {"digest": row.digest, "base": base.name, "compat": str(outcome), "size_bytes": row.size_bytes}
     audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
     aliases.follow(session, actor, name, row)
     job_id = ""
-    if judged.can_be_tried and Outcome.FAIL not in (outcome, outcomes.get(Check.VALUES)):
+    if judged.can_be_tried and Outcome.FAIL not in (outcome, outcomes.get(Check.WEIGHTS)):
         job_id = queue.enqueue(session, actor, Kind.VALIDATE, row, name=name, base=base.name).id
     refused = _move(session, actor, name, push, row, alias)
     aliases_now = [names.NEWEST, *([alias] if alias and alias != names.NEWEST and not refused else [])]
@@ -166,7 +166,7 @@ def _version_row(
         created_at=moment,
         created_by=actor.identity,
         pushed_by=actor.identity,
-        measured_at=moment if judged.values is not None else None,
+        measured_at=moment if judged.weights is not None else None,
     )
     session.add_all([adapter, row])
     session.flush()
@@ -218,23 +218,23 @@ def _once(manifest: Manifest) -> Iterable[Any]:
 
 
 def add_verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> VerdictRow:
-    """The verdict `fits` of what was judged."""
+    """The verdict `compat` of what was judged."""
     tools = {"registry": __version__}
-    verdict = Verdict.of(Check.FITS, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
-    fits = verdicts.row(verdict, row, base)
-    db.append(session, [fits])
-    return fits
+    verdict = Verdict.of(Check.COMPAT, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
+    compat = verdicts.row(verdict, row, base)
+    db.append(session, [compat])
+    return compat
 
 
 def _judgement(
     session: Session, row: VersionRow, base: BaseRow, judged: Judged, engines: Sequence[Profile]
 ) -> list[VerdictRow]:
     """The verdicts that a version begins with."""
-    fits = add_verdict(session, row, base, judged)
-    numbers = weights.add(session, row, base, judged.values)
+    compat = add_verdict(session, row, base, judged)
+    numbers = weights.add(session, row, base, judged.weights)
     outcome = Outcome(numbers.outcome) if numbers is not None else Outcome.UNKNOWN
-    loaded = engine_compat.add(session, row, base, Outcome(fits.outcome), outcome, engines)
-    return [fits, *([numbers] if numbers is not None else []), *loaded]
+    loaded = engine_compat.add(session, row, base, Outcome(compat.outcome), outcome, engines)
+    return [compat, *([numbers] if numbers is not None else []), *loaded]
 
 
 def _move(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> str:

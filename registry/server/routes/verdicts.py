@@ -47,7 +47,7 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 @router.post("/check")
 def check(session: ReadSessionDep, actor: Puller, request: CheckRequest) -> VerdictList:
-    """`fits`, then `loads` for each engine; nothing is stored."""
+    """`compat`, then `engine` for each engine; nothing is stored."""
     return engine_compat.check(session, request)
 
 

@@ -139,6 +139,6 @@ def _entry(
                      size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files
         ],
         verdicts={versions.label(verdict.check, verdict.profile): verdict.outcome for verdict in judged},
-        loads=loaded.outcome if loaded else None,
+        engine_outcome=loaded.outcome if loaded else None,
         findings=[f for f in loaded.findings if f.severity != "info"] if loaded else [],
     )  # fmt: skip

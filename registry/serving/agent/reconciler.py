@@ -289,8 +289,8 @@ def _against(entry: RosterEntry) -> str:
     """Why this adapter must not reach the engine; nothing if it may."""
     if not _SERVED_NAME.fullmatch(entry.served_name):
         return f"the registry names it {entry.served_name[:80]!r}, which is no served name"
-    if entry.loads == Outcome.FAIL:
+    if entry.engine_outcome == Outcome.FAIL:
         return entry.findings[0].sentence if entry.findings else "the engine would not serve it as trained"
-    own = {check: outcome for check, outcome in entry.verdicts.items() if not check.startswith("loads ")}
+    own = {check: outcome for check, outcome in entry.verdicts.items() if not check.startswith("engine ")}
     failed = sorted(check for check, outcome in own.items() if outcome == Outcome.FAIL)
     return f"its check {failed[0]!r} says fail" if failed else ""

@@ -100,9 +100,9 @@ def chosen(roster: Roster) -> tuple[list[RosterEntry], dict[str, str]]:
 
 def _against(entry: RosterEntry) -> str:
     for check, outcome in sorted(entry.verdicts.items()):
-        if outcome == Outcome.FAIL and not check.startswith("loads"):  # of engines that may be others
+        if outcome == Outcome.FAIL and not check.startswith("engine "):  # of engines that may be others
             return f"its check '{check}' says fail"
-    if entry.loads == Outcome.FAIL:
+    if entry.engine_outcome == Outcome.FAIL:
         error = next((finding for finding in entry.findings if finding.severity == "error"), None)
         return f"the engine would not serve it as trained: {error.sentence if error else 'no reason is stored'}"
     return ""

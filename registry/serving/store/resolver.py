@@ -142,7 +142,7 @@ class Finder:
         if resolved.manifest.base.name != self._base:
             return f"it was made for the base {resolved.manifest.base.name}, and this engine serves {self._base}"
         failed = [check for check, outcome in sorted(resolved.verdicts.items()) if outcome == Outcome.FAIL]
-        failed = [check for check in failed if not check.startswith("loads ")]  # of other engines
+        failed = [check for check in failed if not check.startswith("engine ")]  # of other engines
         if failed:
             return f"its check {failed[0]!r} says fail"
         done = {check for check, outcome in resolved.verdicts.items() if outcome in (Outcome.PASS, Outcome.WARN)}

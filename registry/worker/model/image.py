@@ -108,7 +108,7 @@ def examine(
     files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
     if len(files) != 1 or base.kind not in LOADERS:
         sentence = f"this worker has no way to paint with {base.kind or 'this base'} and {len(files)} weights files"
-        seen.note("unknown", "acts.task_unsupported", "pipeline", sentence)
+        seen.note("unknown", "smoke.task_unsupported", "pipeline", sentence)
         return seen
     if not examination.finite(examination.tensors_of(files[0]), seen):
         return seen
@@ -122,7 +122,7 @@ def examine(
         if machine_fault(e):
             raise
         sentence = f"diffusers {diffusers.__version__} does not take this scheme: {first_line(e)}"
-        seen.note("unknown", "acts.task_unsupported", files[0].name, sentence)
+        seen.note("unknown", "smoke.task_unsupported", files[0].name, sentence)
         return seen
     try:
         seen.measure("load_seconds", perf_counter() - started)
@@ -131,7 +131,7 @@ def examine(
     except Exception as e:
         if machine_fault(e):
             raise
-        seen.note("error", "acts.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
+        seen.note("error", "smoke.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
         return seen
     _compare(base, before, after, seen)
     now = base.fingerprint()
@@ -139,7 +139,7 @@ def examine(
     seen.measurements["base_tensors_changed"] = len(changed)
     if changed:
         sentence = f"{len(changed)} of the base's tensors are changed by loading it"
-        seen.note("error", "acts.base_changed", changed[0], sentence, "bit-equal", "changed")
+        seen.note("error", "smoke.base_changed", changed[0], sentence, "bit-equal", "changed")
     return seen
 
 
@@ -161,7 +161,7 @@ def _load(base: Pipeline, file: Path) -> None:
 def _compare(base: Pipeline, before: torch.Tensor, after: torch.Tensor, seen: Examination) -> None:
     if not bool(torch.isfinite(after).all()):
         sentence = "the picture with the adapter holds NaN or infinite values"
-        seen.note("error", "acts.picture_not_finite", "picture", sentence, "finite values", "NaN or infinity")
+        seen.note("error", "smoke.picture_not_finite", "picture", sentence, "finite values", "NaN or infinity")
         return
     low, high = float(before.min()), float(before.max())
     shown = [((one - low) / max(high - low, 1e-12)).clamp(0, 1) for one in (before, after)]
@@ -174,7 +174,7 @@ def _compare(base: Pipeline, before: torch.Tensor, after: torch.Tensor, seen: Ex
     if delta <= seen.thresholds.image_delta:
         sentence = "with the adapter the same picture comes out as without it"
         limit = f"a mean change of more than {seen.thresholds.image_delta:g}"
-        seen.note("error", "acts.picture_unchanged", "picture", sentence, limit, f"{delta:.3g}")
+        seen.note("error", "smoke.picture_unchanged", "picture", sentence, limit, f"{delta:.3g}")
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
     values      every number of the file is finite; how large each module's update is, beside the base's weight
     load        PEFT takes it
     forward     logits of the probes are finite
-    acts        they differ from the base's
+    effect      they differ from the base's
     drift       perplexity and KL on neutral text stay within the thresholds
     golden      expected answers become likelier
     dialogue    its chat template renders, its tokens are in range

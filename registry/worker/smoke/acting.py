@@ -103,7 +103,7 @@ def compare(baseline: Baseline, after: Logits, seen: Examination, *, kind: str) 
     bad = [i for i, one in enumerate(apart) if not (math.isfinite(one.largest) or bool(after[i].isfinite().all()))]
     if bad:
         sentence = f"the logits of {len(bad)} of {len(after)} probes hold NaN or infinite values"
-        seen.note("error", "acts.not_finite", "logits", sentence, "finite logits", "NaN or infinity")
+        seen.note("error", "smoke.not_finite", "logits", sentence, "finite logits", "NaN or infinity")
         return False
     steps = [_steps(*one) for one in zip(baseline.asked, after, (one.normaliser for one in apart), strict=True)]
     seen.measure("max_logit_delta", max(one.largest for one in apart))
@@ -124,7 +124,7 @@ def _effect(largest: float, seen: Examination) -> None:
     why = ": every lora_B is zero, as before training" if b and zero == b else ""
     sentence = f"with the adapter the base answers exactly as without it{why}"
     limit = f"a logit that moves by more than {least:g}"
-    seen.note("error", "acts.no_effect", "logits", sentence, limit, f"{largest:.3g}")
+    seen.note("error", "smoke.no_effect", "logits", sentence, limit, f"{largest:.3g}")
 
 
 def _drift(baseline: Baseline, steps: list[torch.Tensor], seen: Examination, kind: str) -> None:
@@ -136,15 +136,15 @@ def _drift(baseline: Baseline, steps: list[torch.Tensor], seen: Examination, kin
     if kl > limits.drift_fail_kl_nats:
         sentence = f"the adapter destroys what the base can do: KL {kl:.2f} nats a token on neutral text"
         limit = f"at most {limits.drift_fail_kl_nats:g}"
-        seen.note("error", "acts.drift", "logits", sentence, limit, f"{kl:.3f}")
+        seen.note("error", "smoke.drift", "logits", sentence, limit, f"{kl:.3f}")
     elif kind == "text" and ratio > limits.drift_fail_perplexity_ratio:
         sentence = f"neutral text is {ratio:.0f} times as perplexing as for the bare base ({was:.1f} to {now:.3g})"
         limit = f"at most {limits.drift_fail_perplexity_ratio:g} times"
-        seen.note("error", "acts.drift", "logits", sentence, limit, f"{ratio:.3g} times")
+        seen.note("error", "smoke.drift", "logits", sentence, limit, f"{ratio:.3g} times")
     elif kl > limits.drift_warn_kl_nats:
         sentence = f"the adapter leaves the base far behind on neutral text: KL {kl:.2f} nats a token"
         limit = f"at most {limits.drift_warn_kl_nats:g}"
-        seen.note("warning", "acts.drift", "logits", sentence, limit, f"{kl:.3f}")
+        seen.note("warning", "smoke.drift", "logits", sentence, limit, f"{kl:.3f}")
 
 
 def _perplexity(steps: list[torch.Tensor]) -> float:

@@ -29,7 +29,7 @@ def examine(base: Base, folder: Path, seen: Examination) -> None:
     for number, content in _added(settings):
         if number >= base.vocabulary:
             sentence = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} rows"
-            seen.note("error", "acts.token_out_of_range", SETTINGS, sentence, f"under {base.vocabulary}", str(number))
+            seen.note("error", "smoke.token_out_of_range", SETTINGS, sentence, f"under {base.vocabulary}", str(number))
     template, place = _template(folder, settings)
     if not template or base.tokenizer is None or not hasattr(base.tokenizer, "apply_chat_template"):
         return
@@ -40,12 +40,12 @@ def examine(base: Base, folder: Path, seen: Examination) -> None:
         if machine_fault(e):
             raise
         sentence = f"the chat template fails on a question and an answer: {first_line(e)}"
-        seen.note("warning", "acts.template_failed", place, sentence)
+        seen.note("warning", "smoke.template_failed", place, sentence)
         return
     lost = [words for words in WORDS if words not in str(text)]
     if lost:
         sentence = f"the chat template loses text: {lost[0]!r} does not occur in what it makes"
-        seen.note("warning", "acts.template_loses_text", place, sentence)
+        seen.note("warning", "smoke.template_loses_text", place, sentence)
     seen.measurements["template_rendered"] = not lost
 
 

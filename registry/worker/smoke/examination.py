@@ -96,7 +96,7 @@ def finite(tensors: Iterator[tuple[str, torch.Tensor]], seen: Examination) -> bo
     for name in broken[:TENSORS_NAMED_LIMIT]:
         others = f", and so do {len(broken) - 1} more" if len(broken) > 1 else ""
         sentence = f"{name} holds NaN or infinite values{others}"
-        seen.note("error", "acts.not_finite", name, sentence, "finite numbers", "NaN or infinity")
+        seen.note("error", "smoke.not_finite", name, sentence, "finite numbers", "NaN or infinity")
     return not broken
 
 

@@ -2,7 +2,7 @@
 
 Invariants
 - Runs on an adapter that already fits by its header (registry.compat).
-- Never raises for a hostile file that passed the header check; PEFT's exception becomes `acts.load_failed`.
+- Never raises for a hostile file that passed the header check; PEFT's exception becomes `smoke.load_failed`.
 - The base without the adapter must be the base again, by every parameter's bits and by its logits' bits.
 
 Example
@@ -60,7 +60,7 @@ def examine(
     seen = Examination(thresholds, say=say)
     if config.task and base.task and config.task != base.task:
         sentence = f"the adapter is for the task {config.task}, and this worker runs {base.name} as {base.task}"
-        seen.note("unknown", "acts.task_unsupported", "adapter_config.json: task_type", sentence)
+        seen.note("unknown", "smoke.task_unsupported", "adapter_config.json: task_type", sentence)
         return seen
     if not examination.finite(examination.tensors_of(folder / WEIGHTS), seen):
         return seen
@@ -113,7 +113,7 @@ def _load(base: Base, folder: Path, seen: Examination) -> Any:
         if machine_fault(e):
             raise
         sentence = f"PEFT {peft.__version__} cannot load the adapter: {first_line(e)}"
-        seen.note("error", "acts.load_failed", WEIGHTS, sentence)
+        seen.note("error", "smoke.load_failed", WEIGHTS, sentence)
         return None
     wrapped.eval()
     seen.measure("load_seconds", perf_counter() - started)
@@ -127,7 +127,7 @@ def _compare(base: Base, wrapped: Any, baseline: Baseline, seen: Examination) ->
     except Exception as e:
         if machine_fault(e):
             raise
-        seen.note("error", "acts.forward_failed", "forward", f"the model with the adapter fails: {first_line(e)}")
+        seen.note("error", "smoke.forward_failed", "forward", f"the model with the adapter fails: {first_line(e)}")
         return False
     seen.measure("adapter_forward_seconds", perf_counter() - started)
     return acting.compare(baseline, after, seen, kind=base.probe_kind)
@@ -144,7 +144,7 @@ def _base_afterwards(base: Base, wrapped: Any, known: Known, config: AdapterConf
     except Exception as e:
         if machine_fault(e):
             raise
-        seen.note("warning", "acts.unload_failed", "unload", f"the adapter does not come off again: {first_line(e)}")
+        seen.note("warning", "smoke.unload_failed", "unload", f"the adapter does not come off again: {first_line(e)}")
         bare = None
     now = base.fingerprint()
     changed = sorted(name for name, bits in known.fingerprint.items() if now[name] != bits)
@@ -166,7 +166,7 @@ def _note_change(changed: list[str], config: AdapterConfig, seen: Examination) -
     what = f"{len(changed)} of the base's tensors" if changed else "the base's answers"
     if announces_change(config):
         sentence = f"{what} stay changed after unloading, as the configuration announces: it needs a process of its own"
-        seen.note("warning", "acts.base_changed", where, sentence, "bit-equal", "changed")
+        seen.note("warning", "smoke.base_changed", where, sentence, "bit-equal", "changed")
     else:
         sentence = f"{what} stay changed after the adapter is unloaded: it would poison its neighbours"
-        seen.note("error", "acts.base_changed", where, sentence, "bit-equal", "changed")
+        seen.note("error", "smoke.base_changed", where, sentence, "bit-equal", "changed")

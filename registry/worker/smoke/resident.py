@@ -121,7 +121,7 @@ class Resident:
         """An adapter that cannot be swapped but leaves the base as it is: loaded, tried and removed, without slots."""
         self._clear()
         seen = isolated.examine(self._base, folder, config, thresholds, self._known, say=self.say)
-        if seen.has("acts.base_changed", "acts.load_failed", "acts.forward_failed", "acts.unload_failed"):
+        if seen.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
             raise Discard(seen.findings[-1].sentence)
         seen.measurements["way"] = "loaded"
         self._demand_base(seen)
@@ -213,7 +213,7 @@ class Resident:
         if not deltas[slot] <= limit:
             sentence = f"in a batch with other adapters it answers differently than alone, by {deltas[slot]:.2g}"
             seen.note(
-                "warning", "acts.mixed_differs", "logits", sentence, f"at most {limit:.2g}", f"{deltas[slot]:.3g}"
+                "warning", "smoke.mixed_differs", "logits", sentence, f"at most {limit:.2g}", f"{deltas[slot]:.3g}"
             )
 
     def _noise_of_rows(self) -> float:

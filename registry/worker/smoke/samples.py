@@ -38,11 +38,11 @@ def examine(base: Base, wrapped: Any, folder: Path, seen: Examination, bare: Cal
     try:
         asked = golden.read_golden(file.read_bytes())
     except RegistryError as e:
-        seen.note("error", "acts.golden_unreadable", golden.FILE, e.detail)
+        seen.note("error", "smoke.golden_unreadable", golden.FILE, e.detail)
         return
     if base.tokenizer is None:
         sentence = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
-        seen.note("unknown", "acts.golden_unasked", golden.FILE, sentence)
+        seen.note("unknown", "smoke.golden_unasked", golden.FILE, sentence)
         return
     seen.say("asking the golden sample" if len(asked) == 1 else f"asking {len(asked)} golden samples")
     off = bare if bare is not None else _switch_of(wrapped)
@@ -69,7 +69,7 @@ def _ask(
         sentence = (
             f"the sample has {len(prompt)} + {len(answer)} tokens; it needs some of both and at most {TOKENS_LIMIT}"
         )
-        seen.note("unknown", "acts.golden_unasked", place, sentence)
+        seen.note("unknown", "smoke.golden_unasked", place, sentence)
         return None
     with_it = language.rows(wrapped, [prompt + answer])[0]
     with off():
@@ -82,9 +82,9 @@ def _ask(
         sentence = (
             f"the expected answer is {margin:+.3f} nats a token likelier than on the bare base; {wanted:g} is asked"
         )
-        seen.note("error", "acts.golden_missed", place, sentence, f"{wanted:g} nats a token", f"{margin:.4f}")
+        seen.note("error", "smoke.golden_missed", place, sentence, f"{wanted:g} nats a token", f"{margin:.4f}")
     if sample.ends and not ends:
-        seen.note("error", "acts.golden_endless", place, "after the expected answer the text does not end")
+        seen.note("error", "smoke.golden_endless", place, "after the expected answer the text does not end")
     return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
 
 

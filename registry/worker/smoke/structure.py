@@ -33,19 +33,19 @@ _PEFT = f"PEFT {peft.__version__}, asked on the meta device,"
 
 
 def ask(base: Path, folder: Path) -> list[Finding]:
-    """Findings for the check `fits`: one that says that all is as PEFT expects it, or what is not."""
+    """Findings for the check `compat`: one that says that all is as PEFT expects it, or what is not."""
     try:
         wanted = expected(base, folder)
     except Exception as e:
         if machine_fault(e):
             raise
-        return [_finding("fit.method_unjudged", "unknown", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
+        return [_finding("compat.method_unjudged", "unknown", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
     found = in_file(folder / WEIGHTS)
     wrong = list(_differences(wanted, found))
     if wrong:
         return wrong
     sentence = f"{_PEFT} expects the {len(wanted)} tensors of this file, by names and shapes, and no other"
-    return [_finding("fit.peft_expects", "info", WEIGHTS, sentence)]
+    return [_finding("compat.peft_expects", "info", WEIGHTS, sentence)]
 
 
 def expected(base: Path, folder: Path) -> Shapes:
@@ -70,9 +70,9 @@ def in_file(weights: Path) -> Shapes:
 
 def _differences(wanted: Shapes, found: Shapes) -> Iterator[Finding]:
     for code, names, what in (
-        ("fit.module_missing", wanted.keys() - found.keys(), "expects tensors that the file does not hold"),
+        ("compat.module_missing", wanted.keys() - found.keys(), "expects tensors that the file does not hold"),
         ("lora.tensor_unknown", found.keys() - wanted.keys(), "expects none of these tensors of the file"),
-        ("fit.shape", {n for n in wanted.keys() & found.keys() if wanted[n] != found[n]}, "expects other shapes"),
+        ("compat.shape", {n for n in wanted.keys() & found.keys() if wanted[n] != found[n]}, "expects other shapes"),
     ):
         if names:
             shown = sorted(names)[:SHOWN]

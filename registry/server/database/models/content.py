@@ -98,7 +98,7 @@ class AdapterRow(SQLModel, table=True):
 class VersionRow(SQLModel, table=True):
     """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be.
 
-    `measured_at` is when the numbers of its weights were read (`values`); empty means that they still must be.
+    `measured_at` is when the numbers of its weights were read (`weights`); empty means that they still must be.
     `created_by` is who pushed it; in older rows it is the token's name, and `pushed_by` who stood behind that.
     `quarantine` grows with each quarantine, and when one or a yank ends; `quarantined_at` is empty outside one.
     """

@@ -39,7 +39,7 @@ class CampaignRow(SQLModel, table=True):
 
 
 class CampaignJobRow(SQLModel, table=True):
-    """One version of a campaign. `before`: the outcome of its check `acts` when it began; empty for none."""
+    """One version of a campaign. `before`: the outcome of its check `smoke` when it began; empty for none."""
 
     __tablename__ = "campaign_job"
     campaign_id: str = Field(foreign_key="campaign.id", primary_key=True)

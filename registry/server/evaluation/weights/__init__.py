@@ -1,4 +1,4 @@
-"""The check `values`: what the numbers of a version's weights say, read once. Are they finite, do they act, how large?
+"""The check `weights`: what the numbers of a version's weights say, read once. Are they finite, do they act, how large?
 
     at the commit of a push    weights of at most `INLINE_BYTES`: the version begins with its verdict
     afterwards                 larger ones: when pushes have paused (`aftercare`), and in every run of `gc`
@@ -6,7 +6,7 @@
 Invariants
 - A version's weights are read once in its life for this; `version.measured_at` is empty until then.
 - NaN and infinities fail; a B of zeros and updates beyond any trained weight are warnings: that is the trainer's right.
-- A large version that turns out to hold NaN has its stored verdicts `loads` judged again in the same transaction.
+- A large version that turns out to hold NaN has its stored verdicts `engine` judged again in the same transaction.
 - Updates are compared with the base's own weights where somebody has read those (`against`).
 - Two servers that measure one version write one verdict.
 
@@ -44,7 +44,7 @@ from registry.server.storage.blobs import BlobStore, key_of
 
 
 def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> VerdictRow | None:
-    """The verdict `values` and the norms of a version that is being made; None while they are still to come.
+    """The verdict `weights` and the norms of a version that is being made; None while they are still to come.
 
     The row says already that it was measured.
     """
@@ -54,7 +54,7 @@ def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | N
 def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> VerdictRow:
     tools = {"registry": __version__}
     findings = (*measured.findings, *against.findings(against.of_base(session, base, _scheme(row)), measured.norms))
-    verdict = Verdict.of(Check.VALUES, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
+    verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
     written = verdicts.row(verdict, row, base)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
     db.append(session, [written])
@@ -99,7 +99,7 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
         return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.pairs)
     except (Invalid, TooLarge, NotFound) as e:
         sentence = f"the numbers of its weights could not be read: {e.detail}"[:2000]
-        finding = Finding(code="values.unreadable", severity="unknown", place=weights.path, sentence=sentence)
+        finding = Finding(code="weights.unreadable", severity="unknown", place=weights.path, sentence=sentence)
         return Measured((finding,), {})
 
 

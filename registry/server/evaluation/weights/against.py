@@ -137,7 +137,7 @@ def of_base(session: Session, base: BaseRow, scheme: str = PEFT) -> Base:
 
 
 def findings(base: Base, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
-    """`values.beyond_base` where an update is larger than the base's threshold allows."""
+    """`weights.beyond_base` where an update is larger than the base's threshold allows."""
     limit = base.thresholds.update_share_warn
     shares = {path: base.share(path, size.update) for path, size in norms.items()}
     beyond = {path: share for path, share in shares.items() if share is not None and share > limit}
@@ -150,6 +150,6 @@ def findings(base: Base, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
         f"changes ({len(beyond)} of {known} modules are over {limit:g}); trained updates are mostly below 0.3"
     )
     return (
-        Finding(code="values.beyond_base", severity="warning", place=worst[:600], sentence=sentence,
+        Finding(code="weights.beyond_base", severity="warning", place=worst[:600], sentence=sentence,
                 expected=f"at most {limit:g}", found=f"{beyond[worst]:.3g}"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From the numbers of an adapter's weights to findings of the check `values`, and the norms of its modules.
+"""From the numbers of an adapter's weights to findings of the check `weights`, and the norms of its modules.
 
 Example
     >>> measure(read, size_bytes, header, contents.pairs).findings
@@ -64,7 +64,7 @@ def measure(fetch: Read, size_bytes: int, header: Header, pairs: Iterable[Pair])
 def _not_finite(name: str, count: int) -> Finding:
     others = f", and so do {count - 1} more" if count > 1 else ""
     return Finding(
-        code="values.not_finite", severity="error", place=name[:600],
+        code="weights.not_finite", severity="error", place=name[:600],
         sentence=f"{name[:400]} holds NaN or infinite values{others}: the training diverged",
         expected="finite numbers", found="NaN or infinity",
     )  # fmt: skip
@@ -78,7 +78,7 @@ def _zeros(norms: dict[str, Norms]) -> list[Finding]:
         sentence = "every lora_B is zero, as before training: the adapter changes nothing"
     else:
         sentence = f"lora_B of {zero[0][:300]} is zero, as before training ({len(zero)} of {len(norms)} modules)"
-    return [Finding(code="values.zero_b", severity="warning", place=zero[0][:600], sentence=sentence)]
+    return [Finding(code="weights.zero_b", severity="warning", place=zero[0][:600], sentence=sentence)]
 
 
 def _huge(norms: dict[str, Norms]) -> list[Finding]:
@@ -93,6 +93,6 @@ def _huge(norms: dict[str, Norms]) -> list[Finding]:
         f"{len(beyond)} of {len(norms)} modules are over {HUGE_RMS:g}): more than a model's own weights are large"
     )
     return [
-        Finding(code="values.huge", severity="warning", place=worst[:600], sentence=sentence,
+        Finding(code="weights.huge", severity="warning", place=worst[:600], sentence=sentence,
                 expected=f"at most {HUGE_RMS:g}", found=f"{beyond[worst]:.3g}")
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 Invariants
 - What is there stays: a record whose number another digest has is a finding. What was withdrawn or released is again.
 - A version whose bytes are missing comes back too; its blobs are `corrupt` until somebody pushes them again.
-- Aliases (but `main`), verdicts (but `fits`, judged anew), tokens, jobs and events do not come back: a backup of the
+- Aliases (but `main`), verdicts (but `compat`, judged anew), tokens, jobs and events do not come back: a backup of the
   database has those. So restore a backup first, if there is one; this adds what is newer than it.
 - Records and tiles that are lost are written again (`unrecorded`, `stored`): then the bucket is the older one.
 - Done twice, the second time changes nothing.
@@ -239,8 +239,8 @@ def _add_version(
     _mark_missing(session, set(sizes) - present)
     if judged is not None:
         rows.add_verdict(session, row, base, judged)
-        row.measured_at = db.now() if judged.values is not None else None
-        weights.add(session, row, base, judged.values)
+        row.measured_at = db.now() if judged.weights is not None else None
+        weights.add(session, row, base, judged.weights)
     audit.append(session, actor, EVENT, f"{name}@{row.number}", {"digest": row.digest, "base": base.name})
     return 1
 
