@@ -25,7 +25,7 @@ from benchmarks import _contenders
 from registry.api.access import TokenCreate
 from registry.digest import Digest
 from registry.server.access import tokens
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.settings import Settings
 from tests import services

@@ -26,7 +26,7 @@ from sqlmodel import select
 
 from registry.digest import Digest
 from registry.names import AdapterName
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.catalog import lineage
 from registry.server.database.models.content import AdapterRow, EdgeRow, VersionInputRow, VersionRow
 from tests import services

@@ -28,10 +28,11 @@ from fastapi import FastAPI
 from cli import output
 from cli.lane import DirectProtocol
 from registry.errors import Unavailable
-from registry.server.access import actors, tokens
+from registry.server import actors
+from registry.server.access import tokens
+from registry.server.app import create_app
 from registry.server.database import db, schema
 from registry.server.evaluation import engine_compat
-from registry.server.http.app import create_app
 from registry.server.maintenance import reevaluate
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore

@@ -49,7 +49,7 @@ TABLE = [
     _row("registry.server.database.db", "domain server", "sqlmodel sqlalchemy pysqlite3"),
     _row("registry.server.database.schema", "domain server", "sqlalchemy alembic"),
     _row("registry.server.evaluation.weights.numbers", "domain", "numpy"),
-    _row("registry.server.http.app", "domain server routes", "fastapi starlette sqlalchemy"),
+    _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
     _row(
         "registry.server.routes", "domain server routes", "anyio fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"
     ),
@@ -81,7 +81,7 @@ def kind_of(module: str) -> str:
         return parts[0]
     if parts[1:3] == ["server", "routes"]:
         return "routes"
-    if parts[1:] == ["server", "http", "app"]:
+    if parts[1:] == ["server", "app"]:
         return "app"
     return parts[1] if parts[1:] and parts[1] in {"client", "serving", "server", "worker"} else "domain"
 
@@ -222,7 +222,7 @@ def _tables() -> Iterator[str]:
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         if not docstring or module.startswith("migrations") or module in ("registry", "cli"):
             continue
-        routed = module.replace("registry.server.http.app", "registry.server.routes.app")
+        routed = module.replace("registry.server.app", "registry.server.routes.app")
         prefix = max((p for _, p in GROUPS if routed == p or routed.startswith(p + ".")), key=len)
         short = str(path.relative_to(ROOT)).removeprefix("registry/").removesuffix("__init__.py")
         sentence = " ".join(docstring.split("\n\n")[0].split())

@@ -19,7 +19,7 @@ from cli import main as door
 from cli import output
 from cli.audit import STORY
 from registry import errors
-from registry.server.http import app as server_app
+from registry.server import app as server_app
 from registry.server.settings import Settings
 from tests import import_table
 from tests.import_table import ROOT

@@ -43,11 +43,11 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Finding
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
 from registry.provenance import Provenance
+from registry.server import app
 from registry.server.access import tokens
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
 from registry.server.database.models.content import BlobRow, JobRow
-from registry.server.http import app
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, MemoryBlobs, digest_of
 from tests import forge

@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 
 from registry.api.access import TokenCreate
+from registry.server import app
 from registry.server.database.models.content import JobRow
-from registry.server.http import app
 from tests.access.people import House, send
 from tests.world import World, rows
 

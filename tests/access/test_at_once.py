@@ -20,11 +20,11 @@ from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.names import AdapterName
-from registry.server.access.actors import TRUSTED
-from registry.server.catalog import removal
+from registry.server import app
+from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.models.content import AdapterRow, ApprovalRow, VersionRow
-from registry.server.http import app
+from registry.server.promotion import removal
 from registry.server.push import rows
 from tests.access.people import House, of_subject
 from tests.world import URL, World

@@ -13,7 +13,7 @@ from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, TooLarge, Unavailable
 from registry.names import AdapterName
 from registry.server.access import reserved_names
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.database.models.content import (
     AdapterRow,
     EventRow,

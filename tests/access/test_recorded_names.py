@@ -10,10 +10,11 @@ from sqlalchemy import update
 
 from registry.api.maintenance import ReindexRequest
 from registry.names import AdapterName
-from registry.server.access.actors import TRUSTED
-from registry.server.catalog import metadata_backup, removal
+from registry.server.actors import TRUSTED
+from registry.server.catalog import metadata_backup
 from registry.server.database.models.content import AdapterRow, VersionRow
 from registry.server.maintenance.recovery import rebuild
+from registry.server.promotion import removal
 from registry.server.storage.blobs import MemoryBlobs
 from tests.access.people import House
 from tests.world import World, rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from registry.client.audit import Audit, ServerLog
 from registry.server import audit
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.tlog.replay import Replay, replay
 from tests.world import World
 

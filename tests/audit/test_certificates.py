@@ -24,7 +24,7 @@ from registry.errors import Invalid, Refused
 from registry.evaluation.gates import Gate
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import Ref
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.promotion import attestations as door
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key

@@ -13,7 +13,7 @@ from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
 from registry.server import audit
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.audit.batch import ACTIONS, GUESSES_LIMIT, KINDS_LIMIT, Batch
 from registry.server.database.models.content import EventRow
 from tests.audit import logs

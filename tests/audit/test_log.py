@@ -17,7 +17,7 @@ from registry.client.audit import Audit
 from registry.client.trusted_checkpoints import Heads
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.server import audit
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.audit import keys, sequencer
 from registry.server.audit.log import Log
 from registry.server.database import db

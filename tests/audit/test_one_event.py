@@ -30,9 +30,9 @@ from registry.digest import Digest
 from registry.errors import Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.jobs import Kind
+from registry.server import app
 from registry.server.database import db
 from registry.server.database.models.content import DeliveryRow, TakenNameRow, VerdictRow
-from registry.server.http import app
 from registry.server.storage.blobs import key_of
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity

@@ -20,7 +20,7 @@ from registry.client import signing
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
 from registry.names import Ref
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.database.models.content import AttestationRow, EventRow
 from registry.server.promotion import attestations as door

@@ -15,7 +15,7 @@ from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.verdicts import Finding
 from registry.jobs import Kind, State
 from registry.names import AdapterName
-from registry.server.access import actors
+from registry.server import actors
 from registry.server.database import db
 from registry.server.database.models.content import EventRow, JobRow, VerdictRow, VersionRow
 from registry.server.jobs import queue

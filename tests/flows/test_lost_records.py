@@ -15,7 +15,7 @@ from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.names import AdapterName
 from registry.server import audit
-from registry.server.access.actors import TRUSTED
+from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
 from registry.server.database import db

@@ -8,9 +8,9 @@ import pytest
 from registry.api.access import TokenCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
+from registry.server import app
 from registry.server.access import tokens
 from registry.server.database.models.content import EventRow, TokenRow
-from registry.server.http import app
 from tests.world import URL, World, rows
 
 

@@ -17,10 +17,10 @@ from sqlmodel import Session
 from registry import errors
 from registry.api import PREFIX
 from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
-from registry.server.access.actors import TRUSTED
+from registry.server import app
+from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
 from registry.server.database.models.content import TokenRow
-from registry.server.http import app
 from registry.server.http.middleware import BODY_LIMIT_BYTES
 from registry.server.routes import deps
 from registry.server.routes.idempotent import OnceRoute

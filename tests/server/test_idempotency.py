@@ -20,8 +20,8 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
 from registry.jobs import Kind
+from registry.server import app as server_app
 from registry.server.database.models.content import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
-from registry.server.http import app as server_app
 from registry.server.routes import deps
 from registry.server.routes.idempotent import OnceRoute
 from tests import forge

@@ -14,11 +14,10 @@ import pytest
 
 from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
-from registry.server import lookup
-from registry.server.access.actors import TRUSTED
+from registry.server import app, lookup
 from registry.server.access.tokens import revoke
+from registry.server.actors import TRUSTED
 from registry.server.audit import log
-from registry.server.http import app
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.world import URL, World

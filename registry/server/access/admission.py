@@ -21,8 +21,8 @@ from registry.errors import TooLarge
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server.access import reserved_names
-from registry.server.access.actors import Actor
 from registry.server.access.signin import limited
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.content import AdapterRow, NamespaceRow, PushRow, VersionRow
 

@@ -24,8 +24,8 @@ from registry.api.namespaces import ExchangeRequest
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import publishers, tokens
-from registry.server.access.actors import EVERYWHERE, TRUSTED, Actor
 from registry.server.access.issuers import LEEWAY_SECONDS, Believed, Issuers, refused
+from registry.server.actors import EVERYWHERE, TRUSTED, Actor
 from registry.server.database import db
 from registry.server.database.models.content import TokenRow, UsedAssertionRow
 

@@ -23,7 +23,7 @@ from registry.api.namespaces import NamespaceCreate, NamespacePage, NamespaceSet
 from registry.errors import Conflict, Invalid
 from registry.server import audit
 from registry.server.access import admission, epoch, reserved_names
-from registry.server.access.actors import EVERYBODY, EVERYWHERE, Actor, Role, unknown_namespace
+from registry.server.actors import EVERYBODY, EVERYWHERE, Actor, Role, unknown_namespace
 from registry.server.database import db
 from registry.server.database.models.content import NamespaceRow, RoleRow
 

@@ -22,7 +22,7 @@ from registry.errors import Invalid, NotFound
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import reserved_names
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.content import PublisherRow
 

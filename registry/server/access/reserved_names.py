@@ -21,7 +21,7 @@ from registry import names
 from registry.errors import Conflict, Reason
 from registry.names import AdapterName
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.content import NamespaceRow, TakenNameRow
 

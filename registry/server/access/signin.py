@@ -24,10 +24,10 @@ from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated, Unavailable
 from registry.server.access import epoch
-from registry.server.access.actors import EVERYBODY, Actor, Role
-from registry.server.access.secret import STARTS, sha256_of, well_formed
+from registry.server.actors import EVERYBODY, Actor, Role
 from registry.server.database import db
 from registry.server.database.models.content import RoleRow, TokenRow
+from registry.server.secret import STARTS, sha256_of, well_formed
 
 MINUTE_SECONDS = 60.0
 

@@ -27,13 +27,13 @@ from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import epoch
-from registry.server.access.actors import EVERYBODY, EVERYWHERE, SCOPES, TRUSTED
-from registry.server.access.actors import Actor as Actor
-from registry.server.access.secret import new_secret as new_secret
-from registry.server.access.secret import sha256_of as sha256_of
-from registry.server.access.secret import well_formed as well_formed
+from registry.server.actors import EVERYBODY, EVERYWHERE, SCOPES, TRUSTED
+from registry.server.actors import Actor as Actor
 from registry.server.database import db
 from registry.server.database.models.content import RoleRow, TokenRow
+from registry.server.secret import new_secret as new_secret
+from registry.server.secret import sha256_of as sha256_of
+from registry.server.secret import well_formed as well_formed
 
 USE_NOTED_EVERY = timedelta(minutes=10)
 FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret

@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 from registry.api.audit import ARRIVED, EventPage, EventView
 from registry.digest import canonical_json
 from registry.names import AdapterName
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.content import EventRow
 

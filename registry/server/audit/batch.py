@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.server import audit
-from registry.server.access.actors import Actor
-from registry.server.access.secret import masked
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.db import Engine
+from registry.server.secret import masked
 
 KINDS_LIMIT = 1000
 GUESSES_LIMIT = 50

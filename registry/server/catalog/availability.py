@@ -16,7 +16,7 @@ from __future__ import annotations
 from registry.digest import Digest
 from registry.errors import Refused
 from registry.names import AdapterName, Selector
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database.models.content import VersionRow
 
 

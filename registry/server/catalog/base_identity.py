@@ -26,7 +26,7 @@ from registry.bases.similarity import Grade, Likeness
 from registry.digest import Digest
 from registry.errors import Conflict, Denied
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.content import BaseIdentityRow, BaseLikenessRow, BaseRow
 

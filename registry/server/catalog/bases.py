@@ -32,7 +32,7 @@ from registry.errors import Conflict, NotFound
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import Edge
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import base_identity, versions
 from registry.server.database import db
 from registry.server.database.models.content import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow

@@ -22,7 +22,7 @@ from registry.api.push import SMALL_BYTES, Small
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName, Selector
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.settings import Settings

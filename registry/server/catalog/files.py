@@ -22,7 +22,7 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database.models.content import BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.storage.blobs import BlobStore, key_of

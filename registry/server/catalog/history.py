@@ -20,7 +20,7 @@ from registry.api.aliases import AliasMove, History
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.names import AdapterName
-from registry.server.access.actors import Actor, unknown_adapter
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import versions
 from registry.server.database.models.content import AdapterRow, AliasMoveRow, VersionRow
 

@@ -27,7 +27,7 @@ from registry import names
 from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.lineage import BASE, CLAIMED, DATASET, kind_of
 from registry.names import AdapterName, Selector
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
 from registry.server.database import recursive_cte
 from registry.server.database.models.content import (

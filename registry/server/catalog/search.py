@@ -27,7 +27,7 @@ from registry.digest import Digest
 from registry.engines import Profile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
-from registry.server.access.actors import Actor, unknown_adapter
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_identity, bases, versions
 from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 from registry.server.database.models.weights import FACT

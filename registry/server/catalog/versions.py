@@ -27,7 +27,7 @@ from registry.evaluation.verdicts import Check, Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.server.access import epoch as access
-from registry.server.access.actors import Actor, unknown_adapter
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability
 from registry.server.catalog import verdicts as recorded
 from registry.server.database.models.content import (

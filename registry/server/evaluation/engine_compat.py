@@ -32,7 +32,7 @@ from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.manifest import CONFIG, Descriptor
 from registry.names import AdapterName, Selector
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models.content import AdapterRow, BaseRow, VerdictRow, VersionRow

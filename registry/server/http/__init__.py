@@ -1,1 +1,1 @@
-"""The application: routes together, middleware, idempotency, metrics."""
+"""HTTP beneath the routes: middleware, idempotency, metrics, slow bodies."""

@@ -27,7 +27,7 @@ from registry.errors import Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
 from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search

@@ -28,7 +28,7 @@ from registry.evaluation.verdicts import Check, Outcome
 from registry.jobs import Kind, State
 from registry.names import AdapterName
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import bases
 from registry.server.database import db
 from registry.server.database.models.content import (

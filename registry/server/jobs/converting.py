@@ -17,7 +17,7 @@ from registry.api.jobs import JobSubmit
 from registry.jobs import Kind
 from registry.merging import conversions
 from registry.names import AdapterName, Ref
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database.models.content import BaseRow, JobRow
 from registry.server.jobs import queue

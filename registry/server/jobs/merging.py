@@ -22,7 +22,7 @@ from registry.jobs import Kind
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, Operation, Recipe
 from registry.names import AdapterName, Ref
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases, versions
 from registry.server.database.models.content import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue

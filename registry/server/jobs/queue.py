@@ -28,7 +28,7 @@ from registry.errors import Conflict, NotFound, TooLarge
 from registry.jobs import Job, Kind, Lease, State
 from registry.names import AdapterName, Ref
 from registry.server import audit
-from registry.server.access.actors import CLOCKWORK, Actor
+from registry.server.actors import CLOCKWORK, Actor
 from registry.server.database import db
 from registry.server.database.models.content import JobRow, VersionRow
 from registry.server.jobs import steps

@@ -21,7 +21,7 @@ from registry.errors import Conflict, Invalid
 from registry.jobs import Job, Kind, State, Step
 from registry.names import Ref
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database.models.content import JobRow
 from registry.server.jobs import queue, steps
 

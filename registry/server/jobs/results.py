@@ -27,7 +27,7 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 from registry.jobs import Job, Kind
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
 from registry.server.database.models.content import BaseRow, JobRow, VersionRow

@@ -29,7 +29,7 @@ from registry.engines import Profile, rulebook
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Verdict
 from registry.server import audit
-from registry.server.access.actors import CLOCKWORK, Actor
+from registry.server.actors import CLOCKWORK, Actor
 from registry.server.catalog import bases
 from registry.server.database import db, locks
 from registry.server.database.models.content import BaseRow, VerdictRow, VersionRow

@@ -26,7 +26,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Reason, Refused
 from registry.names import AdapterName, Selector
 from registry.server import audit, failpoints
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.models.content import AliasMoveRow, AliasRow, VersionRow

@@ -31,7 +31,7 @@ from registry.evaluation.verdicts import Outcome
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, Selector
 from registry.server import audit, failpoints
-from registry.server.access.actors import TRUSTED, Actor
+from registry.server.actors import TRUSTED, Actor
 from registry.server.audit.keys import Keys
 from registry.server.catalog import availability, versions
 from registry.server.database import db, locks

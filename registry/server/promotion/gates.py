@@ -27,7 +27,7 @@ from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
 from registry.server.database import db
 from registry.server.database.models.content import (

@@ -25,7 +25,7 @@ from registry.api.records import VersionRecord
 from registry.errors import NotFound
 from registry.names import AdapterName
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import availability, metadata_backup, versions
 from registry.server.database import db
 from registry.server.database.models.content import AdapterRow, VersionRow

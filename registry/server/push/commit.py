@@ -30,7 +30,7 @@ from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import failpoints
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases
 from registry.server.database import db
 from registry.server.database.models.content import BaseRow, BlobRow, PushBlobRow, PushRow

@@ -32,7 +32,7 @@ from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import admission, reserved_names
-from registry.server.access.actors import Actor, unknown_adapter
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
 from registry.server.database.models.content import (

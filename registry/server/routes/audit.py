@@ -28,7 +28,7 @@ from registry.api.audit import EventPage, EventProof
 from registry.api.checkpoints import Consistency, LogKeys
 from registry.errors import NotFound, RegistryError
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.audit import log as logs
 from registry.server.audit import sequencer, tree
 from registry.server.audit import stored as copies

@@ -27,8 +27,8 @@ from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Una
 from registry.names import AdapterName, Selector
 from registry.server import failpoints
 from registry.server.access import signin, tokens
-from registry.server.access.actors import Actor
 from registry.server.access.issuers import Issuers
+from registry.server.actors import Actor
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.database.db import Engine, Session

@@ -28,7 +28,7 @@ from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.http import idempotency
 from registry.server.http.idempotency import Answer, Asked

@@ -27,7 +27,8 @@ from registry.api.namespaces import (
 )
 from registry.names import AdapterName
 from registry.server.access import namespaces, publishers
-from registry.server.catalog import removal, search
+from registry.server.catalog import search
+from registry.server.promotion import removal
 from registry.server.routes import idempotent, threads
 from registry.server.routes.adapters import ADAPTER
 from registry.server.routes.deps import (

@@ -28,7 +28,7 @@ from registry.engines import Profile, rulebook
 from registry.engines import settings as engine_settings
 from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
 from registry.server.database.models.content import (
     AdapterRow,

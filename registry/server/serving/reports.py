@@ -28,7 +28,7 @@ from registry.digest import Digest, canonical_json
 from registry.errors import TooLarge
 from registry.names import AdapterName
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.content import (
     AdapterRow,

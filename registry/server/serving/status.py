@@ -26,7 +26,7 @@ from registry.api.fleet import BoxView, Convergence, FleetBoxes, SlotState, Slot
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.names import AdapterName
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, FleetBoxRow, FleetSlotRow, VersionRow

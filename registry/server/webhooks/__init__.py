@@ -22,7 +22,7 @@ from registry import names
 from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
 from registry.server import audit
-from registry.server.access.actors import EVERYWHERE, Actor
+from registry.server.actors import EVERYWHERE, Actor
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db

@@ -37,7 +37,7 @@ from registry import __version__
 from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable
 from registry.server import audit, webhooks
-from registry.server.access.actors import EVERYWHERE
+from registry.server.actors import EVERYWHERE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks

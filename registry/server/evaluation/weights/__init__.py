@@ -32,7 +32,7 @@ from registry.errors import Invalid, NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
 from registry.server.database.models.content import BaseRow, VerdictRow, VersionRow

@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 
 from registry.api.maintenance import FsckPage, FsckRequest
 from registry.errors import Invalid
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.audit import keys as keys_of_the_log
 from registry.server.audit import sequencer, stored
 from registry.server.maintenance.fsck import adapters, keys, scrub

@@ -19,7 +19,7 @@ from sqlmodel import Session
 from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.evaluation.verdicts import Finding, Severity
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, staging_key_of

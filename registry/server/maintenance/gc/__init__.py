@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 
 from registry.api.maintenance import GcReport, GcRequest
 from registry.server import audit
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.database import db, locks
 from registry.server.maintenance.gc import rows, sweep
 from registry.server.maintenance.gc.run import Shift

@@ -35,7 +35,7 @@ from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import reserved_names
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.audit import stored
 from registry.server.catalog import base_identity, bases, metadata_backup
 from registry.server.catalog import versions as catalog

@@ -19,7 +19,7 @@ from registry.api.records import TombstoneRecord
 from registry.evaluation.verdicts import Finding
 from registry.server import audit
 from registry.server.access import reserved_names
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import metadata_backup
 from registry.server.database import db
 from registry.server.database.db import Engine

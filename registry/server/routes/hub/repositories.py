@@ -24,7 +24,7 @@ from registry.errors import Invalid
 from registry.hub import shapes
 from registry.hub.shapes import Json, Repository
 from registry.server import hub
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models.content import VersionRow

@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request, Response
 from registry import hub as words
 from registry.hub.shapes import File
 from registry.server import hub
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.database.db import Engine

@@ -30,7 +30,7 @@ from registry.errors import Conflict, Unavailable
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import admission, epoch, namespaces, publishers, reserved_names
-from registry.server.access.actors import Actor
+from registry.server.actors import Actor
 from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
 from registry.server.database import db

@@ -29,8 +29,8 @@ from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
 from registry.server import failpoints
 from registry.server.access import signin
-from registry.server.access.actors import Actor
 from registry.server.access.issuers import Issuers
+from registry.server.actors import Actor
 from registry.server.audit.log import Log
 from registry.server.database import db
 from registry.server.database.db import Engine
