@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench docs clean
+.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench reference docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ bench: venv $(BENCHES)  ## every benchmark; each ends with one JSON object on a 
 
 bench-%: venv
 	@$(PYTHON) -m benchmarks.$(subst -,_,$*)
+
+reference: venv  ## write the reference pages of docs/ from the code
+	@$(PYTHON) -m scripts.reference
 
 docs: venv  ## build the documentation site into site/, strictly and without the network
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

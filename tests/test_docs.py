@@ -5,26 +5,23 @@ Everything is read from the code itself, so a new thing without a line in docs/ 
 
 from __future__ import annotations
 
-import ast
 import datetime
 import re
+import shlex
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
 
-from cli import main as door
-from cli import output
-from cli.audit import STORY
-from registry import errors
+from cli import main
 from registry.server import app as server_app
-from registry.server.settings import Settings
+from scripts.reference import cli as cli_page
 from tests import import_table
 from tests.import_table import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+WRITTEN = [page for page in PAGES if page.parent.name != "reference"]
 LINK = re.compile(r"(?<!\!)\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)")
 WORDS = """
 Adapter, Version, Ref, Alias, Channel, Gate, Yank, Base, BaseSpec, LoraSpec, Blob, Digest, Descriptor, Manifest, Edge,
@@ -45,101 +42,43 @@ def missing(names: set[str], text: str) -> list[str]:
     return sorted(names - written)
 
 
-def commands() -> Iterator[tuple[str, click.Command]]:
-    """Every command of `adapter` with its full name, groups opened."""
-    pending: list[tuple[str, click.Command]] = [("adapter", door.main)]
-    while pending:
-        name, command = pending.pop()
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for word in command.list_commands(context):
-                inner = command.get_command(context, word)
-                assert inner is not None, f"{name} lists {word} and does not have it"
-                pending.append((f"{name} {word}", inner))
-        else:
-            yield name, command
+COMMANDS = dict(cli_page.commands("adapter", main.main))
 
 
-def section(text: str, heading: str) -> str:
-    """The text below a heading that holds `heading` in backticks, up to the next heading."""
-    found = re.search(rf"^#+ `{re.escape(heading)}(?: [^`]*)?`.*?$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
-    return found.group(0) if found else ""
+def typed_lines(text: str) -> Iterator[str]:
+    """The lines of fenced and indented code that begin with `adapter`; a line that ends in \\ goes on in the next."""
+    fenced = False
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            typed = line.strip().removeprefix("$ ")
+            if typed.startswith("adapter "):
+                yield typed
 
 
-def test_every_command_has_a_section_that_names_every_option() -> None:
-    text = page("docs/cli.md")
-    found = []
-    for name, command in commands():
-        about = section(text, name)
-        if not about:
-            found.append(f"{name} has no section in docs/cli.md")
-            continue
-        options = {o for p in command.params if isinstance(p, click.Option) and not p.hidden for o in p.opts[:1]}
-        found += [f"{name}: {option} is not in its section" for option in sorted(options) if option not in about]
-    assert found == []
+def faults(typed: str) -> list[str]:
+    """What of a typed line the command line does not know."""
+    words = shlex.split(re.split(r" [|>;&]", typed)[0], comments=True)
+    command = next((c for name, c in COMMANDS.items() if words[: len(name.split())] == name.split()), None)
+    if command is None:
+        return [f"{typed}: no such command"]
+    options = {o for p in command.params if isinstance(p, click.Option) for o in [*p.opts, *p.secondary_opts]}
+    return [f"{typed}: no option {w}" for w in words if w.startswith("-") and w.split("=")[0] not in options]
 
 
-def test_every_section_of_the_command_page_is_a_command() -> None:
-    names = {name for name, _ in commands()}
-    headings = re.findall(r"^#+ `(adapter [^`]+)`", page("docs/cli.md"), re.MULTILINE)
-    assert headings
-    assert [heading for heading in headings if not any(f"{heading} ".startswith(f"{name} ") for name in names)] == []
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_line_on_a_page_exists_with_its_options(path: Path) -> None:
+    assert [fault for line in typed_lines(path.read_text()) for fault in faults(line)] == []
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
-    rows = [line for line in page("docs/settings.md").splitlines() if line.startswith("|")]
-    found = []
-    for field in fields(Settings):
-        variable = f"REGISTRY_{field.name.upper()}"
-        row = next((line for line in rows if f"`{variable}`" in line), "")
-        if not row:
-            found.append(f"{variable} has no row")
-        elif not isinstance(field.default, str) and str(field.default) not in row.replace(",", ""):
-            found.append(f"{variable}: the row does not hold the default {field.default}")
-    assert found == []
-
-
-def test_every_variable_that_the_code_reads_is_documented() -> None:
-    text = page("docs/settings.md")
-    read = {
-        node.value
-        for source in import_table.sources().values()
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.fullmatch(r"(?:ADAPTER|REGISTRY)_[A-Z0-9_]*[A-Z0-9]", node.value)
-    }
-    codes = {code for kind in errors.CLASSES for code in kind.CODES}
-    assert missing(read - codes, text) == []
-
-
-def test_every_error_code_is_documented_with_its_status_and_exit_code() -> None:
-    rows = page("docs/errors.md").splitlines()
-    found = []
-    for kind in errors.CLASSES:
-        for code in sorted(kind.CODES):
-            row = next((line for line in rows if line.startswith(f"| `{code}` ")), "")
-            status = server_app.status_of(kind(code, "an example"))
-            for number in (status, output.EXIT_CODES[kind]):
-                if not re.search(rf"\| {number} \|", row):
-                    found.append(f"{code} ({kind.__name__}) should have a row with {number}: {row!r}")
-    assert found == []
-
-
-def test_every_dotted_code_of_a_finding_or_a_reason_is_documented() -> None:
-    families = (
-        "adapter|base|blob|compat|config|file|format|gate|lora|manifest|name|provenance|safetensors|smoke|weights"
-    )
-    found = set()
-    trees = {module: ast.parse(source) for module, source in import_table.sources().items()}
-    for module, tree in trees.items():
-        if module.startswith(("migrations", "registry.server.database.models")):  # columns look alike
-            continue
-        for node in ast.walk(tree):
-            text = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(text, str) and re.fullmatch(rf"({families})\.[a-z_]+", text) and text not in STORY:
-                found.add(text)
-    assert missing({code for code in found if not code.endswith((".json", ".py"))}, page("docs/findings.md")) == []
+def test_a_command_or_an_option_that_does_not_exist_is_found() -> None:
+    fence = "```\n$ adapter export smollm2 /srv \\\n  --purge | less --raw\n```\n"
+    text = f"    adapter exprot smollm2\n\n{fence}\nadapter words\n"
+    assert [fault.split(": ")[1] for line in typed_lines(text) for fault in faults(line)] == [
+        "no such command",
+        "no option --purge",
+    ]
 
 
 def test_every_route_is_documented_with_its_scope() -> None:

@@ -1,7 +1,7 @@
 """The flat facts that engines judge: numbers, flags and words taken from a `LoraSpec` (or an image file's facts).
 
 They are stored with a version as JSON (`to_stored`: without the fields at their default, some hundred bytes), so that
-ten thousand verdicts can be renewed when a rule changes, without reading one blob. `docs/engines.md` and
+ten thousand verdicts can be renewed when a rule changes, without reading one blob. `docs/reference/engines.md` and
 `registry/engines/rules/*.toml` name these fields.
 
 Invariants

@@ -14,14 +14,12 @@ from registry.digest import Digest
 from registry.engines import facts as engine_facts
 from registry.engines import rulebook
 from registry.engines import settings as engine_settings
-from registry.engines import table as engine_table
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Condition, Rule
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up
 from tests import effort, forge
 from tests.engines.cases import CASES, facts_of
-from tests.import_table import ROOT
 
 ALL_TEXT = [e for e in rulebook.engines().values() if e.kind == "text"]
 PLAIN = facts_of(CASES["plain"])
@@ -253,10 +251,6 @@ def test_no_engine_says_works_and_always_refuses_of_one_property_at_one_version(
 def test_a_condition_on_a_fact_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="no fact is called"):
         Condition.model_validate(["no_such_fact", "is", True])
-
-
-def test_the_page_is_made_from_the_rules() -> None:
-    assert (ROOT / "docs" / "engines.md").read_text() == engine_table.markdown(), "python -m registry.engines.table"
 
 
 # ------------------------------------------------------------------------- settings

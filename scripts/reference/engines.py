@@ -1,48 +1,39 @@
-"""`docs/engines.md`, made from the rules: `python -m registry.engines.table > docs/engines.md`.
+"""docs/reference/engines.md: what engines do with an adapter, from registry/engines/rules/.
 
-Invariants
-- Every cell of the page comes from a rule or a `works` entry and carries its source; nothing is written by hand.
-- Versions of one engine with equal statements share a column.
-
-Example
-    >>> markdown().splitlines()[0]
-    '# Engines'
+Every cell comes from a rule or a `works` entry and carries its source. Versions of one engine with equal statements
+share a column.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 from registry.engines.rulebook import Engine, Property, Rule, Works, engines, properties, version_of
 
 _INTRODUCTION = """\
-# Engines
+# Engine rules
 
-What each engine does with an adapter, by property, and how we know. This page is made from the data files in
-`registry/engines/rules/` by `python -m registry.engines.table`; a test keeps it equal to them.
-
-`adapter check REF --engine vllm==0.32.0,max_lora_rank=32` judges one adapter by these rules, from facts that the
-registry keeps with every version. What nobody has examined is answered `unknown`, never yes.
+What each engine does with each property of an adapter, and how we know. `adapter check REF --engine PROFILE`
+applies these rules to one adapter, from facts that the registry stores with every version. What nobody has examined
+is `unknown`.
 
 | word | meaning |
 |---|---|
-| ok | it loads, and the output is what training saw |
-| refuses | it does not load, with an error |
-| ignores | it loads, and this part has no effect; nothing tells the client |
-| wrong | it loads, and the output is not what training saw |
-| setting | it loads only with another setting |
-| depends | one of these, by circumstances that the facts do not show |
-| – | not examined: the verdict is `unknown` |
+| ok | It loads, and the output matches training. |
+| refuses | It does not load, with an error. |
+| ignores | It loads, but this part has no effect, and no one is told. |
+| wrong | It loads, but the output differs from training. |
+| setting | It loads only with another setting. |
+| depends | One of these, depending on circumstances that the facts do not show. |
+| – | Not examined: the verdict is `unknown`. |
 
-How we know: **run** here against the engine, its **source**, an **issue** of the project, or **documentation** only.
-The numbers lead to the list of sources at the end.
+Evidence: **run** against the engine, its **source**, an **issue** of the project, or **documentation** only.
+Numbers refer to the sources at the end.
 
-The rules are held by recorded answers in every test run, and the engines can be asked again. `make test-vllm` asks a
-real vLLM over HTTP: each case of `tests/engines/cases.py` is loaded, and its log-probabilities are compared with
-PEFT's, to 2e-2. `make test-engines` runs the deciding code of six vLLM releases and of SGLang, gives vLLM's
-configuration class the settings of profiles, asks llama.cpp's own server about the GGUF adapters that `adapter convert`
-writes, and diffusers about image files. Each brings its environment once, under `.cache/engines`.
+Recorded answers hold the rules in every test run. `make test-vllm` asks a real vLLM over HTTP about each case of
+`tests/engines/cases.py` and compares log probabilities with PEFT's to 2e-2. `make test-engines` runs the deciding
+code of six vLLM releases and of SGLang, vLLM's configuration class, llama.cpp's server with converted GGUF
+adapters, and diffusers with image files.
 """
 _WORDS = {"refuses": "refuses", "ignores_silently": "ignores", "wrong_output": "wrong", "needs_setting": "setting"}
 
@@ -168,7 +159,3 @@ def _words(statement: Rule | Works) -> str:
     if statement.fix:
         parts.append(statement.fix)
     return "; ".join(parts).replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(markdown())

@@ -1,0 +1,28 @@
+"""The reference pages of the documentation, generated from the code.
+
+`make reference` writes docs/reference/; tests/test_reference.py fails while a page differs. The pages are committed, so
+that they can be read in the repository and a review shows what a change means to users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from scripts.reference import cli, engines, errors, findings, settings
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli.markdown,
+    "engines.md": engines.markdown,
+    "errors.md": errors.markdown,
+    "findings.md": findings.markdown,
+    "settings.md": settings.markdown,
+}
+
+
+def write() -> None:
+    """Write every page."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, markdown in PAGES.items():
+        (FOLDER / name).write_text(markdown())

@@ -1,0 +1,94 @@
+"""docs/reference/cli.md: every command of `adapter`, from click."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import click
+
+from cli import main, output
+from registry import errors
+from scripts.reference.tables import table
+
+INTRODUCTION = """\
+# Command line
+
+`adapter --help` lists the commands, `adapter COMMAND --help` shows this page's text. With `--json` standard output is
+one JSON document, and an error is a JSON document on standard error.
+
+A **REF** names a version: `namespace/name` (the newest), `namespace/name:alias`, `namespace/name@3` or
+`namespace/name@sha256:…`.
+
+The registry is `ADAPTER_REGISTRY` with `ADAPTER_TOKEN`, else the one of `adapter login`, else the embedded registry
+in your data folder, which runs in the command's own process.
+"""
+NUMBERS = {"integer": "NUMBER", "integer range": "NUMBER", "float": "NUMBER", "float range": "NUMBER"}
+EXIT_CODES = {
+    0: "Done.",
+    1: "A bug: please report it.",
+    2: "Invalid input or usage.",
+    3: "Not signed in, or not allowed.",
+    4: "Not found, or not visible to you.",
+    5: "Conflict: read again, then decide again.",
+    6: "Refused by a gate or a verdict.",
+    70: "Corrupt bytes.",
+    75: "Temporarily unavailable: try again later.",
+}
+
+
+def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """The command, or every command of the group, with its full name."""
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    context = click.Context(command)
+    for word in command.list_commands(context):
+        inner = command.get_command(context, word)
+        if inner is None:
+            raise LookupError(f"{name} lists {word} and does not have it")
+        yield from commands(f"{name} {word}", inner)
+
+
+def markdown() -> str:
+    """The whole page."""
+    codes = {*output.EXIT_CODES.values(), 0, 1}
+    if codes != EXIT_CODES.keys() or set(output.EXIT_CODES) < set(errors.CLASSES):
+        raise LookupError(f"exit codes without a meaning: {sorted(codes ^ EXIT_CODES.keys())}")
+    parts = [INTRODUCTION, table(["exit code", "meaning"], ((f"{c}", text) for c, text in EXIT_CODES.items()))]
+    for section in dict.fromkeys(spec.section for spec in main.DOORS.values()):
+        parts.append(f"## {section}\n")
+        for word in (word for word, spec in main.DOORS.items() if spec.section == section):
+            command = main.main.get_command(click.Context(main.main), word)
+            if command is None:
+                raise LookupError(f"adapter has no command {word}")
+            parts += [_section(name, inner) for name, inner in commands(f"adapter {word}", command)]
+    return "\n".join(parts)
+
+
+def _section(name: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=name)
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    parts = [f"### {name}\n", f"```text\n{usage}\n```\n", *_paragraphs(command.help or "")]
+    parts.append(table(["option", "meaning"], (_option(option, context) for option in options)))
+    return "\n".join(parts)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The help as Markdown. A paragraph marked for click as preformatted becomes a code block."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if paragraph.startswith("\b\n"):
+            yield "```text\n" + inspect.cleandoc(paragraph.removeprefix("\b\n")) + "\n```\n"
+        else:
+            yield " ".join(paragraph.split()) + "\n"
+
+
+def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    value = NUMBERS.get(option.type.name) or option.make_metavar(context)
+    metavar = "" if option.is_flag else f" `{value}`"
+    default = option.default
+    shown = option.show_default or (isinstance(default, int | float) and not isinstance(default, bool))
+    hint = f" Default: `{default}`." if shown and not option.is_flag and default not in (None, "", ()) else ""
+    return names + metavar, (option.help or "") + (hint if "Default" not in (option.help or "") else "")
