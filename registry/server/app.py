@@ -41,6 +41,7 @@ from registry.server.lookup import Lookup
 from registry.server.lookup.change_counter import Pulse
 from registry.server.lookup.freshness import Freshness
 from registry.server.lookup.pointer import Pointers
+from registry.server.promotion.attester import Attester
 from registry.server.routes import (
     access,
     adapters,
@@ -138,7 +139,8 @@ def create_app(
     app.state.blobs = blobs if blobs is not None else open.of(settings)
     open.second(settings)  # what cannot be read stops the start, not the check that needs it
     app.state.trusted = trusted
-    app.state.log = Log(settings, app.state.engine, app.state.blobs)
+    log = app.state.log = Log(settings, app.state.engine, app.state.blobs)
+    log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
     app.state.memory = signin.Memory()
     app.state.issuers = Issuers.read(settings.issuers)
     app.state.pace = signin.Pace(settings.requests_per_minute)
@@ -164,7 +166,7 @@ def create_app(
         pointers=Pointers(app.state.engine),
         memory=app.state.memory,
         pace=app.state.pace,
-        told=lambda: app.state.log.header,
+        told=lambda: log.header,
     )
     return app
 

@@ -26,7 +26,7 @@ from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import Ref
 from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
-from registry.server.promotion import attestations as door
+from registry.server.promotion.attestations import signed_by
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
 from tests.world import World
 
@@ -65,7 +65,7 @@ def bring(world: World, made: dict[str, Any]) -> AttestationView:
 def counted(world: World) -> frozenset[str]:
     """Whose signatures a gate sees."""
     with world.session() as session:
-        return door.identities(session, versions.find(session, TRUSTED, Ref.parse(NAME).name, 1))
+        return signed_by(session, versions.find(session, TRUSTED, Ref.parse(NAME).name, 1))
 
 
 def examined(world: World, trust: Trust) -> list[signing.Signed]:

@@ -20,10 +20,12 @@ from registry.client import signing
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
 from registry.names import Ref
+from registry.server import failpoints
 from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.database.models.content import AttestationRow, EventRow
-from registry.server.promotion import attestations as door
+from registry.server.promotion.attestations import signed_by
+from registry.server.promotion.attester import Attester
 from registry.tlog.notes import Signer
 from tests.world import World, rows
 
@@ -69,7 +71,7 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
 def test_attesting_again_makes_the_same_bytes_and_nothing_new(pushed: World) -> None:
     first = Audit(pushed.admin).attestations(NAME).items
     log = pushed.app.state.log
-    door.attest(pushed.engine, pushed.blobs, log.keys, after=0, until=log.newest[0])
+    Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.newest[0])
     assert Audit(pushed.admin).attestations(NAME).items == first
 
 
@@ -78,12 +80,12 @@ def test_an_attestation_that_was_cut_off_is_finished_by_the_next_start(
 ) -> None:
     log = pushed.app.state.log
     with monkeypatch.context() as patch:
-        patch.setattr(door.failpoints, "reach", lambda point: 1 / 0 if point == "attestation.held" else None)
+        patch.setattr(failpoints, "reach", lambda point: 1 / 0 if point == "attestation.held" else None)
         with pytest.raises(ZeroDivisionError):
             log.step()
     with pushed.session() as session:
         assert len(rows(session, AttestationRow)) == 1
-    log._attested = -1
+    Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.newest[0])
     assert [item.kind for item in Audit(pushed.admin).attestations(NAME).items] == ["push"]
 
 
@@ -98,7 +100,7 @@ def test_a_signature_is_verified_kept_once_and_told_by_its_key(pushed: World, ki
     assert Audit(pushed.admin).sign(NAME, wanted) == signed
     with pushed.session() as session:
         version = versions.find(session, TRUSTED, Ref.parse(NAME).name, 1)
-        assert door.identities(session, version) == {key.public.identity}
+        assert signed_by(session, version) == {key.public.identity}
         told = [row for row in rows(session, EventRow) if row.action == "version.sign"]
     assert [(row.object, row.detail["identity"]) for row in told] == [(f"{NAME}@1", key.public.identity)]
     lines = signing.examine(

@@ -29,7 +29,6 @@ from registry.server.audit.keys import Keys
 from registry.server.database import db
 from registry.server.database.db import Engine, Session
 from registry.server.database.models.content import AuditCheckpointRow, EventRow
-from registry.server.promotion import attestations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import proofs
@@ -52,7 +51,8 @@ class Log:
         self._lock, self._stepping = threading.Lock(), threading.Lock()
         self.batch = Batch()
         self.newest: Head = NO_HEAD
-        self._attested = -1
+        self.after_step: list[Callable[[int], object]] = []
+        """Each is called after a step, with the size of the newest checkpoint."""
         self.followed = False
         """Whether a thread of this process calls `step` again and again."""
         self.closing = threading.Event()
@@ -78,20 +78,11 @@ class Log:
             with contextlib.suppress(Unavailable):
                 sequencer.run(self._engine, self._blobs, lambda: self.keys)
             self.look()
-            self._attest()
+            for callback in self.after_step:
+                with contextlib.suppress(Unavailable):
+                    callback(self.newest[0])
         finally:
             self._stepping.release()
-
-    def _attest(self) -> None:
-        """Sign what the log tells of versions, from where it was done before."""
-        until = self.newest[0]
-        with contextlib.suppress(Unavailable):
-            if self._attested < 0:
-                with db.session(self._engine, write=False) as session:
-                    self._attested = attestations.attested(session)
-            if self._attested < until:
-                after = self._attested
-                self._attested = attestations.attest(self._engine, self._blobs, self.keys, after=after, until=until)
 
     def finish(self) -> None:
         """Write what was noted, before this application ends. What cannot be written now is lost."""

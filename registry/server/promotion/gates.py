@@ -158,7 +158,7 @@ def look(session: Session, name: AdapterName, alias: str, version: VersionRow) -
         files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
         approvals=tuple(Approval(identity=row.identity, at=row.at) for row in _approvals(session, version, alias)),
         held_seconds={gate.held_in: held} if gate.held_in else {},
-        signed_by=attestations.identities(session, version) if gate.signed_by else frozenset(),
+        signed_by=attestations.signed_by(session, version) if gate.signed_by else frozenset(),
         pushed_by=_pushers(version),
     )
 

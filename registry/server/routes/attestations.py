@@ -38,7 +38,7 @@ def list_attestations(
     """Every attestation of a version, with its bundle."""
     db.settle(session)  # it has begun to read who asks, and would not see what is signed now
     log.step()
-    return attestations.of(session, actor, name, selector, blobs)
+    return attestations.list_attestations(session, actor, name, selector, blobs)
 
 
 @router.post(VERSION + "/attestations", status_code=201)
@@ -53,6 +53,8 @@ def sign_version(
     response: Response,
 ) -> AttestationView:
     """Keep a signature: 201, or 200 for one that was there."""
-    view, new = attestations.sign(session, actor, name, selector, request, blobs, trusted_roots=settings.trusted_roots)
+    view, new = attestations.add_signature(
+        session, actor, name, selector, request, blobs, trusted_roots=settings.trusted_roots
+    )
     response.status_code = 201 if new else 200
     return view

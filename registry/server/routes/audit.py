@@ -217,7 +217,7 @@ def tile(session: SessionDep, actor: Anyone, blobs: BlobsDep, path: str, stored:
 @router.get("/audit/events/{seq}/proof")
 def event_proof(session: SessionDep, actor: Puller, seq: int) -> EventProof:
     """That the log holds this event: its entry, and a proof that is verified offline (C2SP tlog-proof)."""
-    shown = or_(audit.visible(actor), attestations.tells_of_what_is_seen(actor))
+    shown = or_(audit.visible(actor), attestations.visible_events(actor))
     statement = select(EventRow).where(col(EventRow.position) == seq, shown)
     row = session.exec(statement).first() if 0 < seq < 2**53 else None
     if row is None:

@@ -1,0 +1,162 @@
+"""`Attester`: the registry's own attestations of pushes and verdicts, made from the audit log.
+
+Each statement is made from one numbered event after that event is durable, and the same event always makes the same
+bytes. So attesting may be repeated after a crash, and it trails the log by a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from registry import attestations as envelopes
+from registry.api.audit import moment
+from registry.attestations.keys import PrivateKey
+from registry.digest import Digest
+from registry.errors import NotFound
+from registry.evaluation.verdicts import Outcome
+from registry.manifest import Manifest
+from registry.names import AdapterName, Ref
+from registry.server import failpoints
+from registry.server.actors import TRUSTED
+from registry.server.audit.keys import Keys
+from registry.server.catalog import versions
+from registry.server.database import db, locks
+from registry.server.database.db import Engine
+from registry.server.database.models.content import AttestationRow, BlobRow, EventRow, VersionRow
+from registry.server.promotion.attestations import attestation_row
+from registry.server.storage import blobs, references
+from registry.server.storage.blobs import BlobStore
+from registry.server.storage.references import BlobState
+
+ATTESTED_ACTIONS = ("version.push", "verdict.add")
+PUSH_KIND, VERDICT_KIND = "push", "verdict"
+EVENTS_PER_BATCH = 32
+_RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
+
+
+class Attester:
+    """Signs what the log says about versions, from where the last run stopped. One per application."""
+
+    def __init__(self, engine: Engine, store: BlobStore, keys: Callable[[], Keys]) -> None:
+        self._engine, self._store, self._keys = engine, store, keys
+        self._position = -1
+        """Events up to here are attested; -1 until the database was asked."""
+
+    def attest_until(self, position: int) -> None:
+        """Attest the events up to this position. `Unavailable` (TRY_LATER) while another process does."""
+        if self._position < 0:
+            with db.session(self._engine, write=False) as session:
+                self._position = attested_until(session)
+        if self._position < position:
+            with locks.take(self._engine, "attest") as lock:
+                while self._position < position:
+                    self._position = self._attest_batch(position, lock)
+
+    def _attest_batch(self, until: int, lock: locks.Turn) -> int:
+        with db.session(self._engine, write=False) as session:
+            pending = select(EventRow).where(
+                col(EventRow.position) > self._position,
+                col(EventRow.position) <= until,
+                col(EventRow.action).in_(ATTESTED_ACTIONS),
+            )
+            events = session.exec(pending.order_by(col(EventRow.position)).limit(EVENTS_PER_BATCH)).all()
+        self._attest(events, lock)
+        return (events[-1].position or until) if len(events) == EVENTS_PER_BATCH else until
+
+    def _attest(self, events: Sequence[EventRow], lock: locks.Turn) -> None:
+        """Write the rows that refer to the envelopes, then the bytes, then mark them live: two transactions for all."""
+        with db.session(self._engine) as session:
+            sealed = _seal(session, self._keys(), events)
+            sizes = {digest: len(data) for digest, data in sealed.items()}
+            states = references.reserve(session, sizes)
+        missing = {digest: data for digest, data in sealed.items() if states[digest] is not BlobState.LIVE}
+        failpoints.reach("attestation.held")
+        for digest, data in missing.items():
+            lock.check()
+            self._store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+        with db.session(self._engine) as session:
+            references.keep(session, {digest: sizes[digest] for digest in missing}, written=set(missing))
+
+
+def attested_until(session: Session) -> int:
+    """The position up to which every event is attested, as far as rows tell. Events whose bytes were lost are not."""
+    positions = select(AttestationRow.position).where(col(AttestationRow.position).is_not(None))
+    incomplete = positions.join(BlobRow, col(BlobRow.digest) == col(AttestationRow.digest)).where(
+        col(BlobRow.state).in_([BlobState.PENDING, BlobState.CORRUPT])
+    )
+    newest = session.exec(positions.order_by(col(AttestationRow.position).desc()).limit(1)).first()
+    first = session.exec(incomplete.order_by(col(AttestationRow.position)).limit(1)).first()
+    return first - 1 if first is not None else newest or 0
+
+
+def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Digest, bytes]:
+    """The envelope of each event whose version still exists. Adds the attestation's row where there is none."""
+    key = PrivateKey.of_seed(keys.signer.seed)
+    positions = [event.position for event in events]
+    rows = session.exec(select(AttestationRow).where(col(AttestationRow.position).in_(positions)))
+    existing = {row.position: row.digest for row in rows}
+    sealed: dict[Digest, bytes] = {}
+    for event in events:
+        version = _version_of(session, event)
+        if version is None:  # deleted
+            continue
+        kind, payload = _statement(keys.signer.name, event, version)
+        data = envelopes.seal(payload, key)
+        digest = Digest.of(data)
+        if existing.get(event.position, digest) != digest:  # attested with an older key
+            continue
+        sealed[digest] = data
+        if event.position not in existing:
+            row = attestation_row(version, kind, key.public.identity, digest, len(data), made_by=keys.signer.name)
+            session.add(row.sqlmodel_update({"position": event.position, "public_key": key.public.pem}))
+    return sealed
+
+
+def _version_of(session: Session, event: EventRow) -> VersionRow | None:
+    """The version that an event is about, also after its adapter was renamed; None once it was deleted."""
+    ref = Ref.parse(event.object)
+    name: AdapterName | None = ref.name
+    while name is not None:
+        try:
+            version = versions.find(session, TRUSTED, name, ref.selector, yanked_too=True)
+        except NotFound:
+            name = _next_name(session, name)
+        else:
+            return version if event.detail.get("digest") in (None, version.digest) else None
+    return None
+
+
+def _next_name(session: Session, name: AdapterName) -> AdapterName | None:
+    moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == "adapter.transfer")
+    event = session.exec(moved).first()
+    return AdapterName.parse(event.detail["to"]) if event is not None else None
+
+
+def _statement(origin: str, event: EventRow, version: VersionRow) -> tuple[str, bytes]:
+    """The kind and the statement of an event: who pushed which bytes and when, or what a check found in them."""
+    manifest = Manifest.parse(version.manifest.encode())
+    predicate: dict[str, Any] = {
+        "actor": event.actor,
+        "at": moment(event.at),
+        "log": {"origin": origin, "seq": event.position},
+        "requestId": event.request_id,
+        "token": event.token_id,
+    }
+    subjects = {event.object: Digest(version.digest).hex}
+    if event.action == "version.push":
+        subjects |= {file.path: file.digest.hex for file in manifest.files}
+        base = {"name": manifest.base.name, "fingerprint": manifest.base.fingerprint}
+        compat = str(event.detail.get("compat", event.detail.get("fits", "")))  # `fits` before schema 0015
+        predicate |= {"version": event.object, "base": base, "compat": compat}
+        if manifest.provenance is not None:
+            predicate["declared"] = manifest.provenance.model_dump(mode="json")
+        return PUSH_KIND, envelopes.statement(envelopes.PUSH, subjects, predicate)
+    outcome, report = str(event.detail.get("outcome", "")), str(event.detail.get("report") or "")
+    settings = [{"name": "report", "digest": {"sha256": report[7:]}}] if report else []
+    result = _RESULTS.get(Outcome(outcome), "FAILED") if outcome in set(Outcome) else "FAILED"
+    check = str(event.detail.get("check", ""))
+    predicate |= {"result": result, "outcome": outcome, "check": check, "configuration": settings}
+    return VERDICT_KIND, envelopes.statement(envelopes.VERDICT, subjects, predicate)
