@@ -141,15 +141,15 @@ def _line(item: EventView) -> str:
     told = {key: _short(value) for key, value in item.detail.items() if value not in ("", None, [], {})}
     pattern = STORY.get(item.action, f"{item.action} {{object}}")
     try:
-        sentence = pattern.format(object=item.object, **told)
+        message = pattern.format(object=item.object, **told)
     except (KeyError, IndexError):
-        sentence = f"{item.action} {item.object}"
+        message = f"{item.action} {item.object}"
     if "break_glass" in told:
-        sentence += ", through a shut gate"
+        message += ", through a shut gate"
     reason = f": “{told.pop('reason')}”" if "reason" in told else ""
-    sentence, reason, who = map(output.one_line, (sentence, reason, item.actor))
+    message, reason, who = map(output.one_line, (message, reason, item.actor))
     rest = ", ".join(output.one_line(f"{key} {value}") for key, value in told.items() if f"{{{key}}}" not in pattern)
-    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(who)} {sentence}{reason}"
+    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(who)} {message}{reason}"
     return head + (output.faint(f"  ({rest})") if rest else "")
 
 

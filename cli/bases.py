@@ -186,7 +186,7 @@ def _print_base(view: BaseView) -> None:
     grades = list(Grade)
     for one in sorted(view.relatives, key=lambda one: grades.index(one.grade)):
         if one.grade is not Grade.UNRELATED:
-            click.echo(f"  {one.grade:<12} {output.strong(one.other)} {one.sentence}")
+            click.echo(f"  {one.grade:<12} {output.strong(one.other)} {one.message}")
     if strangers := [one.other for one in view.relatives if one.grade is Grade.UNRELATED]:
         more = len(strangers) - STRANGERS_SHOWN
         named = ", ".join(strangers[:STRANGERS_SHOWN]) + (f" and {more} more" if more > 0 else "")

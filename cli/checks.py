@@ -73,7 +73,7 @@ def _fleet(base: str, asked: list[Profile], slots: int | None) -> None:
 def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> list[Verdict]:
     found = folders.read_folder(path)
     for reason in found.left_out:
-        output.note(f"left out: {reason.place} {reason.sentence}")
+        output.note(f"left out: {reason.location} {reason.message}")
     meant = push.Bases(registry).of(found, base)
     known, subject = registry.base(meant.name), found.manifest(meant).digest
     return evaluate.verdicts(found.found, known.spec, subject, asked, relatives=known.relatives)

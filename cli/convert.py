@@ -49,14 +49,14 @@ def _print(made: Outcome) -> None:
         return
     version = made.pushed.version
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
-    click.echo(f"  {made.report.sentence}")
+    click.echo(f"  {made.report.message}")
 
 
 def _print_job(job: Job) -> None:
     if job.state is State.DONE:
         report = job.result.get("report") or {}
         click.echo(f"{output.strong(str(job.result.get('version')))}  {output.faint(str(job.result.get('digest')))}")
-        for line in (report.get("sentence"), *(report.get("notes") or ())):
+        for line in (report.get("message"), *(report.get("notes") or ())):
             click.echo(f"  {output.plain(str(line))}")
     elif job.error:
         click.echo(f"{job.id} is {job.state}: {output.plain(job.error)}")

@@ -35,7 +35,7 @@ class Look:
 
     about: str
     state: str
-    sentence: str
+    message: str
     exit_code: int = 0
 
 
@@ -50,8 +50,8 @@ def doctor() -> None:
 
 
 def _here() -> Iterator[Look]:
-    sentence = f"adapter-registry {__version__} on Python {platform.python_version()}, {platform.machine()}"
-    yield Look("version", "ok", sentence)
+    message = f"adapter-registry {__version__} on Python {platform.python_version()}, {platform.machine()}"
+    yield Look("version", "ok", message)
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
@@ -119,6 +119,6 @@ def _wrong(about: str, error: Exception) -> Look:
 def _print(looks: list[Look]) -> None:
     colours = {"ok": "green", "note": "yellow", "wrong": "red"}
     output.facts(
-        [(look.about, f"{click.style(f'{look.state:<5}', fg=colours[look.state])}  {look.sentence}") for look in looks],
+        [(look.about, f"{click.style(f'{look.state:<5}', fg=colours[look.state])}  {look.message}") for look in looks],
         indent="",
     )

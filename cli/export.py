@@ -80,13 +80,13 @@ def export(
                 strict,
             )  # fmt: skip
             return
-        place = _place(dest)
+        location = _place(dest)
         if pbase and not dest.startswith("s3://"):
             raise click.UsageError("--pbase is for an export to s3://: LoRAX's source pbase leads to buckets only")
         cache = None if dest.startswith("s3://") else pull.USER_CACHE  # bytes on their way to a bucket are not kept
         as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
         told: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
-        done = exports.run(registry, roster, place, model=model, prune=prune, cache=cache, told=told)
+        done = exports.run(registry, roster, location, model=model, prune=prune, cache=cache, told=told)
     if pbase:
         lookups.write(Path(pbase), done)
     output.answer(done, lambda: _print_sum(done))
@@ -133,7 +133,7 @@ def _print_sum(done: Exported) -> None:
     states = [item.state for item in done.items]
     there = states.count("new") + states.count("unchanged")
     also = [f"{states.count(state)} {state}" for state in ("new", "left out", "failed", "removed") if state in states]
-    told = f"{output.plural(there, 'adapter')} in {done.place}"
+    told = f"{output.plural(there, 'adapter')} in {done.location}"
     click.echo(f"{told} ({', '.join(also)})" if also else f"{told}, nothing new")
     step = next((item.error.get("next_step") for item in done.items if item.error), None)
     if step:

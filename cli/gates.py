@@ -88,7 +88,7 @@ def show(place: str, alias: str) -> None:
         _print(found.gate)
         click.echo(f"  open for @{found.number}" if found.open else f"  shut for @{found.number}:")
         for finding in found.missing:
-            click.echo(f"    - {finding.sentence}")
+            click.echo(f"    - {finding.message}")
 
     output.answer(found, text)
 

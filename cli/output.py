@@ -87,10 +87,10 @@ def answer(value: Any, text: Callable[[], None]) -> None:
         text()
 
 
-def note(sentence: str) -> None:
+def note(message: str) -> None:
     """A remark beside the result: on standard error, and not with `--json`."""
     if not as_json():
-        click.secho(sentence, err=True, dim=True)
+        click.secho(message, err=True, dim=True)
 
 
 # ------------------------------------------------------------------ errors
@@ -103,10 +103,10 @@ def tell(error: Exception, ctx: click.Context) -> int | None:
         click.echo(json.dumps(known.to_problem(), indent=2, ensure_ascii=False), err=True)
         return EXIT_CODES[type(known)]
     click.echo(click.style("Error: ", fg="red", bold=True) + plain(known.detail), err=True)
-    told = [r for r in known.reasons if r.sentence not in known.detail]
+    told = [r for r in known.reasons if r.message not in known.detail]
     for reason in told[:REASONS_SHOWN]:
-        place = f"{reason.place}: " if reason.place and reason.place not in reason.sentence else ""
-        click.echo(plain(f"  - {place}{reason.sentence}"), err=True)
+        location = f"{reason.location}: " if reason.location and reason.location not in reason.message else ""
+        click.echo(plain(f"  - {location}{reason.message}"), err=True)
     if len(told) > REASONS_SHOWN:
         click.echo(f"  - and {len(told) - REASONS_SHOWN} more", err=True)
     if known.next_step:
@@ -127,10 +127,10 @@ def _known(error: Exception) -> RegistryError | None:
         return _of_request(error)
     if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
         file = f"{error.filename}: " if error.filename else ""
-        sentence = f"{file}{error.strerror or error}"
+        message = f"{file}{error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE):
-            return errors.Unavailable("TRY_LATER", sentence)
-        return errors.Invalid("FOLDER_INVALID", sentence)
+            return errors.Unavailable("TRY_LATER", message)
+        return errors.Invalid("FOLDER_INVALID", message)
     return None
 
 
@@ -140,8 +140,8 @@ def _of_request(error: ValidationError) -> RegistryError | None:
     if error.title not in {shape.__name__ for shape in requests}:
         return None
     first = error.errors()[0]
-    sentence = first["msg"].removeprefix("Value error, ")
-    return errors.Invalid("REQUEST_INVALID", f"{'.'.join(map(str, first['loc']))}: {sentence}")
+    message = first["msg"].removeprefix("Value error, ")
+    return errors.Invalid("REQUEST_INVALID", f"{'.'.join(map(str, first['loc']))}: {message}")
 
 
 # ------------------------------------------------------------------ arguments
@@ -234,13 +234,13 @@ def moment(at: datetime | None) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M") + " UTC" if at else ""
 
 
-def alias_of(place: str, alias: str) -> tuple[str, str]:
+def alias_of(location: str, alias: str) -> tuple[str, str]:
     """`NAME ALIAS`, also where both were given as `NAME:ALIAS`."""
-    if not alias and place.count(":") == 1:
-        place, _, alias = place.partition(":")
+    if not alias and location.count(":") == 1:
+        location, _, alias = location.partition(":")
     if not alias:
         raise click.UsageError("give NAME ALIAS, or NAME:ALIAS")
-    return place, alias
+    return location, alias
 
 
 def plural(count: int, noun: str) -> str:

@@ -109,7 +109,7 @@ def push(
 
 
 def say_left_out(reason: Reason) -> None:
-    output.note(f"left out: {output.one_line(reason.place)} {output.one_line(reason.sentence)}")
+    output.note(f"left out: {output.one_line(reason.location)} {output.one_line(reason.message)}")
 
 
 def failed(verdicts: list[Verdict]) -> bool:

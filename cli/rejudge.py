@@ -30,5 +30,5 @@ def rejudge() -> None:
             cursor = page.next_cursor
             more = bool(cursor)
     again = f"{output.plural(analysed, 'header')} read again, " if analysed else ""
-    sentence = f"{output.plural(looked, 'version')} looked at, {again}{output.plural(renewed, 'verdict')} written"
-    output.answer({"looked": looked, "analysed": analysed, "renewed": renewed}, lambda: click.echo(sentence))
+    message = f"{output.plural(looked, 'version')} looked at, {again}{output.plural(renewed, 'verdict')} written"
+    output.answer({"looked": looked, "analysed": analysed, "renewed": renewed}, lambda: click.echo(message))

@@ -150,8 +150,8 @@ def migrate(data: str | None) -> None:
     before = schema.revision_of(engine)
     after = schema.migrate(engine)
     engine.dispose()
-    sentence = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
-    output.answer({"before": before, "after": after}, lambda: click.echo(sentence))
+    message = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
+    output.answer({"before": before, "after": after}, lambda: click.echo(message))
 
 
 @contextmanager

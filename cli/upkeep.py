@@ -149,7 +149,7 @@ def reindex(dry_run: bool) -> None:
             made["tombstones"] += page.tombstones
             made["withdrawals"] += page.withdrawals
             made["records"] += page.records
-            findings |= {(finding.code, finding.place): finding for finding in page.findings}
+            findings |= {(finding.code, finding.location): finding for finding in page.findings}
             cursor = page.next_cursor
             if not cursor:
                 break
@@ -184,7 +184,7 @@ def _print_findings(findings: list[Finding]) -> None:
     colours = {"error": "red", "warning": "yellow"}
     for finding in findings[:FINDINGS_SHOWN]:
         code = click.style(finding.code, fg=colours.get(finding.severity))
-        click.echo(f"{code}  {finding.place}: {finding.sentence}")
+        click.echo(f"{code}  {finding.location}: {finding.message}")
     if len(findings) > FINDINGS_SHOWN:
         click.echo(f"and {len(findings) - FINDINGS_SHOWN} more; `--json` has all of them")
 

@@ -132,12 +132,12 @@ def _read(path: Path) -> bytes:
         raise Invalid("FOLDER_INVALID", f"{path} cannot be read: {e.strerror}") from e
 
 
-def _trust(place: Path | None) -> Trust:
-    files = sorted(place.iterdir()) if place is not None and place.is_dir() else [place] if place else []
+def _trust(location: Path | None) -> Trust:
+    files = sorted(location.iterdir()) if location is not None and location.is_dir() else [location] if location else []
     try:
         return Trust.parse([file.read_bytes() for file in files if file.is_file()])
     except OSError as e:
-        raise Invalid("SETTING_INVALID", f"{place} cannot be read: {e.strerror}") from e
+        raise Invalid("SETTING_INVALID", f"{location} cannot be read: {e.strerror}") from e
 
 
 def _print(

@@ -110,7 +110,7 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
         line = f"{check:<8}{output.outcome(verdict.outcome)}"
         line += f"  {engine}" if engine else ""
         lines.append(line + (f"  {output.one_line(verdict.summary)}" if verdict.summary else ""))
-        found = [f for f in verdict.findings if f.severity != "info" and f.sentence not in verdict.summary]
+        found = [f for f in verdict.findings if f.severity != "info" and f.message not in verdict.summary]
         lines += [f"      - {finding_line(f)}" for f in found[:FINDINGS_SHOWN]]
         if len(found) > FINDINGS_SHOWN:
             lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
@@ -124,7 +124,7 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
 
 
 def finding_line(finding: Finding) -> str:
-    """The finding's sentence, after its place where the sentence does not name it."""
-    if not finding.place or finding.place in finding.sentence:
-        return output.one_line(finding.sentence)
-    return output.one_line(f"{finding.place}: {finding.sentence}")
+    """The finding's message, after its location unless the message names it."""
+    if not finding.location or finding.location in finding.message:
+        return output.one_line(finding.message)
+    return output.one_line(f"{finding.location}: {finding.message}")

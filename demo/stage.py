@@ -72,18 +72,18 @@ class Stage:
     def tell(self, text: str) -> None:
         print(text, flush=True)
 
-    def proves(self, sentence: str) -> None:
+    def proves(self, message: str) -> None:
         """Keep a sentence for the end: what has just been shown to be so."""
-        self.proven.append(sentence)
-        print(self._in(_GREEN, f"  ✓ {sentence}") + "\n", flush=True)
+        self.proven.append(message)
+        print(self._in(_GREEN, f"  ✓ {message}") + "\n", flush=True)
 
-    def expect(self, true: object, sentence: str) -> None:
+    def expect(self, true: object, message: str) -> None:
         """End the demonstration if this does not hold."""
         if not true:
-            raise Failed(sentence)
+            raise Failed(message)
 
-    def error(self, sentence: str) -> None:
-        print(self._in(_RED, f"The demonstration failed: {sentence}"), file=sys.stderr, flush=True)
+    def error(self, message: str) -> None:
+        print(self._in(_RED, f"The demonstration failed: {message}"), file=sys.stderr, flush=True)
 
     def _in(self, style: str, text: str) -> str:
         return f"{style}{text}{_OFF}" if self._colours else text

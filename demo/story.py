@@ -209,8 +209,8 @@ def _close(stage: Stage, worker: subprocess.Popen[str]) -> None:
     stage.expect("5 jobs done" in said and "1 base load" in said, "the worker's tally is another than the story's")
     stage.proves(f"five adapters were tried with one load of the base; the worker stopped in {_seconds(began)}")
     stage.chapter("What was proven")
-    for sentence in stage.proven:
-        stage.tell(f"  - {sentence}")
+    for message in stage.proven:
+        stage.tell(f"  - {message}")
     stage.tell(
         textwrap.dedent("""
         What to try next

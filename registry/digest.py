@@ -123,30 +123,30 @@ def _sorted(keys: Iterable[str]) -> list[str]:
     return found if "".join(found).isascii() else sorted(found, key=lambda key: key.encode("utf-16-be"))
 
 
-def _not_canonical(value: Any, place: str) -> Invalid:
+def _not_canonical(value: Any, location: str) -> Invalid:
     """Where and why. Asked only when something is known to be wrong: naming places takes longer than looking."""
-    found = next(_problems(value, place), f"{place}: this value has no canonical form")
+    found = next(_problems(value, location), f"{location}: this value has no canonical form")
     return Invalid("MANIFEST_INVALID", found)
 
 
-def _problems(value: Any, place: str) -> Iterator[str]:
+def _problems(value: Any, location: str) -> Iterator[str]:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
         if any("\ud800" <= c <= "\udfff" for c in value):
-            yield f"{place}: text holds half of a surrogate pair"
+            yield f"{location}: text holds half of a surrogate pair"
     elif isinstance(value, int):
         if abs(value) > _LARGEST_INTEGER:
-            yield f"{place}: integer {value} is beyond ±2^53"
+            yield f"{location}: integer {value} is beyond ±2^53"
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            yield from _problems(item, f"{place}[{i}]")
+            yield from _problems(item, f"{location}[{i}]")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                yield f"{place}: key {key!r} is not text"
+                yield f"{location}: key {key!r} is not text"
             elif any("\ud800" <= c <= "\udfff" for c in key):
-                yield f"{place}: key {key!r} holds half of a surrogate pair"
-            yield from _problems(item, f"{place}.{key}")
+                yield f"{location}: key {key!r} holds half of a surrogate pair"
+            yield from _problems(item, f"{location}.{key}")
     else:
-        yield f"{place}: {type(value).__name__} has no canonical form"
+        yield f"{location}: {type(value).__name__} has no canonical form"

@@ -36,11 +36,11 @@ class Reason:
     """One broken rule: its code in dotted form (`safetensors.duplicate_key`), where, and in words."""
 
     code: str
-    place: str
-    sentence: str
+    location: str
+    message: str
 
     def to_dict(self) -> dict[str, str]:
-        return {"code": self.code, "place": self.place, "sentence": self.sentence}
+        return {"code": self.code, "location": self.location, "message": self.message}
 
 
 class RegistryError(Exception):
@@ -209,7 +209,7 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
     cls = _CLASS_OF_CODE.get(code)
     detail = str(problem.get("detail") or problem.get("title") or "the server gave no reason")
     reasons = tuple(
-        Reason(str(r.get("code", "")), str(r.get("place", "")), str(r.get("sentence", "")))
+        Reason(str(r.get("code", "")), str(r.get("location", "")), str(r.get("message", "")))
         for r in problem.get("findings") or ()
         if isinstance(r, Mapping)
     )

@@ -108,9 +108,9 @@ def kind_of(path: str) -> FileKind | None:
 
 def refusal_of(path: str) -> Reason:
     """Why a file that has no kind is not kept."""
-    for pattern, code, sentence in REFUSED:
+    for pattern, code, message in REFUSED:
         if fnmatch.fnmatchcase(path.lower(), pattern):
-            return Reason(code, path, sentence)
+            return Reason(code, path, message)
     return Reason("file.kind_unknown", path, "is not a kind of file that an adapter version holds")
 
 
@@ -163,10 +163,10 @@ class Manifest(Value):
         reasons = list(_reasons_against(self.files))
         large = [r for r in reasons if r.code == "file.too_large"]
         if large:
-            raise TooLarge("SIZE_INVALID", f"{large[0].place} {large[0].sentence}", reasons=reasons)
+            raise TooLarge("SIZE_INVALID", f"{large[0].location} {large[0].message}", reasons=reasons)
         if reasons:
             code = "FILE_REFUSED" if any(r.code.startswith("file.") for r in reasons) else "MANIFEST_INVALID"
-            raise Invalid(code, f"{reasons[0].place} {reasons[0].sentence}", reasons=reasons)
+            raise Invalid(code, f"{reasons[0].location} {reasons[0].message}", reasons=reasons)
         total = sum(f.size_bytes for f in self.files)
         if total > VERSION_LIMIT_BYTES:
             raise TooLarge(

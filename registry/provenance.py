@@ -94,7 +94,7 @@ class Provenance(Value):
     def _check(self) -> Provenance:
         reasons = list(_reasons_against(self))
         if reasons:
-            raise wrong(reasons[0].place, reasons[0].sentence, reasons)
+            raise wrong(reasons[0].location, reasons[0].message, reasons)
         size = len(canonical_json(self.model_dump(mode="json")))
         if size > SIZE_LIMIT_BYTES:
             raise TooLarge("SIZE_INVALID", f"{FIELD}: {size} bytes are over the limit of {SIZE_LIMIT_BYTES}")
@@ -112,14 +112,14 @@ class Provenance(Value):
             return cls.model_validate(given)
         except ValidationError as e:
             first = e.errors()[0]
-            place = ".".join([FIELD, *(str(part) for part in first["loc"])])
-            raise wrong(place, str(first["msg"])) from e
+            location = ".".join([FIELD, *(str(part) for part in first["loc"])])
+            raise wrong(location, str(first["msg"])) from e
 
 
-def wrong(place: str, sentence: str, reasons: list[Reason] | None = None) -> Invalid:
+def wrong(location: str, message: str, reasons: list[Reason] | None = None) -> Invalid:
     """The error for a declared input that breaks a rule."""
-    found = reasons or [Reason("provenance.invalid", place, sentence)]
-    return Invalid("PROVENANCE_INVALID", f"{place} {sentence}", reasons=found)
+    found = reasons or [Reason("provenance.invalid", location, message)]
+    return Invalid("PROVENANCE_INVALID", f"{location} {message}", reasons=found)
 
 
 # ------------------------------------------------------------------ the rules
@@ -137,69 +137,71 @@ def _reasons_against(given: Provenance) -> Iterator[Reason]:
             yield Reason("provenance.twice", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
         seen.add(one.key)
     if given.run is not None:
-        place = f"{FIELD}.run"
-        yield from _must(_TOOL, f"{place}.tool", given.run.tool, "1 to 32 lower-case letters, digits, '.', '_', '-'")
-        yield from _must(_MARK, f"{place}.id", given.run.id, f"at most {TEXT_LIMIT} characters of a run's id")
+        location = f"{FIELD}.run"
+        yield from _must(_TOOL, f"{location}.tool", given.run.tool, "1 to 32 lower-case letters, digits, '.', '_', '-'")
+        yield from _must(_MARK, f"{location}.id", given.run.id, f"at most {TEXT_LIMIT} characters of a run's id")
         if given.run.url:
-            yield from _against_uri(f"{place}.url", given.run.url, frozenset({"http", "https"}))
+            yield from _against_uri(f"{location}.url", given.run.url, frozenset({"http", "https"}))
     if given.code is not None:
         yield from _against_uri(f"{FIELD}.code.repository", given.code.repository)
         rule = "a whole commit: 40 or 64 lower-case hex digits"
         yield from _must(_COMMIT, f"{FIELD}.code.commit", given.code.commit, rule)
     for name, value in list(given.parameters.items())[:PARAMETERS_LIMIT]:
-        place = f"{FIELD}.parameters.{name[:60]}"
-        yield from _must(_PARAMETER, place, name, "a name of 1 to 100 letters, digits and '_', '.', '/', ':', '-'")
-        yield from _against_text(place, value, VALUE_LIMIT)
+        location = f"{FIELD}.parameters.{name[:60]}"
+        yield from _must(_PARAMETER, location, name, "a name of 1 to 100 letters, digits and '_', '.', '/', ':', '-'")
+        yield from _against_text(location, value, VALUE_LIMIT)
 
 
-def _against_dataset(place: str, one: Dataset) -> Iterator[Reason]:
+def _against_dataset(location: str, one: Dataset) -> Iterator[Reason]:
     if not one.uri and one.digest is None:
-        yield Reason("provenance.dataset_unnamed", place, "has neither a URI nor a digest")
+        yield Reason("provenance.dataset_unnamed", location, "has neither a URI nor a digest")
     if one.name:
-        yield from _against_text(f"{place}.name", one.name, TEXT_LIMIT)
+        yield from _against_text(f"{location}.name", one.name, TEXT_LIMIT)
     if one.uri:
-        yield from _against_uri(f"{place}.uri", one.uri)
+        yield from _against_uri(f"{location}.uri", one.uri)
     for field, value in (("revision", one.revision), ("split", one.split)):
         if value:
-            yield from _must(_MARK, f"{place}.{field}", value, f"at most {TEXT_LIMIT} letters, digits and ._:/%+=@[]-")
+            yield from _must(
+                _MARK, f"{location}.{field}", value, f"at most {TEXT_LIMIT} letters, digits and ._:/%+=@[]-"
+            )
 
 
-def _against_text(place: str, text: str, limit: int) -> Iterator[Reason]:
+def _against_text(location: str, text: str, limit: int) -> Iterator[Reason]:
     if len(text) > limit:
-        yield Reason("provenance.too_long", place, f"has {len(text)} characters; the limit is {limit}")
+        yield Reason("provenance.too_long", location, f"has {len(text)} characters; the limit is {limit}")
     elif text and not _LINE.match(text):
-        yield Reason("provenance.text_invalid", place, "holds a control character or a line break")
+        yield Reason("provenance.text_invalid", location, "holds a control character or a line break")
     elif _SECRET.search(text):
-        yield Reason("provenance.secret", place, "holds what looks like a token: a manifest cannot be taken back")
+        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be taken back")
 
 
-def _must(pattern: re.Pattern[str], place: str, text: str, rule: str) -> Iterator[Reason]:
+def _must(pattern: re.Pattern[str], location: str, text: str, rule: str) -> Iterator[Reason]:
     if not pattern.match(text):
-        yield Reason("provenance.text_invalid", place, f"must be {rule}, not {text[:60]!r}")
+        yield Reason("provenance.text_invalid", location, f"must be {rule}, not {text[:60]!r}")
     elif _SECRET.search(text):
-        yield Reason("provenance.secret", place, "holds what looks like a token: a manifest cannot be taken back")
+        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be taken back")
 
 
-def _against_uri(place: str, text: str, schemes: frozenset[str] = frozenset()) -> Iterator[Reason]:
+def _against_uri(location: str, text: str, schemes: frozenset[str] = frozenset()) -> Iterator[Reason]:
     if len(text) > URI_LIMIT:
-        yield Reason("provenance.too_long", place, f"has {len(text)} characters; the limit is {URI_LIMIT}")
+        yield Reason("provenance.too_long", location, f"has {len(text)} characters; the limit is {URI_LIMIT}")
         return
     scheme = text.partition(":")[0]
     if not _URI.match(text) or scheme in _RUNNABLE or (schemes and scheme not in schemes):
         wanted = " or ".join(sorted(schemes)) or "scheme:…, in the characters of RFC 3986"
-        yield Reason("provenance.uri_invalid", place, f"must be a URI ({wanted}), not {text[:80]!r}")
+        yield Reason("provenance.uri_invalid", location, f"must be a URI ({wanted}), not {text[:80]!r}")
         return
     try:
         parts = urlsplit(text)
     except ValueError:
-        yield Reason("provenance.uri_invalid", place, f"is no URI that can be read: {text[:80]!r}")
+        yield Reason("provenance.uri_invalid", location, f"is no URI that can be read: {text[:80]!r}")
         return
     user = parts.netloc.rpartition("@")[0]
     named = [name.lower() for query in (parts.query, parts.fragment) for name, _ in parse_qsl(query)]
     signed = any(_SIGNED.match(name) for name in named) or _SECRET.search(text)
     if ":" in user or (user and scheme not in ("ssh", "git+ssh", "sftp")) or signed:
-        sentence = "holds a user, a password or a signature: a manifest is for ever, and whoever may pull can read it"
-        yield Reason("provenance.secret", place, sentence)
+        message = "holds a user, a password or a signature: a manifest is for ever, and whoever may pull can read it"
+        yield Reason("provenance.secret", location, message)
 
 
 def _text(name: str, value: Any) -> str:

@@ -225,8 +225,8 @@ def _tables() -> Iterator[str]:
         routed = module.replace("registry.server.app", "registry.server.routes.app")
         prefix = max((p for _, p in GROUPS if routed == p or routed.startswith(p + ".")), key=len)
         short = str(path.relative_to(ROOT)).removeprefix("registry/").removesuffix("__init__.py")
-        sentence = " ".join(docstring.split("\n\n")[0].split())
-        rooms.setdefault(prefix, []).append(f"| `{short}` | {sentence} |")
+        message = " ".join(docstring.split("\n\n")[0].split())
+        rooms.setdefault(prefix, []).append(f"| `{short}` | {message} |")
     for heading, prefix in GROUPS:
         if prefix in rooms:
             yield from (f"### {heading}", "", "| room | in one sentence |", "|---|---|", *sorted(rooms[prefix]), "")

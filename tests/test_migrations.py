@@ -115,13 +115,17 @@ def stored_before_0015(connection: Connection) -> None:
     insert(connection, "adapter", id=1, namespace="acme", name="a", newest_number=1, updated_at=now, **made)
     insert(connection, "version", id=1, adapter_id=1, number=1, digest="d", manifest="{}", base_id=1, size_bytes=1,
            method="LORA", facts={}, message="", yank_reason="", quarantine_reason="", **made)  # fmt: skip
-    sentence = 'it says "code": "fit.shape" and "check": "fits"'
-    findings = [{"code": code, "severity": "error", "place": "x", "sentence": sentence, "expected": "", "found": ""}
+    message = 'it says "code": "fit.shape" and "check": "fits"'
+    findings = [{"code": code, "severity": "error", "place": "x", "sentence": message, "expected": "", "found": ""}
                 for code in ("fit.shape", "values.huge", "weights.empty", "acts.drift", "lora.no_modules")]  # fmt: skip
     for number, check in enumerate(("fits", "values", "loads", "acts"), 1):
         insert(connection, "verdict", id=number, version_id=1, check=check, profile="", base_id=1, base_fingerprint="f",
-               outcome="fail", findings=findings if check == "fits" else [], summary=sentence, made_by={}, made_at=now,
+               outcome="fail", findings=findings if check == "fits" else [], summary=message, made_by={}, made_at=now,
                job_id="")  # fmt: skip
+    for job_id, kind in (("j1", "convert"), ("j2", "merge")):
+        insert(connection, "job", id=job_id, kind=kind, state="done", namespace="acme", subject="acme/a@1", base="b",
+               priority=0, attempt=1, attempts_limit=3, payload={}, progress="", error="",
+               result={"report": {"sentence": message}}, worker="", lease_token="", run_after=now, **made)  # fmt: skip
     evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"}]
     insert(connection, "alias_move", adapter_id=1, alias="prod", generation=1, to_version_id=1, at=now, actor="ann",
            token_id="", reason="", evidence=evidence)  # fmt: skip
@@ -153,8 +157,10 @@ def test_stored_words_move_to_the_words_of_today_and_back(empty: Engine) -> None
         assert [verdict.check for verdict in verdicts] == ["compat", "weights", "engine", "smoke"]
         codes = [finding["code"] for finding in verdicts[0].findings]
         assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules"]
-        assert verdicts[0].findings[0]["sentence"] == verdicts[0].summary, "a text that quotes a key stays as it is"
+        assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
         assert all(Finding.model_validate(finding) for finding in verdicts[0].findings)
+        results = [job.result["report"] for job in session.exec(select(content.JobRow).order_by(content.JobRow.id))]
+        assert [list(report) for report in results] == [["message"], ["sentence"]], "only conversions say it so"
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2)
         assert Gate.model_validate(session.get_one(gates.NamespaceGateRow, ("acme", "prod")).gate) == gate
         assert Gate.model_validate(session.get_one(gates.AdapterGateRow, (1, "prod")).gate) == gate

@@ -35,7 +35,7 @@ def check(world: World, *, deep: bool = True) -> list[FsckPage]:
 
 def findings(world: World, *, deep: bool = True) -> list[str]:
     """The findings of a whole check, as code and place."""
-    return [f"{f.code} {f.place}" for page in check(world, deep=deep) for f in page.findings]
+    return [f"{f.code} {f.location}" for page in check(world, deep=deep) for f in page.findings]
 
 
 def plan(world: World, files: forge.Files, name: str = "acme/support") -> PushPlan:

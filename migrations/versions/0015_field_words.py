@@ -1,4 +1,4 @@
-"""The field's words in stored values: the names of checks and the codes of findings
+"""The field's words in stored values: the names of checks, the codes and fields of findings
 
 Rule of this folder: see script.py.mako. Moves values in place, so stop every server of the step before this one. One
 statement for each column, over the rows that hold an old word. Events and signed statements stay as they were written:
@@ -22,39 +22,48 @@ depends_on = None
 CHECKS = {"fits": "compat", "values": "weights", "loads": "engine", "acts": "smoke"}
 FAMILIES = {"weights": "safetensors", "values": "weights", "fit": "compat", "acts": "smoke"}
 """How codes of findings begin. The order matters: `weights` has to be free before `values` becomes it."""
+FIELDS = {"place": "location", "sentence": "message"}
+"""Fields of findings, and of what a conversion reported."""
 
 
 def upgrade() -> None:
-    _change_words(CHECKS, FAMILIES)
+    _change_words(CHECKS, FAMILIES, FIELDS)
 
 
 def downgrade() -> None:
-    _change_words(_inverse(CHECKS), _inverse(FAMILIES))
+    _change_words(_inverse(CHECKS), _inverse(FAMILIES), _inverse(FIELDS))
 
 
 def _inverse(words: dict[str, str]) -> dict[str, str]:
     return {new: old for old, new in reversed(words.items())}
 
 
-def _change_words(checks: dict[str, str], families: dict[str, str]) -> None:
+def _change_words(checks: dict[str, str], families: dict[str, str], fields: dict[str, str]) -> None:
     verdict = sa.table("verdict", sa.column("check", sa.String()))
     op.execute(verdict.update().where(verdict.c.check.in_(checks)).values(check=sa.case(checks, value=verdict.c.check)))
-    _replace("verdict", "findings", [(f'"code": "{old}.', f'"code": "{new}.') for old, new in families.items()])
+    codes = [(f'"code": "{old}.', f'"code": "{new}.') for old, new in families.items()]
+    keys = [(f'"{old}": ', f'"{new}": ') for old, new in fields.items()]
+    _replace("verdict", "findings", [*codes, *keys])
+    conversions = sa.column("kind", sa.String()).in_(("convert", "convert-on-base"))
+    _replace("job", "result", keys, conversions)
     _replace("alias_move", "evidence", [(f'"check": "{old}"', f'"check": "{new}"') for old, new in checks.items()])
     for table, key in (("namespace_gate", "namespace"), ("adapter_gate", "adapter_id")):
         _change_gates(table, key, checks)
 
 
-def _replace(table: str, column: str, pairs: list[tuple[str, str]]) -> None:
+def _replace(
+    table: str, column: str, pairs: list[tuple[str, str]], where: sa.ColumnElement[bool] | None = None
+) -> None:
     """Replace texts in a JSON column. A quote within a JSON string is escaped, so `"key": "` is never part of one."""
     json_column = sa.column(column, sa.JSON())
     text = sa.cast(json_column, sa.Text())
-    holds_any = sa.or_(*(text.contains(old, autoescape=True) for old, _ in pairs))
+    condition = sa.or_(*(text.contains(old, autoescape=True) for old, _ in pairs))
+    condition = condition if where is None else sa.and_(where, condition)
     for old, new in pairs:
         text = sa.func.replace(text, old, new, type_=sa.Text())
     is_postgres = op.get_bind().dialect.name == "postgresql"
     rows = sa.table(table, json_column)
-    op.execute(rows.update().where(holds_any).values({column: sa.cast(text, sa.JSON()) if is_postgres else text}))
+    op.execute(rows.update().where(condition).values({column: sa.cast(text, sa.JSON()) if is_postgres else text}))
 
 
 def _change_gates(table: str, key: str, checks: dict[str, str]) -> None:

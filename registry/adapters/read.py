@@ -120,11 +120,11 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
     if WEIGHTS in by_path or not weights or (CONFIG in by_path and _is_peft(by_path[CONFIG], read)):
         return read_contents(by_path.values(), read)
     if len(weights) > 1:
-        sentence = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
+        message = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
         raise Invalid(
             "MANIFEST_INVALID",
-            f"{weights[0]} {sentence}",
-            reasons=[Reason("adapter.weights_ambiguous", weights[0], sentence)],
+            f"{weights[0]} {message}",
+            reasons=[Reason("adapter.weights_ambiguous", weights[0], message)],
             next_step="push each file as an adapter of its own",
         )
     return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
@@ -173,9 +173,9 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> Foreig
     if found.scheme == "peft":
         _refuse_missing({file.path: file})
     if found.scheme == "nemo":
-        sentence = f"is an adapter of NeMo ({found.evidence}), which no loader of ours takes; {found.advice}"
-        reasons = [Reason("format.convert_first", file.path, sentence)]
-        raise Invalid("FILE_REFUSED", f"{file.path} {sentence}", reasons=reasons)
+        message = f"is an adapter of NeMo ({found.evidence}), which no loader of ours takes; {found.advice}"
+        reasons = [Reason("format.convert_first", file.path, message)]
+        raise Invalid("FILE_REFUSED", f"{file.path} {message}", reasons=reasons)
     if found.is_image:
         facts = images.of_header(header, found, read=within)
     else:
@@ -190,13 +190,13 @@ def _about(found: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[
     """What the names alone say: an unknown scheme, or a GGUF file that is no LoRA adapter."""
     if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
         kind = packed.kinds[0] or "no general.type"
-        sentence = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
-        return (Finding(code="format.gguf_no_adapter", severity="error", place=path, sentence=sentence[:2000]),)
+        message = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
+        return (Finding(code="format.gguf_no_adapter", severity="error", location=path, message=message[:2000]),)
     if found.is_known:
         return ()
-    place = found.strangers[0] if found.strangers else path
-    sentence = f"{found.sentence}; {found.advice}"[:2000]
-    return (Finding(code="format.unknown_scheme", severity="error", place=place[:600], sentence=sentence),)
+    location = found.strangers[0] if found.strangers else path
+    message = f"{found.message}; {found.advice}"[:2000]
+    return (Finding(code="format.unknown_scheme", severity="error", location=location[:600], message=message),)
 
 
 def _header(file: Descriptor, read: Read) -> Header:
@@ -207,12 +207,12 @@ def _header(file: Descriptor, read: Read) -> Header:
 
 def _refuse_missing(by_path: dict[str, Descriptor]) -> None:
     needed = ((WEIGHTS, "adapter.weights_missing"), (CONFIG, "adapter.config_missing"))
-    sentence = "is missing, and an adapter needs it"
-    reasons = [Reason(code, path, sentence) for path, code in needed if path not in by_path]
+    message = "is missing, and an adapter needs it"
+    reasons = [Reason(code, path, message) for path, code in needed if path not in by_path]
     if reasons:
         raise Invalid(
             "MANIFEST_INVALID",
-            f"{reasons[0].place} {sentence}",
+            f"{reasons[0].location} {message}",
             reasons=reasons,
             next_step="push the folder that save_pretrained() wrote",
         )
@@ -222,6 +222,6 @@ def _extra(path: str) -> Finding:
     return Finding(
         code="adapter.extra_weights",
         severity="warning",
-        place=path,
-        sentence=f"{path} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}",
+        location=path,
+        message=f"{path} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}",
     )

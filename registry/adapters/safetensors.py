@@ -155,23 +155,21 @@ def wrong_file(head: bytes) -> str:
     return next((words for magic, words in _WRONG_FILES if text.startswith(magic)), "")
 
 
-def _refuse_file(file: str, head: bytes, sentence: str) -> NoReturn:
+def _refuse_file(file: str, head: bytes, message: str) -> NoReturn:
     kind = wrong_file(head)
-    if kind and not sentence.startswith("ended"):
+    if kind and not message.startswith("ended"):
         raise Invalid(
             "TENSORS_INVALID",
             f"{file} is not a safetensors file: it is {kind}",
             reasons=[Reason("safetensors.not_safetensors", file, f"is {kind}")],
             next_step="save the adapter with save_pretrained(..., safe_serialization=True) and push that folder",
         )
-    raise Invalid(
-        "TENSORS_INVALID", f"{file} {sentence}", reasons=[Reason("safetensors.header_invalid", file, sentence)]
-    )
+    raise Invalid("TENSORS_INVALID", f"{file} {message}", reasons=[Reason("safetensors.header_invalid", file, message)])
 
 
 def _too_large(file: str, code: str, found: str, limit: int, unit: str) -> NoReturn:
-    sentence = f"has {found}; the limit is {limit} {unit}"
-    raise TooLarge("SIZE_INVALID", f"{file} {sentence}", reasons=[Reason(code, file, sentence)])
+    message = f"has {found}; the limit is {limit} {unit}"
+    raise TooLarge("SIZE_INVALID", f"{file} {message}", reasons=[Reason(code, file, message)])
 
 
 _INT = frozenset({int})
@@ -199,23 +197,23 @@ class _Reader:
             first, more = self._reasons[0], len(self._reasons) - 1
             raise Invalid(
                 "TENSORS_INVALID",
-                f"{self._file}: {first.place!r}: {first.sentence}" + (f" (and {more} more)" if more else ""),
+                f"{self._file}: {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
                 reasons=self._reasons,
             )
         return Header(tuple(tensors), metadata, data_start, size_bytes)
 
-    def _broken(self, code: str, place: str, sentence: str) -> None:
+    def _broken(self, code: str, location: str, message: str) -> None:
         if len(self._reasons) < self._limits.reasons:
-            self._reasons.append(Reason(code, place[:120], sentence))
+            self._reasons.append(Reason(code, location[:120], message))
 
     def _metadata(self, value: Any) -> dict[str, str]:
-        code, place = "safetensors.metadata_invalid", "__metadata__"
+        code, location = "safetensors.metadata_invalid", "__metadata__"
         if not isinstance(value, dict):
-            self._broken(code, place, "must be an object of texts")
+            self._broken(code, location, "must be an object of texts")
             return {}
         for key, text in value.items():
             if not isinstance(text, str):
-                self._broken(code, place, f"the value of {key[:80]!r} must be text, not {type(text).__name__}")
+                self._broken(code, location, f"the value of {key[:80]!r} must be text, not {type(text).__name__}")
         if self._reasons:
             return {}
         size = sum(len(k.encode()) + len(v.encode()) for k, v in value.items())

@@ -118,8 +118,8 @@ def decoded(text: object, field: str) -> bytes:
         raise wrong(f"{field}: not base64") from e
 
 
-def wrong(sentence: str) -> Invalid:
-    return Invalid("SIGNATURE_INVALID", sentence)
+def wrong(message: str) -> Invalid:
+    return Invalid("SIGNATURE_INVALID", message)
 
 
 def pretty(envelope: bytes) -> str:

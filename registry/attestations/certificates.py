@@ -70,8 +70,8 @@ class Trust:
             authorities = tuple(_certificate(raw["rawBytes"]) for chain in chains for raw in chain)
             return cls(tuple(roots), authorities, _logs(told["tlogs"]), _logs(told["ctlogs"]))
         except (ValueError, KeyError, TypeError, AttributeError, Invalid) as e:
-            sentence = "trusted roots: neither PEM certificates nor a trusted_root.json of Sigstore"
-            raise Invalid("SETTING_INVALID", sentence) from e
+            message = "trusted roots: neither PEM certificates nor a trusted_root.json of Sigstore"
+            raise Invalid("SETTING_INVALID", message) from e
 
 
 def _logs(told: Iterable[Any]) -> dict[str, PublicKey]:

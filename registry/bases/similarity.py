@@ -4,7 +4,7 @@ Invariants
 - It is symmetric: which of two descendants came first, the weights do not tell.
 
 Example
-    >>> Likeness(other="llama-70b", grade=Grade.EXACT).sentence
+    >>> Likeness(other="llama-70b", grade=Grade.EXACT).message
     'has the same weights, byte for byte'
 """
 
@@ -44,7 +44,7 @@ class Likeness(Value):
     changed: tuple[str, ...] = Field(default=(), max_length=64)
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         """For people, to be put after the other's name."""
         figures = f"{self.equal} of {self.compared} tensors are equal"
         if self.mean is not None:

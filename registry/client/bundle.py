@@ -131,12 +131,12 @@ def reread(folder: Path, manifest: Manifest) -> list[Reread]:
     return [_hashed(folder / file.path, file.path, str(file.digest)) for file in manifest.files]
 
 
-def _hashed(place: Path, path: str, expected: str) -> Reread:
+def _hashed(location: Path, path: str, expected: str) -> Reread:
     hasher = Hasher()
     try:
-        with place.open("rb") as file:
+        with location.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 hasher.update(chunk)
     except OSError as e:
-        return Reread(path, expected, "", hasher.size_bytes, f"{place} cannot be read: {e.strerror}")
+        return Reread(path, expected, "", hasher.size_bytes, f"{location} cannot be read: {e.strerror}")
     return Reread(path, expected, str(hasher.digest()), hasher.size_bytes)

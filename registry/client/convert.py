@@ -96,8 +96,8 @@ def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Conv
         if file.path != weights.path:
             (after / file.path).write_bytes((before / file.path).read_bytes())
     first = next(iter(names.items()))
-    sentence = f"{len(names)} of {len(header)} tensors renamed, such as {first[0]} to {first[1]}"
-    return Converted(sentence=sentence, tensors=len(header), renamed=len(names))
+    message = f"{len(names)} of {len(header)} tensors renamed, such as {first[0]} to {first[1]}"
+    return Converted(message=message, tensors=len(header), renamed=len(names))
 
 
 def push(

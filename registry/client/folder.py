@@ -134,7 +134,7 @@ def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]
         first, more = refused[0], len(refused) - 1
         raise Invalid(
             "FILE_REFUSED",
-            f"{first.place} {first.sentence}" + (f" (and {more} more)" if more else ""),
+            f"{first.location} {first.message}" + (f" (and {more} more)" if more else ""),
             reasons=refused,
             next_step="take it out of the folder and push again"
             if any(name.endswith(WEIGHTS_ENDINGS) for name in taken)
@@ -149,9 +149,9 @@ def _regular(path: Path, name: str) -> tuple[Path, int]:
     except FileNotFoundError:
         raise Invalid("FOLDER_INVALID", f"there is no file {str(path)!r}") from None
     if not stat.S_ISREG(found.st_mode):
-        sentence = "is a link, pipe, socket or device, not a file"
-        reasons = [Reason("file.special_refused", name, sentence)]
-        raise Invalid("FILE_REFUSED", f"{path} {sentence}", reasons=reasons)
+        message = "is a link, pipe, socket or device, not a file"
+        reasons = [Reason("file.special_refused", name, message)]
+        raise Invalid("FILE_REFUSED", f"{path} {message}", reasons=reasons)
     return path, found.st_size
 
 
@@ -160,8 +160,8 @@ def _described(name: str, size_bytes: int) -> Descriptor:
     if kind is None:
         raise Invalid("FILE_REFUSED", f"{name} is not a kind of file that a version holds", reasons=[refusal_of(name)])
     if size_bytes > kind.limit_bytes:
-        sentence = f"has {size_bytes} bytes, over the limit of {kind.limit_bytes}"
-        raise TooLarge("SIZE_INVALID", f"{name} {sentence}", reasons=[Reason("file.too_large", name, sentence)])
+        message = f"has {size_bytes} bytes, over the limit of {kind.limit_bytes}"
+        raise TooLarge("SIZE_INVALID", f"{name} {message}", reasons=[Reason("file.too_large", name, message)])
     return Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=size_bytes)
 
 

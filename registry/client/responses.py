@@ -97,8 +97,8 @@ def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
         return shape.model_validate_json(answer.content)
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        location = ".".join(str(part) for part in first["loc"]) or "the document"
         raise RegistryError(
             "INTERNAL",
-            f"the registry's answer to {answer.request.url.path} is not what we expect: {place}: {first['msg']}",
+            f"the registry's answer to {answer.request.url.path} is not what we expect: {location}: {first['msg']}",
         ) from e

@@ -142,9 +142,9 @@ def _write(path: Path, head: Head, *, shorter_too: bool = False) -> None:
     os.replace(temporary, path)
 
 
-def _wrong(url: str, sentence: str) -> Corrupt:
+def _wrong(url: str, message: str) -> Corrupt:
     return Corrupt(
         "LOG_INCONSISTENT",
-        f"the audit log of {url} is not the one that this machine remembers: {sentence}",
+        f"the audit log of {url} is not the one that this machine remembers: {message}",
         next_step="history was rewritten, cut off or forked: do not trust this registry until somebody explains it",
     )

@@ -67,11 +67,11 @@ def _prompts(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
                 "compat.method_unjudged", piece.name, f"the width of {lora.method} cannot be told from headers"
             )
         elif len(piece.shape) != 2 or piece.shape[1] != width:
-            sentence = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
-            notes.error("compat.shape", piece.name, sentence, [rows, width], list(piece.shape))
+            message = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
+            notes.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
         elif type(rows) is int and rows > 0 and piece.shape[0] % rows:
-            sentence = f"{piece.name} has {piece.shape[0]} rows, and the configuration says {rows} virtual tokens"
-            notes.error("compat.shape", piece.name, sentence, [rows, width], list(piece.shape))
+            message = f"{piece.name} has {piece.shape[0]} rows, and the configuration says {rows} virtual tokens"
+            notes.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
 
 
 def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
@@ -80,41 +80,41 @@ def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     lists["alora_invocation_tokens"] = lora.config.invocation_tokens
     for field, numbers in lists.items():
         if numbers and base.vocab and max(numbers) >= base.vocab:
-            sentence = f"{field} holds token {max(numbers)}; this base has tokens 0 to {base.vocab - 1}"
-            notes.error("compat.token_unknown", f"{CONFIG}: {field}", sentence, f"< {base.vocab}", max(numbers))
+            message = f"{field} holds token {max(numbers)}; this base has tokens 0 to {base.vocab - 1}"
+            notes.error("compat.token_unknown", f"{CONFIG}: {field}", message, f"< {base.vocab}", max(numbers))
     rows = {len(numbers) for numbers in lora.config.token_indices.values()}
     pieces = [*lora.tokens, *(p for p in lora.pieces if p.name.endswith("trainable_tokens_delta"))]
     for piece in pieces:
-        place = f"{piece.path}.{piece.name}"
+        location = f"{piece.path}.{piece.name}"
         if len(piece.shape) != 2 or (base.hidden and piece.shape[1] != base.hidden) or piece.shape[0] not in rows:
             expected = [max(rows, default=0), base.hidden]
-            sentence = f"{place} has shape {list(piece.shape)}; the configuration and this base make it {expected}"
-            notes.error("compat.shape", place, sentence, expected, list(piece.shape))
+            message = f"{location} has shape {list(piece.shape)}; the configuration and this base make it {expected}"
+            notes.error("compat.shape", location, message, expected, list(piece.shape))
     if lora.config.token_indices and not pieces:
-        sentence = "the configuration says that tokens were trained, and the file holds no trained rows"
-        place = f"{CONFIG}: trainable_token_indices"
-        notes.error("compat.tokens_absent", place, sentence, "trainable_tokens_delta", "nothing")
+        message = "the configuration says that tokens were trained, and the file holds no trained rows"
+        location = f"{CONFIG}: trainable_token_indices"
+        notes.error("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
 
 
 def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     """What fits but must be treated with care, by people or by serving engines."""
     config = lora.config
     if initializations.changes_base(config.initialisation):
-        sentence = (
+        message = (
             f"{config.initialisation} changed the base's own weights before training: this adapter is right only "
             "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"
         )
-        notes.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", sentence)
+        notes.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", message)
     if config.layer_replication:
-        sentence = "layer_replication changes the depth of the base: it needs a process of its own"
-        notes.warning("compat.changes_depth", f"{CONFIG}: layer_replication", sentence)
+        message = "layer_replication changes the depth of the base: it needs a process of its own"
+        notes.warning("compat.changes_depth", f"{CONFIG}: layer_replication", message)
     if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
-        sentence = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
-        notes.warning("compat.changes_base", f"{CONFIG}: bias", sentence)
+        message = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
+        notes.warning("compat.changes_base", f"{CONFIG}: bias", message)
     for field, meaning in _SEMANTICS.items():
         if config.other.get(field):
-            sentence = f"{meaning}: a runtime for plain LoRA computes something else"
-            notes.warning("compat.semantics", f"{CONFIG}: {field}", sentence)
+            message = f"{meaning}: a runtime for plain LoRA computes something else"
+            notes.warning("compat.semantics", f"{CONFIG}: {field}", message)
     if base.quantisation:
-        sentence = f"the base is packed ({base.quantisation}): an adapter trained on the unpacked one acts differently"
-        notes.info("compat.base_quantised", base.name, sentence)
+        message = f"the base is packed ({base.quantisation}): an adapter trained on the unpacked one acts differently"
+        notes.info("compat.base_quantised", base.name, message)

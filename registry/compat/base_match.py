@@ -36,14 +36,14 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness],
     if related is not None and related.grade is not Grade.UNKNOWN:
         _known(claim, base, related, notes)
     elif PACKED_NAME.search(claim.name) and not base.quantisation:
-        sentence = (
+        message = (
             f"the configuration names {claim.name!r}, by its name a packed copy, and {base.name!r} is not packed: "
             f"the adapter was not made for this base ({MEASURED})"
         )
-        notes.warning("compat.trained_on_packed", PLACE, sentence, base.name, claim.name)
+        notes.warning("compat.trained_on_packed", PLACE, message, base.name, claim.name)
     elif not claim.names(base.name):
-        sentence = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
-        notes.warning("compat.base_named_differently", PLACE, sentence)
+        message = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
+        notes.warning("compat.base_named_differently", PLACE, message)
 
 
 def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness]) -> Likeness | None:
@@ -56,18 +56,18 @@ def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness]) ->
 
 
 def _known(claim: BaseClaim, base: BaseSpec, related: Likeness, notes: Notes) -> None:
-    sentence = f"trained on {related.other!r} and checked on {base.name!r}: {related.other!r} {related.sentence}"
+    message = f"trained on {related.other!r} and checked on {base.name!r}: {related.other!r} {related.message}"
     match related.grade:
         case Grade.EXACT | Grade.OTHER_DTYPE:
-            notes.info("compat.base_same_weights", PLACE, sentence)
+            notes.info("compat.base_same_weights", PLACE, message)
         case Grade.QUANTISED:
             more = "" if base.quantisation else f"; on the plain base it acts differently ({MEASURED})"
-            notes.warning("compat.base_quantised_variant", PLACE, sentence + more, base.name, related.other)
+            notes.warning("compat.base_quantised_variant", PLACE, message + more, base.name, related.other)
         case Grade.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"
-            notes.warning("compat.base_descendant", PLACE, sentence + more, base.name, related.other)
+            notes.warning("compat.base_descendant", PLACE, message + more, base.name, related.other)
         case _ if claim.is_local or related.other != claim.name:
             more = "; if that base is meant, this adapter is noise here"
-            notes.warning("compat.base_named_differently", PLACE, sentence + more, base.name, related.other)
+            notes.warning("compat.base_named_differently", PLACE, message + more, base.name, related.other)
         case _:
-            notes.error("compat.base_unrelated", PLACE, sentence, base.name, related.other)
+            notes.error("compat.base_unrelated", PLACE, message, base.name, related.other)

@@ -32,59 +32,55 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     is_image = facts.scheme in formats.IMAGE_SCHEMES
     if is_image != base.is_pipeline:
         kind, other = ("an image model", "a language model") if is_image else ("a language model", "an image model")
-        sentence = f"the file's names ({facts.scheme}) are of {kind}, and {base.name} is {other}"
-        notes.error("compat.kind", facts.file, sentence, kind, other)
+        message = f"the file's names ({facts.scheme}) are of {kind}, and {base.name} is {other}"
+        notes.error("compat.kind", facts.file, message, kind, other)
         return notes.findings()
     if not base.is_of(facts.family):
-        sentence = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
-        notes.error("compat.family", facts.file, sentence, base.model_type, facts.family)
+        message = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
+        notes.error("compat.family", facts.file, message, base.model_type, facts.family)
         return notes.findings()
     if not facts.modules:
-        sentence = f"{facts.file} holds no pair of factors that names a module"
-        notes.error("lora.no_modules", facts.file, sentence, "lora_a and lora_b", facts.tensors)
+        message = f"{facts.file} holds no pair of factors that names a module"
+        notes.error("lora.no_modules", facts.file, message, "lora_a and lora_b", facts.tensors)
     if "lora.rank_unannounced" in facts.problems:
-        sentence = f"the factors in {facts.file} have another rank than adapter_config.json says"
-        notes.error("lora.rank_unannounced", facts.file, sentence, "the rank of the configuration", facts.max_rank)
+        message = f"the factors in {facts.file} have another rank than adapter_config.json says"
+        notes.error("lora.rank_unannounced", facts.file, message, "the rank of the configuration", facts.max_rank)
     for module in facts.modules:
         if module.scale is not None and module.scale <= 0:
-            sentence = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
-            notes.error("lora.alpha_not_positive", module.path, sentence, "> 0", f"{module.scale:g}", group="scale")
+            message = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
+            notes.error("lora.alpha_not_positive", module.path, message, "> 0", f"{module.scale:g}", group="scale")
     paths = Paths(facts.scheme, base.modules)
     for module in facts.modules:
         _check(module, paths, facts, base, notes)
     if not is_image and any(module.rank and module.scale is None for module in facts.modules):
-        sentence = (
-            "nothing in the folder says by what the product of the factors is multiplied: a guess would be needed"
-        )
-        notes.warning("format.alpha_absent", facts.file, sentence)
+        message = "nothing in the folder says by what the product of the factors is multiplied: a guess would be needed"
+        notes.warning("format.alpha_absent", facts.file, message)
     if facts.alpha_rule.startswith("no alpha in the file") and facts.scheme in ("kohya", "lycoris"):
-        sentence = "the file holds no alpha: loaders take alpha = rank, which may not be what was trained"
-        notes.warning("format.alpha_absent", facts.file, sentence)
+        message = "the file holds no alpha: loaders take alpha = rank, which may not be what was trained"
+        notes.warning("format.alpha_absent", facts.file, message)
     return notes.findings()
 
 
 def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
     if module.is_half:
-        sentence = f"{module.path} has one half of its pair only: A without B, or B without A"
-        notes.error("lora.pair_incomplete", module.path, sentence, "A and B", "one of them", group="halves")
+        message = f"{module.path} has one half of its pair only: A without B, or B without A"
+        notes.error("lora.pair_incomplete", module.path, message, "A and B", "one of them", group="halves")
         return
     if module.fault:
-        sentence = f"module {module.path}: {module.fault}"
-        notes.error(
-            "lora.shape_invalid", module.path, sentence, "factors of one rank", module.fault, group=module.fault
-        )
+        message = f"module {module.path}: {module.fault}"
+        notes.error("lora.shape_invalid", module.path, message, "factors of one rank", module.fault, group=module.fault)
         return
     meant = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if meant is None:
-        sentence = f"{module.path} is named as no rule for {facts.scheme} names a module of {base.name}"
-        notes.unknown("format.names_unmapped", module.path, sentence, group=leaf)
+        message = f"{module.path} is named as no rule for {facts.scheme} names a module of {base.name}"
+        notes.unknown("format.names_unmapped", module.path, message, group=leaf)
         return
     found = [base.modules.get(path) for path in meant]
     absent = [path for path, there in zip(meant, found, strict=True) if there is None]
     if absent:
-        sentence = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
-        notes.note("error" if base.names_known else "unknown", "compat.module_unknown", module.path, sentence,
+        message = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
+        notes.note("error" if base.names_known else "unknown", "compat.module_unknown", module.path, message,
                    "a module of the base", absent[0], group=leaf)  # fmt: skip
         return
     _sizes(module, [there for there in found if there is not None], facts, base, notes)
@@ -93,8 +89,8 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, n
 def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if not module.in_features or not module.out_features or not all(part.is_known for part in there):
-        sentence = f"the sizes of {module.path} cannot be told from the header ({facts.method or 'an unknown method'})"
-        notes.unknown("compat.shape_unknown", module.path, sentence, group=facts.method)
+        message = f"the sizes of {module.path} cannot be told from the header ({facts.method or 'an unknown method'})"
+        notes.unknown("compat.shape_unknown", module.path, message, group=facts.method)
         return
     expected = (sum(part.out_features for part in there), there[0].in_features)
     factors = _KERNELS if module.is_conv or there[0].kind == "conv" else (1,)
@@ -102,8 +98,8 @@ def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base:
         return
     found = (module.out_features, module.in_features)
     if facts.scheme == "bfl" and module.path.endswith(_CONTROL_INPUTS) and found[1] > expected[1]:
-        sentence = f"{module.path} takes {found[1]} inputs instead of {expected[1]}: a control adapter widens it"
-        notes.warning("format.control_inputs", module.path, sentence, expected[1], found[1])
+        message = f"{module.path} takes {found[1]} inputs instead of {expected[1]}: a control adapter widens it"
+        notes.warning("format.control_inputs", module.path, message, expected[1], found[1])
         return
-    sentence = f"{module.path} updates a matrix of {list(found)}; {base.name} has {list(expected)} there"
-    notes.error("compat.shape", module.path, sentence, list(expected), list(found), group=f"{leaf} {found} {expected}")
+    message = f"{module.path} updates a matrix of {list(found)}; {base.name} has {list(expected)} there"
+    notes.error("compat.shape", module.path, message, list(expected), list(found), group=f"{leaf} {found} {expected}")

@@ -30,8 +30,8 @@ JUDGED = frozenset(
 def check_pieces(lora: LoraSpec, site: Site) -> None:
     """Every tensor of the method against the module that it changes."""
     if lora.method not in JUDGED:
-        sentence = f"the sizes of {lora.method} tensors are not judged from headers; run the check 'smoke'"
-        site.notes.unknown("compat.method_unjudged", "adapter_config.json: peft_type", sentence)
+        message = f"the sizes of {lora.method} tensors are not judged from headers; run the check 'smoke'"
+        site.notes.unknown("compat.method_unjudged", "adapter_config.json: peft_type", message)
     kronecker: dict[str, dict[str, Shape]] = {}
     for piece in lora.pieces:
         if not piece.path:
@@ -40,8 +40,8 @@ def check_pieces(lora: LoraSpec, site: Site) -> None:
         if module is None:
             site.missing(piece.path, "the adapter's module")
         elif not module.is_known:
-            sentence = f"the sizes of {piece.path} cannot be told: the base is packed ({site.base.quantisation})"
-            site.notes.unknown("compat.shape_unknown", piece.path, sentence, group=piece.path.rpartition(".")[2])
+            message = f"the sizes of {piece.path} cannot be told: the base is packed ({site.base.quantisation})"
+            site.notes.unknown("compat.shape_unknown", piece.path, message, group=piece.path.rpartition(".")[2])
         elif lora.method == "LOKR":
             kronecker.setdefault(piece.path, {})[piece.name] = piece.shape
         else:
@@ -54,10 +54,10 @@ def _check_piece(piece: Piece, module: ModuleShape, config: AdapterConfig, site:
     rank = site.ranks.pick(piece.path)
     expected = expected_shape(config.method, piece.name, piece.shape, module, config, piece.path, rank)
     if expected is not None and expected != piece.shape:
-        place = f"{piece.path}.{piece.name}"
-        sentence = f"{place} has shape {list(piece.shape)}; {site.base.name} takes {list(expected)} there"
+        location = f"{piece.path}.{piece.name}"
+        message = f"{location} has shape {list(piece.shape)}; {site.base.name} takes {list(expected)} there"
         group = f"{piece.name} {piece.path.rpartition('.')[2]}"
-        site.notes.error("compat.shape", place, sentence, list(expected), list(piece.shape), group=group)
+        site.notes.error("compat.shape", location, message, list(expected), list(piece.shape), group=group)
 
 
 def expected_shape(
@@ -114,9 +114,9 @@ def _check_kronecker(path: str, factors: dict[str, Shape], site: Site) -> None:
         return
     found = tuple(sizes[0][i] * sizes[1][i] for i in (0, 1))  # type: ignore[index]
     if found != (module.out_features, module.in_features):
-        sentence = f"the LoKr factors of {path} make a matrix of {list(found)}"
+        message = f"the LoKr factors of {path} make a matrix of {list(found)}"
         expected = [module.out_features, module.in_features]
-        site.notes.error("compat.shape", path, sentence, expected, list(found), group=path.rpartition(".")[2])
+        site.notes.error("compat.shape", path, message, expected, list(found), group=path.rpartition(".")[2])
 
 
 def _whole(factors: dict[str, Shape], name: str) -> Shape | None:

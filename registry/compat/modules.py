@@ -66,9 +66,9 @@ class Site:
             why = f"that is a path of the model without its head (AutoModel), and this base is {self.base.architecture}"
         else:
             why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
-        sentence = f"{what} {path} is not a module of {self.base.name}: {why}"
+        message = f"{what} {path} is not a module of {self.base.name}: {why}"
         group = f"{leaf} {why}"
-        self.notes.note(self.doubt, "compat.module_unknown", path, sentence, "a module of the base", path, group=group)
+        self.notes.note(self.doubt, "compat.module_unknown", path, message, "a module of the base", path, group=group)
 
     @property
     def doubt(self) -> Severity:
@@ -131,19 +131,19 @@ def check_updates(lora: LoraSpec, site: Site) -> None:
         if module is None:
             site.missing(update.path, "the adapter's module")
         elif not module.is_known:
-            sentence = f"the sizes of {update.path} cannot be told: the base is packed ({site.base.quantisation})"
-            site.notes.unknown("compat.shape_unknown", update.path, sentence, group=update.path.rpartition(".")[2])
+            message = f"the sizes of {update.path} cannot be told: the base is packed ({site.base.quantisation})"
+            site.notes.unknown("compat.shape_unknown", update.path, message, group=update.path.rpartition(".")[2])
         elif (module.kind == "embedding") != (update.kind == "embedding"):
-            sentence = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
-            site.notes.error("compat.kind", update.path, sentence, module.kind, update.kind)
+            message = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
+            site.notes.error("compat.kind", update.path, message, module.kind, update.kind)
         elif module.kind in ("norm", "experts", "parameter"):
-            sentence = f"{update.path} is {module.kind} in this base, which LoRA cannot change this way"
-            site.notes.error("compat.kind", update.path, sentence, "a linear module", module.kind)
+            message = f"{update.path} is {module.kind} in this base, which LoRA cannot change this way"
+            site.notes.error("compat.kind", update.path, message, "a linear module", module.kind)
         else:
             _check_sizes(update, module, site)
             if ".experts." in update.path:
-                sentence = "single experts are named as transformers 4 did; version 5 fuses them on loading"
-                site.notes.warning("compat.experts_fused", update.path, sentence, group="experts")
+                message = "single experts are named as transformers 4 did; version 5 fuses them on loading"
+                site.notes.warning("compat.experts_fused", update.path, message, group="experts")
 
 
 def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: Site) -> None:
@@ -153,21 +153,19 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: Site) -> None:
     )
     for half, found, expected in sizes:
         if found[:2] != expected:
-            sentence = (
+            message = (
                 f"{update.path}.{half} has shape {list(found)}; {site.base.name} takes {list(expected)} there "
                 f"({module.in_features} inputs, {module.out_features} outputs)"
             )
             group = f"{half} {update.path.rpartition('.')[2]} {found} {expected}"
-            site.notes.error(
-                "compat.shape", f"{update.path}.{half}", sentence, list(expected), list(found), group=group
-            )
+            site.notes.error("compat.shape", f"{update.path}.{half}", message, list(expected), list(found), group=group)
     for name, shape in (("lora_magnitude_vector", update.magnitude_shape), ("lora_B.bias", update.bias_shape)):
         if shape is not None and max(shape, default=0) != module.out_features:
-            sentence = f"{update.path}.{name} has shape {list(shape)}; the module has {module.out_features} outputs"
-            site.notes.error("compat.shape", f"{update.path}.{name}", sentence, [module.out_features], list(shape))
+            message = f"{update.path}.{name} has shape {list(shape)}; the module has {module.out_features} outputs"
+            site.notes.error("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(shape))
     if update.bias_shape is not None and not module.bias:
-        sentence = f"{update.path} has no bias in this base, so the adapter's lora_B.bias cannot be merged into it"
-        site.notes.warning("compat.bias_not_mergeable", update.path, sentence, group="bias")
+        message = f"{update.path} has no bias in this base, so the adapter's lora_B.bias cannot be merged into it"
+        site.notes.warning("compat.bias_not_mergeable", update.path, message, group="bias")
 
 
 def _check_parameter(update: ModuleUpdate, site: Site) -> None:
@@ -185,10 +183,8 @@ def _check_parameter(update: ModuleUpdate, site: Site) -> None:
     if not sizes:
         site.missing(update.key, "the adapter's block of experts")
     elif found not in sizes:
-        sentence = f"{update.key}: the adapter is for {found[0]} experts of {found[1]} inputs and {found[2]} outputs"
-        site.notes.error(
-            "compat.shape", update.key, sentence, sorted(sizes), found, group=f"{update.parameter} {found}"
-        )
+        message = f"{update.key}: the adapter is for {found[0]} experts of {found[1]} inputs and {found[2]} outputs"
+        site.notes.error("compat.shape", update.key, message, sorted(sizes), found, group=f"{update.parameter} {found}")
 
 
 def check_completeness(lora: LoraSpec, site: Site) -> None:
@@ -198,25 +194,25 @@ def check_completeness(lora: LoraSpec, site: Site) -> None:
     if lora.config.target_parameters:
         _check_parameters_complete(lora, site)
     if not site.targets.written:
-        sentence = "target_modules is not written, so PEFT chooses by architecture: completeness is not judged"
-        site.notes.warning("compat.targets_absent", "adapter_config.json: target_modules", sentence)
+        message = "target_modules is not written, so PEFT chooses by architecture: completeness is not judged"
+        site.notes.warning("compat.targets_absent", "adapter_config.json: target_modules", message)
         return
     expected = set(site.expected(single_experts=any(_EXPERT.search(path) for path in present)))
     for path in sorted(expected - present):
         module = site.find(path)
         if module is not None and module.kind == "other":  # a router is no linear module in transformers 5
             continue
-        sentence = f"the configuration targets {path}, and the file holds no tensor for it"
+        message = f"the configuration targets {path}, and the file holds no tensor for it"
         group = path.rpartition(".")[2]
-        site.notes.note(site.doubt, "compat.module_missing", path, sentence, path, "nothing", group=group)
+        site.notes.note(site.doubt, "compat.module_missing", path, message, path, "nothing", group=group)
     for path in sorted(present - expected):
         if site.find(path) is not None and not site.targets.covers(path):
-            sentence = f"the file holds tensors for {path}, which the configuration does not target: PEFT drops them"
+            message = f"the file holds tensors for {path}, which the configuration does not target: PEFT drops them"
             group = path.rpartition(".")[2]
-            site.notes.error("compat.module_unannounced", path, sentence, "a target", path, group=group)
+            site.notes.error("compat.module_unannounced", path, message, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
-        sentence = "not one module of the base is a target of the configuration"
-        site.notes.note(site.doubt, "compat.targets_match_nothing", "adapter_config.json: target_modules", sentence,
+        message = "not one module of the base is a target of the configuration"
+        site.notes.note(site.doubt, "compat.targets_match_nothing", "adapter_config.json: target_modules", message,
                         "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
 
 
@@ -230,8 +226,8 @@ def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
     for path, parameters in site.blocks():
         wanted = sum(not named.isdisjoint(endings(f"{path}.{name}")) for name in parameters)
         if found.get(path, 0) < wanted:
-            sentence = f"the configuration targets {wanted} parameters of {path}, the file holds {found.get(path, 0)}"
-            site.notes.error("compat.module_missing", path, sentence, wanted, found.get(path, 0), group="experts")
+            message = f"the configuration targets {wanted} parameters of {path}, the file holds {found.get(path, 0)}"
+            site.notes.error("compat.module_missing", path, message, wanted, found.get(path, 0), group="experts")
 
 
 def check_full(lora: LoraSpec, site: Site) -> None:
@@ -242,11 +238,11 @@ def check_full(lora: LoraSpec, site: Site) -> None:
     _check_saved(lora.config.saved_modules, saved, site)
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
     if site.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
-        sentence = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
-        site.notes.warning("compat.unties", min(ends), sentence)
+        message = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
+        site.notes.warning("compat.unties", min(ends), message)
     for piece in lora.repeats:
-        sentence = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
-        site.notes.warning("compat.repeats_base", f"{piece.path}.{piece.name}", sentence, group="repeats")
+        message = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
+        site.notes.warning("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
 
 
 def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
@@ -259,25 +255,28 @@ def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
     absent = [name for name in names if name not in held]
     has_head = any(name in _TASK_HEADS and name not in absent for name in names)
     for name in absent:
-        place, sentence = f"adapter_config.json: {name}", f"modules_to_save names {name}, and the file does not hold it"
+        location, message = (
+            f"adapter_config.json: {name}",
+            f"modules_to_save names {name}, and the file does not hold it",
+        )
         is_head = name in _TASK_HEADS
         if (is_head and not has_head) or (not is_head and name in known):
             severity = "error" if is_head else site.doubt
             site.notes.note(
-                severity, "compat.saved_module_absent", place, sentence, name, "nothing", group="head" * is_head
+                severity, "compat.saved_module_absent", location, message, name, "nothing", group="head" * is_head
             )
         elif not is_head:
-            sentence = f"{sentence}; {site.base.name} has no such module"
-            site.notes.warning("compat.saved_module_absent", place, sentence, name, "nothing", group="absent")
+            message = f"{message}; {site.base.name} has no such module"
+            site.notes.warning("compat.saved_module_absent", location, message, name, "nothing", group="absent")
 
 
 def _check_whole(piece: Piece, site: Site) -> None:
-    place = f"{piece.path}.{piece.name}"
+    location = f"{piece.path}.{piece.name}"
     module = site.find(piece.path)
     if module is None:
         if piece.path.startswith(_TASK_HEADS) and site.config.task not in ("", "CAUSAL_LM"):
-            sentence = f"{place} is the head of a {site.config.task} model: the base's own head is not used"
-            site.notes.warning("compat.other_task", place, sentence, group="head")
+            message = f"{location} is the head of a {site.config.task} model: the base's own head is not used"
+            site.notes.warning("compat.other_task", location, message, group="head")
         else:
             site.missing(piece.path, "the saved module")
         return
@@ -287,9 +286,11 @@ def _check_whole(piece: Piece, site: Site) -> None:
     expected = [module.out_features] if piece.name == "bias" or module.kind == "norm" else [rows, columns]
     found = list(piece.shape)
     if piece.name == "bias" and not module.bias:
-        site.notes.error("compat.bias_unknown", place, f"{piece.path} has no bias in this base", "no bias", found)
+        site.notes.error("compat.bias_unknown", location, f"{piece.path} has no bias in this base", "no bias", found)
     elif module.is_known and found != expected and module.kind != "conv":
         by_token = is_token_table(piece.path) or rows == site.base.vocab
         vocabulary = by_token and len(found) == 2 and found[1:] == expected[1:]
         code, why = ("compat.vocabulary_differs", " (another vocabulary)") if vocabulary else ("compat.shape", "")
-        site.notes.error(code, place, f"{place} has shape {found}; this base has {expected}{why}", expected, found)
+        site.notes.error(
+            code, location, f"{location} has shape {found}; this base has {expected}{why}", expected, found
+        )

@@ -47,8 +47,8 @@ def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> 
 
 def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, notes: Notes) -> None:
     if size_bytes > TOKENIZER_LIMIT_BYTES:
-        sentence = f"{TOKENIZER} has {size_bytes} bytes and is not compared with the base's; the limit is "
-        notes.info("compat.tokenizer_not_compared", TOKENIZER, sentence + str(TOKENIZER_LIMIT_BYTES))
+        message = f"{TOKENIZER} has {size_bytes} bytes and is not compared with the base's; the limit is "
+        notes.info("compat.tokenizer_not_compared", TOKENIZER, message + str(TOKENIZER_LIMIT_BYTES))
         return
     try:
         found = tokenizer_fingerprint(read(TOKENIZER, 0, size_bytes))
@@ -56,19 +56,19 @@ def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, notes: 
         notes.warning("compat.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
         return
     if found != expected:
-        sentence = f"{TOKENIZER} is not that of {base}: with the base's tokenizer, the adapter reads other tokens"
-        notes.warning("compat.tokenizer_differs", TOKENIZER, sentence, expected, found)
+        message = f"{TOKENIZER} is not that of {base}: with the base's tokenizer, the adapter reads other tokens"
+        notes.warning("compat.tokenizer_differs", TOKENIZER, message, expected, found)
 
 
 def _template(path: str, template: str, base: BaseSpec, notes: Notes) -> None:
     found = Digest.of(template.encode("utf-8", "surrogatepass"))
     expected = base.fingerprints.template
     if expected is None:
-        sentence = f"the version brings a chat template, and {base.name} has none: serve the adapter with it"
-        notes.info("compat.template_added", path, sentence)
+        message = f"the version brings a chat template, and {base.name} has none: serve the adapter with it"
+        notes.info("compat.template_added", path, message)
     elif found != expected:
-        sentence = (
+        message = (
             f"the chat template in {path} is not that of {base.name}: "
             "served with the base's template, the adapter fits and answers badly"
         )
-        notes.warning("compat.template_differs", path, sentence, expected, found)
+        notes.warning("compat.template_differs", path, message, expected, found)

@@ -128,15 +128,15 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
     known = engine(asked.engine)
     values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
     if values is None:
-        sentence = "the stored facts are of another release of this registry; `adapter rejudge` reads the header again"
-        return [_finding(known, "facts", "unknown", sentence)]
+        message = "the stored facts are of another release of this registry; `adapter rejudge` reads the header again"
+        return [_finding(known, "facts", "unknown", message)]
     if values.get("kind", "text") != known.kind:
-        sentence = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"
-        return [_finding(known, "kind", "error", sentence)]
+        message = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"
+        return [_finding(known, "kind", "error", message)]
     scheme = values.get("scheme", "peft")
     if known.kind == "text" and scheme != "peft" and known.name not in TAKES.get(scheme, ()):
-        sentence = f"{known.title} reads adapters of PEFT, and the names of this one are of the scheme {scheme!r}"
-        return [_finding(known, "scheme", "error", f"{sentence}: convert it first")]
+        message = f"{known.title} reads adapters of PEFT, and the names of this one are of the scheme {scheme!r}"
+        return [_finding(known, "scheme", "error", f"{message}: convert it first")]
     version = version_of(asked.version)
     findings = _about_version(known, asked, version)
     for prop in properties():
@@ -147,8 +147,8 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
             if isinstance(statement, Rule) and _all_hold(statement.when, values, asked.settings):
                 findings.append(_told(known, statement, values, asked))
         if not statements and prop.when:
-            sentence = f"nobody has examined what {known.title} {asked.version} does with this: {prop.label}"
-            findings.append(_finding(known, prop.id, "unknown", sentence))
+            message = f"nobody has examined what {known.title} {asked.version} does with this: {prop.label}"
+            findings.append(_finding(known, prop.id, "unknown", message))
     return findings
 
 
@@ -174,18 +174,18 @@ def _about_version(known: Engine, asked: Profile, version: Version) -> list[Find
     examined = sorted(version_of(v) for v in known.examined)
     if version[:2] < examined[0][:2] or version[:2] > examined[-1][:2]:
         span = f"{known.examined[0]} to {known.examined[-1]}" if len(examined) > 1 else known.examined[0]
-        sentence = f"{known.title} {asked.version} has not been examined (examined: {span}). Its rules may differ"
-        return [_finding(known, "version", "unknown", sentence)]
+        message = f"{known.title} {asked.version} has not been examined (examined: {span}). Its rules may differ"
+        return [_finding(known, "version", "unknown", message)]
     if known.from_documentation:
-        sentence = f"the rules of {known.title} are from documentation, not from code or a run. {known.note}"
-        return [_finding(known, "documentation", "warning", sentence)]
+        message = f"the rules of {known.title} are from documentation, not from code or a run. {known.note}"
+        return [_finding(known, "documentation", "warning", message)]
     return []
 
 
-def _finding(known: Engine, what: str, severity: Any, sentence: str, expected: str = "", found: str = "") -> Finding:
+def _finding(known: Engine, what: str, severity: Any, message: str, expected: str = "", found: str = "") -> Finding:
     return Finding(
-        code=f"engine.{re.sub(r'[^a-z0-9]+', '_', known.name)}.{what}", severity=severity, place=known.name,
-        sentence=sentence[:2000], expected=expected[:600], found=found[:600],
+        code=f"engine.{re.sub(r'[^a-z0-9]+', '_', known.name)}.{what}", severity=severity, location=known.name,
+        message=message[:2000], expected=expected[:600], found=found[:600],
     )  # fmt: skip
 
 
@@ -194,11 +194,11 @@ def _told(known: Engine, rule: Rule, values: Mapping[str, Any], asked: Profile) 
     message = rule.message.format_map(shown)
     answer = f' It answers: "{rule.answer.format_map(shown)}"' if rule.answer else ""
     fix = f" {rule.fix.format_map(shown)}." if rule.fix else ""
-    sentence = (
+    message = (
         f"{known.title} {asked.version} {_EFFECT_WORDS[rule.effect]}: {message}.{answer}{fix}"
         f" [{rule.verified}: {rule.source}]"
     )
-    return _finding(known, rule.property, rule.severity, sentence, expected=rule.effect)
+    return _finding(known, rule.property, rule.severity, message, expected=rule.effect)
 
 
 def _shown(value: Any) -> str:

@@ -124,38 +124,40 @@ class Gate(Value):
         smoke = seen.newest(Check.SMOKE)
         missed = [f for f in smoke.findings if f.code.startswith(".".join(GOLDEN_CODES))] if smoke is not None else []
         if missed:
-            yield _finding("gate.golden_missed", missed[0].place, f"a golden sample did not pass: {missed[0].sentence}")
+            yield _finding(
+                "gate.golden_missed", missed[0].location, f"a golden sample did not pass: {missed[0].message}"
+            )
 
     def _people(self, seen: Evidence) -> Iterator[Finding]:
         count = len(self.approved(seen))
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
-            sentence = f"{count} of {self.approvals} approvals{whose}; whoever pushed it does not count"
-            yield _finding("gate.approvals_few", "approvals", sentence)
+            message = f"{count} of {self.approvals} approvals{whose}; whoever pushed it does not count"
+            yield _finding("gate.approvals_few", "approvals", message)
         if self.signed_by and not seen.signed_by & set(self.signed_by):
-            sentence = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
-            yield _finding("gate.signature_absent", "signatures", sentence)
+            message = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
+            yield _finding("gate.signature_absent", "signatures", message)
 
     def _time(self, seen: Evidence) -> Iterator[Finding]:
         held = seen.held_seconds.get(self.held_in, 0)
         if held < self.held_seconds:
-            sentence = f"it was '{self.held_in}' for {held} seconds, and {self.held_seconds} are asked"
-            yield _finding("gate.held_short", self.held_in, sentence)
+            message = f"it was '{self.held_in}' for {held} seconds, and {self.held_seconds} are asked"
+            yield _finding("gate.held_short", self.held_in, message)
 
 
 def _lacks(check: Check, verdict: Verdict | None, profile: str = "") -> Iterator[Finding]:
-    place = f"{check} {profile}".strip()
+    location = f"{check} {profile}".strip()
     if verdict is None:
         step = "run `adapter validate REF --wait`" if check is Check.SMOKE else "push it with its base"
-        yield _finding(f"gate.{check}_absent", place, f"no verdict for the check '{place}' yet: {step}")
+        yield _finding(f"gate.{check}_absent", location, f"no verdict for the check '{location}' yet: {step}")
     elif verdict.outcome not in (Outcome.PASS, Outcome.WARN):
         why = f": {verdict.summary}" if verdict.summary else ""
-        sentence = f"the check '{place}' on base {verdict.base} says {verdict.outcome}{why}"
-        yield _finding(f"gate.{check}_{verdict.outcome}", place, sentence)
+        message = f"the check '{location}' on base {verdict.base} says {verdict.outcome}{why}"
+        yield _finding(f"gate.{check}_{verdict.outcome}", location, message)
 
 
-def _finding(code: str, place: str, sentence: str) -> Finding:
-    return Finding(code=code, severity="error", place=place[:600], sentence=sentence[:2000])
+def _finding(code: str, location: str, message: str) -> Finding:
+    return Finding(code=code, severity="error", location=location[:600], message=message[:2000])
 
 
 GATES: dict[str, Gate] = {

@@ -61,6 +61,6 @@ def _sample(line: bytes, number: int, file: str) -> Golden:
         raise _invalid(file, number, f"field {where!r}: {first['msg']}") from None
 
 
-def _invalid(file: str, number: int, sentence: str) -> Invalid:
-    place = f"{file} line {number}"
-    return Invalid("GOLDEN_INVALID", f"{place} {sentence}", reasons=[Reason("golden.invalid", place, sentence)])
+def _invalid(file: str, number: int, message: str) -> Invalid:
+    location = f"{file} line {number}"
+    return Invalid("GOLDEN_INVALID", f"{location} {message}", reasons=[Reason("golden.invalid", location, message)])

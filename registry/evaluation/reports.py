@@ -2,6 +2,8 @@
 
 Invariants
 - It is input like any other: bounded, and only the server turns it into a verdict.
+- A stored report never changes, because its digest names it. Reports with the field names of schema 0014 are converted
+  when they are read.
 
 Example
     >>> Report(check=Check.SMOKE, subject=digest, base="smollm2", base_fingerprint=fingerprint).findings
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from registry.digest import Digest
 from registry.evaluation.reference_logprobs import Fingerprint
@@ -41,4 +43,27 @@ class Report(Value):
     fingerprint: Fingerprint | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
-    compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda told: told is None)
+    compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert_old_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("check") != "acts":
+            return data
+        renamed = {"compat" if key == "fits" else key: value for key, value in data.items()} | {"check": "smoke"}
+        for field in ("findings", "compat"):
+            if isinstance(findings := renamed.get(field), list):
+                renamed[field] = [_convert_finding(finding) for finding in findings]
+        return renamed
+
+
+_OLD_FIELDS = {"place": "location", "sentence": "message"}
+_OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
+
+
+def _convert_finding(finding: Any) -> Any:
+    if not isinstance(finding, dict):
+        return finding
+    family, dot, rest = str(finding.get("code", "")).partition(".")
+    renamed = {_OLD_FIELDS.get(key, key): value for key, value in finding.items()}
+    return renamed | {"code": _OLD_FAMILIES.get(family, family) + dot + rest}

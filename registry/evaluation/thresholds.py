@@ -56,9 +56,9 @@ class Thresholds(Value):
             return cls.model_validate(dict(overrides))
         except ValidationError as e:
             first = e.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "thresholds"
+            location = ".".join(str(part) for part in first["loc"]) or "thresholds"
             known = f"; known are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
-            raise Invalid("REQUEST_INVALID", f"thresholds: {place}: {first['msg']}{known}") from None
+            raise Invalid("REQUEST_INVALID", f"thresholds: {location}: {first['msg']}{known}") from None
 
 
 DEFAULTS = Thresholds()

@@ -1,6 +1,6 @@
 """Judgement as data: `Finding` and `Verdict`; and how findings add up.
 
-    Finding   one observation: code, severity, place, sentence; what was expected and what was found
+    Finding   one observation: code, severity, location, message; what was expected and what was found
     Verdict   check × subject (a version's digest) × base fingerprint → pass, warn, fail or unknown
 
 Invariants
@@ -9,7 +9,7 @@ Invariants
 - The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
 
 Example
-    >>> add_up([Finding(code="compat.shape", severity="error", place="q_proj.lora_A", sentence="...")])
+    >>> add_up([Finding(code="compat.shape", severity="error", location="q_proj.lora_A", message="...")])
     <Outcome.FAIL: 'fail'>
 """
 
@@ -60,12 +60,12 @@ Severity = Literal["error", "warning", "info", "unknown"]
 
 
 class Finding(Value):
-    """One observation. `place` is a tensor, a field or a file; `expected` and `found` are printable."""
+    """One observation. `location` is a tensor, a field or a file; `expected` and `found` are printable."""
 
     code: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$", max_length=100)
     severity: Severity
-    place: str = Field(max_length=600)
-    sentence: str = Field(max_length=2000)
+    location: str = Field(max_length=600)
+    message: str = Field(max_length=2000)
     expected: str = Field(default="", max_length=600)
     found: str = Field(default="", max_length=600)
 
@@ -126,9 +126,9 @@ _ORDER: dict[str, int] = {"error": 0, "unknown": 1, "warning": 2, "info": 3}
 
 
 def summarise(findings: Sequence[Finding]) -> str:
-    """One sentence: the first of the worst findings, and how many more there are."""
+    """The message of the first of the worst findings, and how many more there are."""
     worst = sorted((f for f in findings if f.severity != "info"), key=lambda f: _ORDER[f.severity])
     if not worst:
         return ""
     more = len(worst) - 1
-    return worst[0].sentence[:1500] + (f" (and {more} more finding{'s' * (more > 1)})" if more else "")
+    return worst[0].message[:1500] + (f" (and {more} more finding{'s' * (more > 1)})" if more else "")

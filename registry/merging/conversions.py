@@ -80,7 +80,7 @@ class Conversion(Value):
 
     def annotations(self, scheme: str, report: Converted) -> dict[str, str]:
         """What is written into the new version's manifest."""
-        said = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.sentence}
+        said = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.message}
         return {f"{ANNOTATION}.{key}": value[:500] for key, value in said.items() if value}
 
 
@@ -90,14 +90,14 @@ def conversion(payload: Mapping[str, Any]) -> Conversion:
         return Conversion.model_validate(payload)
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "payload"
-        raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
+        location = ".".join(str(part) for part in first["loc"]) or "payload"
+        raise Invalid("REQUEST_INVALID", f"payload: {location}: {first['msg']}") from e
 
 
 class Converted(Value):
     """What was done, in figures. `error`: the largest relative error of an update that was measured, if any."""
 
-    sentence: str
+    message: str
     modules: int = 0
     rank: int = 0
     tensors: int = 0
@@ -118,8 +118,8 @@ def place_of(found: Found, asked: Conversion, base: BaseSpec) -> Place:
     return rule(found, asked, base)
 
 
-def refused(sentence: str, next_step: str = "") -> Invalid:
-    return Invalid("CONVERSION_INVALID", sentence, next_step=next_step)
+def refused(message: str, next_step: str = "") -> Invalid:
+    return Invalid("CONVERSION_INVALID", message, next_step=next_step)
 
 
 def _lora_of(found: Found, to: Target) -> LoraSpec:
@@ -130,7 +130,7 @@ def _lora_of(found: Found, to: Target) -> LoraSpec:
     if errors:
         mends = {f.code for f in errors} <= MENDED
         step = f"convert it with --to {Target.PEFT} --repair first" if mends else "mend it first, or push it again"
-        raise refused(f"the adapter is faulty: {errors[0].sentence}", step)
+        raise refused(f"the adapter is faulty: {errors[0].message}", step)
     if found.lora.method != "LORA":
         raise refused(f"the method is {found.lora.method}; only LoRA has the form {to}")
     return found.lora

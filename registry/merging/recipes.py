@@ -86,8 +86,8 @@ class Recipe(Value):
             return cls.model_validate(payload)
         except ValidationError as e:
             first = e.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "recipe"
-            raise Invalid("REQUEST_INVALID", f"payload: {place}: {first['msg']}") from e
+            location = ".".join(str(part) for part in first["loc"]) or "recipe"
+            raise Invalid("REQUEST_INVALID", f"payload: {location}: {first['msg']}") from e
 
     @property
     def annotations(self) -> dict[str, str]:
@@ -180,8 +180,8 @@ def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
             found.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))
         total = sum(int(one.facts.get("max_rank") or 0) for one in ingredients)
         if recipe.method in (Method.LINEAR, Method.CAT) and not recipe.rank and total > RANK_LIMIT:
-            sentence = f"the exact sum has rank {total}, over {RANK_LIMIT}; say a smaller one with --rank"
-            found.append(_error("recipe.rank_invalid", "rank", sentence))
+            message = f"the exact sum has rank {total}, over {RANK_LIMIT}; say a smaller one with --rank"
+            found.append(_error("recipe.rank_invalid", "rank", message))
     return found
 
 
@@ -189,10 +189,10 @@ def demand(recipe: Recipe, ingredients: Sequence[Ingredient]) -> None:
     """`Invalid` (RECIPE_INVALID) with every reason if the recipe cannot work."""
     wrong = [finding for finding in check(recipe, ingredients) if finding.severity == "error"]
     if wrong:
-        reasons = [Reason(finding.code, finding.place, finding.sentence) for finding in wrong]
+        reasons = [Reason(finding.code, finding.location, finding.message) for finding in wrong]
         more = f" (and {len(wrong) - 1} more reasons)" if wrong[1:] else ""
-        place = "" if wrong[0].sentence.startswith(wrong[0].place) else f"{wrong[0].place}: "
-        raise Invalid("RECIPE_INVALID", f"{place}{wrong[0].sentence}{more}", reasons=reasons)
+        location = "" if wrong[0].message.startswith(wrong[0].location) else f"{wrong[0].location}: "
+        raise Invalid("RECIPE_INVALID", f"{location}{wrong[0].message}{more}", reasons=reasons)
 
 
 def on_its_grid(quantisation: str) -> Invalid:
@@ -210,11 +210,11 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
     if operation in (Operation.RESIZE, Operation.FUSE) and len(recipe.sources) != 1:
         yield _error("recipe.sources", "sources", f"{operation} takes one adapter, not {len(recipe.sources)}")
     if recipe.weights and len(recipe.weights) != len(recipe.sources):
-        sentence = f"{len(recipe.weights)} weights for {len(recipe.sources)} sources"
-        yield _error("recipe.weight_invalid", "weights", sentence)
+        message = f"{len(recipe.weights)} weights for {len(recipe.sources)} sources"
+        yield _error("recipe.weight_invalid", "weights", message)
     if not several and any(weight != 1 for weight in recipe.weights):
-        sentence = f"a weight belongs to a sum of several; {operation} takes the adapter as it was trained"
-        yield _error("recipe.weight_invalid", "weights", sentence)
+        message = f"a weight belongs to a sum of several; {operation} takes the adapter as it was trained"
+        yield _error("recipe.weight_invalid", "weights", message)
     for weight in recipe.weights:
         if not math.isfinite(weight) or abs(weight) > WEIGHT_LIMIT or weight == 0:
             rule = f"a weight is a number other than 0, at most {WEIGHT_LIMIT:g} in size, not {weight:g}"
@@ -241,41 +241,41 @@ def _source(recipe: Recipe, one: Ingredient) -> Iterator[Finding]:
     if one.compat == "fail":
         yield _error("recipe.does_not_fit", one.name, f"{one.name} does not fit its base {one.base}")
     if not one.is_finite:
-        sentence = f"{one.name} holds NaN or infinite values, which no arithmetic makes right: train it again"
-        yield _error("recipe.not_finite", one.name, sentence)
+        message = f"{one.name} holds NaN or infinite values, which no arithmetic makes right: train it again"
+        yield _error("recipe.not_finite", one.name, message)
     if facts.get("kind", "text") != "text":
         yield _error("recipe.not_mergeable", one.name, f"{one.name} is an image model's adapter: it is not merged here")
     elif facts.get("scheme", "peft") != "peft":
-        sentence = f"{one.name} is stored as {facts['scheme']}: convert it to PEFT's layout first"
-        yield _error("recipe.not_mergeable", one.name, sentence)
+        message = f"{one.name} is stored as {facts['scheme']}: convert it to PEFT's layout first"
+        yield _error("recipe.not_mergeable", one.name, message)
     method = str(facts.get("method", "LORA"))
     if method in NOT_WEIGHTS:
-        sentence = f"{one.name} is {method}: it adds something beside the weights, so no weights equal it"
-        yield _error("recipe.not_mergeable", one.name, sentence)
+        message = f"{one.name} is {method}: it adds something beside the weights, so no weights equal it"
+        yield _error("recipe.not_mergeable", one.name, message)
         return
     rules = list(_UNMERGEABLE)
     if recipe.operation in (Operation.COMBINE, Operation.RESIZE):
         rules += _UNSUMMABLE
         if method != "LORA":
-            sentence = f"{one.name} is {method}: only plain LoRA has a low-rank weighted sum; convert it first"
-            yield _error("recipe.method", one.name, sentence)
+            message = f"{one.name} is {method}: only plain LoRA has a low-rank weighted sum; convert it first"
+            yield _error("recipe.method", one.name, message)
         if facts.get("layer_replication"):
             yield _error("recipe.layers", one.name, f"{one.name} changes the depth of the base; fuse it instead")
     initialisation = str(facts.get("initialisation") or "")
     if facts.get("moves_base") or initializations.changes_base(initialisation):
-        sentence = (
+        message = (
             f"{one.name} was trained on weights that its initialisation ({initialisation}) changed: on the base as it "
             "is its update is wrong; convert it to a plain LoRA first"
         )
-        yield _error("recipe.base_was_changed", one.name, sentence)
+        yield _error("recipe.base_was_changed", one.name, message)
     for field, code, words in rules:
         if facts.get(field):
             yield _error(code, one.name, f"{one.name} {words}")
 
 
-def _error(code: str, place: str, sentence: str) -> Finding:
-    return Finding(code=code, severity="error", place=place, sentence=sentence)
+def _error(code: str, location: str, message: str) -> Finding:
+    return Finding(code=code, severity="error", location=location, message=message)
 
 
-def _warning(code: str, place: str, sentence: str) -> Finding:
-    return Finding(code=code, severity="warning", place=place, sentence=sentence)
+def _warning(code: str, location: str, message: str) -> Finding:
+    return Finding(code=code, severity="warning", location=location, message=message)

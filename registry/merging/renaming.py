@@ -143,5 +143,5 @@ def _demand_distinct(names: Mapping[str, str]) -> None:
         seen[new] = old
 
 
-def _refused(sentence: str) -> Invalid:
-    return Invalid("CONVERSION_INVALID", sentence)
+def _refused(message: str) -> Invalid:
+    return Invalid("CONVERSION_INVALID", message)

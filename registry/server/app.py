@@ -236,14 +236,14 @@ def _invalid_request(request: Request, error: Exception) -> Response:
     """pydantic's findings as reasons; a `TooLarge` or `Invalid` of ours never comes this way."""
     found = error.errors() if isinstance(error, RequestValidationError) else []
     reasons = [_reason(item) for item in found[:REASONS_LIMIT]]
-    first = f"{reasons[0].place}: {reasons[0].sentence}" if reasons else "the request cannot be read"
+    first = f"{reasons[0].location}: {reasons[0].message}" if reasons else "the request cannot be read"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem(request, Invalid("REQUEST_INVALID", first + more, reasons=reasons))
 
 
 def _reason(item: Any) -> Reason:
-    place = ".".join(str(part) for part in item["loc"])[:300]
-    return Reason(f"request.{item['type'].replace('-', '_')}", place, str(item["msg"])[:500])
+    location = ".".join(str(part) for part in item["loc"])[:300]
+    return Reason(f"request.{item['type'].replace('-', '_')}", location, str(item["msg"])[:500])
 
 
 def _left(request: Request, error: Exception) -> Response:
@@ -260,8 +260,8 @@ def _no_route(request: Request, error: Exception) -> Response:
 
 
 def _no_method(request: Request, error: Exception) -> Response:
-    sentence = f"{request.url.path[:200]!r} does not take {request.method}"
-    answer = problem(request, NotFound("ROUTE_UNKNOWN", sentence), status=405)
+    message = f"{request.url.path[:200]!r} does not take {request.method}"
+    answer = problem(request, NotFound("ROUTE_UNKNOWN", message), status=405)
     answer.headers.update(getattr(error, "headers", None) or {})  # which methods it takes
     return answer
 

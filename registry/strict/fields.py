@@ -41,9 +41,9 @@ class Fields:
         self.reasons: list[Reason] = []
         self._family = family
 
-    def broken(self, rule: str, field: str, sentence: str) -> None:
+    def broken(self, rule: str, field: str, message: str) -> None:
         if len(self.reasons) < REASONS_LIMIT:
-            self.reasons.append(Reason(f"{self._family}.{rule}", field[:120], sentence))
+            self.reasons.append(Reason(f"{self._family}.{rule}", field[:120], message))
 
     def flag(self, field: str) -> bool:
         """True or false; null and absent are false."""

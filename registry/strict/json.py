@@ -64,8 +64,8 @@ def parse(data: bytes, dialect: Dialect, *, file: str) -> Any:
             parse_int=(lambda digits: _integer(digits, dialect, file)) if odd else None,
         )
     except json.JSONDecodeError as e:
-        sentence = f"is not JSON: {e.msg} at line {e.lineno}, column {e.colno}"
-        refuse(dialect, file, dialect.unreadable, sentence)
+        message = f"is not JSON: {e.msg} at line {e.lineno}, column {e.colno}"
+        refuse(dialect, file, dialect.unreadable, message)
     if "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -95,11 +95,11 @@ def depth_of(data: bytes, *, stop_at: int) -> int:
     return stop_at + (open_now > stop_at)
 
 
-def refuse(dialect: Dialect, file: str, rule: str, sentence: str) -> NoReturn:
+def refuse(dialect: Dialect, file: str, rule: str, message: str) -> NoReturn:
     raise Invalid(
         dialect.error_code,
-        f"{file}: {sentence}" if not sentence.startswith("is ") else f"{file} {sentence}",
-        reasons=[Reason(f"{dialect.family}.{rule}", file, sentence)],
+        f"{file}: {message}" if not message.startswith("is ") else f"{file} {message}",
+        reasons=[Reason(f"{dialect.family}.{rule}", file, message)],
     )
 
 

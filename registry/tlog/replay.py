@@ -48,9 +48,9 @@ class Replay:
     note: str = ""
     problems: list[str] = field(default_factory=list)
 
-    def found(self, sentence: str) -> None:
+    def found(self, message: str) -> None:
         if len(self.problems) < PROBLEMS_LIMIT:
-            self.problems.append(sentence)
+            self.problems.append(message)
 
 
 def replay(source: Source, *known: Verifier) -> Replay:

@@ -112,10 +112,10 @@ class Worker:
         except Stopped:
             return False
         sources = {source.name: source for source in found}
-        for sentence in self._sources.problems.values():
-            if sentence not in self._told:
-                self._told.add(sentence)
-                self._say(sentence)
+        for message in self._sources.problems.values():
+            if message not in self._told:
+                self._told.add(message)
+                self._say(message)
         claimed = self._claim(sources)
         if claimed is None:
             return False
@@ -141,7 +141,7 @@ class Worker:
         try:
             with Held(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
                 done = jobs.run(Task(self._registry, claimed, lease, self._pool, self._limits, source))
-                left = done.result | {"says": done.sentence}
+                left = done.result | {"says": done.message}
                 self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=left))
         except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
             if isinstance(e, Lost) or getattr(e, "code", "") in NO_LONGER_OURS:
@@ -150,17 +150,17 @@ class Worker:
                 self._fail(claimed, label, e)
             return
         self.tally.done += 1
-        self._say(f"{label}: {done.sentence}")
+        self._say(f"{label}: {done.message}")
 
     def _fail(self, claimed: Claimed, label: str, error: Exception) -> None:
         self.tally.failed += 1
         known = isinstance(error, Failed | RegistryError)
-        sentence = (str(error) if known else f"{type(error).__name__}: {error}")[:4000]
+        message = (str(error) if known else f"{type(error).__name__}: {error}")[:4000]
         final = isinstance(error, Failed) and error.final
-        self._say(f"{label}: attempt {claimed.job.attempt} failed: {sentence}")
+        self._say(f"{label}: attempt {claimed.job.attempt} failed: {message}")
         try:
             self._registry.fail(
-                claimed.job.id, FailRequest(lease_token=claimed.lease.token, error=sentence, final=final)
+                claimed.job.id, FailRequest(lease_token=claimed.lease.token, error=message, final=final)
             )
         except RegistryError as e:  # the lease will run out, which says the same
             self._say(f"{label}: could not be given back: {e.detail}")

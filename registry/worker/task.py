@@ -31,8 +31,8 @@ from registry.worker.sandbox.pool import Pool
 class Failed(Exception):
     """This attempt could not answer. `final`: no other attempt would either."""
 
-    def __init__(self, sentence: str, *, final: bool = False) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
         self.final = final
 
 
@@ -85,6 +85,6 @@ class Task:
 class Done:
     """What a job leaves: one line for the worker's log, a report for a validation, a small result for any kind."""
 
-    sentence: str
+    message: str
     report: Report | None = None
     result: dict[str, Any] = field(default_factory=dict)

@@ -79,8 +79,8 @@ def _not_tried(findings: list[Finding]) -> Finding:
     return Finding(
         code="smoke.does_not_fit",
         severity="error",
-        place="adapter_model.safetensors",
-        sentence=f"not put on the base, because it does not fit by its header: {summarise(worst[:1])}"[:2000],
+        location="adapter_model.safetensors",
+        message=f"not put on the base, because it does not fit by its header: {summarise(worst[:1])}"[:2000],
     )
 
 

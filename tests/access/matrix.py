@@ -74,15 +74,15 @@ class Matrix:
             if path in LONG:
                 continue
             for actor in ACTORS:
-                for place in self._places(method, path):
-                    yield f"{method} {path}", actor, place, self._answer(method, path, actor, place)
+                for location in self._places(method, path):
+                    yield f"{method} {path}", actor, location, self._answer(method, path, actor, location)
 
     def _places(self, method: str, path: str) -> list[str]:
         about = str(self.bodies.get(f"{method} {path}", "")) + path
         return list(PLACES) if any(word in about for word in ("{namespace}", "{job_id}", "{token_id}")) else [""]
 
-    def _answer(self, method: str, path: str, actor: str, place: str) -> httpx.Response:
-        words = self._words(method, path, actor, place or "acme")
+    def _answer(self, method: str, path: str, actor: str, location: str) -> httpx.Response:
+        words = self._words(method, path, actor, location or "acme")
         url = path.replace(":path}", "}")
         for word, value in words.items():
             url = url.replace("{" + word + "}", value)
@@ -98,19 +98,19 @@ class Matrix:
             return self.world.secret
         return self.house.secret("stranger@elsewhere" if actor == "stranger" else actor)
 
-    def _words(self, method: str, path: str, actor: str, place: str) -> dict[str, str]:
+    def _words(self, method: str, path: str, actor: str, location: str) -> dict[str, str]:
         words = {
-            "namespace": place, "name": PLACES[place], "selector": "1", "alias": "canary", "digest": ZERO,
+            "namespace": location, "name": PLACES[location], "selector": "1", "alias": "canary", "digest": ZERO,
             "path": "adapter_config.json", "base": "tiny-llama", "subject": "somebody", "push_id": "psh_none",
-            "publisher_id": "pub_none", "job_id": self.jobs.get(place, "job_none"), "actor": actor,
+            "publisher_id": "pub_none", "job_id": self.jobs.get(location, "job_none"), "actor": actor,
             "token_id": "tok_none",
         }  # fmt: skip
-        if "{token_id}" in path and place != "nowhere":
-            request = TokenCreate(name="victim", scopes=["pull"], namespaces=[place])
+        if "{token_id}" in path and location != "nowhere":
+            request = TokenCreate(name="victim", scopes=["pull"], namespaces=[location])
             words["token_id"] = self.world.admin.create_token(request).token.id
-        if method == "DELETE" and path.endswith("{name}") and place != "nowhere":
+        if method == "DELETE" and path.endswith("{name}") and location != "nowhere":
             words["name"] = f"going-{actor}"
-            self.world.push(f"{place}/going-{actor}")
+            self.world.push(f"{location}/going-{actor}")
         return words
 
 
@@ -136,10 +136,10 @@ def table(answers: Iterator[tuple[str, str, str, httpx.Response]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def indifferent(answer: httpx.Response, place: str) -> tuple[int, bytes]:
+def indifferent(answer: httpx.Response, location: str) -> tuple[int, bytes]:
     """Status and body without the names that were asked for, and without the request's id."""
     body = answer.content.replace(answer.headers["x-request-id"].encode(), b"ID")
-    for name in (PLACES[place], place):
+    for name in (PLACES[location], location):
         body = body.replace(name.encode(), b"NAME")
     return answer.status_code, body
 

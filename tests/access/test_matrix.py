@@ -25,9 +25,9 @@ def test_every_route_answers_every_kind_of_actor_as_the_committed_table_says(wor
     # 501: a push in the Hub's dialect, which is refused with a sentence
     assert {a.status_code for *_, a in answers if a.status_code >= 500} <= {501}
     by_place: dict[tuple[str, str], dict[str, object]] = {}
-    for route, actor, place, answer in answers:
-        if place and actor != "admin" and answer.request.method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-            by_place.setdefault((route, actor), {})[place] = _without_ids(indifferent(answer, place))
+    for route, actor, location, answer in answers:
+        if location and actor != "admin" and answer.request.method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            by_place.setdefault((route, actor), {})[location] = _without_ids(indifferent(answer, location))
     told_apart = {key for key, told in by_place.items() if told["globex"] != told["nowhere"]}
     assert told_apart == set()
 

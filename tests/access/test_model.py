@@ -195,9 +195,9 @@ class Pair:
     def token(self, name: str) -> Registry:
         return self.world.client(of_subject(self.world, self.subjects[name]))
 
-    def step(self, act: str, who: str, place: int, word: str, number: int, other: str) -> tuple[str, str]:
+    def step(self, act: str, who: str, location: int, word: str, number: int, other: str) -> tuple[str, str]:
         """What the registry and what the dictionary say."""
-        space, client = self.spaces[place], self.clients[who]
+        space, client = self.spaces[location], self.clients[who]
         ours, name = Namespaces(client), f"{space}/{word}"
         model, version = self.oracle, number + 1
         role, to = list(Role)[number], (self.spaces[number % 2], other)

@@ -26,16 +26,16 @@ def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_foun
 
     # Every row and every leaf, changed by one bit: a replay names each of them, one of each tile at a time.
     kept, tiles = list(held.lines), dict(held.parts)
-    for place in range(TILE_WIDTH):
-        rows = range(place, EVENTS, TILE_WIDTH)
+    for location in range(TILE_WIDTH):
+        rows = range(location, EVENTS, TILE_WIDTH)
         for number in rows:
             held.lines[number] = changed(kept[number])
         problems = replay(held, verifier).problems
         assert {n for n in rows if f"event {n + 1}: its row differs from its entry" in problems} == set(rows)
         assert {n for n in rows if any(f"(event {n + 1})" in problem for problem in problems)} == set(rows)
-        held.lines[place::TILE_WIDTH] = kept[place::TILE_WIDTH]
+        held.lines[location::TILE_WIDTH] = kept[location::TILE_WIDTH]
         for number in rows:
-            tile, start = tiles[0, number // TILE_WIDTH], place * HASH_BYTES
+            tile, start = tiles[0, number // TILE_WIDTH], location * HASH_BYTES
             leaf = changed(tile[start : start + HASH_BYTES])
             held.parts[0, number // TILE_WIDTH] = tile[:start] + leaf + tile[start + HASH_BYTES :]
         named = [p.rpartition("(event ")[2].rstrip(")") for p in replay(held, verifier).problems]

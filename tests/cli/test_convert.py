@@ -46,7 +46,7 @@ def test_names_are_mended_at_once_and_the_version_is_said(studio: Desk) -> None:
     studio("push", folder, "acme/support")
     made = studio("convert", "acme/support", "--to", "peft", "--repair", "--json").json
     assert made["version"]["name"] == "acme/support-peft"
-    assert "16 of 16 tensors renamed" in made["report"]["sentence"]
+    assert "16 of 16 tensors renamed" in made["report"]["message"]
     assert "converted" in studio("lineage", "acme/support-peft").stdout
 
 

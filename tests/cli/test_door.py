@@ -59,8 +59,8 @@ def test_every_command_takes_json() -> None:
 
     without = [
         full
-        for word, place in door.DOORS.items()
-        for full, command in commands(door.load(place.module, place.attribute), word)
+        for word, location in door.DOORS.items()
+        for full, command in commands(door.load(location.module, location.attribute), word)
         if "--json" not in {option for param in command.params for option in param.opts}  # type: ignore[attr-defined]
     ]
     assert without == []

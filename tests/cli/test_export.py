@@ -11,16 +11,16 @@ def test_an_export_names_each_adapter_and_says_what_to_do_about_what_failed(desk
     desk.base()
     desk.push("acme/support", "--alias", "canary")
     desk.push("acme/large", "--alias", "canary", rank=32)
-    place = desk.folder / "served"
-    words = ["export", "tiny-llama", place, "--alias", "canary", "--engine", "vllm==0.33.0,max_lora_rank=16"]
+    location = desk.folder / "served"
+    words = ["export", "tiny-llama", location, "--alias", "canary", "--engine", "vllm==0.33.0,max_lora_rank=16"]
     said = desk(*words).stdout
     assert "acme-support-v1  new  acme/support@1" in said
     assert "acme-large-v1  left out" in said
-    assert f"1 adapter in {place} (1 new, 1 left out)" in said
+    assert f"1 adapter in {location} (1 new, 1 left out)" in said
     desk(*words, "--strict", expect=6)
     told = desk(*words, "--model", "org/tiny", expect=2)
-    assert "nothing there is ever rewritten" in told.stdout
-    assert "Next: export to another place" in told.stderr
+    assert "an export never rewrites a folder" in told.stdout
+    assert "Next: export to another location" in told.stderr
     assert {item["state"] for item in desk(*words, "--json").json["items"]} == {"unchanged", "left out"}
 
 

@@ -52,7 +52,9 @@ def test_what_a_worker_says_steers_no_terminal(desk: Desk) -> None:
     evil = "\x1b]0;all is well\x07\u202e"
     desk.base()
     desk.push("acme/support")
-    desk.tried("acme/support@1", Finding(code="smoke.odd", severity="error", place=evil, sentence=f"it is {evil} odd"))
+    desk.tried(
+        "acme/support@1", Finding(code="smoke.odd", severity="error", location=evil, message=f"it is {evil} odd")
+    )
     desk("validate", "acme/support")
     with session.embedded(Registry) as registry:
         claimed = registry.claim(ClaimRequest(worker=evil))
@@ -84,7 +86,7 @@ def test_waiting_for_a_verdict_ends_with_its_exit_code(
 ) -> None:
     desk.base()
     desk.push("acme/support")
-    found = Finding(code="smoke.no_effect", severity=severity, place="logits", sentence="the logits do not move")
+    found = Finding(code="smoke.no_effect", severity=severity, location="logits", message="the logits do not move")
     # Between two looks at the job, where the command would sleep, a worker files its verdict.
     monkeypatch.setattr("cli.jobs.time.sleep", lambda _seconds: desk.tried("acme/support", found))
     said = desk("validate", "acme/support", "--wait", expect=code)
@@ -109,7 +111,7 @@ def test_a_campaign_that_is_waited_for_tells_its_id_before_it_is_over(
 def test_a_push_can_wait_for_its_verdict_and_be_strict_about_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.base()
     folder = desk.adapter("mine")
-    found = Finding(code="smoke.no_effect", severity="error", place="logits", sentence="the logits do not move")
+    found = Finding(code="smoke.no_effect", severity="error", location="logits", message="the logits do not move")
     monkeypatch.setattr("cli.jobs.time.sleep", lambda _seconds: desk.tried("acme/support", found))
     said = desk("push", folder, "acme/support", "--wait", "--strict", "--json", expect=6).json
     assert [(v["check"], v["outcome"]) for v in said["version"]["verdicts"]] == [

@@ -177,7 +177,7 @@ def test_prod_opens_for_what_was_tried_and_not_for_what_was_not(desk: Desk) -> N
     desk.push("acme/support")
     said = desk("promote", "acme/support", "prod", expect=6)
     assert "Next: run `adapter validate acme/support@1 --wait`" in said.stderr
-    desk.tried("acme/support", Finding(code="smoke.not_finite", severity="error", place="logits", sentence="NaN"))
+    desk.tried("acme/support", Finding(code="smoke.not_finite", severity="error", location="logits", message="NaN"))
     assert "says fail: NaN" in desk("promote", "acme/support", "prod", expect=6).stderr
 
 

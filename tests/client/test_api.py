@@ -57,7 +57,7 @@ def script(*answers: httpx.Response | Exception) -> Answerer:
 
 
 def test_an_error_answer_raises_the_class_that_the_server_raised() -> None:
-    findings = [{"code": "gate.smoke_absent", "place": "smoke", "sentence": "no verdict yet"}]
+    findings = [{"code": "gate.smoke_absent", "location": "smoke", "message": "no verdict yet"}]
     wire = Wire(script(problem(404, "VERSION_UNKNOWN", next_step="look at adapter show", findings=findings)))
     with pytest.raises(NotFound) as caught:
         wire.registry().resolve("acme/support:prod")

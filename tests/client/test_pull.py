@@ -199,7 +199,7 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
     config.unlink()
     counted.requests.clear()
     _, damaged = pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)
-    assert {(reason.code, reason.place) for reason in damaged} == {
+    assert {(reason.code, reason.location) for reason in damaged} == {
         ("pull.file_damaged", str(tmp_path / "out" / forge.WEIGHTS)),
         ("pull.cache_damaged", str(kept)),
     }

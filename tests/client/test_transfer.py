@@ -35,7 +35,7 @@ def test_what_is_left_out_is_said(counted: Counted, folder: Path) -> None:
     (folder / ".env").write_text("SECRET=1")
     told: list[Reason] = []
     pushed = push.push_folder(counted.registry, folder, NAME, left_out=told.append)
-    assert {r.place for r in told} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
+    assert {r.location for r in told} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
     assert {f.path for f in pushed.version.files} == {forge.CONFIG, forge.WEIGHTS, "README.md"}
 
 

@@ -72,7 +72,7 @@ def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(sto
 
 def test_a_finished_validation_leaves_verdict_report_event_and_state(stocked: World) -> None:
     claimed = claim(stocked.admin)
-    finding = Finding(code="smoke.no_effect", severity="error", place="logits", sentence="nothing changes")
+    finding = Finding(code="smoke.no_effect", severity="error", location="logits", message="nothing changes")
     done = stocked.admin.finish(claimed.job.id, ended(stocked, claimed, (finding,)))
     assert done.state is State.DONE
     smoke = stocked.admin.version(NAME).verdicts[-1]

@@ -111,7 +111,7 @@ def test_tokenizer_and_template_are_told_apart() -> None:
     other = b'{"model": {"vocab": {"b": 0}}}'
     assert [f.code for f in brought(with_prints(), tokenizer=other)] == ["compat.tokenizer_differs"]
     found = brought(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")
-    assert [(f.severity, f.code, f.place) for f in found] == [
+    assert [(f.severity, f.code, f.location) for f in found] == [
         ("warning", "compat.template_differs", "chat_template.jinja")
     ]
     assert [f.code for f in brought(with_prints(None), template=b"{{ y }}")] == ["compat.template_added"]

@@ -61,14 +61,14 @@ def test_an_adapter_does_not_fit_a_base_of_another_shape(base: forge.Base, code:
 
 def test_a_finding_names_the_tensor_and_both_shapes() -> None:
     finding = judge(forge.lora(LLAMA), forge.llama("tiny-llama", hidden=96))[0]
-    assert finding.place == "model.layers.0.self_attn.q_proj.lora_A"
+    assert finding.location == "model.layers.0.self_attn.q_proj.lora_A"
     assert (finding.expected, finding.found) == ("[8, 96]", "[8, 64]")
-    assert "and 3 more like it" in finding.sentence
+    assert "and 3 more like it" in finding.message
 
 
 def test_a_missing_layer_says_which_layers_the_base_has() -> None:
     findings = judge(forge.lora(LLAMA), forge.llama("tiny-llama", layers=2))
-    assert any("its layers are 0 to 1" in f.sentence for f in findings)
+    assert any("its layers are 0 to 1" in f.message for f in findings)
 
 
 def test_the_same_shape_under_another_name_is_a_warning() -> None:
@@ -81,7 +81,7 @@ def test_a_fused_projection_never_takes_separate_ones() -> None:
     shapes |= {f"model.layers.{n}.self_attn.qkv_proj.weight": ("F32", (128, 64), None) for n in range(4)}
     fused = forge.Base("tiny-llama", LLAMA.config, {**LLAMA.files, "model.safetensors": forge.safetensors(shapes)})
     findings = judge(forge.lora(LLAMA), fused)
-    assert any("it has the fused qkv_proj in its place" in f.sentence for f in findings)
+    assert any("it has the fused qkv_proj in its place" in f.message for f in findings)
     assert add_up(findings) is Outcome.FAIL
 
 
@@ -204,7 +204,7 @@ def test_targets_that_no_adapter_can_have_are_missed_and_biases_that_are_announc
 
 def test_a_fault_of_every_layer_is_told_once_for_each_kind_of_module() -> None:
     findings = judge(forge.lora(LLAMA, config={"r": 4}), LLAMA)
-    assert [f.sentence.partition(" (and")[2] for f in findings] == [" 3 more like it)"] * 2
+    assert [f.message.partition(" (and")[2] for f in findings] == [" 3 more like it)"] * 2
 
 
 def test_a_second_tensor_for_one_place_is_a_fault() -> None:

@@ -178,7 +178,7 @@ def test_the_schemes_of_text_models_are_recognised(scheme: str, name: str) -> No
 def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
     found = formats.recognise([name])
     assert found.scheme == formats.UNKNOWN
-    assert found.sentence.startswith("unknown scheme")
+    assert found.message.startswith("unknown scheme")
     assert found.advice
 
 
@@ -190,7 +190,7 @@ def test_one_stranger_makes_the_scheme_unknown_and_is_named() -> None:
 def test_two_schemes_in_one_file_are_unknown() -> None:
     found = formats.recognise([*peft_pairs("unet.", ATTENTION), *bfl()])
     assert found.scheme == formats.UNKNOWN
-    assert "bfl and diffusers are mixed" in found.sentence
+    assert "bfl and diffusers are mixed" in found.message
 
 
 def test_no_tensors_are_unknown() -> None:

@@ -17,7 +17,7 @@ ENGINE = "vllm==0.33.0"
 
 
 def verdict(check: Check, *severities: Severity, code: str = "compat.shape", profile: str = "") -> Verdict:
-    found = [Finding(code=code, severity=s, place="x", sentence="a sentence") for s in severities]
+    found = [Finding(code=code, severity=s, location="x", message="a sentence") for s in severities]
     return Verdict.of(check, SUBJECT, "llama", BASE, found, profile=profile)
 
 
@@ -37,7 +37,7 @@ def test_an_open_gate_is_missing_nothing() -> None:
 def test_a_gate_answers_with_all_that_is_missing() -> None:
     assert codes(gate_of("prod"), verdict(Check.COMPAT)) == ["gate.smoke_absent"]
     assert codes(gate_of("prod")) == ["gate.compat_absent", "gate.smoke_absent"]
-    assert "adapter validate" in gate_of("prod").missing(Evidence())[1].sentence
+    assert "adapter validate" in gate_of("prod").missing(Evidence())[1].message
 
 
 @pytest.mark.parametrize("severity", ["error", "unknown"])

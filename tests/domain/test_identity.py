@@ -61,7 +61,7 @@ def test_two_bases_have_the_expected_grade_in_either_order(other: Identity, grad
 def test_a_likeness_says_which_modules_differ() -> None:
     found = compare(BASE, forge(nudged(ONE, 0.05, only="down_proj")))
     assert (found.changed, found.compared, found.equal) == (("down_proj",), 5, 3)
-    assert "only down_proj differ" in found.sentence
+    assert "only down_proj differ" in found.message
 
 
 def test_constant_tensors_are_not_compared() -> None:
@@ -75,7 +75,7 @@ def test_a_packing_that_cannot_be_read_is_unknown_when_nothing_plain_is_left() -
     packed = forge(ONE, quantisation="gptq", packed="weight")
     blind = {n: m.model_copy(update={"sketch": "", "shape": ()}) for n, m in packed.marks.items()}
     found = compare(BASE, packed.model_copy(update={"marks": blind}))
-    assert (found.grade, found.sentence) == (Grade.UNKNOWN, "is packed in a way that cannot be compared")
+    assert (found.grade, found.message) == (Grade.UNKNOWN, "is packed in a way that cannot be compared")
 
 
 def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:

@@ -34,7 +34,7 @@ def reasons(values: dict[str, Any]) -> list[tuple[str, str]]:
         Provenance.read(values)
     assert caught.value.code == "PROVENANCE_INVALID"
     found = caught.value.reasons
-    return [(reason.code.partition(".")[2], reason.place.removeprefix("provenance.")) for reason in found]
+    return [(reason.code.partition(".")[2], reason.location.removeprefix("provenance.")) for reason in found]
 
 
 def test_a_manifest_without_declared_inputs_is_the_bytes_that_it_always_was() -> None:
@@ -65,7 +65,7 @@ def test_nothing_declared_is_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "rule", "place"),
+    ("change", "rule", "location"),
     [
         ({"datasets": [{"name": "x"}]}, "dataset_unnamed", "datasets.0"),
         ({"datasets": [{"uri": "tickets.jsonl"}]}, "uri_invalid", "datasets.0.uri"),
@@ -100,8 +100,8 @@ def test_nothing_declared_is_nothing() -> None:
         ({"model": "x"}, "invalid", "model"),
     ],
 )
-def test_what_breaks_a_rule_is_refused_by_field_and_rule(change: dict[str, Any], rule: str, place: str) -> None:
-    assert (rule, place) in reasons(change)
+def test_what_breaks_a_rule_is_refused_by_field_and_rule(change: dict[str, Any], rule: str, location: str) -> None:
+    assert (rule, location) in reasons(change)
 
 
 def test_every_broken_rule_is_told_at_once_and_all_of_it_has_a_limit() -> None:

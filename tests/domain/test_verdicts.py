@@ -6,14 +6,15 @@ import pytest
 from pydantic import ValidationError
 
 from registry.digest import Digest
+from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import FINDINGS_LIMIT, Check, Finding, Outcome, Severity, Verdict, add_up, summarise
 
 SUBJECT = Digest.of(b"version")
 BASE = str(Digest.of(b"base"))
 
 
-def finding(severity: Severity, sentence: str = "a sentence") -> Finding:
-    return Finding(code="compat.shape", severity=severity, place="x", sentence=sentence)
+def finding(severity: Severity, message: str = "a sentence") -> Finding:
+    return Finding(code="compat.shape", severity=severity, location="x", message=message)
 
 
 def verdict(check: Check, *severities: Severity) -> Verdict:
@@ -53,6 +54,19 @@ def test_a_verdict_survives_json() -> None:
 
 def test_values_are_frozen_and_refuse_unknown_fields() -> None:
     with pytest.raises(ValidationError):
-        finding("info").place = "y"  # type: ignore[misc]
+        finding("info").location = "y"  # type: ignore[misc]
     with pytest.raises(ValidationError):
-        Finding.model_validate({"code": "a.b", "severity": "info", "place": "", "sentence": "", "extra": 1})
+        Finding.model_validate({"code": "a.b", "severity": "info", "location": "", "message": "", "extra": 1})
+
+
+def test_a_report_with_the_field_names_of_schema_0014_reads_as_one_of_today() -> None:
+    old = {"code": "acts.drift", "severity": "warning", "place": "logits", "sentence": "it drifts"}
+    stored = {"check": "acts", "subject": SUBJECT, "base": "b", "base_fingerprint": BASE, "findings": [old],
+              "fits": [old | {"code": "fit.shape"}]}  # fmt: skip
+    report = Report.model_validate(stored)
+    assert (report.check, report.findings[0].code, report.findings[0].location) == ("smoke", "smoke.drift", "logits")
+    assert report.compat is not None
+    assert (report.compat[0].code, report.compat[0].message) == ("compat.shape", "it drifts")
+    for broken in ({"findings": ["x"]}, {"findings": 1}):
+        with pytest.raises(ValidationError):
+            Report.model_validate(stored | broken)

@@ -29,7 +29,7 @@ def test_every_case_was_asked_of_every_recorded_engine() -> None:
 @pytest.mark.parametrize(("engine", "case"), QUESTIONS)
 def test_the_rules_refuse_what_the_engine_refuses_and_nothing_more(engine: str, case: str) -> None:
     asked = engines.profile(f"{engine},max_lora_rank=16")
-    refusals = [f.sentence for f in engines.judge(FACTS[case], asked) if f.expected == "refuses"]
+    refusals = [f.message for f in engines.judge(FACTS[case], asked) if f.expected == "refuses"]
     answer = RECORDED[engine][case]
     if case in LATER[asked.engine]:
         assert refusals
@@ -42,8 +42,8 @@ def test_the_quoted_answer_is_the_one_that_the_engine_gave(engine: str, case: st
     asked = engines.profile(f"{engine},max_lora_rank=16")
     if asked.engine != "vllm" or RECORDED[engine][case] == "ok" or case in LATER["vllm"]:
         return
-    quotes = [f.sentence.split('It answers: "')[1].split('"')[0] for f in engines.judge(FACTS[case], asked)
-              if 'It answers: "' in f.sentence]  # fmt: skip
+    quotes = [f.message.split('It answers: "')[1].split('"')[0] for f in engines.judge(FACTS[case], asked)
+              if 'It answers: "' in f.message]  # fmt: skip
     parts = [part.strip(" .") for quote in quotes for part in quote.split("...")]
     assert any(part and part in RECORDED[engine][case] for part in parts), (quotes, RECORDED[engine][case])
 

@@ -112,7 +112,7 @@ def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None
         against = of_peft(base, folder, tensors)
         try:
             findings = fit(read_folder(folder).found, base_spec_from(base, base.name)[0])
-            outcome, said = add_up(findings), [f.sentence for f in findings if f.severity != "info"]
+            outcome, said = add_up(findings), [f.message for f in findings if f.severity != "info"]
         except RegistryError as e:
             outcome, said = Outcome.FAIL, [str(e)]
         label = (case, name, [change.__name__ for change in changes], against, said)

@@ -58,6 +58,6 @@ def test_an_adapter_that_peft_makes_fits_the_base_that_it_was_made_on(name: str,
         folder = tmp_path / f"adapter-{made}"
         wrapped.save_pretrained(folder)
         findings = fit(read_folder(folder).found, base)
-        assert add_up(findings) in (Outcome.PASS, Outcome.WARN), [f.sentence for f in findings]
+        assert add_up(findings) in (Outcome.PASS, Outcome.WARN), [f.message for f in findings]
         made += 1
     assert made

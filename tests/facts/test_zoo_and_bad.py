@@ -65,27 +65,27 @@ def judged(folder: Path, base: str) -> tuple[str, str]:
 def entries(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """(name, fits, outcome, sentence) of every adapter in the folder; the table is printed for `pytest -s`."""
     for name, entry in fixtures.manifest(folder).items():
-        outcome, sentence = judged(folder / name, entry["base"])
-        print(f"{name:34} {entry['base']:22} {entry['fits']:15} {outcome:8} {sentence[:90]}")
-        yield name, entry["fits"], outcome, sentence
+        outcome, message = judged(folder / name, entry["base"])
+        print(f"{name:34} {entry['base']:22} {entry['fits']:15} {outcome:8} {message[:90]}")
+        yield name, entry["fits"], outcome, message
 
 
 def test_no_good_adapter_fails_and_every_lora_dora_and_rslora_of_the_zoo_fits() -> None:
     wrong = []
-    for name, _, outcome, sentence in entries(fixtures.zoo()):
+    for name, _, outcome, message in entries(fixtures.zoo()):
         good = {Outcome.PASS, Outcome.WARN} if name.startswith("lora-") else set(Outcome) - {Outcome.FAIL}
         if outcome not in good and name not in FILES_MISSING:
-            wrong.append(f"{name}: {outcome}: {sentence}")
+            wrong.append(f"{name}: {outcome}: {message}")
     assert wrong == []
 
 
 def test_no_structural_defect_of_the_bad_adapters_passes() -> None:
     wrong = []
-    for name, fits, outcome, sentence in entries(fixtures.bad()):
+    for name, fits, outcome, message in entries(fixtures.bad()):
         expected = {"yes": {"pass"}, "no": {"fail", REFUSED}, "only-with-care": {"pass", "warn", "unknown"}}[fits]
         if outcome not in expected and name not in NEEDS_VALUES:
-            wrong.append(f"{name} ({fits}): {outcome}: {sentence}")
-        if outcome == REFUSED and "No such file" in sentence:
+            wrong.append(f"{name} ({fits}): {outcome}: {message}")
+        if outcome == REFUSED and "No such file" in message:
             assert name in FILES_MISSING
     assert wrong == []
 

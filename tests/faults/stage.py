@@ -164,7 +164,7 @@ class Stage:
     # ------------------------------------------------------------ what must hold
     def violations(self, client: Registry, *, since: int = -3) -> list[str]:
         """What does not hold now. Only the newest promises are pulled; `all_violations` pulls each."""
-        found = [f"fsck: {f.code} {f.place}: {f.sentence}" for f in self.findings(client)]
+        found = [f"fsck: {f.code} {f.location}: {f.message}" for f in self.findings(client)]
         for promise in self.promises[since:]:
             found += self.broken(client, promise)
         return found

@@ -61,12 +61,12 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         while not self._stop_now.is_set():
-            for place, statement in enumerate(READS):
+            for location, statement in enumerate(READS):
                 try:
                     with self._engine.connect() as connection:
                         if connection.dialect.name == "postgresql":  # no reader waits longer than a migrator may
                             connection.execute(text(f"SET lock_timeout = {schema.LOCK_MS}"))
-                        self.answers[place].add(str(sorted(map(str, connection.execute(text(statement)).all()))))
+                        self.answers[location].add(str(sorted(map(str, connection.execute(text(statement)).all()))))
                 except Exception as e:
                     self.failed.append(e)
             self.rounds += 1

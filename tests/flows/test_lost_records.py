@@ -52,7 +52,7 @@ def test_lost_records_are_told_and_written_again_from_the_rows(stored_world: Wor
     told = sorted(findings(stored_world, deep=False))
     versions = ["acme/support@1", "acme/support@2", "acme/support@3", "umbrella/images@1"]
     others = [*(f"base {row['name']}" for row in rows["base"]), "records/tombstone/acme/gone"]
-    assert told == sorted(f"record.missing {place}" for place in [*versions, *others])
+    assert told == sorted(f"record.missing {location}" for location in [*versions, *others])
     assert reindex(stored_world, dry_run=True).records == len(told)
     assert kept(stored_world) == {}
     assert (reindex(stored_world).records, reindex(stored_world).records) == (len(told), 0)
@@ -127,7 +127,7 @@ def test_an_attestation_of_the_registry_whose_bytes_are_lost_is_made_again(store
         (lost,) = [Digest(row.digest) for row in rows(session, AttestationRow)]
     stored_world.blobs.delete(key_of(lost))
     assert findings(stored_world) == [f"blob.damaged {lost}"]
-    (told,) = [f.sentence for page in check(stored_world, deep=False) for f in page.findings]
+    (told,) = [f.message for page in check(stored_world, deep=False) for f in page.findings]
     assert "an attestation (push) of a version refers to it" in told
     Attester(stored_world.engine, stored_world.blobs, lambda: log.keys).attest_until(log.newest[0])
     assert findings(stored_world) == []

@@ -57,7 +57,7 @@ def test_prod_stays_shut_for_an_adapter_with_nan_which_no_worker_need_try(
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
     assert refused.value.code == "GATE_CLOSED"
-    assert "NaN or infinite values" in str([reason.sentence for reason in refused.value.reasons])
+    assert "NaN or infinite values" in str([reason.message for reason in refused.value.reasons])
 
 
 def test_the_whole_file_loaded_its_base_once(pool: Pool, loads: int) -> None:

@@ -142,7 +142,7 @@ def test_a_version_without_its_bytes_comes_back_and_says_what_is_missing(stored_
     stored_world.blobs.delete(key_of(weights))
     lose_the_database(stored_world)
     page = reindex(stored_world)
-    assert [(f.code, f.place) for f in page.findings] == [("blob.bytes_missing", f"acme/support@1 {forge.WEIGHTS}")]
+    assert [(f.code, f.location) for f in page.findings] == [("blob.bytes_missing", f"acme/support@1 {forge.WEIGHTS}")]
     assert stored_world.admin.version("acme/support").damaged == [forge.WEIGHTS]
     assert findings(stored_world, deep=False) == [f"blob.damaged {weights}"]
     link = next(f.url for f in stored_world.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
@@ -269,7 +269,7 @@ def test_a_name_that_a_backup_brought_back_is_told_and_left(stored_world: World)
     stored_world.add_base()
     version = stored_world.push("acme/support").version
     page = reindex(stored_world)
-    assert [(f.code, f.place) for f in page.findings] == [("record.name_in_use", "acme/support")]
+    assert [(f.code, f.location) for f in page.findings] == [("record.name_in_use", "acme/support")]
     assert stored_world.admin.version("acme/support").digest == version.digest
     Namespaces(stored_world.admin).delete_adapter("acme/support")
     stored_world.transport.settle()
@@ -285,4 +285,4 @@ def test_a_tombstone_that_the_store_could_not_take_is_recorded_by_gc(stored_worl
     collect(stored_world)
     told = sorted(stat.key.rpartition("/")[0] for stat in stored_world.blobs.list(metadata_backup.TOMBSTONES))
     places = ("acme/images", "acme/support", "umbrella", "umbrella/images")
-    assert told == [f"records/tombstone/{place}" for place in places]
+    assert told == [f"records/tombstone/{location}" for location in places]

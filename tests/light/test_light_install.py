@@ -92,7 +92,9 @@ def test_the_bare_install_imports_every_base_room_and_nothing_heavy(bare: Path, 
     assert looked.returncode == 0, looked.stderr
     found = json.loads(looked.stdout)
     assert found["installed"] == []
-    assert all(str(bare.parent.parent) in place for place in found["places"]), "imported the checkout, not the wheel"
+    assert all(str(bare.parent.parent) in location for location in found["places"]), (
+        "imported the checkout, not the wheel"
+    )
     sizes = {name: size for name, size in found["sizes"].items() if name not in ("pip", "setuptools")}
     assert sum(sizes.values()) < SIZE_LIMIT_BYTES, sizes
 

@@ -17,7 +17,7 @@ from tests.upkeep import findings
 from tests.world import URL, World, rows
 
 NAME = "acme/support"
-NO_EFFECT = Finding(code="smoke.no_effect", severity="error", place="logits", sentence="the answers do not change")
+NO_EFFECT = Finding(code="smoke.no_effect", severity="error", location="logits", message="the answers do not change")
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_failing_verdict_shuts_the_gate_until_a_later_one_passes(stocked: Worl
     stocked.validate(f"{NAME}@3", [NO_EFFECT])
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
     assert [reason.code for reason in error.reasons] == ["gate.smoke_fail"]
-    assert NO_EFFECT.sentence in error.reasons[0].sentence
+    assert NO_EFFECT.message in error.reasons[0].message
     assert promote(stocked.admin, 3, 0, alias="canary") == 1, "an alias without its own gate asks for 'compat' only"
 
 

@@ -65,7 +65,7 @@ def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "place"),
+    ("body", "location"),
     [
         (b"{", "body"),
         (b"", "body"),
@@ -80,12 +80,12 @@ def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
         (b"[" * 100_000, "body"),
     ],
 )
-def test_a_body_that_cannot_be_read_is_a_400_that_says_where(http: httpx.Client, body: bytes, place: str) -> None:
+def test_a_body_that_cannot_be_read_is_a_400_that_says_where(http: httpx.Client, body: bytes, location: str) -> None:
     answer = http.post("/tokens", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
     problem = answer.json()
     assert problem["code"] == "REQUEST_INVALID"
-    assert not problem["findings"] or problem["findings"][0]["place"].startswith(place)
+    assert not problem["findings"] or problem["findings"][0]["location"].startswith(location)
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x00"])

@@ -16,7 +16,7 @@ from registry.names import Ref
 from registry.server.database.models.content import BaseRow, VerdictRow
 from tests.world import World, rows
 
-BAD = Finding(code="smoke.no_effect", severity="error", place="logits", sentence="it answers as the base does")
+BAD = Finding(code="smoke.no_effect", severity="error", location="logits", message="it answers as the base does")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: World)
     assert (view.finished, view.states) == (True, {State.DONE: 2, State.PARKED: 1})
     told = {item.version: (item.before, item.after, item.summary) for item in view.items}
     assert told == {
-        "acme/two@1": ("pass", "fail", BAD.sentence),
+        "acme/two@1": ("pass", "fail", BAD.message),
         "acme/three@1": ("pass", "", "out of memory"),
     }
 

@@ -74,13 +74,13 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
 def test_only_owners_set_gates_and_main_has_none(stocked: World) -> None:
     bob = Gates(promoter(stocked, "bob"))
     stranger = Gates(stocked.actor("admin", namespaces=["globex"]))
-    for place in ("acme", NAME):
+    for location in ("acme", NAME):
         with pytest.raises(Denied):
-            bob.put(place, "prod", Gate())
+            bob.put(location, "prod", Gate())
         with pytest.raises(NotFound):
-            stranger.put(place, "prod", Gate())
+            stranger.put(location, "prod", Gate())
         with pytest.raises(NotFound):
-            stranger.show(place, "prod")
+            stranger.show(location, "prod")
     assert code_of(lambda: Gates(stocked.admin).put("acme", "main", Gate(approvals=1))) == "GATE_CLOSED"
     assert (
         code_of(lambda: Gates(stocked.admin).put("acme", "prod", Gate(engines=("what is this",)))) == "REQUEST_INVALID"

@@ -84,7 +84,7 @@ def test_an_engine_is_asked_about_a_version_without_reading_a_blob(world: World)
     world.blobs.closed = True  # type: ignore[attr-defined]
     items = world.admin.verdicts("acme/support", [VLLM, WIDE]).items
     assert [(v.profile, v.outcome) for v in items] == [(VLLM, "fail"), (WIDE, "pass")]
-    assert "max_lora_rank" in items[0].findings[0].sentence
+    assert "max_lora_rank" in items[0].findings[0].message
     assert len(rows(world)) == 2
 
 

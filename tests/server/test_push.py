@@ -108,7 +108,7 @@ def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(base
     with pytest.raises(Conflict) as refusal:
         based.admin.commit_push(planned.push_id)
     assert refusal.value.code == "UPLOAD_INCOMPLETE"
-    assert {r.place for r in refusal.value.reasons} == set(files)
+    assert {r.location for r in refusal.value.reasons} == set(files)
     with based.session() as session:
         assert rows(session, VersionRow) == []
         assert {row.state for row in rows(session, BlobRow)} == {"pending"}

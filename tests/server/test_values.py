@@ -89,7 +89,7 @@ def test_one_number_that_is_not_finite_fails_shuts_every_engine_and_asks_no_work
     assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
     judged = {str(v.check): v for v in pushed.version.verdicts}
     assert judged["compat"].outcome == "pass"
-    assert judged["weights"].findings[0].place == f"{Q}.lora_A.weight"
+    assert judged["weights"].findings[0].location == f"{Q}.lora_A.weight"
     assert judged["engine"].outcome == "fail"
     assert pushed.job_id == ""
     assert world.admin.values("acme/support").modules == {}
@@ -136,7 +136,7 @@ def test_an_update_larger_than_the_weight_that_it_changes_is_warned_of_at_the_pu
     world.push("acme/support", filled(a=0.05, b=0.051))
     found = next(v for v in world.admin.version("acme/support").verdicts if v.check == "weights")
     assert (found.outcome, [f.code for f in found.findings]) == ("warn", ["weights.beyond_base"])
-    assert "times as large as the weight of tiny-llama" in found.findings[0].sentence
+    assert "times as large as the weight of tiny-llama" in found.findings[0].message
     Judging(world.admin).set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
     world.push("acme/allowed", filled(a=0.05, b=0.052))
     assert outcome(world, "acme/allowed") == ("pass", [])

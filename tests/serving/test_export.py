@@ -22,7 +22,7 @@ BASE = "tiny-llama"
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Place]:
+def location(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Place]:
     """Opens the same place anew, as each run of the command does."""
     if request.param == "folder":
         return lambda: FolderPlace(tmp_path / "models")
@@ -41,27 +41,27 @@ def shop(world: World) -> World:
     return world
 
 
-def run(world: World, place: Place, **how: object) -> Exported:
+def run(world: World, location: Place, **how: object) -> Exported:
     roster = world.admin.roster(BASE, "canary", engine=str(how.pop("engine", "")))
-    return export.run(world.admin, roster, place, cache=None, **how)  # type: ignore[arg-type]
+    return export.run(world.admin, roster, location, cache=None, **how)  # type: ignore[arg-type]
 
 
 def states(done: Exported) -> dict[str, str]:
     return {item.served_name: item.state for item in done.items}
 
 
-def read(place: Place, key: str) -> bytes:
-    if isinstance(place, FolderPlace):
-        return (place.root / key).read_bytes()
-    assert isinstance(place, BucketPlace)
-    found = place._read(key)
+def read(location: Place, key: str) -> bytes:
+    if isinstance(location, FolderPlace):
+        return (location.root / key).read_bytes()
+    assert isinstance(location, BucketPlace)
+    found = location._read(key)
     assert found is not None, key
     return found
 
 
-def test_every_file_is_there_with_its_bytes_and_the_index_names_it(shop: World, place: Callable[[], Place]) -> None:
-    assert states(run(shop, place())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
-    index = json.loads(read(place(), "roster.json"))
+def test_every_file_is_there_with_its_bytes_and_the_index_names_it(shop: World, location: Callable[[], Place]) -> None:
+    assert states(run(shop, location())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
+    index = json.loads(read(location(), "roster.json"))
     assert [(a["served_name"], a["name"], a["number"]) for a in index["adapters"]] == [
         ("acme-support-v1", "acme/support", 1),
         ("bolt-sales-v1", "bolt/sales", 1),
@@ -69,73 +69,75 @@ def test_every_file_is_there_with_its_bytes_and_the_index_names_it(shop: World, 
     for adapter in index["adapters"]:
         paths = [file["path"] for file in adapter["files"]]
         assert {"adapter_config.json", "adapter_model.safetensors"} <= set(paths)
-        assert set(place().sizes(adapter["served_name"])) == {*paths, ".adapter.json"}
+        assert set(location().sizes(adapter["served_name"])) == {*paths, ".adapter.json"}
         for file in adapter["files"]:
-            data = read(place(), f"{adapter['served_name']}/{file['path']}")
+            data = read(location(), f"{adapter['served_name']}/{file['path']}")
             assert (Digest.of(data), len(data)) == (file["digest"], file["size_bytes"])
-    assert sorted(place().names()) == ["acme-support-v1", "bolt-sales-v1"]
+    assert sorted(location().names()) == ["acme-support-v1", "bolt-sales-v1"]
 
 
-def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(shop: World, place: Callable[[], Place]) -> None:
-    run(shop, place())
-    index = read(place(), "roster.json")
-    assert set(states(run(shop, place())).values()) == {"unchanged"}
-    assert read(place(), "roster.json") == index
+def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(
+    shop: World, location: Callable[[], Place]
+) -> None:
+    run(shop, location())
+    index = read(location(), "roster.json")
+    assert set(states(run(shop, location())).values()) == {"unchanged"}
+    assert read(location(), "roster.json") == index
     shop.push("acme/support")
     shop.admin.promote("acme/support", "canary", "2", generation=1)
-    assert states(run(shop, place())) == {"acme-support-v2": "new", "bolt-sales-v1": "unchanged"}
-    assert place().names() == ["acme-support-v1", "acme-support-v2", "bolt-sales-v1"]
+    assert states(run(shop, location())) == {"acme-support-v2": "new", "bolt-sales-v1": "unchanged"}
+    assert location().names() == ["acme-support-v1", "acme-support-v2", "bolt-sales-v1"]
 
 
 def test_pruning_removes_what_is_off_the_roster_and_only_what_an_export_made(
-    shop: World, place: Callable[[], Place], tmp_path: Path
+    shop: World, location: Callable[[], Place], tmp_path: Path
 ) -> None:
-    run(shop, place())
+    run(shop, location())
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / ".adapter.json").write_text('{"name": "somebody/else"}')
-    place().put("mine", mine, {})
+    location().put("mine", mine, {})
     shop.admin.yank("bolt/sales@1", "bad data")
-    assert states(run(shop, place())) == {"acme-support-v1": "unchanged"}
-    assert "bolt-sales-v1" in place().names()
-    assert states(run(shop, place(), prune=True)) == {"acme-support-v1": "unchanged", "bolt-sales-v1": "removed"}
-    assert place().names() == ["acme-support-v1", "mine"]
+    assert states(run(shop, location())) == {"acme-support-v1": "unchanged"}
+    assert "bolt-sales-v1" in location().names()
+    assert states(run(shop, location(), prune=True)) == {"acme-support-v1": "unchanged", "bolt-sales-v1": "removed"}
+    assert location().names() == ["acme-support-v1", "mine"]
 
 
 def test_the_model_is_written_into_the_configuration_and_the_original_is_remembered(
-    shop: World, place: Callable[[], Place]
+    shop: World, location: Callable[[], Place]
 ) -> None:
-    run(shop, place(), model="/models/tiny")
-    config = json.loads(read(place(), "acme-support-v1/adapter_config.json"))
+    run(shop, location(), model="/models/tiny")
+    config = json.loads(read(location(), "acme-support-v1/adapter_config.json"))
     assert config["base_model_name_or_path"] == "/models/tiny"
     stored = {file.path: file for file in shop.admin.version("acme/support@1").files}
-    told = {f["path"]: f for f in json.loads(read(place(), "roster.json"))["adapters"][0]["files"]}
+    told = {f["path"]: f for f in json.loads(read(location(), "roster.json"))["adapters"][0]["files"]}
     assert told["adapter_config.json"]["original"] == stored["adapter_config.json"].digest
     assert told["adapter_config.json"]["digest"] != stored["adapter_config.json"].digest
     assert told["adapter_model.safetensors"]["digest"] == stored["adapter_model.safetensors"].digest
-    assert set(states(run(shop, place(), model="/models/tiny")).values()) == {"unchanged"}
+    assert set(states(run(shop, location(), model="/models/tiny")).values()) == {"unchanged"}
 
 
-def test_another_model_or_another_base_never_rewrites_what_is_there(shop: World, place: Callable[[], Place]) -> None:
-    run(shop, place())
-    before = read(place(), "acme-support-v1/adapter_config.json")
-    refused = run(shop, place(), model="other", prune=True)
+def test_another_model_or_another_base_never_rewrites_what_is_there(shop: World, location: Callable[[], Place]) -> None:
+    run(shop, location())
+    before = read(location(), "acme-support-v1/adapter_config.json")
+    refused = run(shop, location(), model="other", prune=True)
     assert set(states(refused).values()) == {"failed"}
-    assert "is there already and holds acme/support@1" in refused.items[0].reason
-    assert read(place(), "acme-support-v1/adapter_config.json") == before
+    assert "already exists and holds acme/support@1" in refused.items[0].reason
+    assert read(location(), "acme-support-v1/adapter_config.json") == before
     shop.admin.promote("acme/support", "beta", "1", generation=0)
-    with pytest.raises(Invalid, match="alias 'canary' of the base 'tiny-llama'"):
-        export.run(shop.admin, shop.admin.roster(BASE, "beta"), place(), cache=None)
+    with pytest.raises(Invalid, match="alias 'canary' of base 'tiny-llama'"):
+        export.run(shop.admin, shop.admin.roster(BASE, "beta"), location(), cache=None)
 
 
 def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: World, tmp_path: Path) -> None:
-    place = FolderPlace(tmp_path / "models")
-    run(shop, place)
-    (place.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")
-    done = run(shop, place)
+    location = FolderPlace(tmp_path / "models")
+    run(shop, location)
+    (location.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")
+    done = run(shop, location)
     assert states(done) == {"acme-support-v1": "failed", "bolt-sales-v1": "unchanged"}
     assert "adapter_model.safetensors is missing or has another size" in done.items[0].reason
-    assert [a["name"] for a in json.loads(read(place, "roster.json"))["adapters"]] == ["bolt/sales"]
+    assert [a["name"] for a in json.loads(read(location, "roster.json"))["adapters"]] == ["bolt/sales"]
 
 
 def test_an_upload_that_was_cut_short_is_completed(
@@ -171,21 +173,21 @@ def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World,
 
 
 def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
-    shop: World, place: Callable[[], Place], tmp_path: Path
+    shop: World, location: Callable[[], Place], tmp_path: Path
 ) -> None:
     folder = tmp_path / "lorax"
-    if isinstance(place(), FolderPlace):
+    if isinstance(location(), FolderPlace):
         with pytest.raises(Invalid, match="buckets only"):
-            pbase.write(folder, run(shop, place()))
+            pbase.write(folder, run(shop, location()))
         return
-    done = run(shop, place())
+    done = run(shop, location())
     assert pbase.write(folder, done) == 2
     said = json.loads((folder / "v2/repos/acme-support/version/1").read_bytes())
-    assert (said["adapterPath"], said["status"]) == (f"{done.place}acme-support-v1/", "completed")
+    assert (said["adapterPath"], said["status"]) == (f"{done.location}acme-support-v1/", "completed")
     bucket, _, prefix = said["adapterPath"].removeprefix("s3://").partition("/")
     listed = boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
     assert {row["Key"].removeprefix(prefix) for row in listed} >= {"adapter_config.json", "adapter_model.safetensors"}
     shop.admin.yank("acme/support@1", "bad data")
-    assert pbase.write(folder, run(shop, place(), prune=True)) == 1
+    assert pbase.write(folder, run(shop, location(), prune=True)) == 1
     assert not (folder / "v2/repos/acme-support/version/1").exists()
     assert (folder / "v2/repos/bolt-sales/version/1").exists()

@@ -32,9 +32,9 @@ def roster(*entries: RosterEntry, settings: FleetSettings | None = None) -> Rost
 
 
 def make(
-    kind: str, place: str, *entries: RosterEntry, settings: FleetSettings | None = None, **how: object
+    kind: str, location: str, *entries: RosterEntry, settings: FleetSettings | None = None, **how: object
 ) -> kubernetes.Object:
-    return kubernetes.make(kind, roster(*entries, settings=settings), list(entries), place, **how)  # type: ignore[arg-type]
+    return kubernetes.make(kind, roster(*entries, settings=settings), list(entries), location, **how)  # type: ignore[arg-type]
 
 
 def test_a_model_adapter_of_aibrix_ends_its_url_with_a_slash() -> None:

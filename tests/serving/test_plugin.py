@@ -115,9 +115,9 @@ def test_a_rank_over_the_engines_limit_is_refused_before_a_byte_is_fetched(
 
 def test_what_failed_its_smoke_test_never_reaches_the_engine(finder: Finder, line: Line, world: World) -> None:
     world.push("acme/poison")
-    sentence = "logits are not finite"
+    message = "logits are not finite"
     world.validate(
-        "acme/poison@1", [Finding(code="smoke.not_finite", severity="error", place="logits", sentence=sentence)]
+        "acme/poison@1", [Finding(code="smoke.not_finite", severity="error", location="logits", message=message)]
     )
     assert "'smoke' says fail" in finder.find("acme/poison").reason
     assert not [path for path in line.paths if "/files/" in path]

@@ -48,9 +48,9 @@ def test_two_processes_that_bring_the_same_version_share_one_folder(world: World
 def test_more_damaged_copies_than_anybody_needs_are_an_error(tmp_path: Path, world: World, line: Line) -> None:
     version = world.push("acme/support").version
     for number in range(1, 10):
-        place = tmp_path / "versions" / (version.digest.hex + ("" if number == 1 else f"-{number}"))
-        place.mkdir(parents=True)
-        (place / "x").touch()
+        location = tmp_path / "versions" / (version.digest.hex + ("" if number == 1 else f"-{number}"))
+        location.mkdir(parents=True)
+        (location / "x").touch()
     with Registry(URL, world.secret, line) as registry, pytest.raises(Corrupt, match="damaged copies"):
         Shelf(tmp_path).bring(registry, AdapterName.parse("acme/support"), Digest(version.digest))
 

@@ -93,17 +93,17 @@ def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
     change, fields, code = CASES[name]
     findings = judge(forge.lora(BASE, change=change, config=fields), BASE)
     assert add_up(findings) is Outcome.FAIL
-    assert code in {f.code for f in findings if f.severity == "error"}, [f.sentence for f in findings]
+    assert code in {f.code for f in findings if f.severity == "error"}, [f.message for f in findings]
     finding = next(f for f in findings if f.code == code)
-    assert finding.place
-    assert finding.sentence
+    assert finding.location
+    assert finding.message
 
 
 def test_ten_thousand_strangers_are_a_few_findings() -> None:
     extra = {f"base_model.model.x{i}.weight": ("F32", (1,), bytes(4)) for i in range(10_000)}
     findings: list[Finding] = judge(forge.lora(BASE, change=lambda t: {**t, **extra}), BASE)
     assert len(findings) < 20
-    assert any("(10000 tensors)" in f.sentence for f in findings)
+    assert any("(10000 tensors)" in f.message for f in findings)
 
 
 def test_a_finding_never_breaks_on_what_an_adapter_contains() -> None:

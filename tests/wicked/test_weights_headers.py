@@ -32,7 +32,7 @@ def test_all_broken_entries_are_reported_and_not_only_the_first() -> None:
     header = {f"t{i}": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]} for i in range(5)}
     with pytest.raises(Invalid) as caught:
         safetensors.read_bytes(forge.raw_safetensors(header, bytes(4)), file=FILE)
-    assert [r.place for r in caught.value.reasons] == ["t0", "t1", "t2", "t3", "t4"]
+    assert [r.location for r in caught.value.reasons] == ["t0", "t1", "t2", "t3", "t4"]
 
 
 def test_a_reader_that_returns_less_than_was_asked_is_an_answer_and_no_crash() -> None:

@@ -67,7 +67,7 @@ def test_a_broken_adapter_is_named_and_the_next_one_is_right(
 
 def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, base_folder: Path, tmp_path: Path) -> None:
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), LIMITS)
-    assert "layers.0.self_attn.q_proj.lora_B" in answer["seen"]["findings"][0]["place"]
+    assert "layers.0.self_attn.q_proj.lora_B" in answer["seen"]["findings"][0]["location"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_peft_cannot_load_is_a_finding_with_its_reason(
     other = models.base(tmp_path / "wide", hidden=128)
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
     assert codes(answer) == {"smoke.load_failed": "error"}
-    assert "size mismatch" in answer["seen"]["findings"][0]["sentence"] or "RuntimeError" in str(answer)
+    assert "size mismatch" in answer["seen"]["findings"][0]["message"] or "RuntimeError" in str(answer)
 
 
 def test_a_hanging_child_is_killed_at_its_deadline_and_the_keeper_goes_on(

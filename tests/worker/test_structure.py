@@ -53,7 +53,7 @@ def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tm
     wide = models.base(tmp_path / "wide", hidden=128)
     (shape,) = structure.ask(wide, unusual)
     assert (shape.code, shape.severity) == ("compat.shape", "error")
-    assert "expects other shapes" in shape.sentence
+    assert "expects other shapes" in shape.message
 
 
 def test_a_workers_word_never_overrules_what_the_header_says(workshop: Workshop, good: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_workers_word_never_overrules_what_the_header_says(workshop: Workshop,
     claimed = workshop.world.admin.claim(ClaimRequest(worker="liar"))
     assert claimed is not None
     known = workshop.world.admin.version(NAME).verdicts[0]
-    no = Finding(code="compat.shape", severity="error", place="x", sentence="it does not fit, a worker says")
+    no = Finding(code="compat.shape", severity="error", location="x", message="it does not fit, a worker says")
     report = Report(
         check=Check.SMOKE, subject=known.subject, base=known.base, base_fingerprint=known.base_fingerprint, compat=(no,)
     )

@@ -107,7 +107,7 @@ class Format:
     scheme: str
     evidence: str = ""
     strangers: tuple[str, ...] = ()
-    sentence: str = ""
+    message: str = ""
 
     @property
     def is_known(self) -> bool:
@@ -131,7 +131,7 @@ def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
     """The one scheme that all these tensor names fit; `unknown` with the reason otherwise."""
     seen = list(names)
     if not seen:
-        return Format(UNKNOWN, sentence="unknown scheme: the file holds no tensors")
+        return Format(UNKNOWN, message="unknown scheme: the file holds no tensors")
     by_scheme: dict[str, list[str]] = {}
     for name in seen:
         by_scheme.setdefault(_scheme_of(name), []).append(name)
@@ -144,17 +144,17 @@ def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
         (scheme,) = by_scheme
         if has_peft_config and scheme in IMAGE_SCHEMES:
             wrong = f"beside a PEFT configuration, {seen[0][:200]!r} has no prefix 'base_model.model.'"
-            return Format(UNKNOWN, strangers=tuple(seen[:5]), sentence=f"unknown scheme: {wrong}")
+            return Format(UNKNOWN, strangers=tuple(seen[:5]), message=f"unknown scheme: {wrong}")
         return Format(scheme, evidence=by_scheme[scheme][0][:_NAMES_LIMIT])
     if not by_scheme:
-        sentence = f"unknown scheme: {strangers[0][:200]!r} is a name of no tool that this registry knows"
+        message = f"unknown scheme: {strangers[0][:200]!r} is a name of no tool that this registry knows"
     elif strangers:
         near = max(by_scheme, key=lambda s: len(by_scheme[s]))
-        sentence = f"unknown scheme: {strangers[0][:200]!r} does not belong among the names of {near}"
+        message = f"unknown scheme: {strangers[0][:200]!r} does not belong among the names of {near}"
     else:
-        sentence = f"unknown scheme: the names of {' and '.join(sorted(by_scheme))} are mixed in one file"
+        message = f"unknown scheme: the names of {' and '.join(sorted(by_scheme))} are mixed in one file"
         strangers = min(by_scheme.values(), key=len)
-    return Format(UNKNOWN, strangers=tuple(s[:_NAMES_LIMIT] for s in strangers[:5]), sentence=sentence)
+    return Format(UNKNOWN, strangers=tuple(s[:_NAMES_LIMIT] for s in strangers[:5]), message=message)
 
 
 def _scheme_of(name: str) -> str:

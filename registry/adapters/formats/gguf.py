@@ -174,8 +174,8 @@ class _Reader:
         sides = [int(self._number("Q")) for _ in range(dimensions)]
         kind, start = int(self._number("I")), int(self._number("Q"))
         if kind not in _TENSOR_TYPES:
-            sentence = f"has the tensor {name[:80]!r} of type {kind}; F32, F16, BF16, F64 and Q8_0 are read"
-            self._refuse("safetensors.dtype_invalid", sentence)
+            message = f"has the tensor {name[:80]!r} of type {kind}; F32, F16, BF16, F64 and Q8_0 are read"
+            self._refuse("safetensors.dtype_invalid", message)
         dtype, block, size = _TENSOR_TYPES[kind]
         elements = math.prod(sides)
         if any(not 0 < side <= SIDE_LIMIT for side in sides) or elements > SIDE_LIMIT or sides[0] % block:
@@ -190,21 +190,21 @@ class _Reader:
                 self._refuse("gguf.duplicate_name", f"has the tensor {info.name[:80]!r} twice")
             names.add(info.name)
             if info.start != expected:
-                sentence = f"has the tensor {info.name[:80]!r} at data byte {info.start}; expected {expected}"
-                self._refuse("safetensors.layout_invalid", sentence)
+                message = f"has the tensor {info.name[:80]!r} at data byte {info.start}; expected {expected}"
+                self._refuse("safetensors.layout_invalid", message)
             end = info.end
             expected = -(-end // alignment) * alignment
         data_bytes = self._size - data_start
         if not end <= data_bytes <= expected:
-            sentence = f"has {max(0, data_bytes)} bytes of data, and its tensors take {end} to {expected}"
-            self._refuse("safetensors.layout_invalid", sentence)
+            message = f"has {max(0, data_bytes)} bytes of data, and its tensors take {end} to {expected}"
+            self._refuse("safetensors.layout_invalid", message)
 
     # -------------------------------------------------------------- refusals
-    def _refuse(self, code: str, sentence: str) -> NoReturn:
-        raise Invalid("TENSORS_INVALID", f"{self._file} {sentence}", reasons=[Reason(code, self._file, sentence)])
+    def _refuse(self, code: str, message: str) -> NoReturn:
+        raise Invalid("TENSORS_INVALID", f"{self._file} {message}", reasons=[Reason(code, self._file, message)])
 
     def _too_large(self, found: str, limit: int, unit: str) -> NoReturn:
-        sentence = f"has {found}; the limit is {limit} {unit}"
+        message = f"has {found}; the limit is {limit} {unit}"
         raise TooLarge(
-            "SIZE_INVALID", f"{self._file} {sentence}", reasons=[Reason("gguf.too_large", self._file, sentence)]
+            "SIZE_INVALID", f"{self._file} {message}", reasons=[Reason("gguf.too_large", self._file, message)]
         )

@@ -105,8 +105,8 @@ def _scales(
     multiplier = fields.number("scale", NUMBER_LIMIT) if scheme == "mlx" else None
     if fields.reasons:
         first = fields.reasons[0]
-        sentence = f"adapter_config.json: {first.place} {first.sentence}"
-        raise Invalid("CONFIG_INVALID", sentence, reasons=fields.reasons)
+        message = f"adapter_config.json: {first.location} {first.message}"
+        raise Invalid("CONFIG_INVALID", message, reasons=fields.reasons)
     claim, _ = read_claim(config.get("model") if scheme == "mlx" else config.get("base_model_name_or_path"))
     if scheme == "mlx":
         return None, multiplier, "lora_parameters.scale" if multiplier is not None else "", claim.name, rank

@@ -159,25 +159,25 @@ class _Reader:
             findings=(*self._config.findings, *self._notes.findings()),
         )
 
-    def _note(self, code: str, place: str, sentence: str, expected: object = "", found: object = "") -> None:
+    def _note(self, code: str, location: str, message: str, expected: object = "", found: object = "") -> None:
         """An error; that of other layers, where nothing else differs, is the same one."""
-        group = f"{_NUMBER.sub('*', place)} {expected} {found if place not in str(found) else ''}"
-        self._notes.error(code, place, sentence, expected, found, group=group)
+        group = f"{_NUMBER.sub('*', location)} {expected} {found if location not in str(found) else ''}"
+        self._notes.error(code, location, message, expected, found, group=group)
 
     def _sort(self, info: TensorInfo) -> None:
         if info.elements == 0:
-            sentence = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
-            self._note("lora.tensor_empty", info.name, sentence, found=list(info.shape))
+            message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
+            self._note("lora.tensor_empty", info.name, message, found=list(info.shape))
         name = self._names.read(info.name)
         counts = name.role is Role.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
         if info.dtype not in FLOATS and not counts:
-            sentence = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"
-            self._note("lora.dtype_refused", info.name, sentence, ", ".join(sorted(FLOATS)), info.dtype)
+            message = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"
+            self._note("lora.dtype_refused", info.name, message, ", ".join(sorted(FLOATS)), info.dtype)
         if name.role in (Role.A, Role.B, Role.MAGNITUDE, Role.BIAS):
             halves = self._pairs.setdefault((name.path, name.order), {})
             if (first := halves.setdefault(name.role, info)) is not info:
-                sentence = f"{info.name} is a second tensor for the place of {first.name}"
-                self._note("lora.tensor_unknown", info.name, sentence, "one of them", info.name)
+                message = f"{info.name} is a second tensor for the place of {first.name}"
+                self._note("lora.tensor_unknown", info.name, message, "one of them", info.name)
         elif name.role is not Role.STRANGER:
             self._others[name.role].append(Piece(path=name.path, name=name.leaf, shape=info.shape))
 
@@ -186,12 +186,12 @@ class _Reader:
         if a is None or b is None:
             there = next(iter(halves.values()))
             missing = "lora_A" if a is None else "lora_B"
-            sentence = f"module {path} has {there.name.rsplit(path, 1)[-1].strip('.')} but no {missing}"
-            self._note("lora.pair_incomplete", path, sentence, f"{path}.{missing}.weight", there.name)
+            message = f"module {path} has {there.name.rsplit(path, 1)[-1].strip('.')} but no {missing}"
+            self._note("lora.pair_incomplete", path, message, f"{path}.{missing}.weight", there.name)
             return None
         if len(a.shape) != len(b.shape) or len(a.shape) not in (2, 4, 5):
-            sentence = f"module {path}: A and B must both be matrices (or both convolutions)"
-            self._note("lora.shape_invalid", path, sentence, "[rank, in] and [out, rank]", f"{a.shape} and {b.shape}")
+            message = f"module {path}: A and B must both be matrices (or both convolutions)"
+            self._note("lora.shape_invalid", path, message, "[rank, in] and [out, rank]", f"{a.shape} and {b.shape}")
             return None
         if a.elements == 0 or b.elements == 0 or self._config.other.get("use_bdlora"):
             return None
@@ -203,8 +203,8 @@ class _Reader:
         magnitude, bias = halves.get(Role.MAGNITUDE), halves.get(Role.BIAS)
         self._dora(path, magnitude)
         if self._config.lora_bias and bias is None:
-            sentence = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
-            self._notes.warning("lora.bias_absent", path, sentence, f"{path}.lora_B.bias", "nothing", group="bias")
+            message = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
+            self._notes.warning("lora.bias_absent", path, message, f"{path}.lora_B.bias", "nothing", group="bias")
         return ModuleUpdate(
             path=path, kind=kind, rank=rank, alpha=alpha, order=order, parameter=parameter,
             scale=alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank,
@@ -241,42 +241,42 @@ class _Reader:
         if rows != columns:
             swapped = " (A looks transposed)" if a.shape[1] == columns else ""
             swapped = swapped or (" (B looks transposed)" if b.shape[0] == rows else "")
-            sentence = f"module {path}: A has rank {rows} and B has rank {columns}{swapped}"
-            self._note("lora.rank_differs", path, sentence, f"A[0] = B[1] = {rank}", f"{a.shape} and {b.shape}")
+            message = f"module {path}: A has rank {rows} and B has rank {columns}{swapped}"
+            self._note("lora.rank_differs", path, message, f"A[0] = B[1] = {rank}", f"{a.shape} and {b.shape}")
             return False
         fits = rows % rank == 0 if kind == "parameter" else rows == rank
         if not fits:
-            sentence = f"module {path} has rank {rows}, and the configuration says {rank}"
-            self._note("lora.rank_unannounced", path, sentence, rank, rows)
+            message = f"module {path} has rank {rows}, and the configuration says {rank}"
+            self._note("lora.rank_unannounced", path, message, rank, rows)
         return fits
 
     def _dora(self, path: str, magnitude: TensorInfo | None) -> None:
         if self._config.use_dora and magnitude is None:
-            sentence = f"the configuration says DoRA, and module {path} has no lora_magnitude_vector"
-            self._note("lora.magnitude_absent", path, sentence, f"{path}.lora_magnitude_vector", "nothing")
+            message = f"the configuration says DoRA, and module {path} has no lora_magnitude_vector"
+            self._note("lora.magnitude_absent", path, message, f"{path}.lora_magnitude_vector", "nothing")
         if magnitude is not None and not self._config.use_dora:
-            sentence = f"module {path} has a lora_magnitude_vector, and the configuration says nothing of DoRA"
-            self._note("lora.magnitude_unannounced", path, sentence, "use_dora: true", "use_dora: false")
+            message = f"module {path} has a lora_magnitude_vector, and the configuration says nothing of DoRA"
+            self._note("lora.magnitude_unannounced", path, message, "use_dora: true", "use_dora: false")
 
     def _configuration(self, modules: Iterable[ModuleUpdate], header: Header) -> None:
         config = self._config
         if config.method in LORA_LIKE:
             if not self._pairs:
-                sentence = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
-                self._note("lora.no_modules", "adapter_model.safetensors", sentence, "lora_A and lora_B", len(header))
+                message = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
+                self._note("lora.no_modules", "adapter_model.safetensors", message, "lora_A and lora_B", len(header))
             if config.layers is not None and isinstance(config.targets, str):
-                sentence = "layers_to_transform stands beside a pattern in target_modules, and PEFT refuses these two"
-                self._note("lora.layers_beside_pattern", "adapter_config.json: layers_to_transform", sentence)
+                message = "layers_to_transform stands beside a pattern in target_modules, and PEFT refuses these two"
+                self._note("lora.layers_beside_pattern", "adapter_config.json: layers_to_transform", message)
             if config.other.get("use_bdlora"):
-                sentence = "the factors of BD-LoRA are block-diagonal and stored by their blocks: sizes are not judged"
-                self._notes.unknown("compat.method_unjudged", "adapter_config.json: use_bdlora", sentence)
+                message = "the factors of BD-LoRA are block-diagonal and stored by their blocks: sizes are not judged"
+                self._notes.unknown("compat.method_unjudged", "adapter_config.json: use_bdlora", message)
             if config.alpha is None:
-                sentence = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
-                self._notes.warning("lora.alpha_absent", "adapter_config.json: lora_alpha", sentence)
+                message = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
+                self._notes.warning("lora.alpha_absent", "adapter_config.json: lora_alpha", message)
             for module in modules:
                 if module.alpha <= 0:
-                    sentence = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
-                    self._note("lora.alpha_not_positive", module.path, sentence, "alpha > 0", f"{module.alpha:g}")
+                    message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
+                    self._note("lora.alpha_not_positive", module.path, message, "alpha > 0", f"{module.alpha:g}")
         elif config.method in PROMPTS and "prompt_embeddings" not in {p.name for p in self._others[Role.PIECE]}:
-            sentence = f"{config.method} is a tensor called prompt_embeddings"
-            self._note("lora.prompt_absent", "adapter_model.safetensors", sentence, "prompt_embeddings", len(header))
+            message = f"{config.method} is a tensor called prompt_embeddings"
+            self._note("lora.prompt_absent", "adapter_model.safetensors", message, "prompt_embeddings", len(header))

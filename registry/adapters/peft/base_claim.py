@@ -31,13 +31,13 @@ class BaseClaim(Value):
     is_local: bool = False
 
     def findings(self, file: str) -> list[Finding]:
-        place = f"{file}: base_model_name_or_path"
+        location = f"{file}: base_model_name_or_path"
         if not self.name:
-            sentence = "the configuration does not name the base that the adapter was trained on"
-            return [Finding(code="config.base_model_absent", severity="warning", place=place, sentence=sentence)]
+            message = "the configuration does not name the base that the adapter was trained on"
+            return [Finding(code="config.base_model_absent", severity="warning", location=location, message=message)]
         if self.is_local:
-            sentence = f"the base is named by a folder of the trainer's machine that ends in {self.name!r}"
-            return [Finding(code="config.base_model_local", severity="warning", place=place, sentence=sentence)]
+            message = f"the base is named by a folder of the trainer's machine that ends in {self.name!r}"
+            return [Finding(code="config.base_model_local", severity="warning", location=location, message=message)]
         return []
 
     def names(self, base: str) -> bool:

@@ -71,8 +71,8 @@ class AdapterConfig(Value):
 def read_config(data: bytes, *, file: str = FILE) -> AdapterConfig:
     """The configuration in these bytes. `Invalid` (CONFIG_INVALID) with every broken rule, `TooLarge` over 256 KiB."""
     if len(data) > CONFIG_LIMIT_BYTES:
-        sentence = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
-        raise TooLarge("SIZE_INVALID", f"{file} {sentence}", reasons=[Reason("config.too_large", file, sentence)])
+        message = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
+        raise TooLarge("SIZE_INVALID", f"{file} {message}", reasons=[Reason("config.too_large", file, message)])
     values = strict_json.parse(data, _DIALECT, file=file)
     if not isinstance(values, dict):
         strict_json.refuse(_DIALECT, file, "invalid", f"must hold one object, not {type(values).__name__}")
@@ -88,7 +88,7 @@ def read_fields(values: dict[str, Any], *, file: str = FILE) -> AdapterConfig:
         first, more = reasons[0], len(reasons) - 1
         raise Invalid(
             "CONFIG_INVALID",
-            f"{file}: field {first.place!r}: {first.sentence}" + (f" (and {more} more)" if more else ""),
+            f"{file}: field {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
             reasons=reasons,
         )
     return found
@@ -142,12 +142,12 @@ class _Reader:
         if isinstance(method, str) and method in methods.METHODS:
             return method
         if method is not None:
-            sentence = f"{str(method)[:60]!r} is not a method that this registry knows"
+            message = f"{str(method)[:60]!r} is not a method that this registry knows"
         elif "fine_tune_type" in self._values:
-            sentence = "is missing: this is an MLX adapter, which must be converted to PEFT first"
+            message = "is missing: this is an MLX adapter, which must be converted to PEFT first"
         else:
-            sentence = "is missing"
-        self.fields.broken("method_unknown", "peft_type", sentence)
+            message = "is missing"
+        self.fields.broken("method_unknown", "peft_type", message)
         return ""
 
     def _task(self) -> str:
@@ -158,12 +158,12 @@ class _Reader:
         self.fields.broken("task_unknown", "task_type", f"{str(task)[:60]!r} is not one of {known}")
         return ""
 
-    def _code_and_paths(self, value: Any, place: str) -> None:
+    def _code_and_paths(self, value: Any, location: str) -> None:
         """Refuse, at any depth, what makes some loader import code or open a file."""
         for item in value if isinstance(value, list) else ():
-            self._code_and_paths(item, place)
+            self._code_and_paths(item, location)
         for key, item in value.items() if isinstance(value, dict) else ():
-            here = f"{place}.{key}" if place else key
+            here = f"{location}.{key}" if location else key
             if key in methods.CODE_FIELDS:
                 self.fields.broken("code_reference", here, "makes a loader import code; an adapter must not")
             elif key == "auto_mapping" and item is not None:
@@ -183,8 +183,8 @@ class _Reader:
             self.fields.broken("code_reference", "auto_mapping", "must name a class and a library, as dotted words")
         elif library.split(".")[0] not in methods.CODE_LIBRARIES:
             known = ", ".join(sorted(methods.CODE_LIBRARIES))
-            sentence = f"imports {library[:60]!r}, which is not part of {known}"
-            self.fields.broken("code_reference", "auto_mapping", sentence)
+            message = f"imports {library[:60]!r}, which is not part of {known}"
+            self.fields.broken("code_reference", "auto_mapping", message)
 
     def _bias(self) -> str:
         bias = self._values.get("bias") or "none"
@@ -233,8 +233,8 @@ class _Reader:
             Finding(
                 code="config.field_unknown",
                 severity="warning",
-                place=f"{self._file}: {field[:120]}",
-                sentence=f"the field {field[:120]!r} is unknown to this registry, and so is what it changes",
+                location=f"{self._file}: {field[:120]}",
+                message=f"the field {field[:120]!r} is unknown to this registry, and so is what it changes",
             )
             for field in unknown[:50]
         ]

@@ -8,7 +8,7 @@ Invariants
 Example
     >>> notes = Notes()
     >>> notes.error("compat.shape", "layers.0.q_proj", "…", group="q_proj"); notes.error("compat.shape", "layers.1.q_proj", "…", group="q_proj")
-    >>> [f.sentence for f in notes.findings()]
+    >>> [f.message for f in notes.findings()]
     ['… (and 1 more like it)']
 """  # noqa: E501
 
@@ -28,32 +28,32 @@ class Notes:
         self._counts: dict[tuple[Severity, str, str], int] = {}
 
     def error(
-        self, code: str, place: str, sentence: str, expected: object = "", found: object = "", *, group: str = ""
+        self, code: str, location: str, message: str, expected: object = "", found: object = "", *, group: str = ""
     ) -> None:
-        self.note("error", code, place, sentence, expected, found, group=group)
+        self.note("error", code, location, message, expected, found, group=group)
 
     def warning(
-        self, code: str, place: str, sentence: str, expected: object = "", found: object = "", *, group: str = ""
+        self, code: str, location: str, message: str, expected: object = "", found: object = "", *, group: str = ""
     ) -> None:
-        self.note("warning", code, place, sentence, expected, found, group=group)
+        self.note("warning", code, location, message, expected, found, group=group)
 
-    def unknown(self, code: str, place: str, sentence: str, *, group: str = "") -> None:
-        self.note("unknown", code, place, sentence, group=group)
+    def unknown(self, code: str, location: str, message: str, *, group: str = "") -> None:
+        self.note("unknown", code, location, message, group=group)
 
-    def info(self, code: str, place: str, sentence: str, *, group: str = "") -> None:
-        self.note("info", code, place, sentence, group=group)
+    def info(self, code: str, location: str, message: str, *, group: str = "") -> None:
+        self.note("info", code, location, message, group=group)
 
     def note(
-        self, severity: Severity, code: str, place: str, sentence: str,
+        self, severity: Severity, code: str, location: str, message: str,
         expected: object = "", found: object = "", *, group: str = "",
     ) -> None:  # fmt: skip
-        key = (severity, code, group or place)
+        key = (severity, code, group or location)
         if key not in self._first:
             if self._errors >= ERRORS_LIMIT:
                 return
             self._errors += severity == "error"
             self._first[key] = Finding(
-                code=code, severity=severity, place=place[:600], sentence=sentence[:1900],
+                code=code, severity=severity, location=location[:600], message=message[:1900],
                 expected=str(expected)[:600], found=str(found)[:600],
             )  # fmt: skip
         self._counts[key] = self._counts.get(key, 0) + 1
@@ -62,6 +62,6 @@ class Notes:
         """In the order in which each sort was first noted."""
         return [
             first if (more := self._counts[key] - 1) == 0
-            else first.model_copy(update={"sentence": f"{first.sentence} (and {more} more like it)"})
+            else first.model_copy(update={"message": f"{first.message} (and {more} more like it)"})
             for key, first in self._first.items()
         ]  # fmt: skip

@@ -150,11 +150,11 @@ class Names:
         return _STRANGER
 
     def suspicions(self, note: Callable[..., None]) -> None:
-        """Tell what is wrong with the strangers, one finding a sort: `note(code, place, sentence, expected, found)`."""
+        """Report unknown names, one finding a sort: `note(code, location, message, expected, found)`."""
         for sort, names in self._strangers.items():
-            code, sentence, expected = _SORTS[sort]
+            code, message, expected = _SORTS[sort]
             count = f" ({len(names)} tensors)" if len(names) > 1 else ""
-            note(code, names[0], f"{names[0]} {sentence}{count}", expected, ", ".join(names[:EXAMPLES]))
+            note(code, names[0], f"{names[0]} {message}{count}", expected, ", ".join(names[:EXAMPLES]))
 
 
 _SORTS: dict[str, tuple[str, str, str]] = {

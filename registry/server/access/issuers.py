@@ -148,5 +148,5 @@ def refused() -> Unauthenticated:
     )
 
 
-def _wrong(sentence: str) -> Invalid:
-    return Invalid("SETTING_INVALID", f"REGISTRY_ISSUERS: {sentence}")
+def _wrong(message: str) -> Invalid:
+    return Invalid("SETTING_INVALID", f"REGISTRY_ISSUERS: {message}")

@@ -110,8 +110,8 @@ def remove(session: Session, actor: Actor, name: str) -> None:
 
 def _demand_subject(subject: str) -> None:
     if len(subject) > SUBJECT_LIMIT or not _SUBJECT.match(subject) or subject == EVERYBODY:
-        sentence = f"subject: {subject[:80]!r} is not 1 to {SUBJECT_LIMIT} visible ASCII characters, or is '*'"
-        raise Invalid("REQUEST_INVALID", sentence)
+        message = f"subject: {subject[:80]!r} is not 1 to {SUBJECT_LIMIT} visible ASCII characters, or is '*'"
+        raise Invalid("REQUEST_INVALID", message)
 
 
 def _demand(session: Session, actor: Actor, name: str) -> None:

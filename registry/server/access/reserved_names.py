@@ -105,16 +105,16 @@ def is_buried(session: Session, name: AdapterName) -> bool:
 def _refused(actor: Actor, row: TakenNameRow, word: str) -> Conflict:
     what = "adapter" if row.owner else "namespace"
     seen = actor.may("pull", row.owner, row.name) if row.owner else actor.may("pull", row.name)
-    place = f"{row.owner}/{word}" if row.owner else word
+    location = f"{row.owner}/{word}" if row.owner else word
     if row.ended_at is not None:
-        sentence = "belonged to one that is gone, or looks like it; such a name is never given again"
-        reason = Reason("name.tombstoned", place, sentence)
-        return Conflict("NAME_TOMBSTONED", f"{what} name '{place}' {sentence}", reasons=[reason])
+        message = "belonged to one that is gone, or looks like it; such a name is never given again"
+        reason = Reason("name.tombstoned", location, message)
+        return Conflict("NAME_TOMBSTONED", f"{what} name '{location}' {message}", reasons=[reason])
     other = f"'{row.name}'" if seen else "one that is taken"
-    sentence = f"looks too much like {other}"
+    message = f"looks too much like {other}"
     return Conflict(
         "NAME_TAKEN",
-        f"{what} name '{place}' {sentence}",
-        reasons=[Reason("name.too_similar", place, sentence)],
+        f"{what} name '{location}' {message}",
+        reasons=[Reason("name.too_similar", location, message)],
         next_step="choose a name that differs in more than separators, l, i, 1, o and 0",
     )

@@ -80,7 +80,7 @@ def demand_same(session: Session, base: BaseRow, exact: Digest, given: Identity 
     row = session.get(BaseIdentityRow, base.id)
     if row is None or row.exact == exact:
         return
-    how = f"; what was given {base_identity.compare(_value(row), given).sentence}" if given is not None else ""
+    how = f"; what was given {base_identity.compare(_value(row), given).message}" if given is not None else ""
     raise Conflict(
         "BASE_EXISTS",
         f"base '{base.name}' exists with other weights: its exact fingerprint is {row.exact}, not {exact}{how}",

@@ -122,8 +122,8 @@ def newest(
 ) -> VersionRecord | None:
     """The record of a version among these keys and sizes. Each withdrawal records it anew: the last one counts."""
     found = [parsed(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in kept]
-    place = (name.namespace, name.name, number)
-    return max((r for r in found if r and (r.namespace, r.name, r.number) == place), key=age, default=None)
+    location = (name.namespace, name.name, number)
+    return max((r for r in found if r and (r.namespace, r.name, r.number) == location), key=age, default=None)
 
 
 def age(version: VersionRecord | VersionRow) -> tuple[int, bool]:
@@ -131,8 +131,8 @@ def age(version: VersionRecord | VersionRow) -> tuple[int, bool]:
     return version.quarantine, version.yanked_at is not None
 
 
-def finding(code: str, place: str, sentence: str) -> Finding:
-    return Finding(code=code, severity="error", place=place, sentence=sentence)
+def finding(code: str, location: str, message: str) -> Finding:
+    return Finding(code=code, severity="error", location=location, message=message)
 
 
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)

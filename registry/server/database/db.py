@@ -171,22 +171,22 @@ def database_errors() -> Iterator[None]:
     except (IntegrityError, StaleDataError) as e:
         if isinstance(e, IntegrityError) and getattr(e.orig, "sqlstate", "") != _HANGS_ON_NOTHING:
             raise
-        code, sentence = "TRY_LATER", "something that this is about ended or changed in the same moment"
-        raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
+        code, message = "TRY_LATER", "something that this is about ended or changed in the same moment"
+        raise Unavailable(code, message, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
     except DataError as e:  # our types are narrower than the columns, so this is a value that no check foresaw
         raise Invalid("REQUEST_INVALID", "a value of the request cannot be stored by the database") from e
     except InternalError as e:
         if getattr(e.orig, "sqlstate", "") != _READ_ONLY:
             raise
-        code, sentence = "DATABASE_UNAVAILABLE", "the database only reads now: a standby, or one that is being moved"
-        raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
+        code, message = "DATABASE_UNAVAILABLE", "the database only reads now: a standby, or one that is being moved"
+        raise Unavailable(code, message, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
     except (DatabaseError, InterfaceError, PoolTimeout) as e:
         told = str(getattr(e, "orig", e))
         why = next((why for words, why in _TOLD.items() if words in told), "")
         if isinstance(e, DatabaseError) and not isinstance(e, OperationalError) and not why:
             raise
-        code, sentence = "DATABASE_UNAVAILABLE", f"the database {why or 'cannot be reached or is too busy now'}"
-        raise Unavailable(code, sentence, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
+        code, message = "DATABASE_UNAVAILABLE", f"the database {why or 'cannot be reached or is too busy now'}"
+        raise Unavailable(code, message, next_step=_AGAIN, retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
 
 def begin_writing(session: Session) -> None:

@@ -86,5 +86,5 @@ def _taken(name: str) -> Unavailable:
 
 
 def _unusable(error: OSError) -> Unavailable:
-    sentence = f"the lock beside the database cannot be used: {error.strerror}"
-    return Unavailable("DATABASE_UNAVAILABLE", sentence, next_step="look at the disk of the database")
+    message = f"the lock beside the database cannot be used: {error.strerror}"
+    return Unavailable("DATABASE_UNAVAILABLE", message, next_step="look at the disk of the database")

@@ -111,8 +111,8 @@ def prepare(engine: Engine) -> str:
 
 def _other(found: str) -> Conflict:
     newer = bool(found) and found not in revisions()
-    sentence = f"the database schema is at {found or 'no revision'!r} and this program needs {newest_revision()!r}"
+    message = f"the database schema is at {found or 'no revision'!r} and this program needs {newest_revision()!r}"
     way_out = (
         "use the newer program, or restore the backup from before its migration" if newer else "run `adapter migrate`"
     )
-    return Conflict("SCHEMA_OLD", sentence, next_step=way_out)
+    return Conflict("SCHEMA_OLD", message, next_step=way_out)

@@ -69,9 +69,9 @@ def move(
     if missing and not break_glass:
         raise Refused(
             "GATE_CLOSED",
-            f"version {version.number} of '{name}' may not become '{alias}': {missing[0].sentence}"
+            f"version {version.number} of '{name}' may not become '{alias}': {missing[0].message}"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
-            reasons=[Reason(f.code, f.place, f.sentence) for f in missing],
+            reasons=[Reason(f.code, f.location, f.message) for f in missing],
             next_step=_next_step(name, version, alias, missing[0].code),
         )
     evidence = gates.told(found.gate, seen)

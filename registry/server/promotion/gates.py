@@ -118,8 +118,8 @@ def _demand_known(gate: Gate, alias: str) -> None:
     if gate.held_in == alias:
         raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
     if gate.approvers and not gate.approvals:
-        sentence = "gate: approvers are named and no approval is asked for, so everything would pass"
-        raise Invalid("REQUEST_INVALID", sentence, next_step="say how many of them must approve, with `approvals`")
+        message = "gate: approvers are named and no approval is asked for, so everything would pass"
+        raise Invalid("REQUEST_INVALID", message, next_step="say how many of them must approve, with `approvals`")
     if gate.held_in:
         names.alias(gate.held_in)
     for identity in (*gate.approvers, *gate.signed_by):

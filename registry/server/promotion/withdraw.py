@@ -110,8 +110,8 @@ def restore(engine: Engine, blobs: BlobStore, actor: Actor, *, dry_run: bool) ->
     """Withdraw, or take back, what was so after the database's backup; how many versions change."""
     count = 0
     listed = sorted(blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
-    for place, stats in groupby(listed, key=lambda stat: stat.key.split("/")[2:4]):
-        name = AdapterName(*place)
+    for location, stats in groupby(listed, key=lambda stat: stat.key.split("/")[2:4]):
+        name = AdapterName(*location)
         found = unknown(engine, blobs, name, stats)
         count += len(found)
         for record in () if dry_run else found:

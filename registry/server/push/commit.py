@@ -131,12 +131,12 @@ def _keep_small(row: PushRow, asked: Asked, small: Sequence[Small], blobs: BlobS
         try:
             data = base64.b64decode(item.data, validate=True)
         except ValueError:
-            sentence = f"small: the bytes of {item.digest} are not base64"
-            raise Invalid("REQUEST_INVALID", sentence) from None
+            message = f"small: the bytes of {item.digest} are not base64"
+            raise Invalid("REQUEST_INVALID", message) from None
         if len(data) != expected.size_bytes:
-            sentence = f"has {len(data)} bytes in the commit, and the plan asked for {expected.size_bytes}"
-            reasons = [Reason("blob.size_mismatch", item.digest, sentence)]
-            raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {sentence}", reasons=reasons)
+            message = f"has {len(data)} bytes in the commit, and the plan asked for {expected.size_bytes}"
+            reasons = [Reason("blob.size_mismatch", item.digest, message)]
+            raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", reasons=reasons)
         if expected.needed:
             blobs.put(expected.key, [data], expect=item.digest, limit_bytes=len(data))
 

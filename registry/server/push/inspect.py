@@ -76,13 +76,13 @@ def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) 
             continue
         found = stat.digest or _hash(blobs, stat.key)
         if (stat.size_bytes, found) != (file.size_bytes, file.digest):
-            sentence = f"has {stat.size_bytes} bytes that hash to {found}; the manifest says {file.size_bytes} bytes"
-            reasons = [Reason("blob.size_mismatch", file.path, sentence)]
-            raise Mismatch(stat.key, f"{file.path} {sentence}", reasons)
+            message = f"has {stat.size_bytes} bytes that hash to {found}; the manifest says {file.size_bytes} bytes"
+            reasons = [Reason("blob.size_mismatch", file.path, message)]
+            raise Mismatch(stat.key, f"{file.path} {message}", reasons)
     if missing:
         raise Conflict(
             "UPLOAD_INCOMPLETE",
-            f"{missing[0].place} {missing[0].sentence}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
+            f"{missing[0].location} {missing[0].message}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
             reasons=missing,
             next_step=_LOST if lost else "push again: only what is missing will be sent",
         )

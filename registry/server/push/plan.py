@@ -84,11 +84,11 @@ def make(
 def base_of(session: Session, manifest: Manifest) -> BaseRow:
     base = bases.row(session, manifest.base.name)
     if base.fingerprint != manifest.base.fingerprint:
-        sentence = f"has the fingerprint {base.fingerprint} here, and the manifest says {manifest.base.fingerprint}"
+        message = f"has the fingerprint {base.fingerprint} here, and the manifest says {manifest.base.fingerprint}"
         raise Invalid(
             "BASE_INVALID",
-            f"base '{base.name}' {sentence}",
-            reasons=[Reason("base.fingerprint_differs", base.name, sentence)],
+            f"base '{base.name}' {message}",
+            reasons=[Reason("base.fingerprint_differs", base.name, message)],
             next_step="the adapter was made for another model of this name: register that one under a name of its own",
         )
     return base
@@ -99,9 +99,9 @@ def sizes_of(manifest: Manifest) -> dict[Digest, int]:
     sizes: dict[Digest, int] = {}
     for file in manifest.files:
         if sizes.setdefault(file.digest, file.size_bytes) != file.size_bytes:
-            sentence = f"has the digest of another file and {file.size_bytes} bytes instead of {sizes[file.digest]}"
-            reasons = [Reason("manifest.sizes_differ", file.path, sentence)]
-            raise Invalid("MANIFEST_INVALID", f"{file.path} {sentence}", reasons=reasons)
+            message = f"has the digest of another file and {file.size_bytes} bytes instead of {sizes[file.digest]}"
+            reasons = [Reason("manifest.sizes_differ", file.path, message)]
+            raise Invalid("MANIFEST_INVALID", f"{file.path} {message}", reasons=reasons)
     return sizes
 
 

@@ -100,9 +100,9 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
     declared = request.headers.get("content-length")
     if declared is None or declared == str(size_bytes):
         return
-    sentence = f"Content-Length is {declared[:20]}, and the plan asked for {size_bytes} bytes"
-    reasons = [Reason("blob.size_mismatch", digest, sentence)]
-    raise Invalid("BLOB_MISMATCH", f"blob {digest}: {sentence}", reasons=reasons)
+    message = f"Content-Length is {declared[:20]}, and the plan asked for {size_bytes} bytes"
+    reasons = [Reason("blob.size_mismatch", digest, message)]
+    raise Invalid("BLOB_MISMATCH", f"blob {digest}: {message}", reasons=reasons)
 
 
 async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:

@@ -139,21 +139,21 @@ class Meter:
     def add(self, chunk: Bytes) -> None:
         self._hasher.update(chunk)
         if self._hasher.size_bytes > self._limit_bytes:
-            sentence = f"the bytes sent go over the limit of {self._limit_bytes} bytes"
+            message = f"the bytes sent go over the limit of {self._limit_bytes} bytes"
             raise TooLarge(
                 "SIZE_INVALID",
-                f"blob {self.digest}: {sentence}",
-                reasons=[Reason("blob.too_large", self.digest, sentence)],
+                f"blob {self.digest}: {message}",
+                reasons=[Reason("blob.too_large", self.digest, message)],
             )
 
     def check(self) -> None:
         found = self._hasher.digest()
         if found != self.digest:
-            sentence = f"the {self._hasher.size_bytes} bytes sent hash to {found}"
+            message = f"the {self._hasher.size_bytes} bytes sent hash to {found}"
             raise Invalid(
                 "BLOB_MISMATCH",
-                f"blob {self.digest}: {sentence}",
-                reasons=[Reason("blob.digest_mismatch", self.digest, sentence)],
+                f"blob {self.digest}: {message}",
+                reasons=[Reason("blob.digest_mismatch", self.digest, message)],
             )
 
 

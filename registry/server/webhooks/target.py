@@ -103,7 +103,7 @@ def _all_of(address: Address) -> list[Address]:
     return [address, *found]
 
 
-def _refused(sentence: str) -> Invalid:
-    detail = f"url: {sentence}"
-    reasons = [Reason("url.refused", "url", sentence)]
+def _refused(message: str) -> Invalid:
+    detail = f"url: {message}"
+    reasons = [Reason("url.refused", "url", message)]
     return Invalid("URL_REFUSED", detail, reasons=reasons, next_step="name a public https URL")

@@ -92,11 +92,11 @@ def text(engines: Mapping[str, Metrics]) -> str:
 
 
 @contextmanager
-def served(engines: Mapping[str, Metrics], place: str) -> Iterator[str]:
+def served(engines: Mapping[str, Metrics], location: str) -> Iterator[str]:
     """Serve them while the block runs, on `[HOST:]PORT`; the address. Without a host: this machine only."""
-    host, _, port = place.rpartition(":")
+    host, _, port = location.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
-        raise Invalid("SETTING_INVALID", f"{place[:80]!r} is not '[HOST:]PORT'")
+        raise Invalid("SETTING_INVALID", f"{location[:80]!r} is not '[HOST:]PORT'")
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
@@ -116,7 +116,7 @@ def served(engines: Mapping[str, Metrics], place: str) -> Iterator[str]:
     try:
         server = ThreadingHTTPServer((host.strip("[]") or "127.0.0.1", int(port)), Handler)
     except OSError as e:
-        raise Unavailable("TRY_LATER", f"metrics cannot be served on {place}: {e.strerror or e}") from e
+        raise Unavailable("TRY_LATER", f"metrics cannot be served on {location}: {e.strerror or e}") from e
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     try:

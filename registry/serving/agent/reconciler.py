@@ -290,7 +290,7 @@ def _against(entry: RosterEntry) -> str:
     if not _SERVED_NAME.fullmatch(entry.served_name):
         return f"the registry names it {entry.served_name[:80]!r}, which is no served name"
     if entry.engine_outcome == Outcome.FAIL:
-        return entry.findings[0].sentence if entry.findings else "the engine would not serve it as trained"
+        return entry.findings[0].message if entry.findings else "the engine would not serve it as trained"
     own = {check: outcome for check, outcome in entry.verdicts.items() if not check.startswith("engine ")}
     failed = sorted(check for check, outcome in own.items() if outcome == Outcome.FAIL)
     return f"its check {failed[0]!r} says fail" if failed else ""

@@ -26,11 +26,11 @@ POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for 
 
 def engine(text: str, key: str = "") -> Engine:
     """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) for another kind or no place."""
-    kind, _, place = text.partition("=")
-    if place and kind in IN_FOLDER:
-        return IN_FOLDER[kind](Path(place).expanduser())
-    if kind in AT_URL and urlsplit(place).scheme in ("http", "https") and urlsplit(place).hostname:
-        return AT_URL[kind](place, key)
+    kind, _, location = text.partition("=")
+    if location and kind in IN_FOLDER:
+        return IN_FOLDER[kind](Path(location).expanduser())
+    if kind in AT_URL and urlsplit(location).scheme in ("http", "https") and urlsplit(location).hostname:
+        return AT_URL[kind](location, key)
     raise Invalid("SETTING_INVALID", f"engine {text[:80]!r} is none of: {POSSIBLE}")
 
 
@@ -40,9 +40,9 @@ def title(text: str) -> str:
     >>> title("vllm=http://127.0.0.1:8000")
     'vllm-8000'
     """
-    kind, _, place = text.partition("=")
+    kind, _, location = text.partition("=")
     if kind in IN_FOLDER:
-        last = "".join(letter for letter in Path(place).name if letter.isascii() and letter.isalnum())
+        last = "".join(letter for letter in Path(location).name if letter.isascii() and letter.isalnum())
         return f"{kind}-{last[:60]}" if last else kind
-    port = urlsplit(place).port
+    port = urlsplit(location).port
     return f"{kind}-{port}" if port else kind

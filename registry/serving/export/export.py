@@ -85,7 +85,7 @@ class Item(Answer):
 class Exported(Answer):
     """The answer: where it is, and each adapter in the order of the roster, what was removed last."""
 
-    place: str
+    location: str
     base: str
     alias: str
     cursor: str
@@ -104,14 +104,14 @@ def _against(entry: RosterEntry) -> str:
             return f"its check '{check}' says fail"
     if entry.engine_outcome == Outcome.FAIL:
         error = next((finding for finding in entry.findings if finding.severity == "error"), None)
-        return f"the engine would not serve it as trained: {error.sentence if error else 'no reason is stored'}"
+        return f"the engine would not serve it as trained: {error.message if error else 'no reason is stored'}"
     return ""
 
 
 def run(
     registry: Registry,
     roster: Roster,
-    place: Place,
+    location: Place,
     *,
     model: str = "",
     prune: bool = False,
@@ -122,7 +122,7 @@ def run(
 
     `model` replaces the base that configurations name. `told` hears of each item when it is known.
     """
-    _check_index(place, roster)
+    _check_index(location, roster)
     serve, reasons = chosen(roster)
     notes: dict[str, Said] = {}
     telling = threading.Lock()
@@ -132,7 +132,7 @@ def run(
         item = (
             _item(entry, "left out", reason)
             if reason
-            else _brought(registry, roster, entry, place, model, cache, notes)
+            else _brought(registry, roster, entry, location, model, cache, notes)
         )
         with telling:
             told(item)
@@ -140,38 +140,38 @@ def run(
 
     with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="export") as pool:
         items = list(pool.map(one, roster.adapters))
-    _write_index(place, roster, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
+    _write_index(location, roster, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
     if prune and not any(item.state == "failed" for item in items):
-        for item in _pruned(place, roster, {entry.served_name for entry in serve}):
+        for item in _pruned(location, roster, {entry.served_name for entry in serve}):
             told(item)
             items.append(item)
-    return Exported(place=place.title, base=roster.base, alias=roster.alias, cursor=roster.cursor, items=items)
+    return Exported(location=location.title, base=roster.base, alias=roster.alias, cursor=roster.cursor, items=items)
 
 
 def _brought(
     registry: Registry,
     roster: Roster,
     entry: RosterEntry,
-    place: Place,
+    location: Place,
     model: str,
     cache: Cache | Callable[[], Cache] | None,
     notes: dict[str, Said],
 ) -> Item:
     try:
-        note = _there(place, entry, model)
+        note = _there(location, entry, model)
         state = "unchanged" if note else "new"
         if note is None:
-            with place.scratch() as folder:
+            with location.scratch() as folder:
                 staged = folder / entry.served_name
                 pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
                 note = _prepared(staged, roster, entry, model)
-                place.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
+                location.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
         notes[entry.served_name] = note
         return _item(entry, state)
     except RegistryError as e:
         return _item(entry, "failed", e.detail, e)
     except OSError as e:
-        error = Invalid("FOLDER_INVALID", f"{place.title}: {entry.served_name} cannot be written: {e.strerror or e}")
+        error = Invalid("FOLDER_INVALID", f"{location.title}: {entry.served_name} cannot be written: {e.strerror or e}")
         return _item(entry, "failed", error.detail, error)
 
 
@@ -187,24 +187,24 @@ def _item(entry: RosterEntry, state: str, reason: str = "", error: RegistryError
     )
 
 
-def _there(place: Place, entry: RosterEntry, model: str) -> Said | None:
+def _there(location: Place, entry: RosterEntry, model: str) -> Said | None:
     """The note of what is there, if it is this version for this model with all its files; None if nothing is."""
-    note = _parsed(place.note(entry.served_name))
+    note = _parsed(location.note(entry.served_name))
     if not note:
         return None
     if (note.get("digest"), note.get("model")) != (entry.digest, model):
         was = f"{note.get('name')}@{note.get('number')}" + (f" for {note['model']!r}" if note.get("model") else "")
         raise Invalid(
             "FOLDER_INVALID",
-            f"{place.title}: {entry.served_name} is there already and holds {was}, and nothing there is ever rewritten",
-            next_step="export to another place, and remove this one when no engine reads it any more",
+            f"{location.title}: {entry.served_name} already exists and holds {was}; an export never rewrites a folder",
+            next_step="export to another location, and remove this one when no engine reads it",
         )
-    sizes = place.sizes(entry.served_name)
+    sizes = location.sizes(entry.served_name)
     wrong = [file["path"] for file in note["files"] if sizes.get(file["path"]) != file["size_bytes"]]
     if wrong:
         raise Invalid(
             "FOLDER_INVALID",
-            f"{place.title}: {entry.served_name}/{wrong[0]} is missing or has another size than it was written with",
+            f"{location.title}: {entry.served_name}/{wrong[0]} is missing or has another size than it was written with",
             next_step=f"remove {entry.served_name} there when no engine reads it, and export again",
         )
     return note
@@ -234,18 +234,18 @@ def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> S
     return note
 
 
-def _check_index(place: Place, roster: Roster) -> None:
-    found = _parsed(place.index())
+def _check_index(location: Place, roster: Roster) -> None:
+    found = _parsed(location.index())
     was = (found.get("base"), found.get("alias"))
     if found and was != (roster.base, roster.alias):
         raise Invalid(
             "FOLDER_INVALID",
-            f"{place.title} holds the alias {was[1]!r} of the base {was[0]!r}, not {roster.alias!r} of {roster.base!r}",
-            next_step="give each base and alias a place of its own",
+            f"{location.title} holds alias {was[1]!r} of base {was[0]!r}, not {roster.alias!r} of {roster.base!r}",
+            next_step="export each base and alias to its own location",
         )
 
 
-def _write_index(place: Place, roster: Roster, model: str, notes: Sequence[Said], reasons: dict[str, str]) -> None:
+def _write_index(location: Place, roster: Roster, model: str, notes: Sequence[Said], reasons: dict[str, str]) -> None:
     adapters = [
         {"served_name": note["exported"]["served_name"]} | {key: note[key] for key in note if key != "exported"}
         for note in notes
@@ -261,16 +261,16 @@ def _write_index(place: Place, roster: Roster, model: str, notes: Sequence[Said]
             "left_out": reasons,
         }
     )
-    if data != place.index():
-        place.write_index(data)
+    if data != location.index():
+        location.write_index(data)
 
 
-def _pruned(place: Place, roster: Roster, wanted: set[str]) -> list[Item]:
+def _pruned(location: Place, roster: Roster, wanted: set[str]) -> list[Item]:
     removed = []
-    for name in sorted(set(place.names()) - wanted):
-        note = _parsed(place.note(name))
+    for name in sorted(set(location.names()) - wanted):
+        note = _parsed(location.note(name))
         if note.get("exported") == {"base": roster.base, "served_name": name}:
-            place.remove(name)
+            location.remove(name)
             told = {key: note[key] for key in ("name", "number", "digest")}
             removed.append(Item(served_name=name, state="removed", reason="it is not on the roster any more", **told))
     return removed

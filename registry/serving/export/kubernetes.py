@@ -37,20 +37,20 @@ def make(
     kind: str,
     roster: Roster,
     entries: Sequence[RosterEntry],
-    place: str,
+    location: str,
     *,
     namespace: str = "",
     model: str = "",
     selector: dict[str, str] | None = None,
     secret: str = "",
 ) -> Object:
-    """One `List` for `kubectl apply -f -`. `entries` of the roster shall be served; their folders lie in `place`.
+    """One `List` for `kubectl apply -f -`. `entries` of the roster shall be served; their folders lie in `location`.
 
     `model`: what the engine calls the base (KServe: where its weights are, `hf://…`). For a ModelAdapter: `secret`
     is the name of the Secret with the bucket's credentials, `selector` the labels of the engine's pods.
     `Invalid` (URL_REFUSED) for a place or a model that the kind cannot use.
     """
-    root = place.rstrip("/")
+    root = location.rstrip("/")
     if kind == "modeladapter":
         items = [_model_adapter(entry, roster, root, model, selector, secret) for entry in entries]
     elif kind == "loraadapter":

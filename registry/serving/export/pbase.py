@@ -30,15 +30,19 @@ READY = "completed"
 
 def write(folder: Path, exported: Exported) -> int:
     """Say where each version of an export in a bucket lies; how many. `Invalid` (URL_REFUSED) for another place."""
-    if not exported.place.startswith("s3://"):
-        raise Invalid("URL_REFUSED", f"{exported.place}: LoRAX's source pbase leads to buckets only")
+    if not exported.location.startswith("s3://"):
+        raise Invalid("URL_REFUSED", f"{exported.location}: LoRAX's source pbase leads to buckets only")
     there = 0
     try:
         for item in exported.items:
             path = _path(folder, item)
             if path is not None and item.state in ("new", "unchanged"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                told = {"adapterPath": f"{exported.place}{item.served_name}/", "digest": item.digest, "status": READY}
+                told = {
+                    "adapterPath": f"{exported.location}{item.served_name}/",
+                    "digest": item.digest,
+                    "status": READY,
+                }
                 write_whole(path, json.dumps(told).encode())
                 there += 1
             elif path is not None and item.state == "removed":

@@ -132,9 +132,9 @@ class Shelf:
             if file.is_file():
                 file.chmod(0o444)
         write_whole(self.manifest_path(digest), manifest.to_bytes())
-        for place in self._places(digest):
+        for location in self._places(digest):
             try:
-                os.rename(scratch, place)
+                os.rename(scratch, location)
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
@@ -143,8 +143,8 @@ class Shelf:
                     return found
                 continue
             with self._lock:
-                self._verified[digest] = place
-            return place
+                self._verified[digest] = location
+            return location
         raise Corrupt("DIGEST_MISMATCH", f"{self.versions}: {COPIES_LIMIT} damaged copies of {digest.short} lie there")
 
     def _places(self, digest: Digest) -> list[Path]:

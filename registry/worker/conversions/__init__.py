@@ -11,6 +11,6 @@ Invariants
 - What a library's converter made is counted and measured against the source; a loss is a refusal, never a log line.
 
 Example
-    >>> Order(conversion=asked, source="before", out="after", base=spec).run().sentence
+    >>> Order(conversion=asked, source="before", out="after", base=spec).run().message
     'scale 2 folded into 16 modules of rank 8'
 """

@@ -47,7 +47,7 @@ def convert(order: Order) -> Converted:
         widened
     )
     return Converted(
-        sentence=f"scale {span} folded into {len(spec.modules)} modules of rank {spec.rank}",
+        message=f"scale {span} folded into {len(spec.modules)} modules of rank {spec.rank}",
         modules=len(spec.modules), rank=spec.rank, tensors=len(tensors), widened=widened, error=0.0, notes=tuple(notes),
     )  # fmt: skip
 

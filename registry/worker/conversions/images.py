@@ -64,7 +64,7 @@ def convert(order: Order) -> Converted:
     canonical.copy_others(folder, out)
     pairs = sum(name.endswith(_UP) for name in tensors)
     return Converted(
-        sentence=f"{len(file.modules)} modules of {file.scheme} became {pairs} of diffusers, by diffusers "
+        message=f"{len(file.modules)} modules of {file.scheme} became {pairs} of diffusers, by diffusers "
                  f"{diffusers.__version__}",
         modules=pairs, rank=file.max_rank, tensors=len(tensors), renamed=len(tensors),
         error=_difference(given, tensors, file),

@@ -50,7 +50,7 @@ def convert(order: Order) -> Converted:
     process.save(Path(order.out), tensors, _config(made, order.base, file.base_claimed))
     canonical.copy_others(folder, Path(order.out))
     return Converted(
-        sentence=f"{len(made)} modules of {file.scheme} named as PEFT names them, rank {file.max_rank}",
+        message=f"{len(made)} modules of {file.scheme} named as PEFT names them, rank {file.max_rank}",
         modules=len(made), rank=file.max_rank, tensors=len(tensors), renamed=len(tensors), error=0.0,
     )  # fmt: skip
 

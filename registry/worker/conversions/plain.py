@@ -51,7 +51,7 @@ def convert(order: Order) -> Converted:
     canonical.copy_others(folder, out)
     made = read_folder(out).contents.lora
     return Converted(
-        sentence=f"{began} taken back: {len(made.modules)} modules of rank {made.rank} for the unchanged base",
+        message=f"{began} taken back: {len(made.modules)} modules of rank {made.rank} for the unchanged base",
         modules=len(made.modules), rank=made.rank, tensors=2 * len(made.modules),
         notes=(f"the first factors were computed again from the weights of {order.base.name}",),
     )  # fmt: skip

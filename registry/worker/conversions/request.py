@@ -7,7 +7,7 @@ Invariants
 
 Example
     >>> order.run(threads=2)
-    Converted(sentence='scale 2 folded into 16 modules of rank 8', …)
+    Converted(message='scale 2 folded into 16 modules of rank 8', …)
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ def convert(task: Task) -> Done:
         folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
         try:
             found = read_folder(folder).found
-            place = conversions.place_of(found, asked, base.spec)
-            weights = str(task.ready_source().folder) if place is Place.BASE else ""
+            location = conversions.place_of(found, asked, base.spec)
+            weights = str(task.ready_source().folder) if location is Place.BASE else ""
             task.lease.say(f"converting to {asked.to}")
-            if place is Place.HERE:
+            if location is Place.HERE:
                 report = client_convert.rename(folder, out, asked, base)
             else:
                 order = Order(conversion=asked, source=str(folder), out=str(out), base=base.spec, base_folder=weights)
@@ -49,4 +49,4 @@ def convert(task: Task) -> Done:
         pushed = client_convert.push(task.registry, out, task.subject, asked, report, scheme=scheme)
     made = f"{pushed.version.name}@{pushed.version.number}"
     result = {"version": made, "digest": str(pushed.version.digest), "report": report.model_dump(mode="json")}
-    return Done(f"{asked.to} → {made}: {report.sentence}", result=result)
+    return Done(f"{asked.to} → {made}: {report.message}", result=result)

@@ -60,7 +60,7 @@ def convert(order: Order) -> Converted:
     writer.write_tensors_to_file()
     writer.close()
     return Converted(
-        sentence=f"{len(spec.modules)} modules of rank {spec.rank} written for llama.cpp's architecture {architecture}",
+        message=f"{len(spec.modules)} modules of rank {spec.rank} written for llama.cpp's architecture {architecture}",
         modules=len(spec.modules), rank=spec.rank, tensors=2 * len(spec.modules), renamed=2 * len(spec.modules),
         error=0.0,
     )  # fmt: skip

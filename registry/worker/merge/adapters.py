@@ -75,8 +75,8 @@ class Adapter:
         """The tensor as it is stored. `Invalid` (TENSORS_INVALID) if a value is not finite."""
         found: Tensor = self._file.get_tensor(name)
         if found.is_floating_point() and not bool(found.float().isfinite().all()):
-            sentence = f"{self.folder.name}: {name} holds NaN or infinite values"
-            raise Invalid("TENSORS_INVALID", sentence, next_step="train it again; such a file cannot be merged")
+            message = f"{self.folder.name}: {name} holds NaN or infinite values"
+            raise Invalid("TENSORS_INVALID", message, next_step="train it again; such a file cannot be merged")
         return found
 
     def tensor(self, role: Role, path: str, order: int = -1) -> Tensor | None:

@@ -80,8 +80,8 @@ def _modules(sources: Sequence[tuple[float, Adapter]]) -> dict[Key, list[tuple[f
     found: dict[Key, list[tuple[float, Adapter, ModuleUpdate]]] = {}
     for weight, source in sources:
         if not source.lora.is_plain:
-            sentence = f"{source.folder.name} is more than low-rank pairs: it has no weighted sum with others"
-            raise Invalid("RECIPE_INVALID", sentence, next_step="fuse it into its base instead")
+            message = f"{source.folder.name} is more than low-rank pairs: it has no weighted sum with others"
+            raise Invalid("RECIPE_INVALID", message, next_step="fuse it into its base instead")
         for module in source.lora.modules:
             found.setdefault((module.path, module.order), []).append((weight, source, module))
     for (path, _), parts in found.items():
@@ -111,12 +111,12 @@ def _module(
 
 
 def _joined(
-    recipe: Recipe, parts: Sequence[Part], rank: int, place: str, dtype: torch.dtype
+    recipe: Recipe, parts: Sequence[Part], rank: int, location: str, dtype: torch.dtype
 ) -> tuple[Factors, Loss, Loss]:
     """The update that the method makes, its loss against what the method wants, and against the exact sum."""
     exact = lowrank.weighted_sum(parts)
     if recipe.method in _AIMS:
-        aim = _AIMS[recipe.method](recipe, parts, place)
+        aim = _AIMS[recipe.method](recipe, parts, location)
         result = _rounded(lowrank.of_dense(aim, rank)[0], dtype)
         got, true = result.dense, exact.dense
         return result, _dense_loss(got, aim), _dense_loss(got, true)
@@ -151,9 +151,9 @@ def largest(update: Tensor, density: float) -> Tensor:
     return update * mask.view_as(update)
 
 
-def dropped(update: Tensor, density: float, seed: int, place: str) -> Tensor:
+def dropped(update: Tensor, density: float, seed: int, location: str) -> Tensor:
     """Each value stays with probability `density` and is divided by it, so that the expected update is the same."""
-    digest = hashlib.sha256(f"{seed}|{place}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}|{location}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     mask = torch.rand(update.shape, generator=generator) < density
     return update * mask / density
@@ -167,17 +167,17 @@ def elected(updates: Sequence[Tensor]) -> Tensor:
     return (stacked * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
-def _pruned_sum(recipe: Recipe, parts: Sequence[Part], place: str) -> Tensor:
+def _pruned_sum(recipe: Recipe, parts: Sequence[Part], location: str) -> Tensor:
     return torch.stack([weight * largest(one.dense, recipe.density) for weight, one in parts]).sum(0)
 
 
-def _ties(recipe: Recipe, parts: Sequence[Part], place: str) -> Tensor:
+def _ties(recipe: Recipe, parts: Sequence[Part], location: str) -> Tensor:
     return elected([weight * largest(one.dense, recipe.density) for weight, one in parts])
 
 
-def _dare(recipe: Recipe, parts: Sequence[Part], place: str) -> list[Tensor]:
+def _dare(recipe: Recipe, parts: Sequence[Part], location: str) -> list[Tensor]:
     return [
-        weight * dropped(one.dense, recipe.density, recipe.seed, f"{place}|{at}")
+        weight * dropped(one.dense, recipe.density, recipe.seed, f"{location}|{at}")
         for at, (weight, one) in enumerate(parts)
     ]
 
@@ -185,6 +185,6 @@ def _dare(recipe: Recipe, parts: Sequence[Part], place: str) -> list[Tensor]:
 _AIMS: dict[Method, Callable[[Recipe, Sequence[Part], str], Tensor]] = {
     Method.MAGNITUDE_PRUNE: _pruned_sum,
     Method.TIES: _ties,
-    Method.DARE_LINEAR: lambda recipe, parts, place: torch.stack(_dare(recipe, parts, place)).sum(0),
-    Method.DARE_TIES: lambda recipe, parts, place: elected(_dare(recipe, parts, place)),
+    Method.DARE_LINEAR: lambda recipe, parts, location: torch.stack(_dare(recipe, parts, location)).sum(0),
+    Method.DARE_TIES: lambda recipe, parts, location: elected(_dare(recipe, parts, location)),
 }

@@ -82,8 +82,8 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool, more: 
     one = Ingredient(name=name, digest="", base=spec.name, base_fingerprint=str(spec.fingerprint), facts=facts)
     recipes.demand(Recipe(operation=Operation.FUSE, sources=(name,)), [one])
     if lora.method not in _FUSABLE | more:
-        sentence = f"{name} is {lora.method}, whose update is not written into weights here"
-        raise Invalid("RECIPE_INVALID", sentence, next_step="merge it with PEFT's merge_and_unload")
+        message = f"{name} is {lora.method}, whose update is not written into weights here"
+        raise Invalid("RECIPE_INVALID", message, next_step="merge it with PEFT's merge_and_unload")
     for field in ("kasa_config", "monteclora_config", "arrow_config"):
         if lora.config.other.get(field):
             raise Invalid("RECIPE_INVALID", f"{name}: {field}: it is more than a fixed update of the weights")
@@ -101,12 +101,12 @@ def _only_source(pieces: list[shards.Piece], headers: dict[Path, Header]) -> Hea
 
 def _demand_room(out: Path, plan: Plan) -> None:
     needed = sum(piece.size_bytes for pieces in plan.files.values() for piece in pieces)
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    location = out.absolute().parent
+    while not location.exists():
+        location = location.parent
+    free = shutil.disk_usage(location).free
     if needed > free:
-        raise Invalid("FOLDER_INVALID", f"{place} has room for {free} bytes, and the fused base takes {needed}")
+        raise Invalid("FOLDER_INVALID", f"{location} has room for {free} bytes, and the fused base takes {needed}")
 
 
 def _copy_texts(base: Path, adapter: Path, folder: Path, plan: Plan) -> None:

@@ -173,8 +173,8 @@ def _piece(found: Plan, weights: Weights, stored: Stored, name: str, dequantise:
         return Piece(name, stored.info.dtype, stored.info.shape, stored.path, start)
     shape, values = fingerprints.unpacking(weights, stored)
     if values is None or len(shape) != 2:
-        sentence = f"{stored.info.name}: weights packed by {weights.quantisation} are not unpacked here"
-        raise Invalid("RECIPE_INVALID", sentence, next_step="fuse into the original weights: --onto BASE")
+        message = f"{stored.info.name}: weights packed by {weights.quantisation} are not unpacked here"
+        raise Invalid("RECIPE_INVALID", message, next_step="fuse into the original weights: --onto BASE")
     written = str(found.config.get("dtype") or found.config.get("torch_dtype") or "bfloat16")
     dtype = _UNPACKED.get(written.removeprefix("torch."), "BF16")
     return Piece(name, dtype, shape, stored.path, start, fill=_filler(stored, shape, values))

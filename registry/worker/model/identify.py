@@ -109,12 +109,12 @@ class Inspector:
         return ""
 
     def _difference(self, view: BaseView, folder: Path) -> str:
-        sentence = f"{folder} is not the base {view.name}, though it has its shapes: the weights were exchanged"
+        message = f"{folder} is not the base {view.name}, though it has its shapes: the weights were exchanged"
         try:
             likeness = self._registry.likeness(view.name, identify(folder, self._go_on))
         except Invalid:
-            return sentence
-        return f"{sentence}; what lies there {likeness.sentence}; its grade is '{likeness.grade}'"
+            return message
+        return f"{message}; what lies there {likeness.message}; its grade is '{likeness.grade}'"
 
     def _go_on(self, _bytes: int) -> None:
         if self._stopping():

@@ -107,8 +107,8 @@ def examine(
     seen = Examination(thresholds, say=say)
     files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
     if len(files) != 1 or base.kind not in LOADERS:
-        sentence = f"this worker has no way to paint with {base.kind or 'this base'} and {len(files)} weights files"
-        seen.note("unknown", "smoke.task_unsupported", "pipeline", sentence)
+        message = f"this worker has no way to paint with {base.kind or 'this base'} and {len(files)} weights files"
+        seen.note("unknown", "smoke.task_unsupported", "pipeline", message)
         return seen
     if not examination.finite(examination.tensors_of(files[0]), seen):
         return seen
@@ -121,8 +121,8 @@ def examine(
     except Exception as e:  # other programs may know this scheme: their word is not ours to give
         if machine_fault(e):
             raise
-        sentence = f"diffusers {diffusers.__version__} does not take this scheme: {first_line(e)}"
-        seen.note("unknown", "smoke.task_unsupported", files[0].name, sentence)
+        message = f"diffusers {diffusers.__version__} does not take this scheme: {first_line(e)}"
+        seen.note("unknown", "smoke.task_unsupported", files[0].name, message)
         return seen
     try:
         seen.measure("load_seconds", perf_counter() - started)
@@ -138,8 +138,8 @@ def examine(
     changed = [name for name, bits in fingerprint.items() if now[name] != bits]
     seen.measurements["base_tensors_changed"] = len(changed)
     if changed:
-        sentence = f"{len(changed)} of the base's tensors are changed by loading it"
-        seen.note("error", "smoke.base_changed", changed[0], sentence, "bit-equal", "changed")
+        message = f"{len(changed)} of the base's tensors are changed by loading it"
+        seen.note("error", "smoke.base_changed", changed[0], message, "bit-equal", "changed")
     return seen
 
 
@@ -160,8 +160,8 @@ def _load(base: Pipeline, file: Path) -> None:
 
 def _compare(base: Pipeline, before: torch.Tensor, after: torch.Tensor, seen: Examination) -> None:
     if not bool(torch.isfinite(after).all()):
-        sentence = "the picture with the adapter holds NaN or infinite values"
-        seen.note("error", "smoke.picture_not_finite", "picture", sentence, "finite values", "NaN or infinity")
+        message = "the picture with the adapter holds NaN or infinite values"
+        seen.note("error", "smoke.picture_not_finite", "picture", message, "finite values", "NaN or infinity")
         return
     low, high = float(before.min()), float(before.max())
     shown = [((one - low) / max(high - low, 1e-12)).clamp(0, 1) for one in (before, after)]
@@ -172,9 +172,9 @@ def _compare(base: Pipeline, before: torch.Tensor, after: torch.Tensor, seen: Ex
         name: base64.b64encode(_png(one)).decode() for name, one in zip(("before", "after"), shown, strict=True)
     }
     if delta <= seen.thresholds.image_delta:
-        sentence = "with the adapter the same picture comes out as without it"
+        message = "with the adapter the same picture comes out as without it"
         limit = f"a mean change of more than {seen.thresholds.image_delta:g}"
-        seen.note("error", "smoke.picture_unchanged", "picture", sentence, limit, f"{delta:.3g}")
+        seen.note("error", "smoke.picture_unchanged", "picture", message, limit, f"{delta:.3g}")
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """What runs in a child of the keeper: `Alone` tries one adapter and ends, `Warm` keeps its model for the next ones.
 
 Invariants
-- An answer is `{"seen": …}`, and `structure` where that was asked for; or `{"failed": sentence}` when this process
+- An answer is `{"seen": …}`, and `structure` where that was asked for; or `{"failed": message}` when this process
   could not judge.
 - `Warm` also answers `{"alone": why}` for an adapter that it must not take, and `{"discard": why}` when it is spoilt:
   the keeper then ends it, and tries the adapter in a process of its own.

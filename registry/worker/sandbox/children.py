@@ -142,7 +142,7 @@ class Nursery:
         self._warm: Child | None = None
 
     def try_adapter(self, request: Message) -> Message:
-        """`{"seen": …}` from whichever child could judge, or `{"failed": sentence}`."""
+        """`{"seen": …}` from whichever child could judge, or `{"failed": message}`."""
         if request.get("alone") or self._alone is not Alone:
             return self._in_its_own(request, "")
         if self._warm is None:

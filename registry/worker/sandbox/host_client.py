@@ -135,7 +135,7 @@ class Keeper:
     def try_adapter(
         self, folder: Path, limits: Limits, thresholds: Mapping[str, float] | None = None, *, structure: bool = False
     ) -> dict[str, Any]:
-        """`{"seen": {"findings", "measurements"}}`, or `{"failed": sentence}`. `Gone` if the keeper is lost.
+        """`{"seen": {"findings", "measurements"}}`, or `{"failed": message}`. `Gone` if the keeper is lost.
 
         `structure`: PEFT is asked about names and shapes too; findings of that are under `structure`.
         """

@@ -102,8 +102,8 @@ def compare(baseline: Baseline, after: Logits, seen: Examination, *, kind: str) 
     apart = [_Apart.of(baseline, i, values) for i, values in enumerate(after)]
     bad = [i for i, one in enumerate(apart) if not (math.isfinite(one.largest) or bool(after[i].isfinite().all()))]
     if bad:
-        sentence = f"the logits of {len(bad)} of {len(after)} probes hold NaN or infinite values"
-        seen.note("error", "smoke.not_finite", "logits", sentence, "finite logits", "NaN or infinity")
+        message = f"the logits of {len(bad)} of {len(after)} probes hold NaN or infinite values"
+        seen.note("error", "smoke.not_finite", "logits", message, "finite logits", "NaN or infinity")
         return False
     steps = [_steps(*one) for one in zip(baseline.asked, after, (one.normaliser for one in apart), strict=True)]
     seen.measure("max_logit_delta", max(one.largest for one in apart))
@@ -122,9 +122,9 @@ def _effect(largest: float, seen: Examination) -> None:
         return
     zero, b = seen.measurements["lora_b_zero_tensors"], seen.measurements["lora_b_tensors"]
     why = ": every lora_B is zero, as before training" if b and zero == b else ""
-    sentence = f"with the adapter the base answers exactly as without it{why}"
+    message = f"with the adapter the base answers exactly as without it{why}"
     limit = f"a logit that moves by more than {least:g}"
-    seen.note("error", "smoke.no_effect", "logits", sentence, limit, f"{largest:.3g}")
+    seen.note("error", "smoke.no_effect", "logits", message, limit, f"{largest:.3g}")
 
 
 def _drift(baseline: Baseline, steps: list[torch.Tensor], seen: Examination, kind: str) -> None:
@@ -134,17 +134,17 @@ def _drift(baseline: Baseline, steps: list[torch.Tensor], seen: Examination, kin
     seen.measure("perplexity", now)
     ratio = now / was if was else 1.0
     if kl > limits.drift_fail_kl_nats:
-        sentence = f"the adapter destroys what the base can do: KL {kl:.2f} nats a token on neutral text"
+        message = f"the adapter destroys what the base can do: KL {kl:.2f} nats a token on neutral text"
         limit = f"at most {limits.drift_fail_kl_nats:g}"
-        seen.note("error", "smoke.drift", "logits", sentence, limit, f"{kl:.3f}")
+        seen.note("error", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
     elif kind == "text" and ratio > limits.drift_fail_perplexity_ratio:
-        sentence = f"neutral text is {ratio:.0f} times as perplexing as for the bare base ({was:.1f} to {now:.3g})"
+        message = f"neutral text is {ratio:.0f} times as perplexing as for the bare base ({was:.1f} to {now:.3g})"
         limit = f"at most {limits.drift_fail_perplexity_ratio:g} times"
-        seen.note("error", "smoke.drift", "logits", sentence, limit, f"{ratio:.3g} times")
+        seen.note("error", "smoke.drift", "logits", message, limit, f"{ratio:.3g} times")
     elif kl > limits.drift_warn_kl_nats:
-        sentence = f"the adapter leaves the base far behind on neutral text: KL {kl:.2f} nats a token"
+        message = f"the adapter leaves the base far behind on neutral text: KL {kl:.2f} nats a token"
         limit = f"at most {limits.drift_warn_kl_nats:g}"
-        seen.note("warning", "smoke.drift", "logits", sentence, limit, f"{kl:.3f}")
+        seen.note("warning", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
 
 
 def _perplexity(steps: list[torch.Tensor]) -> float:

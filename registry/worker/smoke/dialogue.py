@@ -28,9 +28,9 @@ def examine(base: Base, folder: Path, seen: Examination) -> None:
     settings = _settings(folder)
     for number, content in _added(settings):
         if number >= base.vocabulary:
-            sentence = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} rows"
-            seen.note("error", "smoke.token_out_of_range", SETTINGS, sentence, f"under {base.vocabulary}", str(number))
-    template, place = _template(folder, settings)
+            message = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} rows"
+            seen.note("error", "smoke.token_out_of_range", SETTINGS, message, f"under {base.vocabulary}", str(number))
+    template, location = _template(folder, settings)
     if not template or base.tokenizer is None or not hasattr(base.tokenizer, "apply_chat_template"):
         return
     turns = [{"role": "user", "content": WORDS[0]}, {"role": "assistant", "content": WORDS[1]}]
@@ -39,13 +39,13 @@ def examine(base: Base, folder: Path, seen: Examination) -> None:
     except Exception as e:
         if machine_fault(e):
             raise
-        sentence = f"the chat template fails on a question and an answer: {first_line(e)}"
-        seen.note("warning", "smoke.template_failed", place, sentence)
+        message = f"the chat template fails on a question and an answer: {first_line(e)}"
+        seen.note("warning", "smoke.template_failed", location, message)
         return
     lost = [words for words in WORDS if words not in str(text)]
     if lost:
-        sentence = f"the chat template loses text: {lost[0]!r} does not occur in what it makes"
-        seen.note("warning", "smoke.template_loses_text", place, sentence)
+        message = f"the chat template loses text: {lost[0]!r} does not occur in what it makes"
+        seen.note("warning", "smoke.template_loses_text", location, message)
     seen.measurements["template_rendered"] = not lost
 
 

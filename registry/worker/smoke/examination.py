@@ -48,10 +48,10 @@ class Examination:
     say: Callable[[str], None] = silent
 
     def note(
-        self, severity: Severity, code: str, place: str, sentence: str, expected: str = "", found: str = ""
+        self, severity: Severity, code: str, location: str, message: str, expected: str = "", found: str = ""
     ) -> None:
         self.findings.append(
-            Finding(code=code, severity=severity, place=place[:600], sentence=sentence[:2000],
+            Finding(code=code, severity=severity, location=location[:600], message=message[:2000],
                     expected=expected[:600], found=found[:600])
         )  # fmt: skip
 
@@ -95,8 +95,8 @@ def finite(tensors: Iterator[tuple[str, torch.Tensor]], seen: Examination) -> bo
     seen.measurements["lora_b_zero_tensors"] = zero_b
     for name in broken[:TENSORS_NAMED_LIMIT]:
         others = f", and so do {len(broken) - 1} more" if len(broken) > 1 else ""
-        sentence = f"{name} holds NaN or infinite values{others}"
-        seen.note("error", "smoke.not_finite", name, sentence, "finite numbers", "NaN or infinity")
+        message = f"{name} holds NaN or infinite values{others}"
+        seen.note("error", "smoke.not_finite", name, message, "finite numbers", "NaN or infinity")
     return not broken
 
 

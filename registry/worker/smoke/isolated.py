@@ -59,8 +59,8 @@ def examine(
     """Everything that a smoke test sees. Leaves the base unloaded of the adapter, but is not to be trusted to."""
     seen = Examination(thresholds, say=say)
     if config.task and base.task and config.task != base.task:
-        sentence = f"the adapter is for the task {config.task}, and this worker runs {base.name} as {base.task}"
-        seen.note("unknown", "smoke.task_unsupported", "adapter_config.json: task_type", sentence)
+        message = f"the adapter is for the task {config.task}, and this worker runs {base.name} as {base.task}"
+        seen.note("unknown", "smoke.task_unsupported", "adapter_config.json: task_type", message)
         return seen
     if not examination.finite(examination.tensors_of(folder / WEIGHTS), seen):
         return seen
@@ -112,8 +112,8 @@ def _load(base: Base, folder: Path, seen: Examination) -> Any:
     except Exception as e:
         if machine_fault(e):
             raise
-        sentence = f"PEFT {peft.__version__} cannot load the adapter: {first_line(e)}"
-        seen.note("error", "smoke.load_failed", WEIGHTS, sentence)
+        message = f"PEFT {peft.__version__} cannot load the adapter: {first_line(e)}"
+        seen.note("error", "smoke.load_failed", WEIGHTS, message)
         return None
     wrapped.eval()
     seen.measure("load_seconds", perf_counter() - started)
@@ -165,8 +165,8 @@ def _note_change(changed: list[str], config: AdapterConfig, seen: Examination) -
     where = changed[0] if changed else "logits"
     what = f"{len(changed)} of the base's tensors" if changed else "the base's answers"
     if announces_change(config):
-        sentence = f"{what} stay changed after unloading, as the configuration announces: it needs a process of its own"
-        seen.note("warning", "smoke.base_changed", where, sentence, "bit-equal", "changed")
+        message = f"{what} stay changed after unloading, as the configuration announces: it needs a process of its own"
+        seen.note("warning", "smoke.base_changed", where, message, "bit-equal", "changed")
     else:
-        sentence = f"{what} stay changed after the adapter is unloaded: it would poison its neighbours"
-        seen.note("error", "smoke.base_changed", where, sentence, "bit-equal", "changed")
+        message = f"{what} stay changed after the adapter is unloaded: it would poison its neighbours"
+        seen.note("error", "smoke.base_changed", where, message, "bit-equal", "changed")

@@ -122,7 +122,7 @@ class Resident:
         self._clear()
         seen = isolated.examine(self._base, folder, config, thresholds, self._known, say=self.say)
         if seen.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
-            raise Discard(seen.findings[-1].sentence)
+            raise Discard(seen.findings[-1].message)
         seen.measurements["way"] = "loaded"
         self._demand_base(seen)
         return seen
@@ -211,9 +211,9 @@ class Resident:
                     f"with the adapter in place {who} answers differently by {delta:.2g} of its largest logit"
                 )
         if not deltas[slot] <= limit:
-            sentence = f"in a batch with other adapters it answers differently than alone, by {deltas[slot]:.2g}"
+            message = f"in a batch with other adapters it answers differently than alone, by {deltas[slot]:.2g}"
             seen.note(
-                "warning", "smoke.mixed_differs", "logits", sentence, f"at most {limit:.2g}", f"{deltas[slot]:.3g}"
+                "warning", "smoke.mixed_differs", "logits", message, f"at most {limit:.2g}", f"{deltas[slot]:.3g}"
             )
 
     def _noise_of_rows(self) -> float:

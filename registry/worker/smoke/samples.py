@@ -41,8 +41,8 @@ def examine(base: Base, wrapped: Any, folder: Path, seen: Examination, bare: Cal
         seen.note("error", "smoke.golden_unreadable", golden.FILE, e.detail)
         return
     if base.tokenizer is None:
-        sentence = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
-        seen.note("unknown", "smoke.golden_unasked", golden.FILE, sentence)
+        message = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
+        seen.note("unknown", "smoke.golden_unasked", golden.FILE, message)
         return
     seen.say("asking the golden sample" if len(asked) == 1 else f"asking {len(asked)} golden samples")
     off = bare if bare is not None else _switch_of(wrapped)
@@ -61,15 +61,15 @@ def _switch_of(wrapped: Any) -> Callable[[], Any]:
 
 
 def _ask(
-    base: Base, wrapped: Any, sample: Golden, off: Callable[[], Any], seen: Examination, place: str
+    base: Base, wrapped: Any, sample: Golden, off: Callable[[], Any], seen: Examination, location: str
 ) -> dict[str, Any] | None:
     prompt = tuple(_prompt(base, sample))
     answer = tuple(base.tokenizer(sample.expected, add_special_tokens=False)["input_ids"])
     if not prompt or not answer or len(prompt) + len(answer) > TOKENS_LIMIT:
-        sentence = (
+        message = (
             f"the sample has {len(prompt)} + {len(answer)} tokens; it needs some of both and at most {TOKENS_LIMIT}"
         )
-        seen.note("unknown", "smoke.golden_unasked", place, sentence)
+        seen.note("unknown", "smoke.golden_unasked", location, message)
         return None
     with_it = language.rows(wrapped, [prompt + answer])[0]
     with off():
@@ -79,12 +79,12 @@ def _ask(
     wanted = seen.thresholds.golden_margin_nats if wanted is None else wanted
     ends = int(with_it[-1].argmax()) == base.tokenizer.eos_token_id
     if not margin >= wanted:
-        sentence = (
+        message = (
             f"the expected answer is {margin:+.3f} nats a token likelier than on the bare base; {wanted:g} is asked"
         )
-        seen.note("error", "smoke.golden_missed", place, sentence, f"{wanted:g} nats a token", f"{margin:.4f}")
+        seen.note("error", "smoke.golden_missed", location, message, f"{wanted:g} nats a token", f"{margin:.4f}")
     if sample.ends and not ends:
-        seen.note("error", "smoke.golden_endless", place, "after the expected answer the text does not end")
+        seen.note("error", "smoke.golden_endless", location, "after the expected answer the text does not end")
     return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
 
 

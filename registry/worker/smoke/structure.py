@@ -44,8 +44,8 @@ def ask(base: Path, folder: Path) -> list[Finding]:
     wrong = list(_differences(wanted, found))
     if wrong:
         return wrong
-    sentence = f"{_PEFT} expects the {len(wanted)} tensors of this file, by names and shapes, and no other"
-    return [_finding("compat.peft_expects", "info", WEIGHTS, sentence)]
+    message = f"{_PEFT} expects the {len(wanted)} tensors of this file, by names and shapes, and no other"
+    return [_finding("compat.peft_expects", "info", WEIGHTS, message)]
 
 
 def expected(base: Path, folder: Path) -> Shapes:
@@ -77,12 +77,12 @@ def _differences(wanted: Shapes, found: Shapes) -> Iterator[Finding]:
         if names:
             shown = sorted(names)[:SHOWN]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            sentence = f"{_PEFT} {what}: {', '.join(shown)}{more}"
+            message = f"{_PEFT} {what}: {', '.join(shown)}{more}"
             expects = ", ".join(str(list(wanted[n])) for n in shown if n in wanted)
             holds = ", ".join(str(list(found[n])) for n in shown if n in found)
-            yield _finding(code, "error", shown[0], sentence, expects, holds)
+            yield _finding(code, "error", shown[0], message, expects, holds)
 
 
-def _finding(code: str, severity: Severity, place: str, sentence: str, wanted: str = "", found: str = "") -> Finding:
-    return Finding(code=code, severity=severity, place=place[:600], sentence=sentence[:2000],
+def _finding(code: str, severity: Severity, location: str, message: str, wanted: str = "", found: str = "") -> Finding:
+    return Finding(code=code, severity=severity, location=location[:600], message=message[:2000],
                    expected=wanted[:600], found=found[:600])  # fmt: skip

@@ -98,8 +98,8 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
         key = keys[weights.path]
         return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.pairs)
     except (Invalid, TooLarge, NotFound) as e:
-        sentence = f"the numbers of its weights could not be read: {e.detail}"[:2000]
-        finding = Finding(code="weights.unreadable", severity="unknown", place=weights.path, sentence=sentence)
+        message = f"the numbers of its weights could not be read: {e.detail}"[:2000]
+        finding = Finding(code="weights.unreadable", severity="unknown", location=weights.path, message=message)
         return Measured((finding,), {})
 
 

@@ -145,11 +145,11 @@ def findings(base: Base, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
         return ()
     worst = max(beyond, key=beyond.__getitem__)
     known = sum(share is not None for share in shares.values())
-    sentence = (
+    message = (
         f"the update of {worst[:300]} is {beyond[worst]:.3g} times as large as the weight of {base.name[:200]} that it "
         f"changes ({len(beyond)} of {known} modules are over {limit:g}); trained updates are mostly below 0.3"
     )
     return (
-        Finding(code="weights.beyond_base", severity="warning", place=worst[:600], sentence=sentence,
+        Finding(code="weights.beyond_base", severity="warning", location=worst[:600], message=message,
                 expected=f"at most {limit:g}", found=f"{beyond[worst]:.3g}"),
     )  # fmt: skip

@@ -64,8 +64,8 @@ def measure(fetch: Read, size_bytes: int, header: Header, pairs: Iterable[Pair])
 def _not_finite(name: str, count: int) -> Finding:
     others = f", and so do {count - 1} more" if count > 1 else ""
     return Finding(
-        code="weights.not_finite", severity="error", place=name[:600],
-        sentence=f"{name[:400]} holds NaN or infinite values{others}: the training diverged",
+        code="weights.not_finite", severity="error", location=name[:600],
+        message=f"{name[:400]} holds NaN or infinite values{others}: the training diverged",
         expected="finite numbers", found="NaN or infinity",
     )  # fmt: skip
 
@@ -75,10 +75,10 @@ def _zeros(norms: dict[str, Norms]) -> list[Finding]:
     if not zero:
         return []
     if len(zero) == len(norms):
-        sentence = "every lora_B is zero, as before training: the adapter changes nothing"
+        message = "every lora_B is zero, as before training: the adapter changes nothing"
     else:
-        sentence = f"lora_B of {zero[0][:300]} is zero, as before training ({len(zero)} of {len(norms)} modules)"
-    return [Finding(code="weights.zero_b", severity="warning", place=zero[0][:600], sentence=sentence)]
+        message = f"lora_B of {zero[0][:300]} is zero, as before training ({len(zero)} of {len(norms)} modules)"
+    return [Finding(code="weights.zero_b", severity="warning", location=zero[0][:600], message=message)]
 
 
 def _huge(norms: dict[str, Norms]) -> list[Finding]:
@@ -88,11 +88,11 @@ def _huge(norms: dict[str, Norms]) -> list[Finding]:
     if not beyond:
         return []
     worst = max(beyond, key=beyond.__getitem__)
-    sentence = (
+    message = (
         f"the update of {worst[:300]} moves its weights by {beyond[worst]:.3g} on average (root mean square; "
         f"{len(beyond)} of {len(norms)} modules are over {HUGE_RMS:g}): more than a model's own weights are large"
     )
     return [
-        Finding(code="weights.huge", severity="warning", place=worst[:600], sentence=sentence,
+        Finding(code="weights.huge", severity="warning", location=worst[:600], message=message,
                 expected=f"at most {HUGE_RMS:g}", found=f"{beyond[worst]:.3g}")
     ]  # fmt: skip

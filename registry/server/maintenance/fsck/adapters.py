@@ -71,8 +71,8 @@ def _versions(page: Page, session: Session, adapter: AdapterRow) -> Sequence[Ver
     versions = session.exec(of_adapter).all()
     numbers = [version.number for version in versions]
     if numbers != list(range(1, fresh.newest_number + 1)):
-        sentence = f"has {len(numbers)} versions up to {max(numbers, default=0)} and counts {fresh.newest_number}"
-        page.found("version.numbers_broken", name, sentence)
+        message = f"has {len(numbers)} versions up to {max(numbers, default=0)} and counts {fresh.newest_number}"
+        page.found("version.numbers_broken", name, message)
     ids = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id)
     files = session.exec(select(VersionFileRow).where(col(VersionFileRow.version_id).in_(ids))).all()
     edges = session.exec(select(EdgeRow).where(col(EdgeRow.child_id).in_(ids))).all()
@@ -89,7 +89,7 @@ def _versions(page: Page, session: Session, adapter: AdapterRow) -> Sequence[Ver
 def _contents(
     page: Page,
     session: Session,
-    place: str,
+    location: str,
     version: VersionRow,
     files: list[VersionFileRow],
     edges: list[EdgeRow],
@@ -97,41 +97,41 @@ def _contents(
     try:
         manifest = Manifest.parse(version.manifest.encode())
     except RegistryError as e:
-        page.found("version.manifest_broken", place, e.detail[:500])
+        page.found("version.manifest_broken", location, e.detail[:500])
         return
     if manifest.digest != version.digest:
         page.found(
-            "version.manifest_differs", place, "its manifest has another digest",
+            "version.manifest_differs", location, "its manifest has another digest",
             expected=version.digest, found=manifest.digest,
         )  # fmt: skip
     told = {(f.path, str(f.digest), f.size_bytes, f.media_type) for f in manifest.files}
     if told != {(f.path, f.digest, f.size_bytes, f.media_type) for f in files}:
-        page.found("version.files_differ", place, "its rows of files are not those of its manifest")
+        page.found("version.files_differ", location, "its rows of files are not those of its manifest")
     if {(str(e.relation), str(e.digest)) for e in manifest.parents} != {(e.relation, e.parent_digest) for e in edges}:
-        page.found("version.parents_differ", place, "its rows of parents are not those of its manifest")
-    _inputs(page, session, place, version, manifest)
+        page.found("version.parents_differ", location, "its rows of parents are not those of its manifest")
+    _inputs(page, session, location, version, manifest)
     if manifest.size_bytes != version.size_bytes:
-        page.found("version.size_differs", place, f"counts {version.size_bytes} bytes, not {manifest.size_bytes}")
+        page.found("version.size_differs", location, f"counts {version.size_bytes} bytes, not {manifest.size_bytes}")
     base = session.get(BaseRow, version.base_id)
     if base is None or (base.name, base.fingerprint) != (manifest.base.name, manifest.base.fingerprint):
-        page.found("version.base_differs", place, "its base is not the one of its manifest")
+        page.found("version.base_differs", location, "its base is not the one of its manifest")
 
 
-def _inputs(page: Page, session: Session, place: str, version: VersionRow, manifest: Manifest) -> None:
+def _inputs(page: Page, session: Session, location: str, version: VersionRow, manifest: Manifest) -> None:
     statement = select(VersionInputRow).where(VersionInputRow.version_id == version.id)
     rows = session.exec(statement.order_by(col(VersionInputRow.place))).all()
     if [row.node for row in rows] != [told.node for told in lineage.inputs(manifest.provenance, version.facts)]:
-        page.found("version.inputs_differ", place, "its rows of inputs are not those of its manifest and its facts")
+        page.found("version.inputs_differ", location, "its rows of inputs are not those of its manifest and its facts")
 
 
 def _version_events(page: Page, session: Session, name: str, numbers: list[int]) -> None:
     """Each version was made by exactly one event, and no event tells of a version that is not there."""
     found = Counter(f"{name}@{number}" for number, _ in _told(session, name, "@", MADE))
     wanted = {f"{name}@{number}" for number in numbers}
-    for place in sorted(wanted | set(found)):
-        if found[place] != 1 or place not in wanted:
-            there = "" if place in wanted else ", and there is no such version"
-            page.found("version.event_count", place, f"{found[place]} events tell of its making{there}")
+    for location in sorted(wanted | set(found)):
+        if found[location] != 1 or location not in wanted:
+            there = "" if location in wanted else ", and there is no such version"
+            page.found("version.event_count", location, f"{found[location]} events tell of its making{there}")
 
 
 def _told(session: Session, name: str, mark: str, actions: Sequence[str]) -> list[tuple[str, EventRow]]:
@@ -154,8 +154,8 @@ def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[i
     for alias, event in _told(session, name, ":", ("alias.move",)):
         events.setdefault(alias, []).append(event)
     for alias, chain in moves.items():
-        place = f"{name}:{alias}"
-        _chain(page, place, chain)
+        location = f"{name}:{alias}"
+        _chain(page, location, chain)
         row = aliases.get(alias)
         newest = chain[-1] if chain else None
         if (
@@ -163,14 +163,14 @@ def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[i
             or newest is None
             or (row.version_id, row.generation) != (newest.to_version_id, newest.generation)
         ):
-            page.found("alias.row_differs", place, "does not point where its newest move says")
+            page.found("alias.row_differs", location, "does not point where its newest move says")
         elif row.version_id not in versions:
-            page.found("alias.version_foreign", place, "points at a version of another adapter")
+            page.found("alias.version_foreign", location, "points at a version of another adapter")
         told = events.pop(alias, [])
         if len(told) != len(chain):
-            page.found("alias.event_count", place, f"has {len(chain)} moves and {len(told)} events")
+            page.found("alias.event_count", location, f"has {len(chain)} moves and {len(told)} events")
         else:
-            _as_told(page, place, chain, told, versions)
+            _as_told(page, location, chain, told, versions)
         page.count("moves", len(chain))
     for alias in sorted(events):
         page.found("alias.event_count", f"{name}:{alias}", "has events and no moves")
@@ -180,18 +180,18 @@ def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[i
         page.found("alias.main_behind", f"{name}:{names.NEWEST}", "does not point at the newest version")
 
 
-def _chain(page: Page, place: str, chain: list[AliasMoveRow]) -> None:
+def _chain(page: Page, location: str, chain: list[AliasMoveRow]) -> None:
     """Generations 1, 2, 3 … each beginning where the one before ended."""
     held: int | None = None
     for number, move in enumerate(chain, 1):
         if move.generation != number or move.from_version_id != held:
-            page.found("alias.chain_broken", place, f"its history breaks at generation {move.generation}")
+            page.found("alias.chain_broken", location, f"its history breaks at generation {move.generation}")
             return
         held = move.to_version_id
 
 
 def _as_told(
-    page: Page, place: str, chain: list[AliasMoveRow], told: list[EventRow], versions: dict[int, VersionRow]
+    page: Page, location: str, chain: list[AliasMoveRow], told: list[EventRow], versions: dict[int, VersionRow]
 ) -> None:
     """Each move says what its event says, which the log can prove: an edited history answers an auditor wrongly."""
     before = None
@@ -203,8 +203,8 @@ def _as_told(
         when = kept_in_order or abs(move.at - event.at) <= CLOCKS_DIFFER
         before = move.at
         if (moved, move.actor) != (said, event.actor) or not when:
-            sentence = f"generation {move.generation} is not what event {event.position or event.seq} tells of it"
-            page.found("alias.event_differs", place, sentence)
+            message = f"generation {move.generation} is not what event {event.position or event.seq} tells of it"
+            page.found("alias.event_differs", location, message)
 
 
 def _broken(evidence: list[dict[str, Any]]) -> list[str] | None:

@@ -101,8 +101,8 @@ def _look_again(page: Page, digest: str) -> None:
     if stat is None:
         page.found("blob.bytes_missing", digest, f"the store has no bytes of it{told}")
     else:
-        sentence = f"the store has {stat.size_bytes} bytes instead of {row.size_bytes}{told}"
-        page.found("blob.size_differs", digest, sentence)
+        message = f"the store has {stat.size_bytes} bytes instead of {row.size_bytes}{told}"
+        page.found("blob.size_differs", digest, message)
 
 
 def _users(session: Session, digest: str) -> str:
@@ -121,10 +121,8 @@ def _stray(page: Page, digest: str) -> None:
     with page.snapshot() as session:
         known = session.get(BlobRow, digest) is not None
     if not known and page.blobs.stat(key_of(Digest(digest))) is not None:
-        sentence = (
-            "the store has bytes that no row knows; after a restore run `adapter reindex` before any `adapter gc`"
-        )
-        page.found("blob.stray", digest, sentence)
+        message = "the store has bytes that no row knows; after a restore run `adapter reindex` before any `adapter gc`"
+        page.found("blob.stray", digest, message)
 
 
 def _staged(page: Page) -> None:

@@ -41,25 +41,32 @@ class Page:
     bytes_hashed: int = 0
 
     def found(
-        self, code: str, place: str, sentence: str, *, severity: Severity = "error", expected: str = "", found: str = ""
+        self,
+        code: str,
+        location: str,
+        message: str,
+        *,
+        severity: Severity = "error",
+        expected: str = "",
+        found: str = "",
     ) -> None:
         self.findings.append(
             Finding(
                 code=code,
                 severity=severity,
-                place=place[:600],
-                sentence=sentence,
+                location=location[:600],
+                message=message,
                 expected=expected[:600],
                 found=found[:600],
             )
         )
 
-    def unreadable(self, place: str, error: Unavailable) -> None:
+    def unreadable(self, location: str, error: Unavailable) -> None:
         """What the store cannot read is told, and stops nothing; raised again where nothing can be had of the store."""
         if error.code != "STORE_UNAVAILABLE":
             raise error
         self.blobs.stat(NOWHERE)
-        self.found("blob.unreadable", place, f"the store has it and could not read it: {error.detail}")
+        self.found("blob.unreadable", location, f"the store has it and could not read it: {error.detail}")
 
     def count(self, what: str, number: int = 1) -> None:
         self.checked[what] = self.checked.get(what, 0) + number

@@ -191,8 +191,8 @@ def _present(
         if stat is not None and stat.size_bytes == file.size_bytes:
             present.add(file.digest)
         else:
-            sentence = f"the store has {'no bytes' if stat is None else f'{stat.size_bytes} bytes'} of {file.digest}"
-            findings.append(metadata_backup.finding("blob.bytes_missing", f"{name}@{number} {file.path}", sentence))
+            message = f"the store has {'no bytes' if stat is None else f'{stat.size_bytes} bytes'} of {file.digest}"
+            findings.append(metadata_backup.finding("blob.bytes_missing", f"{name}@{number} {file.path}", message))
     return present
 
 
@@ -218,14 +218,14 @@ def _add_version(
     manifest = record.manifest
     base = session.exec(select(BaseRow).where(col(BaseRow.name) == manifest.base.name)).first()
     if base is None or base.fingerprint != manifest.base.fingerprint:
-        sentence = f"its base '{manifest.base.name}' is not here"
-        findings.append(metadata_backup.finding("record.base_unknown", f"{name}@{record.number}", sentence))
+        message = f"its base '{manifest.base.name}' is not here"
+        findings.append(metadata_backup.finding("record.base_unknown", f"{name}@{record.number}", message))
         return 0
     adapter = _adapter(session, name, record)
     taken = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == manifest.digest)
     if session.exec(taken).first() is not None:
-        place, sentence = f"{name}@{record.number}", "these bytes have another number"
-        findings.append(metadata_backup.finding("record.number_taken", place, sentence))
+        location, message = f"{name}@{record.number}", "these bytes have another number"
+        findings.append(metadata_backup.finding("record.number_taken", location, message))
         return 0
     adapter.newest_number = max(adapter.newest_number, record.number)
     adapter.updated_at = max(adapter.updated_at, record.created_at)

@@ -40,8 +40,8 @@ def restore(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findi
         with db.session(engine, write=not dry_run) as session:
             row = _row(session, stat)
             if row is not None and row.ended_at is None:
-                sentence = "ended, and is in use here: this database is from before; delete it again"
-                findings.append(metadata_backup.finding("record.name_in_use", _place(stat), sentence))
+                message = "ended, and is in use here: this database is from before; delete it again"
+                findings.append(metadata_backup.finding("record.name_in_use", _place(stat), message))
             elif row is None and (record := _read(blobs, stat, findings)) is not None:
                 missing.add(_place(stat))
                 if not dry_run:
@@ -49,12 +49,12 @@ def restore(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findi
     return len(missing)
 
 
-def _bury(session: Session, actor: Actor, record: TombstoneRecord, place: str) -> None:
+def _bury(session: Session, actor: Actor, record: TombstoneRecord, location: str) -> None:
     reserved_names.bury(session, record.owner, record.name, at=record.created_at)
     row = session.get_one(TakenNameRow, (record.owner, names.skeleton(record.name)), populate_existing=True)
     row.recorded_at = db.now()
     session.add(row)
-    audit.append(session, actor, "name.reindex", place)
+    audit.append(session, actor, "name.reindex", location)
 
 
 def _read(blobs: BlobStore, stat: Stat, findings: list[Finding]) -> TombstoneRecord | None:
