@@ -33,7 +33,7 @@ def _row(prefix: str, ours: str, packages: str) -> Row:
     return Row(prefix, frozenset(ours.split()), frozenset(packages.split()))
 
 
-# The longest matching prefix decides. ARCHITECTURE.md shows the same table in words.
+# The longest matching prefix decides.
 TABLE = [
     _row("registry", "domain", "pydantic pydantic_core"),
     _row("registry.tlog", "domain", "cryptography"),
@@ -193,40 +193,3 @@ def base_rooms() -> list[str]:
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
         and "boto3" not in (row_of(module) or TABLE[0]).packages
     ]
-
-
-GROUPS = [
-    ("The domain: `registry/`, its files and its pure folders", "registry"),
-    ("The client: `registry/client/`", "registry.client"),
-    ("Beside an engine: `registry/serving/`", "registry.serving"),
-    ("The server: `registry/server/`", "registry.server"),
-    ("Its application and routes", "registry.server.routes"),
-    ("The worker: `registry/worker/`", "registry.worker"),
-    ("The command: `cli/`", "cli"),
-]
-"""Heading in ARCHITECTURE.md → the rooms below it; the longest prefix decides."""
-
-_BEGIN, _END = "<!-- rooms: written by scripts/rooms -->", "<!-- end of rooms -->"
-
-
-def with_rooms(page: str) -> str:
-    """The page with its tables of rooms made anew: a module's path and the first sentence of its docstring."""
-    before, rest = page.split(_BEGIN)
-    after = rest.split(_END)[1]
-    return before + _BEGIN + "\n\n" + "\n".join(_tables()) + "\n" + _END + after
-
-
-def _tables() -> Iterator[str]:
-    rooms: dict[str, list[str]] = {}
-    for module, path in modules().items():
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-        if not docstring or module.startswith("migrations") or module in ("registry", "cli"):
-            continue
-        routed = module.replace("registry.server.app", "registry.server.routes.app")
-        prefix = max((p for _, p in GROUPS if routed == p or routed.startswith(p + ".")), key=len)
-        short = str(path.relative_to(ROOT)).removeprefix("registry/").removesuffix("__init__.py")
-        message = " ".join(docstring.split("\n\n")[0].split())
-        rooms.setdefault(prefix, []).append(f"| `{short}` | {message} |")
-    for heading, prefix in GROUPS:
-        if prefix in rooms:
-            yield from (f"### {heading}", "", "| room | in one sentence |", "|---|---|", *sorted(rooms[prefix]), "")
