@@ -131,8 +131,9 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
     import torch
     import transformers
 
-    from registry.worker.sandbox.host_client import Limits, Source
-    from registry.worker.sandbox.pool import Pool
+    from registry.worker.model.sources import Source
+    from registry.worker.model_process.client import Limits
+    from registry.worker.model_process.pool import Pool
 
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()

@@ -1,7 +1,7 @@
 """`adapter work`: take jobs from the registry and try adapters on their base, here.
 
 Invariants
-- This process holds no torch; each base lives in a keeper process of its own (registry/worker/sandbox/host.py).
+- This process holds no torch; each base lives in a keeper process of its own (registry/worker/model_process/host.py).
 - SIGTERM and Ctrl-C end it in order: the running job is finished or given back, and no process stays behind.
 - Standard output tells one line for each job; with `--json` it is one JSON document at the end.
 
@@ -24,10 +24,11 @@ import click
 
 from cli import main, output, session
 from registry import names
+from registry.worker.devices import select_device
 from registry.worker.loop import Tally, Worker
 from registry.worker.model.sources import Sources
-from registry.worker.sandbox.host_client import Limits, device_of
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
 """What a keeper imports; looked for before a job is claimed."""
@@ -69,7 +70,7 @@ def work(
         tally = _on_a_cluster(address, wanted, limits, say, once=once, device=device, actors=actors, gpus=gpus)
         output.answer(asdict(tally), lambda: click.echo(_in_words(tally)))
         return
-    pool = Pool(device=device_of(device))
+    pool = Pool(device=select_device(device))
     with session.registry() as registry, Worker(registry, Sources(wanted), say=say, limits=limits, pool=pool) as worker:
         _stop_on_signals(worker)
         if not once:

@@ -28,10 +28,11 @@ from typing import Any, Self
 import ray
 
 from registry.client.registry import Registry
+from registry.worker.devices import CPU
 from registry.worker.loop import Tally, Worker
 from registry.worker.model.sources import Sources
-from registry.worker.sandbox.host_client import CPU, Limits
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 
 ASK_EVERY_SECONDS = 1.0
 LOST = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)

@@ -27,9 +27,9 @@ from registry.errors import RegistryError, Unavailable
 from registry.worker import job as jobs
 from registry.worker.lease import Held, Lost
 from registry.worker.model.identify import Inspector, Stopped
-from registry.worker.model.sources import Sources
-from registry.worker.sandbox.host_client import Limits, Source
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model.sources import Source, Sources
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from registry.worker.task import Failed, Task
 
 IDLE_SECONDS = (0.5, 5.0)

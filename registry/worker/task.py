@@ -24,8 +24,9 @@ from registry.evaluation.reports import Report
 from registry.jobs import Job
 from registry.names import AdapterName, Ref
 from registry.worker.lease import Held
-from registry.worker.sandbox.host_client import Limits, Source
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 
 
 class Failed(Exception):

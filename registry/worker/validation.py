@@ -26,7 +26,7 @@ from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarise
-from registry.worker.sandbox.host_client import Gone
+from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 
 UNTOLD = frozenset({"compat.method_unjudged", "compat.shape_unknown"})

@@ -17,7 +17,7 @@ import uvicorn
 
 from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
-from registry.worker.sandbox.host_client import Limits
+from registry.worker.model_process.client import Limits
 from tests import processes
 from tests.worker import models
 from tests.worker.workshop import Workshop

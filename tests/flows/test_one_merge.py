@@ -22,8 +22,8 @@ from registry.jobs import Job, Kind, State
 from registry.merging.recipes import ANNOTATION, Method, Operation, Recipe
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.sandbox.host_client import Limits
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
 from tests.worker.workshop import Workshop

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from registry.worker.sandbox.host_client import CUDA, Limits, Source, device_of
-from registry.worker.sandbox.pool import Pool
+from registry.worker.devices import CUDA, select_device
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(device_of("auto") != CUDA, reason="there is no CUDA device here"),
+    pytest.mark.skipif(select_device("auto") != CUDA, reason="there is no CUDA device here"),
 ]
 LIMITS = Limits(deadline_seconds=300, threads=1)
 

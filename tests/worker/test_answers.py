@@ -10,7 +10,7 @@ import torch
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import language, probes
 from registry.worker.model.language import Base
-from registry.worker.sandbox import child
+from registry.worker.model_process import child
 from registry.worker.smoke import acting
 from registry.worker.smoke.acting import ROWS, Baseline
 from registry.worker.smoke.examination import Examination

@@ -13,8 +13,9 @@ from registry.api.jobs import RevalidateRequest
 from registry.client.evaluation import Judging
 from registry.jobs import State
 from registry.worker.loop import Worker
-from registry.worker.sandbox.host_client import Limits, Source
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import BASE, Workshop
 

@@ -29,7 +29,7 @@ from registry.worker.conversions import canonical, native, plain, to_gguf
 from registry.worker.conversions.request import Order
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.sandbox.pool import Limits, Pool
+from registry.worker.model_process.pool import Limits, Pool
 from tests import fixtures
 from tests.worker import models
 from tests.worker.workshop import Workshop

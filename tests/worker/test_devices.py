@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from registry.worker.devices import CPU, CUDA
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Limits, ModelProcess
+from registry.worker.model_process.pool import Pool
 from registry.worker.sandbox import confine
-from registry.worker.sandbox.host_client import CPU, CUDA, Keeper, Limits, Source
-from registry.worker.sandbox.pool import Pool
 from tests import fixtures
 from tests.worker import models
 
@@ -49,7 +51,9 @@ def test_a_keeper_for_a_gpu_sees_none_and_its_children_see_those_of_the_worker(
     base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_keeper(device: str) -> dict[str, str]:
-        keeper = Keeper(Source("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"})
+        keeper = ModelProcess(
+            Source("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"}
+        )
         try:
             while not (told := Path(f"/proc/{keeper.pid}/environ").read_bytes()):
                 os.sched_yield()  # Linux shows nothing between closing what exec closes and laying out the new memory

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from registry.worker.sandbox.host_client import Gone, Keeper, Limits, Source, clean_environment
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Gone, Limits, ModelProcess
+from registry.worker.model_process.pool import Pool
+from registry.worker.sandbox.environment import clean_environment
 from tests.worker import models
 
 LIMITS = Limits(deadline_seconds=120, threads=1)
@@ -153,11 +155,11 @@ def test_a_keeper_that_is_killed_takes_its_child_along_and_a_new_one_is_right(so
 def test_a_base_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(Gone, match="the base empty does not load"):
-        Keeper(Source("empty", tmp_path, "")).load()
+        ModelProcess(Source("empty", tmp_path, "")).load()
 
 
 def test_a_base_that_is_being_loaded_can_be_given_up(source: Source) -> None:
-    keeper = Keeper(source)
+    keeper = ModelProcess(source)
     keeper.interrupt()
     with pytest.raises(Gone, match="signal 9"):
         keeper.load()
@@ -174,7 +176,7 @@ def test_a_keeper_gets_no_secrets() -> None:
 class _When:
     """Sends a signal to the child as soon as the keeper has named it, then calls `then`."""
 
-    def __init__(self, keeper: Keeper, number: signal.Signals, then: Any = None) -> None:
+    def __init__(self, keeper: ModelProcess, number: signal.Signals, then: Any = None) -> None:
         self.child = 0
         self._keeper, self._number, self._then = keeper, number, then
         self._thread = threading.Thread(target=self._wait)

@@ -21,8 +21,8 @@ from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.sandbox.host_client import Limits
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import Workshop
 from tests.world import World

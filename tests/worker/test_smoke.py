@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from registry.evaluation.reference_logprobs import Fingerprint, compare
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from registry.worker.sandbox import confine
-from registry.worker.sandbox.host_client import Limits, Source
-from registry.worker.sandbox.pool import Pool
 from tests import fixtures
 from tests.worker import models
 

@@ -9,8 +9,9 @@ import pytest
 
 from registry.client.folder import read_folder
 from registry.errors import RegistryError
-from registry.worker.sandbox.host_client import Limits, Source
-from registry.worker.sandbox.pool import Pool
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from registry.worker.smoke import structure
 from tests import fixtures
 

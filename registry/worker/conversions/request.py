@@ -26,7 +26,7 @@ from registry.errors import Unavailable, from_problem
 from registry.evaluation.verdicts import Value
 from registry.merging.conversions import Conversion, Converted, Target
 from registry.worker.sandbox import entry
-from registry.worker.sandbox.host_client import clean_environment
+from registry.worker.sandbox.environment import clean_environment
 
 PROGRAMS: dict[Target, tuple[str, str, str]] = {
     Target.CANONICAL: ("canonical", "torch", "worker"),

@@ -25,7 +25,7 @@ from registry.evaluation.verdicts import Value
 from registry.manifest import CONFIG
 from registry.merging.recipes import BY_PEFT, MergeReport, Operation, Recipe
 from registry.worker.sandbox import entry
-from registry.worker.sandbox.host_client import clean_environment
+from registry.worker.sandbox.environment import clean_environment
 
 END_SECONDS = 10.0
 """How long a process may take to clear up what it began."""

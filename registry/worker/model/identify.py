@@ -27,7 +27,7 @@ from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.worker.model import weights
 from registry.worker.model.weights import Progress, Weights
 from registry.worker.sandbox import entry
-from registry.worker.sandbox.host_client import clean_environment
+from registry.worker.sandbox.environment import clean_environment
 
 PACKAGE = "torch"
 

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 import transformers
 
+from registry.worker.devices import CPU
 from registry.worker.model import probes
 
-CPU = "cpu"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 Logits = list[torch.Tensor]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry import bases
@@ -22,13 +23,26 @@ from registry.api import BaseView
 from registry.client.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.worker.sandbox.host_client import Source
 
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights there are not the base's, empty when they are."""
 Stamp = tuple[str, int, int]
 PAINTER = "diffusers"
 """What a worker paints with on image models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A base that this machine can load: its name, its folder, and the fingerprint that both agree on.
+
+    `dtype` is the number format of its record, for a GPU. `thresholds` are what the base says instead of our defaults.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    dtype: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 class Sources:

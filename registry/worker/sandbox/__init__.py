@@ -1,1 +1,1 @@
-"""Processes that load hostile input: hosts of a model, children, confinement."""
+"""How programs of the worker are started and confined: entry, environment, limits, namespaces."""

@@ -15,7 +15,7 @@ Invariants
 - Standard output carries the protocol alone; what libraries print goes to standard error.
 
 Example
-    $ python -m registry.worker.sandbox.host tiny models/tiny cpu F32
+    $ python -m registry.worker.model_process.host tiny models/tiny cpu F32
     {"ready": {"load_seconds": 0.3, "parameters": 147008, "threads": 1, "versions": {...}}}
 """
 
@@ -35,9 +35,9 @@ import torch
 import transformers
 
 from registry import __version__
+from registry.worker.model_process.child import Alone, Loader, Message, Warm
+from registry.worker.model_process.children import WARM, Children, be_the_child
 from registry.worker.sandbox import confine, entry
-from registry.worker.sandbox.child import Alone, Loader, Message, Warm
-from registry.worker.sandbox.children import WARM, Nursery, be_the_child
 from registry.worker.smoke.examination import first_line
 
 
@@ -70,7 +70,7 @@ def main(
             return 1
     _say(out, {"ready": _ready(base, versions or {})})
     inbox = Inbox()
-    nursery = Nursery(base, loader, inbox, lambda message: _say(out, message), alone)
+    nursery = Children(base, loader, inbox, lambda message: _say(out, message), alone)
     for message in inbox:
         if "folder" in message:
             _say(out, nursery.try_adapter(message))

@@ -1,11 +1,11 @@
-"""`Nursery`: the keeper's children. Fork (or start) them, hand them adapters, keep their deadlines, end them.
+"""`Children`: the keeper's children. Fork (or start) them, hand them adapters, keep their deadlines, end them.
 
 Invariants
 - A child that did not answer as it should is ended with its whole process group, and never asked again.
 - Of an adapter that the warm child refuses or stumbles over, the child of its own says what becomes the verdict.
 
 Example
-    >>> Nursery(base, loader, inbox, say).try_adapter({"id": 1, "folder": "scratch/adapter", ...})
+    >>> Children(base, loader, inbox, say).try_adapter({"id": 1, "folder": "scratch/adapter", ...})
     {'seen': {'findings': [], 'measurements': {...}}}
 """
 
@@ -23,9 +23,9 @@ from typing import Any, Protocol
 
 import torch
 
-from registry.worker.model.language import CPU
+from registry.worker.devices import CPU
+from registry.worker.model_process.child import Alone, Loader, Message, Warm, failed
 from registry.worker.sandbox import confine, entry
-from registry.worker.sandbox.child import Alone, Loader, Message, Warm, failed
 
 WARM, ALONE = "warm", "alone"
 """Roles of a child that is a program of its own."""
@@ -134,7 +134,7 @@ class Child:
                 os.close(number)
 
 
-class Nursery:
+class Children:
     def __init__(self, base: Any, loader: Loader, stops: Stops, say: Say, alone: type[Alone] = Alone) -> None:
         """`alone` is what tries one adapter by itself. Only language models (`Alone`) have a warm child beside it."""
         self._base, self._loader, self._alone = base, loader, alone
@@ -193,7 +193,7 @@ class Nursery:
             os.set_inheritable(pipe, True)
         loader = self._loader
         running = sys.modules["__main__"].__spec__
-        name = running.name if running is not None else "registry.worker.sandbox.host"
+        name = running.name if running is not None else "registry.worker.model_process.host"
         words = [loader.name, str(loader.folder), loader.device, loader.dtype, role, inward, outward, threads]
         return os.posix_spawn(
             sys.executable, entry.command(name, *map(str, words), str(os.getpid())), confine.gpu_environment(),

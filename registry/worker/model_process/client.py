@@ -1,4 +1,4 @@
-"""`Keeper`: the main process's handle on one keeper process: start it, hand it adapters, end it.
+"""`ModelProcess`: the main process's handle on one keeper process: start it, hand it adapters, end it.
 
 Invariants
 - No torch here: a keeper may be killed at any moment and this process goes on.
@@ -6,7 +6,7 @@ Invariants
 - A keeper that dies, or answers nonsense, is `Gone`: the attempt failed, and the base must be loaded again.
 
 Example
-    >>> keeper = Keeper(source).load()
+    >>> keeper = ModelProcess(source).load()
     >>> keeper.try_adapter(folder, Limits())["seen"]["findings"]
     []
 """
@@ -21,48 +21,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from registry.worker.devices import CPU
+from registry.worker.model.sources import Source
 from registry.worker.sandbox import confine, entry
 from registry.worker.sandbox.confine import LOAD_SECONDS_LIMIT
-
-CPU, CUDA = "cpu", "cuda"
-
-_PASSED_ON = frozenset(
-    {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TZ",
-     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "CUDA_DEVICE_ORDER",
-     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "BNB_CUDA_VERSION", "HIP_VISIBLE_DEVICES", confine.VISIBLE_GPUS}
-)  # fmt: skip
-_SETTINGS = {
-    "OMP_WAIT_POLICY": "passive",  # spinning threads stall every other process on a busy machine
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # no loader threads: the keeper forks
-    "TOKENIZERS_PARALLELISM": "false",
-    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled here, and to load the compiler takes a second of each start
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to ask whether there is a GPU must not take hold of it
-    "PYTHONSAFEPATH": "1",
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONWARNINGS": "ignore",  # of the libraries; they are not for whoever runs a worker
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A base that this machine can load: its name, its folder, and the fingerprint that both agree on.
-
-    `dtype` is the number format of its record, for a GPU. `thresholds` are what the base says instead of our defaults.
-    """
-
-    name: str
-    folder: Path
-    fingerprint: str
-    dtype: str = ""
-    thresholds: Mapping[str, float] = field(default_factory=dict, compare=False)
+from registry.worker.sandbox.environment import environment_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +51,7 @@ class Gone(Exception):
     """The keeper died or broke the protocol: the attempt failed, the base must be loaded again."""
 
 
-class Keeper:
+class ModelProcess:
     """One keeper process. `ready` says what it loaded and with which versions."""
 
     def __init__(
@@ -106,7 +73,7 @@ class Keeper:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_without_gpus(clean_environment(os.environ if environment is None else environment), device),
+            env=environment_for(device, os.environ if environment is None else environment),
             start_new_session=True,  # a Ctrl-C at the terminal reaches us, and we end it in order
         )
         self.ready: dict[str, Any] = {}
@@ -237,32 +204,13 @@ class Keeper:
         return message if isinstance(message, dict) else {}
 
 
-def device_of(wanted: str) -> str:
-    """`auto`: the GPU where this machine has NVIDIA's driver, else the CPU. Takes hold of nothing."""
-    if wanted != "auto":
-        return wanted
-    return CUDA if Path("/dev/nvidiactl").exists() else CPU
-
-
 def _program(folder: Path) -> str:
     """A pipeline of several models has no configuration of its own beside theirs."""
     return (
-        "registry.worker.sandbox.host" if (folder / "config.json").is_file() else "registry.worker.sandbox.image_host"
+        "registry.worker.model_process.host"
+        if (folder / "config.json").is_file()
+        else "registry.worker.model_process.image_host"
     )
-
-
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a keeper and its children may know: where programs lie, the language, how many threads. No secrets."""
-    kept = {name: value for name, value in environment.items() if name in _PASSED_ON}
-    return _SETTINGS | {name: value for name, value in kept.items() if value}
-
-
-def _without_gpus(environment: dict[str, str], device: str) -> dict[str, str]:
-    """A keeper for a GPU must not take hold of one (bitsandbytes does when it is imported): its children may."""
-    if device == CPU:
-        return environment
-    seen = environment.pop(confine.VISIBLE_GPUS, None)
-    return environment | {confine.VISIBLE_GPUS: ""} | ({confine.KEPT_GPUS: seen} if seen is not None else {})
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> str:

@@ -18,7 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from registry.worker.sandbox.host_client import CPU, Keeper, Limits, Source
+from registry.worker.devices import CPU
+from registry.worker.model.sources import Source
+from registry.worker.model_process.client import Limits, ModelProcess
 
 KEEPERS_LIMIT = 2
 """Bases in memory at once, on a CPU; the one not used for longest makes room. On a GPU it is one."""
@@ -32,8 +34,8 @@ class Pool:
         self._loads_before = 0
         self._listener: Callable[[str], None] | None = None
         self._limit = keepers_limit or (KEEPERS_LIMIT if device == CPU else 1)
-        self._keepers: dict[str, Keeper] = {}
-        self._busy: Keeper | None = None
+        self._keepers: dict[str, ModelProcess] = {}
+        self._busy: ModelProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +62,7 @@ class Pool:
         """The bases in memory, the last used one first."""
         return [name for name, keeper in reversed(self._keepers.items()) if keeper.alive]
 
-    def keeper(self, source: Source) -> Keeper:
+    def keeper(self, source: Source) -> ModelProcess:
         """The keeper of this base, started now if there is none. `Gone` when the base does not load."""
         keeper = self._keepers.pop(source.name, None)
         if keeper is not None and not (keeper.alive and keeper.source == source):
@@ -69,7 +71,7 @@ class Pool:
         while keeper is None and len(self._keepers) >= self._limit:
             self._end(self._keepers.pop(next(iter(self._keepers))))
         if keeper is None:
-            keeper = self._busy = Keeper(source, device=self.device)
+            keeper = self._busy = ModelProcess(source, device=self.device)
             try:
                 keeper.load()
             finally:
@@ -99,7 +101,7 @@ class Pool:
         if busy is not None:
             busy.interrupt()
 
-    def _end(self, keeper: Keeper) -> None:
+    def _end(self, keeper: ModelProcess) -> None:
         self._loads_before += keeper.loads
         keeper.kill()
 

@@ -23,7 +23,8 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import LoraSpec, config
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
-from registry.worker.model.language import CPU, Base
+from registry.worker.devices import CPU
+from registry.worker.model.language import Base
 from registry.worker.smoke import examination, isolated, resident, structure
 from registry.worker.smoke.examination import Examination
 from registry.worker.smoke.resident import Discard, Resident

@@ -1,10 +1,10 @@
 """The process that keeps one image model: as the keeper of a language model, with a child of its own for each adapter.
 
 Invariants
-- Those of registry.worker.sandbox.host. It is a program of its own, because only it needs diffusers (extra `images`).
+- Those of `model_process.host`. It is a program of its own, because only it needs diffusers (extra `images`).
 
 Example
-    $ python -m registry.worker.sandbox.image_host sd-tiny models/sd-tiny cpu ""
+    $ python -m registry.worker.model_process.image_host sd-tiny models/sd-tiny cpu ""
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import diffusers
 
-from registry.worker.model import image
 from registry.worker.model.image import Pipeline
-from registry.worker.sandbox import host
-from registry.worker.sandbox.child import Alone, Loader, Message, Say, telling, thresholds_of
+from registry.worker.model_process import host
+from registry.worker.model_process.child import Alone, Loader, Message, Say, telling, thresholds_of
+from registry.worker.smoke import image
 
 
 @dataclass(frozen=True, slots=True)

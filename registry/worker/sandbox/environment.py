@@ -1,0 +1,47 @@
+"""The environment of a worker's programs: an allow-list of variables, never a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from registry.worker.devices import CPU
+from registry.worker.sandbox import confine
+
+_PASSED_ON = frozenset(
+    {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TZ",
+     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "CUDA_DEVICE_ORDER",
+     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "BNB_CUDA_VERSION", "HIP_VISIBLE_DEVICES", confine.VISIBLE_GPUS}
+)  # fmt: skip
+_SETTINGS = {
+    "OMP_WAIT_POLICY": "passive",  # spinning threads stall every other process on a busy machine
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # no loader threads: the keeper forks
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled here, and to load the compiler takes a second of each start
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to ask whether there is a GPU must not take hold of it
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONWARNINGS": "ignore",  # of the libraries; they are not for whoever runs a worker
+}
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a keeper and its children may know: where programs lie, the language, how many threads. No secrets."""
+    kept = {name: value for name, value in environment.items() if name in _PASSED_ON}
+    return _SETTINGS | {name: value for name, value in kept.items() if value}
+
+
+def _without_gpus(environment: dict[str, str], device: str) -> dict[str, str]:
+    """A keeper for a GPU must not take hold of one (bitsandbytes does when it is imported): its children may."""
+    if device == CPU:
+        return environment
+    seen = environment.pop(confine.VISIBLE_GPUS, None)
+    return environment | {confine.VISIBLE_GPUS: ""} | ({confine.KEPT_GPUS: seen} if seen is not None else {})
+
+
+def environment_for(device: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a model process on this device."""
+    return _without_gpus(clean_environment(environment), device)
