@@ -53,7 +53,7 @@ test-hub: venv  ## Hub clients of other generations and in JavaScript, against a
 	@$(PYTHON) -m tests.hub.venvs
 	@HUB_CLIENTS=1 $(PYTHON) -m pytest tests/hub $(ARGS)
 
-test-vllm: venv  ## a real vLLM (CPU, over HTTP): each case, and a box with plugin and agent; brings its environment once (3.3 GB)
+test-vllm: venv  ## a real vLLM (CPU, over HTTP): each case, and a node with plugin and agent; brings its environment once (3.3 GB)
 	@$(PYTHON) -m tests.proof.venvs vllm
 	@PROOF_VLLM=1 $(PYTHON) -m pytest -o faulthandler_timeout=0 -m vllm $(ARGS)
 
@@ -64,7 +64,7 @@ test-signing: venv  ## OpenSSF's model_signing signs an adapter that is pushed a
 test-engines: venv  ## ask llama.cpp, and the code of published vLLM and SGLang wheels, about each case; diffusers about each image case
 	@$(PYTHON) -m tests.proof.venvs wheels
 	@$(PYTHON) -m tests.proof.venvs llama
-	@PROOF_DIFFUSERS=1 $(PYTHON) -m pytest tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_box.py tests/proof/test_diffusers.py tests/engines $(ARGS)
+	@PROOF_DIFFUSERS=1 $(PYTHON) -m pytest tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_node.py tests/proof/test_diffusers.py tests/engines $(ARGS)
 
 lint: venv  ## ruff and mypy
 	@$(PYTHON) -m ruff check .

@@ -76,7 +76,7 @@ def _fill(url: str, adapters: int) -> str:
         world.validate(f"{NAMESPACE}/a0@1")
         world.admin.promote(f"{NAMESPACE}/a0", "prod", "1", generation=0)
         with world.session(write=True) as session:
-            view = TokenCreate(name="box", scopes=["pull"], namespaces=[NAMESPACE])
+            view = TokenCreate(name="node", scopes=["pull"], namespaces=[NAMESPACE])
             secret = tokens.issue(session, TRUSTED, view)[1]
         engine = world.engine
         with db.session(engine) as session:  # once: the copies take it along, and no upkeep looks for what is missing

@@ -5,7 +5,7 @@
     throughput_16conn_vs_distribution   requests per second of one process at 16 connections   (goal ≥ 6, PostgreSQL 4)
     median_time_100k_vs_1k              the median with 100,000 adapters / with 1,000                    (goal ≤ 1.2)
 
-each for SQLite and for PostgreSQL. A serving box asks for its fleet again and again: 200 adapters in turn, out of 1,000
+each for SQLite and for PostgreSQL. A serving node resolves its adapters again and again: 200 in turn, out of 1,000
 or 100,000. The figures hold the 304 path, and look-ups all over the registry, which mostly find nothing kept.
 
 What wrk calls p99 is a share of time and not of requests: it adds to a slow answer those that would have been asked

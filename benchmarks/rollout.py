@@ -1,7 +1,7 @@
-"""`make bench-rollout`: one box, 20 adapters: how long from a promotion or a rollback until it is converged.
+"""`make bench-rollout`: one node, 20 adapters: how long from a promotion or a rollback until it is converged.
 
     promote_time_vs_floor     first promotion sent → the registry shows all 20 in their new version / floor
-    rollback_time_vs_floor    the same for 20 rollbacks; what they lead to was unloaded and lies on the box's disk
+    rollback_time_vs_floor    the same for 20 rollbacks; what they lead to was unloaded and lies on the node's disk
 
 The goal is 5 s for both. The floor is what a rollout cannot do without, measured in the same run: the same versions
 pulled, verified and loaded into another engine of the same sort, four at once, over real HTTP; for a rollback only
@@ -105,11 +105,11 @@ class Shop:
             self.registry.rollback(name, "prod")
 
     def wait_until_converged(self, number: int) -> None:
-        """The registry shows every adapter served in this version by every box."""
+        """The registry shows every adapter served in this version by every node."""
         until = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < until:
-            seen = self.fleet.boxes(base=_adapters.BASE).convergence
-            done = [c for c in seen if c.number == number and c.serving == c.boxes == 1]
+            seen = self.fleet.nodes(base=_adapters.BASE).convergence
+            done = [c for c in seen if c.number == number and c.serving == c.nodes == 1]
             if len(done) == len(seen) == ADAPTERS:
                 return
             time.sleep(LOOK_SECONDS)
@@ -140,7 +140,7 @@ def serving(folder: Path) -> Iterator[tuple[Registry, str, int]]:
 def keeping(registry: Registry, token: str, engine: VLLMServer, shelf: Path) -> Iterator[int]:
     command = [
         *_contenders.ADAPTER, "agent", "--engine", f"vllm={engine.url}", "--base", _adapters.BASE, "--dir", str(shelf),
-        "--drain", "0", "--box", "bench", "--json",
+        "--drain", "0", "--node", "bench", "--json",
     ]  # fmt: skip
     environment = os.environ | {"ADAPTER_REGISTRY": registry.url, "ADAPTER_TOKEN": token}
     agent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

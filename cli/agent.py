@@ -1,11 +1,11 @@
-"""`adapter agent`: keep the engines of this box at what an alias of every adapter of a base points at.
+"""`adapter agent`: keep the engines of this node at what an alias of every adapter of a base points at.
 
 Invariants
 - SIGTERM and Ctrl-C end the agent and leave the engines as they are: they go on serving.
 - Several engines share the shelf and nothing else: what is wrong with one holds up no other.
 - A second agent that follows something else with the same engine or the same file of aliases does not start.
 - With `--once` it is one pass: exit 6 when an adapter of the roster is not ready.
-- It tells the registry what this box serves (`adapter fleet`), and Prometheus where a port is given.
+- It tells the registry what this node serves (`adapter fleet`), and Prometheus where a port is given.
 
 Example
     $ adapter agent --engine vllm=http://127.0.0.1:8000 --base smollm2 --alias prod --dir /srv/adapters
@@ -84,20 +84,20 @@ LOOK_SECONDS = 0.5
     type=click.IntRange(min=0),
     help="When DIR holds more than this, unused versions go earlier, an hour after their last use.",
 )
-@click.option("--box", default="", help="What this machine is called in the fleet.  [default: its host name]")
+@click.option("--node", default="", help="What this machine is called in the fleet.  [default: its host name]")
 @click.option("--metrics-port", "port", default="", metavar="[HOST:]PORT", help="Serve Prometheus metrics there.")
 @click.option("--once", is_flag=True, help="One pass, then stop.")
 @output.json_option
 def agent(
     engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float,
-    keep_days: float, keep_bytes: int | None, box: str, port: str, once: bool,
+    keep_days: float, keep_bytes: int | None, node: str, port: str, once: bool,
 ) -> None:  # fmt: skip
     """Keep engines at what an alias of every adapter of a base points at."""
     say = (lambda _line: None) if output.as_json() else click.echo
-    followed = Followed(str(names.base_name(base)), names.alias(alias), folder, drain, box or heartbeat.this_box())
+    followed = Followed(str(names.base_name(base)), names.alias(alias), folder, drain, node or heartbeat.this_node())
     titles = {parse.title(engine): engine for engine in engines}
     if len(titles) != len(engines):
-        raise click.UsageError("two engines have one kind and one port: run an agent for each, with --box and a --dir")
+        raise click.UsageError("two engines have one kind and one port: run an agent for each, with --node and a --dir")
     judged = {engine: _profile(engine, engines, profiles) for engine in engines}
     with session.registry() as registry, contextlib.ExitStack() as held:
         for file in [_alias_file(""), *map(_alias_file, titles)] if len(titles) == 1 else map(_alias_file, titles):
@@ -111,7 +111,7 @@ def agent(
             say(f"metrics: {held.enter_context(metrics.served(counted, port))}")
         limits, leases = (
             eviction.Limits(keep_days, math.inf if keep_bytes is None else keep_bytes),
-            eviction.leases_of(registry, followed.box),
+            eviction.leases_of(registry, followed.node),
         )
         sweeper = eviction.Sweeper(Shelf(folder), limits, leases, say)
         if once:
@@ -123,13 +123,13 @@ def agent(
 
 @dataclass(frozen=True)
 class Followed:
-    """What all engines of a box have in common."""
+    """What all engines of a node have in common."""
 
     base: str
     alias: str
     folder: Path
     drain: float
-    box: str
+    node: str
 
 
 def _alias_file(title: str) -> str:
@@ -167,7 +167,7 @@ def _made(
 ) -> Agent:  # fmt: skip
     title = parse.title(engine)
     followed_as = Digest.of(f"{followed.base} {followed.alias}".encode()).hex[:8]
-    shelf = Shelf(followed.folder, user=f"{followed.box}-{title}-{followed_as}")
+    shelf = Shelf(followed.folder, user=f"{followed.node}-{title}-{followed_as}")
     say = say if alone else _under(title, say)
     station = Station(
         parse.engine(engine, os.environ.get(KEY_VARIABLE, "").strip()), registry, shelf,
@@ -175,7 +175,7 @@ def _made(
         alias_file=_alias_file("" if alone else title),
     )  # fmt: skip
     telling = heartbeat.Reporter(
-        registry, station.slots, box=followed.box, engine=title, base=followed.base, alias=followed.alias,
+        registry, station.slots, node=followed.node, engine=title, base=followed.base, alias=followed.alias,
         profile=profile, metrics=counted, say=say,
     )  # fmt: skip
     return Agent(

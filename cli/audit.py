@@ -30,6 +30,8 @@ from registry.errors import Corrupt
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
+_RENAMED_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
+"""Names of details in events before schema 0015. The log never changes what it has hashed."""
 STORY = {
     "version.push": "pushed {object}",
     "version.yank": "withdrew {object}",
@@ -41,8 +43,8 @@ STORY = {
     "version.approve": "approved {object} for {alias}",
     "version.quarantine": "put {object} in quarantine",
     "version.release": "released {object} from quarantine",
-    "version.serve": "began to serve {object} on {box}",
-    "version.leave": "ended to serve {object} on {box}",
+    "version.serve": "started serving {object} on {node}",
+    "version.leave": "stopped serving {object} on {node}",
     "adapter.transfer": "gave {object} the name {to}",
     "adapter.arrive": "gave {object} its name; it was {from}",
     "adapter.delete": "deleted {object} with all its versions",
@@ -138,7 +140,11 @@ def _print_events(items: list[EventView]) -> None:
 
 
 def _line(item: EventView) -> str:
-    told = {key: _short(value) for key, value in item.detail.items() if value not in ("", None, [], {})}
+    told = {
+        _RENAMED_DETAILS.get(key, key): _short(value)
+        for key, value in item.detail.items()
+        if value not in ("", None, [], {})
+    }
     pattern = STORY.get(item.action, f"{item.action} {{object}}")
     try:
         message = pattern.format(object=item.object, **told)

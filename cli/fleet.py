@@ -1,13 +1,13 @@
-"""`adapter fleet`: which box serves which version, and how many of them serve what an alias points at.
+"""`adapter fleet`: which node serves which version, and how many of them serve what an alias points at.
 
 Invariants
-- It shows what boxes have said themselves, for as long as their leases last; what one may not see is not counted.
+- It shows what nodes have said themselves, for as long as their leases last; what one may not see is not counted.
 
 Example
     $ adapter fleet --base smollm2
-    BOX    ENGINE     ADAPTER       WANTED       HELD         STATE    SINCE                 LAST HEARD
+    NODE   ENGINE     ADAPTER       WANTED       VERSION      STATE    SINCE                 LAST REPORT
     gpu-1  vllm-8000  acme/support  @4 9f86d081  @4 9f86d081  serving  2026-05-03 14:05 UTC  2026-05-03 14:09 UTC
-    19 of 20 boxes serve acme/support@4 (prod of smollm2)
+    19 of 20 nodes serve acme/support@4 (prod of smollm2)
 """
 
 from __future__ import annotations
@@ -16,60 +16,60 @@ import click
 
 from cli import output, session
 from registry.api import ServedOn
-from registry.api.fleet import BoxView, FleetBoxes, SlotView
+from registry.api.fleet import FleetNodes, NodeView, SlotView
 from registry.client.fleet import Fleet
 from registry.digest import Digest
 
 
 @click.command()
-@click.option("--base", default="", help="Boxes of this base only.")
-@click.option("--alias", default="", help="Boxes that follow this alias only.")
-@click.option("--box", default="", help="This box only.")
+@click.option("--base", default="", help="Nodes of this base only.")
+@click.option("--alias", default="", help="Nodes that follow this alias only.")
+@click.option("--node", default="", help="This node only.")
 @click.option("--adapter", default="", metavar="NAME", help="This adapter only.")
 @output.json_option
-def fleet(base: str, alias: str, box: str, adapter: str) -> None:
-    """Show which box serves which version, and how far each adapter has come."""
+def fleet(base: str, alias: str, node: str, adapter: str) -> None:
+    """Show which node serves which version, and how far each adapter has come."""
     with session.versions() as registry:
-        found = Fleet(registry).every(base=base, alias=alias, box=box, adapter=adapter)
-    if adapter:  # one's own boxes are answered in any case
+        found = Fleet(registry).every(base=base, alias=alias, node=node, adapter=adapter)
+    if adapter:  # one's own nodes are answered in any case
         found = found.model_copy(update={"items": [view for view in found.items if view.slots]})
-    output.answer(found, lambda: _print(found, narrowed=bool(base or alias or box or adapter)))
+    output.answer(found, lambda: _print(found, narrowed=bool(base or alias or node or adapter)))
 
 
-def _print(found: FleetBoxes, *, narrowed: bool) -> None:
+def _print(found: FleetNodes, *, narrowed: bool) -> None:
     if not found.items:
-        whole = "`adapter fleet` without options shows every box that was heard of within a day"
-        none = "no box has reported yet: `adapter agent` does, beside each engine"
-        click.echo(f"no box fits that: {whole}" if narrowed else none)
+        whole = "`adapter fleet` without options shows every node that reported within a day"
+        none = "no node has reported yet: run `adapter agent` beside each engine"
+        click.echo(f"no node matches: {whole}" if narrowed else none)
         return
-    columns = ("box", "engine", "adapter", "wanted", "held", "state", "since", "last heard")
-    boxes = sorted(found.items, key=lambda view: (view.box, view.engine))
-    output.table(columns, [row for view in boxes for row in _rows(view)])
-    for view in boxes:
+    columns = ("node", "engine", "adapter", "wanted", "version", "state", "since", "last report")
+    nodes = sorted(found.items, key=lambda view: (view.node, view.engine))
+    output.table(columns, [row for view in nodes for row in _rows(view)])
+    for view in nodes:
         for slot in view.slots:
             if slot.reason and slot.state in ("failed", "refused"):
-                click.echo(f"  {view.box}: {slot.adapter}: {slot.reason}")
+                click.echo(f"  {view.node}: {slot.adapter}: {slot.reason}")
     for one in found.convergence:
-        verb = "box serves" if one.boxes == 1 else "boxes serve"
+        verb = "node serves" if one.nodes == 1 else "nodes serve"
         where = output.faint(f"({one.alias} of {one.base})")
-        click.echo(f"{one.serving} of {one.boxes} {verb} {one.adapter}@{one.number} {where}")
+        click.echo(f"{one.serving} of {one.nodes} {verb} {one.adapter}@{one.number} {where}")
 
 
-def _rows(view: BoxView) -> list[tuple[str, ...]]:
+def _rows(view: NodeView) -> list[tuple[str, ...]]:
     heard = output.moment(view.heard_at) + ("" if view.live else " (lost)")
     if not view.slots:
-        return [(view.box, view.engine, "-", "-", "-", "idle" if view.live else "lost", "-", heard)]
+        return [(view.node, view.engine, "-", "-", "-", "idle" if view.live else "lost", "-", heard)]
     return [
-        (view.box, view.engine, slot.adapter, _version(slot.wanted_number, slot.wanted_digest),
+        (view.node, view.engine, slot.adapter, _version(slot.wanted_number, slot.wanted_digest),
          _version(slot.number, slot.digest), _state(view, slot), output.moment(slot.since), heard)
         for slot in view.slots
     ]  # fmt: skip
 
 
-def _state(view: BoxView, slot: SlotView) -> str:
+def _state(view: NodeView, slot: SlotView) -> str:
     if not view.live:
         return f"lost ({slot.state})"
-    return f"{slot.state}, unproven" if slot.state == "serving" and not slot.proved else str(slot.state)
+    return f"{slot.state}, unverified" if slot.state == "serving" and not slot.verified else str(slot.state)
 
 
 def _version(number: int | None, digest: Digest | None) -> str:
@@ -77,9 +77,9 @@ def _version(number: int | None, digest: Digest | None) -> str:
 
 
 def warn(served_on: list[ServedOn]) -> None:
-    """What a command that withdraws a version says of the boxes that still have it."""
+    """What a command that withdraws a version says of the nodes that still have it."""
     for on in served_on:
         number = f" (@{on.number})" if on.number else ""
-        click.echo(f"  still {on.state} on {on.box}, engine {on.engine}, as {on.served_name}{number}")
+        click.echo(f"  still {on.state} on {on.node}, engine {on.engine}, as {on.served_name}{number}")
     if served_on:
-        click.echo("  an agent takes it out of its engine within seconds: `adapter fleet` shows when")
+        click.echo("  agents unload it within seconds: see `adapter fleet`")

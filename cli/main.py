@@ -87,7 +87,7 @@ DOORS: dict[str, Door] = {
     "webhook": Door("cli.webhooks", "webhook", "Set up", "Webhooks: create, list, delete, deliveries."),
     "doctor": Door("cli.doctor", "doctor", "Set up", "Look for what is wrong between you and the registry."),
     "audit": Door("cli.audit", "audit", "Look", "The audit log: log, verify, export, key."),
-    "fleet": Door("cli.fleet", "fleet", "Look", "Show which box serves which version."),
+    "fleet": Door("cli.fleet", "fleet", "Look", "Show which node serves which version."),
     "serve": Door("cli.serve", "serve", "Run", "Run the registry's server.", extra="server"),
     "work": Door("cli.work", "work", "Run", "Take jobs: try adapters on their base.", extra="worker"),
     "agent": Door("cli.agent", "agent", "Run", "Keep engines at what an alias of every adapter points at."),

@@ -158,7 +158,7 @@ def _promote_and_roll_back(stage: Stage, props: Path) -> str:
 
 # ------------------------------------------------------------------ 6
 def _serve_it(stage: Stage, props: Path) -> None:
-    stage.chapter("6. A serving box pulls what is in production, and customers ask")
+    stage.chapter("6. A serving node pulls what is in production, and customers ask")
     for name in MERCHANTS:
         stage.adapter("pull", f"{name}:prod", str(stage.folder / "served" / name))
     pulled = stage.folder / "served" / PIRATE / "adapter_model.safetensors"

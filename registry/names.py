@@ -141,9 +141,9 @@ def base_name(text: str) -> BaseName:
     return BaseName(text)
 
 
-def box_name(text: str) -> str:
-    """The name of a box of the fleet, or of an engine on it, checked: what hosts are called."""
-    return _word(text, "box or engine", _BASE_WORD)
+def node_name(text: str) -> str:
+    """The name of a node of the fleet, or of an engine on it, checked: what hosts are called."""
+    return _word(text, "node or engine", _BASE_WORD)
 
 
 @dataclass(frozen=True, slots=True, order=True)

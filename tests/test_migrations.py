@@ -22,7 +22,7 @@ from registry.errors import Conflict
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check, Finding
 from registry.server.database import db, schema
-from registry.server.database.models import content, gates
+from registry.server.database.models import content, fleet, gates
 from registry.server.settings import Settings
 from tests import services
 
@@ -132,6 +132,12 @@ def stored_before_0015(connection: Connection) -> None:
     gate = {"requires": ["fits", "acts"], "approvals": 2}
     insert(connection, "namespace_gate", namespace="acme", alias="prod", gate=gate, set_at=now, set_by="ann")
     insert(connection, "adapter_gate", adapter_id=1, alias="prod", gate=gate, set_at=now, set_by="ann")
+    insert(connection, "fleet_box", id=7, reporter="t", reporter_name="ann", box="gpu-1", engine="vllm", base="b",
+           alias="prod", profile="", on_demand=False, reach=["acme"], said="x",
+           heard_at=now, expires_at=now)  # fmt: skip
+    for state in ("held", "leaving", "serving"):
+        insert(connection, "fleet_slot", box_id=7, served_name=state, namespace="acme", name="a", number=1, digest="d",
+               state=state, reason="", proved=True, since=now)  # fmt: skip
 
 
 def contents(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
@@ -159,6 +165,11 @@ def test_stored_words_move_to_the_words_of_today_and_back(empty: Engine) -> None
         assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules"]
         assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
         assert all(Finding.model_validate(finding) for finding in verdicts[0].findings)
+        slots = session.exec(select(fleet.FleetSlotRow)).all()
+        assert {(slot.served_name, slot.state, slot.verified, slot.node_id) for slot in slots} == {
+            ("held", "downloaded", True, 7), ("leaving", "draining", True, 7), ("serving", "serving", True, 7)
+        }  # fmt: skip
+        assert session.get_one(fleet.FleetNodeRow, 7).node == "gpu-1"
         results = [job.result["report"] for job in session.exec(select(content.JobRow).order_by(content.JobRow.id))]
         assert [list(report) for report in results] == [["message"], ["sentence"]], "only conversions say it so"
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2)

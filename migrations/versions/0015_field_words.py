@@ -1,9 +1,10 @@
-"""The field's words in stored values: the names of checks, the codes and fields of findings
+"""The field's words: names of checks, codes and fields of findings, nodes of the fleet and states of their slots
 
 Rule of this folder: see script.py.mako. Moves values in place, so stop every server of the step before this one. One
 statement for each column, over the rows that hold an old word. Events and signed statements stay as they were written:
 the audit log's tree has hashed them. What a broken-glass move was missing stays as well, because the log repeats it.
-Facts of versions stay: a server reads facts of an older version of them again.
+Facts of versions stay: a server reads facts of an older version of them again. The tables of the fleet are small, so
+they are copied into new ones.
 
 Revision: 0015
 Follows: 0014
@@ -19,18 +20,22 @@ down_revision = "0014"
 branch_labels = None
 depends_on = None
 
+TIME = sa.DateTime(timezone=True)
 CHECKS = {"fits": "compat", "values": "weights", "loads": "engine", "acts": "smoke"}
 FAMILIES = {"weights": "safetensors", "values": "weights", "fit": "compat", "acts": "smoke"}
 """How codes of findings begin. The order matters: `weights` has to be free before `values` becomes it."""
+STATES = {"held": "downloaded", "leaving": "draining"}
 FIELDS = {"place": "location", "sentence": "message"}
 """Fields of findings, and of what a conversion reported."""
 
 
 def upgrade() -> None:
     _change_words(CHECKS, FAMILIES, FIELDS)
+    _copy_fleet(("fleet_box", "box", "proved"), ("fleet_node", "node", "verified"), STATES)
 
 
 def downgrade() -> None:
+    _copy_fleet(("fleet_node", "node", "verified"), ("fleet_box", "box", "proved"), _inverse(STATES))
     _change_words(_inverse(CHECKS), _inverse(FAMILIES), _inverse(FIELDS))
 
 
@@ -71,3 +76,63 @@ def _change_gates(table: str, key: str, checks: dict[str, str]) -> None:
     for owner, alias, gate in op.get_bind().execute(sa.select(*rows.c)).all():
         changed = {**gate, "requires": [checks.get(check, check) for check in gate.get("requires", [])]}
         op.execute(rows.update().where(rows.c[key] == owner, rows.c.alias == alias).values(gate=changed))
+
+
+def _copy_fleet(old: tuple[str, str, str], new: tuple[str, str, str], states: dict[str, str]) -> None:
+    """Copy both tables, because SQLite cannot rename constraints. `old` and `new`: table, name column, proof column."""
+    (old_table, old_name, old_proof), (table, name, proof) = old, new
+    op.execute(f"CREATE TABLE copied_node AS SELECT * FROM {old_table}")
+    op.execute("CREATE TABLE copied_slot AS SELECT * FROM fleet_slot")
+    op.drop_table("fleet_slot")
+    op.drop_table(old_table)
+    _create_fleet(table, name, proof)
+    rest = "id, reporter, reporter_name, engine, base, alias, profile, on_demand, reach, said, heard_at, expires_at"
+    op.execute(f"INSERT INTO {table} ({rest}, {name}) SELECT {rest}, {old_name} FROM copied_node")
+    rest = "served_name, namespace, name, number, digest, state, reason, since"
+    target, source = f"{name}_id, {proof}", f"{old_name}_id, {old_proof}"
+    op.execute(f"INSERT INTO fleet_slot ({rest}, {target}) SELECT {rest}, {source} FROM copied_slot")
+    slot = sa.table("fleet_slot", sa.column("state", sa.String()))
+    op.execute(slot.update().where(slot.c.state.in_(states)).values(state=sa.case(states, value=slot.c.state)))
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))")
+    op.drop_table("copied_slot")
+    op.drop_table("copied_node")
+
+
+def _create_fleet(table: str, name: str, proof: str) -> None:
+    op.create_table(
+        table,
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("reporter", sa.String(), nullable=False),
+        sa.Column("reporter_name", sa.String(), nullable=False),
+        sa.Column(name, sa.String(), nullable=False),
+        sa.Column("engine", sa.String(), nullable=False),
+        sa.Column("base", sa.String(), nullable=False),
+        sa.Column("alias", sa.String(), nullable=False),
+        sa.Column("profile", sa.String(), nullable=False),
+        sa.Column("on_demand", sa.Boolean(), nullable=False),
+        sa.Column("reach", sa.JSON(), nullable=True),
+        sa.Column("said", sa.String(), nullable=False),
+        sa.Column("heard_at", TIME, nullable=False),
+        sa.Column("expires_at", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("id", name=f"pk_{table}"),
+        sa.UniqueConstraint("reporter", name, "engine", name=f"uq_{table}_reporter_{name}_engine"),
+    )
+    op.create_index(f"ix_{table}_expires_at", table, ["expires_at"])
+    op.create_table(
+        "fleet_slot",
+        sa.Column(f"{name}_id", sa.Integer(), nullable=False),
+        sa.Column("served_name", sa.String(), nullable=False),
+        sa.Column("namespace", sa.String(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=True),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column(proof, sa.Boolean(), nullable=False),
+        sa.Column("since", TIME, nullable=False),
+        sa.ForeignKeyConstraint([f"{name}_id"], [f"{table}.id"], name=f"fk_fleet_slot_{name}_id"),
+        sa.PrimaryKeyConstraint(f"{name}_id", "served_name", name="pk_fleet_slot"),
+    )
+    op.create_index("ix_fleet_slot_namespace", "fleet_slot", ["namespace"])
+    op.create_index("ix_fleet_slot_digest", "fleet_slot", ["digest"])

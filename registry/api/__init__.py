@@ -78,9 +78,9 @@ class Answer(BaseModel):
 
 # ------------------------------------------------------------------ adapters and versions
 class ServedOn(Answer):
-    """A box with a live lease that has a version; see wire/fleet.py for its states."""
+    """A node with a live lease that has a version; see wire/fleet.py for its states."""
 
-    box: str
+    node: str
     engine: str
     served_name: str
     number: int | None

@@ -1,7 +1,7 @@
-"""The REST contract of what serving boxes shall serve: the roster of a base.
+"""The REST contract of what serving nodes shall serve: the roster of a base.
 
 Invariants
-- One answer holds everything that a box needs to fetch, load and set: files by digest, names to serve under, verdicts.
+- One answer holds everything that a node needs to fetch, load and set: files by digest, names to serve under, verdicts.
 - Equal cursors mean equal rosters: the cursor is the answer's ETag, and `wait` holds the answer back until it differs.
 
 Example

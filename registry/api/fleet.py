@@ -1,14 +1,14 @@
-"""The REST contract of the fleet: what boxes report that they hold and serve, and what anybody may see of it.
+"""REST schemas of the fleet: what serving nodes report, and what clients may see of it.
 
-    PUT /fleet/boxes/{box}/{engine}    a box's whole report; the lease begins anew with each
-    GET /fleet/boxes                   boxes with their slots, and how far each adapter has come
+    PUT /fleet/nodes/{node}/{engine}   a complete report of one engine; renews the lease
+    GET /fleet/nodes                   nodes with their slots, and how many serve each adapter
 
 Invariants
-- A report is the whole state of one engine on one box: what it no longer names is gone from there.
-- A box is live until its lease ends. Only what a live box loads, serves or holds keeps bytes from garbage collection.
+- A report is the complete state of one engine on one node. A version that it no longer names is gone there.
+- A node is live until its lease ends. Garbage collection keeps the bytes of versions on live nodes.
 
 Example
-    >>> BoxReport(base="smollm2", alias="prod", slots=[]).lease_seconds
+    >>> NodeReport(base="smollm2", alias="prod", slots=[]).lease_seconds
     60
 """
 
@@ -28,35 +28,35 @@ REASON_LIMIT = 600
 
 
 class SlotState(StrEnum):
-    """`held`: on the box, not in its engine. `leaving`: requests may end on it, new ones go elsewhere."""
+    """`downloaded`: on the node, not in its engine. `draining`: running requests finish, new ones go elsewhere."""
 
     LOADING = "loading"
     SERVING = "serving"
-    HELD = "held"
-    LEAVING = "leaving"
+    DOWNLOADED = "downloaded"
+    DRAINING = "draining"
     REFUSED = "refused"
     FAILED = "failed"
     ABSENT = "absent"
-    """Said by the registry alone: the box should serve it and has not spoken of it."""
+    """Only the registry says so: the node should serve it and has not reported it."""
 
 
-KEEPING = (SlotState.LOADING, SlotState.SERVING, SlotState.HELD, SlotState.LEAVING)
-"""What the box has the bytes of: a lease keeps them in the registry, too."""
+KEEPING = (SlotState.LOADING, SlotState.SERVING, SlotState.DOWNLOADED, SlotState.DRAINING)
+"""States in which the node has the bytes. Its lease keeps them in the registry, too."""
 
 
 class SlotReport(Request):
-    """One version on one engine. `proved`: its answers were compared with the fingerprint after it was loaded."""
+    """One version on one engine. `verified`: its answers were compared with the fingerprint after it was loaded."""
 
     adapter: str = Field(max_length=200)
     digest: Digest
     served_name: str = Field(min_length=1, max_length=300)
     state: SlotState
     reason: str = Field(default="", max_length=REASON_LIMIT)
-    proved: bool = False
+    verified: bool = False
 
 
-class BoxReport(Request):
-    """`on_demand`: this box loads what it is asked for, so nothing is missing there. `cursor`: of its roster."""
+class NodeReport(Request):
+    """`on_demand`: the node loads adapters on request, so nothing is missing there. `cursor`: of its roster."""
 
     base: str = Field(max_length=300)
     alias: str = Field(max_length=128)
@@ -75,7 +75,7 @@ class Leased(Answer):
 
 
 class SlotView(Answer):
-    """`wanted_*`: what the box's alias points at now; empty where it points at nothing that may be served."""
+    """`wanted_*`: what the node's alias points at now; empty where it points at nothing that may be served."""
 
     adapter: str
     served_name: str
@@ -83,14 +83,14 @@ class SlotView(Answer):
     digest: Digest | None
     state: SlotState
     reason: str
-    proved: bool
+    verified: bool
     since: datetime
     wanted_number: int | None = None
     wanted_digest: Digest | None = None
 
 
-class BoxView(Answer):
-    box: str
+class NodeView(Answer):
+    node: str
     engine: str
     base: str
     alias: str
@@ -104,7 +104,7 @@ class BoxView(Answer):
 
 
 class Convergence(Answer):
-    """How many of the live boxes that should serve what an alias points at do so."""
+    """How many of the live nodes that should serve what an alias points at do so."""
 
     adapter: str
     alias: str
@@ -112,12 +112,12 @@ class Convergence(Answer):
     number: int
     digest: Digest
     serving: int
-    boxes: int
+    nodes: int
 
 
-class FleetBoxes(Answer):
+class FleetNodes(Answer):
     """`convergence` is of the whole fleet, and on the first page only."""
 
-    items: list[BoxView]
+    items: list[NodeView]
     convergence: list[Convergence] = []
     next_cursor: str = ""

@@ -96,7 +96,7 @@ class TransferRequest(Request):
 
 
 class Removed(Answer):
-    """What is gone; its name is never given again. `served_on`: the live boxes that still have versions of it."""
+    """What is gone; its name is never given again. `served_on`: the live nodes that still have versions of it."""
 
     name: str
     versions: int = 0

@@ -46,7 +46,7 @@ class Judging:
         return self._send("PUT", path, BaseView, body)
 
     def fingerprint(self, ref: Ref) -> FingerprintView:
-        """What a serving box compares after loading this version."""
+        """What a serving node compares after loading this version."""
         selector = quote(str(ref.selector), safe="")
         path = f"/adapters/{ref.name.namespace}/{ref.name.name}/versions/{selector}/fingerprint"
         return self._send("GET", path, FingerprintView)

@@ -1,10 +1,10 @@
-"""`Fleet`: the routes of the fleet: report what a box serves, and see what boxes serve.
+"""`Fleet`: the routes of the fleet: report what a node serves, and see what nodes serve.
 
 Invariants
 - As in api.py: it sends wire requests and answers wire answers, nothing else.
 
 Example
-    >>> Fleet(registry).boxes(base="smollm2").convergence[0].serving
+    >>> Fleet(registry).nodes(base="smollm2").convergence[0].serving
     19
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from registry import names
-from registry.api.fleet import BoxReport, FleetBoxes, Leased
+from registry.api.fleet import FleetNodes, Leased, NodeReport
 from registry.client.core import Versions
 from registry.client.responses import parsed
 
@@ -22,23 +22,23 @@ class Fleet:
     def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
-    def report(self, box: str, engine: str, report: BoxReport) -> Leased:
-        """Everything that this engine on this box holds and serves; begins the lease anew."""
-        path = f"/fleet/boxes/{quote(names.box_name(box), safe='')}/{quote(names.box_name(engine), safe='')}"
+    def report(self, node: str, engine: str, report: NodeReport) -> Leased:
+        """Everything that this engine on this node holds and serves; begins the lease anew."""
+        path = f"/fleet/nodes/{quote(names.node_name(node), safe='')}/{quote(names.node_name(engine), safe='')}"
         return parsed(self._connection.send("PUT", path, json=report.model_dump(mode="json")), Leased)
 
-    def boxes(
-        self, *, base: str = "", alias: str = "", box: str = "", adapter: str = "", cursor: str = ""
-    ) -> FleetBoxes:
-        """One page of boxes; the first has the convergence of all."""
-        asked = {"base": base, "alias": alias, "box": box, "adapter": adapter, "cursor": cursor}
-        return parsed(self._connection.send("GET", "/fleet/boxes", query=asked), FleetBoxes)
+    def nodes(
+        self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = ""
+    ) -> FleetNodes:
+        """One page of nodes; the first has the convergence of all."""
+        asked = {"base": base, "alias": alias, "node": node, "adapter": adapter, "cursor": cursor}
+        return parsed(self._connection.send("GET", "/fleet/nodes", query=asked), FleetNodes)
 
-    def every(self, *, base: str = "", alias: str = "", box: str = "", adapter: str = "") -> FleetBoxes:
+    def every(self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "") -> FleetNodes:
         """All pages as one."""
-        first = page = self.boxes(base=base, alias=alias, box=box, adapter=adapter)
+        first = page = self.nodes(base=base, alias=alias, node=node, adapter=adapter)
         items = [*first.items]
         while page.next_cursor:
-            page = self.boxes(base=base, alias=alias, box=box, adapter=adapter, cursor=page.next_cursor)
+            page = self.nodes(base=base, alias=alias, node=node, adapter=adapter, cursor=page.next_cursor)
             items += page.items
-        return FleetBoxes(items=items, convergence=first.convergence)
+        return FleetNodes(items=items, convergence=first.convergence)

@@ -4,7 +4,7 @@
     adapter   n numbers: log p(tᵢ₊₁ | t₀ … tᵢ) in nats with the adapter, from 32-bit logits
     base      the same without it
 
-A serving box asks its engine for the log-probabilities of a prompt's own tokens (vLLM: each as the only one allowed to
+A serving node asks its engine for the log-probabilities of a prompt's own tokens (vLLM: each as the only one allowed to
 follow; completions: `echo` with `logprobs`) after it has loaded the adapter, and compares. An engine that took the
 adapter in silence and does nothing with it answers like `base`.
 

@@ -28,7 +28,7 @@ Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_len
 class Report(Value):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
-    `fingerprint`: what a serving box compares after loading. `pictures`: name → PNG in base64, of image adapters.
+    `fingerprint`: what a serving node compares after loading. `pictures`: name → PNG in base64, of image adapters.
     `thresholds`: the limits that findings were judged by. `compat`: what the library itself says of names and shapes,
     where the header alone could not tell; None, and then left out, where it was not asked.
     """

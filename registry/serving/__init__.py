@@ -1,1 +1,1 @@
-"""What runs on a serving box: adapters brought here, whole and true, and engines that serve what the roster says."""
+"""What runs on a serving node: adapters brought here, whole and true, and engines that serve what the roster says."""

@@ -8,7 +8,7 @@ end then asks the resolver for every model name that it does not know (VLLM_ALLO
     ADAPTER_PLUGIN_DIR                 the shelf; default: adapter-registry/served in the user's cache folder
     ADAPTER_PLUGIN_ALIAS               what a bare `org/name` means; default: main, the newest version
     ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, with commas between
-    ADAPTER_PLUGIN_BOX                 this machine's name in the fleet; default: its host name; off: no reports
+    ADAPTER_PLUGIN_NODE                 this machine's name in the fleet; default: its host name; off: no reports
     ADAPTER_PLUGIN_KEEP_DAYS           how long a version that nothing uses stays there; default: 14; inf: for ever
     ADAPTER_PLUGIN_KEEP_BYTES          above this the shelf's unused versions go earlier; default: no such limit
     ADAPTER_PLUGIN_CHECKS              checks that must have been made, with commas between: `smoke` for the smoke test
@@ -44,7 +44,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
 from registry.names import Alias, Ref
-from registry.serving.agent.heartbeat import Reporter, this_box
+from registry.serving.agent.heartbeat import Reporter, this_node
 from registry.serving.agent.slots import Slots
 from registry.serving.store.eviction import KEEP_DAYS, Limits, Sweeper, leases_of
 from registry.serving.store.resolver import Finder
@@ -94,7 +94,7 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
         self._tending = False
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
-        """A request to load the adapter from this box's shelf, or None."""
+        """A request to load the adapter from this node's shelf, or None."""
         try:
             found = await asyncio.to_thread(lambda: self._finder_for(base_model_name).find(lora_name))
         except Exception as e:
@@ -113,12 +113,12 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
 
     def reporter(self, model: str) -> Reporter | None:
         """What tells the fleet of the versions that were given to this vLLM; None where that is switched off."""
-        box = self._box()
-        if box == "off":
+        node = self._node()
+        if node == "off":
             return None
         given = self._given()
         return Reporter(
-            self._opened(given), self._slots, box=box,
+            self._opened(given), self._slots, node=node,
             engine=f"vllm-plugin-{_port(self._arguments)}", base=_base(given, model), alias=_alias(given),
             profile=_engine(given, self._arguments), on_demand=True, say=lambda line: _LOG.warning("fleet: %s", line),
         )  # fmt: skip
@@ -129,8 +129,8 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
         limits = Limits(
             _number(given, "ADAPTER_PLUGIN_KEEP_DAYS", KEEP_DAYS), _number(given, "ADAPTER_PLUGIN_KEEP_BYTES", math.inf)
         )
-        box = self._box()
-        leases = leases_of(self._opened(given), box) if box != "off" else set[Digest]
+        node = self._node()
+        leases = leases_of(self._opened(given), node) if node != "off" else set[Digest]
         return Sweeper(self._shelf(given), limits, leases, lambda line: _LOG.warning("adapter registry: %s", line))
 
     def _tend(self, model: str) -> None:
@@ -143,13 +143,13 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
             try:
                 goes_on = made()
             except Exception as e:
-                _LOG.warning("adapter registry: no %s on this box: %s", name, e)
+                _LOG.warning("adapter registry: no %s on this node: %s", name, e)
                 continue
             if goes_on is not None:
                 threading.Thread(target=goes_on.run, args=(threading.Event(),), name=name, daemon=True).start()
 
-    def _box(self) -> str:
-        return self._environment.get("ADAPTER_PLUGIN_BOX", "").strip() or this_box()
+    def _node(self) -> str:
+        return self._environment.get("ADAPTER_PLUGIN_NODE", "").strip() or this_node()
 
     def _opened(self, given: Mapping[str, str]) -> Registry:
         return self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", ""))

@@ -56,7 +56,7 @@ class Matrix:
             "POST /api/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": {"to": "1"},
             "POST /api/v1/bases": {"spec": self.world.bases["tiny-llama"].model_dump(mode="json")},
             "PUT /api/v1/bases/{base:path}/identity": identity,
-            "PUT /api/v1/fleet/boxes/{box}/{engine}": {"base": "tiny-llama", "alias": "prod", "slots": []},
+            "PUT /api/v1/fleet/nodes/{node}/{engine}": {"base": "tiny-llama", "alias": "prod", "slots": []},
             "POST /api/v1/jobs": {"kind": "validate", "ref": "{namespace}/{name}@1"},
             "POST /api/v1/jobs/claim": {"worker": "w", "bases": ["none"]},
             "POST /api/v1/jobs/{job_id}/renew": {"lease_token": "x"},

@@ -13,7 +13,7 @@ from sqlmodel import col
 from cli.audit import STORY
 from registry.api.access import TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
-from registry.api.fleet import BoxReport, SlotReport, SlotState
+from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.api.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
 from registry.api.maintenance import ReindexRequest
 from registry.api.namespaces import NamespaceSet, PublisherAdd
@@ -113,7 +113,7 @@ def test_each_change_through_each_mutating_route_is_told_exactly_once(world: Wor
     drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
     drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "2", generation=1))
     drive(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
-    _a_box_reports(drive)
+    _a_node_reports(drive)
     _about_the_base(drive)
     gates, rule_of = Gates(admin), {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
     for route, place in rule_of.items():
@@ -158,12 +158,12 @@ def _about_tokens_and_webhooks(drive: Drive, spaces: Namespaces, audit: Audit) -
     drive(f"DELETE {W}", lambda: audit.delete_webhook(hook.webhook.id))
 
 
-def _a_box_reports(drive: Drive) -> None:
+def _a_node_reports(drive: Drive) -> None:
     version = drive.world.admin.version("acme/support@1")
     slot = SlotReport(adapter=version.name, digest=version.digest, served_name="s", state=SlotState.SERVING)
-    said = BoxReport(base="tiny-llama", alias="prod", slots=[slot])
+    said = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     for _ in range(2):
-        drive("PUT /fleet/boxes/{box}/{engine}", lambda: Fleet(drive.world.admin).report("gpu-1", "vllm", said))
+        drive("PUT /fleet/nodes/{node}/{engine}", lambda: Fleet(drive.world.admin).report("gpu-1", "vllm", said))
 
 
 def _about_the_base(drive: Drive) -> None:
@@ -231,7 +231,7 @@ def _nothing_is_left_out(drive: Drive) -> None:
     assert versions == dict.fromkeys(
         [f"version.push {v}" for v in ("acme/support@1", "acme/support@2", "other/left@1")], 1
     )
-    assert drive.seen["PUT /fleet/boxes/{box}/{engine}"] == {"version.serve acme/support@1": 1}
+    assert drive.seen["PUT /fleet/nodes/{node}/{engine}"] == {"version.serve acme/support@1": 1}
     twice = {"POST /jobs/{job_id}/finish": "job.finish", f"POST {A}/versions/{{selector}}/yank": "version.yank"}
     twice[f"POST {A}/versions/{{selector}}/unyank"] = "version.unyank"
     once = {

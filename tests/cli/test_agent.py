@@ -18,7 +18,7 @@ def test_one_pass_loads_reports_and_says_by_its_exit_code_whether_all_is_ready(d
     desk.push("acme/large", "--alias", "canary", rank=32)
     with VLLMServer() as engine:
         words = ["agent", "--engine", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
-                 "--dir", desk.folder / "shelf", "--box", "gpu-1", "--metrics-port", "0"]  # fmt: skip
+                 "--dir", desk.folder / "shelf", "--node", "gpu-1", "--metrics-port", "0"]  # fmt: skip
         said = desk(*words).stdout
         assert "metrics: http://127.0.0.1:" in said
         assert "acme/support  acme-support-v1  ready" in said
@@ -26,7 +26,7 @@ def test_one_pass_loads_reports_and_says_by_its_exit_code_whether_all_is_ready(d
         profile = ["--profile", "vllm==0.33.0,max_lora_rank=16", "--json"]
         items = desk(*words, *profile, expect=6).json["items"]
         assert {item["name"]: item["state"] for item in items} == {"acme/large": "refused", "acme/support": "ready"}
-        assert "unproven" in desk("fleet", "--box", "gpu-1").stdout
+        assert "unverified" in desk("fleet", "--node", "gpu-1").stdout
     assert desk(*words, "--json", expect=75).problem["code"] == "SERVER_UNREACHABLE"
 
 
@@ -37,7 +37,7 @@ def test_several_engines_share_a_shelf_and_one_that_is_away_holds_up_no_other(de
     with VLLMServer() as first, SGLangServer() as second:
         engines = [f"vllm={first.url}", f"sglang={second.url}", f"dir={served}"]
         words = ["agent", "--base", "tiny-llama", "--alias", "canary", "--once", "--dir", desk.folder / "shelf",
-                 "--box", "gpu-1", "--profile", "vllm==0.33.0,max_lora_rank=16", "--json"]  # fmt: skip
+                 "--node", "gpu-1", "--profile", "vllm==0.33.0,max_lora_rank=16", "--json"]  # fmt: skip
         words += [word for engine in engines for word in ("--engine", engine)]
         items = desk(*words).json["items"]
         assert [item["state"] for item in items] == ["ready"] * 3
@@ -48,9 +48,9 @@ def test_several_engines_share_a_shelf_and_one_that_is_away_holds_up_no_other(de
         assert list(second.loaded) == ["acme-support-v1"]
         shown = desk("fleet", "--json").json
         assert {view["engine"].partition("-")[0]: view["slots"][0]["state"] for view in shown["items"]} == {
-            "vllm": "held", "sglang": "serving", "dir": "serving",
+            "vllm": "downloaded", "sglang": "serving", "dir": "serving",
         }  # fmt: skip
-        assert [(c["serving"], c["boxes"]) for c in shown["convergence"]] == [(2, 3)]
+        assert [(c["serving"], c["nodes"]) for c in shown["convergence"]] == [(2, 3)]
         twice = ["--engine", engines[1], "--profile", "vllm==0.32.0"]
         assert "one kind and one port" in desk(*words, *twice[:2], expect=2).stderr
         assert "are of one kind" in desk(*words, *twice[2:], expect=2).stderr

@@ -1,9 +1,9 @@
-"""`adapter fleet`, and what commands that withdraw a version say of boxes that still have it."""
+"""`adapter fleet`, and what commands that withdraw a version say of nodes that still have it."""
 
 from __future__ import annotations
 
 from cli import session
-from registry.api.fleet import BoxReport, SlotReport
+from registry.api.fleet import NodeReport, SlotReport
 from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from tests.cli.desk import Desk
@@ -12,21 +12,21 @@ from tests.cli.desk import Desk
 def test_the_fleet_is_a_table_with_a_line_on_how_far_it_has_come(desk: Desk) -> None:
     desk.base()
     desk.push("acme/support", "--alias", "canary")
-    assert "no box has reported yet" in desk("fleet").stdout
+    assert "no node has reported yet" in desk("fleet").stdout
     digest = desk("show", "acme/support", "--json").json["digest"]
     with session.embedded(Registry) as registry:
-        for box, state, reason in (("gpu-1", "serving", ""), ("gpu-2", "failed", "it answers like base")):
+        for node, state, reason in (("gpu-1", "serving", ""), ("gpu-2", "failed", "it answers like base")):
             slot = SlotReport(
                 adapter="acme/support", digest=digest, served_name="acme-support-v1", state=state, reason=reason
             )
-            Fleet(registry).report(box, "vllm-8000", BoxReport(base="tiny-llama", alias="canary", slots=[slot]))
+            Fleet(registry).report(node, "vllm-8000", NodeReport(base="tiny-llama", alias="canary", slots=[slot]))
     shown = desk("fleet").stdout
-    assert "serving, unproven" in shown
+    assert "serving, unverified" in shown
     assert "gpu-2: acme/support: it answers like base" in shown
-    assert "1 of 2 boxes serve acme/support@1" in shown
+    assert "1 of 2 nodes serve acme/support@1" in shown
     for words in (("--base", "other"), ("--adapter", "acme/other")):
-        assert "no box fits that" in desk("fleet", *words).stdout
-    asked = desk("fleet", "--box", "gpu-1", "--adapter", "acme/support", "--json").json
+        assert "no node matches" in desk("fleet", *words).stdout
+    asked = desk("fleet", "--node", "gpu-1", "--adapter", "acme/support", "--json").json
     assert [slot["state"] for view in asked["items"] for slot in view["slots"]] == ["serving"]
     assert "still serving on gpu-1, engine vllm-8000" in desk("quarantine", "acme/support@1", "--reason", "x").stdout
     desk("release", "acme/support@1", "--reason", "x")

@@ -1,4 +1,4 @@
-"""The fleet: reports, leases that keep bytes, who is told of what still runs, and who sees which box."""
+"""The fleet: reports, leases that keep bytes, who is told of what still runs, and who sees which node."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.fleet import BoxReport, FleetBoxes, SlotReport, SlotState
+from registry.api.fleet import FleetNodes, NodeReport, SlotReport, SlotState
 from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
 from registry.client.fleet import Fleet
@@ -16,14 +16,14 @@ from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.server.database import db
-from registry.server.database.models.content import FleetBlobRow, FleetBoxRow, FleetSlotRow
+from registry.server.database.models.content import FleetBlobRow, FleetNodeRow, FleetSlotRow
 from registry.server.serving import reports
 from tests.upkeep import collect
 from tests.world import World, rows
 
 
-class Boxes:
-    """Boxes of one token that report over the API."""
+class Nodes:
+    """Nodes of one token that report over the API."""
 
     def __init__(self, world: World, namespaces: tuple[str, ...] = ("*",)) -> None:
         self.world, self.fleet = world, Fleet(world.client(world.issue("pull", namespaces=namespaces)[1]))
@@ -33,62 +33,62 @@ class Boxes:
         served = f"{version.name.replace('/', '-')}-v{version.number}"
         return SlotReport(adapter=version.name, digest=version.digest, served_name=served, state=state, **how)
 
-    def says(self, box: str, *slots: SlotReport, **how: Any) -> list[str]:
-        said = BoxReport(base="tiny-llama", alias="canary", slots=list(slots), **how)
-        return self.fleet.report(box, "vllm-8000", said).unknown
+    def says(self, node: str, *slots: SlotReport, **how: Any) -> list[str]:
+        said = NodeReport(base="tiny-llama", alias="canary", slots=list(slots), **how)
+        return self.fleet.report(node, "vllm-8000", said).unknown
 
 
 @pytest.fixture
-def boxes(world: World) -> Boxes:
+def nodes(world: World) -> Nodes:
     world.add_base()
     world.push("acme/support")
     world.admin.promote("acme/support", "canary", "1", generation=0)
-    return Boxes(world)
+    return Nodes(world)
 
 
-def seen(world: World, secret: str = "", **asked: str) -> FleetBoxes:
+def seen(world: World, secret: str = "", **asked: str) -> FleetNodes:
     return Fleet(world.client(secret or world.secret)).every(**asked)
 
 
 def told(world: World) -> list[str]:
-    return [f"{e.action} {e.object} {e.detail['box']}" for e in Audit(world.admin).events() if "box" in e.detail]
+    return [f"{e.action} {e.object} {e.detail['node']}" for e in Audit(world.admin).events() if "node" in e.detail]
 
 
 def lapse(world: World, by: timedelta = timedelta(0)) -> None:
     """All leases end, as time would end them."""
     with world.session(write=True) as session:
-        for row in rows(session, FleetBoxRow):
+        for row in rows(session, FleetNodeRow):
             row.expires_at = db.now() - by
             session.add(row)
 
 
-def test_a_report_is_shown_beside_what_the_alias_wants(world: World, boxes: Boxes) -> None:
-    assert boxes.says("gpu-1", boxes.slot("acme/support@1", proved=True), profile="vllm==0.33.0") == []
-    assert boxes.says("gpu-2") == []
+def test_a_report_is_shown_beside_what_the_alias_wants(world: World, nodes: Nodes) -> None:
+    assert nodes.says("gpu-1", nodes.slot("acme/support@1", verified=True), profile="vllm==0.33.0") == []
+    assert nodes.says("gpu-2") == []
     world.push("acme/support")
     world.admin.promote("acme/support", "canary", "2", generation=1)
-    boxes.says("gpu-3", boxes.slot("acme/support@1", "leaving"), boxes.slot("acme/support@2"))
+    nodes.says("gpu-3", nodes.slot("acme/support@1", "draining"), nodes.slot("acme/support@2"))
     found = seen(world)
-    by_box = {(view.box, slot.number): slot for view in found.items for slot in view.slots}
-    assert {key: (slot.state, slot.wanted_number) for key, slot in by_box.items()} == {
+    by_node = {(view.node, slot.number): slot for view in found.items for slot in view.slots}
+    assert {key: (slot.state, slot.wanted_number) for key, slot in by_node.items()} == {
         ("gpu-1", 1): ("serving", 2), ("gpu-2", None): ("absent", 2),
-        ("gpu-3", 1): ("leaving", 2), ("gpu-3", 2): ("serving", 2),
+        ("gpu-3", 1): ("draining", 2), ("gpu-3", 2): ("serving", 2),
     }  # fmt: skip
-    assert [(c.adapter, c.number, c.serving, c.boxes) for c in found.convergence] == [("acme/support", 2, 1, 3)]
-    assert by_box["gpu-1", 1].proved
+    assert [(c.adapter, c.number, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 2, 1, 3)]
+    assert by_node["gpu-1", 1].verified
     assert all(view.live for view in found.items)
-    assert [view.box for view in seen(world, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], "my own boxes"
-    assert [view.box for view in seen(world, box="gpu-2").items] == ["gpu-2"]
+    assert [view.node for view in seen(world, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], "my own nodes"
+    assert [view.node for view in seen(world, node="gpu-2").items] == ["gpu-2"]
     lapse(world)
     assert (seen(world).convergence, {view.live for view in seen(world).items}) == ([], {False})
 
 
-def test_saying_the_same_again_writes_one_row_and_tells_nothing(world: World, boxes: Boxes) -> None:
-    slot = boxes.slot("acme/support@1")
-    boxes.says("gpu-1", slot)
+def test_saying_the_same_again_writes_one_row_and_tells_nothing(world: World, nodes: Nodes) -> None:
+    slot = nodes.slot("acme/support@1")
+    nodes.says("gpu-1", slot)
     before = seen(world).items[0]
     with world.statements() as sent:
-        boxes.says("gpu-1", slot)
+        nodes.says("gpu-1", slot)
     assert [s.split()[0] for s in sent if "fleet" in s] == ["SELECT", "UPDATE"]
     after = seen(world).items[0]
     assert after.heard_at > before.heard_at
@@ -96,12 +96,12 @@ def test_saying_the_same_again_writes_one_row_and_tells_nothing(world: World, bo
     assert told(world) == ["version.serve acme/support@1 gpu-1"]
 
 
-def test_what_begins_and_ends_to_be_served_is_an_event_each(world: World, boxes: Boxes) -> None:
+def test_what_begins_and_ends_to_be_served_is_an_event_each(world: World, nodes: Nodes) -> None:
     world.push("acme/support")
-    one, two = boxes.slot("acme/support@1"), boxes.slot("acme/support@2")
-    boxes.says("gpu-1", one, two.model_copy(update={"state": SlotState.LOADING}))
-    boxes.says("gpu-1", one.model_copy(update={"state": SlotState.LEAVING}), two)
-    boxes.says("gpu-1", two)
+    one, two = nodes.slot("acme/support@1"), nodes.slot("acme/support@2")
+    nodes.says("gpu-1", one, two.model_copy(update={"state": SlotState.LOADING}))
+    nodes.says("gpu-1", one.model_copy(update={"state": SlotState.DRAINING}), two)
+    nodes.says("gpu-1", two)
     assert told(world) == [
         "version.serve acme/support@1 gpu-1", "version.leave acme/support@1 gpu-1", "version.serve acme/support@2 gpu-1"
     ]  # fmt: skip
@@ -109,96 +109,96 @@ def test_what_begins_and_ends_to_be_served_is_an_event_each(world: World, boxes:
 
 def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_and_its_end_lets_them_go(stored_world: World) -> None:
     stored_world.push("acme/support")
-    boxes = Boxes(stored_world)
-    slot, failed = boxes.slot("acme/support@1"), boxes.slot("acme/support@1", "failed")
-    boxes.says("gpu-1", slot)
+    nodes = Nodes(stored_world)
+    slot, failed = nodes.slot("acme/support@1"), nodes.slot("acme/support@1", "failed")
+    nodes.says("gpu-1", slot)
     gone = Namespaces(stored_world.admin).delete_adapter("acme/support")
-    assert [(on.box, on.number, on.state) for on in gone.served_on] == [("gpu-1", 1, "serving")]
+    assert [(on.node, on.number, on.state) for on in gone.served_on] == [("gpu-1", 1, "serving")]
     assert collect(stored_world).blobs_deleted == 0
-    assert boxes.says("gpu-1", slot) == []
-    assert boxes.says("gpu-1", slot, lease_seconds=90) == [], "it goes on serving what is not here any more"
+    assert nodes.says("gpu-1", slot) == []
+    assert nodes.says("gpu-1", slot, lease_seconds=90) == [], "it goes on serving what is not here any more"
     shown = seen(stored_world).items[0].slots
     assert [(s.adapter, s.number, s.wanted_number) for s in shown] == [("acme/support", 1, None)]
     assert collect(stored_world).blobs_deleted == 0
     lapse(stored_world)
     assert collect(stored_world).blobs_deleted > 0
-    assert boxes.says("gpu-1", failed) == []
+    assert nodes.says("gpu-1", failed) == []
     lapse(stored_world, by=timedelta(days=2))
     collect(stored_world)
     with stored_world.session() as session:
-        assert [rows(session, table) for table in (FleetBoxRow, FleetSlotRow, FleetBlobRow)] == [[], [], []]
-    assert boxes.says("gpu-1", slot) == [slot.served_name]
+        assert [rows(session, table) for table in (FleetNodeRow, FleetSlotRow, FleetBlobRow)] == [[], [], []]
+    assert nodes.says("gpu-1", slot) == [slot.served_name]
 
 
-def test_withdrawing_a_version_says_who_still_serves_it(world: World, boxes: Boxes) -> None:
-    boxes.says("gpu-1", boxes.slot("acme/support@1"))
-    boxes.says("gpu-2", boxes.slot("acme/support@1", "refused"))
+def test_withdrawing_a_version_says_who_still_serves_it(world: World, nodes: Nodes) -> None:
+    nodes.says("gpu-1", nodes.slot("acme/support@1"))
+    nodes.says("gpu-2", nodes.slot("acme/support@1", "refused"))
     gates = Gates(world.admin)
-    assert [on.box for on in gates.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
-    assert [slot.wanted_number for slot in seen(world, box="gpu-1").items[0].slots] == [None]
+    assert [on.node for on in gates.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
+    assert [slot.wanted_number for slot in seen(world, node="gpu-1").items[0].slots] == [None]
     gates.release("acme/support@1", "a false one")
     lapse(world)
     assert world.admin.yank("acme/support@1", "bad data").served_on == []
-    boxes.says("gpu-1", boxes.slot("acme/support@1"), lease_seconds=61)
+    nodes.says("gpu-1", nodes.slot("acme/support@1"), lease_seconds=61)
     assert [on.engine for on in world.admin.yank("acme/support@1", "bad data").served_on] == ["vllm-8000"]
 
 
-def test_nobody_sees_or_reports_beyond_their_own_rights(world: World, boxes: Boxes) -> None:
+def test_nobody_sees_or_reports_beyond_their_own_rights(world: World, nodes: Nodes) -> None:
     world.push("bolt/sales")
     world.admin.promote("bolt/sales", "canary", "1", generation=0)
-    boxes.says("gpu-1", boxes.slot("acme/support@1"), boxes.slot("bolt/sales@1"))
-    boxes.says("gpu-2", boxes.slot("bolt/sales@1"))
-    boxes.says("gpu-3")
+    nodes.says("gpu-1", nodes.slot("acme/support@1"), nodes.slot("bolt/sales@1"))
+    nodes.says("gpu-2", nodes.slot("bolt/sales@1"))
+    nodes.says("gpu-3")
     _, acme = world.issue("pull", namespaces=["acme"])
     found = seen(world, acme)
-    shown = [(view.box, slot.adapter, slot.state) for view in found.items for slot in view.slots]
+    shown = [(view.node, slot.adapter, slot.state) for view in found.items for slot in view.slots]
     assert shown == [(f"gpu-{n}", "acme/support", state) for n, state in ((1, "serving"), (2, "absent"), (3, "absent"))]
-    assert [(c.adapter, c.serving, c.boxes) for c in found.convergence] == [("acme/support", 1, 3)]
+    assert [(c.adapter, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 1, 3)]
     _, other = world.issue("pull", namespaces=["other"])
-    assert seen(world, other) == FleetBoxes(items=[])
-    narrow = Boxes(world, ("bolt",))
-    assert narrow.says("gpu-1", boxes.slot("acme/support@1"), boxes.slot("bolt/sales@1")) == ["acme-support-v1"]
-    assert len(seen(world, box="gpu-1").items) == 2, "another token's box of the same name is another box"
-    assert [c.boxes for c in seen(world).convergence] == [3, 4]
+    assert seen(world, other) == FleetNodes(items=[])
+    narrow = Nodes(world, ("bolt",))
+    assert narrow.says("gpu-1", nodes.slot("acme/support@1"), nodes.slot("bolt/sales@1")) == ["acme-support-v1"]
+    assert len(seen(world, node="gpu-1").items) == 2, "another token's node of the same name is another node"
+    assert [c.nodes for c in seen(world).convergence] == [3, 4]
 
 
-def test_a_public_namespace_gives_no_lease_in_it(world: World, boxes: Boxes) -> None:
+def test_a_public_namespace_gives_no_lease_in_it(world: World, nodes: Nodes) -> None:
     spaces = Namespaces(world.admin)
     spaces.create("open", owner="user:ann")
     spaces.change("open", NamespaceSet(public=True))
     world.push("open/art")
-    stranger = Boxes(world, ("elsewhere",))
-    assert stranger.says("mine", boxes.slot("open/art@1")) == ["open-art-v1"]
+    stranger = Nodes(world, ("elsewhere",))
+    assert stranger.says("mine", nodes.slot("open/art@1")) == ["open-art-v1"]
     assert Gates(world.admin).quarantine("open/art@1", "an alarm").served_on == []
 
 
-def test_boxes_that_load_on_demand_are_shown_and_not_counted(world: World, boxes: Boxes) -> None:
-    boxes.says("plugin", boxes.slot("acme/support@1"), on_demand=True)
-    boxes.says("idle", on_demand=True)
+def test_nodes_that_load_on_demand_are_shown_and_not_counted(world: World, nodes: Nodes) -> None:
+    nodes.says("plugin", nodes.slot("acme/support@1"), on_demand=True)
+    nodes.says("idle", on_demand=True)
     found = seen(world)
-    assert [(view.box, len(view.slots)) for view in found.items] == [("plugin", 1), ("idle", 0)]
+    assert [(view.node, len(view.slots)) for view in found.items] == [("plugin", 1), ("idle", 0)]
     assert found.convergence == []
 
 
-def test_bad_reports_are_refused_in_a_sentence(world: World, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Invalid, match="box or engine"):
-        boxes.says("../etc")
-    slot = boxes.slot("acme/support@1")
+def test_bad_reports_are_refused_in_a_sentence(world: World, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Invalid, match="node or engine"):
+        nodes.says("../etc")
+    slot = nodes.slot("acme/support@1")
     with pytest.raises(Invalid, match="is not 'namespace/name'"):
-        boxes.says("gpu-1", slot.model_copy(update={"adapter": "../../etc"}))
+        nodes.says("gpu-1", slot.model_copy(update={"adapter": "../../etc"}))
     zero = Digest("sha256:" + "0" * 64)
-    assert boxes.says("gpu-1", slot.model_copy(update={"digest": zero}), slot) == [slot.served_name]
-    monkeypatch.setattr(reports, "BOXES_LIMIT", 1)
-    with pytest.raises(TooLarge, match="has 1 boxes already"):
-        boxes.says("gpu-2")
+    assert nodes.says("gpu-1", slot.model_copy(update={"digest": zero}), slot) == [slot.served_name]
+    monkeypatch.setattr(reports, "NODES_LIMIT", 1)
+    with pytest.raises(TooLarge, match="has 1 nodes already"):
+        nodes.says("gpu-2")
     with pytest.raises(Invalid, match="cursor"):
-        Fleet(world.admin).boxes(cursor="x")
+        Fleet(world.admin).nodes(cursor="x")
 
 
-def test_a_page_holds_so_many_boxes_and_all_pages_all(world: World, boxes: Boxes) -> None:
+def test_a_page_holds_so_many_nodes_and_all_pages_all(world: World, nodes: Nodes) -> None:
     for number in range(7):
-        boxes.says(f"gpu-{number}", boxes.slot("acme/support@1"))
-    first = world.admin.connection.send("GET", "/fleet/boxes", query={"limit": 3}).json()
-    assert [len(first["items"]), bool(first["next_cursor"]), first["convergence"][0]["boxes"]] == [3, True, 7]
-    second = world.admin.connection.send("GET", "/fleet/boxes", query={"limit": 3, "cursor": first["next_cursor"]})
+        nodes.says(f"gpu-{number}", nodes.slot("acme/support@1"))
+    first = world.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3}).json()
+    assert [len(first["items"]), bool(first["next_cursor"]), first["convergence"][0]["nodes"]] == [3, True, 7]
+    second = world.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3, "cursor": first["next_cursor"]})
     assert (len(second.json()["items"]), second.json()["convergence"]) == (3, [])

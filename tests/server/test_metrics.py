@@ -6,7 +6,7 @@ import re
 
 import httpx
 
-from registry.api.fleet import BoxReport, SlotReport, SlotState
+from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.client.fleet import Fleet
 from tests.world import URL, World
 
@@ -29,13 +29,13 @@ def test_what_is_here_what_waits_and_what_is_served_is_counted(world: World) -> 
     version = world.push("acme/support").version
     world.push("acme/support")
     slot = SlotReport(adapter="acme/support", digest=version.digest, served_name="s", state=SlotState.SERVING)
-    Fleet(world.admin).report("gpu-1", "vllm", BoxReport(base="tiny-llama", alias="prod", slots=[slot]))
+    Fleet(world.admin).report("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
     answer = scrape(world)
     after = values(answer)
-    states = ("jobs", "queued", 2), ("fleet_boxes", "live", 1), ("fleet_slots", "serving", 1)
+    states = ("jobs", "queued", 2), ("fleet_nodes", "live", 1), ("fleet_slots", "serving", 1)
     assert [after[f'registry_{name}{{state="{state}"}}'] for name, state, _ in states] == [n for *_, n in states]
     assert (after["registry_adapters"], after["registry_versions"]) == (1, 2)
-    assert after['registry_fleet_boxes{state="lost"}'] == after["registry_pushes_open"] == 0
+    assert after['registry_fleet_nodes{state="lost"}'] == after["registry_pushes_open"] == 0
     assert after["registry_audit_log_size"] + after["registry_audit_events_waiting"] > 0
     assert after['registry_requests_total{method="GET",status="200"}'] > 0
     assert "acme" not in answer.text

@@ -1,4 +1,4 @@
-"""The roster of a base: one answer with everything that a serving box needs, and word of every change."""
+"""The roster of a base: one answer with everything that a serving node needs, and word of every change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from registry.api.desired_state import Roster
-from registry.api.fleet import BoxReport, SlotReport, SlotState
+from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.client.fleet import Fleet
 from registry.client.gates import Gates
 from registry.digest import Digest
@@ -42,7 +42,7 @@ def fill(world: World, *names: str) -> None:
         world.admin.promote(name, "canary", "1", generation=0)
 
 
-def test_the_roster_holds_what_the_alias_points_at_with_all_that_a_box_needs(world: World) -> None:
+def test_the_roster_holds_what_the_alias_points_at_with_all_that_a_node_needs(world: World) -> None:
     fill(world, "acme/support", "bolt/sales")
     world.push("acme/other")  # on no alias
     world.push("acme/support")
@@ -135,7 +135,7 @@ def test_the_pulse_moves_with_what_a_roster_tells_and_rests_while_leases_are_ren
     pulse, stamps = Pulse(world.engine), itertools.count()
     digest = world.admin.version("acme/support").digest
     slot = SlotReport(adapter="acme/support", digest=digest, served_name="s", state=SlotState.LOADING)
-    said = BoxReport(base=BASE, alias="canary", slots=[slot])
+    said = NodeReport(base=BASE, alias="canary", slots=[slot])
     beat = pulse.read(next(stamps))
     for _ in range(3):
         Fleet(world.admin).report("gpu-1", "vllm", said)

@@ -1,4 +1,4 @@
-"""A way to the registry that can be counted, cut and spoilt; a shelf; a clock that stands; a box with all of them."""
+"""A way to the registry that can be counted, cut and spoilt; a shelf; a clock that stands; a node with all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from registry.serving.store.store import Shelf
-from tests.serving.box import Box, Clock, Line
+from tests.serving.node import Clock, Line, Node
 from tests.world import World
 
 
@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def box(world: World, line: Line, shelf: Shelf, clock: Clock) -> Iterator[Box]:
-    made = Box(world, line, shelf, clock)
+def node(world: World, line: Line, shelf: Shelf, clock: Clock) -> Iterator[Node]:
+    made = Node(world, line, shelf, clock)
     yield made
     made.engine.stop()

@@ -1,4 +1,4 @@
-"""A box to which everything happens, in any order: what answers goes on answering, and in the end all is well."""
+"""A node to which everything happens, in any order: what answers goes on answering, and in the end all is well."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from registry.errors import RegistryError
-from tests.serving.box import Box
+from tests.serving.node import Node
 
 SEEDS = range(8)
 STEPS = 40
@@ -18,71 +18,71 @@ ELSEWHERE = ("/elsewhere", b"other")
 
 
 class Story:
-    """One box and the acts that may befall it, drawn by a seed."""
+    """One node and the acts that may befall it, drawn by a seed."""
 
-    def __init__(self, box: Box, seed: int) -> None:
-        self.box, self.chance = box, random.Random(seed)
+    def __init__(self, node: Node, seed: int) -> None:
+        self.node, self.chance = node, random.Random(seed)
         self.pushed = dict.fromkeys(NAMES, 0)
         usual = (self.push, self.push, self.promote, self.promote, self.yank, self.wait, self.wait, self.heal)
         self.acts: tuple[Callable[[], object], ...] = (
-            *usual, self.unload, self.replace, self.kill, box.start,
-            lambda: setattr(box.line, "spoil", lambda data: data[:-3]), lambda: setattr(box.line, "cut", True),
-            lambda: setattr(box.engine, "deaf", True),
+            *usual, self.unload, self.replace, self.kill, node.start,
+            lambda: setattr(node.line, "spoil", lambda data: data[:-3]), lambda: setattr(node.line, "cut", True),
+            lambda: setattr(node.engine, "deaf", True),
         )  # fmt: skip
 
     def push(self) -> None:
         name = self.chance.choice(NAMES)
         self.pushed[name] += 1
-        self.box.push(name)
+        self.node.push(name)
 
     def promote(self) -> None:
         name = self.chance.choice(NAMES)
-        self.box.promote(name, self.chance.randint(1, max(1, self.pushed[name])))
+        self.node.promote(name, self.chance.randint(1, max(1, self.pushed[name])))
 
     def yank(self) -> None:
         name = self.chance.choice(NAMES)
-        self.box.world.admin.yank(f"{name}@{self.chance.randint(1, max(1, self.pushed[name]))}", "bad data")
+        self.node.world.admin.yank(f"{name}@{self.chance.randint(1, max(1, self.pushed[name]))}", "bad data")
 
     def wait(self) -> None:
-        self.box.clock.now += self.chance.choice((1, 11, 40))
+        self.node.clock.now += self.chance.choice((1, 11, 40))
 
     def unload(self) -> None:
-        for name in self.chance.sample(self.box.loaded, min(1, len(self.box.loaded))):
-            del self.box.engine.loaded[name]
+        for name in self.chance.sample(self.node.loaded, min(1, len(self.node.loaded))):
+            del self.node.engine.loaded[name]
 
     def replace(self) -> None:
         """Somebody else loads other weights under one of our names."""
-        for name in self.chance.sample(self.box.loaded, min(1, len(self.box.loaded))):
-            self.box.engine.loaded[name] = ELSEWHERE
+        for name in self.chance.sample(self.node.loaded, min(1, len(self.node.loaded))):
+            self.node.engine.loaded[name] = ELSEWHERE
 
     def kill(self) -> None:
-        self.box.engine.stop()
-        self.box.engine.start()
+        self.node.engine.stop()
+        self.node.engine.start()
 
     def heal(self) -> None:
-        self.box.line.cut, self.box.line.spoil, self.box.engine.deaf = False, None, False
+        self.node.line.cut, self.node.line.spoil, self.node.engine.deaf = False, None, False
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whatever_happens_who_answered_goes_on_and_a_box_that_is_well_again_converges(box: Box, seed: int) -> None:
-    story = Story(box, seed)
+def test_whatever_happens_who_answered_goes_on_and_a_node_that_is_well_again_converges(node: Node, seed: int) -> None:
+    story = Story(node, seed)
     for _ in range(STEPS):
-        answered = dict(box.station.aliases)
+        answered = dict(node.station.aliases)
         with contextlib.suppress(RegistryError):  # an act that the rules refuse
             story.chance.choice(story.acts)()
         try:
-            box.states()
+            node.states()
         except RegistryError:
             continue
-        now, held = box.station.aliases, box.engine.loaded
+        now, held = node.station.aliases, node.engine.loaded
         assert set(now.values()) <= set(held)
-        wanted = {entry.name for entry in box.agent._roster.adapters} if box.agent._roster else set()
+        wanted = {entry.name for entry in node.agent._roster.adapters} if node.agent._roster else set()
         assert all(name in now for name, served in answered.items() if name in wanted and served in held)
     story.heal()
     for _ in range(4):  # refusals are left alone for a while, and old versions drain
-        box.clock.now += 61
-        states = box.states()
+        node.clock.now += 61
+        states = node.states()
     assert set(states.values()) <= {"ready"}
-    assert set(states) == {name for name, loaded in box.engine.loaded.items() if loaded != ELSEWHERE}
-    assert sorted(box.station.aliases.values()) == sorted(states)
-    assert box.reported() == dict.fromkeys(states, "serving")
+    assert set(states) == {name for name, loaded in node.engine.loaded.items() if loaded != ELSEWHERE}
+    assert sorted(node.station.aliases.values()) == sorted(states)
+    assert node.reported() == dict.fromkeys(states, "serving")

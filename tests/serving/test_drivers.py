@@ -17,7 +17,7 @@ from registry.serving.engines.openai import SGLang
 from registry.serving.store.store import Shelf
 from tests import forge, forge_foreign
 from tests.forge import WEIGHTS
-from tests.serving.box import Box, Clock, Line
+from tests.serving.node import Clock, Line, Node
 from tests.serving.stand_ins import LlamaServer, SGLangServer
 from tests.world import World
 
@@ -29,18 +29,18 @@ def test_sglang_is_loaded_proved_and_unloaded_in_its_own_words(
     world: World, line: Line, shelf: Shelf, clock: Clock
 ) -> None:
     with SGLangServer() as server:
-        box = Box(world, line, shelf, clock, SGLang(server.url))
-        box.push("acme/support")
-        assert box.states() == {"acme-support-v1": "ready"}
-        box.push("acme/support")
+        node = Node(world, line, shelf, clock, SGLang(server.url))
+        node.push("acme/support")
+        assert node.states() == {"acme-support-v1": "ready"}
+        node.push("acme/support")
         server.deaf = True
-        assert box.states() == {"acme-support-v2": "failed"}
+        assert node.states() == {"acme-support-v2": "failed"}
         assert list(server.loaded) == ["acme-support-v1"]
         server.deaf = False
         clock.now += 31
-        assert box.states() == {"acme-support-v2": "ready"}
+        assert node.states() == {"acme-support-v2": "ready"}
         clock.now += 11
-        box.states()
+        node.states()
         assert list(server.loaded) == ["acme-support-v2"]
 
 
@@ -52,107 +52,107 @@ def llama() -> Iterator[LlamaServer]:
 
 
 @pytest.fixture
-def llama_box(world: World, line: Line, shelf: Shelf, clock: Clock, llama: LlamaServer) -> Box:
-    box = Box(world, line, shelf, clock, LlamaCpp(llama.url))
-    box.profile = ""
-    box.start()
-    return box
+def llama_node(world: World, line: Line, shelf: Shelf, clock: Clock, llama: LlamaServer) -> Node:
+    node = Node(world, line, shelf, clock, LlamaCpp(llama.url))
+    node.profile = ""
+    node.start()
+    return node
 
 
-def push_gguf(box: Box, name: str, alpha: float) -> Path:
+def push_gguf(node: Node, name: str, alpha: float) -> Path:
     """A version that is one GGUF file, converted from one that was smoke-tested; where it will lie on the shelf."""
     base = forge.llama()
     tensors = forge_foreign.pairs(base, forge_foreign.LLAMA_CPP, "blk.", (".weight.lora_a", ".weight.lora_b"))
     fields = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": alpha}
     data = forge_foreign.gguf(tensors, fields)
-    original = box.make("originals/peft", box.world.files(), like=data)
+    original = node.make("originals/peft", node.world.files(), like=data)
     edge = Edge(relation=Relation.CONVERTED, digest=original.digest, name=f"originals/peft@{original.number}")
-    box.push(name, {GGUF: data}, tried=False, parents=[edge])
-    return box.shelf.versions / box.world.admin.resolve(f"{name}:canary").digest.hex / GGUF
+    node.push(name, {GGUF: data}, tried=False, parents=[edge])
+    return node.shelf.versions / node.world.admin.resolve(f"{name}:canary").digest.hex / GGUF
 
 
 def test_llama_cpp_takes_adapters_at_its_start_only_and_the_reason_says_with_what_to_start_it_again(
-    llama_box: Box, llama: LlamaServer
+    llama_node: Node, llama: LlamaServer
 ) -> None:
-    file = push_gguf(llama_box, "acme/support", 16.0)
-    assert llama_box.states() == {"acme-support-v1": "failed"}
-    assert any(f"start it again with --lora {file}" in line for line in llama_box.said)
+    file = push_gguf(llama_node, "acme/support", 16.0)
+    assert llama_node.states() == {"acme-support-v1": "failed"}
+    assert any(f"start it again with --lora {file}" in line for line in llama_node.said)
     assert file.is_file(), "it is there for the next start"
     llama.restart([file])
-    llama_box.clock.now += 31
-    assert llama_box.states() == {"acme-support-v1": "ready"}
-    assert llama_box.agent.step()[0].proved
+    llama_node.clock.now += 31
+    assert llama_node.states() == {"acme-support-v1": "ready"}
+    assert llama_node.agent.step()[0].verified
     assert llama.scales == [1.0]
 
 
 def test_llama_cpp_switches_scales_where_the_roster_has_one_adapter_and_leaves_those_of_others(
-    llama_box: Box, llama: LlamaServer
+    llama_node: Node, llama: LlamaServer
 ) -> None:
-    first, second = push_gguf(llama_box, "acme/support", 16.0), push_gguf(llama_box, "acme/support", 8.0)
+    first, second = push_gguf(llama_node, "acme/support", 16.0), push_gguf(llama_node, "acme/support", 8.0)
     llama.restart([Path("/elsewhere/style.gguf"), first, second])
     llama.scales = [0.5, 0.0, 0.0]
-    llama_box.promote("acme/support", 1)
-    assert llama_box.states() == {"acme-support-v1": "ready"}
+    llama_node.promote("acme/support", 1)
+    assert llama_node.states() == {"acme-support-v1": "ready"}
     assert llama.scales == [0.5, 1.0, 0.0]
-    llama_box.promote("acme/support", 2)
-    assert llama_box.states() == {"acme-support-v2": "ready"}
+    llama_node.promote("acme/support", 2)
+    assert llama_node.states() == {"acme-support-v2": "ready"}
     assert llama.scales == [0.5, 0.0, 1.0]
-    llama_box.clock.now += 11
-    llama_box.states()
-    assert set(llama_box.driver.held()) == {"acme-support-v2"}
+    llama_node.clock.now += 11
+    llama_node.states()
+    assert set(llama_node.driver.loaded()) == {"acme-support-v2"}
     llama.restart([second, first])  # other numbers
-    llama_box.start()
-    assert llama_box.states() == {"acme-support-v2": "ready"}
+    llama_node.start()
+    assert llama_node.states() == {"acme-support-v2": "ready"}
     assert llama.scales == [1.0, 0.0]
 
 
 def test_llama_cpp_with_several_adapters_has_all_at_nought_and_requests_name_theirs(
-    llama_box: Box, llama: LlamaServer
+    llama_node: Node, llama: LlamaServer
 ) -> None:
-    files = [push_gguf(llama_box, f"acme/m{number}", 4.0 + number) for number in range(2)]
+    files = [push_gguf(llama_node, f"acme/m{number}", 4.0 + number) for number in range(2)]
     llama.restart(files)
-    assert set(llama_box.states().values()) == {"ready"}
+    assert set(llama_node.states().values()) == {"ready"}
     assert llama.scales == [0.0, 0.0]
     llama.deaf = True
-    llama_box.start()
-    assert set(llama_box.states().values()) == {"failed"}
-    assert any("answers like base" in line for line in llama_box.said)
+    llama_node.start()
+    assert set(llama_node.states().values()) == {"failed"}
+    assert any("answers like base" in line for line in llama_node.said)
 
 
 def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched_on(
-    llama_box: Box, llama: LlamaServer
+    llama_node: Node, llama: LlamaServer
 ) -> None:
-    llama.restart([push_gguf(llama_box, "acme/support", 16.0), push_gguf(llama_box, "acme/support", 8.0)])
-    llama_box.promote("acme/support", 1)
-    llama_box.states()
+    llama.restart([push_gguf(llama_node, "acme/support", 16.0), push_gguf(llama_node, "acme/support", 8.0)])
+    llama_node.promote("acme/support", 1)
+    llama_node.states()
     assert llama.scales == [1.0, 0.0]
-    llama_box.promote("acme/support", 2)
-    llama_box.driver = LlamaCpp(llama.url)
-    llama_box.start()
-    assert llama_box.states() == {"acme-support-v2": "ready"}
+    llama_node.promote("acme/support", 2)
+    llama_node.driver = LlamaCpp(llama.url)
+    llama_node.start()
+    assert llama_node.states() == {"acme-support-v2": "ready"}
     assert llama.scales == [0.0, 1.0]
-    push_gguf(llama_box, "acme/support", 4.0)  # the server was not started with it
-    llama_box.driver = LlamaCpp(llama.url)
-    llama_box.start()
-    assert llama_box.states() == {"acme-support-v3": "failed"}
+    push_gguf(llama_node, "acme/support", 4.0)  # the server was not started with it
+    llama_node.driver = LlamaCpp(llama.url)
+    llama_node.start()
+    assert llama_node.states() == {"acme-support-v3": "failed"}
     assert llama.scales == [0.0, 1.0]
-    assert llama_box.station.aliases == {"acme/support": "acme-support-v2"}
-    assert llama_box.reported() == {"acme-support-v2": "serving", "acme-support-v3": "failed"}
+    assert llama_node.station.aliases == {"acme/support": "acme-support-v2"}
+    assert llama_node.reported() == {"acme-support-v2": "serving", "acme-support-v3": "failed"}
 
 
 def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_roster_is_missing(
-    llama_box: Box, llama: LlamaServer
+    llama_node: Node, llama: LlamaServer
 ) -> None:
-    files = [push_gguf(llama_box, f"acme/m{number}", 4.0 + number) for number in range(2)]
+    files = [push_gguf(llama_node, f"acme/m{number}", 4.0 + number) for number in range(2)]
     llama.restart(files[:1])
-    assert llama_box.states() == {"acme-m0-v1": "ready", "acme-m1-v1": "failed"}
+    assert llama_node.states() == {"acme-m0-v1": "ready", "acme-m1-v1": "failed"}
     assert llama.scales == [0.0]
 
 
-def test_a_version_without_a_gguf_file_is_told_how_to_get_one(llama_box: Box) -> None:
-    llama_box.push("acme/support")
-    assert llama_box.states() == {"acme-support-v1": "failed"}
-    assert any("adapter convert REF --to gguf" in line for line in llama_box.said)
+def test_a_version_without_a_gguf_file_is_told_how_to_get_one(llama_node: Node) -> None:
+    llama_node.push("acme/support")
+    assert llama_node.states() == {"acme-support-v1": "failed"}
+    assert any("adapter convert REF --to gguf" in line for line in llama_node.said)
 
 
 # ------------------------------------------------------------------ directories
@@ -161,75 +161,75 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shelf" / "nim"
 
 
-def folder_box(world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path, *, current: bool) -> Box:
-    return Box(world, line, shelf, clock, Folders(folder, current=current))
+def folder_node(world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path, *, current: bool) -> Node:
+    return Node(world, line, shelf, clock, Folders(folder, current=current))
 
 
 def test_a_directory_has_a_link_for_each_version_and_is_called_unproven(
     world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path
 ) -> None:
-    box = folder_box(world, line, shelf, clock, folder, current=False)
-    first = box.push("acme/support")
-    assert [(slot.state, slot.proved) for slot in (box.agent.fetch(), box.agent.step())[1]] == [("ready", False)]
+    node = folder_node(world, line, shelf, clock, folder, current=False)
+    first = node.push("acme/support")
+    assert [(slot.state, slot.verified) for slot in (node.agent.fetch(), node.agent.step())[1]] == [("ready", False)]
     link = folder / "acme-support-v1"
     assert link.is_symlink()
     assert not os.path.isabs(os.readlink(link))
     assert (link / WEIGHTS).read_bytes() == first[WEIGHTS]
-    second = box.push("acme/support")
-    box.states()
+    second = node.push("acme/support")
+    node.states()
     assert sorted(path.name for path in folder.iterdir()) == ["acme-support-v1", "acme-support-v2"]
     target = link.resolve()
     clock.now += 11
-    box.states()
+    node.states()
     assert [path.name for path in folder.iterdir()] == ["acme-support-v2"]
     assert (target / WEIGHTS).read_bytes() == first[WEIGHTS], "an engine may still read it"
     assert (folder / "acme-support-v2" / WEIGHTS).read_bytes() == second[WEIGHTS]
-    assert box.metrics.value("unproven") == 1
+    assert node.metrics.value("unverified") == 1
 
 
 def test_a_plain_directory_also_says_what_an_alias_means_now(
     world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path
 ) -> None:
-    box = folder_box(world, line, shelf, clock, folder, current=True)
-    box.push("acme/support")
-    box.push("bolt/sales")
-    box.states()
-    second = box.push("acme/support")
-    box.states()
+    node = folder_node(world, line, shelf, clock, folder, current=True)
+    node.push("acme/support")
+    node.push("bolt/sales")
+    node.states()
+    second = node.push("acme/support")
+    node.states()
     assert (folder / "current" / "acme--support" / WEIGHTS).read_bytes() == second[WEIGHTS]
-    box.world.admin.yank("bolt/sales@1", "bad data")
-    box.states()
+    node.world.admin.yank("bolt/sales@1", "bad data")
+    node.states()
     assert [path.name for path in (folder / "current").iterdir()] == ["acme--support"]
 
 
 def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
     world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path, tmp_path: Path
 ) -> None:
-    box = folder_box(world, line, shelf, clock, folder, current=False)
-    box.push("acme/support")
-    box.push("acme/other")
+    node = folder_node(world, line, shelf, clock, folder, current=False)
+    node.push("acme/support")
+    node.push("acme/other")
     (folder / "acme-support-v1").mkdir(parents=True)
     (tmp_path / "theirs").mkdir()
     (folder / "stranger").symlink_to(tmp_path / "theirs")
-    assert box.states() == {"acme-other-v1": "ready", "acme-support-v1": "failed"}
-    assert any("no link of ours" in line for line in box.said)
+    assert node.states() == {"acme-other-v1": "ready", "acme-support-v1": "failed"}
+    assert any("no link of ours" in line for line in node.said)
     clock.now += 60
-    box.states()
+    node.states()
     assert (folder / "stranger").is_symlink()
     (folder / "acme-support-v1").rmdir()
     clock.now += 60
-    assert box.states() == {"acme-other-v1": "ready", "acme-support-v1": "ready"}
+    assert node.states() == {"acme-other-v1": "ready", "acme-support-v1": "ready"}
 
 
 def test_a_directory_that_cannot_be_made_is_an_engine_that_is_away(
     world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path
 ) -> None:
-    box = folder_box(world, line, shelf, clock, folder, current=False)
-    box.push("acme/support")
+    node = folder_node(world, line, shelf, clock, folder, current=False)
+    node.push("acme/support")
     folder.parent.mkdir()
     folder.write_text("a file")
     with pytest.raises(Unavailable, match="cannot be used"):
-        box.states()
+        node.states()
 
 
 # ------------------------------------------------------------------ their names

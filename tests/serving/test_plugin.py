@@ -16,7 +16,7 @@ from registry.serving.store import resolver as finders
 from registry.serving.store.resolver import Finder
 from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
-from tests.serving.box import Clock, Line
+from tests.serving.node import Clock, Line
 from tests.serving.vllm_front import Front, LoRARequest, ResolverRegistry
 from tests.world import URL, World
 
@@ -41,7 +41,7 @@ def front(world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ADAPTER_TOKEN", world.issue("pull")[1])
     monkeypatch.setenv("ADAPTER_PLUGIN_DIR", str(tmp_path / "shelf"))
     monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", ENGINE)
-    monkeypatch.setenv("ADAPTER_PLUGIN_BOX", "off")
+    monkeypatch.setenv("ADAPTER_PLUGIN_NODE", "off")
     vllm.register()
     return Front(known, f"/models/{BASE}")
 

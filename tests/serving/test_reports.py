@@ -1,4 +1,4 @@
-"""What a box tells: to the registry, with a lease, and to Prometheus; and what vLLM's plugin tells of itself."""
+"""What a node tells: to the registry, with a lease, and to Prometheus; and what vLLM's plugin tells of itself."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from registry.errors import Invalid, Unavailable
 from registry.serving import vllm
 from registry.serving.agent import heartbeat, metrics
 from registry.serving.agent.metrics import COUNTERS, GAUGES, PREFIX
-from tests.serving.box import Box, Line
+from tests.serving.node import Line, Node
 from tests.serving.vllm_front import LoRARequest
 from tests.world import URL, World
 
 
-def test_a_report_tells_each_state_of_a_rollout(box: Box) -> None:
-    box.push("acme/support")
-    box.push("acme/large", box.world.files(rank=32))
-    box.states()
-    assert box.reported() == {"acme-support-v1": "serving", "acme-large-v1": "refused"}
-    box.push("acme/support")
-    box.engine.deaf = True
-    box.states()
-    assert box.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed", "acme-large-v1": "refused"}
-    box.engine.deaf = False
-    box.clock.now += 31
-    box.states()
-    assert box.reported() == {"acme-support-v1": "leaving", "acme-support-v2": "serving", "acme-large-v1": "refused"}
-    box.clock.now += 11
-    box.states()
-    assert box.reported() == {"acme-support-v2": "serving", "acme-large-v1": "refused"}
-    view = Fleet(box.world.admin).every(box="gpu-1")
-    assert [slot.proved for slot in view.items[0].slots if slot.state == "serving"] == [True]
-    assert {(c.adapter, c.serving, c.boxes) for c in view.convergence} == {("acme/large", 0, 1), ("acme/support", 1, 1)}
+def test_a_report_tells_each_state_of_a_rollout(node: Node) -> None:
+    node.push("acme/support")
+    node.push("acme/large", node.world.files(rank=32))
+    node.states()
+    assert node.reported() == {"acme-support-v1": "serving", "acme-large-v1": "refused"}
+    node.push("acme/support")
+    node.engine.deaf = True
+    node.states()
+    assert node.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed", "acme-large-v1": "refused"}
+    node.engine.deaf = False
+    node.clock.now += 31
+    node.states()
+    assert node.reported() == {"acme-support-v1": "draining", "acme-support-v2": "serving", "acme-large-v1": "refused"}
+    node.clock.now += 11
+    node.states()
+    assert node.reported() == {"acme-support-v2": "serving", "acme-large-v1": "refused"}
+    view = Fleet(node.world.admin).every(node="gpu-1")
+    assert [slot.verified for slot in view.items[0].slots if slot.state == "serving"] == [True]
+    assert {(c.adapter, c.serving, c.nodes) for c in view.convergence} == {("acme/large", 0, 1), ("acme/support", 1, 1)}
 
 
-def test_loading_is_told_while_it_lasts(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    box.push("acme/support")
-    box.agent.fetch()
+def test_loading_is_told_while_it_lasts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.push("acme/support")
+    node.agent.fetch()
     seen = []
-    load = box.engine.load
+    load = node.engine.load
 
     def slowly(name: str, root: str) -> str:
-        seen.append(dict(box.reported()))
+        seen.append(dict(node.reported()))
         return load(name, root)
 
-    monkeypatch.setattr(box.engine, "load", slowly)
-    box.agent.step()
+    monkeypatch.setattr(node.engine, "load", slowly)
+    node.agent.step()
     assert seen == [{"acme-support-v1": "loading"}]
 
 
 def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
-    box: Box, monkeypatch: pytest.MonkeyPatch
+    node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "TOGETHER_SECONDS", 0.0)
     heard = threading.Semaphore(0)
-    telling = box.agent._reporter
+    telling = node.agent._reporter
     assert telling is not None
     report = telling.report
     monkeypatch.setattr(telling, "report", lambda: (report(), heard.release())[0])
@@ -72,26 +72,26 @@ def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
     running.start()
     try:
         assert heard.acquire(timeout=60), "it begins with a report"
-        box.push("acme/support")
-        box.states()
+        node.push("acme/support")
+        node.states()
         assert heard.acquire(timeout=60), "a change is told at once"
         monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.0)
-        box.station.slots.changed.set()
+        node.station.slots.changed.set()
         assert heard.acquire(timeout=60)
         assert heard.acquire(timeout=60), "and a lease is renewed without one"
     finally:
         stop.set()
-        box.station.slots.changed.set()
+        node.station.slots.changed.set()
         running.join(60)
     assert not running.is_alive()
-    assert Fleet(box.world.admin).every(box="gpu-1").items[0].live
+    assert Fleet(node.world.admin).every(node="gpu-1").items[0].live
 
 
-def test_metrics_are_prometheus_text_on_a_port_of_their_own(box: Box) -> None:
-    box.push("acme/support")
-    box.push("acme/large", box.world.files(rank=32))
-    box.states()
-    with metrics.served({"vllm-8000": box.metrics}, "0") as address:
+def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
+    node.push("acme/support")
+    node.push("acme/large", node.world.files(rank=32))
+    node.states()
+    with metrics.served({"vllm-8000": node.metrics}, "0") as address:
         text = urllib.request.urlopen(address, timeout=60).read().decode()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(address.replace("/metrics", "/"), timeout=60)
@@ -102,8 +102,8 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(box: Box) -> None:
     assert found.keys() == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     counted = {name: found[name] for name in ("passes_total", "pulls_total", "loads_total", "proofs_total", "wanted")}
     assert counted == {"passes_total": "1", "pulls_total": "1", "loads_total": "1", "proofs_total": "1", "wanted": "2"}
-    assert (found["serving"], found["refused"], found["converged"], found["held"]) == ("1", "1", "0", "1")
-    assert int(found["pulled_bytes_total"]) == box.world.admin.version("acme/support").size_bytes
+    assert (found["serving"], found["refused"], found["converged"], found["loaded"]) == ("1", "1", "0", "1")
+    assert int(found["pulled_bytes_total"]) == node.world.admin.version("acme/support").size_bytes
     assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
     for wrong in ("", "x", "70000", "localhost"):
         with pytest.raises(Invalid, match="HOST"), metrics.served({}, wrong):
@@ -117,7 +117,7 @@ def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
     monkeypatch.setattr(heartbeat.Reporter, "run", lambda _self, _stop: None)
     environment = {
         "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.issue("pull")[1], "ADAPTER_PLUGIN_DIR": str(tmp_path),
-        "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0,max_lora_rank=16", "ADAPTER_PLUGIN_BOX": "gpu-9",
+        "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0,max_lora_rank=16", "ADAPTER_PLUGIN_NODE": "gpu-9",
     }  # fmt: skip
     world.push("acme/support")
     arguments = ["serve", "tiny-llama", "--port", "8123"]
@@ -127,10 +127,10 @@ def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
     telling = resolver.reporter("tiny-llama")
     assert telling is not None
     assert telling.report()
-    view = Fleet(world.admin).every(box="gpu-9")
+    view = Fleet(world.admin).every(node="gpu-9")
     assert [(on.engine, on.on_demand, [s.served_name for s in on.slots]) for on in view.items] == [
         ("vllm-plugin-8123", True, ["acme/support@1"])
     ]
     assert view.convergence == []
-    off = vllm.Resolver({**environment, "ADAPTER_PLUGIN_BOX": "off"}, [])
+    off = vllm.Resolver({**environment, "ADAPTER_PLUGIN_NODE": "off"}, [])
     assert off.reporter("tiny-llama") is None

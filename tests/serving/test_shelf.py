@@ -14,7 +14,7 @@ from registry.errors import Corrupt
 from registry.names import AdapterName
 from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
-from tests.serving.box import Line
+from tests.serving.node import Line
 from tests.world import URL, World
 
 

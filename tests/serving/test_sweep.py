@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.fleet import BoxReport, SlotReport, SlotState
+from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.digest import Digest
@@ -26,7 +26,7 @@ from registry.serving.store import eviction
 from registry.serving.store.eviction import Limits, Swept
 from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
-from tests.serving.box import Box, Line
+from tests.serving.node import Line, Node
 from tests.serving.vllm_front import LoRARequest
 from tests.world import URL, World
 
@@ -104,40 +104,40 @@ def test_what_a_living_process_was_given_stays_until_the_process_ends(
     assert swept(shelf, later=2 * LONG).removed == [kept]
 
 
-def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_are_away(box: Box) -> None:
-    box.shelf = Shelf(box.shelf.root, "gpu-1-vllm-8000")
-    box.start()
-    box.push("acme/support")
-    box.states()
-    box.push("acme/support")
-    box.states()
-    old, new = (box.world.admin.version(f"acme/support@{number}").digest for number in (1, 2))
-    assert box.loaded == ["acme-support-v1", "acme-support-v2"]
-    box.shelf.uses.close()  # the agent ends; its engine serves on
-    assert swept(box.shelf).removed == []
-    box.engine.down = True
-    box.start()
+def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_are_away(node: Node) -> None:
+    node.shelf = Shelf(node.shelf.root, "gpu-1-vllm-8000")
+    node.start()
+    node.push("acme/support")
+    node.states()
+    node.push("acme/support")
+    node.states()
+    old, new = (node.world.admin.version(f"acme/support@{number}").digest for number in (1, 2))
+    assert node.loaded == ["acme-support-v1", "acme-support-v2"]
+    node.shelf.uses.close()  # the agent ends; its engine serves on
+    assert swept(node.shelf).removed == []
+    node.engine.down = True
+    node.start()
     with pytest.raises(Unavailable):
-        box.states()
-    box.shelf.uses.close()
-    assert swept(box.shelf).removed == []
-    box.engine.down = False
-    box.clock.now += 100
-    box.states()  # begins the drain of what it does not know
-    box.clock.now += 100
-    box.states()
-    assert box.loaded == ["acme-support-v2"]
-    box.shelf.uses.close()
-    assert swept(box.shelf).removed == [old]
-    assert on(box.shelf) == {new.hex}
+        node.states()
+    node.shelf.uses.close()
+    assert swept(node.shelf).removed == []
+    node.engine.down = False
+    node.clock.now += 100
+    node.states()  # begins the drain of what it does not know
+    node.clock.now += 100
+    node.states()
+    assert node.loaded == ["acme-support-v2"]
+    node.shelf.uses.close()
+    assert swept(node.shelf).removed == [old]
+    assert on(node.shelf) == {new.hex}
 
 
 def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
     world: World, registry: Registry, line: Line, shelf: Shelf
 ) -> None:
     leased, silent = brought(world, registry, shelf, 2)
-    slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.LEAVING)
-    report = BoxReport(base="tiny-llama", alias="prod", slots=[slot])
+    slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.DRAINING)
+    report = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     Fleet(registry).report("gpu-1", "vllm-8000", report)
     asked = eviction.leases_of(registry, "gpu-1")
     assert swept(shelf, leases=asked()).removed == [silent]
@@ -179,7 +179,7 @@ def test_the_plugin_of_vllm_sweeps_by_its_settings_and_serves_though_they_are_wr
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     environment = {
         "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.secret, "ADAPTER_PLUGIN_DIR": str(shelf.root),
-        "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0", "ADAPTER_PLUGIN_BOX": "off", "ADAPTER_PLUGIN_KEEP_DAYS": "two weeks",
+        "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0", "ADAPTER_PLUGIN_NODE": "off", "ADAPTER_PLUGIN_KEEP_DAYS": "two weeks",
     }  # fmt: skip
     resolver = vllm.Resolver(environment, [], open_registry=lambda url, token: Registry(url, token, line))
     assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support@1")) is not None

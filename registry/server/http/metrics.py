@@ -3,7 +3,7 @@
 Invariants
 - Everything but `requests_total` is read from the database, so every replica says the same; of tables that grow without
   end only an index is read.
-- No name of a namespace, adapter or box is a label.
+- No name of a namespace, adapter or node is a label.
 
 Example
     >>> "registry_adapters 200" in metrics.text(session, requests)
@@ -24,7 +24,7 @@ from registry.server.database.models.content import (
     AdapterRow,
     DeliveryRow,
     EventRow,
-    FleetBoxRow,
+    FleetNodeRow,
     FleetSlotRow,
     JobRow,
     PushRow,
@@ -67,14 +67,16 @@ def text(session: Session, requests: Requests) -> str:
 
 def _fleet(session: Session) -> list[str]:
     is_live = case((reports.live(), "live"), else_="lost")
-    boxes = session.exec(select(is_live, func.count()).select_from(FleetBoxRow).group_by(is_live))
-    states = select(FleetSlotRow.state, func.count()).join(FleetBoxRow, col(FleetBoxRow.id) == col(FleetSlotRow.box_id))
+    nodes = session.exec(select(is_live, func.count()).select_from(FleetNodeRow).group_by(is_live))
+    states = select(FleetSlotRow.state, func.count()).join(
+        FleetNodeRow, col(FleetNodeRow.id) == col(FleetSlotRow.node_id)
+    )
     slots = session.exec(states.where(reports.live()).group_by(col(FleetSlotRow.state)))
     known = [state for state in SlotState if state is not SlotState.ABSENT]
     return [
-        *_metric("fleet_boxes", "gauge", "Engines on boxes by whether their lease lasts.",
-                 _labelled("state", ("live", "lost"), boxes)),
-        *_metric("fleet_slots", "gauge", "Versions on engines of live boxes by state.",
+        *_metric("fleet_nodes", "gauge", "Engines on nodes by whether their lease lasts.",
+                 _labelled("state", ("live", "lost"), nodes)),
+        *_metric("fleet_slots", "gauge", "Versions on engines of live nodes by state.",
                  _labelled("state", known, slots)),
     ]  # fmt: skip
 

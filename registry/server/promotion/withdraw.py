@@ -85,7 +85,7 @@ def release(session: Session, actor: Actor, name: AdapterName, version: VersionR
 
 
 def _view(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
-    """With the boxes that still have it: withdrawing takes nothing out of an engine by itself."""
+    """With the nodes that still have it: withdrawing takes nothing out of an engine by itself."""
     found = versions.view(session, name, version)
     return found.model_copy(update={"served_on": reports.live_on(session, name, version.digest)})
 

@@ -1,9 +1,9 @@
-"""The route of the roster: what serving boxes of a base shall serve, and word of it when that changes.
+"""The route of the roster: what serving nodes of a base shall serve, and word of it when that changes.
 
 Invariants
 - Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
 - A wait looks at the roster only after something was committed that an event or a verdict tells of, and then by one
-  statement; leases of boxes and notes of a token's use are nothing of that sort.
+  statement; leases of nodes and notes of a token's use are nothing of that sort.
 
 Example
     GET /api/v1/bases/smollm2/adapters?alias=prod&engine=vllm==0.33.0&since=5f3a…&wait=20

@@ -188,7 +188,7 @@ def read_report(
 def read_fingerprint(
     session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep
 ) -> FingerprintView:
-    """What a serving box compares after loading: from the newest report of the check `smoke` that has one."""
+    """What a serving node compares after loading: from the newest report of the check `smoke` that has one."""
     return files.fingerprint(session, actor, name, selector, blobs)
 
 

@@ -1,8 +1,8 @@
-"""The fleet: what boxes report that they hold and serve, for as long as their leases last.
+"""The fleet: what nodes report that they hold and serve, for as long as their leases last.
 
 Invariants
 - A report is taken as a whole. One that says the same again only renews the lease: one row is written, no event.
-- Whoever reports speaks for itself: another token's box of the same name is another box.
+- Whoever reports speaks for itself: another token's node of the same name is another node.
 - A slot counts only where the reporter's own rights reach: that a namespace is public gives nobody a lease in it.
 - What begins or ends to be served is an event for each version, in the transaction of the report.
 - The blobs of a reported version are noted once, under their rows' locks, so `gc` sees the lease or the report finds
@@ -23,7 +23,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api import ServedOn
-from registry.api.fleet import KEEPING, BoxReport, Leased, SlotReport, SlotState
+from registry.api.fleet import KEEPING, Leased, NodeReport, SlotReport, SlotState
 from registry.digest import Digest, canonical_json
 from registry.errors import TooLarge
 from registry.names import AdapterName
@@ -34,29 +34,29 @@ from registry.server.database.models.content import (
     AdapterRow,
     BlobRow,
     FleetBlobRow,
-    FleetBoxRow,
+    FleetNodeRow,
     FleetSlotRow,
     VersionFileRow,
     VersionRow,
 )
 
-BOXES_LIMIT = 1000
+NODES_LIMIT = 1000
 """Engines of one reporter that are remembered at a time."""
 KEEP_SILENT = timedelta(days=1)
-"""How long a box that reports no more is still shown."""
+"""How long a node that reports no more is still shown."""
 TOLD_LIMIT = 200
 _Served = tuple[str, str, str]
 
 
-def report(session: Session, actor: Actor, box: str, engine: str, said: BoxReport) -> Leased:
-    """Take a box's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many boxes."""
-    names.box_name(box), names.box_name(engine), names.base_name(said.base), names.alias(said.alias)
-    row = _box(session, actor, box, engine)
+def report(session: Session, actor: Actor, node: str, engine: str, said: NodeReport) -> Leased:
+    """Take a node's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
+    names.node_name(node), names.node_name(engine), names.base_name(said.base), names.alias(said.alias)
+    row = _node(session, actor, node, engine)
     now, reach = db.now(), actor.reach("pull")
     lease = {"heard_at": now, "expires_at": now + timedelta(seconds=said.lease_seconds)}
     stamp = Digest.of(canonical_json([said.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])).hex
     if row.said == stamp:
-        session.connection().execute(update(FleetBoxRow).where(col(FleetBoxRow.id) == row.id).values(**lease))
+        session.connection().execute(update(FleetNodeRow).where(col(FleetNodeRow.id) == row.id).values(**lease))
         return Leased(expires_at=lease["expires_at"])
     before = {slot.served_name: slot for slot in _slots(session, row)}
     after, unknown = _accepted(session, actor, row, said.slots, before)
@@ -74,63 +74,65 @@ def report(session: Session, actor: Actor, box: str, engine: str, said: BoxRepor
 
 
 def live_on(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
-    """The live boxes that have this version, or any version of the adapter, for whoever owns it."""
+    """The live nodes that have this version, or any version of the adapter, for whoever owns it."""
     mine = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
     mine += [col(FleetSlotRow.digest) == digest] if digest else []
-    joined = select(FleetBoxRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.box_id) == col(FleetBoxRow.id))
+    joined = select(FleetNodeRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id))
     statement = joined.where(*mine, live(), col(FleetSlotRow.state).in_(KEEPING))
-    found = session.exec(statement.order_by(col(FleetBoxRow.box), col(FleetBoxRow.engine)).limit(TOLD_LIMIT))
+    found = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(TOLD_LIMIT))
     return [
-        ServedOn(box=box.box, engine=box.engine, served_name=slot.served_name, number=slot.number,
-                 state=slot.state, heard_at=box.heard_at)
-        for box, slot in found
+        ServedOn(node=node.node, engine=node.engine, served_name=slot.served_name, number=slot.number,
+                 state=slot.state, heard_at=node.heard_at)
+        for node, slot in found
     ]  # fmt: skip
 
 
 def live() -> ColumnElement[bool]:
-    """The condition on `fleet_box` that its lease has not ended."""
-    return col(FleetBoxRow.expires_at) > db.now()
+    """The condition on `fleet_node` that its lease has not ended."""
+    return col(FleetNodeRow.expires_at) > db.now()
 
 
 def forget(session: Session) -> None:
-    """Boxes that were silent for long go, and notes about blobs of versions that neither we nor a box has any more."""
-    silent = select(FleetBoxRow.id).where(col(FleetBoxRow.expires_at) < db.now() - KEEP_SILENT)
+    """Nodes that were silent for long go, and notes about blobs of versions that neither we nor a node has any more."""
+    silent = select(FleetNodeRow.id).where(col(FleetNodeRow.expires_at) < db.now() - KEEP_SILENT)
     ids = session.exec(silent.with_for_update(skip_locked=True)).all()
-    session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.box_id).in_(ids)))
-    session.connection().execute(delete(FleetBoxRow).where(col(FleetBoxRow.id).in_(ids)))
+    session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.node_id).in_(ids)))
+    session.connection().execute(delete(FleetNodeRow).where(col(FleetNodeRow.id).in_(ids)))
     version = col(FleetBlobRow.version)
     gone = (version.not_in(select(FleetSlotRow.digest)), version.not_in(select(VersionRow.digest)))
     session.connection().execute(delete(FleetBlobRow).where(*gone))
 
 
 # ------------------------------------------------------------------ inside
-def _box(session: Session, actor: Actor, box: str, engine: str) -> FleetBoxRow:
+def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRow:
     reporter = actor.subject or actor.token_id or actor.name
-    mine = col(FleetBoxRow.reporter) == reporter
-    statement = select(FleetBoxRow).where(mine, FleetBoxRow.box == box, FleetBoxRow.engine == engine).with_for_update()
+    mine = col(FleetNodeRow.reporter) == reporter
+    statement = (
+        select(FleetNodeRow).where(mine, FleetNodeRow.node == node, FleetNodeRow.engine == engine).with_for_update()
+    )
     found = session.exec(statement).first()
     if found is not None:
         return found
-    if session.exec(select(func.count()).select_from(FleetBoxRow).where(mine)).one() >= BOXES_LIMIT:
+    if session.exec(select(func.count()).select_from(FleetNodeRow).where(mine)).one() >= NODES_LIMIT:
         raise TooLarge(
-            "QUOTA_EXCEEDED", f"{actor.identity!r} has {BOXES_LIMIT} boxes already",
-            next_step=f"report under names that stay; a box that is silent is forgotten after {KEEP_SILENT}",
+            "QUOTA_EXCEEDED", f"{actor.identity!r} has {NODES_LIMIT} nodes already",
+            next_step=f"report under names that stay; a node that is silent is forgotten after {KEEP_SILENT}",
         )  # fmt: skip
     moment = db.now()
     values = {
-        "reporter": reporter, "reporter_name": actor.identity, "box": box, "engine": engine, "base": "", "alias": "",
+        "reporter": reporter, "reporter_name": actor.identity, "node": node, "engine": engine, "base": "", "alias": "",
         "profile": "", "on_demand": False, "said": "", "heard_at": moment, "expires_at": moment,
     }  # fmt: skip
-    db.insert_new(session, FleetBoxRow, values)
+    db.insert_new(session, FleetNodeRow, values)
     return session.exec(statement).one()
 
 
-def _slots(session: Session, box: FleetBoxRow) -> Sequence[FleetSlotRow]:
-    return session.exec(select(FleetSlotRow).where(FleetSlotRow.box_id == box.id)).all()
+def _slots(session: Session, node: FleetNodeRow) -> Sequence[FleetSlotRow]:
+    return session.exec(select(FleetSlotRow).where(FleetSlotRow.node_id == node.id)).all()
 
 
 def _accepted(
-    session: Session, actor: Actor, box: FleetBoxRow, slots: Sequence[SlotReport], before: dict[str, FleetSlotRow]
+    session: Session, actor: Actor, node: FleetNodeRow, slots: Sequence[SlotReport], before: dict[str, FleetSlotRow]
 ) -> tuple[list[FleetSlotRow], list[str]]:
     """The rows of a report, and the served names of what the registry knows nothing of."""
     reach, numbers, moment = actor.reach("pull"), _numbers(session, slots), db.now()
@@ -146,8 +148,8 @@ def _accepted(
             unknown.append(slot.served_name)
             continue
         rows[slot.served_name] = FleetSlotRow(
-            box_id=box.id or 0, served_name=slot.served_name, namespace=name.namespace, name=name.name, number=number,
-            digest=slot.digest, state=slot.state, reason=slot.reason, proved=slot.proved,
+            node_id=node.id or 0, served_name=slot.served_name, namespace=name.namespace, name=name.name, number=number,
+            digest=slot.digest, state=slot.state, reason=slot.reason, verified=slot.verified,
             since=last.since if last and same and last.state == slot.state else moment,
         )  # fmt: skip
     return list(rows.values()), unknown
@@ -175,14 +177,14 @@ def _keep_blobs(session: Session, versions: set[str]) -> None:
         db.insert_new(session, FleetBlobRow, {"version": version, "digest": blob})
 
 
-def _replace(session: Session, box: FleetBoxRow, after: Sequence[FleetSlotRow]) -> None:
-    session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.box_id) == box.id))
+def _replace(session: Session, node: FleetNodeRow, after: Sequence[FleetSlotRow]) -> None:
+    session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.node_id) == node.id))
     if after:
         session.connection().execute(insert(FleetSlotRow), [row.model_dump() for row in after])
 
 
 def _tell(
-    session: Session, actor: Actor, box: FleetBoxRow, before: Iterable[FleetSlotRow], after: Iterable[FleetSlotRow]
+    session: Session, actor: Actor, node: FleetNodeRow, before: Iterable[FleetSlotRow], after: Iterable[FleetSlotRow]
 ) -> None:
     was, now = _serving(before), _serving(after)
     for action, changed in (("version.leave", was.keys() - now.keys()), ("version.serve", now.keys() - was.keys())):
@@ -190,11 +192,11 @@ def _tell(
             slot = was.get(key) or now[key]
             told: dict[str, Any] = {
                 "digest": slot.digest,
-                "box": box.box,
-                "engine": box.engine,
+                "node": node.node,
+                "engine": node.engine,
                 "served_name": slot.served_name,
             }
-            told |= {"proved": slot.proved} if action == "version.serve" else {}
+            told |= {"verified": slot.verified} if action == "version.serve" else {}
             audit.append(session, actor, action, f"{slot.namespace}/{slot.name}@{slot.number}", told)
 
 

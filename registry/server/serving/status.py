@@ -1,13 +1,13 @@
-"""What anybody may see of the fleet: boxes with their slots, and how far each adapter has come.
+"""What anybody may see of the fleet: nodes with their slots, and how far each adapter has come.
 
 Invariants
-- Slots and wanted versions are those that the actor may see; a box is seen through them, or by whoever reports it.
-- A page looks at `limit` boxes and shows those of them that are seen, so it may be short and not be the last.
-- Convergence counts live boxes that follow an alias and whose token reaches the adapter; boxes that load on demand
+- Slots and wanted versions are those that the actor may see; a node is seen through them, or by whoever reports it.
+- A page looks at `limit` nodes and shows those of them that are seen, so it may be short and not be the last.
+- Convergence counts live nodes that follow an alias and whose token reaches the adapter; nodes that load on demand
   are shown and not counted.
 
 Example
-    >>> view.boxes(session, actor, view.Asked(base="smollm2"), limit=50).convergence[0].serving
+    >>> view.nodes(session, actor, view.Asked(base="smollm2"), limit=50).convergence[0].serving
     19
 """
 
@@ -22,14 +22,21 @@ from sqlalchemy import ColumnElement, distinct, func, or_, true, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.fleet import BoxView, Convergence, FleetBoxes, SlotState, SlotView
+from registry.api.fleet import Convergence, FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, FleetBoxRow, FleetSlotRow, VersionRow
+from registry.server.database.models.content import (
+    AdapterRow,
+    AliasRow,
+    BaseRow,
+    FleetNodeRow,
+    FleetSlotRow,
+    VersionRow,
+)
 from registry.server.serving.reports import live
 
 _Followed = tuple[str, str]
@@ -50,23 +57,23 @@ class Asked:
 
     base: str = ""
     alias: str = ""
-    box: str = ""
+    node: str = ""
     adapter: str = ""
 
 
-def boxes(session: Session, actor: Actor, asked: Asked, *, cursor: str = "", limit: int) -> FleetBoxes:
-    """One page, in the order in which boxes were first heard of."""
+def nodes(session: Session, actor: Actor, asked: Asked, *, cursor: str = "", limit: int) -> FleetNodes:
+    """One page, in the order in which nodes were first heard of."""
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
         raise Invalid("REQUEST_INVALID", "cursor: not one that this list gave")
     only = AdapterName.parse(asked.adapter) if asked.adapter else None
     conditions = _conditions(asked)
-    statement = select(FleetBoxRow).where(col(FleetBoxRow.id) > int(cursor or 0), *conditions)
-    rows = session.exec(statement.order_by(col(FleetBoxRow.id)).limit(limit + 1)).all()
+    statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > int(cursor or 0), *conditions)
+    rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
     shown = rows[:limit]
     wanted = _wanted(session, actor, {(row.base, row.alias) for row in shown}, only)
     slots = _slots(session, actor, shown, only)
-    views = [_box(row, slots[row.id or 0], wanted[row.base, row.alias]) for row in shown]
-    return FleetBoxes(
+    views = [_node(row, slots[row.id or 0], wanted[row.base, row.alias]) for row in shown]
+    return FleetNodes(
         items=[view for view, row in zip(views, shown, strict=True) if view.slots or _is_of(actor, row)],
         convergence=[] if cursor else _convergence(session, actor, conditions, only),
         next_cursor=str(shown[-1].id) if len(rows) > limit else "",
@@ -74,11 +81,11 @@ def boxes(session: Session, actor: Actor, asked: Asked, *, cursor: str = "", lim
 
 
 def _conditions(asked: Asked) -> list[ColumnElement[bool]]:
-    given = {FleetBoxRow.base: asked.base, FleetBoxRow.alias: asked.alias, FleetBoxRow.box: asked.box}
+    given = {FleetNodeRow.base: asked.base, FleetNodeRow.alias: asked.alias, FleetNodeRow.node: asked.node}
     return [col(column) == value for column, value in given.items() if value]
 
 
-def _is_of(actor: Actor, row: FleetBoxRow) -> bool:
+def _is_of(actor: Actor, row: FleetNodeRow) -> bool:
     return row.reporter == (actor.subject or actor.token_id or actor.name) or actor.may_everywhere("admin")
 
 
@@ -99,18 +106,18 @@ def _of(only: AdapterName | None) -> list[ColumnElement[bool]]:
 
 
 def _slots(
-    session: Session, actor: Actor, rows: Sequence[FleetBoxRow], only: AdapterName | None
+    session: Session, actor: Actor, rows: Sequence[FleetNodeRow], only: AdapterName | None
 ) -> dict[int, list[FleetSlotRow]]:
     found: dict[int, list[FleetSlotRow]] = defaultdict(list)
-    mine = [col(FleetSlotRow.box_id).in_([row.id for row in rows]), _visible(actor), *_of(only)]
+    mine = [col(FleetSlotRow.node_id).in_([row.id for row in rows]), _visible(actor), *_of(only)]
     order = (col(FleetSlotRow.namespace), col(FleetSlotRow.name), col(FleetSlotRow.served_name))
     for slot in session.exec(select(FleetSlotRow).where(*mine).order_by(*order)):
-        found[slot.box_id].append(slot)
+        found[slot.node_id].append(slot)
     return found
 
 
 def _wanted(session: Session, actor: Actor, followed: Iterable[_Followed], only: AdapterName | None) -> _Roster:
-    """What these aliases of these bases point at, as far as the actor may see and a box may serve it."""
+    """What these aliases of these bases point at, as far as the actor may see and a node may serve it."""
     pairs = sorted(followed)
     found: _Roster = {pair: {} for pair in pairs}
     if not pairs:
@@ -139,13 +146,13 @@ def _reaches(reach: list[str] | None, name: AdapterName) -> bool:
     return reach is None or name.namespace in reach
 
 
-def _box(row: FleetBoxRow, slots: list[FleetSlotRow], wanted: dict[AdapterName, _Wanted]) -> BoxView:
+def _node(row: FleetNodeRow, slots: list[FleetSlotRow], wanted: dict[AdapterName, _Wanted]) -> NodeView:
     views = []
     for slot in slots:
         now = wanted.get(AdapterName(slot.namespace, slot.name))
         views.append(SlotView(
             adapter=f"{slot.namespace}/{slot.name}", served_name=slot.served_name, number=slot.number,
-            digest=Digest(slot.digest), state=SlotState(slot.state), reason=slot.reason, proved=slot.proved,
+            digest=Digest(slot.digest), state=SlotState(slot.state), reason=slot.reason, verified=slot.verified,
             since=slot.since, wanted_number=now.number if now else None, wanted_digest=now.digest if now else None,
         ))  # fmt: skip
     is_live = row.expires_at > db.now()
@@ -154,11 +161,11 @@ def _box(row: FleetBoxRow, slots: list[FleetSlotRow], wanted: dict[AdapterName, 
         if is_live and not row.on_demand and str(name) not in spoken_of and _reaches(row.reach, name):
             views.append(SlotView(
                 adapter=str(name), served_name=names.served_name(name, now.number), number=None, digest=None,
-                state=SlotState.ABSENT, reason="the box has not spoken of it", proved=False, since=row.heard_at,
+                state=SlotState.ABSENT, reason="the node has not spoken of it", verified=False, since=row.heard_at,
                 wanted_number=now.number, wanted_digest=now.digest,
             ))  # fmt: skip
-    return BoxView(
-        box=row.box, engine=row.engine, base=row.base, alias=row.alias, profile=row.profile, on_demand=row.on_demand,
+    return NodeView(
+        node=row.node, engine=row.engine, base=row.base, alias=row.alias, profile=row.profile, on_demand=row.on_demand,
         reporter=row.reporter_name, live=is_live, heard_at=row.heard_at, expires_at=row.expires_at, slots=views,
     )  # fmt: skip
 
@@ -166,16 +173,16 @@ def _box(row: FleetBoxRow, slots: list[FleetSlotRow], wanted: dict[AdapterName, 
 def _convergence(
     session: Session, actor: Actor, conditions: list[ColumnElement[bool]], only: AdapterName | None
 ) -> list[Convergence]:
-    counted = [*conditions, live(), col(FleetBoxRow.on_demand).is_(False)]
+    counted = [*conditions, live(), col(FleetNodeRow.on_demand).is_(False)]
     following: dict[_Followed, list[list[str] | None]] = defaultdict(list)
     for base, alias, reach in session.exec(
-        select(FleetBoxRow.base, FleetBoxRow.alias, FleetBoxRow.reach).where(*counted)
+        select(FleetNodeRow.base, FleetNodeRow.alias, FleetNodeRow.reach).where(*counted)
     ):
         following[base, alias].append(list(reach) if reach is not None else None)
     slot = (FleetSlotRow.namespace, FleetSlotRow.name, FleetSlotRow.digest)
-    grouped = (FleetBoxRow.base, FleetBoxRow.alias, *slot)
-    statement = select(*grouped, func.count(distinct(col(FleetBoxRow.id)))).join(  # type: ignore[call-overload]
-        FleetSlotRow, col(FleetSlotRow.box_id) == col(FleetBoxRow.id)
+    grouped = (FleetNodeRow.base, FleetNodeRow.alias, *slot)
+    statement = select(*grouped, func.count(distinct(col(FleetNodeRow.id)))).join(  # type: ignore[call-overload]
+        FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id)
     )
     statement = statement.where(*counted, FleetSlotRow.state == SlotState.SERVING, _visible(actor), *_of(only))
     serving: Counter[tuple[str, ...]] = Counter()
@@ -184,11 +191,11 @@ def _convergence(
     found = []
     for (base, alias), wanted in sorted(_wanted(session, actor, following, only).items()):
         for name, now in sorted(wanted.items()):
-            boxes_of_it = sum(_reaches(reach, name) for reach in following[base, alias])
-            if boxes_of_it:
+            nodes_of_it = sum(_reaches(reach, name) for reach in following[base, alias])
+            if nodes_of_it:
                 key = (base, alias, name.namespace, name.name, now.digest)
                 found.append(Convergence(
                     adapter=str(name), alias=alias, base=base, number=now.number, digest=now.digest,
-                    serving=serving[key], boxes=boxes_of_it,
+                    serving=serving[key], nodes=nodes_of_it,
                 ))  # fmt: skip
     return found

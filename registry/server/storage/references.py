@@ -9,7 +9,7 @@ Invariants
 - A blob is needed while a version, a verdict or an attestation refers to it, while an open push names it, and while a
   running job is about to leave it. Whoever begins to need one locks its row first; `gc` asks again under the same
   lock.
-- What a live box of the fleet has reported is held until its lease ends, also when the version's rows have gone.
+- What a live node of the fleet has reported is held until its lease ends, also when the version's rows have gone.
 - No other clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
 - Beginning to need a blob is the same one statement whether or not somebody has it: nobody learns that from its time.
 
@@ -36,7 +36,7 @@ from registry.server.database.models.content import (
     AttestationRow,
     BlobRow,
     FleetBlobRow,
-    FleetBoxRow,
+    FleetNodeRow,
     FleetSlotRow,
     JobRow,
     PushBlobRow,
@@ -75,10 +75,10 @@ def held(*, expired_too: bool = True) -> ColumnElement[bool]:
         open_push.append(col(PushRow.expires_at) > db.now())
     by_push = exists().where(col(PushBlobRow.digest) == col(BlobRow.digest), *open_push)
     by_job = exists().where(col(JobRow.report) == col(BlobRow.digest), col(JobRow.state) == State.RUNNING)
-    on_box = [col(FleetSlotRow.digest) == col(FleetBlobRow.version), col(FleetSlotRow.state).in_(KEEPING)]
-    leased = [col(FleetBoxRow.id) == col(FleetSlotRow.box_id), col(FleetBoxRow.expires_at) > db.now()]
-    by_box = exists().where(col(FleetBlobRow.digest) == col(BlobRow.digest), *on_box, *leased)
-    return or_(by_push, by_job, by_box)
+    on_node = [col(FleetSlotRow.digest) == col(FleetBlobRow.version), col(FleetSlotRow.state).in_(KEEPING)]
+    leased = [col(FleetNodeRow.id) == col(FleetSlotRow.node_id), col(FleetNodeRow.expires_at) > db.now()]
+    by_node = exists().where(col(FleetBlobRow.digest) == col(BlobRow.digest), *on_node, *leased)
+    return or_(by_push, by_job, by_node)
 
 
 def unneeded(*, expired_too: bool = True) -> ColumnElement[bool]:

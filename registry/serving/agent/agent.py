@@ -94,7 +94,7 @@ class Agent:
         return slots
 
     def report(self) -> None:
-        """Tell the registry what this box has now; what is wrong with that is told, and no error."""
+        """Tell the registry what this node has now; what is wrong with that is told, and no error."""
         if self._reporter is not None:
             self._reporter.report()
 

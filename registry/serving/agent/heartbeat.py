@@ -1,11 +1,11 @@
-"""`Reporter`: tells the registry what this box has and serves: at once when it changes, else to renew its lease.
+"""`Reporter`: tells the registry what this node has and serves: at once when it changes, else to renew its lease.
 
 Invariants
 - A report never holds up what it tells of: it has a thread of its own, and one that fails is said once and tried again.
-- It ends with the agent, whose engine goes on serving: the lease then ends by itself and the box is shown as lost.
+- It ends with the agent, whose engine goes on serving: the lease then ends by itself and the node is shown as lost.
 
 Example
-    >>> Reporter(registry, slots, box="gpu-7", engine="vllm-8000", base="smollm2", alias="prod").run(stop)
+    >>> Reporter(registry, slots, node="gpu-7", engine="vllm-8000", base="smollm2", alias="prod").run(stop)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from registry import names
-from registry.api.fleet import LEASE_SECONDS, SLOTS_LIMIT, BoxReport
+from registry.api.fleet import LEASE_SECONDS, SLOTS_LIMIT, NodeReport
 from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.errors import Invalid, RegistryError
@@ -36,7 +36,7 @@ class Reporter:
         registry: Registry,
         slots: Slots,
         *,
-        box: str,
+        node: str,
         engine: str,
         base: str,
         alias: str,
@@ -46,23 +46,23 @@ class Reporter:
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self._fleet, self._slots, self._say = Fleet(registry), slots, say
-        self._box, self._engine = names.box_name(box), names.box_name(engine)
+        self._node, self._engine = names.node_name(node), names.node_name(engine)
         self._base, self._alias, self._profile, self._on_demand = base, alias, profile, on_demand
         self._metrics = metrics or Metrics()
         self._trouble = ""
 
     def report(self) -> bool:
         """One report; whether the registry took it. What is wrong is said once, until it goes well again."""
-        said = BoxReport(
+        said = NodeReport(
             base=self._base, alias=self._alias, profile=self._profile, on_demand=self._on_demand,
             slots=self._slots.all()[:SLOTS_LIMIT],
         )  # fmt: skip
         try:
-            self._fleet.report(self._box, self._engine, said)
+            self._fleet.report(self._node, self._engine, said)
         except RegistryError as e:
             self._metrics.add("reports_failed")
             if e.detail != self._trouble:
-                self._say(f"the registry takes no report of this box: {e.detail}")
+                self._say(f"the registry takes no report of this node: {e.detail}")
             self._trouble = e.detail
             return False
         self._metrics.add("reports")
@@ -79,10 +79,10 @@ class Reporter:
                 self._slots.changed.wait(max(0.0, began + RENEW_SECONDS - time.monotonic()))
 
 
-def this_box() -> str:
-    """What this machine is called, as a box: its host name, other characters as `-`."""
+def this_node() -> str:
+    """What this machine is called, as a node: its host name, other characters as `-`."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("-._")[:100]
     try:
-        return names.box_name(name)
+        return names.node_name(name)
     except Invalid:
-        return "box"
+        return "node"

@@ -39,8 +39,8 @@ COUNTERS = {
 GAUGES = {
     "wanted": "Adapters of the roster.",
     "serving": "Adapters of the roster that are served in the version that it names.",
-    "unproven": "Of these, those whose answers could not be compared.",
-    "held": "Versions of this shelf in the engine.",
+    "unverified": "Of these, those whose answers could not be compared.",
+    "loaded": "Versions of this shelf in the engine.",
     "failed": "Adapters of the roster that could not be loaded or did not act.",
     "refused": "Adapters of the roster that were not tried, because a check or a rule says no.",
     "converged": "1 when every adapter of the roster is served in the version that it names.",

@@ -4,7 +4,7 @@
 
 Invariants
 - An alias is switched only to a version that is loaded and whose answers were compared with its fingerprint; where that
-  cannot be done the version is served and called unproven.
+  cannot be done the version is served and called unverified.
 - What was served goes on being served until its successor is, over a restart of the agent, too; one bad adapter holds
   back nobody else.
 - Only adapters that lie on our shelf are unloaded, and never a folder deleted; the shelf is told what this engine may
@@ -53,7 +53,7 @@ AGAIN_SECONDS = 30.0
 class Slot:
     """One adapter of the roster on this engine. `refused`: not even tried; `failed`: tried, see the reason.
 
-    `proved`: its answers were compared with its fingerprint since it was loaded.
+    `verified`: its answers were compared with its fingerprint since it was loaded.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Slot:
     digest: Digest
     state: Literal["ready", "refused", "failed"]
     reason: str = ""
-    proved: bool = False
+    verified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +97,23 @@ class Station:
         self._told_aliases = self.aliases
         """What stands in the file; a full disk may have kept it behind."""
         self._adapters = {served: name for name, served in self.aliases.items()}
-        self._proved: dict[str, _Proved] = {}
+        self._verified: dict[str, _Proved] = {}
         self._failed: dict[str, tuple[Digest, float, str]] = {}
         self._leaving: dict[str, float] = {}
 
     def converge(self, roster: Roster) -> list[Slot]:
         """One pass; the state of each adapter of the roster. `Unavailable` when the engine does not answer."""
         with self._metrics.one_pass():
-            held = self._held(roster)
-            self._proved = {name: proved for name, proved in self._proved.items() if name in held}
+            loaded = self._loaded(roster)
+            self._verified = {name: verified for name, verified in self._verified.items() if name in loaded}
             self._adapters.update({entry.served_name: entry.name for entry in roster.adapters})
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="station") as pool:
-                slots = list(pool.map(lambda entry: self._slot(entry, held), roster.adapters))
-            held = self._held(roster)
-            self._switch(slots, held)
-            self._clear(roster, held)
-            self._tell(slots, held)
-            read = [self._shelf.digest_at(path) for path in self._engine.reads(held)]
+                slots = list(pool.map(lambda entry: self._slot(entry, loaded), roster.adapters))
+            loaded = self._loaded(roster)
+            self._switch(slots, loaded)
+            self._clear(roster, loaded)
+            self._tell(slots, loaded)
+            read = [self._shelf.digest_at(path) for path in self._engine.reads(loaded)]
             self._shelf.keep_only({entry.digest for entry in roster.adapters}.union(d for d in read if d is not None))
         return slots
 
@@ -123,9 +123,9 @@ class Station:
         return max(0.0, min(self._leaving.values()) - now) if self._leaving else None
 
     # ---------------------------------------------------------------- one adapter
-    def _slot(self, entry: RosterEntry, held: Mapping[str, str]) -> Slot:
-        def slot(state: Literal["ready", "refused", "failed"], reason: str = "", proved: bool = False) -> Slot:
-            return Slot(entry.name, entry.served_name, entry.digest, state, reason, proved)
+    def _slot(self, entry: RosterEntry, loaded: Mapping[str, str]) -> Slot:
+        def slot(state: Literal["ready", "refused", "failed"], reason: str = "", verified: bool = False) -> Slot:
+            return Slot(entry.name, entry.served_name, entry.digest, state, reason, verified)
 
         reason = _against(entry)
         if reason:
@@ -134,31 +134,31 @@ class Station:
         if digest == entry.digest and self._clock() < until:
             return slot("failed", reason)
         try:
-            compared = self._make_ready(entry, held)
+            compared = self._make_ready(entry, loaded)
         except (Refused, NotFound) as e:
             self._failed[entry.served_name] = (entry.digest, self._clock() + AGAIN_SECONDS, e.detail)
             return slot("failed", e.detail)
         except RegistryError as e:  # of bytes, disk or network: the next pass tries again
             return slot("failed", e.detail)
         self._failed.pop(entry.served_name, None)
-        return slot("ready", proved=compared)
+        return slot("ready", verified=compared)
 
-    def _make_ready(self, entry: RosterEntry, held: Mapping[str, str]) -> bool:
+    def _make_ready(self, entry: RosterEntry, loaded: Mapping[str, str]) -> bool:
         """Whether it could be compared with its fingerprint."""
         served, name = entry.served_name, AdapterName.parse(entry.name)
-        root = held.get(served)
+        root = loaded.get(served)
         if root is None or self._shelf.digest_at(root) != entry.digest:
             self.slots.note(served, entry.name, entry.digest, SlotState.LOADING)
             folder = self._bring(name, entry)
             if root is not None:  # somebody loaded something else under our name: it stays until ours is here
                 self._unload(served)
-                self._proved.pop(served, None)
+                self._verified.pop(served, None)
             self._engine.load(served, folder)
             self._metrics.add("loads")
-        last = self._proved.get(served)
+        last = self._verified.get(served)
         if last is None or last.digest != entry.digest or not (last.compared or last.verdicts == entry.verdicts):
             last = _Proved(entry.digest, self._prove(served, Ref(name, entry.digest), entry.digest), entry.verdicts)
-            self._proved[served] = last
+            self._verified[served] = last
         return last.compared
 
     def _bring(self, name: AdapterName, entry: RosterEntry) -> Path:
@@ -190,12 +190,12 @@ class Station:
         self._metrics.add("unloads")
 
     # ---------------------------------------------------------------- all of them
-    def _switch(self, slots: list[Slot], held: Mapping[str, str]) -> None:
+    def _switch(self, slots: list[Slot], loaded: Mapping[str, str]) -> None:
         before, after = self.aliases, {}
         for slot in slots:
             if slot.state == "ready":
                 after[slot.name] = slot.served_name
-            elif before.get(slot.name) in held:
+            elif before.get(slot.name) in loaded:
                 after[slot.name] = before[slot.name]
         self.aliases = after
         self._engine.switched(after, len(slots))
@@ -216,11 +216,11 @@ class Station:
         except (OSError, ValueError, AttributeError):
             return {}
 
-    def _clear(self, roster: Roster, held: Mapping[str, str]) -> None:
+    def _clear(self, roster: Roster, loaded: Mapping[str, str]) -> None:
         """Unload what nobody is sent to any more, once requests had time to end."""
         wanted = set(self.aliases.values()) | {entry.served_name for entry in roster.adapters}
         now, kept = self._clock(), dict[str, float]()
-        for served, root in held.items():
+        for served, root in loaded.items():
             stale = self._is_stale(served, root, roster) if "/" in served else served not in wanted
             if not stale or self._shelf.digest_at(root) is None:
                 continue
@@ -243,46 +243,46 @@ class Station:
         return self._shelf.digest_at(root) != now
 
     # ---------------------------------------------------------------- what is said of it
-    def _tell(self, slots: list[Slot], held: Mapping[str, str]) -> None:
+    def _tell(self, slots: list[Slot], loaded: Mapping[str, str]) -> None:
         said = {slot.served_name for slot in slots}
         for slot in slots:
             state = SlotState.SERVING if slot.state == "ready" else SlotState(slot.state)
-            self.slots.note(slot.served_name, slot.name, slot.digest, state, reason=slot.reason, proved=slot.proved)
-        for served, root in held.items():
+            self.slots.note(slot.served_name, slot.name, slot.digest, state, reason=slot.reason, verified=slot.verified)
+        for served, root in loaded.items():
             name, digest = self._adapters.get(served), self._shelf.digest_at(root)
             if served in said or name is None or digest is None:
                 continue
             answers = self.aliases.get(name) == served
             if answers or served in self._leaving:
-                last = self._proved.get(served)
-                state = SlotState.SERVING if answers else SlotState.LEAVING
-                self.slots.note(served, name, digest, state, proved=last is not None and last.compared)
+                last = self._verified.get(served)
+                state = SlotState.SERVING if answers else SlotState.DRAINING
+                self.slots.note(served, name, digest, state, verified=last is not None and last.compared)
                 said.add(served)
         self.slots.keep_only(said)
         ready = [slot for slot in slots if slot.state == "ready"]
-        ours = [root for root in held.values() if self._shelf.digest_at(root) is not None]
+        ours = [root for root in loaded.values() if self._shelf.digest_at(root) is not None]
         self._metrics.note({
-            "wanted": len(slots), "serving": len(ready), "held": len(ours), "converged": len(ready) == len(slots),
-            "unproven": sum(not slot.proved for slot in ready),
+            "wanted": len(slots), "serving": len(ready), "loaded": len(ours), "converged": len(ready) == len(slots),
+            "unverified": sum(not slot.verified for slot in ready),
             "failed": sum(slot.state == "failed" for slot in slots),
             "refused": sum(slot.state == "refused" for slot in slots),
         })  # fmt: skip
 
-    def _held(self, roster: Roster) -> dict[str, str]:
+    def _loaded(self, roster: Roster) -> dict[str, str]:
         try:
-            return self._engine.held()
+            return self._engine.loaded()
         except RegistryError:
             self._tell_away(roster)
             raise
 
     def _tell_away(self, roster: Roster) -> None:
-        """The engine does not answer: what is on the shelf is held, and nothing is served."""
+        """The engine does not answer: what is on the shelf is downloaded, and nothing is served."""
         there = [entry for entry in roster.adapters if self._shelf.manifest(entry.digest) is not None]
         for entry in there:
             reason = "the engine does not answer"
-            self.slots.note(entry.served_name, entry.name, entry.digest, SlotState.HELD, reason=reason)
+            self.slots.note(entry.served_name, entry.name, entry.digest, SlotState.DOWNLOADED, reason=reason)
         self.slots.keep_only([entry.served_name for entry in there])
-        self._metrics.note({"serving": 0, "held": 0, "converged": 0})
+        self._metrics.note({"serving": 0, "loaded": 0, "converged": 0})
 
 
 def _against(entry: RosterEntry) -> str:

@@ -26,10 +26,15 @@ class Slots:
         self._lock = threading.Lock()
 
     def note(
-        self, served: str, adapter: str, digest: Digest, state: SlotState, *, reason: str = "", proved: bool = False
+        self, served: str, adapter: str, digest: Digest, state: SlotState, *, reason: str = "", verified: bool = False
     ) -> None:
         row = SlotReport(
-            adapter=adapter, digest=digest, served_name=served, state=state, reason=reason[:REASON_LIMIT], proved=proved
+            adapter=adapter,
+            digest=digest,
+            served_name=served,
+            state=state,
+            reason=reason[:REASON_LIMIT],
+            verified=verified,
         )
         with self._lock:
             if self._rows.get(served) == row:

@@ -4,7 +4,7 @@ Invariants
 - Of the fingerprint's prompts the one is asked in which adapter and base differ most.
 - Tokens of which the engine does not tell are left out of the comparison.
 - An answer like the base's, or like neither's, is `Refused`. Where the engine cannot be asked, or nobody has made a
-  fingerprint yet, the version is unproven, which is said and is no error.
+  fingerprint yet, the version is unverified, which is said and is no error.
 - A version that is another one in another form (relation `converted`, a GGUF file) answers like the one that it came
   from: where nobody has tried it, that one's fingerprint counts.
 - Where an engine's base may be in fewer bits than the fingerprint's, nearer to the adapter than to the base is proof.

@@ -7,7 +7,7 @@ Invariants
 - A version's own folder is never written to, moved or deleted; only links are made, replaced and taken away.
 - What is no link of ours is never touched, and in its way is an error that says so.
 - Links are relative, so that shelf and directory may be mounted elsewhere in the engine's container, together.
-- A directory cannot be asked: what is served from it is unproven.
+- A directory cannot be asked: what is served from it is unverified.
 
 Example
     >>> Folders(Path("/srv/adapters/nim"), current=False).load("acme-support-v3", folder)
@@ -33,7 +33,7 @@ class Folders:
     def __init__(self, root: Path, *, current: bool) -> None:
         self.root, self._current = Path(os.path.abspath(root)), current
 
-    def held(self) -> dict[str, str]:
+    def loaded(self) -> dict[str, str]:
         try:
             links = [entry for entry in self.root.iterdir() if entry.is_symlink() and entry.is_dir()]
         except FileNotFoundError:
@@ -42,8 +42,8 @@ class Folders:
             raise self._away(e) from e
         return {link.name: str(_target(link)) for link in links}
 
-    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
-        return held.values()
+    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
+        return loaded.values()
 
     def load(self, served: str, folder: Path) -> None:
         self._link(self.root / served, folder)

@@ -40,7 +40,7 @@ class LlamaCpp(Http):
         self._files: dict[str, Path] = {}
         self._lock = threading.Lock()
 
-    def held(self) -> dict[str, str]:
+    def loaded(self) -> dict[str, str]:
         there = {row["path"]: row["scale"] for row in self._rows()}
         with self._lock:
             self._files = {name: file for name, file in self._files.items() if str(file) in there}
@@ -49,7 +49,7 @@ class LlamaCpp(Http):
                     self._files[name] = Path(path)
             return {name: str(file.parent) for name, file in self._files.items()}
 
-    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
+    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
         """What its command line names: it reads that again at its next start, with a scale of 0, too."""
         return [row["path"] for row in self._rows()]
 

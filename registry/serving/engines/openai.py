@@ -5,7 +5,7 @@ Invariants
 - Nothing is ever loaded in place of something else under one name: engines mix old and new then.
 
 Example
-    >>> VLLM("http://127.0.0.1:8000").held()
+    >>> VLLM("http://127.0.0.1:8000").loaded()
     {'acme-support-v3': '/srv/adapters/versions/9f86d081…'}
 """
 
@@ -33,11 +33,11 @@ class Engine(Protocol):
     answers: bool
     coarse: bool
 
-    def held(self) -> dict[str, str]:
+    def loaded(self) -> dict[str, str]:
         """Served name → the folder that it was loaded from, of every adapter that is loaded."""
 
-    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
-        """What it may read files of, loaded or not, where `held` is what it holds now."""
+    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
+        """What it may read files of, loaded or not, where `loaded` is what it has now."""
 
     def load(self, served: str, folder: Path) -> None: ...
 
@@ -64,13 +64,13 @@ class Http:
             base_url=url, headers=headers, timeout=ANSWER_SECONDS, transport=transport, trust_env=False
         )
 
-    def held(self) -> dict[str, str]:
+    def loaded(self) -> dict[str, str]:
         found = self._read("GET", "/v1/models", None, lambda said: said["data"])
         with self._readable("/v1/models"):
             return {str(model["id"]): str(model.get("root") or "") for model in found if model.get("parent")}
 
-    def reads(self, held: Mapping[str, str]) -> Iterable[str]:
-        return held.values()
+    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
+        return loaded.values()
 
     def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
         return  # requests name the served name

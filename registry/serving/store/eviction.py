@@ -2,7 +2,7 @@
 
 Invariants
 - Nothing goes that a living process was given, that an agent's engine was last seen with or shall have, or that a lease
-  of this box names; without the registry's word on leases nothing goes at all.
+  of this node names; without the registry's word on leases nothing goes at all.
 - Nothing goes within an hour of when its last use was seen, whatever the limits: engines that watch folders are slow.
 - A folder leaves by one rename while nobody can begin to use it, and is deleted after that; what an interrupted sweep
   left is deleted by the next. What is not named as a version is never touched.
@@ -89,11 +89,11 @@ def run(
     return swept
 
 
-def leases_of(registry: Registry, box: str) -> Callable[[], set[Digest]]:
-    """What every engine of this box has told the registry that it has, and its lease has not ended."""
+def leases_of(registry: Registry, node: str) -> Callable[[], set[Digest]]:
+    """What every engine of this node has told the registry that it has, and its lease has not ended."""
 
     def named() -> set[Digest]:
-        views = [view for view in Fleet(registry).every(box=box).items if view.live]
+        views = [view for view in Fleet(registry).every(node=node).items if view.live]
         return {slot.digest for view in views for slot in view.slots if slot.state in KEEPING and slot.digest}
 
     return named

@@ -1,4 +1,4 @@
-"""`Finder`: from a model name that an engine does not know to a folder on this box, or to a sentence why not.
+"""`Finder`: from a model name that an engine does not know to a folder on this node, or to a sentence why not.
 
     acme/support          what the default alias points at
     acme/support:canary   what this alias points at

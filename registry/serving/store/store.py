@@ -1,4 +1,4 @@
-"""`Shelf`: the versions that this box has, each in a folder named by its digest that nothing changes or deletes in use.
+"""`Shelf`: the versions on this node, each in a folder named by its digest; nothing changes it or deletes it in use.
 
     DIR/versions/<hex>/            the version's files, as engines read them
     DIR/manifests/<hex>.json       the manifest: its digest is <hex>, and it has the digest of every file

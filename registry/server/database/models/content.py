@@ -35,7 +35,7 @@ from registry.server.database.models.audit import DeliveryRow as DeliveryRow
 from registry.server.database.models.audit import EventRow as EventRow
 from registry.server.database.models.audit import WebhookRow as WebhookRow
 from registry.server.database.models.fleet import FleetBlobRow as FleetBlobRow
-from registry.server.database.models.fleet import FleetBoxRow as FleetBoxRow
+from registry.server.database.models.fleet import FleetNodeRow as FleetNodeRow
 from registry.server.database.models.fleet import FleetSlotRow as FleetSlotRow
 from registry.server.database.models.gates import AdapterGateRow as AdapterGateRow
 from registry.server.database.models.gates import ApprovalRow as ApprovalRow

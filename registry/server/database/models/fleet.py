@@ -1,8 +1,8 @@
-"""The rows of the fleet: which box has reported which versions on which engine, and which blobs those need.
+"""The rows of the fleet: which node has reported which versions on which engine, and which blobs those need.
 
 Invariants
 - As in tables.py: rows validate nothing and never leave the server.
-- A slot names an adapter and a digest and points at no row: a box goes on serving what was deleted here.
+- A slot names an adapter and a digest and points at no row: a node goes on serving what was deleted here.
 
 The migrations write these columns out by hand; a test compares the two.
 """
@@ -17,15 +17,15 @@ from sqlmodel import Field, SQLModel
 from registry.server.database.columns import UtcTime
 
 
-class FleetBoxRow(SQLModel, table=True):
-    """An engine on a box. `reach`: the namespaces that its token pulls from, none for all. `said`: its last word."""
+class FleetNodeRow(SQLModel, table=True):
+    """An engine on a node. `reach`: the namespaces that its token pulls from, none for all. `said`: its last word."""
 
-    __tablename__ = "fleet_box"
-    __table_args__ = (UniqueConstraint("reporter", "box", "engine"),)
+    __tablename__ = "fleet_node"
+    __table_args__ = (UniqueConstraint("reporter", "node", "engine"),)
     id: int | None = Field(default=None, primary_key=True)
     reporter: str
     reporter_name: str
-    box: str
+    node: str
     engine: str
     base: str
     alias: str
@@ -39,7 +39,7 @@ class FleetBoxRow(SQLModel, table=True):
 
 class FleetSlotRow(SQLModel, table=True):
     __tablename__ = "fleet_slot"
-    box_id: int = Field(foreign_key="fleet_box.id", primary_key=True)
+    node_id: int = Field(foreign_key="fleet_node.id", primary_key=True)
     served_name: str = Field(primary_key=True)
     namespace: str = Field(index=True)
     name: str
@@ -47,12 +47,12 @@ class FleetSlotRow(SQLModel, table=True):
     digest: str = Field(index=True)
     state: str
     reason: str = Field(default="", sa_type=Text)
-    proved: bool
+    verified: bool
     since: datetime = Field(sa_type=UtcTime)
 
 
 class FleetBlobRow(SQLModel, table=True):
-    """A blob that a version needs which some box has reported; kept when the version's own rows have gone."""
+    """A blob that a version needs which some node has reported; kept when the version's own rows have gone."""
 
     __tablename__ = "fleet_blob"
     version: str = Field(primary_key=True)

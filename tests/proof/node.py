@@ -1,9 +1,9 @@
-"""`Box`: one serving box as it is in life: a registry, a worker, a real vLLM with our plugin, and `adapter agent`.
+"""`Node`: one serving node as it is in life: a registry, a worker, a real vLLM with our plugin, and `adapter agent`.
 
-    box.push("acme/m0", seed=1)            a version from a folder; its folder is remembered for PEFT
-    box.smoke_test()                       a real worker tries every version
-    box.ask("acme/m0:prod")                vLLM's log-probabilities of the prompt, or what it says instead
-    with box.agent(shelf): …               the agent runs beside
+    node.push("acme/m0", seed=1)            a version from a folder; its folder is remembered for PEFT
+    node.smoke_test()                       a real worker tries every version
+    node.ask("acme/m0:prod")                vLLM's log-probabilities of the prompt, or what it says instead
+    with node.agent(shelf): …               the agent runs beside
 
 Invariants
 - vLLM gets our package as a wheel beside its own packages: it finds the plugin by its entry point, as when installed.
@@ -39,7 +39,7 @@ PATIENCE_SECONDS = 240
 
 
 @dataclass
-class Box:
+class Node:
     folder: Path
     server: Server
     registry: Registry
@@ -134,7 +134,7 @@ def aliases(shelf: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def standing(folder: Path) -> Iterator[Box]:
+def standing(folder: Path) -> Iterator[Node]:
     """A registry with the base, and an engine that is not started yet."""
     python = venvs.vllm_python()
     assert python is not None
@@ -145,7 +145,7 @@ def standing(folder: Path) -> Iterator[Box]:
         registry.add_base(BaseAdd(spec=spec_of(BASE), source=str(folder / "base")))
         engine = vllm_http.Engine(python, folder / "base", folder / "vllm.log")
         try:
-            yield Box(folder, server, registry, engine)
+            yield Node(folder, server, registry, engine)
         finally:
             engine.end()
             engine.client.close()

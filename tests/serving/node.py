@@ -1,4 +1,4 @@
-"""`Box`: an engine that behaves as vLLM does, a station and an agent, and a way to the registry that can be spoilt."""
+"""`Node`: an engine that behaves as vLLM does, a station and an agent, and a way to the registry that can be spoilt."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Clock:
         return self.now
 
 
-class Box:
-    """`driver`: another engine than the box's own."""
+class Node:
+    """`driver`: another engine than the node's own."""
 
     profile = "vllm==0.33.0,max_lora_rank=16"
 
@@ -71,7 +71,7 @@ class Box:
             self.driver, self.registry, self.shelf, drain_seconds=10, clock=self.clock, metrics=self.metrics
         )
         reporter = Reporter(
-            self.registry, self.station.slots, box="gpu-1", engine="vllm-8000", base="tiny-llama", alias="canary",
+            self.registry, self.station.slots, node="gpu-1", engine="vllm-8000", base="tiny-llama", alias="canary",
             metrics=self.metrics, say=self.said.append,
         )  # fmt: skip
         self.agent = Agent(
@@ -110,9 +110,9 @@ class Box:
         return {slot.served_name: slot.state for slot in self.agent.step()}
 
     def reported(self) -> Mapping[str, Any]:
-        """Served name → state, as the registry shows this box after a report."""
+        """Served name → state, as the registry shows this node after a report."""
         self.agent.report()
-        views = Fleet(self.world.admin).every(box="gpu-1").items
+        views = Fleet(self.world.admin).every(node="gpu-1").items
         return {slot.served_name: str(slot.state) for view in views for slot in view.slots}
 
     @property

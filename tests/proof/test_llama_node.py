@@ -92,7 +92,7 @@ def test_a_real_server_is_proved_switched_and_told_with_what_to_start_again(worl
         station = Station(LlamaCpp(url), world.admin, shelf)
         agent = Agent(world.admin, station, shelf, base=BASE.name, alias="canary", say=said.append)
         agent.fetch()
-        return {slot.name: (slot.state, slot.proved) for slot in agent.step()}
+        return {slot.name: (slot.state, slot.verified) for slot in agent.step()}
 
     with served(base, []) as url:
         assert passed(url) == {f"acme/{name}": ("failed", False) for name in NAMES}

@@ -1,0 +1,160 @@
+"""A node with a real vLLM: twenty merchants' adapters by the plugin and by the agent, kills, promotes, poison.
+
+The tests are one story, in order: each begins with what the one before has left. Part of `make test-vllm`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from registry.errors import Refused
+from tests.proof import venvs
+
+if TYPE_CHECKING:
+    from tests.proof.node import Node
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not venvs.vllm_is_wanted(), reason=f"runs vLLM {venvs.VLLM} for minutes: make test-vllm does it"
+    ),
+]
+NAMES = [f"acme/m{number}" for number in range(20)]
+POISON, OVERFLOW, UNTRIED = "acme/poison", "acme/overflow", "acme/untried"
+TOLERANCE = 2e-2
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """Twenty adapters that act, `prod` at their first version; a second one of the first. And
+    one full of NaN, one whose numbers overflow on the base, and one that no worker has tried."""
+    from tests.proof import node as nodes  # imports torch
+    from tests.proof import reference, vllm_http
+
+    with nodes.standing(tmp_path_factory.mktemp("node")) as made:
+        for number, name in enumerate(NAMES):
+            made.push(name, seed=100 + number)
+        made.push(NAMES[0], seed=200)
+        made.push(OVERFLOW, seed=301, change=vllm_http.overflowing)
+        made.smoke_test()
+        for name in NAMES:
+            made.promote(name, 1)
+        made.expected = reference.answers(made.folder / "base", made.folders)
+        made.push(POISON, seed=300, change=vllm_http.without_numbers)
+        made.push(UNTRIED, seed=302)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plugin_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plugin") / "shelf"
+
+
+@pytest.fixture(scope="module")
+def agent_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("agent") / "shelf"
+
+
+def test_the_plugin_brings_twenty_merchants_adapters_and_each_answers_as_in_peft(
+    node: Node, plugin_shelf: Path
+) -> None:
+    node.start_engine(plugin_shelf)
+    for name in NAMES:
+        assert node.far(f"{name}:prod", f"{name}@1") < TOLERANCE
+    for name, other in itertools.pairwise(NAMES):  # they are far enough apart to tell them by
+        assert node.far(f"{name}:prod", f"{other}@1") > 3 * TOLERANCE
+        assert node.far(f"{name}:prod", "") > 3 * TOLERANCE
+    digests = {node.registry.version(f"{name}@1").digest.hex for name in NAMES}
+    assert {path.name for path in (plugin_shelf / "versions").iterdir()} == digests
+    assert node.far(NAMES[0], f"{NAMES[0]}@2") < TOLERANCE
+    assert node.far(f"{NAMES[0]}@2", f"{NAMES[0]}@2") < TOLERANCE
+    assert len(list((plugin_shelf / "versions").iterdir())) == len(NAMES) + 1
+
+
+def test_an_adapter_that_poisons_its_neighbours_never_reaches_the_engine(node: Node, plugin_shelf: Path) -> None:
+    before = node.ask(f"{NAMES[1]}:prod")
+    for name in (POISON, OVERFLOW):
+        with pytest.raises(Refused, match="may not become"):
+            node.promote(name, 1)
+        node.promote(name, 1, break_glass=True, reason="to see that it is not served all the same")
+    for name in (POISON, OVERFLOW, UNTRIED):
+        for model in (name, f"{name}:prod", f"{name}@1"):
+            assert str(node.ask(model)).startswith("404"), model
+        digest = node.registry.version(f"{name}@1").digest.hex
+        assert digest not in [path.name for path in (plugin_shelf / "versions").iterdir()]
+    log = node.engine.log.read_text()
+    assert log.count("its check 'weights' says fail") == 3
+    assert log.count("its check 'smoke' says fail") == 3
+    assert log.count("its check 'smoke' was not made yet") == 2
+    assert node.ask(f"{NAMES[1]}:prod") == before
+
+
+def test_what_was_served_is_served_while_the_registry_is_away_also_by_a_new_engine(
+    node: Node, plugin_shelf: Path
+) -> None:
+
+    node.server.kill()
+    assert node.far(f"{NAMES[3]}:prod", f"{NAMES[3]}@1") < TOLERANCE
+    assert str(node.ask(f"{NAMES[3]}@1")).startswith("404")
+    node.engine.end(signal.SIGKILL)
+    node.start_engine(plugin_shelf)
+    for name in NAMES:
+        assert node.far(f"{name}:prod", f"{name}@1") < TOLERANCE
+    node.server.start()
+    node.until(lambda: not isinstance(node.ask(f"{NAMES[3]}@1"), str))
+    assert node.far(f"{NAMES[3]}@1", f"{NAMES[3]}@1") < TOLERANCE
+
+
+def test_the_agent_keeps_an_engine_at_prod_through_promotes_and_kills_of_both(node: Node, agent_shelf: Path) -> None:
+    from tests.proof import node as nodes
+
+    node.engine.end(signal.SIGKILL)
+    node.start_engine(agent_shelf)
+    first = {name: f"{name.replace('/', '-')}-v1" for name in NAMES}
+    with node.agent(agent_shelf) as told:
+        node.until(lambda: nodes.aliases(agent_shelf) == first)
+        for name in NAMES:
+            assert node.far(first[name], f"{name}@1") < TOLERANCE
+        said = (told / "server.log").read_text()
+        assert all(f"{name}  {name.replace('/', '-')}-v1  refused" in said for name in (POISON, OVERFLOW)), said
+        assert not [name for name in node.loaded() if "poison" in name or "overflow" in name]
+
+        assert node.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@1") < TOLERANCE  # by the plugin, from the agent's shelf
+        node.promote(NAMES[0], 2)
+        node.until(lambda: nodes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2")
+        assert node.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE
+        node.until(lambda: not {"acme-m0-v1", f"{NAMES[0]}:prod"} & set(node.loaded()))
+        assert node.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@2") < TOLERANCE
+        node.registry.rollback(NAMES[0], "prod")
+        node.until(lambda: nodes.aliases(agent_shelf) == first)
+        assert node.far("acme-m0-v1", f"{NAMES[0]}@1") < TOLERANCE
+
+        node.server.kill()
+        node.engine.end(signal.SIGKILL)
+        node.start_engine(agent_shelf)
+        node.until(lambda: set(first.values()) <= set(node.loaded()))
+        for name in NAMES:
+            assert node.far(first[name], f"{name}@1") < TOLERANCE
+        node.server.start()
+        node.promote(NAMES[0], 2)
+        node.until(lambda: nodes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2")
+        assert node.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE
+        assert not [name for name in node.loaded() if "poison" in name or "overflow" in name]
+    assert node.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE  # the agent is gone and the engine goes on
+
+
+@pytest.mark.parametrize("name", [POISON, OVERFLOW])
+def test_the_poison_is_one(node: Node, name: str) -> None:
+    """Loaded by hand, around the registry, vLLM takes it and answers with numbers that are none."""
+    from tests.proof import vllm_http
+
+    assert vllm_http.load(node.engine.client, "by-hand", node.folders[f"{name}@1"]) == "ok"
+    assert str(node.ask("by-hand")).startswith("400")
+    node.engine.client.post("/v1/unload_lora_adapter", json={"lora_name": "by-hand"})
