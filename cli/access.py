@@ -3,11 +3,6 @@
 Invariants
 - A token's secret is asked for without echo or read from standard input; it is no argument, where others could see it.
 - A secret is printed once, by the command that made it.
-
-Example
-    $ adapter login https://registry.example.org
-    $ adapter token create ci --scope push --namespace acme --days 90
-    $ adapter token exchange --adapter acme/support < identity-token
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ SECRETS_START = "lra_"
 @click.argument("url")
 @output.json_option
 def login(url: str) -> None:
-    """Remember the registry at URL and your token for it. The token comes from ADAPTER_TOKEN, a pipe or a prompt."""
+    """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt."""
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _ask()
     if not secret:
         raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
@@ -61,7 +56,7 @@ def _ask(what: str = "Token") -> str:
 @click.command()
 @output.json_option
 def whoami() -> None:
-    """Say which registry this is and who you are there."""
+    """Show the registry and your identity, scopes and namespaces."""
     where = session.target()
     with session.registry() as registry:
         who = registry.whoami()
@@ -91,11 +86,11 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="A right; repeat it.")
-@click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where; repeat it. Default: all.")
-@click.option("--subject", default="", help="Whose roles bound what it may do, such as alice@example.org.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter; repeat it.")
-@click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="How long it lasts. Default: for ever.")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="Scope (repeatable).")
+@click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where it is valid (repeatable).")
+@click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter (repeatable).")
+@click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="Lifetime in days. Default: unlimited.")
 @output.json_option
 def create(
     name: str,
@@ -105,7 +100,11 @@ def create(
     adapters: tuple[str, ...],
     days: float | None,
 ) -> None:
-    """Make a token. Its secret is shown now and never again."""
+    """Create a token. Its secret is shown only now.
+
+    \b
+    adapter token create trainer-7 --scope push --namespace acme --days 90
+    """
     request = TokenCreate(
         name=name,
         scopes=list(scopes),
@@ -129,10 +128,10 @@ def _print_secret(made: TokenCreated) -> None:
 
 @token.command()
 @click.argument("token_id", metavar="ID", default="")
-@click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="How long the old secret still counts.")
+@click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="Minutes the old secret stays valid.")
 @output.json_option
 def rotate(token_id: str, keep_minutes: int) -> None:
-    """Give a token a new secret; without ID your own, which is remembered here if the old one was."""
+    """Replace the secret of a token; without ID of your own, which is remembered here if the old one was."""
     _refuse_secret(token_id)
     with session.registry() as registry:
         mine = registry.whoami().token_id
@@ -149,10 +148,16 @@ def rotate(token_id: str, keep_minutes: int) -> None:
 
 
 @token.command()
-@click.option("--adapter", default="", metavar="NAME", help="Ask for the right to push this adapter only.")
+@click.option("--adapter", default="", metavar="NAME", help="Request the right to push this adapter only.")
 @output.json_option
 def exchange(adapter: str) -> None:
-    """Exchange an identity token for a short one. It comes from ADAPTER_IDENTITY_TOKEN or a pipe, never an argument."""
+    """Exchange an identity token of a CI job or identity provider for a registry token of at most 15 minutes.
+
+    It is read from ADAPTER_IDENTITY_TOKEN or a pipe. See `adapter publisher add`.
+
+    \b
+    ADAPTER_TOKEN=$(adapter token exchange --adapter acme/support < identity-token)
+    """
     assertion = os.environ.get("ADAPTER_IDENTITY_TOKEN", "").strip() or _ask("Identity token")
     if not assertion:
         raise Invalid("REQUEST_INVALID", "no identity token was given", next_step="set ADAPTER_IDENTITY_TOKEN")
@@ -162,10 +167,10 @@ def exchange(adapter: str) -> None:
 
 
 @token.command("list")
-@click.option("--ended", is_flag=True, help="Also those that are revoked or expired.")
+@click.option("--ended", is_flag=True, help="Include revoked and expired tokens.")
 @output.json_option
 def list_tokens(ended: bool) -> None:
-    """List the tokens that you may end, without their secrets."""
+    """List the tokens you may revoke, without their secrets."""
     with session.registry() as registry:
         every = registry.tokens().items
     items = [item for item in every if ended or not _is_over(item)]
@@ -205,7 +210,7 @@ def _print_tokens(items: list[TokenView]) -> None:
 @click.argument("token_id", metavar="ID")
 @output.json_option
 def revoke(token_id: str) -> None:
-    """End a token at once."""
+    """Revoke a token at once."""
     _refuse_secret(token_id)
     with session.registry() as registry:
         ended = registry.revoke_token(token_id)

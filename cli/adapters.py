@@ -3,9 +3,6 @@
 Invariants
 - It walks every page unless `--limit` says otherwise; `--json` gives the items of all of them.
 - It filters in the registry, by the newest version of each adapter.
-
-Example
-    $ adapter list --base smollm2
 """
 
 from __future__ import annotations
@@ -25,26 +22,31 @@ GRADES = ("exact", "other-dtype", "quantised", "descendant")
 
 
 @click.command("list")
-@click.option("--namespace", default="", help="Only this namespace.")
-@click.option("--base", default="", help="Only adapters of this base.")
-@click.option("--grade", type=click.Choice(GRADES), help="With --base: also bases whose weights are so alike.")
-@click.option("--method", default="", help="Only this method, such as LORA.")
-@click.option("--text", default="", help="Only names that hold this text.")
-@click.option("--alias", default="", help="Only adapters that have this alias.")
-@click.option("--owner", default="", help="Only adapters that this subject, or token without one, pushed first.")
-@click.option("--scheme", default="", help="Only this naming scheme of the tensors, such as peft.")
-@click.option(
-    "--target", multiple=True, metavar="MODULE", help="Only adapters that touch it, such as q_proj. Repeatable."
-)
-@click.option("--tag", multiple=True, metavar="KEY[=VALUE]", help="Only adapters with this tag. Repeatable.")
-@click.option("--rank-min", type=click.IntRange(0), help="Only ranks from this one on.")
-@click.option("--rank-max", type=click.IntRange(0), help="Only ranks up to this one.")
-@click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves; the server must keep it.")
+@click.option("--namespace", default="", help="Only adapters in this namespace.")
+@click.option("--base", default="", help="Only adapters of this base model.")
+@click.option("--grade", type=click.Choice(GRADES), help="With --base: also bases that match this closely.")
+@click.option("--method", default="", help="Only this PEFT method, such as LORA.")
+@click.option("--text", default="", help="Only names that contain this text.")
+@click.option("--alias", default="", help="Only adapters with this alias.")
+@click.option("--owner", default="", help="Only adapters first pushed by this subject (or token without one).")
+@click.option("--scheme", default="", help="Only this file format, such as peft.")
+@click.option("--target", multiple=True, metavar="MODULE", help="Only adapters that target this module (repeatable).")
+@click.option("--tag", multiple=True, metavar="KEY[=VALUE]", help="Only adapters with this tag (repeatable).")
+@click.option("--rank-min", type=click.IntRange(0), help="Minimum rank.")
+@click.option("--rank-max", type=click.IntRange(0), help="Maximum rank.")
+@click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves (REGISTRY_ENGINES).")
 @click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
 @output.json_option
 def list_adapters(limit: int | None, **query: Any) -> None:
-    """List adapters that you may see, with their newest version."""
+    """List adapters with their newest version.
+
+    All filters except --alias and --owner apply to the newest version.
+
+    \b
+    adapter list --namespace acme --alias prod
+    adapter list --base smollm2 --rank-max 16 --target q_proj --engine vllm==0.33.0
+    """
     if query["outcome"] and not query["engine"]:
         raise click.UsageError("--outcome needs the --engine whose outcome is meant")
     if query["grade"] and not query["base"]:

@@ -6,10 +6,6 @@ Invariants
 - A second agent that follows something else with the same engine or the same file of aliases does not start.
 - With `--once` it is one pass: exit 6 when an adapter of the roster is not ready.
 - It tells the registry what this node serves (`adapter fleet`), and Prometheus where a port is given.
-
-Example
-    $ adapter agent --engine vllm=http://127.0.0.1:8000 --base smollm2 --alias prod --dir /srv/adapters
-    acme/support  acme-support-v3  ready
 """
 
 from __future__ import annotations
@@ -51,17 +47,17 @@ LOOK_SECONDS = 0.5
     required=True,
     multiple=True,
     metavar="KIND=PLACE",
-    help="The engine: vllm=URL, sglang=URL, llama.cpp=URL, nim=PATH or dir=PATH; repeat it for several.",
+    help="Engine: vllm=URL, sglang=URL, llama.cpp=URL, nim=PATH or dir=PATH (repeatable).",
 )
-@click.option("--base", required=True, help="The registered base that the engines serve.")
-@click.option("--alias", default="prod", show_default=True, help="Serve what this alias points at.")
-@click.option("--dir", "folder", required=True, type=click.Path(path_type=Path), help="Where versions are kept.")
+@click.option("--base", required=True, help="Registered base that the engines serve.")
+@click.option("--alias", default="prod", show_default=True, help="Alias to follow.")
+@click.option("--dir", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the adapter store.")
 @click.option(
     "--profile",
     "profiles",
     multiple=True,
     metavar="PROFILE",
-    help="An engine's version and settings, to be judged by; of several engines, those of its kind.",
+    help="Version and settings of an engine; applies to all engines of that kind (repeatable).",
 )
 @click.option(
     "--drain",
@@ -69,7 +65,7 @@ LOOK_SECONDS = 0.5
     default=DRAIN_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="How long an old version stays loaded after the switch.",
+    help="Seconds for which an old version stays loaded after the switch.",
 )
 @click.option(
     "--keep-days",
@@ -77,22 +73,30 @@ LOOK_SECONDS = 0.5
     default=eviction.KEEP_DAYS,
     show_default=True,
     metavar="DAYS",
-    help="How long a version that nothing uses stays in DIR; inf: for ever.",
+    help="Days for which an unused version stays in the store; inf: always.",
 )
 @click.option(
     "--keep-bytes",
     type=click.IntRange(min=0),
-    help="When DIR holds more than this, unused versions go earlier, an hour after their last use.",
+    help="Above this size, delete unused versions earlier, an hour after their last use.",
 )
-@click.option("--node", default="", help="What this machine is called in the fleet.  [default: its host name]")
-@click.option("--metrics-port", "port", default="", metavar="[HOST:]PORT", help="Serve Prometheus metrics there.")
-@click.option("--once", is_flag=True, help="One pass, then stop.")
+@click.option("--node", default="", help="Name of this node. Default: the host name.")
+@click.option("--metrics-port", "port", default="", metavar="[HOST:]PORT", help="Serve Prometheus metrics here.")
+@click.option("--once", is_flag=True, help="Run one pass and exit; 6 if an adapter is not ready.")
 @output.json_option
 def agent(
     engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float,
     keep_days: float, keep_bytes: int | None, node: str, port: str, once: bool,
 ) -> None:  # fmt: skip
-    """Keep engines at what an alias of every adapter of a base points at."""
+    """Keep engines in sync with what an alias of every adapter of a base points at.
+
+    Each version is verified, loaded under its own name, checked, switched to; the old one is drained and unloaded.
+    Without the registry the agent continues with what it has. Stopping it leaves the engine as it is. One agent per
+    engine and DIR. API keys of engines come from ADAPTER_ENGINE_KEY.
+
+    \b
+    adapter agent --engine vllm=http://127.0.0.1:8000 --base smollm2 --dir /srv/adapters
+    """
     say = (lambda _line: None) if output.as_json() else click.echo
     followed = Followed(str(names.base_name(base)), names.alias(alias), folder, drain, node or heartbeat.this_node())
     titles = {parse.title(engine): engine for engine in engines}

@@ -4,10 +4,6 @@ Invariants
 - A move is compare-and-swap: it names the generation that this command saw, and fails if somebody was faster.
 - What is promoted is the version that REF meant when the command looked, not a name that can move meanwhile.
 - Times are read as UTC unless they carry an offset.
-
-Example
-    $ adapter promote acme/support@3 prod --reason "ticket 812"
-    $ adapter history acme/support:prod --at 2026-05-03T14:05Z
 """
 
 from __future__ import annotations
@@ -26,14 +22,18 @@ from registry.names import NEWEST, AdapterName, Ref
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.argument("alias")
-@click.option("--reason", default="", help="Why, kept in the history for ever.")
-@click.option("--generation", type=click.IntRange(0), help="Move only if the alias is at this generation (0: is new).")
+@click.option("--reason", default="", help="Reason; kept in the history.")
+@click.option("--generation", type=click.IntRange(0), help="Move only if the alias is at this generation (0: new).")
 @click.option(
-    "--break-glass", is_flag=True, help="Through a shut gate, for owners; needs --reason, is marked for ever."
+    "--break-glass", is_flag=True, help="Pass a closed gate; owners only, needs --reason, stays marked in the history."
 )
 @output.json_option
 def promote(ref: Ref, alias: str, reason: str, generation: int | None, break_glass: bool) -> None:
-    """Point ALIAS at the version that REF means, if the alias's gate is open for it."""
+    """Point ALIAS at the version REF, through the alias's gate.
+
+    A closed gate lists what is missing and exits 6. Without --generation the alias is read first and moves only if no
+    one else moved it since.
+    """
     with session.registry() as registry:
         number = registry.version(ref).number
         seen = _generation(registry, ref.name, alias) if generation is None else generation
@@ -58,11 +58,11 @@ def _print_moved(name: AdapterName, moved: AliasView) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@click.option("--to", default="", help="Which version: a number, a digest or a REF. Default: the one before this.")
-@click.option("--reason", default="", help="Why, kept in the history for ever.")
+@click.option("--to", default="", help="Target version: number, digest or REF. Default: the previous one.")
+@click.option("--reason", default="", help="Reason; kept in the history.")
 @output.json_option
 def rollback(name: str, alias: str, to: str, reason: str) -> None:
-    """Point ALIAS of NAME back at the version that it pointed at before, or at an earlier one."""
+    """Point ALIAS of NAME back at the previous or an earlier version."""
     name, alias = output.alias_of(name, alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
@@ -80,11 +80,16 @@ def _ref_of(adapter: AdapterName, text: str) -> Ref:
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--reason", required=True, help="Why, shown to everybody who asks for the version.")
-@click.option("--undo", is_flag=True, help="Take the yank back: aliases that still point at it lead to it again.")
+@click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
+@click.option("--undo", is_flag=True, help="Undo a yank: aliases that point at the version work again.")
 @output.json_option
 def yank(ref: Ref, reason: str, undo: bool) -> None:
-    """Withdraw a version: names do not lead to it any more; by its digest it can still be read."""
+    """Withdraw a version: aliases no longer lead to it. It can still be read by digest.
+
+    \b
+    adapter yank acme/support@4 --reason 'trained on the wrong data'
+    adapter yank acme/support@4 --undo --reason 'it was another run'
+    """
     with session.registry() as registry:
         digest = registry.version(ref).digest
         version = registry.yank(Ref(ref.name, digest), reason, undo=undo)
@@ -106,10 +111,10 @@ def yank(ref: Ref, reason: str, undo: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--at", "at", default="", metavar="TIME", help="What held at this time, such as 2026-05-03T14:05Z.")
+@click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")
 @output.json_option
 def history(name: str, at: str) -> None:
-    """Tell every move of the aliases of NAME, or of one alias with NAME:ALIAS; newest first."""
+    """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first."""
     ref = Ref.parse(name)
     if not isinstance(ref.selector, str) or "@" in name:
         raise Invalid("NAME_INVALID", f"{name!r}: history is about an adapter or one alias: NAME or NAME:ALIAS")

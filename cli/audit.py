@@ -4,10 +4,6 @@ Invariants
 - Each of them first demands that the log follows the one that this machine has seen before; else exit 70.
 - `verify` believes nothing but the key: it hashes every row, entry and tile again. A folder needs no registry.
 - A log that is well proves that nothing in it was changed, not that what it tells was right to do.
-
-Example
-    $ adapter audit log --object acme/support
-    $ adapter audit export log-of-may && adapter audit verify log-of-may --key registry.example.org/3f9c+…
 """
 
 from __future__ import annotations
@@ -97,15 +93,18 @@ def audit() -> None:
 # ------------------------------------------------------------------ log
 @audit.command()
 @click.option(
-    "--object", "about", default="", metavar="NAME", help="Only what concerns this name, such as acme/support."
+    "--object", "about", default="", metavar="NAME", help="Only events about this name, such as acme/support."
 )
-@click.option("--action", "actions", multiple=True, help="Only this action, such as alias.move; repeat it.")
-@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only what follows this event.")
-@click.option("--limit", type=click.IntRange(1), help="Only the newest so many.")
-@click.option("--follow", is_flag=True, help="Go on and tell what happens from now on.")
+@click.option("--action", "actions", multiple=True, help="Only this event type, such as alias.move (repeatable).")
+@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
+@click.option("--limit", type=click.IntRange(1), help="Only the newest events, this many.")
+@click.option("--follow", is_flag=True, help="Keep printing new events.")
 @output.json_option
 def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, follow: bool) -> None:
-    """Tell what happened in the registry, oldest first."""
+    """Show what happened in the registry, oldest first.
+
+    Exits 70 if the log does not extend the one this machine saw before.
+    """
     with _checked() as (registry, _):
         events = Audit(registry).events(after, object=about, action=list(actions))
         items = list(deque(events, maxlen=limit))
@@ -169,10 +168,14 @@ def _short(value: object) -> str:
 @click.argument(
     "folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-@click.option("--key", "keys", multiple=True, metavar="KEY", help="Trust this verifier key; repeat it. See audit key.")
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="Trust this log key (repeatable).")
 @output.json_option
 def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
-    """Replay the whole log: rows, entries, tiles, checkpoint. Of the registry, or of a folder that was exported."""
+    """Verify the whole log of the registry, or of an exported folder: rows, entries, tiles, checkpoint. For
+    administrators.
+
+    A folder needs a key that you got independently, but no registry.
+    """
     known = tuple(Verifier.parse(key) for key in keys)
     if folder is not None:
         source = FolderLog(folder)
@@ -212,7 +215,7 @@ def _print_replay(seen: Replay, trusted: bool) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @output.json_option
 def export(folder: Path) -> None:
-    """Write the whole log into DIR: checkpoint, keys, tiles, entries, events. It is verified without the registry."""
+    """Write the whole log into DIR, where it can be verified without the registry."""
     with _checked() as (registry, _):
         written: Checkpoint = exported.write(Audit(registry), folder)
     document = {"path": str(folder.absolute()), "origin": written.origin, "size": written.size}
@@ -222,10 +225,10 @@ def export(folder: Path) -> None:
 
 
 @audit.command()
-@click.option("--trust", is_flag=True, help="Remember these keys instead of those that this machine remembers.")
+@click.option("--trust", is_flag=True, help="Trust these keys from now on, instead of those this machine remembers.")
 @output.json_option
 def key(trust: bool) -> None:
-    """Show the keys that sign the log, to compare and to hand on; `--trust` after a key was changed on purpose."""
+    """Show the keys that sign the log; with --trust after a deliberate key change."""
     embedded = session.target().embedded
     with session.versions() as registry:
         found, note = Audit(registry).keys(), Audit(registry).checkpoint()

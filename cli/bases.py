@@ -3,9 +3,6 @@
 Invariants
 - A base is described from its config.json and its safetensors headers; its weights are never sent.
 - Its weights are read only where asked for (`identify`), once, by a process of the worker's extra.
-
-Example
-    $ adapter base add smollm2 models/SmolLM2-135M-Instruct
 """
 
 from __future__ import annotations
@@ -41,10 +38,13 @@ def base() -> None:
 @base.command()
 @click.argument("name")
 @click.argument("source")
-@click.option("--identify", is_flag=True, help="Read the weights too, so that other bases can be compared with it.")
+@click.option("--identify", is_flag=True, help="Also read the weights, to compare bases (needs the extra 'worker').")
 @output.json_option
 def add(name: str, source: str, identify: bool) -> None:
-    """Register the base NAME from SOURCE, a folder with config.json and *.safetensors."""
+    """Register the base NAME from SOURCE, a folder with config.json and *.safetensors or a diffusers pipeline.
+
+    Reads the configuration and headers, not the weights.
+    """
     name = names.base_name(name)
     spec, bytes_read = base_folder.base_spec_from(source, name)
     identity = _identity(source) if identify else None
@@ -67,7 +67,10 @@ def add(name: str, source: str, identify: bool) -> None:
 @click.argument("folder", metavar="DIR")
 @output.json_option
 def identify_base(name: str, folder: str) -> None:
-    """Read the weights in DIR and tell the registry that they are those of the base NAME."""
+    """Read the weights in DIR and record them as those of the base NAME.
+
+    A worker does this when it first uses a base. Other weights under the same name are rejected afterwards.
+    """
     name = names.base_name(name)
     spec, _ = base_folder.base_spec_from(folder, name)
     with session.registry() as registry:
@@ -123,7 +126,7 @@ def _print_list(items: list[BaseView]) -> None:
 @click.argument("name")
 @output.json_option
 def show(name: str) -> None:
-    """Show what is known of a base."""
+    """Show a base and how other bases relate to it."""
     with session.registry() as registry:
         found = registry.base(name)
     output.answer(found, lambda: _print_base(found))
@@ -132,12 +135,13 @@ def show(name: str) -> None:
 @base.command()
 @click.argument("name")
 @click.argument("values", nargs=-1, metavar="[FIELD=NUMBER]...")
-@click.option("--reset", is_flag=True, help="Go back to the defaults, but for what is given here.")
+@click.option("--reset", is_flag=True, help="Reset all other thresholds to the defaults.")
 @output.json_option
 def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
-    """Say, or set, from which numbers on smoke tests on the base NAME complain. What is not named stays as it is.
+    """Show the smoke test thresholds of the base NAME, or set some. Setting is for administrators.
 
-    Setting is for administrators. The fields are those of a report's `thresholds`, such as drift_warn_kl_nats=1.5.
+    \b
+    adapter base thresholds smollm2 drift_warn_kl_nats=1.5
     """
     given = dict(_threshold(text) for text in values)
     Thresholds.with_overrides(given)

@@ -3,9 +3,6 @@
 Invariants
 - Every adapter is tried and told of; the command then exits with the code of the first failure.
 - What the registry or this machine holds already does not move, and is told as unchanged.
-
-Example
-    $ adapter push-all out/ acme --base smollm2
 """
 
 from __future__ import annotations

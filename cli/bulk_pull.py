@@ -1,8 +1,4 @@
-"""`adapter pull-all`: every adapter of a base.
-
-Example
-    $ adapter pull-all /srv/adapters --base smollm2 --alias production
-"""
+"""`adapter pull-all`: every adapter of a base."""
 
 from __future__ import annotations
 
@@ -22,12 +18,15 @@ from registry.names import AdapterName, Ref
 
 @click.command("pull-all")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--base", required=True, help="The base whose adapters are wanted.")
-@click.option("--namespace", default="", help="Only adapters of this namespace.")
-@click.option("--alias", default="", help="Those versions that this alias points at. Default: the newest of each.")
+@click.option("--base", required=True, help="Base model of the adapters.")
+@click.option("--namespace", default="", help="Only adapters in this namespace.")
+@click.option("--alias", default="", help="Pull what this alias points at. Default: the newest versions.")
 @output.json_option
 def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
-    """Bring every adapter of a base into DIR/NAMESPACE/NAME."""
+    """Download every adapter of a base into DIR/NAMESPACE/NAME.
+
+    One failure does not stop the others.
+    """
     selector = names.selector(alias or names.NEWEST)
     with session.versions() as registry, Bar(base) as bar:
         found = [

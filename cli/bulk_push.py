@@ -1,8 +1,4 @@
-"""`adapter push-all`: every adapter folder in a folder.
-
-Example
-    $ adapter push-all out/ acme --base smollm2
-"""
+"""`adapter push-all`: every adapter folder in a folder."""
 
 from __future__ import annotations
 
@@ -24,13 +20,16 @@ from registry.manifest import CONFIG, WEIGHTS_ENDINGS
 @click.command("push-all")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("namespace")
-@click.option("--base", default="", help="The base of all of them. Default: what each configuration names.")
-@click.option("--message", "-m", default="", help="What is new in them.")
-@click.option("--provenance", "file", default="", help="A file of this name in each folder says what it was made from.")
-@click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
+@click.option("--base", default="", help="Base model of all adapters. Default: the one each configuration names.")
+@click.option("--message", "-m", default="", help="What is new in these versions.")
+@click.option("--provenance", "file", default="", help="Name of the provenance file in each folder.")
+@click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 @output.json_option
 def push_all(folder: Path, namespace: str, base: str, message: str, file: str, strict: bool) -> None:
-    """Push each adapter folder in DIR as NAMESPACE/FOLDER."""
+    """Push each adapter folder in DIR as NAMESPACE/FOLDER.
+
+    One failure does not stop the others; the report lists every folder.
+    """
     found = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
     if not found:
         raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG} or a file of weights")

@@ -4,9 +4,6 @@ Invariants
 - Waiting asks the registry; Ctrl-C ends the waiting, not the campaign. `--campaign ID`, which is told before the
   waiting begins, waits for it again.
 - Exits 6 when a version now fails that did not fail before, 75 when one could not be judged.
-
-Example
-    $ adapter revalidate --base smollm2 --made-by torch=2.13.0
 """
 
 from __future__ import annotations
@@ -30,18 +27,24 @@ ASK_EVERY_SECONDS = 1.0
 
 
 @click.command()
-@click.option("--base", default="", help="The base whose versions are tried again.")
-@click.option("--outdated", is_flag=True, help="Only those not judged on the base as it is now.")
+@click.option("--base", default="", help="Base model whose versions are tested.")
+@click.option("--outdated", is_flag=True, help="Only versions not tested on the base as it is now.")
 @click.option("--made-by", "made_by", multiple=True, metavar="TOOL=VERSION",
-              help="Only those not judged with this version of a tool, such as torch=2.13.0; repeat it.")  # fmt: skip
-@click.option("--campaign", "campaign_id", default="", metavar="ID", help="Wait for one that was begun before.")
-@click.option("--no-wait", is_flag=True, help="Queue them and return.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+              help="Only versions not tested with this tool version, such as torch=2.13.0 (repeatable).")  # fmt: skip
+@click.option("--campaign", "campaign_id", default="", metavar="ID", help="Wait for an earlier campaign.")
+@click.option("--no-wait", is_flag=True, help="Queue the jobs and return.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @output.json_option
 def revalidate(
     base: str, outdated: bool, made_by: tuple[str, ...], campaign_id: str, no_wait: bool, timeout: float | None
 ) -> None:
-    """Have workers try a base's versions again, and tell what changed. For the engines' verdicts: `adapter rejudge`."""
+    """Have workers test the versions of a base again, and show what changed.
+
+    A campaign skips yanked versions and those whose header does not fit, and runs after new pushes.
+
+    \b
+    adapter revalidate --base smollm2 --made-by torch=2.13.0
+    """
     if bool(base) == bool(campaign_id):
         raise click.UsageError("name the base with --base, or a campaign that was begun before with --campaign")
     with session.versions() as registry:

@@ -3,10 +3,6 @@
 Invariants
 - `check` stores nothing and sends nothing: it asks for the base's facts and judges here, by the server's own rules.
   Of a version on another base only the configuration and the header are read; on its own base nothing is.
-
-Example
-    $ adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
-    $ adapter check --fleet smollm2 --engine vllm==0.33.0
 """
 
 from __future__ import annotations
@@ -35,16 +31,23 @@ NAMES_SHOWN = 10
 # ------------------------------------------------------------------ check
 @click.command()
 @click.argument("what", metavar="DIR|REF|BASE")
-@click.option("--base", default="", help="The base to judge against. Default: the version's, or what the folder names.")
+@click.option("--base", default="", help="Base model to check against. Default: the version's, or the folder's.")
 @click.option(
     "--engine", "texts", multiple=True, metavar="PROFILE",
-    help="Ask this engine too, such as vllm==0.33.0,max_lora_rank=32. Repeatable.",
+    help="Also check this engine, such as vllm==0.33.0,max_lora_rank=32 (repeatable).",
 )  # fmt: skip
-@click.option("--fleet", is_flag=True, help="BASE is a base: say what to set so that all its adapters are served.")
+@click.option("--fleet", is_flag=True, help="Recommend engine settings that serve all adapters of the base BASE.")
 @click.option("--slots", type=click.IntRange(1, 10_000), help="With --fleet: adapters in one batch.")
 @output.json_option
 def check(what: str, base: str, texts: tuple[str, ...], fleet: bool, slots: int | None) -> None:
-    """Say whether a folder, or a version on any base, fits, and what engines do with it. Exits 6 on a no."""
+    """Check whether a folder or version fits a base, and what engines do with it.
+
+    Nothing is pushed. Exits 6 if a check fails. An engine profile is a name, a version and settings that differ from
+    the defaults.
+
+    \b
+    adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
+    """
     asked = [engines.profile(text) for text in texts]
     if fleet:
         _fleet(what, asked, slots)

@@ -3,10 +3,6 @@
 Invariants
 - Names alone are changed here and now; values by a worker, for which `--wait` waits.
 - The original stays as it is; the result's lineage says `converted`.
-
-Example
-    $ adapter convert acme/support --to canonical --wait
-    $ adapter convert art/style@3 --to diffusers --into art/style-diffusers
 """
 
 from __future__ import annotations
@@ -24,14 +20,21 @@ from registry.names import Ref
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--to", "target", required=True, type=click.Choice([str(t) for t in Target]), help="The form to make.")
-@click.option("--into", default="", metavar="NAME", help="Push into this adapter. Default: NAME-FORM.")
-@click.option("--repair", is_flag=True, help="With --to peft or diffusers: mend wrong prefixes and `.default`.")
-@click.option("--message", "-m", default="", help="What to say of the new version.")
+@click.option("--to", "target", required=True, type=click.Choice([str(t) for t in Target]), help="Target format.")
+@click.option("--into", default="", metavar="NAME", help="Adapter to push into. Default: NAME-FORM.")
+@click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")
+@click.option("--message", "-m", default="", help="Message of the new version.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
 @output.json_option
 def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool) -> None:
-    """Make another form of a version: canonical, plain, peft, diffusers or gguf. The original stays as it is."""
+    """Convert a version to another format, as a version of its own: canonical, plain, peft, diffusers or gguf.
+
+    If only names change, it is done on this machine; if values change, a worker does it.
+
+    \b
+    adapter convert acme/support --to canonical --wait
+    adapter convert art/style@3 --to diffusers --into art/style-diffusers
+    """
     asked = Conversion(to=Target(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
     with session.registry() as registry:
         made = conversion.convert(registry, ref, asked)

@@ -4,10 +4,6 @@ Invariants
 - Without `--values` only configurations, headers and digests are read, never a tensor; and nothing is stored.
 - With `--values` both adapters are brought to this machine (cached, verified); torch compares them here (extra worker).
 - Left is A, right is B; a side that has no such field shows a dash.
-
-Example
-    $ adapter diff acme/support@2 acme/support@3
-    $ adapter diff acme/support@3 out/checkpoint-400 --values --plot change.svg
 """
 
 from __future__ import annotations
@@ -50,11 +46,11 @@ class Side:
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--values", is_flag=True, help="Compare the updates too: their cosine for each module.")
-@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the cosines (an .svg or .png file).")
+@click.option("--values", is_flag=True, help="Also compare the updates: cosine per module (extra 'worker').")
+@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the cosines (.svg or .png).")
 @output.json_option
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
-    """Say what changed from A to B, each a folder or a REF."""
+    """Compare A and B, each a folder or a REF: configuration, facts, targets and files."""
     compare = main.load("cli.updates", "cosines", "worker", "adapter diff --values") if values or plot else None
     with session.versions() as registry:
         left, right = _side(registry, a), _side(registry, b)

@@ -3,9 +3,6 @@
 Invariants
 - It changes nothing, and a failing look does not stop the next one.
 - It exits 0 when nothing is wrong, else with the exit code of the first thing that is.
-
-Example
-    $ adapter doctor
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ class Look:
 @click.command()
 @output.json_option
 def doctor() -> None:
-    """Look for what is wrong between you and the registry."""
+    """Diagnose problems between you and the registry."""
     looks = [*_here(), *_registry()]
     output.answer({"looks": [asdict(look) for look in looks]}, lambda: _print(looks))
     code = next((look.exit_code for look in looks if look.exit_code), 0)

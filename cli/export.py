@@ -3,10 +3,6 @@
 Invariants
 - What is left out is always named; with `--strict` that makes exit 6. What cannot be brought ends in its own exit code.
 - `--kubernetes` writes nothing but one JSON document to standard output.
-
-Example
-    $ adapter export smollm2 /srv/adapters --engine vllm==0.33.0 --model HuggingFaceTB/SmolLM2-135M
-    $ adapter export smollm2 --kubernetes modeladapter --from s3://models/prod/ | kubectl apply -f -
 """
 
 from __future__ import annotations
@@ -33,21 +29,19 @@ _COLOURS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "y
 @click.command()
 @click.argument("base")
 @click.argument("dest", required=False, default="")
-@click.option("--alias", default="prod", show_default=True, help="Those versions that this alias points at.")
-@click.option("--engine", default="", help="Leave out what this engine would not serve as trained: vllm==0.33.0,….")
-@click.option(
-    "--model", default="", help="What the engine is started with as its model; configurations then name that."
-)
-@click.option("--prune", is_flag=True, help="Remove what an export put there and the roster does not have any more.")
-@click.option("--pbase", default="", metavar="FOLDER", help="Also write where each is, as LoRAX's source pbase asks.")
-@click.option("--strict", is_flag=True, help="Exit 6 when something is left out.")
-@click.option("--kubernetes", type=click.Choice(objects.KINDS), help="Print Kubernetes objects instead, as JSON.")
-@click.option("--from", "source", default="", help="With --kubernetes: where the export is, as the pods see it.")
-@click.option("--namespace", default="", help="With --kubernetes: the namespace of the objects.")
+@click.option("--alias", default="prod", show_default=True, help="Export what this alias points at.")
+@click.option("--engine", default="", help="Leave out what this engine would not serve as trained.")
+@click.option("--model", default="", help="Model name of the engine; exported configurations name it as their base.")
+@click.option("--prune", is_flag=True, help="Delete exported versions that are no longer needed.")
+@click.option("--pbase", default="", metavar="FOLDER", help="Also write lookup files for LoRAX's source pbase.")
+@click.option("--strict", is_flag=True, help="Exit with 6 if something is left out.")
+@click.option("--kubernetes", type=click.Choice(objects.KINDS), help="Print Kubernetes objects as JSON instead.")
+@click.option("--from", "source", default="", help="With --kubernetes: location of the export as the pods see it.")
+@click.option("--namespace", default="", help="With --kubernetes: namespace of the objects.")
 @click.option(
     "--selector", "selectors", multiple=True, metavar="KEY=VALUE", help="With modeladapter: labels of the pods."
 )
-@click.option("--secret", default="", help="With modeladapter: the Secret with the bucket's credentials.")
+@click.option("--secret", default="", help="With modeladapter: Secret with the bucket's credentials.")
 @output.json_option
 def export(
     base: str,
@@ -64,7 +58,16 @@ def export(
     selectors: tuple[str, ...],
     secret: str,
 ) -> None:
-    """Lay out what an alias of every adapter of BASE points at in DEST, a folder or s3://BUCKET/PREFIX."""
+    """Export what an alias of every adapter of BASE points at into DEST, a folder or s3://BUCKET/PREFIX.
+
+    For engines that do not know the registry: one folder per version (acme-support-v3), never rewritten, and an
+    index. Adapters with a failing check are left out and listed. A bucket needs the extra 'server' and boto3's
+    credentials.
+
+    \b
+    adapter export smollm2 /srv/adapters --engine vllm==0.33.0
+    adapter export smollm2 --kubernetes modeladapter --from s3://models/prod/
+    """
     if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
         raise click.UsageError("say either DEST, or --kubernetes KIND and --from PLACE")
     with session.registry() as registry:

@@ -2,12 +2,6 @@
 
 Invariants
 - It shows what nodes have said themselves, for as long as their leases last; what one may not see is not counted.
-
-Example
-    $ adapter fleet --base smollm2
-    NODE   ENGINE     ADAPTER       WANTED       VERSION      STATE    SINCE                 LAST REPORT
-    gpu-1  vllm-8000  acme/support  @4 9f86d081  @4 9f86d081  serving  2026-05-03 14:05 UTC  2026-05-03 14:09 UTC
-    19 of 20 nodes serve acme/support@4 (prod of smollm2)
 """
 
 from __future__ import annotations
@@ -22,13 +16,17 @@ from registry.digest import Digest
 
 
 @click.command()
-@click.option("--base", default="", help="Nodes of this base only.")
-@click.option("--alias", default="", help="Nodes that follow this alias only.")
-@click.option("--node", default="", help="This node only.")
-@click.option("--adapter", default="", metavar="NAME", help="This adapter only.")
+@click.option("--base", default="", help="Only nodes of this base.")
+@click.option("--alias", default="", help="Only nodes that follow this alias.")
+@click.option("--node", default="", help="Only this node.")
+@click.option("--adapter", default="", metavar="NAME", help="Only this adapter.")
 @output.json_option
 def fleet(base: str, alias: str, node: str, adapter: str) -> None:
-    """Show which node serves which version, and how far each adapter has come."""
+    """Show which node serves which version, as reported by the nodes.
+
+    Slot states: serving, loading, downloaded, draining, refused, failed, absent. A node without a report for a minute
+    is lost.
+    """
     with session.versions() as registry:
         found = Fleet(registry).every(base=base, alias=alias, node=node, adapter=adapter)
     if adapter:  # one's own nodes are answered in any case

@@ -3,10 +3,6 @@
 Invariants
 - A place with a slash is an adapter, one without is a namespace; an adapter's own gate counts before its namespace's.
 - A gate is set as a whole: what an option does not name, it does not ask for.
-
-Example
-    $ adapter gate set acme prod --require compat --require smoke --approvals 2
-    $ adapter approve acme/support@3 prod --comment "listened to ten answers"
 """
 
 from __future__ import annotations
@@ -43,20 +39,26 @@ def gate() -> None:
 @gate.command("set")
 @click.argument("place", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@click.option("--require", "requires", multiple=True, type=click.Choice(CHECKS), help="A check that must have passed.")
-@click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="An engine that must serve it as trained.")
-@click.option("--golden", is_flag=True, help="It brings golden samples, and passed them all.")
-@click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="So many must approve.")
-@click.option("--approver", "approvers", multiple=True, metavar="IDENTITY", help="Who may. Default: who may promote.")
-@click.option("--held-in", default="", metavar="ALIAS", help="It was in this channel first …")
-@click.option("--held-seconds", type=click.IntRange(0), default=0, show_default=True, help="… for so long.")
-@click.option("--signed-by", multiple=True, metavar="IDENTITY", help="One of these has signed it.")
+@click.option("--require", "requires", multiple=True, type=click.Choice(CHECKS), help="Required check (repeatable).")
+@click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="Engine that must serve it (repeatable).")
+@click.option("--golden", is_flag=True, help="Require golden samples, all passed.")
+@click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="Number of approvals.")
+@click.option("--approver", "approvers", multiple=True, metavar="IDENTITY", help="Who may approve (repeatable).")
+@click.option("--held-in", default="", metavar="ALIAS", help="Alias that must have pointed at it first.")
+@click.option("--held-seconds", type=click.IntRange(0), default=0, show_default=True, help="Seconds with --held-in.")
+@click.option("--signed-by", multiple=True, metavar="IDENTITY", help="Accepted signer (repeatable).")
 @output.json_option
 def set_gate(
     place: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
     approvers: tuple[str, ...], held_in: str, held_seconds: int, signed_by: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Set the whole gate of ALIAS for an adapter, or for a namespace. For owners."""
+    """Replace the gate of ALIAS, for an adapter or a whole namespace. For owners.
+
+    Requirements that are not named are dropped.
+
+    \b
+    adapter gate set acme prod --require compat --require smoke --approvals 2
+    """
     place, alias = output.alias_of(place, alias)
     try:
         wanted = Gate(
@@ -75,7 +77,7 @@ def set_gate(
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @output.json_option
 def show(place: str, alias: str) -> None:
-    """Show the gate of ALIAS; of a version (NAME@3), what it still lacks."""
+    """Show the gate of ALIAS; for a version (NAME@3) also what it still lacks."""
     place, alias = output.alias_of(place, alias)
     with _gates() as gates:
         if not any(mark in place for mark in "@:"):
@@ -115,7 +117,7 @@ def list_gates(place: str) -> None:
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @output.json_option
 def remove(place: str, alias: str) -> None:
-    """Take a gate away that was set; what counts then is printed. For owners."""
+    """Remove a gate and show what applies instead. For owners."""
     place, alias = output.alias_of(place, alias)
     with _gates() as gates:
         view = gates.remove(place, alias)
@@ -125,10 +127,10 @@ def remove(place: str, alias: str) -> None:
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.argument("alias")
-@click.option("--comment", default="", help="What you looked at; kept with the approval.")
+@click.option("--comment", default="", help="What you reviewed; kept with the approval.")
 @output.json_option
 def approve(ref: Ref, alias: str, comment: str) -> None:
-    """Approve a version for ALIAS. Whoever pushed it does not count."""
+    """Approve a version for ALIAS. The pusher's approval does not count."""
     with _gates() as gates:
         made = gates.approve(ref, alias, comment)
     note = "" if made.counts else ", which does not count: whoever pushed it does not, nor whom the gate does not ask"
@@ -137,10 +139,10 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--reason", required=True, help="Why, shown to everybody who asks for the version.")
+@click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @output.json_option
 def quarantine(ref: Ref, reason: str) -> None:
-    """Lock a version away: nobody resolves, moves or changes it until an owner releases it."""
+    """Withhold a version: no one can resolve, move or change it until an owner lifts the quarantine."""
     with _gates() as gates:
         version = gates.quarantine(ref, reason)
 
@@ -153,10 +155,10 @@ def quarantine(ref: Ref, reason: str) -> None:
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--reason", required=True, help="Why, kept in the audit log.")
+@click.option("--reason", required=True, help="Reason; kept in the audit log.")
 @output.json_option
 def release(ref: Ref, reason: str) -> None:
-    """End the quarantine of a version. For owners."""
+    """Lift the quarantine of a version. For owners."""
     with _gates() as gates:
         version = gates.release(ref, reason)
     output.answer(version, lambda: _say(version, f"is released: {reason}"))

@@ -3,9 +3,6 @@
 Invariants
 - Waiting asks the registry; it never changes the job. Ctrl-C ends the waiting, not the job.
 - A job that is done exits by its verdict: 6 when it is `fail`. One that could not run exits 75.
-
-Example
-    $ adapter validate acme/support --wait
 """
 
 from __future__ import annotations
@@ -29,12 +26,12 @@ REMARK_AFTER_SECONDS = 5.0
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.option("--wait", is_flag=True, help="Wait for the verdict.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--priority", type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT), default=0, show_default=True,
-              help="The higher goes first.")  # fmt: skip
+              help="Jobs with a higher priority run first.")  # fmt: skip
 @output.json_option
 def validate(ref: Ref, wait: bool, timeout: float | None, priority: int) -> None:
-    """Have a worker put a version on its base and judge whether it acts. `adapter work` is such a worker."""
+    """Have a worker test a version on its base."""
     with session.registry() as registry:
         job = registry.submit(JobSubmit(kind=Kind.VALIDATE, ref=str(ref), priority=priority))
         if not (wait or timeout):
@@ -110,10 +107,10 @@ def job() -> None:
 
 
 @job.command("list")
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only in this state.")
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only of this kind.")
-@click.option("--ref", default="", help="Only about this version.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many, newest first.")
+@click.option("--state", type=click.Choice([state.value for state in State]), help="Only jobs in this state.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only jobs of this kind.")
+@click.option("--ref", default="", help="Only jobs about this version.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Maximum number of rows.")
 @output.json_option
 def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None:
     """List jobs, newest first."""
@@ -166,7 +163,7 @@ def _state(job: Job) -> str:
 @click.argument("job_id", metavar="ID")
 @output.json_option
 def show(job_id: str) -> None:
-    """Show a job: its state, attempts, worker and result."""
+    """Show a job: state, attempts, worker and result."""
     with session.registry() as registry:
         found = registry.job(job_id)
     output.answer(found, lambda: _print_job(found))
@@ -176,7 +173,7 @@ def show(job_id: str) -> None:
 @click.argument("job_id", metavar="ID")
 @output.json_option
 def cancel(job_id: str) -> None:
-    """Cancel a job that waits or runs."""
+    """Cancel a queued or running job."""
     with session.registry() as registry:
         found = registry.cancel(job_id)
     output.answer(found, lambda: _print_job(found))

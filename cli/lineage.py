@@ -4,10 +4,6 @@ Invariants
 - A node that was drawn already is drawn once more without its branches (marked `…`), so a tree always ends.
 - A parent that you may not see is its digest and nothing else. What only a README claims is said to be a claim.
 - Exports are made here, of what the registry answers: they need no server of their own.
-
-Example
-    $ adapter lineage acme/support --format mermaid
-    $ adapter lineage --dataset s3://data/tickets.jsonl
 """
 
 from __future__ import annotations
@@ -41,21 +37,29 @@ EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
 
 @click.command()
 @click.argument("ref", type=output.REF, required=False)
-@click.option("--dataset", default="", help="From this data set on, by digest or URI: what was trained on it.")
-@click.option("--base", default="", help="From this base on.")
-@click.option("--down", is_flag=True, help="What came from it, instead of where it came from.")
+@click.option("--dataset", default="", help="Show what was trained on this data set (digest or URI).")
+@click.option("--base", default="", help="Start from this base model.")
+@click.option("--down", is_flag=True, help="Show descendants instead of ancestors.")
 @click.option(
-    "--format", "form", type=click.Choice(["tree", "json", *DRAWN, *EXPORTED]), default="tree", help="How to write it."
+    "--format", "form", type=click.Choice(["tree", "json", *DRAWN, *EXPORTED]), default="tree", help="Output format."
 )
 @click.option(
-    "--sign", "key", type=click.Path(path_type=Path), help="With slsa: sign it with this private key (a DSSE envelope)."
+    "--sign", "key", type=click.Path(path_type=Path), help="With slsa: sign with this private key (DSSE envelope)."
 )
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 @output.json_option
 def lineage(
     ref: Ref | None, dataset: str, base: str, down: bool, form: str, key: Path | None, out: Path | None
 ) -> None:
-    """Draw the ancestors of a version or a base, or (--down) its descendants; or what was made from a data set."""
+    """Show the ancestors of a version, base or data set, or with --down its descendants.
+
+    Pass one of REF, --base or --dataset. What you may not see is left out.
+
+    \b
+    adapter lineage acme/support:prod --format mermaid
+    adapter lineage --dataset s3://data/tickets.jsonl
+    adapter lineage acme/support@3 --format cyclonedx --out bom.json
+    """
     if sum((ref is not None, bool(dataset), bool(base))) != 1:
         raise click.UsageError("name one thing: a REF, --dataset or --base")
     if form in EXPORTED and (ref is None or down):

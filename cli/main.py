@@ -4,9 +4,6 @@ Invariants
 - Help and completion of commands' names import nothing but click.
 - A room is imported when its command is typed; an extra that is missing then is one sentence, not a trace.
 - An error of ours becomes one sentence and the exit code of its class (cli/output.py), for every command alike.
-
-Example
-    $ adapter push out/checkpoint-200 acme/support --base smollm2
 """
 
 from __future__ import annotations
@@ -45,56 +42,54 @@ class Door:
 
 
 DOORS: dict[str, Door] = {
-    "push": Door(
-        "cli.push", "push", "Move", "Push a folder as a new version; says whether it fits its base.", weights=0
-    ),
+    "push": Door("cli.push", "push", "Move", "Push a folder as a new version, checked against its base.", weights=0),
     "push-all": Door("cli.bulk_push", "push_all", "Move", "Push every adapter folder in a folder.", weights=1),
-    "pull": Door("cli.pull", "pull", "Move", "Bring a version here, every byte verified."),
-    "pull-all": Door("cli.bulk_pull", "pull_all", "Move", "Bring every adapter of a base here."),
-    "export": Door("cli.export", "export", "Move", "Lay out what serves a base for engines: folders, S3, Kubernetes."),
+    "pull": Door("cli.pull", "pull", "Move", "Download a version, every byte verified."),
+    "pull-all": Door("cli.bulk_pull", "pull_all", "Move", "Download every adapter of a base."),
+    "export": Door("cli.export", "export", "Move", "Export adapters of a base for engines: folders, S3, Kubernetes."),
     "list": Door("cli.adapters", "list_adapters", "Look", "List adapters: newest version, base, verdicts, aliases."),
-    "show": Door("cli.show", "show", "Look", "Show everything that is known about one version."),
-    "history": Door("cli.aliases", "history", "Look", "Tell who moved an alias, when, and why."),
-    "lineage": Door("cli.lineage", "lineage", "Look", "Draw where a version came from, or what came from it."),
-    "check": Door("cli.checks", "check", "Judge", "Say whether it fits a base, and what engines do with it."),
-    "diff": Door("cli.diff", "diff", "Look", "Say what changed between two versions or folders."),
-    "validate": Door("cli.jobs", "validate", "Judge", "Have a worker try a version on its base."),
-    "sign": Door("cli.sign", "sign", "Judge", "Sign a version, or bring a signature for it."),
-    "verify": Door("cli.verify", "verify", "Judge", "Verify a version's bytes, signatures and its place in the log."),
+    "show": Door("cli.show", "show", "Look", "Show a version: facts, verdicts, aliases, norms."),
+    "history": Door("cli.aliases", "history", "Look", "Show who moved an alias, when and why."),
+    "lineage": Door("cli.lineage", "lineage", "Look", "Show what a version was made from, or what was made from it."),
+    "check": Door("cli.checks", "check", "Judge", "Check whether an adapter fits a base, and what engines do with it."),
+    "diff": Door("cli.diff", "diff", "Look", "Compare two versions or folders."),
+    "validate": Door("cli.jobs", "validate", "Judge", "Have a worker test a version on its base."),
+    "sign": Door("cli.sign", "sign", "Judge", "Sign a version, or attach a signature."),
+    "verify": Door("cli.verify", "verify", "Judge", "Verify a version's bytes, signatures and log entry."),
     "job": Door("cli.jobs", "job", "Judge", "Jobs: list, show, cancel."),
     "revalidate": Door(
-        "cli.campaigns", "revalidate", "Judge", "Have workers try a base's versions again; says what changed."
+        "cli.campaigns", "revalidate", "Judge", "Test the versions of a base again and show what changed."
     ),
-    "rejudge": Door("cli.rejudge", "rejudge", "Judge", "Renew the engines' verdicts when their rules have changed."),
-    "merge": Door("cli.merge", "merge", "Make", "Make one adapter of several, or a base with an adapter in it."),
-    "convert": Door("cli.convert", "convert", "Make", "Make another form of a version: canonical, diffusers, gguf …"),
-    "extract": Door("cli.merge", "extract", "Make", "Make an adapter of what two bases differ in."),
+    "rejudge": Door("cli.rejudge", "rejudge", "Judge", "Renew the stored engine verdicts."),
+    "merge": Door("cli.merge", "merge", "Make", "Combine adapters, resize one, or fuse one into its base."),
+    "convert": Door("cli.convert", "convert", "Make", "Convert a version to another format."),
+    "extract": Door("cli.merge", "extract", "Make", "Make an adapter from the difference of two models."),
     "promote": Door("cli.aliases", "promote", "Decide", "Point an alias at a version, through its gate."),
     "rollback": Door("cli.aliases", "rollback", "Decide", "Point an alias back at an earlier version."),
-    "yank": Door("cli.aliases", "yank", "Decide", "Withdraw a version: no alias leads to it any more."),
-    "gate": Door("cli.gates", "gate", "Decide", "Gates: what a channel demands: set, show, list, remove."),
-    "approve": Door("cli.gates", "approve", "Decide", "Approve a version for a channel."),
-    "quarantine": Door("cli.gates", "quarantine", "Decide", "Lock a version away until an owner releases it."),
-    "release": Door("cli.gates", "release", "Decide", "End the quarantine of a version."),
-    "base": Door("cli.bases", "base", "Set up", "Base models: add, list, show."),
-    "login": Door("cli.access", "login", "Set up", "Remember a registry and your token for it."),
+    "yank": Door("cli.aliases", "yank", "Decide", "Withdraw a version from aliases."),
+    "gate": Door("cli.gates", "gate", "Decide", "Gates of aliases: set, show, list, remove."),
+    "approve": Door("cli.gates", "approve", "Decide", "Approve a version for an alias."),
+    "quarantine": Door("cli.gates", "quarantine", "Decide", "Withhold a version until an owner lifts it."),
+    "release": Door("cli.gates", "release", "Decide", "Lift the quarantine of a version."),
+    "base": Door("cli.bases", "base", "Set up", "Base models: add, list, show, identify, thresholds."),
+    "login": Door("cli.access", "login", "Set up", "Remember a registry and your token."),
     "token": Door("cli.access", "token", "Set up", "Tokens: create, rotate, exchange, list, revoke."),
-    "namespace": Door("cli.namespaces", "namespace", "Set up", "Namespaces: who may do what inside, and how much."),
-    "publisher": Door("cli.namespaces", "publisher", "Set up", "Trusted publishers: CI jobs that need no secret."),
-    "transfer": Door("cli.namespaces", "transfer", "Set up", "Give an adapter another name or namespace."),
-    "delete": Door("cli.namespaces", "delete", "Set up", "End an adapter for ever."),
-    "whoami": Door("cli.access", "whoami", "Set up", "Say which registry and which rights you have."),
+    "namespace": Door("cli.namespaces", "namespace", "Set up", "Namespaces: roles, visibility, limits."),
+    "publisher": Door("cli.namespaces", "publisher", "Set up", "Trusted publishers: CI jobs without stored secrets."),
+    "transfer": Door("cli.namespaces", "transfer", "Set up", "Rename an adapter or move it to another namespace."),
+    "delete": Door("cli.namespaces", "delete", "Set up", "Delete an adapter and all its versions."),
+    "whoami": Door("cli.access", "whoami", "Set up", "Show the registry and your rights."),
     "webhook": Door("cli.webhooks", "webhook", "Set up", "Webhooks: create, list, delete, deliveries."),
-    "doctor": Door("cli.doctor", "doctor", "Set up", "Look for what is wrong between you and the registry."),
+    "doctor": Door("cli.doctor", "doctor", "Set up", "Diagnose problems between you and the registry."),
     "audit": Door("cli.audit", "audit", "Look", "The audit log: log, verify, export, key."),
     "fleet": Door("cli.fleet", "fleet", "Look", "Show which node serves which version."),
-    "serve": Door("cli.serve", "serve", "Run", "Run the registry's server.", extra="server"),
-    "work": Door("cli.work", "work", "Run", "Take jobs: try adapters on their base.", extra="worker"),
-    "agent": Door("cli.agent", "agent", "Run", "Keep engines at what an alias of every adapter points at."),
-    "migrate": Door("cli.serve", "migrate", "Run", "Bring the database's schema up to date.", extra="server"),
-    "gc": Door("cli.upkeep", "gc", "Run", "Delete what nobody needs any more."),
-    "fsck": Door("cli.upkeep", "fsck", "Run", "Check that rows, bytes and history still agree."),
-    "reindex": Door("cli.upkeep", "reindex", "Run", "Make lost rows anew from the bucket."),
+    "serve": Door("cli.serve", "serve", "Run", "Run the registry server.", extra="server"),
+    "work": Door("cli.work", "work", "Run", "Run a worker that tests adapters on their base.", extra="worker"),
+    "agent": Door("cli.agent", "agent", "Run", "Keep engines in sync with an alias."),
+    "migrate": Door("cli.serve", "migrate", "Run", "Upgrade the database schema.", extra="server"),
+    "gc": Door("cli.upkeep", "gc", "Run", "Delete unreferenced data."),
+    "fsck": Door("cli.upkeep", "fsck", "Run", "Check that rows, bytes and history agree."),
+    "reindex": Door("cli.upkeep", "reindex", "Run", "Rebuild lost rows from the bucket."),
 }
 
 
@@ -191,11 +186,10 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )
 def main() -> None:
-    """The registry that knows what a LoRA adapter is.
+    """Push, check, promote, serve and audit LoRA adapters.
 
-    A REF is namespace/name (the newest), namespace/name:alias, namespace/name@3 or namespace/name@sha256:…
-
-    Without ADAPTER_REGISTRY and without `adapter login`, commands work on the registry in your own data folder.
+    A REF is namespace/name (the newest version), namespace/name:alias, namespace/name@3 or namespace/name@sha256:….
+    The registry is ADAPTER_REGISTRY, else the one of `adapter login`, else the embedded one in your data folder.
     """
 
 

@@ -4,9 +4,6 @@ Invariants
 - With `--into NAME` the registry checks the recipe and a worker does it; with `--into DIR` it is done here, in a
   process of the worker's extra, and nothing is pushed. A folder begins with `.`, `/` or `~`.
 - What a merge loses is always said: rank, energy kept, relative error in all and of the worst modules.
-
-Example
-    $ adapter merge acme/pirate=0.7 acme/whisper=0.3 --method svd --rank 8 --into acme/both --wait
 """
 
 from __future__ import annotations
@@ -36,24 +33,33 @@ WORST_SHOWN = 5
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="REF[=WEIGHT]...")
-@click.option("--into", required=True, metavar="NAME|DIR", help="The new version or base; or a folder, made here.")
+@click.option("--into", required=True, metavar="NAME|DIR", help="Adapter or base to create, or a local folder.")
 @click.option("--method", type=click.Choice([m.value for m in Method]), default=Method.LINEAR.value, show_default=True,
-              help="How the updates become one.")  # fmt: skip
-@click.option("--rank", type=int, default=0, metavar="N", help="The rank of the result; with one REF: resize it.")
-@click.option("--density", type=float, default=1.0, metavar="SHARE", help="How much ties, dare and prune keep.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="What chance follows in dare.")
+              help="How to combine the updates.")  # fmt: skip
+@click.option("--rank", type=int, default=0, metavar="N", help="Rank of the result; with one REF: resize it.")
+@click.option("--density", type=float, default=1.0, metavar="SHARE", help="Share that ties, dare and prune keep.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Random seed of dare.")
 @click.option("--fuse", is_flag=True, help="Write the adapter into its base's weights.")
-@click.option("--onto", default="", metavar="BASE", help="Fuse into this base instead: the unpacked original, say.")
-@click.option("--dequantise", is_flag=True, help="Fuse into the unpacked weights of a packed base.")
-@click.option("--base-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the base lies here.")
+@click.option("--onto", default="", metavar="BASE", help="Fuse into this base, such as the unquantized original.")
+@click.option("--dequantise", is_flag=True, help="Fuse into the unpacked weights of a quantized base.")
+@click.option("--base-dir", type=click.Path(file_okay=False, path_type=Path), help="Local folder of the base.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @output.json_option
 def merge(
     sources: tuple[str, ...], into: str, method: str, rank: int, density: float, seed: int, fuse: bool, onto: str,
     dequantise: bool, base_dir: Path | None, wait: bool, timeout: float | None,
 ) -> None:  # fmt: skip
-    """Make one adapter of several, one of another rank, or a base with the adapter in it."""
+    """Combine adapters into one, change an adapter's rank, or fuse an adapter into its base.
+
+    With a name as --into, a worker does the work and the result is a new version or base. A target that begins with
+    '.', '/' or '~' is a folder: made on this machine (extra 'worker'), from versions or folders, and not pushed.
+
+    \b
+    adapter merge acme/pirate=0.7 acme/whisper=0.3 --method svd --rank 8 --into acme/both --wait
+    adapter merge acme/pirate --rank 4 --into acme/pirate-small
+    adapter merge acme/pirate:prod --fuse --into ./smollm2-pirate
+    """
     named, weights = zip(*(_weighted(source) for source in sources), strict=True)
     operation = Operation.FUSE if fuse else Operation.COMBINE if len(sources) > 1 else Operation.RESIZE
     if operation is Operation.RESIZE and not rank:
@@ -81,12 +87,15 @@ def merge(
 @click.command()
 @click.argument("tuned", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("base_dir", metavar="BASE_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--rank", type=int, required=True, metavar="N", help="The rank of the adapter.")
-@click.option("--into", required=True, metavar="NAME|DIR", help="The new version; or a folder, and nothing is pushed.")
-@click.option("--base", "base_name", default="", metavar="NAME", help="What the registry calls the base.")
+@click.option("--rank", type=int, required=True, metavar="N", help="Rank of the adapter.")
+@click.option("--into", required=True, metavar="NAME|DIR", help="Adapter to push into; or a folder on this machine.")
+@click.option("--base", "base_name", default="", metavar="NAME", help="Registered name of the base.")
 @output.json_option
 def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -> None:
-    """Make an adapter of what a fully trained model (TUNED) differs in from its base."""
+    """Make an adapter from the difference between a fully trained model and its base.
+
+    Norms, biases and embeddings that differ are left out and listed.
+    """
     recipe = Recipe(operation=Operation.EXTRACT, rank=rank, method=Method.SVD)
     order = Order(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
     if is_folder(into):

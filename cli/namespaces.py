@@ -2,11 +2,6 @@
 
 Invariants
 - What cannot be taken back (a name is never given again) asks first, or takes `--yes`.
-
-Example
-    $ adapter namespace create acme --owner alice@example.org
-    $ adapter namespace grant acme bob@example.org pusher
-    $ adapter publisher add acme/support --issuer https://ci.example.org --claim repository=acme/train
 """
 
 from __future__ import annotations
@@ -38,10 +33,10 @@ def namespace() -> None:
 
 @namespace.command()
 @click.argument("name")
-@click.option("--owner", default="", help="The subject that owns it, such as alice@example.org. Default: yours.")
+@click.option("--owner", default="", help="Owner, such as alice@example.org. Default: you.")
 @output.json_option
 def create(name: str, owner: str) -> None:
-    """Make a private namespace."""
+    """Create a private namespace. For administrators."""
     with _namespaces() as ours:
         made = ours.create(name, owner=owner)
     output.answer(made, lambda: _print_namespace(made))
@@ -50,7 +45,7 @@ def create(name: str, owner: str) -> None:
 @namespace.command("list")
 @output.json_option
 def list_namespaces() -> None:
-    """List the namespaces that you may look into."""
+    """List the namespaces you can see."""
     items: list[NamespaceView] = []
     with _namespaces() as ours:
         page = ours.page(limit=200)
@@ -76,7 +71,7 @@ def _print_namespaces(items: list[NamespaceView]) -> None:
 @click.argument("name")
 @output.json_option
 def show(name: str) -> None:
-    """Show a namespace: limits, what is used of them, and who may do what."""
+    """Show a namespace: limits, usage and, for owners, roles."""
     with _namespaces() as ours:
         found = ours.show(name)
     output.answer(found, lambda: _print_namespace(found))
@@ -95,10 +90,10 @@ def _print_namespace(found: NamespaceView) -> None:
 
 @namespace.command("set")
 @click.argument("name")
-@click.option("--public/--private", default=None, help="Whether everybody with a token may pull.")
-@click.option("--quota-bytes", type=click.IntRange(0), help="How many bytes its versions may have; 0: any number.")
-@click.option("--quota-versions", type=click.IntRange(0), help="How many versions it may hold; 0: any number.")
-@click.option("--pushes-per-hour", type=click.IntRange(0), help="How many pushes in an hour; 0: any number.")
+@click.option("--public/--private", default=None, help="Allow every token to pull, or only roles.")
+@click.option("--quota-bytes", type=click.IntRange(0), help="Maximum total bytes of its versions; 0: unlimited.")
+@click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
+@click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
 @output.json_option
 def change(
     name: str,
@@ -122,7 +117,7 @@ def change(
 @click.argument("role", type=click.Choice(ROLES))
 @output.json_option
 def grant(name: str, subject: str, role: str) -> None:
-    """Give SUBJECT a ROLE in a namespace instead of the one that it has; the namespace * is all of them."""
+    """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all."""
     with _namespaces() as ours:
         changed = ours.grant(name, subject, role)
     output.answer(changed, lambda: click.echo(f"{subject} is {role} in {name}."))
@@ -133,7 +128,7 @@ def grant(name: str, subject: str, role: str) -> None:
 @click.argument("subject")
 @output.json_option
 def revoke(name: str, subject: str) -> None:
-    """Take SUBJECT's role in a namespace, at once."""
+    """Remove SUBJECT's role in a namespace at once."""
     with _namespaces() as ours:
         changed = ours.revoke(name, subject)
     output.answer(changed, lambda: click.echo(f"{subject} has no role in {name} any more."))
@@ -141,10 +136,10 @@ def revoke(name: str, subject: str) -> None:
 
 @namespace.command("delete")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @output.json_option
 def delete_namespace(name: str, yes: bool) -> None:
-    """End an empty namespace. Its name is never given again."""
+    """Delete an empty namespace. Its name and look-alikes are never reused."""
     _confirm(f"End the namespace {name} for ever?", yes)
     with _namespaces() as ours:
         gone = ours.delete(name)
@@ -154,10 +149,10 @@ def delete_namespace(name: str, yes: bool) -> None:
 # ------------------------------------------------------------------ adapters
 @click.command()
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @output.json_option
 def delete(name: str, yes: bool) -> None:
-    """End an adapter with all its versions. Its name is never given again."""
+    """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
     adapter = AdapterName.parse(name)
     _confirm(f"End {adapter} with all its versions for ever?", yes)
     with _namespaces() as ours:
@@ -173,10 +168,13 @@ def delete(name: str, yes: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("to")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @output.json_option
 def transfer(name: str, to: str, yes: bool) -> None:
-    """Give an adapter the name TO, also in another namespace. The old name is never given again."""
+    """Rename an adapter to TO, also into another namespace that you own.
+
+    The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
+    """
     adapter, wanted = AdapterName.parse(name), AdapterName.parse(to)
     _confirm(f"Rename {adapter} to {wanted} for ever?", yes)
     with _namespaces() as ours:
@@ -201,11 +199,14 @@ def publisher() -> None:
 
 @publisher.command()
 @click.argument("name")
-@click.option("--issuer", required=True, help="Who signs the identity tokens, as their claim `iss` says.")
-@click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN", help="Repeat it; * is any.")
+@click.option("--issuer", required=True, help="Issuer of the identity tokens (their claim `iss`).")
+@click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN", help="* is any (repeatable).")
 @output.json_option
 def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
-    """Let identity tokens of an issuer that match all claims push the adapter NAME."""
+    """Allow identity tokens of an issuer with matching claims to push the adapter NAME.
+
+    NAME may not exist yet. The server accepts only issuers in REGISTRY_ISSUERS.
+    """
     wanted = dict(claim.split("=", 1) for claim in claims if "=" in claim)
     if len(wanted) != len(claims):
         raise Invalid("REQUEST_INVALID", "claim: each one once, as CLAIM=PATTERN", next_step="--claim repository=a/b")
@@ -237,7 +238,7 @@ def _print_publishers(items: list[PublisherView]) -> None:
 @click.argument("publisher_id", metavar="ID")
 @output.json_option
 def remove(name: str, publisher_id: str) -> None:
-    """End a trusted publisher."""
+    """Remove a trusted publisher."""
     with _namespaces() as ours:
         gone = ours.remove_publisher(AdapterName.parse(name), publisher_id)
     output.answer(gone, lambda: click.echo(f"{gone.id} may not push {gone.adapter} any more."))

@@ -3,9 +3,6 @@
 Invariants
 - What the registry measured at the push is preferred; else the newest report of a worker has them.
 - `× W` stands only where the norms of the base's weights are known; where they are not, it is said how to get them.
-
-Example
-    $ adapter show acme/support
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 Invariants
 - A claim is marked as one, with the file that makes it.
-
-Example
-    data      tickets  s3://data/tickets.jsonl
 """
 
 from __future__ import annotations

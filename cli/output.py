@@ -54,9 +54,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 # ------------------------------------------------------------------ --json
 def json_option(command: Command) -> Command:
     """Adds `--json` to a command. `as_json()` says whether it was given."""
-    return click.option(
-        "--json", "as_json", is_flag=True, expose_value=False, callback=_note_json, help="Answer in JSON."
-    )(command)
+    return click.option("--json", "as_json", is_flag=True, expose_value=False, callback=_note_json, help="Print JSON.")(
+        command
+    )
 
 
 def _note_json(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:

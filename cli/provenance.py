@@ -2,9 +2,6 @@
 
 Invariants
 - It is checked before anything is read or sent (registry/declared.py, loaded where something is declared).
-
-Example
-    $ adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
 """
 
 from __future__ import annotations
@@ -21,13 +18,13 @@ from registry.provenance import Provenance
 Command = TypeVar("Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option(
-        "--dataset", "datasets", multiple=True, metavar="NAME=URI[@sha256:…]", help="Trained on this; repeat it."
+        "--dataset", "datasets", multiple=True, metavar="NAME=URI[@sha256:…]", help="Training data set (repeatable)."
     ),
-    click.option("--run", "run", default="", metavar="TOOL:ID[=URL]", help="The training run, e.g. mlflow:4f1c."),
-    click.option("--commit", "commit", default="", metavar="URL@COMMIT", help="The repository and commit of the code."),
-    click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeat it."),
+    click.option("--run", "run", default="", metavar="TOOL:ID[=URL]", help="Training run, such as mlflow:4f1c."),
+    click.option("--commit", "commit", default="", metavar="URL@COMMIT", help="Training code and its commit."),
+    click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyperparameter (repeatable)."),
     click.option(
-        "--provenance", "file", type=click.Path(path_type=Path), help="All of these in one file, JSON or TOML."
+        "--provenance", "file", type=click.Path(path_type=Path), help="File with all declared inputs, JSON or TOML."
     ),
 )
 

@@ -1,8 +1,4 @@
-"""`adapter pull`: a version becomes a folder, as a whole or not at all.
-
-Example
-    $ adapter pull acme/support:prod /srv/adapters/support
-"""
+"""`adapter pull`: a version becomes a folder, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,10 +17,18 @@ from registry.names import Ref
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Hash again what DEST and the cache have; bring only what is not right.")
+@click.option("--verify", is_flag=True, help="Hash DEST and the cache again; fetch only damaged files.")
 @output.json_option
 def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
-    """Bring the version that REF means into DEST, as a whole or not at all. Default: a folder with its name."""
+    """Download the version REF into DEST, verified, all or nothing.
+
+    DEST defaults to a folder with the adapter's name. It is replaced as a whole once the new files are complete;
+    .adapter.json in it names the version. Large files share disk blocks with the cache where the file system supports
+    it.
+
+    \b
+    adapter pull acme/support:prod /srv/adapters/support
+    """
     target = dest or Path(ref.name.name)
     damaged: list[Reason] = []
     with session.versions() as registry, Bar(str(ref)) as progress:

@@ -4,9 +4,6 @@ Invariants
 - What a push leaves out is said; what the registry refuses is said with file, rule and limit, before bytes are sent.
 - A version that does not fit is stored and shown as such; `--strict` makes that exit 6. So does `--alias` when its gate
   stays shut; the version is stored all the same.
-
-Example
-    $ adapter push out/checkpoint-200 acme/support --base smollm2 --message "less formal"
 """
 
 from __future__ import annotations
@@ -42,21 +39,21 @@ class Tag(click.ParamType[tuple[str, str]]):
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("name")
-@click.option("--base", default="", help="The base it was trained on. Default: what its configuration names.")
-@click.option("--alias", default="", help="Also point this alias at it, through its gate.")
-@click.option("--parent", "parents", multiple=True, type=output.REF, help="What it was trained on from; repeat it.")
-@click.option("--tag", "tags", multiple=True, type=Tag(), metavar="KEY=VALUE", help="A tag to search by; repeat it.")
+@click.option("--base", default="", help="Base model of the adapter. Default: the one its configuration names.")
+@click.option("--alias", default="", help="Also move this alias to the new version, through its gate.")
+@click.option("--parent", "parents", multiple=True, type=output.REF, help="Version it was trained from (repeatable).")
+@click.option("--tag", "tags", multiple=True, type=Tag(), metavar="KEY=VALUE", help="Tag for searches (repeatable).")
 @provenance.options
-@click.option("--message", "-m", default="", help="What is new in it.")
+@click.option("--message", "-m", default="", help="What is new in this version.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
-@click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign it with this private key (PEM, OpenSSH).")
-@click.option("--bundle", type=click.Path(path_type=Path), help="It is signed already: OpenSSF model signing's bundle.")
+@click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign with this private key (PEM or OpenSSH).")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Existing signature: OpenSSF model signing bundle.")
 @click.option(
     "--public-key", type=click.Path(path_type=Path), help="With --bundle: the key, unless it has a certificate."
 )
-@click.option("--wait", is_flag=True, help="Wait for the verdict of a worker.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Wait at most so many seconds.")
-@click.option("--strict", is_flag=True, help="Exit 6 when a verdict says fail.")
+@click.option("--wait", is_flag=True, help="Wait for the smoke test.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+@click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 @output.json_option
 def push(
     folder: Path,
@@ -75,7 +72,16 @@ def push(
     strict: bool,
     **inputs: Any,
 ) -> None:
-    """Push the adapter in DIR as the newest version of NAME. The same bytes again are the same version."""
+    """Push the adapter in DIR as the newest version of NAME.
+
+    Pushing the same files again yields the same version. Files that do not belong to an adapter are skipped and
+    listed. An adapter that does not fit its base is stored with a failing verdict, and its gates stay closed;
+    --strict makes that exit 6. If the gate of --alias is closed, the version is stored and the alias does not move.
+
+    \b
+    adapter push out/checkpoint-200 acme/support --base smollm2 --message 'returns policy' --wait
+    adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
+    """
     adapter = AdapterName.parse(name)
     signature = main.load("cli.sign", "chosen")(key, bundle, public_key) if key or bundle or public_key else None
     declared = provenance.declared(**inputs)

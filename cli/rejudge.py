@@ -3,10 +3,6 @@
 Invariants
 - Reads no weights, here or there; what is up to date is left as it is, so running it twice costs nothing.
 - Headers are read again only of versions whose facts an older release kept.
-
-Example
-    $ adapter rejudge
-    10000 versions looked at, 2000 verdicts written
 """
 
 from __future__ import annotations
@@ -20,7 +16,10 @@ from registry.api.verdicts import RejudgeRequest
 @click.command()
 @output.json_option
 def rejudge() -> None:
-    """Renew the verdicts of the engines that the server keeps them for (REGISTRY_ENGINES). For administrators."""
+    """Renew the stored engine verdicts after engine rules changed. For administrators.
+
+    A server does this when it starts. No weights are read.
+    """
     looked = analysed = renewed = 0
     cursor, more = "", True
     with session.registry() as registry:

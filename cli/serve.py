@@ -4,9 +4,6 @@ Invariants
 - An empty database is initialised; an old schema is refused, and only `adapter migrate` changes one.
 - The first administrator's token is printed once, at the first start, and is stored nowhere but as its hash.
 - SIGTERM and Ctrl-C let running requests end, then exit 0.
-
-Example
-    $ adapter serve --data /srv/adapters --port 8080
 """
 
 from __future__ import annotations
@@ -47,11 +44,15 @@ FOLLOWER_SECONDS = 10.0
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free port.")
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file and the blobs.")
 @output.json_option
 def serve(host: str, port: int, data: str | None) -> None:
-    """Run the registry's server until it is told to stop. REGISTRY_… variables set everything else."""
+    """Run the registry server. REGISTRY_… variables set everything else.
+
+    An empty database is initialized, and the first administrator's token is printed once. An old schema is rejected
+    until `adapter migrate`.
+    """
     settings = _settings(data)
     engine = db.engine(settings)
     schema.prepare(engine)
@@ -145,7 +146,7 @@ def _announce(listener: socket.socket, settings: Settings, secret: str | None, a
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file.")
 @output.json_option
 def migrate(data: str | None) -> None:
-    """Bring the database's schema to what this version needs."""
+    """Upgrade the database schema. Make a backup first; servers may keep running."""
     engine = db.engine(_settings(data))
     before = schema.revision_of(engine)
     after = schema.migrate(engine)

@@ -2,9 +2,6 @@
 
 Invariants
 - It answers one version; what its aliases are comes from the adapter, because an alias is not part of a version.
-
-Example
-    $ adapter show acme/support:prod
 """
 
 from __future__ import annotations
@@ -22,11 +19,14 @@ from registry.names import Ref
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the norms (an .svg or .png file).")
-@click.option("--metadata", is_flag=True, help="Only the texts in the weights file, private ones (captions) too.")
+@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the norms (.svg or .png).")
+@click.option("--metadata", is_flag=True, help="Print only the metadata of the weights file, private texts included.")
 @output.json_option
 def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
-    """Show what a version is, what was found out about it, and which aliases point where."""
+    """Show a version: facts, verdicts, aliases and the size of its update per layer.
+
+    '0.12 x W' is the update's share of the base weight, if the base was identified.
+    """
     if metadata:
         _show_metadata(ref)
         return

@@ -5,11 +5,6 @@
 Invariants
 - The private key never leaves this machine; its password comes from ADAPTER_SIGN_PASSWORD, not from an argument.
 - What is signed is what DIR holds, or what the registry says after its digest was checked; never an unverified list.
-
-Example
-    $ adapter sign acme/support@3 --key ~/.ssh/id_ed25519
-    $ adapter sign acme/support@3 --bundle model.sig --public-key signer.pem
-    $ adapter sign acme/support@3 --bundle model.sig
 """
 
 from __future__ import annotations
@@ -48,16 +43,24 @@ def brought(bundle: Path, public_key: Path | None) -> SignRequest:
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--key", type=_FILE, help="Private key that signs: Ed25519 or ECDSA, PEM or OpenSSH.")
-@click.option("--bundle", type=_FILE, help="A signature made elsewhere (OpenSSF model signing, model.sig).")
+@click.option("--key", type=_FILE, help="Private key: Ed25519 or ECDSA, PEM or OpenSSH.")
+@click.option("--bundle", type=_FILE, help="Existing signature: a bundle of OpenSSF model signing (model.sig).")
 @click.option(
     "--public-key",
     type=_FILE,
-    help="With --bundle: the public key (PEM), unless it has a certificate.",
+    help="With --bundle: the public key (PEM), unless the bundle has a certificate.",
 )
 @output.json_option
 def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | None) -> None:
-    """Sign the version that REF means, or bring a signature for it. The registry verifies it before it is kept."""
+    """Sign the version REF, or attach an existing signature.
+
+    The private key stays on this machine; its password comes from ADAPTER_SIGN_PASSWORD. The registry verifies a
+    signature before it stores it.
+
+    \b
+    adapter sign acme/support@3 --key ~/.ssh/id_ed25519
+    adapter sign acme/support@3 --bundle model.sig --public-key signer.pem
+    """
     if (key is None) == (bundle is None) or (bundle is None and public_key is not None):
         raise click.UsageError(
             "give --key, or --bundle with its --public-key, or --bundle alone if it has a certificate"

@@ -3,10 +3,6 @@
 Invariants
 - Each is a row of short requests; Ctrl-C between two of them loses nothing, and the same command goes on.
 - `fsck` and `reindex` exit 70 when something is damaged or missing, and say what; what they mended is no damage.
-
-Example
-    $ adapter gc --dry-run
-    $ adapter fsck --deep --pace 50
 """
 
 from __future__ import annotations
@@ -42,11 +38,11 @@ _WORDS = (
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Count what would go, and change nothing.")
-@click.option("--grace", type=click.IntRange(0), metavar="SECONDS", help="How long a blob stays that nobody needs.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
+@click.option("--grace", type=click.IntRange(0), metavar="SECONDS", help="How long to keep unreferenced blobs.")
 @output.json_option
 def gc(dry_run: bool, grace: int | None) -> None:
-    """Delete what nobody needs: blobs, staged bytes, uploads. Pushes and pulls go on meanwhile."""
+    """Delete unreferenced blobs, staged bytes and uploads. Safe beside pushes and pulls; run it daily."""
     report = GcReport()
     cursor = ""
     with session.registry() as registry:
@@ -76,12 +72,15 @@ def _print_gc(report: GcReport) -> None:
 
 
 @click.command()
-@click.option("--deep", is_flag=True, help="Also read every blob and hash it; mark or restore what is wrong.")
-@click.option("--pace", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Read no faster than this.")
-@click.option("--from", "cursor", default="", metavar="CURSOR", help="Go on where a check was interrupted.")
+@click.option("--deep", is_flag=True, help="Also read and hash every blob; mark or restore damaged ones.")
+@click.option("--pace", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
+@click.option("--from", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
 @output.json_option
 def fsck(deep: bool, pace: float | None, cursor: str) -> None:
-    """Check that rows, bytes, counts, manifests and events of the registry tell the same story."""
+    """Check that rows, bytes, counts, manifests and events agree. Exits 70 if something is damaged.
+
+    Changes nothing, except that --deep marks damaged blobs and restores them from REGISTRY_SECOND_COPY.
+    """
     whole = FsckPage()
     with session.registry() as registry:
         for page in _pages(registry, deep, cursor, pace):
@@ -133,10 +132,14 @@ def _print_fsck(whole: FsckPage) -> None:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Count what would come back, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be restored.")
 @output.json_option
 def reindex(dry_run: bool) -> None:
-    """Make lost rows of bases, versions, files, lineage and tombstones anew, from the records beside the blobs."""
+    """Rebuild lost rows of bases, versions, files, lineage and tombstones from the metadata backup in the bucket.
+
+    Aliases, verdicts, jobs, tokens and the audit log are not in it: restore a database backup first. Missing backup
+    records are written again.
+    """
     made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0, "tombstones": 0, "withdrawals": 0}
     made["records"] = 0
     findings: dict[tuple[str, str], Finding] = {}

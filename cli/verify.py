@@ -4,10 +4,6 @@ Invariants
 - Nothing is trusted but SHA-256 and the keys of the log that this machine remembers; offline, those that are given.
 - It says *who* signed, never that something is safe: whose a key is, and whether to believe them, is yours to know.
 - Anything that does not agree exits 70.
-
-Example
-    $ adapter verify acme/support:prod --save support.dossier
-    $ adapter verify --offline support.dossier --folder support --key registry.example.org/3f9c+…
 """
 
 from __future__ import annotations
@@ -40,24 +36,33 @@ _PLACE = click.Path(path_type=Path, exists=True)
     "--signed-by",
     multiple=True,
     metavar="KEY",
-    help="Demand a signature of this identity (key:…, …); repeat it.",
+    help="Require a signature of this identity, such as key:… (repeatable).",
 )
 @click.option(
     "--trusted-roots",
     type=_PLACE,
     envvar="ADAPTER_TRUSTED_ROOTS",
-    help="Who vouches for certificates: PEM roots, Sigstore's trusted_root.json, or a folder of such.",
+    help="Trusted roots of certificates: PEM, Sigstore's trusted_root.json, or a folder of such files.",
 )
-@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write all that was shown to this file.")
-@click.option("--offline", type=_PLACE, metavar="FILE", help="Verify what --save has written, without a registry.")
-@click.option("--folder", type=_PLACE, metavar="DIR", help="With --offline: hash the version's files that lie here.")
-@click.option("--key", "keys", multiple=True, metavar="KEY", help="With --offline: a key of the log, from elsewhere.")
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write all evidence to this file.")
+@click.option("--offline", type=_PLACE, metavar="FILE", help="Verify a file written by --save, without a registry.")
+@click.option("--folder", type=_PLACE, metavar="DIR", help="With --offline: hash the files in this folder.")
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="With --offline: independent log key (repeatable).")
 @output.json_option
 def verify(
     ref: Ref | None, signed_by: tuple[str, ...], trusted_roots: Path | None, save: Path | None, offline: Path | None,
     folder: Path | None, keys: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Verify bytes, manifest, attestations, signatures and the audit log's word on a version. Exits 70 otherwise."""
+    """Verify the bytes, manifest, attestations, signatures and log entry of a version. Exits 70 if anything is wrong.
+
+    It shows who pushed and who signed, not that an adapter is safe. Log keys are those this machine remembers from
+    its first contact.
+
+    \b
+    adapter verify acme/support:prod --signed-by key:5f0c…
+    adapter verify acme/support:prod --save support.bundle
+    adapter verify --offline support.bundle --folder support --key registry.example.org/3f9c+…
+    """
     if (ref is None) == (offline is None) or (offline is None and (folder or keys)) or (offline and save):
         raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --key")
     trust = _trust(trusted_roots)

@@ -2,9 +2,6 @@
 
 Invariants
 - A webhook's secret is printed once, by the command that made it.
-
-Example
-    $ adapter webhook create https://ops.example.org/adapters --namespace acme --action alias.move
 """
 
 from __future__ import annotations
@@ -24,11 +21,11 @@ def webhook() -> None:
 
 @webhook.command()
 @click.argument("url")
-@click.option("--namespace", default="*", show_default=True, help="Whose events; * is all.")
-@click.option("--action", "actions", multiple=True, default=ACTIONS, show_default=True, help="Of what; repeat it.")
+@click.option("--namespace", default="*", show_default=True, help="Namespace of the events; * is all.")
+@click.option("--action", "actions", multiple=True, default=ACTIONS, show_default=True, help="Event type (repeatable).")
 @output.json_option
 def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
-    """Send events to URL from now on. The secret that signs them is shown now and never again."""
+    """Send events to URL from now on. The signing secret is shown only now."""
     for unheard in sorted(set(actions) - set(STORY)):
         output.note(
             f"no event is called {unheard!r}, as far as this command knows; `adapter audit log --json` names some"
@@ -64,7 +61,7 @@ def _print(items: list[WebhookView]) -> None:
 @click.argument("webhook_id", metavar="ID")
 @output.json_option
 def delete(webhook_id: str) -> None:
-    """End a webhook and forget its deliveries."""
+    """Delete a webhook and its deliveries."""
     with session.versions() as registry:
         ended = Audit(registry).delete_webhook(webhook_id)
     output.answer(ended, lambda: click.echo(f"{ended.id} is gone."))
@@ -72,11 +69,11 @@ def delete(webhook_id: str) -> None:
 
 @webhook.command()
 @click.argument("webhook_id", metavar="ID")
-@click.option("--state", default="", type=click.Choice(["", "waiting", "delivered", "dead"]), help="Only these.")
+@click.option("--state", default="", type=click.Choice(["", "waiting", "delivered", "dead"]), help="Only this state.")
 @click.option("--retry", type=int, metavar="DELIVERY", help="Send this delivery again.")
 @output.json_option
 def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
-    """Show what was sent, what waits and what was given up."""
+    """List deliveries: sent, waiting and dead."""
     with session.versions() as registry:
         audit = Audit(registry)
         if retry is not None:

@@ -4,10 +4,6 @@ Invariants
 - This process holds no torch; each base lives in a keeper process of its own (registry/worker/model_process/host.py).
 - SIGTERM and Ctrl-C end it in order: the running job is finished or given back, and no process stays behind.
 - Standard output tells one line for each job; with `--json` it is one JSON document at the end.
-
-Example
-    $ adapter work --once --base SmolLM2-135M-Instruct=models/smollm2
-    acme/pirate: smoke: pass (logits move by up to 21.3, KL 0.61 nats a token)
 """
 
 from __future__ import annotations
@@ -36,31 +32,33 @@ DEFAULTS = Limits()
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Stop when no job is left that this machine can do.")
+@click.option("--once", is_flag=True, help="Exit when no suitable job is left.")
 @click.option(
     "--base", "bases", multiple=True, metavar="NAME[=DIR]",
-    help="A base to work for, and where its weights lie here. Without it: every base whose source is a folder here.",
+    help="Base to serve, with its folder on this machine (repeatable). Default: bases whose source is a folder here.",
 )  # fmt: skip
 @click.option("--deadline", type=click.FloatRange(min=1), default=DEFAULTS.deadline_seconds, show_default=True,
-              metavar="SECONDS", help="How long one adapter may take before it is killed.")  # fmt: skip
+              metavar="SECONDS", help="Seconds after which the test of an adapter is killed.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, show_default=True,
-              help="CPU threads for one adapter.")  # fmt: skip
+              help="CPU threads per adapter.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-              help="Where bases are loaded.")  # fmt: skip
-@click.option("--ray", "address", default="", metavar="ADDRESS", help="Work on the nodes of this Ray cluster.")
+              help="Device for bases.")  # fmt: skip
+@click.option("--ray", "address", default="", metavar="ADDRESS", help="Address of a Ray cluster to run on.")
 @click.option("--actors", type=click.IntRange(1, 1000), default=1, show_default=True,
-              help="With --ray: warm workers for each base.")  # fmt: skip
-@click.option(
-    "--gpus", type=click.FloatRange(0), help="With --ray: GPUs for each of them. Default: 1 where cuda is used."
-)
+              help="With --ray: workers per base.")  # fmt: skip
+@click.option("--gpus", type=click.FloatRange(0), help="With --ray: GPUs per worker. Default: 1 with cuda.")
 @output.json_option
 def work(
     once: bool, bases: tuple[str, ...], deadline: float, threads: int, device: str, address: str, actors: int,
     gpus: float | None,
 ) -> None:  # fmt: skip
-    """Take jobs: put each adapter on its base, see whether it acts, and report.
+    """Run a worker: smoke-test adapters on their base, merge and convert.
 
-    A base's weights are checked against its registered fingerprint before they are used.
+    A base's weights are checked against its record first. Needs a token with the scope work, and push for merges and
+    conversions. With --ray workers run on the nodes of a Ray cluster (extra 'cluster').
+
+    \b
+    adapter work --base smollm2=models/SmolLM2-135M-Instruct
     """
     _demand_packages()
     wanted = dict(_base(text) for text in bases)
