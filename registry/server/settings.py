@@ -24,52 +24,54 @@ class Settings:
     """What a server is started with. The variable of a field is `REGISTRY_` and its name in upper case."""
 
     data: str = ""
-    """Folder of the embedded registry: SQLite file and blobs. Default: the user's data folder."""
+    """Data folder: SQLite file and blobs. Default: `adapter-registry` in the user's data folder."""
     database_url: str = ""
-    """SQLAlchemy URL. Default: `sqlite:///DATA/registry.db`."""
+    """SQLAlchemy URL: `sqlite:///…` for one server process, `postgresql+psycopg://…` for any number.
+    Default: `registry.db` in the data folder."""
     blobs: str = ""
-    """`file:///…` or `s3://bucket/prefix`. Default: `file://DATA/blobs`."""
+    """Blob store: `file:///…` or `s3://bucket/prefix`. Default: `blobs` in the data folder."""
     s3_endpoint: str = ""
-    """URL at which the server reaches the S3 store. Empty: AWS's own."""
+    """URL at which the server reaches the S3 store. Default: AWS."""
     s3_public_endpoint: str = ""
-    """URL at which clients reach the same store, put into presigned links. Default: `s3_endpoint`."""
+    """URL at which clients reach the same store; used in presigned links. Default: `REGISTRY_S3_ENDPOINT`."""
     parts_from_bytes: int = 0
-    """From this size on, a blob goes to an S3 store in parts of 32 MiB that a killed client need not send again.
-    0: 1 GiB where the store checks the SHA-256 of a single part (`bound_parts`), else 64 MiB."""
+    """Size from which blobs are uploaded to an S3 store in resumable parts of 32 MiB. 0: 1 GiB if the store verifies
+    the SHA-256 of a one-part upload (`bound_parts`), else 64 MiB."""
     public_url: str = ""
-    """URL at which clients reach this server, for absolute links. Empty: links are relative."""
+    """URL at which clients reach this server, for absolute links. Default: links are relative."""
     push_hold_seconds: int = 24 * 3600
-    """How long a planned push holds its blobs and its staging keys before it expires."""
+    """Seconds after which an unfinished push expires."""
     gc_grace_seconds: int = 7 * 24 * 3600
-    """How long `adapter gc` keeps a blob that nobody needs, unless it is told otherwise."""
+    """Seconds for which `adapter gc` keeps unreferenced blobs."""
     second_copy: str = ""
-    """A store with the same keys (`file:///…` or `s3://…`), from which `adapter fsck --deep` restores damaged blobs."""
+    """Replica of the blob store (`file:///…` or `s3://…`) from which `adapter fsck --deep` restores damaged blobs."""
     link_seconds: int = 3600
-    """How long a presigned link to a blob lasts."""
+    """Lifetime of presigned links in seconds."""
     engines: str = ""
-    """Serving engines, as profiles with spaces between (`vllm==0.33.0,max_lora_rank=32 sglang==0.5.23`), whose verdicts
-    `engine` are stored at push and renewed when the rules change."""
+    """Engine profiles, separated by spaces, whose verdicts are stored at push and renewed when rules change:
+    `vllm==0.33.0,max_lora_rank=32 sglang==0.5.23`."""
     issuers: str = ""
-    """A file that names the issuers of identity tokens that may be exchanged; see `access.issuers`."""
+    """TOML file of the issuers whose identity tokens can be exchanged."""
     requests_per_minute: int = 0
-    """How many requests each token may make in a minute, for each server process. 0: any number."""
+    """Requests per minute and token, for each server process. 0: unlimited."""
     failures_per_minute: int = 10
-    """After so many wrong tokens in a minute, an address is told to wait, and whoever tries others that begin like them
-    from anywhere. 0: never."""
+    """Invalid secrets per minute after which an address, or a series of secrets with the same first letters, is
+    rate-limited. Valid tokens are never affected. 0: never."""
     stall_seconds: int = 60
-    """A request whose body brings less than 1 KiB a second for so long is ended."""
+    """Seconds after which a request body that brings less than 1 KiB per second is aborted."""
     failpoints: str = ""
-    """For tests of crashes only: see `failpoints`."""
+    """For crash tests only: points in the code at which the server dies, fails or waits."""
     audit_key: str = ""
-    """File with the keys that sign the audit log and attestations. Default: `DATA/audit.key`, made when needed."""
+    """File with the keys that sign the audit log and attestations; the same for all servers of a registry.
+    Default: `audit.key` in the data folder, created when first needed."""
     trusted_roots: str = ""
-    """Who vouches for certificates of signers: a PEM file, Sigstore's `trusted_root.json`, a folder of such."""
+    """Trusted roots of signers' certificates: a PEM file, Sigstore's `trusted_root.json`, or a folder of them."""
     webhook_private: str = ""
-    """Private networks (CIDR, spaces between) to which webhooks may be sent, by http too. Empty: public https only."""
+    """Private networks (CIDR, separated by spaces) that webhooks may call, also by http. Default: public https only."""
     hub_upstream: str = ""
-    """Another Hub (`https://huggingface.co`) that is asked for repositories which are not here. Empty: nobody is."""
+    """Another Hub (`https://huggingface.co`) that is asked for repositories that do not exist here. Default: none."""
     database_pool: int = 8
-    """Connections that one process keeps to PostgreSQL."""
+    """PostgreSQL connections per server process."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
