@@ -77,7 +77,7 @@ def serve(host: str, port: int, data: str | None) -> None:
     follower = threading.Thread(target=app.state.log.follow, args=(fresh.apart().stamp,), name="audit", daemon=True)
 
     def ready() -> None:  # the first token is made when somebody is sure to see it
-        _announce(listener, settings, tokens.bootstrap(engine), as_json)
+        _announce(listener, settings, tokens.create_first_token(engine), as_json)
         follower.start()
         sending = (engine, settings, lambda: app.state.log.keys, app.state.log.closing, fresh.apart().stamp)
         threading.Thread(target=dispatch.follow, args=sending, name="webhooks", daemon=True).start()

@@ -65,7 +65,7 @@ class World:
         schema.prepare(self.engine)
         self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)
         self.transport = InProcess(self.app)
-        self.secret = tokens.bootstrap(self.engine) or ""
+        self.secret = tokens.create_first_token(self.engine) or ""
         self.admin = self.client(self.secret)
         self.bases: dict[str, BaseSpec] = {}
         self._seeds = itertools.count(1)

@@ -28,8 +28,9 @@ from starlette.requests import ClientDisconnect
 from registry import __version__, errors
 from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
 from registry.server import failpoints
-from registry.server.access import signin
+from registry.server.access import sign_in
 from registry.server.access.issuers import Issuers
+from registry.server.access.rate_limits import FailureLimiter, RequestLimiter
 from registry.server.actors import Actor
 from registry.server.audit.log import Log
 from registry.server.database import db
@@ -141,10 +142,10 @@ def create_app(
     app.state.trusted = trusted
     log = app.state.log = Log(settings, app.state.engine, app.state.blobs)
     log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
-    app.state.memory = signin.Memory()
+    app.state.memory = sign_in.ActorCache()
     app.state.issuers = Issuers.read(settings.issuers)
-    app.state.pace = signin.Pace(settings.requests_per_minute)
-    app.state.failures = signin.Failures(settings.failures_per_minute)
+    app.state.pace = RequestLimiter(settings.requests_per_minute)
+    app.state.failures = FailureLimiter(settings.failures_per_minute)
     app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     engine_compat.profiles(settings.engines)  # a wrong setting is told before anything starts
     _refuse_undeclared()

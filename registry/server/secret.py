@@ -1,13 +1,8 @@
-"""The secret of a token: how it is made, told from a mistyped one, and hashed.
+"""Secrets of tokens: create, check the form, hash.
 
-    secret = "lra_" + 32 base62 characters (190 bits) + 6 base62 characters of CRC-32, which secret scanners check
+    secret = "lra_" + 32 base62 characters (190 random bits) + 6 base62 characters of CRC-32, for secret scanners
 
-Invariants
-- Only the hash is ever stored. 190 random bits cannot be guessed, so a fast hash is the right one.
-
-Example
-    >>> well_formed(new_secret())
-    True
+Only the hash is stored. 190 random bits cannot be guessed, so a fast hash is the right one.
 """
 
 from __future__ import annotations
@@ -18,16 +13,16 @@ import secrets
 import string
 import zlib
 
-STARTS = "lra_"
+PREFIX = "lra_"
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_GRAMMAR = re.compile(r"lra_[0-9A-Za-z]{38}\Z")
-
-_ANYWHERE = re.compile(r"(lra|whsec)_[0-9A-Za-z+/=]+")
+_SECRET = re.compile(r"lra_[0-9A-Za-z]{38}\Z")
+_ANY_SECRET = re.compile(r"(lra|whsec)_[0-9A-Za-z+/=]+")
 
 
 def new_secret() -> str:
+    """Create a random secret."""
     text = "".join(secrets.choice(_ALPHABET) for _ in range(32))
-    return f"{STARTS}{text}{_checksum(text)}"
+    return f"{PREFIX}{text}{_checksum(text)}"
 
 
 def _checksum(text: str) -> str:
@@ -39,15 +34,24 @@ def _checksum(text: str) -> str:
     return digits
 
 
-def well_formed(secret: str) -> bool:
-    """Grammar and checksum: a mistyped secret is told apart from a revoked one without asking the database."""
-    return bool(_GRAMMAR.match(secret)) and _checksum(secret[4:36]) == secret[36:]
+def is_well_formed(secret: str) -> bool:
+    """Whether form and checksum are right. A mistyped secret is found without a database query.
+
+    >>> is_well_formed(new_secret())
+    True
+    """
+    return bool(_SECRET.match(secret)) and _checksum(secret[4:36]) == secret[36:]
 
 
-def masked(text: str) -> str:
-    """The same text without secrets: somebody may have put one where the id of its token or webhook belongs."""
-    return _ANYWHERE.sub(r"\1_…", text)
+def mask_secrets(text: str) -> str:
+    """Replace each secret in a text, such as one that was used by mistake as the id of its token or webhook.
+
+    >>> mask_secrets("/tokens/lra_secret")
+    '/tokens/lra_…'
+    """
+    return _ANY_SECRET.sub(r"\1_…", text)
 
 
 def sha256_of(secret: str) -> str:
+    """Return the SHA-256 of a secret in hex."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()

@@ -1,4 +1,4 @@
-"""An identity provider for the tests: a key of its own, its JWKS in a file, and identity tokens good and wicked."""
+"""An identity provider for tests, with its JWKS in a file. It creates valid and forged identity tokens."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ ISSUER, AUDIENCE = "https://ci.example.org", "https://adapters.example.org"
 
 
 class Provider:
-    """Signs with ES256 under the key id `k1`. `settings` is the path of a file of issuers that trusts it."""
+    """Signs with ES256 and the key id `k1`. `settings` is the path of an issuers file that trusts it."""
 
-    def __init__(self, folder: Path, issuer: str = ISSUER, **told: str) -> None:
+    def __init__(self, folder: Path, issuer: str = ISSUER, **config: str) -> None:
         self.issuer = issuer
         self.key = ec.generate_private_key(ec.SECP256R1())
         public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(self.key.public_key())) | {"kid": "k1", "use": "sig"}
         (folder / "keys.json").write_text(json.dumps({"keys": [public]}))
         self.public = public
-        fields = {"issuer": issuer, "audience": AUDIENCE, "jwks_file": "keys.json", **told}
+        fields = {"issuer": issuer, "audience": AUDIENCE, "jwks_file": "keys.json", **config}
         lines = [f'{key} = "{value}"' for key, value in fields.items()] + ['algorithms = ["ES256"]']
         self.settings = str(folder / "issuers.toml")
         Path(self.settings).write_text("[[issuer]]\n" + "\n".join(lines) + "\n")
 
     def claims(self, **changed: Any) -> dict[str, Any]:
-        """Those of a job of acme/train. A claim that is changed to None is left out."""
+        """The claims of a job of acme/train. A claim that is changed to None is left out."""
         moment = int(time.time())
-        found = {
+        claims = {
             "iss": self.issuer, "aud": AUDIENCE, "sub": "repo:acme/train:ref:refs/heads/main", "iat": moment,
             "exp": moment + 300, "jti": secrets.token_hex(8), "repository": "acme/train", "ref": "refs/heads/main",
             **changed,
         }  # fmt: skip
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in claims.items() if value is not None}
 
     def sign(self, *, key: Any = None, algorithm: str = "ES256", kid: str = "k1", **changed: Any) -> str:
         return jwt.encode(self.claims(**changed), key or self.key, algorithm, {"kid": kid})

@@ -21,10 +21,10 @@ import httpx
 from registry.api.access import TokenCreate
 from registry.server import app
 from registry.server.database.models.content import JobRow
-from tests.access.people import House, send
+from tests.access.tenants import Tenants, send
 from tests.world import World, rows
 
-ACTORS = ("nobody", "stranger", "reader", "pusher", "promoter", "owner", "admin")
+ACTORS = ("nobody", "outsider", "reader", "pusher", "promoter", "owner", "admin")
 PLACES = {"acme": "support", "globex": "secret", "nowhere": "nothing"}
 ZERO = "sha256:" + "0" * 64
 QUERIES = {
@@ -37,14 +37,14 @@ LONG = frozenset({"/api/v1/fsck", "/api/v1/gc", "/api/v1/reindex"})
 
 class Matrix:
     def __init__(self, world: World) -> None:
-        self.world, self.house = world, House(world)
+        self.world, self.tenants = world, Tenants(world)
         with world.session() as session:
             self.jobs = {row.namespace: row.id for row in rows(session, JobRow)}
         self.bodies = self._bodies()
 
     def _bodies(self) -> dict[str, Any]:
         """Route → a body that passes its first look. The words in braces are filled in."""
-        manifest = self.world.manifest(self.house.files).model_dump(mode="json")
+        manifest = self.world.manifest(self.tenants.files).model_dump(mode="json")
         identity: dict[str, Any] = {}
         return {
             "POST /api/v1/adapters/{namespace}/{name}/pushes": {"manifest": manifest},
@@ -96,7 +96,7 @@ class Matrix:
             return ""
         if actor == "admin":
             return self.world.secret
-        return self.house.secret("stranger@elsewhere" if actor == "stranger" else actor)
+        return self.tenants.secret("outsider@elsewhere" if actor == "outsider" else actor)
 
     def _words(self, method: str, path: str, actor: str, location: str) -> dict[str, str]:
         words = {

@@ -1,4 +1,4 @@
-"""What is taken counts for the next request on every server, and asking costs the look-up no statement."""
+"""A lost right takes effect with the next request on every server, and concurrent changes do not fail."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from registry.server.database import db
 from registry.server.database.models.content import AdapterRow, ApprovalRow, VersionRow
 from registry.server.promotion import removal
 from registry.server.push import rows
-from tests.access.people import House, of_subject
+from tests.access.tenants import Tenants, of_subject
 from tests.world import URL, World
 
 
 class Replica:
-    """A second server on the same database and store, with a memory of its own."""
+    """A second server on the same database and store, with its own caches."""
 
     def __init__(self, world: World) -> None:
         self.engine = db.engine(world.settings)
@@ -46,12 +46,12 @@ class Replica:
 
 
 @pytest.fixture
-def house(world: World) -> House:
-    return House(world)
+def tenants(world: World) -> Tenants:
+    return Tenants(world)
 
 
-def test_a_revocation_a_rotation_and_a_lost_role_count_at_once_on_another_server_that_remembers(house: House) -> None:
-    world, replica = house.world, Replica(house.world)
+def test_a_revocation_a_rotation_and_a_lost_role_take_effect_at_once_on_another_server(tenants: Tenants) -> None:
+    world, replica = tenants.world, Replica(tenants.world)
     try:
         token_id, revoked = world.issue("pull")
         other_id, rotated = world.issue("pull")
@@ -74,11 +74,11 @@ def test_a_revocation_a_rotation_and_a_lost_role_count_at_once_on_another_server
         replica.close()
 
 
-def test_a_quarantine_and_a_yank_count_at_once_on_another_server_that_remembers(house: House) -> None:
-    """The answers that were kept there are not given again; by digest those who may promote go on reading."""
-    world, replica = house.world, Replica(house.world)
+def test_a_quarantine_and_a_yank_take_effect_at_once_on_another_server(tenants: Tenants) -> None:
+    """Cached answers are not used again. By digest, actors that may promote can still read a quarantined version."""
+    world, replica = tenants.world, Replica(tenants.world)
     try:
-        reader, admin = (replica.client(secret) for secret in (house.secret("reader"), world.secret))
+        reader, admin = (replica.client(secret) for secret in (tenants.secret("reader"), world.secret))
         digest = world.push("acme/support").version.digest
         by_digest = f"acme/support@{digest}"
         for client in (reader, admin):
@@ -105,51 +105,51 @@ def test_a_quarantine_and_a_yank_count_at_once_on_another_server_that_remembers(
         replica.close()
 
 
-def test_the_look_up_of_a_subject_is_one_statement_at_most_and_signing_in_is_one(house: House) -> None:
-    secret = house.secret("reader")
+def test_resolving_takes_at_most_one_statement_and_signing_in_takes_one(tenants: Tenants) -> None:
+    secret = tenants.secret("reader")
     headers = {"Authorization": f"Bearer {secret}"}
-    with httpx.Client(transport=house.world.transport, base_url=URL, headers=headers) as http:
+    with httpx.Client(transport=tenants.world.transport, base_url=URL, headers=headers) as http:
         http.get("/api/v1/resolve/acme/support/main")
-        with house.world.statements() as sent:
+        with tenants.world.statements() as sent:
             assert http.get("/api/v1/resolve/acme/support/main").status_code == 200
         assert len(sent) <= 1
-        with house.world.statements() as sent:
+        with tenants.world.statements() as sent:
             assert http.get("/api/v1/whoami").status_code == 200
         assert len(sent) == 1
 
 
-def test_an_expired_token_is_not_remembered_any_more(house: House) -> None:
-    _, secret = house.world.issue("pull", seconds=3600)
-    house.world.client(secret).whoami()
-    memory = house.world.app.state.memory
-    actor = memory.find(secret)
+def test_an_expired_token_is_not_returned_from_the_cache(tenants: Tenants) -> None:
+    _, secret = tenants.world.issue("pull", seconds=3600)
+    tenants.world.client(secret).whoami()
+    memory = tenants.world.app.state.memory
+    actor = memory.get(secret)
     assert actor is not None
-    memory.keep(secret, dataclasses.replace(actor, expires_at=db.now()))
-    assert memory.find(secret) is None
+    memory.put(secret, dataclasses.replace(actor, expires_at=db.now()))
+    assert memory.get(secret) is None
 
 
 # ------------------------------------------------------------------ two at once: on SQLite writers take turns
 def waiting(world: World) -> None:
-    """Return once somebody waits for a lock of the database, or nobody will."""
+    """Return once a connection waits for a lock of the database."""
     for _ in range(200):
         with world.session() as session:
             asked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
             if session.connection().execute(asked).scalar_one():
                 return
         time.sleep(0.02)  # no event tells of another's wait
-    raise AssertionError("nobody waits")
+    raise AssertionError("no connection waits for a lock")
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_deletion_waits_for_what_is_just_being_said_of_a_version(house: House) -> None:
-    """An approval, an attestation: what was hung on a version after it was looked at must not keep it from going."""
-    world, done = house.world, list[Removed]()
+def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants) -> None:
+    """A row that refers to the version and is written after the check must not break the deletion."""
+    world, done = tenants.world, list[Removed]()
     with world.session(write=True) as session:
         first = session.exec(select(VersionRow.id).order_by(col(VersionRow.id))).first() or 0
         said = {"alias": "prod", "identity": "bob", "at": db.now(), "token_id": "", "comment": ""}
         session.add(ApprovalRow(version_id=first, **said))
         session.flush()
-        deletion = threading.Thread(target=lambda: done.append(house.namespaces.delete_adapter("acme/support")))
+        deletion = threading.Thread(target=lambda: done.append(tenants.namespaces.delete_adapter("acme/support")))
         deletion.start()
         waiting(world)
     deletion.join()
@@ -158,9 +158,9 @@ def test_a_deletion_waits_for_what_is_just_being_said_of_a_version(house: House)
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 @pytest.mark.parametrize("how", ["approve", "gate"])
-def test_who_writes_about_what_has_just_gone_is_told_so(house: House, how: str) -> None:
-    """And not that the server failed. The client asks again by itself where that is what helps."""
-    world, told = house.world, list[str]()
+def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(tenants: Tenants, how: str) -> None:
+    """The client retries by itself if the error allows it."""
+    world, told = tenants.world, list[str]()
     acts: dict[str, Callable[[], object]] = {
         "approve": lambda: Gates(world.admin).approve("acme/support@1", "prod"),
         "gate": lambda: Gates(world.admin).put("acme/support", "prod", Gate(approvals=1)),
@@ -181,26 +181,26 @@ def test_who_writes_about_what_has_just_gone_is_told_so(house: House, how: str) 
     assert told == ["ADAPTER_UNKNOWN"]
 
 
-def test_a_push_whose_adapter_goes_between_two_statements_is_told_so(
-    house: House, monkeypatch: pytest.MonkeyPatch
+def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one saw the adapter's row; the second one, which locks it, does not."""
-    house.namespaces.transfer("acme/support", "acme/helper")
+    """The first statement sees the adapter's row; the second one, which locks it, does not."""
+    tenants.namespaces.transfer("acme/support", "acme/helper")
     name, insert = AdapterName("acme", "support"), db.insert_new
 
     def seen(session: Session, table: type[SQLModel], values: dict[str, object]) -> bool:
         return table is not AdapterRow and insert(session, table, values)
 
     monkeypatch.setattr(db, "insert_new", seen)
-    with house.world.session() as session, pytest.raises(Conflict) as refusal:
+    with tenants.world.session() as session, pytest.raises(Conflict) as refusal:
         rows._locked(session, TRUSTED, name)
     assert refusal.value.code == "NAME_TOMBSTONED"
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 @pytest.mark.parametrize("place", ["acme", "acme/support", "nobodys"])
-def test_one_gate_that_many_set_at_once_is_set_once_and_no_server_fails(house: House, place: str) -> None:
-    gates, start, seen = Gates(house.world.admin), threading.Barrier(6), list[str]()
+def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, place: str) -> None:
+    gates, start, seen = Gates(tenants.world.admin), threading.Barrier(6), list[str]()
 
     def put() -> None:
         start.wait()

@@ -1,4 +1,4 @@
-"""Secrets are planted everywhere a secret goes, then looked for everywhere something stays: nowhere is one found."""
+"""Secrets are used wherever the registry takes one, and none appears in answers, logs, rows, the store or exports."""
 
 from __future__ import annotations
 

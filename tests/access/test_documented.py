@@ -18,7 +18,7 @@ from registry.api import PREFIX
 from registry.client.namespaces import Namespaces
 from registry.server.database.models.content import JobRow
 from registry.server.routes import answers
-from tests.access.people import House, send
+from tests.access.tenants import Tenants, send
 from tests.world import World, rows
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "200"))
@@ -32,20 +32,20 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def house(world: World) -> Iterator[House]:
-    made = House(world)
+def tenants(world: World) -> Iterator[Tenants]:
+    made = Tenants(world)
     yield made
     with world.session() as session:
         world.give_back([row.id for row in rows(session, JobRow) if row.state == "running"])
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate Operation ID")
-def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocumented_status(house: House) -> None:
-    document = answers.document(house.world.app, PREFIX)
+def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocumented_status(tenants: Tenants) -> None:
+    document = answers.document(tenants.world.app, PREFIX)
     schema = schemathesis.openapi.from_dict(document)
     operations = [found.ok() for found in schema.get_all_operations()]
     operations = [o for o in operations if o.path.removeprefix(PREFIX) not in ENDLESS]
-    secrets = [house.world.secret, house.secret("owner"), house.secret("reader"), ""]
+    secrets = [tenants.world.secret, tenants.secret("owner"), tenants.secret("reader"), ""]
     known = {"namespace": "acme", "name": "support", "selector": "1", "alias": "main", "base": "tiny-llama"}
     wrong: list[tuple[str, int, str]] = []
     asked: set[str] = set()
@@ -74,7 +74,7 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
         if not isinstance(given["content"], bytes | str | None):
             given["content"] = None
         secret = data.draw(strategies.sampled_from(secrets))
-        answer = send(house.world, sent["method"], sent["url"], secret, headers=headers, **given)
+        answer = send(tenants.world, sent["method"], sent["url"], secret, headers=headers, **given)
         asked.add(operation.label)
         told = document["paths"][operation.path][operation.method.lower()]["responses"]
         if (answer.status_code >= 500 and answer.status_code != 503) or str(answer.status_code) not in told:
@@ -83,7 +83,7 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
     ask()
     assert wrong == []
     assert len(asked) >= min(len(operations), EXAMPLES // 10)
-    assert Namespaces(house.world.admin).show("acme").name == "acme"
+    assert Namespaces(tenants.world.admin).show("acme").name == "acme"
 
 
 def _is_plain(value: str) -> bool:

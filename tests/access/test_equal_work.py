@@ -24,7 +24,7 @@ from registry.server.storage.local import LocalBlobs
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import forge
-from tests.access.people import of_subject, send
+from tests.access.tenants import of_subject, send
 from tests.world import World
 
 Calls = list[str]
@@ -103,7 +103,7 @@ def one_push(world: World, stored: Calls, who: Registry, files: forge.Files) -> 
     return done
 
 
-def test_a_push_of_what_another_tenant_has_is_the_same_work(world: World, stored: Calls) -> None:
+def test_pushing_bytes_that_another_tenant_has_takes_the_same_calls(world: World, stored: Calls) -> None:
     make_folders(world.blobs)
     mine = world.client(world.issue("push", "pull", namespaces=["globex"])[1])
     same, other = world.files(), world.files()
@@ -127,7 +127,7 @@ def blobs_in_memory(database_url: str) -> Iterator[World]:
         yield made
 
 
-def test_a_look_at_what_one_may_not_see_is_the_work_of_a_look_at_nothing(blobs_in_memory: World, stored: Calls) -> None:
+def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: World, stored: Calls) -> None:
     world = blobs_in_memory
     digest = world.push("acme/support").version.digest
     world.admin.promote("acme/support", "canary", "1", generation=0)
@@ -158,7 +158,7 @@ def test_a_look_at_what_one_may_not_see_is_the_work_of_a_look_at_nothing(blobs_i
         assert work[:2] == work[2:], rest
 
 
-def test_the_hubs_ids_of_files_are_the_same_work_whoever_asked_for_these_bytes_before(blobs_in_memory: World) -> None:
+def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_memory: World) -> None:
     world = blobs_in_memory
     mine = world.issue("push", "pull", namespaces=["globex"])[1]
     same, other = world.files(), world.files()
@@ -176,7 +176,7 @@ def test_the_hubs_ids_of_files_are_the_same_work_whoever_asked_for_these_bytes_b
     assert any(statement.startswith("UPDATE version_file") for statement in work[0][0])
 
 
-def test_a_promotion_of_bytes_that_are_there_leaves_nothing_more_behind(world: World) -> None:
+def test_promoting_bytes_that_are_stored_leaves_nothing_in_staging(world: World) -> None:
     """Also where the staged bytes are gone by then: a commit may be repeated."""
     data = b"the same bytes" * 100
     digest = Digest.of(data)

@@ -1,4 +1,4 @@
-"""Identity tokens for short tokens: who gets one, how narrow it is, and the many ways to be refused in one sentence."""
+"""Token exchange: who gets a token, what it may do, and that every rejection has the same text."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from registry.api.namespaces import PublisherAdd
 from registry.client.namespaces import Namespaces
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
-from registry.server.access.publishers import fits
+from registry.server.access.publishers import matches_pattern
 from registry.server.database import db
 from registry.server.database.models.content import EventRow, TokenRow, UsedAssertionRow
 from tests.access.identity import ISSUER, Provider, other_key, rsa_key
-from tests.access.people import send
+from tests.access.tenants import send
 from tests.world import World, rows
 
 RULE = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train", "ref": "refs/heads/*"})
@@ -48,7 +48,7 @@ def exchange(world: World, assertion: str, adapter: str = "") -> Any:
     return Namespaces(world.client("")).exchange(assertion, adapter=adapter)
 
 
-def test_a_job_that_matches_pushes_its_adapter_and_nothing_else_for_minutes(world: World, provider: Provider) -> None:
+def test_a_job_that_matches_may_only_push_its_adapter_and_only_for_minutes(world: World, provider: Provider) -> None:
     made = exchange(world, provider.sign())
     assert (made.token.scopes, made.token.adapters) == (["push"], ["acme/support"])
     assert made.token.expires_at - db.now() <= timedelta(minutes=15)
@@ -65,7 +65,7 @@ def test_a_token_lasts_no_longer_than_the_identity_token(world: World, provider:
     assert exchange(world, provider.sign(exp=ends)).token.expires_at.timestamp() == ends
 
 
-def test_a_person_gets_a_token_of_the_subject_and_its_roles_say_what_it_may(world: World, provider: Provider) -> None:
+def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(world: World, provider: Provider) -> None:
     world.push("acme/support")
     assertion = provider.sign(sub="u1", repository=None, email="alice@example.org", email_verified=True)
     made = exchange(world, assertion)
@@ -86,14 +86,14 @@ def unsigned(provider: Provider) -> str:
 
 
 def by_public_key_as_a_secret(provider: Provider) -> str:
-    """The old trick: HMAC with the public key, which everybody knows."""
+    """The known attack: HMAC with the public key as the secret."""
     head = f"{b64({'alg': 'HS256', 'typ': 'JWT', 'kid': 'k1'})}.{b64(provider.claims())}"
     mac = hmac.new(json.dumps(provider.public).encode(), head.encode(), hashlib.sha256).digest()
     return f"{head}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
 
 
 NOW = time.time
-WICKED: dict[str, Callable[[Provider], str]] = {
+FORGED: dict[str, Callable[[Provider], str]] = {
     "signed by another key": lambda p: p.sign(key=other_key()),
     "unsigned": unsigned,
     "HMAC with the public key": by_public_key_as_a_secret,
@@ -124,12 +124,10 @@ WICKED: dict[str, Callable[[Provider], str]] = {
 }
 
 
-def test_every_wicked_identity_token_is_refused_in_the_same_words_and_leaves_nothing(
-    world: World, provider: Provider
-) -> None:
+def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(world: World, provider: Provider) -> None:
     answers = {
         what: send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": make(provider)})
-        for what, make in WICKED.items()
+        for what, make in FORGED.items()
     }
     assert {what: a.status_code for what, a in answers.items() if a.status_code != 401} == {}
     assert len({a.json()["detail"] for a in answers.values()}) == 1
@@ -138,19 +136,17 @@ def test_every_wicked_identity_token_is_refused_in_the_same_words_and_leaves_not
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]
 
 
-def test_refused_identity_tokens_of_one_address_are_told_to_wait(database_url: str, provider: Provider) -> None:
+def test_rejected_identity_tokens_from_one_address_are_rate_limited(database_url: str, provider: Provider) -> None:
     with World(database_url, issuers=provider.settings, failures_per_minute=3) as world:
         Namespaces(world.admin).add_publisher("acme/support", RULE)
-        wicked = {"assertion": provider.sign(aud="https://elsewhere.example.org")}
-        asked = [send(world, "POST", "/api/v1/tokens/exchange", json=wicked) for _ in range(5)]
+        forged = {"assertion": provider.sign(aud="https://elsewhere.example.org")}
+        asked = [send(world, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
         assert [answer.status_code for answer in asked] == [401, 401, 401, 429, 429]
         assert asked[-1].headers["retry-after"].isdigit()
         assert exchange(world, provider.sign()).token.adapters == ["acme/support"], "a right one never waits"
 
 
-def test_an_adapter_that_does_not_trust_the_job_is_refused_like_one_that_is_not_there(
-    world: World, provider: Provider
-) -> None:
+def test_an_adapter_that_does_not_trust_the_job_looks_like_an_absent_one(world: World, provider: Provider) -> None:
     world.push("globex/secret")
     for adapter in ("globex/secret", "globex/nothing"):
         with pytest.raises(Unauthenticated):
@@ -158,7 +154,7 @@ def test_an_adapter_that_does_not_trust_the_job_is_refused_like_one_that_is_not_
     assert exchange(world, provider.sign(), "acme/support").token.adapters == ["acme/support"]
 
 
-def test_an_identity_token_is_taken_once_even_when_two_ask_at_once(world: World, provider: Provider) -> None:
+def test_an_identity_token_is_accepted_once_even_under_a_race(world: World, provider: Provider) -> None:
     def ask(assertion: str) -> int:
         return send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion}).status_code
 
@@ -170,7 +166,7 @@ def test_an_identity_token_is_taken_once_even_when_two_ask_at_once(world: World,
         assert len(rows(session, UsedAssertionRow)) == 10
 
 
-def test_a_jti_is_kept_longer_than_its_token_is_believed(world: World, provider: Provider) -> None:
+def test_a_jti_is_stored_longer_than_its_token_is_valid(world: World, provider: Provider) -> None:
     exchange(world, provider.sign(exp=int(NOW()) - 1, iat=int(NOW()) - 60))
     with world.session() as session:
         (kept,) = rows(session, UsedAssertionRow)
@@ -188,7 +184,7 @@ def test_an_exchange_is_an_event_and_the_secret_is_in_no_row(world: World, provi
     assert assertion not in kept
 
 
-def test_a_transfer_ends_trusted_publishers_and_a_removed_one_counts_no_more(world: World, provider: Provider) -> None:
+def test_a_transfer_or_a_removal_ends_a_trusted_publisher(world: World, provider: Provider) -> None:
     ours = Namespaces(world.admin)
     world.push("acme/support")
     token = world.client(exchange(world, provider.sign()).secret)
@@ -208,7 +204,7 @@ def test_a_transfer_ends_trusted_publishers_and_a_removed_one_counts_no_more(wor
 @pytest.mark.parametrize(
     "claims", [{"repository": "*"}, {"a": "*", "b": "**"}, {"": "x"}, {"a": "x" * 600}, {"a": "*" * 9}]
 )
-def test_a_rule_that_would_let_everybody_in_is_refused(world: World, claims: dict[str, str]) -> None:
+def test_a_rule_that_would_trust_everybody_is_refused(world: World, claims: dict[str, str]) -> None:
     with pytest.raises(Invalid):
         Namespaces(world.admin).add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims=claims))
 
@@ -230,8 +226,8 @@ def test_a_rule_that_would_let_everybody_in_is_refused(world: World, claims: dic
         ("x", None, False),
     ],
 )
-def test_a_pattern_fits_from_end_to_end(pattern: str, value: Any, is_so: bool) -> None:
-    assert fits(pattern, value) is is_so
+def test_a_pattern_must_match_the_whole_value(pattern: str, value: Any, is_so: bool) -> None:
+    assert matches_pattern(pattern, value) is is_so
 
 
 @pytest.mark.parametrize(
@@ -248,7 +244,7 @@ def test_a_pattern_fits_from_end_to_end(pattern: str, value: Any, is_so: bool) -
         "not toml",
     ],
 )
-def test_a_wrong_file_of_issuers_stops_the_start(tmp_path: Path, text: str) -> None:
+def test_an_invalid_issuers_file_prevents_the_start(tmp_path: Path, text: str) -> None:
     path = tmp_path / "issuers.toml"
     path.write_text(text)
     with pytest.raises(Invalid) as caught:

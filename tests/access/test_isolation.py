@@ -1,6 +1,6 @@
-"""One tenant's answers do not depend on what another one has: 300 requests, byte for byte, with and without its data.
+"""The answers for one tenant do not depend on another tenant's data: 300 requests are compared byte by byte.
 
-What the other one has is chosen to be found: the same bytes, the same names, names that look alike, the same base.
+The other tenant has the same bytes, the same names, similar names and the same base.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from registry.api.push import PushRequest
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from tests import conftest, forge
-from tests.access.people import send
+from tests.access.tenants import send
 from tests.world import World
 
 REQUESTS_MINIMUM = 300

@@ -1,4 +1,4 @@
-"""The matrix of rights is the committed one, and what one may not see is answered like what is not there."""
+"""The access matrix equals the committed one, and invisible objects are answered like absent ones."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from registry.api.namespaces import NamespaceSet
 from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import RegistryError
-from registry.server.actors import GIVES, Role
+from registry.server.actors import SCOPES_OF_ROLE, Role
 from tests import forge
-from tests.access.people import of_subject
+from tests.access.tenants import of_subject
 from tests.world import World
 
 PARTS = 6
@@ -75,11 +75,11 @@ class Oracle:
         if who == "admin" or (scope == "pull" and space in self.public):
             return True
         role = self.roles.get((space, who))
-        return role is not None and scope in GIVES[Role(role)]
+        return role is not None and scope in SCOPES_OF_ROLE[Role(role)]
 
     def has(self, who: str, scope: str) -> bool:
         mine = [role for (_, subject), role in self.roles.items() if subject == who]
-        return who == "admin" or scope == "pull" or any(scope in GIVES[Role(role)] for role in mine)
+        return who == "admin" or scope == "pull" or any(scope in SCOPES_OF_ROLE[Role(role)] for role in mine)
 
     def barred(self, who: str, scope: str, space: str, absent: str = "ADAPTER_UNKNOWN") -> str:
         """Why `who` may not, or nothing: denied without the scope anywhere, unknown where it may not look."""
@@ -263,7 +263,7 @@ def world(database_url: str) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_the_registry_and_the_dictionary_never_disagree(world: World, part: int) -> None:
+def test_the_registry_and_the_model_never_disagree(world: World, part: int) -> None:
     world.add_base()
     contents = [world.files() for _ in Role]
     examples = itertools.count(10)

@@ -16,25 +16,25 @@ from registry.server.database.models.content import AdapterRow, VersionRow
 from registry.server.maintenance.recovery import rebuild
 from registry.server.promotion import removal
 from registry.server.storage.blobs import MemoryBlobs
-from tests.access.people import House
+from tests.access.tenants import Tenants
 from tests.world import World, rows
 
 
 @pytest.fixture
-def house(world: World) -> House:
+def tenants(world: World) -> Tenants:
     """What its pushes still do after their answers has ended: records are counted here."""
-    made = House(world)
+    made = Tenants(world)
     world.transport.settle()
     return made
 
 
-def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
-    world, gone = house.world, AdapterName("acme", "support")
+def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None:
+    world, gone = tenants.world, AdapterName("acme", "support")
     metadata_backup.write_missing(world.engine, world.blobs, limit=10)
     folder = metadata_backup.folder_of(gone.namespace, gone.name)
     kept = {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list(folder)}
     assert len(kept) == 1
-    house.namespaces.delete_adapter("acme/support")
+    tenants.namespaces.delete_adapter("acme/support")
     world.transport.settle()
     removal.forget(world.engine, world.blobs, gone)
     assert list(world.blobs.list(folder)) == []
@@ -45,9 +45,9 @@ def test_reindexing_brings_no_deleted_adapter_back(house: House) -> None:
         assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
 
 
-def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(house: House) -> None:
-    world = house.world
-    house.namespaces.transfer("globex/secret", "globex/renamed")
+def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(tenants: Tenants) -> None:
+    world = tenants.world
+    tenants.namespaces.transfer("globex/secret", "globex/renamed")
     world.transport.settle()
     removal.forget(world.engine, world.blobs, AdapterName("globex", "secret"))
     metadata_backup.write_missing(world.engine, world.blobs, limit=10)
@@ -74,12 +74,10 @@ class Meanwhile(MemoryBlobs):
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_record_that_is_written_while_its_adapter_gets_another_name_is_written_anew(
-    database_url: str, ends: bool
-) -> None:
+def test_a_record_written_during_a_rename_is_written_again(database_url: str, ends: bool) -> None:
     blobs = Meanwhile()
     with World(database_url, blobs=blobs) as world:
-        house = House(world)
+        tenants = Tenants(world)
         world.transport.settle()
         with world.session(write=True) as session:
             session.connection().execute(update(VersionRow).values(recorded_at=None))
@@ -88,9 +86,9 @@ def test_a_record_that_is_written_while_its_adapter_gets_another_name_is_written
 
         def change() -> None:
             if ends:
-                house.namespaces.delete_adapter("globex/secret")
+                tenants.namespaces.delete_adapter("globex/secret")
             else:
-                house.namespaces.transfer("globex/secret", "globex/renamed")
+                tenants.namespaces.transfer("globex/secret", "globex/renamed")
             world.transport.settle()
 
         blobs.act = change

@@ -1,4 +1,4 @@
-"""What a subject's role gives, what it never gives, and that what is taken is taken at once."""
+"""Roles: what each one gives, what it never gives, and that a revocation takes effect at once."""
 
 from __future__ import annotations
 
@@ -12,131 +12,131 @@ from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
 from registry.client.namespaces import Namespaces
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
-from registry.server.access import tokens
 from registry.server.database.models.content import EventRow, RoleRow, TokenRow
-from tests.access.people import House, of_subject, send
+from registry.server.secret import sha256_of
+from tests.access.tenants import Tenants, of_subject, send
 from tests.world import World, rows
 
 
 @pytest.fixture
-def house(world: World) -> House:
-    return House(world)
+def tenants(world: World) -> Tenants:
+    return Tenants(world)
 
 
-def test_a_reader_pulls_and_does_not_push(house: House) -> None:
-    assert house.client("reader").resolve("acme/support").number == 1
+def test_a_reader_pulls_and_does_not_push(tenants: Tenants) -> None:
+    assert tenants.client("reader").resolve("acme/support").number == 1
     with pytest.raises(Denied):
-        house.world.push("acme/support", by=house.client("reader"))
+        tenants.world.push("acme/support", by=tenants.client("reader"))
 
 
-def test_a_pusher_pushes_and_does_not_move_an_alias_not_even_latest(house: House) -> None:
-    house.world.push("acme/support", by=house.client("pusher"))
+def test_a_pusher_pushes_and_does_not_move_an_alias_not_even_latest(tenants: Tenants) -> None:
+    tenants.world.push("acme/support", by=tenants.client("pusher"))
     for alias in ("prod", "latest"):
         with pytest.raises(Denied):
-            house.client("pusher").promote("acme/support", alias, "1", generation=0)
+            tenants.client("pusher").promote("acme/support", alias, "1", generation=0)
 
 
-def test_a_promoter_moves_an_alias_and_does_not_push(house: House) -> None:
-    assert house.client("promoter").promote("acme/support", "canary", "1", generation=0).number == 1
+def test_a_promoter_moves_an_alias_and_does_not_push(tenants: Tenants) -> None:
+    assert tenants.client("promoter").promote("acme/support", "canary", "1", generation=0).number == 1
     with pytest.raises(Denied):
-        house.world.push("acme/support", by=house.client("promoter"))
+        tenants.world.push("acme/support", by=tenants.client("promoter"))
 
 
-def test_an_owner_gives_and_takes_roles_and_a_member_invites_nobody(house: House) -> None:
-    house.as_("owner").grant("acme", "carol@acme", "pusher")
-    house.world.push("acme/support", by=house.client("carol"))
+def test_only_an_owner_gives_and_revokes_roles(tenants: Tenants) -> None:
+    tenants.as_("owner").grant("acme", "carol@acme", "pusher")
+    tenants.world.push("acme/support", by=tenants.client("carol"))
     for who in ("reader", "pusher", "promoter"):
         with pytest.raises(Denied):
-            house.as_(who).grant("acme", f"{who}@acme", "owner")
-    with house.world.session() as session:
+            tenants.as_(who).grant("acme", f"{who}@acme", "owner")
+    with tenants.world.session() as session:
         assert session.get(RoleRow, ("acme", "pusher@acme")).role == "pusher"
 
 
-def test_a_role_that_is_taken_counts_no_more_with_tokens_of_before_and_tokens_that_they_made(house: House) -> None:
-    owner = house.client("owner")
+def test_a_revoked_role_ends_the_rights_of_existing_tokens_and_of_tokens_they_created(tenants: Tenants) -> None:
+    owner = tenants.client("owner")
     child = owner.create_token(TokenCreate(name="deputy", scopes=["push"], namespaces=["acme"]))
     assert child.token.subject == "owner@acme"
-    house.world.push("acme/support", by=house.world.client(child.secret))
-    house.namespaces.revoke("acme", "owner@acme")
-    for client in (owner, house.world.client(child.secret)):
+    tenants.world.push("acme/support", by=tenants.world.client(child.secret))
+    tenants.namespaces.revoke("acme", "owner@acme")
+    for client in (owner, tenants.world.client(child.secret)):
         with pytest.raises(NotFound):
             client.resolve("acme/support")
     with pytest.raises(Denied):
-        house.as_("owner").grant("acme", "owner@acme", "owner")
+        tenants.as_("owner").grant("acme", "owner@acme", "owner")
 
 
-def test_everybody_is_no_owner(house: House) -> None:
+def test_everybody_cannot_be_an_owner(tenants: Tenants) -> None:
     for make in (
-        lambda: house.namespaces.create("open", owner="*"),
-        lambda: house.as_("owner").grant("acme", "*", "owner"),
+        lambda: tenants.namespaces.create("open", owner="*"),
+        lambda: tenants.as_("owner").grant("acme", "*", "owner"),
     ):
         with pytest.raises(Invalid):
             make()
 
 
-def test_a_token_narrows_what_the_role_gives(house: House) -> None:
-    narrow = house.world.client(of_subject(house.world, "owner@acme", ["pull"], ["acme"]))
+def test_a_token_narrows_what_the_role_gives(tenants: Tenants) -> None:
+    narrow = tenants.world.client(of_subject(tenants.world, "owner@acme", ["pull"], ["acme"]))
     assert narrow.resolve("acme/support").number == 1
     with pytest.raises(Denied):
-        house.world.push("acme/support", by=narrow)
-    elsewhere = house.world.client(of_subject(house.world, "owner@acme", ["pull"], ["other"]))
+        tenants.world.push("acme/support", by=narrow)
+    elsewhere = tenants.world.client(of_subject(tenants.world, "owner@acme", ["pull"], ["other"]))
     with pytest.raises(NotFound):
         elsewhere.resolve("acme/support")
 
 
-def test_only_an_administrator_of_all_makes_a_token_for_somebody_else(house: House) -> None:
+def test_only_an_administrator_of_all_namespaces_creates_tokens_for_other_subjects(tenants: Tenants) -> None:
     request = TokenCreate(name="x", scopes=["push"], namespaces=["acme"], subject="pusher@acme")
     with pytest.raises(Denied):
-        house.client("owner").create_token(request)
-    plain = house.world.actor("admin", namespaces=["acme"])
+        tenants.client("owner").create_token(request)
+    plain = tenants.world.actor("admin", namespaces=["acme"])
     with pytest.raises(Denied):
         plain.create_token(request)
 
 
-def test_a_role_in_the_namespace_star_counts_everywhere_and_only_administrators_give_it(house: House) -> None:
+def test_a_role_in_the_namespace_star_applies_everywhere_and_only_administrators_give_it(tenants: Tenants) -> None:
     with pytest.raises(Denied):
-        house.as_("owner").grant("*", "owner@acme", "owner")
-    house.namespaces.grant("*", "auditor", "reader")
-    auditor = house.world.client(of_subject(house.world, "auditor"))
+        tenants.as_("owner").grant("*", "owner@acme", "owner")
+    tenants.namespaces.grant("*", "auditor", "reader")
+    auditor = tenants.world.client(of_subject(tenants.world, "auditor"))
     assert [a.name for a in auditor.adapters().items] == ["acme/support", "globex/secret"]
     with pytest.raises(Denied):
-        house.world.push("globex/secret", by=auditor)
+        tenants.world.push("globex/secret", by=auditor)
 
 
-def test_a_namespace_is_private_until_its_owner_makes_it_public_and_then_for_pulling_only(house: House) -> None:
-    stranger = house.client("stranger@elsewhere")
+def test_a_namespace_is_private_until_its_owner_makes_it_public_for_pulling(tenants: Tenants) -> None:
+    outsider = tenants.client("outsider@elsewhere")
     with pytest.raises(NotFound):
-        stranger.resolve("acme/support")
-    assert stranger.adapters().items == []
-    house.as_("owner").change("acme", NamespaceSet(public=True))
-    assert stranger.resolve("acme/support").number == 1
-    assert [a.name for a in stranger.adapters().items] == ["acme/support"]
+        outsider.resolve("acme/support")
+    assert outsider.adapters().items == []
+    tenants.as_("owner").change("acme", NamespaceSet(public=True))
+    assert outsider.resolve("acme/support").number == 1
+    assert [a.name for a in outsider.adapters().items] == ["acme/support"]
     with pytest.raises(Denied):
-        house.world.push("acme/support", by=stranger)
-    assert Namespaces(stranger).show("acme").roles is None
-    house.as_("owner").change("acme", NamespaceSet(public=False))
+        tenants.world.push("acme/support", by=outsider)
+    assert Namespaces(outsider).show("acme").roles is None
+    tenants.as_("owner").change("acme", NamespaceSet(public=False))
     with pytest.raises(NotFound):
-        stranger.resolve("acme/support")
+        outsider.resolve("acme/support")
 
 
-def test_a_public_namespace_gives_a_worker_no_job(house: House) -> None:
-    house.as_("owner").change("acme", NamespaceSet(public=True))
-    _, secret = house.world.issue("work", namespaces=["globex"])
-    claimed = send(house.world, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"})
+def test_a_public_namespace_gives_a_worker_no_job(tenants: Tenants) -> None:
+    tenants.as_("owner").change("acme", NamespaceSet(public=True))
+    _, secret = tenants.world.issue("work", namespaces=["globex"])
+    claimed = send(tenants.world, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"})
     assert claimed.json()["job"]["subject"].startswith("globex/")
-    assert send(house.world, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"}).status_code == 204
-    house.world.give_back([claimed.json()["job"]["id"]])
+    assert send(tenants.world, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"}).status_code == 204
+    tenants.world.give_back([claimed.json()["job"]["id"]])
 
 
-def test_a_token_that_is_bound_to_an_adapter_sees_and_pushes_nothing_else(house: House) -> None:
-    house.world.push("acme/other")
+def test_a_token_that_is_bound_to_an_adapter_sees_and_pushes_nothing_else(tenants: Tenants) -> None:
+    tenants.world.push("acme/other")
     request = TokenCreate(name="ci", scopes=["push"], namespaces=["acme"], adapters=["acme/support"])
-    bound = house.world.client(house.world.admin.create_token(request).secret)
-    house.world.push("acme/support", by=bound)
+    bound = tenants.world.client(tenants.world.admin.create_token(request).secret)
+    tenants.world.push("acme/support", by=bound)
     assert [a.name for a in bound.adapters().items] == ["acme/support"]
     assert {job.subject.partition("@")[0] for job in bound.jobs().items} == {"acme/support"}
     with pytest.raises(NotFound):
-        house.world.push("acme/other", by=bound)
+        tenants.world.push("acme/other", by=bound)
     with pytest.raises(Denied):
         Namespaces(bound).grant("acme", "x", "owner")
     with pytest.raises(Denied):
@@ -144,25 +144,25 @@ def test_a_token_that_is_bound_to_an_adapter_sees_and_pushes_nothing_else(house:
 
 
 # ------------------------------------------------------------------ tokens
-def test_a_rotated_token_keeps_its_rights_and_the_old_secret_ends_at_once_or_later(house: House) -> None:
-    token_id, old = house.world.issue("push", namespaces=["acme"])
-    made = Namespaces(house.world.client(old)).rotate(token_id)
-    assert house.world.client(made.secret).whoami().scopes == ["push"]
+def test_a_rotated_token_keeps_its_rights_and_the_old_secret_ends_as_requested(tenants: Tenants) -> None:
+    token_id, old = tenants.world.issue("push", namespaces=["acme"])
+    made = Namespaces(tenants.world.client(old)).rotate(token_id)
+    assert tenants.world.client(made.secret).whoami().scopes == ["push"]
     with pytest.raises(Unauthenticated):
-        house.world.client(old).whoami()
-    newer = Namespaces(house.world.client(made.secret)).rotate(token_id, keep_seconds=60)
-    assert house.world.client(made.secret).whoami().token_id == house.world.client(newer.secret).whoami().token_id
-    with house.world.session(write=True) as session:
+        tenants.world.client(old).whoami()
+    newer = Namespaces(tenants.world.client(made.secret)).rotate(token_id, keep_seconds=60)
+    assert tenants.world.client(made.secret).whoami().token_id == tenants.world.client(newer.secret).whoami().token_id
+    with tenants.world.session(write=True) as session:
         row = session.get_one(TokenRow, token_id)
         row.previous_until = row.created_at
         session.add(row)
     with pytest.raises(Unauthenticated):
-        house.world.client(made.secret).resolve("acme/support")
+        tenants.world.client(made.secret).resolve("acme/support")
 
 
-def test_a_token_takes_the_place_of_no_token_that_gives_more_or_lasts_longer(house: House) -> None:
+def test_a_token_cannot_rotate_one_that_has_more_rights_or_lasts_longer(tenants: Tenants) -> None:
     """Of its own subject, too: a secret that was made to pull for a day must not become all that its owner has."""
-    admin = house.world.admin
+    admin = tenants.world.admin
 
     def of_owner(scope: str, *, namespaces: list[str], seconds: int | None) -> TokenCreated:
         how = {"scopes": [scope], "namespaces": namespaces, "expires_in_seconds": seconds}
@@ -172,18 +172,18 @@ def test_a_token_takes_the_place_of_no_token_that_gives_more_or_lasts_longer(hou
     for scope, namespaces, seconds in (("pull", ["*"], None), ("admin", ["acme"], None), ("admin", ["*"], 3600)):
         narrow = of_owner(scope, namespaces=namespaces, seconds=seconds)
         with pytest.raises(Denied):
-            Namespaces(house.world.client(narrow.secret)).rotate(wide.token.id)
-        assert Namespaces(house.world.client(wide.secret)).rotate(narrow.token.id).token.id == narrow.token.id
-    _, soon_over = house.world.issue("admin", namespaces=["acme"], seconds=60)
-    for_ever, _ = house.world.issue("pull", namespaces=["acme"])
+            Namespaces(tenants.world.client(narrow.secret)).rotate(wide.token.id)
+        assert Namespaces(tenants.world.client(wide.secret)).rotate(narrow.token.id).token.id == narrow.token.id
+    _, soon_over = tenants.world.issue("admin", namespaces=["acme"], seconds=60)
+    for_ever, _ = tenants.world.issue("pull", namespaces=["acme"])
     with pytest.raises(Denied):
-        Namespaces(house.world.client(soon_over)).rotate(for_ever)
+        Namespaces(tenants.world.client(soon_over)).rotate(for_ever)
 
 
-def test_the_record_names_who_stands_behind_a_token_whatever_the_token_is_called(house: House) -> None:
+def test_records_show_the_subject_of_a_token_whatever_its_name_is(tenants: Tenants) -> None:
     request = TokenCreate(name="promoter@acme", scopes=["admin"], namespaces=["acme"])
-    disguised = house.world.client(house.client("owner").create_token(request).secret)
-    house.world.push("acme/support", by=disguised)
+    disguised = tenants.world.client(tenants.client("owner").create_token(request).secret)
+    tenants.world.push("acme/support", by=disguised)
     disguised.promote("acme/support", "canary", "2", generation=0)
     assert disguised.version("acme/support@2").created_by == "owner@acme"
     [move] = disguised.history("acme/support", alias="canary").moves
@@ -194,48 +194,48 @@ def test_the_record_names_who_stands_behind_a_token_whatever_the_token_is_called
     assert json.loads(base64.b64decode(json.loads(pushed.bundle)["payload"]))["predicate"]["actor"] == "owner@acme"
 
 
-def test_a_token_without_a_subject_has_no_name_of_somebody_who_has_a_role_where_it_counts(house: House) -> None:
-    here = house.world.actor("admin", namespaces=["acme"])
+def test_a_token_without_a_subject_cannot_have_the_name_of_a_subject_with_a_role(tenants: Tenants) -> None:
+    here = tenants.world.actor("admin", namespaces=["acme"])
     with pytest.raises(Invalid):
         here.create_token(TokenCreate(name="promoter@acme", scopes=["promote"], namespaces=["acme"]))
     with pytest.raises(Invalid):
-        house.world.admin.create_token(TokenCreate(name="owner@globex", scopes=["pull"]))
+        tenants.world.admin.create_token(TokenCreate(name="owner@globex", scopes=["pull"]))
     assert here.create_token(TokenCreate(name="owner@globex", scopes=["pull"], namespaces=["acme"])).secret
-    Namespaces(house.world.admin).grant("*", "everywhere@corp", "promoter")
+    Namespaces(tenants.world.admin).grant("*", "everywhere@corp", "promoter")
     with pytest.raises(Invalid):
         here.create_token(TokenCreate(name="everywhere@corp", scopes=["promote"], namespaces=["acme"]))
     mine = TokenCreate(name="promoter@acme", scopes=["promote"], subject="promoter@acme")
-    assert house.world.admin.create_token(mine).secret
+    assert tenants.world.admin.create_token(mine).secret
 
 
-def test_a_token_of_somebody_else_answers_like_one_that_never_was(house: House) -> None:
-    foreign, _ = house.world.issue("pull", namespaces=["globex"])
+def test_a_token_of_another_subject_looks_like_an_absent_one(tenants: Tenants) -> None:
+    foreign, _ = tenants.world.issue("pull", namespaces=["globex"])
     for method, path in (("DELETE", "/api/v1/tokens/{}"), ("POST", "/api/v1/tokens/{}/rotate")):
         answers = [
-            send(house.world, method, path.format(token_id), house.secret("owner"), json={})
+            send(tenants.world, method, path.format(token_id), tenants.secret("owner"), json={})
             for token_id in (foreign, "tok_0000000000000000")
         ]
         assert {a.status_code for a in answers} == {404}
         assert (
             len({a.json()["detail"].replace(foreign, "ID").replace("tok_0000000000000000", "ID") for a in answers}) == 1
         )
-    listed = house.client("owner").tokens().items
+    listed = tenants.client("owner").tokens().items
     assert foreign not in [token.id for token in listed]
     assert {token.subject for token in listed} == {"owner@acme"}
 
 
-def test_a_token_lasts_no_longer_than_the_one_that_made_it(house: House) -> None:
-    _, short = house.world.issue("admin", namespaces=["acme"], seconds=60)
-    made = house.world.client(short).create_token(TokenCreate(name="x", scopes=["pull"], namespaces=["acme"]))
-    assert made.token.expires_at == house.world.client(short).whoami().expires_at
+def test_a_token_lasts_no_longer_than_the_one_that_made_it(tenants: Tenants) -> None:
+    _, short = tenants.world.issue("admin", namespaces=["acme"], seconds=60)
+    made = tenants.world.client(short).create_token(TokenCreate(name="x", scopes=["pull"], namespaces=["acme"]))
+    assert made.token.expires_at == tenants.world.client(short).whoami().expires_at
 
 
-def test_changes_of_roles_and_secrets_are_events_without_the_secret(house: House) -> None:
-    made = house.world.admin.create_token(TokenCreate(name="x", scopes=["pull"]))
-    secret = Namespaces(house.world.admin).rotate(made.token.id).secret
-    house.namespaces.revoke("acme", "pusher@acme")
-    house.namespaces.revoke("acme", "pusher@acme")
-    with house.world.session() as session:
+def test_changes_of_roles_and_secrets_are_events_without_the_secret(tenants: Tenants) -> None:
+    made = tenants.world.admin.create_token(TokenCreate(name="x", scopes=["pull"]))
+    secret = Namespaces(tenants.world.admin).rotate(made.token.id).secret
+    tenants.namespaces.revoke("acme", "pusher@acme")
+    tenants.namespaces.revoke("acme", "pusher@acme")
+    with tenants.world.session() as session:
         told = rows(session, EventRow)
     assert [e.action for e in told][-3:] == ["token.issue", "token.rotate", "namespace.revoke"]
-    assert all(secret not in e.model_dump_json() and tokens.sha256_of(secret) not in e.model_dump_json() for e in told)
+    assert all(secret not in e.model_dump_json() and sha256_of(secret) not in e.model_dump_json() for e in told)

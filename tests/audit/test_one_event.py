@@ -179,10 +179,10 @@ def _about_the_base(drive: Drive) -> None:
 
 def _a_job_exchanges(drive: Drive, provider: Provider) -> None:
     """Once: the second time the identity token is used up."""
-    assertion, stranger = provider.sign(), Namespaces(drive.world.client(""))
-    drive("POST /tokens/exchange", lambda: stranger.exchange(assertion))
+    assertion, outsider = provider.sign(), Namespaces(drive.world.client(""))
+    drive("POST /tokens/exchange", lambda: outsider.exchange(assertion))
     with pytest.raises(Unauthenticated):
-        drive("POST /tokens/exchange", lambda: stranger.exchange(assertion))
+        drive("POST /tokens/exchange", lambda: outsider.exchange(assertion))
 
 
 def dead_delivery(world: World, webhook_id: str) -> int:

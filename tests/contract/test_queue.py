@@ -291,7 +291,7 @@ def test_enqueueing_is_undone_with_the_transaction_that_caused_it(stocked: World
     with pytest.raises(Undone), stocked.session(write=True) as session:
         version = rows(session, VersionRow)[0]
         name = AdapterName("acme", "support")
-        queue.enqueue(session, actors.CLOCKWORK, Kind.MERGE, version, name=name, base="tiny-llama")
+        queue.enqueue(session, actors.SYSTEM, Kind.MERGE, version, name=name, base="tiny-llama")
         session.flush()
         raise Undone
     assert len(stocked.admin.jobs().items) == before

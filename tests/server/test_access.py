@@ -1,4 +1,4 @@
-"""Who may do what: tokens, scopes, namespaces; closed is the default."""
+"""Tokens and scopes: every route needs a token unless it declares that it does not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from registry.api.access import TokenCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server import app
+from registry.server import secret as token_secret
 from registry.server.access import tokens
 from registry.server.database.models.content import EventRow, TokenRow
 from tests.world import URL, World, rows
@@ -61,13 +62,13 @@ def test_every_route_answers_403_to_a_token_without_its_scope(world: World) -> N
         assert answer.status_code == 403, (method, path, answer.text)
 
 
-def test_a_token_is_stored_as_a_hash_and_works_at_once(world: World) -> None:
+def test_a_token_is_stored_as_a_hash_and_works(world: World) -> None:
     made = world.admin.create_token(TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
-    assert tokens.well_formed(made.secret)
+    assert token_secret.is_well_formed(made.secret)
     with world.session() as session:
         stored = session.get(TokenRow, made.token.id)
     assert made.secret not in stored.model_dump_json()
-    assert stored.secret_sha256 == tokens.sha256_of(made.secret)
+    assert stored.secret_sha256 == token_secret.sha256_of(made.secret)
     who = world.client(made.secret).whoami()
     assert (who.actor, who.scopes, who.namespaces) == ("ci", ["push"], ["acme"])
 
@@ -91,14 +92,14 @@ def test_expired_unknown_and_mistyped_tokens_get_the_same_answer(world: World) -
         session.add(row)
     answers = [
         request(world, "GET", "/api/v1/whoami", secret=secret)
-        for secret in (expired, tokens.new_secret(), expired[:-1] + "!", "x")
+        for secret in (expired, token_secret.new_secret(), expired[:-1] + "!", "x")
     ]
     assert {answer.status_code for answer in answers} == {401}
     assert len({answer.json()["detail"] for answer in answers}) == 1
     assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
 
 
-def test_nobody_gives_a_right_that_they_do_not_hold(world: World) -> None:
+def test_a_token_cannot_give_a_right_that_it_does_not_hold(world: World) -> None:
     narrow = world.actor("admin", namespaces=["acme"])
     made = narrow.create_token(TokenCreate(name="mine", scopes=["push"], namespaces=["acme"]))
     assert made.token.namespaces == ["acme"]
@@ -122,7 +123,7 @@ def test_a_token_with_unknown_rights_is_refused(world: World, wrong: dict[str, l
         world.admin.create_token(TokenCreate(name="x", **wrong))
 
 
-def test_the_last_use_of_a_token_is_kept(world: World) -> None:
+def test_the_last_use_of_a_token_is_recorded(world: World) -> None:
     token_id, secret = world.issue("pull")
     world.client(secret).whoami()
     used = next(token for token in world.admin.tokens().items if token.id == token_id).last_used_at
@@ -137,8 +138,8 @@ def test_revoking_an_absent_token_is_not_found(world: World) -> None:
     assert caught.value.code == "TOKEN_UNKNOWN"
 
 
-def test_the_first_start_makes_one_token_and_the_second_none(world: World) -> None:
-    assert tokens.bootstrap(world.engine) is None
+def test_the_first_token_is_created_once(world: World) -> None:
+    assert tokens.create_first_token(world.engine) is None
     with world.session() as session:
         assert [row.id for row in rows(session, TokenRow)] == [tokens.FIRST_TOKEN]
 
@@ -147,9 +148,9 @@ def test_every_change_of_a_token_is_an_event_without_its_secret(world: World) ->
     made = world.admin.create_token(TokenCreate(name="ci", scopes=["push"]))
     world.admin.revoke_token(made.token.id)
     with world.session() as session:
-        told = [row for row in rows(session, EventRow) if row.object == made.token.id]
-    assert [row.action for row in told] == ["token.issue", "token.revoke"]
-    assert all(row.request_id for row in told)
-    assert all(made.secret not in row.model_dump_json() for row in told)
-    events = Audit(world.admin).page(limit=1)
-    assert events.next_cursor == str(events.items[0].seq)
+        events = [row for row in rows(session, EventRow) if row.object == made.token.id]
+    assert [row.action for row in events] == ["token.issue", "token.revoke"]
+    assert all(row.request_id for row in events)
+    assert all(made.secret not in row.model_dump_json() for row in events)
+    page = Audit(world.admin).page(limit=1)
+    assert page.next_cursor == str(page.items[0].seq)

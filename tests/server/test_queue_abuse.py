@@ -49,7 +49,7 @@ def test_a_payload_over_its_limit_is_refused(stocked: World) -> None:
     name, payload = AdapterName("acme", "support"), {"x": "y" * jobs.PAYLOAD_LIMIT_BYTES}
     with stocked.session(write=True) as session, pytest.raises(TooLarge):
         version = rows(session, VersionRow)[0]
-        queue.enqueue(session, actors.CLOCKWORK, Kind.MERGE, version, name=name, base="tiny-llama", payload=payload)
+        queue.enqueue(session, actors.SYSTEM, Kind.MERGE, version, name=name, base="tiny-llama", payload=payload)
 
 
 def test_a_validation_takes_no_payload_so_the_same_one_is_not_queued_twice(stocked: World) -> None:

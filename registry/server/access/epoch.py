@@ -1,11 +1,7 @@
-"""The generation of access: one number that grows whenever a right is given or taken.
+"""The access epoch: one number that grows with every change of a right.
 
-Invariants
-- It grows in the transaction of the change, so whoever reads it later sees the change, too, on every replica.
-- Who remembers an actor reads the generation in the statement that it sends anyway, and asks again when it has grown.
-
-Example
-    >>> state.changed(session)
+It grows in the transaction of the change. A process that remembers an actor reads the epoch in a statement that it
+sends anyway, and reads the actor again when the epoch has grown, so a revocation takes effect at once on every replica.
 """
 
 from __future__ import annotations
@@ -19,14 +15,14 @@ from registry.server.database.models.content import AccessStateRow
 _ID = 1
 
 
-def changed(session: Session) -> None:
-    """Call it once a right was given or taken. Such changes wait for each other."""
+def advance(session: Session) -> None:
+    """Start a new epoch. Call it whenever a right is given or taken; concurrent callers wait for each other."""
     if not db.insert_new(session, AccessStateRow, {"id": _ID, "generation": 1}):
-        grown = update(AccessStateRow).values(generation=col(AccessStateRow.generation) + 1)
-        session.connection().execute(grown)
+        statement = update(AccessStateRow).values(generation=col(AccessStateRow.generation) + 1)
+        session.connection().execute(statement)
 
 
-def generation() -> ColumnElement[int]:
-    """The generation as a column of any statement; 0 before the first change."""
-    found = select(AccessStateRow.generation).where(col(AccessStateRow.id) == _ID).scalar_subquery()
-    return func.coalesce(found, 0)
+def current() -> ColumnElement[int]:
+    """The epoch as a column for any statement; 0 before the first change."""
+    generation = select(AccessStateRow.generation).where(col(AccessStateRow.id) == _ID).scalar_subquery()
+    return func.coalesce(generation, 0)

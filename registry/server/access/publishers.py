@@ -1,12 +1,8 @@
-"""Trusted publishers: whose identity tokens may be exchanged for a short one that pushes one adapter.
+"""Trusted publishers: whose identity tokens may be exchanged for a token that pushes one adapter.
 
-Invariants
-- A rule names its issuer exactly and at least one claim; all of its claims must match, `*` stands for any text.
-- `sub` or a claim that only the issuer sets should be among them; the rule that matches too much is the owner's.
-- A rule goes with its adapter: a transfer or a removal ends it, so no right survives in new hands.
-
-Example
-    >>> publishers.add(session, actor, name, PublisherAdd(issuer=GITHUB, claims={"repository": "acme/train"}))
+- A rule names one issuer and at least one claim. All of its claims must match; `*` stands for any text. The owner
+  decides how much a rule matches and should include `sub` or another claim that only the issuer sets.
+- A rule ends with its adapter: after a transfer or a deletion no right remains.
 """
 
 from __future__ import annotations
@@ -26,20 +22,21 @@ from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.content import PublisherRow
 
-ANY = "*"
-STARS_LIMIT = 4
+WILDCARD = "*"
+WILDCARDS_LIMIT = 4
 
 
 def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd) -> PublisherView:
-    """A rule for an adapter, which may be still to come. `Conflict` for a name that can never be given."""
-    actor.demand("admin", name)
+    """Add a rule for an adapter, which need not exist yet. `Conflict` for a name that can never be used."""
+    actor.require("admin", name)
     for claim, pattern in request.claims.items():
-        if not claim or len(claim) > 100 or not 0 < len(pattern) <= CLAIM_LIMIT or pattern.count(ANY) > STARS_LIMIT:
-            rule = f"needs a pattern of 1 to {CLAIM_LIMIT} characters with at most {STARS_LIMIT} '*'"
+        length_is_valid = 0 < len(claim) <= 100 and 0 < len(pattern) <= CLAIM_LIMIT
+        if not length_is_valid or pattern.count(WILDCARD) > WILDCARDS_LIMIT:
+            rule = f"needs a pattern of 1 to {CLAIM_LIMIT} characters with at most {WILDCARDS_LIMIT} '*'"
             raise Invalid("REQUEST_INVALID", f"claims: {claim[:80]!r} {rule}")
-    if all(pattern.strip(ANY) == "" for pattern in request.claims.values()):
-        raise Invalid("REQUEST_INVALID", "claims: at least one must say more than '*', or everybody may push")
-    reserved_names.foresee(session, actor, name)
+    if all(pattern.strip(WILDCARD) == "" for pattern in request.claims.values()):
+        raise Invalid("REQUEST_INVALID", "claims: at least one pattern must be more than '*', or everybody could push")
+    reserved_names.check_available(session, actor, name)
     row = PublisherRow(
         id="pub_" + secrets.token_hex(8),
         namespace=name.namespace,
@@ -55,14 +52,15 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
     return _view(row)
 
 
-def every(session: Session, actor: Actor, name: AdapterName) -> PublisherList:
-    actor.demand("admin", name)
+def list_publishers(session: Session, actor: Actor, name: AdapterName) -> PublisherList:
+    """Return the rules of an adapter, oldest first."""
+    actor.require("admin", name)
     return PublisherList(items=[_view(row) for row in _rows(session, name)])
 
 
 def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str) -> PublisherView:
-    """End a rule. Tokens that it gave last for minutes at most."""
-    actor.demand("admin", name)
+    """Remove a rule. Tokens that it has given expire within minutes."""
+    actor.require("admin", name)
     row = session.get(PublisherRow, publisher_id[:80])
     if row is None or (row.namespace, row.name) != (name.namespace, name.name):
         raise NotFound("PUBLISHER_UNKNOWN", f"adapter '{name}' has no trusted publisher {publisher_id[:80]!r}")
@@ -71,53 +69,55 @@ def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str)
     return _view(row)
 
 
-def end_all(session: Session, name: AdapterName) -> None:
-    """For an adapter that goes away or changes hands."""
+def remove_all(session: Session, name: AdapterName) -> None:
+    """Remove the rules of an adapter that is deleted or renamed."""
     for row in _rows(session, name):
         session.delete(row)
 
 
-def trusted(session: Session, issuer: str, claims: Mapping[str, Any]) -> list[AdapterName]:
-    """The adapters that somebody with these claims may push, by name."""
+def find_trusted(session: Session, issuer: str, claims: Mapping[str, Any]) -> list[AdapterName]:
+    """Return the adapters that an identity token with these claims may push."""
     rows = session.exec(select(PublisherRow).where(col(PublisherRow.issuer) == issuer)).all()
-    found = {AdapterName(row.namespace, row.name) for row in rows if _matches(row.claims, claims)}
-    return sorted(found)
+    return sorted({AdapterName(row.namespace, row.name) for row in rows if _matches(row.claims, claims)})
 
 
-def _matches(wanted: Mapping[str, str], claims: Mapping[str, Any]) -> bool:
-    return all(claim in claims and fits(pattern, claims[claim]) for claim, pattern in wanted.items())
+def _matches(patterns: Mapping[str, str], claims: Mapping[str, Any]) -> bool:
+    return all(claim in claims and matches_pattern(pattern, claims[claim]) for claim, pattern in patterns.items())
 
 
-def fits(pattern: str, value: Any) -> bool:
-    """Whether a claim's value is what the pattern says. Only texts, whole numbers and truth values ever are.
+def matches_pattern(pattern: str, value: Any) -> bool:
+    """Whether a claim's value matches a pattern. Only texts, integers and booleans can.
 
-    Linear in the value for each star: pieces are searched from left to right, so nothing is tried twice.
+    Takes linear time per wildcard: the parts are searched from left to right without backtracking.
+
+    >>> matches_pattern("repo:acme/*:ref:refs/heads/main", "repo:acme/train:ref:refs/heads/main")
+    True
     """
     if not isinstance(value, str | int):
         return False
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    first, *rest = pattern.split(ANY)
+    first, *rest = pattern.split(WILDCARD)
     if not rest:
         return text == pattern
     last = rest.pop()
     if len(text) < len(first) + len(last) or not (text.startswith(first) and text.endswith(last)):
         return False
-    return _in_order(rest, text[len(first) : len(text) - len(last)])
+    return _contains_in_order(text[len(first) : len(text) - len(last)], rest)
 
 
-def _in_order(pieces: Iterable[str], text: str) -> bool:
-    at = 0
-    for piece in pieces:
-        found = text.find(piece, at)
-        if found < 0:
+def _contains_in_order(text: str, parts: Iterable[str]) -> bool:
+    start = 0
+    for part in parts:
+        index = text.find(part, start)
+        if index < 0:
             return False
-        at = found + len(piece)
+        start = index + len(part)
     return True
 
 
 def _rows(session: Session, name: AdapterName) -> list[PublisherRow]:
-    mine = (col(PublisherRow.namespace) == name.namespace, col(PublisherRow.name) == name.name)
-    return list(session.exec(select(PublisherRow).where(*mine).order_by(col(PublisherRow.created_at))).all())
+    statement = select(PublisherRow).where(PublisherRow.namespace == name.namespace, PublisherRow.name == name.name)
+    return list(session.exec(statement.order_by(col(PublisherRow.created_at))).all())
 
 
 def _view(row: PublisherRow) -> PublisherView:

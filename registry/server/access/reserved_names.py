@@ -1,13 +1,9 @@
-"""Names that are taken: two that look alike are one, and what was deleted is never given again.
+"""Reserved names: names that look alike count as one, and the name of something deleted is never used again.
 
-Invariants
-- A name is claimed in the transaction that makes its adapter or namespace, by its skeleton (`names.skeleton`);
-  the row's key makes that safe under races.
-- Nothing removes a claim. The end of its adapter or namespace turns it into a tombstone.
-- A refusal names the other name only to those who may see it.
-
-Example
-    >>> taken.claim_adapter(session, actor, AdapterName("acme", "support"))
+- A name is reserved in the transaction that creates its adapter or namespace, by its skeleton (`names.skeleton`). The
+  primary key of the row prevents races.
+- A reservation is never removed. When its adapter or namespace ends, it becomes a tombstone.
+- An error names the other adapter or namespace only to those who may see it.
 """
 
 from __future__ import annotations
@@ -26,95 +22,94 @@ from registry.server.database import db
 from registry.server.database.models.content import NamespaceRow, TakenNameRow
 
 NAMESPACES = ""
-"""The owner of the names of namespaces."""
+"""The `owner` of a namespace's name. The owner of an adapter's name is its namespace."""
 
-
-_ALIKE = (
+# Built once: every push executes it.
+_SELECT_SIMILAR = (
     select(TakenNameRow)
     .where(
         or_(
-            and_(col(TakenNameRow.owner) == bindparam("of"), col(TakenNameRow.skeleton) == bindparam("namespace")),
+            and_(col(TakenNameRow.owner) == NAMESPACES, col(TakenNameRow.skeleton) == bindparam("namespace")),
             and_(col(TakenNameRow.owner) == bindparam("owner"), col(TakenNameRow.skeleton) == bindparam("name")),
         )
     )
     .order_by(col(TakenNameRow.owner))
 )
-"""Put together once: every push asks this."""
 
 
-def foresee(session: Session, actor: Actor, name: AdapterName) -> None:
-    """Whether `claim_adapter` would be refused, before any byte is sent. `Conflict` as there."""
-    wanted = {NAMESPACES: name.namespace, name.namespace: name.name}
-    alike = {"of": NAMESPACES, "owner": name.namespace}
-    alike |= {"namespace": names.skeleton(name.namespace), "name": names.skeleton(name.name)}
-    for row in session.exec(_ALIKE, params=alike):
-        if row.ended_at is not None or row.name != wanted[row.owner]:
-            raise _refused(actor, row, wanted[row.owner])
+def check_available(session: Session, actor: Actor, name: AdapterName) -> None:
+    """Check whether `reserve_adapter` would fail, before any byte is sent. `Conflict` as there."""
+    expected = {NAMESPACES: name.namespace, name.namespace: name.name}
+    skeletons = {"namespace": names.skeleton(name.namespace), "name": names.skeleton(name.name)}
+    for row in session.exec(_SELECT_SIMILAR, params={"owner": name.namespace, **skeletons}):
+        if row.ended_at is not None or row.name != expected[row.owner]:
+            raise _conflict(actor, row, expected[row.owner])
 
 
-def claim_adapter(session: Session, actor: Actor, name: AdapterName) -> None:
-    """Take the name of a new adapter, and of its namespace if that is new, too.
-
-    `Conflict` (NAME_TAKEN, NAME_TOMBSTONED).
-    """
-    claim_namespace(session, actor, name.namespace)
-    _claim(session, actor, name.namespace, name.name)
+def reserve_adapter(session: Session, actor: Actor, name: AdapterName) -> None:
+    """Reserve the name of a new adapter and of its new namespace. `Conflict` (NAME_TAKEN, NAME_TOMBSTONED)."""
+    reserve_namespace(session, actor, name.namespace)
+    _reserve(session, actor, name.namespace, name.name)
 
 
-def claim_namespace(session: Session, actor: Actor, namespace: str) -> bool:
-    """Take the name of a namespace and make its row, unless it is there; whether it was new."""
+def reserve_namespace(session: Session, actor: Actor, namespace: str) -> bool:
+    """Create the row of a namespace and reserve its name, unless it exists; return whether it is new."""
     values = {"name": namespace, "created_at": db.now(), "created_by": actor.identity}
     if not db.insert_new(session, NamespaceRow, values):
         return False
-    _claim(session, actor, NAMESPACES, namespace)
+    _reserve(session, actor, NAMESPACES, namespace)
     audit.append(session, actor, "namespace.create", namespace)
     return True
 
 
-def _claim(session: Session, actor: Actor, owner: str, word: str) -> None:
-    values = {"owner": owner, "skeleton": names.skeleton(word), "name": word}
-    if db.insert_new(session, TakenNameRow, values):
+def _reserve(session: Session, actor: Actor, owner: str, name: str) -> None:
+    if _insert(session, owner, name):
         return
-    row = session.get_one(TakenNameRow, (owner, names.skeleton(word)), populate_existing=True)
-    if row.ended_at is not None or row.name != word:
-        raise _refused(actor, row, word)
+    row = session.get_one(TakenNameRow, (owner, names.skeleton(name)), populate_existing=True)
+    if row.ended_at is not None or row.name != name:
+        raise _conflict(actor, row, name)
 
 
-def restore(session: Session, name: AdapterName) -> None:
-    """Take the name of an adapter that is made anew from its records. Nothing is refused: it was there before."""
+def _insert(session: Session, owner: str, name: str) -> bool:
+    return db.insert_new(session, TakenNameRow, {"owner": owner, "skeleton": names.skeleton(name), "name": name})
+
+
+def restore_adapter(session: Session, name: AdapterName) -> None:
+    """Reserve the name of an adapter that is restored from its records. Nothing is refused: it existed before."""
     values = {"name": name.namespace, "created_at": db.now(), "created_by": "registry"}
     db.insert_new(session, NamespaceRow, values)
-    for owner, word in ((NAMESPACES, name.namespace), (name.namespace, name.name)):
-        db.insert_new(session, TakenNameRow, {"owner": owner, "skeleton": names.skeleton(word), "name": word})
+    _insert(session, NAMESPACES, name.namespace)
+    _insert(session, name.namespace, name.name)
 
 
-def bury(session: Session, owner: str, word: str, *, at: datetime | None = None) -> None:
-    """A tombstone: this name and all that look like it are never given again. It ended now, or `at`."""
-    key = (owner, names.skeleton(word))
-    db.insert_new(session, TakenNameRow, {"owner": owner, "skeleton": key[1], "name": word})
-    where = (col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == key[1])
-    session.connection().execute(update(TakenNameRow).where(*where).values(ended_at=at or db.now(), recorded_at=None))
+def add_tombstone(session: Session, owner: str, name: str, *, at: datetime | None = None) -> None:
+    """Mark a name as ended, now or at a time. It and all names that look like it are never used again."""
+    _insert(session, owner, name)
+    statement = update(TakenNameRow).where(
+        col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(name)
+    )
+    session.connection().execute(statement.values(ended_at=at or db.now(), recorded_at=None))
 
 
-def is_buried(session: Session, name: AdapterName) -> bool:
-    """Whether an adapter of exactly this name was deleted or moved away."""
+def has_tombstone(session: Session, name: AdapterName) -> bool:
+    """Whether an adapter of exactly this name was deleted or renamed."""
     row = session.get(TakenNameRow, (name.namespace, names.skeleton(name.name)))
     return row is not None and row.ended_at is not None and row.name == name.name
 
 
-def _refused(actor: Actor, row: TakenNameRow, word: str) -> Conflict:
-    what = "adapter" if row.owner else "namespace"
-    seen = actor.may("pull", row.owner, row.name) if row.owner else actor.may("pull", row.name)
-    location = f"{row.owner}/{word}" if row.owner else word
+def _conflict(actor: Actor, row: TakenNameRow, name: str) -> Conflict:
+    kind = "adapter" if row.owner else "namespace"
+    full_name = f"{row.owner}/{name}" if row.owner else name
     if row.ended_at is not None:
-        message = "belonged to one that is gone, or looks like it; such a name is never given again"
-        reason = Reason("name.tombstoned", location, message)
-        return Conflict("NAME_TOMBSTONED", f"{what} name '{location}' {message}", reasons=[reason])
-    other = f"'{row.name}'" if seen else "one that is taken"
+        message = "was deleted or renamed, or looks like one that was; such a name is never used again"
+        reason = Reason("name.tombstoned", full_name, message)
+        return Conflict("NAME_TOMBSTONED", f"{kind} name '{full_name}' {message}", reasons=[reason])
+    visible = actor.may("pull", row.owner, row.name) if row.owner else actor.may("pull", row.name)
+    other = f"'{row.name}'" if visible else "an existing one"
     message = f"looks too much like {other}"
     return Conflict(
         "NAME_TAKEN",
-        f"{what} name '{location}' {message}",
-        reasons=[Reason("name.too_similar", location, message)],
+        f"{kind} name '{full_name}' {message}",
+        reasons=[Reason("name.too_similar", full_name, message)],
         next_step="choose a name that differs in more than separators, l, i, 1, o and 0",
     )

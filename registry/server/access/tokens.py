@@ -1,14 +1,10 @@
-"""Tokens: issue, rotate, revoke, list. Whose a secret is, `access.signin` says.
+"""Tokens: issue, rotate, revoke, list.
 
-Invariants
-- A secret is shown once, when it is made; the database has its SHA-256 only (access/secret.py).
-- Nobody gives a right that they do not hold, nor for longer than they hold it.
-- A token that a subject makes is that subject's: it ends to mean anything when the subject's role does.
-- A revocation and a rotation are seen by the next request, on every replica.
-- Whoever may not end a token is told what they would be told of one that never was.
-
-Example
-    >>> view, secret = tokens.issue(session, actor, TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
+- A secret is shown once, when it is created; the database holds only its SHA-256.
+- No token can give a right that its creator does not hold, nor for longer than its creator holds it.
+- A token that a subject creates belongs to that subject and loses its rights with the subject's role.
+- Every replica sees a revocation or a rotation at the next request.
+- Without the right to revoke a token you get the same 404 as for a token that does not exist.
 """
 
 from __future__ import annotations
@@ -27,97 +23,92 @@ from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import epoch
-from registry.server.actors import EVERYBODY, EVERYWHERE, SCOPES, TRUSTED
-from registry.server.actors import Actor as Actor
+from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, SCOPES, TRUSTED, Actor
 from registry.server.database import db
 from registry.server.database.models.content import RoleRow, TokenRow
-from registry.server.secret import new_secret as new_secret
-from registry.server.secret import sha256_of as sha256_of
-from registry.server.secret import well_formed as well_formed
+from registry.server.secret import new_secret, sha256_of
 
-USE_NOTED_EVERY = timedelta(minutes=10)
+RECORD_USE_EVERY = timedelta(minutes=10)
 FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
 
 
 def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str = "") -> tuple[TokenView, str]:
-    """A new token and its secret. `Denied` for rights that the actor does not hold itself."""
+    """Create a token and return it with its secret. `Denied` for rights that the actor does not hold."""
     unknown = sorted(set(request.scopes) - set(SCOPES))
     if unknown or not request.scopes:
-        raise Invalid("REQUEST_INVALID", f"scopes: {unknown or 'none'} given; a token has some of {', '.join(SCOPES)}")
+        raise Invalid("REQUEST_INVALID", f"scopes: got {unknown or 'none'}; use one or more of {', '.join(SCOPES)}")
     if not request.namespaces:
-        raise Invalid("REQUEST_INVALID", "namespaces: none given; '*' means all")
+        raise Invalid("REQUEST_INVALID", "namespaces: name at least one; '*' means all")
     for namespace in request.namespaces:
-        if namespace != EVERYWHERE:
+        if namespace != EVERY_NAMESPACE:
             names.namespace(namespace)
         for scope in request.scopes:
             if not actor.may(scope, namespace):
                 raise Denied("DENIED", f"token {actor.name!r} cannot give the scope '{scope}' in '{namespace}'")
     for adapter in request.adapters:
-        if not {AdapterName.parse(adapter).namespace, EVERYWHERE} & set(request.namespaces):
+        if not {AdapterName.parse(adapter).namespace, EVERY_NAMESPACE} & set(request.namespaces):
             raise Invalid("REQUEST_INVALID", f"adapters: '{adapter}' is in none of the token's namespaces")
-    subject = _subject(actor, request.subject)
+    subject = _subject_of_new(actor, request.subject)
     if not subject:
-        _refuse_disguise(session, request)
-    row, secret = make(request, actor, subject=subject, token_id=token_id)
+        _refuse_name_of_subject(session, request)
+    row, secret = build_row(request, actor, subject=subject, token_id=token_id)
     if not db.insert_new(session, TokenRow, row.model_dump()):
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
-    _tell(session, actor, row)
-    return view(row), secret
+    detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
+    audit.append(session, actor, "token.issue", row.id, detail)
+    return to_view(row), secret
 
 
-def make(request: TokenCreate, by: Actor, *, subject: str, token_id: str = "") -> tuple[TokenRow, str]:
-    """The row of a new token and its secret; whether it may be given has been judged."""
-    secret, made_at = new_secret(), db.now()
-    lasts = request.expires_in_seconds
-    ends = [made_at + timedelta(seconds=lasts)] if lasts else []
-    ends += [by.expires_at] if by.expires_at else []
+def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = "") -> tuple[TokenRow, str]:
+    """Build the row of a new token and its secret, without checking whether `by` may give these rights."""
+    secret, now = new_secret(), db.now()
+    expiries = [now + timedelta(seconds=request.expires_in_seconds)] if request.expires_in_seconds else []
+    expiries += [by.expires_at] if by.expires_at else []
     row = TokenRow(
         id=token_id or "tok_" + secrets.token_hex(8),
         name=request.name,
         secret_sha256=sha256_of(secret),
         scopes=sorted(set(request.scopes)),
         namespaces=sorted(set(request.namespaces)),
-        created_at=made_at,
+        created_at=now,
         created_by=by.identity,
-        expires_at=min(ends, default=None),
+        expires_at=min(expiries, default=None),
         subject=subject,
         adapters=sorted(set(request.adapters)),
     )
     return row, secret
 
 
-def _tell(session: Session, actor: Actor, row: TokenRow) -> None:
-    told = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
-    audit.append(session, actor, "token.issue", row.id, told)
-
-
-def _subject(actor: Actor, wanted: str) -> str:
-    """Whose the new token is. What a subject makes is its own; only an administrator makes one for somebody else."""
-    if wanted == EVERYBODY:
-        raise Invalid("REQUEST_INVALID", "subject: '*' is everybody, and a token is somebody's")
-    if wanted and wanted != actor.subject:
-        actor.demand_everywhere("admin")
-        return wanted
+def _subject_of_new(actor: Actor, requested: str) -> str:
+    """Return the subject of a new token: the actor's own, or any that an administrator requests."""
+    if requested == EVERY_SUBJECT:
+        raise Invalid("REQUEST_INVALID", "subject: '*' stands for everybody; a token belongs to one subject")
+    if requested and requested != actor.subject:
+        actor.require_everywhere("admin")
+        return requested
     return actor.subject
 
 
-def _refuse_disguise(session: Session, request: TokenCreate) -> None:
-    """A token that stands for itself is known by its name: not by that of somebody who has a role where it counts."""
+def _refuse_name_of_subject(session: Session, request: TokenCreate) -> None:
+    """Refuse a token without a subject that has the name of a subject with a role in its namespaces.
+
+    Otherwise the log would attribute what the token does to that subject.
+    """
     roles = select(RoleRow.subject).where(col(RoleRow.subject) == request.name)
-    if EVERYWHERE not in request.namespaces:
-        roles = roles.where(col(RoleRow.namespace).in_([*request.namespaces, EVERYWHERE]))
+    if EVERY_NAMESPACE not in request.namespaces:
+        roles = roles.where(col(RoleRow.namespace).in_([*request.namespaces, EVERY_NAMESPACE]))
     if session.exec(roles.limit(1)).first() is not None:
         raise Invalid(
             "REQUEST_INVALID",
-            f"name: {request.name!r} is a subject here, and what this token does would be told of them",
-            next_step="make it their token with `--subject`, or give it another name",
+            f"name: {request.name!r} is the name of a subject, and the log would attribute this token's actions to it",
+            next_step="create it for that subject with `--subject`, or choose another name",
         )
 
 
-def bootstrap(engine: Engine) -> str | None:
-    """On the first start of a registry, the secret of its first token, which may do everything; else None.
+def create_first_token(engine: Engine) -> str | None:
+    """Return the secret of a new token that may do everything, or None if the registry has tokens.
 
-    Two processes that start at once make one token: its id is fixed.
+    Its id is fixed, so two processes that start at the same time create one token.
     """
     with db.session(engine) as session:
         if session.exec(select(TokenRow.id).limit(1)).first():
@@ -128,87 +119,77 @@ def bootstrap(engine: Engine) -> str | None:
         return None
 
 
-def is_use_to_note(row: TokenRow) -> bool:
-    """Whether it is so long since a use of this token was noted that this one should be."""
-    return row.last_used_at is None or db.now() - row.last_used_at > USE_NOTED_EVERY
+def should_record_use(row: TokenRow) -> bool:
+    """Whether the last recorded use of this token is long ago."""
+    return row.last_used_at is None or db.now() - row.last_used_at > RECORD_USE_EVERY
 
 
-def note_use(session: Session, token_id: str) -> None:
-    """Keep that a token is used now."""
-    used = update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=db.now())
-    session.connection().execute(used)
+def record_use(session: Session, token_id: str) -> None:
+    """Record that a token is used now."""
+    statement = update(TokenRow).where(col(TokenRow.id) == token_id).values(last_used_at=db.now())
+    session.connection().execute(statement)
 
 
 def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int = 0) -> tuple[TokenView, str]:
-    """A new secret for the same token. The old one still counts for `keep_seconds`, then no more."""
-    row = _row(session, actor, token_id)
+    """Give a token a new secret. The old one stays valid for `keep_seconds`."""
+    row = _find(session, actor, token_id)
     if row.id != actor.token_id:
-        _demand_all(actor, row)
+        _require_all_rights(actor, row)
     if row.revoked_at is not None:
-        raise Conflict("TOKEN_REVOKED", f"token {row.id!r} is revoked: make a new one")
+        raise Conflict("TOKEN_REVOKED", f"token {row.id!r} is revoked: create a new one")
     secret = new_secret()
     row.previous_sha256 = row.secret_sha256 if keep_seconds else None
     row.previous_until = db.now() + timedelta(seconds=keep_seconds) if keep_seconds else None
     row.secret_sha256 = sha256_of(secret)
     session.add(row)
-    epoch.changed(session)
+    epoch.advance(session)
     audit.append(session, actor, "token.rotate", row.id, {"name": row.name, "keep_seconds": keep_seconds})
-    return view(row), secret
+    return to_view(row), secret
 
 
-def _demand_all(actor: Actor, row: TokenRow) -> None:
-    """`Denied` unless the actor holds all that this token gives, and for as long: its new secret is that token."""
+def _require_all_rights(actor: Actor, row: TokenRow) -> None:
+    """Raise `Denied` unless the actor has all rights of this token for as long: it would receive the token."""
     own = row.subject in ("", actor.subject) or actor.may_everywhere("admin")
     longer = actor.expires_at is not None and (row.expires_at is None or row.expires_at > actor.expires_at)
-    if not own or longer or not actor.spans(row.scopes, row.namespaces):
+    if not own or longer or not actor.covers(row.scopes, row.namespaces):
         raise Denied(
             "DENIED",
-            f"token {actor.name!r} may end the token {row.id!r} but not take its place",
+            f"token {actor.name!r} may revoke the token {row.id!r} but not rotate it",
             next_step="rotate it with its own secret, or with a token that has all its rights and lasts as long",
         )
 
 
 def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
-    """Ends a token now. Twice is the same as once."""
-    row = _row(session, actor, token_id)
+    """End a token now. Revoking it again changes nothing."""
+    row = _find(session, actor, token_id)
     if row.revoked_at is None:
         row.revoked_at = db.now()
         session.add(row)
-        epoch.changed(session)
+        epoch.advance(session)
         audit.append(session, actor, "token.revoke", row.id, {"name": row.name})
-    return view(row)
+    return to_view(row)
 
 
-def _row(session: Session, actor: Actor, token_id: str) -> TokenRow:
+def _find(session: Session, actor: Actor, token_id: str) -> TokenRow:
     row = session.exec(select(TokenRow).where(col(TokenRow.id) == token_id[:80]).with_for_update()).first()
-    if row is None or not _answers_for(actor, row):
-        raise NotFound("TOKEN_UNKNOWN", f"there is no token {token_id[:80]!r}, or it is not yours to end")
+    if row is None or not _may_revoke(actor, row):
+        raise NotFound("TOKEN_UNKNOWN", f"there is no token {token_id[:80]!r}, or you may not revoke it")
     return row
 
 
-def _answers_for(actor: Actor, row: TokenRow) -> bool:
-    """A token answers for itself, a subject for its tokens, an administrator for those in its namespaces."""
+def _may_revoke(actor: Actor, row: TokenRow) -> bool:
+    """A token may revoke itself, a subject its tokens, and an administrator the tokens of its namespaces."""
     if row.id == actor.token_id or (actor.subject and row.subject == actor.subject and not actor.adapters):
         return True
     return all(actor.may("admin", namespace) for namespace in row.namespaces)
 
 
-def every(session: Session, actor: Actor) -> Sequence[TokenView]:
-    """The tokens that the actor may end, newest first, without their secrets."""
+def list_tokens(session: Session, actor: Actor) -> Sequence[TokenView]:
+    """Return the tokens that the actor may revoke, newest first."""
     rows = session.exec(select(TokenRow).order_by(col(TokenRow.created_at).desc(), col(TokenRow.id))).all()
-    return [view(row) for row in rows if _answers_for(actor, row)]
+    return [to_view(row) for row in rows if _may_revoke(actor, row)]
 
 
-def view(row: TokenRow) -> TokenView:
-    return TokenView(
-        id=row.id,
-        name=row.name,
-        scopes=row.scopes,
-        namespaces=row.namespaces,
-        subject=row.subject,
-        adapters=row.adapters,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-        last_used_at=row.last_used_at,
-    )
+def to_view(row: TokenRow) -> TokenView:
+    """Return what a row may show: everything but the hashes of its secrets."""
+    return TokenView.model_validate(row.model_dump(include=set(TokenView.model_fields)))

@@ -124,7 +124,7 @@ def visible(actor: Actor) -> ColumnElement[bool]:
             for name in sorted(actor.adapters)
         ]
         return or_(everybody, col(EventRow.namespace).in_(sorted(actor.public)), *mine)
-    reach = actor.reach("pull")
+    reach = actor.namespaces_with("pull")
     if reach is None:
         return or_(everybody, col(EventRow.namespace) != "")
     return or_(everybody, col(EventRow.namespace).in_(sorted(reach | actor.public)))

@@ -22,7 +22,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.db import Engine
-from registry.server.secret import masked
+from registry.server.secret import mask_secrets
 
 KINDS_LIMIT = 1000
 GUESSES_LIMIT = 50
@@ -73,7 +73,7 @@ class Batch:
         if actor is None and how == "NotFound":
             return
         path = str(scope["path"]) if actor is not None else str(getattr(route, "path", "an unknown route"))
-        about = f"{scope['method']} {masked(path)}"
+        about = f"{scope['method']} {mask_secrets(path)}"
         pattern = f"{scope['method']} {getattr(route, 'path', 'an unknown route')}"
         with self._lock:
             mine = self._guesses.setdefault((actor or NOBODY).token_id, set())

@@ -60,7 +60,7 @@ class Pointer(NamedTuple):
 
 def visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `adapter` that leaves what the actor may see."""
-    reach = actor.reach("pull")
+    reach = actor.namespaces_with("pull")
     if actor.adapters:
         own = [named(AdapterName.parse(adapter)) for adapter in sorted(actor.adapters)]
         return or_(col(AdapterRow.namespace).in_(sorted(actor.public)), *own)
@@ -108,7 +108,7 @@ def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selec
             VerdictRow.profile,
             VerdictRow.outcome,
             _generation(selector),
-            access.generation(),
+            access.current(),
         )
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .outerjoin(VerdictRow, and_(col(VerdictRow.version_id) == col(VersionRow.id), _newest_verdict()))

@@ -30,7 +30,7 @@ def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
     asked = conversions.conversion(request.payload)
     ref = Ref.parse(request.ref)
     version = versions.find(session, actor, ref.name, ref.selector, yanked_too=False)
-    actor.demand("push", AdapterName.parse(asked.into))
+    actor.require("push", AdapterName.parse(asked.into))
     base = session.get_one(BaseRow, version.base_id)
     payload = asked.model_dump(mode="json")
     return queue.enqueue(session, actor, request.kind, version, name=ref.name, base=base.name, payload=payload)

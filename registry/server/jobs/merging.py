@@ -70,7 +70,7 @@ def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
 
 def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow) -> None:
     if recipe.operation is not Operation.FUSE:
-        actor.demand("push", AdapterName.parse(recipe.into))
+        actor.require("push", AdapterName.parse(recipe.into))
         return
     name = names.base_name(recipe.into)
     if name in {known.name for known in bases.every(session, actor).items}:

@@ -28,7 +28,7 @@ from registry.errors import Conflict, NotFound, TooLarge
 from registry.jobs import Job, Kind, Lease, State
 from registry.names import AdapterName, Ref
 from registry.server import audit
-from registry.server.actors import CLOCKWORK, Actor
+from registry.server.actors import SYSTEM, Actor
 from registry.server.database import db
 from registry.server.database.models.content import JobRow, VersionRow
 from registry.server.jobs import steps
@@ -186,7 +186,7 @@ def requeue_expired(session: Session) -> int:
     rows = session.exec(statement).all()
     for row in rows:
         error = f"worker {row.worker!r} did not renew its lease in attempt {row.attempt}"
-        _try_again(session, CLOCKWORK, row, error, final=False, wait=False)
+        _try_again(session, SYSTEM, row, error, final=False, wait=False)
     session.flush()
     return len(rows)
 
@@ -228,7 +228,7 @@ def value(row: JobRow) -> Job:
 # ------------------------------------------------------------------ rights and locks
 def namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
     """The condition on `job` that leaves those about adapters in which the actor holds this scope."""
-    reach, public = actor.reach(scope), sorted(actor.public) if scope == "pull" else []
+    reach, public = actor.namespaces_with(scope), sorted(actor.public) if scope == "pull" else []
     if actor.adapters:
         own = [col(JobRow.subject).startswith(f"{name}@", autoescape=True) for name in sorted(actor.adapters)]
         return or_(col(JobRow.namespace).in_(public), *own)
@@ -236,7 +236,7 @@ def namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
 
 
 def _workable(actor: Actor) -> ColumnElement[bool]:
-    return namespaced(actor, "work") if actor.has("work") else ~true()
+    return namespaced(actor, "work") if actor.has_scope("work") else ~true()
 
 
 def row_of(session: Session, actor: Actor, scope: str, job_id: str, *, lock: bool = False) -> JobRow:

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 
 from registry.api import PREFIX
 from registry.errors import RegistryError, Unavailable
-from registry.server.access import signin
+from registry.server.access import sign_in
+from registry.server.access.rate_limits import RequestLimiter
 from registry.server.catalog.versions import Pointer
 from registry.server.http.middleware import Application, Message, Receive, Send
 from registry.server.lookup.freshness import Freshness
@@ -67,8 +68,8 @@ class Lookup:
         app: Application,
         freshness: Freshness,
         pointers: Pointers,
-        memory: signin.Memory,
-        pace: signin.Pace,
+        memory: sign_in.ActorCache,
+        pace: RequestLimiter,
         told: Callable[[], Mapping[str, str]],
     ) -> None:
         self.app = app
@@ -146,8 +147,8 @@ class Lookup:
         await answer.send(send, condition)
 
     def _keep(self, key: Key, answer: _Answer, secret: bytes, pointer: Pointer, stamp: object) -> None:
-        actor = self._memory.find(secret.decode("latin-1")) if secret else None
-        if secret and (actor is None or actor.generation != pointer.access):
+        actor = self._memory.get(secret.decode("latin-1")) if secret else None
+        if secret and (actor is None or actor.epoch != pointer.access):
             return  # an old secret in its days of grace, or access that changes this moment: ask again next time
         expires_at = actor.expires_at.timestamp() if actor and actor.expires_at else float("inf")
         headers = [(name, value) for name, value in answer.headers if name not in _NOT_KEPT]

@@ -75,7 +75,7 @@ def _compiled(database: str, kind: str) -> tuple[str, dict[str, Any]]:
     generation = col(AliasRow.generation) if by_alias else literal_column("0")
     statement = (
         select(
-            epoch.generation(),
+            epoch.current(),
             col(VersionRow.id),
             generation,
             col(VersionRow.yanked_at),

@@ -29,7 +29,7 @@ from registry.engines import Profile, rulebook
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Verdict
 from registry.server import audit
-from registry.server.actors import CLOCKWORK, Actor
+from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import bases
 from registry.server.database import db, locks
 from registry.server.database.models.content import BaseRow, VerdictRow, VersionRow
@@ -62,7 +62,7 @@ def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> Rejudg
     """The whole run, by the registry itself. `Unavailable` (TRY_LATER) while another process renews."""
     total = RejudgePage()
     with locks.take(engine, "renewal") as mine:
-        for page in _pages(engine, blobs, CLOCKWORK, wanted, 0):
+        for page in _pages(engine, blobs, SYSTEM, wanted, 0):
             mine.check()
             total = _sum(total, page)
     return total

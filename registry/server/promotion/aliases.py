@@ -57,11 +57,11 @@ def move(
     missing as reasons; YANKED, QUARANTINED), `Denied`. With `break_glass` an owner passes a shut gate, with a
     reason, and the move is marked for ever.
     """
-    actor.demand("promote", name)
+    actor.require("promote", name)
     _refuse_main(names.alias(alias))
     availability.refuse_change(name, version)
     if break_glass:
-        actor.demand("admin", name)
+        actor.require("admin", name)
         if not reason.strip():
             raise Invalid("REQUEST_INVALID", "reason: a promotion that breaks the glass must say why")
     found, seen = gates.look(session, name, alias, version)
@@ -99,7 +99,7 @@ def rollback(
 
     A version that this alias never held goes through the gate as in `move`.
     """
-    actor.demand("promote", name)
+    actor.require("promote", name)
     _refuse_main(names.alias(alias))
     row = _row(session, actor, name, alias)
     moves = _moves(session, row)

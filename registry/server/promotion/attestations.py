@@ -99,7 +99,7 @@ def add_signature(
     A certificate that leads to no root in `trusted_roots` (a file or a folder) makes the signature `unverified`.
     `session` must have begun by reading: it writes from the last check on, and no transaction is open while bytes move.
     """
-    actor.demand("push", name)
+    actor.require("push", name)
     version = versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
     if version.quarantined_at is not None:
         raise availability.quarantined(name, version)

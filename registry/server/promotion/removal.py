@@ -29,7 +29,7 @@ from registry.api.namespaces import Removed
 from registry.errors import Conflict, Unavailable
 from registry.names import AdapterName
 from registry.server import audit
-from registry.server.access import admission, epoch, namespaces, publishers, reserved_names
+from registry.server.access import epoch, namespaces, publishers, quotas, reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
@@ -45,7 +45,7 @@ _ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
 
 def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     """End an adapter with all its versions. `NotFound`, `Denied`."""
-    actor.demand("admin", name)
+    actor.require("admin", name)
     adapter = catalog.adapter_row(session, actor, name, lock=True)
     mine = select(VersionRow.id, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
     # Locked, so that nothing is hung on a version after what hangs on it was deleted.
@@ -60,17 +60,17 @@ def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
 
 def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
     """Give an adapter another name, in the same namespace or in another one that the actor owns, too."""
-    actor.demand("admin", name)
+    actor.require("admin", name)
     adapter = catalog.adapter_row(session, actor, name, lock=True)
     if to == name:
         raise Conflict("NAME_TAKEN", f"'{name}' has this name already")
-    actor.demand_in("admin", to.namespace)
+    actor.require_in("admin", to.namespace)
     _end_name(session, name)
     if session.exec(select(AdapterRow.id).where(catalog.named(to))).first() is not None:
         raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
-    reserved_names.claim_adapter(session, actor, to)
+    reserved_names.reserve_adapter(session, actor, to)
     if to.namespace != name.namespace:
-        admission.receive(session, to, adapter.id or 0)
+        quotas.check_before_transfer(session, to, adapter.id or 0)
     adapter.namespace, adapter.name = to.namespace, to.name
     session.add(adapter)
     mine = col(VersionRow.adapter_id) == adapter.id
@@ -87,7 +87,7 @@ def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName)
 
 def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
     """End a namespace that holds no adapter. `Conflict` (NAMESPACE_IN_USE), `NotFound`, `Denied`."""
-    actor.demand_in("admin", namespace)
+    actor.require_in("admin", namespace)
     namespaces.show(session, actor, namespace)
     if session.exec(select(AdapterRow.id).where(col(AdapterRow.namespace) == namespace).limit(1)).first() is not None:
         raise Conflict(
@@ -95,7 +95,7 @@ def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
             f"namespace '{namespace}' holds adapters",
             next_step="delete them or give them another name first",
         )
-    namespaces.remove(session, actor, namespace)
+    namespaces.delete_namespace(session, actor, namespace)
     return Removed(name=namespace)
 
 
@@ -117,11 +117,11 @@ def record(engine: Engine, blobs: BlobStore) -> None:
 
 
 def _end_name(session: Session, name: AdapterName) -> None:
-    reserved_names.bury(session, name.namespace, name.name)
-    publishers.end_all(session, name)
+    reserved_names.add_tombstone(session, name.namespace, name.name)
+    publishers.remove_all(session, name)
     mine = (col(PushRow.namespace) == name.namespace, col(PushRow.name) == name.name)
     session.connection().execute(update(PushRow).where(*mine).values(expires_at=db.now()))
-    epoch.changed(session)
+    epoch.advance(session)
 
 
 def _delete_with_all_below(session: Session, table: Table, which: ColumnElement[bool]) -> None:

@@ -35,7 +35,7 @@ from registry.server.storage.blobs import BlobStore, Stat
 
 def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Withdraw a version: aliases that point at it answer YANKED until they move. Twice keeps the first reason."""
-    actor.demand("promote", name)
+    actor.require("promote", name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
         raise availability.quarantined(name, version)
@@ -48,7 +48,7 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
 
 def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Take a yank back: the version is what it was before, aliases that still point at it included."""
-    actor.demand("promote", name)
+    actor.require("promote", name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
         raise availability.quarantined(name, version)
@@ -62,7 +62,7 @@ def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRo
 
 def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Keep a version's bytes back from everybody but those who may promote. Twice keeps the first reason."""
-    actor.demand("promote", name)
+    actor.require("promote", name)
     _lock(session, name, version)
     if version.quarantined_at is None:
         version.quarantined_at = db.now()
@@ -74,7 +74,7 @@ def quarantine(session: Session, actor: Actor, name: AdapterName, version: Versi
 
 def release(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """End a quarantine: the version is what it was before, aliases that still point at it included."""
-    actor.demand("admin", name)
+    actor.require("admin", name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
         version.quarantined_at = None

@@ -99,10 +99,10 @@ def commit(
     """
     row = _own(session, actor, push_id)
     name = AdapterName(row.namespace, row.name)
-    actor.demand("push", name)
+    actor.require("push", name)
     alias = str(names.alias(request.alias)) if request.alias else ""
     if alias:
-        actor.demand("promote", name)
+        actor.require("promote", name)
     manifest = Manifest.parse(row.manifest.encode())
     there = rows.existing(session, name, manifest.digest) is not None
     if there and not _mends(session, row):

@@ -26,7 +26,7 @@ from registry.errors import Invalid, Reason
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import failpoints
-from registry.server.access import admission
+from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
 from registry.server.database import db
@@ -52,7 +52,7 @@ def make(
 
     An open push of the same token and manifest is taken up again, so what it sent already is not sent twice.
     """
-    actor.demand("push", name)
+    actor.require("push", name)
     manifest = request.manifest
     base_of(session, manifest)
     row = _taken_up(session, actor, name, manifest, settings)
@@ -62,7 +62,7 @@ def make(
         db.settle(session)
         missing = [blob for blob in asked if blobs.stat(blob.staging_key) is None]
     else:
-        admission.foresee(session, actor, name, manifest)
+        quotas.check_before_upload(session, actor, name, manifest)
         row = _push_row(actor, name, request, settings)
         wanted = [_blob_row(row, digest, size, held) for digest, size in sizes_of(manifest).items()]
         missing = [blob for blob in wanted if blob.staging_key]

@@ -31,7 +31,7 @@ from registry.jobs import Kind
 from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
 from registry.server import audit, failpoints
-from registry.server.access import admission, reserved_names
+from registry.server.access import quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
@@ -98,7 +98,7 @@ def make(
     adapter = _locked(session, actor, name)
     row = existing(session, name, manifest.digest)
     if row is None:
-        admission.confirm(session, name, manifest)
+        quotas.check_before_commit(session, name, manifest)
     if row is not None:
         references.keep(session, {f.digest: f.size_bytes for f in manifest.files if f.digest in mended}, written=mended)
         return found(session, actor, name, push, row, alias)
@@ -131,11 +131,11 @@ def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
     values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
     values |= {"created_at": moment, "created_by": actor.identity, "updated_at": moment}
     if db.insert_new(session, AdapterRow, values):
-        reserved_names.claim_adapter(session, actor, name)
+        reserved_names.reserve_adapter(session, actor, name)
         audit.append(session, actor, "adapter.create", str(name))
     row = session.exec(_LOCKED, params={"namespace": name.namespace, "name": name.name}).first()
     if row is None:  # it was deleted or got another name between the two statements
-        reserved_names.foresee(session, actor, name)
+        reserved_names.check_available(session, actor, name)
         raise unknown_adapter(name)
     return row
 

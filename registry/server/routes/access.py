@@ -18,7 +18,7 @@ from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, To
 from registry.api.namespaces import ExchangeRequest
 from registry.digest import Digest
 from registry.errors import RegistryError, Unauthenticated
-from registry.server.access import exchange, tokens
+from registry.server.access import token_exchange, tokens
 from registry.server.database import schema
 from registry.server.routes import deps, idempotent
 from registry.server.routes.deps import (
@@ -50,7 +50,7 @@ def exchange_token(
     """An identity token for a short token of ours: 201, or 401 whatever is wrong with it, and counted."""
     response.headers["Cache-Control"] = "no-store"
     try:
-        view, secret = exchange.token_for(session, issuers, request)
+        view, secret = token_exchange.exchange_token(session, issuers, request)
     except Unauthenticated:
         deps.note_failure(incoming)
         raise
@@ -60,7 +60,7 @@ def exchange_token(
 @router.get("/tokens")
 def list_tokens(session: SessionDep, actor: Anyone) -> TokenList:
     """Those that the asker may end."""
-    return TokenList(items=list(tokens.every(session, actor)))
+    return TokenList(items=list(tokens.list_tokens(session, actor)))
 
 
 @router.post("/tokens/{token_id}/rotate")

@@ -163,7 +163,7 @@ def find_lineage(
 def yank(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
-    actor.demand("promote", name)
+    actor.require("promote", name)
     version = versions.find(session, actor, name, selector)
     return withdraw.yank(session, actor, name, version, reason=request.reason)
 
@@ -172,7 +172,7 @@ def yank(
 def unyank(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
-    actor.demand("promote", name)
+    actor.require("promote", name)
     version = versions.find(session, actor, name, selector)
     return withdraw.unyank(session, actor, name, version, reason=request.reason)
 
@@ -198,7 +198,7 @@ def promote(
     response: Response,
     if_match: IfMatch = None,
 ) -> AliasView:
-    actor.demand("promote", name)
+    actor.require("promote", name)
     expected = _generation(if_match)
     if expected is None:
         raise Conflict(

@@ -193,7 +193,7 @@ def consistency(
 @router.get("/audit/tile/entries/{path:path}", response_class=Response)
 def entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
     """A bundle of entries (C2SP tlog-tiles): everybody's events, so for administrators only."""
-    actor.demand_everywhere("admin")
+    actor.require_everywhere("admin")
     found = tiles.parse_path(f"entries/{path}")
     newest = sequencer.latest(session)
     if found is None or newest is None or tiles.width_at(0, found[1], newest.size) < found[2]:

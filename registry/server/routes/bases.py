@@ -49,7 +49,7 @@ def identify_base(session: SessionDep, actor: Worker, base: str, request: Identi
 @router.put("/bases/{base:path}/thresholds")
 def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsGiven) -> BaseView:
     """What smoke tests on this base take instead of the defaults, for administrators of all namespaces."""
-    actor.demand_everywhere("admin")
+    actor.require_everywhere("admin")
     return bases.judge_by(session, actor, base, request.thresholds)
 
 

@@ -26,7 +26,7 @@ from registry.api import PAGE_DEFAULT, PAGE_LIMIT
 from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.names import AdapterName, Selector
 from registry.server import failpoints
-from registry.server.access import signin, tokens
+from registry.server.access import sign_in, tokens
 from registry.server.access.issuers import Issuers
 from registry.server.actors import Actor
 from registry.server.catalog.versions import Pointer
@@ -70,8 +70,8 @@ def issuers(request: Request) -> Issuers:
     return found
 
 
-def memory(request: Request) -> signin.Memory:
-    found: signin.Memory = request.app.state.memory
+def memory(request: Request) -> sign_in.ActorCache:
+    found: sign_in.ActorCache = request.app.state.memory
     return found
 
 
@@ -131,7 +131,7 @@ class Needs:
 
     def who(self, request: Request) -> Actor:
         actor = self._who(request)
-        if self.scope and not actor.has(self.scope):
+        if self.scope and not actor.has_scope(self.scope):
             raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self.scope}'")
         return actor
 
@@ -144,7 +144,7 @@ class NeedsNow(Needs):
 
     def _who(self, request: Request) -> Actor:
         secret = _secret(request)
-        actor = memory(request).find(secret) if secret else None
+        actor = memory(request).get(secret) if secret else None
         if actor is None:
             return _signed_in(request)
         request.app.state.pace.take(actor.token_id)
@@ -167,10 +167,10 @@ def as_of_now(
     """
     try:
         found, pointer = ask(actor)
-        if actor.generation in (None, pointer.access):
+        if actor.epoch in (None, pointer.access):
             return found, pointer
     except RegistryError:
-        if actor.generation is None:
+        if actor.epoch is None:
             raise
         fresh = _verified(request, session)
         if fresh == actor:
@@ -180,7 +180,7 @@ def as_of_now(
 
 
 def _verified(request: Request, session: Session) -> Actor:
-    return signin.verify(session, _secret(request) or "", memory(request))
+    return sign_in.authenticate(session, _secret(request) or "", memory(request))
 
 
 def _secret(request: Request) -> str | None:
@@ -227,20 +227,20 @@ def _whose(request: Request, secret: str) -> Actor:
     """Whose the secret is: read in the transaction in which this request reads, else in one of its own."""
     reading: Session | None = getattr(request.state, "reading", None)
     with nullcontext(reading) if reading is not None else db.session(engine(request), write=False) as session:
-        actor = signin.verify(session, secret, memory(request))
-        to_note = tokens.is_use_to_note(session.info["token"])
+        actor = sign_in.authenticate(session, secret, memory(request))
+        to_note = tokens.should_record_use(session.info["token"])
         if to_note:
             db.settle(session)  # on SQLite nobody can write while it reads, where the journal is in its safe mode
     if to_note:
         with db.session(engine(request)) as writing:
-            tokens.note_use(writing, actor.token_id)
+            tokens.record_use(writing, actor.token_id)
     return actor
 
 
 def note_failure(request: Request, secret: str = "") -> None:
     """Somebody did not sign in. `Unavailable` (RATE_LIMITED) where that happens too often; the log hears of both."""
     try:
-        request.app.state.failures.note(request.client.host if request.client else "", secret)
+        request.app.state.failures.record_failure(request.client.host if request.client else "", secret)
     except Unavailable:
         request.app.state.log.batch.denied(request.scope, Unauthenticated.__name__)
         raise

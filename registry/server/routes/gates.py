@@ -88,7 +88,7 @@ def approve(
 def quarantine(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: QuarantineRequest
 ) -> VersionView:
-    actor.demand("promote", name)
+    actor.require("promote", name)
     version = versions.find(session, actor, name, selector)
     return withdraw.quarantine(session, actor, name, version, reason=request.reason)
 
@@ -97,6 +97,6 @@ def quarantine(
 def release(
     session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: QuarantineRequest
 ) -> VersionView:
-    actor.demand("admin", name)
+    actor.require("admin", name)
     version = versions.find(session, actor, name, selector)
     return withdraw.release(session, actor, name, version, reason=request.reason)

@@ -60,7 +60,7 @@ def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
     if request.payload:  # with one, the same work would be other work, and could be queued without end
         raise Invalid("REQUEST_INVALID", "payload: a validation takes none")
     ref = Ref.parse(request.ref)
-    actor.demand("push", ref.name)
+    actor.require("push", ref.name)
     version = versions.find(session, actor, ref.name, ref.selector)
     base = session.get_one(BaseRow, version.base_id)
     row = queue.enqueue(

@@ -24,24 +24,24 @@ router = idempotent.router("upkeep")
 
 @router.post("/gc")
 def collect(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: GcRequest) -> GcReport:
-    actor.demand_everywhere("admin")
+    actor.require_everywhere("admin")
     return gc.run(engine, blobs, settings, actor, request)
 
 
 @router.post("/fsck")
 def check(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: FsckRequest) -> FsckPage:
-    actor.demand_everywhere("admin")
+    actor.require_everywhere("admin")
     return fsck.run(engine, blobs, settings, actor, request)
 
 
 @router.post("/reindex")
 def index_again(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
-    actor.demand_everywhere("admin")
+    actor.require_everywhere("admin")
     return rebuild.run(engine, blobs, actor, request)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def show_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
-    actor.demand_everywhere("admin")
+    actor.require_everywhere("admin")
     told = metrics.text(session, request.app.state.requests.copy())
     return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8", headers={"Cache-Control": "no-store"})

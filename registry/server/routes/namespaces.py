@@ -50,7 +50,7 @@ ROLE = NAMESPACE + "/roles/{subject:path}"
 
 @router.get("/namespaces")
 def list_namespaces(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> NamespacePage:
-    return namespaces.page(session, actor, cursor=cursor, limit=limit)
+    return namespaces.list_namespaces(session, actor, cursor=cursor, limit=limit)
 
 
 @router.post("/namespaces", status_code=201)
@@ -65,7 +65,7 @@ def show_namespace(session: SessionDep, actor: Puller, namespace: str) -> Namesp
 
 @router.patch(NAMESPACE)
 def change_namespace(session: SessionDep, actor: Admin, namespace: str, request: NamespaceSet) -> NamespaceView:
-    return namespaces.change(session, actor, namespace, request)
+    return namespaces.update(session, actor, namespace, request)
 
 
 @router.delete(NAMESPACE)
@@ -79,12 +79,12 @@ def delete_namespace(
 
 @router.put(ROLE)
 def grant_role(session: SessionDep, actor: Admin, namespace: str, subject: str, request: RoleGrant) -> NamespaceView:
-    return namespaces.grant(session, actor, namespace, subject, request.role)
+    return namespaces.grant_role(session, actor, namespace, subject, request.role)
 
 
 @router.delete(ROLE)
 def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> NamespaceView:
-    return namespaces.revoke(session, actor, namespace, subject)
+    return namespaces.revoke_role(session, actor, namespace, subject)
 
 
 # ------------------------------------------------------------------ adapters
@@ -116,7 +116,7 @@ def transfer_adapter(
 # ------------------------------------------------------------------ trusted publishers
 @router.get(ADAPTER + "/publishers")
 def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> PublisherList:
-    return publishers.every(session, actor, name)
+    return publishers.list_publishers(session, actor, name)
 
 
 @router.post(ADAPTER + "/publishers", status_code=201)

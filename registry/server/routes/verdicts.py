@@ -76,5 +76,5 @@ def fleet(session: SessionDep, actor: Puller, base: str, asked: Engines, slots: 
 def rejudge(
     actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RejudgeRequest
 ) -> RejudgePage:
-    actor.demand_everywhere("admin")
+    actor.require_everywhere("admin")
     return reevaluate.run(engine, blobs, actor, engine_compat.profiles(settings.engines), request.cursor)

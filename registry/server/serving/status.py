@@ -91,7 +91,7 @@ def _is_of(actor: Actor, row: FleetNodeRow) -> bool:
 
 def _visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `fleet_slot`, as `catalog.visible` is on `adapter`: what was deleted has no adapter any more."""
-    reach = actor.reach("pull")
+    reach = actor.namespaces_with("pull")
     namespace = col(FleetSlotRow.namespace)
     if actor.adapters:
         own = [tuple(name.split("/")) for name in sorted(actor.adapters)]

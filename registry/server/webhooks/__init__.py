@@ -22,7 +22,7 @@ from registry import names
 from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
 from registry.server import audit
-from registry.server.actors import EVERYWHERE, Actor
+from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db
@@ -38,10 +38,10 @@ def create(
     session: Session, actor: Actor, request: WebhookCreate, settings: Settings, keys: Keys
 ) -> tuple[WebhookView, str]:
     """A new webhook and its secret. It is told of what happens from now on. `Invalid` (URL_REFUSED), `Denied`."""
-    if request.namespace == EVERYWHERE:
-        actor.demand_everywhere("admin")
+    if request.namespace == EVERY_NAMESPACE:
+        actor.require_everywhere("admin")
     else:
-        actor.demand_in("admin", names.namespace(request.namespace))
+        actor.require_in("admin", names.namespace(request.namespace))
     target.find(request.url, settings.webhook_private)
     if (
         len(session.exec(select(WebhookRow.id).where(WebhookRow.namespace == request.namespace)).all())
@@ -123,11 +123,11 @@ def view(row: WebhookRow) -> WebhookView:
 
 
 def _audience(row: WebhookRow) -> str:
-    return "" if row.namespace == EVERYWHERE else row.namespace
+    return "" if row.namespace == EVERY_NAMESPACE else row.namespace
 
 
 def _administers(actor: Actor, row: WebhookRow) -> bool:
-    if row.namespace == EVERYWHERE:
+    if row.namespace == EVERY_NAMESPACE:
         return actor.may_everywhere("admin")
     return actor.may("admin", row.namespace)
 

@@ -37,7 +37,7 @@ from registry import __version__
 from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable
 from registry.server import audit, webhooks
-from registry.server.actors import EVERYWHERE
+from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
@@ -121,7 +121,7 @@ def _enqueue(engine: Engine, webhook_id: str) -> bool:
         wanted = select(EventRow.position).where(
             col(EventRow.position) > row.after, col(EventRow.position) <= until, col(EventRow.action).in_(row.actions)
         )
-        if row.namespace != EVERYWHERE:
+        if row.namespace != EVERY_NAMESPACE:
             wanted = wanted.where(EventRow.namespace == row.namespace)
         moment_now = db.now()
         for position in session.exec(wanted.order_by(col(EventRow.position))):

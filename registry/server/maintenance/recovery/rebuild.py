@@ -117,7 +117,7 @@ def _missing(folder: str, stats: Iterable[Stat]) -> _Missing:
 def _is_known(session: Session, missing: _Missing) -> bool:
     statement = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     found = statement.where(catalog.named(missing.name), col(VersionRow.number) == missing.number)
-    return session.exec(found).first() is not None or reserved_names.is_buried(session, missing.name)
+    return session.exec(found).first() is not None or reserved_names.has_tombstone(session, missing.name)
 
 
 # ------------------------------------------------------------------ bases
@@ -249,7 +249,7 @@ def _adapter(session: Session, name: AdapterName, record: VersionRecord) -> Adap
     values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
     values |= {"created_at": record.created_at, "created_by": record.created_by, "updated_at": record.created_at}
     if db.insert_new(session, AdapterRow, values):
-        reserved_names.restore(session, name)
+        reserved_names.restore_adapter(session, name)
     statement = select(AdapterRow).where(catalog.named(name)).with_for_update()
     return session.exec(statement.execution_options(populate_existing=True)).one()
 

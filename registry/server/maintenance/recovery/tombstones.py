@@ -50,7 +50,7 @@ def restore(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findi
 
 
 def _bury(session: Session, actor: Actor, record: TombstoneRecord, location: str) -> None:
-    reserved_names.bury(session, record.owner, record.name, at=record.created_at)
+    reserved_names.add_tombstone(session, record.owner, record.name, at=record.created_at)
     row = session.get_one(TakenNameRow, (record.owner, names.skeleton(record.name)), populate_existing=True)
     row.recorded_at = db.now()
     session.add(row)

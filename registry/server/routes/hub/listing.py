@@ -30,8 +30,8 @@ Text = Annotated[str, Query(max_length=200)]
 
 @router.get("/api/whoami-v2")
 def whoami(actor: Anyone) -> dict[str, Any]:
-    reach = actor.reach("pull") or frozenset()
-    role = "write" if actor.has("push") else "read"
+    reach = actor.namespaces_with("pull") or frozenset()
+    role = "write" if actor.has_scope("push") else "read"
     return {
         "type": "user",
         "name": actor.name,

@@ -78,7 +78,7 @@ def _still_answers(server: Server) -> Iterator[None]:
 WHOAMI = "/api/v1/whoami"
 
 
-def test_the_first_start_tells_a_token_of_its_own_and_without_one_nothing_is_answered(server: Server) -> None:
+def test_the_first_start_prints_a_new_token_and_requests_need_one(server: Server) -> None:
     assert server.token.startswith("lra_")
     assert len(server.token) == 42
     assert server.status(server.ask("GET", WHOAMI, token=False)) == 401
@@ -86,7 +86,7 @@ def test_the_first_start_tells_a_token_of_its_own_and_without_one_nothing_is_ans
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1/../api/v1/health?x=", "evil.example.org/api/v1/health", "a b", "x:999999"])
-def test_a_host_header_that_is_no_host_is_refused_whoever_asks(server: Server, host: str) -> None:
+def test_an_invalid_host_header_is_refused(server: Server, host: str) -> None:
     for token in ("", f"Authorization: Bearer {server.token}\r\n"):
         answer = server.send(f"GET {WHOAMI} HTTP/1.1\r\nHost: {host}\r\n{token}Connection: close\r\n\r\n".encode())
         assert server.status(answer) == 400
@@ -95,13 +95,13 @@ def test_a_host_header_that_is_no_host_is_refused_whoever_asks(server: Server, h
         assert server.status(server.send(asked)) == 200
 
 
-def test_ten_thousand_ranges_are_no_work(server: Server) -> None:
+def test_ten_thousand_ranges_are_refused(server: Server) -> None:
     ranges = ",".join(f"{n}-{n}" for n in range(10_000))
     answer = server.ask("GET", "/api/v1/adapters/a/b/versions/1/files/x", f"Range: bytes={ranges}")
     assert server.status(answer) in (400, 404, 416, 431, CLOSED)
 
 
-def test_two_lengths_or_a_length_and_chunks_are_refused(server: Server) -> None:
+def test_two_lengths_or_a_length_with_chunks_are_refused(server: Server) -> None:
     for headers in (("Content-Length: 5", "Transfer-Encoding: chunked"), ("Content-Length: 5", "Content-Length: 6")):
         answer = server.ask("POST", "/api/v1/check", *headers, body=b"0\r\n\r\nGET /api/v1/health HTTP/1.1\r\n\r\n")
         assert server.status(answer) in (400, CLOSED)
@@ -117,7 +117,7 @@ def test_a_form_is_not_json_and_a_large_one_is_not_read(server: Server) -> None:
     assert server.status(server.ask("POST", "/api/v1/namespaces", kind, body=parts)) in (400, 413, 415, 422)
 
 
-def test_an_endless_url_and_endless_headers_are_refused(server: Server) -> None:
+def test_an_oversized_url_and_oversized_headers_are_refused(server: Server) -> None:
     """Or the connection ends: who still sends may not hear why."""
     assert server.status(server.ask("GET", "/api/v1/adapters?text=" + "x" * 2**20)) in (414, CLOSED)
     headers = (f"X-{n}: {'y' * 1000}" for n in range(2000))
@@ -127,13 +127,13 @@ def test_an_endless_url_and_endless_headers_are_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "x", "1" + "0" * 9, "9" * 400])
-def test_a_page_has_a_size(server: Server, limit: str) -> None:
+def test_the_limit_of_a_page_is_checked(server: Server, limit: str) -> None:
     """What is no size is refused; a size that is too large means the largest."""
     wanted = (200,) if limit[1:] and limit.isdigit() else (400, 422)
     assert server.status(server.ask("GET", f"/api/v1/adapters?limit={limit}")) in wanted
 
 
-def test_a_cookie_signs_nobody_in_and_another_origin_gets_no_leave(server: Server) -> None:
+def test_cookies_do_not_authenticate_and_other_origins_get_no_cors_headers(server: Server) -> None:
     cookie = (f"Cookie: token={server.token}; session={server.token}", "Origin: https://evil.example.org")
     body = b'{"name":"acme"}'
     assert server.status(server.ask("POST", "/api/v1/namespaces", *cookie, body=body, token=False)) == 401
@@ -142,18 +142,18 @@ def test_a_cookie_signs_nobody_in_and_another_origin_gets_no_leave(server: Serve
         assert b"access-control-allow" not in answer.lower()
 
 
-def test_a_compressed_body_is_not_unpacked(server: Server) -> None:
+def test_a_compressed_body_is_not_decompressed(server: Server) -> None:
     bomb = gzip.compress(b'{"name": "' + b"a" * 50_000_000 + b'"}')
     answer = server.ask("POST", "/api/v1/namespaces", "Content-Encoding: gzip", body=bomb)
     assert server.status(answer) in (400, 413, 415)
 
 
 @pytest.mark.parametrize("authorization", ["Bearer", "Bearer ", "bearer x", "Basic YTpi", "lra_", "Bearer \xff\xfe"])
-def test_an_authorization_that_is_none_is_401(server: Server, authorization: str) -> None:
+def test_an_invalid_authorization_header_is_401(server: Server, authorization: str) -> None:
     answer = server.ask("GET", WHOAMI, f"Authorization: {authorization}", token=False)
     assert server.status(answer) in (400, 401, 429)
 
 
-def test_the_first_secret_is_nowhere_at_rest(server: Server) -> None:
+def test_the_first_secret_is_not_stored(server: Server) -> None:
     kept = [path for path in server.folder.rglob("*") if path.is_file() and server.token.encode() in path.read_bytes()]
     assert kept == []

@@ -1,8 +1,4 @@
-"""People of the tests: namespaces with somebody in each role, and plain requests with any token.
-
-with a world, `House(world)` has the namespaces `acme` and `globex`, both with an adapter, and in `acme` one subject for
-each role; `house.secret("owner")` is a token of the widest scopes, so that only the role bounds it.
-"""
+"""Two namespaces with an adapter each and a subject in each role, and requests with any token."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ class Shared(httpx.BaseTransport):
 
 
 def send(world: World, method: str, path: str, secret: str = "", **rest: Any) -> httpx.Response:
-    """A request as it is, without our client's retries and errors."""
+    """Send a request without the retries and errors of the registry's client."""
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     headers |= rest.pop("headers", {})
     with httpx.Client(transport=Shared(world), base_url=URL) as client:
@@ -42,7 +38,9 @@ def of_subject(world: World, subject: str, scopes: list[str] | None = None, name
     return world.admin.create_token(request).secret
 
 
-class House:
+class Tenants:
+    """The namespaces `acme` and `globex`. In `acme` there is one subject per role, with a token of all scopes."""
+
     def __init__(self, world: World) -> None:
         self.world = world
         self.namespaces = Namespaces(world.admin)
@@ -57,7 +55,7 @@ class House:
         self._secrets: dict[str, str] = {}
 
     def secret(self, who: str) -> str:
-        """The secret of `owner@acme` for `owner`, of `owner@globex`, of anybody."""
+        """The secret of a subject; a name without `@` is a subject of `acme`."""
         subject = who if "@" in who else f"{who}@acme"
         if subject not in self._secrets:
             self._secrets[subject] = of_subject(self.world, subject)

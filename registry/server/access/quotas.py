@@ -1,0 +1,127 @@
+"""Quotas: how much a namespace may hold and how often it may receive a push.
+
+- A quota counts each version in full, even if another namespace holds the same bytes, so that nobody can learn from
+  their quota what others hold.
+- A push is checked before any byte is sent and again under the namespace's lock before its rows are written, so a
+  quota is never exceeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import bindparam, func
+from sqlmodel import Session, col, select
+
+from registry.errors import TooLarge
+from registry.manifest import Manifest
+from registry.names import AdapterName
+from registry.server.access import reserved_names
+from registry.server.access.rate_limits import rate_limited
+from registry.server.actors import Actor
+from registry.server.database import db
+from registry.server.database.models.content import AdapterRow, NamespaceRow, PushRow, VersionRow
+
+HOUR = timedelta(hours=1)
+# Built once: every push executes it.
+_SELECT_NAMESPACE = select(NamespaceRow).where(col(NamespaceRow.name) == bindparam("name"))
+
+
+def check_before_upload(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> None:
+    """Check the plan of a push. `Conflict` (NAME_…), `TooLarge` (QUOTA_EXCEEDED), `Unavailable` (RATE_LIMITED)."""
+    reserved_names.check_available(session, actor, name)
+    row = session.exec(_SELECT_NAMESPACE, params={"name": name.namespace}).first()
+    if row is not None:
+        _check_quota(session, row, name, manifest)
+        _check_push_rate(session, row)
+
+
+def check_before_commit(session: Session, name: AdapterName, manifest: Manifest) -> None:
+    """Check a new version before its rows are written. Locks a namespace that has a quota."""
+    row = session.exec(_SELECT_NAMESPACE, params={"name": name.namespace}).first()
+    if row is not None and _has_quota(row):
+        _lock(session, row)
+        _check_quota(session, row, name, manifest)
+
+
+def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) -> None:
+    """Check that the versions of an adapter fit into the namespace it moves to. `TooLarge` as for a push."""
+    row = session.get(NamespaceRow, name.namespace)
+    if row is None or not _has_quota(row):
+        return
+    _lock(session, row)
+    totals = select(func.coalesce(func.sum(VersionRow.size_bytes), 0), func.count(col(VersionRow.id)))
+    size_bytes, versions = session.exec(totals.where(VersionRow.adapter_id == adapter_id)).one()
+    excess = _excess(session, row, int(size_bytes), versions, "adapter")
+    if excess:
+        raise _quota_exceeded(row, excess)
+
+
+def read_usage(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return the bytes and the number of versions of each of these namespaces."""
+    statement = (
+        select(AdapterRow.namespace, func.sum(VersionRow.size_bytes), func.count(col(VersionRow.id)))
+        .join(VersionRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .where(col(AdapterRow.namespace).in_(namespaces))
+        .group_by(AdapterRow.namespace)
+    )
+    usage = {namespace: (int(size_bytes), versions) for namespace, size_bytes, versions in session.exec(statement)}
+    return {namespace: usage.get(namespace, (0, 0)) for namespace in namespaces}
+
+
+def _has_quota(row: NamespaceRow) -> bool:
+    return row.quota_bytes is not None or row.quota_versions is not None
+
+
+def _lock(session: Session, row: NamespaceRow) -> None:
+    session.exec(select(NamespaceRow.name).where(col(NamespaceRow.name) == row.name).with_for_update()).one()
+
+
+def _check_quota(session: Session, row: NamespaceRow, name: AdapterName, manifest: Manifest) -> None:
+    if not _has_quota(row):
+        return
+    excess = _excess(session, row, manifest.size_bytes, 1, "version")
+    if excess and not _version_exists(session, name, manifest):
+        raise _quota_exceeded(row, excess)
+
+
+def _excess(session: Session, row: NamespaceRow, size_bytes: int, versions: int, what: str) -> str:
+    """Say how the namespace would exceed its quota with this much more; empty if it would not."""
+    used_bytes, used_versions = read_usage(session, [row.name])[row.name]
+    if row.quota_bytes is not None and used_bytes + size_bytes > row.quota_bytes:
+        return f"{used_bytes} of {row.quota_bytes} bytes are used, and this {what} has {size_bytes}"
+    if row.quota_versions is not None and used_versions + versions > row.quota_versions:
+        return f"{used_versions} of {row.quota_versions} versions are used, and this {what} is {versions} more"
+    return ""
+
+
+def _quota_exceeded(row: NamespaceRow, excess: str) -> TooLarge:
+    return TooLarge(
+        "QUOTA_EXCEEDED",
+        f"the quota of namespace '{row.name}' is full: {excess}",
+        next_step="delete adapters that nobody needs, or ask an administrator for a larger quota",
+    )
+
+
+def _version_exists(session: Session, name: AdapterName, manifest: Manifest) -> bool:
+    """Whether this version is stored already: pushing it again needs no space."""
+    statement = (
+        select(VersionRow.id)
+        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .where(AdapterRow.namespace == name.namespace, AdapterRow.name == name.name)
+        .where(VersionRow.digest == manifest.digest)
+    )
+    return session.exec(statement).first() is not None
+
+
+def _check_push_rate(session: Session, row: NamespaceRow) -> None:
+    if row.pushes_per_hour is None:
+        return
+    recent = select(func.count(), func.min(PushRow.created_at)).where(
+        col(PushRow.namespace) == row.name, col(PushRow.created_at) > db.now() - HOUR
+    )
+    count, oldest = session.exec(recent).one()
+    if count >= row.pushes_per_hour:
+        wait = (oldest + HOUR - db.now()).total_seconds() if oldest else HOUR.total_seconds()
+        raise rate_limited(f"pushes into namespace '{row.name}'", row.pushes_per_hour, max(0.0, wait), "hour")

@@ -1,0 +1,89 @@
+"""Rate limits of one process: requests per token, and failed sign-ins per source address and per token prefix."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from registry.errors import Unavailable
+from registry.server.secret import PREFIX, sha256_of
+
+MINUTE_SECONDS = 60.0
+
+
+class FailureLimiter:
+    """Counts the failed sign-ins of the last minute, by source address and by the first letters of the secret.
+
+    It stops floods, and guesses by somebody who knows the beginning of a secret. A valid token is never limited by it.
+    """
+
+    ENTRIES_LIMIT = 10_000
+    PREFIX_LETTERS = 12
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._failures: dict[tuple[str, str], deque[float]] = {}
+
+    def record_failure(self, source: str, secret: str = "") -> None:
+        """Count a failed sign-in. `Unavailable` (RATE_LIMITED) if there were too many in the last minute."""
+        counters = [("wrong tokens from your address", source)]
+        if secret.startswith(PREFIX) and len(secret) >= self.PREFIX_LETTERS:
+            prefix_sha256 = sha256_of(secret[: self.PREFIX_LETTERS])
+            counters.append(("wrong tokens that begin like this one", prefix_sha256))
+        now = time.monotonic()
+        with self._lock:
+            waits = [(what, self._count(what, value, now)) for what, value in counters]
+        for what, seconds in waits:
+            if seconds > 0:
+                raise rate_limited(what, self._limit, seconds)
+
+    def _count(self, what: str, value: str, now: float) -> float:
+        """Add one failure and return the seconds that its sender must wait."""
+        times = self._failures.pop((what, value), None)
+        if times is None:
+            while len(self._failures) >= self.ENTRIES_LIMIT:  # drop the entry that was used least recently
+                del self._failures[next(iter(self._failures))]
+            times = deque(maxlen=self._limit + 1)
+        self._failures[what, value] = times
+        while times and now - times[0] > MINUTE_SECONDS:
+            times.popleft()
+        times.append(now)
+        return MINUTE_SECONDS - (now - times[0]) if 0 < self._limit < len(times) else 0.0
+
+
+class RequestLimiter:
+    """Limits the requests of each token with a token bucket."""
+
+    TOKENS_LIMIT = 10_000
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._buckets: dict[str, tuple[float, float]] = {}
+        """Token id → remaining requests, and the time at which that was computed."""
+
+    def take(self, token_id: str) -> None:
+        """Count a request of this token. `Unavailable` (RATE_LIMITED) if its bucket is empty."""
+        if not self._per_minute:
+            return
+        now = time.monotonic()
+        if len(self._buckets) >= self.TOKENS_LIMIT:
+            self._buckets = {}
+        remaining, since = self._buckets.get(token_id, (float(self._per_minute), now))
+        remaining = min(float(self._per_minute), remaining + (now - since) * self._per_minute / MINUTE_SECONDS)
+        if remaining < 1:
+            seconds = (1 - remaining) * MINUTE_SECONDS / self._per_minute
+            raise rate_limited("requests with this token", self._per_minute, seconds)
+        self._buckets[token_id] = (remaining - 1, now)
+
+
+def rate_limited(what: str, limit: int, seconds: float, per: str = "minute") -> Unavailable:
+    """The error for a caller that must wait this many seconds."""
+    wait = max(1, round(seconds + 0.5))
+    return Unavailable(
+        "RATE_LIMITED",
+        f"{what}: over the limit of {limit} in a {per}",
+        next_step=f"try again in {wait} seconds",
+        retry_after_seconds=wait,
+    )

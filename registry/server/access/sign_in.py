@@ -1,0 +1,95 @@
+"""Sign-in: find the actor of a secret with one statement.
+
+- Every request reads its actor from the database. Only the resolve cache uses a remembered actor: it reads the access
+  epoch in its own statement and signs in again when the epoch has grown.
+- No answer says why a secret is not valid.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import and_, bindparam, or_
+from sqlmodel import Session, col, select
+
+from registry.errors import Unauthenticated
+from registry.server.access import epoch
+from registry.server.actors import EVERY_SUBJECT, Actor, Role
+from registry.server.database import db
+from registry.server.database.models.content import RoleRow, TokenRow
+from registry.server.secret import is_well_formed, sha256_of
+
+
+class ActorCache:
+    """Remembers actors by the hash of their secret, and the public namespaces by access epoch."""
+
+    ENTRIES_LIMIT = 4096
+
+    def __init__(self) -> None:
+        self._actors: dict[str, Actor] = {}
+        self._public: tuple[int, frozenset[str]] = (-1, frozenset())
+
+    def get(self, secret: str) -> Actor | None:
+        """Return the actor as it was last read, unless it has expired. The caller must check its epoch."""
+        actor = self._actors.get(sha256_of(secret))
+        expired = actor is not None and actor.expires_at is not None and actor.expires_at <= db.now()
+        return None if expired else actor
+
+    def put(self, secret: str, actor: Actor) -> None:
+        """Remember the actor of a secret."""
+        if len(self._actors) >= self.ENTRIES_LIMIT:
+            self._actors = {}
+        self._actors[sha256_of(secret)] = actor
+
+    def public_namespaces(self, session: Session, epoch: int) -> frozenset[str]:
+        """Return the namespaces from which everybody may pull. They are read once per epoch."""
+        if self._public[0] != epoch:
+            statement = select(RoleRow.namespace).where(col(RoleRow.subject) == EVERY_SUBJECT)
+            self._public = (epoch, frozenset(session.exec(statement).all()))
+        return self._public[1]
+
+
+_BEFORE_ROTATION = and_(
+    col(TokenRow.previous_sha256) == bindparam("sha256"), col(TokenRow.previous_until) > bindparam("now")
+)
+# Built once, because every request executes it: the token, once per role of its subject, and the access epoch.
+_SELECT_TOKEN = (
+    select(TokenRow, RoleRow.namespace, RoleRow.role, epoch.current())
+    .outerjoin(RoleRow, and_(col(TokenRow.subject) != "", col(RoleRow.subject) == col(TokenRow.subject)))
+    .where(or_(col(TokenRow.secret_sha256) == bindparam("sha256"), _BEFORE_ROTATION))
+)
+
+
+def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
+    """Return the actor of a secret and leave its row in `session.info["token"]`. `Unauthenticated` (UNAUTHORIZED)."""
+    sha256 = sha256_of(secret)
+    now = db.now()
+    rows = session.exec(_SELECT_TOKEN, params={"sha256": sha256, "now": now}).all() if is_well_formed(secret) else []
+    if not rows or _has_ended(rows[0][0], now):
+        raise Unauthenticated(
+            "UNAUTHORIZED",
+            "this token is unknown, expired or revoked",
+            next_step="run `adapter login URL` with a valid token, or set ADAPTER_TOKEN",
+        )
+    row, _, _, current_epoch = rows[0]
+    session.info["token"] = row
+    roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
+    actor = Actor(
+        row.name,
+        row.id,
+        frozenset(row.scopes),
+        frozenset(row.namespaces),
+        row.expires_at,
+        row.subject,
+        roles if row.subject else None,
+        frozenset(row.adapters),
+        cache.public_namespaces(session, current_epoch),
+        current_epoch,
+    )
+    if row.secret_sha256 == sha256:
+        cache.put(secret, actor)
+    return actor
+
+
+def _has_ended(row: TokenRow, now: datetime) -> bool:
+    return row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now)

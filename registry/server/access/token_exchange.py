@@ -1,0 +1,85 @@
+"""Token exchange: an identity token of a CI job or of an identity provider for a short-lived token of the registry.
+
+- An identity token is accepted once. Its `jti` is stored under a unique key until the identity token has expired.
+- The new token lasts `LIFETIME_SECONDS` at most, and no longer than the identity token.
+- A CI job may push the adapters whose trusted publishers it matches, and nothing else. A person gets a token of the
+  subject in the issuer's `login_claim`, which is bound by the subject's roles.
+- Every rejection has the same text, so nobody learns which adapters trust whom.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import delete
+from sqlmodel import Session, col
+
+from registry.api.access import TokenCreate, TokenView
+from registry.api.namespaces import ExchangeRequest
+from registry.names import AdapterName
+from registry.server import audit
+from registry.server.access import publishers, tokens
+from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejected
+from registry.server.actors import EVERY_NAMESPACE, TRUSTED, Actor, is_subject
+from registry.server.database import db
+from registry.server.database.models.content import TokenRow, UsedAssertionRow
+
+LIFETIME_SECONDS = 15 * 60
+# A `jti` must not be forgotten while its token is still valid.
+MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
+PERSONAL_SCOPES = ["admin", "promote", "pull", "push"]
+
+
+def exchange_token(session: Session, issuers: Issuers, request: ExchangeRequest) -> tuple[TokenView, str]:
+    """Return a new token and its secret. `Unauthenticated` for an identity token that is invalid or not trusted.
+
+    `session` must not have begun a transaction.
+    """
+    identity = issuers.verify(request.assertion)
+    adapter = AdapterName.parse(request.adapter) if request.adapter else None
+    db.begin_writing(session)
+    token_request = _token_request(session, identity, adapter)
+    _store_jti(session, identity)
+    row, secret = tokens.build_row(token_request, _issuing_actor(identity), subject=token_request.subject)
+    db.insert_new(session, TokenRow, row.model_dump())
+    by = Actor(token_request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
+    detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters[:100]}
+    audit.append(session, by, "token.exchange", row.id, detail)
+    return tokens.to_view(row), secret
+
+
+def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> TokenCreate:
+    """Return the token that these claims allow: as a trusted publisher, else as a person."""
+    publishes = publishers.find_trusted(session, identity.issuer, identity.claims)
+    publishes = [name for name in publishes if adapter in (None, name)]
+    name = "".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100]
+    if publishes:
+        return TokenCreate(
+            name=name,
+            scopes=["push"],
+            namespaces=sorted({adapter.namespace for adapter in publishes}),
+            adapters=[str(adapter) for adapter in publishes][:100],
+            expires_in_seconds=LIFETIME_SECONDS,
+        )
+    if adapter is not None or not is_subject(identity.login):
+        raise rejected()
+    return TokenCreate(
+        name=identity.login[:100],
+        scopes=PERSONAL_SCOPES,
+        namespaces=[EVERY_NAMESPACE],
+        subject=identity.login,
+        expires_in_seconds=LIFETIME_SECONDS,
+    )
+
+
+def _store_jti(session: Session, identity: IdentityToken) -> None:
+    session.connection().execute(delete(UsedAssertionRow).where(col(UsedAssertionRow.expires_at) < db.now()))
+    values = {"issuer": identity.issuer, "jti": identity.jti, "expires_at": identity.expires_at + MARGIN}
+    if not db.insert_new(session, UsedAssertionRow, values):
+        raise rejected()
+
+
+def _issuing_actor(identity: IdentityToken) -> Actor:
+    """Return the actor that issues the token; the token cannot outlast it."""
+    expires_at = max(identity.expires_at, db.now() + timedelta(seconds=1))
+    return Actor("exchange", "", TRUSTED.scopes, TRUSTED.namespaces, expires_at)
