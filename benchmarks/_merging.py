@@ -30,10 +30,10 @@ FUSE = """
 import gc, json, sys, time
 gc.disable()  # as registry/worker/sandbox/entry.py starts it
 from pathlib import Path
-from registry.worker.sandbox import entry
+from registry.worker.sandbox import program
 from registry.worker.merge import fuse
 from registry.worker.merge.adapters import Adapter
-entry.begin()
+program.finish_start()
 began = time.perf_counter()
 fuse.fuse(Adapter.open(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 took = time.perf_counter() - began

@@ -25,7 +25,7 @@ from registry.errors import Invalid
 from registry.jobs import FINAL, Job, Kind, State
 from registry.merging.recipes import MergeReport, Method, Operation, Recipe
 from registry.names import AdapterName, Ref
-from registry.worker.merge.request import Order
+from registry.worker.merge.request import MergeRequest
 from registry.worker.model import identify
 
 WORST_SHOWN = 5
@@ -97,7 +97,7 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
     Norms, biases and embeddings that differ are left out and listed.
     """
     recipe = Recipe(operation=Operation.EXTRACT, rank=rank, method=Method.SVD)
-    order = Order(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
+    order = MergeRequest(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
     if is_folder(into):
         report = _written(order, Path(into).expanduser())
         output.answer({"folder": into, "report": report}, lambda: print_report(into, report))
@@ -140,7 +140,7 @@ def _here(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
                 base = str(base_dir or view.source)
                 if recipe.operation is Operation.FUSE and Path(base).is_dir():
                     _compare(registry, view, Path(base))
-        order = Order(recipe=recipe, sources=tuple(folders), base=base, out=str(out))
+        order = MergeRequest(recipe=recipe, sources=tuple(folders), base=base, out=str(out))
         if recipe.operation is not Operation.FUSE:
             return _written(order, out)
         if not order.base or not Path(order.base).is_dir():
@@ -176,12 +176,12 @@ def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple
     return folders, bases.pop()
 
 
-def _written(order: Order, out: Path) -> MergeReport:
+def _written(order: MergeRequest, out: Path) -> MergeReport:
     with Destination(out) as folder:
         return _run(order.model_copy(update={"out": str(folder)}))
 
 
-def _run(order: Order) -> MergeReport:
+def _run(order: MergeRequest) -> MergeReport:
     _demand_worker()
     return order.run(lambda said: output.note(f"  {said}"))
 

@@ -26,7 +26,7 @@ from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.combine import combine
 from registry.worker.merge.extract import extract
 from registry.worker.merge.lowrank import Loss
-from registry.worker.merge.request import Order
+from registry.worker.merge.request import MergeRequest
 from tests.worker import models
 
 MIXED = [(0.7, "lora-r8-all"), (-0.4, "lora-rslora"), (1.5, "lora-rank-pattern"), (0.2, "lora-r4")]
@@ -129,11 +129,11 @@ def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) 
 
 
 def test_a_resized_adapter_says_what_it_lost(tmp_path: Path) -> None:
-    order = Order(
+    order = MergeRequest(
         recipe=Recipe(operation=Operation.RESIZE, sources=("x",), method=Method.SVD, rank=4),
         sources=(str(fixtures.zoo() / "lora-r8-all"),), out=str(tmp_path / "small"),
     )  # fmt: skip
-    report = process.do(order)
+    report = process.run(order)
     values = [torch.linalg.svdvals(delta) for delta in _sum([(1.0, "lora-r8-all")]).values()]
     lost = sum(float(v[4:].square().sum()) for v in values) / sum(float(v.square().sum()) for v in values)
     assert report.relative_error == pytest.approx(lost**0.5, abs=1e-4)
@@ -193,7 +193,7 @@ def test_what_has_no_sum_is_refused_by_the_process_as_by_the_server(
     recipe = Recipe(operation=Operation.COMBINE, sources=names)
     folders = tuple(str(fixtures.zoo() / name) for name in names)
     with pytest.raises(Invalid) as refused:
-        process.do(Order(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
+        process.run(MergeRequest(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
     assert refused.value.code == "RECIPE_INVALID"
     assert word in refused.value.detail
     assert not (tmp_path / "out").exists()
@@ -208,7 +208,7 @@ def test_a_folder_that_is_wrong_by_itself_is_no_source(name: str, word: str, tmp
     folders = (str(fixtures.bad() / name), str(fixtures.zoo() / "lora-r8-all"))
     recipe = Recipe(operation=Operation.COMBINE, sources=("a", "b"))
     with pytest.raises(Invalid, match=word):
-        process.do(Order(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
+        process.run(MergeRequest(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -216,7 +216,7 @@ def test_nan_in_a_source_stops_the_merge(tmp_path: Path) -> None:
     base = models.base(tmp_path / "base")
     good = models.adapter(base, tmp_path / "good")
     bad = models.adapter(base, tmp_path / "bad", change=models.with_nan)
-    order = Order(
+    order = MergeRequest(
         recipe=Recipe(operation=Operation.COMBINE, sources=("a", "b")), sources=(str(good), str(bad)),
         out=str(tmp_path / "out"),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from registry.merging.recipes import Operation, Recipe
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.fuse import fuse
 from registry.worker.merge.peft_methods import Foreign
-from registry.worker.merge.request import Order
+from registry.worker.merge.request import MergeRequest
 from tests.worker import models
 
 FUSED = [
@@ -164,7 +164,9 @@ def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> Non
     folder, base = _of_zoo("loha")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/loha",))
     said: list[str] = []
-    report = Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(said.append)
+    report = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(
+        said.append
+    )
     assert (report.method, report.changed_tensors) == ("LOHA", 8)
     assert (tmp_path / "fused" / "model.safetensors").is_file()
 
@@ -179,7 +181,7 @@ def test_an_order_that_is_given_up_leaves_nothing_half_done(tmp_path: Path) -> N
     folder, base = _of_zoo("lora-r4")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
     with pytest.raises(GivenUp):
-        Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(give_up)
+        MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(give_up)
     assert [path.name for path in tmp_path.iterdir() if path.name != "fused"] == []
 
 
@@ -188,13 +190,13 @@ def test_a_second_signal_does_not_break_off_the_clearing_up(tmp_path: Path) -> N
 import os, shutil, signal, sys
 from pathlib import Path
 from registry.client.destination import Destination
-from registry.worker.merge import process
+from registry.worker.sandbox import program
 clear = shutil.rmtree
 def ended_again(*words, **how):
     os.kill(os.getpid(), signal.SIGTERM)
     clear(*words, **how)
 shutil.rmtree = ended_again
-process.end_in_order()
+program.exit_on_signals()
 with Destination(Path(sys.argv[1])) as folder:
     print(folder)
     os.kill(os.getpid(), signal.SIGINT)
@@ -208,7 +210,7 @@ with Destination(Path(sys.argv[1])) as folder:
 def test_an_order_that_takes_too_long_is_ended_with_the_reason(tmp_path: Path) -> None:
     folder, base = _of_zoo("lora-r4")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
-    order = Order(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused"))
+    order = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused"))
     with pytest.raises(Unavailable, match=r"took over 0.01 seconds"):
         order.run(seconds=0.01)
     assert not (tmp_path / "fused").exists()

@@ -28,7 +28,7 @@ from registry.errors import RegistryError
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, Target
 from registry.worker.conversions import to_gguf
-from registry.worker.conversions.request import Order
+from registry.worker.conversions.request import ConversionRequest
 from tests import forge
 from tests.engines.cases import BASE, CASES
 from tests.proof import reference, venvs, vllm_http
@@ -81,7 +81,7 @@ def converted(folder: Path, source: Path, base: BaseSpec) -> Path | str:
     asked = Conversion(to=Target.GGUF, into="acme/converted")
     try:
         conversions.place_of(read_folder(source).found, asked, base)
-        to_gguf.convert(Order(conversion=asked, source=str(source), out=str(folder), base=base))
+        to_gguf.convert(ConversionRequest(conversion=asked, source=str(source), out=str(folder), base=base))
     except RegistryError as e:
         return e.detail[:200]
     return folder / to_gguf.FILE

@@ -26,7 +26,7 @@ from registry.merging import conversions
 from registry.merging.conversions import Conversion
 from registry.names import Ref
 from registry.worker.conversions import canonical, native, plain, to_gguf
-from registry.worker.conversions.request import Order
+from registry.worker.conversions.request import ConversionRequest
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.pool import Limits, Pool
@@ -44,12 +44,12 @@ def logits(base: Path, adapter: Path) -> torch.Tensor:
     return found
 
 
-def order(to: str, base: Path, source: Path, out: Path) -> Order:
+def order(to: str, base: Path, source: Path, out: Path) -> ConversionRequest:
     """The order that a worker would give, after the judgement that it would make."""
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to=to, into="acme/made")
     conversions.place_of(read_folder(source).found, asked, spec)
-    return Order(conversion=asked, source=str(source), out=str(out), base=spec, base_folder=str(base))
+    return ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec, base_folder=str(base))
 
 
 def difference(base: Path, one: Path, other: Path) -> float:

@@ -13,7 +13,7 @@ from registry.engines.version_facts import of
 from registry.errors import Invalid
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, Converted
-from registry.worker.conversions.request import Order
+from registry.worker.conversions.request import ConversionRequest
 from tests import fixtures
 
 pytest.importorskip("diffusers", reason="the images extra (diffusers) is not installed")
@@ -27,7 +27,7 @@ def converted(source: Path, base: Path, out: Path) -> Converted:
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to="diffusers", into="acme/made")
     conversions.place_of(read_folder(source).found, asked, spec)
-    order = Order(conversion=asked, source=str(source), out=str(out), base=spec)
+    order = ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec)
     return order.run(threads=1) if source.name == "kohya-sd" else images.convert(order)
 
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from registry.worker.sandbox import entry
+from registry.worker.sandbox import program
 
 PROBE = """
 import gc, logging, sys
 print(gc.isenabled(), logging.getLogger("bitsandbytes.backends").isEnabledFor(logging.WARNING))
-from registry.worker.sandbox import entry
-entry.begin()
+from registry.worker.sandbox import program
+program.finish_start()
 print(gc.isenabled(), gc.get_freeze_count() > 0)
 print(__name__, sys.modules["__main__"].__spec__.name, sys.argv[1:])
 sys.exit(3)
@@ -24,7 +24,7 @@ def test_a_program_imports_without_the_collector_and_works_with_it(tmp_path: Pat
     (tmp_path / "probe.py").write_text(PROBE)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     done = subprocess.run(
-        entry.command("probe", "one", "two"), env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        program.command("probe", "one", "two"), env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines() == [

@@ -8,13 +8,14 @@ Invariants
 - scale · B is computed in 64 bits and rounded once; what the file's dtype cannot hold exactly is stored in 32 bits.
 
 Example
-    $ python -m registry.worker.conversions.canonical < order.json
+    $ python -m registry.worker.conversions.canonical < request.json
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,19 @@ from registry.adapters.peft.names import PREFIX
 from registry.client.folder import Folder, read_folder
 from registry.manifest import CONFIG, WEIGHTS
 from registry.merging.conversions import Converted
-from registry.worker.conversions import process
-from registry.worker.conversions.request import Order
+from registry.worker.conversions import folder as folders
+from registry.worker.conversions.request import ConversionRequest, serve
 
 Tensors = dict[str, Tensor]
 
 
-def convert(order: Order) -> Converted:
-    folder = read_folder(Path(order.source))
+def convert(request: ConversionRequest) -> Converted:
+    folder = read_folder(Path(request.source))
     spec = folder.contents.lora
-    tensors, widened = folded(spec, process.load(folder.path / WEIGHTS))
+    tensors, widened = folded(spec, folders.load(folder.path / WEIGHTS))
     config = json.loads((folder.path / CONFIG).read_bytes())
-    process.save(Path(order.out), tensors, plain_config(config, spec.rank))
-    copy_others(folder, Path(order.out))
+    folders.save(Path(request.out), tensors, plain_config(config, spec.rank))
+    copy_others(folder, Path(request.out))
     scales = sorted({m.scale for m in spec.modules})
     span = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
     padded = sum(m.rank < spec.rank for m in spec.modules)
@@ -111,4 +112,4 @@ def copy_others(folder: Folder, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    process.main(convert)
+    sys.exit(serve(convert))

@@ -10,11 +10,12 @@ Invariants
 - alpha / rank is folded into B, so the file means the same to loaders that know no alpha.
 
 Example
-    $ python -m registry.worker.conversions.images < order.json
+    $ python -m registry.worker.conversions.images < request.json
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from registry.client.folder import read_folder
 from registry.compat.paths import IMAGE_COMPONENTS
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
-from registry.worker.conversions import canonical, process
-from registry.worker.conversions.request import Order
+from registry.worker.conversions import canonical
+from registry.worker.conversions import folder as folders
+from registry.worker.conversions.request import ConversionRequest, serve
 
 PIPELINES = {
     "sd": "StableDiffusionPipeline", "sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline",
@@ -46,16 +48,16 @@ _DOWN = (".lora_A.weight", ".lora_down.weight", ".down.weight")
 _UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
 
 
-def convert(order: Order) -> Converted:
-    folder, out = read_folder(Path(order.source)), Path(order.out)
+def convert(request: ConversionRequest) -> Converted:
+    folder, out = read_folder(Path(request.source)), Path(request.out)
     if not isinstance(folder.found, Foreign):
         raise refused("this is a language model's adapter")
     file = folder.found.file
     weights = read.weights_of(folder.files).path
-    family = order.base.model_type or file.family
+    family = request.base.model_type or file.family
     if family not in PIPELINES:
         raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
-    given = process.load(folder.path / weights)
+    given = folders.load(folder.path / weights)
     told = _told(given, file) if family == "flux" else given
     tensors = _converted(getattr(diffusers, PIPELINES[family]), told)
     _demand_all(given, tensors, file)
@@ -144,4 +146,4 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    process.main(convert)
+    sys.exit(serve(convert))

@@ -1,4 +1,4 @@
-"""torchtune's and mlx-lm's adapters as PEFT's: names, A and B turned where they lie the other way, rows in order.
+"""torchtune's and mlx-lm's adapters as PEFT's: names, A and B turned where they lie the other way, rows in request.
 
     torchtune   rows of lora_B for q and k stand in pairs (x0, y0, x1, y1 …), PEFT's in halves (x0, x1 … y0, y1 …):
                 torchtune's tune_to_peft_adapter_weights (models/convert_weights.py)
@@ -9,11 +9,12 @@ Invariants
 - Targets are the last parts of paths only if these mean exactly the modules that the file holds on this base.
 
 Example
-    $ python -m registry.worker.conversions.native < order.json
+    $ python -m registry.worker.conversions.native < request.json
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,29 @@ from registry.bases import BaseSpec
 from registry.client.folder import read_folder
 from registry.compat.paths import Paths
 from registry.merging.conversions import Converted, refused
-from registry.worker.conversions import canonical, process
-from registry.worker.conversions.request import Order
+from registry.worker.conversions import canonical
+from registry.worker.conversions import folder as folders
+from registry.worker.conversions.request import ConversionRequest, serve
 
 
-def convert(order: Order) -> Converted:
-    folder = read_folder(Path(order.source))
+def convert(request: ConversionRequest) -> Converted:
+    folder = read_folder(Path(request.source))
     if not isinstance(folder.found, Foreign):
         raise refused("this is PEFT's already")
     file = folder.found.file
-    given = process.load(folder.path / read.weights_of(folder.files).path)
-    paths, made = Paths(file.scheme, order.base.modules), {}
+    given = folders.load(folder.path / read.weights_of(folder.files).path)
+    paths, made = Paths(file.scheme, request.base.modules), {}
     for module in file.modules:
         meant = paths.of(module.path)
-        if meant is None or len(meant) != 1 or meant[0] not in order.base.modules:
-            raise refused(f"{module.path} names no module of {order.base.name}")
-        a, b = _pair(given, module, file.scheme, meant[0], order.base)
+        if meant is None or len(meant) != 1 or meant[0] not in request.base.modules:
+            raise refused(f"{module.path} names no module of {request.base.name}")
+        a, b = _pair(given, module, file.scheme, meant[0], request.base)
         made[meant[0]] = (a, b, module)
     tensors: dict[str, Tensor] = {}
     for path, (a, b, _) in made.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
-    process.save(Path(order.out), tensors, _config(made, order.base, file.base_claimed))
-    canonical.copy_others(folder, Path(order.out))
+    folders.save(Path(request.out), tensors, _config(made, request.base, file.base_claimed))
+    canonical.copy_others(folder, Path(request.out))
     return Converted(
         message=f"{len(made)} modules of {file.scheme} named as PEFT names them, rank {file.max_rank}",
         modules=len(made), rank=file.max_rank, tensors=len(tensors), renamed=len(tensors), error=0.0,
@@ -91,4 +93,4 @@ def _config(made: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec, 
 
 
 if __name__ == "__main__":
-    process.main(convert)
+    sys.exit(serve(convert))

@@ -9,12 +9,13 @@ Invariants
 - No code of the base is run (`trust_remote_code` stays off).
 
 Example
-    $ python -m registry.worker.conversions.plain < order.json
+    $ python -m registry.worker.conversions.plain < request.json
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,42 +27,42 @@ from transformers import AutoModelForCausalLM
 from registry.client.folder import read_folder
 from registry.manifest import CONFIG
 from registry.merging.conversions import Converted
-from registry.worker.conversions import canonical, process
-from registry.worker.conversions.request import Order
+from registry.worker.conversions import canonical
+from registry.worker.conversions.request import ConversionRequest, serve
 
 
-def convert(order: Order) -> Converted:
-    folder, out = read_folder(Path(order.source)), Path(order.out)
+def convert(request: ConversionRequest) -> Converted:
+    folder, out = read_folder(Path(request.source)), Path(request.out)
     spec = folder.contents.lora
     began = spec.config.initialisation
     with tempfile.TemporaryDirectory(prefix="adapter-start-") as start:
-        config = LoraConfig.from_pretrained(order.source)
+        config = LoraConfig.from_pretrained(request.source)
         config.inference_mode = False
-        beginning = get_peft_model(_base(order), config)
+        beginning = get_peft_model(_base(request), config)
         beginning.peft_config["default"].init_lora_weights = True
         beginning.save_pretrained(start)
         del beginning
-        trained = PeftModel.from_pretrained(_base(order), order.source)
+        trained = PeftModel.from_pretrained(_base(request), request.source)
         trained.peft_config["default"].init_lora_weights = began
         trained.save_pretrained(out, path_initial_model_for_weight_conversion=start)
     (out / "README.md").unlink(missing_ok=True)  # PEFT writes an empty card
     written = json.loads((out / CONFIG).read_bytes())
-    written["base_model_name_or_path"] = spec.base_name or order.base.name
+    written["base_model_name_or_path"] = spec.base_name or request.base.name
     (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
     canonical.copy_others(folder, out)
     made = read_folder(out).contents.lora
     return Converted(
         message=f"{began} taken back: {len(made.modules)} modules of rank {made.rank} for the unchanged base",
         modules=len(made.modules), rank=made.rank, tensors=2 * len(made.modules),
-        notes=(f"the first factors were computed again from the weights of {order.base.name}",),
+        notes=(f"the first factors were computed again from the weights of {request.base.name}",),
     )  # fmt: skip
 
 
-def _base(order: Order) -> Any:
+def _base(request: ConversionRequest) -> Any:
     return AutoModelForCausalLM.from_pretrained(
-        order.base_folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        request.base_folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
 
 
 if __name__ == "__main__":
-    process.main(convert)
+    sys.exit(serve(convert))

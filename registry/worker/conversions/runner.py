@@ -20,7 +20,7 @@ from registry.client.folder import read_folder
 from registry.errors import Invalid, TooLarge
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, Place
-from registry.worker.conversions.request import Order
+from registry.worker.conversions.request import ConversionRequest
 from registry.worker.task import Done, Failed, Task
 
 
@@ -39,9 +39,11 @@ def convert(task: Task) -> Done:
             if location is Place.HERE:
                 report = client_convert.rename(folder, out, asked, base)
             else:
-                order = Order(conversion=asked, source=str(folder), out=str(out), base=base.spec, base_folder=weights)
+                request = ConversionRequest(
+                    conversion=asked, source=str(folder), out=str(out), base=base.spec, base_folder=weights
+                )
                 limits = task.limits
-                report = order.run(task.lease.check, threads=limits.threads, seconds=limits.deadline_seconds)
+                report = request.run(task.lease.check, threads=limits.threads, seconds=limits.deadline_seconds)
         except (Invalid, TooLarge) as e:
             raise Failed(e.detail, final=True) from e
         task.lease.say(f"pushing {asked.into}")

@@ -9,11 +9,12 @@ Invariants
 - Tensors are F16 where the original is F16, else F32: nothing is rounded.
 
 Example
-    $ python -m registry.worker.conversions.to_gguf < order.json
+    $ python -m registry.worker.conversions.to_gguf < request.json
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import gguf
@@ -24,16 +25,17 @@ from registry.client.folder import read_folder
 from registry.manifest import WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Converted, refused
-from registry.worker.conversions import canonical, process
-from registry.worker.conversions.request import Order
+from registry.worker.conversions import canonical
+from registry.worker.conversions import folder as folders
+from registry.worker.conversions.request import ConversionRequest, serve
 
 FILE = "lora-adapter.gguf"
 
 
-def convert(order: Order) -> Converted:
-    folder, out, base = read_folder(Path(order.source)), Path(order.out), order.base
+def convert(request: ConversionRequest) -> Converted:
+    folder, out, base = read_folder(Path(request.source)), Path(request.out), request.base
     spec = folder.contents.lora
-    tensors, _ = canonical.folded(spec, process.load(folder.path / WEIGHTS))
+    tensors, _ = canonical.folded(spec, folders.load(folder.path / WEIGHTS))
     architecture = conversions.GGUF_ARCHITECTURES[base.model_type]
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(numbers[architecture], base.layers)
@@ -42,7 +44,7 @@ def convert(order: Order) -> Converted:
     writer.add_type("adapter")
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(spec.rank))
-    writer.add_name(order.conversion.into)
+    writer.add_name(request.conversion.into)
     writer.add_string("general.base_model.0.name", base.name)
     for module in spec.modules:
         name = table.get_name(module.path)
@@ -73,4 +75,4 @@ def in_pairs(b: Tensor, heads: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    process.main(convert)
+    sys.exit(serve(convert))

@@ -1,7 +1,7 @@
 """The process that does a merge: folders in, a folder out, one JSON object a line on standard output.
 
     $ echo '{"recipe": {…}, "sources": ["a", "b"], "out": "c"}' | python -m registry.worker.merge.process
-    {"said": "32 of 210 modules"}
+    {"progress": "32 of 210 modules"}
     {"report": {…}}
 
 Invariants
@@ -10,52 +10,47 @@ Invariants
   and writes one. It ends with whoever started it.
 
 Example
-    >>> do(Order(recipe=recipe, sources=["a"], base="models/tiny", out="fused"))
+    >>> run(MergeRequest(recipe=recipe, sources=["a"], base="models/tiny", out="fused"))
 """
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from registry.engines import facts as engine_facts
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarise
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation
 from registry.worker.merge import combine, extract, fuse
 from registry.worker.merge.adapters import Adapter
-from registry.worker.merge.request import Order
+from registry.worker.merge.request import MergeRequest
 from registry.worker.merge.targets import MakeForeign
-from registry.worker.sandbox import confine, entry
+from registry.worker.sandbox import program
 
 SAY_EVERY_BYTES = 256 * 2**20
-_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
-def do(
-    order: Order, say: Callable[[str], None] = lambda _said: None, foreign: MakeForeign | None = None
+def run(
+    request: MergeRequest, say: Callable[[str], None] = lambda _said: None, foreign: MakeForeign | None = None
 ) -> MergeReport:
     """Do what the order says. `Invalid` when it cannot be done. `foreign`: as for `fuse.fuse`."""
-    recipe, out = order.recipe, Path(order.out)
+    recipe, out = request.recipe, Path(request.out)
     if recipe.operation is Operation.EXTRACT:
         recipes.demand(recipe, [])
         return extract.extract(
-            Path(order.tuned), Path(order.base), out, rank=recipe.rank, base_name=order.base_name, progress=say
+            Path(request.tuned), Path(request.base), out, rank=recipe.rank, base_name=request.base_name, progress=say
         )
-    sources = [Adapter.open(folder) for folder in order.sources]
+    sources = [Adapter.open(folder) for folder in request.sources]
     recipes.demand(
-        recipe.model_copy(update={"sources": tuple(order.sources)}), [_ingredient(source) for source in sources]
+        recipe.model_copy(update={"sources": tuple(request.sources)}), [_ingredient(source) for source in sources]
     )
     if recipe.operation is Operation.FUSE:
         say("reading the base's headers")
         return fuse.fuse(
-            sources[0], Path(order.base), out, dequantise=recipe.dequantise, foreign=foreign, progress=_counted(say)
+            sources[0], Path(request.base), out, dequantise=recipe.dequantise, foreign=foreign, progress=_counted(say)
         )
     weights = recipe.weights or (1.0,) * len(sources)
     return combine.combine(recipe, list(zip(weights, sources, strict=True)), out, progress=say)
@@ -85,43 +80,8 @@ def _counted(say: Callable[[str], None]) -> Callable[[int], None]:
 
 
 def main(foreign: MakeForeign | None = None) -> int:
-    """The order from standard input; progress, then the report or the error, on standard output."""
-
-    def write(message: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(message) + "\n")
-        sys.stdout.flush()
-
-    entry.begin()
-    end_in_order()
-    confine.die_with_the_parent(
-        signal.SIGTERM
-    )  # what was begun may be as large as the base, and nobody else clears it up
-    confine.cut_network()
-    try:
-        found = do(Order.model_validate_json(sys.stdin.read()), lambda said: write({"said": said}), foreign)
-    except RegistryError as e:
-        write({"problem": e.to_problem()})
-        return 1
-    except (OSError, ValueError, RuntimeError) as e:
-        write({"error": f"{type(e).__name__}: {e}"[:1000]})
-        return 1
-    write({"report": found.model_dump(mode="json")})
-    return 0
-
-
-def end_in_order() -> None:
-    """What was begun is cleared up on the way out, whoever ends this process, and however often.
-
-    A Ctrl-C reaches it and whoever started it, who ends it, too.
-    """
-    for number in _ENDINGS:
-        signal.signal(number, _stop)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    for again in _ENDINGS:
-        signal.signal(again, signal.SIG_IGN)
-    sys.exit(128 + number)
+    """Serve one merge; `foreign` as for `fuse.fuse`."""
+    return program.serve(MergeRequest, lambda request, progress: run(request, progress, foreign))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.merging.recipes import MergeReport, Recipe
 from registry.names import AdapterName, Ref
-from registry.worker.merge.request import Order
+from registry.worker.merge.request import MergeRequest
 from registry.worker.task import Done, Failed, Task
 
 MERGE_FACTOR, SLOW_BYTES_A_SECOND = 10, 10e6
@@ -53,7 +53,7 @@ def merge(task: Task) -> Done:
             task.lease.say(f"pulling {called}")
             folders.append(str(task.pull(Path(scratch) / str(at) / called, source)))
         out = Path(scratch) / "result"
-        report = _run(task, Order(recipe=recipe, sources=tuple(folders), out=str(out)))
+        report = _run(task, MergeRequest(recipe=recipe, sources=tuple(folders), out=str(out)))
         task.lease.say(f"pushing {recipe.into}")
         pushed = push.push_folder(
             task.registry, out, AdapterName.parse(recipe.into), base=found[0].manifest.base.name,
@@ -78,7 +78,7 @@ def fuse(task: Task) -> Done:
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         task.lease.say(f"pulling {task.job.subject}")
         folder = task.pull(Path(scratch) / "adapter")
-        order = Order(recipe=recipe, sources=(str(folder),), base=str(source.folder), out=str(out))
+        order = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(source.folder), out=str(out))
         report = _run(task, order)
     if recipe.onto:
         report = report.onto(recipe.onto, task.subject.manifest.base.name)
@@ -110,13 +110,13 @@ def _demand_new(task: Task, name: str) -> None:
     raise Failed(f"the base {name} exists; a base never changes under its name", final=True)
 
 
-def _seconds(task: Task, order: Order) -> float:
+def _seconds(task: Task, order: MergeRequest) -> float:
     """Ten times what trying an adapter may take; a fuse also reads and writes its base, slowly at worst."""
     base = sum(file.stat().st_size for file in Path(order.base).glob("*.safetensors")) if order.base else 0
     return MERGE_FACTOR * task.limits.deadline_seconds + base / SLOW_BYTES_A_SECOND
 
 
-def _run(task: Task, order: Order) -> MergeReport:
+def _run(task: Task, order: MergeRequest) -> MergeReport:
     try:
         return order.run(task.lease.say, threads=task.limits.threads, seconds=_seconds(task, order))
     except Invalid as e:

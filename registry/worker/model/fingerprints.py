@@ -33,7 +33,7 @@ from registry.digest import Hasher
 from registry.errors import RegistryError
 from registry.worker.model import weights
 from registry.worker.model.weights import Progress, Stored, Weights
-from registry.worker.sandbox import entry
+from registry.worker.sandbox import program
 
 BLOCK = 2**20
 """Elements that are signed and summed at once; a multiple of the sketch's size."""
@@ -225,7 +225,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
-    entry.begin()
+    program.finish_start()
     try:
         found = identify(Weights.of(arguments[0]), lambda count: say({"read_bytes": count}))
     except RegistryError as e:

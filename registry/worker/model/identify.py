@@ -26,7 +26,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.worker.model import weights
 from registry.worker.model.weights import Progress, Weights
-from registry.worker.sandbox import entry
+from registry.worker.sandbox import program
 from registry.worker.sandbox.environment import clean_environment
 
 PACKAGE = "torch"
@@ -43,7 +43,7 @@ def identify(folder: str | Path, progress: Progress = weights.quiet) -> Identity
     An exception of `progress` ends the reading and comes through.
     """
     process = subprocess.Popen(
-        entry.command("registry.worker.model.fingerprints", str(folder)),
+        program.command("registry.worker.model.fingerprints", str(folder)),
         stdout=subprocess.PIPE,
         env=clean_environment(os.environ),
         text=True,

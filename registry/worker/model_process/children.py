@@ -25,7 +25,7 @@ import torch
 
 from registry.worker.devices import CPU
 from registry.worker.model_process.child import Alone, Loader, Message, Warm, failed
-from registry.worker.sandbox import confine, entry
+from registry.worker.sandbox import confine, program
 
 WARM, ALONE = "warm", "alone"
 """Roles of a child that is a program of its own."""
@@ -196,7 +196,7 @@ class Children:
         name = running.name if running is not None else "registry.worker.model_process.host"
         words = [loader.name, str(loader.folder), loader.device, loader.dtype, role, inward, outward, threads]
         return os.posix_spawn(
-            sys.executable, entry.command(name, *map(str, words), str(os.getpid())), confine.gpu_environment(),
+            sys.executable, program.command(name, *map(str, words), str(os.getpid())), confine.gpu_environment(),
             setpgroup=0,
         )  # fmt: skip
 

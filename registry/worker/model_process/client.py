@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from registry.worker.devices import CPU
 from registry.worker.model.sources import Source
-from registry.worker.sandbox import confine, entry
+from registry.worker.sandbox import confine, program
 from registry.worker.sandbox.confine import LOAD_SECONDS_LIMIT
 from registry.worker.sandbox.environment import environment_for
 
@@ -69,7 +69,7 @@ class ModelProcess:
         self._process = subprocess.Popen(
             [
                 *self._wrapper,
-                *entry.command(_program(source.folder), source.name, str(source.folder), device, source.dtype),
+                *program.command(_program(source.folder), source.name, str(source.folder), device, source.dtype),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

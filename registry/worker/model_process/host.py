@@ -37,7 +37,7 @@ import transformers
 from registry import __version__
 from registry.worker.model_process.child import Alone, Loader, Message, Warm
 from registry.worker.model_process.children import WARM, Children, be_the_child
-from registry.worker.sandbox import confine, entry
+from registry.worker.sandbox import confine, program
 from registry.worker.smoke.examination import first_line
 
 
@@ -49,7 +49,7 @@ def main(
 
     Five words more, ROLE and four numbers, make it a child of such a keeper.
     """
-    entry.begin()
+    program.finish_start()
     name, folder, device, dtype, *more = arguments
     transformers.utils.logging.disable_progress_bar()
     loader = loader_of(name, Path(folder), device, dtype)

@@ -1,0 +1,187 @@
+"""Programs of the worker: modules that run as a process of their own, take one request and answer one report.
+
+    request (one JSON document)  ──stdin──▶  program
+    {"progress": text}           ◀──stdout──
+    {"report": …} or {"problem": …} or {"error": text}, the last line
+
+A program gets no secret: its environment is an allow-list, its input is folders. It has no network where Linux can
+cut it off, and ends with the process that started it. The starting process imports no torch and may kill it any time.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import IO, Any, TypeVar
+
+from registry.errors import RegistryError, Unavailable, from_problem
+from registry.evaluation.verdicts import Value as FrozenModel
+from registry.worker.sandbox import confine
+from registry.worker.sandbox.environment import clean_environment
+
+Progress = Callable[[str], None]
+Request = TypeVar("Request", bound=FrozenModel)
+
+TICK_SECONDS = 1.0
+END_SECONDS = 10.0
+"""How long a program may take to clean up after SIGTERM."""
+ERROR_CHARACTERS_LIMIT = 1000
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BOOTSTRAP = (
+    # Without garbage collection: torch and PEFT create a million objects that stay, and walking them took a sixth of
+    # the start. `finish_start` turns it on again.
+    "import gc, logging, runpy, sys; gc.disable(); "
+    # Where the CPU has AVX-512, importing bitsandbytes warns that the package `kernels` is missing.
+    "logging.getLogger('bitsandbytes').setLevel(logging.ERROR); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs a module as `python -m` would, with a faster start."""
+    return [sys.executable, "-c", _BOOTSTRAP, module, *arguments]
+
+
+def finish_start() -> None:
+    """Turn garbage collection on, and exempt what was imported: a fork then shares its memory. First call of `main`."""
+    gc.freeze()
+    gc.enable()
+
+
+# ------------------------------------------------------------------ the starting process
+def run_program(
+    module: str, request: FrozenModel, *, work: str, progress: Progress | None = None,
+    check: Callable[[], None] | None = None, threads: int = 0, seconds: float = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the module's `serve` on this request and return its report.
+
+    `progress` gets each progress message; `check` is called every second. An exception of either ends the program and
+    propagates. Raises the error that the program reported, or `Unavailable` (TRY_LATER) if it died or took over
+    `seconds` (0: no limit). `work` names what is being done in messages ("the merge").
+    """
+    environment = clean_environment(os.environ)
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    deadline = time.monotonic() + seconds if seconds else None
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+        )
+        try:
+            message = _converse(process, request, progress, check, deadline)
+        except TimeoutError:
+            raise Unavailable("TRY_LATER", f"{work} took over {seconds:g} seconds and was stopped") from None
+        finally:
+            end(process)
+        if "report" in message:
+            report: dict[str, Any] = message["report"]
+            return report
+        if "problem" in message:
+            raise from_problem(message["problem"])
+        reason = message.get("error") or _end_of(process.returncode, errors)
+        raise Unavailable("TRY_LATER", f"{work} could not be done: {reason}")
+
+
+def _converse(
+    process: subprocess.Popen[bytes], request: FrozenModel, progress: Progress | None,
+    check: Callable[[], None] | None, deadline: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Send the request, and read messages until standard output ends; the last one."""
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the process has no pipes")
+    message: dict[str, Any] = {}
+    try:
+        with process.stdin:
+            process.stdin.write(request.model_dump_json().encode())
+    except BrokenPipeError:
+        return message
+    for line in _lines(process.stdout, check, deadline):
+        if line.startswith(b"{"):  # libraries may print other lines
+            message = json.loads(line)
+            if progress is not None and "progress" in message:
+                progress(str(message["progress"]))
+    return message
+
+
+def _lines(pipe: IO[bytes], check: Callable[[], None] | None, deadline: float | None) -> Iterator[bytes]:
+    """Complete lines of the pipe, as they come. `TimeoutError` at the deadline."""
+    rest = b""
+    with pipe, selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            remaining = TICK_SECONDS if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            ready = selector.select(min(TICK_SECONDS, remaining))
+            if check is not None:
+                check()
+            if ready:
+                data = os.read(pipe.fileno(), 65536)
+                *lines, rest = (rest + data).split(b"\n")
+                yield from lines
+                if not data:
+                    return
+
+
+def _end_of(status: int, errors: IO[bytes]) -> str:
+    """How the process ended, and the last line that it wrote to standard error."""
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+    reason = f"it was ended by signal {-status}" if status < 0 else f"exit status {status}"
+    return f"{reason}: {lines[-1][:500]}" if lines else reason
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to end so that it cleans up, and kill it if it does not."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# ------------------------------------------------------------------ the program
+def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]) -> int:
+    """Do the request on standard input, answer on standard output; the exit status."""
+    finish_start()
+    exit_on_signals()
+    confine.die_with_the_parent(signal.SIGTERM)  # the partial result may be as large as the base: clean it up
+    confine.cut_network()
+    try:
+        report = work(model.model_validate_json(sys.stdin.buffer.read()), lambda text: _send({"progress": text}))
+    except RegistryError as e:
+        _send({"problem": e.to_problem()})
+        return 1
+    except (OSError, ValueError, RuntimeError) as e:
+        _send({"error": f"{type(e).__name__}: {e}"[:ERROR_CHARACTERS_LIMIT]})
+        return 1
+    _send({"report": report.model_dump(mode="json")})
+    return 0
+
+
+def _send(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def exit_on_signals() -> None:
+    """Turn SIGINT and SIGTERM into SystemExit, once, so that partial results are cleaned up on the way out."""
+    for number in _SIGNALS:
+        signal.signal(number, _exit)
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    for other in _SIGNALS:  # a second Ctrl-C must not interrupt the clean-up
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
