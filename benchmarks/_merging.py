@@ -28,7 +28,7 @@ SMOL = {"hidden": 576, "inner": 1536, "kv": 192, "layers": 30}
 
 FUSE = """
 import gc, json, sys, time
-gc.disable()  # as registry/worker/sandbox/entry.py starts it
+gc.disable()  # as registry/worker/sandbox/program.py starts it
 from pathlib import Path
 from registry.worker.sandbox import program
 from registry.worker.merge import fuse
