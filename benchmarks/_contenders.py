@@ -131,7 +131,7 @@ class Ours:
     def push_fleet(self, folders: Sequence[Path]) -> Timed:
         return self._run(["push-all", str(folders[0].parent), SPACE, "--base", _adapters.BASE, "--json"])
 
-    def pull_fleet(self, folders: Sequence[Path]) -> Timed:
+    def pull_fleet(self, _folders: Sequence[Path]) -> Timed:
         with self._dest() as dest:
             return self._run(["pull-all", str(dest), "--base", _adapters.BASE, "--namespace", SPACE, "--json"])
 

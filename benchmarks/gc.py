@@ -33,10 +33,10 @@ DIGEST = "'sha256:' || encode(sha256(i::text::bytea), 'hex')"
 class Bare(MemoryBlobs):
     """Deletes what it never had, and has nothing to list."""
 
-    def list(self, prefix: str) -> Iterator[Stat]:
+    def list(self, _prefix: str) -> Iterator[Stat]:
         return iter(())
 
-    def delete(self, key: str) -> None:
+    def delete(self, _key: str) -> None:
         return None
 
 

@@ -122,7 +122,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
     return statistics.median(walls), statistics.median(cpus), answer
 
 
-def measured(world: World, versions: int, edges: Edges) -> Iterator[tuple[str, float, float, int]]:
+def measured(world: World, edges: Edges) -> Iterator[tuple[str, float, float, int]]:
     """(what, wall, CPU, edges found) of the peers and of the questions."""
     below: dict[int, list[int]] = {}
     above: dict[int, list[int]] = {}
@@ -172,7 +172,7 @@ def main() -> None:
             with World(database) as world:
                 shelve(world, versions, edges)
                 wall: dict[str, float] = {}
-                for name, milliseconds, cpu, found in measured(world, versions, edges):
+                for name, milliseconds, cpu, found in measured(world, edges):
                     wall[name] = milliseconds
                     figures[f"{kind}_{name}_ms"] = round(milliseconds, 3)
                     figures[f"{kind}_{name}_cpu_ms"] = round(cpu, 3)

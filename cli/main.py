@@ -137,7 +137,7 @@ def load(module: str, attribute: str, extra: str = "", what: str = "") -> Any:
 class Rooms(click.Group):
     """`adapter`: opens the room of the command that was typed, and ends its errors in a sentence."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(DOORS)
 
     def resolve_command(
@@ -148,7 +148,7 @@ class Rooms(click.Group):
             load("registry.client.hashing", "begin")(args[1], depth=door.weights)
         return super().resolve_command(ctx, args)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         door = DOORS.get(cmd_name)
         if door is None:
             return None
@@ -169,7 +169,7 @@ class Rooms(click.Group):
                 raise
             ctx.exit(code)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section in dict.fromkeys(door.section for door in DOORS.values()):
             with formatter.section(section):
                 formatter.write_dl([(name, door.help) for name, door in DOORS.items() if door.section == section])

@@ -150,7 +150,7 @@ class RefArgument(click.ParamType[Ref]):
 
     name = "ref"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Ref:
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Ref:
         return value if isinstance(value, Ref) else Ref.parse(str(value))
 
 

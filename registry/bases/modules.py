@@ -128,7 +128,7 @@ def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
     found = {path: _module(path, t, path in biases, facts) for path, t in weights.items()} | single
     if facts.is_head_model and not any(path.startswith(_HEADS) for path in found):
         found["lm_head"] = ModuleShape(kind="linear", in_features=facts.hidden, out_features=_rows(found, facts))
-    return _with_experts(found, facts)
+    return _with_experts(found)
 
 
 def _rows(found: Mapping[str, ModuleShape], facts: Facts) -> int:
@@ -150,7 +150,7 @@ def _missing_prefix(names: list[str], facts: Facts) -> str:
 
 def _module(path: str, tensor: Logical, bias: bool, facts: Facts) -> ModuleShape:
     leaf = path.rpartition(".")[2]
-    shape, kind = tensor.shape, _kind(path, leaf, tensor, facts)
+    shape, kind = tensor.shape, _kind(leaf, tensor, facts)
     if not shape:
         return ModuleShape(kind=kind, bias=bias, dtype=tensor.dtype, is_known=False)
     if kind in ("conv1d", "embedding"):
@@ -160,7 +160,7 @@ def _module(path: str, tensor: Logical, bias: bool, facts: Facts) -> ModuleShape
     return ModuleShape(kind=kind, in_features=columns, out_features=shape[0], bias=bias, dtype=tensor.dtype)
 
 
-def _kind(path: str, leaf: str, tensor: Logical, facts: Facts) -> Kind:
+def _kind(leaf: str, tensor: Logical, facts: Facts) -> Kind:
     if len(tensor.shape) == 1:
         return "norm"
     if len(tensor.shape) > 2:
@@ -172,7 +172,7 @@ def _kind(path: str, leaf: str, tensor: Logical, facts: Facts) -> Kind:
     return "other" if leaf in _ROUTERS else "linear"
 
 
-def _with_experts(found: dict[str, ModuleShape], facts: Facts) -> dict[str, ModuleShape]:
+def _with_experts(found: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
     """Fold numbered experts: one entry with `*` for each file name, and the fused module of the Python model."""
     result: dict[str, ModuleShape] = {}
     counts: dict[str, int] = {}

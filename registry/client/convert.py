@@ -81,7 +81,7 @@ def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Conv
     header = folder.found.header
     metadata = dict(header.metadata)
     if isinstance(folder.found, Contents):
-        names = renaming.repairs(header, folder.found.lora, base.spec)
+        names = renaming.repairs(header, base.spec)
         target = weights.path
     else:
         names = renaming.image_repairs(header, base.spec) if asked.repair else renaming.to_diffusers(header)

@@ -86,7 +86,7 @@ class Brought:
         else:
             models.certified(self.request.bundle, manifest, Trust(), datetime.now(UTC))
 
-    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
+    def give(self, registry: Versions, ref: Ref, _manifest: Manifest) -> None:
         Audit(registry).sign(ref, self.request)
 
 

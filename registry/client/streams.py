@@ -54,10 +54,10 @@ class Progress(Protocol):
 class Silent:
     """Progress that nobody watches."""
 
-    def start(self, total_bytes: int) -> None:
+    def start(self, _total_bytes: int) -> None:
         return None
 
-    def advance(self, count: int) -> None:
+    def advance(self, _count: int) -> None:
         return None
 
 

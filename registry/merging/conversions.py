@@ -151,7 +151,7 @@ def _demand_plain(spec: LoraSpec, to: Target) -> None:
         raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
 
 
-def _canonical(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+def _canonical(found: Found, asked: Conversion, _base: BaseSpec) -> Place:
     spec = _lora_of(found, asked.to)
     _demand_plain(spec, asked.to)
     if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
@@ -177,7 +177,7 @@ def _peft(found: Found, asked: Conversion, base: BaseSpec) -> Place:
     if isinstance(found, Contents):
         if not asked.repair:
             raise refused("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
-        renaming.repairs(found.header, found.lora, base)
+        renaming.repairs(found.header, base)
         return Place.HERE
     if asked.repair:
         raise refused("--repair mends names that are nearly PEFT's; these are of another tool")

@@ -7,7 +7,7 @@ Invariants
   that leads to a module of the base), and never invents a module.
 
 Example
-    >>> repairs(header, spec, base)["base_model.model.….lora_A.default.weight"]
+    >>> repairs(header, base)["base_model.model.….lora_A.default.weight"]
     'base_model.model.….lora_A.weight'
 """
 
@@ -18,7 +18,6 @@ import re
 import struct
 from collections.abc import Mapping
 
-from registry.adapters.peft import LoraSpec
 from registry.adapters.peft.names import PREFIX
 from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec
@@ -48,7 +47,7 @@ def unnamed(name: str) -> str:
     return _ADAPTER_NAME.sub(r".\1", name)
 
 
-def repairs(header: Header, spec: LoraSpec, base: BaseSpec) -> dict[str, str]:
+def repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     """Old name → mended name, for every tensor whose name changes. `Invalid` if nothing does, or not all can be."""
     found = {info.name: _mended(info.name, base) for info in header}
     changed = {old: new for old, new in found.items() if old != new}

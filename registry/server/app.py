@@ -247,16 +247,16 @@ def _reason(item: Any) -> Reason:
     return Reason(f"request.{item['type'].replace('-', '_')}", location, str(item["msg"])[:500])
 
 
-def _left(request: Request, error: Exception) -> Response:
+def _left(request: Request, _error: Exception) -> Response:
     """Nobody hears this; it only keeps a sender that went away from looking like a bug."""
     return problem(request, Unavailable("BODY_STALLED", "the sender left before the end of the body"))
 
 
-def _unreadable(request: Request, error: Exception) -> Response:
+def _unreadable(request: Request, _error: Exception) -> Response:
     return problem(request, Invalid("REQUEST_INVALID", "the body is not JSON that can be read"))
 
 
-def _no_route(request: Request, error: Exception) -> Response:
+def _no_route(request: Request, _error: Exception) -> Response:
     return problem(request, NotFound("ROUTE_UNKNOWN", f"there is no route {request.url.path[:200]!r}"))
 
 

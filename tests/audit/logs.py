@@ -45,10 +45,10 @@ class Held:
     def checkpoint(self) -> str:
         return self.note
 
-    def tiles(self, level: int, index: int, width: int) -> list[bytes]:
+    def tiles(self, level: int, index: int, _width: int) -> list[bytes]:
         return [self.parts[level, index]]
 
-    def entries(self, index: int, width: int) -> bytes:
+    def entries(self, index: int, _width: int) -> bytes:
         return self.parts["entries", index]
 
     def rows(self) -> Any:

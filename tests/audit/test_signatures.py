@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
@@ -189,7 +188,7 @@ def test_garbage_collection_keeps_attestations(pushed: World) -> None:
     assert Audit(pushed.admin).attestations(NAME) == before
 
 
-def test_the_identity_of_a_key_is_one_whatever_file_it_comes_in(tmp_path: Path) -> None:
+def test_the_identity_of_a_key_is_one_whatever_file_it_comes_in() -> None:
     made = ed25519.Ed25519PrivateKey.generate()
     encoding, form = serialization.Encoding, serialization.PrivateFormat
     openssh = made.private_bytes(encoding.PEM, form.OpenSSH, serialization.NoEncryption())

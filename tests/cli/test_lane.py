@@ -182,7 +182,7 @@ def test_wrong_bytes_are_refused_and_the_connection_ends(server: Server) -> None
 
 
 def test_a_reader_that_is_slow_gets_everything(
-    server: Server, connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
+    connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cli.lane.IDLE_SECONDS", 0.02)
     connection.connect()
@@ -216,7 +216,7 @@ def test_without_a_free_slot_the_event_loop_does_it(server: Server, connection: 
 
 
 def test_a_request_that_is_over_leaves_nothing_for_the_collector_of_garbage(
-    server: Server, connection: http.client.HTTPConnection
+    connection: http.client.HTTPConnection,
 ) -> None:
     """A collection of many such leavings holds up everybody who is answered, for milliseconds."""
     many = 100

@@ -25,7 +25,8 @@ def test_a_command_on_the_embedded_registry_leaves_one_whole_file(desk: Desk, tm
     assert [path.name for path in (tmp_path / "data").iterdir() if path.is_file()] == ["registry.db"]
 
 
-def test_the_environment_wins_over_the_profile(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("desk")
+def test_the_environment_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     session.write_profile(session.Profile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"}))
     assert session.target() == session.Target("https://a.test", "token-a", str(session.profile_path()))
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test/")
@@ -34,13 +35,15 @@ def test_the_environment_wins_over_the_profile(desk: Desk, monkeypatch: pytest.M
     assert session.target().token == "token-c"
 
 
-def test_a_token_is_never_used_for_another_registry(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("desk")
+def test_a_token_is_never_used_for_another_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     session.write_profile(session.Profile("https://a.test", {"https://a.test": "token-a"}))
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test")
     assert session.target().token == ""
 
 
-def test_the_profile_is_readable_by_its_owner_alone(desk: Desk) -> None:
+@pytest.mark.usefixtures("desk")
+def test_the_profile_is_readable_by_its_owner_alone() -> None:
     path = session.write_profile(session.Profile("https://a.test", {"https://a.test": "t"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["profile.json"]

@@ -71,7 +71,8 @@ def loaded(*words: str) -> tuple[set[str], int]:
     return set(modules), shapes
 
 
-def test_a_command_loads_no_room_that_it_does_not_take_part_in(shop: Desk, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shop")
+def test_a_command_loads_no_room_that_it_does_not_take_part_in(tmp_path: Path) -> None:
     push, pull = (SHUT + SHUT_FOR_PUSH, 68, 46), (SHUT + SHUT_FOR_PULL, 48, 38)
     look, ask = (SHUT + SHUT_FOR_PUSH + SHUT_FOR_PULL, 39, 38), (SHUT_FOR_ALL + SHUT_FOR_PULL, 56, 108)
     for words, (shut, most_modules, most_shapes) in (

@@ -47,7 +47,7 @@ def problem(status: int, code: str, **more: object) -> httpx.Response:
 def script(*answers: httpx.Response | Exception) -> Answerer:
     left: Iterator[httpx.Response | Exception] = iter(answers)
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(_request: httpx.Request) -> httpx.Response:
         item = next(left)
         if isinstance(item, Exception):
             raise item

@@ -30,7 +30,7 @@ class Told:
         self.flood_ended = threading.Event()
         self.answered = threading.Event()
 
-    def tidies(self, request: Request) -> Response:
+    def tidies(self, _request: Request) -> Response:
         def tidy() -> None:
             self.answered.wait(60)
             self.events.append("tidied")
@@ -46,7 +46,7 @@ def application(told: Told) -> Starlette:
         sizes = [len(chunk) async for chunk in request.stream() if chunk]
         return JSONResponse({"chunks": len(sizes), "bytes": sum(sizes)})
 
-    async def flood(request: Request) -> Response:
+    async def flood(_request: Request) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
             for _ in range(1000):
                 told.produced += 1
@@ -61,21 +61,21 @@ def application(told: Told) -> Starlette:
 
         return Flood(chunks())
 
-    async def breaks(request: Request) -> Response:
+    async def breaks(_request: Request) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
             yield b"first"
             raise RuntimeError("in the middle")
 
         return StreamingResponse(chunks())
 
-    def fails(request: Request) -> Response:
+    def fails(_request: Request) -> Response:
         raise RuntimeError("before the answer")
 
     def path(request: Request) -> Response:
         return PlainTextResponse(request.scope["raw_path"].decode() + " " + request.scope["path"])
 
     @asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[dict[str, str]]:
+    async def lifespan(_app: Any) -> AsyncIterator[dict[str, str]]:
         told.events.append("start")
         yield {"word": "kept"}
         told.events.append("stop")
@@ -175,7 +175,7 @@ def test_close_waits_for_what_is_done_after_an_answer(told: Told) -> None:
 
 def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:
     @asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
         raise Conflict("SCHEMA_OLD", "the schema is old")
         yield
 

@@ -94,9 +94,8 @@ def test_bent_bytes_are_refused_and_the_old_folder_stays(
     assert all(Digest.of(p.read_bytes()).hex == p.name for p in cache.root.rglob("*") if p.is_file())
 
 
-def test_small_files_come_with_the_plan_and_the_weights_in_one_request(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_small_files_come_with_the_plan_and_the_weights_in_one_request(counted: Counted, tmp_path: Path) -> None:
     pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
     assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pull", forge.WEIGHTS]
 
@@ -137,8 +136,9 @@ def test_what_a_plan_brings_along_is_not_believed(
     assert contents(tmp_path / "out") == pushed
 
 
+@pytest.mark.usefixtures("pushed")
 def test_a_new_version_replaces_the_folder_as_a_whole(
-    counted: Counted, pushed: dict[str, bytes], world: World, tmp_path: Path, cache: Cache
+    counted: Counted, world: World, tmp_path: Path, cache: Cache
 ) -> None:
     out = tmp_path / "out"
     pull.pull(counted.registry, REF, out, cache=cache)
@@ -149,9 +149,8 @@ def test_a_new_version_replaces_the_folder_as_a_whole(
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "README.md"])
-def test_a_folder_that_no_pull_made_is_never_replaced(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, name: str
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_a_folder_that_no_pull_made_is_never_replaced(counted: Counted, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("years of work")
     with pytest.raises(Invalid, match="not put there by a pull"):
@@ -159,25 +158,24 @@ def test_a_folder_that_no_pull_made_is_never_replaced(
     assert (tmp_path / "mine" / name).read_text() == "years of work"
 
 
-def test_files_that_were_added_to_a_pulled_folder_keep_it(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_files_that_were_added_to_a_pulled_folder_keep_it(counted: Counted, tmp_path: Path) -> None:
     pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(Invalid, match=r"notes\.txt"):
         pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
 
 
-def test_a_pulled_folder_can_be_pushed_again_as_the_same_version(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_a_pulled_folder_can_be_pushed_again_as_the_same_version(counted: Counted, tmp_path: Path) -> None:
     pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
     assert push.push_folder(counted.registry, tmp_path / "out", NAME).created is False
 
 
 # ------------------------------------------------------------------ hashed again
+@pytest.mark.usefixtures("pushed")
 def test_a_pulled_folder_that_is_right_is_hashed_again_and_stays(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+    counted: Counted, tmp_path: Path, cache: Cache
 ) -> None:
     pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
     was = (tmp_path / "out").stat().st_ino
@@ -209,9 +207,8 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
     assert pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)[1] == []
 
 
-def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("pushed")
+def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(counted: Counted, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / forge.WEIGHTS).write_text("years of work")
     with pytest.raises(Invalid, match="not put there by a pull"):

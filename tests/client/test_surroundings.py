@@ -35,7 +35,8 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_kept_connection_is_looked_at_where_thousands_of_files_are_open(many_files: None) -> None:
+@pytest.mark.usefixtures("many_files")
+def test_a_kept_connection_is_looked_at_where_thousands_of_files_are_open() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, HIGH)) as high:
         assert not sockets._speaks(high)

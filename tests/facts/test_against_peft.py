@@ -38,22 +38,22 @@ CASES = 96
 MARKS = ("lora_", "modules_to_save", "trainable_tokens")
 
 
-def renamed(rng: random.Random, written: Written, tensors: Tensors) -> None:
+def renamed(rng: random.Random, _written: Written, tensors: Tensors) -> None:
     name = rng.choice(list(tensors))
     old, new = rng.choice([("q_proj", "k_proj"), ("layers", "h"), ("model.", ""), ("lora_A", "lora_B"), (".1.", ".9.")])
     tensors[name.replace(old, new, 1)] = tensors.pop(name)
 
 
-def lost(rng: random.Random, written: Written, tensors: Tensors) -> None:
+def lost(rng: random.Random, _written: Written, tensors: Tensors) -> None:
     tensors.pop(rng.choice(list(tensors)))
 
 
-def cut(rng: random.Random, written: Written, tensors: Tensors) -> None:
+def cut(rng: random.Random, _written: Written, tensors: Tensors) -> None:
     name = rng.choice(list(tensors))
     tensors[name] = tensors[name][:-1].contiguous()
 
 
-def targeted(rng: random.Random, written: Written, tensors: Tensors) -> None:
+def targeted(rng: random.Random, written: Written, _tensors: Tensors) -> None:
     more = ["o_proj", "lm_head", "nothing", "norm", "self_attn.q_proj", "embed_tokens"]
     if isinstance(written["target_modules"], list):
         written["target_modules"].append(rng.choice(more))
@@ -61,7 +61,7 @@ def targeted(rng: random.Random, written: Written, tensors: Tensors) -> None:
         written["target_modules"] = rng.choice([r".*\.(q|v)_proj", r".*proj", r"^(?!.*mlp).*_proj"])
 
 
-def announced(rng: random.Random, written: Written, tensors: Tensors) -> None:
+def announced(rng: random.Random, written: Written, _tensors: Tensors) -> None:
     options: list[tuple[str, list[Any]]] = [
         ("layers_to_transform", [[0], [0, 1, 2, 3], 1, [9]]), ("r", [1, 8, 16]),
         ("use_dora", [True, False]),

@@ -25,9 +25,8 @@ def loads(pool: Pool) -> int:
     return pool.base_loads + ("tiny" not in pool.warm)
 
 
-def test_prod_opens_for_an_adapter_that_acts(
-    world: World, base_folder: Path, pool: Pool, loads: int, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("loads")
+def test_prod_opens_for_an_adapter_that_acts(world: World, base_folder: Path, pool: Pool, tmp_path: Path) -> None:
     workshop = Workshop(world, base_folder)
     pushed = workshop.push(models.adapter(base_folder, tmp_path / "good"), NAME)
     assert world.admin.job(pushed.job_id).state is State.QUEUED

@@ -201,7 +201,8 @@ def test_an_upstream_that_answers_too_much_or_no_json_is_unavailable_and_no_fail
         assert xet == {"xetEnabled": False, "siblings": [{"rfilename": "a"}]}
 
 
-def test_an_upstream_that_is_away_is_said_to_be(live: Live, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("live")
+def test_an_upstream_that_is_away_is_said_to_be(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     environment = {"REGISTRY_DATA": str(tmp_path), "REGISTRY_HUB_UPSTREAM": f"http://127.0.0.1:{port}"}

@@ -122,7 +122,7 @@ def test_odd_paths_and_queries_are_refused_in_words(http: httpx.Client, path: st
     assert answer.json()["detail"]
 
 
-def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client, world: World) -> None:
+def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client) -> None:
     sent: list[int] = []
 
     def endless() -> Any:
@@ -163,7 +163,7 @@ def test_what_a_plain_route_asks_for_waits_for_nothing_and_no_waiting_route_sign
 
 
 def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: httpx.Client) -> None:
-    def broken(session: Session) -> None:
+    def broken(_session: Session) -> None:
         raise RuntimeError("the disk is full")
 
     event.listen(Session, "before_commit", broken)

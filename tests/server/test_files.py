@@ -94,7 +94,8 @@ def test_head_tells_the_length_and_sends_nothing(world: World, files: forge.File
     assert answer.headers["content-length"] == str(len(files[forge.WEIGHTS]))
 
 
-def test_what_is_known_already_is_not_sent_again(world: World, files: forge.Files) -> None:
+@pytest.mark.usefixtures("files")
+def test_what_is_known_already_is_not_sent_again(world: World) -> None:
     etag = ask(world, FILE).headers["etag"]
     again = ask(world, FILE, If_None_Match=etag)
     assert (again.status_code, again.content) == (304, b"")
@@ -105,7 +106,8 @@ def test_a_stale_if_range_gets_the_whole_file(world: World, files: forge.Files) 
     assert (answer.status_code, answer.content) == (200, files[forge.WEIGHTS])
 
 
-def test_an_absent_file_and_a_hidden_adapter_are_both_not_found(world: World, files: forge.Files) -> None:
+@pytest.mark.usefixtures("files")
+def test_an_absent_file_and_a_hidden_adapter_are_both_not_found(world: World) -> None:
     absent = ask(world, FILE.replace(forge.WEIGHTS, "LICENSE"))
     assert (absent.status_code, absent.json()["code"]) == (404, "BLOB_UNKNOWN")
     _, stranger = world.issue("pull", namespaces=["umbrella"])
@@ -116,7 +118,8 @@ def test_an_absent_file_and_a_hidden_adapter_are_both_not_found(world: World, fi
     assert hidden.headers["content-length"] == str(len(hidden.content))
 
 
-def test_a_yanked_version_is_read_by_number_and_no_longer_by_alias(world: World, files: forge.Files) -> None:
+@pytest.mark.usefixtures("files")
+def test_a_yanked_version_is_read_by_number_and_no_longer_by_alias(world: World) -> None:
     world.admin.yank("acme/support@1", "bad data")
     assert ask(world, FILE).status_code == 200
     by_alias = ask(world, FILE.replace("/1/", "/main/"))
@@ -144,7 +147,8 @@ def test_bytes_that_are_gone_from_the_store_are_said_to_be_damaged(world: World,
     world.blobs.put(key, [data], limit_bytes=len(data))
 
 
-def test_any_file_is_known_to_who_asks_whether_there_is_one(world: World, files: forge.Files) -> None:
+@pytest.mark.usefixtures("files")
+def test_any_file_is_known_to_who_asks_whether_there_is_one(world: World) -> None:
     assert ask(world, FILE, if_none_match="*").status_code == 304
 
 

@@ -105,7 +105,7 @@ def cancel(world: World, client: Registry) -> Any:
     return lambda: client.cancel(job_id)
 
 
-def add_base(world: World, client: Registry) -> Any:
+def add_base(_world: World, client: Registry) -> Any:
     spec = spec_of(forge.llama(name="another"))
     return lambda: client.add_base(BaseAdd(spec=spec, source=""))
 

@@ -95,9 +95,7 @@ def test_what_did_not_change_is_not_asked_for_again(world: World, database_kind:
     assert len(asked) == (0 if database_kind == "sqlite" else 2), sent
 
 
-def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_write(
-    world: World, database_kind: str
-) -> None:
+def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_write(world: World) -> None:
     world.add_base()
     world.push(NAME)
     http, closing = client(world), threading.Event()
@@ -237,7 +235,7 @@ def away(url: str) -> Iterator[None]:
             other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
-def test_a_promotion_is_seen_by_another_server_process(world: World, database_kind: str, database_url: str) -> None:
+def test_a_promotion_is_seen_by_another_server_process(world: World, database_url: str) -> None:
     world.add_base()
     world.push(NAME)
     world.push(NAME)

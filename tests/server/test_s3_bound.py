@@ -163,9 +163,7 @@ def test_bytes_sent_again_mend_a_damaged_blob(blobs: S3Blobs) -> None:
     assert b"".join(blobs.open(key_of(DIGEST))) == DATA
 
 
-def test_a_plan_made_again_goes_on_with_the_same_upload_and_asks_for_nothing_that_arrived(
-    world: World, blobs: S3Blobs
-) -> None:
+def test_a_plan_made_again_goes_on_with_the_same_upload_and_asks_for_nothing_that_arrived(world: World) -> None:
     files = world.files()
     first, upload = plan(world, files)
     again, same = plan(world, files)

@@ -64,7 +64,7 @@ def put(url: str, body: bytes, headers: dict[str, str]) -> int:
     return httpx.put(url, content=body, headers=headers).status_code
 
 
-def big_files(world: World) -> forge.Files:
+def big_files() -> forge.Files:
     """An adapter of about 12 MiB."""
     base = forge.llama()
     one, two = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
@@ -163,7 +163,7 @@ def in_parts(world: World, blobs: S3Blobs) -> World:
 def test_a_big_file_goes_in_parts_and_becomes_one_blob(
     in_parts: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
 ) -> None:
-    files = big_files(in_parts)
+    files = big_files()
     pushed = push.push_folder(in_parts.admin, forge.write(files, tmp_path / "adapter"), NAME)
     parts = sorted(target for target in relay.asked("PUT") if "partNumber=" in target)
     assert len(parts) == 3
@@ -175,7 +175,7 @@ def test_a_big_file_goes_in_parts_and_becomes_one_blob(
 def test_a_client_that_was_killed_sends_only_the_parts_that_are_missing(
     in_parts: World, relay: Relay, tmp_path: Path
 ) -> None:
-    files = big_files(in_parts)
+    files = big_files()
     folder = forge.write(files, tmp_path / "adapter")
     weights = files[forge.WEIGHTS]
     (upload,) = [upload for upload in plan(in_parts, files).uploads if upload.parts]
@@ -187,8 +187,8 @@ def test_a_client_that_was_killed_sends_only_the_parts_that_are_missing(
     assert sorted(numbers) == ["1", "3"]
 
 
-def test_a_push_with_a_part_missing_or_wrong_makes_no_version(in_parts: World, blobs: S3Blobs) -> None:
-    files = big_files(in_parts)
+def test_a_push_with_a_part_missing_or_wrong_makes_no_version(in_parts: World) -> None:
+    files = big_files()
     by_digest = {Digest.of(data): data for data in files.values()}
     first = plan(in_parts, files)
     for upload in first.uploads:
@@ -213,7 +213,7 @@ def test_a_push_with_a_part_missing_or_wrong_makes_no_version(in_parts: World, b
 
 
 def test_uploads_that_nobody_ends_are_swept(in_parts: World, blobs: S3Blobs) -> None:
-    plan(in_parts, big_files(in_parts))
+    plan(in_parts, big_files())
     assert blobs.sweep(timedelta(hours=1)) == 0
     assert blobs.sweep(timedelta(hours=-1)) == 1
     assert blobs.sweep(timedelta(hours=-1)) == 0
@@ -225,9 +225,7 @@ def test_health_tells_what_the_store_can_do(world: World) -> None:
     assert health.capabilities["parts"] is True
 
 
-def test_a_store_that_is_not_there_is_said_and_the_next_request_asks_again(
-    database_url: str, s3_url: str, object_store: str
-) -> None:
+def test_a_store_that_is_not_there_is_said_and_the_next_request_asks_again(s3_url: str, object_store: str) -> None:
     blobs: Any = S3Blobs.at(s3_url, endpoint="http://127.0.0.1:9")
     with pytest.raises(Unavailable, match="cannot serve") as caught:
         _ = blobs.abilities

@@ -68,7 +68,7 @@ class EngineServer:
 
             do_GET = do_POST = _any
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, _format: str, *_args: object) -> None:
                 return
 
         self._server = _Server(("127.0.0.1", self._port), Handler)
@@ -143,7 +143,7 @@ class EngineServer:
 class VLLMServer(EngineServer):
     """With VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
 
-    def answer(self, method: str, path: str, body: Any) -> Answered:
+    def answer(self, _method: str, path: str, body: Any) -> Answered:
         if path == "/v1/models":
             cards = [{"id": name, "root": root, "parent": "base"} for name, (root, _) in list(self.loaded.items())]
             return 200, {"object": "list", "data": [{"id": "base", "root": "/base", "parent": None}, *cards]}
@@ -166,7 +166,7 @@ class VLLMServer(EngineServer):
 class SGLangServer(EngineServer):
     """With --enable-lora."""
 
-    def answer(self, method: str, path: str, body: Any) -> Answered:
+    def answer(self, _method: str, path: str, body: Any) -> Answered:
         if path == "/v1/models":
             cards = [{"id": name, "root": root, "parent": "base"} for name, (root, _) in list(self.loaded.items())]
             return 200, {"object": "list", "data": [{"id": "base", "root": "base", "parent": None}, *cards]}

@@ -207,7 +207,7 @@ def test_a_folder_without_readable_weights_is_refused_in_one_sentence(tmp_path: 
         identify.identify(tmp_path / "nothing")
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_refused(base_folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
     folder = models.base(tmp_path / "shrinking")
     found = Weights.of(folder)
     with open(folder / SINGLE, "r+b") as file:

@@ -99,9 +99,7 @@ def test_an_adapter_that_announces_a_change_of_the_base_is_warned_about(
     assert codes(answer)["smoke.base_changed"] == "warning"
 
 
-def test_what_peft_cannot_load_is_a_finding_with_its_reason(
-    pool: Pool, source: Source, base_folder: Path, tmp_path: Path
-) -> None:
+def test_what_peft_cannot_load_is_a_finding_with_its_reason(pool: Pool, source: Source, tmp_path: Path) -> None:
     other = models.base(tmp_path / "wide", hidden=128)
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
     assert codes(answer) == {"smoke.load_failed": "error"}

@@ -152,9 +152,8 @@ def test_a_killed_keeper_fails_the_attempt_and_the_next_job_is_right(
     assert {v.outcome for name in ("one", "two") if (v := workshop.smoke(f"acme/{name}"))} == {"pass"}
 
 
-def test_only_jobs_of_bases_that_are_here_are_claimed(
-    workshop: Workshop, good: Path, worker: Make, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("good")
+def test_only_jobs_of_bases_that_are_here_are_claimed(workshop: Workshop, worker: Make, tmp_path: Path) -> None:
     elsewhere = models.base(tmp_path / "elsewhere", hidden=128)
     workshop.add_base("elsewhere", elsewhere, source="/nowhere/elsewhere")
     workshop.push(models.adapter(elsewhere, tmp_path / "adapter"), "acme/far", base="elsewhere")

@@ -90,9 +90,9 @@ class Names:
         rest = name[len(PREFIX) :]
         if "_orig_mod." in rest:
             return self._stranger("compiled", name)
-        return self._method_tensor(rest, name) or self._announced(rest) or self._explained(rest, name)
+        return self._method_tensor(rest) or self._announced(rest) or self._explained(rest, name)
 
-    def _method_tensor(self, rest: str, name: str) -> TensorName | None:
+    def _method_tensor(self, rest: str) -> TensorName | None:
         if self._config.method in methods.LORA_LIKE:
             match = _PAIR.match(rest)
             if not match:

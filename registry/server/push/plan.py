@@ -56,7 +56,7 @@ def make(
     manifest = request.manifest
     base_of(session, manifest)
     row = _taken_up(session, actor, name, manifest, settings)
-    held = _held(session, actor, name, manifest)
+    held = _held(session, actor, manifest)
     if row is not None:
         asked = [blob for blob in _asked(session, row, held) if blob.staging_key]
         db.settle(session)
@@ -105,7 +105,7 @@ def sizes_of(manifest: Manifest) -> dict[Digest, int]:
     return sizes
 
 
-def _held(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> set[str]:
+def _held(session: Session, actor: Actor, manifest: Manifest) -> set[str]:
     """The blobs of this manifest that versions in sight of the actor hold, undamaged and with the size that it says.
 
     Not those in quarantine: a push of their bytes under another name would be a way around it.

@@ -109,7 +109,7 @@ class _Reader:
 @router.get("/events")
 async def events(
     request: Request,
-    actor: PullerApart,
+    _actor: PullerApart,
     engine: EngineDep,
     log: LogDep,
     after: After = 0,
@@ -130,7 +130,7 @@ async def events(
 @router.get("/events/stream", response_class=StreamingResponse)
 async def stream(
     request: Request,
-    actor: PullerApart,
+    _actor: PullerApart,
     engine: EngineDep,
     log: LogDep,
     after: After = 0,
@@ -168,7 +168,7 @@ async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
 
 # ------------------------------------------------------------------ proofs
 @router.get("/audit/checkpoint", response_class=Response)
-def checkpoint(actor: Anyone, log: LogDep) -> Response:
+def checkpoint(_actor: Anyone, log: LogDep) -> Response:
     """The newest checkpoint: a signed note (C2SP tlog-checkpoint)."""
     log.step()
     if not log.newest[1]:
@@ -177,14 +177,14 @@ def checkpoint(actor: Anyone, log: LogDep) -> Response:
 
 
 @router.get("/audit/keys")
-def log_keys(actor: Anyone, log: LogDep) -> LogKeys:
+def log_keys(_actor: Anyone, log: LogDep) -> LogKeys:
     """The log's name and its verifier keys (C2SP signed-note)."""
     return log.described()
 
 
 @router.get("/audit/consistency")
 def consistency(
-    session: SessionDep, actor: Anyone, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
+    session: SessionDep, _actor: Anyone, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
 ) -> Consistency:
     """The proof that the log of `old` entries is the beginning of that of `new` (RFC 6962)."""
     return tree.consistency(session, old, new)
@@ -203,7 +203,7 @@ def entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Re
 
 
 @router.get("/audit/tile/{path:path}", response_class=Response)
-def tile(session: SessionDep, actor: Anyone, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
+def tile(session: SessionDep, _actor: Anyone, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
     """A tile of the log's tree (C2SP tlog-tiles), from the database, or `stored`: as the store has it."""
     found = tiles.parse_path(path)
     data = tree.tile(session, found[0], found[1], found[2]) if found is not None and found[0] is not None else None

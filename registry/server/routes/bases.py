@@ -54,6 +54,6 @@ def set_thresholds(session: SessionDep, actor: Admin, base: str, request: Thresh
 
 
 @router.post("/bases/{base:path}/likeness")
-def compare_base(session: SessionDep, actor: Puller, base: str, request: IdentityGiven) -> Likeness:
+def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityGiven) -> Likeness:
     """How weights that somebody has are related to those of the base. Nothing is kept."""
     return bases.likeness(session, base, request.identity)

@@ -63,7 +63,7 @@ class _Reader:
 async def base_adapters(
     request: Request,
     response: Response,
-    actor: PullerApart,
+    _actor: PullerApart,
     engine: EngineDep,
     base: str,
     alias: Annotated[str, Query(max_length=100)] = "prod",

@@ -141,7 +141,7 @@ def router(tag: str) -> APIRouter:
     return APIRouter(prefix=PREFIX, tags=[tag], route_class=OnceRoute)
 
 
-def replay(request: Request, error: Exception) -> Response:
+def replay(_request: Request, error: Exception) -> Response:
     """The handler of `Answered`."""
     if not isinstance(error, Answered):
         raise error

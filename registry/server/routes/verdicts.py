@@ -46,7 +46,7 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 
 @router.post("/check")
-def check(session: ReadSessionDep, actor: Puller, request: CheckRequest) -> VerdictList:
+def check(session: ReadSessionDep, _actor: Puller, request: CheckRequest) -> VerdictList:
     """`compat`, then `engine` for each engine; nothing is stored."""
     return engine_compat.check(session, request)
 

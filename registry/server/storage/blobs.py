@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, Reason, TooLarge
@@ -168,7 +168,20 @@ def fill(sink: Sink, chunks: Iterable[bytes]) -> Stat:
         raise
 
 
-class MemoryBlobs:
+class WithoutLinks:
+    """The methods of a `BlobStore` that has no URLs: all bytes pass through the server."""
+
+    def link(self, *_args: Any, **_options: Any) -> Link | None:
+        return None
+
+    def parts(self, *_args: Any, **_options: Any) -> tuple[PartLink, ...] | None:
+        return None
+
+    def assemble(self, key: str, _size_bytes: int) -> None:
+        digest_of(key)
+
+
+class MemoryBlobs(WithoutLinks):
     """Blobs in a dictionary: for tests and for nothing that must last."""
 
     kind = "memory"
@@ -209,7 +222,7 @@ class MemoryBlobs:
                 absent(staging_key)
             self._data[key_of(digest)] = (kept[0], datetime.now(UTC))
 
-    def sweep(self, older_than: timedelta, prefix: str = "") -> int:
+    def sweep(self, _older_than: timedelta, _prefix: str = "") -> int:
         return 0
 
     def delete(self, key: str) -> None:
@@ -220,24 +233,6 @@ class MemoryBlobs:
     def list(self, prefix: str) -> Iterator[Stat]:
         found = (self.stat(key) for key in sorted(self._data) if key.startswith(prefix))
         return (stat for stat in found if stat is not None)
-
-    def link(
-        self,
-        key: str,
-        *,
-        seconds: int,
-        method: str,
-        digest: Digest | None = None,
-        size_bytes: int | None = None,
-        file_name: str = "",
-    ) -> Link | None:
-        return None
-
-    def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
-        return None
-
-    def assemble(self, key: str, size_bytes: int) -> None:
-        digest_of(key)
 
     def path_of(self, key: str) -> Path | None:
         digest_of(key)

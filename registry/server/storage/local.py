@@ -35,10 +35,9 @@ from registry.errors import Invalid
 from registry.server.storage import disk
 from registry.server.storage.blobs import (
     CHUNK_BYTES,
-    Link,
-    PartLink,
     Sink,
     Stat,
+    WithoutLinks,
     absent,
     check_expectation,
     digest_of,
@@ -52,7 +51,7 @@ _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """What is answered where no file stands under a path."""
 
 
-class LocalBlobs:
+class LocalBlobs(WithoutLinks):
     """A folder of blobs, shared safely by any number of threads and processes of one machine."""
 
     kind = "local"
@@ -181,24 +180,6 @@ class LocalBlobs:
                     stat = self.stat(key)
                     if stat is not None:
                         yield stat
-
-    def link(
-        self,
-        key: str,
-        *,
-        seconds: int,
-        method: str,
-        digest: Digest | None = None,
-        size_bytes: int | None = None,
-        file_name: str = "",
-    ) -> Link | None:
-        return None
-
-    def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
-        return None
-
-    def assemble(self, key: str, size_bytes: int) -> None:
-        digest_of(key)
 
     def sweep(self, older_than: timedelta, prefix: str = "") -> int:
         """Remove files that were being written when a process died. Returns how many.

@@ -110,7 +110,7 @@ def served(engines: Mapping[str, Metrics], location: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, _format: str, *_args: object) -> None:
             return
 
     try:

@@ -54,7 +54,7 @@ class Folders:
             with contextlib.suppress(FileNotFoundError):
                 link.unlink()
 
-    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
+    def switched(self, aliases: Mapping[str, str], _wanted: int) -> None:
         if not self._current:
             return
         folder = self.root / CURRENT
@@ -66,7 +66,7 @@ class Folders:
                 if link.is_symlink() and link.name not in current:
                     link.unlink()
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+    def log_probs(self, _served: str, _tokens: Sequence[int]) -> Sequence[float | None] | None:
         return None
 
     # ---------------------------------------------------------------- inside

@@ -49,7 +49,7 @@ class LlamaCpp(Http):
                     self._files[name] = Path(path)
             return {name: str(file.parent) for name, file in self._files.items()}
 
-    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
+    def reads(self, _loaded: Mapping[str, str]) -> Iterable[str]:
         """What its command line names: it reads that again at its next start, with a scale of 0, too."""
         return [row["path"] for row in self._rows()]
 

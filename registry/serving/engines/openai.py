@@ -72,7 +72,7 @@ class Http:
     def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
         return loaded.values()
 
-    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
+    def switched(self, _aliases: Mapping[str, str], _wanted: int) -> None:
         return  # requests name the served name
 
     def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:

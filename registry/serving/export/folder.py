@@ -58,8 +58,8 @@ class FolderPlace:
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }
 
-    def put(self, name: str, staged: Path, digests: dict[str, Digest]) -> None:
-        """`digests` were verified when the folder was staged."""
+    def put(self, name: str, staged: Path, _digests: dict[str, Digest]) -> None:
+        """The digests were verified when the folder was staged."""
         _sync(staged)
         try:
             os.rename(staged, self.root / name)

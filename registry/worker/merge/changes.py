@@ -36,7 +36,7 @@ class LowRank:
     def __init__(self, left: Tensor, right: Tensor, scale: float | Tensor) -> None:
         self.left, self.right, self.scale = left, right, scale
 
-    def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+    def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
         scale = self.scale.to(dtype) if isinstance(self.scale, Tensor) else self.scale
         self.left, self.right = (self.left.to(dtype) * scale).contiguous(), self.right.to(dtype).contiguous()
 
@@ -100,7 +100,7 @@ class Plus:
     def __init__(self, values: Tensor, scale: float) -> None:
         self.values, self.scale = values, scale
 
-    def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+    def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
         self.values = self.values.to(dtype) * self.scale
 
     def apply(self, block: Tensor, first: int) -> None:
@@ -113,7 +113,7 @@ class Scaled:
     def __init__(self, values: Tensor, turned: bool) -> None:
         self.values = values.T if turned else values
 
-    def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+    def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
         self.values = self.values.to(dtype)
 
     def apply(self, block: Tensor, first: int) -> None:
@@ -127,7 +127,7 @@ class Replaced:
         self._read = values
         self._values: Tensor | None = None
 
-    def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+    def begin(self, _dtype: torch.dtype, _rows: Rows) -> None:
         self._values = self._read()
 
     def apply(self, block: Tensor, first: int) -> None:
@@ -142,7 +142,7 @@ class NewRows:
         self._at = {row: index for index, row in enumerate(indices)}
         self.values = values
 
-    def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+    def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
         self.values = self.values.to(dtype)
 
     def apply(self, block: Tensor, first: int) -> None:

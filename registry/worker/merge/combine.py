@@ -167,11 +167,11 @@ def elected(updates: Sequence[Tensor]) -> Tensor:
     return (stacked * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
-def _pruned_sum(recipe: Recipe, parts: Sequence[Part], location: str) -> Tensor:
+def _pruned_sum(recipe: Recipe, parts: Sequence[Part], _location: str) -> Tensor:
     return torch.stack([weight * largest(one.dense, recipe.density) for weight, one in parts]).sum(0)
 
 
-def _ties(recipe: Recipe, parts: Sequence[Part], location: str) -> Tensor:
+def _ties(recipe: Recipe, parts: Sequence[Part], _location: str) -> Tensor:
     return elected([weight * largest(one.dense, recipe.density) for weight, one in parts])
 
 

@@ -68,7 +68,7 @@ class Whole:
         self._foreign, self._path = foreign, path
         self._values: Tensor | None = None
 
-    def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+    def begin(self, _dtype: torch.dtype, rows: Rows) -> None:
         weight = torch.cat([block.clone() for _, block in rows()])
         self._values = self._foreign.merged(self._path, weight)
 

@@ -74,7 +74,7 @@ def examine(
             raise
         seen.note("error", "smoke.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
         return seen
-    _compare(base, before, after, seen)
+    _compare(before, after, seen)
     now = base.fingerprint()
     changed = [name for name, bits in fingerprint.items() if now[name] != bits]
     seen.measurements["base_tensors_changed"] = len(changed)
@@ -99,7 +99,7 @@ def _load(base: Pipeline, file: Path) -> None:
         loader.load_lora_into_transformer(state, network_alphas=alphas, transformer=base.denoiser, adapter_name=SLOT)
 
 
-def _compare(base: Pipeline, before: torch.Tensor, after: torch.Tensor, seen: Examination) -> None:
+def _compare(before: torch.Tensor, after: torch.Tensor, seen: Examination) -> None:
     if not bool(torch.isfinite(after).all()):
         message = "the picture with the adapter holds NaN or infinite values"
         seen.note("error", "smoke.picture_not_finite", "picture", message, "finite values", "NaN or infinity")

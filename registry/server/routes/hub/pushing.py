@@ -26,7 +26,7 @@ router = APIRouter(route_class=HubRoute, include_in_schema=False)
 @router.api_route(MODEL + "/{what}/{rest:path}", methods=["PUT", "POST", "DELETE"])
 @router.get(MODEL + "/auth-check/write")
 @router.get(MODEL + "/xet-write-token/{rest:path}")
-def push(actor: Pusher) -> Response:
+def push(_actor: Pusher) -> Response:
     raise Refused(
         "HUB_PUSH_UNSUPPORTED",
         "this registry answers the Hub's dialect for pulling only",

@@ -66,7 +66,7 @@ class Looked:
 
 @router.get("/api/models/{name}")
 @router.get("/api/models/{name}/revision/{revision}")
-def unnamed(actor: Puller, name: str) -> Response:
+def unnamed(_actor: Puller, name: str) -> Response:
     """A name without a namespace, as old models of the Hub have: none of ours."""
     raise hub.no_repository(name)
 
@@ -78,8 +78,6 @@ def information(
     actor: Puller,
     engine: EngineDep,
     blobs: BlobsDep,
-    namespace: str,
-    name: str,
     revision: str = "main",
     asked: Annotated[bool, Query(alias="blobs")] = False,
     expand: Words = [],  # noqa: B006
@@ -96,8 +94,6 @@ def tree(
     actor: Puller,
     engine: EngineDep,
     blobs: BlobsDep,
-    namespace: str,
-    name: str,
     revision: str,
     path: str = "",
     recursive: bool = False,
@@ -112,9 +108,7 @@ def tree(
 
 
 @router.post(MODEL + "/paths-info/{revision}")
-def paths_info(
-    request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep, namespace: str, name: str, revision: str
-) -> list[Json]:
+def paths_info(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep, revision: str) -> list[Json]:
     """What is known of some paths, files or folders. It only reads."""
     paths, expand = _paths(request.state.body, request.headers.get("content-type", ""))
     looked = Looked(request, engine, actor, revision)

@@ -44,8 +44,6 @@ def resolve(
     engine: EngineDep,
     blobs: BlobsDep,
     settings: SettingsDep,
-    namespace: str,
-    name: str,
     revision: str,
     path: str,
 ) -> Response:
@@ -68,8 +66,6 @@ def raw(
     actor: Puller,
     engine: EngineDep,
     blobs: BlobsDep,
-    namespace: str,
-    name: str,
     revision: str,
     path: str,
 ) -> Response:
@@ -126,6 +122,6 @@ def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
 
 @router.api_route("/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
 @router.api_route("/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
-def resolve_unnamed(actor: Puller, name: str, revision: str, path: str) -> Response:
+def resolve_unnamed(_actor: Puller, name: str) -> Response:
     """A name without a namespace: none of ours."""
     raise hub.no_repository(name)
