@@ -50,9 +50,8 @@ TABLE = [
     _row("registry.server.database.schema", "domain server", "sqlalchemy alembic"),
     _row("registry.server.evaluation.weights.numbers", "domain", "numpy"),
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
-    _row(
-        "registry.server.routes", "domain server routes", "anyio fastapi starlette jinja2 sqlmodel sqlalchemy pydantic"
-    ),
+    _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
+    _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers"),
     _row("registry.worker.conversions.images", "domain client worker", "diffusers safetensors torch"),
     _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf torch"),

@@ -46,7 +46,8 @@ DEEP = (
     "tests/audit/test_tampering.py", "tests/worker/test_structure.py",
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_upkeep.py",
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
-    "tests/worker/test_campaign.py", "tests/client/test_bulk.py::test_two_hundred",
+    "tests/worker/test_campaign.py", "tests/openapi/test_generated_client.py",
+    "tests/client/test_bulk.py::test_two_hundred",
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
 

@@ -1,4 +1,4 @@
-"""`create_app`: the wiring, and the one table from an error's class or code to its HTTP status.
+"""`create_app`: the wiring of the application and its error answers.
 
 Invariants
 - Every error answer is application/problem+json (to Hub clients: application/json) with status, code, title, detail,
@@ -16,11 +16,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
@@ -37,6 +35,7 @@ from registry.server.database import db
 from registry.server.database.db import Engine
 from registry.server.evaluation import engine_compat
 from registry.server.http.middleware import Envelope
+from registry.server.http.statuses import status_of
 from registry.server.hub.upstream import Upstream
 from registry.server.lookup import Lookup
 from registry.server.lookup.change_counter import Pulse
@@ -49,7 +48,6 @@ from registry.server.routes import (
     attestations,
     audit,
     bases,
-    deps,
     desired_state,
     fleet,
     gates,
@@ -62,34 +60,12 @@ from registry.server.routes import (
     verdicts,
     webhooks,
 )
+from registry.server.routes.openapi import routes as openapi
+from registry.server.routes.openapi.document import ApiDocument, scope_of
 from registry.server.settings import Settings
 from registry.server.storage import open
 from registry.server.storage.blobs import BlobStore
 
-STATUS_OF_CLASS: dict[type[RegistryError], int] = {
-    errors.NotFound: 404,
-    errors.Invalid: 422,
-    errors.TooLarge: 413,
-    errors.Conflict: 409,
-    errors.Refused: 422,
-    errors.Unauthenticated: 401,
-    errors.Denied: 403,
-    errors.Unavailable: 503,
-    errors.Corrupt: 500,
-    errors.RegistryError: 500,
-}
-STATUS_OF_CODE = {
-    "REQUEST_INVALID": 400,
-    "DIGEST_INVALID": 400,
-    "FILE_REFUSED": 415,
-    "PRECONDITION_REQUIRED": 428,
-    "ALIAS_MOVED": 412,
-    "BODY_STALLED": 408,
-    "UPLOAD_INCOMPLETE": 422,
-    "RATE_LIMITED": 429,
-    "HUB_PUSH_UNSUPPORTED": 501,
-    "HUB_RELAY_REFUSED": 501,
-}
 ROOMS = (
     transfer,
     adapters,
@@ -105,6 +81,7 @@ ROOMS = (
     audit,
     attestations,
     webhooks,
+    openapi,
     *hub.ROOMS,
 )
 """Where routes are. No router includes another: `declared_scopes` sees every route, and FastAPI looks for one in a flat
@@ -158,6 +135,7 @@ def create_app(
     app.add_exception_handler(405, _no_method)
     app.add_exception_handler(Exception, _bug)
     app.state.requests = Counter()
+    app.state.api_document = ApiDocument(app.routes)
     app.add_middleware(Envelope, stall_seconds=settings.stall_seconds, counted=app.state.requests)
     app.state.freshness = Freshness(app.state.engine)
     app.state.pulse = Pulse(app.state.engine)
@@ -170,11 +148,6 @@ def create_app(
         told=lambda: log.header,
     )
     return app
-
-
-def status_of(error: RegistryError) -> int:
-    own = next(cls for cls in type(error).__mro__ if cls in STATUS_OF_CLASS)
-    return STATUS_OF_CODE.get(error.code) or STATUS_OF_CLASS[own]
 
 
 def problem(request: Request, error: RegistryError, *, status: int | None = None) -> Response:
@@ -190,22 +163,6 @@ def problem(request: Request, error: RegistryError, *, status: int | None = None
     body |= {"error": told["X-Error-Message"]} if told else {}
     kind = "application/json" if told else "application/problem+json"  # the dialect's clients read no other
     return Response(json.dumps(body), code, headers | told, media_type=kind)
-
-
-def scope_of(route: APIRoute) -> str | None:
-    """The scope that a route declares: "" is any token, "open" none at all, None is undeclared."""
-    for dependant in _flat(route.dependant):
-        if isinstance(dependant.call, deps.Needs):
-            return dependant.call.scope
-        if dependant.call is deps.open_to_all:
-            return "open"
-    return None
-
-
-def _flat(dependant: Dependant) -> Iterable[Dependant]:
-    for inner in dependant.dependencies:
-        yield inner
-        yield from _flat(inner)
 
 
 def declared_scopes() -> dict[tuple[str, str], str | None]:

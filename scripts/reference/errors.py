@@ -8,7 +8,7 @@ from pathlib import Path
 import registry
 from cli import output
 from registry import errors
-from registry.server import app
+from registry.server.http import statuses
 from scripts.reference.tables import table
 
 INTRODUCTION = """\
@@ -42,7 +42,7 @@ def markdown() -> str:
                 (
                     (
                         f"`{code}`",
-                        str(app.status_of(kind(code, "an example"))),
+                        str(statuses.status_of(kind(code, "an example"))),
                         str(output.EXIT_CODES.get(kind, 1)),
                         texts[code]["means"],
                         texts[code]["fix"],

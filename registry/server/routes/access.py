@@ -38,6 +38,7 @@ router = idempotent.router("access")
 
 @router.post("/tokens", status_code=201)
 def create_token(session: SessionDep, actor: Admin, request: TokenCreate, response: Response) -> TokenCreated:
+    """Create a token. Its secret is in this answer only."""
     response.headers["Cache-Control"] = "no-store"
     view, secret = tokens.issue(session, actor, request)
     return TokenCreated(token=view, secret=secret)
@@ -47,7 +48,7 @@ def create_token(session: SessionDep, actor: Admin, request: TokenCreate, respon
 def exchange_token(
     incoming: Request, session: ReadSessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
 ) -> TokenCreated:
-    """An identity token for a short token of ours: 201, or 401 whatever is wrong with it, and counted."""
+    """Exchange the identity token of a CI job for a short-lived token."""
     response.headers["Cache-Control"] = "no-store"
     try:
         view, secret = token_exchange.exchange_token(session, issuers, request)
@@ -59,7 +60,7 @@ def exchange_token(
 
 @router.get("/tokens")
 def list_tokens(session: SessionDep, actor: Anyone) -> TokenList:
-    """Those that the asker may end."""
+    """List the tokens that the caller may revoke."""
     return TokenList(items=list(tokens.list_tokens(session, actor)))
 
 
@@ -67,6 +68,7 @@ def list_tokens(session: SessionDep, actor: Anyone) -> TokenList:
 def rotate_token(
     session: SessionDep, actor: Anyone, token_id: str, request: TokenRotate, response: Response
 ) -> TokenCreated:
+    """Replace the secret of a token. The old one works for `keep_seconds` more."""
     response.headers["Cache-Control"] = "no-store"
     view, secret = tokens.rotate(session, actor, token_id, keep_seconds=request.keep_seconds)
     return TokenCreated(token=view, secret=secret)
@@ -74,11 +76,13 @@ def rotate_token(
 
 @router.delete("/tokens/{token_id}")
 def revoke_token(session: SessionDep, actor: Anyone, token_id: str) -> TokenView:
+    """Revoke a token."""
     return tokens.revoke(session, actor, token_id)
 
 
 @router.get("/whoami")
-def whoami(actor: Anyone) -> Whoami:
+def show_caller(actor: Anyone) -> Whoami:
+    """Show who the token belongs to and what it may do."""
     return Whoami(
         actor=actor.identity,
         token_id=actor.token_id,
@@ -91,11 +95,15 @@ def whoami(actor: Anyone) -> Whoami:
     )
 
 
-@router.get("/health", dependencies=[OPEN])
-def health(engine: EngineDep, blobs: KnownBlobsDep, response: Response, store: bool = False) -> Health:
-    """200 when the database answers and the store has been reached, else 503 and why; what is behind it and can what.
+@router.get(
+    "/health",
+    responses={503: {"model": Health, "description": "The database or the store is away"}},
+    dependencies=[OPEN],
+)
+def check_health(engine: EngineDep, blobs: KnownBlobsDep, response: Response, store: bool = False) -> Health:
+    """200 if the database answers and the store was reached, else 503 with the reason.
 
-    With `store` the store is asked now, too: look-ups do without it, so no balancer need know that it is away.
+    With `store`, the store is asked now. Load balancers leave it out: look-ups work without the store.
     """
     state, reason, revision = "ok", "", ""
     capabilities: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from fastapi import Header, Query, Request, Response
 
 from registry import names
-from registry.api import AdapterPage, AdapterView, VersionPage, VersionView
+from registry.api import AdapterPage, AdapterView, Resolved, VersionPage, VersionView
 from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
 from registry.api.lineage import Lineage
 from registry.bases.similarity import Grade
@@ -45,6 +45,7 @@ from registry.server.routes.deps import (
     SettingsDep,
     as_of_now,
 )
+from registry.server.routes.openapi import declarations
 
 router = idempotent.router("adapters")
 ADAPTER = "/adapters/{namespace}/{name}"
@@ -58,8 +59,8 @@ Rank = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
 TARGETS_LIMIT = 32
 
 
-@router.get("/resolve/{namespace}/{name}/{selector}")
-def resolve(
+@router.get("/resolve/{namespace}/{name}/{selector}", response_model=Resolved, responses=declarations.NOT_MODIFIED)
+def resolve_version(
     incoming: Request,
     session: SessionDep,
     actor: PullerNow,
@@ -67,6 +68,7 @@ def resolve(
     selector: SelectorDep,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
+    """Resolve an alias, a number or a digest to a version, its manifest and its files."""
     found, incoming.state.pointer = as_of_now(
         incoming, session, actor, lambda who: versions.looked_up(session, who, name, selector)
     )
@@ -101,6 +103,7 @@ def list_adapters(
     outcome: Outcome | None = None,
     limit: LimitDep = PAGE,
 ) -> AdapterPage:
+    """List and search adapters, each with its newest version."""
     if grade and not base:
         raise Invalid("REQUEST_INVALID", "grade: says how alike to a base, and no base is named")
     search = Search(
@@ -114,6 +117,7 @@ def list_adapters(
 
 @router.get(ADAPTER)
 def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterView:
+    """Show one adapter with its newest version."""
     return adapters.one(session, actor, name)
 
 
@@ -121,11 +125,13 @@ def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterVi
 def list_versions(
     session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, limit: LimitDep = PAGE
 ) -> VersionPage:
+    """List the versions of an adapter, newest first."""
     return versions.versions(session, actor, name, cursor=cursor, limit=limit)
 
 
 @router.get(VERSION)
 def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> VersionView:
+    """Show one version: files, facts, verdicts and provenance."""
     return versions.version_view(session, actor, name, selector)
 
 
@@ -137,6 +143,7 @@ def show_lineage(
     selector: SelectorDep,
     direction: Literal["up", "down"] = "up",
 ) -> Lineage:
+    """Show what a version was made from, or what was made from it."""
     walk = lineage.up if direction == "up" else lineage.down
     return walk(session, actor, name, selector)
 
@@ -149,7 +156,7 @@ def find_lineage(
     base: Text = "",
     direction: Literal["up", "down"] = "down",
 ) -> Lineage:
-    """From a data set (its digest or URI), or from a base: what was made from it, and what from that."""
+    """Show what was made from a data set or a base model."""
     if bool(dataset) == bool(base):
         raise Invalid("REQUEST_INVALID", "lineage: name a data set or a base, one of them")
     if base:
@@ -160,18 +167,20 @@ def find_lineage(
 
 
 @router.post(VERSION + "/yank")
-def yank(
+def yank_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
+    """Withdraw a version: aliases no longer resolve to it. A digest still does."""
     actor.require("promote", name)
     version = versions.find(session, actor, name, selector)
     return withdraw.yank(session, actor, name, version, reason=request.reason)
 
 
 @router.post(VERSION + "/unyank")
-def unyank(
+def unyank_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
+    """Undo a yank."""
     actor.require("promote", name)
     version = versions.find(session, actor, name, selector)
     return withdraw.unyank(session, actor, name, version, reason=request.reason)
@@ -180,16 +189,18 @@ def unyank(
 # ------------------------------------------------------------------ aliases
 @router.get(ADAPTER + "/aliases")
 def list_aliases(session: SessionDep, actor: Puller, name: NameDep) -> AliasList:
+    """List the aliases of an adapter."""
     return aliases.every(session, actor, name)
 
 
 @router.get(ALIAS)
 def show_alias(session: SessionDep, actor: Puller, name: NameDep, alias: str, response: Response) -> AliasView:
+    """Show one alias. The ETag is its generation."""
     return _tagged(aliases.show(session, actor, name, names.alias(alias)), response)
 
 
 @router.put(ALIAS)
-def promote(
+def promote_alias(
     session: SessionDep,
     actor: Promoter,
     name: NameDep,
@@ -198,6 +209,7 @@ def promote(
     response: Response,
     if_match: IfMatch = None,
 ) -> AliasView:
+    """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
     actor.require("promote", name)
     expected = _generation(if_match)
     if expected is None:
@@ -214,7 +226,7 @@ def promote(
 
 
 @router.post(ALIAS + "/rollback")
-def rollback(
+def rollback_alias(
     session: SessionDep,
     actor: Promoter,
     name: NameDep,
@@ -223,6 +235,7 @@ def rollback(
     response: Response,
     if_match: IfMatch = None,
 ) -> AliasView:
+    """Point an alias back at an earlier version."""
     moved = aliases.rollback(
         session,
         actor,
@@ -245,6 +258,7 @@ def show_history(
     at: datetime | None = None,
     limit: LimitDep = PAGE,
 ) -> History:
+    """List the moves of the aliases of an adapter, newest first."""
     return history.of(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
 
 

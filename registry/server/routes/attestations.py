@@ -27,6 +27,7 @@ from registry.server.routes.deps import (
     SelectorDep,
     SettingsDep,
 )
+from registry.server.routes.openapi import declarations
 
 router = idempotent.router("attestations")
 
@@ -35,13 +36,13 @@ router = idempotent.router("attestations")
 def list_attestations(
     session: ReadSessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: LogDep
 ) -> AttestationList:
-    """Every attestation of a version, with its bundle."""
+    """List the attestations of a version."""
     db.settle(session)  # it has begun to read who asks, and would not see what is signed now
     log.step()
     return attestations.list_attestations(session, actor, name, selector, blobs)
 
 
-@router.post(VERSION + "/attestations", status_code=201)
+@router.post(VERSION + "/attestations", status_code=201, responses=declarations.existing(AttestationView))
 def sign_version(
     session: KeyedSessionDep,
     actor: Pusher,
@@ -52,7 +53,7 @@ def sign_version(
     settings: SettingsDep,
     response: Response,
 ) -> AttestationView:
-    """Keep a signature: 201, or 200 for one that was there."""
+    """Store a signature of a version. 201 for a new one, 200 for one that exists already."""
     view, new = attestations.add_signature(
         session, actor, name, selector, request, blobs, trusted_roots=settings.trusted_roots
     )

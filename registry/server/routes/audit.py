@@ -50,6 +50,7 @@ from registry.server.routes.deps import (
     SessionDep,
     inline,
 )
+from registry.server.routes.openapi import declarations
 from registry.tlog import tiles
 
 router = idempotent.router("audit")
@@ -107,7 +108,7 @@ class _Reader:
 
 
 @router.get("/events")
-async def events(
+async def list_events(
     request: Request,
     _actor: PullerApart,
     engine: EngineDep,
@@ -118,7 +119,7 @@ async def events(
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
     object: Annotated[str, Query(max_length=300)] = "",
 ) -> EventPage:
-    """A page of events; with `wait`, at once when there is one, else when one comes or the seconds are over."""
+    """List events. With `wait`, answers when there is one or the time is over."""
     reader = _Reader(request, engine, log, action, object)
     until = time.monotonic() + wait
     page = await reader.page(after, limit, fresh=True)
@@ -127,8 +128,8 @@ async def events(
     return page
 
 
-@router.get("/events/stream", response_class=StreamingResponse)
-async def stream(
+@router.get("/events/stream", response_class=Response, responses={200: declarations.raw("Events", "text/event-stream")})
+async def stream_events(
     request: Request,
     _actor: PullerApart,
     engine: EngineDep,
@@ -138,7 +139,7 @@ async def stream(
     object: Annotated[str, Query(max_length=300)] = "",
     last_event_id: Annotated[str, Header(max_length=20, pattern="^[0-9]*$")] = "",
 ) -> StreamingResponse:
-    """Events as they come (text/event-stream). `Last-Event-ID` goes on where a broken stream has stopped."""
+    """Stream events as they happen (server-sent events). `Last-Event-ID` resumes a broken stream."""
     reader = _Reader(request, engine, log, action, object)
     start = int(last_event_id or after)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -167,9 +168,11 @@ async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
 
 
 # ------------------------------------------------------------------ proofs
-@router.get("/audit/checkpoint", response_class=Response)
-def checkpoint(_actor: Anyone, log: LogDep) -> Response:
-    """The newest checkpoint: a signed note (C2SP tlog-checkpoint)."""
+@router.get(
+    "/audit/checkpoint", response_class=Response, responses={200: declarations.raw("A signed note", "text/plain")}
+)
+def read_checkpoint(_actor: Anyone, log: LogDep) -> Response:
+    """The newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
     log.step()
     if not log.newest[1]:
         raise NotFound("EVENT_UNKNOWN", "the audit log is empty")
@@ -177,22 +180,22 @@ def checkpoint(_actor: Anyone, log: LogDep) -> Response:
 
 
 @router.get("/audit/keys")
-def log_keys(_actor: Anyone, log: LogDep) -> LogKeys:
-    """The log's name and its verifier keys (C2SP signed-note)."""
+def list_log_keys(_actor: Anyone, log: LogDep) -> LogKeys:
+    """The name of the log and its verifier keys (C2SP signed-note)."""
     return log.described()
 
 
 @router.get("/audit/consistency")
-def consistency(
+def prove_consistency(
     session: SessionDep, _actor: Anyone, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
 ) -> Consistency:
-    """The proof that the log of `old` entries is the beginning of that of `new` (RFC 6962)."""
+    """The proof that the log of size `old` is a prefix of the log of size `new` (RFC 6962)."""
     return tree.consistency(session, old, new)
 
 
-@router.get("/audit/tile/entries/{path:path}", response_class=Response)
-def entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
-    """A bundle of entries (C2SP tlog-tiles): everybody's events, so for administrators only."""
+@router.get("/audit/tile/entries/{path:path}", response_class=Response, responses={200: declarations.raw("The bundle")})
+def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
+    """A bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
     actor.require_everywhere("admin")
     found = tiles.parse_path(f"entries/{path}")
     newest = sequencer.latest(session)
@@ -202,9 +205,9 @@ def entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Re
     return _tile(copies.entries(blobs, found[1], found[2], expected=expected))
 
 
-@router.get("/audit/tile/{path:path}", response_class=Response)
-def tile(session: SessionDep, _actor: Anyone, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
-    """A tile of the log's tree (C2SP tlog-tiles), from the database, or `stored`: as the store has it."""
+@router.get("/audit/tile/{path:path}", response_class=Response, responses={200: declarations.raw("The tile")})
+def read_log_tile(session: SessionDep, _actor: Anyone, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
+    """A tile of the log (C2SP tlog-tiles)."""
     found = tiles.parse_path(path)
     data = tree.tile(session, found[0], found[1], found[2]) if found is not None and found[0] is not None else None
     if data is None:
@@ -215,8 +218,8 @@ def tile(session: SessionDep, _actor: Anyone, blobs: BlobsDep, path: str, stored
 
 
 @router.get("/audit/events/{seq}/proof")
-def event_proof(session: SessionDep, actor: Puller, seq: int) -> EventProof:
-    """That the log holds this event: its entry, and a proof that is verified offline (C2SP tlog-proof)."""
+def prove_event(session: SessionDep, actor: Puller, seq: int) -> EventProof:
+    """An event as an entry of the log, and the proof of its inclusion (C2SP tlog-proof)."""
     shown = or_(audit.visible(actor), attestations.visible_events(actor))
     statement = select(EventRow).where(col(EventRow.position) == seq, shown)
     row = session.exec(statement).first() if 0 < seq < 2**53 else None

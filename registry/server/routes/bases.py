@@ -18,13 +18,14 @@ from registry.bases.similarity import Likeness
 from registry.server.catalog import bases
 from registry.server.routes import idempotent
 from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
+from registry.server.routes.openapi import declarations
 
 router = idempotent.router("bases")
 
 
-@router.post("/bases", status_code=201)
+@router.post("/bases", status_code=201, responses=declarations.existing(BaseView))
 def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Response) -> BaseView:
-    """201 for a new base, 200 for one that is there with the same facts."""
+    """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
     view, created = bases.add(session, actor, request)
     response.status_code = 201 if created else 200
     return view
@@ -32,28 +33,30 @@ def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Res
 
 @router.get("/bases")
 def list_bases(session: SessionDep, actor: Puller) -> BaseList:
+    """List base models."""
     return bases.every(session, actor)
 
 
 @router.get("/bases/{base:path}")
 def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
+    """Show one base model and its relatives."""
     return bases.show(session, actor, base)
 
 
 @router.put("/bases/{base:path}/identity")
 def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityGiven) -> BaseView:
-    """Keep the identity of a base that has none; the same one again changes nothing, another one is refused."""
+    """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
 
 
 @router.put("/bases/{base:path}/thresholds")
 def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsGiven) -> BaseView:
-    """What smoke tests on this base take instead of the defaults, for administrators of all namespaces."""
+    """Set the thresholds of smoke tests on this base model. For administrators of all namespaces."""
     actor.require_everywhere("admin")
     return bases.judge_by(session, actor, base, request.thresholds)
 
 
 @router.post("/bases/{base:path}/likeness")
 def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityGiven) -> Likeness:
-    """How weights that somebody has are related to those of the base. Nothing is kept."""
+    """Compare weights with those of a base model. Nothing is stored."""
     return bases.likeness(session, base, request.identity)

@@ -29,6 +29,7 @@ from registry.server.lookup.change_counter import Beat, Pulse
 from registry.server.lookup.freshness import Freshness
 from registry.server.routes import idempotent
 from registry.server.routes.deps import EngineDep, Needs, PullerApart
+from registry.server.routes.openapi import declarations
 from registry.server.serving import desired
 
 router = idempotent.router("serving")
@@ -59,8 +60,8 @@ class _Reader:
             return desired.state(session, actor, bases.row(session, self._base), self._alias, self._asked)
 
 
-@router.get("/bases/{base:path}/adapters", response_model=Roster)
-async def base_adapters(
+@router.get("/bases/{base:path}/adapters", response_model=Roster, responses=declarations.NOT_MODIFIED)
+async def show_desired_state(
     request: Request,
     response: Response,
     _actor: PullerApart,
@@ -72,7 +73,7 @@ async def base_adapters(
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Roster | Response:
-    """The whole roster. With `since`, a cursor, and `wait`: once it differs from that, or when the seconds are over."""
+    """The adapters that nodes of this base model shall serve. With `since` and `wait`, answers when they change."""
     reader = _Reader(request, engine, base, alias, engine_compat.asked_for([asked])[0] if asked else None)
     if since and wait:
         await _differs(request, reader, since, time.monotonic() + wait)

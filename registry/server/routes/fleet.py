@@ -24,6 +24,7 @@ Word = Annotated[str, Query(max_length=300)]
 
 @router.put("/fleet/nodes/{node}/{engine}")
 def report_node(session: SessionDep, actor: Puller, node: str, engine: str, report: NodeReport) -> Leased:
+    """Report what an engine on a node has loaded, and renew its lease."""
     return reports.report(session, actor, node, engine, report)
 
 
@@ -38,5 +39,6 @@ def list_nodes(
     cursor: CursorDep = "",
     limit: LimitDep = PAGE,
 ) -> FleetNodes:
+    """List nodes and what they serve."""
     asked = status.Asked(base=base, alias=alias, node=node, adapter=adapter)
     return status.nodes(session, actor, asked, cursor=cursor, limit=limit)

@@ -136,9 +136,14 @@ def _here(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def operation_id(route: APIRoute) -> str:
+    """The name of the function: a verb, then what it is about. Generated clients name their functions after it."""
+    return route.name
+
+
 def router(tag: str) -> APIRouter:
     """The router of one room of our API."""
-    return APIRouter(prefix=PREFIX, tags=[tag], route_class=OnceRoute)
+    return APIRouter(prefix=PREFIX, tags=[tag], route_class=OnceRoute, generate_unique_id_function=operation_id)
 
 
 def replay(_request: Request, error: Exception) -> Response:

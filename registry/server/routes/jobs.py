@@ -50,7 +50,8 @@ Text = Annotated[str, Query(max_length=300)]
 
 
 @router.post("/jobs", status_code=201)
-def submit(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
+def submit_job(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
+    """Queue a job. An equal job that is queued or running is returned instead of a second one."""
     if request.kind in (Kind.MERGE, Kind.FUSE):
         return queue.value(merging.submit(session, actor, request))
     if request.kind in converting.KINDS:
@@ -85,11 +86,13 @@ def list_jobs(
     ref: Text = "",
     limit: LimitDep = PAGE,
 ) -> JobPage:
+    """List jobs, newest first."""
     return requests.page(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
 
 
-@router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "no job for this worker now"}})
-def claim(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed | Response:
+@router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "No job for this worker now"}})
+def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed | Response:
+    """Claim the next job that this worker can do. 204 if there is none."""
     taken = queue.claim(session, actor, request)
     if taken is None:
         return Response(status_code=204)
@@ -106,36 +109,42 @@ def claim(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed 
 
 
 @router.post("/campaigns", status_code=201)
-def revalidate(session: SessionDep, actor: Pusher, request: RevalidateRequest) -> CampaignView:
-    """Queue the affected versions of a base, of the adapters that the caller may push."""
+def start_campaign(session: SessionDep, actor: Pusher, request: RevalidateRequest) -> CampaignView:
+    """Queue smoke tests of the versions of a base model."""
     return campaigns.begin(session, actor, request)
 
 
 @router.get("/campaigns/{campaign_id}")
 def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> CampaignView:
+    """Show how far a campaign is and which outcomes it changed."""
     return campaigns.show(session, actor, campaign_id)
 
 
 @router.get("/jobs/{job_id}")
 def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
+    """Show one job with its steps."""
     return requests.show(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel(session: SessionDep, actor: Pusher, job_id: str) -> Job:
+def cancel_job(session: SessionDep, actor: Pusher, job_id: str) -> Job:
+    """Cancel a job."""
     return requests.cancel(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/renew")
-def renew(session: SessionDep, actor: Worker, job_id: str, request: RenewRequest) -> Lease:
+def renew_job(session: SessionDep, actor: Worker, job_id: str, request: RenewRequest) -> Lease:
+    """Renew the lease of a job and report progress."""
     return queue.renew(session, actor, job_id, request.lease_token, progress=request.progress)
 
 
 @router.post("/jobs/{job_id}/finish")
-def finish(session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
+def finish_job(session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
+    """Finish a job with its report or result."""
     return results.finish(session, actor, job_id, request, store=blobs)
 
 
 @router.post("/jobs/{job_id}/fail")
-def fail(session: SessionDep, actor: Worker, job_id: str, request: FailRequest) -> Job:
+def fail_job(session: SessionDep, actor: Worker, job_id: str, request: FailRequest) -> Job:
+    """Report that an attempt failed. The job is retried until its attempts are used up."""
     return queue.value(queue.fail(session, actor, job_id, request))

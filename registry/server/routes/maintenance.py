@@ -10,7 +10,6 @@ Example
 from __future__ import annotations
 
 from fastapi import Request, Response
-from fastapi.responses import PlainTextResponse
 
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.server.http import metrics
@@ -18,30 +17,39 @@ from registry.server.maintenance import fsck, gc
 from registry.server.maintenance.recovery import rebuild
 from registry.server.routes import idempotent
 from registry.server.routes.deps import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
+from registry.server.routes.openapi import declarations
 
-router = idempotent.router("upkeep")
+router = idempotent.router("maintenance")
 
 
 @router.post("/gc")
-def collect(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: GcRequest) -> GcReport:
+def collect_garbage(
+    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: GcRequest
+) -> GcReport:
+    """Delete blobs that nothing refers to, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere("admin")
     return gc.run(engine, blobs, settings, actor, request)
 
 
 @router.post("/fsck")
-def check(actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: FsckRequest) -> FsckPage:
+def check_store(
+    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: FsckRequest
+) -> FsckPage:
+    """Check database and store against each other, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere("admin")
     return fsck.run(engine, blobs, settings, actor, request)
 
 
 @router.post("/reindex")
-def index_again(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
+def rebuild_index(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
+    """Rebuild the database from the store, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere("admin")
     return rebuild.run(engine, blobs, actor, request)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-def show_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
+@router.get("/metrics", response_class=Response, responses={200: declarations.raw("Metrics", "text/plain")})
+def read_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
+    """Metrics of the server in the text format of Prometheus."""
     actor.require_everywhere("admin")
     told = metrics.text(session, request.app.state.requests.copy())
     return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8", headers={"Cache-Control": "no-store"})

@@ -50,21 +50,25 @@ ROLE = NAMESPACE + "/roles/{subject:path}"
 
 @router.get("/namespaces")
 def list_namespaces(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> NamespacePage:
+    """List the namespaces that the caller may see."""
     return namespaces.list_namespaces(session, actor, cursor=cursor, limit=limit)
 
 
 @router.post("/namespaces", status_code=201)
 def create_namespace(session: SessionDep, actor: Admin, request: NamespaceCreate) -> NamespaceView:
+    """Create a namespace. For administrators of all namespaces."""
     return namespaces.create(session, actor, request)
 
 
 @router.get(NAMESPACE)
 def show_namespace(session: SessionDep, actor: Puller, namespace: str) -> NamespaceView:
+    """Show a namespace, its limits and what it uses."""
     return namespaces.show(session, actor, namespace)
 
 
 @router.patch(NAMESPACE)
 def change_namespace(session: SessionDep, actor: Admin, namespace: str, request: NamespaceSet) -> NamespaceView:
+    """Change a namespace. Fields that are absent stay as they are."""
     return namespaces.update(session, actor, namespace, request)
 
 
@@ -72,6 +76,7 @@ def change_namespace(session: SessionDep, actor: Admin, namespace: str, request:
 def delete_namespace(
     session: SessionDep, actor: Admin, namespace: str, blobs: KnownBlobsDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
+    """Delete an empty namespace. Its name stays reserved."""
     removed = removal.delete_namespace(session, actor, namespace)
     after.add_task(threads.ask_store, removal.record, engine, blobs)
     return removed
@@ -79,11 +84,13 @@ def delete_namespace(
 
 @router.put(ROLE)
 def grant_role(session: SessionDep, actor: Admin, namespace: str, subject: str, request: RoleGrant) -> NamespaceView:
+    """Give a subject a role in a namespace."""
     return namespaces.grant_role(session, actor, namespace, subject, request.role)
 
 
 @router.delete(ROLE)
 def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> NamespaceView:
+    """Take a role away."""
     return namespaces.revoke_role(session, actor, namespace, subject)
 
 
@@ -92,6 +99,7 @@ def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str)
 def delete_adapter(
     session: SessionDep, actor: Admin, name: NameDep, blobs: KnownBlobsDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
+    """Delete an adapter with all its versions. Its name stays reserved."""
     removed = removal.delete(session, actor, name)
     after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
     return removed
@@ -107,6 +115,7 @@ def transfer_adapter(
     engine: EngineDep,
     after: BackgroundTasks,
 ) -> AdapterView:
+    """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
     removal.transfer(session, actor, name, to)
     after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
@@ -116,14 +125,17 @@ def transfer_adapter(
 # ------------------------------------------------------------------ trusted publishers
 @router.get(ADAPTER + "/publishers")
 def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> PublisherList:
+    """List the trusted publishers of an adapter."""
     return publishers.list_publishers(session, actor, name)
 
 
 @router.post(ADAPTER + "/publishers", status_code=201)
 def add_publisher(session: SessionDep, actor: Admin, name: NameDep, request: PublisherAdd) -> PublisherView:
+    """Let CI jobs with these claims push to an adapter."""
     return publishers.add(session, actor, name, request)
 
 
 @router.delete(ADAPTER + "/publishers/{publisher_id}")
 def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> PublisherView:
+    """Remove a trusted publisher."""
     return publishers.remove(session, actor, name, publisher_id)

@@ -13,7 +13,7 @@ Example
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
@@ -45,11 +45,11 @@ from registry.server.routes.deps import (
     SettingsDep,
     inline,
 )
+from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
 router = idempotent.router("transfer")
-OCTETS = "application/octet-stream"
 RANGES_LIMIT = 8
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
@@ -72,13 +72,14 @@ def plan_push(
     settings: SettingsDep,
     engine: EngineDep,
 ) -> PushPlan:
+    """Plan a push: which blobs the registry lacks, and where to send each."""
     with background.pushing(engine):
         plan = plans.make(session, actor, name, request, blobs=blobs, settings=settings)
     background.expect(engine, plan.push_id)
     return plan
 
 
-@router.put("/pushes/{push_id}/blobs/{digest}", status_code=204)
+@router.put("/pushes/{push_id}/blobs/{digest}", status_code=204, openapi_extra=declarations.RAW_BODY)
 def upload_blob(
     request: Request,
     session: ReadSessionDep,
@@ -88,7 +89,8 @@ def upload_blob(
     push_id: str,
     digest: DigestDep,
 ) -> Response:
-    """Bytes of one blob that the plan asked for. They come when this is done: a slow sender must not hold a thread."""
+    """Upload the bytes of one blob of the plan."""
+    # The bytes arrive after this function returns: a slow sender must not hold a thread.
     expected = commit.receive(session, actor, push_id, digest)
     db.settle(session)
     _check_length(request, digest, expected.size_bytes)
@@ -110,7 +112,12 @@ async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
     request.state.work.enter_context(background.turn(engine, push_id))
 
 
-@router.post("/pushes/{push_id}/commit", status_code=201, dependencies=[Depends(_in_turn)])
+@router.post(
+    "/pushes/{push_id}/commit",
+    status_code=201,
+    responses=declarations.existing(Pushed),
+    dependencies=[Depends(_in_turn)],
+)
 def commit_push(
     incoming: Request,
     session: KeyedSessionDep,
@@ -123,7 +130,7 @@ def commit_push(
     engine: EngineDep,
     settings: SettingsDep,
 ) -> Pushed:
-    """201 for a new version, 200 for one that was there."""
+    """Create the version of a push. 201 for a new version, 200 for one that exists already."""
     engines = engine_compat.profiles(settings.engines)
     with background.pushing(engine, push_id):
         pushed = commit.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
@@ -145,6 +152,7 @@ def plan_pull(
     settings: SettingsDep,
     response: Response,
 ) -> PullPlan:
+    """Everything that a pull needs: the manifest, the bytes of small files, and links to large ones."""
     response.headers.update({"Cache-Control": "no-store", **request.app.state.log.header})
     plan = download_plan.plan(session, actor, name, selector, blobs=blobs, settings=settings)
     if plan.small or plan.direct:
@@ -152,7 +160,15 @@ def plan_pull(
     return plan
 
 
-@router.api_route(VERSION + "/files/{path:path}", methods=["GET", "HEAD"], response_model=None)
+_FILE: dict[str, Any] = {
+    "response_class": Response,
+    "responses": declarations.FILE,
+    "openapi_extra": declarations.FILE_HEADERS,
+}
+
+
+@router.head(VERSION + "/files/{path:path}", operation_id="head_file", **_FILE)
+@router.get(VERSION + "/files/{path:path}", **_FILE)
 def read_file(
     request: Request,
     session: SessionDep,
@@ -163,12 +179,12 @@ def read_file(
     blobs: BlobsDep,
     settings: SettingsDep,
 ) -> Response:
-    """The bytes of one file, from here or (307) from the store."""
+    """Bytes of one file, from the registry or by a redirect (307) to its store."""
     file = files.find(session, actor, name, selector, path)
     return _bytes_of(request, file, selector, blobs, settings)
 
 
-@router.get(VERSION + "/reports/{digest}", response_model=None)
+@router.get(VERSION + "/reports/{digest}", **_FILE)
 def read_report(
     request: Request,
     session: SessionDep,
@@ -179,7 +195,7 @@ def read_report(
     blobs: BlobsDep,
     settings: SettingsDep,
 ) -> Response:
-    """The report behind one of this version's verdicts."""
+    """The report behind one verdict of this version."""
     file = files.report(session, actor, name, selector, digest)
     return _bytes_of(request, file, selector, blobs, settings)
 
@@ -188,7 +204,7 @@ def read_report(
 def read_fingerprint(
     session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep
 ) -> FingerprintView:
-    """What a serving node compares after loading: from the newest report of the check `smoke` that has one."""
+    """Log-probabilities of fixed prompts, from the newest smoke test of this version."""
     return files.fingerprint(session, actor, name, selector, blobs)
 
 
@@ -234,11 +250,11 @@ def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, hea
         headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size_bytes}"
     headers |= {"Content-Length": str(length), "Accept-Ranges": "bytes"}
     if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=OCTETS)
+        return Response(status_code=status, headers=headers, media_type=declarations.OCTETS)
     path = blobs.path_of(key)
     if path is not None:
         return bodies.FileAnswer(path, start, length, status, headers)
-    return StreamingResponse(blobs.open(key, start, length), status, headers, media_type=OCTETS)
+    return StreamingResponse(blobs.open(key, start, length), status, headers, media_type=declarations.OCTETS)
 
 
 def _range(first: str, last: str, size_bytes: int) -> tuple[int, int]:

@@ -46,35 +46,41 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 
 @router.post("/check")
-def check(session: ReadSessionDep, _actor: Puller, request: CheckRequest) -> VerdictList:
-    """`compat`, then `engine` for each engine; nothing is stored."""
+def check_adapter(session: ReadSessionDep, _actor: Puller, request: CheckRequest) -> VerdictList:
+    """Evaluate the header of an adapter that is not pushed. Nothing is stored."""
     return engine_compat.check(session, request)
 
 
 @router.get(VERSION + "/verdicts")
-def version_verdicts(
+def list_verdicts(
     session: SessionDep,
     actor: Puller,
     name: NameDep,
     selector: SelectorDep,
     asked: Engines = [],  # noqa: B006
 ) -> VerdictList:
+    """List the verdicts of a version; with `engine`, evaluated now."""
     return engine_compat.of_version(session, actor, name, selector, asked)
 
 
 @router.get(VERSION + "/values")
-def version_values(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ValuesView:
+def show_values(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ValuesView:
+    """Norms of the weights of a version, by module."""
     return weights.of_version(session, actor, name, selector)
 
 
 @router.get("/fleet")
-def fleet(session: SessionDep, actor: Puller, base: str, asked: Engines, slots: Slots = None) -> FleetView:
+def recommend_engine_settings(
+    session: SessionDep, actor: Puller, base: str, asked: Engines, slots: Slots = None
+) -> FleetView:
+    """The engine settings that serve all adapters of a base model."""
     return engine_compat.fleet(session, actor, base, asked, slots)
 
 
 @router.post("/verdicts/rejudge")
-def rejudge(
+def reevaluate_verdicts(
     actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RejudgeRequest
 ) -> RejudgePage:
+    """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere("admin")
     return reevaluate.run(engine, blobs, actor, engine_compat.profiles(settings.engines), request.cursor)

@@ -26,7 +26,7 @@ router = idempotent.router("webhooks")
 def create_webhook(
     session: SessionDep, actor: Admin, request: WebhookCreate, settings: SettingsDep, log: LogDep, response: Response
 ) -> WebhookCreated:
-    """A webhook and its secret, which is shown now and never again."""
+    """Create a webhook. Its secret is in this answer only."""
     response.headers["Cache-Control"] = "no-store"
     view, secret = webhooks.create(session, actor, request, settings, log.keys)
     return WebhookCreated(webhook=view, secret=secret)
@@ -34,11 +34,13 @@ def create_webhook(
 
 @router.get("/webhooks")
 def list_webhooks(session: SessionDep, actor: Admin) -> WebhookList:
+    """List webhooks."""
     return WebhookList(items=webhooks.every(session, actor))
 
 
 @router.delete("/webhooks/{webhook_id}")
 def delete_webhook(session: SessionDep, actor: Admin, webhook_id: str) -> WebhookView:
+    """Delete a webhook."""
     return webhooks.end(session, actor, webhook_id)
 
 
@@ -50,11 +52,11 @@ def list_deliveries(
     state: Annotated[Literal["", "waiting", "delivered", "dead"], Query()] = "",
     limit: LimitDep = PAGE,
 ) -> DeliveryList:
-    """The newest deliveries, newest first."""
+    """List the deliveries of a webhook, newest first."""
     return DeliveryList(items=webhooks.deliveries(session, actor, webhook_id, state=state, limit=limit))
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
 def retry_delivery(session: SessionDep, actor: Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
-    """Send a delivery again, from now on and with all its attempts."""
+    """Send a delivery again."""
     return webhooks.retry(session, actor, webhook_id, delivery_id)

@@ -1,0 +1,211 @@
+"""Builds the OpenAPI document: FastAPI's, with the scope, the errors and the described parameters of each operation.
+
+Invariants
+- The document is built when it is first asked for; a start does not pay for it.
+- It depends on the code only: no setting, no row and no name of this server is in it.
+- An operation's id is the name of its function: a verb, then what it is about.
+- A status that an operation lacks is a bug. A test sends what the document allows and looks for one (tests/access).
+
+Example
+    >>> document(app.routes)["paths"]["/api/v1/whoami"]["get"]["security"]
+    [{'bearer': []}]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from fastapi.dependencies.models import Dependant
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
+
+from registry import __version__
+from registry.api import PREFIX
+from registry.api.problems import Problem
+from registry.digest import Digest
+from registry.server.http.statuses import codes_by_status
+from registry.server.routes import deps, idempotent
+from registry.server.routes.openapi import page
+from registry.server.routes.openapi.examples import EXAMPLES
+from registry.server.routes.openapi.parameters import PARAMETERS, describe
+
+PROBLEMS = {
+    400: ("BadRequest", "The request cannot be read."),
+    401: ("Unauthorized", "No token, or one that is not valid."),
+    403: ("Forbidden", "The token lacks the scope, or its owner lacks the right."),
+    404: ("NotFound", "It does not exist, or the caller may not see it."),
+    408: ("RequestTimeout", "The body stalled."),
+    409: ("Conflict", "The resource changed since the caller read it, or exists already."),
+    412: ("PreconditionFailed", "The alias moved since the caller read it: read its generation again."),
+    413: ("ContentTooLarge", "The input is over a limit or a quota."),
+    415: ("UnsupportedFile", "A version holds no file of this kind."),
+    422: ("Unprocessable", "The input breaks a rule, or the registry refuses to do this."),
+    428: ("PreconditionRequired", "The request needs `If-Match`."),
+    429: ("TooManyRequests", "Retry after the seconds in `Retry-After`."),
+    500: ("ServerError", "The server failed. Its log has the request id."),
+    503: ("Unavailable", "Database or store is unavailable. Retry after the seconds in `Retry-After`."),
+}
+"""Status → name and description of the error response that operations share."""
+
+TAGS = {
+    "transfer": "Push and pull: plan, upload, commit; bytes of files.",
+    "adapters": "Adapters, versions, aliases, lineage, and resolving a version.",
+    "serving": "Serving nodes: what they shall serve, and what they report.",
+    "bases": "Base models, their identity and how they are related.",
+    "jobs": "Work on versions: submit and watch; claim and finish for workers.",
+    "access": "Tokens, the caller, and health.",
+    "namespaces": "Namespaces, roles, trusted publishers; adapters that move or end.",
+    "gates": "What a version needs before an alias may point at it; approvals and quarantine.",
+    "maintenance": "Garbage collection, consistency checks, metrics. For administrators.",
+    "verdicts": "What engines say about a version; norms of its weights.",
+    "audit": "The audit log: events, checkpoints and proofs.",
+    "attestations": "Signatures and other signed statements about a version.",
+    "webhooks": "Webhooks and their deliveries.",
+}
+DESCRIPTION = """REST API of a registry of LoRA adapters.
+
+Send `Authorization: Bearer TOKEN`; each operation names the scope that the token needs. Errors share one shape,
+`Problem`. Answers may gain fields in later releases; requests with unknown fields are refused. Every answer has
+`X-Request-Id`.
+
+The read API for Hugging Face clients is not part of this document: it follows their protocol."""
+_FILE_OPERATIONS = frozenset({"plan_push", "commit_push", "check_adapter"})
+"""Operations that read file names from their body."""
+
+
+class ApiDocument:
+    """The document of an application, built once."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = [route for route in routes if getattr(route, "path", "").startswith(PREFIX)]
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        return document(self._routes)
+
+    @cached_property
+    def json(self) -> bytes:
+        return json.dumps(self.content, ensure_ascii=False, separators=(",", ":")).encode()
+
+    @cached_property
+    def html(self) -> bytes:
+        return page.render(self.content).encode()
+
+    @cached_property
+    def etag(self) -> str:
+        return f'"{Digest.of(self.json).hex}"'
+
+
+def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
+    """The OpenAPI document of these routes."""
+    content = get_openapi(
+        title="Adapter registry",
+        version=__version__,
+        description=DESCRIPTION,
+        routes=routes,
+        tags=[{"name": name, "description": description} for name, description in TAGS.items()],
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        separate_input_output_schemas=False,
+    )
+    _add_components(content["components"])
+    by_operation = {
+        (route.path_format, method.lower()): route
+        for route in routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    }
+    for path, operations in content["paths"].items():
+        for method, operation in operations.items():
+            _complete(operation, method, by_operation[path, method])
+    return content
+
+
+def scope_of(route: APIRoute) -> str | None:
+    """The scope that a route declares: "" is any token, "open" none at all, None is undeclared."""
+    for call in _calls(route.dependant):
+        if isinstance(call, deps.Needs):
+            return call.scope
+        if call is deps.open_to_all:
+            return "open"
+    return None
+
+
+def _calls(dependant: Dependant) -> Iterator[Any]:
+    """Every dependency that a route asks for."""
+    for inner in dependant.dependencies:
+        yield inner.call
+        yield from _calls(inner)
+
+
+def _add_components(components: dict[str, Any]) -> None:
+    schemas = components["schemas"]
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs") | {"Problem": problem}
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route answers with
+        schemas.pop(name, None)
+    codes = codes_by_status()
+    components["responses"] = {
+        name: _problem(f"{description} Codes: {', '.join(f'`{code}`' for code in codes.get(status, ['INTERNAL']))}.")
+        for status, (name, description) in PROBLEMS.items()
+    }
+    description, example = PARAMETERS["idempotency-key"]
+    components["parameters"] = {
+        "IdempotencyKey": {
+            "in": "header",
+            "name": idempotent.HEADER,
+            "required": False,
+            "description": description,
+            "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"},
+            "example": example,
+        }
+    }
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "A token."}}
+
+
+def _problem(description: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def _complete(operation: dict[str, Any], method: str, route: APIRoute) -> None:
+    """Add what the route's dependencies say: scope, errors, idempotency; and words for its parameters."""
+    scope = scope_of(route) or ""
+    operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
+    operation["security"] = [] if scope == "open" else [{"bearer": [scope] if scope else []}]
+    responses = operation["responses"]
+    if "HTTPValidationError" in json.dumps(responses.get("422", "")):
+        del responses["422"]
+    for response in responses.values():
+        response["description"] = response["description"].replace("Successful Response", "Success")
+    for status in sorted(_problem_statuses(operation, method, scope)):
+        responses.setdefault(str(status), {"$ref": f"#/components/responses/{PROBLEMS[status][0]}"})
+    describe(operation)
+    if operation["operationId"] in EXAMPLES:
+        operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[operation["operationId"]]
+    if method not in ("get", "head") and {deps.session, deps.keyed_session} & set(_calls(route.dependant)):
+        operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
+
+
+def _problem_statuses(operation: dict[str, Any], method: str, scope: str) -> Iterator[int]:
+    """The errors that an operation may answer with, from what it takes."""
+    body = "requestBody" in operation
+    names = {parameter["name"] for parameter in operation.get("parameters", ())}
+    yield from (400, 500, 503)
+    if scope != "open":
+        yield from (401, 403, 404, 429)
+    elif body:
+        yield from (401, 429)
+    if body or names:
+        yield 422
+    if body:
+        yield from (408, 413)
+    if method not in ("get", "head"):
+        yield 409
+    if "if-match" in names:
+        yield from (412, 428)
+    if operation["operationId"] in _FILE_OPERATIONS:
+        yield 415

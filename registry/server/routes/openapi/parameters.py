@@ -1,0 +1,104 @@
+"""What each parameter of a path, a query or a header means, and an example of it.
+
+Parameters of the same name mean the same in every route, so each stands here once. Where one route differs, its
+operation stands before the name: `list_jobs.state`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PARAMETERS: dict[str, tuple[str, Any]] = {
+    # ------------------------------------------------------------ paths
+    "namespace": ("Namespace of the adapter.", "acme"),
+    "name": ("Name of the adapter within its namespace.", "support"),
+    "selector": ("Version: an alias, a number or a digest. `main` is the newest version.", "prod"),
+    "alias": ("Alias, a movable name of one version.", "prod"),
+    "base": ("Name of a base model, which may contain a slash.", "llama-3.1-8b"),
+    "digest": ("SHA-256 digest of the bytes.", "sha256:" + "0" * 64),
+    "push_id": ("Push, from its plan.", "psh_4kq2v7x1"),
+    "job_id": ("Job.", "job_4kq2v7x1"),
+    "campaign_id": ("Campaign.", "cmp_4kq2v7x1"),
+    "token_id": ("Token.", "tok_4kq2v7x1"),
+    "publisher_id": ("Trusted publisher.", "pub_4kq2v7x1"),
+    "webhook_id": ("Webhook.", "whk_4kq2v7x1"),
+    "delivery_id": ("Delivery of a webhook.", 17),
+    "subject": ("Person or program, as the identity provider names it. It may contain slashes.", "alice@example.org"),
+    "path": ("Path of a file in the version.", "adapter_model.safetensors"),
+    "list_log_entries.path": ("Path of a bundle as C2SP tlog-tiles writes it.", "000.p/12"),
+    "read_log_tile.path": ("Path of a tile as C2SP tlog-tiles writes it.", "0/000.p/12"),
+    "seq": ("Number of the event.", 1042),
+    "node": ("Serving node, or only what runs on this one.", "gpu-7"),
+    "engine": ("Engine with its version and settings.", "vllm==0.33.0,max_lora_rank=32"),
+    "report_node.engine": ("Name of the engine on its node.", "vllm-8000"),
+    # ------------------------------------------------------------ lists
+    "cursor": ("Where to continue: `next_cursor` of the previous page, unchanged.", ""),
+    "limit": ("Items on one page. More than 200 means 200.", 50),
+    # ------------------------------------------------------------ filters
+    "list_adapters.namespace": ("Only adapters of this namespace.", "acme"),
+    "list_adapters.base": ("Only adapters of this base model.", "llama-3.1-8b"),
+    "list_adapters.alias": ("Only adapters with this alias.", "prod"),
+    "grade": ("How closely the adapter's base must match `base`.", "exact"),
+    "method": ("Only adapters trained with this PEFT method.", "lora"),
+    "text": ("Only adapters whose name or description contains this text.", "support"),
+    "owner": ("Only adapters pushed by this identity.", "alice@example.org"),
+    "scheme": ("Only adapters in this format.", "peft"),
+    "target": ("Only adapters that train this module. Repeat it for several.", ["q_proj"]),
+    "tag": ("Only adapters with this tag. Repeat it for several.", ["license:apache-2.0"]),
+    "rank_min": ("Only adapters of at least this rank.", 8),
+    "rank_max": ("Only adapters of at most this rank.", 64),
+    "list_adapters.engine": ("Only adapters with a verdict for this engine.", "vllm==0.33.0"),
+    "outcome": ("Only adapters with this outcome: of the engine, if one is named.", "pass"),
+    "list_jobs.state": ("Only jobs in this state.", "running"),
+    "kind": ("Only jobs of this kind.", "validate"),
+    "ref": ("Only jobs about this adapter or version.", "acme/support@3"),
+    "list_deliveries.state": ("Only deliveries in this state.", "dead"),
+    "adapter": ("Only nodes that have this adapter.", "acme/support"),
+    "list_nodes.base": ("Only nodes that serve this base model.", "llama-3.1-8b"),
+    "list_nodes.alias": ("Only nodes that follow this alias.", "prod"),
+    # ------------------------------------------------------------ history and lineage
+    "show_history.alias": ("Only moves of this alias.", "prod"),
+    "at": ("What held at this moment.", "2026-11-27T12:00:00Z"),
+    "direction": ("`up` for ancestors, `down` for descendants.", "up"),
+    "dataset": ("Digest or URI of a data set.", "hf://datasets/acme/tickets"),
+    "find_lineage.base": ("Base model to start from.", "llama-3.1-8b"),
+    # ------------------------------------------------------------ engines and serving
+    "version_verdicts.engine": ("Engine to evaluate now. Repeat it for several.", ["vllm==0.33.0"]),
+    "fleet.base": ("Base model of the adapters.", "llama-3.1-8b"),
+    "fleet.engine": ("Engine to find settings for. Repeat it for several.", ["vllm==0.33.0"]),
+    "slots": ("Adapters that the engine shall hold at once.", 16),
+    "base_adapters.alias": ("Alias to serve.", "prod"),
+    "since": ("Cursor of the answer that the caller has.", ""),
+    "wait": ("Seconds to wait for something new before answering.", 20),
+    # ------------------------------------------------------------ audit log
+    "after": ("Number of the last event that the caller has.", 1042),
+    "action": ("Only events of this type. Repeat it for several.", ["alias.moved"]),
+    "object": ("Only events about this object.", "acme/support"),
+    "old": ("Size of the log that the caller knows.", 1000),
+    "new": ("Size of the log to prove consistent with it.", 1042),
+    "stored": ("Read the tile from the blob store instead of the database.", False),
+    # ------------------------------------------------------------ health
+    "store": ("Ask the blob store as well.", True),
+    # ------------------------------------------------------------ headers
+    "if-match": ('Generation of the alias that the caller has seen, `"0"` for a new alias.', '"3"'),
+    "if-none-match": ("ETag of the answer that the caller has. The answer is 304 if nothing changed.", '"5f3a"'),
+    "last-event-id": ("Number of the last event that arrived, to resume a broken stream.", "1042"),
+    "range": ("One range of bytes.", "bytes=0-1023"),
+    "idempotency-key": (
+        "A new random value for each request. A repeated request with the same key acts once.",
+        "5f3a8c0e-62c1-4f6b",
+    ),
+}
+
+
+def describe(operation: dict[str, Any]) -> None:
+    """Add description and example to every parameter of the operation that has none. `KeyError` for an unknown one."""
+    for parameter in operation.get("parameters", ()):
+        if "$ref" in parameter:
+            continue
+        name = parameter["name"]
+        own = f"{operation['operationId']}.{name}"
+        description, example = PARAMETERS[own] if own in PARAMETERS else PARAMETERS[name]
+        parameter.setdefault("description", description)
+        if example != "":
+            parameter.setdefault("example", example)

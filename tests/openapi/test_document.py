@@ -1,0 +1,149 @@
+"""The OpenAPI document describes every route of the REST API, and its page needs no other host."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.api import PREFIX
+from registry.api.problems import Problem
+from registry.server import app
+from registry.server.routes.openapi.document import TAGS
+from tests.access.tenants import send
+from tests.world import World
+
+VERBS = {
+    "add", "approve", "cancel", "change", "check", "claim", "collect", "commit", "compare", "create", "delete",
+    "exchange", "fail", "find", "finish", "grant", "head", "identify", "list", "plan", "promote", "prove",
+    "quarantine", "read", "rebuild", "recommend", "reevaluate", "release", "remove", "renew", "report", "resolve",
+    "retry", "revoke", "rollback", "rotate", "set", "show", "sign", "start", "stream", "submit", "transfer",
+    "unyank", "upload", "yank",
+}  # fmt: skip
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def document(world: World) -> dict[str, Any]:
+    content: dict[str, Any] = send(world, "GET", "/openapi.json").json()
+    return content
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def test_every_route_of_the_rest_api_is_in_the_document_with_its_scope(document: dict[str, Any]) -> None:
+    security = {(method, path): operation["security"] for method, path, operation in operations(document)}
+    expected = {
+        (method, path.replace(":path}", "}")): [] if scope == "open" else [{"bearer": [scope] if scope else []}]
+        for (method, path), scope in app.declared_scopes().items()
+        if path.startswith(PREFIX)
+    }
+    assert security == expected
+
+
+def test_an_operation_is_named_verb_first_once_and_described_with_its_parameters(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for *_, operation in operations(document)]
+    assert len(names) == len(set(names))
+    assert {name.partition("_")[0] for name in names} == VERBS
+    for _, _, operation in operations(document):
+        assert operation["description"].endswith("."), operation["operationId"]
+        assert set(operation["tags"]) <= set(TAGS), operation["operationId"]
+        for parameter in operation.get("parameters", ()):
+            assert "$ref" in parameter or parameter["description"].endswith("."), operation["operationId"]
+    used = {tag for *_, operation in operations(document) for tag in operation["tags"]}
+    assert used == set(TAGS)
+
+
+def test_every_reference_of_the_document_is_in_it_and_every_component_is_used(document: dict[str, Any]) -> None:
+    references = set(re.findall(r'"\$ref": "#/components/([^"]+)"', json.dumps(document)))
+    components = {
+        f"{kind}/{name}"
+        for kind, named in document["components"].items()
+        for name in named
+        if kind != "securitySchemes"
+    }
+    assert references == components
+
+
+def test_bodies_that_are_not_json_are_declared_as_what_they_are(document: dict[str, Any]) -> None:
+    raw = {
+        operation["operationId"]: media
+        for *_, operation in operations(document)
+        for declared in (operation.get("requestBody", {}), *operation["responses"].values())
+        for media in declared.get("content", {})
+        if "json" not in media
+    }
+    octets = "application/octet-stream"
+    assert raw == {
+        "upload_blob": octets, "read_file": octets, "head_file": octets, "read_report": octets,
+        "read_log_entries": octets, "read_log_tile": octets, "read_checkpoint": "text/plain",
+        "read_metrics": "text/plain", "stream_events": "text/event-stream",
+    }  # fmt: skip
+
+
+def test_every_json_body_has_an_example_that_its_route_accepts(world: World, document: dict[str, Any]) -> None:
+    routes = {(m, route.path_format): route for route in world.app.routes for m in route.methods}
+    without = set()
+    for method, path, operation in operations(document):
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if body and "example" not in body:
+            without.add(operation["operationId"])
+        elif body:
+            model = routes[method, path].body_field.field_info.annotation
+            model.model_validate(body["example"])
+    assert without == {"add_base"}
+
+
+def test_an_error_is_the_problem_that_the_document_describes(world: World, document: dict[str, Any]) -> None:
+    answer = send(world, "GET", f"{PREFIX}/adapters/acme/nothing", world.secret)
+    Problem.model_validate(answer.json())
+    described = document["components"]["schemas"]["Problem"]["properties"]
+    assert set(answer.json()) <= set(described)
+    shown = document["paths"][f"{PREFIX}/adapters/{{namespace}}/{{name}}"]["get"]["responses"]
+    assert shown["404"] == {"$ref": "#/components/responses/NotFound"}
+    assert "`ADAPTER_UNKNOWN`" in document["components"]["responses"]["NotFound"]["description"]
+
+
+def test_the_document_is_built_when_it_is_asked_for_and_tells_nothing_of_this_server(world: World) -> None:
+    assert "content" not in vars(world.app.state.api_document)
+    world.add_base()
+    world.push("acme/canary-of-the-document")
+    text = send(world, "GET", "/openapi.json").text + send(world, "GET", "/docs").text
+    assert "content" in vars(world.app.state.api_document)
+    for own in ("canary-of-the-document", "tiny-llama", str(world.settings.data), world.settings.database_url):
+        assert own not in text
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+def test_an_unchanged_document_is_not_sent_twice(world: World, path: str) -> None:
+    first = send(world, "GET", path)
+    again = send(world, "GET", path, headers={"If-None-Match": first.headers["etag"]})
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+
+
+def test_the_page_shows_every_operation_and_schema_and_asks_no_other_host(
+    world: World, document: dict[str, Any]
+) -> None:
+    answer: httpx.Response = send(world, "GET", "/docs")
+    page, policy = answer.text, answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert not re.search(
+        r"<script|<link|<img|<iframe|@import|url\(|\son\w+=|(?:src|href|action)=\"(?!#|/openapi)", page
+    )
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    links = set(re.findall(r'href="([^"]+)"', page))
+    assert {link for link in links if link.removeprefix("#") not in anchors} == {"/openapi.json"}
+    assert {operation["operationId"] for *_, operation in operations(document)} <= anchors
+    assert {f"schema-{name}" for name in document["components"]["schemas"]} <= anchors
