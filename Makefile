@@ -72,7 +72,7 @@ lint: venv  ## ruff and mypy
 	@$(PYTHON) -m mypy
 
 facts: venv  ## print figures about the code as one line of JSON (ARGS=vague_names lists where a figure comes from)
-	@$(PYTHON) scripts/facts $(ARGS)
+	@$(PYTHON) -m scripts.facts $(ARGS)
 
 light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
 	@$(PYTHON) -m pytest tests/light $(ARGS)
@@ -81,7 +81,7 @@ build: venv  ## the wheel and the source distribution, in dist/
 	@$(PYTHON) -m build --no-isolation
 
 release-check: venv  ## check that registry.__version__, the version tags and the changelog agree
-	@$(PYTHON) scripts/release-check
+	@$(PYTHON) -m scripts.release_check
 
 model: venv  ## the registry against a dictionary of its rules, 300 × 50 steps, and 3,000 requests that the API's document allows
 	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest -n $(JOBS) -m chance -o faulthandler_timeout=0 tests/access $(ARGS)

@@ -23,7 +23,7 @@ LIMITS = {
     "repeated_blocks": 0,
     "undocumented_public_functions": 547,
 }
-"""Lower a limit when a change lowers its figure. `scripts/facts NAME` lists where a figure comes from."""
+"""Lower a limit when a change lowers its figure. `make facts ARGS=NAME` lists where a figure comes from."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def facts() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_figure_stays_within_its_limit(name: str, facts: dict[str, Any]) -> None:
-    assert facts[name] <= LIMITS[name], f"scripts/facts {name} lists where it comes from"
+    assert facts[name] <= LIMITS[name], f"make facts ARGS={name} lists where it comes from"
 
 
 def test_vague_names_are_counted_in_assignments_and_parameters() -> None:

@@ -31,9 +31,9 @@ METAPHORS = frozenset(_METAPHORS.split())
 """Images for things that have a word in the field. The field's own metaphors (gate, tombstone, leaf) are fine."""
 
 PAGES = ("*.md", "mkdocs.yml", "docs/**/*.md", ".github/**/*.md", ".github/**/*.yml")
-TEXTS = (*PAGES, "Makefile", "pyproject.toml", ".ci/run", "registry/**/*.html", "registry/**/*.toml", "scripts/*")
+TEXTS = (*PAGES, "Makefile", "pyproject.toml", ".ci/run", "registry/**/*.html", "registry/**/*.toml", "scripts/demo")
 EXEMPT = ("tests/vocabulary.py", "tests/test_measures.py")
-SOURCES = tuple(f"{top}/**/*.py" for top in ("registry", "cli", "migrations", "tests", "benchmarks", "demo"))
+SOURCES = tuple(f"{top}/**/*.py" for top in ("registry", "cli", "migrations", "tests", "benchmarks", "demo", "scripts"))
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Print figures about the code as one line of JSON (`make facts`).
 
-`scripts/facts NAME` lists where they come from: vague_names, vague_names_in_loops, metaphors, arrows_back,
+`python -m scripts.facts NAME` lists where they come from: vague_names, vague_names_in_loops, metaphors, arrows_back,
 repeated_blocks, undocumented_public_functions.
 """
 
@@ -11,12 +10,9 @@ import ast
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests import import_table, measures, vocabulary  # noqa: E402
+from tests import import_table, measures, vocabulary
+from tests.import_table import ROOT
 
 
 def places(figure: str) -> Iterator[str]:
@@ -37,7 +33,9 @@ def places(figure: str) -> Iterator[str]:
             yield f"{paths[name].relative_to(ROOT)}:{line} repeats {paths[other].relative_to(ROOT)}:{other_line}"
     elif figure == "undocumented_public_functions":
         for name, source in sources.items():
-            yield from (f"{paths[name].relative_to(ROOT)} {function}" for function in measures.undocumented(ast.parse(source)))
+            yield from (
+                f"{paths[name].relative_to(ROOT)} {function}" for function in measures.undocumented(ast.parse(source))
+            )
     else:
         sys.exit(__doc__)
 

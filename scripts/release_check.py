@@ -1,16 +1,12 @@
-#!/usr/bin/env python3
 """Check that the version, the tags and the changelog agree (`make release-check`); print each problem."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import registry  # noqa: E402
-from tests import releases  # noqa: E402
+import registry
+from tests import releases
+from tests.import_table import ROOT
 
 if __name__ == "__main__":
     problems = releases.problems_of(ROOT, registry.__version__)
