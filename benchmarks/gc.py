@@ -20,7 +20,7 @@ from sqlalchemy import Connection, event, text
 from sqlmodel import select
 
 from registry.api.maintenance import GcReport, GcRequest
-from registry.server.database.models.content import VersionRow
+from registry.server.database.models import VersionRow
 from registry.server.storage.blobs import MemoryBlobs, Stat
 from tests import services
 from tests.world import World

@@ -28,7 +28,7 @@ from registry.digest import Digest
 from registry.names import AdapterName
 from registry.server.actors import TRUSTED
 from registry.server.catalog import lineage
-from registry.server.database.models.content import AdapterRow, EdgeRow, VersionInputRow, VersionRow
+from registry.server.database.models import AdapterRow, EdgeRow, VersionInputRow, VersionRow
 from tests import services
 from tests.world import World
 

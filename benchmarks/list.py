@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import insert, text
 from sqlmodel import select
 
-from registry.server.database.models.content import AdapterRow, VersionRow, VersionTagRow
+from registry.server.database.models import AdapterRow, VersionRow, VersionTagRow
 from tests import services
 from tests.world import World
 

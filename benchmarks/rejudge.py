@@ -24,7 +24,7 @@ from sqlalchemy import insert
 from sqlmodel import select
 
 from registry.engines import facts as engine_facts
-from registry.server.database.models.content import AdapterRow, VerdictRow, VersionRow
+from registry.server.database.models import AdapterRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
 from registry.server.storage.blobs import MemoryBlobs

@@ -28,7 +28,8 @@ from registry.errors import Unavailable
 from registry.server import actors
 from registry.server.access import tokens
 from registry.server.app import create_app
-from registry.server.database import db, schema
+from registry.server.database import schema
+from registry.server.database.engine import Engine, open_database
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
 from registry.server.settings import Settings
@@ -54,7 +55,7 @@ def serve(host: str, port: int, data: str | None) -> None:
     until `adapter migrate`.
     """
     settings = _settings(data)
-    engine = db.engine(settings)
+    engine = open_database(settings)
     schema.prepare(engine)
     app = create_app(settings, engine=engine)
     gc.freeze()  # what is loaded by now stays; a request makes so many objects that the default looks far too often
@@ -94,7 +95,7 @@ def _settings(data: str | None) -> Settings:
     return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
 
 
-def _renew(engine: db.Engine, blobs: BlobStore, settings: Settings) -> None:
+def _renew(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
     """Judge again what is older than the engines' rules. Another server may be at it already."""
     with contextlib.suppress(Unavailable):
         reevaluate.every(engine, blobs, engine_compat.profiles(settings.engines))
@@ -147,7 +148,7 @@ def _announce(listener: socket.socket, settings: Settings, secret: str | None, a
 @output.json_option
 def migrate(data: str | None) -> None:
     """Upgrade the database schema. Make a backup first; servers may keep running."""
-    engine = db.engine(_settings(data))
+    engine = open_database(_settings(data))
     before = schema.revision_of(engine)
     after = schema.migrate(engine)
     engine.dispose()
@@ -159,7 +160,7 @@ def migrate(data: str | None) -> None:
 def embedded() -> Iterator[FastAPI]:
     """The application on the user's own data folder; whoever may read the folder may do everything."""
     settings = Settings.from_env()
-    engine = db.engine(settings)
+    engine = open_database(settings)
     try:
         schema.prepare(engine)
         app = create_app(settings, engine=engine, trusted=actors.TRUSTED)

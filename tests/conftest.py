@@ -36,12 +36,13 @@ pytest_plugins = ["tests.order"]
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with the newest schema, to be copied."""
-    from registry.server.database import db, schema
+    from registry.server.database import schema
+    from registry.server.database.engine import open_database
     from registry.server.settings import Settings
     from tests import dialects
 
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    engine = db.engine(Settings(database_url=f"sqlite:///{path}"))
+    engine = open_database(Settings(database_url=f"sqlite:///{path}"))
     schema.prepare(engine)
     dialects.share(engine)
     engine.dispose()
@@ -59,12 +60,13 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: str) -> Iterator[str]:
     """A PostgreSQL database with the newest schema, emptied before each test; copying it takes longer."""
-    from registry.server.database import db, schema
+    from registry.server.database import schema
+    from registry.server.database.engine import open_database
     from registry.server.settings import Settings
     from tests import dialects, services
 
     with services.fresh_database(postgres_server) as url:
-        engine = db.engine(Settings(database_url=url))
+        engine = open_database(Settings(database_url=url))
         schema.prepare(engine)
         dialects.share(engine)
         engine.dispose()
@@ -157,9 +159,9 @@ def _empty(postgres_url: str) -> None:
     """Nothing of the test before may still work here: whoever is connected is ended first."""
     import psycopg
 
-    from registry.server.database.models import content as tables
+    from registry.server.database import models
 
-    children_first = [table.name for table in reversed(tables.SQLModel.metadata.sorted_tables)]
+    children_first = [table.name for table in reversed(models.metadata.sorted_tables)]
     statements = "; ".join(f'DELETE FROM "{name}"' for name in children_first)
     with psycopg.connect(postgres_url.replace("postgresql+psycopg://", "postgresql://", 1)) as connection:
         connection.execute(

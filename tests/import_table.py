@@ -46,7 +46,7 @@ TABLE = [
     _row("registry.server.access.issuers", "domain server", "jwt"),
     _row("registry.server.lookup", "domain server", "anyio sqlmodel sqlalchemy"),
     _row("registry.server.storage.s3", "domain server", "boto3 botocore"),
-    _row("registry.server.database.db", "domain server", "sqlmodel sqlalchemy pysqlite3"),
+    _row("registry.server.database.engine", "domain server", "sqlalchemy pysqlite3"),
     _row("registry.server.database.schema", "domain server", "sqlalchemy alembic"),
     _row("registry.server.evaluation.weights.numbers", "domain", "numpy"),
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel import Session, select
 
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     BaseEdgeRow,
     BaseRow,

@@ -21,8 +21,8 @@ from sqlmodel import Session, col, select
 from registry.errors import Conflict
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check, Finding
-from registry.server.database import db, schema
-from registry.server.database.models import content, fleet, gates
+from registry.server.database import db, models, schema
+from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from tests import services
 
@@ -31,20 +31,21 @@ VERSIONS = sorted((ROOT / "migrations/versions").glob("*.py"))
 START = """
 import sys
 from registry.server.database import db, schema
+from registry.server.database.engine import open_database
 from registry.server.settings import Settings
-print(schema.prepare(db.engine(Settings(database_url=sys.argv[1]))))
+print(schema.prepare(open_database(Settings(database_url=sys.argv[1]))))
 """
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     if request.param == "sqlite":
-        engine = db.engine(Settings(database_url=f"sqlite:///{tmp_path}/empty.db"))
+        engine = open_database(Settings(database_url=f"sqlite:///{tmp_path}/empty.db"))
         yield engine
         engine.dispose()
         return
     with services.fresh_database(request.getfixturevalue("postgres_server")) as url:
-        engine = db.engine(Settings(database_url=url))
+        engine = open_database(Settings(database_url=url))
         yield engine
         engine.dispose()
 
@@ -52,7 +53,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 def differences(engine: Engine) -> list[object]:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        return list(compare_metadata(context, content.SQLModel.metadata))
+        return list(compare_metadata(context, models.metadata))
 
 
 def test_the_migrations_lead_from_nothing_to_the_tables(empty: Engine) -> None:
@@ -63,7 +64,7 @@ def test_the_migrations_lead_from_nothing_to_the_tables(empty: Engine) -> None:
 def test_constraints_have_the_names_that_the_tables_give_them(empty: Engine) -> None:
     schema.migrate(empty)
     found = inspect(empty)
-    for table in content.SQLModel.metadata.tables.values():
+    for table in models.metadata.tables.values():
         assert found.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
         for key in found.get_foreign_keys(table.name):
             assert key["name"] == f"fk_{table.name}_{'_'.join(key['constrained_columns'])}"
@@ -159,28 +160,28 @@ def test_stored_words_move_to_the_words_of_today_and_back(empty: Engine) -> None
     before = contents(empty)
     schema.migrate(empty)
     with Session(empty) as session:
-        verdicts = session.exec(select(content.VerdictRow).order_by(col(content.VerdictRow.id))).all()
+        verdicts = session.exec(select(models.VerdictRow).order_by(col(models.VerdictRow.id))).all()
         assert [verdict.check for verdict in verdicts] == ["compat", "weights", "engine", "smoke"]
         codes = [finding["code"] for finding in verdicts[0].findings]
         assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules"]
         assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
         assert all(Finding.model_validate(finding) for finding in verdicts[0].findings)
-        slots = session.exec(select(fleet.FleetSlotRow)).all()
+        slots = session.exec(select(models.FleetSlotRow)).all()
         assert {(slot.served_name, slot.state, slot.verified, slot.node_id) for slot in slots} == {
             ("held", "downloaded", True, 7), ("leaving", "draining", True, 7), ("serving", "serving", True, 7)
         }  # fmt: skip
-        assert session.get_one(fleet.FleetNodeRow, 7).node == "gpu-1"
-        results = [job.result["report"] for job in session.exec(select(content.JobRow).order_by(content.JobRow.id))]
+        assert session.get_one(models.FleetNodeRow, 7).node == "gpu-1"
+        results = [job.result["report"] for job in session.exec(select(models.JobRow).order_by(models.JobRow.id))]
         assert [list(report) for report in results] == [["message"], ["sentence"]], "only conversions say it so"
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2)
-        assert Gate.model_validate(session.get_one(gates.NamespaceGateRow, ("acme", "prod")).gate) == gate
-        assert Gate.model_validate(session.get_one(gates.AdapterGateRow, (1, "prod")).gate) == gate
-        evidence = session.get_one(content.AliasMoveRow, (1, "prod", 1)).evidence
+        assert Gate.model_validate(session.get_one(models.NamespaceGateRow, ("acme", "prod")).gate) == gate
+        assert Gate.model_validate(session.get_one(models.AdapterGateRow, (1, "prod")).gate) == gate
+        evidence = session.get_one(models.AliasMoveRow, (1, "prod", 1)).evidence
         assert evidence == [
             {"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "compat", "outcome": "pass"}
         ]  # fmt: skip
     with empty.begin() as connection:
-        command.downgrade(schema.alembic(connection), "0014")
+        command.downgrade(schema.alembic_config(connection), "0014")
     assert contents(empty) == before
 
 
@@ -200,7 +201,7 @@ def test_two_servers_that_start_at_once_initialise_one_schema(empty: Engine) -> 
 def test_a_server_that_looks_while_another_one_initialises_serves_the_same_schema(empty: Engine) -> None:
     """Whatever it asked first: the other one is done before it asks the rest."""
     db.ping(empty)
-    other = db.engine(Settings(database_url=empty.url.render_as_string(hide_password=False)))
+    other = open_database(Settings(database_url=empty.url.render_as_string(hide_password=False)))
     begun: list[str] = []
 
     @event.listens_for(empty, "after_cursor_execute")

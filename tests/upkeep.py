@@ -8,7 +8,7 @@ from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest
 from registry.api.push import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.server.database import db
-from registry.server.database.models.content import BlobRow, PushRow
+from registry.server.database.models import BlobRow, PushRow
 from registry.server.storage.blobs import key_of
 from tests import forge
 from tests.world import World, rows

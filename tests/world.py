@@ -47,7 +47,8 @@ from registry.server import app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
-from registry.server.database.models.content import BlobRow, JobRow
+from registry.server.database.engine import open_database
+from registry.server.database.models import BlobRow, JobRow
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, MemoryBlobs, digest_of
 from tests import forge
@@ -60,7 +61,7 @@ class World:
     def __init__(self, database_url: str, *, blobs: BlobStore | None = None, **settings: Any) -> None:
         self._data = tempfile.TemporaryDirectory(prefix="world-")
         self.settings = Settings(database_url=database_url, **{"data": self._data.name, **settings}).filled()
-        self.engine = db.engine(self.settings)
+        self.engine = open_database(self.settings)
         self.blobs = blobs if blobs is not None else MemoryBlobs()
         schema.prepare(self.engine)
         self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)

@@ -21,6 +21,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from sqlalchemy import Engine
 from starlette.requests import ClientDisconnect
 
 from registry import __version__, errors
@@ -31,8 +32,7 @@ from registry.server.access.issuers import Issuers
 from registry.server.access.rate_limits import FailureLimiter, RequestLimiter
 from registry.server.actors import Actor
 from registry.server.audit.log import Log
-from registry.server.database import db
-from registry.server.database.db import Engine
+from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_compat
 from registry.server.http.middleware import Envelope
 from registry.server.http.statuses import status_of
@@ -113,7 +113,7 @@ def create_app(
     )
     failpoints.arm(settings.failpoints)
     app.state.settings = settings
-    app.state.engine = engine if engine is not None else db.engine(settings)
+    app.state.engine = engine if engine is not None else open_database(settings)
     app.state.blobs = blobs if blobs is not None else open.of(settings)
     open.second(settings)  # what cannot be read stops the start, not the check that needs it
     app.state.trusted = trusted

@@ -20,7 +20,7 @@ import httpx
 
 from registry.api.access import TokenCreate
 from registry.server import app
-from registry.server.database.models.content import JobRow
+from registry.server.database.models import JobRow
 from tests.access.tenants import Tenants, send
 from tests.world import World, rows
 

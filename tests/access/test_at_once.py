@@ -23,7 +23,8 @@ from registry.names import AdapterName
 from registry.server import app
 from registry.server.actors import TRUSTED
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, ApprovalRow, VersionRow
+from registry.server.database.engine import open_database
+from registry.server.database.models import AdapterRow, ApprovalRow, VersionRow
 from registry.server.promotion import removal
 from registry.server.push import rows
 from tests.access.tenants import Tenants, of_subject
@@ -34,7 +35,7 @@ class Replica:
     """A second server on the same database and store, with its own caches."""
 
     def __init__(self, world: World) -> None:
-        self.engine = db.engine(world.settings)
+        self.engine = open_database(world.settings)
         self.transport = InProcess(app.create_app(world.settings, engine=self.engine, blobs=world.blobs))
 
     def client(self, secret: str) -> Registry:

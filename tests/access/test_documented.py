@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, strategies
 
 from registry.api import PREFIX
 from registry.client.namespaces import Namespaces
-from registry.server.database.models.content import JobRow
+from registry.server.database.models import JobRow
 from registry.server.routes.openapi.document import document as openapi_document
 from tests.access.tenants import Tenants, send
 from tests.world import World, rows

@@ -21,7 +21,7 @@ from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.publishers import matches_pattern
 from registry.server.database import db
-from registry.server.database.models.content import EventRow, TokenRow, UsedAssertionRow
+from registry.server.database.models import EventRow, TokenRow, UsedAssertionRow
 from tests.access.identity import ISSUER, Provider, other_key, rsa_key
 from tests.access.tenants import send
 from tests.world import World, rows

@@ -14,7 +14,7 @@ from registry.errors import Conflict, NotFound, TooLarge, Unavailable
 from registry.names import AdapterName
 from registry.server.access import reserved_names
 from registry.server.actors import TRUSTED
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     EventRow,
     JobRow,

@@ -12,7 +12,7 @@ from registry.api.maintenance import ReindexRequest
 from registry.names import AdapterName
 from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup
-from registry.server.database.models.content import AdapterRow, VersionRow
+from registry.server.database.models import AdapterRow, VersionRow
 from registry.server.maintenance.recovery import rebuild
 from registry.server.promotion import removal
 from registry.server.storage.blobs import MemoryBlobs

@@ -12,7 +12,7 @@ from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
 from registry.client.namespaces import Namespaces
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
-from registry.server.database.models.content import EventRow, RoleRow, TokenRow
+from registry.server.database.models import EventRow, RoleRow, TokenRow
 from registry.server.secret import sha256_of
 from tests.access.tenants import Tenants, of_subject, send
 from tests.world import World, rows

@@ -15,7 +15,7 @@ from registry.errors import Denied, NotFound, Unauthenticated
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit.batch import ACTIONS, GUESSES_LIMIT, KINDS_LIMIT, Batch
-from registry.server.database.models.content import EventRow
+from registry.server.database.models import EventRow
 from tests.audit import logs
 from tests.world import URL, World, rows
 

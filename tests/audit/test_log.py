@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from registry.api.maintenance import FsckRequest
 from registry.client.audit import Audit
@@ -20,8 +20,7 @@ from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit import keys, sequencer
 from registry.server.audit.log import Log
-from registry.server.database import db
-from registry.server.database.models.content import AuditCheckpointRow, AuditTileRow, EventRow
+from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.maintenance import fsck
 from registry.server.settings import Settings
 from registry.tlog import notes, proofs, tiles
@@ -122,7 +121,7 @@ def test_one_changed_byte_in_any_column_of_the_database_or_in_the_store_is_found
     assert "tile/0/000: differs from what the rows make, first at 1 (event 2)" in logs.replayed(world).problems
 
 
-def _after(world: World, held: logs.Held, session: db.Session, change: str) -> list[str]:
+def _after(world: World, held: logs.Held, session: Session, change: str) -> list[str]:
     """What a replay of the rows finds after this change."""
     session.connection().execute(text(change))
     views = [audit.view(row) for row in session.exec(select(EventRow).order_by(col(EventRow.position))).all()]

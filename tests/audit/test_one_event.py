@@ -32,7 +32,7 @@ from registry.evaluation.gates import Gate
 from registry.jobs import Kind
 from registry.server import app
 from registry.server.database import db
-from registry.server.database.models.content import DeliveryRow, TakenNameRow, VerdictRow
+from registry.server.database.models import DeliveryRow, TakenNameRow, VerdictRow
 from registry.server.storage.blobs import key_of
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity

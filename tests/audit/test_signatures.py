@@ -22,7 +22,7 @@ from registry.names import Ref
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
-from registry.server.database.models.content import AttestationRow, EventRow
+from registry.server.database.models import AttestationRow, EventRow
 from registry.server.promotion.attestations import signed_by
 from registry.server.promotion.attester import Attester
 from registry.tlog.notes import Signer

@@ -19,7 +19,7 @@ from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
 from registry.server.database import db
-from registry.server.database.models.content import DeliveryRow, WebhookRow
+from registry.server.database.models import DeliveryRow, WebhookRow
 from registry.server.webhooks import dispatch, target
 from tests.world import World, rows
 

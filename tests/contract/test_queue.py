@@ -17,7 +17,7 @@ from registry.jobs import Kind, State
 from registry.names import AdapterName
 from registry.server import actors
 from registry.server.database import db
-from registry.server.database.models.content import EventRow, JobRow, VerdictRow, VersionRow
+from registry.server.database.models import EventRow, JobRow, VerdictRow, VersionRow
 from registry.server.jobs import queue
 from tests import forge
 from tests.world import World, rows

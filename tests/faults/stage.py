@@ -38,6 +38,7 @@ from registry.evaluation.verdicts import Finding
 from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
 from registry.server.database import db
+from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from registry.tlog.replay import replay
 from tests import forge
@@ -147,7 +148,7 @@ class Stage:
 
     def expire_pushes(self, *, of: str = "%") -> None:
         """As if everybody who has not finished a push of this adapter had gone home long ago."""
-        engine = db.engine(self.settings)
+        engine = open_database(self.settings)
         statement = "UPDATE push SET expires_at = created_at WHERE state = 'open' AND namespace || '/' || name LIKE :of"
         with db.session(engine) as session:
             session.connection().execute(text(statement), {"of": of})

@@ -25,6 +25,7 @@ from registry.errors import Unavailable
 from registry.manifest import BaseRef
 from registry.names import AdapterName
 from registry.server.database import db
+from registry.server.database.engine import open_database
 from tests.faults.places import Places
 from tests.faults.stage import BASE, Stage
 
@@ -68,7 +69,7 @@ def test_a_database_that_hangs_is_waited_for_no_longer_than_it_may_take(
     stage_on: StageOn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "HANG_SECONDS", 0.5)
-    engine = db.engine(stage_on("postgres", "local").settings)
+    engine = open_database(stage_on("postgres", "local").settings)
     backend = 0
     try:
         with pytest.raises(Unavailable), db.session(engine) as session:

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic import command
-from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from registry.errors import Unavailable
 from registry.server.database import db, schema
-from registry.server.database.db import Engine
+from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from tests.world import World
 
@@ -35,19 +34,19 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    made = db.engine(Settings(database_url=database_url))
+    made = open_database(Settings(database_url=database_url))
     yield made
     schema.migrate(made)
     made.dispose()
 
 
 def revisions() -> list[str]:
-    return [step.revision for step in reversed(list(ScriptDirectory.from_config(schema.alembic()).walk_revisions()))]
+    return list(schema.revisions())
 
 
 def go_down(engine: Engine, revision: str) -> None:
     with engine.execution_options(**{db.BEGIN: "IMMEDIATE"}).begin() as connection:
-        command.downgrade(schema.alembic(connection), revision)
+        command.downgrade(schema.alembic_config(connection), revision)
 
 
 class Reader(threading.Thread):
@@ -134,7 +133,7 @@ def test_a_migrator_waits_for_another_one(engine: Engine, monkeypatch: pytest.Mo
     go_down(engine, revisions()[0])
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as first:
-            first.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.MIGRATOR})
+            first.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.MIGRATION_LOCK})
             second = pool.submit(schema.migrate, engine)
             with pytest.raises(TimeoutError):
                 second.result(0.3)

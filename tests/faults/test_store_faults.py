@@ -21,7 +21,7 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Corrupt, RegistryError, Unavailable
 from registry.names import AdapterName, Ref
-from registry.server.database.models.content import VersionRow
+from registry.server.database.models import VersionRow
 from registry.server.storage.blobs import key_of
 from registry.server.storage.s3 import bucket
 from registry.server.storage.s3.store import S3Blobs

@@ -19,7 +19,7 @@ from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
 from registry.server.database import db
-from registry.server.database.models.content import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
+from registry.server.database.models import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
 from registry.server.promotion import withdraw
 from registry.server.promotion.attester import Attester
 from registry.server.storage.blobs import BlobStore, key_of

@@ -18,8 +18,7 @@ from registry.errors import Conflict, Corrupt
 from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
 from registry.server.catalog import metadata_backup
-from registry.server.database.models import content
-from registry.server.database.models.content import TokenRow, VersionRow
+from registry.server.database.models import BaseEdgeRow, TakenNameRow, TokenRow, VersionRow
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from tests import forge
 from tests.snapshot import snapshot
@@ -82,7 +81,7 @@ def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: Wo
     assert (page.bases, page.versions, page.findings) == (2, 4, [])
     assert snapshot(stored_world) == before
     with stored_world.session(write=True) as session:  # as an older server leaves it that still runs beside this one
-        session.connection().execute(delete(content.BaseEdgeRow))
+        session.connection().execute(delete(BaseEdgeRow))
     again = reindex(stored_world)
     assert snapshot(stored_world) == before
     assert (again.bases, again.versions, again.findings) == (0, 0, [])
@@ -224,7 +223,7 @@ def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
     for stat in stored_world.blobs.list("records/"):
         data = stored_world.blobs.read(stat.key, 0, stat.size_bytes)
         assert not any(secret.encode() in data for secret in [*secrets, stored_world.secret])
-    assert content.TokenRow.__tablename__ in KEPT
+    assert TokenRow.__tablename__ in KEPT
 
 
 def end_some_names(world: World) -> None:
@@ -281,7 +280,7 @@ def test_a_tombstone_that_the_store_could_not_take_is_recorded_by_gc(stored_worl
     for stat in list(stored_world.blobs.list(metadata_backup.TOMBSTONES)):
         stored_world.blobs.delete(stat.key)
     with stored_world.session(write=True) as session:
-        session.connection().execute(update(content.TakenNameRow).values(recorded_at=None))
+        session.connection().execute(update(TakenNameRow).values(recorded_at=None))
     collect(stored_world)
     told = sorted(stat.key.rpartition("/")[0] for stat in stored_world.blobs.list(metadata_backup.TOMBSTONES))
     places = ("acme/images", "acme/support", "umbrella", "umbrella/images")

@@ -9,7 +9,7 @@ from sqlmodel import col
 from registry.api.maintenance import ReindexPage, ReindexRequest
 from registry.client.gates import Gates
 from registry.errors import Refused
-from registry.server.database.models.content import VersionRow
+from registry.server.database.models import VersionRow
 from tests.snapshot import snapshot
 from tests.upkeep import collect, findings
 from tests.world import World, rows

@@ -11,7 +11,7 @@ from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server import app
 from registry.server import secret as token_secret
 from registry.server.access import tokens
-from registry.server.database.models.content import EventRow, TokenRow
+from registry.server.database.models import EventRow, TokenRow
 from tests.world import URL, World, rows
 
 

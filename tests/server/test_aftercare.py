@@ -8,7 +8,7 @@ import time
 import pytest
 from sqlmodel import col, select
 
-from registry.server.database.models.content import VersionRow
+from registry.server.database.models import VersionRow
 from registry.server.push import background
 from tests.world import World
 

@@ -12,7 +12,7 @@ import pytest
 from registry.client.registry import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.verdicts import Finding
-from registry.server.database.models.content import AliasMoveRow, AliasRow, EventRow, VerdictRow
+from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VerdictRow
 from tests.upkeep import findings
 from tests.world import URL, World, rows
 

@@ -20,7 +20,8 @@ from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
 from registry.server import app
 from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
-from registry.server.database.models.content import TokenRow
+from registry.server.database.engine import open_database
+from registry.server.database.models import TokenRow
 from registry.server.http import statuses
 from registry.server.http.middleware import BODY_LIMIT_BYTES
 from registry.server.routes import deps
@@ -180,7 +181,7 @@ def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: 
 
 def test_a_database_that_is_away_is_a_503_with_a_time_to_come_back(world: World, http: httpx.Client) -> None:
     http.get("/whoami")
-    gone = db.engine(Settings(database_url="postgresql://nobody@127.0.0.1:1/nothing"))
+    gone = open_database(Settings(database_url="postgresql://nobody@127.0.0.1:1/nothing"))
     world.app.state.engine = gone
     try:
         answer = http.get("/adapters")
@@ -197,14 +198,14 @@ def test_a_database_without_room_is_told_from_one_that_is_away() -> None:
     with create_engine("sqlite://").connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 2")
         connection.exec_driver_sql("CREATE TABLE t (v)")
-        with pytest.raises(Unavailable, match="no room left on its disk"), db.database_errors():
+        with pytest.raises(Unavailable, match="no room left on its disk"), db.translate_errors():
             connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
 
 
 def test_a_database_whose_file_is_damaged_is_told_as_that(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
-    damaged = db.engine(Settings(database_url=f"sqlite:///{tmp_path}/registry.db"))
-    with pytest.raises(Unavailable, match="is a file that is none"):
+    damaged = open_database(Settings(database_url=f"sqlite:///{tmp_path}/registry.db"))
+    with pytest.raises(Unavailable, match="is not a SQLite database file"):
         db.ping(damaged)
 
 
@@ -219,7 +220,7 @@ def test_a_database_that_only_reads_is_told_and_left_for_one_that_writes(world: 
 
     only_reads("on")
     world.engine.dispose()  # as a failover ends connections
-    with pytest.raises(Unavailable, match="the database only reads now"):
+    with pytest.raises(Unavailable, match="the database is read-only"):
         world.add_base()
     only_reads("off")
     world.add_base()  # though the connections that were kept still only read

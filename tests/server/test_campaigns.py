@@ -13,7 +13,7 @@ from registry.evaluation.reference_logprobs import Fingerprint, Prompt
 from registry.evaluation.verdicts import Finding
 from registry.jobs import State
 from registry.names import Ref
-from registry.server.database.models.content import BaseRow, VerdictRow
+from registry.server.database.models import BaseRow, VerdictRow
 from tests.world import World, rows
 
 BAD = Finding(code="smoke.no_effect", severity="error", location="logits", message="it answers as the base does")

@@ -12,7 +12,7 @@ from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.server.database import db
-from registry.server.database.models.content import VerdictRow
+from registry.server.database.models import VerdictRow
 from tests import forge
 from tests.world import URL, World, spec_of
 

@@ -16,7 +16,7 @@ from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.server.database import db
-from registry.server.database.models.content import FleetBlobRow, FleetNodeRow, FleetSlotRow
+from registry.server.database.models import FleetBlobRow, FleetNodeRow, FleetSlotRow
 from registry.server.serving import reports
 from tests.upkeep import collect
 from tests.world import World, rows

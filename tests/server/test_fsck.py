@@ -19,7 +19,7 @@ from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
 from registry.server.database import db
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     AliasMoveRow,
     AliasRow,

@@ -17,7 +17,7 @@ from registry.errors import Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.server.database import db
-from registry.server.database.models.content import AliasMoveRow, EventRow
+from registry.server.database.models import AliasMoveRow, EventRow
 from tests.world import World, rows
 
 NAME = "acme/support"

@@ -13,7 +13,7 @@ from registry.api.push import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
 from registry.server.database import db, locks
-from registry.server.database.models.content import BlobRow, IdempotencyRow, PushRow, VersionRow
+from registry.server.database.models import BlobRow, IdempotencyRow, PushRow, VersionRow
 from registry.server.maintenance.gc import rows as gc_rows
 from registry.server.maintenance.gc.run import Shift
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
@@ -175,13 +175,13 @@ def test_ended_pushes_and_old_answers_are_forgotten(stored_world: World) -> None
 
 def test_one_collects_at_a_time(stored_world: World) -> None:
     with (
-        locks.take(stored_world.engine, "gc"),
+        locks.acquire(stored_world.engine, "gc"),
         pytest.raises(Unavailable) as refusal,
-        locks.take(stored_world.engine, "gc"),
+        locks.acquire(stored_world.engine, "gc"),
     ):
         pass
     assert refusal.value.code == "TRY_LATER"
-    with locks.take(stored_world.engine, "gc") as mine:
+    with locks.acquire(stored_world.engine, "gc") as mine:
         mine.check()
 
 

@@ -21,7 +21,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid
 from registry.jobs import Kind
 from registry.server import app as server_app
-from registry.server.database.models.content import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
+from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
 from registry.server.routes import deps
 from registry.server.routes.idempotent import OnceRoute
 from tests import forge

@@ -17,7 +17,7 @@ from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
 from registry.server.catalog import lineage
-from registry.server.database.models.content import BaseRow, EdgeRow, VersionRow
+from registry.server.database.models import BaseRow, EdgeRow, VersionRow
 from tests import forge
 from tests.world import World, rows, spec_of
 

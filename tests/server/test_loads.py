@@ -14,8 +14,7 @@ from registry.api.bases import BaseAdd
 from registry.api.verdicts import CheckRequest, RejudgeRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
-from registry.server.database.models.content import AdapterRow, VerdictRow, VersionRow, VersionTagRow
-from registry.server.database.models.weights import FACT
+from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionRow, VersionTagRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
 from registry.server.storage.blobs import MemoryBlobs

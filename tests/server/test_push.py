@@ -15,7 +15,7 @@ from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError
 from registry.evaluation.verdicts import Outcome
 from registry.manifest import BaseRef, Edge, Relation
 from registry.server.database import db
-from registry.server.database.models.content import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
+from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
 from tests import forge
 from tests.world import World, rows

@@ -10,7 +10,7 @@ import pytest
 from registry.api.push import SMALL_BYTES, PushPlan, PushRequest, Small
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.server.database.models.content import BlobRow, VersionRow
+from registry.server.database.models import BlobRow, VersionRow
 from registry.server.storage import references
 from tests import forge
 from tests.world import World, rows

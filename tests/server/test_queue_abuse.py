@@ -18,7 +18,7 @@ from registry.evaluation.reports import TOOLS_LIMIT
 from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server import actors
-from registry.server.database.models.content import VersionRow
+from registry.server.database.models import VersionRow
 from registry.server.jobs import queue
 from tests.world import URL, World, rows
 

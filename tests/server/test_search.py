@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from registry.api import AdapterPage
 from registry.errors import Invalid
-from registry.server.database.models.content import AdapterRow, VersionRow, VersionTagRow
+from registry.server.database.models import AdapterRow, VersionRow, VersionTagRow
 from tests import forge
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values

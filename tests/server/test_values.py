@@ -23,7 +23,7 @@ from registry.bases.identity import Identity, TensorMark
 from registry.client import base_folder
 from registry.client.evaluation import Judging
 from registry.digest import Digest
-from registry.server.database.models.content import VersionRow, VersionValuesRow
+from registry.server.database.models import VersionRow, VersionValuesRow
 from registry.server.evaluation import weights as values
 from registry.server.evaluation.weights import numbers
 from registry.server.evaluation.weights.measure import Window

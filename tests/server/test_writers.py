@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from registry.server.database import db
+from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 
 THREADS, EACH = 8, 20
@@ -18,7 +19,7 @@ THREADS, EACH = 8, 20
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
-    made = db.engine(Settings(database_url=f"sqlite:///{tmp_path}/writers.db", data=str(tmp_path)).filled())
+    made = open_database(Settings(database_url=f"sqlite:///{tmp_path}/writers.db", data=str(tmp_path)).filled())
     with db.session(made) as session:
         session.connection().execute(text("CREATE TABLE counter (n INTEGER)"))
         session.connection().execute(text("INSERT INTO counter VALUES (0)"))
@@ -69,7 +70,7 @@ def test_a_transaction_that_fails_gives_its_turn_back(engine: Engine) -> None:
 
 
 def test_another_process_with_the_lock_is_waited_for_by_sqlite(engine: Engine, tmp_path: Path) -> None:
-    other = db.engine(Settings(database_url=f"sqlite:///{tmp_path}/writers.db", data=str(tmp_path)).filled())
+    other = open_database(Settings(database_url=f"sqlite:///{tmp_path}/writers.db", data=str(tmp_path)).filled())
     with db.session(other) as session, ThreadPoolExecutor(1) as pool:
         session.connection().execute(text("UPDATE counter SET n = 5"))
         adding = pool.submit(add, engine)

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from registry.digest import Digest
-from registry.server.database.models.content import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
+from registry.server.database.models import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
 from registry.server.storage.references import BlobState
 from tests.world import URL, World, media_type, rows
 

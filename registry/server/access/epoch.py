@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, update
 from sqlmodel import Session, col, select
 
 from registry.server.database import db
-from registry.server.database.models.content import AccessStateRow
+from registry.server.database.models import AccessStateRow
 
 _ID = 1
 

@@ -20,7 +20,7 @@ from registry.server import audit
 from registry.server.access import epoch, quotas, reserved_names
 from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, Actor, Role, is_subject, unknown_namespace
 from registry.server.database import db
-from registry.server.database.models.content import NamespaceRow, RoleRow
+from registry.server.database.models import NamespaceRow, RoleRow
 
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 

@@ -20,7 +20,7 @@ from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models.content import PublisherRow
+from registry.server.database.models import PublisherRow
 
 WILDCARD = "*"
 WILDCARDS_LIMIT = 4

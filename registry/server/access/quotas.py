@@ -21,7 +21,7 @@ from registry.server.access import reserved_names
 from registry.server.access.rate_limits import rate_limited
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, NamespaceRow, PushRow, VersionRow
+from registry.server.database.models import AdapterRow, NamespaceRow, PushRow, VersionRow
 
 HOUR = timedelta(hours=1)
 # Built once: every push executes it.

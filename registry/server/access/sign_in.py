@@ -16,7 +16,7 @@ from registry.errors import Unauthenticated
 from registry.server.access import epoch
 from registry.server.actors import EVERY_SUBJECT, Actor, Role
 from registry.server.database import db
-from registry.server.database.models.content import RoleRow, TokenRow
+from registry.server.database.models import RoleRow, TokenRow
 from registry.server.secret import is_well_formed, sha256_of
 
 

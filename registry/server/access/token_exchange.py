@@ -22,7 +22,7 @@ from registry.server.access import publishers, tokens
 from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejected
 from registry.server.actors import EVERY_NAMESPACE, TRUSTED, Actor, is_subject
 from registry.server.database import db
-from registry.server.database.models.content import TokenRow, UsedAssertionRow
+from registry.server.database.models import TokenRow, UsedAssertionRow
 
 LIFETIME_SECONDS = 15 * 60
 # A `jti` must not be forgotten while its token is still valid.

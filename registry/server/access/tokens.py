@@ -25,7 +25,7 @@ from registry.server import audit
 from registry.server.access import epoch
 from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, SCOPES, TRUSTED, Actor
 from registry.server.database import db
-from registry.server.database.models.content import RoleRow, TokenRow
+from registry.server.database.models import RoleRow, TokenRow
 from registry.server.secret import new_secret, sha256_of
 
 RECORD_USE_EVERY = timedelta(minutes=10)

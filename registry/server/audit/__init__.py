@@ -24,7 +24,7 @@ from registry.digest import canonical_json
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models.content import EventRow
+from registry.server.database.models import EventRow
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
 NAMED = frozenset({"version", "alias", "adapter", "verdict", "publisher", "namespace"})
@@ -64,7 +64,7 @@ def append(
         detail=told,
         request_id=request_id or str(session.info.get("request_id", "")),
     )
-    db.append(session, [row])
+    db.bulk_insert(session, [row])
 
 
 def names_before(session: Session, name: AdapterName) -> list[str]:

@@ -19,6 +19,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from sqlalchemy import Engine
+from sqlmodel import Session
+
 from registry import tlog
 from registry.api.audit import EventProof
 from registry.api.checkpoints import CHECKPOINT_HEADER, LogKeys
@@ -27,8 +30,7 @@ from registry.server.audit import keys, sequencer, tree
 from registry.server.audit.batch import Batch
 from registry.server.audit.keys import Keys
 from registry.server.database import db
-from registry.server.database.db import Engine, Session
-from registry.server.database.models.content import AuditCheckpointRow, EventRow
+from registry.server.database.models import AuditCheckpointRow, EventRow
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import proofs

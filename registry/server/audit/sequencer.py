@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import Engine, bindparam, update
 from sqlmodel import Session, col, select
 
 from registry import tlog
@@ -26,8 +26,7 @@ from registry.server import audit, failpoints
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
-from registry.server.database.db import Engine
-from registry.server.database.models.content import AuditCheckpointRow, AuditTileRow, EventRow
+from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint
@@ -61,7 +60,7 @@ def run(engine: Engine, blobs: BlobStore, keys: Callable[[], Keys]) -> int:
     with db.session(engine, write=False) as session:
         if not pending(session):
             return 0
-    with locks.take(engine, "audit") as mine:
+    with locks.acquire(engine, "audit") as mine:
         count = 0
         while found := _number(engine):
             count += found
@@ -93,7 +92,7 @@ def entry(row: EventRow, position: int) -> bytes:
 
 
 # ------------------------------------------------------------------ publishing
-def _publish(engine: Engine, blobs: BlobStore, keys: Keys, mine: locks.Turn) -> None:
+def _publish(engine: Engine, blobs: BlobStore, keys: Keys, mine: locks.AdvisoryLock) -> None:
     with db.session(engine, write=False) as session:
         newest = latest(session)
         same_log(newest, keys)

@@ -14,15 +14,14 @@ Example
 
 from __future__ import annotations
 
-from sqlalchemy import update
+from sqlalchemy import Engine, update
 from sqlmodel import col, select
 
 from registry.digest import Digest
 from registry.errors import Corrupt
 from registry.server.audit.sequencer import PREFIX
 from registry.server.database import db
-from registry.server.database.db import Engine
-from registry.server.database.models.content import AuditTileRow
+from registry.server.database.models import AuditTileRow
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import HASH_BYTES, tiles
 from registry.tlog.tiles import TILE_WIDTH

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from registry import tlog
 from registry.api.checkpoints import Consistency
 from registry.errors import Corrupt, Invalid
-from registry.server.database.models.content import AuditTileRow
+from registry.server.database.models import AuditTileRow
 from registry.tlog import HASH_BYTES, tiles
 from registry.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
 

@@ -17,7 +17,7 @@ from registry.digest import Digest
 from registry.errors import Refused
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
-from registry.server.database.models.content import VersionRow
+from registry.server.database.models import VersionRow
 
 
 def refuse(actor: Actor, name: AdapterName, version: VersionRow, selector: Selector) -> None:

@@ -28,7 +28,7 @@ from registry.errors import Conflict, Denied
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models.content import BaseIdentityRow, BaseLikenessRow, BaseRow
+from registry.server.database.models import BaseIdentityRow, BaseLikenessRow, BaseRow
 
 
 def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new: bool = False) -> bool:

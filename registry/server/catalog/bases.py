@@ -35,7 +35,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import base_identity, versions
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow
 
 SPECS_KEPT = 64
 _SPECS: dict[tuple[str, str, datetime], BaseSpec] = {}

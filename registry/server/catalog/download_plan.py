@@ -35,8 +35,8 @@ def plan(
 ) -> PullPlan:
     """The version, as the look-up finds it, and how to have its files. No transaction is open while bytes are read."""
     resolved = versions.resolve(session, actor, name, selector)
-    damaged = references.damaged(session, [file.digest for file in resolved.files])
-    db.settle(session)
+    damaged = references.find_damaged(session, [file.digest for file in resolved.files])
+    db.commit_early(session)
     whole = [file for file in resolved.files if file.digest not in damaged]
     small = list(_small(whole, blobs))
     told = {item.digest for item in small}

@@ -24,7 +24,7 @@ from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
-from registry.server.database.models.content import BlobRow, VerdictRow, VersionFileRow, VersionRow
+from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.references import BlobState
 

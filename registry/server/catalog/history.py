@@ -22,7 +22,7 @@ from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import versions
-from registry.server.database.models.content import AdapterRow, AliasMoveRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasMoveRow, VersionRow
 
 
 def of(

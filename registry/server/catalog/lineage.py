@@ -29,8 +29,7 @@ from registry.lineage import BASE, CLAIMED, DATASET, kind_of
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
-from registry.server.database import recursive_cte
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     BaseEdgeRow,
     BaseRow,
@@ -38,7 +37,7 @@ from registry.server.database.models.content import (
     VersionInputRow,
     VersionRow,
 )
-from registry.server.database.recursive_cte import Step
+from registry.server.database.recursive_cte import Step, build_recursive_cte, join_in_order
 
 EDGES_LIMIT = 5000
 """Rows of the walk in one answer: edges between versions, bases, data sets, runs and code."""
@@ -48,14 +47,14 @@ EDGES_LIMIT = 5000
 def up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The ancestors of a version, the bases and inputs of all that are seen, and what was fused into those bases."""
     root = versions.find(session, actor, name, selector)
-    walk = recursive_cte.recursive(session, "walk", rows(*_link("", root.digest)), lambda walk: _up(walk, actor))
+    walk = build_recursive_cte(session, "walk", rows(*_link("", root.digest)), lambda walk: _up(walk, actor))
     return _told(session, actor, walk, _named(root, name), upwards=True)
 
 
 def down(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The descendants of a version that the actor may see."""
     root = versions.find(session, actor, name, selector)
-    walk = recursive_cte.recursive(session, "walk", rows(*_link("", root.digest)), lambda walk: _down(walk, actor))
+    walk = build_recursive_cte(session, "walk", rows(*_link("", root.digest)), lambda walk: _down(walk, actor))
     return _told(session, actor, walk, _named(root, name))
 
 
@@ -68,7 +67,7 @@ def of_base(session: Session, actor: Actor, name: str, *, upwards: bool) -> Line
         seed = rows(*_link(root.id, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation))).where(
             col(BaseEdgeRow.base_id) == base.id
         )
-    walk = recursive_cte.recursive(session, "walk", seed, lambda walk: (_up if upwards else _down)(walk, actor))
+    walk = build_recursive_cte(session, "walk", seed, lambda walk: (_up if upwards else _down)(walk, actor))
     return _told(session, actor, walk, root, upwards=upwards)
 
 
@@ -85,7 +84,7 @@ def of_dataset(session: Session, actor: Actor, dataset: str) -> Lineage:
         col(VersionRow.id) == col(VersionInputRow.version_id),
         _seen(actor),
     )
-    walk = recursive_cte.recursive(session, "walk", seed, lambda walk: _down(walk, actor))
+    walk = build_recursive_cte(session, "walk", seed, lambda walk: _down(walk, actor))
     return _told(session, actor, walk, root)
 
 
@@ -180,11 +179,7 @@ def _statement(walk: CTE, actor: Actor) -> Select[Any]:
         versions.visible(actor),
         col(BaseRow.id) == col(VersionRow.base_id),
     )
-    called = (
-        called.select_from(recursive_cte.in_order(VersionRow, AdapterRow, BaseRow))
-        .order_by(col(VersionRow.id))
-        .limit(1)
-    )
+    called = called.select_from(join_in_order(VersionRow, AdapterRow, BaseRow)).order_by(col(VersionRow.id)).limit(1)
     statement: Select[Any] = rows(*told.c, called.correlate(told).scalar_subquery().label("called"))
     return statement
 

@@ -38,7 +38,7 @@ from registry.evaluation.verdicts import Finding
 from registry.manifest import Edge, Manifest
 from registry.names import AdapterName
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore
 
 VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"

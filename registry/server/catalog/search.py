@@ -29,8 +29,7 @@ from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_identity, bases, versions
-from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
-from registry.server.database.models.weights import FACT
+from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 
 CLOSEST_FIRST = (Grade.EXACT, Grade.OTHER_DTYPE, Grade.QUANTISED, Grade.DESCENDANT)
 

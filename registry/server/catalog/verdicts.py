@@ -10,7 +10,7 @@ from typing import Any
 
 from registry.evaluation.verdicts import Verdict
 from registry.server.database import db
-from registry.server.database.models.content import BaseRow, VerdictRow, VersionRow
+from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 
 _AS_STORED = (
     *("check", "base_fingerprint", "profile", "outcome", "findings"),

@@ -30,7 +30,7 @@ from registry.server.access import epoch as access
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability
 from registry.server.catalog import verdicts as recorded
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     AliasRow,
     BaseRow,

@@ -1,15 +1,9 @@
-"""Walks: one recursive statement that goes from row to row, on SQLite and on PostgreSQL, always by indexes.
+"""Builds recursive statements (WITH RECURSIVE … UNION) that both databases run by indexes.
 
-    walk = seed, then what each step makes of each row, until nothing new comes (WITH RECURSIVE … UNION)
-
-Invariants
-- A row comes first, and the tables of a step are looked in one after the other, in the order that the step names:
-  a planner that knows little of a walk would begin with the tables and read all of them for each row.
-- SQLite is told so by CROSS JOIN, and takes several steps. PostgreSQL takes one: there they are one LATERAL, whose
-  parts each find their index.
-
-Example
-    >>> walk = walks.recursive(session, "walk", seed, lambda walk: [Step(columns, (EdgeRow, VersionRow), where)])
+The planners know nothing about how many rows a recursion yields, and would scan the joined tables for each of them. So
+the order of the joins is fixed: the recursion's row first, then the tables of a step in the order that the step names.
+SQLite obeys CROSS JOIN and takes several recursive parts. PostgreSQL takes one: there the steps are one LATERAL, whose
+parts each use their index.
 """
 
 from __future__ import annotations
@@ -27,39 +21,40 @@ from registry.server.database import db
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How a row of a walk leads to more: the columns of the new row, and the tables to look in, one after the other."""
+    """How a row leads to more rows: the columns of a new row, and the tables to join, in this order."""
 
     columns: Sequence[ColumnElement[Any]]
     tables: Sequence[type[SQLModel]]
     where: Sequence[ColumnElement[bool]]
 
 
-class InOrder(Join):
-    """A join without a condition that is made from left to right, whatever a planner would think."""
+class OrderedJoin(Join):
+    """A join without a condition, executed from left to right whatever the planner prefers."""
 
     inherit_cache = True
 
 
-@compiles(InOrder)
-def _in_order(join: InOrder, compiler: Any, **how: Any) -> str:
-    how |= {"asfrom": True, "from_linter": None}  # its conditions stand in WHERE, as they shall
-    return " CROSS JOIN ".join(compiler.process(side, **how) for side in (join.left, join.right))
+@compiles(OrderedJoin)
+def _compile_ordered_join(join: OrderedJoin, compiler: Any, **options: Any) -> str:
+    options |= {"asfrom": True, "from_linter": None}  # the conditions are in WHERE, so the linter sees none
+    return " CROSS JOIN ".join(compiler.process(side, **options) for side in (join.left, join.right))
 
 
-def recursive(session: Session, name: str, seed: Select[Any], steps: Callable[[CTE], Sequence[Step]]) -> CTE:
-    """The rows of `seed`, and what each of `steps` makes of a row, each once."""
-    walk = seed.cte(name, recursive=True)
-    asked = [(step.tables, select(*step.columns).where(*step.where)) for step in steps(walk)]
+def build_recursive_cte(session: Session, name: str, seed: Select[Any], steps: Callable[[CTE], Sequence[Step]]) -> CTE:
+    """Build the CTE of the rows of `seed` and of every row that a step reaches from them, each once."""
+    cte = seed.cte(name, recursive=True)
+    selects = [(step.tables, select(*step.columns).where(*step.where)) for step in steps(cte)]
     if db.is_sqlite(session):
-        return walk.union(*(one.select_from(in_order(walk, *tables)) for tables, one in asked))
-    step = union_all(*(one.select_from(in_order(*tables)).correlate(walk) for tables, one in asked)).lateral("step")
-    return walk.union(select(*step.c).select_from(walk.join(step, true())))
+        return cte.union(*(statement.select_from(join_in_order(cte, *tables)) for tables, statement in selects))
+    parts = (statement.select_from(join_in_order(*tables)).correlate(cte) for tables, statement in selects)
+    step = union_all(*parts).lateral("step")
+    return cte.union(select(*step.c).select_from(cte.join(step, true())))
 
 
-def in_order(*tables: CTE | type[SQLModel]) -> FromClause:
-    """Tables to look in one after the other, by the conditions of the statement."""
+def join_in_order(*tables: CTE | type[SQLModel]) -> FromClause:
+    """Join tables from left to right; the conditions belong into the statement's WHERE."""
     first, *others = (table if isinstance(table, CTE) else inspect(table).local_table for table in tables)
-    place: FromClause = first
+    joined: FromClause = first
     for other in others:
-        place = InOrder(place, other, true())
-    return place
+        joined = OrderedJoin(joined, other, true())
+    return joined

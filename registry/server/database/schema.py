@@ -1,14 +1,10 @@
-"""The schema of the database: which one there is, which one this code needs, and the way from one to the other.
+"""The schema's revision: which one the database has, which one this code needs, and migrations between them.
 
-Invariants
-- An empty database is initialised by `prepare`; an old or newer schema is refused; only `migrate` changes one.
-- One migrator at a time, also of several machines. Each step is one transaction, so that no table stays locked while
-  the next step waits for its own: servers of the schema before go on meanwhile.
-- A migration that was broken off, or that gave way, goes on where it was. Only an empty database gets all at once.
-
-Example
-    >>> migrate(engine)
-    '0014'
+- `prepare` initializes an empty database and refuses an old or newer schema; only `migrate` changes one.
+- One process migrates at a time, across machines. Each revision is a transaction of its own, so that no table stays
+  locked while the next revision waits for its lock: servers of the previous schema go on working.
+- A migration that was interrupted, or that gave way, continues where it stopped. Only an empty database gets all
+  revisions in one transaction.
 """
 
 from __future__ import annotations
@@ -27,13 +23,13 @@ from registry.errors import Conflict
 from registry.server.database import db
 
 LOCK_MS = 2_000
-"""A migration that waits for a table makes everybody behind it wait: it must not for long."""
-MIGRATOR = 0x61646170_6D696772  # the advisory lock of whoever migrates: "adapmigr"
-_ALEMBIC = threading.Lock()  # it keeps what it runs in module globals: one migration at a time in a process
+"""How long a migration waits for a table. Everybody queues behind it meanwhile, so this is short."""
+MIGRATION_LOCK = 0x61646170_6D696772  # "adapmigr"
+_ALEMBIC = threading.Lock()  # Alembic keeps the running migration in module globals
 
 
-def alembic(connection: Connection | None = None) -> Config:
-    """Alembic's configuration: the migrations inside the installed package, else those of the checkout."""
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Configure Alembic with the migrations of the installed package, or those of the checkout."""
     server = Path(__file__).parent.parent
     folder = next(f for f in (server / "migrations", server.parent.parent / "migrations") if (f / "env.py").is_file())
     config = Config()
@@ -45,18 +41,18 @@ def alembic(connection: Connection | None = None) -> Config:
 
 @functools.cache
 def revisions() -> tuple[str, ...]:
-    """All schemas that this code knows, oldest first."""
-    return tuple(step.revision for step in ScriptDirectory.from_config(alembic()).walk_revisions())[::-1]
+    """All revisions that this code knows, oldest first."""
+    return tuple(step.revision for step in ScriptDirectory.from_config(alembic_config()).walk_revisions())[::-1]
 
 
 def newest_revision() -> str:
-    """The schema that this code expects."""
+    """The revision that this code needs."""
     return revisions()[-1]
 
 
 def revision_of(engine: Engine) -> str:
-    """The schema that this database has; empty for a database without one."""
-    with db.database_errors(), engine.connect() as connection:
+    """The revision of this database; empty if it has no schema."""
+    with db.translate_errors(), engine.connect() as connection:
         return _revision(connection)
 
 
@@ -65,54 +61,55 @@ def _revision(connection: Connection) -> str:
 
 
 def migrate(engine: Engine, revision: str = "head") -> str:
-    """Move the schema up to `revision` (`base` moves it down to nothing); the revision that it is at afterwards.
+    """Migrate up to `revision` (or down to nothing for `base`); return the revision of the database afterwards.
 
-    A server that is in the way for too long wins: `Unavailable` then, and the steps before stay. `Conflict`
+    If a server holds a table for too long, it wins: `Unavailable`; the revisions applied before stay. `Conflict`
     (SCHEMA_OLD) for the schema of a newer program.
     """
     target = newest_revision() if revision == "head" else revision
-    while (found := _step(engine, target)) not in (target, ""):
+    while (reached := _migrate_one_step(engine, target)) not in (target, ""):
         pass
-    return found
+    return reached
 
 
-def _step(engine: Engine, target: str) -> str:
+def _migrate_one_step(engine: Engine, target: str) -> str:
     immediate = engine.execution_options(**{db.BEGIN: "IMMEDIATE"})
-    with _ALEMBIC, db.database_errors(), immediate.begin() as connection:
+    with _ALEMBIC, db.translate_errors(), immediate.begin() as connection:
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATOR})
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MS}"))
-        found = _revision(connection)
-        if found and found not in revisions():
-            raise _other(found)
+        current = _revision(connection)
+        if current and current not in revisions():
+            raise _other_schema(current)
         if target == "base":
-            command.downgrade(alembic(connection), target)
-        elif found != target:
-            command.upgrade(alembic(connection), "+1" if found else target)
+            command.downgrade(alembic_config(connection), target)
+        elif current != target:
+            command.upgrade(alembic_config(connection), "+1" if current else target)
         return _revision(connection)
 
 
 def prepare(engine: Engine) -> str:
-    """Make the database ready to serve: initialise an empty one, refuse an old or newer schema.
+    """Initialize an empty database; return the revision. `Conflict` (SCHEMA_OLD) for any other revision than ours.
 
-    Servers may start at once: who finds no tables waits for the migrator and then has nothing left to do. The tables
-    are looked at before the revision, because both appear together: tables without their revision are a stranger's.
-    `Conflict` (SCHEMA_OLD) says which revision is there and which is expected.
+    Servers may start at once: those that see no tables wait for the first one's migration. The tables are read before
+    the revision, because both appear together: tables without a revision belong to another program.
     """
-    with db.database_errors():
+    with db.translate_errors():
         empty = not inspect(engine).get_table_names()
     if empty:
         return migrate(engine)
-    found = revision_of(engine)
-    if found != newest_revision():
-        raise _other(found)
-    return found
+    current = revision_of(engine)
+    if current != newest_revision():
+        raise _other_schema(current)
+    return current
 
 
-def _other(found: str) -> Conflict:
-    newer = bool(found) and found not in revisions()
-    message = f"the database schema is at {found or 'no revision'!r} and this program needs {newest_revision()!r}"
-    way_out = (
-        "use the newer program, or restore the backup from before its migration" if newer else "run `adapter migrate`"
+def _other_schema(current: str) -> Conflict:
+    newer = bool(current) and current not in revisions()
+    return Conflict(
+        "SCHEMA_OLD",
+        f"the database schema is at {current or 'no revision'!r} and this program needs {newest_revision()!r}",
+        next_step="use the newer program, or restore the backup from before its migration"
+        if newer
+        else "run `adapter migrate`",
     )
-    return Conflict("SCHEMA_OLD", message, next_step=way_out)

@@ -35,7 +35,7 @@ from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases, verdicts, versions
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, BaseRow, VerdictRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 
 VARIABLE = "REGISTRY_ENGINES"
 OPAQUE = "application/octet-stream"
@@ -100,7 +100,7 @@ def add(
         verdicts.row(judge(version.facts, asked, version.digest, spec, compat, weights), version, base)
         for asked in wanted
     ]
-    db.append(session, written)
+    db.bulk_insert(session, written)
     return written
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, select, u
 
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.server.database import db
-from registry.server.database.models.content import IdempotencyRow
+from registry.server.database.models import IdempotencyRow
 
 _ROW: Table = IdempotencyRow.__table__  # type: ignore[attr-defined]
 _KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")

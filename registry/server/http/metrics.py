@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 
 from registry import jobs
 from registry.api.fleet import SlotState
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     DeliveryRow,
     EventRow,
@@ -31,7 +31,7 @@ from registry.server.database.models.content import (
     VersionRow,
 )
 from registry.server.serving import reports
-from registry.server.storage.references import OPEN
+from registry.server.storage.references import PushState
 
 PREFIX = "registry_"
 UNDELIVERED = ("waiting", "dead")
@@ -51,7 +51,7 @@ def text(session: Session, requests: Requests) -> str:
     lines += _metric("versions", "gauge", "Versions.", [({}, _count(session, VersionRow))])
     by_state = select(JobRow.state, func.count()).group_by(col(JobRow.state))
     lines += _metric("jobs", "gauge", "Jobs by state.", _labelled("state", jobs.State, session.exec(by_state)))
-    open_pushes = select(func.count()).select_from(PushRow).where(PushRow.state == OPEN)
+    open_pushes = select(func.count()).select_from(PushRow).where(PushRow.state == PushState.OPEN)
     lines += _metric("pushes_open", "gauge", "Pushes under way.", [({}, session.exec(open_pushes).one())])
     lines += _fleet(session)
     waiting = select(DeliveryRow.state, func.count()).where(col(DeliveryRow.state).in_(UNDELIVERED))

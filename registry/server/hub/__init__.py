@@ -31,7 +31,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
-from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionRow
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
 _LIBRARIES = TEXT_SCHEMES | IMAGE_SCHEMES | {LIBRARY}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, Engine, update
 from sqlmodel import col, select
 
 from registry import hub
@@ -25,8 +25,7 @@ from registry.hub.shapes import File
 from registry.manifest import Descriptor
 from registry.server.catalog import files
 from registry.server.database import db
-from registry.server.database.db import Engine
-from registry.server.database.models.content import VersionFileRow
+from registry.server.database.models import VersionFileRow
 from registry.server.storage.blobs import BlobStore
 
 

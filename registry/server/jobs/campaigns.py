@@ -31,7 +31,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import bases
 from registry.server.database import db
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     BaseRow,
     CampaignJobRow,

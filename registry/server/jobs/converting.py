@@ -19,7 +19,7 @@ from registry.merging import conversions
 from registry.names import AdapterName, Ref
 from registry.server.actors import Actor
 from registry.server.catalog import versions
-from registry.server.database.models.content import BaseRow, JobRow
+from registry.server.database.models import BaseRow, JobRow
 from registry.server.jobs import queue
 
 KINDS = (Kind.CONVERT, Kind.CONVERT_ON_BASE)

@@ -24,7 +24,7 @@ from registry.merging.recipes import Ingredient, Operation, Recipe
 from registry.names import AdapterName, Ref
 from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases, versions
-from registry.server.database.models.content import BaseRow, JobRow, VersionRow
+from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue
 
 KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}

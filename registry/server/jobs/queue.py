@@ -30,7 +30,7 @@ from registry.names import AdapterName, Ref
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.database import db
-from registry.server.database.models.content import JobRow, VersionRow
+from registry.server.database.models import JobRow, VersionRow
 from registry.server.jobs import steps
 
 

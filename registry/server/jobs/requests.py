@@ -22,7 +22,7 @@ from registry.jobs import Job, Kind, State, Step
 from registry.names import Ref
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.database.models.content import JobRow
+from registry.server.database.models import JobRow
 from registry.server.jobs import queue, steps
 
 

@@ -30,7 +30,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
-from registry.server.database.models.content import BaseRow, JobRow, VersionRow
+from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.jobs import queue
 from registry.server.storage import blobs, references
@@ -81,10 +81,10 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
     references.reserve(session, {digest: len(data)})
     row.report = digest
     session.add(row)
-    db.settle(session)
+    db.commit_early(session)
     store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
     db.begin_writing(session)
-    references.keep(session, {digest: len(data)}, written={digest})
+    references.mark_live(session, {digest: len(data)}, written={digest})
     return digest
 
 

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from registry.jobs import STEPS_LIMIT, Step
 from registry.server.database import db
-from registry.server.database.models.content import JobRow, JobStepRow
+from registry.server.database.models import JobRow, JobStepRow
 
 
 def keep(session: Session, job: JobRow, says: str) -> None:

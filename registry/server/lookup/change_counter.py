@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import threading
 
-from sqlalchemy import func
+from sqlalchemy import Engine, func
 from sqlmodel import col, select
 
 from registry.server.database import db
-from registry.server.database.db import Engine
-from registry.server.database.models.content import EventRow, VerdictRow
+from registry.server.database.models import EventRow, VerdictRow
 
 Beat = tuple[int, int]
 

@@ -23,9 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from sqlalchemy import Engine
+
 from registry.errors import Unavailable
 from registry.server.database import db
-from registry.server.database.db import Engine
 
 POLL_SECONDS = 0.1
 BEHIND_SECONDS = 1.0
@@ -58,7 +59,7 @@ class Freshness:
         return None if self._writing or time.monotonic() - read_at > BEHIND_SECONDS else seen
 
     def _data_version(self) -> object:
-        with db.database_errors():
+        with db.translate_errors():
             if self._connection is None:
                 self._connection = self._engine.raw_connection()
             return self._connection.cursor().execute("PRAGMA data_version").fetchone()[0]
@@ -105,7 +106,7 @@ class Freshness:
         """
         kept = self._connection is not None
         try:
-            with db.database_errors():
+            with db.translate_errors():
                 if self._connection is None:
                     self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
                 return self._connection.exec_driver_sql("SELECT pg_current_snapshot()::text").scalar_one()

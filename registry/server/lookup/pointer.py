@@ -17,7 +17,7 @@ import functools
 from typing import Any
 
 from anyio import to_thread
-from sqlalchemy import bindparam, func, literal_column, select
+from sqlalchemy import Engine, bindparam, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col
 
@@ -29,8 +29,7 @@ from registry.server.access import epoch
 from registry.server.catalog import versions
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
-from registry.server.database.db import Engine
-from registry.server.database.models.content import AdapterRow, AliasRow, VerdictRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasRow, VerdictRow, VersionRow
 
 _KINDS = {"digest": col(VersionRow.digest), "number": col(VersionRow.number), "alias": col(AliasRow.alias)}
 """How a selector may name a version, and the column that it is compared with."""
@@ -56,14 +55,14 @@ class Pointers:
         return await to_thread.run_sync(self._ask_there, statement, values)
 
     def _ask_here(self, statement: str, values: dict[str, Any]) -> Pointer | None:
-        with db.database_errors():
+        with db.translate_errors():
             if self._connection is None:
                 self._connection = self._engine.raw_connection()
             row = self._connection.cursor().execute(statement, values).fetchone()
         return _pointer(row)
 
     def _ask_there(self, statement: str, values: dict[str, Any]) -> Pointer | None:
-        with db.database_errors(), self._engine.connect() as connection:
+        with db.translate_errors(), self._engine.connect() as connection:
             return _pointer(connection.exec_driver_sql(statement, values).fetchone())
 
 

@@ -28,7 +28,7 @@ from registry.evaluation.verdicts import Outcome, add_up
 from registry.manifest import Manifest
 from registry.server.catalog import base_identity, bases
 from registry.server.database import db
-from registry.server.database.models.content import BaseRow, VersionRow
+from registry.server.database.models import BaseRow, VersionRow
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Judged
 from registry.server.storage.blobs import BlobStore, key_of

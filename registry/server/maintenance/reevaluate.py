@@ -32,7 +32,7 @@ from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import bases
 from registry.server.database import db, locks
-from registry.server.database.models.content import BaseRow, VerdictRow, VersionRow
+from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import facts_backfill
 from registry.server.maintenance.facts_backfill import Analysed
@@ -61,7 +61,7 @@ class _Known:
 def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> RejudgePage:
     """The whole run, by the registry itself. `Unavailable` (TRY_LATER) while another process renews."""
     total = RejudgePage()
-    with locks.take(engine, "renewal") as mine:
+    with locks.acquire(engine, "renewal") as mine:
         for page in _pages(engine, blobs, SYSTEM, wanted, 0):
             mine.check()
             total = _sum(total, page)
@@ -74,7 +74,7 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile
         raise Invalid("REQUEST_INVALID", "cursor: not one that this route gave")
     total = RejudgePage()
     ends = time.monotonic() + SECONDS
-    with locks.take(engine, "renewal"):
+    with locks.acquire(engine, "renewal"):
         for page in _pages(engine, blobs, actor, wanted, int(cursor or 0)):
             total = _sum(total, page)
             if page.next_cursor and time.monotonic() >= ends:

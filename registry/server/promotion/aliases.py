@@ -29,7 +29,7 @@ from registry.server import audit, failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
-from registry.server.database.models.content import AliasMoveRow, AliasRow, VersionRow
+from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
 from registry.server.promotion import gates
 
 ROLLED_BACK = "rollback"
@@ -162,7 +162,7 @@ def _point(
         reason=reason,
         evidence=evidence,
     )
-    db.append(session, [moved])
+    db.bulk_insert(session, [moved])
     failpoints.reach("alias.swapped")
     detail = {"to": version.number, "digest": version.digest, "generation": generation + 1, "reason": reason}
     for item in evidence:

@@ -24,7 +24,7 @@ from registry.server import audit, failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, AttestationRow, BlobRow, EventRow, VersionRow
+from registry.server.database.models import AdapterRow, AttestationRow, BlobRow, EventRow, VersionRow
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import BlobState
@@ -115,11 +115,11 @@ def add_signature(
     if row is None:
         row = attestation_row(version, kind, identity, digest, len(data), made_by=actor.identity, public_key=public_key)
         session.add(row)
-    db.settle(session)
+    db.commit_early(session)
     failpoints.reach("attestation.held")
     store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
     db.begin_writing(session)
-    references.keep(session, {digest: len(data)}, written={digest})
+    references.mark_live(session, {digest: len(data)}, written={digest})
     detail = {"identity": identity, "kind": kind, "signature": digest, "digest": version.digest}
     audit.append(session, actor, "version.sign", f"{name}@{version.number}", detail)
     session.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from registry import attestations as envelopes
@@ -24,8 +25,7 @@ from registry.server.actors import TRUSTED
 from registry.server.audit.keys import Keys
 from registry.server.catalog import versions
 from registry.server.database import db, locks
-from registry.server.database.db import Engine
-from registry.server.database.models.content import AttestationRow, BlobRow, EventRow, VersionRow
+from registry.server.database.models import AttestationRow, BlobRow, EventRow, VersionRow
 from registry.server.promotion.attestations import attestation_row
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
@@ -51,11 +51,11 @@ class Attester:
             with db.session(self._engine, write=False) as session:
                 self._position = attested_until(session)
         if self._position < position:
-            with locks.take(self._engine, "attest") as lock:
+            with locks.acquire(self._engine, "attest") as lock:
                 while self._position < position:
                     self._position = self._attest_batch(position, lock)
 
-    def _attest_batch(self, until: int, lock: locks.Turn) -> int:
+    def _attest_batch(self, until: int, lock: locks.AdvisoryLock) -> int:
         with db.session(self._engine, write=False) as session:
             pending = select(EventRow).where(
                 col(EventRow.position) > self._position,
@@ -66,7 +66,7 @@ class Attester:
         self._attest(events, lock)
         return (events[-1].position or until) if len(events) == EVENTS_PER_BATCH else until
 
-    def _attest(self, events: Sequence[EventRow], lock: locks.Turn) -> None:
+    def _attest(self, events: Sequence[EventRow], lock: locks.AdvisoryLock) -> None:
         """Write the rows that refer to the envelopes, then the bytes, then mark them live: two transactions for all."""
         with db.session(self._engine) as session:
             sealed = _seal(session, self._keys(), events)
@@ -78,7 +78,7 @@ class Attester:
             lock.check()
             self._store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
         with db.session(self._engine) as session:
-            references.keep(session, {digest: sizes[digest] for digest in missing}, written=set(missing))
+            references.mark_live(session, {digest: sizes[digest] for digest in missing}, written=set(missing))
 
 
 def attested_until(session: Session) -> int:

@@ -34,7 +34,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, ApprovalRow, JobRow, PushRow, VersionRow
+from registry.server.database.models import AdapterRow, ApprovalRow, JobRow, PushRow, VersionRow
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
 

@@ -28,7 +28,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import availability, metadata_backup, versions
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, VersionRow
+from registry.server.database.models import AdapterRow, VersionRow
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore, Stat
 

@@ -33,11 +33,11 @@ from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases
 from registry.server.database import db
-from registry.server.database.models.content import BaseRow, BlobRow, PushBlobRow, PushRow
+from registry.server.database.models import BaseRow, BlobRow, PushBlobRow, PushRow
 from registry.server.push import background, inspect, plan, rows
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore
-from registry.server.storage.references import EXPIRED, OPEN, BlobState
+from registry.server.storage.references import BlobState, PushState
 
 COMMIT_SECONDS = 3600
 """How long a push stays open at least, once its commit has begun."""
@@ -64,7 +64,7 @@ def receive(session: Session, actor: Actor, push_id: str, digest: Digest) -> Exp
 def _expected(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> Expected:
     if blob is None or not blob.staging_key:
         raise NotFound("BLOB_UNKNOWN", f"push {row.id} did not ask for blob {digest}")
-    return Expected(blob.staging_key, blob.size_bytes, row.state == OPEN)
+    return Expected(blob.staging_key, blob.size_bytes, row.state == PushState.OPEN)
 
 
 _PUSH = select(PushRow).where(col(PushRow.id) == bindparam("id"))
@@ -76,8 +76,8 @@ _BLOB = select(PushBlobRow).where(
 
 def _own(session: Session, actor: Actor, push_id: str) -> PushRow:
     row = session.exec(_PUSH, params={"id": push_id[:80]}).first()
-    late = row is not None and row.state == OPEN and row.expires_at <= db.now()
-    if row is None or row.token_id != actor.token_id or row.state == EXPIRED or late:
+    late = row is not None and row.state == PushState.OPEN and row.expires_at <= db.now()
+    if row is None or row.token_id != actor.token_id or row.state == PushState.EXPIRED or late:
         raise references.unknown_push(push_id)
     return row
 
@@ -190,12 +190,12 @@ def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
     until = db.now() + timedelta(seconds=COMMIT_SECONDS)
     sizes = plan.sizes_of(manifest)
     if row.expires_at > until:
-        damaged = references.damaged(session, sizes)
+        damaged = references.find_damaged(session, sizes)
     else:
         db.begin_writing(session)
-        states = references.reserve(session, sizes) if references.extend(session, row.id, until=until) else {}
+        states = references.reserve(session, sizes) if references.extend_push(session, row.id, until=until) else {}
         damaged = {digest for digest, state in states.items() if state == BlobState.CORRUPT}
-    db.settle(session)
+    db.commit_early(session)
     return damaged
 
 

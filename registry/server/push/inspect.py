@@ -29,7 +29,7 @@ from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Reason, Unavailable
 from registry.evaluation.verdicts import Finding
 from registry.manifest import Manifest
-from registry.server.database.models.content import PushBlobRow
+from registry.server.database.models import PushBlobRow
 from registry.server.evaluation.weights.measure import INLINE_BYTES, Measured, measure
 from registry.server.storage.blobs import BlobStore, Stat, key_of
 
@@ -84,7 +84,7 @@ def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) 
             "UPLOAD_INCOMPLETE",
             f"{missing[0].location} {missing[0].message}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
             reasons=missing,
-            next_step=_LOST if lost else "push again: only what is missing will be sent",
+            next_step=_LOST if lost else "push again: only missing files are sent",
         )
     return keys
 

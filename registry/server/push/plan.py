@@ -30,7 +30,7 @@ from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
 from registry.server.database import db
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     BaseRow,
     BlobRow,
@@ -42,7 +42,7 @@ from registry.server.database.models.content import (
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, staging_key_of
-from registry.server.storage.references import OPEN, BlobState
+from registry.server.storage.references import BlobState, PushState
 
 
 def make(
@@ -59,7 +59,7 @@ def make(
     held = _held(session, actor, manifest)
     if row is not None:
         asked = [blob for blob in _asked(session, row, held) if blob.staging_key]
-        db.settle(session)
+        db.commit_early(session)
         missing = [blob for blob in asked if blobs.stat(blob.staging_key) is None]
     else:
         quotas.check_before_upload(session, actor, name, manifest)
@@ -69,10 +69,10 @@ def make(
         failpoints.reach("push.plan.before_rows")
         db.begin_writing(session)
         references.reserve(session, sizes_of(manifest))
-        db.append(session, [row])
-        db.append(session, wanted)
+        db.bulk_insert(session, [row])
+        db.bulk_insert(session, wanted)
         failpoints.reach("push.plan.after_rows")
-        db.settle(session)
+        db.commit_early(session)
     return PushPlan(
         push_id=row.id,
         digest=manifest.digest,
@@ -143,7 +143,7 @@ _TAKEN_UP = (
         col(PushRow.manifest_digest) == bindparam("digest"),
         col(PushRow.namespace) == bindparam("namespace"),
         col(PushRow.name) == bindparam("name"),
-        col(PushRow.state) == OPEN,
+        col(PushRow.state) == PushState.OPEN,
         col(PushRow.expires_at) > bindparam("soonest"),
     )
     .order_by(col(PushRow.created_at))
@@ -169,7 +169,7 @@ def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: S
         manifest=request.manifest.to_bytes().decode(),
         manifest_digest=request.manifest.digest,
         message=request.message,
-        state=OPEN,
+        state=PushState.OPEN,
         created_at=made_at,
         created_by=actor.identity,
         token_id=actor.token_id,

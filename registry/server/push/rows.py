@@ -35,7 +35,8 @@ from registry.server.access import quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
-from registry.server.database.models.content import (
+from registry.server.database.models import (
+    FACT,
     AdapterRow,
     BaseRow,
     EdgeRow,
@@ -46,7 +47,6 @@ from registry.server.database.models.content import (
     VersionRow,
     VersionTagRow,
 )
-from registry.server.database.models.weights import FACT
 from registry.server.evaluation import engine_compat, weights
 from registry.server.jobs import queue
 from registry.server.promotion import aliases
@@ -71,7 +71,7 @@ def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow 
 
 def found(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> Pushed:
     """The answer to a push of what is there: nothing is written but the end of the push and the alias."""
-    references.end(session, push.id)
+    references.end_push(session, push.id)
     refused = _move(session, actor, name, push, row, alias)
     session.flush()
     failpoints.reach("push.before_commit")
@@ -100,14 +100,16 @@ def make(
     if row is None:
         quotas.check_before_commit(session, name, manifest)
     if row is not None:
-        references.keep(session, {f.digest: f.size_bytes for f in manifest.files if f.digest in mended}, written=mended)
+        references.mark_live(
+            session, {f.digest: f.size_bytes for f in manifest.files if f.digest in mended}, written=mended
+        )
         return found(session, actor, name, push, row, alias)
-    if not references.end(session, push.id):
+    if not references.end_push(session, push.id):
         raise references.unknown_push(push.id)
     failpoints.reach("push.before_rows")
     row = _version_row(session, actor, adapter, base, push, manifest, judged)
     add_contents(session, row, manifest)
-    references.keep(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
+    references.mark_live(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
     written = _judgement(session, row, base, judged, engines)
     outcomes = {verdict.check: Outcome(verdict.outcome) for verdict in written}
     outcome = outcomes[Check.COMPAT]
@@ -192,7 +194,7 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
     ]
     tags = [VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest)]
     for rows in (files, edges, inputs, tags):
-        db.append(session, rows)
+        db.bulk_insert(session, rows)
 
 
 def tag_again(session: Session, row: VersionRow, manifest: Manifest) -> None:
@@ -222,7 +224,7 @@ def add_verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged
     tools = {"registry": __version__}
     verdict = Verdict.of(Check.COMPAT, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
     compat = verdicts.row(verdict, row, base)
-    db.append(session, [compat])
+    db.bulk_insert(session, [compat])
     return compat
 
 

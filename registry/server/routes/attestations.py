@@ -37,7 +37,7 @@ def list_attestations(
     session: ReadSessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: LogDep
 ) -> AttestationList:
     """List the attestations of a version."""
-    db.settle(session)  # it has begun to read who asks, and would not see what is signed now
+    db.commit_early(session)  # it has begun to read who asks, and would not see what is signed now
     log.step()
     return attestations.list_attestations(session, actor, name, selector, blobs)
 

@@ -20,7 +20,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import or_
+from sqlalchemy import Engine, or_
 from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
@@ -34,7 +34,7 @@ from registry.server.audit import sequencer, tree
 from registry.server.audit import stored as copies
 from registry.server.audit.log import Log
 from registry.server.database import db
-from registry.server.database.models.content import EventRow
+from registry.server.database.models import EventRow
 from registry.server.promotion import attestations
 from registry.server.routes import idempotent
 from registry.server.routes.deps import (
@@ -75,7 +75,7 @@ Action = Annotated[str, Query(max_length=100)]
 class _Reader:
     """Reads pages for one request, and waits for what is newer."""
 
-    def __init__(self, request: Request, engine: db.Engine, log: Log, actions: list[str], about: str) -> None:
+    def __init__(self, request: Request, engine: Engine, log: Log, actions: list[str], about: str) -> None:
         self._request, self._engine, self._log = request, engine, log
         self._actions, self._object = actions, about
 

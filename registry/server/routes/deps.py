@@ -20,6 +20,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
 from pydantic import AfterValidator
+from sqlalchemy import Engine
+from sqlmodel import Session
 
 from registry import names
 from registry.api import PAGE_DEFAULT, PAGE_LIMIT
@@ -31,7 +33,6 @@ from registry.server.access.issuers import Issuers
 from registry.server.actors import Actor
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
-from registry.server.database.db import Engine, Session
 from registry.server.routes import idempotent, threads
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
@@ -230,7 +231,7 @@ def _whose(request: Request, secret: str) -> Actor:
         actor = sign_in.authenticate(session, secret, memory(request))
         to_note = tokens.should_record_use(session.info["token"])
         if to_note:
-            db.settle(session)  # on SQLite nobody can write while it reads, where the journal is in its safe mode
+            db.commit_early(session)  # on SQLite nobody can write while it reads, where the journal is in its safe mode
     if to_note:
         with db.session(engine(request)) as writing:
             tokens.record_use(writing, actor.token_id)

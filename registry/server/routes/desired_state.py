@@ -17,6 +17,7 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine
 
 from registry import names
 from registry.api.desired_state import Roster
@@ -43,7 +44,7 @@ LOOK_ANYWAY_SECONDS = 0.5
 class _Reader:
     """Reads for one request, which may wait."""
 
-    def __init__(self, request: Request, engine: db.Engine, base: str, alias: str, asked: Profile | None) -> None:
+    def __init__(self, request: Request, engine: Engine, base: str, alias: str, asked: Profile | None) -> None:
         self._request, self._engine = request, engine
         self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), asked
 

@@ -74,7 +74,7 @@ def _at_first(request: Request, session: Session, actor: Actor, ask: Ask) -> Non
     found = asked(request, actor)
     if found is not None:
         request.state.keyed_session, request.state.begun = session, ask is idempotency.begin
-        db.at_first(session, lambda connection: _unless(ask(connection, found)))
+        db.before_first_statement(session, lambda connection: _unless(ask(connection, found)))
 
 
 def opened(request: Request, session: AbstractContextManager[Session]) -> Session:

@@ -30,7 +30,7 @@ from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
 from registry.server.catalog import bases, versions
-from registry.server.database.models.content import BaseRow
+from registry.server.database.models import BaseRow
 from registry.server.jobs import campaigns, converting, merging, queue, requests, results
 from registry.server.routes import idempotent
 from registry.server.routes.deps import (

@@ -92,7 +92,7 @@ def upload_blob(
     """Upload the bytes of one blob of the plan."""
     # The bytes arrive after this function returns: a slow sender must not hold a thread.
     expected = commit.receive(session, actor, push_id, digest)
-    db.settle(session)
+    db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
     sink = blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
     return bodies.Receipt(sink, expected.size_bytes, background.pushing(engine))

@@ -30,7 +30,7 @@ from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     AliasRow,
     BaseRow,

@@ -30,7 +30,7 @@ from registry.names import AdapterName
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     BlobRow,
     FleetBlobRow,

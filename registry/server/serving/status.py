@@ -29,7 +29,7 @@ from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     AliasRow,
     BaseRow,

@@ -1,21 +1,15 @@
-"""Who still needs a blob: the states of its row, and what keeps it from garbage collection.
+"""The states of a blob's row, and the references that protect a blob from garbage collection.
 
-    pending ──commit──▶ live ──nobody needs it──▶ dead ──gc's claim──▶ deleting ──▶ (no row, no bytes)
-       ▲                 │ ▲                       │
-       └─────────────────│─│──── a new push ───────┘      live ──bytes are wrong──▶ corrupt ──good bytes──▶ live
+    pending ──commit──▶ live ──unreferenced──▶ dead ──claimed by GC──▶ deleting ──▶ (no row, no bytes)
+       ▲                 │ ▲                    │
+       └─────────────────│─│──── new push ──────┘      live ──bytes are wrong──▶ corrupt ──good bytes──▶ live
 
-Invariants
-- The row is there before the bytes are: there is never a final key without a row. `pending` promises nothing.
-- A blob is needed while a version, a verdict or an attestation refers to it, while an open push names it, and while a
-  running job is about to leave it. Whoever begins to need one locks its row first; `gc` asks again under the same
-  lock.
-- What a live node of the fleet has reported is held until its lease ends, also when the version's rows have gone.
-- No other clock protects a blob. `deleting` cannot be stopped: who wants the blob then waits for a moment (TRY_LATER).
-- Beginning to need a blob is the same one statement whether or not somebody has it: nobody learns that from its time.
-
-Example
-    >>> holds.reserve(session, {digest: 4096})
-    {Digest('sha256:…'): <BlobState.PENDING: 'pending'>}
+- A blob's row is created before its bytes, so a final key always has a row. `pending` says nothing about the bytes.
+- References are: a version, a verdict or an attestation; an open push; a running job that is about to write the blob; a
+  version that a serving node has reported, until the node's lease ends, even if the version's rows are gone.
+- A new reference locks the blob's row first. GC checks the references again under the same lock, so correctness does
+  not depend on clocks. `deleting` cannot be stopped: whatever needs the blob has to retry (TRY_LATER).
+- Reserving is the same single statement whether or not the blob exists, so its duration does not reveal that.
 """
 
 from __future__ import annotations
@@ -32,7 +26,7 @@ from registry.digest import Digest
 from registry.errors import NotFound, Unavailable
 from registry.jobs import State
 from registry.server.database import db
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AttestationRow,
     BlobRow,
     FleetBlobRow,
@@ -46,13 +40,12 @@ from registry.server.database.models.content import (
     VersionFileRow,
 )
 
-OPEN, COMMITTED, EXPIRED = "open", "committed", "expired"
-"""The states of a push. Only an open one holds blobs; the other two are for ever."""
-
 RETRY_AFTER_SECONDS = 1
 
 
 class BlobState(StrEnum):
+    """The state of a blob's row."""
+
     PENDING = "pending"
     LIVE = "live"
     DEAD = "dead"
@@ -60,18 +53,27 @@ class BlobState(StrEnum):
     CORRUPT = "corrupt"
 
 
-def referenced() -> ColumnElement[bool]:
-    """The condition on `blob` that a version, a verdict or an attestation refers to it."""
+class PushState(StrEnum):
+    """The state of a push. Only an open one references its blobs; the other states are final."""
+
+    OPEN = "open"
+    COMMITTED = "committed"
+    EXPIRED = "expired"
+
+
+# ------------------------------------------------------------------ conditions
+def is_referenced() -> ColumnElement[bool]:
+    """Condition on `blob`: a version, a verdict or an attestation refers to it."""
     by_version = exists().where(col(VersionFileRow.digest) == col(BlobRow.digest))
     by_verdict = exists().where(col(VerdictRow.report) == col(BlobRow.digest))
     by_attestation = exists().where(col(AttestationRow.digest) == col(BlobRow.digest))
     return or_(by_version, by_verdict, by_attestation)
 
 
-def held(*, expired_too: bool = True) -> ColumnElement[bool]:
-    """The condition on `blob` that something under way names it. Without `expired_too`: once the expired are ended."""
-    open_push = [col(PushRow.id) == col(PushBlobRow.push_id), col(PushRow.state) == OPEN]
-    if not expired_too:
+def is_held(*, by_expired_pushes: bool = True) -> ColumnElement[bool]:
+    """Condition on `blob`: an open push, a running job or a live serving node needs it."""
+    open_push = [col(PushRow.id) == col(PushBlobRow.push_id), col(PushRow.state) == PushState.OPEN]
+    if not by_expired_pushes:
         open_push.append(col(PushRow.expires_at) > db.now())
     by_push = exists().where(col(PushBlobRow.digest) == col(BlobRow.digest), *open_push)
     by_job = exists().where(col(JobRow.report) == col(BlobRow.digest), col(JobRow.state) == State.RUNNING)
@@ -81,119 +83,117 @@ def held(*, expired_too: bool = True) -> ColumnElement[bool]:
     return or_(by_push, by_job, by_node)
 
 
-def unneeded(*, expired_too: bool = True) -> ColumnElement[bool]:
-    return not_(or_(referenced(), held(expired_too=expired_too)))
+def is_unneeded(*, by_expired_pushes: bool = True) -> ColumnElement[bool]:
+    """Condition on `blob`: nothing refers to it or holds it."""
+    return not_(or_(is_referenced(), is_held(by_expired_pushes=by_expired_pushes)))
 
 
+# ------------------------------------------------------------------ blobs
 _WAS_DEAD = col(BlobRow.state) == BlobState.DEAD
-_AWAKE = (
+_REVIVE = (
     ("state", case((_WAS_DEAD, BlobState.PENDING), else_=col(BlobRow.state))),
     ("marked_at", case((_WAS_DEAD, None), else_=col(BlobRow.marked_at))),
 )
-_TOLD = (col(BlobRow.digest), col(BlobRow.state))
+_DIGEST_AND_STATE = (col(BlobRow.digest), col(BlobRow.state))
 
 
 def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobState]:
-    """A row for each blob that is about to be needed, locked until this transaction ends; their states.
+    """Create or lock the rows of blobs that are about to be referenced; return their states.
 
-    Insert what holds them (push, job) in the same transaction. `Unavailable` (TRY_LATER) for one that is being deleted.
+    Insert the reference (push, job) in the same transaction. `Unavailable` (TRY_LATER) if GC is deleting one of them.
     """
     if not sizes:
         return {}
-    moment = db.now()
-    new = [
-        {"digest": digest, "size_bytes": size, "state": BlobState.PENDING, "created_at": moment}
+    now = db.now()
+    values = [
+        {"digest": digest, "size_bytes": size, "state": BlobState.PENDING, "created_at": now}
         for digest, size in sorted(sizes.items())
     ]
-    told = db.claim(session, BlobRow, new, otherwise=_AWAKE, tell=_TOLD)
-    states = {Digest(digest): BlobState(state) for digest, state in told}
-    going = next((digest for digest, state in states.items() if state is BlobState.DELETING), None)
-    if going is not None:
-        raise Unavailable(
-            "TRY_LATER",
-            f"blob {going} is being deleted just now",
-            next_step="try again in a moment",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
+    rows = db.upsert(session, BlobRow, values, on_conflict=_REVIVE, returning=_DIGEST_AND_STATE)
+    states = {Digest(digest): BlobState(state) for digest, state in rows}
+    deleting = next((digest for digest, state in states.items() if state is BlobState.DELETING), None)
+    if deleting is not None:
+        raise _try_later(f"blob {deleting} is being deleted right now", "try again in a moment")
     return states
 
 
-_CORRUPT = select(BlobRow.digest).where(
+_SELECT_CORRUPT = select(BlobRow.digest).where(
     col(BlobRow.digest).in_(bindparam("digests", expanding=True)), col(BlobRow.state) == BlobState.CORRUPT
 )
 
 
-def damaged(session: Session, digests: Iterable[Digest]) -> set[Digest]:
-    """Which of these blobs, that somebody holds, have wrong bytes or none."""
-    return {Digest(digest) for digest in session.exec(_CORRUPT, params={"digests": list(digests)})}
+def find_damaged(session: Session, digests: Iterable[Digest]) -> set[Digest]:
+    """Return those of these blobs, which the caller holds, whose bytes are wrong or missing."""
+    return {Digest(digest) for digest in session.exec(_SELECT_CORRUPT, params={"digests": list(digests)})}
 
 
-_MENDED = col(BlobRow.digest).in_(bindparam("written", expanding=True))
-_GOOD = or_(
-    col(BlobRow.state).in_([BlobState.PENDING, BlobState.LIVE]), and_(col(BlobRow.state) == BlobState.CORRUPT, _MENDED)
+_WRITTEN = col(BlobRow.digest).in_(bindparam("written", expanding=True))
+_BECOMES_LIVE = or_(
+    col(BlobRow.state).in_([BlobState.PENDING, BlobState.LIVE]), and_(col(BlobRow.state) == BlobState.CORRUPT, _WRITTEN)
 )
-_LOCKED = (
+_LOCK_ROWS = (
     select(BlobRow.digest)
-    .where(col(BlobRow.digest).in_(bindparam("digests", expanding=True)), _GOOD)
-    .order_by(col(BlobRow.digest))  # as by `reserve`: two pushes that share blobs never wait for each other in a ring
+    .where(col(BlobRow.digest).in_(bindparam("digests", expanding=True)), _BECOMES_LIVE)
+    .order_by(col(BlobRow.digest))  # the order of `reserve`, so that pushes that share blobs cannot deadlock
     .with_for_update()
 )
-_ALIVE = (
+_SET_LIVE = (
     update(BlobRow)
-    .where(col(BlobRow.digest).in_(_LOCKED))
+    .where(col(BlobRow.digest).in_(_LOCK_ROWS))
     .values(
         state=BlobState.LIVE,
         marked_at=None,
-        checked_at=case((_MENDED, bindparam("moment", type_=UtcTime())), else_=col(BlobRow.checked_at)),
+        checked_at=case((_WRITTEN, bindparam("now", type_=UtcTime())), else_=col(BlobRow.checked_at)),
     )
     .returning(col(BlobRow.digest), col(BlobRow.size_bytes))
 )
-"""Put together once: every push asks this."""
+"""Built once, because every push executes it."""
 
 
-def keep(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()) -> None:
-    """Their bytes are in the store and true: `live` from now on. `written` are those that were written just now.
+def mark_live(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()) -> None:
+    """Mark blobs `live`: their bytes are stored and verified. `written` are those that were written just now.
 
-    `Unavailable` (TRY_LATER) when a blob was found corrupt meanwhile: the same call again will write it again.
+    `Unavailable` (TRY_LATER) if one was found corrupt or deleted meanwhile: pushing again writes it again.
     """
-    told = {"digests": sorted(sizes), "written": sorted(written), "moment": db.now()}
-    alive = session.connection().execute(_ALIVE, told).all() if sizes else []
-    kept = {Digest(digest): size for digest, size in alive}
-    for digest in (digest for digest, size in kept.items() if size != sizes[digest]):  # another push had said otherwise
-        true_size = update(BlobRow).where(col(BlobRow.digest) == digest).values(size_bytes=sizes[digest])
-        session.connection().execute(true_size)
-    lost = sorted(sizes.keys() - kept)
+    params = {"digests": sorted(sizes), "written": sorted(written), "now": db.now()}
+    rows = session.connection().execute(_SET_LIVE, params).all() if sizes else []
+    stored_sizes = {Digest(digest): size for digest, size in rows}
+    for digest, size in stored_sizes.items():
+        if size != sizes[digest]:  # another push had declared another size
+            correct = update(BlobRow).where(col(BlobRow.digest) == digest).values(size_bytes=sizes[digest])
+            session.connection().execute(correct)
+    lost = sorted(sizes.keys() - stored_sizes)
     if lost:
-        raise Unavailable(
-            "TRY_LATER",
-            f"blob {lost[0]} was found damaged or was taken away meanwhile",
-            next_step="push again: only what is missing will be sent",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
+        detail = f"blob {lost[0]} was found damaged or was deleted meanwhile"
+        raise _try_later(detail, "push again: only missing files are sent")
+
+
+def _try_later(detail: str, next_step: str) -> Unavailable:
+    return Unavailable("TRY_LATER", detail, next_step=next_step, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
 # ------------------------------------------------------------------ pushes
-def extend(session: Session, push_id: str, *, until: datetime) -> bool:
-    """Keep an open push open until then at least. False when it is committed; `NotFound` (PUSH_UNKNOWN) otherwise."""
+def extend_push(session: Session, push_id: str, *, until: datetime) -> bool:
+    """Keep an open push open until then at least. False if it is committed; else `NotFound` (PUSH_UNKNOWN)."""
     later = case((col(PushRow.expires_at) > until, col(PushRow.expires_at)), else_=literal(until, UtcTime()))
-    still = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == OPEN).values(expires_at=later)
-    if session.connection().execute(still).rowcount:
+    open_push = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == PushState.OPEN)
+    if session.connection().execute(open_push.values(expires_at=later)).rowcount:
         return True
-    if session.exec(select(PushRow.state).where(PushRow.id == push_id)).first() != COMMITTED:
+    if session.exec(select(PushRow.state).where(PushRow.id == push_id)).first() != PushState.COMMITTED:
         raise unknown_push(push_id)
     return False
 
 
-def end(session: Session, push_id: str) -> bool:
-    """An open push is committed and holds nothing any more. Whether it was open."""
-    ended = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == OPEN).values(state=COMMITTED)
-    return bool(session.connection().execute(ended).rowcount)
+def end_push(session: Session, push_id: str) -> bool:
+    """Commit an open push, which ends its references; return whether it was open."""
+    open_push = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == PushState.OPEN)
+    return bool(session.connection().execute(open_push.values(state=PushState.COMMITTED)).rowcount)
 
 
 def unknown_push(push_id: str) -> NotFound:
-    """The one answer for a push that is somebody else's, that has expired, or that never was."""
+    """The error for a push that belongs to another token, has expired or never existed: the same for all three."""
     return NotFound(
         "PUSH_UNKNOWN",
-        f"there is no open push {push_id[:80]!r} of yours",
-        next_step="push again: only what is missing will be sent",
+        f"you have no open push {push_id[:80]!r}",
+        next_step="push again: only missing files are sent",
     )

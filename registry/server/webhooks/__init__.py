@@ -26,7 +26,7 @@ from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db
-from registry.server.database.models.content import DeliveryRow, WebhookRow
+from registry.server.database.models import DeliveryRow, WebhookRow
 from registry.server.settings import Settings
 from registry.server.webhooks import target
 

@@ -31,7 +31,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlmodel import col, select
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
 
 from registry import __version__
 from registry.api.audit import EventView, moment
@@ -41,8 +42,7 @@ from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
-from registry.server.database.db import Engine
-from registry.server.database.models.content import DeliveryRow, EventRow, WebhookRow
+from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
 from registry.server.settings import Settings
 from registry.server.webhooks import target
 from registry.server.webhooks.target import Target
@@ -87,7 +87,7 @@ def step(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
     ids = _ids(engine)
     if not ids:
         return 0
-    with contextlib.suppress(Unavailable), locks.take(engine, "webhooks") as mine:
+    with contextlib.suppress(Unavailable), locks.acquire(engine, "webhooks") as mine:
         for webhook_id in ids:
             while _enqueue(engine, webhook_id):
                 mine.check()
@@ -138,7 +138,7 @@ def _enqueue(engine: Engine, webhook_id: str) -> bool:
         return until < tree.size(session)
 
 
-def _event(session: db.Session, row: DeliveryRow) -> EventView:
+def _event(session: Session, row: DeliveryRow) -> EventView:
     return audit.view(session.exec(select(EventRow).where(EventRow.position == row.position)).one())
 
 

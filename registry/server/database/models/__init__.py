@@ -1,1 +1,66 @@
-"""The tables, a file a subject."""
+"""The tables as SQLModel rows. The migrations write the same columns by hand, and a test compares the two.
+
+- A row has no behavior, validates nothing and never leaves `registry/server/`.
+- JSON columns hold what canonical JSON or pydantic wrote; `manifest` holds the canonical bytes as text.
+"""
+
+from sqlmodel import SQLModel
+
+from registry.server.database.models.access import (
+    AccessStateRow,
+    IdempotencyRow,
+    NamespaceRow,
+    PublisherRow,
+    RoleRow,
+    TakenNameRow,
+    TokenRow,
+    UsedAssertionRow,
+)
+from registry.server.database.models.audit import (
+    AttestationRow,
+    AuditCheckpointRow,
+    AuditTileRow,
+    DeliveryRow,
+    EventRow,
+    WebhookRow,
+)
+from registry.server.database.models.columns import UtcTime
+from registry.server.database.models.content import (
+    FACT,
+    AdapterRow,
+    BaseEdgeRow,
+    BaseIdentityRow,
+    BaseLikenessRow,
+    BaseRow,
+    BlobRow,
+    EdgeRow,
+    PushBlobRow,
+    PushRow,
+    VerdictRow,
+    VersionFileRow,
+    VersionInputRow,
+    VersionRow,
+    VersionTagRow,
+    VersionValuesRow,
+)
+from registry.server.database.models.jobs import BaseThresholdsRow, CampaignJobRow, CampaignRow, JobRow, JobStepRow
+from registry.server.database.models.promotion import (
+    AdapterGateRow,
+    AliasMoveRow,
+    AliasRow,
+    ApprovalRow,
+    NamespaceGateRow,
+)
+from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
+
+metadata = SQLModel.metadata
+
+__all__ = [  # noqa: RUF022
+    "metadata", "AccessStateRow", "AdapterGateRow", "AdapterRow", "AliasMoveRow", "AliasRow", "ApprovalRow",
+    "AttestationRow", "AuditCheckpointRow", "AuditTileRow", "BaseEdgeRow", "BaseIdentityRow", "BaseLikenessRow",
+    "BaseRow", "BaseThresholdsRow", "BlobRow", "CampaignJobRow", "CampaignRow", "DeliveryRow", "EdgeRow",
+    "EventRow", "FACT", "FleetBlobRow", "FleetNodeRow", "FleetSlotRow", "IdempotencyRow", "JobRow", "JobStepRow",
+    "NamespaceGateRow", "NamespaceRow", "PublisherRow", "PushBlobRow", "PushRow", "RoleRow", "TakenNameRow",
+    "TokenRow", "UsedAssertionRow", "UtcTime", "VerdictRow", "VersionFileRow", "VersionInputRow", "VersionRow",
+    "VersionTagRow", "VersionValuesRow", "WebhookRow",
+]  # fmt: skip

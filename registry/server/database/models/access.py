@@ -1,12 +1,4 @@
-"""The rows of access: tokens, namespaces, who has which role where, names that are taken, trusted publishers.
-
-Invariants
-- As in tables.py: rows validate nothing and never leave the server.
-- `access_state` has one row at most. Its generation grows with every change that takes a right away or gives one, in
-  the transaction of that change: who remembers an actor asks for it and knows whether the memory still holds.
-
-The migrations write these columns out by hand; a test compares the two.
-"""
+"""Tables of access: tokens, namespaces, roles, reserved names, trusted publishers, idempotency keys."""
 
 from __future__ import annotations
 
@@ -16,14 +8,14 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Text
 from sqlmodel import Field, SQLModel
 
-from registry.server.database.columns import UtcTime
+from registry.server.database.models.columns import UtcTime
 
 
 class TokenRow(SQLModel, table=True):
-    """A token at rest: the SHA-256 of its secret, never the secret.
+    """A token, with the SHA-256 of its secret and never the secret.
 
-    With a `subject`, the subject's roles bound what its scopes give. `adapters` (empty: all) bound it further.
-    `previous_sha256` is the secret before the last rotation, which still counts until `previous_until`.
+    The roles of `subject` (if set) limit its scopes; so do `adapters` (empty: all).
+    `previous_sha256` is the secret before the last rotation, valid until `previous_until`.
     """
 
     __tablename__ = "token"
@@ -44,7 +36,7 @@ class TokenRow(SQLModel, table=True):
 
 
 class NamespaceRow(SQLModel, table=True):
-    """A namespace and its limits; None is no limit. One without a row has none, and is private."""
+    """A namespace and its limits; None means no limit. A namespace without a row is private and has no limits."""
 
     __tablename__ = "namespace"
     name: str = Field(primary_key=True)
@@ -56,7 +48,7 @@ class NamespaceRow(SQLModel, table=True):
 
 
 class RoleRow(SQLModel, table=True):
-    """What a subject may do in a namespace. The subject `*` is everybody with a token, the namespace `*` is all."""
+    """The role of a subject in a namespace. Subject `*`: everybody with a token; namespace `*`: all of them."""
 
     __tablename__ = "namespace_role"
     namespace: str = Field(primary_key=True)
@@ -67,10 +59,10 @@ class RoleRow(SQLModel, table=True):
 
 
 class TakenNameRow(SQLModel, table=True):
-    """A name that nobody else may have, by its skeleton; `ended_at` marks one that nobody may ever have again.
+    """A reserved name, by its skeleton. With `ended_at` it is a tombstone: the name is never available again.
 
-    `owner` is the namespace of an adapter's name, and empty for the name of a namespace. `recorded_at` is empty until
-    the tombstone is recorded beside the blobs.
+    `owner` is the namespace of an adapter's name; empty for the name of a namespace. `recorded_at`: when the
+    tombstone's backup was written.
     """
 
     __tablename__ = "taken_name"
@@ -82,7 +74,7 @@ class TakenNameRow(SQLModel, table=True):
 
 
 class PublisherRow(SQLModel, table=True):
-    """Whose identity tokens may be exchanged for one that pushes this adapter: an issuer, and patterns of claims."""
+    """A trusted publisher: the issuer and claims of identity tokens that may be exchanged for a push token."""
 
     __tablename__ = "publisher"
     id: str = Field(primary_key=True)
@@ -95,7 +87,7 @@ class PublisherRow(SQLModel, table=True):
 
 
 class UsedAssertionRow(SQLModel, table=True):
-    """An identity token that was exchanged: it is not taken a second time."""
+    """An identity token that was exchanged, and cannot be a second time."""
 
     __tablename__ = "used_assertion"
     issuer: str = Field(primary_key=True)
@@ -104,13 +96,18 @@ class UsedAssertionRow(SQLModel, table=True):
 
 
 class AccessStateRow(SQLModel, table=True):
+    """The access epoch, in one row: every transaction that grants or revokes a right increments `generation`.
+
+    A cache of actors compares it to learn whether it is still valid.
+    """
+
     __tablename__ = "access_state"
     id: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     generation: int
 
 
 class IdempotencyRow(SQLModel, table=True):
-    """The answer to a mutation, kept under the caller's key, so that twice means once."""
+    """The response to a mutation under the caller's idempotency key, for a retry."""
 
     __tablename__ = "idempotency"
     token_id: str = Field(primary_key=True)

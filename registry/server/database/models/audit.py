@@ -1,9 +1,6 @@
-"""The rows of the audit log and of what follows from it: events, tiles, checkpoints, attestations, webhooks.
+"""Tables of the audit log and what follows from it: events, tiles, checkpoints, attestations, webhooks.
 
-Invariants
-- `event` is only appended to; its `position` is given once, by the sequencer, without a gap.
-- `audit_tile` and `audit_checkpoint` follow from the events; a replay compares them.
-- No secret is in a row: a webhook's is derived from the key file and the webhook's id.
+No row has a secret: a webhook's is derived from the key file and the webhook's id.
 """
 
 from __future__ import annotations
@@ -14,13 +11,13 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from registry.server.database.columns import UtcTime
+from registry.server.database.models.columns import UtcTime
 
 
 class EventRow(SQLModel, table=True):
-    """One line of the audit log, written in the transaction of the change that it tells of.
+    """An event, appended in the transaction of the change. The sequencer sets `position` once, without a gap.
 
-    `namespace` says who may see it: readers of that namespace, or administrators only where it is empty.
+    Readers of `namespace` may see it; if that is empty, only administrators.
     """
 
     __tablename__ = "event"
@@ -41,7 +38,7 @@ class EventRow(SQLModel, table=True):
 
 
 class AuditTileRow(SQLModel, table=True):
-    """One tile of the log's tree: up to 256 hashes of 32 bytes. `stored_width`: how much of it is in the store."""
+    """A tile of the log's tree: up to 256 hashes of 32 bytes. `stored_width`: how many of them are in the store."""
 
     __tablename__ = "audit_tile"
     level: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
@@ -52,7 +49,7 @@ class AuditTileRow(SQLModel, table=True):
 
 
 class AuditCheckpointRow(SQLModel, table=True):
-    """A signed size and root of the log: the whole note, as it was given out."""
+    """A checkpoint: the signed size and root of the log, as a whole note."""
 
     __tablename__ = "audit_checkpoint"
     size: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
@@ -61,7 +58,7 @@ class AuditCheckpointRow(SQLModel, table=True):
 
 
 class AttestationRow(SQLModel, table=True):
-    """A signed statement about a version, kept as the blob `digest`. `identity` is whose signature it carries."""
+    """A signed statement about a version, stored as the blob `digest`. `identity` is the signer."""
 
     __tablename__ = "attestation"
     id: int | None = Field(default=None, primary_key=True)
@@ -77,7 +74,7 @@ class AttestationRow(SQLModel, table=True):
 
 
 class WebhookRow(SQLModel, table=True):
-    """Where events are sent. `after` is the position of the last event that was looked at for it."""
+    """An endpoint that receives events. `after` is the position of the last event that was queued for it."""
 
     __tablename__ = "webhook"
     id: str = Field(primary_key=True)
@@ -90,7 +87,7 @@ class WebhookRow(SQLModel, table=True):
 
 
 class DeliveryRow(SQLModel, table=True):
-    """One event on its way to one webhook: waiting, delivered or dead."""
+    """The delivery of one event to one webhook: waiting, delivered or dead."""
 
     __tablename__ = "webhook_delivery"
     __table_args__ = (

@@ -1,14 +1,4 @@
-"""The rows: SQLModel tables, no behaviour and no validation. Those of access and audit are in rooms of their own.
-
-Invariants
-- A row ends in `Row` and never leaves `registry/server/`; `to_value()` or the catalog is the only crossing.
-- Every time is UTC and aware (`UtcTime` refuses a naive one and gives an aware one back on SQLite too).
-- JSON columns hold what canonical JSON or pydantic wrote; `manifest` holds the canonical bytes as text.
-- `version`, `version_file` and `edge` can be rebuilt from the manifests in the blob store.
-- `alias_move`, `event` and `verdict` are only ever appended to.
-
-The migration in migrations/versions writes these columns out by hand; a test compares the two.
-"""
+"""Tables of the content: bases, adapters, versions with their files, lineage, tags and verdicts; blobs and pushes."""
 
 from __future__ import annotations
 
@@ -16,41 +6,14 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint
-from sqlmodel import Field
-from sqlmodel import SQLModel as SQLModel
+from sqlmodel import Field, SQLModel
 
-from registry.server.database.columns import UtcTime as UtcTime
-from registry.server.database.models.access import AccessStateRow as AccessStateRow
-from registry.server.database.models.access import IdempotencyRow as IdempotencyRow
-from registry.server.database.models.access import NamespaceRow as NamespaceRow
-from registry.server.database.models.access import PublisherRow as PublisherRow
-from registry.server.database.models.access import RoleRow as RoleRow
-from registry.server.database.models.access import TakenNameRow as TakenNameRow
-from registry.server.database.models.access import TokenRow as TokenRow
-from registry.server.database.models.access import UsedAssertionRow as UsedAssertionRow
-from registry.server.database.models.audit import AttestationRow as AttestationRow
-from registry.server.database.models.audit import AuditCheckpointRow as AuditCheckpointRow
-from registry.server.database.models.audit import AuditTileRow as AuditTileRow
-from registry.server.database.models.audit import DeliveryRow as DeliveryRow
-from registry.server.database.models.audit import EventRow as EventRow
-from registry.server.database.models.audit import WebhookRow as WebhookRow
-from registry.server.database.models.fleet import FleetBlobRow as FleetBlobRow
-from registry.server.database.models.fleet import FleetNodeRow as FleetNodeRow
-from registry.server.database.models.fleet import FleetSlotRow as FleetSlotRow
-from registry.server.database.models.gates import AdapterGateRow as AdapterGateRow
-from registry.server.database.models.gates import ApprovalRow as ApprovalRow
-from registry.server.database.models.gates import NamespaceGateRow as NamespaceGateRow
-from registry.server.database.models.jobs import BaseThresholdsRow as BaseThresholdsRow
-from registry.server.database.models.jobs import CampaignJobRow as CampaignJobRow
-from registry.server.database.models.jobs import CampaignRow as CampaignRow
-from registry.server.database.models.jobs import JobStepRow as JobStepRow
-from registry.server.database.models.lineage import BaseEdgeRow as BaseEdgeRow
-from registry.server.database.models.lineage import VersionInputRow as VersionInputRow
-from registry.server.database.models.weights import VersionTagRow as VersionTagRow
-from registry.server.database.models.weights import VersionValuesRow as VersionValuesRow
+from registry.server.database.models.columns import UtcTime
 
 
 class BaseRow(SQLModel, table=True):
+    """A base model. `parents`: the versions that were fused into it; `recorded_at`: when its backup was written."""
+
     __tablename__ = "base"
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(unique=True)
@@ -64,7 +27,7 @@ class BaseRow(SQLModel, table=True):
 
 
 class BaseIdentityRow(SQLModel, table=True):
-    """Which weights a base has. Given once, by whoever read them all, and never changed."""
+    """The identity of a base's weights. A client that read all of them sets it once; it never changes."""
 
     __tablename__ = "base_identity"
     base_id: int = Field(foreign_key="base.id", primary_key=True)
@@ -75,7 +38,7 @@ class BaseIdentityRow(SQLModel, table=True):
 
 
 class BaseLikenessRow(SQLModel, table=True):
-    """How `other_id` is related to `base_id`: one row for each direction, made when an identity comes in."""
+    """How similar two bases are, one row per direction. Written when an identity is added."""
 
     __tablename__ = "base_likeness"
     base_id: int = Field(foreign_key="base.id", primary_key=True)
@@ -83,7 +46,18 @@ class BaseLikenessRow(SQLModel, table=True):
     likeness: dict[str, Any] = Field(sa_type=JSON)
 
 
+class BaseEdgeRow(SQLModel, table=True):
+    """Base → version that was fused into it, by manifest digest: the same as `base.parents`, as a graph."""
+
+    __tablename__ = "base_edge"
+    base_id: int = Field(foreign_key="base.id", primary_key=True)
+    parent_digest: str = Field(primary_key=True, index=True)
+    relation: str = Field(primary_key=True)
+
+
 class AdapterRow(SQLModel, table=True):
+    """An adapter. `newest_number` counts its versions and never decreases."""
+
     __tablename__ = "adapter"
     __table_args__ = (UniqueConstraint("namespace", "name"),)
     id: int | None = Field(default=None, primary_key=True)
@@ -129,7 +103,7 @@ class VersionRow(SQLModel, table=True):
 
 
 class VersionFileRow(SQLModel, table=True):
-    """A file of a version. `git_sha1` is the id of a git blob with its bytes, once a client of the Hub asked for it."""
+    """A file of a version. `git_sha1`: the git blob id of its bytes, once a Hub client asked for it."""
 
     __tablename__ = "version_file"
     version_id: int = Field(foreign_key="version.id", primary_key=True)
@@ -141,7 +115,7 @@ class VersionFileRow(SQLModel, table=True):
 
 
 class EdgeRow(SQLModel, table=True):
-    """Child → parent by the parent's manifest digest; the parent's row may not exist here (yet)."""
+    """Child → parent by the parent's manifest digest. The parent may not exist here, or not yet."""
 
     __tablename__ = "edge"
     child_id: int = Field(foreign_key="version.id", primary_key=True)
@@ -150,37 +124,43 @@ class EdgeRow(SQLModel, table=True):
     parent_name: str = ""
 
 
-class AliasRow(SQLModel, table=True):
-    """Where an alias points now. `generation` grows by one with each move and is never reused."""
+class VersionInputRow(SQLModel, table=True):
+    """A data set, run or commit that a version declares, or a data set that its README claims (see `relation`)."""
 
-    __tablename__ = "alias"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
-    alias: str = Field(primary_key=True)
-    version_id: int = Field(foreign_key="version.id", index=True)
-    generation: int
-    moved_at: datetime = Field(sa_type=UtcTime)
-    moved_by: str
-    reason: str = Field(default="", sa_type=Text)
+    __tablename__ = "version_input"
+    version_id: int = Field(foreign_key="version.id", primary_key=True)
+    place: int = Field(primary_key=True)
+    relation: str
+    node: str
+    name: str
+    uri: str = Field(index=True)
+    digest: str | None = Field(default=None, index=True)
 
 
-class AliasMoveRow(SQLModel, table=True):
-    """The history of an alias, kept for ever: one row per generation, so time travel is one query."""
+class VersionValuesRow(SQLModel, table=True):
+    """`norms`: JSON, module → |A|, |B|, |scale · BA| and the root mean square of its elements."""
 
-    __tablename__ = "alias_move"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
-    alias: str = Field(primary_key=True)
-    generation: int = Field(primary_key=True)
-    from_version_id: int | None = Field(default=None, foreign_key="version.id")
-    to_version_id: int | None = Field(default=None, foreign_key="version.id")
-    at: datetime = Field(sa_type=UtcTime, index=True)
-    actor: str
-    token_id: str = ""
-    reason: str = Field(default="", sa_type=Text)
-    evidence: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    __tablename__ = "version_values"
+    version_id: int = Field(foreign_key="version.id", primary_key=True)
+    norms: str = Field(sa_type=Text)
+
+
+FACT = "fact:"
+"""Prefix of the tags that are facts of a version's content: `fact:target:q_proj`, `fact:scheme:peft`."""
+
+
+class VersionTagRow(SQLModel, table=True):
+    """A searchable annotation of a version's manifest, or one of its facts (`FACT`)."""
+
+    __tablename__ = "version_tag"
+    __table_args__ = (Index("ix_version_tag_key_value", "key", "value", "version_id"),)
+    version_id: int = Field(foreign_key="version.id", primary_key=True)
+    key: str = Field(primary_key=True)
+    value: str
 
 
 class VerdictRow(SQLModel, table=True):
-    """Appended, never changed: the newest row of (version, check, profile) is the verdict that counts."""
+    """A verdict. Rows are only appended: the newest one of (version, check, profile) counts."""
 
     __tablename__ = "verdict"
     __table_args__ = (Index("ix_verdict_version_check", "version_id", "check", "profile"),)
@@ -200,10 +180,10 @@ class VerdictRow(SQLModel, table=True):
 
 
 class BlobRow(SQLModel, table=True):
-    """A final key of the store; the row is there before the bytes are and goes after them. See `holds.BlobState`.
+    """A blob under its final key. The row is created before the bytes and deleted after them (see `BlobState`).
 
-    `git_sha1` is not used any more (`VersionFileRow` has it): it goes in a later release.
-    `marked_at` is when it became dead, `checked_at` when its bytes were last read and found true (or not: `corrupt`).
+    `marked_at`: when it became dead. `checked_at`: when its bytes were last read and hashed.
+    `git_sha1` is unused (see `VersionFileRow`) and goes in a later release.
     """
 
     __tablename__ = "blob"
@@ -217,7 +197,7 @@ class BlobRow(SQLModel, table=True):
 
 
 class PushRow(SQLModel, table=True):
-    """A push. While it is `open` it holds every blob that its manifest names; `gc` ends it after `expires_at`."""
+    """A push. While it is open, it references every blob of its manifest; GC ends it after `expires_at`."""
 
     __tablename__ = "push"
     id: str = Field(primary_key=True)
@@ -234,41 +214,10 @@ class PushRow(SQLModel, table=True):
 
 
 class PushBlobRow(SQLModel, table=True):
-    """A blob that a push names. `staging_key` is empty when the caller's own versions hold it already."""
+    """A blob of a push. `staging_key` is empty if a version that the caller can read has it already."""
 
     __tablename__ = "push_blob"
     push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
     digest: str = Field(primary_key=True, index=True)
     size_bytes: int = Field(sa_type=BigInteger)
     staging_key: str = ""
-
-
-class JobRow(SQLModel, table=True):
-    """A job. While it runs it holds the blob `report`, which it is about to leave behind."""
-
-    __tablename__ = "job"
-    __table_args__ = (Index("ix_job_claim", "state", "kind", "run_after", "priority"),)
-    id: str = Field(primary_key=True)
-    kind: str
-    state: str
-    namespace: str
-    version_id: int | None = Field(default=None, foreign_key="version.id", index=True)
-    subject: str
-    subject_digest: str | None = None
-    base: str = Field(index=True)
-    priority: int = 0
-    attempt: int = 0
-    attempts_limit: int
-    payload: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
-    progress: str = ""
-    result: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
-    error: str = Field(default="", sa_type=Text)
-    report: str | None = Field(default=None, index=True)
-    worker: str = ""
-    lease_token: str = ""
-    lease_expires_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
-    run_after: datetime = Field(sa_type=UtcTime)
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
-    started_at: datetime | None = Field(default=None, sa_type=UtcTime)
-    finished_at: datetime | None = Field(default=None, sa_type=UtcTime)

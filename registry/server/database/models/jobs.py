@@ -1,33 +1,60 @@
-"""The rows around jobs and bases' judging: thresholds, campaigns and their jobs, the steps of a job.
-
-Invariants
-- As in tables.py: rows validate nothing and never leave the server.
-- `job_step` is only ever appended to; how many one job may have is `queue`'s to say.
-"""
+"""Tables of jobs: the queue, the steps of a job, campaigns, and the thresholds of a base."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Text
+from sqlalchemy import JSON, Index, Text
 from sqlmodel import Field, SQLModel
 
-from registry.server.database.columns import UtcTime
+from registry.server.database.models.columns import UtcTime
 
 
-class BaseThresholdsRow(SQLModel, table=True):
-    """What a base says instead of the default thresholds."""
+class JobRow(SQLModel, table=True):
+    """A job. While it runs it references the blob `report` that it is about to write."""
 
-    __tablename__ = "base_thresholds"
-    base_id: int = Field(foreign_key="base.id", primary_key=True)
-    thresholds: dict[str, Any] = Field(sa_type=JSON)
-    set_at: datetime = Field(sa_type=UtcTime)
-    set_by: str
+    __tablename__ = "job"
+    __table_args__ = (Index("ix_job_claim", "state", "kind", "run_after", "priority"),)
+    id: str = Field(primary_key=True)
+    kind: str
+    state: str
+    namespace: str
+    version_id: int | None = Field(default=None, foreign_key="version.id", index=True)
+    subject: str
+    subject_digest: str | None = None
+    base: str = Field(index=True)
+    priority: int = 0
+    attempt: int = 0
+    attempts_limit: int
+    payload: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    progress: str = ""
+    result: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    error: str = Field(default="", sa_type=Text)
+    report: str | None = Field(default=None, index=True)
+    worker: str = ""
+    lease_token: str = ""
+    lease_expires_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
+    run_after: datetime = Field(sa_type=UtcTime)
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+    started_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class JobStepRow(SQLModel, table=True):
+    """A line of a job's log. Rows are only appended; the queue limits how many."""
+
+    __tablename__ = "job_step"
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(foreign_key="job.id", index=True)
+    attempt: int
+    at: datetime = Field(sa_type=UtcTime)
+    says: str
 
 
 class CampaignRow(SQLModel, table=True):
-    """`why`: what was asked for, as it was asked."""
+    """A campaign of smoke tests. `why`: the request as it was sent."""
 
     __tablename__ = "campaign"
     id: str = Field(primary_key=True)
@@ -39,7 +66,7 @@ class CampaignRow(SQLModel, table=True):
 
 
 class CampaignJobRow(SQLModel, table=True):
-    """One version of a campaign. `before`: the outcome of its check `smoke` when it began; empty for none."""
+    """One version of a campaign. `before`: the outcome of its check `smoke` when the campaign began; empty for none."""
 
     __tablename__ = "campaign_job"
     campaign_id: str = Field(foreign_key="campaign.id", primary_key=True)
@@ -48,12 +75,11 @@ class CampaignJobRow(SQLModel, table=True):
     summary: str = Field(default="", sa_type=Text)
 
 
-class JobStepRow(SQLModel, table=True):
-    """What a worker said that it was doing."""
+class BaseThresholdsRow(SQLModel, table=True):
+    """Thresholds that a base sets instead of the defaults."""
 
-    __tablename__ = "job_step"
-    id: int | None = Field(default=None, primary_key=True)
-    job_id: str = Field(foreign_key="job.id", index=True)
-    attempt: int
-    at: datetime = Field(sa_type=UtcTime)
-    says: str
+    __tablename__ = "base_thresholds"
+    base_id: int = Field(foreign_key="base.id", primary_key=True)
+    thresholds: dict[str, Any] = Field(sa_type=JSON)
+    set_at: datetime = Field(sa_type=UtcTime)
+    set_by: str

@@ -35,8 +35,7 @@ from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
-from registry.server.database.models.content import BaseRow, VerdictRow, VersionRow
-from registry.server.database.models.weights import VersionValuesRow
+from registry.server.database.models import BaseRow, VerdictRow, VersionRow, VersionValuesRow
 from registry.server.evaluation import engine_compat
 from registry.server.evaluation.weights import against
 from registry.server.evaluation.weights.measure import Measured, measure
@@ -57,8 +56,8 @@ def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured)
     verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
     written = verdicts.row(verdict, row, base)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
-    db.append(session, [written])
-    db.append(session, [VersionValuesRow(version_id=row.id or 0, norms=text)])
+    db.bulk_insert(session, [written])
+    db.bulk_insert(session, [VersionValuesRow(version_id=row.id or 0, norms=text)])
     return written
 
 

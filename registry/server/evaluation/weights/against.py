@@ -30,7 +30,7 @@ from registry.compat.paths import Paths
 from registry.evaluation.thresholds import DEFAULTS, Thresholds
 from registry.evaluation.verdicts import Finding
 from registry.server.catalog import bases
-from registry.server.database.models.content import BaseIdentityRow, BaseRow, BaseThresholdsRow
+from registry.server.database.models import BaseIdentityRow, BaseRow, BaseThresholdsRow
 from registry.server.evaluation.weights.numbers import Norms
 
 BASES_KEPT = 16

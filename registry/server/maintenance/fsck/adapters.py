@@ -24,7 +24,7 @@ from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.catalog import metadata_backup
-from registry.server.database.models.content import (
+from registry.server.database.models import (
     AdapterRow,
     AliasMoveRow,
     AliasRow,

@@ -16,10 +16,10 @@ from sqlmodel import Session, col, select
 
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
-from registry.server.database.models.content import AttestationRow, BlobRow, PushRow, VerdictRow, VersionFileRow
+from registry.server.database.models import AttestationRow, BlobRow, PushRow, VerdictRow, VersionFileRow
 from registry.server.maintenance.fsck.page import Page
 from registry.server.storage.blobs import digest_of, key_of
-from registry.server.storage.references import OPEN, BlobState
+from registry.server.storage.references import BlobState, PushState
 
 _HEX = "0123456789abcdef"
 _ATTESTATION = "an attestation"
@@ -129,6 +129,6 @@ def _staged(page: Page) -> None:
     """Left-overs of pushes that ended are no damage: the next `gc` removes them."""
     pushes = {stat.key.split("/")[1] for stat in page.blobs.list("staging/")}
     with page.snapshot() as session:
-        held = select(PushRow.id).where(col(PushRow.id).in_(pushes), PushRow.state == OPEN)
+        held = select(PushRow.id).where(col(PushRow.id).in_(pushes), PushRow.state == PushState.OPEN)
         ended = pushes - set(session.exec(held).all())
     page.count("pushes_ended_with_staged_bytes", len(ended))

@@ -25,7 +25,7 @@ from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.server import audit
 from registry.server.database import db
-from registry.server.database.models.content import BlobRow
+from registry.server.database.models import BlobRow
 from registry.server.maintenance.fsck.page import Page
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.references import BlobState

@@ -42,7 +42,7 @@ def run(engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, requ
     """One request of a run; an event tells that it deleted blobs. `Unavailable` (TRY_LATER) while another collects."""
     grace = settings.gc_grace_seconds if request.grace_seconds is None else request.grace_seconds
     hold = timedelta(seconds=settings.push_hold_seconds)
-    with locks.take(engine, TURN) as mine:
+    with locks.acquire(engine, TURN) as mine:
         shift = Shift(engine, blobs, mine, timedelta(seconds=grace), hold, request.dry_run)
         following = _work(shift, request.cursor)
     deleted = {what: shift.counts[what] for what in DELETED if shift.counts.get(what)}

@@ -21,13 +21,13 @@ from sqlmodel import col, select
 from registry.server import failpoints
 from registry.server.catalog import metadata_backup
 from registry.server.database import db
-from registry.server.database.models.content import BlobRow, IdempotencyRow, PushRow
+from registry.server.database.models import BlobRow, IdempotencyRow, PushRow
 from registry.server.evaluation import weights
 from registry.server.maintenance.gc.run import BATCH, Shift
 from registry.server.serving import reports
 from registry.server.storage import references
 from registry.server.storage.blobs import digest_of
-from registry.server.storage.references import EXPIRED, OPEN, BlobState
+from registry.server.storage.references import BlobState, PushState
 
 KEEP_ENDED = timedelta(days=7)
 """How long an ended push and the answer to a mutation are remembered, for a client that asks twice."""
@@ -60,7 +60,7 @@ def is_place(after: str) -> bool:
 def foresee(shift: Shift) -> None:
     """Count what `collect` would do."""
     with db.session(shift.engine, write=False) as session:
-        marked = and_(_markable(), references.unneeded(expired_too=False))
+        marked = and_(_markable(), references.is_unneeded(by_expired_pushes=False))
         going = or_(_ripe(shift), col(BlobRow.state) == BlobState.DELETING)
         if not shift.grace:
             going = or_(going, marked)
@@ -84,11 +84,11 @@ def _markable() -> ColumnElement[bool]:
 
 
 def _late() -> ColumnElement[bool]:
-    return and_(col(PushRow.state) == OPEN, col(PushRow.expires_at) <= db.now())
+    return and_(col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) <= db.now())
 
 
 def _old() -> ColumnElement[bool]:
-    return and_(col(PushRow.state) != OPEN, col(PushRow.expires_at) < db.now() - KEEP_ENDED)
+    return and_(col(PushRow.state) != PushState.OPEN, col(PushRow.expires_at) < db.now() - KEEP_ENDED)
 
 
 def _old_answer() -> ColumnElement[bool]:
@@ -107,7 +107,7 @@ def _end_pushes(shift: Shift) -> None:
         with db.session(shift.engine) as session:
             late = select(PushRow.id).where(_late()).limit(BATCH).with_for_update(skip_locked=True)
             ids = session.exec(late).all()
-            ended = update(PushRow).where(col(PushRow.id).in_(ids), _late()).values(state=EXPIRED)
+            ended = update(PushRow).where(col(PushRow.id).in_(ids), _late()).values(state=PushState.EXPIRED)
             session.connection().execute(ended)
         shift.count("pushes_expired", len(ids))
         for push_id in ids:
@@ -125,7 +125,7 @@ def _mark(shift: Shift, after: str) -> str:
             if not digests:
                 return END
             between = col(BlobRow.digest).between(digests[0], digests[-1])
-            found = session.exec(select(BlobRow.digest).where(between, _markable(), references.unneeded())).all()
+            found = session.exec(select(BlobRow.digest).where(between, _markable(), references.is_unneeded())).all()
         after = digests[-1]
         for start in range(0, len(found), BATCH):
             values = {"state": BlobState.DEAD, "marked_at": db.now()}
@@ -159,7 +159,7 @@ def _change(
         locked = select(BlobRow.digest).where(col(BlobRow.digest).in_(digests), condition).order_by(col(BlobRow.digest))
         ours = session.exec(locked.with_for_update(skip_locked=True)).all()
         changed = (
-            update(BlobRow).where(col(BlobRow.digest).in_(ours), condition, references.unneeded()).values(**values)
+            update(BlobRow).where(col(BlobRow.digest).in_(ours), condition, references.is_unneeded()).values(**values)
         )
         changed = changed.execution_options(synchronize_session=False)
         return session.connection().execute(changed.returning(col(BlobRow.digest))).scalars().all()

@@ -23,8 +23,8 @@ from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server import failpoints
 from registry.server.database import db
-from registry.server.database.locks import Turn
-from registry.server.database.models.content import BlobRow
+from registry.server.database.locks import AdvisoryLock
+from registry.server.database.models import BlobRow
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.references import BlobState
 
@@ -39,7 +39,7 @@ SECONDS = 10.0
 class Shift:
     engine: Engine
     blobs: BlobStore
-    turn: Turn
+    lock: AdvisoryLock
     grace: timedelta
     hold: timedelta
     dry_run: bool
@@ -59,7 +59,7 @@ class Shift:
         """Bytes, then rows, of blobs that are claimed (`deleting`); which. Killed in between, it is done again."""
         gone = []
         for digest in digests:
-            self.turn.check()
+            self.lock.check()
             if self.delete(key_of(Digest(digest))):
                 gone.append(digest)
         failpoints.reach("gc.deleted")

@@ -21,11 +21,11 @@ from sqlmodel import col, select
 
 from registry.errors import Invalid
 from registry.server.database import db
-from registry.server.database.models.content import BlobRow, PushRow
+from registry.server.database.models import BlobRow, PushRow
 from registry.server.maintenance.gc.run import BATCH, Shift
 from registry.server.maintenance.recovery import rebuild
 from registry.server.storage.blobs import Stat, digest_of
-from registry.server.storage.references import OPEN, BlobState
+from registry.server.storage.references import BlobState, PushState
 
 STAGING = "staging"
 FIRST_SHARD = "blobs:00"
@@ -42,7 +42,9 @@ def _staging(shift: Shift) -> str:
     for stats in _batches(shift.blobs.list("staging/")):
         of_push = {stat.key: stat.key.split("/")[1] for stat in stats}
         with db.session(shift.engine, write=False) as session:
-            held = select(PushRow.id).where(col(PushRow.id).in_(set(of_push.values())), col(PushRow.state) == OPEN)
+            held = select(PushRow.id).where(
+                col(PushRow.id).in_(set(of_push.values())), col(PushRow.state) == PushState.OPEN
+            )
             still_open = set(session.exec(held).all())
         for key, push_id in of_push.items():
             if push_id not in still_open and (shift.dry_run or shift.delete(key)):

@@ -24,7 +24,7 @@ from registry.api.records import BaseRecord
 from registry.names import AdapterName
 from registry.server.catalog import metadata_backup, versions
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore, Stat
 
 BATCH = 200

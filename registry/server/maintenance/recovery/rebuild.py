@@ -40,7 +40,7 @@ from registry.server.audit import stored
 from registry.server.catalog import base_identity, bases, metadata_backup
 from registry.server.catalog import versions as catalog
 from registry.server.database import db
-from registry.server.database.models.content import AdapterRow, AliasRow, BaseRow, BlobRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, BlobRow, VersionRow
 from registry.server.evaluation import weights
 from registry.server.maintenance.recovery import missing as unrecorded
 from registry.server.maintenance.recovery import tombstones
@@ -235,7 +235,9 @@ def _add_version(
     rows.add_contents(session, row, manifest)
     sizes = {file.digest: file.size_bytes for file in manifest.files}
     references.reserve(session, sizes)
-    references.keep(session, {digest: size for digest, size in sizes.items() if digest in present}, written=present)
+    references.mark_live(
+        session, {digest: size for digest, size in sizes.items() if digest in present}, written=present
+    )
     _mark_missing(session, set(sizes) - present)
     if judged is not None:
         rows.add_verdict(session, row, base, judged)

@@ -12,6 +12,7 @@ Example
 
 from __future__ import annotations
 
+from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry import names
@@ -22,8 +23,7 @@ from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import metadata_backup
 from registry.server.database import db
-from registry.server.database.db import Engine
-from registry.server.database.models.content import TakenNameRow
+from registry.server.database.models import TakenNameRow
 from registry.server.storage.blobs import BlobStore, Stat
 
 

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy import Engine
 
 from registry import hub as words
 from registry.api import PAGE_LIMIT
@@ -27,7 +28,7 @@ from registry.server import hub
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models.content import VersionRow
+from registry.server.database.models import VersionRow
 from registry.server.hub import gits
 from registry.server.routes.deps import BlobsDep, CursorDep, EngineDep, Puller, SessionDep
 from registry.server.routes.hub import dialect
@@ -42,7 +43,7 @@ PATHS_LIMIT = 1000
 class Looked:
     """A repository at a revision: its version's row, and its files with their git ids where these are wanted."""
 
-    def __init__(self, request: Request, engine: db.Engine, actor: Actor, revision: str) -> None:
+    def __init__(self, request: Request, engine: Engine, actor: Actor, revision: str) -> None:
         given = request.path_params
         self.name = hub.name(given["namespace"], given["name"])
         with db.session(engine, write=False) as session:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
+from sqlalchemy import Engine
 
 from registry import hub as words
 from registry.hub.shapes import File
@@ -25,7 +26,6 @@ from registry.server import hub
 from registry.server.actors import Actor
 from registry.server.catalog import files
 from registry.server.database import db
-from registry.server.database.db import Engine
 from registry.server.hub import gits
 from registry.server.routes import transfer
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER

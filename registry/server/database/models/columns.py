@@ -1,11 +1,6 @@
-"""What every table shares: how constraints are named, and times that are UTC and aware.
+"""What all tables share: the names of constraints and the type of times.
 
-Invariants
-- The names of constraints are set before the first table is made, so migrations and tables agree on them.
-- A naive time is refused on the way in; an aware one comes back, on SQLite too.
-
-Example
-    at: datetime = Field(sa_type=UtcTime)
+The naming convention is set before the first table is defined, so that tables and migrations agree on the names.
 """
 
 from __future__ import annotations
@@ -27,14 +22,14 @@ SQLModel.metadata.naming_convention = {
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An aware UTC time in every database. SQLite keeps no zone, so it is put back on the way out."""
+    """An aware UTC time. A naive time raises `ValueError`; SQLite stores no zone, so it is added again on reading."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         if value is not None and value.tzinfo is None:
-            raise ValueError("a naive time was about to be stored; use db.now()")
+            raise ValueError("cannot store a naive time; use db.now()")
         return value.astimezone(UTC) if value is not None else None
 
     def process_result_value(self, value: Any, _dialect: Dialect) -> datetime | None:

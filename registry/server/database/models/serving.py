@@ -1,10 +1,6 @@
-"""The rows of the fleet: which node has reported which versions on which engine, and which blobs those need.
+"""Tables of serving: which node has reported which versions on which engine, and which blobs those need.
 
-Invariants
-- As in tables.py: rows validate nothing and never leave the server.
-- A slot names an adapter and a digest and points at no row: a node goes on serving what was deleted here.
-
-The migrations write these columns out by hand; a test compares the two.
+A slot names an adapter and a digest without a foreign key: a node goes on serving what was deleted here.
 """
 
 from __future__ import annotations
@@ -14,11 +10,11 @@ from datetime import datetime
 from sqlalchemy import JSON, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from registry.server.database.columns import UtcTime
+from registry.server.database.models.columns import UtcTime
 
 
 class FleetNodeRow(SQLModel, table=True):
-    """An engine on a node. `reach`: the namespaces that its token pulls from, none for all. `said`: its last word."""
+    """An engine on a node. `reach`: the namespaces that its token pulls from, None for all. `said`: its last report."""
 
     __tablename__ = "fleet_node"
     __table_args__ = (UniqueConstraint("reporter", "node", "engine"),)
@@ -38,6 +34,8 @@ class FleetNodeRow(SQLModel, table=True):
 
 
 class FleetSlotRow(SQLModel, table=True):
+    """A version that a node serves or loads under `served_name`."""
+
     __tablename__ = "fleet_slot"
     node_id: int = Field(foreign_key="fleet_node.id", primary_key=True)
     served_name: str = Field(primary_key=True)
@@ -52,7 +50,7 @@ class FleetSlotRow(SQLModel, table=True):
 
 
 class FleetBlobRow(SQLModel, table=True):
-    """A blob that a version needs which some node has reported; kept when the version's own rows have gone."""
+    """A blob of a version that some node has reported. It stays when the version itself is deleted."""
 
     __tablename__ = "fleet_blob"
     version: str = Field(primary_key=True)

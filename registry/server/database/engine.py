@@ -1,0 +1,117 @@
+"""Creates the database engine and sets each connection up. `db` has what runs on it.
+
+SQLite before 3.51.3 can corrupt a WAL database that several connections write. A newer one is used from pysqlite3 where
+that is installed; otherwise the journal stays in its safe mode.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import Connection, ExceptionContext, create_engine, event
+from sqlalchemy import Engine as Engine
+from sqlalchemy.engine import URL, make_url
+
+from registry.errors import Invalid
+from registry.server.database.db import BEGIN, READ_ONLY_SQLSTATE
+from registry.server.database.locks import SqliteWriteLock
+from registry.server.settings import Settings
+
+try:
+    import pysqlite3.dbapi2 as newer_sqlite
+except ImportError:  # not on this platform
+    newer_sqlite = None
+
+WAL_IS_SAFE_SINCE = (3, 51, 3)
+BUSY_SECONDS = 30
+STATEMENT_LIMIT_MS = 30_000
+LOCK_LIMIT_MS = 15_000
+HANG_SECONDS = 65
+"""How long to wait for PostgreSQL to say anything: longer than it may take for any statement."""
+_KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+"""Notice within 20 seconds that a database host is gone; Linux by default takes a quarter of an hour."""
+
+
+def open_database(settings: Settings) -> Engine:
+    """Return the engine of `settings.database_url`. `Invalid` (SETTING_INVALID) for any other database."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite":
+        return _create_sqlite_engine(url)
+    if url.get_backend_name() == "postgresql":
+        return _create_postgresql_engine(url, settings.database_pool)
+    raise Invalid(
+        "SETTING_INVALID", f"REGISTRY_DATABASE_URL: {url.get_backend_name()!r} is neither 'sqlite' nor 'postgresql'"
+    )
+
+
+def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
+    # No JIT: the statements are short, and compiling a recursive one takes longer than running it.
+    options = f"-c timezone=UTC -c jit=off -c statement_timeout={STATEMENT_LIMIT_MS} -c lock_timeout={LOCK_LIMIT_MS}"
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        connect_args={"options": options, "connect_timeout": 10, **_KEEPALIVE},
+    )
+    event.listen(engine, "connect", _limit_silence)
+
+    @event.listens_for(engine, "handle_error")
+    def _reconnect_after_failover(context: ExceptionContext) -> None:
+        """After a failover the pooled connections lead to the old server, which only reads: replace them all."""
+        if getattr(context.original_exception, "sqlstate", "") == READ_ONLY_SQLSTATE:
+            context.is_disconnect = True
+
+    return engine
+
+
+def _limit_silence(connection: Any, _record: Any) -> None:
+    """Limit how long a connection waits: a stopped PostgreSQL, or one with a stopped disk, keeps it open and silent."""
+    wait = connection.wait
+
+    def wait_with_limit(gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return wait(gen, interval, HANG_SECONDS if timeout is None else timeout)
+        except Exception:
+            if connection.info.transaction_status.name == "ACTIVE":  # the answer may still come, after its request
+                connection.close()
+            raise
+
+    connection.wait = wait_with_limit
+
+
+def _create_sqlite_engine(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise Invalid("SETTING_INVALID", "REGISTRY_DATABASE_URL: SQLite needs a file, because threads share it")
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    module = _choose_sqlite_module()
+    journal = "WAL" if module.sqlite_version_info >= WAL_IS_SAFE_SINCE else "DELETE"
+    engine = create_engine(url, module=module, pool_size=8, max_overflow=64, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions itself: `_begin` does
+        connection.execute(f"PRAGMA journal_mode={journal}")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    write_lock = SqliteWriteLock(engine)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if connection.get_execution_options().get(BEGIN) == "IMMEDIATE":
+            write_lock.begin(connection)
+        else:
+            connection.exec_driver_sql("BEGIN DEFERRED")
+
+    return engine
+
+
+def _choose_sqlite_module() -> ModuleType:
+    if sqlite3.sqlite_version_info >= WAL_IS_SAFE_SINCE or newer_sqlite is None:
+        return sqlite3
+    module: ModuleType = newer_sqlite
+    return module
