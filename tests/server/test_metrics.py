@@ -16,10 +16,10 @@ def scrape(world: World, secret: str = "") -> httpx.Response:
     return httpx.Client(transport=world.transport, base_url=URL, headers=headers).get("/api/v1/metrics")
 
 
-def values(answer: httpx.Response) -> dict[str, int]:
+def values(answer: httpx.Response) -> dict[str, float]:
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    return {name: int(value) for name, value in re.findall(r"^(registry_\S+) (\d+)$", answer.text, re.MULTILINE)}
+    return {name: float(value) for name, value in re.findall(r"^(registry_\S+) (\S+)$", answer.text, re.MULTILINE)}
 
 
 def test_what_is_here_what_waits_and_what_is_served_is_counted(world: World) -> None:

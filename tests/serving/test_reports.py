@@ -93,16 +93,17 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
     node.states()
     with metrics.served({"vllm-8000": node.metrics}, "0") as address:
         text = urllib.request.urlopen(address, timeout=60).read().decode()
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(address.replace("/metrics", "/"), timeout=60)
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(address, data=b"", timeout=60)
         port = address.split(":")[2].partition("/")[0]
         with pytest.raises(Unavailable, match="cannot be served"), metrics.served({}, port):
             pass
-    found = dict(re.findall(rf'^{PREFIX}(\w+){{engine="vllm-8000"}} (\S+)$', text, re.MULTILINE))
+    series = re.findall(rf'^{PREFIX}(\w+){{engine="vllm-8000"}} (\S+)$', text, re.MULTILINE)
+    found = {name: float(value) for name, value in series}
     assert found.keys() == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     counted = {name: found[name] for name in ("passes_total", "pulls_total", "loads_total", "proofs_total", "wanted")}
-    assert counted == {"passes_total": "1", "pulls_total": "1", "loads_total": "1", "proofs_total": "1", "wanted": "2"}
-    assert (found["serving"], found["refused"], found["converged"], found["loaded"]) == ("1", "1", "0", "1")
+    assert counted == {"passes_total": 1, "pulls_total": 1, "loads_total": 1, "proofs_total": 1, "wanted": 2}
+    assert (found["serving"], found["refused"], found["converged"], found["loaded"]) == (1, 1, 0, 1)
     assert int(found["pulled_bytes_total"]) == node.world.admin.version("acme/support").size_bytes
     assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
     for wrong in ("", "x", "70000", "localhost"):

@@ -6,15 +6,18 @@ Invariants
 - No name of a namespace, adapter or node is a label.
 
 Example
-    >>> "registry_adapters 200" in metrics.text(session, requests)
+    >>> b"registry_adapters 200.0" in metrics.text(session, requests)
     True
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy import case, func
 from sqlmodel import Session, col, select
 
@@ -33,68 +36,61 @@ from registry.server.database.models import (
 from registry.server.serving import reports
 from registry.server.storage.references import PushState
 
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "registry_"
 UNDELIVERED = ("waiting", "dead")
 Requests = Mapping[tuple[str, int], int]
 """(method, status) → how many this process has answered."""
-_Rows = Iterable[tuple[Mapping[str, Any], Any]]
 
 
-def text(session: Session, requests: Requests) -> str:
+def text(session: Session, requests: Requests) -> bytes:
     """The text format of Prometheus, version 0.0.4."""
-    lines = [*_metric(
-        "requests_total", "counter",
-        "Requests that this process answered; look-ups that are answered from what is kept are not among them.",
-        [({"method": method, "status": status}, count) for (method, status), count in sorted(requests.items())],
-    )]  # fmt: skip
-    lines += _metric("adapters", "gauge", "Adapters.", [({}, _count(session, AdapterRow))])
-    lines += _metric("versions", "gauge", "Versions.", [({}, _count(session, VersionRow))])
+    return generate_latest(_Server(session, requests))
+
+
+class _Server(Collector):
+    def __init__(self, session: Session, requests: Requests) -> None:
+        self._session, self._requests = session, requests
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            PREFIX + "requests",
+            "Requests that this process answered; look-ups that are answered from what is kept are not among them.",
+            labels=["method", "status"],
+        )
+        for (method, status), count in sorted(self._requests.items()):
+            requests.add_metric([method, str(status)], count)
+        yield requests
+        for name, description, total in _totals():
+            yield GaugeMetricFamily(PREFIX + name, description, value=self._session.exec(total).one())
+        for name, description, states, statement in _totals_by_state():
+            totals = dict(self._session.exec(statement).all())
+            family = GaugeMetricFamily(PREFIX + name, description, labels=["state"])
+            for state in states:  # 0 where there is none: a series that comes and goes cannot be watched
+                family.add_metric([state], totals.get(state, 0))
+            yield family
+
+
+def _totals() -> Iterator[tuple[str, str, Any]]:
+    count, position = select(func.count()), col(EventRow.position)
+    yield "adapters", "Adapters.", count.select_from(AdapterRow)
+    yield "versions", "Versions.", count.select_from(VersionRow)
+    yield "pushes_open", "Pushes under way.", count.select_from(PushRow).where(col(PushRow.state) == PushState.OPEN)
+    yield "audit_log_size", "Numbered events of the audit log.", select(func.coalesce(func.max(position), 0))
+    unnumbered = count.select_from(EventRow).where(position.is_(None))
+    yield "audit_events_waiting", "Events that have no number yet.", unnumbered
+
+
+def _totals_by_state() -> Iterator[tuple[str, str, Iterable[str], Any]]:
     by_state = select(JobRow.state, func.count()).group_by(col(JobRow.state))
-    lines += _metric("jobs", "gauge", "Jobs by state.", _labelled("state", jobs.State, session.exec(by_state)))
-    open_pushes = select(func.count()).select_from(PushRow).where(PushRow.state == PushState.OPEN)
-    lines += _metric("pushes_open", "gauge", "Pushes under way.", [({}, session.exec(open_pushes).one())])
-    lines += _fleet(session)
-    waiting = select(DeliveryRow.state, func.count()).where(col(DeliveryRow.state).in_(UNDELIVERED))
-    found = session.exec(waiting.group_by(col(DeliveryRow.state)))
-    lines += _metric("webhook_deliveries", "gauge", "Not delivered.", _labelled("state", UNDELIVERED, found))
-    newest = session.exec(select(func.coalesce(func.max(EventRow.position), 0))).one()
-    unnumbered = select(func.count()).select_from(EventRow).where(col(EventRow.position).is_(None))
-    lines += _metric("audit_log_size", "gauge", "Numbered events of the audit log.", [({}, newest)])
-    without = session.exec(unnumbered).one()
-    lines += _metric("audit_events_waiting", "gauge", "Events that have no number yet.", [({}, without)])
-    return "\n".join(lines) + "\n"
-
-
-def _fleet(session: Session) -> list[str]:
+    yield "jobs", "Jobs by state.", jobs.State, by_state
     is_live = case((reports.live(), "live"), else_="lost")
-    nodes = session.exec(select(is_live, func.count()).select_from(FleetNodeRow).group_by(is_live))
-    states = select(FleetSlotRow.state, func.count()).join(
-        FleetNodeRow, col(FleetNodeRow.id) == col(FleetSlotRow.node_id)
-    )
-    slots = session.exec(states.where(reports.live()).group_by(col(FleetSlotRow.state)))
-    known = [state for state in SlotState if state is not SlotState.ABSENT]
-    return [
-        *_metric("fleet_nodes", "gauge", "Engines on nodes by whether their lease lasts.",
-                 _labelled("state", ("live", "lost"), nodes)),
-        *_metric("fleet_slots", "gauge", "Versions on engines of live nodes by state.",
-                 _labelled("state", known, slots)),
-    ]  # fmt: skip
-
-
-def _count(session: Session, table: Any) -> int:
-    return session.exec(select(func.count()).select_from(table)).one()
-
-
-def _labelled(label: str, values: Iterable[str], rows: Iterable[tuple[Any, int]]) -> _Rows:
-    """One row for each known value, 0 where there is none: a series that comes and goes cannot be watched."""
-    found = dict(iter(rows))
-    return [({label: value}, found.get(value, 0)) for value in values]
-
-
-def _metric(name: str, kind: str, what: str, rows: _Rows) -> list[str]:
-    full = PREFIX + name
-    lines = [f"# HELP {full} {what}", f"# TYPE {full} {kind}"]
-    for labels, value in rows:
-        told = ",".join(f'{key}="{label}"' for key, label in labels.items())
-        lines.append(f"{full}{{{told}}} {value}" if told else f"{full} {value}")
-    return lines
+    nodes = select(is_live, func.count()).select_from(FleetNodeRow).group_by(is_live)
+    yield "fleet_nodes", "Engines on nodes by whether their lease lasts.", ("live", "lost"), nodes
+    on_node = col(FleetNodeRow.id) == col(FleetSlotRow.node_id)
+    slots = select(FleetSlotRow.state, func.count()).join(FleetNodeRow, on_node).where(reports.live())
+    states = [state for state in SlotState if state is not SlotState.ABSENT]
+    description = "Versions on engines of live nodes by state."
+    yield "fleet_slots", description, states, slots.group_by(col(FleetSlotRow.state))
+    waiting = select(DeliveryRow.state, func.count()).where(col(DeliveryRow.state).in_(UNDELIVERED))
+    yield "webhook_deliveries", "Not delivered.", UNDELIVERED, waiting.group_by(col(DeliveryRow.state))

@@ -51,5 +51,5 @@ def rebuild_index(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: Rei
 def read_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
     """Metrics of the server in the text format of Prometheus."""
     actor.require_everywhere("admin")
-    told = metrics.text(session, request.app.state.requests.copy())
-    return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8", headers={"Cache-Control": "no-store"})
+    text = metrics.text(session, request.app.state.requests.copy())
+    return Response(text, media_type=metrics.CONTENT_TYPE, headers={"Cache-Control": "no-store"})

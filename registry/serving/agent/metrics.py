@@ -18,7 +18,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import Collector
 
 from registry.errors import Invalid, Unavailable
 
@@ -81,14 +86,26 @@ class Metrics:
             return self._counts[name] if name in COUNTERS else self._gauges.get(name, 0)
 
 
-def text(engines: Mapping[str, Metrics]) -> str:
-    """Those of every engine by its title, in the text format of Prometheus, version 0.0.4."""
-    lines = []
-    for name, what in {**COUNTERS, **GAUGES}.items():
-        full, kind = (f"{PREFIX}{name}_total", "counter") if name in COUNTERS else (PREFIX + name, "gauge")
-        lines += [f"# HELP {full} {what}", f"# TYPE {full} {kind}"]
-        lines += [f'{full}{{engine="{title}"}} {metrics.value(name):.16g}' for title, metrics in engines.items()]
-    return "\n".join(lines) + "\n"
+class _Engines(Collector):
+    """The metrics of every engine, by its title."""
+
+    def __init__(self, engines: Mapping[str, Metrics]) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        for kind, names in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
+            for name, description in names.items():
+                family = kind(PREFIX + name, description, labels=["engine"])
+                for title, metrics in self._engines.items():
+                    family.add_metric([title], metrics.value(name))
+                yield family
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10
+
+    def log_message(self, *_: object) -> None:
+        return
 
 
 @contextmanager
@@ -98,26 +115,13 @@ def served(engines: Mapping[str, Metrics], location: str) -> Iterator[str]:
     if not port.isdigit() or int(port) > 65535:
         raise Invalid("SETTING_INVALID", f"{location[:80]!r} is not '[HOST:]PORT'")
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10
-
-        def do_GET(self) -> None:
-            known = self.path.partition("?")[0] == "/metrics"
-            body = text(engines).encode() if known else b"GET /metrics\n"
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, _format: str, *_args: object) -> None:
-            return
-
+    registry = CollectorRegistry()
+    registry.register(_Engines(engines))
+    address = host.strip("[]") or "127.0.0.1"
     try:
-        server = ThreadingHTTPServer((host.strip("[]") or "127.0.0.1", int(port)), Handler)
+        server = make_server(address, int(port), make_wsgi_app(registry), ThreadingWSGIServer, _Handler)
     except OSError as e:
         raise Unavailable("TRY_LATER", f"metrics cannot be served on {location}: {e.strerror or e}") from e
-    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     try:
         yield f"http://{server.server_address[0]!s}:{server.server_address[1]}/metrics"
