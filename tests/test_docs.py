@@ -1,4 +1,4 @@
-"""The written pages are true: links, paths, commands and make targets exist, every route and term has a row."""
+"""The written pages are true: links, paths, commands and make targets exist, every term has a row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import click
 import pytest
 
 from cli import main
-from registry.server import app as server_app
 from scripts.reference import cli as cli_page
 from tests import import_table
 from tests.import_table import ROOT
@@ -78,18 +77,6 @@ def test_a_command_or_an_option_that_does_not_exist_is_found() -> None:
     ]
 
 
-def test_every_route_is_documented_with_its_scope() -> None:
-    rows = page("docs/api.md").splitlines()
-    words = {"": "any token", "open": "none"}
-    found = []
-    for (method, path), scope in server_app.declared_scopes().items():
-        if method in ("HEAD", "OPTIONS"):
-            continue
-        start = f"| `{method} {path.replace(':path}', '}')}` | {words.get(scope or '', scope)} |"
-        found += [start] if not any(row.startswith(start) for row in rows) else []
-    assert found == []
-
-
 def test_every_word_of_the_glossary_has_a_row_and_every_row_is_a_word_of_the_code() -> None:
     cells = re.findall(r"^\| (\*\*.+?) \|", page("docs/glossary.md"), re.MULTILINE)
     words = {word.strip() for cell in cells for word in cell.replace("**", "").split(",")}
@@ -136,4 +123,4 @@ def test_decisions_are_numbered_without_a_gap_and_have_status_date_and_every_sec
 
 def test_a_written_page_is_short_enough_to_be_read() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in WRITTEN}
-    assert {name for name, lines in lengths.items() if lines > 240} == set()
+    assert {name for name, lines in lengths.items() if lines > 200} == set()

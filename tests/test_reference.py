@@ -14,8 +14,9 @@ import pytest
 from cli import main
 from cli.audit import STORY
 from registry import errors
+from registry.server import app
 from scripts import reference
-from scripts.reference import cli, findings, settings
+from scripts.reference import cli, findings, rest, settings
 from scripts.reference import errors as error_page
 from tests import import_table
 from tests.import_table import ROOT
@@ -63,6 +64,15 @@ def test_every_variable_that_the_code_reads_is_documented_and_every_documented_o
 
 
 OTHER_NAMES = {"reach", "append"}  # functions whose first words are failpoints and events
+
+
+def test_every_route_of_the_server_is_on_the_page() -> None:
+    text = rest.markdown()
+    routes = {f"{method} {path.replace(':path}', '}')}" for method, path in app.declared_scopes() if method != "HEAD"}
+    assert {route for route in routes if f"{route}\n" not in text and f"{route}`" not in text} == {
+        "GET /docs",
+        "GET /openapi.json",
+    }
 
 
 def finding_codes() -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.reference import cli, engines, errors, findings, settings
+from scripts.reference import cli, engines, errors, findings, rest, settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -17,6 +17,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "engines.md": engines.markdown,
     "errors.md": errors.markdown,
     "findings.md": findings.markdown,
+    "rest.md": rest.markdown,
+    "schemas.md": rest.schemas,
     "settings.md": settings.markdown,
 }
 

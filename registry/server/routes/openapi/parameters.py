@@ -72,7 +72,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "wait": ("Seconds to wait for something new before answering.", 20),
     # ------------------------------------------------------------ audit log
     "after": ("Number of the last event that the caller has.", 1042),
-    "action": ("Only events of this type. Repeat it for several.", ["alias.moved"]),
+    "action": ("Only events of this type. Repeat it for several.", ["alias.move"]),
     "object": ("Only events about this object.", "acme/support"),
     "old": ("Size of the log that the caller knows.", 1000),
     "new": ("Size of the log to prove consistent with it.", 1042),

@@ -1,0 +1,123 @@
+"""docs/reference/rest.md and schemas.md: every route and schema of the REST API, from the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from registry.api import PREFIX
+from registry.server import app
+from registry.server.routes.openapi.document import ApiDocument
+from scripts.reference.tables import table
+
+INTRODUCTION = """\
+# REST API
+
+Generated from the [OpenAPI document](../openapi.md) of the server. How to authenticate, page, retry and read errors:
+[use the REST API](../rest.md). Fields: [schemas](schemas.md).
+"""
+HUB = """\
+## Hugging Face Hub API
+
+At the root of the host, in the Hub's own protocol; see [Hub clients](../hub.md). Upload routes answer 501.
+"""
+SCHEMAS = """\
+# REST schemas
+
+The bodies of requests and answers of the [REST API](rest.md). Requests reject unknown fields; answers may gain fields.
+"""
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document."""
+    return ApiDocument([route for room in app.ROOMS for route in room.router.routes]).content
+
+
+def markdown() -> str:
+    """The page of routes."""
+    parts = [INTRODUCTION]
+    for tag in document()["tags"]:
+        parts += [f"## {tag['name'].capitalize()}\n", tag["description"] + "\n"]
+        for path, methods in document()["paths"].items():
+            for method, operation in sorted(methods.items()):
+                if tag["name"] in operation["tags"]:
+                    parts += _operation(method.upper(), path, operation)
+    hub = [(path.replace(":path}", "}"), method, scope) for (method, path), scope in app.declared_scopes().items()]
+    rows = (
+        (f"`{method} {path}`", _scope(scope or ""))
+        for path, method, scope in sorted(hub)
+        if method != "HEAD" and not _documented(path)
+    )
+    return "\n".join([*parts, HUB, table(["route", "scope"], rows)])
+
+
+def schemas() -> str:
+    """The page of schemas."""
+    parts = [SCHEMAS]
+    for name, schema in sorted(document()["components"]["schemas"].items()):
+        parts += [f"## {name}\n", *([_text(schema["description"]) + "\n"] if "description" in schema else [])]
+        if "properties" in schema:
+            rows = list(_fields(schema))
+            heads = ["field", "type", "meaning"] if any(row[2] for row in rows) else ["field", "type"]
+            parts.append(table(heads, (row[: len(heads)] for row in rows)))
+        else:
+            parts.append(f"{_type(schema)}\n")
+    return "\n".join(parts)
+
+
+def _documented(path: str) -> bool:
+    return path.startswith(PREFIX) or path in ("/openapi.json", "/docs")
+
+
+def _scope(scope: str) -> str:
+    return {"": "any token", "open": "none"}.get(scope, scope)
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
+    security = operation.get("security")
+    scopes = [scope for entry in security for scope in entry["bearer"]] if security else []
+    scope = "none" if not security else ", ".join(scopes) or "any token"
+    yield f"### {operation['operationId']}\n"
+    yield f"```text\n{method} {path}\n```\n"
+    yield _text(operation.get("description", operation["summary"])) + "\n"
+    body = _content(operation.get("requestBody", {}))
+    answers = [f"{status}{_content(r)}" for status, r in operation["responses"].items() if status < "4"]
+    yield f"Scope: {scope}.{' Body' + body + '.' if body else ''} Answers: {', '.join(answers)}.\n"
+    shown = [p for p in operation.get("parameters", []) if p.get("in") not in (None, "path")]
+    if shown:
+        rows = ((f"`{p['name']}`", p["in"], _type(p["schema"]), p.get("description", "")) for p in shown)
+        yield table(["parameter", "in", "type", "meaning"], rows)
+
+
+def _content(response: dict[str, Any]) -> str:
+    for media_type, content in response.get("content", {}).items():
+        return f" {_type(content['schema']) if 'json' in media_type else f'`{media_type}`'}"
+    return ""
+
+
+def _fields(schema: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for name, field in schema["properties"].items():
+        default = field.get("default")
+        hint = f"Default: `{default}`." if default not in (None, "", [], {}) else ""
+        yield f"`{name}`", _type(field), " ".join(filter(None, (_text(field.get("description", "")), hint)))
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[1]
+        return f"[{name}](schemas.md#{name.lower()})"
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(map(_type, options)))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"map of {_type(schema['additionalProperties'])}"
+    return str(schema.get("format") or schema.get("type", "any"))
+
+
+def _text(text: str) -> str:
+    return " ".join(text.split())
