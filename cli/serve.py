@@ -75,13 +75,13 @@ def serve(host: str, port: int, data: str | None) -> None:
         signal.signal(number, lambda *_: None)
     as_json = output.as_json()
     fresh = app.state.freshness
-    follower = threading.Thread(target=app.state.log.follow, args=(fresh.apart().stamp,), name="audit", daemon=True)
+    follower = threading.Thread(target=app.state.log.run, args=(fresh.apart().stamp,), name="audit", daemon=True)
 
     def ready() -> None:  # the first token is made when somebody is sure to see it
         _announce(listener, settings, tokens.create_first_token(engine), as_json)
         follower.start()
         sending = (engine, settings, lambda: app.state.log.keys, app.state.log.closing, fresh.apart().stamp)
-        threading.Thread(target=dispatch.follow, args=sending, name="webhooks", daemon=True).start()
+        threading.Thread(target=dispatch.run, args=sending, name="webhooks", daemon=True).start()
         threading.Thread(target=fresh.follow, args=(app.state.log.closing,), name="freshness", daemon=True).start()
         threading.Thread(target=_renew, args=(engine, app.state.blobs, settings), name="renewal", daemon=True).start()
 
@@ -165,6 +165,6 @@ def embedded() -> Iterator[FastAPI]:
         schema.prepare(engine)
         app = create_app(settings, engine=engine, trusted=actors.TRUSTED)
         yield app
-        app.state.log.finish()
+        app.state.log.flush()
     finally:
         engine.dispose()  # the last connection that closes folds SQLite's WAL into the file

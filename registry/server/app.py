@@ -31,7 +31,7 @@ from registry.server.access import sign_in
 from registry.server.access.issuers import Issuers
 from registry.server.access.rate_limits import FailureLimiter, RequestLimiter
 from registry.server.actors import Actor
-from registry.server.audit.log import Log
+from registry.server.audit.audit_log import AuditLog
 from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_compat
 from registry.server.http.middleware import Envelope
@@ -117,7 +117,7 @@ def create_app(
     app.state.blobs = blobs if blobs is not None else open.of(settings)
     open.second(settings)  # what cannot be read stops the start, not the check that needs it
     app.state.trusted = trusted
-    log = app.state.log = Log(settings, app.state.engine, app.state.blobs)
+    log = app.state.log = AuditLog(settings, app.state.engine, app.state.blobs)
     log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
     app.state.memory = sign_in.ActorCache()
     app.state.issuers = Issuers.read(settings.issuers)
@@ -145,7 +145,7 @@ def create_app(
         pointers=Pointers(app.state.engine),
         memory=app.state.memory,
         pace=app.state.pace,
-        told=lambda: log.header,
+        told=lambda: log.checkpoint_header,
     )
     return app
 
@@ -186,7 +186,7 @@ def _registry_error(request: Request, error: Exception) -> Response:
     if status_of(found) >= 500 and not isinstance(found, Refused):  # 501: the asker's mistake
         _LOG.error("request %s: %s: %s", request.state.request_id, found.code, found.detail)
     if isinstance(found, NOTED):
-        request.app.state.log.batch.denied(request.scope, type(found).__name__)
+        request.app.state.log.batch.add_denial(request.scope, type(found).__name__)
     return problem(request, found)
 
 

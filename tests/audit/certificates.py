@@ -1,4 +1,4 @@
-"""Certificates and logs of the tests: authorities, leaves good and wicked, and bundles as Sigstore's clients write."""
+"""Certificates and logs for tests: authorities, valid and forged leaves, and bundles as Sigstore clients write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events by the thousand, and ways to change what is stored about them."""
+"""Many events, and ways to change what is stored about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.world import World
 
 
 def append(world: World, count: int, *, start: int = 0) -> None:
-    """Append events as a door would, and have them numbered and signed."""
+    """Append events, and number and sign them."""
     with world.session(write=True) as session:
         for number in range(start, start + count):
             audit.append(session, TRUSTED, "alias.move", f"acme/a{number % 7}:prod", {"to": number})

@@ -1,4 +1,4 @@
-"""Signatures of certificates, keyless ones too: who vouches for them, what is missing, and what contradicts them."""
+"""Signatures with certificates, also keyless ones: trusted, unverified and contradictory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def examined(world: World, trust: Trust) -> list[signing.Signed]:
     return [line for line in lines if line.kind in signing.BROUGHT]
 
 
-def test_a_chain_to_a_root_that_is_named_signs_and_a_gate_sees_whose_it_is(world: World, roots: Path) -> None:
+def test_a_signature_with_a_chain_to_a_trusted_root_counts_at_a_gate(world: World, roots: Path) -> None:
     root = Authority()
     between, signer = Authority("acme signing", root), key()
     (roots / "acme.pem").write_bytes(root.pem)
@@ -94,7 +94,7 @@ def test_a_chain_to_a_root_that_is_named_signs_and_a_gate_sees_whose_it_is(world
     assert line.problem == f"not verified: no root is configured that could vouch for {EMAIL}"
 
 
-def test_a_keyless_signature_is_verified_offline_down_to_its_logs(
+def test_a_keyless_signature_is_verified_offline_including_its_log(
     world: World, roots: Path, sigstore: Sigstore
 ) -> None:
     (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
@@ -105,7 +105,7 @@ def test_a_keyless_signature_is_verified_offline_down_to_its_logs(
     assert (line.ok, line.who) == (True, kept.identity)
 
 
-def test_what_nobody_vouches_for_is_kept_said_to_be_unverified_and_opens_no_gate(
+def test_a_signature_without_a_trusted_root_is_stored_as_unverified_and_passes_no_gate(
     world: World, sigstore: Sigstore
 ) -> None:
     kept = bring(world, sigstore.bundle(manifest_of(world)))
@@ -129,9 +129,9 @@ CRITICAL = x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\x05\x00")
         (lambda root, own: [root.leaf(own, purpose=ExtendedKeyUsageOID.SERVER_AUTH)], "not one for signing code"),
         (lambda root, own: [root.leaf(own, (CRITICAL, True))], "critical extension"),
     ],
-    ids=["stranger", "same-name", "no-authority", "expired", "for-servers", "critical"],
+    ids=["other-root", "same-name", "no-authority", "expired", "for-servers", "critical"],
 )
-def test_a_chain_that_breaks_is_not_verified_and_says_where(chain: Case, why: str) -> None:
+def test_a_broken_chain_is_unverified_and_the_reason_is_shown(chain: Case, why: str) -> None:
     root, signer, manifest = Authority(), key(), _manifest()
     made = bundle(manifest, signer, *chain(root, signer.public_key()))
     found = models.certified(json.dumps(made), manifest, Trust.parse([root.pem]), NOW)
@@ -178,7 +178,7 @@ def other_payload(made: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [other_time, other_root, other_checkpoint, other_body, other_payload])
-def test_what_contradicts_a_keyless_signature_is_refused_and_leaves_nothing(
+def test_a_contradictory_keyless_signature_is_refused_and_not_stored(
     world: World, roots: Path, sigstore: Sigstore, change: Callable[..., None]
 ) -> None:
     (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
@@ -191,7 +191,7 @@ def test_what_contradicts_a_keyless_signature_is_refused_and_leaves_nothing(
     assert examined(world, Trust()) == []
 
 
-def test_what_is_missing_from_a_keyless_signature_is_named(sigstore: Sigstore) -> None:
+def test_a_missing_part_of_a_keyless_signature_is_named(sigstore: Sigstore) -> None:
     trust, manifest = Trust.parse([sigstore.trusted_root]), _manifest()
 
     def problem(made: dict[str, Any], trust: Trust = trust) -> str:

@@ -1,4 +1,4 @@
-"""The feed of events: everybody sees theirs, in order, without a gap; and no secret is in anything that is told."""
+"""Reading events: who sees which ones, in order and without gaps; and no secret is in any of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
 from registry.server import audit
 from registry.server.actors import TRUSTED
-from registry.server.audit.batch import ACTIONS, GUESSES_LIMIT, KINDS_LIMIT, Batch
+from registry.server.audit.event_batch import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
 from registry.server.database.models import EventRow
 from tests.audit import logs
 from tests.world import URL, World, rows
@@ -25,7 +25,7 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_everybody_sees_the_events_of_what_they_may_see(world: World) -> None:
+def test_an_actor_sees_the_events_of_what_it_may_see(world: World) -> None:
     world.add_base()
     world.push("acme/support")
     world.push("globex/support")
@@ -46,24 +46,24 @@ def test_everybody_sees_the_events_of_what_they_may_see(world: World) -> None:
     assert len(jobs) == 1
 
 
-def test_a_proof_and_entries_are_only_for_whoever_may_see_the_event(world: World) -> None:
+def test_a_proof_is_only_for_actors_that_may_see_the_event(world: World) -> None:
     world.add_base()
     world.push("acme/support")
-    stranger = Audit(world.actor("pull", namespaces=["globex"]))
+    outsider = Audit(world.actor("pull", namespaces=["globex"]))
     seq = next(event.seq for event in Audit(world.admin).events(action=["version.push"]))
     assert Audit(world.actor("pull", namespaces=["acme"])).proof(seq).seq == seq
     with pytest.raises(NotFound) as hidden:
-        stranger.proof(seq)
+        outsider.proof(seq)
     with pytest.raises(NotFound) as absent:
-        stranger.proof(seq + 10_000)
+        outsider.proof(seq + 10_000)
     assert hidden.value.detail.replace(str(seq), "N") == absent.value.detail.replace(str(seq + 10_000), "N")
     with pytest.raises(Denied):
-        stranger.entries(0, 1)
-    assert stranger.tile(0, 0, 1) == Audit(world.admin).tile(0, 0, 1)
+        outsider.entries(0, 1)
+    assert outsider.tile(0, 0, 1) == Audit(world.admin).tile(0, 0, 1)
 
 
-def test_pages_go_on_where_the_last_one_ended_and_miss_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "WINDOW", 7)
+def test_pages_continue_where_the_last_one_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "SCAN_LIMIT", 7)
     with world.session(write=True) as session:
         for number in range(40):
             audit.append(session, TRUSTED, "alias.move", f"{'acme' if number % 9 else 'globex'}/a:prod", {"to": number})
@@ -78,7 +78,7 @@ def test_pages_go_on_where_the_last_one_ended_and_miss_nothing(world: World, mon
     assert [event.detail["to"] for event in Audit(world.admin).events(object="globex/a")] == found
 
 
-def test_a_reader_that_waits_hears_of_the_next_event_and_of_nothing_else(world: World) -> None:
+def test_a_waiting_reader_gets_the_next_visible_event(world: World) -> None:
     logs.append(world, 3)
     reader = Audit(world.actor("pull", namespaces=["acme"]))
     last = reader.page(0, limit=200).last
@@ -93,7 +93,7 @@ def test_a_reader_that_waits_hears_of_the_next_event_and_of_nothing_else(world: 
     assert reader.page(answers[0].last, wait=1).items == []
 
 
-def test_a_revoked_token_hears_nothing_more_even_if_it_waited(world: World) -> None:
+def test_a_revoked_token_gets_no_event_even_while_it_waits(world: World) -> None:
     token_id, secret = world.issue("pull", namespaces=["acme"])
     reader = Audit(world.client(secret))
     last = reader.page(0, limit=200).last
@@ -113,7 +113,7 @@ def test_a_revoked_token_hears_nothing_more_even_if_it_waited(world: World) -> N
     assert len(failures) == 1
 
 
-def test_denials_and_reads_of_bytes_are_told_with_counts(world: World) -> None:
+def test_denials_and_reads_of_bytes_are_recorded_with_counts(world: World) -> None:
     world.add_base()
     world.push("acme/support")
     reader = world.actor("pull", namespaces=["acme"], name="reader")
@@ -129,7 +129,7 @@ def test_denials_and_reads_of_bytes_are_told_with_counts(world: World) -> None:
         world.client("lra_wrong").whoami()
     told = {
         (event.actor, event.action, event.object): event.detail["count"]
-        for event in Audit(world.admin).events(action=[*ACTIONS.values(), "bytes.read"])
+        for event in Audit(world.admin).events(action=[*DENIAL_ACTIONS.values(), "bytes.read"])
     }
     digest = reader.resolve("acme/support").digest
     assert told == {
@@ -144,12 +144,12 @@ def test_denials_and_reads_of_bytes_are_told_with_counts(world: World) -> None:
 
 def test_a_token_that_guesses_does_not_fill_the_log(world: World) -> None:
     guesser, batch = world.actor("pull", namespaces=["acme"], name="guesser"), world.app.state.log.batch
-    for number in range(GUESSES_LIMIT + 30):
+    for number in range(PATHS_LIMIT + 30):
         with pytest.raises(NotFound):
             guesser.version(f"globex/guess{number}@1")
-    assert len(batch._noted) == GUESSES_LIMIT + 1
+    assert len(batch._entries) == PATHS_LIMIT + 1
     told = list(Audit(world.admin).events(action=["access.not_found"]))
-    assert sum(event.detail["count"] for event in told) == GUESSES_LIMIT + 30
+    assert sum(event.detail["count"] for event in told) == PATHS_LIMIT + 30
     assert told[-1].object == "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}"
     with pytest.raises(NotFound):
         guesser.version("globex/later@1")
@@ -157,15 +157,15 @@ def test_a_token_that_guesses_does_not_fill_the_log(world: World) -> None:
     assert later.object.endswith("/globex/later/versions/1")
 
 
-def test_a_batch_is_bounded_and_survives_a_database_that_is_away(world: World) -> None:
-    batch = Batch()
-    for number in range(KINDS_LIMIT + 5):
-        batch.note(TRUSTED, "bytes.read", f"acme/a{number}@1")
+def test_a_batch_is_bounded_and_survives_an_unavailable_database(world: World) -> None:
+    batch = EventBatch()
+    for number in range(ENTRIES_LIMIT + 5):
+        batch.add(TRUSTED, "bytes.read", f"acme/a{number}@1")
     broken = World.__new__(World)
     broken.engine = None
     with pytest.raises(Exception):  # noqa: B017 - any failure keeps the batch
         batch.flush(broken.engine)
-    assert batch.flush(world.engine) == KINDS_LIMIT + 1
+    assert batch.flush(world.engine) == ENTRIES_LIMIT + 1
     assert batch.flush(world.engine) == 0
     over = next(event for event in Audit(world.admin).events(action=["audit.overflow"]))
     assert over.detail == {"count": 5}

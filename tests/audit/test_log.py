@@ -1,4 +1,4 @@
-"""The log in the server: numbers without a gap, tiles and checkpoints that prove themselves, and what a change does."""
+"""The audit log in the server: numbering, tiles, checkpoints, proofs, keys, and detection of changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from registry.errors import Corrupt, Invalid, NotFound
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit import keys, sequencer
-from registry.server.audit.log import Log
+from registry.server.audit.audit_log import AuditLog, Head
 from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.maintenance import fsck
 from registry.server.settings import Settings
@@ -35,7 +35,7 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_events_are_numbered_without_a_gap_in_every_order_of_writers(world: World) -> None:
+def test_events_are_numbered_without_a_gap_whatever_the_order_of_commits(world: World) -> None:
     def write(number: int) -> None:
         for at in range(10):
             with world.session(write=True) as session:
@@ -55,7 +55,7 @@ def test_events_are_numbered_without_a_gap_in_every_order_of_writers(world: Worl
     assert logs.replayed(world).problems == []
 
 
-def test_a_numbering_that_was_cut_off_is_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_numbering_is_continued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     logs.append(world, 300)
 
     def away(*_: object, **__: object) -> None:
@@ -64,7 +64,7 @@ def test_a_numbering_that_was_cut_off_is_gone_on_with(world: World, monkeypatch:
     with world.session(write=True) as session:
         audit.append(session, TRUSTED, "alias.move", "acme/a:prod")
     with monkeypatch.context() as patch:
-        patch.setattr(sequencer, "put", away)
+        patch.setattr(sequencer, "write_once", away)
         with pytest.raises(Invalid):
             world.app.state.log.step()
     with world.session() as session:
@@ -124,7 +124,7 @@ def test_one_changed_byte_in_any_column_of_the_database_or_in_the_store_is_found
 def _after(world: World, held: logs.Held, session: Session, change: str) -> list[str]:
     """What a replay of the rows finds after this change."""
     session.connection().execute(text(change))
-    views = [audit.view(row) for row in session.exec(select(EventRow).order_by(col(EventRow.position))).all()]
+    views = [audit.to_view(row) for row in session.exec(select(EventRow).order_by(col(EventRow.position))).all()]
     held.lines = [view.entry() for view in views]
     return replay(held, *world.app.state.log.keys.verifiers).problems
 
@@ -139,7 +139,7 @@ def test_a_tile_that_was_changed_in_the_store_is_found(world: World) -> None:
     assert logs.replayed(world).problems == []
 
 
-def test_a_cut_tail_that_is_signed_again_is_refused_by_whoever_saw_more(world: World, tmp_path: Path) -> None:
+def test_a_truncated_log_that_is_signed_again_is_refused_by_its_clients(world: World, tmp_path: Path) -> None:
     logs.append(world, 300)
     heads = Heads(tmp_path / "heads")
     assert heads.check(world.admin, Audit(world.admin).checkpoint()).size == 301
@@ -149,7 +149,7 @@ def test_a_cut_tail_that_is_signed_again_is_refused_by_whoever_saw_more(world: W
             "UPDATE event SET position = NULL",
         ):  # fmt: skip
             session.connection().execute(text(statement))
-    world.app.state.log.newest = (0, "")
+    world.app.state.log.latest = Head()
     world.app.state.log.step()
     assert logs.replayed(world).problems == [], "whoever sees it for the first time sees a log that is well"
     with pytest.raises(Corrupt) as caught:
@@ -186,7 +186,7 @@ def test_a_forked_log_and_another_key_are_refused(world: World, tmp_path: Path) 
         heads.check(world.admin, foreign)
 
 
-def test_an_answer_that_carries_a_wrong_checkpoint_is_not_given_on(world: World, tmp_path: Path) -> None:
+def test_an_answer_with_a_wrong_checkpoint_is_rejected(world: World, tmp_path: Path) -> None:
     world.add_base()
     world.push("acme/support")
     logs.append(world, 3)
@@ -195,14 +195,14 @@ def test_an_answer_that_carries_a_wrong_checkpoint_is_not_given_on(world: World,
     heads.watch(reader)
     assert reader.resolve("acme/support").number == 1
     log = world.app.state.log
-    log.newest = (3, notes.sign_note(Checkpoint(log.keys.signer.name, 3, b"\7" * 32).text, log.keys.signer))
+    log.latest = Head(3, notes.sign_note(Checkpoint(log.keys.signer.name, 3, b"\7" * 32).text, log.keys.signer))
     for ask in (reader.resolve, reader.plan_pull):
         with pytest.raises(Corrupt) as caught:
             ask("acme/support")
         assert caught.value.code == "LOG_INCONSISTENT"
 
 
-def test_a_registry_that_hides_its_checkpoint_is_asked_for_it(
+def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The header is what a dishonest one would leave out."""
@@ -212,13 +212,13 @@ def test_a_registry_that_hides_its_checkpoint_is_asked_for_it(
     logs.append(world, 3)
     Heads(tmp_path).watch(reader)
     reader.resolve("acme/support")
-    monkeypatch.setattr(Log, "header", {})
+    monkeypatch.setattr(AuditLog, "header", {})
     Heads(tmp_path).watch(reader)
     assert reader.resolve("acme/support").number == 1, "one that has just begun is not suspected"
     with world.session(write=True) as session:
         for table in ("audit_checkpoint", "audit_tile", "event"):
             session.connection().execute(text(f"DELETE FROM {table}"))
-    world.app.state.log.newest = (0, "")
+    world.app.state.log.latest = Head()
     logs.append(world, 2)
     for heads in (Heads(tmp_path), Heads(tmp_path)):
         heads.watch(reader)
@@ -230,26 +230,26 @@ def test_a_registry_that_hides_its_checkpoint_is_asked_for_it(
     assert reader.resolve("acme/support").number == 1, "who remembers nothing demands nothing"
 
 
-def test_the_key_is_a_file_for_its_owner_alone_and_is_made_once(world: World) -> None:
-    made = keys.load(world.settings)
-    path = keys.path_of(world.settings)
+def test_the_key_file_is_private_and_created_once(world: World) -> None:
+    made = keys.load_keys(world.settings)
+    path = keys.key_path(world.settings)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keys.load(world.settings) == made
+    assert keys.load_keys(world.settings) == made
     assert os.listdir(path.parent).count(path.name) == 1
 
 
-def test_a_log_is_not_gone_on_with_by_another_key_but_by_a_new_one_beside_the_old(world: World) -> None:
+def test_a_log_is_not_continued_with_another_key_unless_the_old_one_is_kept(world: World) -> None:
     logs.append(world, 5)
-    path = keys.path_of(world.settings)
+    path = keys.key_path(world.settings)
     old = path.read_text()
     path.write_text(Signer.make("registry.local/other").text)
     with world.session(write=True) as session:
         audit.append(session, TRUSTED, "alias.move", "acme/a:prod")
-    second = Log(world.settings, world.engine, world.blobs)
+    second = AuditLog(world.settings, world.engine, world.blobs)
     with pytest.raises(Invalid, match="none of its keys"):
         second.step()
     path.write_text(Signer.make("registry.local/other").text + "\n" + old)
-    third = Log(world.settings, world.engine, world.blobs)
+    third = AuditLog(world.settings, world.engine, world.blobs)
     third.step()
     with world.session() as session:
         signed = rows(session, AuditCheckpointRow)
@@ -257,17 +257,17 @@ def test_a_log_is_not_gone_on_with_by_another_key_but_by_a_new_one_beside_the_ol
     assert [notes.open_note(row.note, *verifiers) is not None for row in signed] == [True, True]
 
 
-def test_a_key_file_that_was_named_and_is_not_there_is_refused(world: World, tmp_path: Path) -> None:
+def test_a_configured_key_file_that_is_absent_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="cannot be read"):
-        keys.load(replace(world.settings, audit_key=str(tmp_path / "absent")))
+        keys.load_keys(replace(world.settings, audit_key=str(tmp_path / "absent")))
     assert not (tmp_path / "absent").exists()
     (tmp_path / "wrong").write_text("PRIVATE+KEY+x+00000000+c2VjcmV0")
     with pytest.raises(Invalid) as caught:
-        keys.load(replace(world.settings, audit_key=str(tmp_path / "wrong")))
+        keys.load_keys(replace(world.settings, audit_key=str(tmp_path / "wrong")))
     assert "c2VjcmV0" not in caught.value.detail
 
 
-def test_a_check_tells_that_the_key_is_not_the_one_of_this_log(world: World, tmp_path: Path) -> None:
+def test_fsck_reports_a_key_of_another_log(world: World, tmp_path: Path) -> None:
     def found(settings: Settings) -> list[str]:
         page = fsck.run(world.engine, world.blobs, settings, TRUSTED, FsckRequest(cursor="records:"))
         return [finding.code for finding in page.findings]

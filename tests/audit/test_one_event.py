@@ -1,4 +1,4 @@
-"""Every acknowledged change has exactly one event: each mutating route is driven, or changes nothing."""
+"""Every change has exactly one event: each mutating route is called, or is listed as changing nothing."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Drive:
         return result
 
 
-def test_each_change_through_each_mutating_route_is_told_exactly_once(world: World, provider: Provider) -> None:
+def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Provider) -> None:
     admin, drive, audit, spaces = world.admin, Drive(world), Audit(world.admin), Namespaces(world.admin)
     drive("POST /bases", world.add_base)
     drive("POST /namespaces", lambda: spaces.create("acme", owner="user:ann"))

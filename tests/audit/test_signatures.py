@@ -1,4 +1,4 @@
-"""Attestations: the registry's own, signatures with keys, bundles of OpenSSF model signing; who, never safe."""
+"""Attestations: the registry's own, signatures with keys, and bundles of OpenSSF model signing."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, foreign) != ""
 
 
-def test_attesting_again_makes_the_same_bytes_and_nothing_new(pushed: World) -> None:
+def test_attesting_again_gives_the_same_bytes(pushed: World) -> None:
     first = Audit(pushed.admin).attestations(NAME).items
     log = pushed.app.state.log
-    Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.newest[0])
+    Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.latest.size)
     assert Audit(pushed.admin).attestations(NAME).items == first
 
 
-def test_an_attestation_that_was_cut_off_is_finished_by_the_next_start(
+def test_an_interrupted_attestation_is_finished_by_the_next_start(
     pushed: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = pushed.app.state.log
@@ -84,12 +84,12 @@ def test_an_attestation_that_was_cut_off_is_finished_by_the_next_start(
             log.step()
     with pushed.session() as session:
         assert len(rows(session, AttestationRow)) == 1
-    Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.newest[0])
+    Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.latest.size)
     assert [item.kind for item in Audit(pushed.admin).attestations(NAME).items] == ["push"]
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "p256", "p384"])
-def test_a_signature_is_verified_kept_once_and_told_by_its_key(pushed: World, kind: str) -> None:
+def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pushed: World, kind: str) -> None:
     curve = {"p256": ec.SECP256R1, "p384": ec.SECP384R1}.get(kind)
     made = ec.generate_private_key(curve()) if curve else ed25519.Ed25519PrivateKey.generate()
     key = PrivateKey.parse(pem(made))
@@ -108,7 +108,7 @@ def test_a_signature_is_verified_kept_once_and_told_by_its_key(pushed: World, ki
     assert {(line.kind, line.ok) for line in lines} == {("push", True), ("signature", True)}
 
 
-def test_a_bundle_that_openssf_model_signing_would_write_is_taken(pushed: World) -> None:
+def test_a_bundle_of_openssf_model_signing_is_accepted(pushed: World) -> None:
     """Written here as that tool does: indented JSON as payload, more files than were pushed, ECDSA, no key id."""
     made = ec.generate_private_key(ec.SECP256R1())
     public = PublicKey(made.public_key())
@@ -143,7 +143,7 @@ def test_a_bundle_that_openssf_model_signing_would_write_is_taken(pushed: World)
     assert signed.identity == public.identity
 
 
-def test_a_signature_of_something_else_is_refused_and_leaves_nothing(pushed: World) -> None:
+def test_a_signature_of_other_files_is_refused_and_not_stored(pushed: World) -> None:
     key, other = (PrivateKey.of_seed(bytes([number]) * 32) for number in (1, 2))
     good = request(pushed, key)
     pushed.push("acme/other")
@@ -188,7 +188,7 @@ def test_garbage_collection_keeps_attestations(pushed: World) -> None:
     assert Audit(pushed.admin).attestations(NAME) == before
 
 
-def test_the_identity_of_a_key_is_one_whatever_file_it_comes_in() -> None:
+def test_a_key_has_one_identity_in_every_file_format() -> None:
     made = ed25519.Ed25519PrivateKey.generate()
     encoding, form = serialization.Encoding, serialization.PrivateFormat
     openssh = made.private_bytes(encoding.PEM, form.OpenSSH, serialization.NoEncryption())

@@ -1,4 +1,4 @@
-"""The log's arithmetic against published vectors and a naive tree; no changed proof is ever accepted."""
+"""The Merkle tree against published vectors and a naive tree; a changed proof is never accepted."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_no_changed_proof_is_accepted(leaves: list[bytes]) -> None:
     assert accepted == 0
 
 
-def test_a_proof_counts_for_its_own_leaf_index_size_and_root_only(leaves: list[bytes]) -> None:
+def test_a_proof_is_valid_only_for_its_leaf_index_size_and_root(leaves: list[bytes]) -> None:
     tree, root = trees.Nodes(leaves[:100]), trees.naive_root(leaves[:100])
     proof = tlog.inclusion(41, 100, tree)
     assert not tlog.verify_inclusion(leaves[40], 41, 100, proof, root)
@@ -117,7 +117,7 @@ def test_a_note_that_was_changed_does_not_open(wrong: str) -> None:
     assert notes.open_note(wrong, Verifier.parse(NOTE_VERIFIER)) is None
 
 
-def test_a_note_of_an_unknown_key_does_not_open_and_a_second_signature_does_no_harm() -> None:
+def test_a_note_needs_a_signature_of_a_known_key_and_may_have_others() -> None:
     one, two = Signer.make("log.example/a"), Signer.make("log.example/b")
     note = notes.sign_note(Checkpoint("log.example/a", 7, b"\1" * 32).text, one, two)
     assert Checkpoint.of_note(note, one.verifier) == Checkpoint("log.example/a", 7, b"\1" * 32)
@@ -126,7 +126,7 @@ def test_a_note_of_an_unknown_key_does_not_open_and_a_second_signature_does_no_h
 
 
 @pytest.mark.parametrize("text", ["", "x", "name+00000000+AQ==", NOTE_VERIFIER[:-1], NOTE_VERIFIER.replace("c7", "c8")])
-def test_what_is_no_key_is_refused_by_name_of_the_rule(text: str) -> None:
+def test_a_malformed_key_is_refused_with_the_broken_rule(text: str) -> None:
     with pytest.raises(Invalid):
         Verifier.parse(text)
     with pytest.raises(Invalid) as caught:

@@ -1,4 +1,4 @@
-"""An adapter that got another name: what was attested and logged under the old one still proves itself, and no more."""
+"""A renamed adapter: attestations and events under its old name stay valid."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def collected(world: World, name: str) -> tuple[bundle.Dossier, tuple[Verifier, 
     return found, world.app.state.log.keys.verifiers
 
 
-def test_it_still_proves_who_pushed_it_and_under_which_name(moved: World) -> None:
+def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: World) -> None:
     found, keys = collected(moved, "globex/helper@1")
     seen = bundle.examined(bundle.Dossier.parse(found.to_bytes()), keys)
     assert [line.kind for line in seen.signed] == ["push"]
@@ -42,14 +42,14 @@ def test_it_still_proves_who_pushed_it_and_under_which_name(moved: World) -> Non
     assert (seen.problem, seen.seq) == ("", found.attestations[0].seq)
 
 
-def test_what_is_judged_under_its_new_name_is_attested_as_well(moved: World) -> None:
+def test_verdicts_under_the_new_name_are_attested(moved: World) -> None:
     moved.validate("globex/helper@1")
     found, keys = collected(moved, "globex/helper@1")
     seen = bundle.examined(found, keys)
     assert [(line.kind, line.ok) for line in seen.signed] == [("push", True), ("verdict", True)]
 
 
-def test_a_dossier_proves_no_other_name_than_those_that_the_log_has(moved: World) -> None:
+def test_a_bundle_proves_only_names_that_the_log_has(moved: World) -> None:
     """Somebody's own version under the name of a trusted one: the name is the only thing that is not true."""
     moved.push("globex/evil", by=moved.actor("push", name="mallory"))
     evil, keys = collected(moved, "globex/evil@1")
@@ -65,7 +65,7 @@ def test_a_dossier_proves_no_other_name_than_those_that_the_log_has(moved: World
     assert not seen.signed[0].ok
 
 
-def test_the_log_tells_it_under_both_names_to_whoever_may_read_there(moved: World) -> None:
+def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: World) -> None:
     old, new = (Audit(moved.actor("pull", namespaces=[namespace])) for namespace in ("acme", "globex"))
     assert [(e.action, e.detail) for e in new.events(object="globex/helper")] == [
         ("adapter.arrive", {"from": "acme/helper", "names": ["acme/support", "acme/helper"]})
@@ -73,7 +73,7 @@ def test_the_log_tells_it_under_both_names_to_whoever_may_read_there(moved: Worl
     assert [e.action for e in old.events(object="acme/helper")] == ["adapter.arrive", "adapter.transfer"]
 
 
-def test_what_one_namespace_approved_is_no_approval_in_another(world: World) -> None:
+def test_an_approval_in_one_namespace_does_not_count_in_another(world: World) -> None:
     world.add_base()
     world.push("acme/support")
     Gates(world.admin).put("globex", "prod", Gate(approvals=1))
@@ -87,11 +87,11 @@ def test_what_one_namespace_approved_is_no_approval_in_another(world: World) -> 
         world.admin.promote("globex/helper", "prod", "1", generation=0)
 
 
-def test_the_proof_of_a_push_is_shown_to_those_alone_who_see_the_version(moved: World) -> None:
+def test_the_proof_of_a_push_is_visible_only_with_the_version(moved: World) -> None:
     pushed = collected(moved, "globex/helper@1")[0].attestations[0].seq or 0
-    stranger = moved.actor("pull", namespaces=["initech"])
-    assert not list(Audit(stranger).events())[1:], "the base alone"
+    outsider = moved.actor("pull", namespaces=["initech"])
+    assert not list(Audit(outsider).events())[1:], "the base alone"
     with pytest.raises(Exception, match="there is no event"):
-        Audit(stranger).proof(pushed)
+        Audit(outsider).proof(pushed)
     Namespaces(moved.admin).change("globex", NamespaceSet(public=True))
-    assert Audit(stranger).proof(pushed).seq == pushed
+    assert Audit(outsider).proof(pushed).seq == pushed

@@ -1,4 +1,4 @@
-"""Webhooks: who is told of what, signed, again until it arrives; and no address that the server must not call."""
+"""Webhooks: which events are sent, signatures, retries, and addresses that must not be called."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1/32"
 
 
 class Receiver:
-    """A server on loopback that keeps what it is sent and answers what it is told to."""
+    """A server on loopback that records requests and gives a fixed answer."""
 
     def __init__(self) -> None:
         self.got: list[tuple[str, dict[str, str], bytes]] = []
@@ -67,11 +67,11 @@ def world(database_url: str) -> Iterator[World]:
 
 def step(world: World) -> int:
     world.app.state.log.step()
-    return dispatch.step(world.engine, world.settings, lambda: world.app.state.log.keys)
+    return dispatch.send_due(world.engine, world.settings, lambda: world.app.state.log.keys)
 
 
-def later(world: World) -> None:
-    """As if every pause were over."""
+def end_pauses(world: World) -> None:
+    """Make all deliveries due."""
     with world.session(write=True) as session:
         for row in rows(session, DeliveryRow):
             row.next_at = db.now() - timedelta(seconds=1)
@@ -102,14 +102,14 @@ def test_events_are_sent_signed_and_once(world: World, receiver: Receiver) -> No
     assert states == {("delivered", 1, 200)}
 
 
-def test_a_failure_is_tried_again_after_pauses_then_dead_then_on_demand(world: World, receiver: Receiver) -> None:
+def test_a_failed_delivery_is_retried_then_dead_and_can_be_retried_on_request(world: World, receiver: Receiver) -> None:
     made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     world.push("acme/support")
     receiver.answer = 500
-    for _ in range(len(dispatch.PAUSES_SECONDS) + 1):
+    for _ in range(len(dispatch.RETRY_SECONDS) + 1):
         assert step(world) == 1
         assert step(world) == 0, "not before its pause is over"
-        later(world)
+        end_pauses(world)
     dead = Audit(world.admin).deliveries(made.webhook.id, state="dead").items
     assert [(item.attempt, item.status, item.error) for item in dead] == [(8, 500, "it answered 500")]
     assert len({headers["webhook-id"] for _, headers, _ in receiver.got}) == 1
@@ -139,24 +139,24 @@ def test_a_redirect_is_not_followed_and_a_dead_receiver_is_a_failure(world: Worl
     assert "secret-path" not in error
 
 
-def test_an_event_becomes_one_delivery_however_often_its_making_is_cut_off(world: World, receiver: Receiver) -> None:
+def test_an_event_becomes_one_delivery_despite_interruptions(world: World, receiver: Receiver) -> None:
     Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     for _ in range(3):
         world.push("acme/support")
     world.app.state.log.step()
     with world.session() as session:
         hook = rows(session, WebhookRow)[0]
-    dispatch._enqueue(world.engine, hook.id)
+    dispatch._enqueue_deliveries(world.engine, hook.id)
     with world.session(write=True) as session:
         row = session.get_one(WebhookRow, hook.id)
         row.after = hook.after
         session.add(row)
-    dispatch._enqueue(world.engine, hook.id)
+    dispatch._enqueue_deliveries(world.engine, hook.id)
     assert step(world) == 3
     assert len(receiver.got) == 3
 
 
-def test_a_webhook_is_absent_for_whoever_does_not_administer_its_namespace(world: World, receiver: Receiver) -> None:
+def test_a_webhook_is_visible_only_to_administrators_of_its_namespace(world: World, receiver: Receiver) -> None:
     world.push("acme/support")
     world.push("globex/support")
     acme = Audit(world.actor("admin", namespaces=["acme"], name="acme-admin"))
@@ -177,7 +177,7 @@ def test_a_webhook_is_absent_for_whoever_does_not_administer_its_namespace(world
     assert acme.webhooks().items == []
 
 
-def test_a_secret_is_kept_nowhere_and_no_path_is_told(world: World, receiver: Receiver) -> None:
+def test_a_secret_is_not_stored_and_events_do_not_show_the_path(world: World, receiver: Receiver) -> None:
     made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url))
     with world.session() as session:
         assert made.secret not in str([row.model_dump() for row in rows(session, WebhookRow)])
@@ -198,21 +198,21 @@ def test_a_secret_is_kept_nowhere_and_no_path_is_told(world: World, receiver: Re
         "https://93.184.216.34:99999/", "https://exa mple/", "https://no-such-host.invalid/", "//93.184.216.34/", "x",
     ],
 )  # fmt: skip
-def test_an_address_inside_is_refused_in_every_spelling(url: str) -> None:
+def test_a_private_address_is_refused_in_every_notation(url: str) -> None:
     with pytest.raises(Invalid) as caught:
-        target.find(url, "")
+        target.resolve_target(url, "")
     assert caught.value.code == "URL_REFUSED"
     assert caught.value.reasons[0].code == "url.refused"
 
 
-def test_a_public_address_is_called_as_it_was_looked_at() -> None:
-    found = target.find("https://93.184.216.34:8443/in?x=1", "")
+def test_a_delivery_connects_to_the_address_that_was_checked() -> None:
+    found = target.resolve_target("https://93.184.216.34:8443/in?x=1", "")
     assert (found.address, found.port, found.path, found.scheme) == ("93.184.216.34", 8443, "/in?x=1", "https")
-    assert target.find("https://[2606:2800:220:1::1]/", "").host == "2606:2800:220:1::1"
-    assert target.find("http://127.0.0.1/", LOOPBACK).path == "/"
+    assert target.resolve_target("https://[2606:2800:220:1::1]/", "").host == "2606:2800:220:1::1"
+    assert target.resolve_target("http://127.0.0.1/", LOOPBACK).path == "/"
 
 
-def test_a_name_with_one_private_address_is_refused_and_rebinding_changes_nothing(
+def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_effect(
     world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers(*addresses: str) -> object:
@@ -221,13 +221,13 @@ def test_a_name_with_one_private_address_is_refused_and_rebinding_changes_nothin
     with monkeypatch.context() as patch:
         patch.setattr(target.socket, "getaddrinfo", answers("93.184.216.34", "10.0.0.1"))
         with pytest.raises(Invalid):
-            target.find("https://two.example/", "")
+            target.resolve_target("https://two.example/", "")
     made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     world.push("acme/support")
     world.app.state.log.step()
     with monkeypatch.context() as patch:
         patch.setattr(target.socket, "getaddrinfo", answers("169.254.169.254"))
-        assert dispatch.step(world.engine, world.settings, lambda: world.app.state.log.keys) == 1
+        assert dispatch.send_due(world.engine, world.settings, lambda: world.app.state.log.keys) == 1
     assert receiver.got == []
     assert "169.254.169.254" in Audit(world.admin).deliveries(made.webhook.id).items[0].error
 

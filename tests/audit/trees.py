@@ -1,4 +1,4 @@
-"""A naive tree, written down from RFC 6962's recursion, and changes of proofs that must never be accepted."""
+"""A naive tree after the recursion of RFC 6962, and changed proofs that must be rejected."""
 
 from __future__ import annotations
 

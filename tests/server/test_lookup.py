@@ -17,7 +17,7 @@ from registry.client.inprocess import InProcess
 from registry.server import app, lookup
 from registry.server.access.tokens import revoke
 from registry.server.actors import TRUSTED
-from registry.server.audit import log
+from registry.server.audit import audit_log
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.world import URL, World
@@ -129,7 +129,7 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
 ) -> None:
     world.add_base()
     world.push(NAME)
-    monkeypatch.setattr(log, "STEP_SECONDS", 0.01)
+    monkeypatch.setattr(audit_log, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(dispatch, "STEP_SECONDS", 0.01)
     state, turns = world.app.state, [0, 0]
 
@@ -144,9 +144,9 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
 
     threads = [
         threading.Thread(target=state.freshness.follow, args=(state.log.closing,)),
-        threading.Thread(target=state.log.follow, args=(counted(0),)),
+        threading.Thread(target=state.log.run, args=(counted(0),)),
         threading.Thread(
-            target=dispatch.follow,
+            target=dispatch.run,
             args=(world.engine, world.settings, lambda: state.log.keys, state.log.closing, counted(1)),
         ),
     ]
@@ -161,13 +161,13 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
 
     try:
         until(quiet)
-        size = state.log.newest[0]
+        size = state.log.latest.size
         world.push(NAME)
-        until(lambda: state.log.newest[0] > size)
+        until(lambda: state.log.latest.size > size)
         until(quiet)
-        state.log.batch.note(TRUSTED, "bytes.read", NAME)
-        size = state.log.newest[0]
-        until(lambda: state.log.newest[0] > size)
+        state.log.batch.add(TRUSTED, "bytes.read", NAME)
+        size = state.log.latest.size
+        until(lambda: state.log.latest.size > size)
     finally:
         state.log.closing.set()
         for thread in threads:

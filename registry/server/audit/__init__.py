@@ -1,14 +1,11 @@
-"""The audit log: append an event in the caller's transaction, and read events back in the log's order.
+"""The audit log: append an event in the caller's transaction, and read numbered events back in order.
 
-Invariants
-- An event is in the transaction of the change that it tells of: both are stored or neither.
-- Events are only appended. `detail` is canonical JSON (no floats) of at most `DETAIL_LIMIT_BYTES`.
-- No secret and no file content is ever in an event.
-- Reading shows numbered events only (see sequencer.py), so a reader that goes on from a number misses nothing.
-- `namespace` says who sees an event: whoever may pull there. An empty one is for administrators; bases are for all.
-
-Example
-    >>> audit.append(session, actor, "alias.move", "acme/support:prod", {"to": 4})
+- An event is written in the transaction of the change it describes: both are stored or neither.
+- Events are only appended. `detail` is canonical JSON without floats, of at most `DETAIL_LIMIT_BYTES`. It never holds a
+  secret or file contents.
+- Only numbered events are shown (see sequencer.py), so a reader that continues from a number misses nothing.
+- `namespace` decides who sees an event: actors that may pull there. If it is empty, only administrators see the event;
+  events about bases are visible to everybody.
 """
 
 from __future__ import annotations
@@ -27,10 +24,10 @@ from registry.server.database import db
 from registry.server.database.models import EventRow
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
-NAMED = frozenset({"version", "alias", "adapter", "verdict", "publisher", "namespace"})
-"""Nouns whose objects are a namespace, or begin with one and a slash."""
-WINDOW = 5000
-"""Events that one page looks at, at most, for those that its reader may see."""
+NAMESPACED_NOUNS = frozenset({"version", "alias", "adapter", "verdict", "publisher", "namespace"})
+"""Nouns of actions whose object is a namespace, or begins with one and a slash."""
+SCAN_LIMIT = 5000
+"""How many events a page reads at most to find those that its reader may see."""
 
 
 def append(
@@ -43,17 +40,17 @@ def append(
     *,
     namespace: str | None = None,
 ) -> None:
-    """Add one event. `action` is `noun.verb`; `object` is the name of what changed.
+    """Add an event. `action` is `noun.verb`; `object` is the name of what changed, such as `acme/support:prod`.
 
-    Without `request_id` the one of the request that owns the session is taken; without `namespace` the object's own.
+    `request_id` defaults to that of the session's request, `namespace` to that of the object.
     """
-    told = dict(detail or {})
-    size_bytes = len(canonical_json(told))
+    values = dict(detail or {})
+    size_bytes = len(canonical_json(values))
     if size_bytes > DETAIL_LIMIT_BYTES:
-        told = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
+        values = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
     if namespace is None:
         noun = action.partition(".")[0]
-        namespace = object.partition("/")[0] if noun in NAMED else ""
+        namespace = object.partition("/")[0] if noun in NAMESPACED_NOUNS else ""
     row = EventRow(
         at=db.now(),
         actor=actor.identity,
@@ -61,20 +58,20 @@ def append(
         action=action,
         object=object,
         namespace=namespace,
-        detail=told,
+        detail=values,
         request_id=request_id or str(session.info.get("request_id", "")),
     )
     db.bulk_insert(session, [row])
 
 
-def names_before(session: Session, name: AdapterName) -> list[str]:
-    """What an adapter of this name was called before, oldest first. No name is given twice."""
-    arrived = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == ARRIVED)
-    event = session.exec(arrived).first()
-    return [str(earlier) for earlier in event.detail.get("names", [])] if event is not None else []
+def read_former_names(session: Session, name: AdapterName) -> list[str]:
+    """Return the earlier names of an adapter, oldest first. A name is never used twice."""
+    statement = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == ARRIVED)
+    event = session.exec(statement).first()
+    return [str(former) for former in event.detail.get("names", [])] if event is not None else []
 
 
-def page(
+def read_page(
     session: Session,
     actor: Actor,
     *,
@@ -84,54 +81,53 @@ def page(
     object: str = "",
     until: int | None = None,
 ) -> EventPage:
-    """Numbered events that the actor may see, in order, from the one that follows `after`.
+    """Return the numbered events after the number `after` that the actor may see, in order.
 
-    `object` means that name and all that begins with it and `@` or `:`. Looks at most `WINDOW` numbers far where it
-    must sort out: then `last` says how far, and `next_cursor` goes on there.
+    `object` matches that name and names that continue it with `@` or `:`. A page that filters reads at most
+    `SCAN_LIMIT` events: its `last` says how far it came, and `next_cursor` continues there.
     """
-    numbered = [col(EventRow.position) > after, visible(actor)]
+    conditions = [col(EventRow.position) > after, visible_to(actor)]
     if until is not None:
-        numbered.append(col(EventRow.position) <= until)
+        conditions.append(col(EventRow.position) <= until)
     if actions:
-        numbered.append(col(EventRow.action).in_(list(actions)))
+        conditions.append(col(EventRow.action).in_(list(actions)))
     if object:
-        within = [col(EventRow.object).startswith(object + mark, autoescape=True) for mark in "@:"]
-        numbered.append(or_(col(EventRow.object) == object, *within))
+        conditions.append(_is_about(object))
     newest = session.exec(
         select(EventRow.position).order_by(col(EventRow.position).desc().nulls_last()).limit(1)
     ).first()
-    end = min(x for x in (newest or 0, until if until is not None else newest or 0))
-    window = end if object else min(end, after + max(WINDOW, limit))
-    statement = select(EventRow).where(*numbered, col(EventRow.position) <= window)
+    end = min(newest or 0, until if until is not None else newest or 0)
+    scan_end = end if object else min(end, after + max(SCAN_LIMIT, limit))
+    statement = select(EventRow).where(*conditions, col(EventRow.position) <= scan_end)
     rows = session.exec(statement.order_by(col(EventRow.position)).limit(limit + 1)).all()
-    items = [view(row) for row in rows[:limit]]
+    items = [to_view(row) for row in rows[:limit]]
     more = len(rows) > limit
-    last = items[-1].seq if more else max(window, after)
+    last = items[-1].seq if more else max(scan_end, after)
     return EventPage(items=items, next_cursor=str(last) if more or last < end else "", last=last)
 
 
-def visible(actor: Actor) -> ColumnElement[bool]:
-    """The condition on `event` that leaves what the actor may see."""
+def _is_about(name: str) -> ColumnElement[bool]:
+    """The condition that an event's object is this name, or continues it with `@` or `:`."""
+    continued = (col(EventRow.object).startswith(name + mark, autoescape=True) for mark in "@:")
+    return or_(col(EventRow.object) == name, *continued)
+
+
+def visible_to(actor: Actor) -> ColumnElement[bool]:
+    """Return the condition on `event` that selects what the actor may see."""
     if actor.may_everywhere("admin"):
         return true()
-    everybody = and_(col(EventRow.namespace) == "", col(EventRow.action).startswith("base."))
+    about_bases = and_(col(EventRow.namespace) == "", col(EventRow.action).startswith("base."))
     if actor.adapters:
-        mine = [
-            or_(
-                col(EventRow.object) == name,
-                *(col(EventRow.object).startswith(name + m, autoescape=True) for m in "@:"),
-            )
-            for name in sorted(actor.adapters)
-        ]
-        return or_(everybody, col(EventRow.namespace).in_(sorted(actor.public)), *mine)
-    reach = actor.namespaces_with("pull")
-    if reach is None:
-        return or_(everybody, col(EventRow.namespace) != "")
-    return or_(everybody, col(EventRow.namespace).in_(sorted(reach | actor.public)))
+        about_adapters = [_is_about(name) for name in sorted(actor.adapters)]
+        return or_(about_bases, col(EventRow.namespace).in_(sorted(actor.public)), *about_adapters)
+    readable = actor.namespaces_with("pull")
+    if readable is None:
+        return or_(about_bases, col(EventRow.namespace) != "")
+    return or_(about_bases, col(EventRow.namespace).in_(sorted(readable | actor.public)))
 
 
-def view(row: EventRow) -> EventView:
-    """A numbered event as it leaves the server; its entry is what the log has hashed."""
+def to_view(row: EventRow) -> EventView:
+    """Return a numbered event as the API shows it. Its `entry()` is what the log hashes."""
     return EventView(
         seq=row.position or 0,
         at=row.at,

@@ -1,16 +1,11 @@
-"""The key file: the one place where the registry's private keys are, outside the database.
+"""The key file: the only place where the registry's private keys are stored, outside the database.
 
     PRIVATE+KEY+registry.example.org/3f9c61d2+1a2b3c4d+AYEK…      the first line signs
-    PRIVATE+KEY+registry.example.org/3f9c61d2+…                   older ones still vouch for what they signed
+    PRIVATE+KEY+registry.example.org/3f9c61d2+…                   older keys verify what they have signed
 
-Invariants
-- The file that nobody named (REGISTRY_AUDIT_KEY is empty) is made at the first need, readable by its owner alone.
-- A file that somebody named is never made: a wrong path must not become a second key.
-- Webhook secrets are derived from the first key; nothing is kept about them.
-
-Example
-    >>> keys.load(settings).signer.name
-    'registry.local/3f9c61d2'
+- If REGISTRY_AUDIT_KEY is empty, the file is created when it is first needed, readable by its owner only.
+- A file that REGISTRY_AUDIT_KEY names is never created: a wrong path must not lead to a second key.
+- Webhook secrets are derived from the first key and stored nowhere.
 """
 
 from __future__ import annotations
@@ -28,38 +23,41 @@ from registry.errors import Invalid, Unavailable
 from registry.server.settings import Settings
 from registry.tlog.notes import Signer, Verifier
 
-FILE = "audit.key"
+FILE_NAME = "audit.key"
 LIMIT_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one registry: the one that signs, and all that verify."""
+    """The keys of one registry: the first signs, all of them verify."""
 
     signers: tuple[Signer, ...]
 
     @property
     def signer(self) -> Signer:
+        """The key that signs now."""
         return self.signers[0]
 
     @property
     def verifiers(self) -> tuple[Verifier, ...]:
+        """The public keys, also of older keys."""
         return tuple(signer.verifier for signer in self.signers)
 
-    def derived(self, purpose: str) -> str:
-        """A secret for one purpose: 256 bits in hex, the same as long as the first key is."""
+    def derive_secret(self, purpose: str) -> str:
+        """Derive a secret of 256 bits in hex from the first key. Equal purposes give equal secrets."""
         return hmac.new(self.signer.seed, purpose.encode(), hashlib.sha256).hexdigest()
 
 
-def path_of(settings: Settings) -> Path:
-    return Path(settings.audit_key) if settings.audit_key else Path(settings.data) / FILE
+def key_path(settings: Settings) -> Path:
+    """Return the path of the key file."""
+    return Path(settings.audit_key) if settings.audit_key else Path(settings.data) / FILE_NAME
 
 
-def load(settings: Settings) -> Keys:
-    """The keys of the file. `Invalid` (SETTING_INVALID) for a file that is not there or holds something else."""
-    path = path_of(settings)
+def load_keys(settings: Settings) -> Keys:
+    """Read the key file. `Invalid` (SETTING_INVALID) if it is absent or malformed."""
+    path = key_path(settings)
     if not settings.audit_key and not path.exists():
-        _make(path, _origin(settings))
+        _create_file(path, _new_origin(settings))
     try:
         with path.open() as file:
             text = file.read(LIMIT_BYTES)
@@ -67,7 +65,7 @@ def load(settings: Settings) -> Keys:
         raise Invalid(
             "SETTING_INVALID",
             f"REGISTRY_AUDIT_KEY: {path} cannot be read",
-            next_step="bring back the file that this registry was started with; without it the log cannot go on",
+            next_step="restore the key file that this registry was started with; the log needs it to continue",
         ) from e
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
@@ -75,13 +73,13 @@ def load(settings: Settings) -> Keys:
     return Keys(tuple(Signer.parse(line) for line in lines))
 
 
-def _origin(settings: Settings) -> str:
+def _new_origin(settings: Settings) -> str:
     host = urlsplit(settings.public_url).hostname or "registry.local"
     return f"{host}/{secrets.token_hex(4)}"
 
 
-def _make(path: Path, origin: str) -> None:
-    """Write a new key whole, and lose the race against another process that did."""
+def _create_file(path: Path, origin: str) -> None:
+    """Write a new key to a temporary file and link it into place, unless another process was faster."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")

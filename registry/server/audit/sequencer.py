@@ -1,15 +1,10 @@
-"""The sequencer: gives events their numbers, hashes them into the tree, stores tiles and signs a checkpoint.
+"""The sequencer: numbers events, adds them to the Merkle tree, stores its tiles and signs a checkpoint.
 
-Invariants
-- One process at a time has the turn; numbers have no gap, and no number is given twice.
-- First the numbers and the tiles' rows are durable, then the tiles are in the store, then a checkpoint over them is
-  signed: what a checkpoint promises can be looked up. Everything may stop anywhere and is gone on with by the next one.
-- A log that was begun with one key is not gone on with by another (keys.py): that would be a second log.
-- The key of a tile in the store is its C2SP path under `audit/` and the SHA-256 of its bytes.
-
-Example
-    >>> sequencer.run(engine, blobs, lambda: keys.load(settings))
-    3
+- One process at a time holds the lock. Numbers have no gap, and no number is given twice.
+- Numbers and rows of tiles are committed first, then the tiles are stored, then a checkpoint is signed: what a
+  checkpoint covers can be read. After a crash at any point the next run continues.
+- A log that was started with one key is not continued with another (keys.py).
+- The key of a tile in the store is its C2SP path below `audit/` and the SHA-256 of its bytes.
 """
 
 from __future__ import annotations
@@ -32,103 +27,105 @@ from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint
 from registry.tlog.tiles import TILE_WIDTH
 
-BATCH = 1024
+BATCH_SIZE = 1024
 PREFIX = "audit/"
 
 
-def pending(session: Session) -> bool:
-    """Whether some event has no number yet, some number no checkpoint, or some tile nothing in the store."""
+def has_pending(session: Session) -> bool:
+    """Whether an event has no number, a number no checkpoint, or a tile is not stored."""
     if session.exec(select(EventRow.seq).where(col(EventRow.position).is_(None)).limit(1)).first() is not None:
         return True
     if session.exec(select(AuditTileRow.width).where(col(AuditTileRow.stored_width) == 0).limit(1)).first() is not None:
         return True
-    newest = latest(session)
-    return tree.size(session) != (newest.size if newest is not None else 0)
+    checkpoint = latest_checkpoint(session)
+    return tree.read_size(session) != (checkpoint.size if checkpoint is not None else 0)
 
 
-def latest(session: Session) -> AuditCheckpointRow | None:
-    """The newest checkpoint."""
+def latest_checkpoint(session: Session) -> AuditCheckpointRow | None:
+    """Return the latest checkpoint."""
     statement = select(AuditCheckpointRow).order_by(col(AuditCheckpointRow.size).desc())
     return session.exec(statement.limit(1)).first()
 
 
-def run(engine: Engine, blobs: BlobStore, keys: Callable[[], Keys]) -> int:
-    """Number and sign all that waits; how many events that were. `Unavailable` (TRY_LATER) while another process does.
+def run_sequencer(engine: Engine, blobs: BlobStore, keys: Callable[[], Keys]) -> int:
+    """Number and sign all pending events and return their number. `Unavailable` (TRY_LATER) if another process does.
 
-    Nothing is read but rows, and no key is asked for, when nothing waits.
+    If nothing is pending, it only reads rows and does not ask for the keys.
     """
     with db.session(engine, write=False) as session:
-        if not pending(session):
+        if not has_pending(session):
             return 0
-    with locks.acquire(engine, "audit") as mine:
-        count = 0
-        while found := _number(engine):
-            count += found
-            mine.check()
+    with locks.acquire(engine, "audit") as lock:
+        total = 0
+        while count := _number_events(engine):
+            total += count
+            lock.check()
             failpoints.reach("audit.numbered")
-        _publish(engine, blobs, keys(), mine)
-        return count
+        _publish(engine, blobs, keys(), lock)
+        return total
 
 
-def _number(engine: Engine) -> int:
-    """Give the next numbers, in the order in which events are seen; how many."""
+def _number_events(engine: Engine) -> int:
+    """Number the next events, in the order in which they are visible, and return how many."""
     with db.session(engine) as session:
-        waiting = select(EventRow).where(col(EventRow.position).is_(None)).order_by(col(EventRow.seq)).limit(BATCH)
-        rows = session.exec(waiting).all()
+        pending = select(EventRow).where(col(EventRow.position).is_(None)).order_by(col(EventRow.seq))
+        rows = session.exec(pending.limit(BATCH_SIZE)).all()
         if not rows:
             return 0
-        start = tree.size(session)
-        numbered = [(row, start + at) for at, row in enumerate(rows, 1)]
-        leaves = [tlog.leaf_hash(entry(row, position)) for row, position in numbered]
-        given = update(EventRow).where(col(EventRow.seq) == bindparam("of")).values(position=bindparam("given"))
-        session.connection().execute(given, [{"of": row.seq, "given": position} for row, position in numbered])
-        tree.extend(session, start, leaves)
+        start = tree.read_size(session)
+        numbered = [(row, position) for position, row in enumerate(rows, start + 1)]
+        leaves = [tlog.leaf_hash(entry_of(row, position)) for row, position in numbered]
+        statement = update(EventRow).where(col(EventRow.seq) == bindparam("row_seq"))
+        values = [{"row_seq": row.seq, "number": position} for row, position in numbered]
+        session.connection().execute(statement.values(position=bindparam("number")), values)
+        tree.append_leaves(session, start, leaves)
         return len(rows)
 
 
-def entry(row: EventRow, position: int) -> bytes:
-    """What the log hashes of an event that has this number."""
-    return audit.view(row).model_copy(update={"seq": position}).entry()
+def entry_of(row: EventRow, position: int) -> bytes:
+    """Return the bytes that the log hashes for an event with this number."""
+    return audit.to_view(row).model_copy(update={"seq": position}).entry()
 
 
 # ------------------------------------------------------------------ publishing
-def _publish(engine: Engine, blobs: BlobStore, keys: Keys, mine: locks.AdvisoryLock) -> None:
+def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.AdvisoryLock) -> None:
     with db.session(engine, write=False) as session:
-        newest = latest(session)
-        same_log(newest, keys)
-        size = tree.size(session)
-        root = tlog.root(size, tree.Nodes(session))
+        require_same_log(latest_checkpoint(session), keys)
+        size = tree.read_size(session)
+        root = tlog.root(size, tree.TreeNodes(session))
         unstored = select(AuditTileRow).where(col(AuditTileRow.stored_width) < AuditTileRow.width)
         rows = session.exec(unstored.order_by(col(AuditTileRow.level), col(AuditTileRow.index))).all()
     for row in rows:
-        mine.check()
-        _store(engine, blobs, row)
+        lock.check()
+        _store_tile(engine, blobs, row)
     failpoints.reach("audit.stored")
     note = notes.sign_note(Checkpoint(keys.signer.name, size, root).text, keys.signer)
     with db.session(engine) as session:
         db.insert_new(session, AuditCheckpointRow, {"size": size, "note": note, "at": db.now()})
 
 
-def same_log(newest: AuditCheckpointRow | None, keys: Keys) -> None:
-    """`Invalid` (SETTING_INVALID) when the newest checkpoint was signed by none of these keys."""
-    if newest is not None and notes.open_note(newest.note, *keys.verifiers) is None:
+def require_same_log(checkpoint: AuditCheckpointRow | None, keys: Keys) -> None:
+    """Raise `Invalid` (SETTING_INVALID) if none of these keys signed the checkpoint."""
+    if checkpoint is not None and notes.open_note(checkpoint.note, *keys.verifiers) is None:
         raise Invalid(
             "SETTING_INVALID",
-            "REGISTRY_AUDIT_KEY: none of its keys signed this log's newest checkpoint",
+            "REGISTRY_AUDIT_KEY: none of its keys signed the latest checkpoint of this log",
             next_step="give every server of this registry the key file that it was started with",
         )
 
 
-def _store(engine: Engine, blobs: BlobStore, row: AuditTileRow) -> None:
-    """Write a tile, and of level 0 the entries too; what it was before it became full goes."""
-    put(blobs, tiles.tile_path(row.level, row.index, row.width), row.hashes)
+def _store_tile(engine: Engine, blobs: BlobStore, row: AuditTileRow) -> None:
+    """Store a tile, and its entries if it has level 0. A tile that is full replaces its partial ones."""
+    write_once(blobs, tiles.tile_path(row.level, row.index, row.width), row.hashes)
     if row.level == 0:
         with db.session(engine, write=False) as session:
-            packed = tiles.bundle(entries(session, row.index, row.width))
-        put(blobs, tiles.tile_path("entries", row.index, row.width), packed)
+            bundle = tiles.bundle(read_entries(session, row.index, row.width))
+        write_once(blobs, tiles.tile_path("entries", row.index, row.width), bundle)
     with db.session(engine) as session:
-        stored = update(AuditTileRow).where(col(AuditTileRow.level) == row.level, col(AuditTileRow.index) == row.index)
-        session.connection().execute(stored.values(stored_width=row.width))
+        statement = update(AuditTileRow).where(
+            col(AuditTileRow.level) == row.level, col(AuditTileRow.index) == row.index
+        )
+        session.connection().execute(statement.values(stored_width=row.width))
     if row.width == TILE_WIDTH:
         levels: list[int | str] = [row.level, "entries"] if row.level == 0 else [row.level]
         for level in levels:
@@ -136,14 +133,15 @@ def _store(engine: Engine, blobs: BlobStore, row: AuditTileRow) -> None:
                 blobs.delete(stat.key)
 
 
-def put(blobs: BlobStore, path: str, data: bytes) -> None:
+def write_once(blobs: BlobStore, path: str, data: bytes) -> None:
+    """Store bytes below their path and digest, unless they are stored already."""
     key = f"{PREFIX}{path}/{Digest.of(data).hex}"
     if blobs.stat(key) is None:
         blobs.put(key, [data], limit_bytes=len(data))
 
 
-def entries(session: Session, index: int, width: int) -> Sequence[bytes]:
-    """The entries of a level-0 tile, made from the rows of the events."""
+def read_entries(session: Session, index: int, width: int) -> Sequence[bytes]:
+    """Build the entries of a tile of level 0 from the rows of the events."""
     first = index * TILE_WIDTH
-    within = select(EventRow).where(col(EventRow.position) > first, col(EventRow.position) <= first + width)
-    return [audit.view(row).entry() for row in session.exec(within.order_by(col(EventRow.position)))]
+    statement = select(EventRow).where(col(EventRow.position) > first, col(EventRow.position) <= first + width)
+    return [audit.to_view(row).entry() for row in session.exec(statement.order_by(col(EventRow.position)))]

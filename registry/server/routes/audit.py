@@ -29,10 +29,10 @@ from registry.api.checkpoints import Consistency, LogKeys
 from registry.errors import NotFound, RegistryError
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.audit import log as logs
+from registry.server.audit import audit_log as logs
 from registry.server.audit import sequencer, tree
-from registry.server.audit import stored as copies
-from registry.server.audit.log import Log
+from registry.server.audit import stored_tiles as copies
+from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.database.models import EventRow
 from registry.server.promotion import attestations
@@ -62,12 +62,12 @@ QUIET_SECONDS = 15
 LOOK_SECONDS = 0.1
 
 
-def _log(request: Request) -> Log:
-    found: Log = request.app.state.log
+def _log(request: Request) -> AuditLog:
+    found: AuditLog = request.app.state.log
     return found
 
 
-LogDep = Annotated[Log, Depends(inline(_log))]
+LogDep = Annotated[AuditLog, Depends(inline(_log))]
 After = Annotated[int, Query(ge=0, le=2**53)]
 Action = Annotated[str, Query(max_length=100)]
 
@@ -75,7 +75,7 @@ Action = Annotated[str, Query(max_length=100)]
 class _Reader:
     """Reads pages for one request, and waits for what is newer."""
 
-    def __init__(self, request: Request, engine: Engine, log: Log, actions: list[str], about: str) -> None:
+    def __init__(self, request: Request, engine: Engine, log: AuditLog, actions: list[str], about: str) -> None:
         self._request, self._engine, self._log = request, engine, log
         self._actions, self._object = actions, about
 
@@ -83,11 +83,11 @@ class _Reader:
         return await run_in_threadpool(self._page, after, limit, fresh)
 
     def _page(self, after: int, limit: int, fresh: bool) -> EventPage:
-        if fresh or not self._log.followed:
+        if fresh or not self._log.is_running:
             self._log.step()
         actor = self._again()
         with db.session(self._engine, write=False) as session:
-            return audit.page(session, actor, after=after, limit=limit, actions=self._actions, object=self._object)
+            return audit.read_page(session, actor, after=after, limit=limit, actions=self._actions, object=self._object)
 
     def _again(self) -> Actor:
         """Who asks, as of now."""
@@ -98,10 +98,10 @@ class _Reader:
         """Wait until the log is longer than `last`, or may be; False when the time is over or the server ends."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._log.closing.is_set():
-            if self._log.newest[0] > last:
+            if self._log.latest.size > last:
                 return True
             await asyncio.sleep(LOOK_SECONDS)
-            if not self._log.followed:
+            if not self._log.is_running:
                 await asyncio.sleep(min(LOOK_SECONDS, seconds))
                 return True
         return False
@@ -174,15 +174,15 @@ async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
 def read_checkpoint(_actor: Anyone, log: LogDep) -> Response:
     """The newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
     log.step()
-    if not log.newest[1]:
+    if not log.latest.note:
         raise NotFound("EVENT_UNKNOWN", "the audit log is empty")
-    return Response(log.newest[1], media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
+    return Response(log.latest.note, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
 
 
 @router.get("/audit/keys")
 def list_log_keys(_actor: Anyone, log: LogDep) -> LogKeys:
     """The name of the log and its verifier keys (C2SP signed-note)."""
-    return log.described()
+    return log.describe_keys()
 
 
 @router.get("/audit/consistency")
@@ -190,7 +190,7 @@ def prove_consistency(
     session: SessionDep, _actor: Anyone, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
 ) -> Consistency:
     """The proof that the log of size `old` is a prefix of the log of size `new` (RFC 6962)."""
-    return tree.consistency(session, old, new)
+    return tree.prove_consistency(session, old, new)
 
 
 @router.get("/audit/tile/entries/{path:path}", response_class=Response, responses={200: declarations.raw("The bundle")})
@@ -198,34 +198,34 @@ def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: s
     """A bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
     actor.require_everywhere("admin")
     found = tiles.parse_path(f"entries/{path}")
-    newest = sequencer.latest(session)
+    newest = sequencer.latest_checkpoint(session)
     if found is None or newest is None or tiles.width_at(0, found[1], newest.size) < found[2]:
         raise _no_tile(f"entries/{path}")
-    expected = tiles.bundle(sequencer.entries(session, found[1], found[2]))
-    return _tile(copies.entries(blobs, found[1], found[2], expected=expected))
+    expected = tiles.bundle(sequencer.read_entries(session, found[1], found[2]))
+    return _tile(copies.read_entries(blobs, found[1], found[2], expected=expected))
 
 
 @router.get("/audit/tile/{path:path}", response_class=Response, responses={200: declarations.raw("The tile")})
 def read_log_tile(session: SessionDep, _actor: Anyone, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
     """A tile of the log (C2SP tlog-tiles)."""
     found = tiles.parse_path(path)
-    data = tree.tile(session, found[0], found[1], found[2]) if found is not None and found[0] is not None else None
+    data = tree.read_tile(session, found[0], found[1], found[2]) if found is not None and found[0] is not None else None
     if data is None:
         raise _no_tile(path)
     if stored and found is not None and found[0] is not None:
-        data = copies.tile(blobs, found[0], found[1], found[2], expected=data)
+        data = copies.read_tile(blobs, found[0], found[1], found[2], expected=data)
     return _tile(data)
 
 
 @router.get("/audit/events/{seq}/proof")
 def prove_event(session: SessionDep, actor: Puller, seq: int) -> EventProof:
     """An event as an entry of the log, and the proof of its inclusion (C2SP tlog-proof)."""
-    shown = or_(audit.visible(actor), attestations.visible_events(actor))
+    shown = or_(audit.visible_to(actor), attestations.visible_events(actor))
     statement = select(EventRow).where(col(EventRow.position) == seq, shown)
     row = session.exec(statement).first() if 0 < seq < 2**53 else None
     if row is None:
         raise NotFound("EVENT_UNKNOWN", f"there is no event {seq}, or you may not see it")
-    return logs.proof(session, row)
+    return logs.prove_event(session, row)
 
 
 def _tile(data: bytes) -> Response:

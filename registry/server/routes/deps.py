@@ -243,7 +243,7 @@ def note_failure(request: Request, secret: str = "") -> None:
     try:
         request.app.state.failures.record_failure(request.client.host if request.client else "", secret)
     except Unavailable:
-        request.app.state.log.batch.denied(request.scope, Unauthenticated.__name__)
+        request.app.state.log.batch.add_denial(request.scope, Unauthenticated.__name__)
         raise
 
 

@@ -35,13 +35,13 @@ def create_webhook(
 @router.get("/webhooks")
 def list_webhooks(session: SessionDep, actor: Admin) -> WebhookList:
     """List webhooks."""
-    return WebhookList(items=webhooks.every(session, actor))
+    return WebhookList(items=webhooks.list_webhooks(session, actor))
 
 
 @router.delete("/webhooks/{webhook_id}")
 def delete_webhook(session: SessionDep, actor: Admin, webhook_id: str) -> WebhookView:
     """Delete a webhook."""
-    return webhooks.end(session, actor, webhook_id)
+    return webhooks.delete_webhook(session, actor, webhook_id)
 
 
 @router.get("/webhooks/{webhook_id}/deliveries")
@@ -53,10 +53,10 @@ def list_deliveries(
     limit: LimitDep = PAGE,
 ) -> DeliveryList:
     """List the deliveries of a webhook, newest first."""
-    return DeliveryList(items=webhooks.deliveries(session, actor, webhook_id, state=state, limit=limit))
+    return DeliveryList(items=webhooks.list_deliveries(session, actor, webhook_id, state=state, limit=limit))
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
 def retry_delivery(session: SessionDep, actor: Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
     """Send a delivery again."""
-    return webhooks.retry(session, actor, webhook_id, delivery_id)
+    return webhooks.retry_delivery(session, actor, webhook_id, delivery_id)

@@ -1,16 +1,11 @@
-"""Dispatch: numbered events become deliveries, and deliveries are sent, again and again, until delivered or dead.
+"""Dispatch: create deliveries for numbered events, and send them until they are delivered or dead.
 
-Invariants
-- A webhook's cursor and its new deliveries are one transaction: an event becomes one delivery, whatever is restarted.
-- Sent at least once: a receiver tells repeats by `webhook-id`, which is the same in every attempt.
-- One process at a time sends (server/turn). No transaction is held while bytes move.
-- A receiver has `ANSWER_SECONDS` and `ANSWER_LIMIT_BYTES`; anything but 2xx is a failure, a redirect too.
+- A webhook's cursor and its new deliveries are written in one transaction, so an event becomes exactly one delivery.
+- A delivery is sent at least once. A receiver recognizes repeats by `webhook-id`, which is the same in each attempt.
+- One process at a time sends. No transaction is open during a request.
+- A receiver has `ANSWER_SECONDS` and `ANSWER_LIMIT_BYTES`. Any status but 2xx is a failure, including redirects.
 
-Signed as Standard Webhooks has it: base64 of HMAC-SHA256 over `id.timestamp.body`.
-
-Example
-    >>> dispatch.step(engine, settings, keys)
-    2
+Messages are signed as Standard Webhooks requires: base64 of HMAC-SHA256 over `id.timestamp.body`.
 """
 
 from __future__ import annotations
@@ -44,131 +39,129 @@ from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
 from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
 from registry.server.settings import Settings
-from registry.server.webhooks import target
-from registry.server.webhooks.target import Target
+from registry.server.webhooks.target import Target, resolve_target
 
-PAUSES_SECONDS = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
-"""How long to wait after each failure; after the last one the delivery is dead."""
+RETRY_SECONDS = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
+"""How long to wait after each failure. After the last attempt the delivery is dead."""
 ANSWER_SECONDS = 5.0
 ANSWER_LIMIT_BYTES = 64 * 2**10
-BATCH = 500
-AT_ONCE = 8
+EVENTS_PER_BATCH = 500
+PARALLEL = 8
 STEP_SECONDS = 1.0
 _LOG = logging.getLogger("registry.server.webhooks")
 
 
-def follow(
+def run(
     engine: Engine,
     settings: Settings,
     keys: Callable[[], Keys],
     closing: threading.Event,
     stamp: Callable[[], object | None] = lambda: None,
 ) -> None:
-    """Call `step` every second until `closing` is set, in a thread of its own; a failure is logged.
+    """Send due deliveries every second until `closing` is set. Failures are logged.
 
-    `stamp`: equal while nothing is committed, None where that is not known (`Freshness.stamp`). Where there is no
-    webhook, nothing is looked at until something was.
+    `stamp` returns equal values while nothing is committed, or None if that is unknown (`Freshness.stamp`). While there
+    are no webhooks and it stays equal, the database is not queried.
     """
-    without = None
+    stamp_without_webhooks = None
     while not closing.wait(STEP_SECONDS):
         try:
-            now = stamp()
-            if now is not None and now == without:
+            new_stamp = stamp()
+            if new_stamp is not None and new_stamp == stamp_without_webhooks:
                 continue
-            without = None if _ids(engine) else now
-            while step(engine, settings, keys) and not closing.is_set():
+            stamp_without_webhooks = None if _webhook_ids(engine) else new_stamp
+            while send_due(engine, settings, keys) and not closing.is_set():
                 pass
-        except Exception as e:  # a thread that ends would stop all webhooks without anybody seeing it
-            _LOG.error("webhooks do not go on: %s", e)
+        except Exception as e:  # the thread must not end: all webhooks would stop without notice
+            _LOG.error("webhooks are not sent: %s", e)
 
 
-def step(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
-    """Make deliveries of what is new and send those that are due; how many were sent. Another process may be at it."""
-    ids = _ids(engine)
+def send_due(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
+    """Create deliveries for new events, send some that are due, and return how many were sent.
+
+    Returns 0 if another process is sending.
+    """
+    ids = _webhook_ids(engine)
     if not ids:
         return 0
-    with contextlib.suppress(Unavailable), locks.acquire(engine, "webhooks") as mine:
+    with contextlib.suppress(Unavailable), locks.acquire(engine, "webhooks") as lock:
         for webhook_id in ids:
-            while _enqueue(engine, webhook_id):
-                mine.check()
+            while _enqueue_deliveries(engine, webhook_id):
+                lock.check()
         with db.session(engine, write=False) as session:
-            waiting = [(row, hook, _event(session, row)) for row, hook in webhooks.due(session, AT_ONCE)]
-        if not waiting:
+            due = [(row, hook, _event(session, row)) for row, hook in webhooks.due_deliveries(session, PARALLEL)]
+        if not due:
             return 0
-        held = keys()
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            sent = [pool.submit(_send, hook, event, settings, held) for _, hook, event in waiting]
-            for (row, _, _), result in zip(waiting, sent, strict=True):
-                _note(engine, row, *result.result())
-        return len(waiting)
+        signing_keys = keys()
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            futures = [pool.submit(_send, hook, event, settings, signing_keys) for _, hook, event in due]
+            for (row, _, _), future in zip(due, futures, strict=True):
+                _record_attempt(engine, row, *future.result())
+        return len(due)
     return 0
 
 
-def _ids(engine: Engine) -> Sequence[str]:
+def _webhook_ids(engine: Engine) -> Sequence[str]:
     with db.session(engine, write=False) as session:
         return session.exec(select(WebhookRow.id)).all()
 
 
-def _enqueue(engine: Engine, webhook_id: str) -> bool:
-    """Deliveries for the next events of one webhook; whether there may be more."""
+def _enqueue_deliveries(engine: Engine, webhook_id: str) -> bool:
+    """Create deliveries for the next events of a webhook, and return whether there may be more."""
     with db.session(engine) as session:
-        row = session.get(WebhookRow, webhook_id)
-        if row is None:
+        hook = session.get(WebhookRow, webhook_id)
+        if hook is None:
             return False
-        until = min(tree.size(session), row.after + BATCH)
-        if until <= row.after:
+        size = tree.read_size(session)
+        until = min(size, hook.after + EVENTS_PER_BATCH)
+        if until <= hook.after:
             return False
-        wanted = select(EventRow.position).where(
-            col(EventRow.position) > row.after, col(EventRow.position) <= until, col(EventRow.action).in_(row.actions)
+        matching = select(EventRow.position).where(
+            col(EventRow.position) > hook.after, col(EventRow.position) <= until, col(EventRow.action).in_(hook.actions)
         )
-        if row.namespace != EVERY_NAMESPACE:
-            wanted = wanted.where(EventRow.namespace == row.namespace)
-        moment_now = db.now()
-        for position in session.exec(wanted.order_by(col(EventRow.position))):
-            values: dict[str, Any] = {
-                "webhook_id": row.id,
-                "position": position,
-                "state": webhooks.WAITING,
-                "attempt": 0,
-            }
-            values |= {"next_at": moment_now, "created_at": moment_now, "error": ""}
-            db.insert_new(session, DeliveryRow, values)
-        row.after = until
-        session.add(row)
-        return until < tree.size(session)
+        if hook.namespace != EVERY_NAMESPACE:
+            matching = matching.where(EventRow.namespace == hook.namespace)
+        now = db.now()
+        values: dict[str, Any] = {"webhook_id": hook.id, "state": webhooks.WAITING, "attempt": 0, "error": ""}
+        values |= {"next_at": now, "created_at": now}
+        for position in session.exec(matching.order_by(col(EventRow.position))):
+            db.insert_new(session, DeliveryRow, values | {"position": position})
+        hook.after = until
+        session.add(hook)
+        return until < size
 
 
 def _event(session: Session, row: DeliveryRow) -> EventView:
-    return audit.view(session.exec(select(EventRow).where(EventRow.position == row.position)).one())
+    return audit.to_view(session.exec(select(EventRow).where(EventRow.position == row.position)).one())
 
 
-def _note(engine: Engine, sent: DeliveryRow, status: int | None, error: str) -> None:
+def _record_attempt(engine: Engine, delivery: DeliveryRow, status: int | None, error: str) -> None:
     with db.session(engine) as session:
-        row = session.get(DeliveryRow, sent.id)
-        if row is None:  # its webhook ended meanwhile
+        row = session.get(DeliveryRow, delivery.id)
+        if row is None:  # its webhook was deleted in between
             return
         row.attempt, row.status, row.error = row.attempt + 1, status, error[:500]
         if not error:
             row.state, row.ended_at = webhooks.DELIVERED, db.now()
-        elif row.attempt > len(PAUSES_SECONDS):
+        elif row.attempt > len(RETRY_SECONDS):
             row.state, row.ended_at = webhooks.DEAD, db.now()
         else:
-            row.next_at = db.now() + timedelta(seconds=PAUSES_SECONDS[row.attempt - 1])
+            row.next_at = db.now() + timedelta(seconds=RETRY_SECONDS[row.attempt - 1])
         session.add(row)
 
 
 # ------------------------------------------------------------------ one request
 def _send(hook: WebhookRow, event: EventView, settings: Settings, keys: Keys) -> tuple[int | None, str]:
-    """(status, what went wrong; empty when it was delivered)."""
+    """Send an event. Returns the status and what went wrong, which is empty if it was delivered."""
     try:
-        where = target.find(hook.url, settings.webhook_private)
+        target = resolve_target(hook.url, settings.webhook_private)
     except Invalid as e:
         return None, e.detail
-    body = json.dumps({"type": event.action, "timestamp": moment(event.at), "data": event.model_dump(mode="json")})
-    message = f"{hook.id}.{event.seq}"
-    headers = signed(message, body.encode(), webhooks.secret_of(hook.id, keys), db.now())
+    message = {"type": event.action, "timestamp": moment(event.at), "data": event.model_dump(mode="json")}
+    body = json.dumps(message).encode()
+    headers = sign_headers(f"{hook.id}.{event.seq}", body, webhooks.secret_of(hook.id, keys), db.now())
     try:
-        status = _post(where, body.encode(), headers)
+        status = _post(target, body, headers)
     except (OSError, http.client.HTTPException, ValueError) as e:
         return None, f"{type(e).__name__}: {str(e)[:200]}"
     if 200 <= status < 300:
@@ -176,47 +169,43 @@ def _send(hook: WebhookRow, event: EventView, settings: Settings, keys: Keys) ->
     return status, "it redirects, which is not followed" if 300 <= status < 400 else f"it answered {status}"
 
 
-def signed(message: str, body: bytes, secret: str, at: datetime) -> dict[str, str]:
-    """The headers of a message: its id, its time, and the signature over both and the body."""
-    stamp = str(int(at.timestamp()))
+def sign_headers(message_id: str, body: bytes, secret: str, at: datetime) -> dict[str, str]:
+    """Return the headers of a message: its id, its time, and the signature over both and the body."""
+    timestamp = str(int(at.timestamp()))
     key = base64.b64decode(secret.removeprefix("whsec_"))
-    told = hmac.new(key, f"{message}.{stamp}.".encode() + body, hashlib.sha256).digest()
+    signature = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return {
-        "webhook-id": message,
-        "webhook-timestamp": stamp,
-        "webhook-signature": f"v1,{base64.b64encode(told).decode()}",
+        "webhook-id": message_id,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
         "Content-Type": "application/json",
         "User-Agent": f"adapter-registry/{__version__}",
     }
 
 
-def _post(where: Target, body: bytes, headers: dict[str, str]) -> int:
-    """POST to the address that was allowed; the status. Reads no more of the answer than it must."""
-    until = time.monotonic() + ANSWER_SECONDS
-    connection = http.client.HTTPConnection(where.host, where.port, timeout=ANSWER_SECONDS)
-    connection.sock = socket.create_connection((where.address, where.port), timeout=ANSWER_SECONDS)
+def _post(target: Target, body: bytes, headers: dict[str, str]) -> int:
+    """POST to the checked address and return the status. Reads at most `ANSWER_LIMIT_BYTES` of the answer."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    connection = http.client.HTTPConnection(target.host, target.port, timeout=ANSWER_SECONDS)
+    connection.sock = socket.create_connection((target.address, target.port), timeout=ANSWER_SECONDS)
     try:
-        if where.scheme == "https":
+        if target.scheme == "https":
             context = ssl.create_default_context()
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=where.host)
-        if where.port != target.PORTS[where.scheme]:
-            headers = {**headers, "Host": f"{where.host}:{where.port}"}
-        else:
-            headers = {**headers, "Host": where.host}
-        guard = threading.Timer(max(0.1, until - time.monotonic()), _cut, (connection.sock,))
-        guard.start()
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=target.host)
+        timer = threading.Timer(max(0.1, deadline - time.monotonic()), _shut_down, (connection.sock,))
+        timer.start()
         try:
-            connection.request("POST", where.path, body, headers)
-            answer = connection.getresponse()
-            answer.read(ANSWER_LIMIT_BYTES)
-            return answer.status
+            connection.request("POST", target.path, body, headers | {"Host": target.host_header})
+            response = connection.getresponse()
+            response.read(ANSWER_LIMIT_BYTES)
+            return response.status
         finally:
-            guard.cancel()
+            timer.cancel()
     finally:
         connection.close()
 
 
-def _cut(sock: socket.socket) -> None:
-    """The time is over: a receiver that answers byte by byte is let go."""
+def _shut_down(sock: socket.socket) -> None:
+    """End a connection whose receiver answers too slowly."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

@@ -1,15 +1,10 @@
-"""`Target`: where a URL really leads, decided once and connected to as decided. The guard against being sent inside.
+"""`Target`: the address that a webhook's URL leads to. Guards against requests to internal addresses (SSRF).
 
-Invariants
-- Only public addresses are called, by https; private networks that the operator names may be called, by http too.
-- A name is resolved once for each request; every address that it has must be allowed, and the connection goes to the
-  address that was looked at, so a name that changes its mind between look and call changes nothing.
-- IPv6 that carries an IPv4 address (mapped, 6to4, Teredo, NAT64) is judged by both.
-- No user-info, no redirect, no proxy of the environment.
-
-Example
-    >>> target.find("https://hooks.example.com/in", "").address
-    '93.184.216.34'
+- Only public addresses are called, over https. Private networks that the operator allows may be called over http, too.
+- A host is resolved once per request. All of its addresses must be allowed, and the connection goes to the address that
+  was checked, so DNS rebinding has no effect.
+- IPv6 that embeds an IPv4 address (mapped, 6to4, Teredo, NAT64) is checked by both addresses.
+- User info, redirects and proxies of the environment are not used.
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One place to call: the address that was allowed, and what to say there."""
+    """The address to connect to, and the host and path of the request."""
 
     scheme: str
     host: str
@@ -37,38 +32,46 @@ class Target:
     address: str
     path: str
 
+    @property
+    def host_header(self) -> str:
+        """The Host header: without the port if it is the default one."""
+        return self.host if self.port == PORTS[self.scheme] else f"{self.host}:{self.port}"
 
-def find(url: str, private: str) -> Target:
-    """Where to call for this URL. `Invalid` (URL_REFUSED) names the rule. `private`: networks, with spaces between."""
+
+def resolve_target(url: str, private: str) -> Target:
+    """Resolve and check a URL. `Invalid` (URL_REFUSED) names the broken rule.
+
+    `private`: networks that may be called (CIDR, separated by spaces).
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as e:
-        raise _refused("it is no URL") from e
+        raise _refused("it is not a URL") from e
     if parts.scheme not in PORTS or not parts.hostname:
         raise _refused("it does not begin with https:// and a host")
     if parts.username is not None or parts.password is not None:
         raise _refused("it holds a user name or a password")
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E or letter == "\\" for letter in url):
         raise _refused("it holds a space, a backslash or a character outside ASCII")
-    allowed = _networks(private)
-    found = _addresses(parts.hostname, port or PORTS[parts.scheme])
-    inside = [address for address in found if any(address in network for network in allowed)]
-    wrong = [address for address in found if address not in inside and not _public(address)]
-    if wrong:
-        raise _refused(f"{parts.hostname} is {wrong[0]}, which is no public address")
-    if parts.scheme == "http" and len(inside) != len(found):
+    networks = _networks(private)
+    addresses = _addresses(parts.hostname, port or PORTS[parts.scheme])
+    allowed = [address for address in addresses if any(address in network for network in networks)]
+    internal = [address for address in addresses if address not in allowed and not _is_public(address)]
+    if internal:
+        raise _refused(f"{parts.hostname} is {internal[0]}, which is not a public address")
+    if parts.scheme == "http" and len(allowed) != len(addresses):
         raise _refused("it is not https")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Target(parts.scheme, parts.hostname, port or PORTS[parts.scheme], str(found[0]), path)
+    return Target(parts.scheme, parts.hostname, port or PORTS[parts.scheme], str(addresses[0]), path)
 
 
 def _addresses(host: str, port: int) -> list[Address]:
     try:
-        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as e:
         raise _refused(f"{host[:100]!r} has no address") from e
-    return [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
+    return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
 
 
 def _networks(text: str) -> list[Network]:
@@ -78,32 +81,31 @@ def _networks(text: str) -> list[Network]:
         raise Invalid("SETTING_INVALID", f"REGISTRY_WEBHOOK_PRIVATE: {e}") from e
 
 
-def _public(address: Address) -> bool:
+def _is_public(address: Address) -> bool:
     return all(
-        one.is_global and not (one.is_multicast or one.is_reserved or one.is_unspecified or _is_of_a_site(one))
-        for one in _all_of(address)
+        part.is_global and not (part.is_multicast or part.is_reserved or part.is_unspecified or _is_site_local(part))
+        for part in _with_embedded(address)
     )
 
 
-def _is_of_a_site(address: Address) -> bool:
-    """fec0::/10, given up and still in use inside; Python calls it global."""
+def _is_site_local(address: Address) -> bool:
+    """fec0::/10 is deprecated and still in use internally; Python calls it global."""
     return isinstance(address, ipaddress.IPv6Address) and address.is_site_local
 
 
-def _all_of(address: Address) -> list[Address]:
-    """The address and every IPv4 address that it carries."""
-    found: list[Address] = []
+def _with_embedded(address: Address) -> list[Address]:
+    """Return the addresses to check: the address and each IPv4 address that it embeds."""
+    embedded: list[Address] = []
     if isinstance(address, ipaddress.IPv6Address):
-        carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        candidates = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in _NAT64:
-            carried.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        found = [inner for inner in carried if inner is not None]
+            candidates.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        embedded = [part for part in candidates if part is not None]
         if address.ipv4_mapped is not None or address in _NAT64:
-            return found  # the carrier itself is never "global"
-    return [address, *found]
+            return embedded  # the outer address itself is never global
+    return [address, *embedded]
 
 
 def _refused(message: str) -> Invalid:
-    detail = f"url: {message}"
     reasons = [Reason("url.refused", "url", message)]
-    return Invalid("URL_REFUSED", detail, reasons=reasons, next_step="name a public https URL")
+    return Invalid("URL_REFUSED", f"url: {message}", reasons=reasons, next_step="use a public https URL")

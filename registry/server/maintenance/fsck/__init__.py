@@ -26,7 +26,7 @@ from registry.api.maintenance import FsckPage, FsckRequest
 from registry.errors import Invalid
 from registry.server.actors import Actor
 from registry.server.audit import keys as keys_of_the_log
-from registry.server.audit import sequencer, stored
+from registry.server.audit import sequencer, stored_tiles
 from registry.server.maintenance.fsck import adapters, keys, scrub
 from registry.server.maintenance.fsck.page import Page
 from registry.server.maintenance.recovery import missing, rebuild
@@ -67,7 +67,7 @@ def _records(page: Page, _place: str) -> str:
         )
     for place, _ in missing.others(page.engine, page.blobs):
         page.found("record.missing", place, "has no record beside the blobs: a re-index would not find it")
-    for path in stored.lost(page.engine, page.blobs):
+    for path in stored_tiles.find_lost(page.engine, page.blobs):
         page.found("audit.tile_missing", path, "is not in the store: whoever verifies the log with it cannot")
     _audit_key(page)
     return ""
@@ -75,9 +75,9 @@ def _records(page: Page, _place: str) -> str:
 
 def _audit_key(page: Page) -> None:
     with page.snapshot() as session:
-        newest = sequencer.latest(session)
+        newest = sequencer.latest_checkpoint(session)
     try:
-        sequencer.same_log(newest, keys_of_the_log.load(page.settings))
+        sequencer.require_same_log(newest, keys_of_the_log.load_keys(page.settings))
     except Invalid as e:
         page.found("audit.key_unknown", "the audit log", f"{e.detail}: it does not go on")
 

@@ -136,7 +136,7 @@ def _version_events(page: Page, session: Session, name: str, numbers: list[int])
 
 def _told(session: Session, name: str, mark: str, actions: Sequence[str]) -> list[tuple[str, EventRow]]:
     """The events of these actions about an adapter, whatever it was called then, with what follows its name."""
-    called = [*audit.names_before(session, AdapterName.parse(name)), name]
+    called = [*audit.read_former_names(session, AdapterName.parse(name)), name]
     about = or_(*(col(EventRow.object).startswith(one + mark, autoescape=True) for one in called))
     statement = select(EventRow).where(col(EventRow.action).in_(actions), about).order_by(col(EventRow.seq))
     return [(event.object.partition(mark)[2], event) for event in session.exec(statement)]

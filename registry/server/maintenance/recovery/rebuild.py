@@ -36,7 +36,7 @@ from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
-from registry.server.audit import stored
+from registry.server.audit import stored_tiles
 from registry.server.catalog import base_identity, bases, metadata_backup
 from registry.server.catalog import versions as catalog
 from registry.server.database import db
@@ -74,7 +74,7 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest)
             following = _AGAIN
             break
     changed = 0 if following else withdraw.restore(engine, blobs, actor, dry_run=request.dry_run)
-    again = () if following else (unrecorded.again, stored.again)
+    again = () if following else (unrecorded.again, stored_tiles.rewrite_lost)
     lost = sum(write(engine, blobs, dry_run=request.dry_run) for write in again)
     return ReindexPage(
         bases=made_bases, versions=made, tombstones=buried, withdrawals=changed, records=lost, findings=findings[:200],
