@@ -2,10 +2,6 @@
 
 Invariants
 - A secret is in one answer only, `TokenCreated`, and is stored nowhere.
-
-Example
-    >>> TokenCreate(name="trainer-7", scopes=["push"]).namespaces
-    ['*']
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - An alias moves from the generation that whoever moves it has seen, and from no other.
-
-Example
-    >>> PromoteRequest(version="3").reason
-    ''
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - An event's entry is the canonical JSON of all that it tells: whoever has it can make the bytes that were hashed.
-
-Example
-    >>> tlog.leaf_hash(event.entry())
-    b'…'
 """
 
 from __future__ import annotations

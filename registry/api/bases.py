@@ -2,10 +2,6 @@
 
 Invariants
 - What a base is and which weights it has is told once; its thresholds may change.
-
-Example
-    >>> ThresholdsGiven(thresholds={"agreement": 0.9}).thresholds
-    {'agreement': 0.9}
 """
 
 from __future__ import annotations

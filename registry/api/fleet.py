@@ -6,10 +6,6 @@
 Invariants
 - A report is the complete state of one engine on one node. A version that it no longer names is gone there.
 - A node is live until its lease ends. Garbage collection keeps the bytes of versions on live nodes.
-
-Example
-    >>> NodeReport(base="smollm2", alias="prod", slots=[]).lease_seconds
-    60
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - As in the rest of `wire`: requests refuse unknown fields, answers may gain some.
-
-Example
-    >>> ApproveRequest(alias="prod").comment
-    ''
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - Whoever renews, finishes or fails a job shows its lease's token; a late one is refused.
 - A worker's report is input like any other: bounded, typed, and turned into a verdict by the server.
-
-Example
-    >>> ClaimRequest(worker="gpu-7").kinds
-    [<Kind.VALIDATE: 'validate'>]
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - A long run is many short requests: each does what fits into its seconds and answers `next_cursor` to go on with;
   an empty one means that the run is through. Whoever stops in between loses nothing.
 - `dry_run` counts what would be done, and changes nothing.
-
-Example
-    >>> GcRequest(dry_run=True).grace_seconds is None
-    True
 """
 
 from __future__ import annotations

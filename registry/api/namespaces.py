@@ -2,10 +2,6 @@
 
 Invariants
 - Roles are shown to the owners of a namespace only; limits and what is used of them to whoever may look into it.
-
-Example
-    >>> NamespaceSet(public=True).quota_bytes is None
-    True
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - A plan names what is missing, never what others hold.
 - A relative URL in a plan is on the registry and takes the token; an absolute one is on the store and never does.
-
-Example
-    >>> PushRequest(manifest=manifest.model_dump(mode="json")).message
-    ''
 """
 
 from __future__ import annotations

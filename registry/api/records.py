@@ -4,10 +4,6 @@ Invariants
 - A record holds facts that never change, and whether a version is withdrawn; nothing that a row can be derived of.
 - A tombstone says that a name ended and when, and not what had it, nor who ended it: the audit log tells that.
 - Its bytes are named by their SHA-256, like every blob.
-
-Example
-    >>> VersionRecord.parse(record.to_bytes()) == record
-    True
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - Engines are asked by profile: `vllm==0.33.0,max_lora_rank=32`.
 - Nothing of this stores anything, but for `RejudgeRequest`, which is for administrators.
-
-Example
-    >>> CheckRequest(base="smollm2", config="{}", header="{}", size_bytes=10).engines
-    []
 """
 
 from __future__ import annotations

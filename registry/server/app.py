@@ -6,9 +6,6 @@ Invariants
 - Input never makes a 500; a 500 tells nothing of the inside and is logged with its request id.
 - A route that declares neither a scope nor `OPEN` makes `create_app` fail: closed is the default.
 - Nothing here starts, migrates or prints anything; `adapter serve` does.
-
-Example
-    >>> app = create_app(settings, engine=engine, blobs=MemoryBlobs())
 """
 
 from __future__ import annotations

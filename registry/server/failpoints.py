@@ -12,9 +12,6 @@
 Invariants
 - Armed once, by `create_app` from the settings, and never by a request.
 - A point stands where a crash would be hardest to bear; tests/faults kills the server at each of them.
-
-Example
-    >>> failpoints.reach("push.after_promote")
 """
 
 from __future__ import annotations

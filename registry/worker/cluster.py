@@ -8,11 +8,6 @@ Invariants
 - An actor runs the same `Worker` as one machine does, with a token and one base; it holds one base load.
 - A base's folder must be readable under the same path on the nodes, or by the mapping that was given.
 - The token travels to the actors through the cluster: give it the scopes `work` and `pull`, and nothing more.
-
-Example
-    >>> with Cluster("10.0.0.1:6379", plan) as cluster:
-    ...     cluster.run(once=True)
-    Tally(done=200, failed=0, base_loads=4)
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - A kind without a line here is never claimed.
 - A kind in `BASELESS` needs no base on this machine; every other kind is claimed only for bases that were found here.
-
-Example
-    >>> run(task).message
-    'smoke: pass (logits move by up to 21.3, KL 0.61 nats a token)'
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - Renewed at a third of its length; a server that cannot be reached is asked again until the lease would have ended.
 - Once lost, the work is told at once (`on_lost`), and nothing of it may be sent: `check` raises.
-
-Example
-    >>> with Held(registry, claimed, on_lost=pool.stop_child) as lease:
-    ...     lease.say("putting the adapter on the base")
 """
 
 from __future__ import annotations

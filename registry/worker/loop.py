@@ -4,10 +4,6 @@ Invariants
 - Only jobs of bases that were found here and checked are claimed, warm bases first.
 - A lost lease sends nothing; a stop finishes the running job within its grace, or gives it back as failed.
 - A server that is away is waited for; a job's failure never ends the loop.
-
-Example
-    >>> Worker(registry, Sources(), say=print).run(once=True)
-    Tally(done=3, failed=0, base_loads=1)
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - A runner changes nothing in the registry: what it leaves, it answers; the loop sends it with the lease's token.
 - What it writes lies in a folder of this job alone, which is gone afterwards.
-
-Example
-    >>> def count(task: Task) -> Done:
-    ...     return Done("counted", result={"files": len(task.subject.files)})
 """
 
 from __future__ import annotations

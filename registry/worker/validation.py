@@ -5,10 +5,6 @@ Invariants
 - An adapter that does not fit by its header never reaches the model: its report says so.
 - Where the header cannot tell (unusual methods, packed bases), PEFT itself is asked for names and shapes, on the meta
   device: the report then says whether it fits, too.
-
-Example
-    >>> validate(task).report.findings
-    ()
 """
 
 from __future__ import annotations

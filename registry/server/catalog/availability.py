@@ -6,9 +6,6 @@
 Invariants
 - What is withdrawn is still seen: its row, its verdicts, its history. Its bytes are what is kept back.
 - A quarantined version changes in nothing but being released: no alias, no approval, no signature, no job.
-
-Example
-    >>> withdrawn.refuse(actor, name, version, selector)
 """
 
 from __future__ import annotations

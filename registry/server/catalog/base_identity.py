@@ -5,10 +5,6 @@ Invariants
   may still come to it, by reading the same weights again: an earlier release did not take them.
 - Grades are worked out when an identity comes in and read from their rows; what two servers made at the same moment,
   and so without a row, is worked out when it is asked for.
-
-Example
-    >>> identities.keep(session, actor, row, identity)
-    True
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ Invariants
   name is refused.
 - The exact fingerprint is that of the base's identity (identities.py), never one that somebody only claims.
 - Bases belong to no namespace: every token that may pull sees them, but counts only the adapters that it may see.
-
-Example
-    >>> bases.add(session, actor, BaseAdd(spec=spec, source="/models/llama"))[0].fingerprint
-    Digest('sha256:…')
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - Whoever may resolve a version may pull it, and nobody else: the rules are those of the look-up.
 - What is damaged or missing is left out; asked for by its own link, it is told as what it is.
-
-Example
-    >>> pulls.plan(session, actor, name, Alias("prod"), blobs=blobs, settings=settings).small[0].digest
-    Digest('sha256:…')
 """
 
 from __future__ import annotations

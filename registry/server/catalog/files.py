@@ -4,10 +4,6 @@ Invariants
 - A digest opens nothing by itself: bytes are found through a version that the actor may see.
 - A yanked version is still read by its number or its digest, no longer by an alias; one in quarantine by its digest
   alone, and only by those who may promote.
-
-Example
-    >>> files.find(session, actor, name, 3, "adapter_model.safetensors").digest
-    Digest('sha256:…')
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - `at` answers from history rows alone: the last move of each alias that is not later than that moment; one statement.
-
-Example
-    >>> history.of(session, actor, name, alias="prod", at=yesterday, limit=50).moves[0].number
-    2
 """
 
 from __future__ import annotations

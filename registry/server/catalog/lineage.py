@@ -7,10 +7,6 @@ Invariants
 - A child that the actor may not see is not told of at all, nor is what only it leads to: the answer is the one that
   there would be without it.
 - An answer that would be larger than `EDGES_LIMIT` says so.
-
-Example
-    >>> lineage.up(session, actor, name, 3).edges[0].relation
-    'continued'
 """
 
 from __future__ import annotations

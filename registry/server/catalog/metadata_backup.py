@@ -13,10 +13,6 @@ Invariants
 - A version that is yanked, put in quarantine or released is recorded again, and so is a base
   whose weights become known; the fuller record counts.
 - Aliases, verdicts, tokens and the audit log have no records: those come from the database's backup only.
-
-Example
-    >>> records.write_missing(engine, blobs, limit=10)
-    1
 """
 
 from __future__ import annotations

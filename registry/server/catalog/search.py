@@ -4,10 +4,6 @@ Invariants
 - A page holds what the actor may see, ordered by name; `next_cursor` is the last name.
 - Three statements a page, however many adapters it holds; two more where relatives of a base are asked for.
 - A page begins in the index where the last one ended: no page reads what the pages before it held.
-
-Example
-    >>> adapters.page(session, actor, Search(namespace="acme"), limit=50).items[0].newest
-    3
 """
 
 from __future__ import annotations

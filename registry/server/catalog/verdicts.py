@@ -1,8 +1,4 @@
-"""Verdicts as rows: appended, never changed; of each check and profile the newest one counts.
-
-Example
-    >>> session.add(verdicts.row(verdict, version, base))
-"""
+"""Verdicts as rows: appended, never changed; of each check and profile the newest one counts."""
 
 from __future__ import annotations
 

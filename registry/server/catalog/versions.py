@@ -5,10 +5,6 @@ Invariants
 - `resolve` is one statement. The two kinds of absence are told apart only after it found nothing.
 - Pages go by key (`next_cursor` is the last key), so the hundredth page costs what the first does.
 - The newest verdict of a check and profile is the one that counts; older ones stay stored.
-
-Example
-    >>> catalog.resolve(session, actor, AdapterName("acme", "support"), Alias("prod")).number
-    3
 """
 
 from __future__ import annotations

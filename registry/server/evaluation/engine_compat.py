@@ -5,10 +5,6 @@ Invariants
 - Verdicts are stored for the profiles that the operator lists (REGISTRY_ENGINES); any other profile is answered and
   not stored.
 - Facts of another release of this registry make the outcome `unknown`, never a guess.
-
-Example
-    >>> [v.outcome for v in loads.of_version(session, actor, name, 3, ["vllm==0.33.0"]).items]
-    ['pass']
 """
 
 from __future__ import annotations

@@ -10,10 +10,6 @@ Invariants
 - A lane is used for whole megabytes that move now: a peer that pauses for `IDLE_SECONDS` goes back to the event loop,
   so that slow ones hold no thread; and `SLOTS` bounds the threads in all.
 - Nothing depends on a lane being there: not over TLS, not in process, not under another ASGI server.
-
-Example
-    >>> lane = of(request.scope)
-    >>> first = lane.begin() if lane else None
 """
 
 from __future__ import annotations

@@ -5,11 +5,6 @@ Invariants
 - A key is claimed before the effect by a row that others wait for, so of two equal requests that race one acts.
 - A mutation that fails keeps nothing: its key may be used again. So does one that answers 204.
 - An answer that says `no-store` (it holds a secret) is not kept: the same request again is refused, not done twice.
-
-Example
-    >>> idempotency.begin(connection, asked) is None                  # nobody asked before: act, then
-    True
-    >>> idempotency.keep(connection, asked, Answer(201, "", body))
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - Everything but `requests_total` is read from the database, so every replica says the same; of tables that grow without
   end only an index is read.
 - No name of a namespace, adapter or node is a label.
-
-Example
-    >>> b"registry_adapters 200.0" in metrics.text(session, requests)
-    True
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ Invariants
 - No path and no query holds U+0000, which PostgreSQL cannot store.
 - A body that stalls ends its request (`Pace`); nothing waits for ever for a sender.
 - A JSON body is read whole before the application sees the request, up to the limit of its route; a blob's never is.
-
-Example
-    >>> app.add_middleware(Envelope)
 """
 
 from __future__ import annotations

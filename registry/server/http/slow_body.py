@@ -3,9 +3,6 @@
 Invariants
 - Only the time in which the server waits for the sender counts, and only until the body is complete.
 - A stalled request holds a connection until then and nothing else: no thread, no transaction.
-
-Example
-    >>> receive = Pace(receive, seconds=60)
 """
 
 from __future__ import annotations

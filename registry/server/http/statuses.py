@@ -1,9 +1,4 @@
-"""The one table from an error's class or code to its HTTP status.
-
-Example
-    >>> status_of(NotFound("BASE_UNKNOWN", "there is no base 'llama'"))
-    404
-"""
+"""The one table from an error's class or code to its HTTP status."""
 
 from __future__ import annotations
 

@@ -4,10 +4,6 @@ Invariants
 - The same catalog, the same rights and the same words for what is absent as everywhere.
 - By an alias a yanked version is refused; by tag or commit id it is still answered.
 - A path or a name that can be none of ours is absent, not malformed: clients probe, and cache what is not there.
-
-Example
-    >>> hub.version(session, actor, AdapterName("acme", "support"), "refs/tags/v3").number
-    3
 """
 
 from __future__ import annotations

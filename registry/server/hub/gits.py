@@ -5,10 +5,6 @@ Invariants
 - They are kept for each version, though they follow from the bytes alone: else the first answer would be quicker where
   another tenant's version of the same bytes was asked before.
 - Nothing is read or written while a transaction of the caller is open: on SQLite the two would wait for each other.
-
-Example
-    >>> gits.known(engine, blobs, version.id, [descriptor])[0].etag
-    'd670460b4b4aece5915caf5c68d12f560a9fe3e4'
 """
 
 from __future__ import annotations

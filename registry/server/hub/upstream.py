@@ -7,10 +7,6 @@ Invariants
   we are, and in `Via` that we relay: what another relay of ours asks is never relayed further, so there are no circles.
 - A slow upstream costs its own users only: few requests wait for it at once, and none longer than half a minute.
 - What would lead clients to Xet (`xetHash`, `X-Xet-…`) is taken out, because its token route is not relayed.
-
-Example
-    >>> Upstream("https://huggingface.co").ask("HEAD", "/org/name/resolve/main/config.json").status
-    200
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - Which versions are affected is a query on what their newest verdict was made on and with; nothing is tried in vain.
 - Jobs, campaign and event are one transaction. A job that waits already is joined, not doubled.
 - A campaign tells only of versions that the asker may see.
-
-Example
-    >>> campaigns.begin(session, actor, RevalidateRequest(base="smollm2", outdated=True)).total
-    200
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - Whoever asks must see the source, and must be allowed to push where the result goes.
 - The job is about one version by its number; an alias that moves meanwhile changes nothing.
-
-Example
-    >>> converting.submit(session, actor, JobSubmit(kind="convert", ref="acme/support", payload=payload)).kind
-    'convert'
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - Nothing is queued that the rows already speak against; the answer names every reason.
 - The job holds version numbers, which are never reused: an alias that moves meanwhile changes nothing.
 - Whoever asks must see every source, and must be allowed to push where the result goes.
-
-Example
-    >>> merging.submit(session, actor, JobSubmit(kind="merge", payload=recipe.model_dump(mode="json"))).kind
-    'merge'
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ Invariants
   a late result is refused (LEASE_LOST) and changes nothing.
 - Finishing twice with one lease is finishing once. What a finished job leaves is written in the same transaction.
 - A lease that ran out is taken back when anybody claims: requeued while tries are left, else parked with the reason.
-
-Example
-    >>> claimed = queue.claim(session, actor, ClaimRequest(worker="gpu-1", bases=["llama"]))
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - A job belongs to the namespace of what it is about. Where it names adapters of others, too, only who sees all of them
   is told which.
-
-Example
-    >>> jobs.page(session, actor, state="queued", limit=50).items[0].subject
-    'acme/support@3'
 """
 
 from __future__ import annotations

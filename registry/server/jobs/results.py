@@ -6,10 +6,6 @@ Invariants
 - A worker's report is hostile input: typed, bounded, and about the job's own version and base, or it is refused.
 - Verdicts are appended. The outcome is what the findings add up to; the worker does not choose it.
 - What a report says of `compat` counts only where the header could not tell: it never overrules a yes or a no.
-
-Example
-    >>> validation.finish(session, actor, job_id, request, store=store).state
-    <State.DONE: 'done'>
 """
 
 from __future__ import annotations

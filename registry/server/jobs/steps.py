@@ -2,10 +2,6 @@
 
 Invariants
 - Written in the transaction of the renewal that told it; at most `STEPS_LIMIT` for one job.
-
-Example
-    >>> [step.says for step in steps.of(session, row)]
-    ['pulling the adapter', 'putting the adapter on smollm2']
 """
 
 from __future__ import annotations

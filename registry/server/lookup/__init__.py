@@ -11,9 +11,6 @@ Invariants
 - While the database is away, the last good answer is given with `Warning: 110` and `X-Registry-Stale`, to whom it was
   given before and to nobody else.
 - Memory is bounded: the oldest answers go first.
-
-Example
-    >>> app.add_middleware(Lookup, engine=engine, …)
 """
 
 from __future__ import annotations

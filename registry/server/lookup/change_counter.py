@@ -6,10 +6,6 @@ the pulse first, and at what it waits for only when that has moved.
 Invariants
 - It moves with every committed event and verdict: numbered events and those without a number only ever grow in sum.
 - It is read after the stamp that it is kept for, so it is never older than that.
-
-Example
-    >>> pulse.read(freshness.stamp())
-    (1042, 317)
 """
 
 from __future__ import annotations

@@ -8,11 +8,6 @@ Invariants
   POLL_SECONDS later; what this one commits, at once.
 - `stamp` raises `Unavailable` while the follower cannot reach the database, or has waited for its answer for long: a
   database that hangs would have everybody wait as long.
-
-Example
-    >>> before = freshness.stamp()
-    >>> freshness.stamp() == before   # nothing was written
-    True
 """
 
 from __future__ import annotations

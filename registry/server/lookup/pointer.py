@@ -5,10 +5,6 @@ Invariants
   and its newest verdict, the count of its quarantines, the generations of its alias and of access only grow.
 - The statement is prepared once for each kind of selector and sent through the driver, without ORM and session.
 - On SQLite it runs where it is asked, since it takes less time than a change of threads; on PostgreSQL in a thread.
-
-Example
-    >>> await pointers.now(["acme", "support", "prod"])
-    Pointer(access=4, version=17, alias=3, yanked=False, verdict=52)
 """
 
 from __future__ import annotations

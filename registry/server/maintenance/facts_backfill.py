@@ -5,10 +5,6 @@ Invariants
 - Bytes are read in no transaction; facts, tags and the new verdict `compat` are written together.
 - Digest, number and lineage stay as they are, and so does what the README claimed, of which lineage tells.
 - What cannot be read is left as it is: what engines do with it stays `unknown`.
-
-Example
-    >>> analysis.read(engine, blobs, [7])[7].facts["rank"]
-    8
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@ Invariants
   whatever its size.
 - Verdicts are appended, a batch in one transaction with its event; a run that is cut off goes on where it was.
 - One process at a time renews (`Turn`).
-
-Example
-    >>> renewal.every(engine, blobs, loads.profiles("vllm==0.33.0 sglang==0.5.23")).renewed
-    20000
 """
 
 from __future__ import annotations

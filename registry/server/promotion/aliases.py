@@ -6,9 +6,6 @@ Invariants
 - A generation is never reused and history rows are never changed, so "what held then" is always answerable.
 - Within one alias the times of moves strictly grow, even when the clock does not.
 - Rolling back to what this alias held before needs no new evidence, but never leads to a withdrawn version.
-
-Example
-    >>> aliases.move(session, actor, name, "prod", version, expected_generation=3, reason="canary was fine")
 """
 
 from __future__ import annotations

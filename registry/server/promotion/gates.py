@@ -5,10 +5,6 @@ Invariants
 - Only who owns the namespace sets a gate; only who may promote approves. Both are events, in the same transaction.
 - `main` has no gate: it follows pushes.
 - What an engine does with a version is judged now, from stored facts, so a gate may name any profile.
-
-Example
-    >>> gates.of(session, name, adapter_id, "prod").gate.approvals
-    2
 """
 
 from __future__ import annotations

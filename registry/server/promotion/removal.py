@@ -8,10 +8,6 @@ Invariants
 - The tombstone is recorded beside the blobs after the commit, and the versions' records go then (`forget`);
   `reindex` passes over what is left of them.
 - A push that is under way finds its name taken for ever, and leaves nothing.
-
-Example
-    >>> removal.delete(session, actor, AdapterName("acme", "support")).versions
-    3
 """
 
 from __future__ import annotations

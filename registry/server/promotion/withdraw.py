@@ -7,9 +7,6 @@ Invariants
   older ones, and whoever remembers a look-up sees that it changed.
 - Who may promote may withdraw, and may take a yank back; only an owner releases.
 - What records tell and the row does not know (the database is from before) is done again by a re-index.
-
-Example
-    >>> withdrawal.quarantine(session, actor, name, version, reason="reported as poisoned")
 """
 
 from __future__ import annotations

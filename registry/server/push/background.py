@@ -6,11 +6,6 @@ Invariants
 - Who pushes has the machine: records wait while other pushes are under way, for `RECORDS_PATIENCE_SECONDS` at most;
   measuring waits until nobody has pushed for `QUIET_SECONDS` and no plan waits for its commit, for `PATIENCE_SECONDS`
   at most. After a push that comes alone its record is written at once.
-
-Example
-    >>> with aftercare.pushing(engine):
-    ...     plan = plans.make(…)
-    >>> aftercare.expect(engine, plan.push_id)
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ Invariants
 - The same manifest again is the same version, also for 64 who push it at once; its number is taken under a lock.
 - A commit holds no transaction while it reads, hashes and promotes bytes; then it looks again whether its push is open.
 - Malformed is refused and nothing is stored. Incompatible is recorded: verdict `compat` = fail, no job, gates shut.
-
-Example
-    >>> plan = plans.make(session, actor, name, PushRequest(manifest=manifest), blobs=blobs, settings=settings)
-    >>> pushed = push.commit(session, actor, plan.push_id, PushCommit(), blobs=blobs)
 """
 
 from __future__ import annotations

@@ -6,11 +6,6 @@ Invariants
 - A staged blob is never looked for under its final key: that may be another tenant's.
 - Malformed raises; incompatible is a finding.
 - Reads blobs and rows, writes neither: it all happens before the first row of a version.
-
-Example
-    >>> judged = judge.look(blobs, judge.verified(blobs, rows, manifest), manifest, spec)
-    >>> judged.facts["rank"]
-    8
 """
 
 from __future__ import annotations

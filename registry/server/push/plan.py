@@ -5,10 +5,6 @@ Invariants
   nobody learns from a plan, from its speed or from a refusal what is in somebody else's namespace.
 - Every blob of an open push has a row and is held by it before its bytes are sent (`holds`): `gc` is never too early.
 - A damaged blob is asked for even by those who hold it: that is how it is mended.
-
-Example
-    >>> plans.make(session, actor, name, PushRequest(manifest=manifest), blobs=blobs, settings=settings).uploads
-    []
 """
 
 from __future__ import annotations

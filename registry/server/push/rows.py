@@ -7,10 +7,6 @@ Invariants
 - The push is still open then, so it held every blob all the time; its blobs become `live` in the same transaction.
 - A verdict `compat` or `weights` that fails enqueues no job: a worker could only fail, too. Nor does a foreign format.
 - An alias that its gate keeps shut does not undo the version; the answer says why it did not move.
-
-Example
-    >>> versions.make(session, actor, name, push_row, manifest, judged).created
-    True
 """
 
 from __future__ import annotations

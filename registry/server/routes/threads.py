@@ -4,9 +4,6 @@ Invariants
 - All other routes share the pool of the HTTP framework, which no store can fill.
 - Who waits for a thread here waits on the event loop and holds nothing.
 - What must end an upload ends it, whatever became of the request.
-
-Example
-    >>> await threads.ask_store(sink.finish)
 """
 
 from __future__ import annotations

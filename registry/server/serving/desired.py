@@ -4,10 +4,6 @@ Invariants
 - Four statements, whatever the number of adapters. Withdrawn versions, and what the actor may not see, are not on it.
 - `state` is one statement; it changes whenever an answer of `of` would, and is its cursor.
 - A verdict for an engine is judged now from stored facts, so it is there for profiles that nobody listed, too.
-
-Example
-    >>> roster.of(session, actor, "smollm2", Alias("prod"), None).adapters[0].served_name
-    'acme-support-v3'
 """
 
 from __future__ import annotations

@@ -7,9 +7,6 @@ Invariants
 - What begins or ends to be served is an event for each version, in the transaction of the report.
 - The blobs of a reported version are noted once, under their rows' locks, so `gc` sees the lease or the report finds
   them gone (see holds.py).
-
-Example
-    >>> fleet.report(session, actor, "gpu-7", "vllm-8000", report).expires_at
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ Invariants
 - A page looks at `limit` nodes and shows those of them that are seen, so it may be short and not be the last.
 - Convergence counts live nodes that follow an alias and whose token reaches the adapter; nodes that load on demand
   are shown and not counted.
-
-Example
-    >>> view.nodes(session, actor, view.Asked(base="smollm2"), limit=50).convergence[0].serving
-    19
 """
 
 from __future__ import annotations

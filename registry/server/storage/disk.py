@@ -3,12 +3,6 @@
 Invariants
 - A file is written under `tmp/`, forced to disk, then renamed to its key; what is staged need not outlast a power cut.
 - What the operating system refuses is `Unavailable`: a full disk, a folder without rights.
-
-Example
-    >>> sink = FileSink(root, key, limit_bytes=1000)
-    >>> sink.write(b"...")
-    >>> sink.finish().size_bytes
-    3
 """
 
 from __future__ import annotations

@@ -11,11 +11,6 @@ Invariants
 - What stands under a key and is no file (a folder, a pipe, a link to nothing) is no blob: a promotion moves it to
   `aside/`, where a person may look at it. A folder that cannot be read is an error, never an empty one.
 - Memory stays constant whatever the size; a full disk is `Unavailable`, not a crash.
-
-Example
-    >>> store = LocalBlobs.at("file:///srv/adapters/blobs")
-    >>> store.path_of(key_of(digest))
-    PosixPath('/srv/adapters/blobs/blobs/sha256/ab/ab…')
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - Nothing is opened or created here; the store does so when it is first written to.
-
-Example
-    >>> of(Settings(blobs="file:///srv/adapters/blobs")).kind
-    'local'
 """
 
 from __future__ import annotations

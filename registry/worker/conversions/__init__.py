@@ -9,8 +9,4 @@
 Invariants
 - Values are computed in 32 bits at least; a result that the file's dtype cannot hold exactly is stored in 32 bits.
 - What a library's converter made is counted and measured against the source; a loss is a refusal, never a log line.
-
-Example
-    >>> Order(conversion=asked, source="before", out="after", base=spec).run().message
-    'scale 2 folded into 16 modules of rank 8'
 """

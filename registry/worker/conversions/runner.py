@@ -4,10 +4,6 @@ Invariants
 - What the client judged is judged again here, from the bytes; a refusal ends the job for good.
 - The result enters by the push door with the original as its parent; the same job done twice is the same version.
 - No torch here (order.py): a lost lease ends the process at once.
-
-Example
-    >>> convert(task).result["version"]
-    'acme/support-canonical@1'
 """
 
 from __future__ import annotations

@@ -7,8 +7,4 @@ Invariants
 - No model is built: tensors are read by ranges, a module or some rows at a time.
 - What is computed from a base's values is computed in a wider type (32 bits for bfloat16, else 64), rounded once.
 - Every loss is measured and told; what cannot be merged faithfully is refused with a reason.
-
-Example
-    >>> combine.combined([(0.7, one), (0.3, other)], recipe).loss.relative_error
-    0.0
 """

@@ -8,10 +8,6 @@
 Invariants
 - Nothing but the configuration and the header is read on opening; a tensor is read when it is asked for.
 - A value that is NaN or infinite is `Invalid` (TENSORS_INVALID): no arithmetic makes it right again.
-
-Example
-    >>> Adapter.open(Path("out/checkpoint-200")).factors(module)[0].rank
-    8
 """
 
 from __future__ import annotations

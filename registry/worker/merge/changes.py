@@ -5,9 +5,6 @@ A tensor is a matrix here: [out, everything else], a vector one row, a block of 
 Invariants
 - `apply` changes the block in place and needs no other rows; what does (a norm over all rows) asks for a first pass.
 - Blocks are in the working type, wider than what is stored; the caller rounds once, when all changes are done.
-
-Example
-    >>> LowRank(left, right, 2.0).apply(block, first=512)
 """
 
 from __future__ import annotations

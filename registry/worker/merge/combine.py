@@ -13,10 +13,6 @@ Invariants
 - The sum is never formed from A and B apart: (a A1 + b A2)(a B1 + b B2) has cross terms that no adapter was trained to
   have (docs/merging.md gives the measured error).
 - Chance comes from the seed and the module's name alone, so a recipe gives the same weights again.
-
-Example
-    >>> combine(recipe, [(0.7, one), (0.3, other)], Path("out")).relative_error
-    0.12
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ Invariants
 - Tensors that the adapter does not change are the same bytes; changed ones are rounded once, from a wider type.
 - An adapter that does not fit by its header, or that no weights can equal, is refused before anything is written.
 - A packed base is never fused onto its own grid: its steps are larger than most updates, which would vanish in it.
-
-Example
-    >>> fuse(Adapter.open(folder), Path("models/tiny"), Path("models/tiny-support")).changed_tensors
-    28
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ Invariants
   tied no more, unpacked tensors in place of packed ones.
 - Input and output embedding stay one only while the adapter leaves both alone or trained them as one.
 - The configuration is the base's, field by field, but for what the weights no longer are.
-
-Example
-    >>> plan(weights, spec, adapter, config, changes).config["tie_word_embeddings"]
-    False
 """
 
 from __future__ import annotations

@@ -6,11 +6,6 @@ Invariants
 - The dense product is never formed: cost grows with (rows + columns) * rank², not with rows * columns * rank.
 - `truncated` is the best approximation of its rank in the Frobenius norm (Eckart and Young 1936), as a dense SVD gives.
 - `Loss` counts squared norms, so the losses of many modules add up.
-
-Example
-    >>> shorter, loss = truncated(weighted_sum([(0.7, one), (0.3, other)]), 8)
-    >>> shorter.rank, loss.relative_error
-    (8, 0.12)
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ Invariants
 - The only room of merging that imports PEFT, which takes seconds: `Order` starts it for these methods alone.
 - No model is built: PEFT wraps an empty module of each target's size, and one weight is there at a time.
 - Arithmetic is in the working type of the fuse, as for all other methods.
-
-Example
-    >>> fuse.fuse(adapter, base, out, foreign=Foreign)
 """
 
 from __future__ import annotations

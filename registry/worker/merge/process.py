@@ -8,9 +8,6 @@ Invariants
 - torch lives here and nowhere above: whoever asks may kill this process at any moment.
 - It knows no registry and no token, and has no network where Linux allows that; it reads the folders that it is given
   and writes one. It ends with whoever started it.
-
-Example
-    >>> run(MergeRequest(recipe=recipe, sources=["a"], base="models/tiny", out="fused"))
 """
 
 from __future__ import annotations

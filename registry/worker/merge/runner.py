@@ -5,10 +5,6 @@ Invariants
   same job done twice is the same version.
 - A fused base is a folder on this machine and a name in the registry; a base never changes under its name.
 - No torch here (order.py): a lost lease ends the process at once.
-
-Example
-    >>> merge(task).result["version"]
-    'acme/both@1'
 """
 
 from __future__ import annotations

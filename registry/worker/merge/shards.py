@@ -4,9 +4,6 @@ Invariants
 - Memory does not grow with the file: some rows (`BLOCK_BYTES`) and one tensor's change are held at a time.
 - A file whose tensors keep their names and sizes keeps its header byte for byte, so its index stays true.
 - Bytes of tensors without a change are never decoded; they are copied as they are.
-
-Example
-    >>> write(Path("model.safetensors"), [Piece(name, dtype, shape, source, start, changes)], metadata)
 """
 
 from __future__ import annotations

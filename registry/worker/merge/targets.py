@@ -4,10 +4,6 @@ Invariants
 - Keys are the model's names of tensors (`Stored.name`); a tied head that no file holds is keyed like any other.
 - Nothing is read from the adapter here: each change is a recipe that reads its factors when its turn comes.
 - Sizes decide which of a block's expert parameters an update is for; names alone do not tell.
-
-Example
-    >>> sorted(changes(adapter, spec, weights))[0]
-    'model.layers.0.self_attn.q_proj.weight'
 """
 
 from __future__ import annotations

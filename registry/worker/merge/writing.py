@@ -4,9 +4,6 @@ Invariants
 - alpha = rank for every module, without rsLoRA: every runtime multiplies by exactly 1.
 - The targets are those of the adapter that it is like, if they mean the same modules; else every path is written out.
 - The folder must be empty or absent; files are written whole before their names appear.
-
-Example
-    >>> write(Path("out"), [Made(module, [factors])], like=adapter, dtype=torch.float32)
 """
 
 from __future__ import annotations

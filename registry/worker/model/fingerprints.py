@@ -9,10 +9,6 @@ Invariants
 - The signs of the sketch come from SHAKE-256 of a fixed text, so every machine and every version draws the same ones.
 - Packed values are unpacked for the sketch only: NF4, FP4 and int8 of bitsandbytes, and 8-bit floats with scales.
   Other packings get no sketch, and the base is then judged by its plain tensors.
-
-Example
-    >>> identify(Weights.of("models/tiny")).exact
-    Digest('sha256:…')
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - No torch in this process: `identify` runs `python -m registry.worker.model.fingerprints` and reads its lines.
 - A base whose weights are known is hashed, not sketched; only a difference is looked at closer, to name its grade.
 - A base without an identity gets one the first time that a worker uses it; that it cannot be had is no obstacle.
-
-Example
-    >>> identify("models/tiny").exact
-    Digest('sha256:…')
 """
 
 from __future__ import annotations

@@ -6,10 +6,6 @@ Invariants
   (quantised) base is loaded as its configuration says.
 - `Base.load` runs no forward and starts no thread, so that its process may fork afterwards.
 - `fingerprint` covers every parameter and buffer that the base had when it was loaded, wherever an adapter moved it.
-
-Example
-    >>> base = Base.load(Path("models/tiny"), "tiny")
-    >>> before = base.logits(base.probes)
 """
 
 from __future__ import annotations

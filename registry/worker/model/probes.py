@@ -6,10 +6,6 @@ Invariants
 - The short texts are cut to one number of tokens, the long ones to another, so that each three are one batch without
   padding: a forward that reads the base's weights once does the work of three.
 - An adapter that acts only after certain tokens (aLoRA, trained tokens) is also probed with those tokens.
-
-Example
-    >>> numbered(vocabulary=512)[0][:4]
-    (3, 16, 29, 42)
 """
 
 from __future__ import annotations

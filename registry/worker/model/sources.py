@@ -5,10 +5,6 @@ Invariants
 - With an inspector, the weights themselves must be those that the registry knows, byte for byte.
 - A base that needs code of its own is never loaded.
 - A folder is read again only when the base's record, or the folder's configuration or weight files, have changed.
-
-Example
-    >>> Sources({"SmolLM2-135M-Instruct": Path("models/smollm2")}).usable(registry.bases().items)
-    [Source(name='SmolLM2-135M-Instruct', folder=PosixPath('models/smollm2'), fingerprint='sha256:…')]
 """
 
 from __future__ import annotations

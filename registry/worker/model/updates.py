@@ -8,10 +8,6 @@ Invariants
 - All norms are Frobenius norms: |BA|² = sum((BᵀB) ∘ (AAᵀ)), which costs rank² numbers.
 - A parameter of a block of fused experts is one update, named with its block: the updates of all experts, side by side.
 - Methods other than LoRA have no update of this form and are left out.
-
-Example
-    >>> norms(Path("out/checkpoint-200"))["model.layers.0.self_attn.q_proj"]
-    Norms(a=1.1, b=0.32, update=0.7)
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - A tensor is read once, from its offset, in chunks: memory does not grow with the base.
 - Names are the model's, so that a file of the bare body and one of the head model name one tensor alike.
 - Shards are read in the order of their bytes; the digest does not depend on it.
-
-Example
-    >>> Weights.of("models/tiny").exact()
-    Digest('sha256:…')
 """
 
 from __future__ import annotations

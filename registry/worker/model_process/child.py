@@ -7,9 +7,6 @@ Invariants
   the keeper then ends it, and tries the adapter in a process of its own.
 - On a GPU each child is a program started afresh that loads the base itself, because what holds a GPU cannot be forked;
   it tells of each load.
-
-Example
-    >>> Alone(base, loader).answer({"folder": "scratch/adapter", "thresholds": {}}, say)
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - A child that did not answer as it should is ended with its whole process group, and never asked again.
 - Of an adapter that the warm child refuses or stumbles over, the child of its own says what becomes the verdict.
-
-Example
-    >>> Children(base, loader, inbox, say).try_adapter({"id": 1, "folder": "scratch/adapter", ...})
-    {'seen': {'findings': [], 'measurements': {...}}}
 """
 
 from __future__ import annotations

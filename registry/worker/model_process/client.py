@@ -4,11 +4,6 @@ Invariants
 - No torch here: a keeper may be killed at any moment and this process goes on.
 - A keeper's environment is an allow-list; no token and no key of ours is in it.
 - A keeper that dies, or answers nonsense, is `Gone`: the attempt failed, and the base must be loaded again.
-
-Example
-    >>> keeper = ModelProcess(source).load()
-    >>> keeper.try_adapter(folder, Limits())["seen"]["findings"]
-    []
 """
 
 from __future__ import annotations

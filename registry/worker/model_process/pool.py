@@ -4,10 +4,6 @@ Invariants
 - No torch here: a keeper may be killed at any moment and this process goes on.
 - `base_loads` counts the loads, and every report carries the count.
 - A keeper that dies, or answers nonsense, is dropped; the next adapter of its base gets a new one.
-
-Example
-    >>> with Pool() as pool:
-    ...     answer = pool.try_adapter(source, folder, limits)
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@
 Invariants
 - Each layer is tried; what could be had is told (`Confinement.layers`) and stands in the report, never assumed.
 - Nothing here needs torch. Linux only; elsewhere the limits remain.
-
-Example
-    >>> confine(keep=(0, 1, 2)).layers
-    ('limits', 'no network', 'read-only files')
 """
 
 from __future__ import annotations

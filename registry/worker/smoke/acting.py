@@ -4,9 +4,6 @@ Invariants
 - KL is KL(base ‖ adapter), the mean over all probe tokens, in nats; perplexity is that of each probe's own next tokens.
 - What depends on the base alone is computed once (`Baseline`) and serves every adapter.
 - Logits are gone through once, some rows at a time, so that what is made of them stays in the processor's cache.
-
-Example
-    >>> compare(Baseline.of(base.probes, before), after, seen, kind="text")
 """
 
 from __future__ import annotations

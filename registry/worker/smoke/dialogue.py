@@ -3,9 +3,6 @@
 Invariants
 - A template is a program from a stranger: it is rendered in the library's sandbox, within the limits of this process.
 - Nothing is rendered where the adapter brings no template of its own.
-
-Example
-    >>> examine(base, folder, seen)
 """
 
 from __future__ import annotations

@@ -3,11 +3,6 @@
 Invariants
 - Measurements carry their unit in the name; a number that is not finite is None.
 - What the adapter does wrong is a finding. Running out of memory is no finding: it is raised, and the job fails.
-
-Example
-    >>> seen = Examination(Thresholds())
-    >>> finite(tensors, seen)
-    True
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - Fixed seeds, fixed conditions, few steps, a small picture: two runs of one adapter paint the same.
 - Runs in a process of its own per adapter; loading runs no code from the base's folder and asks no network.
 - A family that is not known here is `unknown`, never a pass.
-
-Example
-    >>> examine(Pipeline.load(Path("models/sd-tiny"), "sd-tiny"), Path("scratch/adapter"), Thresholds()).pictures.keys()
-    dict_keys(['before', 'after'])
 """
 
 from __future__ import annotations

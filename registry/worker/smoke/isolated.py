@@ -4,10 +4,6 @@ Invariants
 - Runs on an adapter that already fits by its header (registry.compat).
 - Never raises for a hostile file that passed the header check; PEFT's exception becomes `smoke.load_failed`.
 - The base without the adapter must be the base again, by every parameter's bits and by its logits' bits.
-
-Example
-    >>> examine(base, Path("scratch/adapter"), config, Thresholds()).findings
-    []
 """
 
 from __future__ import annotations

@@ -10,11 +10,6 @@ Invariants
   to, or its checksum does.
 - One pass of a mixed batch shows that base and neighbour answer as before, and the adapter as alone.
 - Whatever is not as it should be raises `Discard`: this model object is not used again, and the adapter is tried alone.
-
-Example
-    >>> resident = Resident(base)
-    >>> resident.examine(folder, config, spec, Thresholds()).measurements["way"]
-    'swapped'
 """
 
 from __future__ import annotations

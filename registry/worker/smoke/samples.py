@@ -3,11 +3,6 @@
 Invariants
 - The bare base is asked through the same model with the adapter switched off; nothing of the base is changed.
 - What cannot be asked (no tokenizer, a text over the limit) is `unknown`, never a pass.
-
-Example
-    >>> examine(base, wrapped, folder, seen)
-    >>> seen.measurements["golden"][0]["margin_nats"]
-    2.41
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@ Invariants
 - No weight is read: of the base its config.json, of the adapter its configuration and the header of its weights.
 - Two sets are compared: what is missing, what is too much, and what has another shape are errors.
 - Where PEFT cannot answer so (a method that looks at values), the answer stays `unknown`.
-
-Example
-    >>> [finding.severity for finding in ask(Path("base"), Path("adapter"))]
-    ['info']
 """
 
 from __future__ import annotations

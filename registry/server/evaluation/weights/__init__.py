@@ -9,10 +9,6 @@ Invariants
 - A large version that turns out to hold NaN has its stored verdicts `engine` judged again in the same transaction.
 - Updates are compared with the base's own weights where somebody has read those (`against`).
 - Two servers that measure one version write one verdict.
-
-Example
-    >>> values.add_missing(engine, blobs, limit=4)
-    1
 """
 
 from __future__ import annotations

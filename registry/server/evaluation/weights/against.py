@@ -6,10 +6,6 @@
 Invariants
 - The norms of W come from the base's identity, which never changes once it has them: they are read once a process.
 - One statement for a push whose base is known; a base that is not, or a packing that is not unpacked, has no share.
-
-Example
-    >>> of_base(session, base).norm("model.layers.0.self_attn.q_proj")
-    36.2
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""From the numbers of an adapter's weights to findings of the check `weights`, and the norms of its modules.
-
-Example
-    >>> measure(read, size_bytes, header, contents.pairs).findings
-    ()
-"""
+"""From the numbers of an adapter's weights to findings of the check `weights`, and the norms of its modules."""
 
 from __future__ import annotations
 

@@ -7,10 +7,6 @@ Invariants
   halves of over `HALF_LIMIT` elements have no norm.
 - Nothing is taken for finite that is not: the search looks at the bits of each element, not at a sum.
 - A norm that 32-bit floats cannot hold is None. Norms have four digits: they are for people and for limits.
-
-Example
-    >>> not_finite(read, header)
-    []
 """
 
 from __future__ import annotations

@@ -9,10 +9,6 @@ Invariants
 - A healthy registry under load has no findings: what looks wrong is looked at once more before it is one.
 - Nothing is changed but by `deep`, and by that only the state of blobs and the bytes of damaged ones.
 - A run is many short requests; the cursor says where it is, so that a check of days survives any restart.
-
-Example
-    >>> fsck.run(engine, blobs, settings, actor, FsckRequest()).findings
-    []
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - One adapter is one snapshot; what the store has of it (records) is looked up after the snapshot.
-
-Example
-    >>> adapters.check(page, "0")
-    '50'
 """
 
 from __future__ import annotations

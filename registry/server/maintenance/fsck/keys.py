@@ -4,10 +4,6 @@ Invariants
 - A shard is the blobs whose digests begin with the same two hexadecimal digits: rows and keys of one are compared.
 - What looks wrong is looked up once more, row after bytes: a push or `gc` may have been in the middle of it.
 - A shard's folder that cannot be read is told, and does not stop the check.
-
-Example
-    >>> keys.check(page, "3f")
-    '40'
 """
 
 from __future__ import annotations

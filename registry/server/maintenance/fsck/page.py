@@ -2,9 +2,6 @@
 
 Invariants
 - Rows that are compared with each other come from one snapshot of the database.
-
-Example
-    >>> page.found("blob.bytes_missing", "sha256:…", "the store has no bytes of it")
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@ Invariants
 - Bytes that cannot be read now (a bad sector, a store's error) are told, and do not stop the check: only a store that
   does not answer at all does. They are not marked: nobody has seen that they are wrong.
 - Bytes are restored by the way of a push: staged, verified, then put in place at once.
-
-Example
-    >>> scrub.check(page, "")
-    'sha256:…'
 """
 
 from __future__ import annotations

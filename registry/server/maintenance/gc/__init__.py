@@ -10,10 +10,6 @@ Invariants
 - `deleting` is on the way out for good, and only the one process whose turn it is (`turn`) deletes bytes.
 - No transaction is longer than `BATCH` rows, and none is open while bytes are deleted: pushes never wait for long.
 - A dry run counts the same things and changes nothing.
-
-Example
-    >>> gc.run(engine, blobs, settings, actor, GcRequest(grace_seconds=0)).blobs_deleted
-    3
 """
 
 from __future__ import annotations

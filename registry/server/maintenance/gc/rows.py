@@ -3,9 +3,6 @@
 Invariants
 - Whether a blob is needed is asked again under the lock of its row, in a statement of its own, before each change.
 - A shift that is over stops between two batches; the next one goes on from what the rows say.
-
-Example
-    >>> rows.collect(shift)
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ Invariants
 - Counting is the same for a dry run; what a shift counts is what its report says.
 - A key that the store does not delete stands in nobody's way: it is counted, and the next run tries it again. Where
   it refuses `REFUSALS_LIMIT` of them the store itself is ill, and the request fails.
-
-Example
-    >>> shift.count("blobs_deleted", 3)
 """
 
 from __future__ import annotations

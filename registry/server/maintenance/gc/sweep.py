@@ -5,10 +5,6 @@ Invariants
 - A final key without a row (there should be none) is claimed by a row `deleting` first, so that a push of the same
   blob waits. It is kept while it is younger than the grace, and while records tell of versions that no row knows:
   then the database is older than the bucket, and `adapter reindex` comes first.
-
-Example
-    >>> sweep.shard(shift, "blobs:3f")
-    'blobs:40'
 """
 
 from __future__ import annotations

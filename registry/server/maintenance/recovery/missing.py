@@ -6,10 +6,6 @@ as it was before it was withdrawn.
 Invariants
 - A record counts if it tells as much as the row: the withdrawals of a version, the weights of a base.
 - What is lost is written again from the row, by the way of a first record: `recorded_at` is emptied, then filled.
-
-Example
-    >>> unrecorded.again(engine, blobs, dry_run=True)
-    3
 """
 
 from __future__ import annotations

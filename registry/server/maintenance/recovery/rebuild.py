@@ -7,10 +7,6 @@ Invariants
   database has those. So restore a backup first, if there is one; this adds what is newer than it.
 - Records and tiles that are lost are written again (`unrecorded`, `stored`): then the bucket is the older one.
 - Done twice, the second time changes nothing.
-
-Example
-    >>> reindex.run(engine, blobs, actor, ReindexRequest()).versions
-    12
 """
 
 from __future__ import annotations

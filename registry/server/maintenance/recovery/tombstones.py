@@ -4,10 +4,6 @@ Invariants
 - A name that is in use here stays in use: a record that says it ended is a finding then, not a change. (The database
   is a backup from before the end, and somebody has to end it again.)
 - Which name a record tells of stands in its key, so looking for what is missing reads no record.
-
-Example
-    >>> tombstones.restore(engine, blobs, actor, findings, dry_run=False)
-    2
 """
 
 from __future__ import annotations

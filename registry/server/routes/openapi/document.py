@@ -5,10 +5,6 @@ Invariants
 - It depends on the code only: no setting, no row and no name of this server is in it.
 - An operation's id is the name of its function: a verb, then what it is about.
 - A status that an operation lacks is a bug. A test sends what the document allows and looks for one (tests/access).
-
-Example
-    >>> document(app.routes)["paths"]["/api/v1/whoami"]["get"]["security"]
-    [{'bearer': []}]
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Renders the OpenAPI document as one HTML page: no script, no request to another host, readable offline.
-
-Example
-    >>> page.render(document(app.routes))[:15]
-    '<!doctype html>'
-"""
+"""Renders the OpenAPI document as one HTML page: no script, no request to another host, readable offline."""
 
 from __future__ import annotations
 

@@ -6,11 +6,6 @@ Invariants
   (STORE_UNAVAILABLE) with a sentence that names the bucket and the call, never a botocore exception.
 - Signatures are version 4. Checksums are sent only where we ask for them: look-alikes refuse botocore's own.
 - Keys are ours (`blobs/…`, `staging/…`, `probe/…`); the prefix of the setting is put before them here and nowhere else.
-
-Example
-    >>> bucket = Bucket.at("s3://adapters/team-a", endpoint="http://10.0.0.7:8333")
-    >>> bucket.head("blobs/sha256/ab/ab…")["ContentLength"]
-    1048576
 """
 
 from __future__ import annotations

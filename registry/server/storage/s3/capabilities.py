@@ -15,10 +15,6 @@ Invariants
 - Every answer comes from an outcome that was looked at, never from a header that names a product.
 - What a store lacks has a safe fallback in `store` (through the server, hash again, copy); only ranges have none.
 - Look-alikes that say yes to everything (also to a wrong sum or an expired link) end up with `False`.
-
-Example
-    >>> probe.of(bucket).sums          # Ceph RGW 18
-    False
 """
 
 from __future__ import annotations

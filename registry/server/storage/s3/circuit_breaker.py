@@ -3,11 +3,6 @@
 Invariants
 - Any answer of the store ends it, also an error: a store that speaks is there.
 - While it lasts, one call in `PAUSE_SECONDS` is let through and finds out.
-
-Example
-    >>> outage.note(answered=False)
-    >>> outage.refuses()
-    True
 """
 
 from __future__ import annotations

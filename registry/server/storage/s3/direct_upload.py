@@ -13,10 +13,6 @@ Invariants
 - Completing over a key that exists puts equal bytes in the place of equal or damaged ones.
 - What a store has just said is not asked again: a note is looked for only where it may be, and an upload that the store
   says it has completed is complete.
-
-Example
-    >>> uploads.begin(staging_key, size_bytes, seconds=3600, known=None, only_new=True).link.headers
-    {'x-amz-checksum-sha256': '…'}
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - A link to put is bound to the SHA-256 of the body, or to a key that does not exist yet; where the store can hold a
   client to neither there is none, and the bytes come through this server.
 - No link of these writes anywhere but under `staging/`.
-
-Example
-    >>> to_put(bucket, abilities, staging_key, 3600, digest, 4096).headers
-    {'x-amz-checksum-sha256': '…'}
 """
 
 from __future__ import annotations

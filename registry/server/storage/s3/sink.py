@@ -2,9 +2,6 @@
 
 Invariants
 - Memory stays at one part, whatever the size; what is wrong or broken off leaves nothing under the key.
-
-Example
-    >>> sink = ObjectSink(bucket, key, sums=True, limit_bytes=2**30)
 """
 
 from __future__ import annotations

@@ -5,11 +5,6 @@ Invariants
   and whoever finds it wrong forgets it and asks the store.
 - What this process wrote there is told only where no link takes other bytes than those (`sum_links`).
 - Bounded: at `LIMIT` keys everything is forgotten, which costs calls and nothing else.
-
-Example
-    >>> staged = Staged()
-    >>> staged.wrote(stat); staged.written(stat.key).size_bytes
-    4096
 """
 
 from __future__ import annotations

@@ -11,11 +11,6 @@ Invariants
 - A promotion makes the same calls whether or not the final key exists: the copy goes to a twin then (`twin_of`).
 - What bytes a key has does not change: under `blobs/` they hash to the key's digest.
 - What this process has seen of a staging key is not asked again (`staged`); the next call confirms it.
-
-Example
-    >>> store = S3Blobs.at("s3://adapters", endpoint="http://10.0.0.7:8333")
-    >>> store.link(key, seconds=60, method="GET").url
-    'http://10.0.0.7:8333/adapters/blobs/sha256/…?X-Amz-Algorithm=…'
 """
 
 from __future__ import annotations

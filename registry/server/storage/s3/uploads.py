@@ -6,10 +6,6 @@ Invariants
   asked for again, however often the client was killed.
 - Only this server completes an upload, and only when every part is there with its size. From then on no link writes.
 - An upload that nobody completes is aborted by `sweep`.
-
-Example
-    >>> [p.start for p in links(bucket, staging_key, 70 * 2**20, PART_BYTES, seconds=3600)]
-    [0, 33554432, 67108864]
 """
 
 from __future__ import annotations
