@@ -212,7 +212,7 @@ def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
     logs.append(world, 3)
     Heads(tmp_path).watch(reader)
     reader.resolve("acme/support")
-    monkeypatch.setattr(AuditLog, "header", {})
+    monkeypatch.setattr(AuditLog, "checkpoint_header", {})
     Heads(tmp_path).watch(reader)
     assert reader.resolve("acme/support").number == 1, "one that has just begun is not suspected"
     with world.session(write=True) as session:
