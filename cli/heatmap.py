@@ -4,9 +4,6 @@ Invariants
 - The file's name says which: `.svg` or `.png`; any other ending is refused before anything is asked of the registry.
 - The SVG is plain text without scripts, fonts or links; every text in it is escaped.
 - Both are drawn from the same grid, and show the same numbers.
-
-Example
-    >>> write(Path("norms.png"), HeatMap("acme/support@3", "pale is 0", found, 0.0, 1.0))
 """
 
 from __future__ import annotations

@@ -9,9 +9,6 @@ Invariants
 - Every byte of a body is seen once, by the thread or by the parser; the parser is brought to where the thread ended.
 - A thread is lent only while bytes flow: neither a pause nor a drip keeps it.
 - Whatever goes wrong in a thread ends the connection after the answer.
-
-Example
-    >>> uvicorn.Config(app, http=DirectProtocol)
 """
 
 from __future__ import annotations

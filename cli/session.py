@@ -4,11 +4,6 @@ Invariants
 - ADAPTER_REGISTRY and ADAPTER_TOKEN win over the profile file; with neither URL the embedded registry is used.
 - A token of the profile is only used for the URL that it was given for.
 - The profile file is readable by its owner alone, and replaced as a whole.
-
-Example
-    >>> with session.registry() as registry:
-    ...     registry.whoami().actor
-    'owner'
 """
 
 from __future__ import annotations

@@ -12,10 +12,6 @@ Invariants
 - Files are sorted by path; no two paths are equal under case folding; every file has a kind we know (`KINDS`).
 - Pickles, archives and code are never files of a version.
 - A manifest that declares no inputs is the same bytes as before there were any: its `provenance` is left out.
-
-Example
-    >>> Manifest.parse(manifest.to_bytes()) == manifest
-    True
 """
 
 from __future__ import annotations

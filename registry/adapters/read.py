@@ -8,10 +8,6 @@ Invariants
 - Malformed is `Invalid` or `TooLarge` with every broken rule of the first file that breaks one.
 - What is merely odd or does not add up is a finding of `lora.findings` or of `findings`; so are names of no tool
   that we know: "unknown scheme" is a failing finding, never a guess.
-
-Example
-    >>> read_contents(manifest.files, read).lora.rank
-    8
 """
 
 from __future__ import annotations

@@ -9,11 +9,6 @@ Invariants
   reverse is not true: duplicate names, lists for objects or 2^62-sided empty tensors stop here.
 - All broken rules of a readable header are reported, not only the first one.
 - Beyond a limit is `TooLarge`; every other refusal is `Invalid` (TENSORS_INVALID).
-
-Example
-    >>> header = read_header(lambda at, n: data[at : at + n], len(data), file="adapter_model.safetensors")
-    >>> header.tensors[0].shape
-    (8, 64)
 """
 
 from __future__ import annotations

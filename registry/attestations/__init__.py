@@ -6,11 +6,6 @@ Invariants
 - What is signed is DSSE's pre-authentication encoding, so a signature of an envelope is never one of something else.
 - The statement's bytes are kept as they were signed; what is read of them is read strictly (no duplicate keys).
 - A signature says whose key it was, never that something is good.
-
-Example
-    >>> envelope = seal(statement(push, subjects, predicate), key)
-    >>> opened(envelope, key.public).predicate_type
-    'urn:adapter-registry:push:v1'
 """
 
 from __future__ import annotations

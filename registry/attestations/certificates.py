@@ -7,10 +7,6 @@ Invariants
 - A certificate that signs must be made for it: key usage `digitalSignature`, and `codeSigning` where it lists extended
   usages; one that lists none is for any (RFC 5280 §4.2.1.12), as companies' own authorities issue them.
 - Revocation is not looked up: that needs the network, and would tell others whose signatures we look at.
-
-Example
-    >>> root_of(chain, trust.roots, at).subject
-    <Name(CN=acme root)>
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - A key's identity is `key:` and the SHA-256 of its public key in DER: the same for every file format it comes in.
 - The hash goes with the key (ECDSA: SHA-256, -384, -512 by the curve's size); no bundle chooses one.
-
-Example
-    >>> PrivateKey.parse(Path("id_ed25519").read_bytes()).public.identity
-    'key:5f0c…'
 """
 
 from __future__ import annotations

@@ -9,10 +9,6 @@ Invariants
 - The resources must hash to the subject, as the format asks; only whole files with SHA-256 are taken.
 - What we sign also names the manifest, which pins base and parents too; readers of the format pass over it. They
   are told to pass over our own note in a folder that was pulled, so that it verifies as it lies.
-
-Example
-    >>> covered(bundle, key, manifest)
-    'key:5f0c…'
 """
 
 from __future__ import annotations

@@ -6,10 +6,6 @@ Invariants
 - Where an inclusion proof is there, it leads to a checkpoint that the log has signed.
 - The certificate is in a certificate log: one of its timestamps is of a log that is trusted here.
 - Only what is there is verified, offline: a log of the second kind (times by RFC 3161) is "not verified".
-
-Example
-    >>> signer(material, envelope, chain, trust)
-    'sigstore:https://accounts.example.org/alice@example.org'
 """
 
 from __future__ import annotations

@@ -5,11 +5,6 @@ Invariants
 - A spec is a JSON value; the server stores it as it is, and `fingerprints.architecture` names what it describes.
 - A size that nothing tells is 0, and the module is marked (`is_known` false): checks then answer "unknown".
 - A base that needs code of its own (`auto_map`) is marked, so that no worker tries to load it.
-
-Example
-    >>> spec = base_spec("SmolLM2-135M-Instruct", config, [header], tokenizer=tokenizer_bytes)
-    >>> spec.modules["model.layers.0.self_attn.k_proj"].out_features, spec.kv_heads
-    (192, 3)
 """
 
 from __future__ import annotations

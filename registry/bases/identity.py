@@ -10,10 +10,6 @@ Invariants
 - A sketch is 64 sums of the de-quantised values under fixed signs, scaled to length one: it survives casts and packing.
 - Constant tensors (norms that were never trained) say nothing and are never compared.
 - Comparing is symmetric. Which of two descendants came first, the weights do not tell.
-
-Example
-    >>> compare(identity, cast).grade
-    <Grade.OTHER_DTYPE: 'other-dtype'>
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@ Invariants
   module [out, in]; both say in and out here.
 - Paths are those of the Python model (transformers 5): a missing `transformer.` is added, and
   `block_sparse_moe.experts.0.w1` … become one `mlp.experts`; the file's own expert names stay beside it with `*`.
-
-Example
-    >>> modules(tensors, facts)["model.layers.0.self_attn.k_proj"].out_features
-    32
 """
 
 from __future__ import annotations

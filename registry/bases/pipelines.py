@@ -9,10 +9,6 @@ Invariants
 - Paths of modules begin with their component, as the names in a diffusers adapter do: `unet.mid_block…`.
 - The fingerprint covers each component's class, its logical shapes and the fields of its configuration that are
   not notes of a library (`_…`, dtype, versions).
-
-Example
-    >>> pipeline_spec("sd15", {"_class_name": "StableDiffusionPipeline"}, {"unet": (config, [header])}).components
-    ('unet',)
 """
 
 from __future__ import annotations

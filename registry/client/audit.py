@@ -2,10 +2,6 @@
 
 Invariants
 - Nothing is verified here but by `registry.tlog`, with keys that the caller trusts.
-
-Example
-    >>> Audit(registry).proof(1042).entry
-    '{"action":"version.push",…}'
 """
 
 from __future__ import annotations

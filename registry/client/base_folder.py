@@ -4,9 +4,6 @@ Invariants
 - Of a safetensors file its header is read and nothing behind it; `bytes_read` counts what was read of those files.
 - Configuration, index and tokenizer are read whole: they are what the fingerprints are made of.
 - Files that are links are followed (model caches are made of links), but only names beside config.json are opened.
-
-Example
-    >>> spec, bytes_read = base_spec_from("/models/SmolLM2-135M-Instruct", "smollm2")
 """
 
 from __future__ import annotations

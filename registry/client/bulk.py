@@ -3,10 +3,6 @@
 Invariants
 - A few adapters are under way at a time, so that hashing, sending and the server's work overlap.
 - One failure stops nothing: each adapter has its own result, in the order of the question.
-
-Example
-    >>> [result.error for result in each(push, folders, told) if result.error]
-    []
 """
 
 from __future__ import annotations

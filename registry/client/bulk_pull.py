@@ -2,10 +2,6 @@
 
 Invariants
 - Bytes that this machine holds do not move.
-
-Example
-    >>> [r.error for r in pull_all(registry, [(Ref.parse("acme/a"), Path("served/a"))]) if r.error]
-    []
 """
 
 from __future__ import annotations

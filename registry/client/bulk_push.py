@@ -2,10 +2,6 @@
 
 Invariants
 - What is known is skipped: the base is asked for once, bytes that the registry holds do not move.
-
-Example
-    >>> [r.error for r in push_all(registry, [(Path("out/a"), "acme/a")]) if r.error]
-    []
 """
 
 from __future__ import annotations

@@ -6,11 +6,6 @@ Invariants
 - It proves itself against a key of the log that you have from elsewhere, not against those that lie in it.
 - It holds no bytes of the version: the manifest says what they hash to, so a folder is compared with it.
 - It is somebody else's file: read strictly by its size and its shape, and nothing of it is believed.
-
-Example
-    >>> taken = collect(audit, resolved)
-    >>> [line.who for line in examined(Dossier.parse(taken.to_bytes()), verifiers).signed]
-    ['ci, by the word of registry.example.org/3f9c', 'key:5f0c…']
 """
 
 from __future__ import annotations

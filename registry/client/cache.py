@@ -8,10 +8,6 @@ Invariants
 - Who wants a blob that somebody is fetching just now waits for it and fetches nothing.
 - The cache stays near its limit: what was not used for longest goes first, and before it what a killed process left
   half-written. What was handed out is not touched.
-
-Example
-    >>> Cache.of_user().take(digest, size_bytes, Path("adapter_model.safetensors"))
-    False
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - Nothing is verified here but by `registry.tlog`, with keys that the caller trusts.
-
-Example
-    >>> consistent(Checkpoints(registry), before, now)
-    True
 """
 
 from __future__ import annotations

@@ -6,11 +6,6 @@ Invariants
 - A registry that cannot be reached is `Unavailable` (SERVER_UNREACHABLE), never an exception of the HTTP library.
 - Every mutation has an Idempotency-Key of its own, so that each request may be sent again: twice means once. It is
   after a broken connection and an `Unavailable`, a few times, with growing and jittered pauses.
-
-Example
-    >>> with Connection("https://registry.example.org", token) as connection:
-    ...     connection.send("GET", "/whoami").json()["actor"]
-    'trainer'
 """
 
 from __future__ import annotations

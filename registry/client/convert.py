@@ -4,10 +4,6 @@ Invariants
 - The request is judged here, by header and facts, before anything is fetched; the worker judges it again.
 - Renaming reads no number: the new header is written, the old bytes follow in chunks.
 - The result enters by the push door, with the original as its parent (`converted`) and the request in its annotations.
-
-Example
-    >>> convert(registry, Ref.parse("acme/support"), Conversion(to="canonical", into="acme/support-canonical")).job.kind
-    <Kind.CONVERT: 'convert'>
 """
 
 from __future__ import annotations

@@ -6,11 +6,6 @@ Invariants
 - What stands here is loaded by every command that moves bytes, whose start people wait for: what they do not ask is a
   method of `Registry` (api.py), which is this and all other routes.
 - A fresh one costs no request.
-
-Example
-    >>> with Versions("https://registry.example.org", token) as registry:
-    ...     registry.resolve("acme/support:prod").number
-    3
 """
 
 from __future__ import annotations

@@ -6,10 +6,6 @@ Invariants
 - The new folder is written beside the old one, forced to disk, and exchanged in one step where the system can.
 - What fails leaves the old folder as it was and nothing beside it. What a killed process left there is removed by the
   next one that writes the same folder, once nobody has touched it for `LEFT_SECONDS`.
-
-Example
-    >>> with Destination(Path("support")) as folder:
-    ...     (folder / "README.md").write_text("…")
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - One method for each route, as in api.py; nothing is kept here.
-
-Example
-    >>> Judging(registry).begin(RevalidateRequest(base="smollm2")).total
-    200
 """
 
 from __future__ import annotations

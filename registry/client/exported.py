@@ -6,11 +6,6 @@
 Invariants
 - The folder is laid out as C2SP's tlog-tiles has it, so other tools read it too; `events.jsonl` is ours.
 - A folder proves itself against a key that you have from elsewhere, not against the one that lies in it.
-
-Example
-    >>> write(Audit(registry), Path("log-of-may"))
-    >>> replay(FolderLog(Path("log-of-may")), Verifier.parse(key)).problems
-    []
 """
 
 from __future__ import annotations

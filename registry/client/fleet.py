@@ -2,10 +2,6 @@
 
 Invariants
 - As in api.py: it sends wire requests and answers wire answers, nothing else.
-
-Example
-    >>> Fleet(registry).nodes(base="smollm2").convergence[0].serving
-    19
 """
 
 from __future__ import annotations

@@ -5,11 +5,6 @@ Invariants
 - Links, pipes and sockets are refused, and so is a pickle, code or an archive: leaving it out in silence would let
   a person believe that it was pushed.
 - Each file is hashed once, in chunks; what is read for judging is the configuration and the headers.
-
-Example
-    >>> folder = read_folder(Path("out/checkpoint-200"))
-    >>> folder.found.scheme, [f.path for f in folder.files]
-    ('peft', ['README.md', 'adapter_config.json', 'adapter_model.safetensors'])
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 Invariants
 - As in api.py: it sends wire requests and answers wire answers, nothing else.
 - A place with a slash is an adapter, one without is a namespace.
-
-Example
-    >>> Gates(registry).put("acme", "prod", Gate(approvals=2))
 """
 
 from __future__ import annotations

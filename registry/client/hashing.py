@@ -8,11 +8,6 @@ Invariants
 - A hash is given for the very file that was read: same inode, size and times, before, after, and when it is asked for.
 - Each file is hashed once: who asks for one under way waits for it, who asks for one not begun hashes it himself.
 - Nothing here is an error and nothing is told: what cannot be read is for `folder` to refuse, in its own words.
-
-Example
-    >>> begin("out", depth=0)
-    >>> taken(Path("out/adapter_model.safetensors"))
-    ('9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08', 29360368)
 """
 
 from __future__ import annotations

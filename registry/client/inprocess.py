@@ -8,11 +8,6 @@ Invariants
 - `close()` lets the application finish what it does for requests, also after their answers; only what is stuck is cut.
 - An exception inside the application is logged and looks to the caller as it would over a socket: an answer with
   status 500, or an answer that breaks off.
-
-Example
-    >>> with httpx.Client(transport=InProcess(app), base_url="http://registry.embedded") as client:
-    ...     client.get("/api/v1/health").status_code
-    200
 """
 
 from __future__ import annotations

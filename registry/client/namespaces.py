@@ -2,9 +2,6 @@
 
 Invariants
 - As in api.py: it sends wire requests and answers wire answers, nothing else.
-
-Example
-    >>> Namespaces(registry).grant("acme", "alice@example.org", "pusher")
 """
 
 from __future__ import annotations

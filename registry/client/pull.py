@@ -4,10 +4,6 @@ Invariants
 - What this machine holds already is not fetched.
 - A pull believes nothing: the manifest must hash to the version's digest and each file to the manifest's.
 - What was pulled can be hashed again (`verify`), against the registry's manifest and nothing that lies on this machine.
-
-Example
-    >>> pull.pull(registry, Ref.parse("acme/support:prod"), Path("support")).number
-    1
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - A folder is judged here by the server's rules before a byte is sent; the server judges again and decides.
 - What the registry holds already is not sent, and what has arrived is not sent again: links that end, or a store that
   fails, while much is sent are got over by planning again for as long as something arrives between.
-
-Example
-    >>> push.push_folder(registry, Path("out"), AdapterName("acme", "support")).version.number
-    1
 """
 
 from __future__ import annotations

@@ -2,11 +2,6 @@
 
 Invariants
 - As in versions.py, whose routes it has as well: it sends wire requests and answers wire answers, nothing else.
-
-Example
-    >>> with Registry("https://registry.example.org", token) as registry:
-    ...     registry.promote("acme/support", "prod", "3", generation=0).number
-    3
 """
 
 from __future__ import annotations

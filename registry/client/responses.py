@@ -4,10 +4,6 @@ Invariants
 - The registry's own problem documents become the class that the server raised: the code travels.
 - Answers of proxies, of other programs and of the store behind the registry become sentences, never a parse error.
 - A link's query is never in a sentence: it holds a signature.
-
-Example
-    >>> error_of(httpx.Response(503, request=httpx.Request("GET", url)), url).code
-    'SERVER_UNREACHABLE'
 """
 
 from __future__ import annotations

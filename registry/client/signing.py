@@ -5,10 +5,6 @@ Invariants
 - Every signature is verified again here, against the manifest whose digest is the version. What the registry says of a
   signature is not used.
 - The registry's own statements count only with a key of the log that this machine remembers.
-
-Example
-    >>> [line.who for line in examine(audit.attestations(ref).items, resolved, verifiers) if line.ok]
-    ['ci, by the word of registry.example.org/3f9c', 'key:5f0c…']
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@ Invariants
   anything went wrong on it. A kept connection that the other side closed is replaced without anybody noticing.
 - Failures are httpx's exceptions and answers are httpx's responses, so that whoever calls treats both lanes alike.
 - What headers are sent is the caller's affair: no token is added here, and no redirect is followed.
-
-Example
-    >>> sockets.put("http://store:8333/b/k?X-Amz-…", {}, file, 0, 2**20, print).status_code
-    200
 """
 
 from __future__ import annotations

@@ -5,9 +5,6 @@ Invariants
   wrong hash and a body without an end are `Corrupt`, and the file is removed.
 - A line that breaks is taken up again where it broke, a few times; memory stays at one chunk.
 - Progress goes back when a request is sent again, so that it ends at what was to be moved.
-
-Example
-    >>> fetch(registry, link, Path("adapter_model.safetensors"), nothing)
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 Invariants
 - Less than `LEAST_BYTES` a second over `READ_SECONDS` ends the request as a timeout does: it is taken up again.
-
-Example
-    >>> flow = Flow(request)
-    >>> flow.moved(2**20)
 """
 
 from __future__ import annotations

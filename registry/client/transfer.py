@@ -1,12 +1,6 @@
 """Push and pull in one room, for programs of others: `from registry.client import transfer`.
 
 Our own commands take the room that they need (`push`, `pull`): either loads half of what both do.
-
-Example
-    >>> transfer.push_folder(registry, Path("out"), AdapterName("acme", "support")).version.number
-    1
-    >>> transfer.pull(registry, Ref.parse("acme/support:prod"), Path("support")).number
-    1
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - Sockets where nothing stands between us and the other side; httpx through a proxy or a transport that was given.
 - An httpx client is made when it is first needed: what it costs to make one is what a short command would notice.
 - Both ways answer with httpx's responses and fail with httpx's exceptions.
-
-Example
-    >>> carrier.ask("GET", "http://registry/api/v1/health", None, {}, seconds=60.0).status_code
-    200
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ Invariants
   else is `Corrupt` (LOG_INCONSISTENT), before anything is done with the answer that brought it. Nothing is forgotten.
 - A registry that is remembered and shows no checkpoint where one belongs is asked for it.
 - A file is replaced as a whole, and never by a shorter log.
-
-Example
-    >>> Heads(folder).watch(registry)
 """
 
 from __future__ import annotations

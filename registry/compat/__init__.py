@@ -6,10 +6,6 @@ Invariants
   targets must find its tensors: the two sets are equal or the adapter fails.
 - What cannot be told from headers is an `unknown` finding, never a pass by silence and never a guess.
 - What fits but changes more than its own modules (saved modules, biases, PiSSA, replicated layers) is a warning.
-
-Example
-    >>> add_up(check_fit(lora.describe(config, header), base))
-    <Outcome.PASS: 'pass'>
 """
 
 from __future__ import annotations

@@ -5,9 +5,6 @@ Invariants
 - Weights that differ only in dtype are no matter. A packed copy or a descendant is a warning: structure fits, behaviour
   is not what was trained. Weights that have nothing in common are an error.
 - An adapter that was trained on a packed copy is never passed off as made for the plain base, registered or not.
-
-Example
-    >>> check_claim(lora.config.base, base, relatives, notes)
 """
 
 from __future__ import annotations

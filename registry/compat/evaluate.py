@@ -3,10 +3,6 @@
 Invariants
 - Judges a configuration and a header that were read already; it reads nothing itself, and it stores nothing.
 - The first verdict is `compat`; then one `engine` for each profile, in the order that was asked.
-
-Example
-    >>> [v.outcome for v in verdicts(found, base, subject, [engines.profile("vllm==0.33.0")])]
-    ['pass', 'pass']
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ Invariants
 - Names that no rule translates are `unknown`, never a pass by silence; names that a rule translates and the base
   does not have are an error.
 - Which modules were meant to be trained is not written anywhere, so a layer that is missing cannot be noticed here.
-
-Example
-    >>> check_file(facts, base)
-    []
 """
 
 from __future__ import annotations

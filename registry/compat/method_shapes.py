@@ -3,10 +3,6 @@
 Invariants
 - A rule here follows from the method's definition in PEFT 0.21 and nothing else; `None` means "no opinion".
 - A method without rules is an `unknown` finding, so that no gate opens for it unseen.
-
-Example
-    >>> expected_shape("VERA", "vera_lambda_b", (64,), square_module, config)
-    (64,)
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - A module of the adapter is looked for under its path, under its base layer when layers are replicated, and, for a
   single expert, under the file's name with `*`.
 - Where the base's module names were only assumed (`names_known` false), a module that is not found is unknown.
-
-Example
-    >>> Site(base, config, Notes()).find("model.layers.0.self_attn.q_proj").in_features
-    64
 """
 
 from __future__ import annotations

@@ -11,10 +11,6 @@
 Invariants
 - A path is looked up, never guessed: what no rule names is None, and what a rule names may still be absent.
 - Several modules for one path are the parts of one fused matrix, in the order of its rows.
-
-Example
-    >>> Paths("kohya", base.modules).of("lora_unet_mid_block_attentions_0_proj_in")
-    ('unet.mid_block.attentions.0.proj_in',)
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ Invariants
 - `padding` and `truncation` do not count, nor where the template is stored, nor its line ends.
 - A tokenizer over the limit is not read: parsing takes ten times its size in memory.
 - Never an error: an adapter with a tokenizer of its own fits, and answers badly if it is served with the base's.
-
-Example
-    >>> check_tokenizer(manifest.files, read, base)
-    [Finding(code='compat.template_differs', …)]
 """
 
 from __future__ import annotations

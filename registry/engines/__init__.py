@@ -7,10 +7,6 @@ Invariants
 - What nobody has examined is `unknown`, never yes: a version outside the examined ones, or a property of the
   adapter about which the engine's file says nothing.
 - Every finding ends with the source of its rule; every verdict names the rules that it follows from by digest.
-
-Example
-    >>> [f.code for f in judge(facts, profile("sglang==0.5.23"))]
-    ['engine.sglang.rslora']
 """
 
 from __future__ import annotations

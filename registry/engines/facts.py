@@ -11,10 +11,6 @@ Invariants
 - Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: headers are then read again (`adapter
   rejudge`), and until then what follows from older stored facts is `unknown`.
 - Names of modules are the last part of their path (`q_proj`), sorted, so that equal adapters have equal facts.
-
-Example
-    >>> of_lora(lora.describe(config, header)).max_rank
-    8
 """
 
 from __future__ import annotations

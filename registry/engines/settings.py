@@ -5,10 +5,6 @@ Invariants
 - vLLM and its kin allocate each slot at the rank limit for *every* module they wrap, whatever the adapters touch: one
   adapter of a larger rank makes every slot of the fleet larger. Which adapters do that is part of the answer.
 - Adapters that the engine refuses at any setting are named, and their ranks do not count.
-
-Example
-    >>> settings_for("vllm==0.33.0", {"acme/a": small, "acme/b": large}, base).flags
-    ('--enable-lora', '--max-lora-rank 64', '--max-loras 2', '--max-cpu-loras 2')
 """
 
 from __future__ import annotations

@@ -6,10 +6,6 @@
 
 Invariants
 - Facts follow from the files alone: the same files have the same facts, whoever reads them.
-
-Example
-    >>> facts.of(read_any(manifest.files, read))["method"]
-    'LORA'
 """
 
 from __future__ import annotations

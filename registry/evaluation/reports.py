@@ -4,10 +4,6 @@ Invariants
 - It is input like any other: bounded, and only the server turns it into a verdict.
 - A stored report never changes, because its digest names it. Reports with the field names of schema 0014 are converted
   when they are read.
-
-Example
-    >>> Report(check=Check.SMOKE, subject=digest, base="smollm2", base_fingerprint=fingerprint).findings
-    ()
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Invariants
 - Which files are large follows from the descriptor alone, so that it is the same in every answer about a version.
 
 Example
-    >>> hub.revision("refs/heads/prod"), hub.revision("v3"), hub.revision("refs/pr/1")
+    >>> revision("refs/heads/prod"), revision("v3"), revision("refs/pr/1")
     ('prod', 3, None)
 """
 

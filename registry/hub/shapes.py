@@ -4,10 +4,6 @@ Invariants
 - Nothing here says `xetHash`, and `xetEnabled` is false: a client that reads otherwise leaves our way for another one.
 - A file's identity is the same in every answer: `oid` and `blobId` are git's, `lfs` is there for large files only.
 - What we do not count (downloads, likes) is 0, because older clients do not take its absence.
-
-Example
-    >>> shapes.file_entry(File(descriptor, git_id))["type"]
-    'file'
 """
 
 from __future__ import annotations

@@ -6,10 +6,6 @@
 Invariants
 - A node's name says what it is, so equal data of two versions is one node.
 - What a README claims is an edge of its own sort (`claimed`): never mixed with what was declared.
-
-Example
-    >>> [input.node for input in inputs(manifest.provenance, facts)]
-    ['dataset:sha256:…', 'run:mlflow:4f1c']
 """
 
 from __future__ import annotations

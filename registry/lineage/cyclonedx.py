@@ -7,10 +7,6 @@
 Invariants
 - The same version and the same lineage give the same document: its serial number is made from the digest.
 - A data set that only a README claims says so in a property; a parent that may not be seen is its digest.
-
-Example
-    >>> bom(version, found)["specVersion"]
-    '1.6'
 """
 
 from __future__ import annotations

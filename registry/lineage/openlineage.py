@@ -4,10 +4,6 @@ Invariants
 - One event that says COMPLETE, with facets of the specification; what it has no facet for is a facet with our prefix.
 - Names follow the specification's naming: a data set's namespace is the scheme and authority of its URI.
 - The same version gives the same event: the run's id is made from the digest.
-
-Example
-    >>> event(version, found)["eventType"]
-    'COMPLETE'
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Invariants
 - Every text of a node may come from a stranger: each picture quotes it by its own rules, and none holds markup of it.
 - A picture says what each node is by its form, and marks what is only claimed, what is hidden and what is withdrawn.
-
-Example
-    >>> print("\\n".join(mermaid(found)))
-    flowchart LR
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - Its subjects are the version's files and its manifest, by SHA-256, as in the registry's own attestations.
 - It says what was declared: the builder is whoever pushed, never the registry, which has seen no training.
 - It is unsigned; `attestations.seal` makes a DSSE envelope of its canonical bytes.
-
-Example
-    >>> statement(version, found)["predicateType"]
-    'https://slsa.dev/provenance/v1'
 """
 
 from __future__ import annotations

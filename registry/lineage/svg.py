@@ -3,10 +3,6 @@
 Invariants
 - Every node is right of its parents; what has no parents is directly left of its first child.
 - An arrow over several columns keeps to a lane of its parent's between the boxes, so that none runs behind a box.
-
-Example
-    >>> next(svg(found))[:4]
-    '<svg'
 """
 
 from __future__ import annotations

@@ -12,10 +12,6 @@ Invariants
 - The original is never touched: the result is a version of its own, with the relation `converted` and the request in
   its annotations.
 - Only names change: it runs anywhere (`Place.HERE`). Values change: a worker does it. Repair happens only on request.
-
-Example
-    >>> place_of(found, Conversion(to="canonical", into="acme/support-canonical"), base)
-    <Place.WORKER: 'worker'>
 """
 
 from __future__ import annotations

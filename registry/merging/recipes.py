@@ -9,11 +9,6 @@ Invariants
 - A recipe is a value: the same recipe on the same versions gives the same weights, also where chance plays a part.
 - What is wrong with it are findings, told at once; no worker spends time on nonsense.
 - Only plain low-rank adapters are combined: what else an adapter changes has no weighted sum.
-
-Example
-    >>> recipe = Recipe(operation="combine", sources=("acme/a@1", "acme/b@2"), weights=(0.7, 0.3), method="linear")
-    >>> [f.code for f in check(recipe, [one, other])]
-    []
 """
 
 from __future__ import annotations

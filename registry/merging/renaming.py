@@ -5,10 +5,6 @@ Invariants
 - No two tensors get one name, and every name of the result is one that the target scheme knows.
 - A repair changes what is certainly wrong (an adapter's name, torch.compile's and Accelerate's prefixes, a prefix
   that leads to a module of the base), and never invents a module.
-
-Example
-    >>> repairs(header, base)["base_model.model.….lora_A.default.weight"]
-    'base_model.model.….lora_A.weight'
 """
 
 from __future__ import annotations

@@ -10,10 +10,6 @@ Invariants
 - A signature line of a key that we do not know is passed over; one of a known key that does not verify spoils the note.
 - Only text that parses to one checkpoint and prints as it was is a checkpoint: no second spelling of a number.
 - A private key is only in `Signer`, whose text begins with PRIVATE+KEY; its repr does not show it.
-
-Example
-    >>> Verifier.parse(signer.verifier.text).name == signer.name
-    True
 """
 
 from __future__ import annotations

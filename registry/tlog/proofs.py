@@ -10,10 +10,6 @@
 
 Invariants
 - A proof holds no key: whoever verifies brings the ones that it trusts.
-
-Example
-    >>> verify(proof, entry, verifier).size
-    109482
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - Everything is recomputed from the rows; nothing that the log says of itself is believed, but for its keys.
 - One changed byte in a row, an entry, a hash or the checkpoint is a named problem; so is a gap, or an early end.
 - A replay needs no server: a folder that was exported is as good.
-
-Example
-    >>> replay(source, verifier).problems
-    []
 """
 
 from __future__ import annotations

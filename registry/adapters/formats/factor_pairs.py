@@ -3,10 +3,6 @@
 Invariants
 - Only names, shapes and types are looked at; what a method leaves open is no fault (a Tucker core turns its factors).
 - One fault a module: the first that makes its update impossible.
-
-Example
-    >>> fault({"lora_down.weight": a_of_rank_4, "lora_up.weight": b_of_rank_8})
-    'its factors have ranks 4 and 8'
 """
 
 from __future__ import annotations

@@ -8,11 +8,6 @@ Invariants
   is believed before the bytes that it promises were found.
 - What llama.cpp refuses is refused: other versions, doubled names, a tensor that does not begin where the last ended.
 - Only plain and Q8_0 tensors are read, which are what llama.cpp's converter of adapters writes.
-
-Example
-    >>> found = read_header(lambda at, n: data[at : at + n], len(data), file="adapter.gguf")
-    >>> found.fields["general.type"], found.header.tensors[0].name
-    ('adapter', 'blk.0.attn_q.weight.lora_a')
 """
 
 from __future__ import annotations

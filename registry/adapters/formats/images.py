@@ -5,10 +5,6 @@ Invariants
 - Alphas are values inside the file: they are read only through `read`, two to eight bytes each, at most
   `ALPHA_READS_LIMIT` of them. Without `read` they are unknown (None), never guessed.
 - Captions, tag lists, prompts and paths of the training set may be private: they are counted, not kept.
-
-Example
-    >>> of_header(header, format.of_header(header)).family
-    'flux'
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@
 Invariants
 - Sizes come from shapes; alpha or multiplier from the configuration or the file's fields, else they are unknown.
 - A configuration is read field by field; what is not understood is left alone, a wrong kind of value is refused.
-
-Example
-    >>> of_header(header, found, config={"lora_parameters": {"rank": 8, "scale": 20.0}}).modules[0].scale
-    20.0
 """
 
 from __future__ import annotations

@@ -7,11 +7,6 @@ Invariants
 - A wrong adapter is described by findings, never refused by an exception: judgement is data.
 - Nothing here knows the base; `registry.compat` compares the two.
 - scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA; rank and alpha may differ by module (PEFT's patterns).
-
-Example
-    >>> spec = describe(config.read_config(config_bytes), tensors.read_bytes(weights, file="adapter_model.safetensors"))
-    >>> spec.modules[0].path, spec.modules[0].rank, spec.modules[0].scale
-    ('model.layers.0.self_attn.q_proj', 8, 2.0)
 """
 
 from __future__ import annotations

@@ -7,10 +7,6 @@ Invariants
 - A name has exactly one role; a name that no rule allows is a `STRANGER` and is explained as a failing finding.
 - Whole tensors are allowed only where the configuration announces them (`modules_to_save`, `bias`).
 - Ten thousand strangers of one sort are one finding with a count, not ten thousand.
-
-Example
-    >>> Names(config).read("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").role
-    <Role.A: 'a'>
 """
 
 from __future__ import annotations

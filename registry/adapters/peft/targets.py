@@ -8,10 +8,6 @@ and the first key that matches wins. A name in `target_parameters` means every p
 Invariants
 - Time is linear in the number of paths, whatever the lists and patterns hold.
 - Answers are about paths of modules as the Python model names them, without `base_model.model.`.
-
-Example
-    >>> Targets(config).covers("model.layers.0.self_attn.q_proj")
-    True
 """
 
 from __future__ import annotations

@@ -5,9 +5,6 @@ Invariants
 - Without the registry the last roster holds, also over a restart of the agent: it is kept beside the shelf.
 - Nothing that goes wrong ends the loop: it is told, and tried again.
 - A roster that never had an adapter unloads nothing: the alias or the base may be a slip of the pen.
-
-Example
-    >>> Agent(registry, station, shelf, base="smollm2", alias="prod").run(stop)
 """
 
 from __future__ import annotations

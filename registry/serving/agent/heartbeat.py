@@ -3,9 +3,6 @@
 Invariants
 - A report never holds up what it tells of: it has a thread of its own, and one that fails is said once and tried again.
 - It ends with the agent, whose engine goes on serving: the lease then ends by itself and the node is shown as lost.
-
-Example
-    >>> Reporter(registry, slots, node="gpu-7", engine="vllm-8000", base="smollm2", alias="prod").run(stop)
 """
 
 from __future__ import annotations

@@ -10,10 +10,6 @@ Invariants
 - Only adapters that lie on our shelf are unloaded, and never a folder deleted; the shelf is told what this engine may
   still read and what it shall have, and the rest may be swept.
 - A pass begins with what the engine holds now, so a restart or somebody else's hand is seen and mended.
-
-Example
-    >>> Station(VLLM(url), registry, shelf).converge(roster)[0].state
-    'ready'
 """
 
 from __future__ import annotations

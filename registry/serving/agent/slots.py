@@ -3,9 +3,6 @@
 Invariants
 - Names are served names; a version that nobody has named to this agent is not spoken of.
 - It may be read at any moment, also in the middle of a pass: `changed` is set whenever a reader would see more.
-
-Example
-    >>> slots.note("acme-support-v3", "acme/support", digest, SlotState.LOADING)
 """
 
 from __future__ import annotations

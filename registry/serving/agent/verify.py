@@ -8,10 +8,6 @@ Invariants
 - A version that is another one in another form (relation `converted`, a GGUF file) answers like the one that it came
   from: where nobody has tried it, that one's fingerprint counts.
 - Where an engine's base may be in fewer bits than the fingerprint's, nearer to the adapter than to the base is proof.
-
-Example
-    >>> Proof(engine, registry, shelf).of("acme-support-v3", Ref(name, digest), digest)
-    True
 """
 
 from __future__ import annotations

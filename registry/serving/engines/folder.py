@@ -8,9 +8,6 @@ Invariants
 - What is no link of ours is never touched, and in its way is an error that says so.
 - Links are relative, so that shelf and directory may be mounted elsewhere in the engine's container, together.
 - A directory cannot be asked: what is served from it is unverified.
-
-Example
-    >>> Folders(Path("/srv/adapters/nim"), current=False).load("acme-support-v3", folder)
 """
 
 from __future__ import annotations

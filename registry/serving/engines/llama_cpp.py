@@ -7,9 +7,6 @@ Invariants
   0 and a request names the one that it wants by its number: `"lora": [{"id": 2, "scale": 1}]`.
 - A version that an agent before this one has switched on is known again, by the note in its folder.
 - Numbers follow the order of the command line and are read anew each time: a restart may change them.
-
-Example
-    >>> LlamaCpp("http://127.0.0.1:8080").load("acme-support-v3", folder)
 """
 
 from __future__ import annotations

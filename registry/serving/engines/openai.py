@@ -3,10 +3,6 @@
 Invariants
 - An engine that does not answer is `Unavailable`; one that answers no is `Refused`, with the engine's own sentence.
 - Nothing is ever loaded in place of something else under one name: engines mix old and new then.
-
-Example
-    >>> VLLM("http://127.0.0.1:8000").loaded()
-    {'acme-support-v3': '/srv/adapters/versions/9f86d081…'}
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Kinds of engines: from `KIND=PLACE` on the command line to the engine that is asked in its own words.
-
-Example
-    >>> kinds.engine("vllm=http://127.0.0.1:8000").url
-    'http://127.0.0.1:8000'
-"""
+"""Kinds of engines: from `KIND=PLACE` on the command line to the engine that is asked in its own words."""
 
 from __future__ import annotations
 

@@ -10,10 +10,6 @@ Invariants
   names that as its base, and note and index hold the original's digest beside the new one.
 - What fails a check is left out and named; what cannot be brought stops nothing else.
 - Only what has our note is ever removed, and nothing while something of the roster is missing.
-
-Example
-    >>> export.run(registry, registry.roster("smollm2", "prod"), FolderPlace(Path("/srv/adapters"))).items[0].state
-    'new'
 """
 
 from __future__ import annotations

@@ -4,10 +4,6 @@ Invariants
 - A folder appears by one rename, complete and forced to disk; it is made in `.incoming-…` beside its final place.
 - A folder disappears by one rename, too, before its files are deleted.
 - What others put here is not touched.
-
-Example
-    >>> FolderPlace(Path("/srv/adapters")).names()
-    ['acme-support-v3']
 """
 
 from __future__ import annotations

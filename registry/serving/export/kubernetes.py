@@ -10,10 +10,6 @@ Invariants
   of the same name; another served name is mended, and ends in a digest of it.
 - Every object carries the label `app.kubernetes.io/managed-by: adapter-registry`, so that `kubectl apply --prune -l`
   sees only ours, and annotations with the version that it means.
-
-Example
-    >>> objects.make("modeladapter", roster, entries, "s3://models/prod/")["items"][0]["spec"]["artifactURL"]
-    's3://models/prod/acme-support-v3/'
 """
 
 from __future__ import annotations

@@ -9,10 +9,6 @@ Invariants
 - A path is written once its bytes are there, and taken away when an export has removed them. It is never a guess.
 - It ends in a slash: LoRAX lists by raw prefix, and `…-v1` is one of `…-v10`.
 - A version whose served name had to be told apart from another one's has no name in this dialect, and is left out.
-
-Example
-    >>> pbase.write(Path("/srv/lorax"), exported)
-    20
 """
 
 from __future__ import annotations

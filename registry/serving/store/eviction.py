@@ -6,10 +6,6 @@ Invariants
 - Nothing goes within an hour of when its last use was seen, whatever the limits: engines that watch folders are slow.
 - A folder leaves by one rename while nobody can begin to use it, and is deleted after that; what an interrupted sweep
   left is deleted by the next. What is not named as a version is never touched.
-
-Example
-    >>> sweep.run(shelf, Limits(keep_days=14), leases=lambda: set()).removed
-    [Digest('sha256:9f86d081…')]
 """
 
 from __future__ import annotations

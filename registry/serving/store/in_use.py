@@ -10,11 +10,6 @@ Invariants
 - A process that ends gives up its uses. An engine's end when it was seen without the version, and by nothing else.
 - A record that cannot be read is a use of everything.
 - Where a platform has no such locks, everything is in use, and nothing is ever taken away.
-
-Example
-    >>> with uses.taken(digest) as mine:
-    ...     mine
-    False
 """
 
 from __future__ import annotations

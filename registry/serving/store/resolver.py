@@ -12,10 +12,6 @@ Invariants
 - Without the registry the last yes for this name, engine and base still holds, as long as its bytes are true, unless
   the registry has said no since then. A registry that did not answer is left alone for a moment, so that many names
   that are here already need not wait for it one after the other.
-
-Example
-    >>> Finder(registry, Shelf(folder), engine="vllm==0.33.0", base="smollm2").find("../etc").reason
-    "'../etc' is no name of an adapter"
 """
 
 from __future__ import annotations

@@ -12,10 +12,6 @@ Invariants
   beside it, because an engine may still read the first.
 - Whoever is given a folder uses the version from then on, and no sweep takes it away (`Uses`).
 - Any number of processes share a shelf, and none waits for another's bytes: who comes second throws its own copy away.
-
-Example
-    >>> Shelf(Path("/srv/adapters")).bring(registry, AdapterName("acme", "support"), digest)
-    PosixPath('/srv/adapters/versions/9f86d081…')
 """
 
 from __future__ import annotations
