@@ -5,7 +5,7 @@
 
 The goal is 5 s for both. The floor is what a rollout cannot do without, measured in the same run: the same versions
 pulled, verified and loaded into another engine of the same sort, four at once, over real HTTP; for a rollback only
-loaded. `adapter serve` and `adapter agent` are processes of their own. Each version is proved against its fingerprint
+loaded. `adapter serve` and `adapter agent` are processes of their own. Each version is checked against its reference
 before the switch, which the floor leaves out. The engine's stand-in takes BENCH_LOAD_MS for a load and answers a
 prompt by a digest of the weights. Medians of three rounds; the last line is one JSON object.
 
@@ -38,7 +38,7 @@ from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.evaluation.reference_logprobs import Fingerprint, Prompt
+from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName
@@ -88,7 +88,7 @@ class Shop:
         report = Report(
             check=Check.SMOKE, subject=digest, base=base.name, base_fingerprint=base.fingerprint, findings=(),
             measurements={"largest_difference": 0.25}, made_by={"worker": "bench"},
-            fingerprint=Fingerprint(prompts=(prompt,)),
+            reference_logprobs=ReferenceLogprobs(prompts=(prompt,)),
         )  # fmt: skip
         self.registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
 

@@ -17,14 +17,14 @@ from registry.api import AdapterView
 from registry.client.core import Versions
 from registry.evaluation.verdicts import Outcome
 
-GRADES = ("exact", "other-dtype", "quantised", "descendant")
+BASE_MATCHES = ("exact", "other-dtype", "quantized", "descendant")
 """How alike the weights of two bases are, the closest first; each one includes those before it."""
 
 
 @click.command("list")
 @click.option("--namespace", default="", help="Only adapters in this namespace.")
 @click.option("--base", default="", help="Only adapters of this base model.")
-@click.option("--grade", type=click.Choice(GRADES), help="With --base: also bases that match this closely.")
+@click.option("--base-match", type=click.Choice(BASE_MATCHES), help="With --base: also bases that match this closely.")
 @click.option("--method", default="", help="Only this PEFT method, such as LORA.")
 @click.option("--text", default="", help="Only names that contain this text.")
 @click.option("--alias", default="", help="Only adapters with this alias.")
@@ -49,8 +49,8 @@ def list_adapters(limit: int | None, **query: Any) -> None:
     """
     if query["outcome"] and not query["engine"]:
         raise click.UsageError("--outcome needs the --engine whose outcome is meant")
-    if query["grade"] and not query["base"]:
-        raise click.UsageError("--grade needs the --base whose relatives are meant")
+    if query["base_match"] and not query["base"]:
+        raise click.UsageError("--base-match needs the --base whose relatives are meant")
     with session.versions() as registry:
         items = list(_adapters(registry, query | {"target": list(query["target"]), "tag": list(query["tag"])}, limit))
     output.answer({"items": items}, lambda: _print_list(items))

@@ -26,8 +26,9 @@ from registry.errors import Corrupt
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
+_RENAMED_ACTIONS = {"upkeep.rejudge": "engines.recheck"}
 _RENAMED_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
-"""Names of details in events before schema 0015. The log never changes what it has hashed."""
+"""Names in events before schema 0015. The log never changes what it has hashed."""
 STORY = {
     "version.push": "pushed {object}",
     "version.yank": "withdrew {object}",
@@ -73,7 +74,7 @@ STORY = {
     "webhook.retry": "sent an event to webhook {object} again",
     "webhook.delete": "ended the sending of events to {to}",
     "upkeep.collect": "deleted bytes that nobody needed",
-    "upkeep.rejudge": "judged versions again by newer rules of engines: {verdicts} verdicts",
+    "engines.recheck": "renewed engine verdicts after rules changed: {verdicts} verdicts",
     "blob.damage": "found {object} damaged",
     "blob.mend": "found {object} right again",
     "job.park": "gave job {object} up: {error}",
@@ -144,7 +145,7 @@ def _line(item: EventView) -> str:
         for key, value in item.detail.items()
         if value not in ("", None, [], {})
     }
-    pattern = STORY.get(item.action, f"{item.action} {{object}}")
+    pattern = STORY.get(_RENAMED_ACTIONS.get(item.action, item.action), f"{item.action} {{object}}")
     try:
         message = pattern.format(object=item.object, **told)
     except (KeyError, IndexError):

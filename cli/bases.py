@@ -19,7 +19,7 @@ from registry.api import BaseView
 from registry.api.bases import BaseAdd
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
-from registry.bases.similarity import Grade
+from registry.bases.similarity import BaseMatch
 from registry.client import base_folder
 from registry.client.evaluation import Judging
 from registry.errors import Invalid
@@ -187,11 +187,11 @@ def _print_base(view: BaseView) -> None:
             ("added", f"{output.moment(view.created_at)} by {view.created_by}"),
         ]
     )
-    grades = list(Grade)
-    for one in sorted(view.relatives, key=lambda one: grades.index(one.grade)):
-        if one.grade is not Grade.UNRELATED:
-            click.echo(f"  {one.grade:<12} {output.strong(one.other)} {one.message}")
-    if strangers := [one.other for one in view.relatives if one.grade is Grade.UNRELATED]:
+    closest_first = list(BaseMatch)
+    for one in sorted(view.relatives, key=lambda one: closest_first.index(one.match)):
+        if one.match is not BaseMatch.UNRELATED:
+            click.echo(f"  {one.match:<12} {output.strong(one.other)} {one.message}")
+    if strangers := [one.other for one in view.relatives if one.match is BaseMatch.UNRELATED]:
         more = len(strangers) - STRANGERS_SHOWN
         named = ", ".join(strangers[:STRANGERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
         click.echo(output.faint(f"  unrelated    {named}"))

@@ -30,7 +30,8 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     selector = names.selector(alias or names.NEWEST)
     with session.versions() as registry, Bar(base) as bar:
         found = [
-            AdapterName.parse(view.name) for view in bulk_pull.fleet(registry, base, namespace=namespace, alias=alias)
+            AdapterName.parse(view.name)
+            for view in bulk_pull.adapters_of(registry, base, namespace=namespace, alias=alias)
         ]
         wanted = [(Ref(name, selector), folder / name.namespace / name.name) for name in found]
         results = bulk_pull.pull_all(registry, wanted, progress=bar, told=quiet(bar, _print_pulled))

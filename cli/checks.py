@@ -7,7 +7,6 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,31 +14,25 @@ import click
 from cli import output, session, versions
 from registry import engines
 from registry.adapters import read as contents
-from registry.api.verdicts import FleetView
 from registry.client import folder as folders
 from registry.client import push
 from registry.client.registry import Registry
 from registry.compat import evaluate
 from registry.engines import Profile
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.fleets import FleetSettings
 from registry.names import Ref
-
-NAMES_SHOWN = 10
 
 
 # ------------------------------------------------------------------ check
 @click.command()
-@click.argument("what", metavar="DIR|REF|BASE")
+@click.argument("what", metavar="DIR|REF")
 @click.option("--base", default="", help="Base model to check against. Default: the version's, or the folder's.")
 @click.option(
     "--engine", "texts", multiple=True, metavar="PROFILE",
     help="Also check this engine, such as vllm==0.33.0,max_lora_rank=32 (repeatable).",
 )  # fmt: skip
-@click.option("--fleet", is_flag=True, help="Recommend engine settings that serve all adapters of the base BASE.")
-@click.option("--slots", type=click.IntRange(1, 10_000), help="With --fleet: adapters in one batch.")
 @output.json_option
-def check(what: str, base: str, texts: tuple[str, ...], fleet: bool, slots: int | None) -> None:
+def check(what: str, base: str, texts: tuple[str, ...]) -> None:
     """Check whether a folder or version fits a base, and what engines do with it.
 
     Nothing is pushed. Exits 6 if a check fails. An engine profile is a name, a version and settings that differ from
@@ -49,9 +42,6 @@ def check(what: str, base: str, texts: tuple[str, ...], fleet: bool, slots: int 
     adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
     """
     asked = [engines.profile(text) for text in texts]
-    if fleet:
-        _fleet(what, asked, slots)
-        return
     path = Path(what)
     with session.registry() as registry:
         is_folder = folders.is_meant(what)
@@ -63,14 +53,6 @@ def check(what: str, base: str, texts: tuple[str, ...], fleet: bool, slots: int 
     output.answer(document, lambda: _print_verdicts(what, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         click.get_current_context().exit(output.REFUSED)
-
-
-def _fleet(base: str, asked: list[Profile], slots: int | None) -> None:
-    if not asked:
-        raise click.UsageError("--fleet needs an --engine to set up")
-    with session.registry() as registry:
-        found = registry.fleet(base, [str(profile) for profile in asked], slots=slots)
-    output.answer(found, lambda: _print_fleet(found))
 
 
 def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> list[Verdict]:
@@ -88,9 +70,9 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
     stored = [v for v in version.verdicts if v.check is Check.COMPAT and base in ("", v.base)]
     if stored:
         exactly = Ref(ref.name, version.digest)
-        loads = registry.verdicts(exactly, [str(profile) for profile in asked]).items if asked else []
+        served = registry.verdicts(exactly, [str(profile) for profile in asked]).items if asked else []
         numbers = [v for v in version.verdicts if v.check is Check.WEIGHTS and v.outcome is not Outcome.PASS]
-        return [stored[-1], *numbers, *loads]
+        return [stored[-1], *numbers, *served]
     links = {file.path: file for file in registry.resolve(Ref(ref.name, version.digest)).files}
 
     def read(path: str, start: int, length: int) -> bytes:
@@ -117,38 +99,3 @@ def _print_verdicts(what: str, verdicts: list[Verdict], is_folder: bool) -> None
                 "; the push reads the numbers (NaN, zeros),\n  and a worker tries whether it acts" if is_folder else ""
             )
             click.echo(output.faint(f"  every tensor has its place and its shape{later}"))
-
-
-def _print_fleet(found: FleetView) -> None:
-    click.echo(f"{output.plural(found.adapters, 'adapter')} of {output.strong(found.base)}")
-    for item in found.items:
-        click.echo(f"  {output.strong(item.profile)}")
-        raised = f"; only because of {_named(item.raised_by)}" if item.raised_by else ""
-        doubtful, *_ = (*item.left_out, *item.unsure, "")
-        served = len(item.left_out) < item.adapters
-        saved, slot = item.bytes_per_slot - item.bytes_per_slot_without, output.size(item.bytes_per_slot)
-        output.facts(
-            [
-                ("set", " ".join(item.flags) or output.faint(_nothing(item, served))),
-                ("rank", f"{item.max_rank}, limit {item.rank_limit}{raised}" if served else ""),
-                ("slots", f"{item.slots}, each {slot} before tensor parallelism" if served else ""),
-                ("without", f"limit {item.rank_limit_without}: {output.size(saved)} less a slot" if raised else ""),
-                ("modules", ", ".join(item.modules)),
-                ("left out", _named(item.left_out, ": not served, whatever rank and slots are")),
-                ("unsure", _named(item.unsure, ": counted, but whether they are served is not known")),
-                ("why", doubtful and f"adapter check {doubtful} --engine {item.profile}"),
-            ],
-            indent="    ",
-        )
-
-
-def _nothing(item: FleetSettings, served: bool) -> str:
-    if served:
-        return "nothing: this engine has no such settings"
-    return "nothing: it serves none of them" if item.adapters else "nothing: this base has no adapters yet"
-
-
-def _named(names: Sequence[str], what: str = "") -> str:
-    """The first names, how many more there are, and what is said of them; empty without a name."""
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "") + (what if names else "")

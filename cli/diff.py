@@ -169,7 +169,7 @@ def _print_cosines(cosines: dict[str, float | None]) -> None:
         return
     mean = drawing.mean(list(numbers.values()))
     click.echo(
-        f"  updates cosine {mean:+.3f} on average over {output.plural(len(numbers), 'module')}: {_likeness(mean)}"
+        f"  updates cosine {mean:+.3f} on average over {output.plural(len(numbers), 'module')}: {_similarity(mean)}"
     )
     cells = drawing.grid(cosines, drawing.mean)
     for word, by in (("layer", "row"), ("kind of module", "column")):
@@ -183,7 +183,7 @@ def _print_cosines(cosines: dict[str, float | None]) -> None:
         click.echo(f"            {value:+.3f}  {path}")
 
 
-def _likeness(cosine: float) -> str:
+def _similarity(cosine: float) -> str:
     """For people. Two adapters trained apart have a cosine near 0, one trained on for a little stays near 1."""
     if cosine > 0.999:
         return "the same direction"

@@ -52,6 +52,9 @@ DOORS: dict[str, Door] = {
     "history": Door("cli.aliases", "history", "Look", "Show who moved an alias, when and why."),
     "lineage": Door("cli.lineage", "lineage", "Look", "Show what a version was made from, or what was made from it."),
     "check": Door("cli.checks", "check", "Judge", "Check whether an adapter fits a base, and what engines do with it."),
+    "engine-settings": Door(
+        "cli.engines", "engine_settings", "Judge", "Recommend engine settings for all adapters of a base."
+    ),
     "diff": Door("cli.diff", "diff", "Look", "Compare two versions or folders."),
     "validate": Door("cli.jobs", "validate", "Judge", "Have a worker test a version on its base."),
     "sign": Door("cli.sign", "sign", "Judge", "Sign a version, or attach a signature."),
@@ -60,7 +63,7 @@ DOORS: dict[str, Door] = {
     "revalidate": Door(
         "cli.campaigns", "revalidate", "Judge", "Test the versions of a base again and show what changed."
     ),
-    "rejudge": Door("cli.rejudge", "rejudge", "Judge", "Renew the stored engine verdicts."),
+    "recheck-engines": Door("cli.engines", "recheck_engines", "Judge", "Renew the stored engine verdicts."),
     "merge": Door("cli.merge", "merge", "Make", "Combine adapters, resize one, or fuse one into its base."),
     "convert": Door("cli.convert", "convert", "Make", "Convert a version to another format."),
     "extract": Door("cli.merge", "extract", "Make", "Make an adapter from the difference of two models."),

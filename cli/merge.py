@@ -157,7 +157,7 @@ def _compare(registry: Registry, view: BaseView, folder: Path) -> None:
         return
     problem = identify.Inspector(registry, say=output.note, stopping=lambda: False).problem(view, folder)
     if problem:
-        advice = "name the base's folder, or register what lies there (`adapter base add`) and fuse --onto its name"
+        advice = "name the base's folder, or register that folder (`adapter base add`) and fuse --onto its name"
         raise Invalid("BASE_INVALID", problem, next_step=advice)
 
 

@@ -36,11 +36,11 @@ class Sizes:
 
 def of_version(registry: Registry, version: VersionView) -> Sizes:
     ref = Ref(AdapterName.parse(version.name), version.digest)
-    values = registry.values(ref)
-    known = values.modules
+    norms = registry.norms(ref)
+    known = norms.modules
     if known:
         weights = {path: one.weight for path, one in known.items() if one.weight is not None}
-        hint = "" if values.base_measured else f"adapter base identify {version.base} DIR"
+        hint = "" if norms.base_measured else f"adapter base identify {version.base} DIR"
         return Sizes(version.base, {path: one.update for path, one in known.items()}, weights, hint)
     reports = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
     if not reports:

@@ -18,6 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlmodel import Session, col, select
 
+from registry.bases.similarity import BaseMatch, Similarity
 from registry.errors import Conflict
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check, Finding
@@ -136,6 +137,9 @@ def stored_before_0015(connection: Connection) -> None:
     insert(connection, "fleet_box", id=7, reporter="t", reporter_name="ann", box="gpu-1", engine="vllm", base="b",
            alias="prod", profile="", on_demand=False, reach=["acme"], said="x",
            heard_at=now, expires_at=now)  # fmt: skip
+    similarity = {"other": "", "grade": "quantised", "compared": 3, "equal": 0, "changed": ["grade"]}
+    insert(connection, "base_likeness", base_id=1, other_id=1, likeness=similarity)
+    insert(connection, "version_values", version_id=1, norms='{"q_proj": [1, 2, 3, 4]}')
     for state in ("held", "leaving", "serving"):
         insert(connection, "fleet_slot", box_id=7, served_name=state, namespace="acme", name="a", number=1, digest="d",
                state=state, reason="", proved=True, since=now)  # fmt: skip
@@ -171,6 +175,9 @@ def test_stored_words_move_to_the_words_of_today_and_back(empty: Engine) -> None
             ("held", "downloaded", True, 7), ("leaving", "draining", True, 7), ("serving", "serving", True, 7)
         }  # fmt: skip
         assert session.get_one(models.FleetNodeRow, 7).node == "gpu-1"
+        similarity = Similarity.model_validate(session.get_one(models.BaseSimilarityRow, (1, 1)).similarity)
+        assert (similarity.match, similarity.changed) == (BaseMatch.QUANTIZED, ("grade",))
+        assert session.get_one(models.VersionNormsRow, 1).norms == '{"q_proj": [1, 2, 3, 4]}'
         results = [job.result["report"] for job in session.exec(select(models.JobRow).order_by(models.JobRow.id))]
         assert [list(report) for report in results] == [["message"], ["sentence"]], "only conversions say it so"
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2)

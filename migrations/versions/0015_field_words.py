@@ -3,8 +3,8 @@
 Rule of this folder: see script.py.mako. Moves values in place, so stop every server of the step before this one. One
 statement for each column, over the rows that hold an old word. Events and signed statements stay as they were written:
 the audit log's tree has hashed them. What a broken-glass move was missing stays as well, because the log repeats it.
-Facts of versions stay: a server reads facts of an older version of them again. The tables of the fleet are small, so
-they are copied into new ones.
+Facts of versions stay: a server reads old ones again. The tables of the fleet and of similar bases are small, so they
+are copied into new ones; so is `version_values` on SQLite.
 
 Revision: 0015
 Follows: 0014
@@ -24,6 +24,7 @@ TIME = sa.DateTime(timezone=True)
 CHECKS = {"fits": "compat", "values": "weights", "loads": "engine", "acts": "smoke"}
 FAMILIES = {"weights": "safetensors", "values": "weights", "fit": "compat", "acts": "smoke"}
 """How codes of findings begin. The order matters: `weights` has to be free before `values` becomes it."""
+MATCHES = [('"grade": ', '"match": '), ('"quantised"', '"quantized"')]
 STATES = {"held": "downloaded", "leaving": "draining"}
 FIELDS = {"place": "location", "sentence": "message"}
 """Fields of findings, and of what a conversion reported."""
@@ -32,9 +33,15 @@ FIELDS = {"place": "location", "sentence": "message"}
 def upgrade() -> None:
     _change_words(CHECKS, FAMILIES, FIELDS)
     _copy_fleet(("fleet_box", "box", "proved"), ("fleet_node", "node", "verified"), STATES)
+    _copy_similarity("likeness", "similarity")
+    _replace("base_similarity", "similarity", MATCHES)
+    _rename_norms("version_values", "version_norms")
 
 
 def downgrade() -> None:
+    _rename_norms("version_norms", "version_values")
+    _replace("base_similarity", "similarity", [(new, old) for old, new in MATCHES])
+    _copy_similarity("similarity", "likeness")
     _copy_fleet(("fleet_node", "node", "verified"), ("fleet_box", "box", "proved"), _inverse(STATES))
     _change_words(_inverse(CHECKS), _inverse(FAMILIES), _inverse(FIELDS))
 
@@ -136,3 +143,35 @@ def _create_fleet(table: str, name: str, proof: str) -> None:
     )
     op.create_index("ix_fleet_slot_namespace", "fleet_slot", ["namespace"])
     op.create_index("ix_fleet_slot_digest", "fleet_slot", ["digest"])
+
+
+def _copy_similarity(old: str, new: str) -> None:
+    op.create_table(
+        f"base_{new}",
+        sa.Column("base_id", sa.Integer(), nullable=False),
+        sa.Column("other_id", sa.Integer(), nullable=False),
+        sa.Column(new, sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["base_id"], ["base.id"], name=f"fk_base_{new}_base_id"),
+        sa.ForeignKeyConstraint(["other_id"], ["base.id"], name=f"fk_base_{new}_other_id"),
+        sa.PrimaryKeyConstraint("base_id", "other_id", name=f"pk_base_{new}"),
+    )
+    op.execute(f"INSERT INTO base_{new} SELECT base_id, other_id, {old} FROM base_{old}")
+    op.drop_table(f"base_{old}")
+
+
+def _rename_norms(old: str, new: str) -> None:
+    """There is a row a version, with kilobytes in each. Only PostgreSQL can rename the constraints, too."""
+    if op.get_bind().dialect.name == "postgresql":
+        op.rename_table(old, new)
+        op.execute(f"ALTER TABLE {new} RENAME CONSTRAINT pk_{old} TO pk_{new}")
+        op.execute(f"ALTER TABLE {new} RENAME CONSTRAINT fk_{old}_version_id TO fk_{new}_version_id")
+        return
+    op.create_table(
+        new,
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("norms", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["version_id"], ["version.id"], name=f"fk_{new}_version_id"),
+        sa.PrimaryKeyConstraint("version_id", name=f"pk_{new}"),
+    )
+    op.execute(f"INSERT INTO {new} SELECT version_id, norms FROM {old}")
+    op.drop_table(old)

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from registry.bases import BaseSpec
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Descriptor, Edge, Manifest
@@ -182,7 +182,7 @@ class BaseView(Answer):
     adapters: int = 0
     created_at: datetime
     created_by: str
-    relatives: list[Likeness] = []
+    relatives: list[Similarity] = []
     parents: list[Edge] = []
     thresholds: dict[str, float] = {}
 

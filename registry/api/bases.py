@@ -24,7 +24,7 @@ class BaseAdd(Request):
 
 
 class IdentityGiven(Request):
-    """PUT /bases/{base}/identity keeps it; POST /bases/{base}/likeness compares it with the base's."""
+    """PUT /bases/{base}/identity keeps it; POST /bases/{base}/similarity compares it with the base's."""
 
     identity: Identity
 

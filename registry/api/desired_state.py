@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from registry.api import Answer, FileLink
 from registry.digest import Digest
+from registry.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Finding, Outcome
-from registry.fleets import FleetSettings
 
 
 class RosterEntry(Answer):
@@ -49,4 +49,4 @@ class Roster(Answer):
     cursor: str
     adapters: list[RosterEntry]
     ranks: dict[str, int]
-    settings: FleetSettings | None = None
+    settings: EngineSettings | None = None

@@ -41,7 +41,7 @@ KEEPING = (SlotState.LOADING, SlotState.SERVING, SlotState.DOWNLOADED, SlotState
 
 
 class SlotReport(Request):
-    """One version on one engine. `verified`: its answers were compared with the fingerprint after it was loaded."""
+    """One version on one engine. `verified`: its answers matched the reference log-probabilities after loading."""
 
     adapter: str = Field(max_length=200)
     digest: Digest

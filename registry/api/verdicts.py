@@ -2,7 +2,7 @@
 
 Invariants
 - Engines are asked by profile: `vllm==0.33.0,max_lora_rank=32`.
-- Nothing of this stores anything, but for `RejudgeRequest`, which is for administrators.
+- Nothing of this stores anything, but for `RecheckEnginesRequest`, which is for administrators.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic import Field
 from registry.adapters.safetensors import LIMITS
 from registry.api import Answer, Request
 from registry.digest import Digest
-from registry.evaluation.reference_logprobs import Fingerprint
+from registry.engine_settings import EngineSettings
+from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import PROFILE_LIMIT, Verdict
-from registry.fleets import FleetSettings
 from registry.manifest import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
 from registry.names import PATH_LIMIT_BYTES
 
@@ -46,7 +46,7 @@ class VerdictList(Answer):
     items: list[Verdict]
 
 
-class FingerprintView(Answer):
+class ReferenceLogprobsView(Answer):
     """How a version answered in its newest smoke test; `reference_logprobs.compare` puts an engine beside it."""
 
     version: str
@@ -54,7 +54,7 @@ class FingerprintView(Answer):
     base: str
     base_fingerprint: str
     report: Digest
-    fingerprint: Fingerprint
+    reference_logprobs: ReferenceLogprobs
 
 
 class ModuleNorms(Answer):
@@ -72,8 +72,8 @@ class ModuleNorms(Answer):
     share: float | None = None
 
 
-class ValuesView(Answer):
-    """GET /adapters/{namespace}/{name}/versions/{selector}/values: how large the updates of a version's modules are.
+class NormsView(Answer):
+    """GET /adapters/{namespace}/{name}/versions/{selector}/norms: how large the updates of a version's modules are.
 
     `measured_at` is empty while its numbers were not read yet. `modules` is empty too for other methods than LoRA, and
     for weights that hold NaN. `base_measured`: whether the norms of the base's own weights are known.
@@ -87,28 +87,27 @@ class ValuesView(Answer):
     modules: dict[str, ModuleNorms]
 
 
-class FleetView(Answer):
-    """GET /fleet: what to set so that the newest versions of all adapters on this base are served, engine by engine."""
+class EngineSettingsList(Answer):
+    """GET /engine-settings: per engine, the settings that serve the newest version of every adapter of a base."""
 
     base: str
     adapters: int
-    items: list[FleetSettings]
+    items: list[EngineSettings]
 
 
-class RejudgeRequest(Request):
-    """POST /verdicts/rejudge: judge versions again whose verdicts `engine` are older than the engines' rules.
+class RecheckEnginesRequest(Request):
+    """POST /verdicts/recheck-engines: renew the engine verdicts that older rules made.
 
-    Headers whose facts an older release kept in another form are read again first.
+    Versions whose stored facts an older release wrote have their headers read again first.
     """
 
     cursor: str = Field(default="", max_length=20)
 
 
-class RejudgePage(Answer):
-    """What one request did. `looked`: versions looked at; `analysed`: those whose header was read again; `renewed`:
-    verdicts `engine` written; go on with `next_cursor`."""
+class RecheckEnginesPage(Answer):
+    """What one request did: versions checked, headers read again, verdicts written. Continue with `next_cursor`."""
 
-    looked: int = 0
-    analysed: int = 0
-    renewed: int = 0
+    versions: int = 0
+    headers: int = 0
+    verdicts: int = 0
     next_cursor: str = ""

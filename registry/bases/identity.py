@@ -2,7 +2,7 @@
 
     TensorMark   one tensor: dtype, logical shape, digest of its bytes, and a sketch of its values
     Identity     the root over all tensors (`exact`), and the marks by which it is compared with others
-    compare      how two of them are related: a `Likeness`
+    compare      how two of them are related: a `Similarity`
 
 Invariants
 - `exact` covers the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor, those of quantisation too;
@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from registry.bases.similarity import Grade, Likeness
+from registry.bases.similarity import BaseMatch, Similarity
 from registry.digest import Digest, canonical_json
 from registry.evaluation.verdicts import Value
 
@@ -35,7 +35,7 @@ _HALVES = struct.Struct(f"<{SKETCH_SIZE}e")
 
 
 class Thresholds(Value):
-    """Where the grades begin: cosines of sketches, from the measurements on tiny models and on SmolLM2-135M.
+    """Where each base match begins: cosines of sketches, from the measurements on tiny models and on SmolLM2-135M.
 
     A cast has a mean over `cast_mean` and no tensor below `cast_least`; a LoRA merged in had 0.9997 at its lowest.
     NF4 had a mean of 0.9955, 5 % of noise on one kind of module 0.9998, other weights 0.006.
@@ -130,49 +130,49 @@ def sketch(sums: Iterable[float]) -> str:
 
 
 # ------------------------------------------------------------------ compare
-def compare(one: Identity, other: Identity, thresholds: Thresholds = DEFAULTS) -> Likeness:
+def compare(one: Identity, other: Identity, thresholds: Thresholds = DEFAULTS) -> Similarity:
     """How two bases are related. Pure: the same identities give the same answer, in either order."""
     if one.exact == other.exact:
-        return Likeness(grade=Grade.EXACT, compared=len(one.marks), equal=len(one.marks))
+        return Similarity(match=BaseMatch.EXACT, compared=len(one.marks), equal=len(one.marks))
     shared = sorted(one.marks.keys() & other.marks.keys())
     common = [name for name in shared if _same_shape(one.marks[name], other.marks[name])]
     if len(common) < thresholds.common_share * max(len(one.marks), len(other.marks)):
-        return Likeness(grade=Grade.UNRELATED)
+        return Similarity(match=BaseMatch.UNRELATED)
     both = {name: (one.marks[name], other.marks[name]) for name in common}
     pairs = {name: pair for name, pair in both.items() if not (pair[0].constant or pair[1].constant)}
     equal = [n for n, (a, b) in pairs.items() if (a.dtype, a.digest) == (b.dtype, b.digest)]
     cosines = dict.fromkeys(equal, 1.0)
     cosines |= {n: _cosine(a, b) for n, (a, b) in pairs.items() if n not in cosines and a.sketch and b.sketch}
     if not cosines:
-        return Likeness(grade=Grade.UNKNOWN)
+        return Similarity(match=BaseMatch.UNKNOWN)
     mean, least = sum(cosines.values()) / len(cosines), min(cosines.values())
     resized = set(shared) - set(common)
     changed = {_module(n) for n in resized} | {_module(n) for n, c in cosines.items() if c < thresholds.cast_mean}
-    return Likeness(
-        grade=_grade(pairs, cosines, bool(resized), thresholds), compared=len(pairs), equal=len(equal),
+    return Similarity(
+        match=_match(pairs, cosines, bool(resized), thresholds), compared=len(pairs), equal=len(equal),
         mean=round(mean, 7), least=round(least, 7), changed=tuple(sorted(changed)[:64]),
     )  # fmt: skip
 
 
-def _grade(
+def _match(
     pairs: Mapping[str, tuple[TensorMark, TensorMark]],
     cosines: Mapping[str, float],
     resized: bool,
     thresholds: Thresholds,
-) -> Grade:
+) -> BaseMatch:
     mean, least = sum(cosines.values()) / len(cosines), min(cosines.values())
     plain = [c for n, c in cosines.items() if not (pairs[n][0].packed or pairs[n][1].packed)]
     packed = [pair for pair in pairs.values() if pair[0].packed or pair[1].packed]
     dtypes_equal = all(a.dtype == b.dtype for a, b in packed)
     repacked = bool(packed) and (not dtypes_equal or all(a.digest == b.digest for a, b in packed))
     if repacked and mean > thresholds.quantised_mean and (not plain or min(plain) > thresholds.cast_least):
-        return Grade.QUANTISED
+        return BaseMatch.QUANTIZED
     dtypes_differ = any(a.dtype != b.dtype for a, b in pairs.values())
     if dtypes_differ and not resized and mean > thresholds.cast_mean and least > thresholds.cast_least:
-        return Grade.OTHER_DTYPE
+        return BaseMatch.OTHER_DTYPE
     if len(cosines) < thresholds.common_share * len(pairs):
-        return Grade.UNKNOWN
-    return Grade.DESCENDANT if mean > thresholds.descendant_mean else Grade.UNRELATED
+        return BaseMatch.UNKNOWN
+    return BaseMatch.DESCENDANT if mean > thresholds.descendant_mean else BaseMatch.UNRELATED
 
 
 def _cosine(one: TensorMark, other: TensorMark) -> float:

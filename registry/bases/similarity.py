@@ -1,10 +1,10 @@
-"""`Likeness`: how two bases are related: a grade, and the figures that it comes from. `identity.compare` makes it.
+"""`Similarity`: how two bases are related, and the figures behind it. `identity.compare` makes it.
 
 Invariants
 - It is symmetric: which of two descendants came first, the weights do not tell.
 
 Example
-    >>> Likeness(other="llama-70b", grade=Grade.EXACT).message
+    >>> Similarity(other="llama-70b", match=BaseMatch.EXACT).message
     'has the same weights, byte for byte'
 """
 
@@ -17,18 +17,18 @@ from pydantic import Field
 from registry.evaluation.verdicts import Value
 
 
-class Grade(StrEnum):
-    """How two bases are alike, from the same to strangers. `unknown`: too little could be compared."""
+class BaseMatch(StrEnum):
+    """How closely the weights of two bases match. `unknown`: too little could be compared."""
 
     EXACT = "exact"
     OTHER_DTYPE = "other-dtype"
-    QUANTISED = "quantised"
+    QUANTIZED = "quantized"
     DESCENDANT = "descendant"
     UNRELATED = "unrelated"
     UNKNOWN = "unknown"
 
 
-class Likeness(Value):
+class Similarity(Value):
     """How the base `other` is related to the one that was asked about.
 
     `compared` tensors had values to compare, with a cosine of `mean` and `least`; `equal` of them had equal bytes.
@@ -36,7 +36,7 @@ class Likeness(Value):
     """
 
     other: str = ""
-    grade: Grade
+    match: BaseMatch
     compared: int = 0
     equal: int = 0
     mean: float | None = None
@@ -51,10 +51,10 @@ class Likeness(Value):
             figures += f", cosine {self.mean:.5f}"
         changed = f"; only {', '.join(self.changed)} differ" if 0 < len(self.changed) <= 4 else ""
         return {
-            Grade.EXACT: "has the same weights, byte for byte",
-            Grade.OTHER_DTYPE: f"has the same weights in another dtype ({figures})",
-            Grade.QUANTISED: f"has the same weights, quantised in one of the two ({figures})",
-            Grade.DESCENDANT: f"descends from the same weights, by fine-tuning or merging ({figures}{changed})",
-            Grade.UNRELATED: f"has unrelated weights ({figures})" if self.compared else "is another model",
-            Grade.UNKNOWN: "is packed in a way that cannot be compared",
-        }[self.grade]
+            BaseMatch.EXACT: "has the same weights, byte for byte",
+            BaseMatch.OTHER_DTYPE: f"has the same weights in another dtype ({figures})",
+            BaseMatch.QUANTIZED: f"has the same weights, quantized in one of the two ({figures})",
+            BaseMatch.DESCENDANT: f"descends from the same weights, by fine-tuning or merging ({figures}{changed})",
+            BaseMatch.UNRELATED: f"has unrelated weights ({figures})" if self.compared else "is another model",
+            BaseMatch.UNKNOWN: "is packed in a way that cannot be compared",
+        }[self.match]

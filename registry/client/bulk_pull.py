@@ -36,7 +36,7 @@ def pull_all(
     return each(pull, wanted, told)
 
 
-def fleet(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
+def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
     """Every adapter of a base that the actor may see; those of one namespace, those with one alias, if asked."""
     cursor = ""
     while True:

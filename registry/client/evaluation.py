@@ -1,4 +1,4 @@
-"""`Judging`: the routes of smoke tests that few need: campaigns, a base's thresholds, a version's fingerprint.
+"""`Judging`: the routes of smoke tests that few need: campaigns, a base's thresholds, reference log-probabilities.
 
 Invariants
 - One method for each route, as in api.py; nothing is kept here.
@@ -15,7 +15,7 @@ from registry import names
 from registry.api import BaseView
 from registry.api.bases import ThresholdsGiven
 from registry.api.jobs import CampaignView, RevalidateRequest
-from registry.api.verdicts import FingerprintView
+from registry.api.verdicts import ReferenceLogprobsView
 from registry.client.core import Versions
 from registry.errors import RegistryError
 from registry.names import Ref
@@ -41,11 +41,11 @@ class Judging:
         body = ThresholdsGiven(thresholds=thresholds).model_dump(mode="json")
         return self._send("PUT", path, BaseView, body)
 
-    def fingerprint(self, ref: Ref) -> FingerprintView:
+    def reference_logprobs(self, ref: Ref) -> ReferenceLogprobsView:
         """What a serving node compares after loading this version."""
         selector = quote(str(ref.selector), safe="")
-        path = f"/adapters/{ref.name.namespace}/{ref.name.name}/versions/{selector}/fingerprint"
-        return self._send("GET", path, FingerprintView)
+        path = f"/adapters/{ref.name.namespace}/{ref.name.name}/versions/{selector}/reference-logprobs"
+        return self._send("GET", path, ReferenceLogprobsView)
 
     def _send(self, method: str, path: str, shape: type[Shape], body: dict[str, Any] | None = None) -> Shape:
         answer = self._connection.send(method, path, json=body)

@@ -19,9 +19,16 @@ from registry.api.desired_state import Roster
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 from registry.api.lineage import Lineage
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
-from registry.api.verdicts import CheckRequest, FleetView, RejudgePage, RejudgeRequest, ValuesView, VerdictList
+from registry.api.verdicts import (
+    CheckRequest,
+    EngineSettingsList,
+    NormsView,
+    RecheckEnginesPage,
+    RecheckEnginesRequest,
+    VerdictList,
+)
 from registry.bases.identity import Identity
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter
 from registry.client.responses import Shape, parsed
 from registry.digest import Digest
@@ -59,22 +66,24 @@ class Registry(Versions):
         """`engine` of a version for each engine, judged now; without engines what is stored about it."""
         return self._get(f"{path_of(ref)}/verdicts", VerdictList, engine=list(engines))
 
-    def values(self, ref: AnyRef) -> ValuesView:
+    def norms(self, ref: AnyRef) -> NormsView:
         """How large the updates of this version's modules are."""
-        return self._get(f"{path_of(ref)}/values", ValuesView)
+        return self._get(f"{path_of(ref)}/norms", NormsView)
 
     def roster(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> Roster:
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"/bases/{names.base_name(base)}/adapters"
         return self._get(path, Roster, alias=alias, engine=engine, since=since, wait=wait or "")
 
-    def fleet(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> FleetView:
+    def engine_settings(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> EngineSettingsList:
         """What to set so that these engines serve the newest version of every adapter of the base."""
-        return self._get("/fleet", FleetView, base=str(names.base_name(base)), engine=list(engines), slots=slots)
+        return self._get(
+            "/engine-settings", EngineSettingsList, base=str(names.base_name(base)), engine=list(engines), slots=slots
+        )
 
-    def rejudge(self, request: RejudgeRequest) -> RejudgePage:
-        """Some seconds of renewal; go on with `next_cursor`."""
-        return self._long("/verdicts/rejudge", request, RejudgePage)
+    def recheck_engines(self, request: RecheckEnginesRequest) -> RecheckEnginesPage:
+        """Renew engine verdicts for some seconds. Continue with `next_cursor`."""
+        return self._long("/verdicts/recheck-engines", request, RecheckEnginesPage)
 
     # ------------------------------------------------------------ aliases
     def aliases(self, name: Name) -> AliasList:
@@ -110,9 +119,9 @@ class Registry(Versions):
         answer = self.connection.send("PUT", f"/bases/{names.base_name(name)}/identity", json=body)
         return parsed(answer, BaseView)
 
-    def likeness(self, name: str, identity: Identity) -> Likeness:
+    def similarity(self, name: str, identity: Identity) -> Similarity:
         """How weights that one has here are related to those of a base."""
-        return self._post(f"/bases/{names.base_name(name)}/likeness", IdentityGiven(identity=identity), Likeness)
+        return self._post(f"/bases/{names.base_name(name)}/similarity", IdentityGiven(identity=identity), Similarity)
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from registry.adapters.peft import LoraSpec, initializations, methods
 from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.compat import base_match
 from registry.compat import method_shapes as compat_methods
 from registry.compat.modules import Site, check_completeness, check_full, check_updates
@@ -31,7 +31,7 @@ _SEMANTICS = {
 }
 
 
-def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Likeness] = ()) -> list[Finding]:
+def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> list[Finding]:
     """All findings about this adapter on this base: the adapter's own faults first, then what the base adds.
 
     `relatives` are the other bases whose weights are known, and how they are related to this one.

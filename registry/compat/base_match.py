@@ -1,7 +1,7 @@
 """The base that an adapter says it was trained on, against the base that it is pushed for: how are the two related?
 
 Invariants
-- A name proves nothing; where both bases are registered with their weights, the grade between them decides.
+- A name proves nothing; where both bases are registered with their weights, their match decides.
 - Weights that differ only in dtype are no matter. A packed copy or a descendant is a warning: structure fits, behaviour
   is not what was trained. Weights that have nothing in common are an error.
 - An adapter that was trained on a packed copy is never passed off as made for the plain base, registered or not.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from registry.adapters.peft.base_claim import BaseClaim
 from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
-from registry.bases.similarity import Grade, Likeness
+from registry.bases.similarity import BaseMatch, Similarity
 
 PLACE = "adapter_config.json: base_model_name_or_path"
 PACKED_NAME = re.compile(
@@ -25,12 +25,12 @@ PACKED_NAME = re.compile(
 MEASURED = "a QLoRA adapter moved by 0.33 nats a token when it was put on the plain base of a small model"
 
 
-def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness], notes: Notes) -> None:
+def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity], notes: Notes) -> None:
     """One finding if the configuration names another base than this one."""
     if not claim.name or claim.name == base.name:
         return
     related = _related(claim, base, relatives)
-    if related is not None and related.grade is not Grade.UNKNOWN:
+    if related is not None and related.match is not BaseMatch.UNKNOWN:
         _known(claim, base, related, notes)
     elif PACKED_NAME.search(claim.name) and not base.quantisation:
         message = (
@@ -43,7 +43,7 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness],
         notes.warning("compat.base_named_differently", PLACE, message)
 
 
-def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness]) -> Likeness | None:
+def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) -> Similarity | None:
     """The registered base that is meant: of this very name, else the only one whose last part is this."""
     same = next((one for one in relatives if one.other == claim.name), None)
     if same is not None or claim.names(base.name):
@@ -52,15 +52,15 @@ def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Likeness]) ->
     return alike[0] if len(alike) == 1 else None
 
 
-def _known(claim: BaseClaim, base: BaseSpec, related: Likeness, notes: Notes) -> None:
+def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, notes: Notes) -> None:
     message = f"trained on {related.other!r} and checked on {base.name!r}: {related.other!r} {related.message}"
-    match related.grade:
-        case Grade.EXACT | Grade.OTHER_DTYPE:
+    match related.match:
+        case BaseMatch.EXACT | BaseMatch.OTHER_DTYPE:
             notes.info("compat.base_same_weights", PLACE, message)
-        case Grade.QUANTISED:
+        case BaseMatch.QUANTIZED:
             more = "" if base.quantisation else f"; on the plain base it acts differently ({MEASURED})"
             notes.warning("compat.base_quantised_variant", PLACE, message + more, base.name, related.other)
-        case Grade.DESCENDANT:
+        case BaseMatch.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"
             notes.warning("compat.base_descendant", PLACE, message + more, base.name, related.other)
         case _ if claim.is_local or related.other != claim.name:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from registry import __version__, compat, engines
 from registry.adapters.read import Contents, Found
 from registry.bases import BaseSpec
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.compat import files as compat_files
 from registry.digest import Digest
 from registry.engines import Profile, version_facts
@@ -26,7 +26,7 @@ def verdicts(
     subject: Digest,
     profiles: Iterable[Profile] = (),
     *,
-    relatives: Sequence[Likeness] = (),
+    relatives: Sequence[Similarity] = (),
 ) -> list[Verdict]:
     """`compat`, and `engine` for each of the profiles. `subject` is the digest of what is judged."""
     findings = fit(found, base, relatives)
@@ -40,7 +40,7 @@ def verdicts(
     return [compat, *served]
 
 
-def fit(found: Found, base: BaseSpec, relatives: Sequence[Likeness] = ()) -> tuple[Finding, ...]:
+def fit(found: Found, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> tuple[Finding, ...]:
     """All findings of the check `compat`, whichever tool wrote the adapter."""
     if isinstance(found, Contents):
         return (*found.findings, *compat.check_fit(found.lora, base, relatives))

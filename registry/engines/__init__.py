@@ -124,7 +124,7 @@ def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Findin
     known = engine(asked.engine)
     values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
     if values is None:
-        message = "the stored facts are of another release of this registry; `adapter rejudge` reads the header again"
+        message = "another release of this registry stored the facts; `adapter recheck-engines` reads the header again"
         return [_finding(known, "facts", "unknown", message)]
     if values.get("kind", "text") != known.kind:
         message = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"

@@ -9,7 +9,7 @@ Invariants
   `weights` about the numbers.
 - A field that does not apply has the empty value of its type.
 - Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: headers are then read again (`adapter
-  rejudge`), and until then what follows from older stored facts is `unknown`.
+  recheck-engines`), and until then what follows from older stored facts is `unknown`.
 - Names of modules are the last part of their path (`q_proj`), sorted, so that equal adapters have equal facts.
 """
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from registry import engines
 from registry.bases import BaseSpec
+from registry.engine_settings import EngineSettings
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Engine, engine
 from registry.evaluation.verdicts import Finding
-from registry.fleets import FleetSettings
 
 SLOTS_LIMIT = 8
 """The slots proposed at most; more are needed only where more adapters are called in one batch."""
@@ -28,7 +28,7 @@ CURED_BY_SETTINGS = frozenset({"rank", "target_filter"})
 
 def settings_for(
     profile: str, fleet: Mapping[str, EngineFacts | Mapping[str, Any]], base: BaseSpec, *, slots: int | None = None
-) -> FleetSettings:
+) -> EngineSettings:
     """What to set so that all these adapters (name → facts) are served by this engine on this base.
 
     `slots`: adapters in one batch; without it as many as there are adapters, at most `SLOTS_LIMIT`.
@@ -44,7 +44,7 @@ def settings_for(
     limit, without = _allowed(known, largest), _allowed(known, rest)
     count = slots or min(max(len(served), 1), SLOTS_LIMIT)
     modules = tuple(sorted({m for values in served.values() for m in values["modules"]}))
-    return FleetSettings(
+    return EngineSettings(
         profile=str(asked),
         adapters=len(fleet),
         left_out=tuple(sorted(set(fleet) - set(served))),

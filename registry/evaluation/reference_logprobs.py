@@ -1,4 +1,4 @@
-"""`Fingerprint` of an adapter: how likely it makes the tokens of fixed prompts; and how an engine's answers compare.
+"""`ReferenceLogprobs`: log-probabilities of fixed prompts with an adapter, to compare with an engine's answers.
 
     prompt    token numbers t₀ … tₙ
     adapter   n numbers: log p(tᵢ₊₁ | t₀ … tᵢ) in nats with the adapter, from 32-bit logits
@@ -9,11 +9,11 @@ follow; completions: `echo` with `logprobs`) after it has loaded the adapter, an
 adapter in silence and does nothing with it answers like `base`.
 
 Invariants
-- Prompts are token numbers, so that no tokenizer plays a part; two fingerprints of one version have the same prompts.
+- Prompts are token numbers, so that no tokenizer plays a part; those of one version have the same prompts.
 - Numbers are finite and rounded to 5 decimals; engines in 16-bit formats were seen within 0.02 nats on average.
 
 Example
-    >>> print = Fingerprint(prompts=(Prompt(tokens=(1, 2), adapter=(-0.5,), base=(-3.0,)),))
+    >>> known = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2), adapter=(-0.5,), base=(-3.0,)),))
     >>> compare(print, [[-0.52]]).answers_like
     'adapter'
 """
@@ -50,7 +50,7 @@ class Prompt(_Value):
         return self
 
 
-class Fingerprint(_Value):
+class ReferenceLogprobs(_Value):
     """`dtype` and `device` say how it was made; `format` grows when the meaning of a field changes."""
 
     format: Literal[1] = 1
@@ -71,7 +71,9 @@ class Comparison(_Value):
     answers_like: Literal["adapter", "base", "neither", "either"]
 
 
-def compare(known: Fingerprint, found: Sequence[Sequence[float]], tolerance_nats: float = TOLERANCE_NATS) -> Comparison:
+def compare(
+    known: ReferenceLogprobs, found: Sequence[Sequence[float]], tolerance_nats: float = TOLERANCE_NATS
+) -> Comparison:
     """An engine's log-probabilities, one list for each prompt in order. `Invalid` when their numbers do not agree."""
     if [len(values) for values in found] != [len(prompt.adapter) for prompt in known.prompts]:
         raise Invalid(
@@ -87,11 +89,11 @@ def compare(known: Fingerprint, found: Sequence[Sequence[float]], tolerance_nats
         to_adapter_nats=round(near, DECIMALS),
         to_base_nats=round(far, DECIMALS),
         largest_nats=round(max(to_adapter), DECIMALS),
-        answers_like=_likeness(near, far, tolerance_nats),
+        answers_like=_similarity(near, far, tolerance_nats),
     )
 
 
-def _likeness(near: float, far: float, tolerance: float) -> Literal["adapter", "base", "neither", "either"]:
+def _similarity(near: float, far: float, tolerance: float) -> Literal["adapter", "base", "neither", "either"]:
     if near <= tolerance and far <= tolerance and near * 4 > far:
         return "either"
     if near <= tolerance and near <= far:

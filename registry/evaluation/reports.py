@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from registry.digest import Digest
-from registry.evaluation.reference_logprobs import Fingerprint
+from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check, Finding, Value
 
 TOOLS_LIMIT = 64
@@ -24,7 +24,7 @@ Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_len
 class Report(Value):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
-    `fingerprint`: what a serving node compares after loading. `pictures`: name → PNG in base64, of image adapters.
+    `reference_logprobs`: what a serving node compares after loading. `pictures`: name → PNG in base64, of image models.
     `thresholds`: the limits that findings were judged by. `compat`: what the library itself says of names and shapes,
     where the header alone could not tell; None, and then left out, where it was not asked.
     """
@@ -36,7 +36,7 @@ class Report(Value):
     findings: tuple[Finding, ...] = ()
     measurements: dict[str, Any] = Field(default_factory=dict)
     made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
-    fingerprint: Fingerprint | None = None
+    reference_logprobs: ReferenceLogprobs | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
     compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
@@ -46,14 +46,14 @@ class Report(Value):
     def _convert_old_names(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.get("check") != "acts":
             return data
-        renamed = {"compat" if key == "fits" else key: value for key, value in data.items()} | {"check": "smoke"}
+        renamed = {_OLD_FIELDS.get(key, key): value for key, value in data.items()} | {"check": "smoke"}
         for field in ("findings", "compat"):
             if isinstance(findings := renamed.get(field), list):
                 renamed[field] = [_convert_finding(finding) for finding in findings]
         return renamed
 
 
-_OLD_FIELDS = {"place": "location", "sentence": "message"}
+_OLD_FIELDS = {"place": "location", "sentence": "message", "fits": "compat", "fingerprint": "reference_logprobs"}
 _OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
 
 

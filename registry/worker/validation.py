@@ -96,7 +96,7 @@ def _report(task: Task, findings: Iterable[Finding], seen: dict[str, Any], keepe
         findings=tuple(findings),
         measurements=measurements | {name: value for name, value in about_base.items() if value is not None},
         made_by=dict(keeper.get("versions", {})),
-        fingerprint=seen.get("fingerprint"),
+        reference_logprobs=seen.get("reference_logprobs"),
         pictures=seen.get("pictures", {}),
         thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
     )

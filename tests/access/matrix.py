@@ -29,7 +29,7 @@ PLACES = {"acme": "support", "globex": "secret", "nowhere": "nothing"}
 ZERO = "sha256:" + "0" * 64
 QUERIES = {
     "/api/v1/lineage": {"base": "tiny-llama"},
-    "/api/v1/fleet": {"base": "tiny-llama", "engine": "vllm==0.33.0"},
+    "/api/v1/engine-settings": {"base": "tiny-llama", "engine": "vllm==0.33.0"},
     "/api/v1/events/stream": {"after": "x"},  # refused after the look at who asks: it would never end
 }
 LONG = frozenset({"/api/v1/fsck", "/api/v1/gc", "/api/v1/reindex"})

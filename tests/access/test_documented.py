@@ -22,7 +22,7 @@ from tests.access.tenants import Tenants, send
 from tests.world import World, rows
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "200"))
-ENDLESS = frozenset({"/events", "/events/stream", "/gc", "/fsck", "/reindex", "/verdicts/rejudge"})
+ENDLESS = frozenset({"/events", "/events/stream", "/gc", "/fsck", "/reindex", "/verdicts/recheck-engines"})
 """Routes that wait or work for seconds on purpose."""
 
 

@@ -88,7 +88,7 @@ class Tenant:
             self.ask("GET", path, params={"limit": 1})
         self.ask("GET", "/lineage", params={"base": "tiny-llama"})
         self.ask("GET", "/lineage", params={"dataset": "s3://data/tickets"})
-        self.ask("GET", "/fleet", params={"base": "tiny-llama", "engine": "vllm==0.33.0"})
+        self.ask("GET", "/engine-settings", params={"base": "tiny-llama", "engine": "vllm==0.33.0"})
         self.decide()
         for name in ("acme", "globex", "acne", "nowhere"):
             self.ask("GET", f"/namespaces/{name}")

@@ -18,7 +18,7 @@ from registry.api.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmi
 from registry.api.maintenance import ReindexRequest
 from registry.api.namespaces import NamespaceSet, PublisherAdd
 from registry.api.push import PushRequest
-from registry.api.verdicts import RejudgeRequest
+from registry.api.verdicts import RecheckEnginesRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit
@@ -48,7 +48,7 @@ NOT_CHANGES = {
     "PUT /pushes/{push_id}/blobs/{digest}": "staged bytes are nobody's yet",
     "POST /jobs/claim": "a lease is a moment's; what comes of it is an event",
     "POST /jobs/{job_id}/renew": "the same",
-    "POST /bases/{base:path}/likeness": "an answer",
+    "POST /bases/{base:path}/similarity": "an answer",
     "POST /check": "an answer",
 }
 
@@ -170,7 +170,7 @@ def _about_the_base(drive: Drive) -> None:
     admin, judging = drive.world.admin, Judging(drive.world.admin)
     for _ in range(2):
         drive("PUT /bases/{base:path}/identity", lambda: admin.identify_base("tiny-llama", forge_identity(values())))
-    drive("POST /bases/{base:path}/likeness", lambda: admin.likeness("tiny-llama", forge_identity(values())))
+    drive("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", forge_identity(values())))
     drive(
         "PUT /bases/{base:path}/thresholds", lambda: judging.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5})
     )
@@ -207,7 +207,7 @@ def _upkeep(drive: Drive) -> None:
         session.connection().execute(old)
         session.connection().execute(delete(TakenNameRow).where(col(TakenNameRow.name) == "helper"))
     for _ in range(2):
-        drive("POST /verdicts/rejudge", lambda: world.admin.rejudge(RejudgeRequest()))
+        drive("POST /verdicts/recheck-engines", lambda: world.admin.recheck_engines(RecheckEnginesRequest()))
         drive("POST /reindex", lambda: world.admin.reindex(ReindexRequest()))
     for data in (good[:-1] + b"?", good):
         world.blobs.keep(key_of(blob), data)  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ def _nothing_is_left_out(drive: Drive) -> None:
     twice[f"POST {A}/versions/{{selector}}/unyank"] = "version.unyank"
     once = {
         "PUT /bases/{base:path}/identity": {"base.identify tiny-llama"},
-        "POST /verdicts/rejudge": {"upkeep.rejudge verdicts"},
+        "POST /verdicts/recheck-engines": {"engines.recheck verdicts"},
         "POST /reindex": {"name.reindex acme/helper"},
         "POST /gc": {"upkeep.collect blobs"},
     }

@@ -23,7 +23,7 @@ def test_bases_whose_weights_were_read_say_how_they_are_related(desk: Desk) -> N
     assert "exact        org/renamed has the same weights, byte for byte" in shown
     assert "unrelated    strange" in shown
     found = desk("base", "show", "first", "--json").json["relatives"]
-    assert [(one["other"], one["grade"]) for one in found] == [("org/renamed", "exact"), ("strange", "unrelated")]
+    assert [(one["other"], one["match"]) for one in found] == [("org/renamed", "exact"), ("strange", "unrelated")]
 
 
 @needs_torch

@@ -1,4 +1,4 @@
-"""Engines by command: check --engine, fleets, rejudge; search; what changed between adapters; bars and heat maps."""
+"""Engines by command: check, engine-settings, recheck-engines; search; diff; bars and heat maps."""
 
 from __future__ import annotations
 
@@ -36,26 +36,30 @@ def test_a_folder_and_a_version_are_asked_about_engines(stocked: Desk) -> None:
 
 
 def test_a_fleet_is_told_what_to_set(stocked: Desk) -> None:
-    assert "no adapters yet" in stocked("check", "tiny-llama", "--fleet", "--engine", VLLM).stdout
+    assert "no adapters yet" in stocked("engine-settings", "tiny-llama", "--engine", VLLM).stdout
     stocked.push("acme/small", rank=8)
     stocked.push("acme/large", rank=64)
-    said = stocked("check", "tiny-llama", "--fleet", "--engine", VLLM).stdout
+    said = stocked("engine-settings", "tiny-llama", "--engine", VLLM).stdout
     assert "2 adapters of tiny-llama" in said
     assert "--max-lora-rank 64" in said
     assert "only because of acme/large" in said
-    assert "--fleet needs an --engine" in stocked("check", "tiny-llama", "--fleet", expect=2).stderr
+    assert "Missing option '--engine'" in stocked("engine-settings", "tiny-llama", expect=2).stderr
 
 
 def test_verdicts_of_the_listed_engines_are_kept_searched_and_renewed(stocked: Desk) -> None:
     stocked.push("acme/small", rank=8)
-    said = stocked("rejudge", REGISTRY_ENGINES=VLLM).stdout
-    assert said == "1 version looked at, 1 verdict written\n"
+    said = stocked("recheck-engines", REGISTRY_ENGINES=VLLM).stdout
+    assert said == "checked 1 version, wrote 1 verdict\n"
     stocked("push", stocked.adapter("large", rank=64), "acme/large", "--base", "tiny-llama", REGISTRY_ENGINES=VLLM)
     found = stocked("list", "--engine", VLLM, "--json", REGISTRY_ENGINES=VLLM).json["items"]
     assert [item["name"] for item in found] == ["acme/small"]
     found = stocked("list", "--engine", VLLM, "--outcome", "fail", "--json", REGISTRY_ENGINES=VLLM).json["items"]
     assert [item["name"] for item in found] == ["acme/large"]
-    assert stocked("rejudge", "--json", REGISTRY_ENGINES=VLLM).json == {"looked": 2, "analysed": 0, "renewed": 0}
+    assert stocked("recheck-engines", "--json", REGISTRY_ENGINES=VLLM).json == {
+        "versions": 2,
+        "headers": 0,
+        "verdicts": 0,
+    }
     assert f"engine  pass  {VLLM}" in stocked("show", "acme/small").stdout
     assert stocked("list", "--engine", VLLM, "--json", expect=2).problem["code"] == "REQUEST_INVALID"
 

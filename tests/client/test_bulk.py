@@ -67,7 +67,7 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
     fleet = folders(world, tmp_path)
     bulk_push.push_all(counted.registry, fleet)
     monkeypatch.setattr(bulk_pull, "PAGE_LIMIT", 5)
-    found = [view.name for view in bulk_pull.fleet(counted.registry, "tiny-llama")]
+    found = [view.name for view in bulk_pull.adapters_of(counted.registry, "tiny-llama")]
     assert sorted(found) == sorted(name for _, name in fleet)
     wanted = [(Ref.parse(name), tmp_path / "out" / name) for name in found]
     assert all(r.answer for r in bulk_pull.pull_all(counted.registry, wanted, cache=cache))
@@ -101,7 +101,8 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
     assert sum(counted.contents) == 0
     assert len(counted.requests) <= 3 * FLEET
     wanted = [
-        (Ref.parse(view.name), tmp_path / "out" / view.name) for view in bulk_pull.fleet(counted.registry, "tiny-llama")
+        (Ref.parse(view.name), tmp_path / "out" / view.name)
+        for view in bulk_pull.adapters_of(counted.registry, "tiny-llama")
     ]
     assert len(wanted) == FLEET
     assert all(r.answer for r in bulk_pull.pull_all(counted.registry, wanted, cache=cache))

@@ -10,7 +10,7 @@ from registry.adapters.peft.base_claim import BaseClaim
 from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import tokenizer_fingerprint
-from registry.bases.similarity import Grade, Likeness
+from registry.bases.similarity import BaseMatch, Similarity
 from registry.compat import base_match, tokenizers
 from registry.digest import Digest
 from registry.evaluation.verdicts import Finding
@@ -23,10 +23,10 @@ TOKENIZER = b'{"model": {"vocab": {"a": 0}}, "padding": null}'
 
 
 def claimed(
-    name: str, *relatives: tuple[str, Grade], base: BaseSpec = BASE, is_local: bool = False
+    name: str, *relatives: tuple[str, BaseMatch], base: BaseSpec = BASE, is_local: bool = False
 ) -> tuple[str, str] | None:
     notes = Notes()
-    alike = [Likeness(other=other, grade=grade) for other, grade in relatives]
+    alike = [Similarity(other=other, match=match) for other, match in relatives]
     base_match.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, notes)
     found = notes.findings()
     assert len(found) <= 1
@@ -34,19 +34,21 @@ def claimed(
 
 
 @pytest.mark.parametrize(
-    ("grade", "expected"),
+    ("match", "expected"),
     [
-        (Grade.EXACT, ("info", "compat.base_same_weights")),
-        (Grade.OTHER_DTYPE, ("info", "compat.base_same_weights")),
-        (Grade.QUANTISED, ("warning", "compat.base_quantised_variant")),
-        (Grade.DESCENDANT, ("warning", "compat.base_descendant")),
-        (Grade.UNRELATED, ("error", "compat.base_unrelated")),
-        (Grade.UNKNOWN, ("warning", "compat.base_named_differently")),
+        (BaseMatch.EXACT, ("info", "compat.base_same_weights")),
+        (BaseMatch.OTHER_DTYPE, ("info", "compat.base_same_weights")),
+        (BaseMatch.QUANTIZED, ("warning", "compat.base_quantised_variant")),
+        (BaseMatch.DESCENDANT, ("warning", "compat.base_descendant")),
+        (BaseMatch.UNRELATED, ("error", "compat.base_unrelated")),
+        (BaseMatch.UNKNOWN, ("warning", "compat.base_named_differently")),
     ],
 )
-def test_an_adapter_of_another_registered_base_is_judged_by_the_grade(grade: Grade, expected: tuple[str, str]) -> None:
-    assert claimed("org/other", ("org/other", grade)) == expected
-    assert claimed("other", ("org/other", grade)) == (expected if expected[0] != "error" else
+def test_an_adapter_of_another_registered_base_is_judged_by_the_match(
+    match: BaseMatch, expected: tuple[str, str]
+) -> None:
+    assert claimed("org/other", ("org/other", match)) == expected
+    assert claimed("other", ("org/other", match)) == (expected if expected[0] != "error" else
                                                       ("warning", "compat.base_named_differently"))  # fmt: skip
 
 
@@ -56,12 +58,12 @@ def test_an_adapter_of_this_base_says_nothing_and_of_an_unknown_one_a_warning() 
 
 
 def test_a_base_of_the_same_last_name_is_not_taken_for_this_one_when_it_is_registered() -> None:
-    assert claimed("org/llama", ("org/llama", Grade.UNRELATED)) == ("error", "compat.base_unrelated")
-    assert claimed("llama", ("org/llama", Grade.UNRELATED)) is None
+    assert claimed("org/llama", ("org/llama", BaseMatch.UNRELATED)) == ("error", "compat.base_unrelated")
+    assert claimed("llama", ("org/llama", BaseMatch.UNRELATED)) is None
 
 
 def test_a_folder_of_the_trainer_with_the_name_of_an_unrelated_base_is_only_a_warning() -> None:
-    found = claimed("other", ("other", Grade.UNRELATED), is_local=True)
+    found = claimed("other", ("other", BaseMatch.UNRELATED), is_local=True)
     assert found == ("warning", "compat.base_named_differently")
 
 

@@ -1,4 +1,4 @@
-"""Golden samples and fingerprints of adapters as values: what is read and refused, how engines' answers compare."""
+"""Golden samples and reference log-probabilities as values: what is read and refused, how engines' answers compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.golden import LINE_LIMIT_BYTES, LINES_LIMIT, read_golden
-from registry.evaluation.reference_logprobs import Fingerprint, Prompt, compare
+from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs, compare
 from registry.evaluation.thresholds import Thresholds
 
 LINE = b'{"prompt": "2 + 2 =", "expected": " 4"}'
@@ -47,7 +47,7 @@ def test_nothing_too_many_and_too_long_are_refused() -> None:
         read_golden(b'{"prompt": "' + b"a" * LINE_LIMIT_BYTES + b'", "expected": "b"}')
 
 
-KNOWN = Fingerprint(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
+KNOWN = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_an_engine_is_told_to_answer_like_the_adapter_like_the_base_or_like_neit
 
 
 def test_an_adapter_that_hardly_differs_from_its_base_cannot_be_told_from_it() -> None:
-    alike = Fingerprint(prompts=(Prompt(tokens=(1, 2), adapter=(-0.50,), base=(-0.51,)),))
+    alike = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2), adapter=(-0.50,), base=(-0.51,)),))
     assert compare(alike, [[-0.505]]).answers_like == "either"
 
 

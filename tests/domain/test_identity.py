@@ -1,4 +1,4 @@
-"""Which weights a base has, and the grades between two bases, from forged identities."""
+"""Which weights a base has, and the matches between two bases, from forged identities."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from registry.bases import identity
 from registry.bases.identity import Identity, Leaf, TensorMark, Thresholds, compare
-from registry.bases.similarity import Grade
+from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
 from tests import effort
 from tests.identities import forge, nudged, values
@@ -36,25 +36,25 @@ def test_the_exact_fingerprint_covers_name_dtype_shape_bytes_and_the_number_of_t
 
 
 @pytest.mark.parametrize(
-    ("other", "grade"),
+    ("other", "match"),
     [
-        (BASE, Grade.EXACT),
-        (forge(nudged(ONE, 0.001), dtype="BF16"), Grade.OTHER_DTYPE),
-        (forge(nudged(ONE, 0.08, only="_proj"), quantisation="bitsandbytes", packed="_proj"), Grade.QUANTISED),
-        (forge(nudged(ONE, 0.001), dtype="F32"), Grade.DESCENDANT),
-        (forge(nudged(ONE, 0.05, only="down_proj"), dtype="BF16"), Grade.DESCENDANT),
-        (forge(ONE, rows={"model.embed_tokens.weight": 9}), Grade.DESCENDANT),
-        (forge(nudged(ONE, 0.08), quantisation="bitsandbytes", packed="_proj"), Grade.DESCENDANT),
-        (forge(values(1)), Grade.UNRELATED),
-        (forge(values(1), dtype="BF16"), Grade.UNRELATED),
-        (forge(values(1), quantisation="bitsandbytes", packed="_proj"), Grade.UNRELATED),
-        (forge({f"other.{name}": v for name, v in ONE.items()}), Grade.UNRELATED),
+        (BASE, BaseMatch.EXACT),
+        (forge(nudged(ONE, 0.001), dtype="BF16"), BaseMatch.OTHER_DTYPE),
+        (forge(nudged(ONE, 0.08, only="_proj"), quantisation="bitsandbytes", packed="_proj"), BaseMatch.QUANTIZED),
+        (forge(nudged(ONE, 0.001), dtype="F32"), BaseMatch.DESCENDANT),
+        (forge(nudged(ONE, 0.05, only="down_proj"), dtype="BF16"), BaseMatch.DESCENDANT),
+        (forge(ONE, rows={"model.embed_tokens.weight": 9}), BaseMatch.DESCENDANT),
+        (forge(nudged(ONE, 0.08), quantisation="bitsandbytes", packed="_proj"), BaseMatch.DESCENDANT),
+        (forge(values(1)), BaseMatch.UNRELATED),
+        (forge(values(1), dtype="BF16"), BaseMatch.UNRELATED),
+        (forge(values(1), quantisation="bitsandbytes", packed="_proj"), BaseMatch.UNRELATED),
+        (forge({f"other.{name}": v for name, v in ONE.items()}), BaseMatch.UNRELATED),
     ],
     ids=["same", "cast", "packed", "same dtype", "tuned and cast", "resized", "tuned and packed", "other weights",
          "other weights cast", "other weights packed", "another model"],
 )  # fmt: skip
-def test_two_bases_have_the_expected_grade_in_either_order(other: Identity, grade: Grade) -> None:
-    assert compare(BASE, other).grade is grade
+def test_two_bases_have_the_expected_match_in_either_order(other: Identity, match: BaseMatch) -> None:
+    assert compare(BASE, other).match is match
     assert compare(other, BASE) == compare(BASE, other)
 
 
@@ -75,19 +75,19 @@ def test_a_packing_that_cannot_be_read_is_unknown_when_nothing_plain_is_left() -
     packed = forge(ONE, quantisation="gptq", packed="weight")
     blind = {n: m.model_copy(update={"sketch": "", "shape": ()}) for n, m in packed.marks.items()}
     found = compare(BASE, packed.model_copy(update={"marks": blind}))
-    assert (found.grade, found.message) == (Grade.UNKNOWN, "is packed in a way that cannot be compared")
+    assert (found.match, found.message) == (BaseMatch.UNKNOWN, "is packed in a way that cannot be compared")
 
 
 def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:
     packed = forge(ONE, quantisation="gptq", packed="_proj")
     blind = {n: m.model_copy(update={"sketch": ""}) if m.packed else m for n, m in packed.marks.items()}
-    assert compare(BASE, packed.model_copy(update={"marks": blind})).grade is Grade.QUANTISED
+    assert compare(BASE, packed.model_copy(update={"marks": blind})).match is BaseMatch.QUANTIZED
 
 
 def test_thresholds_can_be_set() -> None:
     tuned = forge(nudged(ONE, 0.05))
-    assert compare(BASE, tuned).grade is Grade.DESCENDANT
-    assert compare(BASE, tuned, Thresholds(descendant_mean=0.9999)).grade is Grade.UNRELATED
+    assert compare(BASE, tuned).match is BaseMatch.DESCENDANT
+    assert compare(BASE, tuned, Thresholds(descendant_mean=0.9999)).match is BaseMatch.UNRELATED
 
 
 def test_large_bases_keep_the_marks_of_the_same_tensors() -> None:

@@ -35,7 +35,7 @@ def test_a_fleet_is_tried_on_one_base_load_in_the_format_of_the_record(
         for folder in fleet:
             answer = pool.try_adapter(source, folder, LIMITS)
             assert answer["seen"]["findings"] == []
-            assert answer["seen"]["fingerprint"]["device"] == "cuda"
+            assert answer["seen"]["reference_logprobs"]["device"] == "cuda"
         dora = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "dora", use_dora=True), LIMITS)
         assert dora["seen"]["measurements"]["way"] == "loaded"
         assert dora["seen"]["measurements"]["peak_gpu_memory_bytes"] > 0
@@ -81,10 +81,10 @@ def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_fol
     good = models.adapter(base_folder, tmp_path / "good")
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
     with Pool(device=CUDA) as pool:
-        before = pool.try_adapter(source, good, LIMITS)["seen"]["fingerprint"]
+        before = pool.try_adapter(source, good, LIMITS)["seen"]["reference_logprobs"]
         found = pool.try_adapter(source, poison, replace(LIMITS, any_name=True))["seen"]
         assert "smoke.base_changed" in {finding["code"] for finding in found["findings"]}
-        assert pool.try_adapter(source, good, LIMITS)["seen"]["fingerprint"] == before
+        assert pool.try_adapter(source, good, LIMITS)["seen"]["reference_logprobs"] == before
 
 
 def test_a_base_that_is_packed_to_four_bits_is_loaded_as_it_is(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.evaluation.reference_logprobs import Fingerprint, Prompt
+from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.manifest import Edge, Relation
 from registry.serving.agent.agent import Agent
 from registry.serving.agent.reconciler import Station
@@ -55,7 +55,7 @@ def served(base: Path, files: list[Path]) -> Iterator[str]:
 
 
 def fill(world: World, folder: Path) -> dict[str, tuple[str, tuple[float, ...]]]:
-    """A GGUF version of each case, from one whose fingerprint is PEFT's answers: name → its digest, and those."""
+    """A GGUF version of each case, from one whose reference is PEFT's answers: name → its digest, and those."""
     from tests.proof import llama_cpp, reference  # imports torch
 
     world.add_base(BASE)
@@ -70,7 +70,7 @@ def fill(world: World, folder: Path) -> dict[str, tuple[str, tuple[float, ...]]]
         assert claimed is not None
         prompt = Prompt(tokens=reference.PROMPT, adapter=answers, base=asked[""])
         report = world.report(version.digest, version.base)
-        report = report.model_copy(update={"fingerprint": Fingerprint(prompts=(prompt,))})
+        report = report.model_copy(update={"reference_logprobs": ReferenceLogprobs(prompts=(prompt,))})
         world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
         made = llama_cpp.converted(folder / "gguf" / name, source, world.bases[BASE.name])
         assert isinstance(made, Path), made

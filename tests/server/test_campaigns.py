@@ -9,7 +9,7 @@ import pytest
 from registry.api.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
 from registry.client.evaluation import Judging
 from registry.errors import Denied, Invalid, NotFound
-from registry.evaluation.reference_logprobs import Fingerprint, Prompt
+from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.evaluation.verdicts import Finding
 from registry.jobs import State
 from registry.names import Ref
@@ -148,16 +148,16 @@ def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: World) -> Non
     end(judged)
 
 
-def test_the_fingerprint_of_a_version_is_that_of_its_newest_report_that_has_one(judged: World) -> None:
+def test_the_reference_of_a_version_is_that_of_its_newest_report_that_has_one(judged: World) -> None:
     ref = Ref.parse("acme/one@1")
-    with pytest.raises(NotFound, match="has left a fingerprint yet"):
-        Judging(judged.admin).fingerprint(ref)
+    with pytest.raises(NotFound, match="has recorded reference log-probabilities yet"):
+        Judging(judged.admin).reference_logprobs(ref)
     job = judged.admin.submit(JobSubmit(kind="validate", ref=str(ref)))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
-    print_ = Fingerprint(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
+    print_ = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
     version = judged.admin.version(ref)
-    report = judged.report(version.digest, version.base).model_copy(update={"fingerprint": print_})
+    report = judged.report(version.digest, version.base).model_copy(update={"reference_logprobs": print_})
     judged.admin.finish(job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-    found = Judging(judged.admin).fingerprint(ref)
-    assert (found.fingerprint, found.version, found.digest) == (print_, "acme/one@1", version.digest)
+    found = Judging(judged.admin).reference_logprobs(ref)
+    assert (found.reference_logprobs, found.version, found.digest) == (print_, "acme/one@1", version.digest)

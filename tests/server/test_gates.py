@@ -224,7 +224,7 @@ def test_the_last_word_about_a_quarantine_is_in_the_bucket(stocked: World, relea
     records = [stat.key for stat in stocked.blobs.list(f"records/version/{NAME}/1/")]
     assert len(records) == (3 if released else 2)
     with stocked.session(write=True) as session:
-        for table in ("approval", "alias_move", "alias", "job", "verdict", "version_values", "version_tag", "edge",
+        for table in ("approval", "alias_move", "alias", "job", "verdict", "version_norms", "version_tag", "edge",
                       "version_file", "attestation", "version", "adapter", "taken_name"):  # fmt: skip
             session.connection().execute(text(f"DELETE FROM {table}"))
     stocked.admin.reindex(ReindexRequest())

@@ -252,5 +252,5 @@ def test_every_mutation_takes_a_key_but_those_that_may_be_repeated_anyway() -> N
         "POST /fsck",
         "POST /reindex",
         "POST /check",  # stores nothing
-        "POST /verdicts/rejudge",  # what is renewed already is not renewed again
+        "POST /verdicts/recheck-engines",  # what is renewed already is not renewed again
     }

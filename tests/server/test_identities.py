@@ -6,7 +6,7 @@ import pytest
 
 from registry.api.bases import BaseAdd
 from registry.api.verdicts import CheckRequest
-from registry.bases.similarity import Grade
+from registry.bases.similarity import BaseMatch
 from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.verdicts import Check, Finding
@@ -51,16 +51,16 @@ def of_base(world: World, claim: str) -> list[tuple[str, str]]:
 
 
 def test_a_base_tells_how_the_others_are_related_to_it(family: World) -> None:
-    found = {one.other: one.grade for one in family.admin.base("tiny-llama").relatives}
+    found = {one.other: one.match for one in family.admin.base("tiny-llama").relatives}
     assert found == {
-        "cast": Grade.OTHER_DTYPE, "tuned": Grade.DESCENDANT, "packed-4bit": Grade.QUANTISED,
-        "org/other": Grade.UNRELATED,
+        "cast": BaseMatch.OTHER_DTYPE, "tuned": BaseMatch.DESCENDANT, "packed-4bit": BaseMatch.QUANTIZED,
+        "org/other": BaseMatch.UNRELATED,
     }  # fmt: skip
-    assert {one.other: one.grade for one in family.admin.base("cast").relatives}["tiny-llama"] is Grade.OTHER_DTYPE
+    assert {one.other: one.match for one in family.admin.base("cast").relatives}["tiny-llama"] is BaseMatch.OTHER_DTYPE
     assert family.admin.base("unknown").relatives == []
 
 
-def test_grades_are_read_and_not_worked_out_again(family: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matches_are_read_and_not_worked_out_again(family: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.bases.identity.compare", lambda *_: pytest.fail("it was compared again"))
     with family.statements() as statements:
         assert len(family.admin.base("tiny-llama").relatives) == 4
@@ -74,7 +74,7 @@ def test_a_list_of_bases_carries_exact_fingerprints_but_no_relatives(family: Wor
     assert not any(base.relatives for base in found.values())
 
 
-def test_other_weights_under_the_name_of_a_base_are_refused_with_the_grade(family: World) -> None:
+def test_other_weights_under_the_name_of_a_base_are_refused_with_the_match(family: World) -> None:
     spec = spec_of(forge.llama("tiny-llama"))
     assert family.admin.add_base(BaseAdd(spec=spec, identity=SAME)).spec.fingerprints.exact == SAME.exact
     refused = r"exists with other weights.*descends from the same weights"
@@ -101,7 +101,7 @@ def test_a_worker_tells_which_weights_a_base_has_once(family: World) -> None:
     worker = family.actor("work")
     first = worker.identify_base("unknown", OTHER)
     assert first.spec.fingerprints.exact == OTHER.exact
-    assert {one.other: one.grade for one in first.relatives}["org/other"] is Grade.EXACT
+    assert {one.other: one.match for one in first.relatives}["org/other"] is BaseMatch.EXACT
     assert worker.identify_base("unknown", OTHER) == first
     events = [event.action for event in Audit(family.admin).events()]
     assert events.count("base.identify") == 6
@@ -112,9 +112,9 @@ def test_a_worker_tells_which_weights_a_base_has_once(family: World) -> None:
 def test_only_workers_tell_weights_and_only_readers_compare(family: World) -> None:
     with pytest.raises(Denied):
         family.actor("push").identify_base("unknown", OTHER)
-    found = family.actor("pull").likeness("tiny-llama", TUNED)
-    assert (found.grade, found.changed) == (Grade.DESCENDANT, ("down_proj", "embed_tokens", "q_proj"))
-    assert family.actor("pull").likeness("unknown", TUNED).grade is Grade.UNKNOWN
+    found = family.actor("pull").similarity("tiny-llama", TUNED)
+    assert (found.match, found.changed) == (BaseMatch.DESCENDANT, ("down_proj", "embed_tokens", "q_proj"))
+    assert family.actor("pull").similarity("unknown", TUNED).match is BaseMatch.UNKNOWN
 
 
 def test_people_of_one_namespace_do_not_tell_all_others_which_weights_a_base_has(family: World) -> None:
@@ -148,7 +148,7 @@ def test_an_identity_that_is_none_is_refused(family: World) -> None:
         ("elsewhere/model-bnb-4bit", ("warning", "compat.trained_on_packed")),
     ],
 )
-def test_the_fit_of_an_adapter_made_for_another_base_names_the_grade(
+def test_the_fit_of_an_adapter_made_for_another_base_names_the_match(
     family: World, claim: str, expected: tuple[str, str]
 ) -> None:
     assert of_base(family, claim) == [expected]

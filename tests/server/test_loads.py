@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from sqlmodel import select
 
 from registry.api.bases import BaseAdd
-from registry.api.verdicts import CheckRequest, RejudgeRequest
+from registry.api.verdicts import CheckRequest, RecheckEnginesRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionRow, VersionTagRow
@@ -154,18 +154,18 @@ def test_a_fleet_is_told_the_limit_that_its_largest_adapter_needs_and_who_that_i
     world.push("acme/gone", world.files(rank=128))
     world.admin.yank("acme/gone@1", "wrong data")
     world.blobs.closed = True  # type: ignore[attr-defined]
-    found = world.admin.fleet("tiny-llama", [VLLM, SGLANG])
+    found = world.admin.engine_settings("tiny-llama", [VLLM, SGLANG])
     assert (found.base, found.adapters) == ("tiny-llama", 2)
     vllm = found.items[0]
     assert (vllm.rank_limit, vllm.raised_by) == (64, ("acme/large",))
     assert "--max-lora-rank 64" in vllm.flags
-    assert world.actor("pull", namespaces=["other"]).fleet("tiny-llama", [VLLM]).adapters == 0
+    assert world.actor("pull", namespaces=["other"]).engine_settings("tiny-llama", [VLLM]).adapters == 0
 
 
 # ------------------------------------------------------------------ renewal
 def renewed(world: World, setting: str) -> tuple[int, int]:
     done = reevaluate.every(world.engine, world.blobs, engine_compat.profiles(setting))
-    return done.looked, done.renewed
+    return done.versions, done.verdicts
 
 
 def test_only_what_is_older_than_the_rules_is_judged_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,8 +213,8 @@ def test_a_run_is_cut_into_requests_and_is_for_administrators(world: World, monk
     counts: list[Any] = []
     cursor = ""
     while True:
-        page = world.admin.rejudge(RejudgeRequest(cursor=cursor))
-        counts.append((page.looked, page.renewed))
+        page = world.admin.recheck_engines(RecheckEnginesRequest(cursor=cursor))
+        counts.append((page.versions, page.verdicts))
         cursor = page.next_cursor
         if not cursor:
             break
@@ -222,7 +222,7 @@ def test_a_run_is_cut_into_requests_and_is_for_administrators(world: World, monk
     assert sum(written for _, written in counts) == 10
     assert len(counts) >= 3
     with pytest.raises(Denied):
-        world.actor("push").rejudge(RejudgeRequest())
+        world.actor("push").recheck_engines(RecheckEnginesRequest())
 
 
 # ------------------------------------------------------------------ headers that are read again
@@ -246,7 +246,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
     as_an_older_release_kept_it(world)
     assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
     done = reevaluate.every(world.engine, world.blobs, engine_compat.profiles(world.settings.engines))
-    assert (done.looked, done.analysed, done.renewed) == (1, 1, 2)
+    assert (done.versions, done.headers, done.verdicts) == (1, 1, 2)
     after = world.admin.version("acme/support")
     assert (after.digest, after.number) == (before.digest, before.number)
     assert after.facts == before.facts | {"card": {"datasets": ["d"]}}
@@ -265,7 +265,7 @@ def test_a_server_that_keeps_no_engines_verdicts_reads_old_headers_again_too(wor
     world.push("acme/support")
     as_an_older_release_kept_it(world)
     done = reevaluate.every(world.engine, world.blobs, ())
-    assert (done.looked, done.analysed, done.renewed) == (1, 1, 0)
+    assert (done.versions, done.headers, done.verdicts) == (1, 1, 0)
     assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "pass"
 
 
@@ -275,10 +275,10 @@ def test_many_old_headers_are_read_some_at_a_time(world: World, monkeypatch: pyt
     many(world, 6)
     monkeypatch.setattr(reevaluate, "HEADERS", 2)
     monkeypatch.setattr(reevaluate, "SECONDS", 0.0)
-    page = world.admin.rejudge(RejudgeRequest())
-    assert (page.looked, page.analysed, bool(page.next_cursor)) == (2, 2, True)
+    page = world.admin.recheck_engines(RecheckEnginesRequest())
+    assert (page.versions, page.headers, bool(page.next_cursor)) == (2, 2, True)
     done = reevaluate.every(world.engine, world.blobs, engine_compat.profiles(world.settings.engines))
-    assert (done.looked, done.analysed) == (7, 5)
+    assert (done.versions, done.headers) == (7, 5)
 
 
 def test_a_header_that_cannot_be_read_stays_unknown_and_stops_nothing(world: World) -> None:
@@ -286,6 +286,6 @@ def test_a_header_that_cannot_be_read_stays_unknown_and_stops_nothing(world: Wor
     as_an_older_release_kept_it(world)
     before = world.admin.version("acme/support").facts
     done = reevaluate.every(world.engine, MemoryBlobs(), engine_compat.profiles(world.settings.engines))
-    assert (done.looked, done.analysed, done.renewed) == (1, 0, 2)
+    assert (done.versions, done.headers, done.verdicts) == (1, 0, 2)
     assert world.admin.version("acme/support").facts == before
     assert stored(world) == {VLLM: "unknown", SGLANG: "unknown"}

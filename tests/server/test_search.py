@@ -65,13 +65,13 @@ def test_adapters_of_related_bases_are_found_by_how_closely_they_are_related(wor
         world.admin.identify_base(name, identity)
         world.push(f"acme/for-{name}", world.files(), base=name)
     assert found(world, base="tiny-llama") == ["acme/for-tiny-llama"]
-    assert found(world, base="tiny-llama", grade="exact") == ["acme/for-tiny-llama"]
-    assert found(world, base="tiny-llama", grade="other-dtype") == ["acme/for-cast", "acme/for-tiny-llama"]
+    assert found(world, base="tiny-llama", base_match="exact") == ["acme/for-tiny-llama"]
+    assert found(world, base="tiny-llama", base_match="other-dtype") == ["acme/for-cast", "acme/for-tiny-llama"]
     everything = ["acme/for-cast", "acme/for-tiny-llama", "acme/for-tuned"]
-    assert found(world, base="tiny-llama", grade="descendant") == everything
-    assert found(world, base="cast", grade="descendant") == everything
+    assert found(world, base="tiny-llama", base_match="descendant") == everything
+    assert found(world, base="cast", base_match="descendant") == everything
     with pytest.raises(Invalid, match="no base is named"):
-        found(world, grade="exact")
+        found(world, base_match="exact")
 
 
 def test_tags_are_found_by_key_and_by_value_and_belong_to_the_newest_version(world: World) -> None:

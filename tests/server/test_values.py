@@ -23,7 +23,7 @@ from registry.bases.identity import Identity, TensorMark
 from registry.client import base_folder
 from registry.client.evaluation import Judging
 from registry.digest import Digest
-from registry.server.database.models import VersionRow, VersionValuesRow
+from registry.server.database.models import VersionNormsRow, VersionRow
 from registry.server.evaluation import weights as values
 from registry.server.evaluation.weights import numbers
 from registry.server.evaluation.weights.measure import Window
@@ -70,7 +70,7 @@ def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world
     world.push("acme/support", files)
     assert outcome(world, "acme/support") == ("pass", [])
     spec = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
-    known = world.admin.values("acme/support")
+    known = world.admin.norms("acme/support")
     assert set(known.modules) == {module.path for module in spec.modules}
     assert known.measured_at is not None
     for module in spec.modules:
@@ -92,7 +92,7 @@ def test_one_number_that_is_not_finite_fails_shuts_every_engine_and_asks_no_work
     assert judged["weights"].findings[0].location == f"{Q}.lora_A.weight"
     assert judged["engine"].outcome == "fail"
     assert pushed.job_id == ""
-    assert world.admin.values("acme/support").modules == {}
+    assert world.admin.norms("acme/support").modules == {}
     assert world.admin.verdicts("acme/support", ["vllm==0.31.0"]).items[0].outcome == "fail"
 
 
@@ -103,7 +103,7 @@ def test_zeros_and_huge_updates_are_warnings(world: World) -> None:
     assert outcome(world, "acme/untrained") == ("warn", ["weights.zero_b"])
     assert outcome(world, "acme/diverged") == ("warn", ["weights.huge"])
     assert outcome(world, "acme/beyond") == ("warn", ["weights.huge"])
-    assert {size.update for size in world.admin.values("acme/beyond").modules.values()} == {None}
+    assert {size.update for size in world.admin.norms("acme/beyond").modules.values()} == {None}
 
 
 # ------------------------------------------------------------------ against the base
@@ -117,11 +117,11 @@ def identity_of(world: World, size: float | None, base: str = "tiny-llama") -> I
 def test_updates_are_compared_with_the_base_once_its_weights_are_known(world: World) -> None:
     files = filled(a=0.02, b=0.01)
     world.push("acme/support", files)
-    before = world.admin.values("acme/support")
+    before = world.admin.norms("acme/support")
     assert (before.base, before.base_measured) == ("tiny-llama", False)
     assert {(one.weight, one.share) for one in before.modules.values()} == {(None, None)}
     world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
-    after = world.admin.values("acme/support")
+    after = world.admin.norms("acme/support")
     assert after.base_measured
     for path, one in after.modules.items():
         update = before.modules[path].update
@@ -145,9 +145,9 @@ def test_an_update_larger_than_the_weight_that_it_changes_is_warned_of_at_the_pu
 def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_again(world: World) -> None:
     world.push("acme/support", filled(a=0.02, b=0.01))
     world.admin.identify_base("tiny-llama", identity_of(world, None))
-    assert not world.admin.values("acme/support").base_measured
+    assert not world.admin.norms("acme/support").base_measured
     world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
-    assert {one.weight for one in world.admin.values("acme/support").modules.values()} == {8.0}
+    assert {one.weight for one in world.admin.norms("acme/support").modules.values()} == {8.0}
 
 
 def test_another_tools_names_are_compared_with_the_modules_that_they_mean(world: World, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_another_tools_names_are_compared_with_the_modules_that_they_mean(world:
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec, identity=identity_of(world, 3.0, "sd-tiny")))
     world.push("art/style", {"style.safetensors": forge_foreign.kohya()}, base="sd-tiny")
-    found = world.admin.values("art/style").modules
+    found = world.admin.norms("art/style").modules
     assert {path.rpartition("_to_")[2] for path in found} == {"q", "k"}
     for one in found.values():
         assert (one.weight, one.share) == (3.0, pytest.approx((one.update or 0) / 3.0, rel=1e-2))
@@ -198,15 +198,15 @@ def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.M
     world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
-        session.connection().execute(delete(VersionValuesRow))
+        session.connection().execute(delete(VersionNormsRow))
     with ThreadPoolExecutor(1) as pool:
         with background.pushing(world.engine):
             measuring = pool.submit(background.keep_up, world.engine, world.blobs)
             with pytest.raises(TimeoutError):
                 measuring.result(3 * background.QUIET_SECONDS)
-            assert world.admin.values("acme/support").measured_at is None
+            assert world.admin.norms("acme/support").measured_at is None
         measuring.result(60)
-    assert world.admin.values("acme/support").measured_at is not None
+    assert world.admin.norms("acme/support").measured_at is not None
 
 
 def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +215,10 @@ def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatc
     world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
-        session.connection().execute(delete(VersionValuesRow))
+        session.connection().execute(delete(VersionNormsRow))
     with background.pushing(world.engine):
         background.keep_up(world.engine, world.blobs)
-        assert world.admin.values("acme/support").measured_at is not None
+        assert world.admin.norms("acme/support").measured_at is not None
 
 
 def test_what_was_never_measured_is_measured_by_gc(world: World) -> None:
@@ -227,10 +227,10 @@ def test_what_was_never_measured_is_measured_by_gc(world: World) -> None:
     with world.session(write=True) as session:
         row = session.exec(select(VersionRow)).one()
         row.measured_at = None
-        session.connection().execute(delete(VersionValuesRow))
+        session.connection().execute(delete(VersionNormsRow))
         session.add(row)
     world.admin.collect(GcRequest())  # or the background of the push, if that is slow
-    assert world.admin.values("acme/support").modules
+    assert world.admin.norms("acme/support").modules
     assert outcome(world, "acme/support") == ("pass", [])
     assert world.admin.collect(GcRequest()).versions_measured == 0
 

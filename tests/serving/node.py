@@ -11,7 +11,7 @@ from registry.api import VersionView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client.fleet import Fleet
 from registry.client.registry import Registry
-from registry.evaluation.reference_logprobs import Fingerprint, Prompt
+from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.serving.agent.agent import Agent
 from registry.serving.agent.heartbeat import Reporter
 from registry.serving.agent.metrics import Metrics
@@ -97,7 +97,7 @@ class Node:
             as_weights = answers(like if like is not None else files[WEIGHTS])
             prompt = Prompt(tokens=TOKENS, adapter=tuple(as_weights), base=tuple(answers(b"")))
             report = self.world.report(version.digest, version.base)
-            report = report.model_copy(update={"fingerprint": Fingerprint(prompts=(prompt,))})
+            report = report.model_copy(update={"reference_logprobs": ReferenceLogprobs(prompts=(prompt,))})
             self.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
         return version
 

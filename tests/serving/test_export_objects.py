@@ -8,8 +8,8 @@ import pytest
 
 from registry.api.desired_state import Roster, RosterEntry
 from registry.digest import Digest
+from registry.engine_settings import EngineSettings
 from registry.errors import Invalid
-from registry.fleets import FleetSettings
 from registry.serving.export import kubernetes
 
 DIGEST = Digest.of(b"one")
@@ -24,7 +24,7 @@ def entry(served: str = "acme-support-v3") -> RosterEntry:
     )  # fmt: skip
 
 
-def roster(*entries: RosterEntry, settings: FleetSettings | None = None) -> Roster:
+def roster(*entries: RosterEntry, settings: EngineSettings | None = None) -> Roster:
     return Roster(
         base="meta/Llama-3.1-8B", base_fingerprint="f", alias="prod", cursor="c", adapters=list(entries), ranks={},
         settings=settings,
@@ -32,7 +32,7 @@ def roster(*entries: RosterEntry, settings: FleetSettings | None = None) -> Rost
 
 
 def make(
-    kind: str, location: str, *entries: RosterEntry, settings: FleetSettings | None = None, **how: object
+    kind: str, location: str, *entries: RosterEntry, settings: EngineSettings | None = None, **how: object
 ) -> kubernetes.Object:
     return kubernetes.make(kind, roster(*entries, settings=settings), list(entries), location, **how)  # type: ignore[arg-type]
 
@@ -90,7 +90,7 @@ def test_a_lora_adapter_of_production_stack_is_local_and_nothing_else() -> None:
 
 
 def test_an_llm_inference_service_of_kserve_has_all_adapters_and_what_the_fleet_needs() -> None:
-    settings = FleetSettings(profile="vllm==0.33.0", adapters=1, rank_limit=16, slots=1)
+    settings = EngineSettings(profile="vllm==0.33.0", adapters=1, rank_limit=16, slots=1)
     made = make("llminferenceservice", "s3://models/prod", entry(), settings=settings, model="hf://meta/Llama-3.1-8B")
     assert made == {
         "apiVersion": "v1",

@@ -73,7 +73,7 @@ def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_
 ) -> None:
     (digest,) = brought(world, registry, shelf)
     (shelf.versions / f"{digest.hex}-2").mkdir()
-    for folder, text in ((shelf.fingerprints, "{}"), (shelf.answers, json.dumps({"digest": digest}))):
+    for folder, text in ((shelf.reference_logprobs, "{}"), (shelf.answers, json.dumps({"digest": digest}))):
         folder.mkdir()
         (folder / f"{digest.hex}.json").write_text(text)
     assert swept(shelf, later=13 * eviction.DAY_SECONDS).removed == []

@@ -33,7 +33,7 @@ def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path,
         loads = pool.base_loads
     assert [seen["measurements"]["way"] for seen in found] == ["loaded", "loaded", "swapped", "loaded"]
     assert [seen["findings"] for seen in found] == [[]] * 4
-    assert {seen["fingerprint"]["dtype"] for seen in found} == {"bfloat16"}
+    assert {seen["reference_logprobs"]["dtype"] for seen in found} == {"bfloat16"}
     assert loads == 1
 
 

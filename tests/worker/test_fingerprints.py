@@ -1,4 +1,4 @@
-"""The identity of real bases: the tiny family and its grades, packings, and what can go wrong while reading."""
+"""The identity of real bases: the tiny family and its matches, packings, and what can go wrong while reading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.bases.identity import Identity, compare
-from registry.bases.similarity import Grade
+from registry.bases.similarity import BaseMatch
 from registry.errors import Invalid
 from registry.worker.model import fingerprints, identify
 from registry.worker.model.fingerprints import BLOCK, Sketch
@@ -21,22 +21,22 @@ from tests.worker import models
 
 SINGLE = "model.safetensors"
 EXPECTED = {
-    "llama-a": Grade.EXACT,
-    "llama-a-renamed": Grade.EXACT,
-    "llama-a-sharded": Grade.EXACT,
-    "llama-a-bf16": Grade.OTHER_DTYPE,
-    "llama-a-fp16": Grade.OTHER_DTYPE,
-    "llama-a-finetuned": Grade.DESCENDANT,
-    "llama-a-vocab520": Grade.DESCENDANT,
-    "llama-tied": Grade.DESCENDANT,  # the same seed: all but the head are llama-a's
-    "llama-b-other-weights": Grade.UNRELATED,
-    "llama-wide": Grade.UNRELATED,
-    "llama-deep": Grade.UNRELATED,
-    "llama-no-gqa": Grade.UNRELATED,
-    "qwen2-bias": Grade.UNRELATED,
-    "gpt2-conv1d": Grade.UNRELATED,
-    "mixtral-moe": Grade.UNRELATED,
-    "phi3-fused": Grade.UNRELATED,
+    "llama-a": BaseMatch.EXACT,
+    "llama-a-renamed": BaseMatch.EXACT,
+    "llama-a-sharded": BaseMatch.EXACT,
+    "llama-a-bf16": BaseMatch.OTHER_DTYPE,
+    "llama-a-fp16": BaseMatch.OTHER_DTYPE,
+    "llama-a-finetuned": BaseMatch.DESCENDANT,
+    "llama-a-vocab520": BaseMatch.DESCENDANT,
+    "llama-tied": BaseMatch.DESCENDANT,  # the same seed: all but the head are llama-a's
+    "llama-b-other-weights": BaseMatch.UNRELATED,
+    "llama-wide": BaseMatch.UNRELATED,
+    "llama-deep": BaseMatch.UNRELATED,
+    "llama-no-gqa": BaseMatch.UNRELATED,
+    "qwen2-bias": BaseMatch.UNRELATED,
+    "gpt2-conv1d": BaseMatch.UNRELATED,
+    "mixtral-moe": BaseMatch.UNRELATED,
+    "phi3-fused": BaseMatch.UNRELATED,
 }
 
 
@@ -51,11 +51,11 @@ def middle(of_family: Callable[[str], Identity]) -> Identity:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_each_of_the_tiny_family_has_its_grade(
+def test_each_of_the_tiny_family_has_its_match(
     of_family: Callable[[str], Identity], middle: Identity, name: str
 ) -> None:
     found = compare(middle, of_family(name))
-    assert found.grade is EXPECTED[name], found
+    assert found.match is EXPECTED[name], found
     assert Weights.of(fixtures.tiny_bases() / name).exact() == of_family(name).exact
 
 
@@ -69,7 +69,7 @@ def test_a_base_that_bitsandbytes_packed_is_a_quantised_variant(
 ) -> None:
     if not (fixtures.tiny_bases() / "llama-a-nf4").is_dir():
         pytest.skip("bitsandbytes is not installed: the family has no NF4 base")
-    assert compare(middle, of_family("llama-a-nf4")).grade is Grade.QUANTISED
+    assert compare(middle, of_family("llama-a-nf4")).match is BaseMatch.QUANTIZED
 
 
 # ------------------------------------------------------------------ packings, written by hand
@@ -131,12 +131,12 @@ def test_packed_weights_are_unpacked_for_the_sketch(
     assert found.marks.keys() == plain.marks.keys()
     projections = [mark for name, mark in found.marks.items() if name.endswith("_proj.weight")]
     assert all(mark.packed and mark.sketch for mark in projections)
-    likeness = compare(plain, found)
-    assert (likeness.grade, likeness.compared) == (Grade.QUANTISED, 16)
-    assert likeness.mean is not None
-    assert likeness.mean > 0.99
+    similarity = compare(plain, found)
+    assert (similarity.match, similarity.compared) == (BaseMatch.QUANTIZED, 16)
+    assert similarity.mean is not None
+    assert similarity.mean > 0.99
     stranger = models.base(tmp_path / "stranger", seed=5)
-    assert compare(fingerprints.identify(Weights.of(stranger)), found).grade is Grade.UNRELATED
+    assert compare(fingerprints.identify(Weights.of(stranger)), found).match is BaseMatch.UNRELATED
 
 
 def test_a_pipeline_is_known_by_its_models_that_take_adapters(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_pipeline_is_known_by_its_models_that_take_adapters(tmp_path: Path) ->
     for name, tensor in weights.items():
         assert found.marks[f"unet.{name}"].norm == pytest.approx(float(tensor.norm()), rel=1e-4)
     other = fingerprints.identify(Weights.of(forge_foreign.pipeline(tmp_path / "wide", width=64)))
-    assert compare(found, other).grade is Grade.UNRELATED
+    assert compare(found, other).match is BaseMatch.UNRELATED
 
 
 # ------------------------------------------------------------------ reading

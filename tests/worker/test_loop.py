@@ -207,16 +207,16 @@ def frozen(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Frozen:
     return made
 
 
-def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_grade(
+def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_match(
     workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
     workshop.push(good)
     stranger = models.base(tmp_path / "stranger", seed=5)
-    with pytest.raises(Invalid, match="the weights were exchanged; what lies there has unrelated weights"):
+    with pytest.raises(Invalid, match="the weights were exchanged; the folder has unrelated weights"):
         worker(Sources({"tiny": stranger})).run(once=True)
     cast = tmp_path / "cast"
     transformers.LlamaForCausalLM.from_pretrained(base_folder).to(torch.bfloat16).save_pretrained(cast)
-    with pytest.raises(Invalid, match="its grade is 'other-dtype'"):
+    with pytest.raises(Invalid, match="its match is 'other-dtype'"):
         worker(Sources({"tiny": cast})).run(once=True)
     assert workshop.smoke() is None
 
@@ -229,5 +229,5 @@ def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
     assert worker().run(once=True).done == 0
     found = world.admin.base("copy")
     assert found.spec.fingerprints.exact == world.admin.base("tiny").spec.fingerprints.exact
-    assert [(one.other, one.grade) for one in found.relatives] == [("tiny", "exact")]
+    assert [(one.other, one.match) for one in found.relatives] == [("tiny", "exact")]
     assert workshop.lines == ["reading the weights of copy once, to know them again"]

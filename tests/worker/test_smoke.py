@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from registry.evaluation.reference_logprobs import Fingerprint, compare
+from registry.evaluation.reference_logprobs import ReferenceLogprobs, compare
 from registry.worker.model.sources import Source
 from registry.worker.model_process.client import Limits
 from registry.worker.model_process.pool import Pool
@@ -65,8 +65,8 @@ def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone
         apart.append(numbers["mixed_delta"])
         assert codes(found) == {}
         by_itself = seen(pool, source, folder, ALONE)
-        known = Fingerprint.model_validate(by_itself["fingerprint"])
-        swapped = Fingerprint.model_validate(found["fingerprint"])
+        known = ReferenceLogprobs.model_validate(by_itself["reference_logprobs"])
+        swapped = ReferenceLogprobs.model_validate(found["reference_logprobs"])
         assert compare(known, [prompt.adapter for prompt in swapped.prompts]).largest_nats < 1e-4
         assert numbers["max_logit_delta"] == pytest.approx(by_itself["measurements"]["max_logit_delta"], rel=1e-4)
     assert ways.count("swapped") >= len(ways) - 2
@@ -97,7 +97,7 @@ def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_n
     assert codes(found)["smoke.base_changed"] == "error"
     assert "the shared process was given up" in found["measurements"]["alone_because"]
     after = seen(pool, source, good)
-    assert after["fingerprint"] == before["fingerprint"]
+    assert after["reference_logprobs"] == before["reference_logprobs"]
     assert pool.base_loads == loads, "the base was loaded again"
 
 

@@ -18,13 +18,13 @@ from sqlmodel import Session, col, select
 
 from registry.bases import identity as base_identity
 from registry.bases.identity import Identity
-from registry.bases.similarity import Grade, Likeness
+from registry.bases.similarity import BaseMatch, Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, Denied
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import BaseIdentityRow, BaseLikenessRow, BaseRow
+from registry.server.database.models import BaseIdentityRow, BaseRow, BaseSimilarityRow
 
 
 def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new: bool = False) -> bool:
@@ -55,7 +55,7 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new:
     for row in session.exec(select(BaseIdentityRow).where(col(BaseIdentityRow.base_id) != base_id)):
         found = base_identity.compare(given, _value(row)).model_dump(mode="json", exclude={"other"})
         for one, other in ((base_id, row.base_id), (row.base_id, base_id)):
-            db.insert_new(session, BaseLikenessRow, {"base_id": one, "other_id": other, "likeness": found})
+            db.insert_new(session, BaseSimilarityRow, {"base_id": one, "other_id": other, "similarity": found})
     base.recorded_at = None  # its record is written anew
     session.add(base)
     audit.append(session, actor, "base.identify", base.name, {"exact": str(given.exact)})
@@ -84,11 +84,11 @@ def demand_same(session: Session, base: BaseRow, exact: Digest, given: Identity 
     )
 
 
-def compare(session: Session, base: BaseRow, given: Identity) -> Likeness:
+def compare(session: Session, base: BaseRow, given: Identity) -> Similarity:
     """How these weights are related to the base's; `unknown` while the base has no identity."""
     row = session.get(BaseIdentityRow, base.id)
     if row is None:
-        return Likeness(grade=Grade.UNKNOWN)
+        return Similarity(match=BaseMatch.UNKNOWN)
     return base_identity.compare(_value(row), given)
 
 
@@ -107,17 +107,17 @@ _LIGHT = (
 """Without the identity itself, which is large and read where it is compared. Put together once, for every push."""
 
 
-def relatives(session: Session, base: BaseRow) -> list[Likeness]:
+def relatives(session: Session, base: BaseRow) -> list[Similarity]:
     """Every other base with an identity and how it is related to this one, by name; empty without an identity."""
     mine = session.exec(_LIGHT, params={"id": base.id}).first()
     if mine is None:
         return []
     statement = (
-        select(BaseRow.name, BaseIdentityRow.base_id, BaseLikenessRow.likeness)
+        select(BaseRow.name, BaseIdentityRow.base_id, BaseSimilarityRow.similarity)
         .join(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
         .outerjoin(
-            BaseLikenessRow,
-            (col(BaseLikenessRow.other_id) == col(BaseRow.id)) & (col(BaseLikenessRow.base_id) == base.id),
+            BaseSimilarityRow,
+            (col(BaseSimilarityRow.other_id) == col(BaseRow.id)) & (col(BaseSimilarityRow.base_id) == base.id),
         )
         .where(col(BaseRow.id) != base.id)
         .order_by(col(BaseRow.name))
@@ -125,10 +125,10 @@ def relatives(session: Session, base: BaseRow) -> list[Likeness]:
     found = []
     for name, other_id, stored in session.exec(statement).all():
         if stored:
-            likeness = Likeness.model_validate(stored)
+            similarity = Similarity.model_validate(stored)
         else:
-            likeness = base_identity.compare(_value(mine), _value(session.get_one(BaseIdentityRow, other_id)))
-        found.append(likeness.model_copy(update={"other": name}))
+            similarity = base_identity.compare(_value(mine), _value(session.get_one(BaseIdentityRow, other_id)))
+        found.append(similarity.model_copy(update={"other": name}))
     return found
 
 

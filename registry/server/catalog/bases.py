@@ -22,7 +22,7 @@ from registry.api import BaseList, BaseView
 from registry.api.bases import BaseAdd
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
 from registry.evaluation.thresholds import Thresholds
@@ -89,7 +89,7 @@ def judge_by(session: Session, actor: Actor, name: str, thresholds: dict[str, fl
     return _view(session, actor, found)
 
 
-def likeness(session: Session, name: str, given: Identity) -> Likeness:
+def similarity(session: Session, name: str, given: Identity) -> Similarity:
     """How these weights are related to the base's. Nothing is kept."""
     return base_identity.compare(session, row(session, names.base_name(name)), given)
 

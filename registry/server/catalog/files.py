@@ -1,4 +1,4 @@
-"""Which bytes of a version an actor may read: its files, the reports behind its verdicts, the fingerprint in them.
+"""Which bytes of a version an actor may read: its files, and the reports behind its verdicts.
 
 Invariants
 - A digest opens nothing by itself: bytes are found through a version that the actor may see.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.verdicts import FingerprintView
+from registry.api.verdicts import ReferenceLogprobsView
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
 from registry.evaluation.reports import Report
@@ -54,9 +54,9 @@ def report(session: Session, actor: Actor, name: AdapterName, selector: Selector
     return Descriptor(path="report.json", media_type="application/json", digest=digest, size_bytes=row.size_bytes)
 
 
-def fingerprint(
+def reference_logprobs(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, blobs: BlobStore
-) -> FingerprintView:
+) -> ReferenceLogprobsView:
     """How the newest smoke test of this version saw it answer. `NotFound` (BLOB_UNKNOWN) when none did so yet."""
     version = _version(session, actor, name, selector)
     judged = select(VerdictRow, BlobRow.size_bytes).join(BlobRow, col(BlobRow.digest) == col(VerdictRow.report))
@@ -67,14 +67,14 @@ def fingerprint(
         if Digest.of(data) != digest:
             raise Corrupt("DIGEST_MISMATCH", f"the report {digest} no longer hashes to its name")
         found = Report.model_validate_json(data)
-        if found.fingerprint is not None:
-            return FingerprintView(
+        if found.reference_logprobs is not None:
+            return ReferenceLogprobsView(
                 version=f"{name}@{version.number}", digest=Digest(version.digest), base=found.base,
-                base_fingerprint=found.base_fingerprint, report=digest, fingerprint=found.fingerprint,
+                base_fingerprint=found.base_fingerprint, report=digest, reference_logprobs=found.reference_logprobs,
             )  # fmt: skip
     raise NotFound(
         "BLOB_UNKNOWN",
-        f"no smoke test of version {version.number} of '{name}' has left a fingerprint yet",
+        f"no smoke test of version {version.number} of '{name}' has recorded reference log-probabilities yet",
         next_step=f"run `adapter validate {name}@{version.number} --wait`",
     )
 

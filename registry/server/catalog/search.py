@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api import AdapterPage, AdapterView
-from registry.bases.similarity import Grade
+from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
 from registry.engines import Profile
 from registry.evaluation.verdicts import Check, Outcome
@@ -27,14 +27,14 @@ from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_identity, bases, versions
 from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 
-CLOSEST_FIRST = (Grade.EXACT, Grade.OTHER_DTYPE, Grade.QUANTISED, Grade.DESCENDANT)
+CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """What a list asks for; empty fields ask for nothing. All but `alias` and `owner` are about the newest version.
 
-    `base` is one base; with `grade` also those whose weights are related to it, at least so closely.
+    `base` is one base; with `base_match` also those whose weights are related to it, at least so closely.
     `tags` are `key` or `key=value` of its annotations; all must be there.
     `text` is any part of `namespace/name`, `targets` are modules that it must all touch, by the last part of their
     path (`q_proj`), `rank_min` and `rank_max` the largest rank of a module, `scheme` who wrote its tensors' names,
@@ -44,7 +44,7 @@ class Search:
 
     namespace: str = ""
     base: str = ""
-    grade: Grade | None = None
+    base_match: BaseMatch | None = None
     method: str = ""
     text: str = ""
     alias: str = ""
@@ -81,11 +81,11 @@ def _bases(session: Session, search: Search) -> list[str]:
     if not search.base:
         return []
     name = str(names.base_name(search.base))
-    if search.grade is None:
+    if search.base_match is None:
         return [name]
-    wanted = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.grade) + 1]
+    wanted = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
     relatives = base_identity.relatives(session, bases.row(session, name))
-    return [name, *(relative.other for relative in relatives if relative.grade in wanted)]
+    return [name, *(relative.other for relative in relatives if relative.match in wanted)]
 
 
 def _named(search: Search, bases_meant: list[str]) -> Iterator[ColumnElement[bool]]:

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from registry import __version__, engines, names
 from registry.adapters import read
-from registry.api.verdicts import CheckRequest, FleetView, VerdictList
+from registry.api.verdicts import CheckRequest, EngineSettingsList, VerdictList
 from registry.bases import BaseSpec
 from registry.compat import evaluate
 from registry.digest import Digest
@@ -64,7 +64,7 @@ def kept(setting: str, text: str) -> Profile:
         raise Invalid(
             "REQUEST_INVALID",
             f"engine: the verdicts of '{asked}' are not stored here; stored are: {known}",
-            next_step=f"add it to {VARIABLE} of the server and run `adapter rejudge`",
+            next_step=f"add it to {VARIABLE} of the server and run `adapter recheck-engines`",
         )
     return asked
 
@@ -140,7 +140,9 @@ def check(session: Session, request: CheckRequest) -> VerdictList:
     return VerdictList(items=evaluate.verdicts(found, spec, subject, asked, relatives=relatives))
 
 
-def fleet(session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None) -> FleetView:
+def settings_for_base(
+    session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None
+) -> EngineSettingsList:
     """What to set for the newest versions of all adapters of this base that the actor sees and that are not yanked."""
     base = bases.row(session, names.base_name(base_name))
     newest = and_(
@@ -155,4 +157,4 @@ def fleet(session: Session, actor: Actor, base_name: str, texts: Sequence[str], 
     spec = bases.spec_of(base)
     found = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
     items = [engine_settings.settings_for(str(asked), found, spec, slots=slots) for asked in asked_for(texts)]
-    return FleetView(base=base.name, adapters=len(found), items=items)
+    return EngineSettingsList(base=base.name, adapters=len(found), items=items)

@@ -28,7 +28,7 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 BODY_LIMIT_BYTES = 2**20
 BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
     (re.compile(r"/pushes/[^/]+/blobs/"), None),  # bytes of a blob: streamed, and limited by what the plan said
-    (re.compile(r"/(commit|bases|finish|identity|likeness|pushes)\Z"), 8 * 2**20),
+    (re.compile(r"/(commit|bases|finish|identity|similarity|pushes)\Z"), 8 * 2**20),
     (re.compile(r"/fleet/nodes/"), 4 * 2**20),  # 2,000 slots with their reasons
     (re.compile(r"/check\Z"), 32 * 2**20),  # holds a safetensors header of up to 16 MiB
 )

@@ -84,5 +84,5 @@ def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow
     if found.quantisation:
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is packed ({found.quantisation}), too")
     related = [one for one in base_identity.relatives(session, base) if one.other == other.name]
-    if related and related[0].grade == "unrelated":
+    if related and related[0].match == "unrelated":
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry.bases import BaseSpec
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up
@@ -54,7 +54,7 @@ def is_old(facts: Mapping[str, Any]) -> bool:
 
 def read(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[int, Analysed]:
     """Version → what is in its bytes. Those are left out whose bytes cannot be read, or that are gone by now."""
-    known: dict[int, tuple[BaseSpec, Sequence[Likeness]]] = {}
+    known: dict[int, tuple[BaseSpec, Sequence[Similarity]]] = {}
     found = {}
     for version_id in ids:
         with db.session(engine, write=False) as session:

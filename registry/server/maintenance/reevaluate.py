@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Engine, func, insert
 from sqlmodel import Session, col, select
 
-from registry.api.verdicts import RejudgePage
+from registry.api.verdicts import RecheckEnginesPage
 from registry.bases import BaseSpec
 from registry.engines import Profile, rulebook
 from registry.errors import Invalid
@@ -54,9 +54,9 @@ class _Known:
     rules: dict[str, str]
 
 
-def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> RejudgePage:
+def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> RecheckEnginesPage:
     """The whole run, by the registry itself. `Unavailable` (TRY_LATER) while another process renews."""
-    total = RejudgePage()
+    total = RecheckEnginesPage()
     with locks.acquire(engine, "renewal") as mine:
         for page in _pages(engine, blobs, SYSTEM, wanted, 0):
             mine.check()
@@ -64,11 +64,11 @@ def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> Rejudg
     return total
 
 
-def run(engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], cursor: str) -> RejudgePage:
+def run(engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], cursor: str) -> RecheckEnginesPage:
     """Some seconds of a run, from the version after `cursor`."""
     if cursor and not (cursor.isascii() and cursor.isdigit()):
         raise Invalid("REQUEST_INVALID", "cursor: not one that this route gave")
-    total = RejudgePage()
+    total = RecheckEnginesPage()
     ends = time.monotonic() + SECONDS
     with locks.acquire(engine, "renewal"):
         for page in _pages(engine, blobs, actor, wanted, int(cursor or 0)):
@@ -78,18 +78,18 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile
     return total
 
 
-def _sum(one: RejudgePage, other: RejudgePage) -> RejudgePage:
-    return RejudgePage(
-        looked=one.looked + other.looked,
-        analysed=one.analysed + other.analysed,
-        renewed=one.renewed + other.renewed,
+def _sum(one: RecheckEnginesPage, other: RecheckEnginesPage) -> RecheckEnginesPage:
+    return RecheckEnginesPage(
+        versions=one.versions + other.versions,
+        headers=one.headers + other.headers,
+        verdicts=one.verdicts + other.verdicts,
         next_cursor=other.next_cursor,
     )
 
 
 def _pages(
     engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], after: int
-) -> Iterator[RejudgePage]:
+) -> Iterator[RecheckEnginesPage]:
     specs: dict[int, BaseSpec] = {}
     while True:
         with db.session(engine, write=False) as session:
@@ -110,10 +110,10 @@ def _pages(
                 kept = sum(facts_backfill.keep(session, one) for one in read.values())
                 if rows:
                     session.connection().execute(insert(VerdictRow), rows)
-                audit.append(session, actor, "upkeep.rejudge", "verdicts", {"verdicts": len(rows), "headers": kept})
+                audit.append(session, actor, "engines.recheck", "verdicts", {"verdicts": len(rows), "headers": kept})
         after = batch[-1].id if batch else after
         following = "" if last else str(after)
-        yield RejudgePage(looked=len(batch), analysed=len(read), renewed=len(rows), next_cursor=following)
+        yield RecheckEnginesPage(versions=len(batch), headers=len(read), verdicts=len(rows), next_cursor=following)
         if last:
             return
 

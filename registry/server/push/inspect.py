@@ -17,7 +17,7 @@ from typing import Any
 from registry.adapters import read as contents
 from registry.adapters.formats import IMAGE_SCHEMES
 from registry.bases import BaseSpec
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.compat import evaluate, tokenizers
 from registry.digest import Digest, Hasher
 from registry.engines import version_facts
@@ -98,7 +98,7 @@ def look(
     keys: dict[Digest, str],
     manifest: Manifest,
     spec: BaseSpec,
-    relatives: Sequence[Likeness] = (),
+    relatives: Sequence[Similarity] = (),
     *,
     measuring: bool = True,
 ) -> Judged:

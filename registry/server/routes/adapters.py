@@ -20,7 +20,7 @@ from registry import names
 from registry.api import AdapterPage, AdapterView, Resolved, VersionPage, VersionView
 from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
 from registry.api.lineage import Lineage
-from registry.bases.similarity import Grade
+from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
@@ -89,7 +89,7 @@ def list_adapters(
     cursor: CursorDep,
     namespace: Text = "",
     base: Text = "",
-    grade: Literal["exact", "other-dtype", "quantised", "descendant"] | None = None,
+    base_match: Literal["exact", "other-dtype", "quantized", "descendant"] | None = None,
     method: Text = "",
     text: Text = "",
     alias: Text = "",
@@ -104,10 +104,10 @@ def list_adapters(
     limit: LimitDep = PAGE,
 ) -> AdapterPage:
     """List and search adapters, each with its newest version."""
-    if grade and not base:
-        raise Invalid("REQUEST_INVALID", "grade: says how alike to a base, and no base is named")
+    if base_match and not base:
+        raise Invalid("REQUEST_INVALID", "base_match: says how alike to a base, and no base is named")
     search = Search(
-        namespace=namespace, base=base, grade=Grade(grade) if grade else None,
+        namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
         method=method, text=text, alias=alias, owner=owner, scheme=scheme,
         targets=tuple(target), tags=tuple(tag), rank_min=rank_min, rank_max=rank_max,
         engine=engine_compat.kept(settings.engines, engine) if engine else None, outcome=outcome,

@@ -14,7 +14,7 @@ from fastapi import Response
 
 from registry.api import BaseList, BaseView
 from registry.api.bases import BaseAdd, IdentityGiven, ThresholdsGiven
-from registry.bases.similarity import Likeness
+from registry.bases.similarity import Similarity
 from registry.server.catalog import bases
 from registry.server.routes import idempotent
 from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
@@ -56,7 +56,7 @@ def set_thresholds(session: SessionDep, actor: Admin, base: str, request: Thresh
     return bases.judge_by(session, actor, base, request.thresholds)
 
 
-@router.post("/bases/{base:path}/likeness")
-def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityGiven) -> Likeness:
+@router.post("/bases/{base:path}/similarity")
+def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityGiven) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
-    return bases.likeness(session, base, request.identity)
+    return bases.similarity(session, base, request.identity)

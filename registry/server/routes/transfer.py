@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 
 from registry.api.pull import PullPlan
 from registry.api.push import PushCommit, Pushed, PushPlan, PushRequest
-from registry.api.verdicts import FingerprintView
+from registry.api.verdicts import ReferenceLogprobsView
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Descriptor
@@ -200,12 +200,12 @@ def read_report(
     return _bytes_of(request, file, selector, blobs, settings)
 
 
-@router.get(VERSION + "/fingerprint")
-def read_fingerprint(
+@router.get(VERSION + "/reference-logprobs")
+def read_reference_logprobs(
     session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep
-) -> FingerprintView:
+) -> ReferenceLogprobsView:
     """Log-probabilities of fixed prompts, from the newest smoke test of this version."""
-    return files.fingerprint(session, actor, name, selector, blobs)
+    return files.reference_logprobs(session, actor, name, selector, blobs)
 
 
 def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: BlobStore, settings: Settings) -> Response:

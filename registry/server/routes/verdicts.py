@@ -17,11 +17,11 @@ from fastapi import Query
 from registry.api.verdicts import (
     ENGINES_LIMIT,
     CheckRequest,
+    EngineSettingsList,
     EngineText,
-    FleetView,
-    RejudgePage,
-    RejudgeRequest,
-    ValuesView,
+    NormsView,
+    RecheckEnginesPage,
+    RecheckEnginesRequest,
     VerdictList,
 )
 from registry.server.evaluation import engine_compat, weights
@@ -63,24 +63,24 @@ def list_verdicts(
     return engine_compat.of_version(session, actor, name, selector, asked)
 
 
-@router.get(VERSION + "/values")
-def show_values(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ValuesView:
+@router.get(VERSION + "/norms")
+def show_norms(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> NormsView:
     """Norms of the weights of a version, by module."""
     return weights.of_version(session, actor, name, selector)
 
 
-@router.get("/fleet")
+@router.get("/engine-settings")
 def recommend_engine_settings(
     session: SessionDep, actor: Puller, base: str, asked: Engines, slots: Slots = None
-) -> FleetView:
+) -> EngineSettingsList:
     """The engine settings that serve all adapters of a base model."""
-    return engine_compat.fleet(session, actor, base, asked, slots)
+    return engine_compat.settings_for_base(session, actor, base, asked, slots)
 
 
-@router.post("/verdicts/rejudge")
+@router.post("/verdicts/recheck-engines")
 def reevaluate_verdicts(
-    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RejudgeRequest
-) -> RejudgePage:
+    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RecheckEnginesRequest
+) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere("admin")
     return reevaluate.run(engine, blobs, actor, engine_compat.profiles(settings.engines), request.cursor)

@@ -36,8 +36,8 @@ COUNTERS = {
     "pulls_failed": "Versions that could not be brought.",
     "loads": "Versions that were loaded into the engine.",
     "unloads": "Versions that were unloaded.",
-    "proofs": "Answers of the engine that were compared with a fingerprint and were the adapter's.",
-    "proofs_failed": "Answers that were not the adapter's.",
+    "proofs": "Answers of the engine that matched the adapter's reference log-probabilities.",
+    "proofs_failed": "Answers that did not match.",
     "reports": "Reports that the registry took.",
     "reports_failed": "Reports that it did not take.",
 }

@@ -3,7 +3,7 @@
     bring → load under a name of its own → prove → switch the alias → drain → unload the old one
 
 Invariants
-- An alias is switched only to a version that is loaded and whose answers were compared with its fingerprint; where that
+- An alias is switched only to a version that is loaded and whose answers were compared with its reference; where that
   cannot be done the version is served and called unverified.
 - What was served goes on being served until its successor is, over a restart of the agent, too; one bad adapter holds
   back nobody else.
@@ -49,7 +49,7 @@ AGAIN_SECONDS = 30.0
 class Slot:
     """One adapter of the roster on this engine. `refused`: not even tried; `failed`: tried, see the reason.
 
-    `verified`: its answers were compared with its fingerprint since it was loaded.
+    `verified`: its answers were compared with its reference log-probabilities since it was loaded.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Proved:
-    """What came of proving a version, and what was judged of it then: a new verdict may bring a fingerprint."""
+    """What came of proving a version, and what was judged of it then: a new verdict may bring a reference."""
 
     digest: Digest
     compared: bool
@@ -140,7 +140,7 @@ class Station:
         return slot("ready", verified=compared)
 
     def _make_ready(self, entry: RosterEntry, loaded: Mapping[str, str]) -> bool:
-        """Whether it could be compared with its fingerprint."""
+        """Whether it could be compared with its reference log-probabilities."""
         served, name = entry.served_name, AdapterName.parse(entry.name)
         root = loaded.get(served)
         if root is None or self._shelf.digest_at(root) != entry.digest:

@@ -1,13 +1,13 @@
-"""`Proof`: does an engine answer with a loaded version as its smoke test did? One prompt against the fingerprint.
+"""`Proof`: does an engine answer with a loaded version as its smoke test did? One prompt against the reference.
 
 Invariants
-- Of the fingerprint's prompts the one is asked in which adapter and base differ most.
+- Of the reference prompts the one is asked in which adapter and base differ most.
 - Tokens of which the engine does not tell are left out of the comparison.
 - An answer like the base's, or like neither's, is `Refused`. Where the engine cannot be asked, or nobody has made a
-  fingerprint yet, the version is unverified, which is said and is no error.
+  reference yet, the version is unverified, which is said and is no error.
 - A version that is another one in another form (relation `converted`, a GGUF file) answers like the one that it came
-  from: where nobody has tried it, that one's fingerprint counts.
-- Where an engine's base may be in fewer bits than the fingerprint's, nearer to the adapter than to the base is proof.
+  from: where nobody has tried it, that one's reference counts.
+- Where an engine's base may be in fewer bits than the reference's, nearer to the adapter than to the base is proof.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from registry.client.registry import Registry
 from registry.client.streams import write_whole
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Refused, Unavailable
-from registry.evaluation import reference_logprobs as fingerprints
-from registry.evaluation.reference_logprobs import Fingerprint
+from registry.evaluation import reference_logprobs
+from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.manifest import Relation
 from registry.names import Ref
 from registry.serving.engines.openai import Engine
@@ -33,7 +33,7 @@ class Proof:
 
     def of(self, served: str, ref: Ref, digest: Digest) -> bool:
         """Whether it could be compared, and is like the adapter. `Refused` (VERDICT_FAILED) when it is not."""
-        known = self._fingerprint(ref, digest) if self._engine.answers else None
+        known = self._reference_logprobs(ref, digest) if self._engine.answers else None
         if known is None:
             return False
         telling = max(known.prompts, key=lambda p: sum(abs(a - b) for a, b in zip(p.adapter, p.base, strict=True)))
@@ -46,21 +46,21 @@ class Proof:
                 update={"adapter": [telling.adapter[at] for at in kept], "base": [telling.base[at] for at in kept]}
             )
         answer = [value for value in told if value is not None]
-        found = fingerprints.compare(known.model_copy(update={"prompts": (telling,)}), [answer])
+        found = reference_logprobs.compare(known.model_copy(update={"prompts": (telling,)}), [answer])
         if found.answers_like == "neither" and self._engine.coarse and found.to_adapter_nats < found.to_base_nats:
             return True
         if found.answers_like in ("base", "neither"):
             raise Refused(
                 "VERDICT_FAILED", f"{served} was loaded and answers like {found.answers_like}: "
-                f"{found.to_adapter_nats} nats a token from its fingerprint",
+                f"{found.to_adapter_nats} nats a token from its reference",
             )  # fmt: skip
         return True
 
     # ---------------------------------------------------------------- inside
-    def _fingerprint(self, ref: Ref, digest: Digest) -> Fingerprint | None:
-        path = self._shelf.fingerprints / f"{digest.hex}.json"
+    def _reference_logprobs(self, ref: Ref, digest: Digest) -> ReferenceLogprobs | None:
+        path = self._shelf.reference_logprobs / f"{digest.hex}.json"
         try:
-            return Fingerprint.model_validate_json(path.read_bytes())
+            return ReferenceLogprobs.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
             pass
         found = self._asked_for(ref) or self._of_original(digest)
@@ -68,13 +68,13 @@ class Proof:
             _keep(path, found)
         return found
 
-    def _asked_for(self, ref: Ref) -> Fingerprint | None:
+    def _asked_for(self, ref: Ref) -> ReferenceLogprobs | None:
         try:
-            return Judging(self._registry).fingerprint(ref).fingerprint
+            return Judging(self._registry).reference_logprobs(ref).reference_logprobs
         except (NotFound, Unavailable):
             return None
 
-    def _of_original(self, digest: Digest) -> Fingerprint | None:
+    def _of_original(self, digest: Digest) -> ReferenceLogprobs | None:
         manifest = self._shelf.manifest(digest)
         if manifest is None or [edge.relation for edge in manifest.parents] != [Relation.CONVERTED]:
             return None
@@ -86,7 +86,7 @@ class Proof:
         return self._asked_for(Ref(name, original.digest))
 
 
-def _keep(path: Path, found: Fingerprint) -> None:
+def _keep(path: Path, found: ReferenceLogprobs) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, found.model_dump_json().encode())

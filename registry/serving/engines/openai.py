@@ -24,7 +24,7 @@ STEPS_LIMIT = 16
 
 class Engine(Protocol):
     """Names are served names, folders are on the shelf. `answers`: it can be asked for log-probabilities;
-    `coarse`: its base may be in so few bits that they are only near to the fingerprint's."""
+    `coarse`: its base may be in so few bits that they are only near to the reference's."""
 
     answers: bool
     coarse: bool

@@ -178,11 +178,11 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _forget(shelf: Shelf, digests: Iterable[Digest]) -> None:
-    """What else is kept of versions: fingerprints, and the plugin's last answers that lead to them."""
+    """What else is kept of versions: reference log-probabilities, and the plugin's last answers that lead to them."""
     gone = set(digests)
     for digest in gone:
         with contextlib.suppress(OSError):
-            (shelf.fingerprints / f"{digest.hex}.json").unlink()
+            (shelf.reference_logprobs / f"{digest.hex}.json").unlink()
     for answer in _entries(shelf.answers) if gone else []:
         with contextlib.suppress(OSError):
             if any(digest in answer.read_text() for digest in gone):

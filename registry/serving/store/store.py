@@ -47,7 +47,7 @@ class Shelf:
         self.root = Path(os.path.abspath(root))
         self.uses = Uses(self.root, user)
         self.versions = self.root / "versions"
-        self.manifests, self.fingerprints = self.root / "manifests", self.root / "fingerprints"
+        self.manifests, self.reference_logprobs = self.root / "manifests", self.root / "reference-logprobs"
         self.incoming, self.leaving = self.root / "incoming", self.root / "leaving"
         self.answers = self.root / "answers"
         self._verified: dict[Digest, Path] = {}

@@ -2,7 +2,7 @@
 
 Invariants
 - No torch in this process: `identify` runs `python -m registry.worker.model.fingerprints` and reads its lines.
-- A base whose weights are known is hashed, not sketched; only a difference is looked at closer, to name its grade.
+- A base whose weights are known is hashed, not sketched; only a difference is looked at closer, to name the match.
 - A base without an identity gets one the first time that a worker uses it; that it cannot be had is no obstacle.
 """
 
@@ -107,10 +107,10 @@ class Inspector:
     def _difference(self, view: BaseView, folder: Path) -> str:
         message = f"{folder} is not the base {view.name}, though it has its shapes: the weights were exchanged"
         try:
-            likeness = self._registry.likeness(view.name, identify(folder, self._go_on))
+            similarity = self._registry.similarity(view.name, identify(folder, self._go_on))
         except Invalid:
             return message
-        return f"{message}; what lies there {likeness.message}; its grade is '{likeness.grade}'"
+        return f"{message}; the folder {similarity.message}; its match is '{similarity.match}'"
 
     def _go_on(self, _bytes: int) -> None:
         if self._stopping():

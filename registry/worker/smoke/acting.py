@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from registry.evaluation.reference_logprobs import DECIMALS, Fingerprint, Prompt
+from registry.evaluation.reference_logprobs import DECIMALS, Prompt, ReferenceLogprobs
 from registry.worker.model.language import Logits
 from registry.worker.smoke.examination import Examination
 
-FINGERPRINT_PROMPTS = 3
+REFERENCE_PROMPTS = 3
 ROWS = 8
 """Tokens whose logits are looked at together: one to two MB of them."""
 
@@ -95,7 +95,7 @@ def _steps(tokens: Sequence[int], logits: torch.Tensor, normaliser: torch.Tensor
 
 
 def compare(baseline: Baseline, after: Logits, seen: Examination, *, kind: str) -> bool:
-    """Finite, differing, not too far away; and the fingerprint. False when the logits are not finite."""
+    """Finite, differing, not too far away; and the reference log-probabilities. False if the logits are not finite."""
     apart = [_Apart.of(baseline, i, values) for i, values in enumerate(after)]
     bad = [i for i, one in enumerate(apart) if not (math.isfinite(one.largest) or bool(after[i].isfinite().all()))]
     if bad:
@@ -109,7 +109,7 @@ def compare(baseline: Baseline, after: Logits, seen: Examination, *, kind: str) 
     seen.measure("top1_agreement", sum(one.agree for one in apart) / baseline.tokens)
     _effect(max(one.largest for one in apart), seen)
     _drift(baseline, steps, seen, kind)
-    _fingerprint(baseline, steps, seen)
+    _reference_logprobs(baseline, steps, seen)
     return True
 
 
@@ -149,7 +149,7 @@ def _perplexity(steps: list[torch.Tensor]) -> float:
     return math.exp(min(-float(joined.mean()), 700.0)) if len(joined) else 0.0
 
 
-def _fingerprint(baseline: Baseline, steps: list[torch.Tensor], seen: Examination) -> None:
+def _reference_logprobs(baseline: Baseline, steps: list[torch.Tensor], seen: Examination) -> None:
     prompts = tuple(
         Prompt(tokens=tokens, adapter=_rounded(with_it), base=_rounded(without))
         for tokens, with_it, without in zip(baseline.asked, steps, baseline.steps, strict=True)
@@ -157,8 +157,8 @@ def _fingerprint(baseline: Baseline, steps: list[torch.Tensor], seen: Examinatio
     )
     if prompts:
         device = str(baseline.logits[0].device).partition(":")[0]
-        kept = prompts[:FINGERPRINT_PROMPTS]
-        seen.fingerprint = Fingerprint(prompts=kept, dtype=baseline.dtype, device=device)
+        kept = prompts[:REFERENCE_PROMPTS]
+        seen.reference_logprobs = ReferenceLogprobs(prompts=kept, dtype=baseline.dtype, device=device)
 
 
 def _rounded(steps: torch.Tensor) -> tuple[float, ...]:

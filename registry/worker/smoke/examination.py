@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
-from registry.evaluation.reference_logprobs import Fingerprint
+from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Finding
 from registry.worker.model import updates
@@ -38,7 +38,7 @@ class Examination:
     thresholds: Thresholds = field(default_factory=Thresholds)
     findings: list[Finding] = field(default_factory=list)
     measurements: dict[str, Any] = field(default_factory=dict)
-    fingerprint: Fingerprint | None = None
+    reference_logprobs: ReferenceLogprobs | None = None
     pictures: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = silent
 
@@ -61,7 +61,9 @@ class Examination:
         return {
             "findings": [finding.model_dump(mode="json") for finding in self.findings],
             "measurements": self.measurements,
-            "fingerprint": self.fingerprint.model_dump(mode="json") if self.fingerprint is not None else None,
+            "reference_logprobs": self.reference_logprobs.model_dump(mode="json")
+            if self.reference_logprobs is not None
+            else None,
             "pictures": self.pictures,
         }
 

@@ -30,8 +30,8 @@ from registry.server.database.models.content import (
     AdapterRow,
     BaseEdgeRow,
     BaseIdentityRow,
-    BaseLikenessRow,
     BaseRow,
+    BaseSimilarityRow,
     BlobRow,
     EdgeRow,
     PushBlobRow,
@@ -39,9 +39,9 @@ from registry.server.database.models.content import (
     VerdictRow,
     VersionFileRow,
     VersionInputRow,
+    VersionNormsRow,
     VersionRow,
     VersionTagRow,
-    VersionValuesRow,
 )
 from registry.server.database.models.jobs import BaseThresholdsRow, CampaignJobRow, CampaignRow, JobRow, JobStepRow
 from registry.server.database.models.promotion import (
@@ -57,10 +57,10 @@ metadata = SQLModel.metadata
 
 __all__ = [  # noqa: RUF022
     "metadata", "AccessStateRow", "AdapterGateRow", "AdapterRow", "AliasMoveRow", "AliasRow", "ApprovalRow",
-    "AttestationRow", "AuditCheckpointRow", "AuditTileRow", "BaseEdgeRow", "BaseIdentityRow", "BaseLikenessRow",
+    "AttestationRow", "AuditCheckpointRow", "AuditTileRow", "BaseEdgeRow", "BaseIdentityRow", "BaseSimilarityRow",
     "BaseRow", "BaseThresholdsRow", "BlobRow", "CampaignJobRow", "CampaignRow", "DeliveryRow", "EdgeRow",
     "EventRow", "FACT", "FleetBlobRow", "FleetNodeRow", "FleetSlotRow", "IdempotencyRow", "JobRow", "JobStepRow",
     "NamespaceGateRow", "NamespaceRow", "PublisherRow", "PushBlobRow", "PushRow", "RoleRow", "TakenNameRow",
     "TokenRow", "UsedAssertionRow", "UtcTime", "VerdictRow", "VersionFileRow", "VersionInputRow", "VersionRow",
-    "VersionTagRow", "VersionValuesRow", "WebhookRow",
+    "VersionTagRow", "VersionNormsRow", "WebhookRow",
 ]  # fmt: skip

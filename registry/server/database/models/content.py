@@ -37,13 +37,13 @@ class BaseIdentityRow(SQLModel, table=True):
     made_by: str
 
 
-class BaseLikenessRow(SQLModel, table=True):
+class BaseSimilarityRow(SQLModel, table=True):
     """How similar two bases are, one row per direction. Written when an identity is added."""
 
-    __tablename__ = "base_likeness"
+    __tablename__ = "base_similarity"
     base_id: int = Field(foreign_key="base.id", primary_key=True)
     other_id: int = Field(foreign_key="base.id", primary_key=True)
-    likeness: dict[str, Any] = Field(sa_type=JSON)
+    similarity: dict[str, Any] = Field(sa_type=JSON)
 
 
 class BaseEdgeRow(SQLModel, table=True):
@@ -137,10 +137,10 @@ class VersionInputRow(SQLModel, table=True):
     digest: str | None = Field(default=None, index=True)
 
 
-class VersionValuesRow(SQLModel, table=True):
+class VersionNormsRow(SQLModel, table=True):
     """`norms`: JSON, module → |A|, |B|, |scale · BA| and the root mean square of its elements."""
 
-    __tablename__ = "version_values"
+    __tablename__ = "version_norms"
     version_id: int = Field(foreign_key="version.id", primary_key=True)
     norms: str = Field(sa_type=Text)
 

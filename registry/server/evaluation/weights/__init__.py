@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 
 from registry import __version__
 from registry.adapters import read
-from registry.api.verdicts import ModuleNorms, ValuesView
+from registry.api.verdicts import ModuleNorms, NormsView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
@@ -31,7 +31,7 @@ from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
-from registry.server.database.models import BaseRow, VerdictRow, VersionRow, VersionValuesRow
+from registry.server.database.models import BaseRow, VerdictRow, VersionNormsRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.evaluation.weights import against
 from registry.server.evaluation.weights.measure import Measured, measure
@@ -53,7 +53,7 @@ def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured)
     written = verdicts.row(verdict, row, base)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
     db.bulk_insert(session, [written])
-    db.bulk_insert(session, [VersionValuesRow(version_id=row.id or 0, norms=text)])
+    db.bulk_insert(session, [VersionNormsRow(version_id=row.id or 0, norms=text)])
     return written
 
 
@@ -99,12 +99,12 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
 
 
 # ------------------------------------------------------------------ asked
-def of_version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ValuesView:
+def of_version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> NormsView:
     """The norms of a version's modules, beside the base's; `measured_at` is empty until its numbers are read."""
     version = versions.find(session, actor, name, selector)
-    row = session.get(VersionValuesRow, version.id)
+    row = session.get(VersionNormsRow, version.id)
     base = against.of_base(session, session.get_one(BaseRow, version.base_id), _scheme(version))
-    return ValuesView(
+    return NormsView(
         name=str(name), number=version.number, measured_at=version.measured_at,
         base=base.name, base_measured=bool(base.norms),
         modules={path: _module(base, path, numbers) for path, numbers in json.loads(row.norms).items()} if row else {},

@@ -1,7 +1,7 @@
-"""`make bench-rejudge`: 10,000 versions judged again because the engines' rules changed, on SQLite and on PostgreSQL.
+"""`make bench-recheck-engines`: 10,000 versions judged again after engine rules changed, on SQLite and PostgreSQL.
 
 The versions are rows that copy the facts of the cases in tests/engines (rsLoRA, DoRA, patterns, ranks …), each with a
-verdict `compat` and old verdicts `engine`. Then everything is judged by three engines, as `adapter rejudge` does it.
+verdict `compat` and old verdicts `engine`. Then three engines judge everything, as in `adapter recheck-engines`.
 The goal is a minute, and no blob is read: the store refuses every read while it runs, and its refusals are counted.
 
     figures   <database>_seconds, _cpu_seconds, _versions_per_second, _verdicts, and blobs_read
@@ -81,11 +81,11 @@ def measured(kind: str, world: World, blobs: Shut) -> dict[str, Any]:
     started, worked = time.perf_counter(), time.process_time()
     done = reevaluate.every(world.engine, blobs, engine_compat.profiles(ENGINES))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
-    if done.looked != VERSIONS:
-        raise RuntimeError(f"{done.looked} of {VERSIONS} versions were looked at")
-    print(f"{kind:9} {done.looked} versions, {done.renewed} verdicts in {seconds:.1f} s ({cpu:.1f} s of CPU here)")
-    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "verdicts": done.renewed,
-            "versions_per_second": round(done.looked / seconds)}  # fmt: skip
+    if done.versions != VERSIONS:
+        raise RuntimeError(f"{done.versions} of {VERSIONS} versions were checked")
+    print(f"{kind:9} {done.versions} versions, {done.verdicts} verdicts in {seconds:.1f} s ({cpu:.1f} s of CPU here)")
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "verdicts": done.verdicts,
+            "versions_per_second": round(done.versions / seconds)}  # fmt: skip
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
             per_goal = found["seconds"] * 10_000 / VERSIONS / GOAL_SECONDS
             ratios[f"{kind}_time_vs_a_minute"] = round(per_goal, 4)
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
-    print(json.dumps({"bench": "rejudge", "ratios": ratios, "figures": figures, "machine": machine}))
+    print(json.dumps({"bench": "recheck_engines", "ratios": ratios, "figures": figures, "machine": machine}))
 
 
 if __name__ == "__main__":

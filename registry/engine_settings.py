@@ -1,10 +1,10 @@
-"""`FleetSettings`: what to set on an engine so that it serves all adapters of a base. `engines.settings` works it out.
+"""`EngineSettings`: what to set on an engine so that it serves all adapters of a base. `engines.settings` works it out.
 
 Invariants
 - Sizes are bytes of GPU memory before tensor parallelism.
 
 Example
-    >>> FleetSettings(profile="vllm==0.33.0", adapters=1).flags
+    >>> EngineSettings(profile="vllm==0.33.0", adapters=1).flags
     ()
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from registry.evaluation.verdicts import Value
 
 
-class FleetSettings(Value):
+class EngineSettings(Value):
     """The answer. Sizes are bytes before tensor parallelism; `raised_by` are the adapters with the largest rank.
 
     `left_out` the engine does not serve in this profile, whatever rank and slots are; `unsure`: its verdict is unknown.
