@@ -14,7 +14,7 @@ Invariants
 
 Example
     >>> known = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2), adapter=(-0.5,), base=(-3.0,)),))
-    >>> compare(print, [[-0.52]]).answers_like
+    >>> compare(known, [[-0.52]]).answers_like
     'adapter'
 """
 
