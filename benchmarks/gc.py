@@ -21,8 +21,9 @@ from sqlmodel import select
 
 from registry.api.maintenance import GcReport, GcRequest
 from registry.server.database.models import VersionRow
-from registry.server.storage.blobs import MemoryBlobs, Stat
+from registry.server.storage.blobs import Stat
 from tests import services
+from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
 BLOBS = int(os.environ.get("REGISTRY_BENCH_BLOBS") or 1_000_000)

@@ -27,9 +27,9 @@ from registry.engines import facts as engine_facts
 from registry.server.database.models import AdapterRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
-from registry.server.storage.blobs import MemoryBlobs
 from tests import services
 from tests.engines.cases import CASES, facts_of
+from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
 VERSIONS = int(os.environ.get("REGISTRY_BENCH_VERSIONS") or 10_000)

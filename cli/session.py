@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 from cli import main
 from registry.client.core import Versions
 from registry.client.trusted_checkpoints import Heads
+from registry.durable import replace_file
 from registry.errors import Invalid
 
 if TYPE_CHECKING:
@@ -82,12 +82,8 @@ def read_profile() -> Profile:
 def write_profile(profile: Profile) -> Path:
     path = profile_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".profile-")  # mode 0600 from the start
-    with os.fdopen(handle, "w") as file:
-        json.dump({"url": profile.url, "tokens": profile.tokens}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    text = json.dumps({"url": profile.url, "tokens": profile.tokens}, indent=2)
+    replace_file(path, text.encode(), mode=0o600)
     return path
 
 

@@ -50,8 +50,9 @@ from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import BlobRow, JobRow
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, MemoryBlobs, digest_of
+from registry.server.storage.blobs import BlobStore, digest_of
 from tests import forge
+from tests.memory_blobs import MemoryBlobs
 
 URL = "http://registry.test"
 WEIGHTS_TYPE = "application/octet-stream"

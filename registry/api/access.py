@@ -7,7 +7,6 @@ Invariants
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from pydantic import Field
 
@@ -77,4 +76,4 @@ class Health(Answer):
     database: str
     blobs: str
     schema_revision: str = ""
-    capabilities: dict[str, Any] = {}
+    capabilities: dict[str, bool] = {}

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from registry.durable import sync_folder
 from registry.errors import Invalid
 from registry.manifest import NOTE, kind_of
 
@@ -53,9 +54,9 @@ class Destination:
         try:
             if kind is None:
                 self._check()
-                _sync(self._new)
+                sync_folder(self._new)
                 self._replace()
-                _sync(self.path.parent)
+                sync_folder(self.path.parent)
         finally:
             shutil.rmtree(self._new, ignore_errors=True)
             self._held.close()
@@ -132,11 +133,3 @@ def _exchange(one: Path, other: Path) -> bool:
         )
         return swapped == 0
     return False
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

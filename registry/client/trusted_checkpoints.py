@@ -14,14 +14,13 @@ import base64
 import binascii
 import hashlib
 import json
-import os
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from registry.client.checkpoints import Checkpoints, consistent
 from registry.client.core import Versions
+from registry.durable import replace_file
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog.notes import Checkpoint, Verifier
 
@@ -131,12 +130,8 @@ def _write(path: Path, head: Head, *, shorter_too: bool = False) -> None:
         held, new = (Checkpoint.of_note(h.note, *h.verifiers) for h in (now, head))
         if held is not None and new is not None and held.size > new.size:
             return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".head-")
-    with os.fdopen(handle, "w") as file:
-        json.dump({"keys": list(head.keys), "note": head.note}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    text = json.dumps({"keys": list(head.keys), "note": head.note}, indent=2)
+    replace_file(path, text.encode(), mode=0o600)
 
 
 def _wrong(url: str, message: str) -> Corrupt:

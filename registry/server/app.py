@@ -60,8 +60,8 @@ from registry.server.routes import (
 from registry.server.routes.openapi import routes as openapi
 from registry.server.routes.openapi.document import ApiDocument, scope_of
 from registry.server.settings import Settings
-from registry.server.storage import open
 from registry.server.storage.blobs import BlobStore
+from registry.server.storage.open import open_second_copy, open_store
 
 ROOMS = (
     transfer,
@@ -111,8 +111,8 @@ def create_app(
     failpoints.arm(settings.failpoints)
     app.state.settings = settings
     app.state.engine = engine if engine is not None else open_database(settings)
-    app.state.blobs = blobs if blobs is not None else open.of(settings)
-    open.second(settings)  # what cannot be read stops the start, not the check that needs it
+    app.state.blobs = blobs if blobs is not None else open_store(settings)
+    open_second_copy(settings)  # what cannot be read stops the start, not the check that needs it
     app.state.trusted = trusted
     log = app.state.log = AuditLog(settings, app.state.engine, app.state.blobs)
     log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)

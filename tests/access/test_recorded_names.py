@@ -15,8 +15,8 @@ from registry.server.catalog import metadata_backup
 from registry.server.database.models import AdapterRow, VersionRow
 from registry.server.maintenance.recovery import rebuild
 from registry.server.promotion import removal
-from registry.server.storage.blobs import MemoryBlobs
 from tests.access.tenants import Tenants
+from tests.memory_blobs import MemoryBlobs
 from tests.world import World, rows
 
 

@@ -26,7 +26,8 @@ from cli.lane import _SLOTS, DirectProtocol
 from registry.digest import Digest
 from registry.server.http import direct_io
 from registry.server.routes import bodies
-from registry.server.storage.blobs import Bytes, MemoryBlobs, Sink, key_of
+from registry.server.storage.blobs import BlobWriter, Bytes, key_of
+from tests.memory_blobs import MemoryBlobs
 
 DATA = random.Random(3).randbytes(5 * 2**20 + 321)
 HALF = len(DATA) // 2
@@ -35,7 +36,7 @@ HALF = len(DATA) // 2
 class Watched:
     """A sink that says when half of the bytes are in, and how they came."""
 
-    def __init__(self, inner: Sink) -> None:
+    def __init__(self, inner: BlobWriter) -> None:
         self.inner = inner
         self.threads: set[str] = set()
         self.size_bytes = 0
@@ -69,7 +70,7 @@ class Server:
             answer: Response = PlainTextResponse("no lane", 500)
         elif scope["method"] == "PUT":
             store = MemoryBlobs()
-            sink = Watched(store.sink(key_of(Digest.of(DATA)), limit_bytes=len(DATA)))
+            sink = Watched(store.open_writer(key_of(Digest.of(DATA)), limit_bytes=len(DATA)))
             self.sinks.append(sink)
             try:
                 await bodies.receive(request, sink, len(DATA))  # type: ignore[arg-type]

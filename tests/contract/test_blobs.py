@@ -13,10 +13,11 @@ import pytest
 
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
-from registry.server.storage.blobs import BlobStore, MemoryBlobs, key_of, staging_key_of
+from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.store import S3Blobs
+from tests.memory_blobs import MemoryBlobs
 
 DATA = random.Random(7).randbytes(3 * 2**20 + 17)
 DIGEST = Digest.of(DATA)
@@ -27,7 +28,7 @@ STAGED = staging_key_of("push1", DIGEST)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
     if request.param == "s3":
         url, endpoint = request.getfixturevalue("s3_url"), request.getfixturevalue("object_store")
-        return S3Blobs.at(url, endpoint=endpoint)
+        return S3Blobs.from_url(url, endpoint=endpoint)
     return MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "not" / "there" / "yet")
 
 
@@ -142,7 +143,7 @@ def test_listing_tells_keys_sizes_and_times_under_a_prefix(store: BlobStore) -> 
 
 @pytest.mark.parametrize("key", ["", "blobs/../../etc/passwd", "staging/../" + "a" * 64, "blobs/sha256/ab/" + "A" * 64])
 def test_a_key_that_is_not_ours_reaches_no_byte(store: BlobStore, key: str) -> None:
-    for call in (store.stat, store.open, store.delete, store.path_of):
+    for call in (store.stat, store.open, store.delete, store.local_path):
         with pytest.raises(ValueError, match="is not the key of a blob"):
             call(key)
 
@@ -174,7 +175,7 @@ def test_racing_writers_of_one_blob_all_succeed(store: BlobStore) -> None:
 def damage(store: BlobStore, key: str) -> None:
     """Other bytes under a key, as no call of the protocol could put them there."""
     if isinstance(store, MemoryBlobs):
-        store.keep(key, b"rotten")
+        store.insert(key, b"rotten")
     elif isinstance(store, LocalBlobs):
         (store.root / key).unlink()  # else the staged file, which is the same one by another name, would rot too
         (store.root / key).write_bytes(b"rotten")
@@ -208,9 +209,9 @@ def test_records_are_kept_beside_the_blobs(store: BlobStore) -> None:
 
 
 def test_ending_the_uploads_of_one_push_leaves_those_of_others(store: BlobStore) -> None:
-    mine = store.sink(STAGED, limit_bytes=2**27)
+    mine = store.open_writer(STAGED, limit_bytes=2**27)
     mine.write(DATA)
-    assert store.sweep(timedelta(0), "staging/another/") == 0
+    assert store.delete_unfinished(timedelta(0), "staging/another/") == 0
     mine.write(b"")
     assert mine.finish().size_bytes == len(DATA)
 
@@ -219,7 +220,7 @@ def assert_no_litter(store: BlobStore) -> None:
     if isinstance(store, LocalBlobs):
         assert not list((store.root / "tmp").glob("*"))
     if isinstance(store, S3Blobs):
-        assert uploads.sweep(store.bucket, datetime.now(UTC) + timedelta(hours=1)) == 0
+        assert uploads.abort_uploads(store.bucket, datetime.now(UTC) + timedelta(hours=1)) == 0
 
 
 # ------------------------------------------------------------------ what only a folder can show
@@ -227,13 +228,13 @@ def test_a_process_that_dies_while_writing_leaves_litter_and_no_blob(tmp_path: P
     store = LocalBlobs(tmp_path)
     child = os.fork()
     if child == 0:
-        store.sink(STAGED, limit_bytes=len(DATA)).write(DATA[:1000])
+        store.open_writer(STAGED, limit_bytes=len(DATA)).write(DATA[:1000])
         os._exit(9)
     os.waitpid(child, 0)
     assert store.stat(STAGED) is None
     assert len(list((tmp_path / "tmp").iterdir())) == 1
-    assert store.sweep(timedelta(hours=1)) == 0
-    assert store.sweep(timedelta(seconds=-1)) == 1
+    assert store.delete_unfinished(timedelta(hours=1)) == 0
+    assert store.delete_unfinished(timedelta(seconds=-1)) == 1
     assert_no_litter(store)
 
 
@@ -243,7 +244,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    sink = store.sink(STAGED, limit_bytes=len(DATA))
+    sink = store.open_writer(STAGED, limit_bytes=len(DATA))
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(Unavailable, match="No space left"):
         sink.write(DATA)
@@ -252,7 +253,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_is_named_by_a_file_url(tmp_path: Path) -> None:
-    assert LocalBlobs.at((tmp_path / "a b").as_uri()).root == tmp_path / "a b"
+    assert LocalBlobs.from_url((tmp_path / "a b").as_uri()).root == tmp_path / "a b"
     for url in ("s3://bucket/x", "file://elsewhere/x", "file:relative", "/srv"):
         with pytest.raises(Invalid):
-            LocalBlobs.at(url)
+            LocalBlobs.from_url(url)

@@ -64,14 +64,16 @@ def proxy(object_store: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def blobs(s3_url: str, proxy: FaultProxy) -> S3Blobs:
-    return S3Blobs(bucket.Bucket.at(s3_url, endpoint=proxy.endpoint), parts_from_bytes=5 * MIB, part_bytes=5 * MIB)
+    return S3Blobs(
+        bucket.Bucket.from_url(s3_url, endpoint=proxy.endpoint), parts_from_bytes=5 * MIB, part_bytes=5 * MIB
+    )
 
 
 @pytest.fixture
 def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
     with World(database_url, blobs=blobs) as world:
         world.add_base(BASE)
-        assert blobs.abilities.links  # found out now, while the store is well
+        assert blobs.capabilities.links  # found out now, while the store is well
         yield world
 
 
@@ -272,7 +274,7 @@ def test_a_probe_that_meets_a_fault_costs_an_ability_or_is_asked_again(
 
 def test_a_store_that_does_not_answer_is_not_asked_by_everybody(blobs: S3Blobs, proxy: FaultProxy) -> None:
     """Each who asks would wait as long; one of them finds out when it is back."""
-    assert blobs.abilities.ranges
+    assert blobs.capabilities.ranges
     proxy.fail("head", "hang")
     key = key_of(Digest.of(b""))
     with pytest.raises(Unavailable, match="imeout"):
@@ -283,6 +285,6 @@ def test_a_store_that_does_not_answer_is_not_asked_by_everybody(blobs: S3Blobs, 
             blobs.stat(key)
     assert proxy.seen["head"] == asked
     proxy.heal()
-    blobs.bucket._outage._until = 0.0  # as if its pause were over
+    blobs.bucket._breaker._open_until = 0.0  # as if its pause were over
     assert blobs.stat(key) is None
     assert blobs.stat(key) is None

@@ -102,7 +102,7 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
         elif point == "rows":
             patch.setattr("registry.server.push.rows.add_contents", crash)
         elif point == "finish":
-            patch.setattr("registry.server.storage.disk.FileSink.finish", crash)
+            patch.setattr("registry.server.storage.local.FileWriter.finish", crash)
         else:
             patch.setattr(LocalBlobs, point, crash)
         with pytest.raises(RegistryError):

@@ -9,7 +9,7 @@ import pytest
 from registry.client.connection import Connection
 from registry.client.registry import Registry
 from registry.server.push import inspect
-from registry.server.storage.blobs import MemoryBlobs
+from tests.memory_blobs import MemoryBlobs
 from tests.world import URL, World
 
 NAME = "acme/support"

@@ -12,9 +12,10 @@ import pytest
 
 from registry.digest import Digest
 from registry.server.routes import bodies
-from registry.server.storage.blobs import BlobStore, MemoryBlobs, key_of
+from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.local import LocalBlobs
 from tests import forge
+from tests.memory_blobs import MemoryBlobs
 from tests.world import URL, World
 
 FILE = f"/api/v1/adapters/acme/support/versions/1/files/{forge.WEIGHTS}"

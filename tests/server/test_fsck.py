@@ -60,7 +60,7 @@ def busy(world: World) -> None:
 
 
 def file_of(world: World, digest: str) -> Path:
-    path = world.blobs.path_of(key_of(Digest(digest)))
+    path = world.blobs.local_path(key_of(Digest(digest)))
     assert path is not None
     return path
 
@@ -241,7 +241,7 @@ def test_damaged_blobs_are_restored_from_the_second_copy(local: World, tmp_path:
     weights, config = Digest.of(files[forge.WEIGHTS]), Digest.of(files[forge.CONFIG])
     flip(file_of(local, weights), 1)
     file_of(local, config).unlink()
-    damaged_too = second.path_of(key_of(config))
+    damaged_too = second.local_path(key_of(config))
     assert damaged_too is not None
     flip(damaged_too, 9)
     assert sorted(findings(local)) == sorted([f"blob.restored {weights}", f"blob.damaged {config}"])

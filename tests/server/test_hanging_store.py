@@ -13,7 +13,8 @@ from registry.api.push import PushRequest
 from registry.digest import Digest
 from registry.server.push import background, inspect
 from registry.server.routes.threads import STORE_THREADS
-from registry.server.storage.blobs import Link, MemoryBlobs, Sink, Stat
+from registry.server.storage.blobs import BlobWriter, Link, Stat
+from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
 PATIENCE_SECONDS = 60
@@ -38,8 +39,8 @@ class Hanging(MemoryBlobs):
         self.wait()
         return super().stat(key)
 
-    def sink(self, key: str, *, limit_bytes: int) -> Sink:
-        sink = super().sink(key, limit_bytes=limit_bytes)
+    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
+        sink = super().open_writer(key, limit_bytes=limit_bytes)
         write = sink.write
 
         def writing(chunk: Any) -> None:
@@ -49,7 +50,7 @@ class Hanging(MemoryBlobs):
         sink.write = writing  # type: ignore[method-assign]
         return sink
 
-    def link(self, *_args: Any, **_options: Any) -> Link | None:
+    def presign(self, *_args: Any, **_options: Any) -> Link | None:
         if self.at_link is not None:
             self.at_link()
         return None

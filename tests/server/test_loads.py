@@ -17,9 +17,9 @@ from registry.errors import Denied, Invalid, NotFound
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionRow, VersionTagRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
-from registry.server.storage.blobs import MemoryBlobs
 from tests import forge
 from tests.engines import image_cases
+from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
 VLLM, WIDE, SGLANG = "vllm==0.33.0", "vllm==0.33.0,max_lora_rank=64", "sglang==0.5.23"

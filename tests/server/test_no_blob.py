@@ -38,7 +38,7 @@ def local(database_url: str, tmp_path: Path) -> Iterator[World]:
 
 
 def file_of(world: World, digest: Digest) -> Path:
-    path = world.blobs.path_of(key_of(digest))
+    path = world.blobs.local_path(key_of(digest))
     assert path is not None
     return path
 
@@ -143,7 +143,7 @@ def test_what_collects_says_what_the_disk_refuses(local: World, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "unlink", refusing)
     with pytest.raises(Unavailable, match="Input/output error"):
-        local.blobs.sweep(timedelta(seconds=-1))
+        local.blobs.delete_unfinished(timedelta(seconds=-1))
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -38,9 +38,9 @@ def database_kind() -> str:
 
 @pytest.fixture
 def blobs(s3_url: str, object_store: str) -> S3Blobs:
-    store = S3Blobs.at(s3_url, endpoint=object_store)
-    store._bound_from_bytes = SMALL_BYTES
-    if not store.abilities.bound_parts:
+    store = S3Blobs.from_url(s3_url, endpoint=object_store)
+    store._direct_from_bytes = SMALL_BYTES
+    if not store.capabilities.checksum_parts:
         pytest.skip("this store binds no part to a sum")
     return store
 
@@ -56,7 +56,7 @@ def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
 def operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls that may write, in order."""
     told: list[str] = []
-    for name in ("call", "find", "create"):
+    for name in ("call",):
         inner = getattr(Bucket, name)
 
         def counted(self: Bucket, operation: str, *, inner: Any = inner, **parameters: Any) -> Any:
@@ -78,7 +78,7 @@ def plan(world: World, files: forge.Files, name: AdapterName = NAME) -> tuple[Pu
 
 
 def open_uploads(blobs: S3Blobs) -> list[str]:
-    pages = blobs.bucket.pages("list_multipart_uploads", Prefix=blobs.bucket.prefix)
+    pages = blobs.bucket.list_pages("list_multipart_uploads", Prefix="")
     return [upload["Key"] for page in pages for upload in page.get("Uploads", ())]
 
 
@@ -116,7 +116,7 @@ def test_who_sent_nothing_gains_nothing_though_the_blob_is_there(world: World, b
     _, upload = plan(world, files)
     push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
     stranger = staging_key_of("psh_stranger", upload.digest)
-    link = blobs.link(stranger, seconds=60, method="PUT", digest=upload.digest, size_bytes=upload.size_bytes)
+    link = blobs.presign(stranger, seconds=60, method="PUT", digest=upload.digest, size_bytes=upload.size_bytes)
     assert link is not None
     # What the stranger sees does not depend on whether somebody has the bytes.
     assert (httpx.URL(link.url).path, sorted(httpx.URL(link.url).params)) == (
@@ -132,17 +132,17 @@ def test_who_sent_nothing_gains_nothing_though_the_blob_is_there(world: World, b
 def test_a_commit_that_died_between_note_and_completion_goes_on(
     blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link = blobs.link(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+    link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
     assert put(link, DATA) == 200
-    find = Bucket.find
+    call = Bucket.call
 
     def dying(self: Bucket, operation: str, **parameters: Any) -> Any:
         if operation == "complete_multipart_upload":
             raise Unavailable("STORE_UNAVAILABLE", "gone")
-        return find(self, operation, **parameters)
+        return call(self, operation, **parameters)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bucket, "find", dying)
+        patch.setattr(Bucket, "call", dying)
         with pytest.raises(Unavailable):
             blobs.stat(STAGED)
     found = blobs.stat(STAGED)
@@ -157,7 +157,7 @@ def test_a_commit_that_died_between_note_and_completion_goes_on(
 
 def test_bytes_sent_again_mend_a_damaged_blob(blobs: S3Blobs) -> None:
     blobs.bucket.put(key_of(DIGEST), b"damaged")
-    link = blobs.link(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+    link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
     assert put(link, DATA) == 200
     blobs.promote(STAGED, DIGEST, replace=True)
     assert b"".join(blobs.open(key_of(DIGEST))) == DATA
@@ -192,7 +192,7 @@ def test_what_a_push_left_open_is_ended_by_gc_and_takes_no_late_bytes(world: Wor
 
 
 def test_without_that_ability_bytes_are_staged_and_copied(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
-    blobs._abilities = dataclasses.replace(blobs.abilities, bound_parts=False)
+    blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False)
     files = world.files()
     _, upload = plan(world, files)
     assert "/staging/" in upload.url

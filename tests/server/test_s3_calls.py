@@ -35,9 +35,9 @@ def database_kind() -> str:
 
 @pytest.fixture
 def blobs(s3_url: str, object_store: str) -> S3Blobs:
-    store = S3Blobs.at(s3_url, endpoint=object_store)
-    store._bound_from_bytes = 2**10
-    if not store.abilities.bound_parts:
+    store = S3Blobs.from_url(s3_url, endpoint=object_store)
+    store._direct_from_bytes = 2**10
+    if not store.capabilities.checksum_parts:
         pytest.skip("this store binds no part to a sum")
     return store
 
@@ -82,13 +82,13 @@ def test_a_push_asks_the_store_for_what_moves_its_bytes_and_little_else(
 
 
 def test_a_file_goes_in_parts_from_where_that_is_cheaper_than_to_send_it_again(blobs: S3Blobs) -> None:
-    assert not blobs._goes_in_parts(uploads.FROM_BYTES_WHERE_BOUND - 1)
-    assert blobs._goes_in_parts(uploads.FROM_BYTES_WHERE_BOUND)
-    blobs._abilities = dataclasses.replace(blobs.abilities, bound_parts=False)
-    assert blobs._goes_in_parts(uploads.FROM_BYTES)
-    assert not blobs._goes_in_parts(uploads.FROM_BYTES - 1)
+    assert not blobs._has_parts(uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS - 1)
+    assert blobs._has_parts(uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS)
+    blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False)
+    assert blobs._has_parts(uploads.PARTS_FROM_BYTES)
+    assert not blobs._has_parts(uploads.PARTS_FROM_BYTES - 1)
     chosen = S3Blobs(blobs.bucket, parts_from_bytes=5 * MIB)
-    assert chosen._goes_in_parts(5 * MIB)
+    assert chosen._has_parts(5 * MIB)
 
 
 def test_what_another_server_took_away_is_missed_and_not_believed(blobs: S3Blobs) -> None:
@@ -107,13 +107,13 @@ def test_what_another_server_took_away_is_missed_and_not_believed(blobs: S3Blobs
 
 def test_two_servers_go_on_with_one_upload_and_either_completes_it(blobs: S3Blobs) -> None:
     other = S3Blobs(blobs.bucket)
-    other._bound_from_bytes = blobs._bound_from_bytes
+    other._direct_from_bytes = blobs._direct_from_bytes
     given: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
-    first, second = blobs.link(STAGED, **given), other.link(STAGED, **given)
+    first, second = blobs.presign(STAGED, **given), other.presign(STAGED, **given)
     assert first is not None
     assert second is not None
     assert httpx.URL(first.url).params["uploadId"] == httpx.URL(second.url).params["uploadId"]
-    pages = blobs.bucket.pages("list_multipart_uploads", Prefix=blobs.bucket.prefix)
+    pages = blobs.bucket.list_pages("list_multipart_uploads", Prefix="")
     assert len([upload for page in pages for upload in page.get("Uploads", ())]) == 1
     assert httpx.put(first.url, content=DATA, headers=first.headers).status_code == 200
     for store in (other, blobs, other):
@@ -125,10 +125,10 @@ def test_two_servers_go_on_with_one_upload_and_either_completes_it(blobs: S3Blob
 
 def test_an_upload_that_another_server_ended_is_begun_anew(blobs: S3Blobs) -> None:
     given: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
-    first = blobs.link(STAGED, **given)
+    first = blobs.presign(STAGED, **given)
     S3Blobs(blobs.bucket).delete(STAGED)
     assert blobs.stat(STAGED) is None
-    second = blobs.link(STAGED, **given)
+    second = blobs.presign(STAGED, **given)
     assert first is not None
     assert second is not None
     assert httpx.put(first.url, content=DATA, headers=first.headers).status_code == 404
@@ -147,7 +147,7 @@ def test_a_note_whose_answer_was_lost_is_found_and_its_upload_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(Bucket, "put", written_but_refused)
-        link = blobs.link(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+        link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
     assert link is not None
     assert httpx.put(link.url, content=DATA, headers=link.headers).status_code == 200
     assert blobs.stat(STAGED) is not None

@@ -41,7 +41,7 @@ def relay(object_store: str) -> Iterator[Relay]:
 
 @pytest.fixture
 def blobs(s3_url: str, object_store: str, relay: Relay) -> S3Blobs:
-    return S3Blobs.at(s3_url, endpoint=object_store, public_endpoint=relay.endpoint)
+    return S3Blobs.from_url(s3_url, endpoint=object_store, public_endpoint=relay.endpoint)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
 
 def lacking(blobs: S3Blobs, **abilities: bool) -> None:
     """As if the probe had found that the store cannot do this."""
-    blobs._abilities = dataclasses.replace(blobs.abilities, **abilities)
+    blobs._capabilities = dataclasses.replace(blobs.capabilities, **abilities)
 
 
 def plan(world: World, files: forge.Files) -> PushPlan:
@@ -95,7 +95,7 @@ def test_a_second_push_of_the_same_bytes_sends_none_of_them(world: World, relay:
 
 
 def test_a_link_takes_no_other_bytes_than_the_plan_was_made_for(world: World, blobs: S3Blobs) -> None:
-    if not blobs.abilities.sum_links:
+    if not blobs.capabilities.checksum_links:
         pytest.skip("this store binds no link to a sum: the next test shows what stands in for it")
     files = world.files()
     for upload in plan(world, files).uploads:
@@ -108,7 +108,7 @@ def test_a_link_takes_no_other_bytes_than_the_plan_was_made_for(world: World, bl
 def test_where_the_store_cannot_check_a_sum_a_link_writes_once_and_the_server_hashes(
     world: World, blobs: S3Blobs
 ) -> None:
-    lacking(blobs, sums=False, sum_links=False)
+    lacking(blobs, checksums=False, checksum_links=False)
     files = world.files()
     by_digest = {Digest.of(data): data for data in files.values()}
     first = plan(world, files)
@@ -131,7 +131,7 @@ def test_where_the_store_cannot_check_a_sum_a_link_writes_once_and_the_server_ha
 def test_where_links_cannot_be_bound_bytes_come_through_the_server(
     world: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
 ) -> None:
-    lacking(blobs, sum_links=False, once_links=False, parts=False)
+    lacking(blobs, checksum_links=False, conditional_links=False, parts=False)
     folder = forge.write(world.files(), tmp_path / "adapter")
     assert push.push_folder(world.admin, folder, NAME).created
     assert relay.asked("PUT") == []
@@ -141,7 +141,7 @@ def test_where_links_cannot_be_bound_bytes_come_through_the_server(
 
 
 def test_an_answer_that_was_lost_does_not_make_a_bound_link_fail(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
-    lacking(blobs, sums=False, sum_links=False)
+    lacking(blobs, checksums=False, checksum_links=False)
     files = world.files()
     by_digest = {Digest.of(data): data for data in files.values()}
     links = plan(world, files).uploads
@@ -169,7 +169,7 @@ def test_a_big_file_goes_in_parts_and_becomes_one_blob(
     assert len(parts) == 3
     assert b"".join(blobs.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
     assert pushed.version.verdicts[0].outcome == "pass"
-    assert blobs.sweep(timedelta(hours=-1)) == 0
+    assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
 def test_a_client_that_was_killed_sends_only_the_parts_that_are_missing(
@@ -214,9 +214,9 @@ def test_a_push_with_a_part_missing_or_wrong_makes_no_version(in_parts: World) -
 
 def test_uploads_that_nobody_ends_are_swept(in_parts: World, blobs: S3Blobs) -> None:
     plan(in_parts, big_files())
-    assert blobs.sweep(timedelta(hours=1)) == 0
-    assert blobs.sweep(timedelta(hours=-1)) == 1
-    assert blobs.sweep(timedelta(hours=-1)) == 0
+    assert blobs.delete_unfinished(timedelta(hours=1)) == 0
+    assert blobs.delete_unfinished(timedelta(hours=-1)) == 1
+    assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
 def test_health_tells_what_the_store_can_do(world: World) -> None:
@@ -226,19 +226,19 @@ def test_health_tells_what_the_store_can_do(world: World) -> None:
 
 
 def test_a_store_that_is_not_there_is_said_and_the_next_request_asks_again(s3_url: str, object_store: str) -> None:
-    blobs: Any = S3Blobs.at(s3_url, endpoint="http://127.0.0.1:9")
+    blobs: Any = S3Blobs.from_url(s3_url, endpoint="http://127.0.0.1:9")
     with pytest.raises(Unavailable, match="cannot serve") as caught:
-        _ = blobs.abilities
+        _ = blobs.capabilities
     assert caught.value.code == "STORE_UNAVAILABLE"
-    blobs.bucket = S3Blobs.at(s3_url, endpoint=object_store).bucket
+    blobs.bucket = S3Blobs.from_url(s3_url, endpoint=object_store).bucket
     with pytest.raises(Unavailable):
-        _ = blobs.abilities  # not so soon
-    blobs._ask_again_at = 0.0
-    assert blobs.abilities.ranges
+        _ = blobs.capabilities  # not so soon
+    blobs._probe_again_at = 0.0
+    assert blobs.capabilities.ranges
 
 
 def test_health_says_when_the_store_is_away(database_url: str, s3_url: str) -> None:
-    with World(database_url, blobs=S3Blobs.at(s3_url, endpoint="http://127.0.0.1:9")) as world:
+    with World(database_url, blobs=S3Blobs.from_url(s3_url, endpoint="http://127.0.0.1:9")) as world:
         with pytest.raises(Unavailable):
             world.admin.health()
         world.check = lambda: None  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ def database_kind() -> str:
 
 @pytest.fixture
 def blobs(s3_url: str, object_store: str) -> S3Blobs:
-    return S3Blobs.at(s3_url, endpoint=object_store, parts_from_bytes=uploads.PART_BYTES)
+    return S3Blobs.from_url(s3_url, endpoint=object_store, parts_from_bytes=uploads.PART_BYTES)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
 
 
 def open_uploads(blobs: S3Blobs) -> list[str]:
-    pages = blobs.bucket.pages("list_multipart_uploads", Prefix=blobs.bucket.prefix)
+    pages = blobs.bucket.list_pages("list_multipart_uploads", Prefix="")
     return [upload["UploadId"] for page in pages for upload in page.get("Uploads", ())]
 
 

@@ -66,7 +66,7 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
     node.push("acme/support")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.pull if where == "copy" else store, "pull" if where == "copy" else "write_whole", full)
+        patch.setattr(store.pull if where == "copy" else store, "pull" if where == "copy" else "replace_file", full)
         assert node.states() == {"acme-support-v2": "failed"}
         assert node.station.aliases == {"acme/support": "acme-support-v1"}
         assert any("No space left" in line and "cannot be kept" in line for line in node.said)
@@ -83,7 +83,7 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     node.push("acme/support")
     told = node.shelf.root / "aliases.json"
     with monkeypatch.context() as patched:
-        patched.setattr("registry.serving.agent.reconciler.write_whole", full)
+        patched.setattr("registry.serving.agent.reconciler.replace_file", full)
         for _ in range(2):
             with pytest.raises(Unavailable, match="cannot be written: No space left"):
                 node.states()
@@ -104,7 +104,7 @@ def test_a_roster_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
     node.states()
     node.push("acme/support")
     with monkeypatch.context() as patched:
-        patched.setattr("registry.serving.agent.agent.write_whole", full)
+        patched.setattr("registry.serving.agent.agent.replace_file", full)
         for _ in range(2):
             assert node.states() == {"acme-support-v2": "ready"}
     assert len([line for line in node.said if "cannot be kept for a time" in line]) == 1

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from registry.digest import Digest
-from registry.server.storage.blobs import BlobStore, MemoryBlobs
+from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
 from tests import forge
+from tests.memory_blobs import MemoryBlobs
 from tests.wicked.raw_push import PUSHES, RawClient, reasons
 from tests.world import World
 

@@ -38,7 +38,7 @@ def plan(
     told = {item.digest for item in small}
     seconds = settings.link_seconds
     links = {
-        file.path: blobs.link(key_of(file.digest), seconds=seconds, method="GET", file_name=file.path)
+        file.path: blobs.presign(key_of(file.digest), seconds=seconds, method="GET", file_name=file.path)
         for file in whole
         if file.digest not in told
     }

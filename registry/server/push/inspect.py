@@ -88,7 +88,7 @@ def _found(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
     """What is under the key, once parts that were sent are put together."""
     stat = blobs.stat(key)
     if stat is None:
-        blobs.assemble(key, size_bytes)
+        blobs.complete_parts(key, size_bytes)
         stat = blobs.stat(key)
     return stat
 

@@ -181,11 +181,11 @@ def _blob_row(row: PushRow, digest: Digest, size_bytes: int, held: set[str]) -> 
 def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload | None:
     """Straight to the store in parts or whole where that is safe, else to this server. None: all parts have arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
-    parts = blobs.parts(blob.staging_key, size, seconds=seconds)
+    parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)
     if parts is not None:
         links = [Part(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
         return Upload(digest=digest, size_bytes=size, parts=links) if links else None
-    link = blobs.link(blob.staging_key, seconds=seconds, method="PUT", digest=digest, size_bytes=size)
+    link = blobs.presign(blob.staging_key, seconds=seconds, method="PUT", digest=digest, size_bytes=size)
     if link is not None:
         return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
     return Upload(digest=digest, size_bytes=size, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")

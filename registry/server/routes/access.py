@@ -9,8 +9,6 @@ Example
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import Request, Response
 
 from registry import __version__
@@ -106,10 +104,10 @@ def check_health(engine: EngineDep, blobs: KnownBlobsDep, response: Response, st
     With `store`, the store is asked now. Load balancers leave it out: look-ups work without the store.
     """
     state, reason, revision = "ok", "", ""
-    capabilities: dict[str, Any] = {}
+    capabilities: dict[str, bool] = {}
     try:
         revision = schema.revision_of(engine)
-        capabilities = getattr(blobs, "capabilities", {})
+        capabilities = blobs.describe()
         if store:
             blobs.stat(key_of(Digest.of(b"")))
     except RegistryError as e:

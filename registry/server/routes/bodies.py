@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from registry.server import failpoints
 from registry.server.http import direct_io
 from registry.server.routes import threads
-from registry.server.storage.blobs import Sink
+from registry.server.storage.blobs import BlobWriter
 
 STEP_BYTES = 2**20
 """Received chunks are gathered to about this much before they are hashed and written."""
@@ -35,7 +35,7 @@ PIECE_BYTES = 2**18
 class Receipt(Response):
     """204, once the request's body is in the sink, or thrown away where there is none; `meanwhile` is open so long."""
 
-    def __init__(self, sink: Sink | None, size_bytes: int, meanwhile: AbstractContextManager[None]) -> None:
+    def __init__(self, sink: BlobWriter | None, size_bytes: int, meanwhile: AbstractContextManager[None]) -> None:
         super().__init__(status_code=204)
         self._sink = sink
         self._size_bytes = size_bytes
@@ -50,7 +50,7 @@ class Receipt(Response):
             await self._keep(request, self._sink)
         await super().__call__(scope, receive, send)
 
-    async def _keep(self, request: Request, sink: Sink) -> None:
+    async def _keep(self, request: Request, sink: BlobWriter) -> None:
         try:
             with self._meanwhile:
                 await receive(request, sink, self._size_bytes)
@@ -62,7 +62,7 @@ class Receipt(Response):
             raise
 
 
-async def receive(request: Request, sink: Sink, size_bytes: int) -> None:
+async def receive(request: Request, sink: BlobWriter, size_bytes: int) -> None:
     """Everything that the request's body holds goes into the sink, which refuses what is too much."""
     if request.headers.get("content-length") == str(size_bytes):
         await _receive_by_lane(request, sink, size_bytes)
@@ -77,7 +77,7 @@ async def receive(request: Request, sink: Sink, size_bytes: int) -> None:
         await threads.ask_store(sink.write, gathered)
 
 
-async def _receive_by_lane(request: Request, sink: Sink, size_bytes: int) -> None:
+async def _receive_by_lane(request: Request, sink: BlobWriter, size_bytes: int) -> None:
     """As much of the body as comes without a pause. Nothing, where there is no lane."""
     lane = direct_io.of(request.scope)
     if lane is None or size_bytes < direct_io.FROM_BYTES:

@@ -94,7 +94,7 @@ def upload_blob(
     expected = commit.receive(session, actor, push_id, digest)
     db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
-    sink = blobs.sink(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
+    sink = blobs.open_writer(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
     return bodies.Receipt(sink, expected.size_bytes, background.pushing(engine))
 
 
@@ -222,7 +222,7 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
         return Response(status_code=304, headers=headers)
     _note_read(request, selector)
     key = files.key_in(blobs, file)
-    link = blobs.link(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
+    link = blobs.presign(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
     if link is not None:
         return Response(status_code=307, headers={"Location": link.url, "Cache-Control": "no-store"})
     return from_here(request, blobs, key, file.size_bytes, headers)
@@ -251,7 +251,7 @@ def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, hea
     headers |= {"Content-Length": str(length), "Accept-Ranges": "bytes"}
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=declarations.OCTETS)
-    path = blobs.path_of(key)
+    path = blobs.local_path(key)
     if path is not None:
         return bodies.FileAnswer(path, start, length, status, headers)
     return StreamingResponse(blobs.open(key, start, length), status, headers, media_type=declarations.OCTETS)

@@ -1,16 +1,15 @@
-"""`LocalBlobs`: the embedded default, blobs as files in one folder.
+"""`LocalBlobs`: the default store, blobs as files in one folder.
 
     ROOT/blobs/sha256/ab/<hex>   ROOT/staging/<push id>/<hex>   ROOT/tmp/<random>   ROOT/aside/<hex>-<random>
 
-Invariants
-- A file is written under `tmp/`, forced to disk, renamed to its key, and the folder is forced to disk:
-  a power cut or `kill -9` leaves the whole blob or litter in `tmp/`, never half a blob under its key.
-- What is staged may be gone after a power cut, as a whole: it is sent again then. `promote` makes it last.
-- The final key is created by a hard link, which fails when it exists: nothing is ever replaced there.
+- A file is written under `tmp/`, forced to disk and renamed to its key; then the folder is forced to disk. A power cut
+  or `kill -9` leaves the whole blob, or a leftover in `tmp/`: never half a blob under its key.
+- A staged blob may be missing after a power cut, as a whole: it is sent again. `promote` makes it durable.
+- The final key is created by a hard link, which fails if it exists, so nothing there is ever overwritten.
 - A promotion makes the same calls, and forces the same folders to disk, whether or not the final key exists.
-- What stands under a key and is no file (a folder, a pipe, a link to nothing) is no blob: a promotion moves it to
-  `aside/`, where a person may look at it. A folder that cannot be read is an error, never an empty one.
-- Memory stays constant whatever the size; a full disk is `Unavailable`, not a crash.
+- Anything but a file under a key (a folder, a pipe, a broken link) is no blob: a promotion moves it to `aside/`, where
+  a person can look at it. A folder that cannot be read is an error, never an empty one.
+- What the operating system refuses (a full disk, missing rights) raises `Unavailable`.
 """
 
 from __future__ import annotations
@@ -20,34 +19,37 @@ import errno
 import os
 import secrets
 import stat as modes
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from registry.digest import Digest
-from registry.errors import Invalid
-from registry.server.storage import disk
+from registry.durable import sync_folder
+from registry.errors import Invalid, Unavailable
 from registry.server.storage.blobs import (
     CHUNK_BYTES,
-    Sink,
+    WHOLE_BYTES,
+    BlobStore,
+    BlobWriter,
+    Bytes,
+    DigestVerifier,
     Stat,
-    WithoutLinks,
-    absent,
-    check_expectation,
     digest_of,
-    fill,
     key_of,
+    raise_unknown,
 )
 
+WRITE_BACK_BYTES = 4 * 2**20
+LINK_ATTEMPTS = 100
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""What a file system without hard links (or with a full link count) answers."""
+"""Errors of a file system without hard links, or with a full link count."""
 _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-"""What is answered where no file stands under a path."""
+"""Errors for a path where no file is."""
 
 
-class LocalBlobs(WithoutLinks):
-    """A folder of blobs, shared safely by any number of threads and processes of one machine."""
+class LocalBlobs(BlobStore):
+    """A folder of blobs. Any number of threads and processes of one machine may share it."""
 
     kind = "local"
 
@@ -55,8 +57,8 @@ class LocalBlobs(WithoutLinks):
         self.root = root
 
     @classmethod
-    def at(cls, url: str) -> LocalBlobs:
-        """The store of a `file:///…` URL. `Invalid` (SETTING_INVALID) for one that names no folder of this machine."""
+    def from_url(cls, url: str) -> LocalBlobs:
+        """Return the store of a `file:///…` URL. `Invalid` (SETTING_INVALID) if it names no folder of this machine."""
         parts = urlsplit(url)
         path = Path(unquote(parts.path))
         if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
@@ -66,109 +68,102 @@ class LocalBlobs(WithoutLinks):
             )
         return cls(path)
 
-    def path_of(self, key: str) -> Path | None:
+    def local_path(self, key: str) -> Path | None:
         digest_of(key)
         return self.root / key
 
     def stat(self, key: str) -> Stat | None:
         digest = digest_of(key)
         try:
-            found = os.stat(self.root / key)
+            status = os.stat(self.root / key)
         except OSError as e:
             if e.errno in _NO_FILE:
                 return None
-            raise disk.unavailable(e) from e
-        if not modes.S_ISREG(found.st_mode):
+            raise _unavailable(e) from e
+        if not modes.S_ISREG(status.st_mode):
             return None
-        return Stat(key, found.st_size, digest, datetime.fromtimestamp(found.st_mtime, UTC))
-
-    def read(self, key: str, start: int, length: int) -> bytes:
-        return b"".join(self.open(key, start, length))
+        return Stat(key, status.st_size, digest, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         digest_of(key)
         try:
-            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
+            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
         except OSError as e:
             if e.errno in _NO_FILE:
-                absent(key)
-            raise disk.unavailable(e) from e
+                raise_unknown(key)
+            raise _unavailable(e) from e
         if not modes.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            absent(key)
-        return _chunks(descriptor, start, 2**62 if length is None else length)
+            raise_unknown(key)
+        return _read_chunks(descriptor, start, WHOLE_BYTES if length is None else length)
 
-    def sink(self, key: str, *, limit_bytes: int) -> Sink:
-        return disk.FileSink(self.root, key, limit_bytes)
-
-    def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
-        check_expectation(key, expect)
-        return fill(self.sink(key, limit_bytes=limit_bytes), chunks)
+    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
+        return FileWriter(self.root, key, limit_bytes)
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         digest_of(staging_key)
         staged, final = self.root / staging_key, self.root / key_of(digest)
         try:
-            disk.make_folder(final.parent)
+            _make_folder(final.parent)
             try:
-                self._name(staged, final, replace=replace)
+                self._link_final(staged, final, replace=replace)
             except FileNotFoundError:
                 if not final.exists():
-                    absent(staging_key)
+                    raise_unknown(staging_key)
             except OSError as e:
                 if e.errno not in _NO_LINKS:
                     raise
                 os.rename(staged, final)
-            disk.sync_folder(final.parent)
+            sync_folder(final.parent)
         except OSError as e:
-            raise disk.unavailable(e) from e
+            raise _unavailable(e) from e
 
-    def _name(self, staged: Path, final: Path, *, replace: bool) -> None:
-        """The final key, as another name of the staged file, by way of a spare name that goes again.
+    def _link_final(self, staged: Path, final: Path, *, replace: bool) -> None:
+        """Make the final key another name of the staged file, through a temporary name.
 
-        The spare name is why a key that exists takes as long: there is a change to be forced to disk either way. It is
-        also what is renamed over damaged bytes, so that nobody sees a moment without the key.
+        Because of the temporary name a promotion takes as long if the key exists: a change is forced to disk either
+        way. It is also what is renamed over damaged bytes, so that the key never disappears.
         """
-        spare = self.root / "tmp" / f"{final.name[:12]}-{secrets.token_hex(8)}"
-        disk.make_folder(spare.parent)
-        disk.link(staged, spare)
-        self._set_aside(final)
+        temporary = self.root / "tmp" / f"{final.name[:12]}-{secrets.token_hex(8)}"
+        _make_folder(temporary.parent)
+        _link(staged, temporary)
+        self._move_aside(final)
         try:
             if replace:
-                os.rename(spare, final)
+                os.rename(temporary, final)
             else:
-                os.link(spare, final)
+                os.link(temporary, final)
         except FileExistsError:
             pass
         finally:
-            spare.unlink(missing_ok=True)  # a rename does nothing when both are one file already
-        disk.sync_folder(spare.parent)
+            temporary.unlink(missing_ok=True)  # a rename does nothing if both are the same file already
+        sync_folder(temporary.parent)
 
-    def _set_aside(self, path: Path) -> None:
-        """What is no file makes room for one. A file stays, and so does a link to one."""
+    def _move_aside(self, path: Path) -> None:
+        """Move what is neither a file nor a link to one out of the way."""
         with contextlib.suppress(FileNotFoundError):
             mode = os.lstat(path).st_mode
             if modes.S_ISREG(mode) or (modes.S_ISLNK(mode) and path.is_file()):
                 return
             aside = self.root / "aside" / f"{path.name}-{secrets.token_hex(4)}"
-            disk.make_folder(aside.parent)
+            _make_folder(aside.parent)
             os.rename(path, aside)
 
     def delete(self, key: str) -> None:
         digest_of(key)
         path = self.root / key
         try:
-            self._set_aside(path)
+            self._move_aside(path)
             path.unlink(missing_ok=True)
             if key.startswith("staging/"):
                 with contextlib.suppress(OSError):  # not empty yet, or gone already
                     path.parent.rmdir()
         except OSError as e:
-            raise disk.unavailable(e) from e
+            raise _unavailable(e) from e
 
     def list(self, prefix: str) -> Iterator[Stat]:
-        """Every blob under a prefix that ends in `/`, in the file system's order; files may come and go."""
-        for folder, _, files in os.walk(self.root / prefix, onerror=_unreadable):
+        """Yield every key under a prefix that ends in `/`, in the file system's order. Files may come and go."""
+        for folder, _, files in os.walk(self.root / prefix, onerror=_raise_unreadable):
             for name in files:
                 key = str(Path(folder, name).relative_to(self.root))
                 with contextlib.suppress(FileNotFoundError, ValueError):
@@ -176,40 +171,97 @@ class LocalBlobs(WithoutLinks):
                     if stat is not None:
                         yield stat
 
-    def sweep(self, older_than: timedelta, prefix: str = "") -> int:
-        """Remove files that were being written when a process died. Returns how many.
-
-        Whose they were is not known, so with a `prefix` none goes.
-        """
-        gone = 0
+    def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
+        """Delete the files that a process was writing when it died. None with a `prefix`, which they do not have."""
+        count = 0
         if prefix:
-            return gone
+            return count
         limit = (datetime.now(UTC) - older_than).timestamp()
         for path in (self.root / "tmp").glob("*"):
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a folder is none of ours
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # no writer creates a folder there
                 try:
                     if path.lstat().st_mtime < limit:
                         path.unlink()
-                        gone += 1
+                        count += 1
                 except OSError as e:
                     if e.errno in (errno.ENOENT, errno.EISDIR):
                         raise
-                    raise disk.unavailable(e) from e
-        return gone
+                    raise _unavailable(e) from e
+        return count
 
 
-def _unreadable(error: OSError) -> None:
-    if error.errno not in _NO_FILE:
-        raise disk.unavailable(error)
+class FileWriter:
+    """Writes one file under `tmp/` and renames it to its key in `finish`."""
+
+    def __init__(self, root: Path, key: str, limit_bytes: int) -> None:
+        self._verifier = DigestVerifier(key, limit_bytes)
+        self._root, self._key = root, key
+        self._flushed_bytes = 0
+        self._temporary = root / "tmp" / f"{self._verifier.digest.short}-{secrets.token_hex(8)}"
+        try:
+            _make_folder(self._temporary.parent)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(self._temporary, flags, 0o600)
+        except OSError as e:
+            raise _unavailable(e) from e
+
+    def write(self, chunk: Bytes) -> None:
+        """Write a chunk."""
+        self._verifier.update(chunk)
+        view = memoryview(chunk)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            self._start_write_back()
+        except OSError as e:
+            raise _unavailable(e) from e
+
+    def _start_write_back(self) -> None:
+        """Let the disk begin while bytes still arrive, so that the final fsync has little left to wait for."""
+        dirty_bytes = self._verifier.size_bytes - self._flushed_bytes
+        if dirty_bytes >= WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, self._flushed_bytes, dirty_bytes, os.POSIX_FADV_DONTNEED)
+            self._flushed_bytes += dirty_bytes
+
+    def finish(self) -> Stat:
+        """Verify the digest and move the file to its key."""
+        self._verifier.verify()
+        final = self._root / self._key
+        try:
+            os.fsync(self._descriptor)
+            self._close()
+            durable = not self._key.startswith("staging/")
+            _make_folder(final.parent, durable=durable)
+            try:
+                os.rename(self._temporary, final)
+            except FileNotFoundError:  # a racing delete removed the empty staging folder
+                _make_folder(final.parent, durable=durable)
+                os.rename(self._temporary, final)
+            if durable:
+                sync_folder(final.parent)
+        except OSError as e:
+            raise _unavailable(e) from e
+        return Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
+
+    def abort(self) -> None:
+        """Delete what was written."""
+        self._close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
-def _chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
+def _read_chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
     try:
         while length > 0:
             try:
                 chunk = os.pread(descriptor, min(CHUNK_BYTES, length), start)
             except OSError as e:
-                raise disk.unavailable(e) from e
+                raise _unavailable(e) from e
             if not chunk:
                 return
             yield chunk
@@ -217,3 +269,39 @@ def _chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
             length -= len(chunk)
     finally:
         os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a file. The kernel may miss a file that is being replaced at this moment, so try again while it exists."""
+    for _ in range(LINK_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            return os.link(source, target)
+        if not source.exists():
+            break
+    raise FileNotFoundError(errno.ENOENT, "there is no file to link", str(source))
+
+
+def _make_folder(folder: Path, *, durable: bool = True) -> None:
+    """Make a folder and its missing parents. With `durable` each entry is forced to disk."""
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        _make_folder(folder.parent, durable=durable)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        if durable:
+            sync_folder(folder.parent)
+
+
+def _raise_unreadable(error: OSError) -> None:
+    if error.errno not in _NO_FILE:
+        raise _unavailable(error)
+
+
+def _unavailable(error: OSError) -> Unavailable:
+    return Unavailable(
+        "STORE_UNAVAILABLE",
+        f"cannot use the blob folder: {error.strerror or error}",
+        next_step="look at the disk of the registry",
+        retry_after_seconds=30,
+    )

@@ -1,8 +1,4 @@
-"""Which store of blobs a setting means.
-
-Invariants
-- Nothing is opened or created here; the store does so when it is first written to.
-"""
+"""Opens the blob stores of the settings. A store creates nothing before the first write."""
 
 from __future__ import annotations
 
@@ -12,22 +8,22 @@ from registry.server.storage.local import LocalBlobs
 from registry.server.storage.s3.store import S3Blobs
 
 
-def of(settings: Settings) -> BlobStore:
-    """The store of `settings.blobs`. `Invalid` (SETTING_INVALID) for a URL that names none."""
-    return _at(settings.blobs, settings)
+def open_store(settings: Settings) -> BlobStore:
+    """Open the store of `settings.blobs`. `Invalid` (SETTING_INVALID) for an unknown kind of URL."""
+    return _open_url(settings.blobs, settings)
 
 
-def second(settings: Settings) -> BlobStore | None:
-    """The store that damaged blobs are restored from, if there is one."""
-    return _at(settings.second_copy, settings) if settings.second_copy else None
+def open_second_copy(settings: Settings) -> BlobStore | None:
+    """Open the store from which damaged blobs are restored, if there is one."""
+    return _open_url(settings.second_copy, settings) if settings.second_copy else None
 
 
-def _at(url: str, settings: Settings) -> BlobStore:
+def _open_url(url: str, settings: Settings) -> BlobStore:
     if url.startswith("s3:"):
-        return S3Blobs.at(
+        return S3Blobs.from_url(
             url,
             endpoint=settings.s3_endpoint,
             public_endpoint=settings.s3_public_endpoint,
             parts_from_bytes=settings.parts_from_bytes,
         )
-    return LocalBlobs.at(url)
+    return LocalBlobs.from_url(url)

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from registry.api.desired_state import Roster
 from registry.client.registry import Registry
-from registry.client.streams import write_whole
 from registry.digest import Digest
+from registry.durable import replace_file
 from registry.errors import RegistryError
 from registry.serving.agent.heartbeat import Reporter
 from registry.serving.agent.reconciler import Slot, Station
@@ -143,7 +143,7 @@ class Agent:
             return
         try:
             self._shelf.root.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file, roster.model_dump_json().encode())
+            replace_file(self._file, roster.model_dump_json().encode())
         except OSError as e:
             self._say_once("keep", f"the roster cannot be kept for a time without the registry: {e.strerror or e}")
             return

@@ -26,8 +26,8 @@ from typing import Literal
 from registry.api.desired_state import Roster, RosterEntry
 from registry.api.fleet import SlotState
 from registry.client.registry import Registry
-from registry.client.streams import write_whole
 from registry.digest import Digest
+from registry.durable import replace_file
 from registry.errors import NotFound, Refused, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
 from registry.names import AdapterName, Ref
@@ -198,7 +198,7 @@ class Station:
         if after != self._told_aliases or not self._alias_file.exists():
             try:
                 self._shelf.root.mkdir(parents=True, exist_ok=True)
-                write_whole(self._alias_file, json.dumps(after, indent=2, sort_keys=True).encode())
+                replace_file(self._alias_file, json.dumps(after, indent=2, sort_keys=True).encode())
                 self._told_aliases = after
             except OSError as e:
                 raise Unavailable(

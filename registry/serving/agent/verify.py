@@ -16,8 +16,8 @@ from pathlib import Path
 
 from registry.client.evaluation import Judging
 from registry.client.registry import Registry
-from registry.client.streams import write_whole
 from registry.digest import Digest
+from registry.durable import replace_file
 from registry.errors import Invalid, NotFound, Refused, Unavailable
 from registry.evaluation import reference_logprobs
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
@@ -89,6 +89,6 @@ class Proof:
 def _keep(path: Path, found: ReferenceLogprobs) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, found.model_dump_json().encode())
+        replace_file(path, found.model_dump_json().encode())
     except OSError:
         return  # it is asked for again

@@ -27,8 +27,8 @@ from registry.api.desired_state import Roster, RosterEntry
 from registry.client import pull
 from registry.client.cache import Cache
 from registry.client.registry import Registry
-from registry.client.streams import write_whole
 from registry.digest import Digest
+from registry.durable import replace_file
 from registry.errors import Invalid, RegistryError
 from registry.evaluation.verdicts import Outcome
 from registry.manifest import CONFIG, NOTE
@@ -215,7 +215,7 @@ def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> S
             if config.get("base_model_name_or_path") != model:
                 config["base_model_name_or_path"] = model
                 data = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-                write_whole(staged / CONFIG, data)  # a new file: the old one may be a link into the cache
+                replace_file(staged / CONFIG, data)  # a new file: the old one may be a link into the cache
                 file.update(original=file["digest"], digest=Digest.of(data), size_bytes=len(data))
     note: Said = {
         "name": entry.name,
@@ -226,7 +226,7 @@ def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> S
         "rank": entry.rank,
         "files": files,
     }
-    write_whole(staged / NOTE, _json(note))
+    replace_file(staged / NOTE, _json(note))
     return note
 
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from registry.client.streams import write_whole
 from registry.digest import Digest
+from registry.durable import replace_file, sync_folder
 from registry.errors import Invalid
 from registry.manifest import NOTE
 from registry.serving.export.export import INDEX
@@ -56,7 +56,7 @@ class FolderPlace:
 
     def put(self, name: str, staged: Path, _digests: dict[str, Digest]) -> None:
         """The digests were verified when the folder was staged."""
-        _sync(staged)
+        sync_folder(staged)
         try:
             os.rename(staged, self.root / name)
         except OSError as e:
@@ -67,7 +67,7 @@ class FolderPlace:
                 f"{self.root / name} is there already and no export made it; it is left as it is",
                 next_step="name another folder, or move that away",
             ) from e
-        _sync(self.root)
+        sync_folder(self.root)
 
     def names(self) -> list[str]:
         if not self.root.is_dir():
@@ -83,8 +83,8 @@ class FolderPlace:
 
     def write_index(self, data: bytes) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        write_whole(self.root / INDEX, data)
-        _sync(self.root)
+        replace_file(self.root / INDEX, data)
+        sync_folder(self.root)
 
     def _sweep(self) -> None:
         """Scratch folders of exports that died."""
@@ -102,11 +102,3 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

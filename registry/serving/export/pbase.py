@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from registry.client.streams import write_whole
+from registry.durable import replace_file
 from registry.errors import Invalid, Unavailable
 from registry.serving.export.export import Exported, Item
 
@@ -39,7 +39,7 @@ def write(folder: Path, exported: Exported) -> int:
                     "digest": item.digest,
                     "status": READY,
                 }
-                write_whole(path, json.dumps(told).encode())
+                replace_file(path, json.dumps(told).encode())
                 there += 1
             elif path is not None and item.state == "removed":
                 path.unlink(missing_ok=True)

@@ -22,8 +22,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from registry.client.streams import write_whole
 from registry.digest import Digest
+from registry.durable import replace_file
 
 try:
     from fcntl import F_OFD_SETLK, F_OFD_SETLKW, F_RDLCK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, fcntl, flock
@@ -125,7 +125,7 @@ class Uses:
             return
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._record, json.dumps(sorted(digests)).encode())
+            replace_file(self._record, json.dumps(sorted(digests)).encode())
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ from pathlib import Path
 
 from registry.api import Resolved
 from registry.client.registry import Registry
-from registry.client.streams import write_whole
 from registry.digest import Digest
+from registry.durable import replace_file
 from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, Alias, Ref
@@ -176,7 +176,7 @@ class Finder:
         path = self._yes_file(ref)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps({"ref": str(ref), "digest": digest}).encode())
+            replace_file(path, json.dumps({"ref": str(ref), "digest": digest}).encode())
         except OSError:
             return  # it is for the time without a registry only
 

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from registry.client import pull
 from registry.client.registry import Registry
-from registry.client.streams import write_whole
 from registry.digest import Digest, Hasher
+from registry.durable import replace_file
 from registry.errors import Corrupt, RegistryError, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
@@ -127,7 +127,7 @@ class Shelf:
         for file in scratch.rglob("*"):
             if file.is_file():
                 file.chmod(0o444)
-        write_whole(self.manifest_path(digest), manifest.to_bytes())
+        replace_file(self.manifest_path(digest), manifest.to_bytes())
         for location in self._places(digest):
             try:
                 os.rename(scratch, location)

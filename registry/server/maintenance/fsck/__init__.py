@@ -27,8 +27,8 @@ from registry.server.maintenance.fsck import adapters, keys, scrub
 from registry.server.maintenance.fsck.page import Page
 from registry.server.maintenance.recovery import missing, rebuild
 from registry.server.settings import Settings
-from registry.server.storage import open
 from registry.server.storage.blobs import BlobStore
+from registry.server.storage.open import open_second_copy
 
 SECONDS = 5.0
 FINDINGS_LIMIT = 200
@@ -38,7 +38,7 @@ FINDINGS_LIMIT = 200
 def run(engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, request: FsckRequest) -> FsckPage:
     """One request of a run, from `request.cursor` on. `Invalid` for a cursor that is none of ours."""
     started = time.monotonic()
-    page = Page(engine, blobs, actor, settings, open.second(settings), request.deep)
+    page = Page(engine, blobs, actor, settings, open_second_copy(settings), request.deep)
     cursor = request.cursor or "adapters:0"
     while cursor and time.monotonic() - started < SECONDS and len(page.findings) < FINDINGS_LIMIT:
         stage, _, place = cursor.partition(":")

@@ -108,7 +108,7 @@ def _end_pushes(shift: Shift) -> None:
             session.connection().execute(ended)
         shift.count("pushes_expired", len(ids))
         for push_id in ids:
-            shift.count("uploads_aborted", shift.blobs.sweep(timedelta(0), f"staging/{push_id}/"))
+            shift.count("uploads_aborted", shift.blobs.delete_unfinished(timedelta(0), f"staging/{push_id}/"))
         if len(ids) < BATCH:
             return
 

@@ -46,7 +46,7 @@ def _staging(shift: Shift) -> str:
             if push_id not in still_open and (shift.dry_run or shift.delete(key)):
                 shift.count("staged_deleted", 1)
     if not shift.dry_run:
-        shift.count("uploads_aborted", shift.blobs.sweep(shift.hold + shift.grace + timedelta(days=1)))
+        shift.count("uploads_aborted", shift.blobs.delete_unfinished(shift.hold + shift.grace + timedelta(days=1)))
     return FIRST_SHARD
 
 

@@ -54,7 +54,7 @@ def resolve(
     key = files.key_in(blobs, found)
     redirected = (request.method == "GET" and not dialect.only_looks(request)) or dialect.is_of_old(request)
     if words.is_large(found) and redirected and not dialect.takes_token_along(request):
-        link = blobs.link(key, seconds=settings.link_seconds, method="GET", file_name=found.path)
+        link = blobs.presign(key, seconds=settings.link_seconds, method="GET", file_name=found.path)
         if link is not None:
             return Response(status_code=302, headers={**headers, "Location": link.url, "Cache-Control": "no-store"})
     return transfer.from_here(request, blobs, key, found.size_bytes, headers)

@@ -1,1 +1,1 @@
-"""Blobs in an S3 store: `bucket` talks to it, `probe` asks what it can do, `store` keeps blobs, `parts` big ones."""
+"""Blobs in an S3 store: `bucket` talks to it, `capabilities` probes it, `store` implements the interface."""

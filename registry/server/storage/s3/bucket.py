@@ -1,15 +1,15 @@
-"""`Bucket`: one bucket of an S3 store through boto3, which makes control calls and signs links but moves no large file.
+"""`Bucket`: one bucket of an S3 store through boto3, for control calls, presigned URLs and small objects.
 
-Invariants
-- Two endpoints: this server calls the internal one; links are signed for the public one.
-- Every call has a time limit and a bounded number of retries; a store that cannot serve is `Unavailable`
-  (STORE_UNAVAILABLE) with a sentence that names the bucket and the call, never a botocore exception.
-- Signatures are version 4. Checksums are sent only where we ask for them: look-alikes refuse botocore's own.
-- Keys are ours (`blobs/…`, `staging/…`, `probe/…`); the prefix of the setting is put before them here and nowhere else.
+- The server calls the internal endpoint; URLs are presigned for the public one.
+- Every call has a timeout and a limit of retries. A store that cannot serve raises `Unavailable` (STORE_UNAVAILABLE)
+  with the bucket and the call, never an exception of botocore.
+- Signatures are version 4. Checksums are sent only where we ask for them: S3-compatible stores reject botocore's own.
+- The prefix of the setting is added to keys here, and nowhere else.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,30 +21,53 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
+from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
-from registry.server.storage.blobs import CHUNK_BYTES, absent
-from registry.server.storage.s3.circuit_breaker import Outage
+from registry.server.storage.blobs import CHUNK_BYTES, raise_unknown
+from registry.server.storage.s3.circuit_breaker import CircuitBreaker
 
 READ_BYTES = 32 * 2**20
-"""One ranged read. SeaweedFS streams a larger one at a tenth of the speed when its reader cache is small."""
+"""Bytes of one ranged read. SeaweedFS streams larger ones at a tenth of the speed if its reader cache is small."""
 CONNECT_SECONDS = 5
 READ_SECONDS = 10
-"""How long the store may think before it is asked again. All attempts together end before a client's patience does."""
+"""Timeout of one attempt. All attempts together are shorter than the timeout of a client."""
 LONG_READ_SECONDS = 60
-"""How long where it moves bytes itself, which it is asked for twice at most."""
-LONG = frozenset({"copy_object", "upload_part_copy", "complete_multipart_upload"})
+"""Timeout of calls in which the store itself moves bytes; these are tried twice at most."""
+LONG_CALLS = frozenset({"copy_object", "upload_part_copy", "complete_multipart_upload"})
 ATTEMPTS_LIMIT = 4
 CONNECTIONS = 32
 RETRY_AFTER_SECONDS = 5
-_ABSENT = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
-_TAKEN = frozenset({"412", "409", "PreconditionFailed", "ConditionalRequestConflict"})
-_SILENT = (ReadTimeoutError, ConnectTimeoutError)
-_BEHIND = frozenset({"416", "InvalidRange"})
-_REFUSED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"})
+CHECKSUM_HEADER = "x-amz-checksum-sha256"
+_TIMEOUTS = (ReadTimeoutError, ConnectTimeoutError)
+_DENIED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"})
+
+
+class RequestRejected(Unavailable):
+    """The store responded with a 4xx that has no other meaning here."""
+
+
+class ObjectMissing(Unavailable):
+    """The object or the upload does not exist."""
+
+
+class RangeNotSatisfiable(Unavailable):
+    """The range begins after the end of the object."""
+
+
+class ConditionFailed(Unavailable):
+    """A condition of the request does not hold."""
+
+
+_ERRORS: dict[str, type[Unavailable]] = {
+    **dict.fromkeys(("404", "NoSuchKey", "NotFound", "NoSuchUpload"), ObjectMissing),
+    **dict.fromkeys(("412", "409", "PreconditionFailed", "ConditionalRequestConflict"), ConditionFailed),
+    **dict.fromkeys(("416", "InvalidRange"), RangeNotSatisfiable),
+}
+"""The store's error code → our exception."""
 
 
 class Bucket:
-    """A bucket and the prefix in it that is ours. Thread-safe: boto3's clients are, and they share one pool each."""
+    """A bucket and our prefix in it. Thread-safe, as boto3's clients are; each client has one connection pool."""
 
     def __init__(self, name: str, prefix: str, session: Any, internal: Any, patient: Any, public: Any) -> None:
         self.name = name
@@ -53,11 +76,11 @@ class Bucket:
         self._internal = internal
         self._patient = patient
         self._public = public
-        self._outage = Outage()
+        self._breaker = CircuitBreaker()
 
     @classmethod
-    def at(cls, url: str, *, endpoint: str = "", public_endpoint: str = "") -> Bucket:
-        """The bucket of `s3://BUCKET/PREFIX`. Credentials and region come from where boto3 looks for them."""
+    def from_url(cls, url: str, *, endpoint: str = "", public_endpoint: str = "") -> Bucket:
+        """Return the bucket of `s3://BUCKET/PREFIX`. boto3 finds credentials and region in its usual places."""
         parts = urlsplit(url)
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
             raise Invalid(
@@ -66,165 +89,151 @@ class Bucket:
             )
         prefix = parts.path.strip("/")
         session = boto3.session.Session()
-        internal = _client(session, endpoint)
-        patient = _client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
-        public = internal if public_endpoint in ("", endpoint) else _client(session, public_endpoint)
+        internal = _create_client(session, endpoint)
+        patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
+        public = internal if public_endpoint in ("", endpoint) else _create_client(session, public_endpoint)
         return cls(parts.netloc, f"{prefix}/" if prefix else "", session, internal, patient, public)
 
     # ---------------------------------------------------------------- one object
     def head(self, key: str) -> dict[str, Any] | None:
-        """What the store says of an object, with its checksum if it keeps one; None if there is no such object."""
-        return self.find("head_object", Key=self.prefix + key, ChecksumMode="ENABLED")
+        """Return the headers of an object, with its checksum if the store has one; None if it does not exist."""
+        return self.call_if_exists("head_object", Key=key, ChecksumMode="ENABLED")
 
     def get(self, key: str, start: int, length: int) -> tuple[Any, int] | None:
-        """A stream of what there is of this range, and the size of the whole object; None if there is no object."""
+        """Return a stream of the range, as far as it exists, and the size of the object; None if it does not exist."""
         try:
-            found = self.find("get_object", Key=self.prefix + key, Range=f"bytes={start}-{start + max(length, 1) - 1}")
-        except _Behind:
+            response = self.call_if_exists("get_object", Key=key, Range=f"bytes={start}-{start + max(length, 1) - 1}")
+        except RangeNotSatisfiable:
             head = self.head(key)
             return (io.BytesIO(), int(head["ContentLength"])) if head else None
-        if found is None:
+        if response is None:
             return None
-        size = str(found.get("ContentRange", "")).rpartition("/")[2] or found["ContentLength"]
-        return found["Body"], int(size)
+        size = str(response.get("ContentRange", "")).rpartition("/")[2] or response["ContentLength"]
+        return response["Body"], int(size)
 
     def stream(self, key: str, start: int, length: int) -> Iterator[bytes] | None:
-        """The bytes of this range in chunks, however many requests they take; None if there is no object."""
-        found = self.get(key, start, min(READ_BYTES, length))
-        return None if found is None else self._chunks(key, found[0], start, min(found[1], start + length))
+        """Yield the range in chunks, in as many requests as it takes; None if the object does not exist."""
+        first = self.get(key, start, min(READ_BYTES, length))
+        return None if first is None else self._stream(key, first[0], start, min(first[1], start + length))
 
-    def _chunks(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
+    def _stream(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
         while start < end:
-            left = min(READ_BYTES, end - start)
+            remaining = min(READ_BYTES, end - start)
             try:
-                with self.reached("get_object"):
-                    while left and (chunk := body.read(min(CHUNK_BYTES, left))):
-                        start, left = start + len(chunk), left - len(chunk)
+                with self.translate_errors("get_object"):
+                    while remaining and (chunk := body.read(min(CHUNK_BYTES, remaining))):
+                        start, remaining = start + len(chunk), remaining - len(chunk)
                         yield chunk
             finally:
                 body.close()
-            if left:
-                raise Unavailable("STORE_UNAVAILABLE", f"{key} broke off {end - start} bytes before its end")
+            if remaining:
+                raise Unavailable("STORE_UNAVAILABLE", f"{key} ended {end - start} bytes too early")
             if start < end:
-                found = self.get(key, start, min(READ_BYTES, end - start))
-                if found is None:
-                    absent(key)
-                body = found[0]
+                following = self.get(key, start, min(READ_BYTES, end - start))
+                if following is None:
+                    raise_unknown(key)
+                body = following[0]
 
     def put(self, key: str, data: bytes, **parameters: Any) -> bool:
-        """Write an object; False when a condition among the parameters does not hold."""
-        return self.create("put_object", Key=self.prefix + key, Body=data, **parameters)
+        """Write an object; False if a condition among the parameters does not hold."""
+        return self._call_if_condition_holds("put_object", Key=key, Body=data, **parameters)
+
+    def copy(self, source_key: str, key: str, **conditions: Any) -> bool:
+        """Copy an object; False if a condition does not hold. `ObjectMissing` if there is no source."""
+        return self._call_if_condition_holds("copy_object", Key=key, CopySource=source_key, **conditions)
 
     def delete(self, key: str) -> None:
-        self.call("delete_object", Key=self.prefix + key)
+        """Delete an object if it exists."""
+        self.call("delete_object", Key=key)
 
     # ---------------------------------------------------------------- calls
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        with self.reached(operation):
-            answer: dict[str, Any] = self._asked(operation, parameters)
-            return answer
+        """Call an operation of the S3 API. The bucket is added, and the prefix to keys."""
+        with self.translate_errors(operation):
+            self._check_breaker(operation)
+            client = self._patient if operation in LONG_CALLS else self._internal
+            response: dict[str, Any] = getattr(client, operation)(**self._qualify(parameters))
+            self._breaker.record(responded=True)
+            return response
 
-    def find(self, operation: str, **parameters: Any) -> dict[str, Any] | None:
-        """The same, with None for what is not there."""
+    def call_if_exists(self, operation: str, **parameters: Any) -> dict[str, Any] | None:
+        """Like `call`, with None if the object or upload does not exist."""
         try:
-            with self.reached(operation):
-                answer: dict[str, Any] = self._asked(operation, parameters)
-                return answer
-        except _Absent:
+            return self.call(operation, **parameters)
+        except ObjectMissing:
             return None
 
-    def create(self, operation: str, **parameters: Any) -> bool:
-        """The same, with False for a condition that does not hold, or that another writer holds just now."""
+    def _call_if_condition_holds(self, operation: str, **parameters: Any) -> bool:
         try:
-            with self.reached(operation):
-                self._asked(operation, parameters)
-                return True
-        except _Taken:
-            return False
-
-    def copied(self, **parameters: Any) -> bool:
-        """Copy an object. False when its source is not there; a condition that does not hold is fine."""
-        try:
-            self.create("copy_object", **parameters)
-        except _Absent:
+            self.call(operation, **parameters)
+        except ConditionFailed:
             return False
         return True
 
-    def _asked(self, operation: str, parameters: dict[str, Any]) -> Any:
-        self._unless_silent(operation)
-        client = self._patient if operation in LONG else self._internal
-        answer = getattr(client, operation)(Bucket=self.name, **parameters)
-        self._outage.note(answered=True)
-        return answer
+    def list_pages(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the pages of a listing."""
+        with self.translate_errors(operation):
+            self._check_breaker(operation)
+            yield from self._internal.get_paginator(operation).paginate(**self._qualify(parameters))
 
-    def _unless_silent(self, operation: str) -> None:
-        if self._outage.refuses():
-            told = self._unavailable(operation, "it did not answer a moment ago")
-            raise Unavailable(*told, retry_after_seconds=RETRY_AFTER_SECONDS)
-
-    def pages(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-        self._unless_silent(operation)
-        with self.reached(operation):
-            yield from self._internal.get_paginator(operation).paginate(Bucket=self.name, **parameters)
-
-    def link(self, operation: str, seconds: int, parameters: dict[str, Any], *, internal: bool = False) -> str:
-        """A signed URL at the public endpoint (or the internal one). No request is made."""
-        given = {"Bucket": self.name, **parameters}
+    def presign(self, operation: str, seconds: int, *, internal: bool = False, **parameters: Any) -> str:
+        """Presign a URL at the public endpoint, or at the internal one, without a request."""
         client = self._internal if internal else self._public
-        with self.reached("sign a link"):
-            return str(client.generate_presigned_url(operation, Params=given, ExpiresIn=seconds))
+        with self.translate_errors("presign"):
+            return str(client.generate_presigned_url(operation, Params=self._qualify(parameters), ExpiresIn=seconds))
 
-    def identity(self) -> tuple[Any, str]:
-        """The credentials that sign now, and the region that they sign for."""
-        with self.reached("find credentials"):
+    def _qualify(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        qualified = {"Bucket": self.name, **parameters}
+        for name in ("Key", "Prefix"):
+            if name in parameters:
+                qualified[name] = self.prefix + parameters[name]
+        if "CopySource" in parameters:
+            qualified["CopySource"] = {"Bucket": self.name, "Key": self.prefix + parameters["CopySource"]}
+        return qualified
+
+    def strip_prefix(self, object_name: str) -> str:
+        """Return our key of an object in a listing."""
+        return object_name[len(self.prefix) :]
+
+    def credentials(self) -> tuple[Any, str]:
+        """Return the credentials that sign now, and their region."""
+        with self.translate_errors("find credentials"):
             return self._session.get_credentials().get_frozen_credentials(), self._internal.meta.region_name
 
+    def _check_breaker(self, operation: str) -> None:
+        if self._breaker.rejects_call():
+            code, detail = self._describe(operation, "it did not respond a moment ago")
+            raise Unavailable(code, detail, retry_after_seconds=RETRY_AFTER_SECONDS)
+
     @contextmanager
-    def reached(self, operation: str) -> Iterator[None]:
-        """botocore's exceptions become ours."""
+    def translate_errors(self, operation: str) -> Iterator[None]:
+        """Raise botocore's exceptions as ours."""
         try:
             yield
         except ClientError as e:
-            self._outage.note(answered=True)
+            self._breaker.record(responded=True)
             code = str(e.response.get("Error", {}).get("Code", ""))
-            if code in _ABSENT:
-                raise _Absent(*self._unavailable(operation, code)) from e
-            if code in _TAKEN:
-                raise _Taken(*self._unavailable(operation, code)) from e
-            if code in _BEHIND:
-                raise _Behind(*self._unavailable(operation, code)) from e
             status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            kind = Unwilling if 400 <= status < 500 else Unavailable
-            raise kind(*self._unavailable(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
-        except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: an answer that makes no sense
-            if isinstance(e, _SILENT):
-                self._outage.note(answered=False)
-            text = str(e).split("\n", 1)[0][:200]
-            raise Unavailable(*self._unavailable(operation, text), retry_after_seconds=RETRY_AFTER_SECONDS) from e
+            kind = _ERRORS.get(code) or (RequestRejected if 400 <= status < 500 else Unavailable)
+            raise kind(*self._describe(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
+        except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: the response makes no sense
+            if isinstance(e, _TIMEOUTS):
+                self._breaker.record(responded=False)
+            cause = str(e).split("\n", 1)[0][:200]
+            raise Unavailable(*self._describe(operation, cause), retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
-    def _unavailable(self, operation: str, why: str) -> tuple[str, str]:
-        hint = "; are the credentials right?" if why in _REFUSED else ""
-        hint = "; create it first" if why == "NoSuchBucket" else hint
-        return "STORE_UNAVAILABLE", f"bucket '{self.name}' cannot serve {operation} now: {why}{hint}"
-
-
-class Unwilling(Unavailable):
-    """The store is there and refuses this call: a 4xx that has no other meaning here."""
+    def _describe(self, operation: str, cause: str) -> tuple[str, str]:
+        hint = "; are the credentials right?" if cause in _DENIED else ""
+        hint = "; create it first" if cause == "NoSuchBucket" else hint
+        return "STORE_UNAVAILABLE", f"bucket '{self.name}' cannot serve {operation} now: {cause}{hint}"
 
 
-class _Absent(Unavailable):
-    """The object or the upload is not there."""
+def checksum_of(digest: Digest) -> str:
+    """Return a SHA-256 as S3 writes it: in base64."""
+    return base64.b64encode(bytes.fromhex(digest.hex)).decode()
 
 
-class _Behind(Unavailable):
-    """The range begins behind the end."""
-
-
-class _Taken(Unavailable):
-    """A condition of the request does not hold."""
-
-
-def _client(session: Any, endpoint: str, *, read_seconds: float = 0, attempts: int = ATTEMPTS_LIMIT) -> Any:
+def _create_client(session: Any, endpoint: str, *, read_seconds: float = 0, attempts: int = ATTEMPTS_LIMIT) -> Any:
     config = Config(
         signature_version="s3v4",
         connect_timeout=CONNECT_SECONDS,

@@ -1,9 +1,4 @@
-"""`Outage`: after a call that the store did not answer in its time, the next ones are refused instead of waiting, too.
-
-Invariants
-- Any answer of the store ends it, also an error: a store that speaks is there.
-- While it lasts, one call in `PAUSE_SECONDS` is let through and finds out.
-"""
+"""`CircuitBreaker`: after a call that timed out, reject the next ones at once instead of letting them wait as well."""
 
 from __future__ import annotations
 
@@ -13,22 +8,25 @@ import time
 PAUSE_SECONDS = 5.0
 
 
-class Outage:
-    """Thread-safe."""
+class CircuitBreaker:
+    """Opens after a timeout and closes after any response, even an error. Thread-safe.
+
+    While it is open, one call in `PAUSE_SECONDS` may try again on behalf of all.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._until: float | None = None
+        self._open_until: float | None = None
 
-    def refuses(self) -> bool:
-        """Whether a call that would begin now should not. One that may is the one that finds out for the others."""
+    def rejects_call(self) -> bool:
+        """Whether a call should fail now. The first one after the pause may try, and starts the next pause."""
         with self._lock:
-            now, until = time.monotonic(), self._until
-            if until is not None and now >= until:
-                self._until = now + PAUSE_SECONDS
-            return until is not None and now < until
+            now, open_until = time.monotonic(), self._open_until
+            if open_until is not None and now >= open_until:
+                self._open_until = now + PAUSE_SECONDS
+            return open_until is not None and now < open_until
 
-    def note(self, *, answered: bool) -> None:
-        """What became of a call."""
+    def record(self, *, responded: bool) -> None:
+        """Record whether the store responded to a call."""
         with self._lock:
-            self._until = None if answered else time.monotonic() + PAUSE_SECONDS
+            self._open_until = None if responded else time.monotonic() + PAUSE_SECONDS

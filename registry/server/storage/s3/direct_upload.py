@@ -1,143 +1,133 @@
-"""Uploads bound to their digest: one part, open at the blob's final key, which becomes the blob without being copied.
+"""Direct uploads: one part, opened at the blob's final key, which becomes the blob without a copy.
 
-    plan     an upload in one part is begun at `blobs/sha256/ab/<hex>`; its number is noted under the staging key
-    client   sends the part by a link that the store takes only with bytes of the SHA-256 in the key
-    commit   the part is there: that is noted, and the upload is completed; the bytes stand under their final key
+    plan     begins a multipart upload at `blobs/sha256/ab/<hex>` and stores its id in a marker under the staging key
+    client   sends the part through a link that accepts only bytes with the SHA-256 in the key
+    commit   sees that the part is there, notes that in the marker, and completes the upload
 
-Invariants
-- Nothing is visible under the final key before this server completes the upload, and only true bytes can be in it:
-  this needs a store that was seen to refuse a part with another sum (`Abilities.bound_parts`).
-- The note is written by this server alone and says whether *this push* has sent the bytes; that others have them under
-  the final key is never asked for that. So a plan, a link and a commit are the same whether or not somebody has them.
-- That the part is there is noted before the upload is completed: whoever dies between the two goes on from the note.
-- Completing over a key that exists puts equal bytes in the place of equal or damaged ones.
-- What a store has just said is not asked again: a note is looked for only where it may be, and an upload that the store
-  says it has completed is complete.
+- Nothing is visible under the final key before this server completes the upload, and only right bytes can be in it.
+  This needs a store that rejects a part with another checksum (`Capabilities.checksum_parts`).
+- Only this server writes the marker. It says whether *this push* has sent the bytes; whether the final key exists is
+  never looked at for that. So plan, link and commit are the same whether or not another tenant has the blob.
+- The marker says that the part is there before the upload is completed: after a crash between the two, a commit goes on
+  from the marker.
+- Completing over an existing key replaces equal or damaged bytes with equal bytes.
+- The store is not asked for what it has just said: a marker is looked up only where one may be, and an upload that the
+  store says it has completed is complete.
 """
 
 from __future__ import annotations
 
-import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from registry.digest import Digest
 from registry.server.storage.blobs import Link, Stat, digest_of, key_of
-from registry.server.storage.s3.bucket import Bucket
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, checksum_of
 
 FROM_BYTES = 8 * 2**20
-"""Less than this is copied sooner than the calls for a bound upload are made."""
+"""Copying a smaller blob is faster than the calls of a direct upload."""
 LIMIT_BYTES = 5 * 2**30
-_UPLOAD, _ARRIVED = "upload", "arrived"
+_UPLOAD, _ARRIVED, _SIZE = "upload", "arrived", "size"
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """What stands under a staging key: which upload, and whether its part has arrived."""
+class UploadMarker:
+    """The metadata of the empty object under a staging key: which upload, and whether its part has arrived."""
 
     upload_id: str
     arrived: bool
     size_bytes: int
 
     @classmethod
-    def at(cls, key: str, found: dict[str, Any]) -> Note | None:
-        """None for a key that holds bytes."""
-        told = found.get("Metadata", {})
-        if _UPLOAD not in told or not key.startswith("staging/"):
+    def from_head(cls, key: str, head: dict[str, Any] | None) -> UploadMarker | None:
+        """Parse the headers of an object; None if there is none, or if it is no marker."""
+        metadata = (head or {}).get("Metadata", {})
+        if _UPLOAD not in metadata or not key.startswith("staging/"):
             return None
-        return cls(str(told[_UPLOAD]), told.get(_ARRIVED) == "yes", int(told.get("size", 0)))
+        return cls(str(metadata[_UPLOAD]), metadata.get(_ARRIVED) == "yes", int(metadata.get(_SIZE, 0)))
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """An upload that is open: where its part goes, and what is noted of it."""
-
-    link: Link
-    note: Note
-
-
-class BoundUploads:
-    """The uploads of one bucket. Stateless: the notes say everything."""
+class DirectUploads:
+    """The direct uploads of one bucket. Stateless: the markers say everything."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
-    def begin(self, staging_key: str, size_bytes: int, *, seconds: int, known: Note | None, only_new: bool) -> Begun:
-        """A link for the bytes of this staging key. The same upload when the plan is made again.
+    def begin(
+        self, staging_key: str, size_bytes: int, *, seconds: int, cached: UploadMarker | None, conditional: bool
+    ) -> tuple[Link, UploadMarker]:
+        """Presign the upload of the bytes of this staging key. Planning again continues the same upload.
 
-        `known` is the note that this process has seen there, `only_new` whether the store writes on condition.
+        `cached` is the marker that this process has seen there; `conditional` whether the store has conditional PUTs.
         """
         digest = digest_of(staging_key)
-        note = known if known or only_new else self._read(staging_key)
-        if note is None or note.arrived or not self._is_open(digest, note.upload_id):
-            note = self._begun(staging_key, size_bytes, only_new=only_new and note is None)
-        told = _sum(digest)
-        given = {"UploadId": note.upload_id, "PartNumber": 1, "ContentLength": size_bytes, "ChecksumSHA256": told}
-        url = self._bucket.link("upload_part", seconds, {**self._where(digest), **given})
-        return Begun(Link(url, {"x-amz-checksum-sha256": told}), note)
+        marker = cached if cached or conditional else self._read_marker(staging_key)
+        if marker is None or marker.arrived or not self._is_open(digest, marker.upload_id):
+            marker = self._begin(staging_key, size_bytes, only_new=conditional and marker is None)
+        url = self._bucket.presign(
+            "upload_part", seconds, Key=key_of(digest), UploadId=marker.upload_id, PartNumber=1,
+            ContentLength=size_bytes, ChecksumSHA256=checksum_of(digest),
+        )  # fmt: skip
+        return Link(url, {CHECKSUM_HEADER: checksum_of(digest)}), marker
 
-    def _begun(self, staging_key: str, size_bytes: int, *, only_new: bool) -> Note:
-        """A new upload and its note; with `only_new` the one that is noted already and open, if there is one."""
+    def _begin(self, staging_key: str, size_bytes: int, *, only_new: bool) -> UploadMarker:
+        """Begin an upload and write its marker; with `only_new`, prefer an open upload that has a marker already."""
         digest = digest_of(staging_key)
-        upload = self._bucket.call("create_multipart_upload", **self._where(digest), ChecksumAlgorithm="SHA256")
-        note = Note(str(upload["UploadId"]), False, size_bytes)
-        if self._write(staging_key, note, **({"IfNoneMatch": "*"} if only_new else {})):
-            return note
-        there = self._read(staging_key)
-        if there == note:  # the answer to our first try was lost
-            return note
-        if there is not None and not there.arrived and self._is_open(digest, there.upload_id):
-            self.abort(staging_key, note)
-            return there
-        self._write(staging_key, note)
-        return note
+        upload = self._bucket.call("create_multipart_upload", Key=key_of(digest), ChecksumAlgorithm="SHA256")
+        marker = UploadMarker(str(upload["UploadId"]), False, size_bytes)
+        if self._write_marker(staging_key, marker, **({"IfNoneMatch": "*"} if only_new else {})):
+            return marker
+        existing = self._read_marker(staging_key)
+        if existing == marker:  # the response to our first attempt was lost
+            return marker
+        if existing is not None and not existing.arrived and self._is_open(digest, existing.upload_id):
+            self.abort(staging_key, marker)
+            return existing
+        self._write_marker(staging_key, marker)
+        return marker
 
-    def land(self, staging_key: str, note: Note) -> Stat | None:
-        """The blob under its final key, if this push has sent it; completes the upload if that is still to be done."""
+    def finish(self, staging_key: str, marker: UploadMarker) -> Stat | None:
+        """Complete the upload if that is still to do; return the blob, or None if this push has not sent it."""
         digest = digest_of(staging_key)
-        part = self._part(digest, note.upload_id)
-        if part is None and not note.arrived:
+        part = self._find_part(digest, marker.upload_id)
+        if part is None and not marker.arrived:
             return None
-        size_bytes = note.size_bytes
-        if part is not None and not note.arrived:
+        size_bytes = marker.size_bytes
+        if part is not None and not marker.arrived:
             size_bytes = int(part["Size"])
-            self._write(staging_key, Note(note.upload_id, True, size_bytes))
-        done = part is not None and self._complete(digest, note.upload_id, part)
-        if not done and self._bucket.head(key_of(digest)) is None:  # else another commit of this push was quicker
+            self._write_marker(staging_key, replace(marker, arrived=True, size_bytes=size_bytes))
+        completed = part is not None and self._complete(digest, marker.upload_id, part)
+        if not completed and self._bucket.head(key_of(digest)) is None:  # else a racing commit of this push did it
             return None
         return Stat(staging_key, size_bytes, digest, datetime.now(UTC))
 
     def _complete(self, digest: Digest, upload_id: str, part: dict[str, Any]) -> bool:
-        """Whether the store says that it did; False for an upload that is not open any more."""
-        parts = [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": _sum(digest)}]
-        given = {**self._where(digest), "UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
-        return self._bucket.find("complete_multipart_upload", **given) is not None
+        """Complete the upload; False if it is not open any more."""
+        parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": checksum_of(digest)}]}
+        operation = "complete_multipart_upload"
+        response = self._bucket.call_if_exists(operation, Key=key_of(digest), UploadId=upload_id, MultipartUpload=parts)
+        return response is not None
 
-    def abort(self, staging_key: str, note: Note) -> None:
-        """End an upload that nobody will complete."""
-        digest = digest_of(staging_key)
-        self._bucket.find("abort_multipart_upload", **self._where(digest), UploadId=note.upload_id)
-
-    def _where(self, digest: Digest) -> dict[str, Any]:
-        return {"Key": self._bucket.prefix + key_of(digest)}
+    def abort(self, staging_key: str, marker: UploadMarker) -> None:
+        """Abort an upload that nobody will complete."""
+        key = key_of(digest_of(staging_key))
+        self._bucket.call_if_exists("abort_multipart_upload", Key=key, UploadId=marker.upload_id)
 
     def _is_open(self, digest: Digest, upload_id: str) -> bool:
-        return self._bucket.find("list_parts", **self._where(digest), UploadId=upload_id) is not None
+        return self._list_parts(digest, upload_id) is not None
 
-    def _part(self, digest: Digest, upload_id: str) -> dict[str, Any] | None:
-        found = self._bucket.find("list_parts", **self._where(digest), UploadId=upload_id)
-        return next((part for part in (found or {}).get("Parts", ()) if part["PartNumber"] == 1), None)
+    def _find_part(self, digest: Digest, upload_id: str) -> dict[str, Any] | None:
+        return next((part for part in self._list_parts(digest, upload_id) or () if part["PartNumber"] == 1), None)
 
-    def _read(self, staging_key: str) -> Note | None:
-        found = self._bucket.head(staging_key)
-        return Note.at(staging_key, found) if found else None
+    def _list_parts(self, digest: Digest, upload_id: str) -> list[dict[str, Any]] | None:
+        response = self._bucket.call_if_exists("list_parts", Key=key_of(digest), UploadId=upload_id)
+        return None if response is None else response.get("Parts", [])
 
-    def _write(self, staging_key: str, note: Note, **condition: str) -> bool:
-        arrived = "yes" if note.arrived else "no"
-        told = {_UPLOAD: note.upload_id, _ARRIVED: arrived, "size": str(note.size_bytes)}
-        return self._bucket.put(staging_key, b"", Metadata=told, **condition)
+    def _read_marker(self, staging_key: str) -> UploadMarker | None:
+        return UploadMarker.from_head(staging_key, self._bucket.head(staging_key))
 
-
-def _sum(digest: Digest) -> str:
-    return base64.b64encode(bytes.fromhex(digest.hex)).decode()
+    def _write_marker(self, staging_key: str, marker: UploadMarker, **condition: str) -> bool:
+        arrived = "yes" if marker.arrived else "no"
+        metadata = {_UPLOAD: marker.upload_id, _ARRIVED: arrived, _SIZE: str(marker.size_bytes)}
+        return self._bucket.put(staging_key, b"", Metadata=metadata, **condition)

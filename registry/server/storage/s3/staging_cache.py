@@ -1,76 +1,67 @@
-"""`Staged`: what this process has seen of staging keys, so that the store is not asked what it has just said.
+"""`StagingCache`: what this process knows about staging keys, so that it does not ask the store again.
 
-Invariants
-- It is never the only word: what it remembers is confirmed by the call that follows (a part listed, an object copied),
-  and whoever finds it wrong forgets it and asks the store.
-- What this process wrote there is told only where no link takes other bytes than those (`sum_links`).
-- Bounded: at `LIMIT` keys everything is forgotten, which costs calls and nothing else.
+- An entry is never trusted alone: the call that follows confirms it (a part listed, an object copied). If it turns out
+  to be wrong, it is forgotten and the store is asked.
+- `written` is set only if no link can put other bytes there (`Capabilities.checksum_links`).
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
 
 from registry.server.storage.blobs import Stat
-from registry.server.storage.s3.direct_upload import Note
+from registry.server.storage.s3.direct_upload import UploadMarker
 
 LIMIT = 10_000
-Kept = TypeVar("Kept")
+"""Keys at which everything is forgotten, which costs calls and nothing else."""
 
 
-class Staged:
-    """Remembers for each staging key: bytes written by us, a bound upload begun or landed, a twin. Thread-safe."""
+@dataclass(frozen=True, slots=True)
+class StagingEntry:
+    """What is known about one staging key."""
+
+    written: Stat | None = None
+    """The bytes that this process wrote there, hashed on the way."""
+    marker: UploadMarker | None = None
+    """The direct upload that this process began for the key, or found there."""
+    completed: bool = False
+    """The bytes of the direct upload are under the final key."""
+    has_dummy: bool = False
+    """A copy of the bytes is under `dummy_key_of`."""
+
+
+class StagingCache:
+    """Maps staging keys to entries. Thread-safe."""
 
     def __init__(self) -> None:
-        self._written: dict[str, Stat] = {}
-        self._notes: dict[str, Note] = {}
-        self._landed: dict[str, bool] = {}
-        self._twins: dict[str, bool] = {}
+        self._lock = threading.Lock()
+        self._entries: dict[str, StagingEntry] = {}
 
-    def wrote(self, stat: Stat) -> None:
-        if stat.key.startswith("staging/"):
-            _put(self._written, stat.key, stat)
+    def get(self, key: str) -> StagingEntry:
+        """Return the entry of a key: an empty one if nothing is known."""
+        return self._entries.get(key, _NOTHING)
 
-    def written(self, key: str) -> Stat | None:
-        """What this process wrote there itself, hashed on its way."""
-        return self._written.get(key)
-
-    def begun(self, key: str, note: Note) -> None:
-        _put(self._notes, key, note)
-
-    def note(self, key: str) -> Note | None:
-        """The bound upload that this process began for that key, or found there."""
-        return self._notes.get(key)
-
-    def land(self, key: str) -> None:
-        """The bytes of that key's upload stand under their final key."""
-        self._notes.pop(key, None)
-        _put(self._landed, key, True)
-
-    def landed(self, key: str) -> bool:
-        return key in self._landed
-
-    def twin(self, key: str) -> None:
-        """The copy of that key's bytes went to its twin."""
-        _put(self._twins, key, True)
-
-    def has_twin(self, key: str) -> bool:
-        return key in self._twins
+    def update(self, key: str, **changes: Any) -> None:
+        """Change some fields of a key's entry."""
+        with self._lock:
+            if len(self._entries) >= LIMIT:
+                self._entries.clear()
+            self._entries[key] = replace(self.get(key), **changes)
 
     def forget(self, key: str) -> None:
-        self._written.pop(key, None)
-        self._notes.pop(key, None)
-        self._landed.pop(key, None)
-        self._twins.pop(key, None)
+        """Remove a key's entry."""
+        self._entries.pop(key, None)
 
 
-def _put(kept: dict[str, Kept], key: str, value: Kept) -> None:
-    if len(kept) >= LIMIT:
-        kept.clear()
-    kept[key] = value
+_NOTHING = StagingEntry()
 
 
-def twin_of(staging_key: str) -> str:
-    """Under a push that does not exist: it goes with the staging key, and if we die before that, `gc` finds it."""
+def dummy_key_of(staging_key: str) -> str:
+    """Return the key of a copy that nobody reads, under a push that does not exist.
+
+    It is deleted with the staging key; if the process dies before that, GC finds it.
+    """
     folder, push_id, name = staging_key.split("/")
-    return f"{folder}/{push_id[:59]}-twin/{name}"
+    return f"{folder}/{push_id[:58]}-dummy/{name}"

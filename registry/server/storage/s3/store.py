@@ -1,16 +1,13 @@
-"""`S3Blobs`: blobs in an S3 bucket, behind the same protocol as a local folder.
+"""`S3Blobs`: blobs in an S3 bucket, with the same interface as a local folder.
 
     PREFIX/blobs/sha256/ab/<hex>   written by this server only     PREFIX/staging/<push id>/<hex>   written by clients
 
-Invariants
-- A client never holds a link that makes anything visible under `blobs/`, nor one that can change what is staged
-  already: a PUT link is bound to the body's SHA-256 (`bound`, or staged), or to a key that does not exist yet, or it
-  is not given and the bytes come through this server.
-- The store's word for a digest is taken where the probe saw it refuse a wrong one; else the bytes are hashed here.
+- No client has a link that makes anything visible under `blobs/`, or that changes what is already staged: a PUT is
+  bound to the SHA-256 of its body or to a key that does not exist yet; else the bytes pass through this server.
+- The store's checksum counts if the probe saw it reject a wrong one; else the bytes are hashed here.
 - Only calls and small reads go through boto3; memory stays constant whatever the size.
-- A promotion makes the same calls whether or not the final key exists: the copy goes to a twin then (`twin_of`).
-- What bytes a key has does not change: under `blobs/` they hash to the key's digest.
-- What this process has seen of a staging key is not asked again (`staged`); the next call confirms it.
+- A promotion makes the same calls whether or not the final key exists; if it does, the copy goes to a dummy key. Else a
+  push of a blob that another tenant has would end sooner.
 """
 
 from __future__ import annotations
@@ -21,218 +18,212 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.server.storage.blobs import Link, PartLink, Sink, Stat, absent, check_expectation, digest_of, fill, key_of
-from registry.server.storage.s3 import capabilities as probe
-from registry.server.storage.s3 import direct_upload, links, uploads
-from registry.server.storage.s3.bucket import Bucket
-from registry.server.storage.s3.capabilities import Abilities
-from registry.server.storage.s3.direct_upload import BoundUploads, Note
-from registry.server.storage.s3.sink import ObjectSink
-from registry.server.storage.s3.staging_cache import Staged, twin_of
+from registry.server.storage.blobs import (
+    WHOLE_BYTES,
+    BlobStore,
+    BlobWriter,
+    Link,
+    PartLink,
+    Stat,
+    digest_of,
+    key_of,
+    raise_unknown,
+)
+from registry.server.storage.s3 import direct_upload, uploads
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ObjectMissing, checksum_of
+from registry.server.storage.s3.capabilities import Capabilities, probe
+from registry.server.storage.s3.direct_upload import DirectUploads, UploadMarker
+from registry.server.storage.s3.staging_cache import StagingCache, dummy_key_of
 
 PROBE_PAUSE_SECONDS = 5.0
-WHOLE_BYTES = 2**40
-"""More than any blob has."""
 COPY_LIMIT_BYTES = 2**30
-"""One CopyObject; S3 itself stops at 5 GiB. Larger ones are copied in ranges of this size."""
+"""Bytes of one CopyObject (S3's limit is 5 GiB). Larger blobs are copied in ranges of this size."""
+PUT_LIMIT_BYTES = 5 * 2**30
 
 
-class S3Blobs:
-    """Blobs in one bucket. Nothing is asked of the store before the first use; then it is probed once."""
+class S3Blobs(BlobStore):
+    """Blobs in one bucket. The store is probed once, at the first use that needs to know its capabilities."""
 
     kind = "s3"
 
     def __init__(
-        self, bucket: Bucket, *, parts_from_bytes: int = uploads.AS_FITS, part_bytes: int = uploads.PART_BYTES
+        self, bucket: Bucket, *, parts_from_bytes: int = uploads.AUTO, part_bytes: int = uploads.PART_BYTES
     ) -> None:
         self.bucket = bucket
         self._part_bytes = part_bytes
         self._parts_from_bytes = parts_from_bytes
         self._probing = threading.Lock()
-        self._abilities: Abilities | None = None
+        self._capabilities: Capabilities | None = None
         self._failure: Unavailable | None = None
-        self._ask_again_at = 0.0
-        self._bound = BoundUploads(bucket)
-        self._bound_from_bytes = direct_upload.FROM_BYTES
-        self._staged = Staged()
+        self._probe_again_at = 0.0
+        self._direct = DirectUploads(bucket)
+        self._direct_from_bytes = direct_upload.FROM_BYTES
+        self._cache = StagingCache()
 
     @classmethod
-    def at(
-        cls, url: str, *, endpoint: str = "", public_endpoint: str = "", parts_from_bytes: int = uploads.AS_FITS
+    def from_url(
+        cls, url: str, *, endpoint: str = "", public_endpoint: str = "", parts_from_bytes: int = uploads.AUTO
     ) -> S3Blobs:
-        bucket = Bucket.at(url, endpoint=endpoint, public_endpoint=public_endpoint)
+        """Return the store of `s3://BUCKET/PREFIX`."""
+        bucket = Bucket.from_url(url, endpoint=endpoint, public_endpoint=public_endpoint)
         return cls(bucket, parts_from_bytes=parts_from_bytes)
 
     @property
-    def abilities(self) -> Abilities:
-        """What the store can do. `Unavailable` while it cannot be asked; one asks again every few seconds."""
-        if self._abilities is None:
-            if self._failure is not None and (self._probing.locked() or time.monotonic() < self._ask_again_at):
-                raise self._failure  # nobody waits with the one who asks again
+    def capabilities(self) -> Capabilities:
+        """What the store supports. `Unavailable` while it cannot be probed; one thread tries every few seconds."""
+        if self._capabilities is None:
+            if self._failure is not None and (self._probing.locked() or time.monotonic() < self._probe_again_at):
+                raise self._failure  # do not wait for the thread that tries
             with self._probing:
-                if self._abilities is None:
-                    self._abilities = self._probe()
-        return self._abilities
+                if self._capabilities is None:
+                    self._capabilities = self._probe()
+        return self._capabilities
 
-    def _probe(self) -> Abilities:
+    def describe(self) -> dict[str, bool]:
+        return asdict(self.capabilities)
+
+    def _probe(self) -> Capabilities:
         try:
-            return probe.of(self.bucket)
+            return probe(self.bucket)
         except Unavailable as e:
-            self._failure, self._ask_again_at = e, time.monotonic() + PROBE_PAUSE_SECONDS
+            self._failure, self._probe_again_at = e, time.monotonic() + PROBE_PAUSE_SECONDS
             raise
 
-    @property
-    def capabilities(self) -> dict[str, Any]:
-        """The abilities by name, for /health and `adapter doctor`."""
-        return asdict(self.abilities)
-
-    # ---------------------------------------------------------------- look and read
+    # ---------------------------------------------------------------- read
     def stat(self, key: str) -> Stat | None:
         digest = digest_of(key)
-        seen = self._staged.written(key) or self._landing(key)
-        if seen is not None:
-            return seen
-        found = self.bucket.head(key)
-        if found is None:
-            return None
-        note = Note.at(key, found)
-        if note is not None:
-            return None if note == self._staged.note(key) else self._land(key, note)
-        vouched = digest if key.startswith("blobs/") else self._vouched(found)
-        return Stat(key, int(found["ContentLength"]), vouched, found["LastModified"].astimezone(UTC))
-
-    def _landing(self, key: str) -> Stat | None:
-        """The blob of an upload that was begun here, if its part has come. None proves nothing: see the note itself."""
-        note = self._staged.note(key)
-        return self._land(key, note) if note else None
-
-    def _land(self, key: str, note: Note) -> Stat | None:
-        stat = self._bound.land(key, note)
+        cached = self._cache.get(key)
+        stat = cached.written or (self._finish_direct(key, cached.marker) if cached.marker else None)
         if stat is not None:
-            self._staged.land(key)
+            return stat
+        head = self.bucket.head(key)
+        if head is None:
+            return None
+        marker = UploadMarker.from_head(key, head)
+        if marker is not None:
+            return None if marker == self._cache.get(key).marker else self._finish_direct(key, marker)
+        verified = digest if key.startswith("blobs/") else self._verified_digest(head)
+        return Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC))
+
+    def _finish_direct(self, key: str, marker: UploadMarker) -> Stat | None:
+        stat = self._direct.finish(key, marker)
+        if stat is not None:
+            self._cache.update(key, marker=None, completed=True)
         return stat
 
-    def _place(self, key: str) -> str:
-        """Where the bytes of a key are: of a bound upload they are under the final key from the start."""
-        if self._staged.landed(key):
+    def _find_bytes(self, key: str) -> str:
+        """Return the key where the bytes are: those of a direct upload are under the final key from the start."""
+        cached = self._cache.get(key)
+        if cached.completed:
             return key_of(digest_of(key))
-        if not key.startswith("staging/") or self._staged.written(key) or not self.abilities.bound_parts:
+        if not key.startswith("staging/") or cached.written or not self.capabilities.checksum_parts:
             return key
-        found = self.bucket.head(key)
-        note = Note.at(key, found) if found else None
-        if note is None:
+        marker = UploadMarker.from_head(key, self.bucket.head(key))
+        if marker is None:
             return key
-        return key_of(digest_of(key)) if self._land(key, note) else absent(key)
+        return key_of(digest_of(key)) if self._finish_direct(key, marker) else raise_unknown(key)
 
-    def _vouched(self, found: dict[str, Any]) -> Digest | None:
-        """The whole object's SHA-256 where the store checked it. A sum of sums (`…-3`) is not one."""
-        told = str(found.get("ChecksumSHA256", ""))
-        if not told or "-" in told or found.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
+    def _verified_digest(self, head: dict[str, Any]) -> Digest | None:
+        """Return the whole object's SHA-256 if the store verified it. A checksum of checksums (`…-3`) is not one."""
+        checksum = str(head.get("ChecksumSHA256", ""))
+        if not checksum or "-" in checksum or head.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
             return None
-        return Digest("sha256:" + base64.b64decode(told).hex()) if self.abilities.sums else None
-
-    def read(self, key: str, start: int, length: int) -> bytes:
-        return b"".join(self.open(key, start, length))
+        return Digest("sha256:" + base64.b64decode(checksum).hex()) if self.capabilities.checksums else None
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes in chunks; that the key is there is seen before the first one is asked for."""
         digest_of(key)
-        found = self.bucket.stream(self._place(key), start, WHOLE_BYTES if length is None else length)
-        return self._absent(key) if found is None else found
+        chunks = self.bucket.stream(self._find_bytes(key), start, WHOLE_BYTES if length is None else length)
+        return self._raise_unknown(key) if chunks is None else chunks
 
-    def _absent(self, key: str) -> NoReturn:
-        self._staged.forget(key)
-        absent(key)
+    def _raise_unknown(self, key: str) -> NoReturn:
+        self._cache.forget(key)
+        raise_unknown(key)
 
     def list(self, prefix: str) -> Iterator[Stat]:
-        ours = len(self.bucket.prefix)
-        for page in self.bucket.pages("list_objects_v2", Prefix=self.bucket.prefix + prefix):
+        for page in self.bucket.list_pages("list_objects_v2", Prefix=prefix):
             for item in page.get("Contents", ()):
-                key = str(item["Key"])[ours:]
+                key = self.bucket.strip_prefix(str(item["Key"]))
                 try:
                     digest = digest_of(key)
-                except ValueError:  # somebody else's object under our prefix
+                except ValueError:  # an object of another program under our prefix
                     continue
-                vouched = digest if key.startswith("blobs/") else None
-                yield Stat(key, int(item["Size"]), vouched, item["LastModified"].astimezone(UTC))
+                verified = digest if key.startswith("blobs/") else None
+                yield Stat(key, int(item["Size"]), verified, item["LastModified"].astimezone(UTC))
 
     # ---------------------------------------------------------------- write
-    def sink(self, key: str, *, limit_bytes: int) -> Sink:
-        return ObjectSink(self.bucket, key, sums=self.abilities.sums, limit_bytes=limit_bytes)
+    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
+        return uploads.ObjectWriter(self.bucket, key, checksums=self.capabilities.checksums, limit_bytes=limit_bytes)
 
     def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
-        check_expectation(key, expect)
-        stat = fill(self.sink(key, limit_bytes=limit_bytes), chunks)
-        if self.abilities.sum_links:  # else a client's link might have put other bytes there, had ours been deleted
-            self._staged.wrote(stat)
+        stat = super().put(key, chunks, expect=expect, limit_bytes=limit_bytes)
+        # Without checksum links, a client's link might put other bytes there once ours are deleted.
+        if key.startswith("staging/") and self.capabilities.checksum_links:
+            self._cache.update(key, written=stat)
         return stat
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
-        """Copy what is staged, which no client can change any more, to the final key, or to a twin if that is there.
-
-        The copy to nowhere is work for its own sake: else a push of what another tenant has would end sooner.
-        """
         digest_of(staging_key)
         final = key_of(digest)
-        if self._place(staging_key) == final:
+        if self._find_bytes(staging_key) == final:
             return
-        there = not replace and self.bucket.head(final) is not None
+        exists = not replace and self.bucket.head(final) is not None
         size_bytes = self._size_of(staging_key)
         if size_bytes is None:
-            if there:
+            if exists:
                 return
-            self._absent(staging_key)
-        if there:
-            self._staged.twin(staging_key)
-        target = twin_of(staging_key) if there else final
-        if not self._copy(staging_key, target, size_bytes, replace) and not there:
-            self._absent(staging_key)
+            self._raise_unknown(staging_key)
+        if exists:
+            self._cache.update(staging_key, has_dummy=True)
+        target = dummy_key_of(staging_key) if exists else final
+        if not self._copy(staging_key, target, size_bytes, replace) and not exists:
+            self._raise_unknown(staging_key)
 
     def _size_of(self, staging_key: str) -> int | None:
-        written = self._staged.written(staging_key)
-        found = None if written else self.bucket.head(staging_key)
-        return written.size_bytes if written else int(found["ContentLength"]) if found else None
+        if written := self._cache.get(staging_key).written:
+            return written.size_bytes
+        head = self.bucket.head(staging_key)
+        return int(head["ContentLength"]) if head else None
 
     def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool) -> bool:
-        """False when nothing is staged (any more)."""
-        if not self.abilities.copies:
+        """Copy a staged blob; False if there is none (any more)."""
+        if not self.capabilities.copies:
             self.put(key, self.open(staging_key), limit_bytes=size_bytes)
-        elif size_bytes > COPY_LIMIT_BYTES and self.abilities.parts:
-            uploads.copy(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES)
+        elif size_bytes > COPY_LIMIT_BYTES and self.capabilities.parts:
+            uploads.copy_in_ranges(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES)
         else:
-            only_new = {"IfNoneMatch": "*"} if self.abilities.conditional_copy and not replace else {}
-            source = {"Bucket": self.bucket.name, "Key": self.bucket.prefix + staging_key}
-            return self.bucket.copied(Key=self.bucket.prefix + key, CopySource=source, **only_new)
+            only_new = {"IfNoneMatch": "*"} if self.capabilities.conditional_copy and not replace else {}
+            try:
+                self.bucket.copy(staging_key, key, **only_new)
+            except ObjectMissing:
+                return False
         return True
 
     def delete(self, key: str) -> None:
         digest_of(key)
-        if key.startswith("staging/") and not (self._staged.landed(key) or self._staged.written(key)):
-            self._end_upload(key)
-        twin = self._staged.has_twin(key)
-        self._staged.forget(key)
+        cached = self._cache.get(key)
+        if key.startswith("staging/") and not (cached.completed or cached.written):
+            self._abort_direct(key)
+        self._cache.forget(key)
         self.bucket.delete(key)
-        if twin:
-            self.bucket.delete(twin_of(key))
+        if cached.has_dummy:
+            self.bucket.delete(dummy_key_of(key))
 
-    def _end_upload(self, key: str) -> None:
-        """Abort the bound upload that is noted under this key and still open, if there is one."""
-        found = self.bucket.head(key) if self.abilities.bound_parts else None
-        note = Note.at(key, found) if found else None
-        if note is not None and not note.arrived:
-            self._bound.abort(key, note)
+    def _abort_direct(self, key: str) -> None:
+        """Abort the direct upload whose marker is under this key, if it is still open."""
+        head = self.bucket.head(key) if self.capabilities.checksum_parts else None
+        marker = UploadMarker.from_head(key, head)
+        if marker is not None and not marker.arrived:
+            self._direct.abort(key, marker)
 
-    def sweep(self, older_than: timedelta, prefix: str = "") -> int:
-        """Abort multipart uploads under `prefix` that nobody ended. Returns how many."""
-        return uploads.sweep(self.bucket, datetime.now(UTC) - older_than, prefix)
+    def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
+        return uploads.abort_uploads(self.bucket, datetime.now(UTC) - older_than, prefix)
 
-    # ---------------------------------------------------------------- direct transfer
-    def link(
+    # ---------------------------------------------------------------- presigned links
+    def presign(
         self,
         key: str,
         *,
@@ -243,42 +234,61 @@ class S3Blobs:
         file_name: str = "",
     ) -> Link | None:
         digest_of(key)
-        if not self.abilities.links:
+        if not self.capabilities.links:
             return None
         if method == "PUT":
-            if digest is not None and self._takes_bound(key, size_bytes or 0):
-                return self._begin(key, size_bytes or 0, seconds)
-            return links.to_put(self.bucket, self.abilities, key, seconds, digest, size_bytes)
-        return links.to_read(self.bucket, key, seconds, method, file_name)
+            if digest is not None and self._is_direct(key, size_bytes or 0):
+                return self._presign_direct(key, size_bytes or 0, seconds)
+            return self._presign_put(key, seconds, digest, size_bytes)
+        if method == "HEAD":
+            return Link(self.bucket.presign("head_object", seconds, Key=key))
+        disposition = f'attachment; filename="{file_name.rsplit("/", 1)[-1] or "blob"}"'
+        return Link(self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=disposition))
 
-    def _begin(self, key: str, size_bytes: int, seconds: int) -> Link:
-        begun = self._bound.begin(
-            key, size_bytes, seconds=seconds, known=self._staged.note(key), only_new=self.abilities.conditional
+    def _is_direct(self, key: str, size_bytes: int) -> bool:
+        in_range = self._direct_from_bytes <= size_bytes <= direct_upload.LIMIT_BYTES
+        return in_range and key.startswith("staging/") and self.capabilities.checksum_parts
+
+    def _presign_direct(self, key: str, size_bytes: int, seconds: int) -> Link:
+        link, marker = self._direct.begin(
+            key,
+            size_bytes,
+            seconds=seconds,
+            cached=self._cache.get(key).marker,
+            conditional=self.capabilities.conditional,
         )
-        self._staged.begun(key, begun.note)
-        return begun.link
+        self._cache.update(key, marker=marker)
+        return link
 
-    def _takes_bound(self, key: str, size_bytes: int) -> bool:
-        fits = self._bound_from_bytes <= size_bytes <= direct_upload.LIMIT_BYTES
-        return fits and key.startswith("staging/") and self.abilities.bound_parts
-
-    def parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
-        """Links for the parts that are still to be sent, or None for a blob that is sent whole."""
-        digest_of(key)
-        if not self._goes_in_parts(size_bytes):
+    def _presign_put(self, key: str, seconds: int, digest: Digest | None, size_bytes: int | None) -> Link | None:
+        """Presign a PUT of exactly these bytes, or one that cannot replace anything; None if neither is possible."""
+        if size_bytes is None or size_bytes > PUT_LIMIT_BYTES or not key.startswith("staging/"):
             return None
-        return uploads.links(self.bucket, key, size_bytes, self._part_bytes, seconds)
+        if digest is not None and self.capabilities.checksum_links:
+            condition, headers = {"ChecksumSHA256": checksum_of(digest)}, {CHECKSUM_HEADER: checksum_of(digest)}
+        elif self.capabilities.conditional_links:
+            condition, headers = {"IfNoneMatch": "*"}, {"If-None-Match": "*"}
+        else:
+            return None
+        parameters: dict[str, Any] = {"Key": key, "ContentLength": size_bytes, **condition}
+        url = self.bucket.presign("put_object", seconds, **parameters)
+        return Link(url, headers)
 
-    def assemble(self, key: str, size_bytes: int) -> None:
-        """Make one object of the parts sent, if all are there. What they hash to is for the caller to see."""
+    def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
         digest_of(key)
-        if self._goes_in_parts(size_bytes):
-            uploads.complete(self.bucket, key, size_bytes, self._part_bytes)
+        if not self._has_parts(size_bytes):
+            return None
+        return uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds)
 
-    def _goes_in_parts(self, size_bytes: int) -> bool:
-        fits = uploads.FROM_BYTES_WHERE_BOUND if self.abilities.bound_parts else uploads.FROM_BYTES
-        return size_bytes >= (self._parts_from_bytes or fits) and self.abilities.parts
-
-    def path_of(self, key: str) -> Path | None:
+    def complete_parts(self, key: str, size_bytes: int) -> None:
         digest_of(key)
-        return None
+        if self._has_parts(size_bytes):
+            uploads.complete_upload(self.bucket, key, size_bytes, self._part_bytes)
+
+    def _has_parts(self, size_bytes: int) -> bool:
+        auto = (
+            uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS
+            if self.capabilities.checksum_parts
+            else uploads.PARTS_FROM_BYTES
+        )
+        return size_bytes >= (self._parts_from_bytes or auto) and self.capabilities.parts

@@ -1,11 +1,10 @@
-"""Blobs too big for one request: uploads in parts that a client sends by signed links and this server puts together.
+"""Multipart uploads: of clients, by presigned parts, and of this server (`ObjectWriter`, large copies).
 
-Invariants
-- Which parts a blob has follows from its size alone, so whoever plans again cuts it the same way.
-- The store itself remembers what has arrived: nothing of it is kept in the database, and a finished part is not
-  asked for again, however often the client was killed.
-- Only this server completes an upload, and only when every part is there with its size. From then on no link writes.
-- An upload that nobody completes is aborted by `sweep`.
+- The size of a blob alone determines its parts, so planning again cuts it the same way.
+- The store knows which parts have arrived. The database knows nothing of them, and a client that was killed sends none
+  of them twice.
+- Only this server completes an upload, and only if every part is there with its size. After that no link writes.
+- `abort_uploads` aborts the uploads that nobody completes.
 """
 
 from __future__ import annotations
@@ -18,131 +17,189 @@ from datetime import UTC, datetime
 from typing import Any
 
 from registry.errors import RegistryError
-from registry.server.storage.blobs import PartLink
-from registry.server.storage.s3.bucket import Bucket
+from registry.server.storage.blobs import Bytes, DigestVerifier, PartLink, Stat
+from registry.server.storage.s3.bucket import Bucket, checksum_of
 
-FROM_BYTES = 64 * 2**20
-FROM_BYTES_WHERE_BOUND = 2**30
-"""A bound upload is one part: the store checks it, and nothing is read or copied after it: a third of the work.
-In exchange a line that breaks, or a client that is killed, sends again at most this much."""
-AS_FITS = 0
-"""One of these two, by what the store can do."""
+PARTS_FROM_BYTES = 64 * 2**20
+PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS = 2**30
+"""A direct upload has one part: the store verifies it, and nothing is read or copied afterwards, a third of the work.
+In exchange a broken connection or a killed client sends this much again at most."""
+AUTO = 0
+"""Choose one of these two by the store's capabilities."""
 PART_BYTES = 32 * 2**20
-"""S3 takes at most 10,000 parts; so many of these are more than the largest file that a manifest may name."""
+"""S3 allows 10,000 parts; that many of these are more than the largest file that a manifest may name."""
+WRITER_PART_BYTES = 16 * 2**20
 
 
-def cut(size_bytes: int, part_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, length) of each part; numbers begin with 1, all parts but the last are equally long."""
-    for number, start in enumerate(range(0, size_bytes, part_bytes), 1):
-        yield number, start, min(part_bytes, size_bytes - start)
-
-
-def links(bucket: Bucket, key: str, size_bytes: int, part_bytes: int, seconds: int) -> tuple[PartLink, ...]:
-    """A link for each part that has not arrived. Begins the upload if there is none."""
-    upload = next(iter(_open_uploads(bucket, key)), None) or Upload.begin(bucket, key)
-    there = upload.arrived()
+def presign_missing_parts(
+    bucket: Bucket, key: str, size_bytes: int, part_bytes: int, seconds: int
+) -> tuple[PartLink, ...]:
+    """Presign each part that has not arrived. Begins an upload if none is open."""
+    upload = next(iter(_list_uploads(bucket, key)), None) or MultipartUpload.begin(bucket, key)
+    arrived = upload.list_parts()
     return tuple(
-        PartLink(number, start, length, upload.link(number, length, seconds))
-        for number, start, length in cut(size_bytes, part_bytes)
-        if there.get(number, ("", -1))[1] != length
+        PartLink(number, start, length, upload.presign_part(number, length, seconds))
+        for number, start, length in _split(size_bytes, part_bytes)
+        if arrived.get(number, ("", -1))[1] != length
     )
 
 
-def complete(bucket: Bucket, key: str, size_bytes: int, part_bytes: int) -> None:
-    """Put the parts together if they are all there; what is incomplete, or done already, stays as it is."""
-    wanted = {number: length for number, _, length in cut(size_bytes, part_bytes)}
-    for upload in _open_uploads(bucket, key):
-        there = upload.arrived()
-        if all(there.get(number, ("", -1))[1] == length for number, length in wanted.items()):
-            upload.etags = [there[number][0] for number in wanted]
+def complete_upload(bucket: Bucket, key: str, size_bytes: int, part_bytes: int) -> None:
+    """Complete the upload whose parts are all there. Incomplete or completed uploads stay as they are."""
+    lengths = {number: length for number, _, length in _split(size_bytes, part_bytes)}
+    for upload in _list_uploads(bucket, key):
+        arrived = upload.list_parts()
+        if all(arrived.get(number, ("", -1))[1] == length for number, length in lengths.items()):
+            upload.etags = [arrived[number][0] for number in lengths]
             upload.complete()
             return
 
 
-def copy(bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes: int) -> None:
-    """Copy within the bucket, range by range: for what is beyond a single copy."""
-    upload = Upload.begin(bucket, key)
+def copy_in_ranges(bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes: int) -> None:
+    """Copy an object that is too large for one CopyObject."""
+    upload = MultipartUpload.begin(bucket, key)
     try:
         for start in range(0, size_bytes, range_bytes):
-            upload.copy(source_key, start, min(start + range_bytes, size_bytes))
+            upload.copy_part(source_key, start, min(start + range_bytes, size_bytes))
         upload.complete()
     except BaseException:
         upload.abort()
         raise
 
 
-def sweep(bucket: Bucket, before: datetime, prefix: str = "") -> int:
-    """Abort every upload under this prefix that began before that time. Returns how many."""
-    gone = 0
-    for page in bucket.pages("list_multipart_uploads", Prefix=bucket.prefix + prefix):
+def abort_uploads(bucket: Bucket, before: datetime, prefix: str = "") -> int:
+    """Abort every upload under this prefix that began before that time; return how many."""
+    count = 0
+    for page in bucket.list_pages("list_multipart_uploads", Prefix=prefix):
         for item in page.get("Uploads", ()):
             if item["Initiated"].astimezone(UTC) < before:
-                Upload(bucket, str(item["Key"])[len(bucket.prefix) :], str(item["UploadId"])).abort()
-                gone += 1
-    return gone
+                MultipartUpload(bucket, bucket.strip_prefix(str(item["Key"])), str(item["UploadId"])).abort()
+                count += 1
+    return count
+
+
+def _split(size_bytes: int, part_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (number, start, length) of each part. Numbers begin with 1; only the last part is shorter."""
+    for number, start in enumerate(range(0, size_bytes, part_bytes), 1):
+        yield number, start, min(part_bytes, size_bytes - start)
+
+
+def _list_uploads(bucket: Bucket, key: str) -> list[MultipartUpload]:
+    """List the open uploads to exactly this key, oldest first. There are several if a response was lost."""
+    items = [
+        item
+        for page in bucket.list_pages("list_multipart_uploads", Prefix=key)
+        for item in page.get("Uploads", ())
+        if bucket.strip_prefix(item["Key"]) == key
+    ]
+    items.sort(key=lambda item: (item["Initiated"], item["UploadId"]))
+    return [MultipartUpload(bucket, key, str(item["UploadId"])) for item in items]
 
 
 @dataclass
-class Upload:
-    """One upload in parts, open at the store."""
+class MultipartUpload:
+    """An open multipart upload."""
 
     bucket: Bucket
     key: str
     id: str
     etags: list[str] = field(default_factory=list)
+    """Of the parts that this object has sent or found, in order."""
 
     @classmethod
-    def begin(cls, bucket: Bucket, key: str) -> Upload:
-        return cls(bucket, key, bucket.call("create_multipart_upload", Key=bucket.prefix + key)["UploadId"])
+    def begin(cls, bucket: Bucket, key: str) -> MultipartUpload:
+        """Begin an upload to a key."""
+        return cls(bucket, key, bucket.call("create_multipart_upload", Key=key)["UploadId"])
 
     @property
-    def _where(self) -> dict[str, Any]:
-        return {"Key": self.bucket.prefix + self.key, "UploadId": self.id}
+    def _address(self) -> dict[str, Any]:
+        return {"Key": self.key, "UploadId": self.id}
 
-    def arrived(self) -> dict[int, tuple[str, int]]:
-        """Number → (ETag, size) of each part that the store has."""
+    def list_parts(self) -> dict[int, tuple[str, int]]:
+        """Return number → (ETag, size) of each part that has arrived."""
         return {
             int(part["PartNumber"]): (str(part["ETag"]), int(part["Size"]))
-            for page in self.bucket.pages("list_parts", **self._where)
+            for page in self.bucket.list_pages("list_parts", **self._address)
             for part in page.get("Parts", ())
         }
 
-    def link(self, number: int, length: int, seconds: int) -> str:
-        given = {**self._where, "PartNumber": number, "ContentLength": length}
-        return self.bucket.link("upload_part", seconds, given)
+    def presign_part(self, number: int, length: int, seconds: int) -> str:
+        """Presign the PUT of a part of that length."""
+        return self.bucket.presign("upload_part", seconds, **self._address, PartNumber=number, ContentLength=length)
 
-    def send(self, data: bytes) -> None:
-        md5 = base64.b64encode(hashlib.md5(data).digest()).decode()  # noqa: S324 - what every S3 store checks
-        sent = self.bucket.call("upload_part", **self._where, PartNumber=len(self.etags) + 1, Body=data, ContentMD5=md5)
-        self.etags.append(sent["ETag"])
+    def send_part(self, data: bytes) -> None:
+        """Send the next part."""
+        response = self.bucket.call(
+            "upload_part", **self._address, PartNumber=len(self.etags) + 1, Body=data, ContentMD5=_md5(data)
+        )
+        self.etags.append(response["ETag"])
 
-    def copy(self, source_key: str, start: int, end: int) -> None:
-        source = {"Bucket": self.bucket.name, "Key": self.bucket.prefix + source_key}
-        given = {"CopySource": source, "CopySourceRange": f"bytes={start}-{end - 1}", "PartNumber": len(self.etags) + 1}
-        sent = self.bucket.call("upload_part_copy", **self._where, **given)
-        self.etags.append(sent["CopyPartResult"]["ETag"])
+    def copy_part(self, source_key: str, start: int, end: int) -> None:
+        """Copy the next part from a range of another object."""
+        source = {"CopySource": source_key, "CopySourceRange": f"bytes={start}-{end - 1}"}
+        response = self.bucket.call("upload_part_copy", **self._address, **source, PartNumber=len(self.etags) + 1)
+        self.etags.append(response["CopyPartResult"]["ETag"])
 
     def complete(self) -> None:
+        """Make one object of the parts."""
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(self.etags, 1)]
         try:
-            self.bucket.call("complete_multipart_upload", **self._where, MultipartUpload={"Parts": parts})
+            self.bucket.call("complete_multipart_upload", **self._address, MultipartUpload={"Parts": parts})
         except RegistryError:
-            # A racing commit may have completed it, or the store did and its answer was lost: then the key is there.
+            # A racing commit may have completed it, or the response to our first try was lost: then the key exists.
             if self.bucket.head(self.key) is None:
                 raise
 
     def abort(self) -> None:
-        self.bucket.find("abort_multipart_upload", **self._where)
+        """End the upload and discard its parts."""
+        self.bucket.call_if_exists("abort_multipart_upload", **self._address)
 
 
-def _open_uploads(bucket: Bucket, key: str) -> list[Upload]:
-    """The open uploads to exactly this key, the oldest first. More than one if the answer to a beginning was lost."""
-    whole = bucket.prefix + key
-    found = [
-        item
-        for page in bucket.pages("list_multipart_uploads", Prefix=whole)
-        for item in page.get("Uploads", ())
-        if item["Key"] == whole
-    ]
-    found.sort(key=lambda item: (item["Initiated"], item["UploadId"]))
-    return [Upload(bucket, key, str(item["UploadId"])) for item in found]
+class ObjectWriter:
+    """Writes a blob that passes through this server: one PUT if it is small, else a multipart upload.
+
+    It has one part in memory, whatever the size. A wrong or interrupted blob leaves nothing under the key.
+    """
+
+    def __init__(self, bucket: Bucket, key: str, *, checksums: bool, limit_bytes: int) -> None:
+        self._bucket = bucket
+        self._checksums = checksums
+        self._key = key
+        self._verifier = DigestVerifier(key, limit_bytes)
+        self._buffer = bytearray()
+        self._upload: MultipartUpload | None = None
+
+    def write(self, chunk: Bytes) -> None:
+        """Write a chunk; sends a part whenever one is full."""
+        self._verifier.update(chunk)
+        self._buffer += chunk
+        if len(self._buffer) >= WRITER_PART_BYTES:
+            self._upload = self._upload or MultipartUpload.begin(self._bucket, self._key)
+            self._upload.send_part(bytes(self._buffer))
+            self._buffer = bytearray()
+
+    def finish(self) -> Stat:
+        """Verify the digest and make the object visible."""
+        self._verifier.verify()
+        data = bytes(self._buffer)
+        if self._upload is None:
+            digest = self._verifier.digest
+            checksum = {"ChecksumSHA256": checksum_of(digest)} if self._checksums else {"ContentMD5": _md5(data)}
+            self._bucket.put(self._key, data, **checksum)
+        else:
+            if data:
+                self._upload.send_part(data)
+            self._upload.complete()
+        return Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
+
+    def abort(self) -> None:
+        """Discard what was written."""
+        upload, self._upload = self._upload, None
+        self._buffer = bytearray()
+        if upload is not None:
+            upload.abort()
+
+
+def _md5(data: bytes) -> str:
+    """The checksum that every S3 store verifies."""
+    return base64.b64encode(hashlib.md5(data).digest()).decode()  # noqa: S324
