@@ -13,16 +13,16 @@ import socket
 import sys
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cli.lane import DirectProtocol
-from registry.server.http.middleware import Application, Message, Receive, Send
 
 
-def application(size_bytes: int) -> Application:
+def application(size_bytes: int) -> ASGIApp:
     body = b"x" * size_bytes
     headers = [(b"content-length", str(size_bytes).encode()), (b"content-type", b"application/json")]
 
-    async def answer(_scope: Message, _receive: Receive, send: Send) -> None:
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

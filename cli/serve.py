@@ -75,17 +75,25 @@ def serve(host: str, port: int, data: str | None) -> None:
         signal.signal(number, lambda *_: None)
     as_json = output.as_json()
     fresh = app.state.freshness
-    follower = threading.Thread(target=app.state.log.run, args=(fresh.apart().stamp,), name="audit", daemon=True)
+    follower = threading.Thread(
+        target=app.state.audit_log.run, args=(fresh.for_thread().stamp,), name="audit", daemon=True
+    )
 
     def ready() -> None:  # the first token is made when somebody is sure to see it
         _announce(listener, settings, tokens.create_first_token(engine), as_json)
         follower.start()
-        sending = (engine, settings, lambda: app.state.log.keys, app.state.log.closing, fresh.apart().stamp)
+        sending = (
+            engine,
+            settings,
+            lambda: app.state.audit_log.keys,
+            app.state.audit_log.closing,
+            fresh.for_thread().stamp,
+        )
         threading.Thread(target=dispatch.run, args=sending, name="webhooks", daemon=True).start()
-        threading.Thread(target=fresh.follow, args=(app.state.log.closing,), name="freshness", daemon=True).start()
+        threading.Thread(target=fresh.run, args=(log.closing,), name="freshness", daemon=True).start()
         threading.Thread(target=_renew, args=(engine, app.state.blobs, settings), name="renewal", daemon=True).start()
 
-    _Server(config, ready, app.state.log.closing).run(sockets=[listener])
+    _Server(config, ready, app.state.audit_log.closing).run(sockets=[listener])
     if follower.is_alive():
         follower.join(FOLLOWER_SECONDS)
     engine.dispose()
@@ -165,6 +173,6 @@ def embedded() -> Iterator[FastAPI]:
         schema.prepare(engine)
         app = create_app(settings, engine=engine, trusted=actors.TRUSTED)
         yield app
-        app.state.log.flush()
+        app.state.audit_log.flush()
     finally:
         engine.dispose()  # the last connection that closes folds SQLite's WAL into the file

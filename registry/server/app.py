@@ -31,14 +31,14 @@ from registry.server.actors import Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_compat
-from registry.server.http.middleware import Envelope
+from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.statuses import status_of
 from registry.server.hub.upstream import Upstream
-from registry.server.lookup import Lookup
-from registry.server.lookup.change_counter import Pulse
-from registry.server.lookup.freshness import Freshness
-from registry.server.lookup.pointer import Pointers
 from registry.server.promotion.attester import Attester
+from registry.server.resolve_cache.change_counter import ChangeCounter
+from registry.server.resolve_cache.freshness import Freshness
+from registry.server.resolve_cache.middleware import ResolveCache
+from registry.server.resolve_cache.pointers import Pointers
 from registry.server.routes import (
     access,
     adapters,
@@ -114,12 +114,12 @@ def create_app(
     app.state.blobs = blobs if blobs is not None else open_store(settings)
     open_second_copy(settings)  # what cannot be read stops the start, not the check that needs it
     app.state.trusted = trusted
-    log = app.state.log = AuditLog(settings, app.state.engine, app.state.blobs)
+    log = app.state.audit_log = AuditLog(settings, app.state.engine, app.state.blobs)
     log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
-    app.state.memory = sign_in.ActorCache()
+    app.state.actor_cache = sign_in.ActorCache()
     app.state.issuers = Issuers.read(settings.issuers)
-    app.state.pace = RequestLimiter(settings.requests_per_minute)
-    app.state.failures = FailureLimiter(settings.failures_per_minute)
+    app.state.request_limiter = RequestLimiter(settings.requests_per_minute)
+    app.state.failure_limiter = FailureLimiter(settings.failures_per_minute)
     app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     engine_compat.profiles(settings.engines)  # a wrong setting is told before anything starts
     _refuse_undeclared()
@@ -133,16 +133,16 @@ def create_app(
     app.add_exception_handler(Exception, _bug)
     app.state.requests = Counter()
     app.state.api_document = ApiDocument(app.routes)
-    app.add_middleware(Envelope, stall_seconds=settings.stall_seconds, counted=app.state.requests)
+    app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds, counts=app.state.requests)
     app.state.freshness = Freshness(app.state.engine)
-    app.state.pulse = Pulse(app.state.engine)
+    app.state.change_counter = ChangeCounter(app.state.engine)
     app.add_middleware(
-        Lookup,
+        ResolveCache,
         freshness=app.state.freshness,
         pointers=Pointers(app.state.engine),
-        memory=app.state.memory,
-        pace=app.state.pace,
-        told=lambda: log.checkpoint_header,
+        actors=app.state.actor_cache,
+        limiter=app.state.request_limiter,
+        extra_headers=lambda: log.checkpoint_header,
     )
     return app
 
@@ -183,7 +183,7 @@ def _registry_error(request: Request, error: Exception) -> Response:
     if status_of(found) >= 500 and not isinstance(found, Refused):  # 501: the asker's mistake
         _LOG.error("request %s: %s: %s", request.state.request_id, found.code, found.detail)
     if isinstance(found, NOTED):
-        request.app.state.log.batch.add_denial(request.scope, type(found).__name__)
+        request.app.state.audit_log.batch.add_denial(request.scope, type(found).__name__)
     return problem(request, found)
 
 
@@ -224,5 +224,5 @@ def _no_method(request: Request, error: Exception) -> Response:
 def _bug(request: Request, error: Exception) -> Response:
     _LOG.exception("request %s failed", request.state.request_id, exc_info=error)
     answer = problem(request, RegistryError("INTERNAL", "the server failed; its log has this request's id"))
-    answer.headers["X-Request-Id"] = request.state.request_id  # this handler is outside the Envelope
+    answer.headers["X-Request-Id"] = request.state.request_id  # this handler is outside of RequestMiddleware
     return answer

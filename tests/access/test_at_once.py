@@ -122,7 +122,7 @@ def test_resolving_takes_at_most_one_statement_and_signing_in_takes_one(tenants:
 def test_an_expired_token_is_not_returned_from_the_cache(tenants: Tenants) -> None:
     _, secret = tenants.world.issue("pull", seconds=3600)
     tenants.world.client(secret).whoami()
-    memory = tenants.world.app.state.memory
+    memory = tenants.world.app.state.actor_cache
     actor = memory.get(secret)
     assert actor is not None
     memory.put(secret, dataclasses.replace(actor, expires_at=db.now()))

@@ -59,7 +59,7 @@ def plant(world: World, provider: Provider) -> dict[str, str]:
     bundle = models.sign("x", world.admin.resolve("acme/support").manifest, key)
     audit.sign("acme/support", SignRequest(bundle=bundle, public_key=key.public.pem))
     world.push("acme/support", by=world.client(rotated.secret))
-    seed = world.app.state.log.keys.signer.seed
+    seed = world.app.state.audit_log.keys.signer.seed
     return {
         "administrator": world.secret, "token": made.secret, "rotated token": rotated.secret,
         "exchanged token": exchanged.secret, "identity token": assertion, "webhook": hook.secret,

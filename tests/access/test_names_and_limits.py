@@ -240,14 +240,14 @@ def test_wrong_tokens_from_one_address_are_rate_limited_and_a_valid_one_never(wo
     assert wrong[:10] == [401] * 10
     assert wrong[10:] == [429, 429]
     assert world.admin.whoami().actor == "admin"
-    world.app.state.log.step()
+    world.app.state.audit_log.step()
     denied = [event for event in Audit(world.admin).events() if event.action == "access.unknown"]
     assert sum(event.detail["count"] for event in denied) == 12, "rate-limited sign-ins are counted as refused"
 
 
 def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(world: World) -> None:
     """An attacker may know the beginning of a token and guess the rest from many addresses."""
-    failures, known = world.app.state.failures, world.secret[:12]
+    failures, known = world.app.state.failure_limiter, world.secret[:12]
     for n in range(10):
         failures.record_failure(f"10.0.0.{n}", f"{known}{n:030}")
     with pytest.raises(Unavailable, match="wrong tokens that begin like this one: over the limit of 10") as caught:

@@ -16,14 +16,14 @@ def append(world: World, count: int, *, start: int = 0) -> None:
     with world.session(write=True) as session:
         for number in range(start, start + count):
             audit.append(session, TRUSTED, "alias.move", f"acme/a{number % 7}:prod", {"to": number})
-    world.app.state.log.step()
+    world.app.state.audit_log.step()
 
 
 def replayed(world: World) -> Replay:
     """The whole log of a world, replayed through its API with its own keys."""
     log = Audit(world.admin)
     note = log.checkpoint()
-    return replay(ServerLog(log, note), *world.app.state.log.keys.verifiers)
+    return replay(ServerLog(log, note), *world.app.state.audit_log.keys.verifiers)
 
 
 class Held:

@@ -143,7 +143,7 @@ def test_denials_and_reads_of_bytes_are_recorded_with_counts(world: World) -> No
 
 
 def test_a_token_that_guesses_does_not_fill_the_log(world: World) -> None:
-    guesser, batch = world.actor("pull", namespaces=["acme"], name="guesser"), world.app.state.log.batch
+    guesser, batch = world.actor("pull", namespaces=["acme"], name="guesser"), world.app.state.audit_log.batch
     for number in range(PATHS_LIMIT + 30):
         with pytest.raises(NotFound):
             guesser.version(f"globex/guess{number}@1")
@@ -188,7 +188,7 @@ def test_no_secret_is_in_events_tiles_errors_answers_or_logs(world: World, caplo
         admin = Audit(again.client(world.secret))
         events = [event.model_dump_json() for event in admin.events()]
         bundle = admin.entries(0, len(events)).decode(errors="replace")
-    seed = world.app.state.log.keys.signer.text
+    seed = world.app.state.audit_log.keys.signer.text
     with world.session() as session:
         stored = str([row.model_dump() for row in rows(session, EventRow)])
     everything = "\n".join([*events, bundle, stored, *answers, caplog.text])

@@ -41,14 +41,14 @@ def test_events_are_numbered_without_a_gap_whatever_the_order_of_commits(world: 
             with world.session(write=True) as session:
                 audit.append(session, TRUSTED, "alias.move", f"acme/w{number}:prod", {"to": at})
             if at % 3 == 0:
-                world.app.state.log.step()
+                world.app.state.audit_log.step()
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    world.app.state.log.step()
+    world.app.state.audit_log.step()
     with world.session() as session:
         positions = sorted(row.position for row in rows(session, EventRow))
     assert positions == list(range(1, 42)), "the first token's event, and forty more"
@@ -66,10 +66,10 @@ def test_an_interrupted_numbering_is_continued(world: World, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(sequencer, "write_once", away)
         with pytest.raises(Invalid):
-            world.app.state.log.step()
+            world.app.state.audit_log.step()
     with world.session() as session:
         assert [row.size for row in rows(session, AuditCheckpointRow)] == [301]
-    world.app.state.log.step()
+    world.app.state.audit_log.step()
     seen = logs.replayed(world)
     assert (seen.size, seen.problems) == (302, [])
 
@@ -85,7 +85,7 @@ def test_the_store_holds_c2sp_tiles_and_no_partial_one_of_a_full_one(world: Worl
 
 def test_every_event_has_a_proof_that_verifies_without_the_server(world: World) -> None:
     logs.append(world, 270)
-    log, verifier = Audit(world.admin), world.app.state.log.keys.signer.verifier
+    log, verifier = Audit(world.admin), world.app.state.audit_log.keys.signer.verifier
     for seq in (1, 2, 255, 256, 257, 271):
         shown = log.proof(seq)
         assert proofs.verify(shown.proof, shown.entry.encode(), verifier).size == 271
@@ -126,7 +126,7 @@ def _after(world: World, held: logs.Held, session: Session, change: str) -> list
     session.connection().execute(text(change))
     views = [audit.to_view(row) for row in session.exec(select(EventRow).order_by(col(EventRow.position))).all()]
     held.lines = [view.entry() for view in views]
-    return replay(held, *world.app.state.log.keys.verifiers).problems
+    return replay(held, *world.app.state.audit_log.keys.verifiers).problems
 
 
 def test_a_tile_that_was_changed_in_the_store_is_found(world: World) -> None:
@@ -149,8 +149,8 @@ def test_a_truncated_log_that_is_signed_again_is_refused_by_its_clients(world: W
             "UPDATE event SET position = NULL",
         ):  # fmt: skip
             session.connection().execute(text(statement))
-    world.app.state.log.latest = Head()
-    world.app.state.log.step()
+    world.app.state.audit_log.latest = Head()
+    world.app.state.audit_log.step()
     assert logs.replayed(world).problems == [], "whoever sees it for the first time sees a log that is well"
     with pytest.raises(Corrupt) as caught:
         heads.check(world.admin, Audit(world.admin).checkpoint())
@@ -176,7 +176,7 @@ def test_a_client_follows_a_log_that_grows_and_accepts_an_older_checkpoint_of_it
 
 def test_a_forked_log_and_another_key_are_refused(world: World, tmp_path: Path) -> None:
     logs.append(world, 10)
-    heads, log = Heads(tmp_path), world.app.state.log
+    heads, log = Heads(tmp_path), world.app.state.audit_log
     heads.check(world.admin, Audit(world.admin).checkpoint())
     forged = notes.sign_note(Checkpoint(log.keys.signer.name, 11, b"\7" * 32).text, log.keys.signer)
     with pytest.raises(Corrupt, match="does not agree"):
@@ -194,7 +194,7 @@ def test_an_answer_with_a_wrong_checkpoint_is_rejected(world: World, tmp_path: P
     reader = world.actor("pull")
     heads.watch(reader)
     assert reader.resolve("acme/support").number == 1
-    log = world.app.state.log
+    log = world.app.state.audit_log
     log.latest = Head(3, notes.sign_note(Checkpoint(log.keys.signer.name, 3, b"\7" * 32).text, log.keys.signer))
     for ask in (reader.resolve, reader.plan_pull):
         with pytest.raises(Corrupt) as caught:
@@ -218,7 +218,7 @@ def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
     with world.session(write=True) as session:
         for table in ("audit_checkpoint", "audit_tile", "event"):
             session.connection().execute(text(f"DELETE FROM {table}"))
-    world.app.state.log.latest = Head()
+    world.app.state.audit_log.latest = Head()
     logs.append(world, 2)
     for heads in (Heads(tmp_path), Heads(tmp_path)):
         heads.watch(reader)

@@ -25,10 +25,15 @@ from registry.server.catalog import versions
 from registry.server.database.models import AttestationRow, EventRow
 from registry.server.promotion.attestations import signed_by
 from registry.server.promotion.attester import Attester
-from registry.tlog.notes import Signer
+from registry.tlog.notes import Signer, Verifier
 from tests.world import World, rows
 
 NAME = "acme/support"
+
+
+def log_keys(world: World) -> tuple[Verifier, ...]:
+    """The public keys of the audit log."""
+    return world.app.state.audit_log.keys.verifiers
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def request(world: World, key: PrivateKey) -> SignRequest:
 
 def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: World) -> None:
     pushed.validate(f"{NAME}@1")
-    key = PrivateKey.of_seed(pushed.app.state.log.keys.signer.seed).public
+    key = PrivateKey.of_seed(pushed.app.state.audit_log.keys.signer.seed).public
     held = Audit(pushed.admin).attestations(f"{NAME}@1").items
     assert [item.kind for item in held] == ["push", "verdict"]
     push, verdict = (attestations.opened(item.bundle.encode(), key) for item in held)
@@ -59,17 +64,17 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     assert (push.predicate["actor"], push.predicate["version"], push.predicate["compat"]) == ("ci", f"{NAME}@1", "pass")
     assert push.predicate["log"]["seq"] == held[0].seq
     assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
-    found = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, pushed.app.state.log.keys.verifiers)
+    found = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, log_keys(pushed))
     assert [(line.ok, line.who.partition(",")[0]) for line in found] == [(True, "ci"), (True, "admin")]
-    assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, pushed.app.state.log.keys.verifiers) == ""
-    foreign = (Signer.make(pushed.app.state.log.keys.signer.name).verifier,)
+    assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, log_keys(pushed)) == ""
+    foreign = (Signer.make(pushed.app.state.audit_log.keys.signer.name).verifier,)
     assert not any(line.ok for line in signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, foreign))
     assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, foreign) != ""
 
 
 def test_attesting_again_gives_the_same_bytes(pushed: World) -> None:
     first = Audit(pushed.admin).attestations(NAME).items
-    log = pushed.app.state.log
+    log = pushed.app.state.audit_log
     Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.latest.size)
     assert Audit(pushed.admin).attestations(NAME).items == first
 
@@ -77,7 +82,7 @@ def test_attesting_again_gives_the_same_bytes(pushed: World) -> None:
 def test_an_interrupted_attestation_is_finished_by_the_next_start(
     pushed: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = pushed.app.state.log
+    log = pushed.app.state.audit_log
     with monkeypatch.context() as patch:
         patch.setattr(failpoints, "reach", lambda point: 1 / 0 if point == "attestation.held" else None)
         with pytest.raises(ZeroDivisionError):
@@ -103,7 +108,9 @@ def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pu
         told = [row for row in rows(session, EventRow) if row.action == "version.sign"]
     assert [(row.object, row.detail["identity"]) for row in told] == [(f"{NAME}@1", key.public.identity)]
     lines = signing.examine(
-        Audit(pushed.admin).attestations(NAME).items, pushed.admin.resolve(NAME), pushed.app.state.log.keys.verifiers
+        Audit(pushed.admin).attestations(NAME).items,
+        pushed.admin.resolve(NAME),
+        log_keys(pushed),
     )
     assert {(line.kind, line.ok) for line in lines} == {("push", True), ("signature", True)}
 

@@ -15,7 +15,7 @@ EVENTS = 10_000
 
 def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_found(world: World) -> None:
     logs.append(world, EVENTS - 1)
-    held, verifier = logs.Held(world), world.app.state.log.keys.signer.verifier
+    held, verifier = logs.Held(world), world.app.state.audit_log.keys.signer.verifier
     seen = replay(held, verifier)
     assert (seen.size, seen.problems) == (EVENTS, [])
     draw = random.Random(7)

@@ -30,7 +30,7 @@ def collected(world: World, name: str) -> tuple[bundle.Dossier, tuple[Verifier, 
     """What somebody sees who may pull from `globex` only, and the keys of the log."""
     reader = world.actor("pull", namespaces=["globex"])
     found = bundle.collect(Audit(reader), reader.resolve(name))
-    return found, world.app.state.log.keys.verifiers
+    return found, world.app.state.audit_log.keys.verifiers
 
 
 def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: World) -> None:

@@ -66,8 +66,8 @@ def world(database_url: str) -> Iterator[World]:
 
 
 def step(world: World) -> int:
-    world.app.state.log.step()
-    return dispatch.send_due(world.engine, world.settings, lambda: world.app.state.log.keys)
+    world.app.state.audit_log.step()
+    return dispatch.send_due(world.engine, world.settings, lambda: world.app.state.audit_log.keys)
 
 
 def end_pauses(world: World) -> None:
@@ -143,7 +143,7 @@ def test_an_event_becomes_one_delivery_despite_interruptions(world: World, recei
     Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     for _ in range(3):
         world.push("acme/support")
-    world.app.state.log.step()
+    world.app.state.audit_log.step()
     with world.session() as session:
         hook = rows(session, WebhookRow)[0]
     dispatch._enqueue_deliveries(world.engine, hook.id)
@@ -224,10 +224,10 @@ def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_eff
             target.resolve_target("https://two.example/", "")
     made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     world.push("acme/support")
-    world.app.state.log.step()
+    world.app.state.audit_log.step()
     with monkeypatch.context() as patch:
         patch.setattr(target.socket, "getaddrinfo", answers("169.254.169.254"))
-        assert dispatch.send_due(world.engine, world.settings, lambda: world.app.state.log.keys) == 1
+        assert dispatch.send_due(world.engine, world.settings, lambda: world.app.state.audit_log.keys) == 1
     assert receiver.got == []
     assert "169.254.169.254" in Audit(world.admin).deliveries(made.webhook.id).items[0].error
 

@@ -121,7 +121,7 @@ def test_a_withdrawal_that_meets_the_writer_of_the_first_record_is_recorded_too(
 
 def test_an_attestation_of_the_registry_whose_bytes_are_lost_is_made_again(stored_world: World) -> None:
     stored_world.push("acme/support")
-    log = stored_world.app.state.log
+    log = stored_world.app.state.audit_log
     log.step()
     with stored_world.session() as session:
         (lost,) = [Digest(row.digest) for row in rows(session, AttestationRow)]
@@ -139,7 +139,7 @@ def test_lost_tiles_of_the_audit_log_are_told_and_written_again(stored_world: Wo
     with stored_world.session(write=True) as session:
         for at in range(300):
             audit.append(session, TRUSTED, "test.event", f"n{at}")
-    stored_world.app.state.log.step()
+    stored_world.app.state.audit_log.step()
     before = tiles_of(stored_world)
     lost = [
         "tile/0/000",
@@ -153,10 +153,10 @@ def test_lost_tiles_of_the_audit_log_are_told_and_written_again(stored_world: Wo
     assert len(tiles_of(stored_world)) == len(before) - len(lost)
     assert sorted(findings(stored_world, deep=False)) == sorted(f"audit.tile_missing {path}" for path in lost)
     assert reindex(stored_world, dry_run=True).records == 3, "the entries go with their hashes"
-    stored_world.app.state.log.step()
+    stored_world.app.state.audit_log.step()
     assert len(tiles_of(stored_world)) == len(before) - len(lost)
     assert reindex(stored_world).records == 3
-    stored_world.app.state.log.step()
+    stored_world.app.state.audit_log.step()
     assert before.items() <= tiles_of(stored_world).items()
     assert findings(stored_world) == []
     assert reindex(stored_world).records == 0

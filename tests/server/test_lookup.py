@@ -14,10 +14,11 @@ import pytest
 
 from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
-from registry.server import app, lookup
+from registry.server import app
 from registry.server.access.tokens import revoke
 from registry.server.actors import TRUSTED
 from registry.server.audit import audit_log
+from registry.server.resolve_cache import middleware
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.world import URL, World
@@ -100,7 +101,7 @@ def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_wr
     world.push(NAME)
     http, closing = client(world), threading.Event()
     freshness = world.app.state.freshness
-    follower = threading.Thread(target=freshness.follow, args=(closing,))
+    follower = threading.Thread(target=freshness.run, args=(closing,))
     follower.start()
     try:
         http.get(f"{PATH}/main")
@@ -134,7 +135,7 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
     state, turns = world.app.state, [0, 0]
 
     def counted(at: int) -> Callable[[], object]:
-        stamp = state.freshness.apart().stamp
+        stamp = state.freshness.for_thread().stamp
 
         def asked() -> object:
             turns[at] += 1
@@ -143,11 +144,11 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
         return asked
 
     threads = [
-        threading.Thread(target=state.freshness.follow, args=(state.log.closing,)),
-        threading.Thread(target=state.log.run, args=(counted(0),)),
+        threading.Thread(target=state.freshness.run, args=(state.audit_log.closing,)),
+        threading.Thread(target=state.audit_log.run, args=(counted(0),)),
         threading.Thread(
             target=dispatch.run,
-            args=(world.engine, world.settings, lambda: state.log.keys, state.log.closing, counted(1)),
+            args=(world.engine, world.settings, lambda: state.audit_log.keys, state.audit_log.closing, counted(1)),
         ),
     ]
     for thread in threads:
@@ -161,15 +162,15 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
 
     try:
         until(quiet)
-        size = state.log.latest.size
+        size = state.audit_log.latest.size
         world.push(NAME)
-        until(lambda: state.log.latest.size > size)
+        until(lambda: state.audit_log.latest.size > size)
         until(quiet)
-        state.log.batch.add(TRUSTED, "bytes.read", NAME)
-        size = state.log.latest.size
-        until(lambda: state.log.latest.size > size)
+        state.audit_log.batch.add(TRUSTED, "bytes.read", NAME)
+        size = state.audit_log.latest.size
+        until(lambda: state.audit_log.latest.size > size)
     finally:
-        state.log.closing.set()
+        state.audit_log.closing.set()
         for thread in threads:
             thread.join()
 
@@ -209,15 +210,15 @@ def test_while_the_database_is_away_the_last_good_answer_is_given_and_marked(
         # Nothing is told to whom it was not told before, and nothing that was not asked before.
         assert client(world, other).get(f"{PATH}/main").status_code == 503
         assert http.get(f"{PATH}/1").status_code == 503
-        world.app.state.freshness._look()  # as the server's follower does, which has found out then
+        world.app.state.freshness._poll()  # as the server's follower does, which has found out then
         refused = client(world, other).get(f"{PATH}/main")
         assert (refused.status_code, refused.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
         assert (http.get(f"{PATH}/1").status_code, http.get(f"{PATH}/main").status_code) == (503, 200)
         later = SimpleNamespace(time=lambda: time.time() + 120, monotonic=time.monotonic)
-        monkeypatch.setattr(lookup, "time", later)
+        monkeypatch.setattr(middleware, "time", later)
         assert client(world, short).get(f"{PATH}/main").status_code == 503, "an expired token is told nothing any more"
         assert http.get(f"{PATH}/main").status_code == 200
-    world.app.state.freshness._look()
+    world.app.state.freshness._poll()
     fresh = http.get(f"{PATH}/main")
     assert (fresh.status_code, "x-registry-stale" in fresh.headers) == (200, False)
 
@@ -266,9 +267,9 @@ def test_a_database_that_only_hangs_is_away_too(
     http, freshness = client(world), world.app.state.freshness
     http.get(f"{PATH}/main")
     asked, answered = threading.Event(), threading.Event()
-    monkeypatch.setattr(freshness, "_snapshot", lambda: (asked.set(), answered.wait(60)))
-    monkeypatch.setattr("registry.server.lookup.freshness.SILENT_SECONDS", 0.0)
-    follower = threading.Thread(target=freshness._look)
+    monkeypatch.setattr(freshness, "_read_snapshot", lambda: (asked.set(), answered.wait(60)))
+    monkeypatch.setattr("registry.server.resolve_cache.freshness.SILENT_SECONDS", 0.0)
+    follower = threading.Thread(target=freshness._poll)
     follower.start()
     asked.wait(60)
     stale = http.get(f"{PATH}/main")

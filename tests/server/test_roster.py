@@ -15,7 +15,7 @@ from registry.client.gates import Gates
 from registry.digest import Digest
 from registry.engines import rulebook
 from registry.names import AdapterName, served_name
-from registry.server.lookup.change_counter import Pulse
+from registry.server.resolve_cache.change_counter import ChangeCounter
 from tests.world import URL, World
 
 BASE = "tiny-llama"
@@ -130,29 +130,29 @@ def test_who_waits_is_told_of_a_promotion(world: World) -> None:
     assert roster(client, since="of another time", wait=60).cursor == told[0].cursor
 
 
-def test_the_pulse_moves_with_what_a_roster_tells_and_rests_while_leases_are_renewed(world: World) -> None:
+def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) -> None:
     fill(world, "acme/support")
-    pulse, stamps = Pulse(world.engine), itertools.count()
+    counter, stamps = ChangeCounter(world.engine), itertools.count()
     digest = world.admin.version("acme/support").digest
     slot = SlotReport(adapter="acme/support", digest=digest, served_name="s", state=SlotState.LOADING)
     said = NodeReport(base=BASE, alias="canary", slots=[slot])
-    beat = pulse.read(next(stamps))
+    reading = counter.read(next(stamps))
     for _ in range(3):
         Fleet(world.admin).report("gpu-1", "vllm", said)
-    assert pulse.read(next(stamps)) == beat
-    beats = [beat]
+    assert counter.read(next(stamps)) == reading
+    readings = [reading]
     world.push("acme/support")
-    beats.append(pulse.read(next(stamps)))
+    readings.append(counter.read(next(stamps)))
     world.admin.promote("acme/support", "canary", "2", generation=1)
-    beats.append(pulse.read(next(stamps)))
+    readings.append(counter.read(next(stamps)))
     world.validate("acme/support@2")
-    beats.append(pulse.read(next(stamps)))
+    readings.append(counter.read(next(stamps)))
     Gates(world.admin).quarantine("acme/support@2", "an alarm")
-    beats.append(pulse.read(next(stamps)))
-    assert beats == sorted(set(beats))
+    readings.append(counter.read(next(stamps)))
+    assert readings == sorted(set(readings))
     with world.statements() as sent:
-        assert pulse.read("a") == pulse.read("a") == pulse.known("a") == beats[-1]
-    assert (len(sent), pulse.known("b"), pulse.known(None)) == (1, None, None)
+        assert counter.read("a") == counter.read("a") == counter.peek("a") == readings[-1]
+    assert (len(sent), counter.peek("b"), counter.peek(None)) == (1, None, None)
 
 
 def test_a_roster_shows_to_each_what_they_may_see(world: World) -> None:

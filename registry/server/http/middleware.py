@@ -1,117 +1,146 @@
-"""`Envelope`: the ASGI layer around every request: its id, and what is refused before the application sees it.
+"""`RequestMiddleware`: the outermost ASGI layer. It sets the request id and rejects requests that are malformed.
 
-Invariants
-- Every answer carries X-Request-Id; a well-formed one of the client is kept, else one is made.
-- A Host header is a host, with a port or without: what looks like a URL or a path is refused, though nothing reads it.
+- Every answer carries X-Request-Id: the client's if it is well-formed, else a new one.
+- The Host header must be a host with or without a port.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
-- A body that stalls ends its request (`Pace`); nothing waits for ever for a sender.
-- A JSON body is read whole before the application sees the request, up to the limit of its route; a blob's never is.
+- A JSON body is read whole before the application runs, up to the limit of its route. A blob's body is streamed.
+- A request whose body arrives too slowly is ended (`SlowBodyGuard`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import Invalid, RegistryError, TooLarge, Unavailable
-from registry.server.http.slow_body import Pace
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 BODY_LIMIT_BYTES = 2**20
 BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
-    (re.compile(r"/pushes/[^/]+/blobs/"), None),  # bytes of a blob: streamed, and limited by what the plan said
+    (re.compile(r"/pushes/[^/]+/blobs/"), None),  # bytes of a blob: streamed, and limited by the plan of the push
     (re.compile(r"/(commit|bases|finish|identity|similarity|pushes)\Z"), 8 * 2**20),
     (re.compile(r"/fleet/nodes/"), 4 * 2**20),  # 2,000 slots with their reasons
     (re.compile(r"/check\Z"), 32 * 2**20),  # holds a safetensors header of up to 16 MiB
 )
-"""Path pattern → the largest body in bytes, None for no limit here; the first match counts."""
+"""Path pattern → the largest body in bytes, None for no limit. The first match counts."""
+BODY_BYTES_PER_SECOND = 1024
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Anybody may send any word as a method; what is counted must stay few."""
+"""Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 _NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
-_NO_HOST = Invalid("REQUEST_INVALID", "the Host header is no host")
+_BAD_HOST = Invalid("REQUEST_INVALID", "the Host header is not a host")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])?(?::[0-9]{0,5})?\Z")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}\Z")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}\Z")
 
 
 def body_limit(path: str) -> int | None:
-    for pattern, limit in BODY_LIMITS:
-        if pattern.search(path):
-            return limit
-    return BODY_LIMIT_BYTES
+    """Return the largest body in bytes for this path, None for no limit."""
+    return next((limit for pattern, limit in BODY_LIMITS if pattern.search(path)), BODY_LIMIT_BYTES)
 
 
-class Envelope:
-    """`counted`: (method, status) → how many answers began."""
+def choose_request_id(header: bytes) -> bytes:
+    """Return the client's X-Request-Id if it is well-formed, else a new one."""
+    return header if _REQUEST_ID.match(header) else secrets.token_hex(12).encode()
 
-    def __init__(
-        self, app: Application, stall_seconds: float = 60, counted: Counter[tuple[str, int]] | None = None
-    ) -> None:
+
+class RequestMiddleware:
+    """`counts`: (method, status) → how many answers were started."""
+
+    def __init__(self, app: ASGIApp, stall_seconds: float = 60, counts: Counter[tuple[str, int]] | None = None) -> None:
         self.app = app
         self._stall_seconds = stall_seconds
-        self._counted = counted if counted is not None else Counter()
+        self._counts = counts if counts is not None else Counter()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        paced = Pace(receive, self._stall_seconds)
+        request_id = choose_request_id(_header(scope, b"x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        guard = SlowBodyGuard(receive, self._stall_seconds)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                ours = [(b"x-request-id", request_id.encode()), *([(b"connection", b"close")] if paced.stalled else [])]
-                message = {**message, "headers": [*message.get("headers", ()), *ours]}
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                headers += [(b"connection", b"close")] if guard.stalled else []
+                message = {**message, "headers": headers}
                 method = scope["method"] if scope["method"] in METHODS else "other"
-                self._counted[method, message["status"]] += 1
+                self._counts[method, message["status"]] += 1
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
             await _send_problem(send_with_id, request_id, 400, _NUL)
             return
         if not all(_HOST.match(value) for key, value in scope["headers"] if key == b"host"):
-            await _send_problem(send_with_id, request_id, 400, _NO_HOST)
+            await _send_problem(send_with_id, request_id, 400, _BAD_HOST)
             return
         limit = body_limit(scope["path"])
-        if limit is not None and scope["method"] not in ("GET", "HEAD"):
-            try:
-                body = await _whole_body(scope, paced, limit)
-            except Unavailable as stalled:
-                await _send_problem(send_with_id, request_id, 408, stalled)
-                return
-            if body is None:
-                error = TooLarge("SIZE_INVALID", f"body: over the limit of {limit} bytes for this route (BODY_LIMITS)")
-                await _send_problem(send_with_id, request_id, 413, error)
-                return
-            scope["state"]["body"] = body
-            await self.app(scope, _replay(body, receive), send_with_id)
+        if limit is None or scope["method"] in ("GET", "HEAD"):
+            await self.app(scope, guard, send_with_id)
             return
-        await self.app(scope, paced, send_with_id)
+        try:
+            body = await _read_body(scope, guard, limit)
+        except Unavailable as stalled:
+            await _send_problem(send_with_id, request_id, 408, stalled)
+            return
+        if body is None:
+            error = TooLarge("SIZE_INVALID", f"body: over the limit of {limit} bytes for this route")
+            await _send_problem(send_with_id, request_id, 413, error)
+            return
+        scope["state"]["body"] = body
+        await self.app(scope, _replay(body, receive), send_with_id)
 
 
-def _header(scope: Message, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+class SlowBodyGuard:
+    """An ASGI `receive` that raises `Unavailable` (BODY_STALLED) if the body arrives too slowly.
+
+    That is: below `BODY_BYTES_PER_SECOND` for `seconds` of waiting. Only time spent waiting for the sender counts. A
+    stalled request holds a connection until then, but no thread and no transaction.
+    """
+
+    def __init__(self, receive: Receive, seconds: float) -> None:
+        self._receive = receive
+        self._seconds = seconds
+        self._waited_seconds = 0.0
+        self._received_bytes = 0
+        self._complete = False
+        self.stalled = False
+
+    async def __call__(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        started_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds - self._waited_seconds):
+                message = await self._receive()
+        except TimeoutError as e:
+            self.stalled = True
+            raise Unavailable(
+                "BODY_STALLED",
+                f"body: received less than {BODY_BYTES_PER_SECOND} bytes a second for {self._seconds:g} seconds",
+                next_step="send the request again; blobs that were received are not requested again",
+            ) from e
+        self._waited_seconds += time.monotonic() - started_at
+        self._received_bytes += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._received_bytes >= BODY_BYTES_PER_SECOND * self._seconds:
+            self._waited_seconds, self._received_bytes = 0.0, 0
+        return message
 
 
-def _request_id(scope: Message) -> str:
-    given = _header(scope, b"x-request-id")
-    return given if _REQUEST_ID.match(given) else secrets.token_hex(12)
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-async def _whole_body(scope: Message, receive: Receive, limit: int) -> bytes | None:
-    """The body, or None once it is known to be over the limit; what follows is then not read."""
+async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    """Return the body, or None as soon as it is known to exceed the limit; the rest is not read."""
     declared = _header(scope, b"content-length")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
+    if declared.isdigit() and int(declared[:20]) > limit:
         return None
     body = bytearray()
     while True:
@@ -132,10 +161,10 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _send_problem(send: Send, request_id: str, status: int, error: RegistryError) -> None:
-    """The answer of `app.problem`, for what never reaches the application. The connection ends: its body is unread."""
-    body = json.dumps(error.to_problem() | {"status": status, "request_id": request_id}).encode()
+async def _send_problem(send: Send, request_id: bytes, status: int, error: RegistryError) -> None:
+    """Answer a request that never reaches the application. The connection is closed, because its body is unread."""
+    body = json.dumps(error.to_problem() | {"status": status, "request_id": request_id.decode()}).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    closing = [] if status == 408 else [(b"connection", b"close")]  # the envelope says so itself of what stalled
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *closing]})
+    headers += [(b"connection", b"close")] if status != 408 else []  # a stalled request gets this header anyway
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

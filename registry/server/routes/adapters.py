@@ -75,7 +75,12 @@ def resolve_version(
     body = found.model_dump_json().encode()
     etag = f'"{Digest.of(body).hex}"'
     keep = FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN
-    headers = {"ETag": etag, "Cache-Control": keep, "Vary": "Authorization", **incoming.app.state.log.checkpoint_header}
+    headers = {
+        "ETag": etag,
+        "Cache-Control": keep,
+        "Vary": "Authorization",
+        **incoming.app.state.audit_log.checkpoint_header,
+    }
     if if_none_match is not None and etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")

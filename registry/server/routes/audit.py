@@ -63,7 +63,7 @@ LOOK_SECONDS = 0.1
 
 
 def _log(request: Request) -> AuditLog:
-    found: AuditLog = request.app.state.log
+    found: AuditLog = request.app.state.audit_log
     return found
 
 

@@ -72,7 +72,7 @@ def issuers(request: Request) -> Issuers:
 
 
 def memory(request: Request) -> sign_in.ActorCache:
-    found: sign_in.ActorCache = request.app.state.memory
+    found: sign_in.ActorCache = request.app.state.actor_cache
     return found
 
 
@@ -148,7 +148,7 @@ class NeedsNow(Needs):
         actor = memory(request).get(secret) if secret else None
         if actor is None:
             return _signed_in(request)
-        request.app.state.pace.take(actor.token_id)
+        request.app.state.request_limiter.take(actor.token_id)
         return actor
 
 
@@ -220,7 +220,7 @@ def _sign_in(request: Request) -> Actor:
     except Unauthenticated:
         note_failure(request, secret)
         raise
-    request.app.state.pace.take(actor.token_id)
+    request.app.state.request_limiter.take(actor.token_id)
     return actor
 
 
@@ -241,9 +241,9 @@ def _whose(request: Request, secret: str) -> Actor:
 def note_failure(request: Request, secret: str = "") -> None:
     """Somebody did not sign in. `Unavailable` (RATE_LIMITED) where that happens too often; the log hears of both."""
     try:
-        request.app.state.failures.record_failure(request.client.host if request.client else "", secret)
+        request.app.state.failure_limiter.record_failure(request.client.host if request.client else "", secret)
     except Unavailable:
-        request.app.state.log.batch.add_denial(request.scope, Unauthenticated.__name__)
+        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
         raise
 
 

@@ -26,8 +26,8 @@ from registry.evaluation.verdicts import PROFILE_LIMIT
 from registry.server.catalog import bases
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.lookup.change_counter import Beat, Pulse
-from registry.server.lookup.freshness import Freshness
+from registry.server.resolve_cache.change_counter import ChangeCounter, Counts
+from registry.server.resolve_cache.freshness import Freshness
 from registry.server.routes import idempotent
 from registry.server.routes.deps import EngineDep, Needs, PullerApart
 from registry.server.routes.openapi import declarations
@@ -93,7 +93,7 @@ def _headers(cursor: str) -> dict[str, str]:
 
 async def _differs(request: Request, reader: _Reader, since: str, until: float) -> None:
     freshness: Freshness = request.app.state.freshness
-    closing = request.app.state.log.closing
+    closing = request.app.state.audit_log.closing
     while not closing.is_set() and time.monotonic() < until:
         stamp, looked_at = freshness.stamp(), time.monotonic()
         beat = await _beat(request, stamp)  # before the roster's state: what comes between the two is looked at again
@@ -109,7 +109,7 @@ async def _differs(request: Request, reader: _Reader, since: str, until: float) 
                 break
 
 
-async def _beat(request: Request, stamp: object | None) -> Beat:
-    pulse: Pulse = request.app.state.pulse
-    known = pulse.known(stamp)
-    return known if known is not None else await run_in_threadpool(pulse.read, stamp)
+async def _beat(request: Request, stamp: object | None) -> Counts:
+    counter: ChangeCounter = request.app.state.change_counter
+    counts = counter.peek(stamp)
+    return counts if counts is not None else await run_in_threadpool(counter.read, stamp)

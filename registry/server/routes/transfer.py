@@ -135,7 +135,7 @@ def commit_push(
     with background.pushing(engine, push_id):
         pushed = commit.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
-    response.headers.update(incoming.app.state.log.checkpoint_header)
+    response.headers.update(incoming.app.state.audit_log.checkpoint_header)
     after.add_task(threads.ask_store, commit.tidy, engine, push_id, blobs=blobs)
     return pushed
 
@@ -153,7 +153,7 @@ def plan_pull(
     response: Response,
 ) -> PullPlan:
     """Everything that a pull needs: the manifest, the bytes of small files, and links to large ones."""
-    response.headers.update({"Cache-Control": "no-store", **request.app.state.log.checkpoint_header})
+    response.headers.update({"Cache-Control": "no-store", **request.app.state.audit_log.checkpoint_header})
     plan = download_plan.plan(session, actor, name, selector, blobs=blobs, settings=settings)
     if plan.small or plan.direct:
         _note_read(request, selector)
@@ -232,7 +232,7 @@ def _note_read(request: Request, selector: Selector) -> None:
     """Somebody gets private bytes: the audit log is told, in batches."""
     words, mark = request.path_params, "@" if isinstance(selector, int | Digest) else ":"
     about = f"{words['namespace']}/{words['name']}{mark}{selector}"
-    request.app.state.log.batch.add(request.state.actor, "bytes.read", about, request_id=request.state.request_id)
+    request.app.state.audit_log.batch.add(request.state.actor, "bytes.read", about, request_id=request.state.request_id)
 
 
 def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:

@@ -90,7 +90,7 @@ class Looked:
     headers: dict[str, str]
 
     def note(self, request: Request, actor: Actor) -> None:
-        request.app.state.log.batch.add(actor, "bytes.read", self.about, request_id=request.state.request_id)
+        request.app.state.audit_log.batch.add(actor, "bytes.read", self.about, request_id=request.state.request_id)
 
 
 def _look(request: Request, actor: Actor, engine: Engine, blobs: BlobStore, revision: str, path: str) -> Looked:

@@ -1,0 +1,122 @@
+"""`Freshness`: whether anything was committed since a cached answer was stored. Asked before each use of the cache.
+
+- Two stamps are equal only if no transaction of any process was committed between them.
+- SQLite: `PRAGMA data_version` of a dedicated connection, read each time. It takes microseconds and is exact.
+- PostgreSQL: the latest snapshot (`pg_current_snapshot()`), which a thread reads every `POLL_SECONDS`. Without that
+  thread, or while it is late, the stamp is None: the caller must query the pointer. Commits of other servers are seen
+  after `POLL_SECONDS`, those of this one at once.
+- `stamp` raises `Unavailable` while the thread cannot reach the database or has waited long for its answer. Otherwise
+  every request would wait for a database that hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from sqlalchemy import Engine
+
+from registry.errors import Unavailable
+from registry.server.database import db
+
+POLL_SECONDS = 0.1
+LATE_SECONDS = 1.0
+"""A snapshot older than this is not used."""
+SILENT_SECONDS = 5.0
+"""A database that has not answered the thread for so long counts as unavailable."""
+_NEVER = float("-inf")
+_DATABASE_UNAVAILABLE = Unavailable(
+    "DATABASE_UNAVAILABLE", "the database cannot be reached", next_step="try again in a moment", retry_after_seconds=2
+)
+
+
+class Freshness:
+    """Returns stamps. On SQLite an instance belongs to one thread; see `for_thread`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._connection: Any = None
+        """Dedicated: SQLite's `data_version` ignores what its own connection writes, so it must never write."""
+        self._writes = 0
+        self._snapshot: tuple[object, float] = (None, _NEVER)
+        """The latest snapshot, and when it was read."""
+        self._unavailable = False
+        self._query_started_at = float("inf")
+
+    def stamp(self) -> object | None:
+        """Return the current stamp, or None if it is unknown. `Unavailable` (DATABASE_UNAVAILABLE)."""
+        if self._is_sqlite:
+            return self._data_version()
+        if self._unavailable or time.monotonic() - self._query_started_at > SILENT_SECONDS:
+            raise _DATABASE_UNAVAILABLE
+        snapshot, read_at = self._snapshot
+        return None if self._writes or time.monotonic() - read_at > LATE_SECONDS else snapshot
+
+    def _data_version(self) -> object:
+        with db.translate_errors():
+            if self._connection is None:
+                self._connection = self._engine.raw_connection()
+            return self._connection.cursor().execute("PRAGMA data_version").fetchone()[0]
+
+    def for_thread(self) -> Freshness:
+        """Return the instance that another thread must use."""
+        return Freshness(self._engine) if self._is_sqlite else self
+
+    @contextmanager
+    def during_write(self) -> Iterator[None]:
+        """While this process writes, and until the thread has read a new snapshot, there is no stamp."""
+        self._writes += 1
+        try:
+            yield
+        finally:
+            self._writes -= 1
+            self._snapshot = (None, _NEVER)
+
+    def run(self, closing: threading.Event) -> None:
+        """Read snapshots until `closing` is set. Returns at once on SQLite."""
+        while not self._is_sqlite and not closing.wait(POLL_SECONDS):
+            self._poll()
+        self._close()
+
+    def _poll(self) -> None:
+        """Read the latest snapshot, and discard it if this process began to write in between."""
+        before, started_at = self._snapshot, time.monotonic()
+        self._query_started_at = started_at
+        try:
+            snapshot = self._read_snapshot()
+        except Unavailable:
+            self._unavailable = True
+            return
+        finally:
+            self._query_started_at = float("inf")
+        self._unavailable = False
+        if not self._writes and self._snapshot is before:
+            self._snapshot = (snapshot, started_at)
+
+    def _read_snapshot(self) -> object:
+        """Read the snapshot with one statement on an open connection, since this happens ten times a second.
+
+        A connection may have ended although the database is available again: then it is opened anew.
+        """
+        reused = self._connection is not None
+        try:
+            with db.translate_errors():
+                if self._connection is None:
+                    self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                return self._connection.exec_driver_sql("SELECT pg_current_snapshot()::text").scalar_one()
+        except Unavailable:
+            self._close()
+            if not reused:
+                raise
+        return self._read_snapshot()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it may be broken in any way
+                connection.invalidate()
+                connection.close()

@@ -1,0 +1,236 @@
+"""`ResolveCache`: the ASGI layer that answers `GET /resolve/…` again with an earlier answer while that is still right.
+
+    same token and path as before, and nothing was committed since      →  the same bytes, or 304
+    something was committed, but the pointer (one statement) is equal   →  the same bytes, or 304
+    else                                                                →  the application answers, and that is cached
+
+- The cache decides nothing. It repeats an answer that the application gave to this very token, and only while the
+  database still holds the pointer and the access epoch of that answer.
+- Tokens expire to the second, and cached answers count for their rate limit.
+- While the database is unavailable, the last answer is given to those who got it before, with `Warning: 110` and
+  `X-Registry-Stale`.
+- Memory is bounded: the oldest answers are dropped first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from registry.api import PREFIX
+from registry.errors import RegistryError, Unavailable
+from registry.server.access.rate_limits import RequestLimiter
+from registry.server.access.sign_in import ActorCache
+from registry.server.catalog.versions import Pointer
+from registry.server.http.etags import etag_matches
+from registry.server.http.middleware import choose_request_id
+from registry.server.resolve_cache.freshness import Freshness
+from registry.server.resolve_cache.pointers import Pointers
+
+ENTRIES_LIMIT = 16_384
+BYTES_LIMIT = 64 * 2**20
+STALE_LIMIT_SECONDS = 24 * 3600.0
+"""How long an answer may be given while the database is unavailable, after it was last known to be right."""
+_ROUTE = f"{PREFIX}/resolve/"
+_RESOLVE = re.compile(rf"{re.escape(_ROUTE)}([^/]+)/([^/]+)/([^/]+)\Z")
+_NOT_CACHED = frozenset({b"x-request-id", b"content-length", b"audit-checkpoint"})
+
+Key = tuple[bytes, str]
+Header = tuple[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Entry:
+    """An answer, the token it was given to, and what the database held then."""
+
+    body: bytes
+    etag: bytes
+    headers: list[Header]
+    token_id: str
+    expires_at: float
+    pointer: Pointer
+    stamp: object
+    verified_at: float
+
+
+class ResolveCache:
+    """`extra_headers` returns headers that are added to every cached answer."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        freshness: Freshness,
+        pointers: Pointers,
+        actors: ActorCache,
+        limiter: RequestLimiter,
+        extra_headers: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self.app = app
+        self._freshness, self._pointers = freshness, pointers
+        self._actors, self._limiter, self._extra_headers = actors, limiter, extra_headers
+        self._entries: dict[Key, Entry] = {}
+        self._bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] != "GET":
+            with self._freshness.during_write():  # after this request's answer nobody gets what was before it
+                await self.app(scope, receive, send)
+        elif scope["path"].startswith(_ROUTE) and not scope["query_string"]:
+            await self._resolve(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _resolve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        secret, condition, request_id = _read_headers(scope)
+        key = (hashlib.sha256(secret).digest(), scope["path"])
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires_at > time.time():
+            try:
+                if await self._is_right(entry, scope["path"]) and self._may_request(entry):
+                    await self._send_entry(send, entry, condition, request_id)
+                    return
+            except Unavailable:
+                if await self._send_stale(send, entry, condition, request_id):
+                    return
+        await self._ask_application(scope, receive, send, key, secret, condition)
+
+    async def _is_right(self, entry: Entry, path: str) -> bool:
+        stamp = self._freshness.stamp()
+        if stamp is not None and stamp == entry.stamp:
+            return True
+        if await self._pointers.read(path.removeprefix(_ROUTE).split("/")) != entry.pointer:
+            return False
+        entry.stamp, entry.verified_at = stamp, time.monotonic()
+        return True
+
+    def _may_request(self, entry: Entry) -> bool:
+        """Whether the token is below its rate limit. If not, the application gives the error."""
+        try:
+            self._limiter.take(entry.token_id)
+        except RegistryError:
+            return False
+        return True
+
+    async def _ask_application(
+        self, scope: Scope, receive: Receive, send: Send, key: Key, secret: bytes, condition: bytes
+    ) -> None:
+        """Let the application answer, and cache its answer."""
+        try:
+            stamp = self._freshness.stamp()
+        except Unavailable:
+            stamp = None  # the application finds out by itself and gives the error
+        if not _RESOLVE.match(scope["path"]) or scope.get("raw_path", b"").count(b"%"):
+            await self.app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        answer = _Answer()
+        headers = [(name, value) for name, value in scope["headers"] if name != b"if-none-match"]
+        await self.app({**scope, "headers": headers}, receive, answer.record)
+        entry = self._entries.get(key)
+        if answer.status == 503 and entry is not None:
+            if await self._send_stale(send, entry, condition, answer.request_id):
+                return
+        elif answer.status == 200 and "pointer" in state:
+            self._store(key, answer, secret, state["pointer"], stamp)
+        else:
+            self._remove(key)
+        await answer.send(send, condition)
+
+    def _store(self, key: Key, answer: _Answer, secret: bytes, pointer: Pointer, stamp: object) -> None:
+        actor = self._actors.get(secret.decode("latin-1")) if secret else None
+        if secret and (actor is None or actor.epoch != pointer.access):
+            return  # a rotated secret that is still valid, or a right that changes at this moment
+        expires_at = actor.expires_at.timestamp() if actor and actor.expires_at else float("inf")
+        token_id = actor.token_id if actor else ""
+        headers = [(name, value) for name, value in answer.headers if name not in _NOT_CACHED]
+        self._remove(key)
+        self._entries[key] = Entry(
+            answer.body, answer.etag, headers, token_id, expires_at, pointer, stamp, time.monotonic()
+        )
+        self._bytes += len(answer.body)
+        while len(self._entries) > ENTRIES_LIMIT or self._bytes > BYTES_LIMIT:
+            self._remove(next(iter(self._entries)))
+
+    def _remove(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._bytes -= len(entry.body)
+
+    async def _send_stale(self, send: Send, entry: Entry, condition: bytes, request_id: bytes) -> bool:
+        age = time.monotonic() - entry.verified_at
+        if age > STALE_LIMIT_SECONDS or entry.expires_at <= time.time():
+            return False
+        warning = [(b"warning", b'110 - "Response is Stale"'), (b"x-registry-stale", str(int(age)).encode())]
+        await self._send_entry(send, entry, condition, request_id, warning)
+        return True
+
+    async def _send_entry(
+        self, send: Send, entry: Entry, condition: bytes, request_id: bytes, warning: list[Header] | None = None
+    ) -> None:
+        extra = [(name.lower().encode(), value.encode()) for name, value in self._extra_headers().items()]
+        headers = [*entry.headers, *extra, *(warning or ()), (b"x-request-id", request_id)]
+        await _send(send, 200, headers, entry.body, entry.etag, condition)
+
+
+class _Answer:
+    """An answer of the application, recorded before it is sent."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: list[Header] = []
+        self.body = b""
+
+    def _header(self, name: bytes) -> bytes:
+        return next((value for key, value in self.headers if key == name), b"")
+
+    @property
+    def request_id(self) -> bytes:
+        return self._header(b"x-request-id")
+
+    @property
+    def etag(self) -> bytes:
+        return self._header(b"etag")
+
+    async def record(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message["headers"])
+        else:
+            self.body += message.get("body", b"")
+
+    async def send(self, send: Send, condition: bytes) -> None:
+        if self.status:
+            headers = [(name, value) for name, value in self.headers if name != b"content-length"]
+            await _send(send, self.status, headers, self.body, self.etag, condition)
+
+
+async def _send(send: Send, status: int, headers: list[Header], body: bytes, etag: bytes, condition: bytes) -> None:
+    """Send an answer, or 304 if the client has these bytes."""
+    if status == 200 and condition and etag_matches(condition.decode("latin-1"), etag.decode("latin-1")):
+        status, body = 304, b""
+        headers = [(name, value) for name, value in headers if name != b"content-type"]
+    else:
+        headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _read_headers(scope: Scope) -> tuple[bytes, bytes, bytes]:
+    """Return the secret, If-None-Match and the request id; the first two are empty if absent."""
+    authorization = condition = request_id = b""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization = value
+        elif name == b"if-none-match":
+            condition = value
+        elif name == b"x-request-id":
+            request_id = value
+    scheme, _, secret = authorization.partition(b" ")
+    secret = secret.strip() if scheme.lower() == b"bearer" else authorization
+    return secret, condition, choose_request_id(request_id)
