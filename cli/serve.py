@@ -74,21 +74,13 @@ def serve(host: str, port: int, data: str | None) -> None:
         # uvicorn raises the signal again after its orderly end; then it must not kill us.
         signal.signal(number, lambda *_: None)
     as_json = output.as_json()
-    fresh = app.state.freshness
-    follower = threading.Thread(
-        target=app.state.audit_log.run, args=(fresh.for_thread().stamp,), name="audit", daemon=True
-    )
+    fresh, log = app.state.freshness, app.state.audit_log
+    follower = threading.Thread(target=log.run, args=(fresh.for_thread().stamp,), name="audit", daemon=True)
 
     def ready() -> None:  # the first token is made when somebody is sure to see it
         _announce(listener, settings, tokens.create_first_token(engine), as_json)
         follower.start()
-        sending = (
-            engine,
-            settings,
-            lambda: app.state.audit_log.keys,
-            app.state.audit_log.closing,
-            fresh.for_thread().stamp,
-        )
+        sending = (engine, settings, lambda: log.keys, log.closing, fresh.for_thread().stamp)
         threading.Thread(target=dispatch.run, args=sending, name="webhooks", daemon=True).start()
         threading.Thread(target=fresh.run, args=(log.closing,), name="freshness", daemon=True).start()
         threading.Thread(target=_renew, args=(engine, app.state.blobs, settings), name="renewal", daemon=True).start()

@@ -30,6 +30,7 @@ from registry.server.catalog import history, lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.evaluation import engine_compat
+from registry.server.http.etags import etag_matches
 from registry.server.promotion import aliases, withdraw
 from registry.server.routes import idempotent
 from registry.server.routes.deps import (
@@ -81,7 +82,7 @@ def resolve_version(
         "Vary": "Authorization",
         **incoming.app.state.audit_log.checkpoint_header,
     }
-    if if_none_match is not None and etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+    if if_none_match is not None and etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
 
