@@ -36,6 +36,7 @@ def _row(prefix: str, ours: str, packages: str) -> Row:
 # The longest matching prefix decides.
 TABLE = [
     _row("registry", "domain", "pydantic pydantic_core"),
+    _row("registry.adapters.card", "domain", "yaml"),
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "httpx pydantic"),

@@ -2,8 +2,8 @@
 
 Invariants
 - A claim is only ever shown as one: nothing is decided by it, and what cannot be read is left out, never an error.
-- The front matter is read by a small grammar (top-level keys with a scalar or a flat list), never as YAML, which can
-  hold aliases that grow without end and tags that name code.
+- The front matter is YAML without aliases and tags, of limited size and depth: an alias can grow without end, and a tag
+  can name code.
 - Names are Hub ids (`org/name`); at most 64 KiB are looked at, and 32 names of each kind are kept.
 
 Example
@@ -18,14 +18,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 FILE = "README.md"
 READ_LIMIT_BYTES = 64 * 2**10
+DEPTH_LIMIT = 20
+EVENTS_LIMIT = 10_000
 NAMES_LIMIT = 32
 TOOLS_LIMIT = 16
 HUB_DATASETS = "hf://datasets/"
 
-_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*):[ \t]*(.*)\Z")
-_ITEM = re.compile(r"[ \t]*-[ \t]+(.+)\Z")
+LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""Every scalar stays a string: no type is guessed, and no constructor runs."""
+_FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
 _FRAMEWORKS = re.compile(r"^#{1,6} framework versions[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _TOOL = re.compile(r"[-*] ([A-Za-z][A-Za-z0-9_.-]{0,39}):? ([0-9][0-9A-Za-z.+!_-]{0,39})\Z")
@@ -47,50 +52,40 @@ class Card:
 def read(data: bytes) -> Card:
     """The claims of a README, of its first 64 KiB. Never raises."""
     text = data[:READ_LIMIT_BYTES].decode("utf-8", "replace").replace("\r\n", "\n")
-    written = dict(_front_matter(text))
+    written = _front_matter(text)
     return Card(
-        datasets=_names(written.get("datasets", [])),
-        bases=_names(written.get("base_model", [])),
+        datasets=_names(written.get("datasets")),
+        bases=_names(written.get("base_model")),
         tools=dict(_tools(text)),
     )
 
 
-def _front_matter(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Top-level keys and their values: a scalar, `[a, b]`, or the items of a list below. The first of a key counts."""
-    lines = text.split("\n")
-    if lines[0].strip() != "---":
-        return
-    key, seen = "", set()
-    values: list[str] = []
-    for line in lines[1:]:
-        if line.strip() == "---":
-            break
-        if found := _KEY.match(line):
-            if key and key not in seen:
-                yield key, values
-                seen.add(key)
-            key, values = found[1], list(_inline(found[2]))
-        elif (item := _ITEM.match(line)) and key:
-            values.append(_plain(item[1]))
-    if key and key not in seen:
-        yield key, values
+def _front_matter(text: str) -> dict[Any, Any]:
+    """The front matter; empty where it is missing, malformed or beyond a limit."""
+    matter = _FRONT_MATTER.match(text)
+    try:
+        if matter is None or not _is_plain(matter[1]):
+            return {}
+        loaded = yaml.load(matter[1], LOADER)  # noqa: S506  # a loader that constructs strings, lists and maps only
+    except yaml.YAMLError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
-def _inline(text: str) -> Iterator[str]:
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        yield from (_plain(part) for part in text[1:-1].split(","))
-    elif text:
-        yield _plain(text)
+def _is_plain(text: str) -> bool:
+    """Whether the document holds no alias and no tag, and is within the limits. Reads events, so nothing is built."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        is_marked = isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None
+        if is_marked or depth > DEPTH_LIMIT or count > EVENTS_LIMIT:
+            return False
+    return True
 
 
-def _plain(text: str) -> str:
-    text = text.strip()
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
-
-
-def _names(values: list[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(value for value in values if _HUB_ID.match(value)))[:NAMES_LIMIT]
+def _names(claimed: Any) -> tuple[str, ...]:
+    names = claimed if isinstance(claimed, list) else [claimed]
+    return tuple(dict.fromkeys(name for name in names if isinstance(name, str) and _HUB_ID.match(name)))[:NAMES_LIMIT]
 
 
 def _tools(text: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from registry import declared, lineage
 from registry.adapters import card
@@ -172,9 +173,15 @@ tags: [lora, sft]
         b"", b"# none\ndatasets:\n- a/b\n", b"---\ndatasets: &a [*a]\n", b"---\ndatasets:\n  - {x: y}\n---\n",
         b"---\ndatasets: !!python/object:os.system x\n---\n", b"\xff\xfe---", b"---\n" + b"- " * 40_000,
         b"---\ndatasets:\n- ../../etc\n- <script>\n- " + b"a" * 200 + b"\n---\n",
+        b"---\nbase: &a a/b\ndatasets:\n- *a\n---\n", b"---\ndatasets:\n- !!str a/b\n---\n",
+        b"---\ndatasets: a/b\ndeep: " + b"[" * 21 + b"]" * 21 + b"\n---\n", b"---\n" + b"[" * 60_000 + b"\n---\n",
+        b"---\ndatasets: a/b\n? [a]\n: b\n---\n", b"---\ndatasets: a/b\nx: 'open\n---\n",
+        b"---\ndatasets: a/b\nmany:\n" + b"- x\n" * 10_000 + b"---\n",
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_claims_nothing(text: bytes) -> None:
+@pytest.mark.parametrize("loader", [card.LOADER, yaml.BaseLoader])
+def test_what_cannot_be_read_claims_nothing(text: bytes, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "LOADER", loader)
     assert card.read(text).facts == {}
 
 
