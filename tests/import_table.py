@@ -53,6 +53,7 @@ TABLE = [
     _row("registry.server.evaluation.weights.numbers", "domain", "numpy"),
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
     _row("registry.server.http", "domain server", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
+    _row("registry.server.hub.upstream", "domain server", "httpx"),
     _row("registry.server.http.metrics", "domain server", "prometheus_client sqlalchemy sqlmodel"),
     _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe"),

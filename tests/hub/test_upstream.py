@@ -144,7 +144,7 @@ def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relayi
         address = f"127.0.0.1:{inside.getsockname()[1]}"
         away = f"http://{address}/latest/meta-data"
         relaying.upstream.answers |= {
-            "/org/file/resolve/main/x.json": Answer(302, b"", {"Location": away}),
+            "/org/file/resolve/main/x.json": Answer(302, b"", {"Location": away, "Set-Cookie": "a=b; Path=/"}),
             "/api/models/org/model": Answer(302, b"{}", {"Location": away}),
             "/org/near/resolve/main/x.json": Answer(307, b"", {"Location": f"//{address}/x"}),
             "/org/auth/resolve/main/x.json": Answer(302, b"", {"Location": f"http://{address}@{address}/x"}),
@@ -160,6 +160,7 @@ def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relayi
             inside.accept()
     ours = relaying.upstream.url.removeprefix("http://")
     assert {asked.headers["Host"] for asked in relaying.upstream.asked} == {ours}
+    assert not any("Cookie" in asked.headers for asked in relaying.upstream.asked)
 
 
 def test_circles_end(relaying: Relaying, tmp_path: Path) -> None:

@@ -12,14 +12,16 @@ Invariants
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx
 
 from registry import __version__
 from registry.errors import Invalid, Unavailable
@@ -31,7 +33,6 @@ ANSWER_SECONDS = 30
 AT_ONCE = 8
 VIA = "1.1 adapter-registry"
 ANSWER_LIMIT_BYTES = 32 * 2**20
-CHUNK_BYTES = 2**20
 REDIRECTS = (301, 302, 303, 307, 308)
 KEPT_OVER_HOPS = ("X-Repo-Commit", "X-Linked-ETag", "X-Linked-Size")
 SIZES = frozenset({"Content-Length", "X-Linked-Size"})
@@ -48,31 +49,27 @@ class Reply:
     status: int
     headers: dict[str, str]
     location: str
-    answer: http.client.HTTPResponse
-    connection: http.client.HTTPConnection
+    answer: httpx.Response
 
     def chunks(self) -> Iterator[bytes]:
-        try:
-            while chunk := self.answer.read(CHUNK_BYTES):
-                yield chunk
-        finally:
-            self.connection.close()
+        with contextlib.closing(self.answer):
+            yield from self.answer.iter_raw()
 
     def json(self) -> Any:
         """The whole body, which is JSON, without what leads to Xet."""
         data, ends = bytearray(), time.monotonic() + ANSWER_SECONDS
         try:
-            while piece := self.answer.read1(CHUNK_BYTES):
+            for piece in self.answer.iter_raw():
                 data += piece
                 if len(data) > ANSWER_LIMIT_BYTES:
                     raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub answers over {ANSWER_LIMIT_BYTES} bytes")
                 if time.monotonic() > ends:
                     raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub takes over {ANSWER_SECONDS} s to answer")
             return _plain(json.loads(data))
-        except (ValueError, RecursionError, OSError, http.client.HTTPException) as e:
+        except (ValueError, RecursionError, httpx.HTTPError) as e:
             raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub's answer is no JSON that can be read") from e
         finally:
-            self.connection.close()
+            self.answer.close()
 
 
 class Upstream:
@@ -83,7 +80,10 @@ class Upstream:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.username:
             raise Invalid("SETTING_INVALID", f"REGISTRY_HUB_UPSTREAM: {url[:120]!r} is not the root of a host")
         self.url = f"{parts.scheme}://{parts.netloc}"
-        self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
+        # A transport and no client: it follows no redirect, keeps no cookie, reads no proxy and adds no header.
+        self._transport = httpx.HTTPTransport(
+            verify=ssl.create_default_context(), trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+        )
         self._waiting = threading.BoundedSemaphore(AT_ONCE)
 
     @contextlib.contextmanager
@@ -110,23 +110,24 @@ class Upstream:
             inside = self._inside(reply.location) if reply.status in REDIRECTS else ""
             if not inside:
                 return reply
-            reply.connection.close()
+            reply.answer.close()
             target = inside
         raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub redirects in a circle")
 
     def _once(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
-        kind = http.client.HTTPSConnection if self._scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=SECONDS)
         ours = {"User-Agent": f"adapter-registry/{__version__}", "Accept-Encoding": "identity", "Via": VIA}
+        timeout = httpx.Timeout(SECONDS).as_dict()
         try:
-            connection.request(method, target, body, {**headers, **ours})
-            answer = connection.getresponse()
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            connection.close()
+            url = httpx.URL(self.url).copy_with(raw_path=target.encode("ascii"))  # no target can change the host
+            request = httpx.Request(
+                method, url, headers={**headers, **ours}, content=body, extensions={"timeout": timeout}
+            )
+            answer = self._transport.handle_request(request)
+        except (ValueError, httpx.HTTPError, httpx.InvalidURL) as e:
             raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub does not answer: {type(e).__name__}") from e
-        passed = {name: value for name in PASSED if (value := answer.getheader(name)) is not None}
+        passed = {name: answer.headers[name] for name in PASSED if name in answer.headers}
         passed = {name: value for name, value in passed.items() if name not in SIZES or value.isdecimal()}
-        return Reply(answer.status, passed, answer.getheader("Location") or "", answer, connection)
+        return Reply(answer.status_code, passed, answer.headers.get("Location", ""), answer)
 
     def _inside(self, location: str) -> str:
         """The path of a redirect that stays at the upstream; empty for one that leads elsewhere."""

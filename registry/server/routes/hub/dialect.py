@@ -161,7 +161,7 @@ def _status(reply: Reply) -> int:
 def _file(request: Request, reply: Reply) -> Response:
     headers: dict[str, Any] = {**reply.headers, **_HARMLESS}
     if reply.status in REDIRECTS:
-        reply.connection.close()
+        reply.answer.close()
         if takes_token_along(request):
             raise Refused(
                 "HUB_RELAY_REFUSED", "this client would take its token along to where the upstream Hub leads",
@@ -173,6 +173,6 @@ def _file(request: Request, reply: Reply) -> Response:
         headers |= {"ETag": headers.get("X-Linked-ETag", ""), "Content-Length": headers["X-Linked-Size"]}
         return Response(status_code=200, headers=headers)
     if request.method == "HEAD":
-        reply.connection.close()
+        reply.answer.close()
         return Response(status_code=reply.status, headers=headers)
     return StreamingResponse(reply.chunks(), reply.status, headers)
