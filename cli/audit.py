@@ -23,67 +23,13 @@ from registry.client.audit import Audit, ServerLog
 from registry.client.core import Versions
 from registry.client.exported import FolderLog
 from registry.errors import Corrupt
+from registry.events import EventType, message_template
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
-_RENAMED_ACTIONS = {"upkeep.rejudge": "engines.recheck"}
+_RENAMED_ACTIONS = {"upkeep.rejudge": EventType.ENGINES_RECHECK}
 _RENAMED_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
 """Names in events before schema 0015. The log never changes what it has hashed."""
-STORY = {
-    "version.push": "pushed {object}",
-    "version.yank": "withdrew {object}",
-    "version.unyank": "took back that {object} was withdrawn",
-    "version.reindex": "brought {object} back from the bucket",
-    "base.reindex": "brought the base {object} back from the bucket",
-    "name.reindex": "found in the bucket that the name {object} is never given again",
-    "version.sign": "signed {object}",
-    "version.approve": "approved {object} for {alias}",
-    "version.quarantine": "put {object} in quarantine",
-    "version.release": "released {object} from quarantine",
-    "version.serve": "started serving {object} on {node}",
-    "version.leave": "stopped serving {object} on {node}",
-    "adapter.transfer": "gave {object} the name {to}",
-    "adapter.arrive": "gave {object} its name; it was {from}",
-    "adapter.delete": "deleted {object} with all its versions",
-    "gate.set": "set the gate of {object}",
-    "gate.remove": "removed the gate of {object}",
-    "namespace.create": "made the namespace {object}",
-    "namespace.limit": "set the limits of the namespace {object}",
-    "namespace.grant": "gave {subject} the role {role} in {object}",
-    "namespace.revoke": "took the role of {subject} in {object}",
-    "namespace.delete": "ended the namespace {object}",
-    "publisher.add": "let identity tokens of {issuer} push {object}",
-    "publisher.remove": "lets identity tokens of {issuer} push {object} no longer",
-    "verdict.add": "judged {object}: {check} {outcome}",
-    "alias.move": "pointed {object} at version {to}",
-    "adapter.create": "began {object}",
-    "base.add": "registered the base {object}",
-    "base.thresholds": "set what smoke tests on {object} take",
-    "base.identify": "told which weights {object} has",
-    "token.issue": "made the token {object} for {name}",
-    "token.exchange": "got the token {object} for an identity token",
-    "token.rotate": "gave the token {object} of {name} another secret",
-    "token.revoke": "ended the token {object} of {name}",
-    "job.enqueue": "asked to {kind} {subject}",
-    "job.finish": "finished job {object}",
-    "job.fail": "failed at job {object}: {error}",
-    "job.requeue": "queued job {object} again: {error}",
-    "job.cancel": "cancelled job {object} of {subject}",
-    "campaign.begin": "began to judge {base} again: {jobs} jobs",
-    "webhook.create": "let events be sent to {to}",
-    "webhook.retry": "sent an event to webhook {object} again",
-    "webhook.delete": "ended the sending of events to {to}",
-    "upkeep.collect": "deleted bytes that nobody needed",
-    "engines.recheck": "renewed engine verdicts after rules changed: {verdicts} verdicts",
-    "blob.damage": "found {object} damaged",
-    "blob.mend": "found {object} right again",
-    "job.park": "gave job {object} up: {error}",
-    "bytes.read": "read bytes of {object}",
-    "access.denied": "was refused {object}",
-    "access.unknown": "tried {object} without a valid token",
-    "access.not_found": "asked for {object}, which it may not know of",
-}
-"""Action → what is told of it; the other details follow in small print."""
 
 
 @click.group()
@@ -145,7 +91,7 @@ def _line(item: EventView) -> str:
         for key, value in item.detail.items()
         if value not in ("", None, [], {})
     }
-    pattern = STORY.get(_RENAMED_ACTIONS.get(item.action, item.action), f"{item.action} {{object}}")
+    pattern = message_template(_RENAMED_ACTIONS.get(item.action, item.action))
     try:
         message = pattern.format(object=item.object, **told)
     except (KeyError, IndexError):

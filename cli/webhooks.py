@@ -9,9 +9,9 @@ from __future__ import annotations
 import click
 
 from cli import output, session
-from cli.audit import STORY
-from registry.api.audit import ACTIONS, DeliveryView, WebhookCreate, WebhookView
+from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
+from registry.events import WEBHOOK_DEFAULT, EventType
 
 
 @click.group()
@@ -22,14 +22,14 @@ def webhook() -> None:
 @webhook.command()
 @click.argument("url")
 @click.option("--namespace", default="*", show_default=True, help="Namespace of the events; * is all.")
-@click.option("--action", "actions", multiple=True, default=ACTIONS, show_default=True, help="Event type (repeatable).")
+@click.option(
+    "--action", "actions", multiple=True, default=WEBHOOK_DEFAULT, show_default=True, help="Event type (repeatable)."
+)
 @output.json_option
 def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
     """Send events to URL from now on. The signing secret is shown only now."""
-    for unheard in sorted(set(actions) - set(STORY)):
-        output.note(
-            f"no event is called {unheard!r}, as far as this command knows; `adapter audit log --json` names some"
-        )
+    for unknown in sorted(set(actions) - set(EventType)):
+        output.note(f"this command knows no event type {unknown!r}; docs/reference/events.md lists them")
     with session.versions() as registry:
         made = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
 

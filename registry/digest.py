@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
@@ -24,6 +25,8 @@ from pydantic_core import core_schema
 
 from registry.errors import Invalid
 
+CHUNK_BYTES = 2**20
+"""How much of a stream is read at a time."""
 _GRAMMAR = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LARGEST_INTEGER = 2**53
 
@@ -56,6 +59,11 @@ class Digest(str):
     @classmethod
     def of(cls, data: bytes) -> Digest:
         return cls("sha256:" + hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def of_file(cls, path: Path) -> Digest:
+        with path.open("rb") as file:
+            return cls("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
 
     @classmethod
     def of_value(cls, value: Any) -> Digest:

@@ -187,12 +187,11 @@ def _about(found: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[
     if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
         kind = packed.kinds[0] or "no general.type"
         message = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
-        return (Finding(code="format.gguf_no_adapter", severity="error", location=path, message=message[:2000]),)
+        return (Finding.of("error", "format.gguf_no_adapter", path, message),)
     if found.is_known:
         return ()
     location = found.strangers[0] if found.strangers else path
-    message = f"{found.message}; {found.advice}"[:2000]
-    return (Finding(code="format.unknown_scheme", severity="error", location=location[:600], message=message),)
+    return (Finding.of("error", "format.unknown_scheme", location, f"{found.message}; {found.advice}"),)
 
 
 def _header(file: Descriptor, read: Read) -> Header:
@@ -215,9 +214,5 @@ def _refuse_missing(by_path: dict[str, Descriptor]) -> None:
 
 
 def _extra(path: str) -> Finding:
-    return Finding(
-        code="adapter.extra_weights",
-        severity="warning",
-        location=path,
-        message=f"{path} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}",
-    )
+    message = f"{path} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}"
+    return Finding.of("warning", "adapter.extra_weights", path, message)

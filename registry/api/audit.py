@@ -13,14 +13,7 @@ from pydantic import Field
 
 from registry.api import Answer, Request
 from registry.digest import Digest, canonical_json
-
-ARRIVED = "adapter.arrive"
-"""Told under the name that a transfer gives an adapter, with the names before it (`names`), oldest first."""
-ACTIONS = (
-    *("version.push", "verdict.add", "alias.move"),
-    *("version.yank", "version.unyank", "version.quarantine", "version.release"),
-)
-"""What a webhook is told of unless it says otherwise."""
+from registry.events import WEBHOOK_DEFAULT
 
 
 class EventView(Answer):
@@ -110,7 +103,7 @@ class SignRequest(Request):
 class WebhookCreate(Request):
     url: str = Field(min_length=1, max_length=2000)
     namespace: str = Field(default="*", max_length=100)
-    actions: list[str] = Field(default=list(ACTIONS), min_length=1, max_length=32)
+    actions: list[str] = Field(default=list(WEBHOOK_DEFAULT), min_length=1, max_length=32)
 
 
 class WebhookView(Answer):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,9 +114,3 @@ def decoded(text: object, field: str) -> bytes:
 
 def wrong(message: str) -> Invalid:
     return Invalid("SIGNATURE_INVALID", message)
-
-
-def pretty(envelope: bytes) -> str:
-    """An envelope's statement for people, unverified."""
-    payload = decoded(read(envelope).get("payload"), "payload")
-    return json.dumps(json.loads(payload), indent=2, ensure_ascii=False)

@@ -17,19 +17,19 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from registry.api import Answer, Resolved
-from registry.api.audit import ARRIVED, AttestationView, EventProof
+from registry.api.audit import AttestationView, EventProof
 from registry.attestations.certificates import Trust
 from registry.client import signing
 from registry.client.audit import Audit
 from registry.client.signing import Signed
-from registry.digest import Digest, Hasher
+from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError
+from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog.notes import Verifier
 
 LIMIT_BYTES = 128 * 2**20
-CHUNK_BYTES = 2**20
 
 
 class Dossier(Answer):
@@ -89,7 +89,7 @@ def collect(audit: Audit, resolved: Resolved) -> Dossier:
     """All that the registry has to show of a version."""
     items = audit.attestations(Ref.parse(f"{resolved.name}@{resolved.number}")).items
     pushed = next((item.seq for item in items if item.kind == "push" and item.seq is not None), None)
-    arrived = next((event.seq for event in audit.events(object=resolved.name, action=[ARRIVED])), None)
+    arrived = next((event.seq for event in audit.events(object=resolved.name, action=[EventType.ADAPTER_ARRIVE])), None)
     return Dossier(
         name=resolved.name,
         number=resolved.number,
@@ -127,11 +127,7 @@ def reread(folder: Path, manifest: Manifest) -> list[Reread]:
 
 
 def _hashed(location: Path, path: str, expected: str) -> Reread:
-    hasher = Hasher()
     try:
-        with location.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                hasher.update(chunk)
+        return Reread(path, expected, str(Digest.of_file(location)), location.stat().st_size)
     except OSError as e:
-        return Reread(path, expected, "", hasher.size_bytes, f"{location} cannot be read: {e.strerror}")
-    return Reread(path, expected, str(hasher.digest()), hasher.size_bytes)
+        return Reread(path, expected, "", 0, f"{location} cannot be read: {e.strerror}")

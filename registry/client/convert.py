@@ -8,6 +8,7 @@ Invariants
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,6 @@ from registry.manifest import Edge, Relation
 from registry.merging import conversions, renaming
 from registry.merging.conversions import Conversion, Converted, Place
 from registry.names import AdapterName, Ref
-
-CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +85,7 @@ def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Conv
     with open(before / weights.path, "rb") as old, open(after / target, "wb") as new:
         new.write(renaming.head_of(header, names, metadata))
         old.seek(header.data_start)
-        while chunk := old.read(CHUNK_BYTES):
-            new.write(chunk)
+        shutil.copyfileobj(old, new)
     for file in folder.files:
         if file.path != weights.path:
             (after / file.path).write_bytes((before / file.path).read_bytes())

@@ -23,7 +23,6 @@ from registry.errors import Invalid, Reason, TooLarge
 from registry.manifest import REFUSED, WEIGHTS_ENDINGS, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
 from registry.provenance import Provenance
 
-CHUNK_BYTES = 2**20
 GOLDEN = "golden.jsonl"
 ENTRIES_LIMIT = 10_000
 _REFUSED_CODES = frozenset(code for _, code, _ in REFUSED)

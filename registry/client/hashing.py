@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**20  # as in registry.digest, which takes time to import
 EARLY_CHUNK_BYTES = 8 * 2**20
 """Large: who hashes asks for the interpreter twice a chunk, and imports hold it for milliseconds each time."""
 AT_ONCE = 4

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from registry import attestations
-from registry.api.audit import ARRIVED, AttestationView, EventProof, SignRequest
+from registry.api.audit import AttestationView, EventProof, SignRequest
 from registry.attestations import Statement, keys, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
@@ -25,6 +25,7 @@ from registry.client.audit import Audit
 from registry.client.core import Versions
 from registry.digest import Digest
 from registry.errors import Invalid
+from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog import proofs
@@ -108,7 +109,7 @@ def called(version: Signable, arrival: EventProof | None = None, log_keys: Seque
     if arrival is not None and proofs.verify(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             told = json.loads(arrival.entry)
-            if (told["action"], told["object"]) == (ARRIVED, found[0]):
+            if (told["action"], told["object"]) == (EventType.ADAPTER_ARRIVE, found[0]):
                 found += [str(name) for name in told["detail"]["names"]]
     return [f"{name}@{version.number}" for name in found]
 
@@ -148,7 +149,7 @@ def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier],
         its_own = told["object"] in (names or called(version))
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"event {shown.seq} of the log cannot be read"
-    if named != (shown.seq, "version.push", str(version.digest)) or not its_own:
+    if named != (shown.seq, EventType.VERSION_PUSH, str(version.digest)) or not its_own:
         return f"event {shown.seq} of the log is about something else"
     return ""
 

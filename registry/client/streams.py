@@ -24,11 +24,10 @@ from registry.api.push import Part, Upload
 from registry.client import hashing
 from registry.client.core import Versions
 from registry.client.sockets import Take
-from registry.digest import Digest, Hasher
+from registry.digest import CHUNK_BYTES, Digest, Hasher
 from registry.errors import Corrupt, Unavailable
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-CHUNK_BYTES = 2**20
 ATTEMPTS_LIMIT = 4
 WRITE_BACK_BYTES = 4 * 2**20
 FILES_AT_ONCE = 4

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import httpx
 
 from registry.client.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct, shorter
+from registry.digest import CHUNK_BYTES
 from registry.errors import Invalid
 
 TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
-CHUNK_BYTES = 2**20
 
 
 class Carrier:

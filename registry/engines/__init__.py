@@ -179,10 +179,8 @@ def _about_version(known: Engine, asked: Profile, version: Version) -> list[Find
 
 
 def _finding(known: Engine, what: str, severity: Any, message: str, expected: str = "", found: str = "") -> Finding:
-    return Finding(
-        code=f"engine.{re.sub(r'[^a-z0-9]+', '_', known.name)}.{what}", severity=severity, location=known.name,
-        message=message[:2000], expected=expected[:600], found=found[:600],
-    )  # fmt: skip
+    code = f"engine.{re.sub(r'[^a-z0-9]+', '_', known.name)}.{what}"
+    return Finding.of(severity, code, known.name, message, expected, found)
 
 
 def _told(known: Engine, rule: Rule, values: Mapping[str, Any], asked: Profile) -> Finding:

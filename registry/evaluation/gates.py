@@ -117,15 +117,18 @@ class Gate(Value):
         if not self.golden:
             return
         if golden.FILE not in seen.files:
-            yield _finding(
-                "gate.golden_absent", golden.FILE, "the version brings no golden samples: push it with --golden"
+            yield Finding.of(
+                "error",
+                "gate.golden_absent",
+                golden.FILE,
+                "the version brings no golden samples: push it with --golden",
             )
             return
         smoke = seen.newest(Check.SMOKE)
         missed = [f for f in smoke.findings if f.code.startswith(".".join(GOLDEN_CODES))] if smoke is not None else []
         if missed:
-            yield _finding(
-                "gate.golden_missed", missed[0].location, f"a golden sample did not pass: {missed[0].message}"
+            yield Finding.of(
+                "error", "gate.golden_missed", missed[0].location, f"a golden sample did not pass: {missed[0].message}"
             )
 
     def _people(self, seen: Evidence) -> Iterator[Finding]:
@@ -133,31 +136,28 @@ class Gate(Value):
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
             message = f"{count} of {self.approvals} approvals{whose}; whoever pushed it does not count"
-            yield _finding("gate.approvals_few", "approvals", message)
+            yield Finding.of("error", "gate.approvals_few", "approvals", message)
         if self.signed_by and not seen.signed_by & set(self.signed_by):
             message = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
-            yield _finding("gate.signature_absent", "signatures", message)
+            yield Finding.of("error", "gate.signature_absent", "signatures", message)
 
     def _time(self, seen: Evidence) -> Iterator[Finding]:
         held = seen.held_seconds.get(self.held_in, 0)
         if held < self.held_seconds:
             message = f"it was '{self.held_in}' for {held} seconds, and {self.held_seconds} are asked"
-            yield _finding("gate.held_short", self.held_in, message)
+            yield Finding.of("error", "gate.held_short", self.held_in, message)
 
 
 def _lacks(check: Check, verdict: Verdict | None, profile: str = "") -> Iterator[Finding]:
     location = f"{check} {profile}".strip()
     if verdict is None:
         step = "run `adapter validate REF --wait`" if check is Check.SMOKE else "push it with its base"
-        yield _finding(f"gate.{check}_absent", location, f"no verdict for the check '{location}' yet: {step}")
+        message = f"no verdict for the check '{location}' yet: {step}"
+        yield Finding.of("error", f"gate.{check}_absent", location, message)
     elif verdict.outcome not in (Outcome.PASS, Outcome.WARN):
         why = f": {verdict.summary}" if verdict.summary else ""
         message = f"the check '{location}' on base {verdict.base} says {verdict.outcome}{why}"
-        yield _finding(f"gate.{check}_{verdict.outcome}", location, message)
-
-
-def _finding(code: str, location: str, message: str) -> Finding:
-    return Finding(code=code, severity="error", location=location[:600], message=message[:2000])
+        yield Finding.of("error", f"gate.{check}_{verdict.outcome}", location, message)
 
 
 GATES: dict[str, Gate] = {

@@ -9,7 +9,7 @@ Invariants
 - The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
 
 Example
-    >>> add_up([Finding(code="compat.shape", severity="error", location="q_proj.lora_A", message="...")])
+    >>> add_up([Finding.of("error", "compat.shape", "q_proj.lora_A", "...")])
     <Outcome.FAIL: 'fail'>
 """
 
@@ -68,6 +68,16 @@ class Finding(Value):
     message: str = Field(max_length=2000)
     expected: str = Field(default="", max_length=600)
     found: str = Field(default="", max_length=600)
+
+    @classmethod
+    def of(
+        cls, severity: Severity, code: str, location: str, message: str, expected: object = "", found: object = ""
+    ) -> Finding:
+        """A finding whose texts are cut to their limits."""
+        return cls(
+            code=code, severity=severity, location=location[:600], message=message[:2000],
+            expected=str(expected)[:600], found=str(found)[:600],
+        )  # fmt: skip
 
 
 def add_up(findings: Iterable[Finding]) -> Outcome:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -31,6 +32,7 @@ MODULES_SAID = 1000
 """Of how many modules, the worst, a report tells: a mixture of experts has tens of thousands, a job's result 1 MiB."""
 ANNOTATION = "recipe"
 """The annotation of a manifest that keeps how its weights were made."""
+_error, _warning = partial(Finding.of, "error"), partial(Finding.of, "warning")
 
 
 class Operation(StrEnum):
@@ -266,11 +268,3 @@ def _source(recipe: Recipe, one: Ingredient) -> Iterator[Finding]:
     for field, code, words in rules:
         if facts.get(field):
             yield _error(code, one.name, f"{one.name} {words}")
-
-
-def _error(code: str, location: str, message: str) -> Finding:
-    return Finding(code=code, severity="error", location=location, message=message)
-
-
-def _warning(code: str, location: str, message: str) -> Finding:
-    return Finding(code=code, severity="warning", location=location, message=message)

@@ -72,12 +72,8 @@ def _fit(folder: Path, base: BaseView) -> list[Finding]:
 def _not_tried(findings: list[Finding]) -> Finding:
     """The other findings stand beside it."""
     worst = [finding for finding in findings if finding.severity == "error"]
-    return Finding(
-        code="smoke.does_not_fit",
-        severity="error",
-        location="adapter_model.safetensors",
-        message=f"not put on the base, because it does not fit by its header: {summarise(worst[:1])}"[:2000],
-    )
+    message = f"not put on the base, because it does not fit by its header: {summarise(worst[:1])}"
+    return Finding.of("error", "smoke.does_not_fit", "adapter_model.safetensors", message)
 
 
 def _report(task: Task, findings: Iterable[Finding], seen: dict[str, Any], keeper: dict[str, Any]) -> Report:

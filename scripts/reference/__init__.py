@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.reference import cli, engines, errors, findings, rest, settings
+from scripts.reference import cli, engines, errors, events, findings, rest, settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli.markdown,
     "engines.md": engines.markdown,
     "errors.md": errors.markdown,
+    "events.md": events.markdown,
     "findings.md": findings.markdown,
     "rest.md": rest.markdown,
     "schemas.md": rest.schemas,

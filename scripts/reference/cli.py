@@ -88,7 +88,7 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     value = NUMBERS.get(option.type.name) or option.make_metavar(context)
     metavar = "" if option.is_flag else f" `{value}`"
-    default = option.default
+    default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
     shown = option.show_default or (isinstance(default, int | float) and not isinstance(default, bool))
     hint = f" Default: `{default}`." if shown and not option.is_flag and default not in (None, "", ()) else ""
     return names + metavar, (option.help or "") + (hint if "Default" not in (option.help or "") else "")

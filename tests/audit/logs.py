@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from registry.client.audit import Audit, ServerLog
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.tlog.replay import Replay, replay
@@ -15,7 +16,7 @@ def append(world: World, count: int, *, start: int = 0) -> None:
     """Append events, and number and sign them."""
     with world.session(write=True) as session:
         for number in range(start, start + count):
-            audit.append(session, TRUSTED, "alias.move", f"acme/a{number % 7}:prod", {"to": number})
+            audit.append(session, TRUSTED, EventType.ALIAS_MOVE, f"acme/a{number % 7}:prod", {"to": number})
     world.app.state.audit_log.step()
 
 

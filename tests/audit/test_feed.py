@@ -12,6 +12,7 @@ from registry.api.access import TokenCreate
 from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit.event_batch import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
@@ -66,7 +67,9 @@ def test_pages_continue_where_the_last_one_ended(world: World, monkeypatch: pyte
     monkeypatch.setattr(audit, "SCAN_LIMIT", 7)
     with world.session(write=True) as session:
         for number in range(40):
-            audit.append(session, TRUSTED, "alias.move", f"{'acme' if number % 9 else 'globex'}/a:prod", {"to": number})
+            audit.append(
+                session, TRUSTED, EventType.ALIAS_MOVE, f"{'acme' if number % 9 else 'globex'}/a:prod", {"to": number}
+            )
     reader = Audit(world.actor("pull", namespaces=["globex"]))
     found, after = [], 0
     while page := reader.page(after, limit=2):
@@ -86,8 +89,8 @@ def test_a_waiting_reader_gets_the_next_visible_event(world: World) -> None:
     waiting = threading.Thread(target=lambda: answers.append(reader.page(last, wait=30)))
     waiting.start()
     with world.session(write=True) as session:
-        audit.append(session, TRUSTED, "alias.move", "globex/a:prod")
-        audit.append(session, TRUSTED, "alias.move", "acme/a:prod", {"to": 99})
+        audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "globex/a:prod")
+        audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod", {"to": 99})
     waiting.join()
     assert [event.detail for event in answers[0].items] == [{"to": 99}]
     assert reader.page(answers[0].last, wait=1).items == []
@@ -160,7 +163,7 @@ def test_a_token_that_guesses_does_not_fill_the_log(world: World) -> None:
 def test_a_batch_is_bounded_and_survives_an_unavailable_database(world: World) -> None:
     batch = EventBatch()
     for number in range(ENTRIES_LIMIT + 5):
-        batch.add(TRUSTED, "bytes.read", f"acme/a{number}@1")
+        batch.add(TRUSTED, EventType.BYTES_READ, f"acme/a{number}@1")
     broken = World.__new__(World)
     broken.engine = None
     with pytest.raises(Exception):  # noqa: B017 - any failure keeps the batch

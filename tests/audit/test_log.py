@@ -16,6 +16,7 @@ from registry.api.maintenance import FsckRequest
 from registry.client.audit import Audit
 from registry.client.trusted_checkpoints import Heads
 from registry.errors import Corrupt, Invalid, NotFound
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit import keys, sequencer
@@ -39,7 +40,7 @@ def test_events_are_numbered_without_a_gap_whatever_the_order_of_commits(world: 
     def write(number: int) -> None:
         for at in range(10):
             with world.session(write=True) as session:
-                audit.append(session, TRUSTED, "alias.move", f"acme/w{number}:prod", {"to": at})
+                audit.append(session, TRUSTED, EventType.ALIAS_MOVE, f"acme/w{number}:prod", {"to": at})
             if at % 3 == 0:
                 world.app.state.audit_log.step()
 
@@ -62,7 +63,7 @@ def test_an_interrupted_numbering_is_continued(world: World, monkeypatch: pytest
         raise Invalid("REQUEST_INVALID", "the store is away")
 
     with world.session(write=True) as session:
-        audit.append(session, TRUSTED, "alias.move", "acme/a:prod")
+        audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
     with monkeypatch.context() as patch:
         patch.setattr(sequencer, "write_once", away)
         with pytest.raises(Invalid):
@@ -244,7 +245,7 @@ def test_a_log_is_not_continued_with_another_key_unless_the_old_one_is_kept(worl
     old = path.read_text()
     path.write_text(Signer.make("registry.local/other").text)
     with world.session(write=True) as session:
-        audit.append(session, TRUSTED, "alias.move", "acme/a:prod")
+        audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
     second = AuditLog(world.settings, world.engine, world.blobs)
     with pytest.raises(Invalid, match="none of its keys"):
         second.step()

@@ -35,9 +35,9 @@ def database(desk: Desk, *statements: str) -> None:
 def test_the_log_of_an_adapter_reads_like_a_story(told: Desk) -> None:
     lines = told("audit", "log", "--object", "acme/support").stdout.splitlines()
     story = [line.split("  ", 3)[-1] for line in lines]
-    assert any("owner began acme/support" in line for line in story)
+    assert any("owner created acme/support" in line for line in story)
     assert any("owner pushed acme/support@1" in line for line in story)
-    assert any("owner judged acme/support@1: smoke pass" in line for line in story)
+    assert any("owner checked acme/support@1: smoke pass" in line for line in story)
     assert any("owner pointed acme/support:prod at version 1: “it is better”" in line for line in story)
     actions = [item["action"] for item in told("audit", "log", "--action", "alias.move", "--json").json["items"]]
     assert actions == ["alias.move", "alias.move"]

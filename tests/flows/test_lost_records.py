@@ -13,6 +13,7 @@ from registry.bases.identity import Identity
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.actors import TRUSTED
@@ -138,7 +139,7 @@ def test_lost_tiles_of_the_audit_log_are_told_and_written_again(stored_world: Wo
         stored_world.push("acme/support")
     with stored_world.session(write=True) as session:
         for at in range(300):
-            audit.append(session, TRUSTED, "test.event", f"n{at}")
+            audit.append(session, TRUSTED, EventType.ADAPTER_CREATE, f"n{at}")
     stored_world.app.state.audit_log.step()
     before = tiles_of(stored_world)
     lost = [

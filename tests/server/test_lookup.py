@@ -14,6 +14,7 @@ import pytest
 
 from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
+from registry.events import EventType
 from registry.server import app
 from registry.server.access.tokens import revoke
 from registry.server.actors import TRUSTED
@@ -166,7 +167,7 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
         world.push(NAME)
         until(lambda: state.audit_log.latest.size > size)
         until(quiet)
-        state.audit_log.batch.add(TRUSTED, "bytes.read", NAME)
+        state.audit_log.batch.add(TRUSTED, EventType.BYTES_READ, NAME)
         size = state.audit_log.latest.size
         until(lambda: state.audit_log.latest.size > size)
     finally:

@@ -34,10 +34,10 @@ class BaseClaim(Value):
         location = f"{file}: base_model_name_or_path"
         if not self.name:
             message = "the configuration does not name the base that the adapter was trained on"
-            return [Finding(code="config.base_model_absent", severity="warning", location=location, message=message)]
+            return [Finding.of("warning", "config.base_model_absent", location, message)]
         if self.is_local:
             message = f"the base is named by a folder of the trainer's machine that ends in {self.name!r}"
-            return [Finding(code="config.base_model_local", severity="warning", location=location, message=message)]
+            return [Finding.of("warning", "config.base_model_local", location, message)]
         return []
 
     def names(self, base: str) -> bool:

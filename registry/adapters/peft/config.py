@@ -230,11 +230,11 @@ class _Reader:
     def _unknown_fields(self) -> list[Finding]:
         unknown = sorted(set(self._values) - methods.FIELDS - methods.CODE_FIELDS)
         return [
-            Finding(
-                code="config.field_unknown",
-                severity="warning",
-                location=f"{self._file}: {field[:120]}",
-                message=f"the field {field[:120]!r} is unknown to this registry, and so is what it changes",
+            Finding.of(
+                "warning",
+                "config.field_unknown",
+                f"{self._file}: {field[:120]}",
+                f"the field {field[:120]!r} is unknown to this registry, and so is what it changes",
             )
             for field in unknown[:50]
         ]

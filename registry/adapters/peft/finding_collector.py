@@ -52,10 +52,7 @@ class Notes:
             if self._errors >= ERRORS_LIMIT:
                 return
             self._errors += severity == "error"
-            self._first[key] = Finding(
-                code=code, severity=severity, location=location[:600], message=message[:1900],
-                expected=str(expected)[:600], found=str(found)[:600],
-            )  # fmt: skip
+            self._first[key] = Finding.of(severity, code, location, message[:1900], expected, found)
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def findings(self) -> list[Finding]:

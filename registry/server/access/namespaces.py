@@ -16,6 +16,7 @@ from registry import names
 from registry.api.access import SUBJECT_LIMIT
 from registry.api.namespaces import NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
 from registry.errors import Conflict, Invalid
+from registry.events import EventType
 from registry.server import audit
 from registry.server.access import epoch, quotas, reserved_names
 from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, Actor, Role, is_subject, unknown_namespace
@@ -72,7 +73,7 @@ def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> 
     elif request.public is False:
         _delete_role(session, actor, name, EVERY_SUBJECT)
     if limits:
-        audit.append(session, actor, "namespace.limit", name, limits)
+        audit.append(session, actor, EventType.NAMESPACE_LIMIT, name, limits)
     session.flush()
     return show(session, actor, name)
 
@@ -100,7 +101,7 @@ def delete_namespace(session: Session, actor: Actor, name: str) -> None:
     session.connection().execute(delete(NamespaceRow).where(col(NamespaceRow.name) == name))
     reserved_names.add_tombstone(session, reserved_names.NAMESPACES, name)
     epoch.advance(session)
-    audit.append(session, actor, "namespace.delete", name)
+    audit.append(session, actor, EventType.NAMESPACE_DELETE, name)
 
 
 def _check_subject(subject: str) -> None:
@@ -140,7 +141,7 @@ def _set_role(session: Session, actor: Actor, name: str, subject: str, role: Rol
         session.add(row.sqlmodel_update(values))
         session.flush()
     epoch.advance(session)
-    audit.append(session, actor, "namespace.grant", name, {"subject": subject, "role": role})
+    audit.append(session, actor, EventType.NAMESPACE_GRANT, name, {"subject": subject, "role": role})
 
 
 def _delete_role(session: Session, actor: Actor, name: str, subject: str) -> None:
@@ -149,7 +150,7 @@ def _delete_role(session: Session, actor: Actor, name: str, subject: str) -> Non
         session.delete(row)
         session.flush()
         epoch.advance(session)
-        audit.append(session, actor, "namespace.revoke", name, {"subject": subject})
+        audit.append(session, actor, EventType.NAMESPACE_REVOKE, name, {"subject": subject})
 
 
 def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list[NamespaceView]:

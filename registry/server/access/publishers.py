@@ -15,6 +15,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.namespaces import CLAIM_LIMIT, PublisherAdd, PublisherList, PublisherView
 from registry.errors import Invalid, NotFound
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import reserved_names
@@ -47,7 +48,9 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
         created_by=actor.identity,
     )
     session.add(row)
-    audit.append(session, actor, "publisher.add", str(name), {"id": row.id, "issuer": row.issuer, "claims": row.claims})
+    audit.append(
+        session, actor, EventType.PUBLISHER_ADD, str(name), {"id": row.id, "issuer": row.issuer, "claims": row.claims}
+    )
     session.flush()
     return _view(row)
 
@@ -65,7 +68,7 @@ def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str)
     if row is None or (row.namespace, row.name) != (name.namespace, name.name):
         raise NotFound("PUBLISHER_UNKNOWN", f"adapter '{name}' has no trusted publisher {publisher_id[:80]!r}")
     session.delete(row)
-    audit.append(session, actor, "publisher.remove", str(name), {"id": row.id, "issuer": row.issuer})
+    audit.append(session, actor, EventType.PUBLISHER_REMOVE, str(name), {"id": row.id, "issuer": row.issuer})
     return _view(row)
 
 

@@ -15,6 +15,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.errors import Conflict, Reason
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.actors import Actor
@@ -58,7 +59,7 @@ def reserve_namespace(session: Session, actor: Actor, namespace: str) -> bool:
     if not db.insert_new(session, NamespaceRow, values):
         return False
     _reserve(session, actor, NAMESPACES, namespace)
-    audit.append(session, actor, "namespace.create", namespace)
+    audit.append(session, actor, EventType.NAMESPACE_CREATE, namespace)
     return True
 
 

@@ -16,6 +16,7 @@ from sqlmodel import Session, col
 
 from registry.api.access import TokenCreate, TokenView
 from registry.api.namespaces import ExchangeRequest
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import publishers, tokens
@@ -44,7 +45,7 @@ def exchange_token(session: Session, issuers: Issuers, request: ExchangeRequest)
     db.insert_new(session, TokenRow, row.model_dump())
     by = Actor(token_request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
     detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters[:100]}
-    audit.append(session, by, "token.exchange", row.id, detail)
+    audit.append(session, by, EventType.TOKEN_EXCHANGE, row.id, detail)
     return tokens.to_view(row), secret
 
 

@@ -20,6 +20,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.access import TokenCreate, TokenView
 from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import epoch
@@ -55,7 +56,7 @@ def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str
     if not db.insert_new(session, TokenRow, row.model_dump()):
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
     detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
-    audit.append(session, actor, "token.issue", row.id, detail)
+    audit.append(session, actor, EventType.TOKEN_ISSUE, row.id, detail)
     return to_view(row), secret
 
 
@@ -143,7 +144,7 @@ def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int =
     row.secret_sha256 = sha256_of(secret)
     session.add(row)
     epoch.advance(session)
-    audit.append(session, actor, "token.rotate", row.id, {"name": row.name, "keep_seconds": keep_seconds})
+    audit.append(session, actor, EventType.TOKEN_ROTATE, row.id, {"name": row.name, "keep_seconds": keep_seconds})
     return to_view(row), secret
 
 
@@ -166,7 +167,7 @@ def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
         row.revoked_at = db.now()
         session.add(row)
         epoch.advance(session)
-        audit.append(session, actor, "token.revoke", row.id, {"name": row.name})
+        audit.append(session, actor, EventType.TOKEN_REVOKE, row.id, {"name": row.name})
     return to_view(row)
 
 

@@ -16,16 +16,16 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, true
 from sqlmodel import Session, col, select
 
-from registry.api.audit import ARRIVED, EventPage, EventView
+from registry.api.audit import EventPage, EventView
 from registry.digest import canonical_json
+from registry.events import EventType, ObjectKind
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import EventRow
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
-NAMESPACED_NOUNS = frozenset({"version", "alias", "adapter", "verdict", "publisher", "namespace"})
-"""Nouns of actions whose object is a namespace, or begins with one and a slash."""
+_FOR_EVERYBODY = [event_type.value for event_type in EventType if event_type.about is ObjectKind.BASE]
 SCAN_LIMIT = 5000
 """How many events a page reads at most to find those that its reader may see."""
 
@@ -33,14 +33,14 @@ SCAN_LIMIT = 5000
 def append(
     session: Session,
     actor: Actor,
-    action: str,
+    event_type: EventType,
     object: str,
     detail: Mapping[str, Any] | None = None,
     request_id: str = "",
     *,
     namespace: str | None = None,
 ) -> None:
-    """Add an event. `action` is `noun.verb`; `object` is the name of what changed, such as `acme/support:prod`.
+    """Add an event. `object` names what `event_type.about` says, such as `acme/support:prod`.
 
     `request_id` defaults to that of the session's request, `namespace` to that of the object.
     """
@@ -49,13 +49,12 @@ def append(
     if size_bytes > DETAIL_LIMIT_BYTES:
         values = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
     if namespace is None:
-        noun = action.partition(".")[0]
-        namespace = object.partition("/")[0] if noun in NAMESPACED_NOUNS else ""
+        namespace = object.partition("/")[0] if event_type.about.in_namespace else ""
     row = EventRow(
         at=db.now(),
         actor=actor.identity,
         token_id=actor.token_id,
-        action=action,
+        action=event_type.value,
         object=object,
         namespace=namespace,
         detail=values,
@@ -66,7 +65,9 @@ def append(
 
 def read_former_names(session: Session, name: AdapterName) -> list[str]:
     """Return the earlier names of an adapter, oldest first. A name is never used twice."""
-    statement = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == ARRIVED)
+    statement = select(EventRow).where(
+        col(EventRow.object) == str(name), col(EventRow.action) == EventType.ADAPTER_ARRIVE
+    )
     event = session.exec(statement).first()
     return [str(former) for former in event.detail.get("names", [])] if event is not None else []
 
@@ -116,7 +117,7 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
     """Return the condition on `event` that selects what the actor may see."""
     if actor.may_everywhere("admin"):
         return true()
-    about_bases = and_(col(EventRow.namespace) == "", col(EventRow.action).startswith("base."))
+    about_bases = and_(col(EventRow.namespace) == "", col(EventRow.action).in_(_FOR_EVERYBODY))
     if actor.adapters:
         about_adapters = [_is_about(name) for name in sorted(actor.adapters)]
         return or_(about_bases, col(EventRow.namespace).in_(sorted(actor.public)), *about_adapters)

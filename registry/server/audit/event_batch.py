@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
@@ -22,7 +23,11 @@ from registry.server.secret import mask_secrets
 ENTRIES_LIMIT = 1000
 PATHS_LIMIT = 50
 """How many paths of denied requests a batch records per token. Beyond that it records their routes."""
-DENIAL_ACTIONS = {"Unauthenticated": "access.unknown", "Denied": "access.denied", "NotFound": "access.not_found"}
+DENIAL_ACTIONS = {
+    "Unauthenticated": EventType.ACCESS_UNKNOWN,
+    "Denied": EventType.ACCESS_DENIED,
+    "NotFound": EventType.ACCESS_NOT_FOUND,
+}
 """Class of an error → the action of its event."""
 
 ANONYMOUS = Actor("nobody", "", frozenset(), frozenset())
@@ -41,7 +46,7 @@ class EventBatch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: dict[tuple[str, str, str, str], _Entry] = {}
+        self._entries: dict[tuple[str, str, EventType, str], _Entry] = {}
         self._overflow = 0
         self._paths: dict[str, set[str]] = {}
         """Token id → the paths that were recorded for it."""
@@ -51,9 +56,9 @@ class EventBatch:
         """Whether anything was added that is not written yet."""
         return bool(self._entries or self._overflow)
 
-    def add(self, actor: Actor, action: str, object: str, *, request_id: str = "") -> None:
+    def add(self, actor: Actor, event_type: EventType, object: str, *, request_id: str = "") -> None:
         """Count an event."""
-        key = (actor.token_id, actor.identity, action, object[:300])
+        key = (actor.token_id, actor.identity, event_type, object[:300])
         with self._lock:
             if key not in self._entries and len(self._entries) >= ENTRIES_LIMIT:
                 self._overflow += 1
@@ -89,11 +94,11 @@ class EventBatch:
             return 0
         try:
             with db.session(engine) as session:
-                for (_, _, action, object), entry in entries.items():
+                for (_, _, event_type, object), entry in entries.items():
                     detail = {"count": entry.count}
-                    audit.append(session, entry.actor, action, object, detail, entry.request_id, namespace="")
+                    audit.append(session, entry.actor, event_type, object, detail, entry.request_id, namespace="")
                 if overflow:
-                    audit.append(session, ANONYMOUS, "audit.overflow", "", {"count": overflow})
+                    audit.append(session, ANONYMOUS, EventType.AUDIT_OVERFLOW, "", {"count": overflow})
         except BaseException:
             with self._lock:
                 for key, entry in entries.items():

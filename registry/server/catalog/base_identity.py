@@ -21,6 +21,7 @@ from registry.bases.identity import Identity
 from registry.bases.similarity import BaseMatch, Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, Denied
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
@@ -58,7 +59,7 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new:
             db.insert_new(session, BaseSimilarityRow, {"base_id": one, "other_id": other, "similarity": found})
     base.recorded_at = None  # its record is written anew
     session.add(base)
-    audit.append(session, actor, "base.identify", base.name, {"exact": str(given.exact)})
+    audit.append(session, actor, EventType.BASE_IDENTIFY, base.name, {"exact": str(given.exact)})
     return True
 
 

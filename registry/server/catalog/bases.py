@@ -26,6 +26,7 @@ from registry.bases.similarity import Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
 from registry.evaluation.thresholds import Thresholds
+from registry.events import EventType
 from registry.manifest import Edge
 from registry.server import audit
 from registry.server.actors import Actor
@@ -56,7 +57,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     found = row(session, name)
     if created:
         keep_parents(session, found, request.parents)
-        audit.append(session, actor, "base.add", str(name), {"fingerprint": found.fingerprint})
+        audit.append(session, actor, EventType.BASE_ADD, str(name), {"fingerprint": found.fingerprint})
     elif spec_of(found) != spec:
         raise Conflict(
             "BASE_EXISTS",
@@ -84,7 +85,9 @@ def judge_by(session: Session, actor: Actor, name: str, thresholds: dict[str, fl
     Thresholds.with_overrides(thresholds)
     by = actor.identity
     session.merge(BaseThresholdsRow(base_id=found.id or 0, thresholds=thresholds, set_at=db.now(), set_by=by))
-    audit.append(session, actor, "base.thresholds", found.name, {field: f"{v:g}" for field, v in thresholds.items()})
+    audit.append(
+        session, actor, EventType.BASE_THRESHOLDS, found.name, {field: f"{v:g}" for field, v in thresholds.items()}
+    )
     session.flush()
     return _view(session, actor, found)
 

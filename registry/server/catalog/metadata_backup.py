@@ -109,7 +109,7 @@ def parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], find
     if data is not None:
         with contextlib.suppress(RegistryError):
             return shape.parse(data)
-    findings.append(finding("record.damaged", key, "is not what it was when it was written"))
+    findings.append(Finding.of("error", "record.damaged", key, "is not what it was when it was written"))
     return None
 
 
@@ -125,10 +125,6 @@ def newest(
 def age(version: VersionRecord | VersionRow) -> tuple[int, bool]:
     """Grows with everything that changes in a version: withdrawals and their ends."""
     return version.quarantine, version.yanked_at is not None
-
-
-def finding(code: str, location: str, message: str) -> Finding:
-    return Finding(code=code, severity="error", location=location, message=message)
 
 
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)

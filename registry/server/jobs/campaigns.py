@@ -21,6 +21,7 @@ from registry.adapters.formats import IMAGE_SCHEMES
 from registry.api.jobs import CampaignItem, CampaignView, RevalidateRequest
 from registry.errors import NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Outcome
+from registry.events import EventType
 from registry.jobs import Kind, State
 from registry.names import AdapterName
 from registry.server import audit
@@ -41,8 +42,6 @@ from registry.server.jobs import queue
 JOBS_LIMIT = 5000
 ITEMS_LIMIT = 1000
 """Changed versions that one answer names; `changed` counts all of them."""
-PRIORITY = -10
-"""Behind what was pushed just now."""
 PEFT = "peft"
 
 Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
@@ -75,7 +74,7 @@ def begin(session: Session, actor: Actor, request: RevalidateRequest) -> Campaig
         session.flush()
         before, summary = (verdict.outcome, verdict.summary) if verdict is not None else ("", "")
         session.add(CampaignJobRow(campaign_id=row.id, job_id=job.id, before=before, summary=summary))
-    audit.append(session, actor, "campaign.begin", row.id, {"base": base.name, "jobs": len(affected)})
+    audit.append(session, actor, EventType.CAMPAIGN_BEGIN, row.id, {"base": base.name, "jobs": len(affected)})
     session.flush()
     return show(session, actor, row.id)
 

@@ -22,6 +22,7 @@ from sqlmodel import Session, col, select
 from registry import jobs
 from registry.api.jobs import ClaimRequest, FailRequest
 from registry.errors import Conflict, NotFound, TooLarge
+from registry.events import EventType
 from registry.jobs import Job, Kind, Lease, State
 from registry.names import AdapterName, Ref
 from registry.server import audit
@@ -71,7 +72,9 @@ def enqueue(
         created_by=actor.identity,
     )
     session.add(row)
-    audit.append(session, actor, "job.enqueue", row.id, {"kind": kind, "subject": row.subject}, namespace=row.namespace)
+    audit.append(
+        session, actor, EventType.JOB_ENQUEUE, row.id, {"kind": kind, "subject": row.subject}, namespace=row.namespace
+    )
     return row
 
 
@@ -161,7 +164,7 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
     row.result = result
     session.add(row)
     told = {"worker": row.worker, "attempt": row.attempt}
-    audit.append(session, actor, "job.finish", row.id, told, namespace=row.namespace)
+    audit.append(session, actor, EventType.JOB_FINISH, row.id, told, namespace=row.namespace)
     return row, True
 
 
@@ -200,8 +203,8 @@ def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final
     detail: dict[str, Any] = {"attempt": row.attempt}
     if all(name.namespace == row.namespace for name in names_in(row)):  # else it may name what is not for all readers
         detail["error"] = error[:500]
-    action = "job.park" if row.state == State.PARKED else "job.requeue"
-    audit.append(session, actor, action, row.id, detail, namespace=row.namespace)
+    event_type = EventType.JOB_PARK if row.state == State.PARKED else EventType.JOB_REQUEUE
+    audit.append(session, actor, event_type, row.id, detail, namespace=row.namespace)
 
 
 def end(row: JobRow, state: State) -> None:

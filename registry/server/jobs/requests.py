@@ -14,6 +14,7 @@ from registry import jobs
 from registry.api.jobs import JobPage
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
+from registry.events import EventType
 from registry.jobs import Job, Kind, State, Step
 from registry.names import Ref
 from registry.server import audit
@@ -31,7 +32,7 @@ def cancel(session: Session, actor: Actor, job_id: str) -> Job:
         raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
     queue.end(row, State.CANCELLED)
     session.add(row)
-    audit.append(session, actor, "job.cancel", row.id, {"subject": row.subject}, namespace=row.namespace)
+    audit.append(session, actor, EventType.JOB_CANCEL, row.id, {"subject": row.subject}, namespace=row.namespace)
     return seen(actor, row)
 
 

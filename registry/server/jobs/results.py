@@ -21,6 +21,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+from registry.events import EventType
 from registry.jobs import Job, Kind
 from registry.server import audit
 from registry.server.actors import Actor
@@ -96,7 +97,7 @@ def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest:
         if compat.outcome is Outcome.FAIL:
             engine_compat.judge_again(session, version, base)
         detail["compat"] = compat.outcome
-    audit.append(session, actor, "verdict.add", row.subject, detail)
+    audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
 
 
 def _is_open(session: Session, version: VersionRow) -> bool:

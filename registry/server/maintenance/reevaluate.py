@@ -24,6 +24,7 @@ from registry.bases import BaseSpec
 from registry.engines import Profile, rulebook
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Verdict
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import bases
@@ -110,7 +111,9 @@ def _pages(
                 kept = sum(facts_backfill.keep(session, one) for one in read.values())
                 if rows:
                     session.connection().execute(insert(VerdictRow), rows)
-                audit.append(session, actor, "engines.recheck", "verdicts", {"verdicts": len(rows), "headers": kept})
+                audit.append(
+                    session, actor, EventType.ENGINES_RECHECK, "verdicts", {"verdicts": len(rows), "headers": kept}
+                )
         after = batch[-1].id if batch else after
         following = "" if last else str(after)
         yield RecheckEnginesPage(versions=len(batch), headers=len(read), verdicts=len(rows), next_cursor=following)

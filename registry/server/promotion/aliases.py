@@ -21,6 +21,7 @@ from registry import names
 from registry.api.aliases import AliasList, AliasView
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Reason, Refused
+from registry.events import EventType
 from registry.names import AdapterName, Selector
 from registry.server import audit, failpoints
 from registry.server.actors import Actor
@@ -165,7 +166,7 @@ def _point(
     for item in evidence:
         if item.get("check") == BROKE_GLASS:
             detail[BROKE_GLASS] = item["missing"]
-    audit.append(session, actor, "alias.move", f"{name}:{alias}", detail)
+    audit.append(session, actor, EventType.ALIAS_MOVE, f"{name}:{alias}", detail)
     return AliasView(
         alias=alias,
         number=version.number,

@@ -18,6 +18,7 @@ from registry.attestations.certificates import Trust
 from registry.attestations.keys import PublicKey
 from registry.digest import Digest
 from registry.errors import Invalid
+from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.server import audit, failpoints
@@ -121,7 +122,7 @@ def add_signature(
     db.begin_writing(session)
     references.mark_live(session, {digest: len(data)}, written={digest})
     detail = {"identity": identity, "kind": kind, "signature": digest, "digest": version.digest}
-    audit.append(session, actor, "version.sign", f"{name}@{version.number}", detail)
+    audit.append(session, actor, EventType.VERSION_SIGN, f"{name}@{version.number}", detail)
     session.flush()
     return _view(row, store), True
 

@@ -18,6 +18,7 @@ from registry.attestations.keys import PrivateKey
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.evaluation.verdicts import Outcome
+from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
 from registry.server import failpoints
@@ -31,7 +32,7 @@ from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import BlobState
 
-ATTESTED_ACTIONS = ("version.push", "verdict.add")
+ATTESTED_ACTIONS = (EventType.VERSION_PUSH, EventType.VERDICT_ADD)
 PUSH_KIND, VERDICT_KIND = "push", "verdict"
 EVENTS_PER_BATCH = 32
 _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
@@ -130,7 +131,9 @@ def _version_of(session: Session, event: EventRow) -> VersionRow | None:
 
 
 def _next_name(session: Session, name: AdapterName) -> AdapterName | None:
-    moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == "adapter.transfer")
+    moved = select(EventRow).where(
+        col(EventRow.object) == str(name), col(EventRow.action) == EventType.ADAPTER_TRANSFER
+    )
     event = session.exec(moved).first()
     return AdapterName.parse(event.detail["to"]) if event is not None else None
 
@@ -146,7 +149,7 @@ def _statement(origin: str, event: EventRow, version: VersionRow) -> tuple[str, 
         "token": event.token_id,
     }
     subjects = {event.object: Digest(version.digest).hex}
-    if event.action == "version.push":
+    if event.action == EventType.VERSION_PUSH:
         subjects |= {file.path: file.digest.hex for file in manifest.files}
         base = {"name": manifest.base.name, "fingerprint": manifest.base.fingerprint}
         compat = str(event.detail.get("compat", event.detail.get("fits", "")))  # `fits` before schema 0015

@@ -20,6 +20,7 @@ from registry.errors import Invalid, Refused
 from registry.evaluation import gates as domain
 from registry.evaluation.gates import Approval, Evidence, Gate
 from registry.evaluation.verdicts import Verdict
+from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.server import audit
@@ -93,7 +94,14 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
     session.flush()
     told = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
     namespace = where.namespace if isinstance(where, AdapterName) else where
-    audit.append(session, actor, "gate.set" if gate else "gate.remove", f"{where}:{alias}", told, namespace=namespace)
+    audit.append(
+        session,
+        actor,
+        EventType.GATE_SET if gate else EventType.GATE_REMOVE,
+        f"{where}:{alias}",
+        told,
+        namespace=namespace,
+    )
     session.flush()
     return show(session, actor, where, alias)
 
@@ -212,7 +220,7 @@ def approve(
     values = {"version_id": version.id, "alias": names.alias(alias), "identity": actor.identity, "at": db.now()}
     if db.insert_new(session, ApprovalRow, {**values, "token_id": actor.token_id, "comment": comment}):
         detail = {"alias": alias, "digest": version.digest, "identity": actor.identity, "comment": comment}
-        audit.append(session, actor, "version.approve", f"{name}@{version.number}", detail)
+        audit.append(session, actor, EventType.VERSION_APPROVE, f"{name}@{version.number}", detail)
         session.flush()
     mine = next(row for row in _approvals(session, version, alias) if row.identity == actor.identity)
     return _approval(session, name, mine, version)

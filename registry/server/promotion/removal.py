@@ -20,9 +20,9 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.api.audit import ARRIVED
 from registry.api.namespaces import Removed
 from registry.errors import Conflict, Unavailable
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import epoch, namespaces, publishers, quotas, reserved_names
@@ -50,7 +50,7 @@ def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     session.expunge(adapter)
     _end_name(session, name)
     told = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
-    audit.append(session, actor, "adapter.delete", str(name), told)
+    audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), told)
     return Removed(name=str(name), versions=len(versions), served_on=reports.live_on(session, name))
 
 
@@ -76,8 +76,8 @@ def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName)
     session.connection().execute(update(VersionRow).where(mine).values(recorded_at=None))
     _rename_jobs(session, adapter, to)
     earlier = audit.read_former_names(session, name)
-    audit.append(session, actor, "adapter.transfer", str(name), {"to": str(to)})
-    audit.append(session, actor, ARRIVED, str(to), {"from": str(name), "names": [*earlier, str(name)]})
+    audit.append(session, actor, EventType.ADAPTER_TRANSFER, str(name), {"to": str(to)})
+    audit.append(session, actor, EventType.ADAPTER_ARRIVE, str(to), {"from": str(name), "names": [*earlier, str(name)]})
     session.flush()
 
 

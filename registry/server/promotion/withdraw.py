@@ -20,6 +20,7 @@ from sqlmodel import Session, col, select
 from registry.api import VersionView
 from registry.api.records import VersionRecord
 from registry.errors import NotFound
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.actors import Actor
@@ -39,7 +40,7 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
     if version.yanked_at is None:
         version.yanked_at = db.now()
         version.yank_reason = reason
-        _changed(session, actor, name, version, "version.yank", reason)
+        _changed(session, actor, name, version, EventType.VERSION_YANK, reason)
     return _view(session, name, version)
 
 
@@ -53,7 +54,7 @@ def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRo
         version.yanked_at = None
         version.yank_reason = ""
         version.quarantine += 1
-        _changed(session, actor, name, version, "version.unyank", reason)
+        _changed(session, actor, name, version, EventType.VERSION_UNYANK, reason)
     return versions.view(session, name, version)
 
 
@@ -65,7 +66,7 @@ def quarantine(session: Session, actor: Actor, name: AdapterName, version: Versi
         version.quarantined_at = db.now()
         version.quarantine_reason = reason
         version.quarantine += 1
-        _changed(session, actor, name, version, "version.quarantine", reason)
+        _changed(session, actor, name, version, EventType.VERSION_QUARANTINE, reason)
     return _view(session, name, version)
 
 
@@ -77,7 +78,7 @@ def release(session: Session, actor: Actor, name: AdapterName, version: VersionR
         version.quarantined_at = None
         version.quarantine_reason = ""
         version.quarantine += 1
-        _changed(session, actor, name, version, "version.release", reason)
+        _changed(session, actor, name, version, EventType.VERSION_RELEASE, reason)
     return versions.view(session, name, version)
 
 
@@ -95,10 +96,12 @@ def _lock(session: Session, name: AdapterName, version: VersionRow) -> None:
         raise NotFound("VERSION_UNKNOWN", f"the version {version.digest} of '{name}' went away meanwhile")
 
 
-def _changed(session: Session, actor: Actor, name: AdapterName, version: VersionRow, action: str, reason: str) -> None:
+def _changed(
+    session: Session, actor: Actor, name: AdapterName, version: VersionRow, event_type: EventType, reason: str
+) -> None:
     version.recorded_at = None
     session.add(version)
-    audit.append(session, actor, action, f"{name}@{version.number}", {"digest": version.digest, "reason": reason})
+    audit.append(session, actor, event_type, f"{name}@{version.number}", {"digest": version.digest, "reason": reason})
     session.flush()
 
 
@@ -149,9 +152,9 @@ def _again(session: Session, actor: Actor, name: AdapterName, record: VersionRec
     version.quarantine, version.quarantined_at = record.quarantine, record.quarantined_at
     version.quarantine_reason = record.quarantine_reason
     if held != (record.quarantined_at is not None):
-        action = "version.release" if held else "version.quarantine"
-        _changed(session, actor, name, version, action, record.quarantine_reason)
+        event_type = EventType.VERSION_RELEASE if held else EventType.VERSION_QUARANTINE
+        _changed(session, actor, name, version, event_type, record.quarantine_reason)
     if yanked != (record.yanked_at is not None):
-        action = "version.unyank" if yanked else "version.yank"
-        _changed(session, actor, name, version, action, record.yank_reason)
+        event_type = EventType.VERSION_UNYANK if yanked else EventType.VERSION_YANK
+        _changed(session, actor, name, version, event_type, record.yank_reason)
     session.add(version)

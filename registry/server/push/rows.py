@@ -23,6 +23,7 @@ from registry.digest import Digest
 from registry.engines import Profile
 from registry.errors import Refused
 from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.events import EventType
 from registry.jobs import Kind
 from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
@@ -110,7 +111,7 @@ def make(
     outcomes = {verdict.check: Outcome(verdict.outcome) for verdict in written}
     outcome = outcomes[Check.COMPAT]
     detail = {"digest": row.digest, "base": base.name, "compat": str(outcome), "size_bytes": row.size_bytes}
-    audit.append(session, actor, "version.push", f"{name}@{row.number}", detail)
+    audit.append(session, actor, EventType.VERSION_PUSH, f"{name}@{row.number}", detail)
     aliases.follow(session, actor, name, row)
     job_id = ""
     if judged.can_be_tried and Outcome.FAIL not in (outcome, outcomes.get(Check.WEIGHTS)):
@@ -130,7 +131,7 @@ def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
     values |= {"created_at": moment, "created_by": actor.identity, "updated_at": moment}
     if db.insert_new(session, AdapterRow, values):
         reserved_names.reserve_adapter(session, actor, name)
-        audit.append(session, actor, "adapter.create", str(name))
+        audit.append(session, actor, EventType.ADAPTER_CREATE, str(name))
     row = session.exec(_LOCKED, params={"namespace": name.namespace, "name": name.name}).first()
     if row is None:  # it was deleted or got another name between the two statements
         reserved_names.check_available(session, actor, name)

@@ -23,6 +23,7 @@ from registry.api.push import PushCommit, Pushed, PushPlan, PushRequest
 from registry.api.verdicts import ReferenceLogprobsView
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
+from registry.events import EventType
 from registry.manifest import Descriptor
 from registry.names import Selector
 from registry.server.catalog import download_plan, files
@@ -232,7 +233,9 @@ def _note_read(request: Request, selector: Selector) -> None:
     """Somebody gets private bytes: the audit log is told, in batches."""
     words, mark = request.path_params, "@" if isinstance(selector, int | Digest) else ":"
     about = f"{words['namespace']}/{words['name']}{mark}{selector}"
-    request.app.state.audit_log.batch.add(request.state.actor, "bytes.read", about, request_id=request.state.request_id)
+    request.app.state.audit_log.batch.add(
+        request.state.actor, EventType.BYTES_READ, about, request_id=request.state.request_id
+    )
 
 
 def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:

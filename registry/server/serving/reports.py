@@ -23,6 +23,7 @@ from registry.api import ServedOn
 from registry.api.fleet import KEEPING, Leased, NodeReport, SlotReport, SlotState
 from registry.digest import Digest, canonical_json
 from registry.errors import TooLarge
+from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.actors import Actor
@@ -184,7 +185,10 @@ def _tell(
     session: Session, actor: Actor, node: FleetNodeRow, before: Iterable[FleetSlotRow], after: Iterable[FleetSlotRow]
 ) -> None:
     was, now = _serving(before), _serving(after)
-    for action, changed in (("version.leave", was.keys() - now.keys()), ("version.serve", now.keys() - was.keys())):
+    for event_type, changed in (
+        (EventType.VERSION_LEAVE, was.keys() - now.keys()),
+        (EventType.VERSION_SERVE, now.keys() - was.keys()),
+    ):
         for key in sorted(changed):
             slot = was.get(key) or now[key]
             told: dict[str, Any] = {
@@ -193,8 +197,8 @@ def _tell(
                 "engine": node.engine,
                 "served_name": slot.served_name,
             }
-            told |= {"verified": slot.verified} if action == "version.serve" else {}
-            audit.append(session, actor, action, f"{slot.namespace}/{slot.name}@{slot.number}", told)
+            told |= {"verified": slot.verified} if event_type is EventType.VERSION_SERVE else {}
+            audit.append(session, actor, event_type, f"{slot.namespace}/{slot.name}@{slot.number}", told)
 
 
 def _serving(slots: Iterable[FleetSlotRow]) -> dict[_Served, FleetSlotRow]:

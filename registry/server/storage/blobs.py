@@ -25,7 +25,6 @@ from typing import NoReturn, Protocol
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, Reason, TooLarge
 
-CHUNK_BYTES = 2**20
 WHOLE_BYTES = 2**40
 """More than any blob has."""
 Bytes = bytes | bytearray | memoryview

@@ -24,11 +24,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from registry.digest import Digest
+from registry.digest import CHUNK_BYTES, Digest
 from registry.durable import sync_folder
 from registry.errors import Invalid, Unavailable
 from registry.server.storage.blobs import (
-    CHUNK_BYTES,
     WHOLE_BYTES,
     BlobStore,
     BlobWriter,

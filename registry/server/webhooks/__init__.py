@@ -17,6 +17,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.audit import tree
@@ -53,7 +54,7 @@ def create(
     )
     session.add(row)
     detail = {"to": origin_of(row.url), "actions": row.actions}
-    audit.append(session, actor, "webhook.create", row.id, detail, namespace=_event_namespace(row))
+    audit.append(session, actor, EventType.WEBHOOK_CREATE, row.id, detail, namespace=_event_namespace(row))
     return to_view(row), secret_of(row.id, keys)
 
 
@@ -68,7 +69,7 @@ def delete_webhook(session: Session, actor: Actor, webhook_id: str) -> WebhookVi
     row = find_webhook(session, actor, webhook_id)
     view = to_view(row)
     detail = {"to": origin_of(row.url)}
-    audit.append(session, actor, "webhook.delete", row.id, detail, namespace=_event_namespace(row))
+    audit.append(session, actor, EventType.WEBHOOK_DELETE, row.id, detail, namespace=_event_namespace(row))
     session.delete(row)
     session.flush()
     return view
@@ -94,7 +95,7 @@ def retry_delivery(session: Session, actor: Actor, webhook_id: str, delivery_id:
     row.state, row.attempt, row.next_at, row.ended_at = WAITING, 0, db.now(), None
     session.add(row)
     detail = {"seq": row.position}
-    audit.append(session, actor, "webhook.retry", webhook_id, detail, namespace=_event_namespace(webhook))
+    audit.append(session, actor, EventType.WEBHOOK_RETRY, webhook_id, detail, namespace=_event_namespace(webhook))
     session.flush()
     return _delivery_view(row)
 

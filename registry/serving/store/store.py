@@ -28,14 +28,13 @@ from pathlib import Path
 
 from registry.client import pull
 from registry.client.registry import Registry
-from registry.digest import Digest, Hasher
+from registry.digest import Digest
 from registry.durable import replace_file
 from registry.errors import Corrupt, RegistryError, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
 from registry.serving.store.in_use import Uses
 
-CHUNK_BYTES = 2**20
 COPIES_LIMIT = 9
 
 
@@ -157,14 +156,6 @@ def digest_of(name: str) -> Digest | None:
 
 def _is_true(folder: Path, manifest: Manifest) -> bool:
     try:
-        return all(_digest_of(folder / file.path) == file.digest for file in manifest.files)
+        return all(Digest.of_file(folder / file.path) == file.digest for file in manifest.files)
     except OSError:
         return False
-
-
-def _digest_of(path: Path) -> Digest:
-    hasher = Hasher()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            hasher.update(chunk)
-    return hasher.digest()

@@ -45,10 +45,7 @@ class Examination:
     def note(
         self, severity: Severity, code: str, location: str, message: str, expected: str = "", found: str = ""
     ) -> None:
-        self.findings.append(
-            Finding(code=code, severity=severity, location=location[:600], message=message[:2000],
-                    expected=expected[:600], found=found[:600])
-        )  # fmt: skip
+        self.findings.append(Finding.of(severity, code, location, message, expected, found))
 
     def measure(self, name: str, value: float) -> None:
         self.measurements[name] = float(f"{value:.6g}") if math.isfinite(value) else None

@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from registry.evaluation.verdicts import Finding, Severity
+from registry.evaluation.verdicts import Finding
 from registry.worker.model import language
 from registry.worker.smoke.examination import WEIGHTS, first_line, machine_fault
 
@@ -35,13 +35,13 @@ def ask(base: Path, folder: Path) -> list[Finding]:
     except Exception as e:
         if machine_fault(e):
             raise
-        return [_finding("compat.method_unjudged", "unknown", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
+        return [Finding.of("unknown", "compat.method_unjudged", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
     found = in_file(folder / WEIGHTS)
     wrong = list(_differences(wanted, found))
     if wrong:
         return wrong
     message = f"{_PEFT} expects the {len(wanted)} tensors of this file, by names and shapes, and no other"
-    return [_finding("compat.peft_expects", "info", WEIGHTS, message)]
+    return [Finding.of("info", "compat.peft_expects", WEIGHTS, message)]
 
 
 def expected(base: Path, folder: Path) -> Shapes:
@@ -76,9 +76,4 @@ def _differences(wanted: Shapes, found: Shapes) -> Iterator[Finding]:
             message = f"{_PEFT} {what}: {', '.join(shown)}{more}"
             expects = ", ".join(str(list(wanted[n])) for n in shown if n in wanted)
             holds = ", ".join(str(list(found[n])) for n in shown if n in found)
-            yield _finding(code, "error", shown[0], message, expects, holds)
-
-
-def _finding(code: str, severity: Severity, location: str, message: str, wanted: str = "", found: str = "") -> Finding:
-    return Finding(code=code, severity=severity, location=location[:600], message=message[:2000],
-                   expected=wanted[:600], found=found[:600])  # fmt: skip
+            yield Finding.of("error", code, shown[0], message, expects, holds)

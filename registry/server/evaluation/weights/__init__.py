@@ -93,9 +93,8 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
         key = keys[weights.path]
         return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.pairs)
     except (Invalid, TooLarge, NotFound) as e:
-        message = f"the numbers of its weights could not be read: {e.detail}"[:2000]
-        finding = Finding(code="weights.unreadable", severity="unknown", location=weights.path, message=message)
-        return Measured((finding,), {})
+        message = f"the numbers of its weights could not be read: {e.detail}"
+        return Measured((Finding.of("unknown", "weights.unreadable", weights.path, message),), {})
 
 
 # ------------------------------------------------------------------ asked

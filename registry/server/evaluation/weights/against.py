@@ -145,7 +145,4 @@ def findings(base: Base, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
         f"the update of {worst[:300]} is {beyond[worst]:.3g} times as large as the weight of {base.name[:200]} that it "
         f"changes ({len(beyond)} of {known} modules are over {limit:g}); trained updates are mostly below 0.3"
     )
-    return (
-        Finding(code="weights.beyond_base", severity="warning", location=worst[:600], message=message,
-                expected=f"at most {limit:g}", found=f"{beyond[worst]:.3g}"),
-    )  # fmt: skip
+    return (Finding.of("warning", "weights.beyond_base", worst, message, f"at most {limit:g}", f"{beyond[worst]:.3g}"),)

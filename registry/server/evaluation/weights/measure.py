@@ -58,11 +58,8 @@ def measure(fetch: Read, size_bytes: int, header: Header, pairs: Iterable[Pair])
 
 def _not_finite(name: str, count: int) -> Finding:
     others = f", and so do {count - 1} more" if count > 1 else ""
-    return Finding(
-        code="weights.not_finite", severity="error", location=name[:600],
-        message=f"{name[:400]} holds NaN or infinite values{others}: the training diverged",
-        expected="finite numbers", found="NaN or infinity",
-    )  # fmt: skip
+    message = f"{name[:400]} holds NaN or infinite values{others}: the training diverged"
+    return Finding.of("error", "weights.not_finite", name, message, "finite numbers", "NaN or infinity")
 
 
 def _zeros(norms: dict[str, Norms]) -> list[Finding]:
@@ -73,7 +70,7 @@ def _zeros(norms: dict[str, Norms]) -> list[Finding]:
         message = "every lora_B is zero, as before training: the adapter changes nothing"
     else:
         message = f"lora_B of {zero[0][:300]} is zero, as before training ({len(zero)} of {len(norms)} modules)"
-    return [Finding(code="weights.zero_b", severity="warning", location=zero[0][:600], message=message)]
+    return [Finding.of("warning", "weights.zero_b", zero[0], message)]
 
 
 def _huge(norms: dict[str, Norms]) -> list[Finding]:
@@ -87,7 +84,4 @@ def _huge(norms: dict[str, Norms]) -> list[Finding]:
         f"the update of {worst[:300]} moves its weights by {beyond[worst]:.3g} on average (root mean square; "
         f"{len(beyond)} of {len(norms)} modules are over {HUGE_RMS:g}): more than a model's own weights are large"
     )
-    return [
-        Finding(code="weights.huge", severity="warning", location=worst[:600], message=message,
-                expected=f"at most {HUGE_RMS:g}", found=f"{beyond[worst]:.3g}")
-    ]  # fmt: skip
+    return [Finding.of("warning", "weights.huge", worst, message, f"at most {HUGE_RMS:g}", f"{beyond[worst]:.3g}")]

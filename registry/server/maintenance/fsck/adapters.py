@@ -16,6 +16,7 @@ from sqlmodel import Session, col, select
 
 from registry import lineage, names
 from registry.errors import Invalid, RegistryError
+from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit
@@ -32,7 +33,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.maintenance.fsck.page import Page
-from registry.server.maintenance.recovery import missing, rebuild
+from registry.server.maintenance.recovery import missing
 from registry.server.promotion import withdraw
 from registry.server.promotion.aliases import BROKE_GLASS, NEXT
 
@@ -40,7 +41,7 @@ BATCH = 20
 CLOCKS_DIFFER = timedelta(hours=1)
 """How far the time of a move may be from its event's. When a clock was set back by more, a move is right after the one
 before, because the moves of an alias keep their order."""
-MADE = ("version.push", rebuild.EVENT)
+MADE = (EventType.VERSION_PUSH, EventType.VERSION_REINDEX)
 
 
 def check(page: Page, after: str) -> str:
@@ -147,7 +148,7 @@ def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[i
     for move in session.exec(statement.order_by(col(AliasMoveRow.alias), col(AliasMoveRow.generation))).all():
         moves.setdefault(move.alias, []).append(move)
     events: dict[str, list[EventRow]] = {}
-    for alias, event in _told(session, name, ":", ("alias.move",)):
+    for alias, event in _told(session, name, ":", (EventType.ALIAS_MOVE,)):
         events.setdefault(alias, []).append(event)
     for alias, chain in moves.items():
         location = f"{name}:{alias}"

@@ -47,16 +47,7 @@ class Page:
         expected: str = "",
         found: str = "",
     ) -> None:
-        self.findings.append(
-            Finding(
-                code=code,
-                severity=severity,
-                location=location[:600],
-                message=message,
-                expected=expected[:600],
-                found=found[:600],
-            )
-        )
+        self.findings.append(Finding.of(severity, code, location, message, expected, found))
 
     def unreadable(self, location: str, error: Unavailable) -> None:
         """What the store cannot read is told, and stops nothing; raised again where nothing can be had of the store."""

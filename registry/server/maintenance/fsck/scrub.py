@@ -19,6 +19,7 @@ from sqlmodel import col, select
 
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
+from registry.events import EventType
 from registry.server import audit
 from registry.server.database import db
 from registry.server.database.models import BlobRow
@@ -29,7 +30,7 @@ from registry.server.storage.references import BlobState
 BATCH = 32
 SECONDS = 5.0
 STAGED_BY = "scrub"
-EVENTS = {BlobState.CORRUPT: "blob.damage", BlobState.LIVE: "blob.mend"}
+EVENTS = {BlobState.CORRUPT: EventType.BLOB_DAMAGE, BlobState.LIVE: EventType.BLOB_MEND}
 READABLE = (BlobState.LIVE, BlobState.CORRUPT)
 
 

@@ -19,6 +19,7 @@ from datetime import timedelta
 from sqlalchemy import Engine
 
 from registry.api.maintenance import GcReport, GcRequest
+from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db, locks
@@ -44,7 +45,7 @@ def run(engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, requ
     deleted = {what: shift.counts[what] for what in DELETED if shift.counts.get(what)}
     if deleted and not request.dry_run:
         with db.session(engine) as session:
-            audit.append(session, actor, "upkeep.collect", "blobs", deleted)
+            audit.append(session, actor, EventType.UPKEEP_COLLECT, "blobs", deleted)
     return GcReport(dry_run=request.dry_run, next_cursor=following, **shift.counts)
 
 

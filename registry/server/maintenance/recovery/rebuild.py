@@ -27,6 +27,7 @@ from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Conflict, RegistryError
 from registry.evaluation.verdicts import Finding
+from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit
@@ -49,7 +50,6 @@ from registry.server.storage.references import BlobState
 
 BATCH = 100
 SECONDS = 10.0
-EVENT = "version.reindex"
 _AGAIN = "again"
 
 
@@ -131,7 +131,7 @@ def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findin
                 missing.add(record.spec.name)
             elif found.fingerprint != record.spec.fingerprint:
                 differs = f"base '{found.name}' is another one here"
-                findings.append(metadata_backup.finding("record.base_differs", stat.key, differs))
+                findings.append(Finding.of("error", "record.base_differs", stat.key, differs))
             elif not dry_run:
                 bases.keep_parents(session, found, record.parents)
                 if record.identity is not None:
@@ -144,7 +144,7 @@ def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
     values |= {"source": record.source, "created_at": record.created_at, "created_by": record.created_by}
     if added := db.insert_new(session, BaseRow, {**values, "parents": record.edges, "recorded_at": db.now()}):
-        audit.append(session, actor, "base.reindex", spec.name, {"fingerprint": spec.fingerprint})
+        audit.append(session, actor, EventType.BASE_REINDEX, spec.name, {"fingerprint": spec.fingerprint})
     return added
 
 
@@ -156,7 +156,7 @@ def _identify(session: Session, actor: Actor, base: BaseRow, identity: Identity,
             base.recorded_at = recorded_at
             session.add(base)
     except Conflict as e:
-        findings.append(metadata_backup.finding("record.base_differs", base.name, e.detail[:500]))
+        findings.append(Finding.of("error", "record.base_differs", base.name, e.detail[:500]))
 
 
 # ------------------------------------------------------------------ versions
@@ -188,7 +188,7 @@ def _present(
             present.add(file.digest)
         else:
             message = f"the store has {'no bytes' if stat is None else f'{stat.size_bytes} bytes'} of {file.digest}"
-            findings.append(metadata_backup.finding("blob.bytes_missing", f"{name}@{number} {file.path}", message))
+            findings.append(Finding.of("error", "blob.bytes_missing", f"{name}@{number} {file.path}", message))
     return present
 
 
@@ -215,13 +215,13 @@ def _add_version(
     base = session.exec(select(BaseRow).where(col(BaseRow.name) == manifest.base.name)).first()
     if base is None or base.fingerprint != manifest.base.fingerprint:
         message = f"its base '{manifest.base.name}' is not here"
-        findings.append(metadata_backup.finding("record.base_unknown", f"{name}@{record.number}", message))
+        findings.append(Finding.of("error", "record.base_unknown", f"{name}@{record.number}", message))
         return 0
     adapter = _adapter(session, name, record)
     taken = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == manifest.digest)
     if session.exec(taken).first() is not None:
         location, message = f"{name}@{record.number}", "these bytes have another number"
-        findings.append(metadata_backup.finding("record.number_taken", location, message))
+        findings.append(Finding.of("error", "record.number_taken", location, message))
         return 0
     adapter.newest_number = max(adapter.newest_number, record.number)
     adapter.updated_at = max(adapter.updated_at, record.created_at)
@@ -239,7 +239,9 @@ def _add_version(
         rows.add_verdict(session, row, base, judged)
         row.measured_at = db.now() if judged.weights is not None else None
         weights.add(session, row, base, judged.weights)
-    audit.append(session, actor, EVENT, f"{name}@{row.number}", {"digest": row.digest, "base": base.name})
+    audit.append(
+        session, actor, EventType.VERSION_REINDEX, f"{name}@{row.number}", {"digest": row.digest, "base": base.name}
+    )
     return 1
 
 

@@ -14,6 +14,7 @@ from sqlmodel import Session
 from registry import names
 from registry.api.records import TombstoneRecord
 from registry.evaluation.verdicts import Finding
+from registry.events import EventType
 from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
@@ -37,7 +38,7 @@ def restore(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findi
             row = _row(session, stat)
             if row is not None and row.ended_at is None:
                 message = "ended, and is in use here: this database is from before; delete it again"
-                findings.append(metadata_backup.finding("record.name_in_use", _place(stat), message))
+                findings.append(Finding.of("error", "record.name_in_use", _place(stat), message))
             elif row is None and (record := _read(blobs, stat, findings)) is not None:
                 missing.add(_place(stat))
                 if not dry_run:
@@ -50,7 +51,7 @@ def _bury(session: Session, actor: Actor, record: TombstoneRecord, location: str
     row = session.get_one(TakenNameRow, (record.owner, names.skeleton(record.name)), populate_existing=True)
     row.recorded_at = db.now()
     session.add(row)
-    audit.append(session, actor, "name.reindex", location)
+    audit.append(session, actor, EventType.NAME_REINDEX, location)
 
 
 def _read(blobs: BlobStore, stat: Stat, findings: list[Finding]) -> TombstoneRecord | None:
@@ -58,7 +59,7 @@ def _read(blobs: BlobStore, stat: Stat, findings: list[Finding]) -> TombstoneRec
     record = metadata_backup.parsed(blobs, stat.key, stat.size_bytes, TombstoneRecord, findings)
     if record is None or (record.owner, record.name) == _name(stat):
         return record
-    findings.append(metadata_backup.finding("record.damaged", stat.key, "tells of another name than its key"))
+    findings.append(Finding.of("error", "record.damaged", stat.key, "tells of another name than its key"))
     return None
 
 

@@ -21,6 +21,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import Engine
 
 from registry import hub as words
+from registry.events import EventType
 from registry.hub.shapes import File
 from registry.server import hub
 from registry.server.actors import Actor
@@ -90,7 +91,9 @@ class Looked:
     headers: dict[str, str]
 
     def note(self, request: Request, actor: Actor) -> None:
-        request.app.state.audit_log.batch.add(actor, "bytes.read", self.about, request_id=request.state.request_id)
+        request.app.state.audit_log.batch.add(
+            actor, EventType.BYTES_READ, self.about, request_id=request.state.request_id
+        )
 
 
 def _look(request: Request, actor: Actor, engine: Engine, blobs: BlobStore, revision: str, path: str) -> Looked:

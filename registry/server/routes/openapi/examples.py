@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from registry.events import EventType
+
 _DIGEST = "sha256:" + "3f9a" * 16
 _FINGERPRINT = "sha256:" + "71c0" * 16
 _REASON = {"reason": "answers in the wrong language"}
@@ -66,6 +68,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "collect_garbage": {"dry_run": True},
     "check_store": {"deep": True},
     "rebuild_index": {"dry_run": True},
-    "create_webhook": {"url": "https://hooks.example.org/registry", "namespace": "acme", "actions": ["alias.move"]},
+    "create_webhook": {
+        "url": "https://hooks.example.org/registry",
+        "namespace": "acme",
+        "actions": [EventType.ALIAS_MOVE],
+    },
 }
 """`add_base` has none: the facts of a base model are long."""

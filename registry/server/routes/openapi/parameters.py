@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from registry.events import EventType
+
 PARAMETERS: dict[str, tuple[str, Any]] = {
     # ------------------------------------------------------------ paths
     "namespace": ("Namespace of the adapter.", "acme"),
@@ -72,7 +74,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "wait": ("Seconds to wait for something new before answering.", 20),
     # ------------------------------------------------------------ audit log
     "after": ("Number of the last event that the caller has.", 1042),
-    "action": ("Only events of this type. Repeat it for several.", ["alias.move"]),
+    "action": ("Only events of this type. Repeat it for several.", [EventType.ALIAS_MOVE]),
     "object": ("Only events about this object.", "acme/support"),
     "old": ("Size of the log that the caller knows.", 1000),
     "new": ("Size of the log to prove consistent with it.", 1042),

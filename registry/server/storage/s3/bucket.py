@@ -21,9 +21,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
-from registry.digest import Digest
+from registry.digest import CHUNK_BYTES, Digest
 from registry.errors import Invalid, Unavailable
-from registry.server.storage.blobs import CHUNK_BYTES, raise_unknown
+from registry.server.storage.blobs import raise_unknown
 from registry.server.storage.s3.circuit_breaker import CircuitBreaker
 
 READ_BYTES = 32 * 2**20

@@ -1,0 +1,131 @@
+"""`EventType`: every type of event in the audit log, which object it is about, and how it reads after its actor.
+
+Invariants
+- A type is `noun.verb` and is stored in the log, so a type is never renamed or used for something else once released.
+- The server writes no event whose type is not a member here. `docs/reference/events.md` is this table.
+
+Example
+    >>> EventType.ALIAS_MOVE, EventType.ALIAS_MOVE.message.format(object="acme/support:prod", to=4)
+    (<EventType.ALIAS_MOVE: 'alias.move'>, 'pointed acme/support:prod at version 4')
+"""
+
+from __future__ import annotations
+
+from enum import Enum, StrEnum
+
+
+class ObjectKind(Enum):
+    """What an event's `object` names, with an example."""
+
+    ADAPTER = "adapter, `acme/support`"
+    ALIAS = "alias, `acme/support:prod`"
+    BASE = "base model, `smollm2`"
+    BLOB = "blob, `sha256:…`"
+    CAMPAIGN = "campaign id"
+    CHANNEL = "alias of an adapter or of a namespace, `acme:prod`"
+    EVERYTHING = "the whole registry"
+    JOB = "job id"
+    NAME = "name of an adapter or namespace"
+    NAMESPACE = "namespace, `acme`"
+    REQUEST = "method and path, `GET /api/v1/…`"
+    TOKEN = "token id"  # noqa: S105 - no secret
+    VERSION = "version, `acme/support@3`"
+    WEBHOOK = "webhook id"
+
+    @property
+    def in_namespace(self) -> bool:
+        """Whether such an object is a namespace, or begins with one and a slash."""
+        return self in (ObjectKind.ADAPTER, ObjectKind.ALIAS, ObjectKind.NAMESPACE, ObjectKind.VERSION)
+
+
+class EventType(StrEnum):
+    """One type of event. `about` is the kind of its object; `message` takes `object` and the fields of its detail."""
+
+    about: ObjectKind
+    message: str
+
+    def __new__(cls, value: str, about: ObjectKind, message: str) -> EventType:
+        member = str.__new__(cls, value)
+        member._value_, member.about, member.message = value, about, message
+        return member
+
+    VERSION_PUSH = "version.push", ObjectKind.VERSION, "pushed {object}"
+    VERSION_YANK = "version.yank", ObjectKind.VERSION, "yanked {object}"
+    VERSION_UNYANK = "version.unyank", ObjectKind.VERSION, "unyanked {object}"
+    VERSION_QUARANTINE = "version.quarantine", ObjectKind.VERSION, "quarantined {object}"
+    VERSION_RELEASE = "version.release", ObjectKind.VERSION, "released {object} from quarantine"
+    VERSION_SIGN = "version.sign", ObjectKind.VERSION, "signed {object}"
+    VERSION_APPROVE = "version.approve", ObjectKind.VERSION, "approved {object} for {alias}"
+    VERSION_SERVE = "version.serve", ObjectKind.VERSION, "started serving {object} on {node}"
+    VERSION_LEAVE = "version.leave", ObjectKind.VERSION, "stopped serving {object} on {node}"
+    VERSION_REINDEX = "version.reindex", ObjectKind.VERSION, "restored {object} from the bucket"
+    VERDICT_ADD = "verdict.add", ObjectKind.VERSION, "checked {object}: {check} {outcome}"
+    ALIAS_MOVE = "alias.move", ObjectKind.ALIAS, "pointed {object} at version {to}"
+    GATE_SET = "gate.set", ObjectKind.CHANNEL, "set the gate of {object}"
+    GATE_REMOVE = "gate.remove", ObjectKind.CHANNEL, "removed the gate of {object}"
+    ADAPTER_CREATE = "adapter.create", ObjectKind.ADAPTER, "created {object}"
+    ADAPTER_TRANSFER = "adapter.transfer", ObjectKind.ADAPTER, "renamed {object} to {to}"
+    ADAPTER_ARRIVE = "adapter.arrive", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
+    ADAPTER_DELETE = "adapter.delete", ObjectKind.ADAPTER, "deleted {object} with all its versions"
+    NAME_REINDEX = "name.reindex", ObjectKind.NAME, "restored from the bucket that the name {object} is never reused"
+    NAMESPACE_CREATE = "namespace.create", ObjectKind.NAMESPACE, "created the namespace {object}"
+    NAMESPACE_LIMIT = "namespace.limit", ObjectKind.NAMESPACE, "set the limits of the namespace {object}"
+    NAMESPACE_GRANT = "namespace.grant", ObjectKind.NAMESPACE, "granted {subject} the role {role} in {object}"
+    NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role of {subject} in {object}"
+    NAMESPACE_DELETE = "namespace.delete", ObjectKind.NAMESPACE, "deleted the namespace {object}"
+    PUBLISHER_ADD = "publisher.add", ObjectKind.ADAPTER, "allowed identity tokens of {issuer} to push {object}"
+    PUBLISHER_REMOVE = (
+        "publisher.remove",
+        ObjectKind.ADAPTER,
+        "disallowed identity tokens of {issuer} to push {object}",
+    )
+    BASE_ADD = "base.add", ObjectKind.BASE, "registered the base {object}"
+    BASE_IDENTIFY = "base.identify", ObjectKind.BASE, "recorded the fingerprint of the weights of {object}"
+    BASE_THRESHOLDS = "base.thresholds", ObjectKind.BASE, "set the smoke-test thresholds of {object}"
+    BASE_REINDEX = "base.reindex", ObjectKind.BASE, "restored the base {object} from the bucket"
+    TOKEN_ISSUE = "token.issue", ObjectKind.TOKEN, "created the token {object} for {name}"
+    TOKEN_EXCHANGE = "token.exchange", ObjectKind.TOKEN, "exchanged an identity token for the token {object}"
+    TOKEN_ROTATE = "token.rotate", ObjectKind.TOKEN, "rotated the secret of the token {object} of {name}"
+    TOKEN_REVOKE = "token.revoke", ObjectKind.TOKEN, "revoked the token {object} of {name}"
+    JOB_ENQUEUE = "job.enqueue", ObjectKind.JOB, "queued a job ({kind}) for {subject}"
+    JOB_FINISH = "job.finish", ObjectKind.JOB, "finished job {object}"
+    JOB_REQUEUE = "job.requeue", ObjectKind.JOB, "queued job {object} again: {error}"
+    JOB_PARK = "job.park", ObjectKind.JOB, "gave up job {object}: {error}"
+    JOB_CANCEL = "job.cancel", ObjectKind.JOB, "cancelled job {object} of {subject}"
+    CAMPAIGN_BEGIN = "campaign.begin", ObjectKind.CAMPAIGN, "queued new smoke tests for {base}: {jobs} jobs"
+    WEBHOOK_CREATE = "webhook.create", ObjectKind.WEBHOOK, "created a webhook to {to}"
+    WEBHOOK_RETRY = "webhook.retry", ObjectKind.WEBHOOK, "sent an event to webhook {object} again"
+    WEBHOOK_DELETE = "webhook.delete", ObjectKind.WEBHOOK, "deleted the webhook to {to}"
+    UPKEEP_COLLECT = "upkeep.collect", ObjectKind.EVERYTHING, "deleted unused blobs"
+    ENGINES_RECHECK = "engines.recheck", ObjectKind.EVERYTHING, "applied newer engine rules: {verdicts} verdicts"
+    BLOB_DAMAGE = "blob.damage", ObjectKind.BLOB, "found {object} damaged"
+    BLOB_MEND = "blob.mend", ObjectKind.BLOB, "found {object} intact again"
+    BYTES_READ = "bytes.read", ObjectKind.VERSION, "downloaded files of {object}"
+    ACCESS_DENIED = "access.denied", ObjectKind.REQUEST, "was denied {object}"
+    ACCESS_UNKNOWN = "access.unknown", ObjectKind.REQUEST, "tried {object} without a valid token"
+    ACCESS_NOT_FOUND = (
+        "access.not_found",
+        ObjectKind.REQUEST,
+        "was answered not found for {object}",
+    )
+    AUDIT_OVERFLOW = "audit.overflow", ObjectKind.EVERYTHING, "left out {count} kinds of denials and reads"
+
+
+WEBHOOK_DEFAULT: tuple[EventType, ...] = (
+    EventType.VERSION_PUSH,
+    EventType.VERDICT_ADD,
+    EventType.ALIAS_MOVE,
+    EventType.VERSION_YANK,
+    EventType.VERSION_UNYANK,
+    EventType.VERSION_QUARANTINE,
+    EventType.VERSION_RELEASE,
+)
+"""The types that a webhook sends unless it names others."""
+
+
+def message_template(event_type: str) -> str:
+    """The `message` of a stored type. A type of a newer release, which has no member here, reads as itself."""
+    try:
+        return EventType[event_type.upper().replace(".", "_")].message
+    except KeyError:
+        return f"{event_type} {{object}}"
