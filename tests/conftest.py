@@ -183,8 +183,8 @@ def world(database_url: str) -> Iterator[object]:
 def stored_world(database_kind: str, database_url: str, quick_path: Path) -> Iterator[object]:
     """A World with a base. Each database has one of the stores, so that two runs see both of each: what is told
     between the two does not depend on which ones they are."""
-    from registry.server.storage.blobs import MemoryBlobs
     from registry.server.storage.local import LocalBlobs
+    from tests.memory_blobs import MemoryBlobs
     from tests.world import World
 
     blobs = MemoryBlobs() if database_kind == "postgres" else LocalBlobs(quick_path / "blobs")

@@ -37,7 +37,7 @@ from registry.server.storage.blobs import key_of
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity
 from tests.identities import values
-from tests.upkeep import collect, findings
+from tests.maintenance import collect, findings
 from tests.world import World
 
 A = "/adapters/{namespace}/{name}"
@@ -210,7 +210,7 @@ def _upkeep(drive: Drive) -> None:
         drive("POST /verdicts/recheck-engines", lambda: world.admin.recheck_engines(RecheckEnginesRequest()))
         drive("POST /reindex", lambda: world.admin.reindex(ReindexRequest()))
     for data in (good[:-1] + b"?", good):
-        world.blobs.keep(key_of(blob), data)  # type: ignore[attr-defined]
+        world.blobs.insert(key_of(blob), data)  # type: ignore[attr-defined]
         for _ in range(2):
             drive("POST /fsck", lambda: findings(world))
     drive("POST /gc", lambda: collect(world))
