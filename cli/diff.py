@@ -47,7 +47,7 @@ class Side:
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--values", is_flag=True, help="Also compare the updates: cosine per module (extra 'worker').")
-@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the cosines (.svg or .png).")
+@click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the cosines (.svg).")
 @output.json_option
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """Compare A and B, each a folder or a REF: configuration, facts, targets and files."""

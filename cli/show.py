@@ -19,7 +19,7 @@ from registry.names import Ref
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--plot", type=heatmap.PictureFile(), help="Write a heat map of the norms (.svg or .png).")
+@click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the norms (.svg).")
 @click.option("--metadata", is_flag=True, help="Print only the metadata of the weights file, private texts included.")
 @output.json_option
 def show(ref: Ref, plot: Path | None, metadata: bool) -> None:

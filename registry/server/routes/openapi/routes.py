@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
+from registry.server.http.etags import etag_matches
 from registry.server.routes import idempotent
 from registry.server.routes.deps import OPEN
 from registry.server.routes.openapi import page
@@ -38,6 +39,6 @@ def show_page(request: Request, if_none_match: IfNoneMatch = "") -> Response:
 
 def _answer(body: bytes, media_type: str, etag: str, headers: dict[str, str], if_none_match: str) -> Response:
     headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", **headers}
-    if etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+    if etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type=media_type)
