@@ -6,9 +6,8 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from registry.digest import Digest
+from registry.digest import CHUNK_BYTES, Digest
 from registry.server.storage.blobs import (
-    CHUNK_BYTES,
     WHOLE_BYTES,
     BlobStore,
     BlobWriter,
