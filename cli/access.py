@@ -18,8 +18,8 @@ from registry.api.access import TokenCreate, TokenCreated, TokenView, Whoami
 from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import Invalid
+from registry.roles import Scope
 
-SCOPES = ("pull", "push", "promote", "work", "admin")
 DAY_SECONDS = 86400
 SECRETS_START = "lra_"
 
@@ -86,7 +86,9 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="Scope (repeatable).")
+@click.option(
+    "--scope", "scopes", multiple=True, required=True, type=click.Choice(list(Scope)), help="Scope (repeatable)."
+)
 @click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where it is valid (repeatable).")
 @click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter (repeatable).")

@@ -16,8 +16,7 @@ from registry.api.namespaces import NamespaceSet, NamespaceView, PublisherAdd, P
 from registry.client.namespaces import Namespaces
 from registry.errors import Invalid
 from registry.names import AdapterName
-
-ROLES = ("reader", "pusher", "promoter", "owner")
+from registry.roles import Role
 
 
 @contextmanager
@@ -114,7 +113,7 @@ def change(
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
-@click.argument("role", type=click.Choice(ROLES))
+@click.argument("role", type=click.Choice(list(Role)))
 @output.json_option
 def grant(name: str, subject: str, role: str) -> None:
     """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from registry.events import EventType
+from registry.roles import SCOPES_OF_ROLE, Role, Scope
 from tests import import_table
 
 
@@ -35,3 +36,11 @@ def test_the_name_of_an_event_type_follows_from_its_value_and_its_message_takes_
     for member in EventType:
         assert re.fullmatch(r"[a-z]+\.[a-z_]+", member)
         assert member.name == member.upper().replace(".", "_")
+
+
+def test_the_page_about_access_has_every_scope_and_the_scopes_of_every_role() -> None:
+    page = (import_table.ROOT / "docs" / "access.md").read_text()
+    assert [scope for scope in Scope if f"`{scope}`" not in page] == []
+    for role, scopes in SCOPES_OF_ROLE.items():
+        allowed = "everything in the namespace" if role is Role.OWNER else ", ".join(s for s in Scope if s in scopes)
+        assert f"| `{role}` | {allowed} |" in page

@@ -1,4 +1,4 @@
-"""`Actor`: who sends a request and what they may do where. `Role`: what a subject may do in one namespace.
+"""`Actor`: who sends a request and what they may do where.
 
     rights of an actor = scopes of its token ∩ namespaces of its token ∩ roles of its subject ∩ adapters of its token
 
@@ -14,33 +14,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 from registry.api.access import SUBJECT_LIMIT
 from registry.errors import Denied, NotFound
 from registry.names import AdapterName
+from registry.roles import SCOPES_OF_ROLE, Role, Scope
 
-SCOPES = ("pull", "push", "promote", "work", "admin")
 EVERY_NAMESPACE = "*"
 EVERY_SUBJECT = "*"
 _SUBJECT = re.compile(rf"[!-~]{{1,{SUBJECT_LIMIT}}}\Z")
-
-
-class Role(StrEnum):
-    """What a subject may do in a namespace. Only an owner may both push and promote."""
-
-    READER = "reader"
-    PUSHER = "pusher"
-    PROMOTER = "promoter"
-    OWNER = "owner"
-
-
-SCOPES_OF_ROLE: Mapping[Role, frozenset[str]] = {
-    Role.READER: frozenset({"pull"}),
-    Role.PUSHER: frozenset({"pull", "push"}),
-    Role.PROMOTER: frozenset({"pull", "promote"}),
-    Role.OWNER: frozenset(SCOPES),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +49,17 @@ class Actor:
         """Who is recorded as the author of a change: the token's subject, or its name if it has none."""
         return self.subject or self.name
 
-    def has_scope(self, scope: str) -> bool:
+    def has_scope(self, scope: Scope) -> bool:
         """Whether the actor holds this scope in at least one namespace."""
-        if scope == "pull":
+        if scope == Scope.PULL:
             return bool(self.scopes)
         return self._has_token_scope(scope) and (
             self.roles is None or any(scope in SCOPES_OF_ROLE[role] for role in self.roles.values())
         )
 
-    def may(self, scope: str, namespace: str, adapter: str = "") -> bool:
+    def may(self, scope: Scope, namespace: str, adapter: str = "") -> bool:
         """Whether the actor holds this scope in a namespace. A token bound to adapters needs `adapter`, too."""
-        if scope == "pull" and namespace in self.public:
+        if scope == Scope.PULL and namespace in self.public:
             return True
         if self.adapters and f"{namespace}/{adapter}" not in self.adapters:
             return False
@@ -89,9 +71,9 @@ class Actor:
 
     def sees(self, name: AdapterName) -> bool:
         """Whether the actor may pull this adapter."""
-        return self.may("pull", name.namespace, name.name)
+        return self.may(Scope.PULL, name.namespace, name.name)
 
-    def namespaces_with(self, scope: str) -> frozenset[str] | None:
+    def namespaces_with(self, scope: Scope) -> frozenset[str] | None:
         """The namespaces in which the actor holds this scope, without the public ones; None means all."""
         if not self._has_token_scope(scope):
             return frozenset()
@@ -100,7 +82,7 @@ class Actor:
         roles = (self.roles or {}).items()
         return frozenset(n for n, role in roles if scope in SCOPES_OF_ROLE[role] and self._has_namespace(n))
 
-    def require(self, scope: str, name: AdapterName) -> None:
+    def require(self, scope: Scope, name: AdapterName) -> None:
         """Raise `Denied` if the actor may see the adapter but lacks the scope, `NotFound` if it may not see it."""
         if self.may(scope, name.namespace, name.name):
             return
@@ -108,40 +90,40 @@ class Actor:
             raise unknown_adapter(name)
         raise self._denied(scope, name.namespace)
 
-    def require_in(self, scope: str, namespace: str) -> None:
+    def require_in(self, scope: Scope, namespace: str) -> None:
         """Like `require`, for what belongs to a namespace and not to an adapter."""
         if self.may(scope, namespace):
             return
-        if not self.may("pull", namespace):
+        if not self.may(Scope.PULL, namespace):
             raise unknown_namespace(namespace)
         raise self._denied(scope, namespace)
 
-    def may_everywhere(self, scope: str) -> bool:
+    def may_everywhere(self, scope: Scope) -> bool:
         """Whether the actor holds this scope in all namespaces."""
         return self.may(scope, EVERY_NAMESPACE)
 
-    def require_everywhere(self, scope: str) -> None:
+    def require_everywhere(self, scope: Scope) -> None:
         """Raise `Denied` unless the actor holds this scope in all namespaces."""
         if not self.may_everywhere(scope):
             raise Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in all namespaces")
 
     def _has_token_scope(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes or (scope == "pull" and bool(self.scopes))
+        return scope in self.scopes or Scope.ADMIN in self.scopes or (scope == Scope.PULL and bool(self.scopes))
 
     def _has_namespace(self, namespace: str) -> bool:
         return EVERY_NAMESPACE in self.namespaces or namespace in self.namespaces
 
-    def _role_gives(self, scope: str, namespace: str) -> bool:
+    def _role_gives(self, scope: Scope, namespace: str) -> bool:
         if self.roles is None:
             return True
         roles = [self.roles.get(namespace), self.roles.get(EVERY_NAMESPACE)]
         return any(role is not None and scope in SCOPES_OF_ROLE[role] for role in roles)
 
-    def _denied(self, scope: str, namespace: str) -> Denied:
+    def _denied(self, scope: Scope, namespace: str) -> Denied:
         return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in namespace '{namespace}'")
 
 
-TRUSTED = Actor("owner", "", frozenset({"admin"}), frozenset({EVERY_NAMESPACE}))
+TRUSTED = Actor("owner", "", frozenset({Scope.ADMIN}), frozenset({EVERY_NAMESPACE}))
 """The actor of an embedded registry: the user who can read its folder."""
 
 SYSTEM = Actor("registry", "", frozenset(), frozenset())

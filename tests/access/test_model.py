@@ -21,7 +21,7 @@ from registry.api.namespaces import NamespaceSet
 from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import RegistryError
-from registry.server.actors import SCOPES_OF_ROLE, Role
+from registry.roles import SCOPES_OF_ROLE, Role
 from tests import forge
 from tests.access.tenants import of_subject
 from tests.world import World

@@ -17,9 +17,10 @@ from registry.api.access import SUBJECT_LIMIT
 from registry.api.namespaces import NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
 from registry.errors import Conflict, Invalid
 from registry.events import EventType
+from registry.roles import Role, Scope
 from registry.server import audit
 from registry.server.access import epoch, quotas, reserved_names
-from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, Actor, Role, is_subject, unknown_namespace
+from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, Actor, is_subject, unknown_namespace
 from registry.server.database import db
 from registry.server.database.models import NamespaceRow, RoleRow
 
@@ -28,7 +29,7 @@ LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 def create(session: Session, actor: Actor, request: NamespaceCreate) -> NamespaceView:
     """Create a private namespace with an owner. `Conflict` (NAME_TAKEN, NAME_TOMBSTONED)."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     name = names.namespace(request.name)
     owner = request.owner or actor.subject
     if owner:
@@ -48,7 +49,7 @@ def show(session: Session, actor: Actor, name: str) -> NamespaceView:
 def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> NamespacePage:
     """Return the namespaces that the actor may see, by name."""
     statement = select(NamespaceRow).where(col(NamespaceRow.name) > cursor)
-    readable = actor.namespaces_with("pull")
+    readable = actor.namespaces_with(Scope.PULL)
     if readable is not None or actor.adapters:
         own = {name for name in readable or () if not actor.adapters}
         statement = statement.where(col(NamespaceRow.name).in_(sorted(own | actor.public)))
@@ -59,11 +60,11 @@ def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: 
 
 def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> NamespaceView:
     """Make a namespace public or private, or set its limits; 0 removes a limit."""
-    actor.require_in("admin", name)
+    actor.require_in(Scope.ADMIN, name)
     values = request.model_dump(exclude_none=True)
     limits = {key: values[key] or None for key in LIMITS if key in values}
     if limits:
-        actor.require_everywhere("admin")
+        actor.require_everywhere(Scope.ADMIN)
     row = _find(session, actor, name)
     for key, value in limits.items():
         setattr(row, key, value)
@@ -112,9 +113,9 @@ def _check_subject(subject: str) -> None:
 
 def _require_admin(session: Session, actor: Actor, name: str) -> None:
     if name == EVERY_NAMESPACE:
-        actor.require_everywhere("admin")
+        actor.require_everywhere(Scope.ADMIN)
         return
-    actor.require_in("admin", name)
+    actor.require_in(Scope.ADMIN, name)
     _find(session, actor, name)
 
 
@@ -126,7 +127,7 @@ def _show_roles(session: Session, actor: Actor, name: str) -> NamespaceView:
 
 
 def _find(session: Session, actor: Actor, name: str) -> NamespaceRow:
-    row = session.get(NamespaceRow, name[:80]) if actor.may("pull", name) else None
+    row = session.get(NamespaceRow, name[:80]) if actor.may(Scope.PULL, name) else None
     if row is None:
         raise unknown_namespace(name)
     return row
@@ -171,5 +172,5 @@ def _view(actor: Actor, row: NamespaceRow, roles: dict[str, str], size_bytes: in
         **{key: getattr(row, key) for key in LIMITS},
         used_bytes=size_bytes,
         used_versions=versions,
-        roles={s: r for s, r in roles.items() if s != EVERY_SUBJECT} if actor.may("admin", row.name) else None,
+        roles={s: r for s, r in roles.items() if s != EVERY_SUBJECT} if actor.may(Scope.ADMIN, row.name) else None,
     )

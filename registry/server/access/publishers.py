@@ -17,6 +17,7 @@ from registry.api.namespaces import CLAIM_LIMIT, PublisherAdd, PublisherList, Pu
 from registry.errors import Invalid, NotFound
 from registry.events import EventType
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
@@ -29,7 +30,7 @@ WILDCARDS_LIMIT = 4
 
 def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd) -> PublisherView:
     """Add a rule for an adapter, which need not exist yet. `Conflict` for a name that can never be used."""
-    actor.require("admin", name)
+    actor.require(Scope.ADMIN, name)
     for claim, pattern in request.claims.items():
         length_is_valid = 0 < len(claim) <= 100 and 0 < len(pattern) <= CLAIM_LIMIT
         if not length_is_valid or pattern.count(WILDCARD) > WILDCARDS_LIMIT:
@@ -57,13 +58,13 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
 
 def list_publishers(session: Session, actor: Actor, name: AdapterName) -> PublisherList:
     """Return the rules of an adapter, oldest first."""
-    actor.require("admin", name)
+    actor.require(Scope.ADMIN, name)
     return PublisherList(items=[_view(row) for row in _rows(session, name)])
 
 
 def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str) -> PublisherView:
     """Remove a rule. Tokens that it has given expire within minutes."""
-    actor.require("admin", name)
+    actor.require(Scope.ADMIN, name)
     row = session.get(PublisherRow, publisher_id[:80])
     if row is None or (row.namespace, row.name) != (name.namespace, name.name):
         raise NotFound("PUBLISHER_UNKNOWN", f"adapter '{name}' has no trusted publisher {publisher_id[:80]!r}")

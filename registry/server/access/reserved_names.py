@@ -17,6 +17,7 @@ from registry import names
 from registry.errors import Conflict, Reason
 from registry.events import EventType
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
@@ -105,7 +106,7 @@ def _conflict(actor: Actor, row: TakenNameRow, name: str) -> Conflict:
         message = "was deleted or renamed, or looks like one that was; such a name is never used again"
         reason = Reason("name.tombstoned", full_name, message)
         return Conflict("NAME_TOMBSTONED", f"{kind} name '{full_name}' {message}", reasons=[reason])
-    visible = actor.may("pull", row.owner, row.name) if row.owner else actor.may("pull", row.name)
+    visible = actor.may(Scope.PULL, row.owner, row.name) if row.owner else actor.may(Scope.PULL, row.name)
     other = f"'{row.name}'" if visible else "an existing one"
     message = f"looks too much like {other}"
     return Conflict(

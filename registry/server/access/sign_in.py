@@ -13,8 +13,9 @@ from sqlalchemy import and_, bindparam, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated
+from registry.roles import Role
 from registry.server.access import epoch
-from registry.server.actors import EVERY_SUBJECT, Actor, Role
+from registry.server.actors import EVERY_SUBJECT, Actor
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.server.secret import is_well_formed, sha256_of

@@ -18,6 +18,7 @@ from registry.api.access import TokenCreate, TokenView
 from registry.api.namespaces import ExchangeRequest
 from registry.events import EventType
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import publishers, tokens
 from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejected
@@ -28,7 +29,7 @@ from registry.server.database.models import TokenRow, UsedAssertionRow
 LIFETIME_SECONDS = 15 * 60
 # A `jti` must not be forgotten while its token is still valid.
 MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
-PERSONAL_SCOPES = ["admin", "promote", "pull", "push"]
+PERSONAL_SCOPES = sorted({Scope.ADMIN, Scope.PROMOTE, Scope.PULL, Scope.PUSH})
 
 
 def exchange_token(session: Session, issuers: Issuers, request: ExchangeRequest) -> tuple[TokenView, str]:
@@ -57,7 +58,7 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
     if publishes:
         return TokenCreate(
             name=name,
-            scopes=["push"],
+            scopes=[Scope.PUSH],
             namespaces=sorted({adapter.namespace for adapter in publishes}),
             adapters=[str(adapter) for adapter in publishes][:100],
             expires_in_seconds=LIFETIME_SECONDS,

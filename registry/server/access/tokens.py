@@ -22,9 +22,10 @@ from registry.api.access import TokenCreate, TokenView
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.events import EventType
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch
-from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, SCOPES, TRUSTED, Actor
+from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, TRUSTED, Actor
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.server.secret import new_secret, sha256_of
@@ -35,16 +36,16 @@ FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
 
 def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str = "") -> tuple[TokenView, str]:
     """Create a token and return it with its secret. `Denied` for rights that the actor does not hold."""
-    unknown = sorted(set(request.scopes) - set(SCOPES))
+    unknown = sorted(set(request.scopes) - set(Scope))
     if unknown or not request.scopes:
-        raise Invalid("REQUEST_INVALID", f"scopes: got {unknown or 'none'}; use one or more of {', '.join(SCOPES)}")
+        raise Invalid("REQUEST_INVALID", f"scopes: got {unknown or 'none'}; use one or more of {', '.join(Scope)}")
     if not request.namespaces:
         raise Invalid("REQUEST_INVALID", "namespaces: name at least one; '*' means all")
     for namespace in request.namespaces:
         if namespace != EVERY_NAMESPACE:
             names.namespace(namespace)
         for scope in request.scopes:
-            if not actor.may(scope, namespace):
+            if not actor.may(Scope(scope), namespace):
                 raise Denied("DENIED", f"token {actor.name!r} cannot give the scope '{scope}' in '{namespace}'")
     for adapter in request.adapters:
         if not {AdapterName.parse(adapter).namespace, EVERY_NAMESPACE} & set(request.namespaces):
@@ -85,7 +86,7 @@ def _subject_of_new(actor: Actor, requested: str) -> str:
     if requested == EVERY_SUBJECT:
         raise Invalid("REQUEST_INVALID", "subject: '*' stands for everybody; a token belongs to one subject")
     if requested and requested != actor.subject:
-        actor.require_everywhere("admin")
+        actor.require_everywhere(Scope.ADMIN)
         return requested
     return actor.subject
 
@@ -114,7 +115,7 @@ def create_first_token(engine: Engine) -> str | None:
     with db.session(engine) as session:
         if session.exec(select(TokenRow.id).limit(1)).first():
             return None
-        request = TokenCreate(name="admin", scopes=["admin"])
+        request = TokenCreate(name="admin", scopes=[Scope.ADMIN])
         with contextlib.suppress(Conflict):
             return issue(session, TRUSTED, request, token_id=FIRST_TOKEN)[1]
         return None
@@ -150,7 +151,7 @@ def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int =
 
 def _require_all_rights(actor: Actor, row: TokenRow) -> None:
     """Raise `Denied` unless the actor has all rights of this token for as long: it would receive the token."""
-    own = row.subject in ("", actor.subject) or actor.may_everywhere("admin")
+    own = row.subject in ("", actor.subject) or actor.may_everywhere(Scope.ADMIN)
     longer = actor.expires_at is not None and (row.expires_at is None or row.expires_at > actor.expires_at)
     if not own or longer or not actor.covers(row.scopes, row.namespaces):
         raise Denied(
@@ -182,7 +183,7 @@ def _may_revoke(actor: Actor, row: TokenRow) -> bool:
     """A token may revoke itself, a subject its tokens, and an administrator the tokens of its namespaces."""
     if row.id == actor.token_id or (actor.subject and row.subject == actor.subject and not actor.adapters):
         return True
-    return all(actor.may("admin", namespace) for namespace in row.namespaces)
+    return all(actor.may(Scope.ADMIN, namespace) for namespace in row.namespaces)
 
 
 def list_tokens(session: Session, actor: Actor) -> Sequence[TokenView]:

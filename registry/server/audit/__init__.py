@@ -20,6 +20,7 @@ from registry.api.audit import EventPage, EventView
 from registry.digest import canonical_json
 from registry.events import EventType, ObjectKind
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import EventRow
@@ -115,13 +116,13 @@ def _is_about(name: str) -> ColumnElement[bool]:
 
 def visible_to(actor: Actor) -> ColumnElement[bool]:
     """Return the condition on `event` that selects what the actor may see."""
-    if actor.may_everywhere("admin"):
+    if actor.may_everywhere(Scope.ADMIN):
         return true()
     about_bases = and_(col(EventRow.namespace) == "", col(EventRow.action).in_(_FOR_EVERYBODY))
     if actor.adapters:
         about_adapters = [_is_about(name) for name in sorted(actor.adapters)]
         return or_(about_bases, col(EventRow.namespace).in_(sorted(actor.public)), *about_adapters)
-    readable = actor.namespaces_with("pull")
+    readable = actor.namespaces_with(Scope.PULL)
     if readable is None:
         return or_(about_bases, col(EventRow.namespace) != "")
     return or_(about_bases, col(EventRow.namespace).in_(sorted(readable | actor.public)))

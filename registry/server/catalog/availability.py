@@ -13,6 +13,7 @@ from __future__ import annotations
 from registry.digest import Digest
 from registry.errors import Refused
 from registry.names import AdapterName, Selector
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database.models import VersionRow
 
@@ -20,7 +21,7 @@ from registry.server.database.models import VersionRow
 def refuse(actor: Actor, name: AdapterName, version: VersionRow, selector: Selector) -> None:
     """`Refused` (QUARANTINED, YANKED) unless this actor may have the bytes that this selector names."""
     if version.quarantined_at is not None:
-        if isinstance(selector, Digest) and actor.may("promote", name.namespace, name.name):
+        if isinstance(selector, Digest) and actor.may(Scope.PROMOTE, name.namespace, name.name):
             return
         raise quarantined(name, version)
     if version.yanked_at is not None and not isinstance(selector, int | Digest):

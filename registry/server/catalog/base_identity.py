@@ -22,6 +22,7 @@ from registry.bases.similarity import BaseMatch, Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, Denied
 from registry.events import EventType
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
@@ -35,7 +36,7 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new:
     """
     base_id = base.id or 0
     # A base is everybody's: one namespace's people must not tell all others, once and for ever, which weights it has.
-    may_tell = new or actor.may_everywhere("work")
+    may_tell = new or actor.may_everywhere(Scope.WORK)
     if not may_tell and session.get(BaseIdentityRow, base_id) is None:
         raise Denied(
             "DENIED",

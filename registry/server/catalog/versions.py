@@ -22,6 +22,7 @@ from registry.errors import Invalid, NotFound
 from registry.evaluation.verdicts import Check, Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
+from registry.roles import Scope
 from registry.server.access import epoch as access
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability
@@ -56,7 +57,7 @@ class Pointer(NamedTuple):
 
 def visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `adapter` that leaves what the actor may see."""
-    reach = actor.namespaces_with("pull")
+    reach = actor.namespaces_with(Scope.PULL)
     if actor.adapters:
         own = [named(AdapterName.parse(adapter)) for adapter in sorted(actor.adapters)]
         return or_(col(AdapterRow.namespace).in_(sorted(actor.public)), *own)

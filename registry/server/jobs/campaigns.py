@@ -24,6 +24,7 @@ from registry.evaluation.verdicts import Check, Outcome
 from registry.events import EventType
 from registry.jobs import Kind, State
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import bases
@@ -96,7 +97,7 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: Revalidate
     for version, namespace, adapter, verdict in session.exec(statement):
         scheme = version.facts.get("scheme", PEFT)
         foreign = scheme != PEFT and not (pipeline and scheme in IMAGE_SCHEMES)  # no worker can try it
-        if not foreign and actor.may("push", namespace, adapter) and _calls_for(verdict, base, request):
+        if not foreign and actor.may(Scope.PUSH, namespace, adapter) and _calls_for(verdict, base, request):
             yield version, AdapterName(namespace, adapter), verdict
 
 
@@ -152,7 +153,7 @@ def show(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
         .order_by(col(JobRow.subject))
     )
     seen = [one for one in session.exec(statement) if _may_see(actor, one[1])]
-    if not seen and row.created_by != actor.identity and not actor.may_everywhere("pull"):
+    if not seen and row.created_by != actor.identity and not actor.may_everywhere(Scope.PULL):
         raise _unknown(campaign_id)
     counts = Counter(State(job.state) for _, job, _, _ in seen)
     changed = list(_changed(seen))

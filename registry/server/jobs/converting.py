@@ -13,6 +13,7 @@ from registry.api.jobs import JobSubmit
 from registry.jobs import Kind
 from registry.merging import conversions
 from registry.names import AdapterName, Ref
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database.models import BaseRow, JobRow
@@ -26,7 +27,7 @@ def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
     asked = conversions.conversion(request.payload)
     ref = Ref.parse(request.ref)
     version = versions.find(session, actor, ref.name, ref.selector, yanked_too=False)
-    actor.require("push", AdapterName.parse(asked.into))
+    actor.require(Scope.PUSH, AdapterName.parse(asked.into))
     base = session.get_one(BaseRow, version.base_id)
     payload = asked.model_dump(mode="json")
     return queue.enqueue(session, actor, request.kind, version, name=ref.name, base=base.name, payload=payload)

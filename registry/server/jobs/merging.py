@@ -18,6 +18,7 @@ from registry.jobs import Kind
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, Operation, Recipe
 from registry.names import AdapterName, Ref
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases, versions
 from registry.server.database.models import BaseRow, JobRow, VersionRow
@@ -66,7 +67,7 @@ def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
 
 def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow) -> None:
     if recipe.operation is not Operation.FUSE:
-        actor.require("push", AdapterName.parse(recipe.into))
+        actor.require(Scope.PUSH, AdapterName.parse(recipe.into))
         return
     name = names.base_name(recipe.into)
     if name in {known.name for known in bases.every(session, actor).items}:

@@ -25,6 +25,7 @@ from registry.errors import Conflict, NotFound, TooLarge
 from registry.events import EventType
 from registry.jobs import Job, Kind, Lease, State
 from registry.names import AdapterName, Ref
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.database import db
@@ -125,7 +126,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
 def _beyond(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
     """Waiting jobs of several namespaces, not all of which this worker sees: it could learn names, and do nothing."""
     naming = [str(kind) for kind in kinds if kind is not Kind.VALIDATE]
-    if not naming or actor.may_everywhere("pull"):
+    if not naming or actor.may_everywhere(Scope.PULL):
         return []
     waiting = select(JobRow).where(col(JobRow.state) == State.QUEUED, col(JobRow.kind).in_(naming), _workable(actor))
     return [row.id for row in session.exec(waiting) if not all(map(actor.sees, names_in(row)))]
@@ -144,7 +145,7 @@ def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: 
 
 def running(session: Session, actor: Actor, job_id: str, token: str) -> JobRow | None:
     """The job, locked, while this lease holds it; None once it has ended with this lease. `Conflict` (LEASE_LOST)."""
-    row = row_of(session, actor, "work", job_id, lock=True)
+    row = row_of(session, actor, Scope.WORK, job_id, lock=True)
     if row.state == State.DONE and secrets.compare_digest(row.lease_token, token):
         return None
     return _held(session, actor, job_id, token)
@@ -159,7 +160,7 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
         raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.RESULT_LIMIT_BYTES} bytes")
     row = running(session, actor, job_id, token)
     if row is None:
-        return row_of(session, actor, "work", job_id), False
+        return row_of(session, actor, Scope.WORK, job_id), False
     end(row, State.DONE)
     row.result = result
     session.add(row)
@@ -226,9 +227,9 @@ def value(row: JobRow) -> Job:
 
 
 # ------------------------------------------------------------------ rights and locks
-def namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
+def namespaced(actor: Actor, scope: Scope = Scope.PULL) -> ColumnElement[bool]:
     """The condition on `job` that leaves those about adapters in which the actor holds this scope."""
-    reach, public = actor.namespaces_with(scope), sorted(actor.public) if scope == "pull" else []
+    reach, public = actor.namespaces_with(scope), sorted(actor.public) if scope == Scope.PULL else []
     if actor.adapters:
         own = [col(JobRow.subject).startswith(f"{name}@", autoescape=True) for name in sorted(actor.adapters)]
         return or_(col(JobRow.namespace).in_(public), *own)
@@ -236,10 +237,10 @@ def namespaced(actor: Actor, scope: str = "pull") -> ColumnElement[bool]:
 
 
 def _workable(actor: Actor) -> ColumnElement[bool]:
-    return namespaced(actor, "work") if actor.has_scope("work") else ~true()
+    return namespaced(actor, Scope.WORK) if actor.has_scope(Scope.WORK) else ~true()
 
 
-def row_of(session: Session, actor: Actor, scope: str, job_id: str, *, lock: bool = False) -> JobRow:
+def row_of(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock: bool = False) -> JobRow:
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.may(scope, row.namespace, _adapter_of(row)):
@@ -252,7 +253,7 @@ def _adapter_of(row: JobRow) -> str:
 
 
 def _held(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:
-    row = row_of(session, actor, "work", job_id, lock=True)
+    row = row_of(session, actor, Scope.WORK, job_id, lock=True)
     if row.state != State.RUNNING or not token or not secrets.compare_digest(row.lease_token, token):
         raise Conflict(
             "LEASE_LOST",

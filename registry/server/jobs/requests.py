@@ -17,6 +17,7 @@ from registry.errors import Conflict, Invalid
 from registry.events import EventType
 from registry.jobs import Job, Kind, State, Step
 from registry.names import Ref
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database.models import JobRow
@@ -25,7 +26,7 @@ from registry.server.jobs import queue, steps
 
 def cancel(session: Session, actor: Actor, job_id: str) -> Job:
     """Ends a job that waits or runs; its worker learns it at the next renewal. Twice is the same as once."""
-    row = queue.row_of(session, actor, "push", job_id, lock=True)
+    row = queue.row_of(session, actor, Scope.PUSH, job_id, lock=True)
     if row.state == State.CANCELLED:
         return seen(actor, row)
     if not jobs.allowed(State(row.state), State.CANCELLED):
@@ -46,7 +47,7 @@ def seen(actor: Actor, row: JobRow, steps: tuple[Step, ...] = ()) -> Job:
 
 def show(session: Session, actor: Actor, job_id: str) -> Job:
     """The job with its steps, which lists leave out."""
-    row = queue.row_of(session, actor, "pull", job_id)
+    row = queue.row_of(session, actor, Scope.PULL, job_id)
     return seen(actor, row, steps.of(session, row))
 
 
@@ -62,7 +63,7 @@ def page(
     if ref:
         statement = statement.where(_about(ref))
     if cursor:
-        last = queue.row_of(session, actor, "pull", cursor)
+        last = queue.row_of(session, actor, Scope.PULL, cursor)
         older = col(JobRow.created_at) < last.created_at
         same_moment = (col(JobRow.created_at) == last.created_at) & (col(JobRow.id) < last.id)
         statement = statement.where(or_(older, same_moment))

@@ -23,6 +23,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Reason, Refused
 from registry.events import EventType
 from registry.names import AdapterName, Selector
+from registry.roles import Scope
 from registry.server import audit, failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
@@ -55,11 +56,11 @@ def move(
     missing as reasons; YANKED, QUARANTINED), `Denied`. With `break_glass` an owner passes a shut gate, with a
     reason, and the move is marked for ever.
     """
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
     availability.refuse_change(name, version)
     if break_glass:
-        actor.require("admin", name)
+        actor.require(Scope.ADMIN, name)
         if not reason.strip():
             raise Invalid("REQUEST_INVALID", "reason: a promotion that breaks the glass must say why")
     found, seen = gates.look(session, name, alias, version)
@@ -97,7 +98,7 @@ def rollback(
 
     A version that this alias never held goes through the gate as in `move`.
     """
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
     row = _row(session, actor, name, alias)
     moves = _moves(session, row)

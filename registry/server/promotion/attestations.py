@@ -21,6 +21,7 @@ from registry.errors import Invalid
 from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
+from registry.roles import Scope
 from registry.server import audit, failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
@@ -100,7 +101,7 @@ def add_signature(
     A certificate that leads to no root in `trusted_roots` (a file or a folder) makes the signature `unverified`.
     `session` must have begun by reading: it writes from the last check on, and no transaction is open while bytes move.
     """
-    actor.require("push", name)
+    actor.require(Scope.PUSH, name)
     version = versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
     if version.quarantined_at is not None:
         raise availability.quarantined(name, version)

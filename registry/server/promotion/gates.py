@@ -23,6 +23,7 @@ from registry.evaluation.verdicts import Verdict
 from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
@@ -57,7 +58,7 @@ def every(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
         own = select(AdapterGateRow).where(AdapterGateRow.adapter_id == adapter.id)
         rows: list[_Row] = list(session.exec(own).all())
     else:
-        actor.require_in("pull", where)
+        actor.require_in(Scope.PULL, where)
         rows = list(session.exec(select(NamespaceGateRow).where(NamespaceGateRow.namespace == where)).all())
     return GateList(items=[_view(row, str(where)) for row in sorted(rows, key=lambda row: row.alias)])
 
@@ -67,7 +68,7 @@ def show(session: Session, actor: Actor, where: AdapterName | str, alias: str) -
     alias = names.alias(alias)
     if isinstance(where, AdapterName):
         return of(session, where, versions.adapter_row(session, actor, where).id, alias)
-    actor.require_in("pull", where)
+    actor.require_in(Scope.PULL, where)
     return _of_namespace(session, where, alias)
 
 
@@ -109,10 +110,10 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
 def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> tuple[_Row | None, dict[str, Any]]:
     """The row that is there, and its key. Changes of the gates of one adapter or namespace wait for each other."""
     if isinstance(where, AdapterName):
-        actor.require("admin", where)
+        actor.require(Scope.ADMIN, where)
         adapter = versions.adapter_row(session, actor, where, lock=True)
         return session.get(AdapterGateRow, (adapter.id, alias)), {"adapter_id": adapter.id, "alias": alias}
-    actor.require_in("admin", names.namespace(where))
+    actor.require_in(Scope.ADMIN, names.namespace(where))
     row = session.get(NamespaceGateRow, (where, alias), with_for_update=True)
     return row, {"namespace": where, "alias": alias}
 
@@ -215,7 +216,7 @@ def approve(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str, comment: str
 ) -> ApprovalView:
     """The actor's yes to this version in this channel. Twice keeps the first. `Denied`, `Refused`, `NotFound`."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector, yanked_too=False)
     values = {"version_id": version.id, "alias": names.alias(alias), "identity": actor.identity, "at": db.now()}
     if db.insert_new(session, ApprovalRow, {**values, "token_id": actor.token_id, "comment": comment}):

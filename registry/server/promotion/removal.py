@@ -24,6 +24,7 @@ from registry.api.namespaces import Removed
 from registry.errors import Conflict, Unavailable
 from registry.events import EventType
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch, namespaces, publishers, quotas, reserved_names
 from registry.server.actors import Actor
@@ -41,7 +42,7 @@ _ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
 
 def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     """End an adapter with all its versions. `NotFound`, `Denied`."""
-    actor.require("admin", name)
+    actor.require(Scope.ADMIN, name)
     adapter = catalog.adapter_row(session, actor, name, lock=True)
     mine = select(VersionRow.id, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
     # Locked, so that nothing is hung on a version after what hangs on it was deleted.
@@ -56,11 +57,11 @@ def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
 
 def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
     """Give an adapter another name, in the same namespace or in another one that the actor owns, too."""
-    actor.require("admin", name)
+    actor.require(Scope.ADMIN, name)
     adapter = catalog.adapter_row(session, actor, name, lock=True)
     if to == name:
         raise Conflict("NAME_TAKEN", f"'{name}' has this name already")
-    actor.require_in("admin", to.namespace)
+    actor.require_in(Scope.ADMIN, to.namespace)
     _end_name(session, name)
     if session.exec(select(AdapterRow.id).where(catalog.named(to))).first() is not None:
         raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
@@ -83,7 +84,7 @@ def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName)
 
 def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
     """End a namespace that holds no adapter. `Conflict` (NAMESPACE_IN_USE), `NotFound`, `Denied`."""
-    actor.require_in("admin", namespace)
+    actor.require_in(Scope.ADMIN, namespace)
     namespaces.show(session, actor, namespace)
     if session.exec(select(AdapterRow.id).where(col(AdapterRow.namespace) == namespace).limit(1)).first() is not None:
         raise Conflict(

@@ -22,6 +22,7 @@ from registry.api.records import VersionRecord
 from registry.errors import NotFound
 from registry.events import EventType
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import availability, metadata_backup, versions
@@ -33,7 +34,7 @@ from registry.server.storage.blobs import BlobStore, Stat
 
 def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Withdraw a version: aliases that point at it answer YANKED until they move. Twice keeps the first reason."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
         raise availability.quarantined(name, version)
@@ -46,7 +47,7 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
 
 def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Take a yank back: the version is what it was before, aliases that still point at it included."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
         raise availability.quarantined(name, version)
@@ -60,7 +61,7 @@ def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRo
 
 def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Keep a version's bytes back from everybody but those who may promote. Twice keeps the first reason."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     _lock(session, name, version)
     if version.quarantined_at is None:
         version.quarantined_at = db.now()
@@ -72,7 +73,7 @@ def quarantine(session: Session, actor: Actor, name: AdapterName, version: Versi
 
 def release(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """End a quarantine: the version is what it was before, aliases that still point at it included."""
-    actor.require("admin", name)
+    actor.require(Scope.ADMIN, name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
         version.quarantined_at = None

@@ -25,6 +25,7 @@ from registry.engines import Profile
 from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases
@@ -95,10 +96,10 @@ def commit(
     """
     row = _own(session, actor, push_id)
     name = AdapterName(row.namespace, row.name)
-    actor.require("push", name)
+    actor.require(Scope.PUSH, name)
     alias = str(names.alias(request.alias)) if request.alias else ""
     if alias:
-        actor.require("promote", name)
+        actor.require(Scope.PROMOTE, name)
     manifest = Manifest.parse(row.manifest.encode())
     there = rows.existing(session, name, manifest.digest) is not None
     if there and not _mends(session, row):

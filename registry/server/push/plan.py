@@ -21,6 +21,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Manifest
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.access import quotas
 from registry.server.actors import Actor
@@ -48,7 +49,7 @@ def make(
 
     An open push of the same token and manifest is taken up again, so what it sent already is not sent twice.
     """
-    actor.require("push", name)
+    actor.require(Scope.PUSH, name)
     manifest = request.manifest
     base_of(session, manifest)
     row = _taken_up(session, actor, name, manifest, settings)

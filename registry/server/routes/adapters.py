@@ -26,6 +26,7 @@ from registry.errors import Conflict, Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.names import Ref, Selector
 from registry.provenance import URI_LIMIT
+from registry.roles import Scope
 from registry.server.catalog import history, lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
@@ -177,7 +178,7 @@ def yank_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
     """Withdraw a version: aliases no longer resolve to it. A digest still does."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.yank(session, actor, name, version, reason=request.reason)
 
@@ -187,7 +188,7 @@ def unyank_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
 ) -> VersionView:
     """Undo a yank."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.unyank(session, actor, name, version, reason=request.reason)
 
@@ -216,7 +217,7 @@ def promote_alias(
     if_match: IfMatch = None,
 ) -> AliasView:
     """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     expected = _generation(if_match)
     if expected is None:
         raise Conflict(

@@ -27,6 +27,7 @@ from starlette.concurrency import run_in_threadpool
 from registry.api.audit import EventPage, EventProof
 from registry.api.checkpoints import Consistency, LogKeys
 from registry.errors import NotFound, RegistryError
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.audit import audit_log as logs
@@ -92,7 +93,7 @@ class _Reader:
     def _again(self) -> Actor:
         """Who asks, as of now."""
         self._request.state.actor = None
-        return Needs("pull").who(self._request)
+        return Needs(Scope.PULL).who(self._request)
 
     async def newer(self, last: int, seconds: float) -> bool:
         """Wait until the log is longer than `last`, or may be; False when the time is over or the server ends."""
@@ -196,7 +197,7 @@ def prove_consistency(
 @router.get("/audit/tile/entries/{path:path}", response_class=Response, responses={200: declarations.raw("The bundle")})
 def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
     """A bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     found = tiles.parse_path(f"entries/{path}")
     newest = sequencer.latest_checkpoint(session)
     if found is None or newest is None or tiles.width_at(0, found[1], newest.size) < found[2]:

@@ -15,6 +15,7 @@ from fastapi import Response
 from registry.api import BaseList, BaseView
 from registry.api.bases import BaseAdd, IdentityGiven, ThresholdsGiven
 from registry.bases.similarity import Similarity
+from registry.roles import Scope
 from registry.server.catalog import bases
 from registry.server.routes import idempotent
 from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
@@ -52,7 +53,7 @@ def identify_base(session: SessionDep, actor: Worker, base: str, request: Identi
 @router.put("/bases/{base:path}/thresholds")
 def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsGiven) -> BaseView:
     """Set the thresholds of smoke tests on this base model. For administrators of all namespaces."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     return bases.judge_by(session, actor, base, request.thresholds)
 
 

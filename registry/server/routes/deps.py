@@ -27,6 +27,7 @@ from registry import names
 from registry.api import PAGE_DEFAULT, PAGE_LIMIT
 from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.names import AdapterName, Selector
+from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.access import sign_in, tokens
 from registry.server.access.issuers import Issuers
@@ -122,9 +123,9 @@ def keyed_actor(request: Request) -> Actor | None:
 
 
 class Needs:
-    """The dependency that says who asks, and that they hold `scope` somewhere ("" is any valid token)."""
+    """The dependency that says who asks, and that they hold `scope` somewhere (None: any valid token)."""
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: Scope | None = None) -> None:
         self.scope = scope
 
     async def __call__(self, request: Request) -> Actor:
@@ -132,7 +133,7 @@ class Needs:
 
     def who(self, request: Request) -> Actor:
         actor = self._who(request)
-        if self.scope and not actor.has_scope(self.scope):
+        if self.scope is not None and not actor.has_scope(self.scope):
             raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self.scope}'")
         return actor
 
@@ -286,11 +287,11 @@ LimitDep = Annotated[int, Query(ge=1), AfterValidator(lambda wanted: min(wanted,
 PAGE = PAGE_DEFAULT
 
 OPEN = Depends(open_to_all)
-Anyone = Annotated[Actor, Depends(Needs(""))]
-Puller = Annotated[Actor, Depends(Needs("pull"))]
-PullerApart = Annotated[Actor, Depends(NeedsApart("pull"))]
-PullerNow = Annotated[Actor, Depends(NeedsNow("pull"))]
-Pusher = Annotated[Actor, Depends(Needs("push"))]
-Promoter = Annotated[Actor, Depends(Needs("promote"))]
-Worker = Annotated[Actor, Depends(Needs("work"))]
-Admin = Annotated[Actor, Depends(Needs("admin"))]
+Anyone = Annotated[Actor, Depends(Needs())]
+Puller = Annotated[Actor, Depends(Needs(Scope.PULL))]
+PullerApart = Annotated[Actor, Depends(NeedsApart(Scope.PULL))]
+PullerNow = Annotated[Actor, Depends(NeedsNow(Scope.PULL))]
+Pusher = Annotated[Actor, Depends(Needs(Scope.PUSH))]
+Promoter = Annotated[Actor, Depends(Needs(Scope.PROMOTE))]
+Worker = Annotated[Actor, Depends(Needs(Scope.WORK))]
+Admin = Annotated[Actor, Depends(Needs(Scope.ADMIN))]

@@ -23,6 +23,7 @@ from registry import names
 from registry.api.desired_state import Roster
 from registry.engines import Profile
 from registry.evaluation.verdicts import PROFILE_LIMIT
+from registry.roles import Scope
 from registry.server.catalog import bases
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
@@ -50,13 +51,13 @@ class _Reader:
 
     def whole(self) -> Roster:
         self._request.state.actor = None
-        actor = Needs("pull").who(self._request)
+        actor = Needs(Scope.PULL).who(self._request)
         with db.session(self._engine, write=False) as session:
             return desired.of(session, actor, self._base, self._alias, self._asked)
 
     def state(self) -> str:
         self._request.state.actor = None
-        actor = Needs("pull").who(self._request)
+        actor = Needs(Scope.PULL).who(self._request)
         with db.session(self._engine, write=False) as session:
             return desired.state(session, actor, bases.row(session, self._base), self._alias, self._asked)
 

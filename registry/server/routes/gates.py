@@ -23,6 +23,7 @@ from registry.api.gates import (
     QuarantineRequest,
 )
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server.catalog import versions
 from registry.server.promotion import gates, withdraw
 from registry.server.routes import idempotent
@@ -99,7 +100,7 @@ def quarantine_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: QuarantineRequest
 ) -> VersionView:
     """Quarantine a version: nobody can read its files."""
-    actor.require("promote", name)
+    actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.quarantine(session, actor, name, version, reason=request.reason)
 
@@ -109,6 +110,6 @@ def release_version(
     session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: QuarantineRequest
 ) -> VersionView:
     """End a quarantine."""
-    actor.require("admin", name)
+    actor.require(Scope.ADMIN, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.release(session, actor, name, version, reason=request.reason)

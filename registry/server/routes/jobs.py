@@ -29,6 +29,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, Lease
 from registry.names import AdapterName, Ref
+from registry.roles import Scope
 from registry.server.catalog import bases, versions
 from registry.server.database.models import BaseRow
 from registry.server.jobs import campaigns, converting, merging, queue, requests, results
@@ -61,7 +62,7 @@ def submit_job(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
     if request.payload:  # with one, the same work would be other work, and could be queued without end
         raise Invalid("REQUEST_INVALID", "payload: a validation takes none")
     ref = Ref.parse(request.ref)
-    actor.require("push", ref.name)
+    actor.require(Scope.PUSH, ref.name)
     version = versions.find(session, actor, ref.name, ref.selector)
     base = session.get_one(BaseRow, version.base_id)
     row = queue.enqueue(

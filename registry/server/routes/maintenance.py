@@ -12,6 +12,7 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
+from registry.roles import Scope
 from registry.server.http import metrics
 from registry.server.maintenance import fsck, gc
 from registry.server.maintenance.recovery import rebuild
@@ -27,7 +28,7 @@ def collect_garbage(
     actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: GcRequest
 ) -> GcReport:
     """Delete blobs that nothing refers to, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     return gc.run(engine, blobs, settings, actor, request)
 
 
@@ -36,20 +37,20 @@ def check_store(
     actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: FsckRequest
 ) -> FsckPage:
     """Check database and store against each other, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     return fsck.run(engine, blobs, settings, actor, request)
 
 
 @router.post("/reindex")
 def rebuild_index(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
     """Rebuild the database from the store, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     return rebuild.run(engine, blobs, actor, request)
 
 
 @router.get("/metrics", response_class=Response, responses={200: declarations.raw("Metrics", "text/plain")})
 def read_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
     """Metrics of the server in the text format of Prometheus."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     text = metrics.text(session, request.app.state.requests.copy())
     return Response(text, media_type=metrics.CONTENT_TYPE, headers={"Cache-Control": "no-store"})

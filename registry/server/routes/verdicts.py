@@ -24,6 +24,7 @@ from registry.api.verdicts import (
     RecheckEnginesRequest,
     VerdictList,
 )
+from registry.roles import Scope
 from registry.server.evaluation import engine_compat, weights
 from registry.server.maintenance import reevaluate
 from registry.server.routes import idempotent
@@ -82,5 +83,5 @@ def reevaluate_verdicts(
     actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RecheckEnginesRequest
 ) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere("admin")
+    actor.require_everywhere(Scope.ADMIN)
     return reevaluate.run(engine, blobs, actor, engine_compat.profiles(settings.engines), request.cursor)

@@ -25,6 +25,7 @@ from registry.digest import Digest, canonical_json
 from registry.errors import TooLarge
 from registry.events import EventType
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
@@ -50,7 +51,7 @@ def report(session: Session, actor: Actor, node: str, engine: str, said: NodeRep
     """Take a node's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
     names.node_name(node), names.node_name(engine), names.base_name(said.base), names.alias(said.alias)
     row = _node(session, actor, node, engine)
-    now, reach = db.now(), actor.namespaces_with("pull")
+    now, reach = db.now(), actor.namespaces_with(Scope.PULL)
     lease = {"heard_at": now, "expires_at": now + timedelta(seconds=said.lease_seconds)}
     stamp = Digest.of(canonical_json([said.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])).hex
     if row.said == stamp:
@@ -133,7 +134,7 @@ def _accepted(
     session: Session, actor: Actor, node: FleetNodeRow, slots: Sequence[SlotReport], before: dict[str, FleetSlotRow]
 ) -> tuple[list[FleetSlotRow], list[str]]:
     """The rows of a report, and the served names of what the registry knows nothing of."""
-    reach, numbers, moment = actor.namespaces_with("pull"), _numbers(session, slots), db.now()
+    reach, numbers, moment = actor.namespaces_with(Scope.PULL), _numbers(session, slots), db.now()
     rows: dict[str, FleetSlotRow] = {}
     unknown = []
     for slot in slots:

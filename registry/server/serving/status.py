@@ -22,6 +22,7 @@ from registry.api.fleet import Convergence, FleetNodes, NodeView, SlotState, Slo
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
@@ -82,12 +83,12 @@ def _conditions(asked: Asked) -> list[ColumnElement[bool]]:
 
 
 def _is_of(actor: Actor, row: FleetNodeRow) -> bool:
-    return row.reporter == (actor.subject or actor.token_id or actor.name) or actor.may_everywhere("admin")
+    return row.reporter == (actor.subject or actor.token_id or actor.name) or actor.may_everywhere(Scope.ADMIN)
 
 
 def _visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `fleet_slot`, as `catalog.visible` is on `adapter`: what was deleted has no adapter any more."""
-    reach = actor.namespaces_with("pull")
+    reach = actor.namespaces_with(Scope.PULL)
     namespace = col(FleetSlotRow.namespace)
     if actor.adapters:
         own = [tuple(name.split("/")) for name in sorted(actor.adapters)]

@@ -18,6 +18,7 @@ from registry import names
 from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
 from registry.events import EventType
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.audit import tree
@@ -36,9 +37,9 @@ def create(
 ) -> tuple[WebhookView, str]:
     """Create a webhook for events from now on and return it with its secret. `Invalid` (URL_REFUSED), `Denied`."""
     if request.namespace == EVERY_NAMESPACE:
-        actor.require_everywhere("admin")
+        actor.require_everywhere(Scope.ADMIN)
     else:
-        actor.require_in("admin", names.namespace(request.namespace))
+        actor.require_in(Scope.ADMIN, names.namespace(request.namespace))
     resolve_target(request.url, settings.webhook_private)
     existing = session.exec(select(WebhookRow.id).where(WebhookRow.namespace == request.namespace)).all()
     if len(existing) >= WEBHOOKS_LIMIT:
@@ -140,8 +141,8 @@ def _event_namespace(row: WebhookRow) -> str:
 
 def _administers(actor: Actor, row: WebhookRow) -> bool:
     if row.namespace == EVERY_NAMESPACE:
-        return actor.may_everywhere("admin")
-    return actor.may("admin", row.namespace)
+        return actor.may_everywhere(Scope.ADMIN)
+    return actor.may(Scope.ADMIN, row.namespace)
 
 
 def _delivery_view(row: DeliveryRow) -> DeliveryView:

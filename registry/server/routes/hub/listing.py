@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 
 from registry.api import PAGE_LIMIT
 from registry.hub import shapes
+from registry.roles import Scope
 from registry.server import hub
 from registry.server.routes.deps import Anyone, CursorDep, Puller, SessionDep
 from registry.server.routes.hub import dialect
@@ -30,8 +31,8 @@ Text = Annotated[str, Query(max_length=200)]
 
 @router.get("/api/whoami-v2")
 def whoami(actor: Anyone) -> dict[str, Any]:
-    reach = actor.namespaces_with("pull") or frozenset()
-    role = "write" if actor.has_scope("push") else "read"
+    reach = actor.namespaces_with(Scope.PULL) or frozenset()
+    role = "write" if actor.has_scope(Scope.PUSH) else "read"
     return {
         "type": "user",
         "name": actor.name,

@@ -124,7 +124,7 @@ def scope_of(route: APIRoute) -> str | None:
     """The scope that a route declares: "" is any token, "open" none at all, None is undeclared."""
     for call in _calls(route.dependant):
         if isinstance(call, deps.Needs):
-            return call.scope
+            return call.scope or ""
         if call is deps.open_to_all:
             return "open"
     return None
