@@ -62,7 +62,8 @@ def timed(
     spent = 0.0
     served = cpu_of(servers)
     started = time.perf_counter()
-    waiting, running, peak = list(commands), {}, 0
+    running: dict[int, tuple[subprocess.Popen[bytes], Sequence[str]]] = {}
+    waiting, peak = list(commands), 0
     while waiting or running:
         while waiting and len(running) < at_once:
             command = waiting.pop(0)

@@ -70,7 +70,8 @@ def measured(world: World) -> dict[str, dict[str, float]]:
     last = f"acme/shop-{ADAPTERS - 1 - PAGE - 1:06d}"
     found = {}
     for name, search in SEARCHES.items():
-        first, thousandth = [], []
+        first: list[float] = []
+        thousandth: list[float] = []
         for _ in range(ROUNDS):
             for cursor, into in (("", first), (last, thousandth)):
                 started = time.perf_counter()

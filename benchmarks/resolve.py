@@ -126,8 +126,8 @@ def compare(
         return round(value / other, 3) if other else None
 
     own = alone["small"]
-    ratios[f"median_time_1conn_vs_distribution_{database}"] = ratio(own.median_us, theirs and theirs.median_us)
-    ratios[f"p99_time_1conn_vs_distribution_{database}"] = ratio(own.p99_us, theirs and theirs.p99_us)
+    ratios[f"median_time_1conn_vs_distribution_{database}"] = ratio(own.median_us, theirs.median_us if theirs else None)
+    ratios[f"p99_time_1conn_vs_distribution_{database}"] = ratio(own.p99_us, theirs.p99_us if theirs else None)
     ratios[f"throughput_16conn_vs_distribution_{database}"] = ratio(
         many["small"].rate, many["distribution"].rate if "distribution" in peers else None
     )

@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -149,14 +150,18 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
             pool.try_adapter(source, adapter, limits)
         for number, adapter in enumerate([*adapters[2:], *adapters[:2]]):
             answers: list[dict[str, Any]] = []
-            cost, cpu = seconds(lambda a=adapter, to=answers: to.append(pool.try_adapter(source, a, limits)))
+
+            def smoke(adapter: Path = adapter, answers: list[dict[str, Any]] = answers) -> None:
+                answers.append(pool.try_adapter(source, adapter, limits))
+
+            cost, cpu = seconds(smoke)
             seen = answers[0]["seen"]
             if seen["measurements"]["way"] != "swapped" or seen["findings"]:
                 raise SystemExit(f"{adapter.name} was not swapped, or is not well: {answers[0]}")
             turn = {"cost": cost, "cpu_cost": cpu + seen["measurements"]["cpu_seconds"]}
             for name, act in beside.items():
                 if name not in SELDOM or number % SELDOM_EVERY == 0:
-                    turn[name], turn[f"cpu_{name}"] = seconds(lambda a=adapter, act=act: act(a))
+                    turn[name], turn[f"cpu_{name}"] = seconds(partial(act, adapter))
             turns.append(turn)
             for name, value in seen["measurements"].items():
                 if name.endswith("_seconds"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -58,7 +59,7 @@ def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, fol
         output.answer({"items": items}, lambda: _print_events(items))
         if follow:
             for event in _following(registry, items[-1].seq if items else after, about, actions):
-                output.answer(event, lambda event=event: click.echo(_line(event)))  # type: ignore[misc]
+                output.answer(event, partial(click.echo, _line(event)))
 
 
 def _following(registry: Versions, after: int, about: str, actions: tuple[str, ...]) -> Iterator[EventView]:

@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled: a second less for each import of PEFT
-ssl.create_default_context = functools.cache(ssl.create_default_context)  # reading the certificates: 12 ms a client
+_ssl: Any = ssl
+_ssl.create_default_context = functools.cache(ssl.create_default_context)  # reading the certificates: 12 ms a client
 # httpx waits five seconds by default; on a busy machine an honest answer may take longer.
 for _step in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _step, 120.0)

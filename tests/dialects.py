@@ -11,21 +11,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Dialect, Engine
+from sqlalchemy import Dialect, Engine, create_engine
 from sqlalchemy.util import LRUCache
 
 from registry.server.database import engine as database_engine
 
 KEPT = 20_000
 """Statements, more than all tests have: none is compiled a second time."""
-_plain = database_engine.create_engine
+_plain = create_engine
 _shared: dict[str, tuple[Dialect, Any]] = {}
 
 
 def share(engine: Engine) -> None:
     """From now on the engines of this kind work with this dialect. It has been connected, so it knows its server."""
     _shared.setdefault(engine.dialect.name, (engine.dialect, LRUCache(KEPT)))
-    database_engine.create_engine = _create_engine
+    patched: Any = database_engine
+    patched.create_engine = _create_engine
 
 
 def _create_engine(*args: Any, **options: Any) -> Engine:

@@ -34,6 +34,10 @@ class Relay:
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def cut(self, *, after: int) -> None:
+        """Cut the next answer that brings more than `after` bytes."""
+        self.cut_after = after
+
     def __enter__(self) -> Relay:
         return self
 

@@ -50,7 +50,8 @@ def postgres_url() -> Iterator[str]:
         user = _unprivileged_user(folder)
         tools = _postgres_tools(folder, user)
         data = folder / "data"
-        initdb = [tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+        initdb: list[str | Path] = [tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust"]
+        initdb += ["-E", "UTF8", "--no-locale", "-N"]
         made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **user)
         if made.returncode:
             raise processes.CannotStart(f"initdb: {made.stderr[-2000:]}")
@@ -91,7 +92,7 @@ def template_database(server_url: str, fill: Callable[[str], object]) -> Iterato
 def _administer(server_url: str, statement: str, *names: str) -> None:
     address = server_url.replace("postgresql+psycopg://", "postgresql://", 1)
     with psycopg.connect(address, autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))  # type: ignore[arg-type]
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 def _with_database(server_url: str, name: str) -> str:

@@ -42,7 +42,8 @@ def test_every_command_and_option_has_a_help_text() -> None:
 
 
 def test_every_error_code_has_a_meaning_and_a_next_step() -> None:
-    codes = {code for kind in (errors.RegistryError, *errors.CLASSES) for code in kind.CODES}
+    kinds: tuple[type[errors.RegistryError], ...] = (errors.RegistryError, *errors.CLASSES)
+    codes = {code for kind in kinds for code in kind.CODES}
     assert set(error_page.rows()) == codes
     assert [code for code, row in error_page.rows().items() if not (row["means"] and row["fix"])] == []
 
@@ -85,7 +86,7 @@ def finding_codes() -> set[str]:
             continue
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in OTHER_NAMES:
-                others |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+                others |= {str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)}
             text = node.value if isinstance(node, ast.Constant) else None
             if isinstance(text, str) and re.fullmatch(rf"({families})\.[a-z_]+", text):
                 codes.add(text)

@@ -11,7 +11,7 @@ from registry.server.database import db
 from registry.server.database.models import BlobRow, PushRow
 from registry.server.storage.blobs import key_of
 from tests import forge
-from tests.world import World, rows
+from tests.world import World, rows, upload
 
 
 def collect(world: World, *, grace: int | None = 0, dry_run: bool = False) -> GcReport:
@@ -43,9 +43,7 @@ def plan(world: World, files: forge.Files, name: str = "acme/support") -> PushPl
 
 
 def send(world: World, planned: PushPlan, files: forge.Files) -> None:
-    by_digest = {Digest.of(data): data for data in files.values()}
-    for upload in planned.uploads:
-        world.admin.upload(upload, lambda d=upload.digest: iter([by_digest[d]]))
+    upload(world.admin, planned, files)
 
 
 def expire(world: World, planned: PushPlan) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ from registry.api import BaseView
 from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.api.push import Pushed, PushRequest
+from registry.api.push import Pushed, PushPlan, PushRequest
 from registry.bases import BaseSpec
 from registry.client.inprocess import InProcess
 from registry.client.registry import Registry
@@ -149,10 +149,7 @@ class World:
         more = {"annotations": annotations or {}, "provenance": provenance}
         manifest = self.manifest(files, base, parents).model_copy(update=more)
         plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
-        by_digest = {Digest.of(data): data for data in files.values()}
-        for upload in plan.uploads:
-            data = by_digest[upload.digest]
-            registry.upload(upload, lambda data=data: iter([data]))
+        upload(registry, plan, files)
         return registry.commit_push(plan.push_id, alias=alias)
 
     def manifest(self, files: Mapping[str, bytes], base: str = "tiny-llama", parents: Sequence[Edge] = ()) -> Manifest:
@@ -216,10 +213,27 @@ class World:
             event.remove(self.engine, "before_cursor_execute", note)
 
 
+def upload(registry: Registry, plan: PushPlan, files: Mapping[str, bytes]) -> None:
+    """Send the blobs that the plan asks for."""
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for blob in plan.uploads:
+        registry.upload(blob, body(by_digest[blob.digest]))
+
+
+def body(data: bytes) -> Callable[[], Iterator[bytes]]:
+    """What `Registry.upload` reads a blob from."""
+    return lambda: iter([data])
+
+
+def reader_of(data: bytes) -> Callable[[int, int], bytes]:
+    """What `read_header` reads a file from."""
+    return lambda start, length: data[start : start + length]
+
+
 def spec_of(base: forge.Base) -> BaseSpec:
     """What `adapter base add` reads from a base's folder."""
     headers = [
-        safetensors.read_header(lambda start, length, data=data: data[start : start + length], len(data), file=path)
+        safetensors.read_header(reader_of(data), len(data), file=path)
         for path, data in base.files.items()
         if path.endswith(".safetensors")
     ]

@@ -68,7 +68,7 @@ def _replace(
 ) -> None:
     """Replace texts in a JSON column. A quote within a JSON string is escaped, so `"key": "` is never part of one."""
     json_column = sa.column(column, sa.JSON())
-    text = sa.cast(json_column, sa.Text())
+    text: sa.ColumnElement[str] = sa.cast(json_column, sa.Text())
     condition = sa.or_(*(text.contains(old, autoescape=True) for old, _ in pairs))
     condition = condition if where is None else sa.and_(where, condition)
     for old, new in pairs:

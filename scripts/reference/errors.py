@@ -34,7 +34,8 @@ def markdown() -> str:
     """The whole page."""
     texts = rows()
     parts = [INTRODUCTION]
-    for kind in (*errors.CLASSES, errors.RegistryError):
+    kinds: tuple[type[errors.RegistryError], ...] = (*errors.CLASSES, errors.RegistryError)
+    for kind in kinds:
         parts.append(f"## {kind.__name__}: {kind.TITLE}\n")
         parts.append(
             table(

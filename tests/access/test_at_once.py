@@ -147,8 +147,8 @@ def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants
     world, done = tenants.world, list[Removed]()
     with world.session(write=True) as session:
         first = session.exec(select(VersionRow.id).order_by(col(VersionRow.id))).first() or 0
-        said = {"alias": "prod", "identity": "bob", "at": db.now(), "token_id": "", "comment": ""}
-        session.add(ApprovalRow(version_id=first, **said))
+        row = ApprovalRow(version_id=first, alias="prod", identity="bob", at=db.now(), token_id="", comment="")
+        session.add(row)
         session.flush()
         deletion = threading.Thread(target=lambda: done.append(tenants.namespaces.delete_adapter("acme/support")))
         deletion.start()

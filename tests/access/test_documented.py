@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, strategies
+from schemathesis.core.result import Ok
 
 from registry.api import PREFIX
 from registry.client.namespaces import Namespaces
@@ -42,7 +43,7 @@ def tenants(world: World) -> Iterator[Tenants]:
 def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocumented_status(tenants: Tenants) -> None:
     document = openapi_document(tenants.world.app.routes)
     schema = schemathesis.openapi.from_dict(document)
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     operations = [o for o in operations if o.path.removeprefix(PREFIX) not in ENDLESS]
     secrets = [tenants.world.secret, tenants.secret("owner"), tenants.secret("reader"), ""]
     known = {"namespace": "acme", "name": "support", "selector": "1", "alias": "main", "base": "tiny-llama"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.access.tenants import of_subject, send
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
+from tests.world import World, body
 
 Calls = list[str]
 
@@ -98,8 +99,7 @@ def one_push(world: World, stored: Calls, who: Registry, files: forge.Files) -> 
 
     done = [work_of(world, stored, plan)]
     for upload in plans[0].uploads:
-        bytes_ = by_digest[upload.digest]
-        done.append(work_of(world, stored, lambda u=upload, b=bytes_: who.upload(u, lambda: iter([b]))))
+        done.append(work_of(world, stored, partial(who.upload, upload, body(by_digest[upload.digest]))))
     done.append(work_of(world, stored, lambda: who.commit_push(plans[0].push_id)))
     return done
 
@@ -168,9 +168,13 @@ def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_me
     asked = [send(world, "HEAD", "/acme/support/resolve/main/README.md", world.secret)]
     send(world, "GET", "/api/v1/whoami", mine)
     work = []
+
+    def look(path: str) -> None:
+        asked.append(send(world, "HEAD", path, mine))
+
     for name in ("one", "two"):
         path = f"/globex/{name}/resolve/main/README.md"
-        work.append(work_of(world, [], lambda path=path: asked.append(send(world, "HEAD", path, mine))))
+        work.append(work_of(world, [], partial(look, path)))
     assert [answer.status_code for answer in asked] == [200, 200, 200]
     assert asked[0].headers["etag"] == asked[1].headers["etag"] != asked[2].headers["etag"]
     assert work[0] == work[1]

@@ -24,7 +24,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from tests.access.tenants import Tenants, send
-from tests.world import World, rows
+from tests.world import World, rows, upload
 
 
 @pytest.fixture
@@ -167,9 +167,7 @@ def test_a_quota_of_versions_is_checked_at_the_plan_and_again_at_the_commit(tena
     with pytest.raises(TooLarge) as caught:
         world.push("acme/support")
     assert caught.value.code == "QUOTA_EXCEEDED"
-    by_digest = {d.digest: files[d.path] for d in world.manifest(files).files}
-    for upload in plan.uploads:
-        world.admin.upload(upload, lambda data=by_digest[upload.digest]: iter([data]))
+    upload(world.admin, plan, files)
     with pytest.raises(TooLarge):
         world.admin.commit_push(plan.push_id)
     assert tenants.namespaces.show("acme").used_versions == 2
@@ -252,7 +250,7 @@ def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(world: W
         failures.record_failure(f"10.0.0.{n}", f"{known}{n:030}")
     with pytest.raises(Unavailable, match="wrong tokens that begin like this one: over the limit of 10") as caught:
         failures.record_failure("10.0.1.1", f"{known}{99:030}")
-    assert (caught.value.code, 0 < caught.value.retry_after_seconds <= 61) == ("RATE_LIMITED", True)
+    assert (caught.value.code, 0 < (caught.value.retry_after_seconds or 0) <= 61) == ("RATE_LIMITED", True)
     for n in range(30):  # other prefixes and other texts are not limited
         failures.record_failure(f"10.0.2.{n}", f"lra_{n:08}{0:030}")
         failures.record_failure(f"10.0.3.{n}", "lra_")

@@ -66,12 +66,10 @@ def test_a_revoked_role_ends_the_rights_of_existing_tokens_and_of_tokens_they_cr
 
 
 def test_everybody_cannot_be_an_owner(tenants: Tenants) -> None:
-    for make in (
-        lambda: tenants.namespaces.create("open", owner="*"),
-        lambda: tenants.as_("owner").grant("acme", "*", "owner"),
-    ):
-        with pytest.raises(Invalid):
-            make()
+    with pytest.raises(Invalid):
+        tenants.namespaces.create("open", owner="*")
+    with pytest.raises(Invalid):
+        tenants.as_("owner").grant("acme", "*", "owner")
 
 
 def test_a_token_narrows_what_the_role_gives(tenants: Tenants) -> None:

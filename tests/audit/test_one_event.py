@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from sqlalchemy import delete, update
@@ -33,7 +35,7 @@ from registry.jobs import Kind
 from registry.server import app
 from registry.server.database import db
 from registry.server.database.models import DeliveryRow, TakenNameRow, VerdictRow
-from registry.server.storage.blobs import key_of
+from registry.server.storage.blobs import MemoryBlobs, key_of
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity
 from tests.identities import values
@@ -64,6 +66,9 @@ def world(database_url: str, provider: Provider) -> Iterator[World]:
         yield made
 
 
+Result = TypeVar("Result")
+
+
 class Drive:
     """Does one thing through the API and keeps what events it made."""
 
@@ -77,7 +82,7 @@ class Drive:
         told = [f"{item.action} {item.object}" for item in items if not item.action.startswith(("access.", "bytes."))]
         return (items[-1].seq if items else after), told
 
-    def __call__(self, route: str, act: Callable[[], object]) -> object:
+    def __call__(self, route: str, act: Callable[[], Result]) -> Result:
         result = act()
         self._last, told = self._events(self._last)
         assert len(told) == len(set(told)), f"{route}: one change tells something twice: {told}"
@@ -97,6 +102,8 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support", files))
     drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support"))
     held = drive("POST /jobs/claim", lambda: admin.claim(ClaimRequest(worker="w")))
+    assert held is not None
+    assert held.job.subject_digest is not None
     token = held.lease.token
     drive("POST /jobs/{job_id}/renew", lambda: admin.renew(held.job.id, RenewRequest(lease_token=token)))
     report = world.report(held.job.subject_digest, held.job.base)
@@ -104,6 +111,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     for _ in range(2):
         drive("POST /jobs/{job_id}/finish", lambda: admin.finish(held.job.id, finish))
     other = drive("POST /jobs/claim", lambda: admin.claim(ClaimRequest(worker="w")))
+    assert other is not None
     fail = FailRequest(lease_token=other.lease.token, error="no", final=True)
     drive("POST /jobs/{job_id}/fail", lambda: admin.fail(other.job.id, fail))
     job = drive("POST /jobs", lambda: admin.submit(JobSubmit(kind=Kind.VALIDATE, ref="acme/support@1")))
@@ -117,10 +125,10 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     _about_the_base(drive)
     gates, rule_of = Gates(admin), {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
     for route, place in rule_of.items():
-        drive(f"PUT /{route}/gates/{{alias}}", lambda place=place: gates.put(place, "beta", Gate(approvals=1)))
+        drive(f"PUT /{route}/gates/{{alias}}", partial(gates.put, place, "beta", Gate(approvals=1)))
     drive(f"POST {A}/versions/{{selector}}/approvals", lambda: gates.approve("acme/support@1", "beta"))
     for route, place in rule_of.items():
-        drive(f"DELETE /{route}/gates/{{alias}}", lambda place=place: gates.remove(place, "beta"))
+        drive(f"DELETE /{route}/gates/{{alias}}", partial(gates.remove, place, "beta"))
     drive(f"POST {A}/versions/{{selector}}/quarantine", lambda: gates.quarantine("acme/support@1", "an alarm"))
     drive(f"POST {A}/versions/{{selector}}/release", lambda: gates.release("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
@@ -210,7 +218,8 @@ def _upkeep(drive: Drive) -> None:
         drive("POST /verdicts/recheck-engines", lambda: world.admin.recheck_engines(RecheckEnginesRequest()))
         drive("POST /reindex", lambda: world.admin.reindex(ReindexRequest()))
     for data in (good[:-1] + b"?", good):
-        world.blobs.insert(key_of(blob), data)  # type: ignore[attr-defined]
+        assert isinstance(world.blobs, MemoryBlobs)
+        world.blobs.insert(key_of(blob), data)
         for _ in range(2):
             drive("POST /fsck", lambda: findings(world))
     drive("POST /gc", lambda: collect(world))
@@ -240,8 +249,8 @@ def _nothing_is_left_out(drive: Drive) -> None:
         "POST /reindex": {"name.reindex acme/helper"},
         "POST /gc": {"upkeep.collect blobs"},
     }
-    for route, told in once.items():
-        assert drive.seen[route] == dict.fromkeys(told, 1), route
+    for route, events in once.items():
+        assert drive.seen[route] == dict.fromkeys(events, 1), route
     assert [told.split()[0] for told in drive.seen["POST /fsck"]] == ["blob.damage", "blob.mend"]
     for route, what in twice.items():
         assert [count for told, count in drive.seen[route].items() if told.startswith(what)] == [1], "twice means once"

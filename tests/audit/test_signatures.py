@@ -66,10 +66,12 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
     found = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, log_keys(pushed))
     assert [(line.ok, line.who.partition(",")[0]) for line in found] == [(True, "ci"), (True, "admin")]
-    assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, log_keys(pushed)) == ""
+    seq = held[0].seq
+    assert seq is not None
+    assert signing.included(Audit(pushed.admin).proof(seq), resolved, log_keys(pushed)) == ""
     foreign = (Signer.make(pushed.app.state.audit_log.keys.signer.name).verifier,)
     assert not any(line.ok for line in signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, foreign))
-    assert signing.included(Audit(pushed.admin).proof(held[0].seq), resolved, foreign) != ""
+    assert signing.included(Audit(pushed.admin).proof(seq), resolved, foreign) != ""
 
 
 def test_attesting_again_gives_the_same_bytes(pushed: World) -> None:

@@ -31,7 +31,8 @@ class Receiver:
 
     def __init__(self) -> None:
         self.got: list[tuple[str, dict[str, str], bytes]] = []
-        self.answer, self.headers = 200, {}
+        self.answer = 200
+        self.headers: dict[str, str] = {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -219,14 +220,14 @@ def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_eff
         return lambda _host, port, **_how: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
 
     with monkeypatch.context() as patch:
-        patch.setattr(target.socket, "getaddrinfo", answers("93.184.216.34", "10.0.0.1"))
+        patch.setattr("socket.getaddrinfo", answers("93.184.216.34", "10.0.0.1"))
         with pytest.raises(Invalid):
             target.resolve_target("https://two.example/", "")
     made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     world.push("acme/support")
     world.app.state.audit_log.step()
     with monkeypatch.context() as patch:
-        patch.setattr(target.socket, "getaddrinfo", answers("169.254.169.254"))
+        patch.setattr("socket.getaddrinfo", answers("169.254.169.254"))
         assert dispatch.send_due(world.engine, world.settings, lambda: world.app.state.audit_log.keys) == 1
     assert receiver.got == []
     assert "169.254.169.254" in Audit(world.admin).deliveries(made.webhook.id).items[0].error

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from registry.attestations.keys import PrivateKey
 from registry.tlog.notes import Verifier
@@ -127,36 +130,39 @@ def test_a_version_is_verified_from_a_file_without_its_registry(told: Desk, tmp_
     signer = told("sign", "acme/support", "--key", tmp_path / "signer.pem", "--json").json["identity"]
     told("pull", "acme/support", pulled)
     told("verify", "acme/support", "--save", saved)
-    away = {"ADAPTER_REGISTRY": "http://127.0.0.1:9"}
+    away = "http://127.0.0.1:9"
     offline = ["verify", "--offline", saved, "--folder", pulled]
-    found = told(*offline, "--key", key, "--signed-by", signer, "--json", **away).json
+    found = told(*offline, "--key", key, "--signed-by", signer, "--json", ADAPTER_REGISTRY=away).json
     assert (found["ok"], found["key_given"], len(found["files"])) == (True, True, 4)
     assert {line["kind"] for line in found["signatures"]} == {"push", "verdict", "signature"}
-    assert "the log's keys came with the file" in told(*offline, **away).stdout
-    assert "no file was read" in told("verify", "--offline", saved, "--key", key, **away).stdout
-    told(*offline, "--key", key, "--signed-by", "key:another", expect=70, **away)
+    assert "the log's keys came with the file" in told(*offline, ADAPTER_REGISTRY=away).stdout
+    assert "no file was read" in told("verify", "--offline", saved, "--key", key, ADAPTER_REGISTRY=away).stdout
+    told(*offline, "--key", key, "--signed-by", "key:another", expect=70, ADAPTER_REGISTRY=away)
     document = json.loads(saved.read_text())
-    other = PrivateKey.of_seed(b"\1" * 32).public.held.public_bytes_raw()
+    held = PrivateKey.of_seed(b"\1" * 32).public.held
+    assert isinstance(held, Ed25519PublicKey)
+    other = held.public_bytes_raw()
     other_key = Verifier(key.partition("+")[0], other).text
-    assert not told(*offline, "--key", other_key, "--json", expect=70, **away).json["ok"]
-    for change in (
+    assert not told(*offline, "--key", other_key, "--json", expect=70, ADAPTER_REGISTRY=away).json["ok"]
+    changes: tuple[Callable[[dict[str, Any]], None], ...] = (
         lambda d: d.update(number=2),
         lambda d: d["manifest"]["files"][0].update(size_bytes=7),
         lambda d: d["proof"].update(entry=d["proof"]["entry"].replace("owner", "other")),
         lambda d: d.update(proof=None),
         lambda d: d["attestations"][0].update(bundle=d["attestations"][-1]["bundle"]),
-    ):
+    )
+    for change in changes:
         changed = json.loads(json.dumps(document))
         change(changed)
         saved.write_text(json.dumps(changed))
-        assert not told(*offline, "--key", key, "--json", expect=70, **away).json["ok"]
+        assert not told(*offline, "--key", key, "--json", expect=70, ADAPTER_REGISTRY=away).json["ok"]
     for text in ("{}", "[" * 100_000, json.dumps(document | {"keys": ["x"]})):
         saved.write_text(text)
-        assert told("verify", "--offline", saved, "--json", expect=2, **away).problem["code"] in (
+        assert told("verify", "--offline", saved, "--json", expect=2, ADAPTER_REGISTRY=away).problem["code"] in (
             "FOLDER_INVALID", "REQUEST_INVALID", "SETTING_INVALID",
         )  # fmt: skip
     saved.write_text(json.dumps(document))
     (pulled / "adapter_config.json").write_text("{}")
-    assert "differs" in told(*offline, "--key", key, expect=70, **away).stdout
+    assert "differs" in told(*offline, "--key", key, expect=70, ADAPTER_REGISTRY=away).stdout
     told("verify", "acme/support", "--offline", saved, expect=2)
     told("verify", "acme/support", "--folder", pulled, expect=2)

@@ -41,8 +41,8 @@ def served(data: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], dic
 
 def test_the_first_start_gives_a_token_that_works_and_no_other_start_does(desk: Desk, tmp_path: Path) -> None:
     with served(tmp_path / "data") as (process, first):
-        env = {"ADAPTER_REGISTRY": first["url"], "ADAPTER_TOKEN": first["token"]}
-        assert desk("whoami", "--json", **env).json["scopes"] == ["admin"]
+        whoami = desk("whoami", "--json", ADAPTER_REGISTRY=first["url"], ADAPTER_TOKEN=first["token"])
+        assert whoami.json["scopes"] == ["admin"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     with served(tmp_path / "data") as (_, second):

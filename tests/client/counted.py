@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,7 @@ class Counted:
     def __init__(self, world: World) -> None:
         self.requests: list[tuple[str, str]] = []
         self.contents: list[int] = []
-        self.bend = lambda body: body
+        self.bend: Callable[[bytes], bytes] = lambda body: body
         self._inner = world.transport
         outer = self
 

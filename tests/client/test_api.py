@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -102,7 +103,7 @@ def test_a_read_is_sent_again_after_a_broken_connection_and_a_busy_server() -> N
 
 
 def test_a_write_whose_answer_was_lost_is_sent_again_under_the_same_key() -> None:
-    made = {"token": {"id": "t", "name": "ci", "created_at": "2026-01-01T00:00:00Z"}, "secret": "s"}
+    made: dict[str, Any] = {"token": {"id": "t", "name": "ci", "created_at": "2026-01-01T00:00:00Z"}, "secret": "s"}
     made["token"] |= {"scopes": ["push"], "namespaces": ["*"], "created_by": "admin"}
     wire = Wire(script(httpx.ReadError("reset"), problem(503, "TRY_LATER"), httpx.Response(201, json=made)))
     registry = wire.registry()

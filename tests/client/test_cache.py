@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,13 @@ def blob(number: int, size_bytes: int = SIZE) -> tuple[Digest, bytes]:
     return Digest.of(data[:size_bytes]), data[:size_bytes]
 
 
+def _write(path: Path, *, data: bytes) -> None:
+    path.write_bytes(data)
+
+
 def fill(cache: Cache, number: int, target: Path, *, size_bytes: int = SIZE) -> Digest:
     digest, data = blob(number, size_bytes)
-    assert cache.fill(digest, len(data), target, lambda path: path.write_bytes(data) and None)
+    assert cache.fill(digest, len(data), target, partial(_write, data=data))
     age(cache, digest, number)
     return digest
 
@@ -111,7 +116,7 @@ def test_a_blob_larger_than_the_limit_is_handed_out_and_not_kept(tmp_path: Path)
 
 def fill_only(cache: Cache, target: Path) -> Digest:
     digest, data = blob(1)
-    cache.fill(digest, SIZE, target, lambda path: path.write_bytes(data) and None)
+    cache.fill(digest, SIZE, target, partial(_write, data=data))
     return digest
 
 
@@ -150,7 +155,7 @@ print(Cache(root).fill(digest, size, target, lambda path: sys.exit("it fetched")
 def test_another_process_waits_too(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     digest, data = blob(1)
-    command = [sys.executable, "-c", FETCH, cache.root, tmp_path / "other", digest, str(SIZE)]
+    command: list[str | Path] = [sys.executable, "-c", FETCH, cache.root, tmp_path / "other", digest, str(SIZE)]
     started: list[subprocess.Popen[str]] = []
 
     def fetch(path: Path) -> None:

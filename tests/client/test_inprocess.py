@@ -174,9 +174,12 @@ def test_close_waits_for_what_is_done_after_an_answer(told: Told) -> None:
 
 
 def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:
+    def refuse() -> None:
+        raise Conflict("SCHEMA_OLD", "the schema is old")
+
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
-        raise Conflict("SCHEMA_OLD", "the schema is old")
+        refuse()
         yield
 
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -143,7 +144,7 @@ def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
     assert [f.code for f in findings] == ["compat.unties"]
 
 
-def saving(names: list[str], held: dict[str, forge.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
+def saving(names: list[str], held: Mapping[str, forge.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
     """Judge a LoRA that announces these saved modules and holds these whole tensors."""
     whole = {f"base_model.model.{name}": ("F32", shape, None) for name, shape in held.items()}
     files = forge.lora(LLAMA, config={"modules_to_save": names, "task_type": task}, change=lambda t: {**t, **whole})

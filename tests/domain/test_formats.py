@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -57,7 +57,7 @@ def old_diffusers() -> dict[str, Tensor]:
     return found
 
 
-def lycoris(parts: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def lycoris(parts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for module in ATTENTION:
         at = "lora_unet_" + module.replace(".", "_")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def codes(findings: list[Finding], severity: str = "error") -> set[str]:
     return {f.code for f in findings if f.severity == severity}
 
 
-def other(method: str, tensors_: dict[str, tuple[int, ...]], **fields: Any) -> list[Finding]:
+def other(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any) -> list[Finding]:
     """Judge an adapter of another method that has these tensors for every q_proj (or by full name)."""
     named: dict[str, forge.Tensor] = {}
     for name, shape in tensors_.items():

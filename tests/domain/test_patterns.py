@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import partial
 
 import pytest
 
@@ -84,6 +85,6 @@ def test_accepted_patterns_mean_what_re_means() -> None:
 
 def test_matching_takes_time_linear_in_the_path() -> None:
     pattern = compiled(".*a.*b.*c.*d.*e.*f")
-    short, long = (effort.lines(lambda n=n: pattern.matches("abcde" * n)) for n in (200, 400))
+    short, long = (effort.lines(partial(pattern.matches, "abcde" * n)) for n in (200, 400))
     assert long < 2.2 * short
     assert not pattern.matches("abcde" * 4000)

@@ -5,6 +5,7 @@ Used by the tests of the rules and by `record.py`, which asks the engines' own c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from registry.adapters import peft, safetensors
@@ -29,7 +30,7 @@ def _renamed(old: str, new: str) -> Any:
 
 def _patterned(t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rank 4 for v_proj, 8 for the rest."""
-    sizes = {"lora_A": lambda s: (4, s[1]), "lora_B": lambda s: (s[0], 4)}
+    sizes: dict[str, Callable[[Any], tuple[int, ...]]] = {"lora_A": lambda s: (4, s[1]), "lora_B": lambda s: (s[0], 4)}
     return {
         name: (dtype, next(size(shape) for half, size in sizes.items() if half in name), None)
         if "v_proj" in name else (dtype, shape, body)

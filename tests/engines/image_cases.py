@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from registry.adapters import formats, safetensors
 from registry.adapters.formats import images
@@ -271,7 +272,8 @@ for _name in ("sd-no-prefix", "sd-flux-names", "sd-absent-block", "flux-no-prefi
 
 def bases() -> dict[str, BaseSpec]:
     """The specs of the three pipelines, with the modules that the cases are about."""
-    configs = {"sd-tiny": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": WIDTH},
+    configs: dict[str, dict[str, Any]] = {
+               "sd-tiny": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": WIDTH},
                "flux-tiny": {"_class_name": "FluxTransformer2DModel"},
                "qwen-image-tiny": {"_class_name": "QwenImageTransformer2DModel"}}  # fmt: skip
     parts = {"sd-tiny": {"unet": SD, "text_encoder": TEXT}, "flux-tiny": {"transformer": FLUX},

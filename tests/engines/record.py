@@ -18,8 +18,9 @@ import re
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tests.engines.cases import CASES, tensor_names
 from tests.forge import CONFIG, WEIGHTS, Files
@@ -106,7 +107,7 @@ def vllm(folder: Path) -> dict[str, str]:
             if not names["is_base_embedding_weights"](name):
                 names["parse_fine_tuned_lora_name"](name)
 
-    return {case: _answer(lambda files=files: ask(files)) for case, files in CASES.items()}
+    return {case: _answer(partial(ask, files)) for case, files in CASES.items()}
 
 
 def vllm_settings(folder: Path) -> dict[str, str]:
@@ -114,7 +115,7 @@ def vllm_settings(folder: Path) -> dict[str, str]:
     import pydantic.dataclasses
 
     def config(*, config: Any) -> Any:
-        return pydantic.dataclasses.dataclass(config={"extra": "forbid", **config})
+        return pydantic.dataclasses.dataclass(config=cast(pydantic.ConfigDict, {"extra": "forbid", **config}))
 
     nothing = types.SimpleNamespace(VLLM_LORA_ENABLE_DUAL_STREAM=False)
     stubs: dict[str, dict[str, Any]] = {
@@ -125,7 +126,7 @@ def vllm_settings(folder: Path) -> dict[str, str]:
     }  # fmt: skip
     made = _module(folder / "vllm" / "config" / "lora.py", stubs).LoRAConfig
     asked = {text: text.split("=") for text in SETTINGS}
-    answers = {text: _answer(lambda name=name, value=value: made(**{name: int(value)}))
+    answers = {text: _answer(partial(made, **{name: int(value)}))
                for text, (name, value) in asked.items()}  # fmt: skip
     return {text: " ".join(answer.partition("[")[0].split()) for text, answer in answers.items()}
 
@@ -159,7 +160,7 @@ def sglang(folder: Path) -> dict[str, str]:
             joins["normalize_qkv_proj"](adapter, list(weights), weights)
             joins["normalize_gate_up_proj"](adapter, list(weights), weights)
 
-    return {case: _answer(lambda files=files: ask(files)) for case, files in CASES.items()}
+    return {case: _answer(partial(ask, files)) for case, files in CASES.items()}
 
 
 def main(folder: Path) -> None:

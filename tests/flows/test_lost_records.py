@@ -178,7 +178,8 @@ def test_an_identity_that_changes_while_its_base_is_recorded_is_recorded_as_it_i
     collect(stored_world)
     with stored_world.session(write=True) as session:
         session.connection().execute(update(BaseRow).values(recorded_at=None))
-    put, late = metadata_backup._put, []
+    put = metadata_backup._put
+    late: list[str] = []
 
     def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
         key = put(blobs, folder, record)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from registry.evaluation.verdicts import Check
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -71,7 +74,7 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, 
         ("merged", "acme/one@1"), ("merged", "acme/other@1"),
     }  # fmt: skip
     assert {edge.relation for edge in admin.lineage("acme/both").edges} >= {"merged"}
-    assert {v.check: v.outcome for v in made.verdicts}["compat"] == "pass"
+    assert {v.check: v.outcome for v in made.verdicts}[Check.COMPAT] == "pass"
     recipe = json.loads(admin.resolve("acme/both").manifest.annotations[ANNOTATION])
     assert (recipe["weights"], recipe["rank"]) == ([0.7, 0.3], 6)
     report = done.result["report"]
@@ -225,7 +228,7 @@ def _error(made: Path, workshop: Workshop, scratch: Path) -> float:
         exact = 0.7 * deltas[0][path] + 0.3 * deltas[1][path]
         lost += float((found - exact).square().sum())
         wanted += float(exact.square().sum())
-    return (lost / wanted) ** 0.5
+    return math.sqrt(lost / wanted)
 
 
 def _deltas(folder: Path) -> dict[str, Any]:

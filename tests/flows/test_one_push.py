@@ -110,6 +110,7 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
     with world.session() as session:
         assert rows(session, VersionRow) == []
         assert rows(session, JobRow) == []
+    assert isinstance(world.blobs, LocalBlobs)
     assert not list((world.blobs.root / "tmp").glob("*"))
     pushed = push.push_folder(world.admin, folder, NAME, base="tiny-llama")
     assert (pushed.created, pushed.version.number) == (True, 1)

@@ -196,7 +196,8 @@ def test_a_late_writer_of_a_record_takes_no_newer_one_away(
     collect(stored_world)
     with stored_world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(recorded_at=None))
-    put, late = metadata_backup._put, []
+    put = metadata_backup._put
+    late: list[str] = []
 
     def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
         if not late:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import sys
+from typing import Any, Callable  # noqa: UP035 - also runs with old Pythons
 
 import huggingface_hub
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -12,14 +13,14 @@ ORDER = json.loads(sys.argv[1])
 NAME, WEIGHTS, COMMIT, NESTED = ORDER["name"], ORDER["weights"], ORDER["commit"], ORDER["nested"]
 
 
-def bytes_of(folder):
+def bytes_of(folder: str) -> "dict[str, str]":
     """Path → SHA-256 of every file below a snapshot."""
     root = pathlib.Path(folder)
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and ".cache" not in path.parts]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def said(call):
+def said(call: "Callable[[], Any]") -> "list[str]":
     """The class and the text of what this call raises."""
     try:
         return ["", str(call())]
@@ -27,7 +28,7 @@ def said(call):
         return [type(e).__name__, str(e)]
 
 
-def downloads():
+def downloads() -> "dict[str, Any]":
     snapshot = snapshot_download(NAME, revision="canary")
     by_tag = hf_hub_download(NAME, WEIGHTS, revision="v1")
     by_commit = hf_hub_download(NAME, NESTED, revision=COMMIT)
@@ -44,7 +45,7 @@ def downloads():
     }
 
 
-def words(api):
+def words(api: Any) -> "dict[str, Any]":
     info = api.model_info(NAME, revision="v1", files_metadata=True)
     refs = api.list_repo_refs(NAME)
     tree = {entry.path: entry for entry in api.list_repo_tree(NAME, revision="canary", recursive=True)}
@@ -66,7 +67,7 @@ def words(api):
     }
 
 
-def answers(api):
+def answers(api: HfApi) -> "dict[str, Any]":
     return {
         "exists": [api.repo_exists(NAME), api.revision_exists(NAME, "canary"), api.file_exists(NAME, WEIGHTS)],
         "absent": [
@@ -84,7 +85,7 @@ def answers(api):
     }  # fmt: skip
 
 
-def main():
+def main() -> None:
     api = HfApi()
     found = {"version": huggingface_hub.__version__, **downloads(), "words": words(api), "answers": answers(api)}
     print(json.dumps(found))

@@ -38,7 +38,7 @@ from registry.names import AdapterName
 from tests import forge
 from tests.faults.servers import Server
 from tests.relay import Relay
-from tests.world import media_type, spec_of
+from tests.world import media_type, spec_of, upload
 
 NAME = "acme/support"
 CARD = b"# An adapter\n"
@@ -72,9 +72,7 @@ class Live:
         spec = base or self.base
         manifest = Manifest.build(BaseRef(name=spec.name, fingerprint=spec.fingerprint), described)
         plan = self.registry.plan_push(AdapterName.parse(name), PushRequest(manifest=manifest))
-        by_digest = {Digest.of(data): data for data in files.values()}
-        for upload in plan.uploads:
-            self.registry.upload(upload, lambda data=by_digest[upload.digest]: iter([data]))  # type: ignore[misc]
+        upload(self.registry, plan, files)
         return self.registry.commit_push(plan.push_id).version.digest
 
     def push_support(self) -> None:

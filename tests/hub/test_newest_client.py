@@ -22,7 +22,8 @@ def test_the_newest_client_reads_everything_and_is_told_what_it_may_not(live: Li
 
 
 def test_the_command_hf_downloads_an_alias(live: Live, tmp_path: Path) -> None:
-    command = [Path(sys.executable).with_name("hf"), "download", NAME, "--revision", "canary", "--local-dir", "here"]
+    command: list[str | Path] = [Path(sys.executable).with_name("hf"), "download", NAME]
+    command += ["--revision", "canary", "--local-dir", "here"]
     done = live.run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     found = {path: (tmp_path / "here" / path).read_bytes() for path in live.files[0]}

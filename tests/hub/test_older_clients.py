@@ -92,7 +92,8 @@ def test_a_download_that_was_cut_goes_on_where_it_stopped(live: Live, tmp_path: 
     files = _large()
     if LARGE not in live.digest_of:
         live.digest_of[LARGE] = live.push(LARGE, files)
-    before, live.relay.cut_after = len(live.relay.heads), 14 * 2**20
+    before = len(live.relay.heads)
+    live.relay.cut(after=14 * 2**20)
     python = _python(version) if version else sys.executable
     found = lives.last_line(live.run([python, "-c", RESUME], tmp_path))
     assert live.relay.cut_after is None

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from registry.server.hub import upstream as relays
 from tests import forge
 from tests.faults.servers import Server
@@ -220,7 +220,7 @@ def test_few_requests_wait_for_an_upstream_at_once() -> None:
     turns = [upstream.turn() for _ in range(relays.AT_ONCE)]
     for turn in turns:
         turn.__enter__()
-    with pytest.raises(relays.Unavailable, match="8 requests wait"), upstream.turn():
+    with pytest.raises(Unavailable, match="8 requests wait"), upstream.turn():
         pass
     turns[0].__exit__(None, None, None)
     with upstream.turn():

@@ -50,7 +50,7 @@ def make_hub(version: str) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     more = ["hf_transfer"] if version.startswith("0.") else ["click"]  # which today's typer brings along no more
     wanted = [f"huggingface_hub=={version}", *more]
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
     subprocess.run([*pip, *wanted], check=True)
     (folder / ".ready").touch()
 
@@ -60,8 +60,8 @@ def make_javascript() -> None:
     if npm is None or javascript() is not None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    install = [npm, "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder]
-    subprocess.run([*install, f"@huggingface/hub@{JAVASCRIPT}"], check=True)
+    install: list[str | Path] = [npm, "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
+    subprocess.run([*install, "--prefix", folder, f"@huggingface/hub@{JAVASCRIPT}"], check=True)
     (folder / ".ready").touch()
 
 

@@ -53,15 +53,15 @@ def _run(*command: str | Path, cwd: Path, stdin: str = "") -> subprocess.Complet
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder]
-    built = _run(*pip, import_table.ROOT, cwd=folder)
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    built = _run(*pip, "-w", folder, import_table.ROOT, cwd=folder)
     assert built.returncode == 0, built.stderr
     return next(folder.glob("adapter_registry-*.whl"))
 
 
 def install(python: Path, what: str | Path) -> None:
     """By the pip of this environment: the bare one has none, which saves unpacking it."""
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", what]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", what]
     installed = _run(*pip, cwd=python.parent)
     assert installed.returncode == 0, installed.stderr
 

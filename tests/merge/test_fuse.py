@@ -286,4 +286,4 @@ def _loaded(folder: Path) -> dict[str, Any]:
 def _share_equal(pairs: list[tuple[Any, Any]]) -> float:
     """The share of elements that are the wanted ones, rounded once to the type that was found."""
     equal = sum(int((found == wanted.to(found.dtype)).sum()) for found, wanted in pairs)
-    return equal / sum(found.numel() for found, _ in pairs)
+    return equal / sum(int(found.numel()) for found, _ in pairs)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 torch = pytest.importorskip("torch")
 hypothesis = pytest.importorskip("hypothesis")
@@ -18,7 +23,7 @@ sizes = st.integers(1, 24)
 
 
 @st.composite
-def sums(draw: st.DrawFn) -> tuple[Factors, torch.Tensor]:
+def sums(draw: st.DrawFn) -> tuple[Factors, Tensor]:
     """A weighted sum of one to four updates of unequal ranks, and the same as a dense matrix in 64 bits."""
     rows, columns = draw(sizes), draw(sizes)
     torch.manual_seed(draw(st.integers(0, 10_000)))
@@ -32,7 +37,7 @@ def sums(draw: st.DrawFn) -> tuple[Factors, torch.Tensor]:
 
 @settings(max_examples=150, deadline=None)
 @given(sums())
-def test_the_sum_is_exact_whatever_the_ranks(case: tuple[Factors, torch.Tensor]) -> None:
+def test_the_sum_is_exact_whatever_the_ranks(case: tuple[Factors, Tensor]) -> None:
     found, dense = case
     scale = max(1.0, float(dense.norm()))
     assert float((found.dense - dense).norm()) <= 1e-4 * scale
@@ -44,7 +49,7 @@ def test_the_sum_is_exact_whatever_the_ranks(case: tuple[Factors, torch.Tensor])
 
 @settings(max_examples=150, deadline=None)
 @given(sums(), st.integers(1, 16))
-def test_a_truncation_errs_as_the_dense_svd_does(case: tuple[Factors, torch.Tensor], rank: int) -> None:
+def test_a_truncation_errs_as_the_dense_svd_does(case: tuple[Factors, Tensor], rank: int) -> None:
     found, dense = case
     values = torch.linalg.svdvals(dense)
     best = float(values[rank:].norm())
@@ -62,7 +67,7 @@ def test_a_truncation_errs_as_the_dense_svd_does(case: tuple[Factors, torch.Tens
 
 @settings(max_examples=60, deadline=None)
 @given(sums())
-def test_a_difference_is_measured_on_the_factors(case: tuple[Factors, torch.Tensor]) -> None:
+def test_a_difference_is_measured_on_the_factors(case: tuple[Factors, Tensor]) -> None:
     found, dense = case
     shorter, _ = lowrank.truncated(found, 1)
     loss = lowrank.difference(shorter, found)

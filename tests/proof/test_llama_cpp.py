@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def test_llama_cpp_answers_as_it_is_recorded(tmp_path: Path) -> None:
-    from tests.proof import llama_cpp  # imports torch
+    from tests.proof import llama_cpp, vllm_http  # imports torch
 
     recorded = json.loads(llama_cpp.RECORDED.read_text())[f"xllamacpp=={venvs.LLAMA}"]
     asked = llama_cpp.run(tmp_path)
@@ -27,4 +27,4 @@ def test_llama_cpp_answers_as_it_is_recorded(tmp_path: Path) -> None:
     }
     for name, row in asked.items():
         if "from_peft" in row:
-            assert abs(row["from_peft"] - recorded[name]["from_peft"]) < llama_cpp.vllm_http.TOLERANCE / 2, name
+            assert abs(row["from_peft"] - recorded[name]["from_peft"]) < vllm_http.TOLERANCE / 2, name

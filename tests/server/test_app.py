@@ -216,7 +216,7 @@ def test_a_database_that_only_reads_is_told_and_left_for_one_that_writes(world: 
     def only_reads(value: str) -> None:
         options = "-c default_transaction_read_only=off"
         with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, options=options) as connection:
-            connection.execute(f'ALTER DATABASE "{url.database}" SET default_transaction_read_only = {value}')  # type: ignore[arg-type]
+            connection.execute(f'ALTER DATABASE "{url.database}" SET default_transaction_read_only = {value}')
 
     only_reads("on")
     world.engine.dispose()  # as a failover ends connections

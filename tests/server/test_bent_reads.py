@@ -8,6 +8,7 @@ import pytest
 
 from registry.client.connection import Connection
 from registry.client.registry import Registry
+from registry.server.evaluation.weights.measure import INLINE_BYTES
 from registry.server.push import inspect
 from tests.memory_blobs import MemoryBlobs
 from tests.world import URL, World
@@ -46,7 +47,7 @@ def client(world: World) -> Registry:
     return Registry(URL, connection=Connection(URL, world.secret, transport=world.transport, wait=lambda _: None))
 
 
-@pytest.mark.parametrize("read_whole_up_to_bytes", [0, inspect.INLINE_BYTES])
+@pytest.mark.parametrize("read_whole_up_to_bytes", [0, INLINE_BYTES])
 def test_a_flipped_bit_in_a_header_is_read_again_and_never_stored(
     world: World, blobs: Bent, client: Registry, monkeypatch: pytest.MonkeyPatch, read_whole_up_to_bytes: int
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 from sqlmodel import select
@@ -88,7 +90,7 @@ def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World)
     world.push("acme/alpha")
     world.admin.promote("acme/beta", "canary", "1", generation=0)
 
-    def listed(**search: str) -> list[str]:
+    def listed(**search: Any) -> list[str]:
         return [item.name for item in world.admin.adapters(**search).items]
 
     assert listed() == ["acme/alpha", "acme/beta", "globex/alpha", "globex/gpt"]

@@ -116,7 +116,10 @@ def test_a_history_that_somebody_edited_is_not_what_the_log_tells(world: World, 
 
 
 def _change(table: type[SQLModel], **values: object) -> Callable[[Session], None]:
-    return lambda session: session.connection().execute(update(table).values(**values)) and None
+    def change(session: Session) -> None:
+        session.connection().execute(update(table).values(**values))
+
+    return change
 
 
 DAMAGES: dict[str, Callable[[Session], object]] = {
@@ -125,11 +128,16 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
     "version.size_differs": _change(VersionRow, size_bytes=1),
     "version.files_differ": _change(VersionFileRow, media_type="text/html"),
     "version.parents_differ": lambda s: s.add(
-        EdgeRow(child_id=s.exec(select(VersionRow.id)).first(), parent_digest=Digest.of(b"x"), relation="merged")
+        EdgeRow(child_id=s.exec(select(VersionRow.id)).first() or 0, parent_digest=Digest.of(b"x"), relation="merged")
     ),
     "version.inputs_differ": lambda s: s.add(
         VersionInputRow(
-            version_id=s.exec(select(VersionRow.id)).first(), place=0, relation="run", node="run:x:1", name="", uri=""
+            version_id=s.exec(select(VersionRow.id)).first() or 0,
+            place=0,
+            relation="run",
+            node="run:x:1",
+            name="",
+            uri="",
         )
     ),
     "version.event_count": lambda s: s.connection().execute(

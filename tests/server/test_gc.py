@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlmodel import Session
@@ -164,8 +165,8 @@ def test_ended_pushes_and_old_answers_are_forgotten(stored_world: World) -> None
         for row in rows(session, PushRow):
             row.expires_at = long_ago
             session.add(row)
-        answer = {"token_id": "t", "key": "old", "request_sha256": "", "status": 200, "answer": "{}"}
-        session.add(IdempotencyRow(**answer, created_at=long_ago))
+        answer = {"request_sha256": "", "status": 200, "answer": "{}"}
+        session.add(IdempotencyRow.model_validate({"token_id": "t", "key": "old", "created_at": long_ago} | answer))
     report = collect(stored_world)
     assert (report.pushes_forgotten, report.answers_forgotten) == (1, 1)
     with stored_world.session() as session:
@@ -187,10 +188,7 @@ def test_one_collects_at_a_time(stored_world: World) -> None:
 
 def test_only_an_administrator_of_everything_collects(stored_world: World) -> None:
     for actor in (stored_world.actor("push"), stored_world.actor("admin", namespaces=["acme"])):
-        for call in (
-            lambda a=actor: a.collect(GcRequest()),
-            lambda a=actor: a.fsck(FsckRequest()),
-        ):
+        for call in (partial(actor.collect, GcRequest()), partial(actor.fsck, FsckRequest())):
             with pytest.raises(Denied):
                 call()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from registry.errors import Unavailable
@@ -15,7 +17,8 @@ def test_what_the_store_refuses_to_delete_stands_in_nobodys_way(
     stored_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = orphan(stored_world, b"on a bad sector"), orphan(stored_world, b"beside it")
-    kind, delete = type(stored_world.blobs), type(stored_world.blobs).delete
+    kind: Any = type(stored_world.blobs)
+    delete = kind.delete
 
     def refusing(blobs: BlobStore, key: str) -> None:
         if key == key_of(bad):

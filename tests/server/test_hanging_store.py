@@ -15,7 +15,7 @@ from registry.server.push import background, inspect
 from registry.server.routes.threads import STORE_THREADS
 from registry.server.storage.blobs import BlobWriter, Link, Stat
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
+from tests.world import World, upload
 
 PATIENCE_SECONDS = 60
 """More than anything here takes; a server that is held up would take for ever."""
@@ -122,10 +122,9 @@ def test_a_commit_that_is_asked_for_again_while_it_is_done_is_not_done_twice(
     """It takes long because the store is slow: reading everything once more at the same time would make it slower."""
     files = world.files()
     plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    by_digest = {Digest.of(data): data for data in files.values()}
-    for upload in plan.uploads:
-        world.admin.upload(upload, lambda digest=upload.digest: iter([by_digest[digest]]))
-    came, read = threading.Semaphore(0), []
+    upload(world.admin, plan, files)
+    came = threading.Semaphore(0)
+    read: list[Any] = []
     turn, verified = background.turn, inspect.verified
 
     def coming(*words: Any) -> Any:

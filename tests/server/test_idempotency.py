@@ -17,7 +17,6 @@ from registry.api.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
 from registry.api.push import PushRequest
 from registry.client.connection import Connection
 from registry.client.registry import Registry
-from registry.digest import Digest
 from registry.errors import Conflict, Invalid
 from registry.jobs import Kind
 from registry.server import app as server_app
@@ -25,7 +24,7 @@ from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyR
 from registry.server.routes import deps
 from registry.server.routes.idempotent import OnceRoute
 from tests import forge
-from tests.world import URL, World, rows, spec_of
+from tests.world import URL, World, rows, spec_of, upload
 
 
 class Losing(httpx.BaseTransport):
@@ -118,9 +117,7 @@ def revoke(world: World, client: Registry) -> Any:
 def commit(world: World, client: Registry) -> Any:
     files = world.files()
     plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    data = {Digest.of(content): content for content in files.values()}
-    for upload in plan.uploads:
-        world.admin.upload(upload, lambda upload=upload: iter([data[upload.digest]]))
+    upload(world.admin, plan, files)
     return lambda: client.commit_push(plan.push_id)
 
 
@@ -212,7 +209,7 @@ def test_a_failed_mutation_frees_its_key(world: World) -> None:
 
 @pytest.mark.parametrize("key", ["", "two words", "é", "x" * 201])
 def test_a_key_that_is_none_is_refused(world: World, key: str) -> None:
-    headers = {"Idempotency-Key": key.encode(), "Authorization": f"Bearer {world.secret}".encode()}
+    headers = {b"Idempotency-Key": key.encode(), b"Authorization": f"Bearer {world.secret}".encode()}
     with httpx.Client(transport=world.transport, base_url=URL) as raw:
         answer = raw.post("/api/v1/jobs/claim", json={"worker": "w"}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (400, Invalid("REQUEST_INVALID", "").code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -227,7 +228,7 @@ def shelve(world: World, count: int) -> None:
 def test_each_question_is_one_statement_by_indexes_however_much_it_finds(made: World, database_kind: str) -> None:
     shelve(made, 3000)
     reader = made.actor("pull", namespaces=["acme", "globex"])
-    questions = {
+    questions: dict[str, Callable[[], Any]] = {
         "down": lambda: made.admin.lineage("acme/tree@5", down=True),
         "reader": lambda: reader.lineage("acme/tree@5", down=True),
         "up": lambda: made.admin.lineage("acme/tree@2047"),

@@ -35,6 +35,12 @@ class NoReads(MemoryBlobs):
         return super().read(key, start, length)
 
 
+def close(world: World) -> None:
+    """From now on a read fails the test."""
+    assert isinstance(world.blobs, NoReads)
+    world.blobs.closed = True
+
+
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
     with World(database_url, blobs=NoReads(), engines=f"{VLLM} {SGLANG}") as made:
@@ -80,7 +86,7 @@ def test_a_server_that_is_told_of_a_wrong_engine_does_not_start(database_url: st
 # ------------------------------------------------------------------ asked
 def test_an_engine_is_asked_about_a_version_without_reading_a_blob(world: World) -> None:
     world.push("acme/support", world.files(rank=64))
-    world.blobs.closed = True  # type: ignore[attr-defined]
+    close(world)
     items = world.admin.verdicts("acme/support", [VLLM, WIDE]).items
     assert [(v.profile, v.outcome) for v in items] == [(VLLM, "fail"), (WIDE, "pass")]
     assert "max_lora_rank" in items[0].findings[0].message
@@ -153,7 +159,7 @@ def test_a_fleet_is_told_the_limit_that_its_largest_adapter_needs_and_who_that_i
     world.push("acme/large", world.files(rank=64))
     world.push("acme/gone", world.files(rank=128))
     world.admin.yank("acme/gone@1", "wrong data")
-    world.blobs.closed = True  # type: ignore[attr-defined]
+    close(world)
     found = world.admin.engine_settings("tiny-llama", [VLLM, SGLANG])
     assert (found.base, found.adapters) == ("tiny-llama", 2)
     vllm = found.items[0]
@@ -178,12 +184,12 @@ def test_only_what_is_older_than_the_rules_is_judged_again(world: World, monkeyp
     assert renewed(world, setting) == (2, 2)
     assert renewed(world, setting) == (2, 0)
     assert len(rows(world)) == 6
-    assert {row.made_by["rules"] for row in sorted(rows(world), key=lambda row: row.id)[-2:]} == {"sha256:new"}
+    assert {row.made_by["rules"] for row in sorted(rows(world), key=lambda row: row.id or 0)[-2:]} == {"sha256:new"}
 
 
 def test_an_engine_that_is_listed_later_gets_its_verdicts_without_a_blob(world: World) -> None:
     world.push("acme/support", world.files(rank=64))
-    world.blobs.closed = True  # type: ignore[attr-defined]
+    close(world)
     assert renewed(world, f"{VLLM} {SGLANG} {WIDE}") == (1, 1)
     assert stored(world) == {VLLM: "fail", SGLANG: "pass", WIDE: "pass"}
 
@@ -194,7 +200,7 @@ def test_a_batch_costs_the_same_few_statements_however_many_versions_it_holds(
     world.push("acme/support")
     many(world, 250)
     monkeypatch.setattr(reevaluate, "BATCH", 100)
-    world.blobs.closed = True  # type: ignore[attr-defined]
+    close(world)
     with world.statements() as sent:
         assert renewed(world, f"{VLLM} {SGLANG}") == (251, 500)
     # Three batches: each reads the versions' facts and their verdicts, and writes its rows. The push before may still
@@ -257,7 +263,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
     for search in ({"scheme": "peft"}, {"target": ["q_proj"]}, {"tag": ["team=search"]}, {"rank_min": 64}):
         assert [item.name for item in world.admin.adapters(**search).items] == ["acme/support"], search
     assert world.admin.adapters(scheme="unknown").items == []
-    world.blobs.closed = True  # type: ignore[attr-defined]
+    close(world)
     assert renewed(world, world.settings.engines) == (1, 0)
 
 

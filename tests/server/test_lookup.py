@@ -268,7 +268,12 @@ def test_a_database_that_only_hangs_is_away_too(
     http, freshness = client(world), world.app.state.freshness
     http.get(f"{PATH}/main")
     asked, answered = threading.Event(), threading.Event()
-    monkeypatch.setattr(freshness, "_read_snapshot", lambda: (asked.set(), answered.wait(60)))
+
+    def snapshot() -> None:
+        asked.set()
+        answered.wait(60)
+
+    monkeypatch.setattr(freshness, "_read_snapshot", snapshot)
     monkeypatch.setattr("registry.server.resolve_cache.freshness.SILENT_SECONDS", 0.0)
     follower = threading.Thread(target=freshness._poll)
     follower.start()

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from registry.api.push import PushPlan, PushRequest
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError
 from registry.evaluation.verdicts import Outcome
@@ -18,7 +19,7 @@ from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
 from tests import forge
-from tests.world import World, rows
+from tests.world import World, rows, upload
 
 STATEMENTS_LIMIT = 52
 """Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
@@ -30,14 +31,12 @@ def based(world: World) -> World:
     return world
 
 
-def plan(world: World, files: forge.Files, name: str = "acme/support", by: object = None) -> PushPlan:
-    return (by or world.admin).plan_push(name, PushRequest(manifest=world.manifest(files)))  # type: ignore[attr-defined]
+def plan(world: World, files: forge.Files, name: str = "acme/support", by: Registry | None = None) -> PushPlan:
+    return (by or world.admin).plan_push(name, PushRequest(manifest=world.manifest(files)))
 
 
 def send(world: World, plan: PushPlan, files: forge.Files) -> None:
-    by_digest = {Digest.of(data): data for data in files.values()}
-    for upload in plan.uploads:
-        world.admin.upload(upload, lambda d=upload.digest: iter([by_digest[d]]))
+    upload(world.admin, plan, files)
 
 
 def test_a_push_makes_a_version_with_facts_verdict_alias_job_and_event(based: World) -> None:

@@ -13,7 +13,7 @@ from registry.errors import Invalid, RegistryError
 from registry.server.database.models import BlobRow, VersionRow
 from registry.server.storage import references
 from tests import forge
-from tests.world import World, rows
+from tests.world import World, rows, upload
 
 
 @pytest.fixture
@@ -27,9 +27,7 @@ def plan(world: World, files: forge.Files) -> PushPlan:
 
 
 def send(world: World, plan: PushPlan, files: forge.Files) -> None:
-    by_digest = {Digest.of(data): data for data in files.values()}
-    for upload in plan.uploads:
-        world.admin.upload(upload, lambda d=upload.digest: iter([by_digest[d]]))
+    upload(world.admin, plan, files)
 
 
 def small_of(plan: PushPlan, files: forge.Files) -> list[Small]:

@@ -13,7 +13,8 @@ from registry.server.storage.blobs import key_of
 from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.store import S3Blobs
 from tests import forge
-from tests.flows.test_restore import lose_the_database, snapshot, story
+from tests.flows.test_restore import lose_the_database, story
+from tests.snapshot import snapshot
 from tests.upkeep import collect, expire, findings, plan, states
 from tests.world import World
 

@@ -200,8 +200,8 @@ class LlamaServer(EngineServer):
 
     def answer(self, method: str, path: str, body: Any) -> Answered:
         if path == "/lora-adapters" and method == "GET":
-            rows = zip(self.files, self.scales, strict=True)
-            return 200, [{"id": number, "path": file, "scale": scale} for number, (file, scale) in enumerate(rows)]
+            loaded = zip(self.files, self.scales, strict=True)
+            return 200, [{"id": number, "path": file, "scale": scale} for number, (file, scale) in enumerate(loaded)]
         if path == "/lora-adapters":
             named = {row["id"]: row["scale"] for row in body}
             self.scales = [float(named.get(number, 0.0)) for number in range(len(self.files))]

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,13 @@ def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
     telling = node.agent._reporter
     assert telling is not None
     report = telling.report
-    monkeypatch.setattr(telling, "report", lambda: (report(), heard.release())[0])
+
+    def reported() -> Any:
+        result = report()
+        heard.release()
+        return result
+
+    monkeypatch.setattr(telling, "report", reported)
     stop = threading.Event()
     running = threading.Thread(target=telling.run, args=(stop,))
     running.start()

@@ -66,7 +66,7 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
     node.push("acme/support")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.pull if where == "copy" else store, "pull" if where == "copy" else "replace_file", full)
+        patch.setattr("registry.client.pull.pull" if where == "copy" else f"{store.__name__}.replace_file", full)
         assert node.states() == {"acme-support-v2": "failed"}
         assert node.station.aliases == {"acme/support": "acme-support-v1"}
         assert any("No space left" in line and "cannot be kept" in line for line in node.said)

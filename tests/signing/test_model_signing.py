@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from tests.audit.certificates import PEM, SPKI
 from tests.cli.desk import Desk
 from tests.signing import tool
 
@@ -52,7 +53,7 @@ def test_what_we_sign_is_verified_by_model_signing(desk: Desk) -> None:
     desk("base", "add", "tiny", desk.folder / "tiny")
     key, public = stand.Stand(desk.folder / "stand").key("signer", stand.CURVES["p256"])
     pem = desk.folder / "signer.pub"
-    pem.write_bytes(public.public_bytes(stand.PEM, stand.SPKI))
+    pem.write_bytes(public.public_bytes(PEM, SPKI))
     desk("push", trained, "acme/ours", "--base", "tiny", "--sign", key)
     pulled, signature = desk.folder / "pulled", desk.folder / "ours.sig"
     desk("pull", "acme/ours", pulled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -76,10 +77,11 @@ def test_no_changed_byte_of_what_was_signed_or_of_the_signature_is_taken(way: st
     envelope, pem = document["dsseEnvelope"], TOLD["signed"][way].get("public_key")
     key = PublicKey.parse(pem.encode()) if pem else None
     payload, signature = (base64.b64decode(text) for text in (envelope["payload"], envelope["signatures"][0]["sig"]))
-    for data, put in (
+    changes: tuple[tuple[bytes, Callable[[str], None]], ...] = (
         (payload, lambda text: envelope.update(payload=text)),
         (signature, lambda text: envelope["signatures"][0].update(sig=text)),
-    ):
+    )
+    for data, put in changes:
         for at in range(0, len(data), max(1, len(data) // 60)):
             put(base64.b64encode(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]).decode())
             with pytest.raises(Invalid) as caught:

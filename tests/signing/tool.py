@@ -34,7 +34,7 @@ def bring() -> None:
     python = FOLDER / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", FOLDER], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
     subprocess.run([*pip, f"model-signing=={VERSION}", "pyOpenSSL"], check=True)
     (FOLDER / ".ready").touch()
 
@@ -54,7 +54,7 @@ class Tool:
 
     def verifies(self, folder: Path, public_key: Path, signature: Path) -> bool:
         """Whether it takes a bundle for this folder; files that nobody signed count against it."""
-        asked = ["verify", "key", "--public_key", public_key, "--signature", signature, folder]
+        asked: list[str | Path] = ["verify", "key", "--public_key", public_key, "--signature", signature, folder]
         return subprocess.run([FOLDER / "bin" / "model_signing", *asked], capture_output=True).returncode == 0
 
     def _run(self, *words: object) -> None:

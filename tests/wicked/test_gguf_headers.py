@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_a_header_that_ends_anywhere_is_refused_and_nothing_behind_the_file_is_a
     for end in range(len(GOOD) - 1):
         data = GOOD[:end]
         with pytest.raises(RegistryError):
-            gguf.read_header(lambda at, n, data=data: reader(data, at, n), end, file="adapter.gguf")
+            gguf.read_header(partial(reader, data), end, file="adapter.gguf")
     assert all(asked)
 
 

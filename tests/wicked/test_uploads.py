@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,13 +36,13 @@ def client(world: World) -> RawClient:
 
 
 @pytest.fixture
-def planned(client: RawClient) -> dict[str, object]:
+def planned(client: RawClient) -> dict[str, Any]:
     files = client.world.files()
     upload = next(u for u in client.plan(files).json()["uploads"] if u["digest"] == Digest.of(files[forge.WEIGHTS]))
     return {"data": files[forge.WEIGHTS], "url": upload["url"], "files": files}
 
 
-def test_bytes_that_hash_to_something_else_are_refused(client: RawClient, planned: dict) -> None:
+def test_bytes_that_hash_to_something_else_are_refused(client: RawClient, planned: dict[str, Any]) -> None:
     bent = bytes([planned["data"][0] ^ 1]) + planned["data"][1:]
     answer = client.ask("PUT", planned["url"], content=bent)
     assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
@@ -49,7 +50,9 @@ def test_bytes_that_hash_to_something_else_are_refused(client: RawClient, planne
     assert_nothing_kept(client)
 
 
-def test_a_length_that_differs_from_the_plan_is_refused_before_the_body(client: RawClient, planned: dict) -> None:
+def test_a_length_that_differs_from_the_plan_is_refused_before_the_body(
+    client: RawClient, planned: dict[str, Any]
+) -> None:
     for data in (planned["data"][:-1], planned["data"] + b"x"):
         answer = client.ask("PUT", planned["url"], content=data)
         assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
@@ -57,7 +60,7 @@ def test_a_length_that_differs_from_the_plan_is_refused_before_the_body(client: 
     assert_nothing_kept(client)
 
 
-def test_a_body_without_an_end_is_refused_at_its_limit(client: RawClient, planned: dict) -> None:
+def test_a_body_without_an_end_is_refused_at_its_limit(client: RawClient, planned: dict[str, Any]) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -72,13 +75,13 @@ def test_a_body_without_an_end_is_refused_at_its_limit(client: RawClient, planne
     assert_nothing_kept(client)
 
 
-def test_a_short_body_without_a_length_is_refused(client: RawClient, planned: dict) -> None:
+def test_a_short_body_without_a_length_is_refused(client: RawClient, planned: dict[str, Any]) -> None:
     answer = client.ask("PUT", planned["url"], content=iter([planned["data"][:100]]))
     assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
     assert_nothing_kept(client)
 
 
-def test_a_blob_that_was_not_asked_for_is_refused(client: RawClient, planned: dict) -> None:
+def test_a_blob_that_was_not_asked_for_is_refused(client: RawClient, planned: dict[str, Any]) -> None:
     url = planned["url"].rsplit("/", 1)[0] + f"/{Digest.of(b'x')}"
     answer = client.ask("PUT", url, content=b"x")
     assert (answer.status_code, answer.json()["code"]) == (404, "BLOB_UNKNOWN")
@@ -88,7 +91,7 @@ def test_a_blob_that_was_not_asked_for_is_refused(client: RawClient, planned: di
 @pytest.mark.parametrize(
     "digest", ["sha256:abc", "sha256:" + "A" * 64, "md5:" + "a" * 32, "a" * 64, "sha256:" + "a" * 64 + "%0a"]
 )
-def test_a_digest_that_is_none_is_400(client: RawClient, planned: dict, digest: str) -> None:
+def test_a_digest_that_is_none_is_400(client: RawClient, planned: dict[str, Any], digest: str) -> None:
     answer = client.ask("PUT", planned["url"].rsplit("/", 1)[0] + f"/{digest}", content=b"x")
     assert (answer.status_code, answer.json()["code"]) == (400, "DIGEST_INVALID")
 

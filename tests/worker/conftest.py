@@ -33,7 +33,7 @@ def worker(workshop: Workshop, pool: Pool) -> Callable[..., Worker]:
 
     def make(sources: Sources | None = None, **how: Any) -> Worker:
         registry = workshop.world.actor("work", "pull", name="gpu-1")
-        how = {"limits": Limits(deadline_seconds=120, threads=1), "pool": pool} | how
+        how = {"limits": Limits(deadline_seconds=120, threads=1), "pool": pool, **how}
         return Worker(registry, sources or Sources(), say=workshop.lines.append, **how)
 
     return make

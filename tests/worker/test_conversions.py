@@ -29,7 +29,8 @@ from registry.worker.conversions import canonical, native, plain, to_gguf
 from registry.worker.conversions.request import ConversionRequest
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.pool import Limits, Pool
+from registry.worker.model_process.client import Limits
+from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
 from tests.worker.workshop import Workshop
@@ -183,7 +184,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
     given = load_file(attention / WEIGHTS)
     spec, _ = base_spec_from(base_folder, "tiny")
     scale = read_folder(attention).contents.lora.modules[0].scale
-    assert reader.get_field("adapter.lora.alpha").contents() == reader.tensors[0].shape[-1]  # type: ignore[union-attr]
+    assert reader.get_field("adapter.lora.alpha").contents() == reader.tensors[0].shape[-1]
     at = f"{PREFIX}model.layers.1.self_attn"
     assert torch.equal(found["blk.1.attn_output.weight.lora_b"], given[f"{at}.o_proj.lora_B.weight"] * scale)
     assert torch.equal(found["blk.1.attn_k.weight.lora_a"], given[f"{at}.k_proj.lora_A.weight"])

@@ -101,6 +101,5 @@ def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> 
     measured = numbers.norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
     assert measured.keys() == updates.norms(folder).keys()
     for path, norms in updates.norms(folder).items():
-        assert (measured[path].update, measured[path].a) == (
-            pytest.approx(norms.update, rel=1e-3), pytest.approx(norms.a, rel=1e-3),
-        )  # fmt: skip
+        assert measured[path].update == pytest.approx(norms.update, rel=1e-3)
+        assert measured[path].a == pytest.approx(norms.a, rel=1e-3)

@@ -32,7 +32,7 @@ def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
     with Pool() as pool:
         for name, entry in sorted(entries.items(), key=lambda item: str(item[1]["base"])):
             answer = pool.try_adapter(Source(entry["base"], bases / entry["base"], ""), zoo / name, LIMITS)
-            found = answer["seen"]["findings"] if "seen" in answer else answer
+            found: Any = answer["seen"]["findings"] if "seen" in answer else answer
             if found:
                 complaints[name] = [(f["code"], f["severity"]) for f in found] if "seen" in answer else found
         loads = pool.base_loads

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +94,7 @@ class _Finder:
             raise Invalid("RECIPE_INVALID", "the adapter changes more than linear modules: merge it with PEFT")
         foreign = make(self._adapter.folder, targets)
         for path in targets:
-            self._add(self._name(path, "weight"), lambda path=path: foreign.change(path))  # type: ignore[misc]
+            self._add(self._name(path, "weight"), partial(foreign.change, path))
         return self._changes
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
@@ -153,7 +154,7 @@ class _Finder:
             wanted = (columns, rows) if turned else (rows, columns)
             match = [name for name in fused if (self._shape(name) or ())[-2:] == wanted]
             if match:
-                self._add(match[0], lambda turned=turned: self._blocks(module, turned))  # type: ignore[misc]
+                self._add(match[0], partial(self._blocks, module, turned))
                 return
         self._single_experts(module, rows, columns)
 
