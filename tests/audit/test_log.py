@@ -24,11 +24,11 @@ from registry.server.audit.audit_log import AuditLog, Head
 from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.maintenance import fsck
 from registry.server.settings import Settings
-from registry.server.storage.blobs import MemoryBlobs
 from registry.tlog import notes, proofs, tiles
 from registry.tlog.notes import Checkpoint, Signer
 from registry.tlog.replay import replay
 from tests.audit import logs
+from tests.memory_blobs import MemoryBlobs
 from tests.world import World, rows
 
 

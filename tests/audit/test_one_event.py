@@ -43,7 +43,7 @@ from registry.jobs import Kind
 from registry.server import app
 from registry.server.database import db
 from registry.server.database.models import DeliveryRow, TakenNameRow, VerdictRow
-from registry.server.storage.blobs import MemoryBlobs, key_of
+from registry.server.storage.blobs import key_of
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity
 from tests.identities import values

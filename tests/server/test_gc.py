@@ -203,7 +203,7 @@ def test_a_commit_that_outlived_its_push_makes_no_version(stored_world: World, m
 
     def slow(store: BlobStore, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         nonlocal left
-        promote(store, staging_key, digest, replace=replace)  # type: ignore[arg-type]
+        promote(store, staging_key, digest, replace=replace)
         left -= 1
         if left == 0:
             expire(stored_world, planned)
