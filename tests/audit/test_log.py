@@ -139,9 +139,9 @@ def test_a_tile_that_was_changed_in_the_store_is_found(world: World) -> None:
     assert isinstance(blobs, MemoryBlobs)
     for stat_ in list(blobs.list("audit/tile/")):
         data = blobs.read(stat_.key, 0, stat_.size_bytes)
-        blobs._data[stat_.key] = (bytes([data[0] ^ 1]) + data[1:], *blobs._data[stat_.key][1:])
+        blobs._blobs[stat_.key] = (bytes([data[0] ^ 1]) + data[1:], *blobs._blobs[stat_.key][1:])
         assert logs.replayed(world).problems, stat_.key
-        blobs._data[stat_.key] = (data, *blobs._data[stat_.key][1:])
+        blobs._blobs[stat_.key] = (data, *blobs._blobs[stat_.key][1:])
     assert logs.replayed(world).problems == []
 
 

@@ -21,6 +21,7 @@ from registry.errors import Denied, Invalid, NotFound
 from registry.names import Ref
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
+from registry.server.audit.keys import Keys
 from registry.server.catalog import versions
 from registry.server.database.models import AttestationRow, EventRow
 from registry.server.promotion.attestations import signed_by
@@ -33,7 +34,8 @@ NAME = "acme/support"
 
 def log_keys(world: World) -> tuple[Verifier, ...]:
     """The public keys of the audit log."""
-    return world.app.state.audit_log.keys.verifiers
+    keys: Keys = world.app.state.audit_log.keys
+    return keys.verifiers
 
 
 @pytest.fixture
