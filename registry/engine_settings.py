@@ -10,10 +10,10 @@ Example
 
 from __future__ import annotations
 
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 
-class EngineSettings(Value):
+class EngineSettings(FrozenModel):
     """The answer. Sizes are bytes before tensor parallelism; `raised_by` are the adapters with the largest rank.
 
     `left_out` the engine does not serve in this profile, whatever rank and slots are; `unsure`: its verdict is unknown.

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import Field
 
 from registry.digest import Digest
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 LEASE_SECONDS = 60
 """How long a claim lasts without a renewal. A worker renews at a third of it."""
@@ -78,7 +78,7 @@ def backoff_seconds(attempt: int) -> int:
     return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS)) - 1]
 
 
-class Step(Value):
+class Step(FrozenModel):
     """What a worker said that it was doing, and when."""
 
     at: datetime
@@ -86,7 +86,7 @@ class Step(Value):
     says: str
 
 
-class Job(Value):
+class Job(FrozenModel):
     """One piece of work on one version, as everybody sees it."""
 
     id: str
@@ -111,7 +111,7 @@ class Job(Value):
     steps: tuple[Step, ...] = ()
 
 
-class Lease(Value):
+class Lease(FrozenModel):
     """A worker's time-limited claim. `token` must come with every renewal and with the result."""
 
     token: str

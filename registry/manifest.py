@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from registry import names
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 from registry.provenance import Provenance
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
@@ -120,14 +120,14 @@ class Relation(StrEnum):
     FUSED = "fused"
 
 
-class Descriptor(Value):
+class Descriptor(FrozenModel):
     path: str
     media_type: str
     digest: Digest
     size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
 
 
-class Edge(Value):
+class Edge(FrozenModel):
     """Child → parent. `name` is what the parent was called then, for people; the digest is what counts."""
 
     relation: Relation
@@ -135,7 +135,7 @@ class Edge(Value):
     name: str = Field(default="", max_length=200)
 
 
-class BaseRef(Value):
+class BaseRef(FrozenModel):
     name: str
     fingerprint: Digest
 
@@ -145,7 +145,7 @@ class BaseRef(Value):
         return str(names.base_name(name))
 
 
-class Manifest(Value):
+class Manifest(FrozenModel):
     schema_version: Literal[1] = 1
     media_type: Literal["application/vnd.adapter-registry.manifest.v1+json"] = MEDIA_TYPE
     base: BaseRef

@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 DATASETS_LIMIT = 64
 PARAMETERS_LIMIT = 200
@@ -53,7 +53,7 @@ _SIGNED = re.compile(
 """Names in a query that make a link work for whoever reads it."""
 
 
-class Dataset(Value):
+class Dataset(FrozenModel):
     """Data that a version was trained on. `digest` says which bytes; without it, a URI and its revision."""
 
     name: str = ""
@@ -69,7 +69,7 @@ class Dataset(Value):
         return self.digest or self.uri + revision + (f"#{self.split}" if self.split else "")
 
 
-class Run(Value):
+class Run(FrozenModel):
     """The training run, by the tool that recorded it: `mlflow`, `wandb`, or any other word."""
 
     tool: str
@@ -77,14 +77,14 @@ class Run(Value):
     url: str = ""
 
 
-class Code(Value):
+class Code(FrozenModel):
     """The code that trained it: a repository and the commit in it, whole."""
 
     repository: str
     commit: str
 
 
-class Provenance(Value):
+class Provenance(FrozenModel):
     datasets: tuple[Dataset, ...] = ()
     run: Run | None = None
     code: Code | None = None

@@ -27,7 +27,7 @@ from registry.bases.fingerprints import (
 from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 from registry.strict import json as strict_json
 
 CONFIG = "config.json"
@@ -40,7 +40,7 @@ SIZE_LIMIT = 2**31
 _DIALECT = strict_json.Dialect("BASE_INVALID", "base", depth=32, not_finite=True)
 
 
-class BaseSpec(Value):
+class BaseSpec(FrozenModel):
     """A base model. `modules` maps the Python model's paths to shapes. Sizes count elements, 0 where unknown.
 
     `quantisation` is the method of packed weights (`bitsandbytes`, `gptq`, `awq` …) or empty. `names_known` is

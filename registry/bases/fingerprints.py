@@ -21,7 +21,7 @@ from typing import Any
 from registry.bases.modules import Logical
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 SAME_MEANING: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -40,7 +40,7 @@ SAME_MEANING: dict[str, tuple[str, ...]] = {
 """Our word → the fields, any of which says it. All change what the model computes from equal weights."""
 
 
-class Fingerprints(Value):
+class Fingerprints(FrozenModel):
     """What a base is, four ways. Two bases with equal `architecture` take the same adapters structurally."""
 
     architecture: Digest

@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 
 from registry.bases.similarity import BaseMatch, Similarity
 from registry.digest import Digest, canonical_json
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 SKETCH_SIZE = 64
 MARKS_LIMIT = 4096
@@ -34,7 +34,7 @@ MARKS_LIMIT = 4096
 _HALVES = struct.Struct(f"<{SKETCH_SIZE}e")
 
 
-class Thresholds(Value):
+class Thresholds(FrozenModel):
     """Where each base match begins: cosines of sketches, from the measurements on tiny models and on SmolLM2-135M.
 
     A cast has a mean over `cast_mean` and no tensor below `cast_least`; a LoRA merged in had 0.9997 at its lowest.
@@ -52,7 +52,7 @@ class Thresholds(Value):
 DEFAULTS = Thresholds()
 
 
-class TensorMark(Value):
+class TensorMark(FrozenModel):
     """`shape` is the logical one. `sketch` is empty for a constant tensor and for a packing that we cannot read.
 
     `norm` is the Frobenius norm of its (de-quantised) values; None where they cannot be read or are not finite, and
@@ -79,7 +79,7 @@ class TensorMark(Value):
         return _HALVES.unpack(base64.b64decode(self.sketch)) if self.sketch else ()
 
 
-class Identity(Value):
+class Identity(FrozenModel):
     """Which weights a base has. `tensors` counts all; `marks` are by the model's name, at most `MARKS_LIMIT`."""
 
     schema_version: Literal[1] = 1

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from registry.adapters.safetensors import TensorInfo
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 Kind = Literal["linear", "conv1d", "embedding", "norm", "conv", "experts", "parameter", "other"]
 Shape = tuple[int, ...]
 
 
-class ModuleShape(Value):
+class ModuleShape(FrozenModel):
     """One module. Sizes count features; an embedding has in = rows (vocabulary) and out = width.
 
     For `experts` in = hidden and out = intermediate size of one of `count` experts. `bias`: it has one.

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 
 class BaseMatch(StrEnum):
@@ -28,7 +28,7 @@ class BaseMatch(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Similarity(Value):
+class Similarity(FrozenModel):
     """How the base `other` is related to the one that was asked about.
 
     `compared` tensors had values to compare, with a cosine of `mean` and `least`; `equal` of them had equal bytes.

@@ -32,7 +32,8 @@ from registry.engines.rulebook import (
     version_of,
 )
 from registry.errors import Invalid
-from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Finding, Outcome, Value, Verdict
+from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Finding, Outcome, Verdict
+from registry.model import FrozenModel
 
 TAKES: dict[str, tuple[str, ...]] = {"gguf": ("llama.cpp", "ollama")}
 """Scheme of a text adapter that is not PEFT's → the engines that load it as it is."""
@@ -45,7 +46,7 @@ _EFFECT_WORDS = {
 }
 
 
-class Profile(Value):
+class Profile(FrozenModel):
     """One deployment. `settings` holds every setting of the engine, with its default where nothing was said."""
 
     engine: str

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 FACTS_VERSION = 5
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
@@ -37,7 +37,7 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks|layer)\.(\d{1,6})\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
-class EngineFacts(Value):
+class EngineFacts(FrozenModel):
     """What engines look at. `kind` says which engines can be asked at all."""
 
     kind: Literal["text", "image"] = "text"

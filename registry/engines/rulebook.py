@@ -29,7 +29,8 @@ from pydantic import Field, model_validator
 from registry.digest import Digest
 from registry.engines.facts import FACTS_VERSION, EngineFacts
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Severity, Value
+from registry.evaluation.verdicts import Severity
+from registry.model import FrozenModel
 
 Effect = Literal["refuses", "ignores_silently", "wrong_output", "needs_setting"]
 Verified = Literal["run", "source", "documentation", "issue"]
@@ -53,7 +54,7 @@ def version_of(text: str) -> Version:
     return tuple(numbers)
 
 
-class Condition(Value):
+class Condition(FrozenModel):
     """`field operator operand`, judged on facts and settings."""
 
     field: str
@@ -96,7 +97,7 @@ _OPERATORS: dict[str, Any] = {
 }
 
 
-class Property(Value):
+class Property(FrozenModel):
     """Something an adapter may have. `when` all true: it has it. No `when`: every adapter has it (its rank, say)."""
 
     id: str
@@ -105,7 +106,7 @@ class Property(Value):
     when: tuple[Condition, ...] = ()
 
 
-class _Statement(Value):
+class _Statement(FrozenModel):
     property: str
     since: str = "0"
     before: str = ""
@@ -133,7 +134,7 @@ class Rule(_Statement):
     severity: Severity = "error"
 
 
-class SettingRule(Value):
+class SettingRule(FrozenModel):
     """One setting: its type by its default, the values it may have (numbers from `least` on), the flag that sets it."""
 
     default: Setting = None
@@ -143,7 +144,7 @@ class SettingRule(Value):
     flag: str = ""
 
 
-class Engine(Value):
+class Engine(FrozenModel):
     """One engine's file. `examined`: the versions that were looked at; between two of them the older's rules hold."""
 
     name: str

@@ -23,21 +23,22 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from registry.evaluation import golden
-from registry.evaluation.verdicts import Check, Finding, Outcome, Value, Verdict
+from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+from registry.model import FrozenModel
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
 GOLDEN_CODES = ("smoke", "golden")
 """How the codes of findings begin that a golden sample left: `smoke.golden…`."""
 
 
-class Approval(Value):
+class Approval(FrozenModel):
     """Somebody's yes to one version in one channel."""
 
     identity: str
     at: datetime
 
 
-class Evidence(Value):
+class Evidence(FrozenModel):
     """What is known of a version. `verdicts` oldest first; `engines` are those of the engines that a gate names.
 
     `held_seconds`: channel → how long it pointed at this version, in all. `signed_by`: verified signatures' identities.
@@ -55,7 +56,7 @@ class Evidence(Value):
         return next((v for v in reversed(self.verdicts) if v.check is check), None)
 
 
-class Gate(Value):
+class Gate(FrozenModel):
     """What a channel demands. An empty gate lets everything through.
 
     `engines`: profiles whose verdict `engine` must be a yes. `golden`: the version brings golden samples, all passed.

@@ -19,7 +19,7 @@ from __future__ import annotations
 from pydantic import Field, ValidationError
 
 from registry.errors import Invalid, Reason, TooLarge
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 from registry.strict import json as strict_json
 
 FILE = "golden.jsonl"
@@ -29,7 +29,7 @@ LINE_LIMIT_BYTES = 16 * 2**10
 _DIALECT = strict_json.Dialect("GOLDEN_INVALID", "golden", depth=2)
 
 
-class Golden(Value):
+class Golden(FrozenModel):
     prompt: str = Field(min_length=1, max_length=8000)
     expected: str = Field(min_length=1, max_length=8000)
     margin_nats: float | None = Field(default=None, ge=-10, le=100)

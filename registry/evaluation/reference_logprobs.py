@@ -23,22 +23,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from registry.errors import Invalid
+from registry.model import FrozenModel
 
 TOLERANCE_NATS = 0.1
 """Mean distance a token up to which an engine's answer counts as the adapter's."""
 DECIMALS = 5
 
 
-class _Value(BaseModel):
-    """As `registry.evaluation.verdicts.Value`, which reports of that room need this one for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+class _FiniteModel(FrozenModel):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
-class Prompt(_Value):
+class Prompt(_FiniteModel):
     tokens: tuple[int, ...] = Field(min_length=2, max_length=4096)
     adapter: tuple[float, ...]
     base: tuple[float, ...]
@@ -50,7 +49,7 @@ class Prompt(_Value):
         return self
 
 
-class ReferenceLogprobs(_Value):
+class ReferenceLogprobs(_FiniteModel):
     """`dtype` and `device` say how it was made; `format` grows when the meaning of a field changes."""
 
     format: Literal[1] = 1
@@ -59,7 +58,7 @@ class ReferenceLogprobs(_Value):
     device: str = "cpu"
 
 
-class Comparison(_Value):
+class Comparison(_FiniteModel):
     """Mean |distance| a token, in nats, to the answers with and without the adapter; and which of both it is.
 
     `neither`: farther than the tolerance from the adapter. `either`: adapter and base are too alike to tell.

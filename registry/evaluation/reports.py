@@ -14,14 +14,15 @@ from pydantic import Field, model_validator
 
 from registry.digest import Digest
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
-from registry.evaluation.verdicts import Check, Finding, Value
+from registry.evaluation.verdicts import Check, Finding
+from registry.model import FrozenModel
 
 TOOLS_LIMIT = 64
 """Tools that a report is made by: every answer about the version holds them."""
 Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=300)]]
 
 
-class Report(Value):
+class Report(FrozenModel):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
     `reference_logprobs`: what a serving node compares after loading. `pictures`: name → PNG in base64, of image models.

@@ -21,10 +21,10 @@ from typing import Any, Self
 from pydantic import Field, ValidationError
 
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 
-class Thresholds(Value):
+class Thresholds(FrozenModel):
     """The limits of one smoke test, and of the check `weights`.
 
     `effect_logit_delta`: the largest |change| of a logit below which an adapter does nothing; fp32 noise of another

@@ -20,20 +20,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from registry.digest import Digest
+from registry.model import FrozenModel
 
 PROFILE_LIMIT = 400
 """Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
 FINDINGS_LIMIT = 200
 """Findings kept per verdict; `summary` counts the rest, so a million wrong tensors stay a small answer."""
-
-
-class Value(BaseModel):
-    """A frozen, validated value that crosses machines. Unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
 
 
 class Check(StrEnum):
@@ -59,7 +54,7 @@ class Outcome(StrEnum):
 Severity = Literal["error", "warning", "info", "unknown"]
 
 
-class Finding(Value):
+class Finding(FrozenModel):
     """One observation. `location` is a tensor, a field or a file; `expected` and `found` are printable."""
 
     code: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$", max_length=100)
@@ -90,7 +85,7 @@ def add_up(findings: Iterable[Finding]) -> Outcome:
     return Outcome.WARN if "warning" in severities else Outcome.PASS
 
 
-class Verdict(Value):
+class Verdict(FrozenModel):
     """The stored judgement of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.

@@ -27,8 +27,8 @@ from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.read import Contents, Foreign, Found
 from registry.bases import BaseSpec
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Value
 from registry.merging import renaming
+from registry.model import FrozenModel
 from registry.names import AdapterName
 
 ANNOTATION = "conversion"
@@ -61,7 +61,7 @@ class Place(StrEnum):
     BASE = "base"
 
 
-class Conversion(Value):
+class Conversion(FrozenModel):
     """A request: the payload of a `convert` job. `into` is the adapter whose newest version the result becomes."""
 
     to: Target
@@ -90,7 +90,7 @@ def conversion(payload: Mapping[str, Any]) -> Conversion:
         raise Invalid("REQUEST_INVALID", f"payload: {location}: {first['msg']}") from e
 
 
-class Converted(Value):
+class Converted(FrozenModel):
     """What was done, in figures. `error`: the largest relative error of an update that was measured, if any."""
 
     message: str

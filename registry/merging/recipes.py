@@ -23,7 +23,8 @@ from pydantic import Field, ValidationError
 
 from registry.adapters.peft import initializations
 from registry.errors import Invalid, Reason
-from registry.evaluation.verdicts import Finding, Value
+from registry.evaluation.verdicts import Finding
+from registry.model import FrozenModel
 
 RANK_LIMIT = 4096
 WEIGHT_LIMIT = 1000.0
@@ -58,7 +59,7 @@ PRUNING = frozenset({Method.TIES, Method.DARE_LINEAR, Method.DARE_TIES, Method.M
 """Methods that keep a share of each update's values (`density`); their result has full rank before it is cut."""
 
 
-class Recipe(Value):
+class Recipe(FrozenModel):
     """`rank` 0: the method's own (linear, cat: whatever holds the sum exactly; others: the largest of the sources).
 
     `into`: the adapter to push to, or for `fuse` the name of the new base. `onto`: the base to fuse into where it is
@@ -92,7 +93,7 @@ class Recipe(Value):
         return {ANNOTATION: self.model_dump_json(exclude={"into"}, exclude_defaults=True)}
 
 
-class ModuleLoss(Value):
+class ModuleLoss(FrozenModel):
     """What became of one module. Errors are relative: ‖result - wanted‖ / ‖wanted‖.
 
     `relative_error` is against what the method wants, `error_to_sum` against the exact weighted sum.
@@ -105,7 +106,7 @@ class ModuleLoss(Value):
     error_to_sum: float = 0.0
 
 
-class MergeReport(Value):
+class MergeReport(FrozenModel):
     """What a merge made, and what it lost, in all and by module (the worst first, at most `MODULES_SAID`)."""
 
     operation: Operation
@@ -125,7 +126,7 @@ class MergeReport(Value):
         return self.model_copy(update={"notes": (*self.notes, note)})
 
 
-class Ingredient(Value):
+class Ingredient(FrozenModel):
     """A source as its rows tell of it. `facts` are those that engines judge by (registry/engines/facts.py)."""
 
     name: str

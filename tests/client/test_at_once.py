@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import ValidationError
 from registry import api
 from registry.errors import RegistryError
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 from registry.api import Answer
 
 for room in pkgutil.iter_modules(api.__path__, 'registry.api.'):
@@ -39,7 +39,7 @@ def asked(shape, gate):
 
 with ThreadPoolExecutor(THREADS) as pool:
     found = wrong = 0
-    for shape in shapes(Answer) + shapes(Value):
+    for shape in shapes(Answer) + shapes(FrozenModel):
         gate = threading.Barrier(THREADS)
         wrong += not all(pool.map(asked, [shape] * THREADS, [gate] * THREADS))
         found += 1

@@ -12,12 +12,12 @@ Example
 
 from __future__ import annotations
 
-from registry.evaluation.verdicts import Value
+from registry.model import FrozenModel
 
 MODULES_LIMIT = 20_000
 
 
-class FileModule(Value):
+class FileModule(FrozenModel):
     """One module that is updated: [out_features, in_features], 0 where the file does not tell.
 
     `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
@@ -47,7 +47,7 @@ class FileModule(Value):
         return self.alpha / self.rank if self.alpha is not None and self.rank else None
 
 
-class FileFacts(Value):
+class FileFacts(FrozenModel):
     """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out.
 
     `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,

@@ -22,7 +22,8 @@ from registry.adapters.peft.methods import LORA_LIKE, PROMPTS
 from registry.adapters.peft.names import Names, Role
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
-from registry.evaluation.verdicts import Finding, Value
+from registry.evaluation.verdicts import Finding
+from registry.model import FrozenModel
 
 Shape = tuple[int, ...]
 Kind = Literal["linear", "conv", "embedding", "parameter"]
@@ -32,7 +33,7 @@ DEFAULT_ALPHA = 8.0
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-class ModuleUpdate(Value):
+class ModuleUpdate(FrozenModel):
     """The low-rank update of one module: A is [rank, in_features], B is [out_features, rank].
 
     `kind` is "parameter" for a fused block of experts (`target_parameters`): A is [experts * rank, in],
@@ -66,7 +67,7 @@ class ModuleUpdate(Value):
         return f"{self.path}.{self.parameter}" if self.parameter else self.path
 
 
-class Piece(Value):
+class Piece(FrozenModel):
     """One tensor that is not half of an A/B pair. `path` is its module (empty if shared), `name` what follows it."""
 
     path: str
@@ -74,7 +75,7 @@ class Piece(Value):
     shape: Shape
 
 
-class LoraSpec(Value):
+class LoraSpec(FrozenModel):
     """The facts about an adapter that compatibility, serving and merging need.
 
     `modules`: LoRA pairs. `pieces`: the tensors of other methods. `full`: whole tensors that replace the base's

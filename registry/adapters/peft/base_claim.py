@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from registry.evaluation.verdicts import Finding, Value
+from registry.evaluation.verdicts import Finding
+from registry.model import FrozenModel
 
 LENGTH_LIMIT = 512
 
@@ -24,7 +25,7 @@ _CACHE_FOLDER = re.compile(r"models--([A-Za-z0-9._-]+?)--([A-Za-z0-9._-]+)\Z")
 _SYSTEM_FOLDERS = frozenset(["bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr"])
 
 
-class BaseClaim(Value):
+class BaseClaim(FrozenModel):
     """The claimed name; empty when none is written. `is_local` if it was a folder of the trainer's machine."""
 
     name: str = ""

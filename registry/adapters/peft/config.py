@@ -20,8 +20,9 @@ from pydantic import Field
 from registry.adapters.peft import methods
 from registry.adapters.peft.base_claim import BaseClaim, read_claim
 from registry.errors import Invalid, Reason, TooLarge
-from registry.evaluation.verdicts import Finding, Value
+from registry.evaluation.verdicts import Finding
 from registry.manifest import CONFIG_LIMIT_BYTES
+from registry.model import FrozenModel
 from registry.strict import json as strict_json
 from registry.strict.fields import Fields
 
@@ -33,7 +34,7 @@ LAYERS_LIMIT = 4096
 _DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=8)
 
 
-class AdapterConfig(Value):
+class AdapterConfig(FrozenModel):
     """The configuration in our words. `other` keeps the method's own fields as they were written.
 
     `targets` is None (not written), one pattern or `all-linear` (text), or names (a tuple): a name means every

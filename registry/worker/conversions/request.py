@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from registry.bases import BaseSpec
 from registry.errors import Unavailable
-from registry.evaluation.verdicts import Value
 from registry.merging.conversions import Conversion, Converted, Target
+from registry.model import FrozenModel
 from registry.worker.sandbox import program
 
 PROGRAMS: dict[Target, tuple[str, str, str]] = {
@@ -21,7 +21,7 @@ PROGRAMS: dict[Target, tuple[str, str, str]] = {
 """Target → the module of this folder, the library that it needs, and the extra that installs it."""
 
 
-class ConversionRequest(Value):
+class ConversionRequest(FrozenModel):
     """`source`: the original's folder. `base_folder`: the base's weights, where the conversion needs them."""
 
     conversion: Conversion

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry.adapters.peft.config import read_config
-from registry.evaluation.verdicts import Value
 from registry.manifest import CONFIG
 from registry.merging.recipes import BY_PEFT, MergeReport, Operation, Recipe
+from registry.model import FrozenModel
 from registry.worker.sandbox import program
 
 
-class MergeRequest(Value):
+class MergeRequest(FrozenModel):
     """`sources`: folders of adapters. `base`: the folder of the base that is fused into, or extracted against."""
 
     recipe: Recipe

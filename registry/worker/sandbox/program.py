@@ -24,7 +24,7 @@ from types import FrameType
 from typing import IO, Any, TypeVar
 
 from registry.errors import RegistryError, Unavailable, from_problem
-from registry.evaluation.verdicts import Value as FrozenModel
+from registry.model import FrozenModel
 from registry.worker.sandbox import confine
 from registry.worker.sandbox.environment import clean_environment
 
