@@ -197,6 +197,12 @@ CLASSES: tuple[type[RegistryError], ...] = (
     Corrupt,
 )
 
+
+def invalid_cursor() -> Invalid:
+    """The error for a cursor that the list or run did not return."""
+    return Invalid("REQUEST_INVALID", "invalid cursor: pass `next_cursor` unchanged")
+
+
 _CLASS_OF_CODE: dict[str, type[RegistryError]] = {code: cls for cls in CLASSES for code in cls.CODES}
 
 

@@ -44,7 +44,7 @@ DEEP = (
     "tests/serving/test_export.py", "tests/serving/test_any_order.py",
     "tests/access/test_canaries.py", "tests/access/test_isolation.py",
     "tests/audit/test_tampering.py", "tests/worker/test_structure.py",
-    "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_upkeep.py",
+    "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_maintenance.py",
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
     "tests/worker/test_campaign.py", "tests/openapi/test_generated_client.py",
     "tests/client/test_bulk.py::test_two_hundred",

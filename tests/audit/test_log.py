@@ -22,7 +22,7 @@ from registry.server.actors import TRUSTED
 from registry.server.audit import keys, sequencer
 from registry.server.audit.audit_log import AuditLog, Head
 from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
-from registry.server.maintenance import fsck
+from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.settings import Settings
 from registry.tlog import notes, proofs, tiles
 from registry.tlog.notes import Checkpoint, Signer
@@ -279,7 +279,7 @@ def test_a_configured_key_file_that_is_absent_is_refused(world: World, tmp_path:
 
 def test_fsck_reports_a_key_of_another_log(world: World, tmp_path: Path) -> None:
     def found(settings: Settings) -> list[str]:
-        page = fsck.run(world.engine, world.blobs, settings, TRUSTED, FsckRequest(cursor="records:"))
+        page = check_consistency(world.engine, world.blobs, settings, TRUSTED, FsckRequest(cursor="records:"))
         return [finding.code for finding in page.findings]
 
     logs.append(world, 3)

@@ -27,7 +27,7 @@ from registry.server.storage.s3 import bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.faults.proxy import FaultProxy
-from tests.upkeep import collect, findings
+from tests.maintenance import collect, findings
 from tests.world import URL, World, rows
 
 NAME = AdapterName("acme", "support")

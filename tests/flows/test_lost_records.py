@@ -28,8 +28,8 @@ from tests import forge
 from tests.flows.test_restore import lose_the_database, reindex, story
 from tests.identities import forge as forge_identity
 from tests.identities import values
+from tests.maintenance import check, collect, findings
 from tests.snapshot import snapshot
-from tests.upkeep import check, collect, findings
 from tests.world import World, rows
 
 WITHOUT_NORMS = forge_identity(values())

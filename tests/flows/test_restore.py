@@ -21,8 +21,8 @@ from registry.server.catalog import metadata_backup
 from registry.server.database.models import BaseEdgeRow, TakenNameRow, TokenRow, VersionRow
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from tests import forge
+from tests.maintenance import collect, findings, states
 from tests.snapshot import snapshot
-from tests.upkeep import collect, findings, states
 from tests.world import World, spec_of
 
 KEPT = {"token", "alembic_version"}

@@ -10,8 +10,8 @@ from registry.api.maintenance import ReindexPage, ReindexRequest
 from registry.client.gates import Gates
 from registry.errors import Refused
 from registry.server.database.models import VersionRow
+from tests.maintenance import collect, findings
 from tests.snapshot import snapshot
-from tests.upkeep import collect, findings
 from tests.world import World, rows
 
 

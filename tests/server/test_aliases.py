@@ -14,7 +14,7 @@ from registry.client.registry import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.verdicts import Finding
 from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VerdictRow
-from tests.upkeep import findings
+from tests.maintenance import findings
 from tests.world import URL, World, rows
 
 NAME = "acme/support"

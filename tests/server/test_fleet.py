@@ -18,7 +18,7 @@ from registry.errors import Invalid, TooLarge
 from registry.server.database import db
 from registry.server.database.models import FleetBlobRow, FleetNodeRow, FleetSlotRow
 from registry.server.serving import reports
-from tests.upkeep import collect
+from tests.maintenance import collect
 from tests.world import World, rows
 
 

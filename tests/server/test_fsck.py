@@ -33,7 +33,7 @@ from registry.server.database.models import (
 from registry.server.storage.blobs import key_of
 from registry.server.storage.local import LocalBlobs
 from tests import forge
-from tests.upkeep import check, collect, findings, plan, states
+from tests.maintenance import check, collect, findings, plan, states
 from tests.world import World
 
 BLOBS = 100

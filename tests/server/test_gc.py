@@ -15,11 +15,11 @@ from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
 from registry.server.database import db, locks
 from registry.server.database.models import BlobRow, IdempotencyRow, PushRow, VersionRow
-from registry.server.maintenance.gc import rows as gc_rows
-from registry.server.maintenance.gc.run import Shift
+from registry.server.maintenance.gc import blobs as gc_blobs
+from registry.server.maintenance.gc.run import GcRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
 from tests import forge
-from tests.upkeep import collect, expire, findings, orphan, plan, send, states
+from tests.maintenance import collect, expire, findings, orphan, plan, send, states
 from tests.world import World, rows
 
 
@@ -262,12 +262,12 @@ def test_a_run_of_many_short_shifts_ends_however_many_blobs_are_well(
     gone = orphan(world)
     looks = Counter[int]()
 
-    def over(shift: Shift) -> bool:
-        looks[id(shift)] += 1
-        return looks[id(shift)] > 8
+    def is_over(run: GcRun) -> bool:
+        looks[id(run)] += 1
+        return looks[id(run)] > 8
 
-    monkeypatch.setattr(gc_rows, "WINDOW", 1)
-    monkeypatch.setattr(Shift, "over", property(over))
+    monkeypatch.setattr(gc_blobs, "WINDOW", 1)
+    monkeypatch.setattr(GcRun, "is_over", property(is_over))
     cursors = [""]
     while len(cursors) < 300:
         answered = world.admin.collect(GcRequest(grace_seconds=0, cursor=cursors[-1])).next_cursor

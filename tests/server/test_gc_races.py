@@ -8,7 +8,7 @@ import pytest
 
 from registry.digest import Digest
 from registry.errors import Conflict
-from tests.upkeep import collect, expire, findings, plan, states
+from tests.maintenance import collect, expire, findings, plan, states
 from tests.world import World
 
 

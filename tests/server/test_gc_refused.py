@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from registry.errors import Unavailable
-from registry.server.maintenance.gc.run import REFUSALS_LIMIT
+from registry.server.maintenance.gc.run import FAILURES_LIMIT
 from registry.server.storage.blobs import BlobStore, key_of
-from tests.upkeep import collect, orphan, states
+from tests.maintenance import collect, orphan, states
 from tests.world import World
 
 
@@ -37,7 +37,7 @@ def test_what_the_store_refuses_to_delete_stands_in_nobodys_way(
 def test_a_store_that_deletes_nothing_ends_the_run_with_its_reason(
     stored_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for n in range(REFUSALS_LIMIT + 5):
+    for n in range(FAILURES_LIMIT + 5):
         orphan(stored_world, f"orphan {n}".encode())
     asked = []
 
@@ -48,4 +48,4 @@ def test_a_store_that_deletes_nothing_ends_the_run_with_its_reason(
     monkeypatch.setattr(type(stored_world.blobs), "delete", refusing)
     with pytest.raises(Unavailable, match="Read-only file system"):
         collect(stored_world)
-    assert REFUSALS_LIMIT <= len(asked) <= 4 * REFUSALS_LIMIT, "the client asks again"
+    assert FAILURES_LIMIT <= len(asked) <= 4 * FAILURES_LIMIT, "the client asks again"

@@ -17,7 +17,7 @@ from registry.errors import Conflict, NotFound, Unavailable
 from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
 from tests import forge
-from tests.upkeep import collect, findings
+from tests.maintenance import collect, findings
 from tests.world import World
 
 DATA = random.Random(7).randbytes(300_000)

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.aliases import AliasMove, History
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import Invalid, invalid_cursor
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import versions
@@ -77,7 +77,7 @@ def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
 def _offset(cursor: str) -> int:
     # Moves are appended at the front only, and their number stays small: an offset is honest here.
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
-        raise Invalid("REQUEST_INVALID", "cursor: not one that this list gave")
+        raise invalid_cursor()
     return int(cursor or 0)
 
 

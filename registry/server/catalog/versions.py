@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from registry.api import PREFIX, FileLink, Resolved, VersionPage, VersionView
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound
+from registry.errors import NotFound, invalid_cursor
 from registry.evaluation.verdicts import Check, Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
@@ -198,7 +198,7 @@ def versions(session: Session, actor: Actor, name: AdapterName, *, cursor: str =
     statement = select(VersionRow).where(col(VersionRow.adapter_id) == adapter.id)
     if cursor:
         if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
-            raise Invalid("REQUEST_INVALID", "cursor: not one that this list gave")
+            raise invalid_cursor()
         statement = statement.where(col(VersionRow.number) < int(cursor))
     rows = session.exec(statement.order_by(col(VersionRow.number).desc()).limit(limit + 1)).all()
     items = views(session, name, rows[:limit])

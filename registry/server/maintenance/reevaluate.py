@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 from registry.api.verdicts import RecheckEnginesPage
 from registry.bases import BaseSpec
 from registry.engines import Profile, rulebook
-from registry.errors import Invalid
+from registry.errors import invalid_cursor
 from registry.evaluation.verdicts import Check, Verdict
 from registry.events import EventType
 from registry.server import audit
@@ -68,7 +68,7 @@ def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> Rechec
 def run(engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], cursor: str) -> RecheckEnginesPage:
     """Some seconds of a run, from the version after `cursor`."""
     if cursor and not (cursor.isascii() and cursor.isdigit()):
-        raise Invalid("REQUEST_INVALID", "cursor: not one that this route gave")
+        raise invalid_cursor()
     total = RecheckEnginesPage()
     ends = time.monotonic() + SECONDS
     with locks.acquire(engine, "renewal"):

@@ -14,7 +14,8 @@ from fastapi import Request, Response
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.roles import Scope
 from registry.server.http import metrics
-from registry.server.maintenance import fsck, gc
+from registry.server.maintenance.fsck.check import check_consistency
+from registry.server.maintenance.gc import collect
 from registry.server.maintenance.recovery import rebuild
 from registry.server.routes import idempotent
 from registry.server.routes.deps import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
@@ -29,7 +30,7 @@ def collect_garbage(
 ) -> GcReport:
     """Delete blobs that nothing refers to, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
-    return gc.run(engine, blobs, settings, actor, request)
+    return collect.collect_garbage(engine, blobs, settings, actor, request)
 
 
 @router.post("/fsck")
@@ -38,7 +39,7 @@ def check_store(
 ) -> FsckPage:
     """Check database and store against each other, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
-    return fsck.run(engine, blobs, settings, actor, request)
+    return check_consistency(engine, blobs, settings, actor, request)
 
 
 @router.post("/reindex")

@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.fleet import Convergence, FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import invalid_cursor
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -61,7 +61,7 @@ class Asked:
 def nodes(session: Session, actor: Actor, asked: Asked, *, cursor: str = "", limit: int) -> FleetNodes:
     """One page, in the order in which nodes were first heard of."""
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
-        raise Invalid("REQUEST_INVALID", "cursor: not one that this list gave")
+        raise invalid_cursor()
     only = AdapterName.parse(asked.adapter) if asked.adapter else None
     conditions = _conditions(asked)
     statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > int(cursor or 0), *conditions)

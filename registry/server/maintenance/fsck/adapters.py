@@ -1,7 +1,6 @@
-"""Adapters: numbers without a gap, manifests that hash to their digest, files, aliases and events that agree.
+"""Check adapters: version numbers without a gap, manifests, files, aliases and events that agree, and records.
 
-Invariants
-- One adapter is one snapshot; what the store has of it (records) is looked up after the snapshot.
+One adapter is read in one snapshot. Its records in the store are listed after the snapshot.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
 from registry import lineage, names
-from registry.errors import Invalid, RegistryError
+from registry.errors import RegistryError, invalid_cursor
 from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName
@@ -32,59 +31,58 @@ from registry.server.database.models import (
     VersionInputRow,
     VersionRow,
 )
-from registry.server.maintenance.fsck.page import Page
+from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.maintenance.recovery import missing
 from registry.server.promotion import withdraw
 from registry.server.promotion.aliases import BROKE_GLASS, NEXT
 
 BATCH = 20
-CLOCKS_DIFFER = timedelta(hours=1)
-"""How far the time of a move may be from its event's. When a clock was set back by more, a move is right after the one
-before, because the moves of an alias keep their order."""
-MADE = (EventType.VERSION_PUSH, EventType.VERSION_REINDEX)
+CLOCK_TOLERANCE = timedelta(hours=1)
+"""How far the time of a move may be from its event's. If a clock was set back by more, a move is `NEXT` after the
+previous one, because the moves of an alias keep their order."""
+VERSION_EVENTS = (EventType.VERSION_PUSH, EventType.VERSION_REINDEX)
 
 
-def check(page: Page, after: str) -> str:
-    """The next adapters after this id; the last id, or empty at the end."""
+def check_adapters(run: FsckRun, after: str) -> str:
+    """Check the next adapters after this id; return the last id, empty at the end."""
     if not (after.isascii() and after.isdigit() and len(after) < 12):
-        raise Invalid("REQUEST_INVALID", "cursor: not one that this server gave")
-    with page.snapshot() as session:
+        raise invalid_cursor()
+    with run.snapshot() as session:
         statement = select(AdapterRow).where(col(AdapterRow.id) > int(after)).order_by(col(AdapterRow.id)).limit(BATCH)
         rows = session.exec(statement).all()
     for row in rows:
-        with page.snapshot() as session:
-            versions = _versions(page, session, row)
-            _aliases(page, session, row, {version.id or 0: version for version in versions})
-        _records(page, row)
-        page.count("adapters")
+        with run.snapshot() as session:
+            versions = _check_versions(run, session, row)
+            _check_aliases(run, session, row, {version.id or 0: version for version in versions})
+        _check_records(run, row)
+        run.count("adapters")
     return str(rows[-1].id) if len(rows) == BATCH else ""
 
 
 # ------------------------------------------------------------------ versions
-def _versions(page: Page, session: Session, adapter: AdapterRow) -> Sequence[VersionRow]:
+def _check_versions(run: FsckRun, session: Session, adapter: AdapterRow) -> Sequence[VersionRow]:
     name = f"{adapter.namespace}/{adapter.name}"
-    fresh = session.get_one(AdapterRow, adapter.id, populate_existing=True)
-    of_adapter = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.number))
-    versions = session.exec(of_adapter).all()
+    current = session.get_one(AdapterRow, adapter.id, populate_existing=True)
+    statement = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.number))
+    versions = session.exec(statement).all()
     numbers = [version.number for version in versions]
-    if numbers != list(range(1, fresh.newest_number + 1)):
-        message = f"has {len(numbers)} versions up to {max(numbers, default=0)} and counts {fresh.newest_number}"
-        page.found("version.numbers_broken", name, message)
+    if numbers != list(range(1, current.newest_number + 1)):
+        message = f"has {len(numbers)} versions up to {max(numbers, default=0)} and counts {current.newest_number}"
+        run.add("version.numbers_broken", name, message)
     ids = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id)
     files = session.exec(select(VersionFileRow).where(col(VersionFileRow.version_id).in_(ids))).all()
     edges = session.exec(select(EdgeRow).where(col(EdgeRow.child_id).in_(ids))).all()
     for version in versions:
-        mine = [row for row in files if row.version_id == version.id]
-        _contents(
-            page, session, f"{name}@{version.number}", version, mine, [e for e in edges if e.child_id == version.id]
-        )
-    _version_events(page, session, name, numbers)
-    page.count("versions", len(versions))
+        own_files = [row for row in files if row.version_id == version.id]
+        own_edges = [row for row in edges if row.child_id == version.id]
+        _check_contents(run, session, f"{name}@{version.number}", version, own_files, own_edges)
+    _check_version_events(run, session, name, numbers)
+    run.count("versions", len(versions))
     return versions
 
 
-def _contents(
-    page: Page,
+def _check_contents(
+    run: FsckRun,
     session: Session,
     location: str,
     version: VersionRow,
@@ -94,53 +92,51 @@ def _contents(
     try:
         manifest = Manifest.parse(version.manifest.encode())
     except RegistryError as e:
-        page.found("version.manifest_broken", location, e.detail[:500])
+        run.add("version.manifest_broken", location, e.detail[:500])
         return
     if manifest.digest != version.digest:
-        page.found(
-            "version.manifest_differs", location, "its manifest has another digest",
-            expected=version.digest, found=manifest.digest,
-        )  # fmt: skip
-    told = {(f.path, str(f.digest), f.size_bytes, f.media_type) for f in manifest.files}
-    if told != {(f.path, f.digest, f.size_bytes, f.media_type) for f in files}:
-        page.found("version.files_differ", location, "its rows of files are not those of its manifest")
+        message = "its manifest has another digest"
+        run.add("version.manifest_differs", location, message, expected=version.digest, found=manifest.digest)
+    declared = {(f.path, str(f.digest), f.size_bytes, f.media_type) for f in manifest.files}
+    if declared != {(f.path, f.digest, f.size_bytes, f.media_type) for f in files}:
+        run.add("version.files_differ", location, "its rows of files differ from its manifest")
     if {(str(e.relation), str(e.digest)) for e in manifest.parents} != {(e.relation, e.parent_digest) for e in edges}:
-        page.found("version.parents_differ", location, "its rows of parents are not those of its manifest")
-    _inputs(page, session, location, version, manifest)
+        run.add("version.parents_differ", location, "its rows of parents differ from its manifest")
+    _check_inputs(run, session, location, version, manifest)
     if manifest.size_bytes != version.size_bytes:
-        page.found("version.size_differs", location, f"counts {version.size_bytes} bytes, not {manifest.size_bytes}")
+        run.add("version.size_differs", location, f"counts {version.size_bytes} bytes, not {manifest.size_bytes}")
     base = session.get(BaseRow, version.base_id)
     if base is None or (base.name, base.fingerprint) != (manifest.base.name, manifest.base.fingerprint):
-        page.found("version.base_differs", location, "its base is not the one of its manifest")
+        run.add("version.base_differs", location, "its base differs from its manifest")
 
 
-def _inputs(page: Page, session: Session, location: str, version: VersionRow, manifest: Manifest) -> None:
+def _check_inputs(run: FsckRun, session: Session, location: str, version: VersionRow, manifest: Manifest) -> None:
     statement = select(VersionInputRow).where(VersionInputRow.version_id == version.id)
     rows = session.exec(statement.order_by(col(VersionInputRow.place))).all()
-    if [row.node for row in rows] != [told.node for told in lineage.inputs(manifest.provenance, version.facts)]:
-        page.found("version.inputs_differ", location, "its rows of inputs are not those of its manifest and its facts")
+    if [row.node for row in rows] != [item.node for item in lineage.inputs(manifest.provenance, version.facts)]:
+        run.add("version.inputs_differ", location, "its rows of inputs differ from its manifest and its facts")
 
 
-def _version_events(page: Page, session: Session, name: str, numbers: list[int]) -> None:
-    """Each version was made by exactly one event, and no event tells of a version that is not there."""
-    found = Counter(f"{name}@{number}" for number, _ in _told(session, name, "@", MADE))
-    wanted = {f"{name}@{number}" for number in numbers}
-    for location in sorted(wanted | set(found)):
-        if found[location] != 1 or location not in wanted:
-            there = "" if location in wanted else ", and there is no such version"
-            page.found("version.event_count", location, f"{found[location]} events tell of its making{there}")
+def _check_version_events(run: FsckRun, session: Session, name: str, numbers: list[int]) -> None:
+    """Check that each version has exactly one event of its creation, and each such event a version."""
+    counts = Counter(f"{name}@{number}" for number, _ in _select_events(session, name, "@", VERSION_EVENTS))
+    versions = {f"{name}@{number}" for number in numbers}
+    for version in sorted(versions | set(counts)):
+        if counts[version] != 1 or version not in versions:
+            suffix = "" if version in versions else ", and there is no such version"
+            run.add("version.event_count", version, f"has {counts[version]} events of its creation{suffix}")
 
 
-def _told(session: Session, name: str, mark: str, actions: Sequence[str]) -> list[tuple[str, EventRow]]:
-    """The events of these actions about an adapter, whatever it was called then, with what follows its name."""
-    called = [*audit.read_former_names(session, AdapterName.parse(name)), name]
-    about = or_(*(col(EventRow.object).startswith(one + mark, autoescape=True) for one in called))
+def _select_events(session: Session, name: str, separator: str, actions: Sequence[str]) -> list[tuple[str, EventRow]]:
+    """Select the events of these actions about an adapter, under all its names, with what follows the name."""
+    all_names = [*audit.read_former_names(session, AdapterName.parse(name)), name]
+    about = or_(*(col(EventRow.object).startswith(each + separator, autoescape=True) for each in all_names))
     statement = select(EventRow).where(col(EventRow.action).in_(actions), about).order_by(col(EventRow.seq))
-    return [(event.object.partition(mark)[2], event) for event in session.exec(statement)]
+    return [(event.object.partition(separator)[2], event) for event in session.exec(statement)]
 
 
 # ------------------------------------------------------------------ aliases
-def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[int, VersionRow]) -> None:
+def _check_aliases(run: FsckRun, session: Session, adapter: AdapterRow, versions: dict[int, VersionRow]) -> None:
     name = f"{adapter.namespace}/{adapter.name}"
     aliases = {row.alias: row for row in session.exec(select(AliasRow).where(AliasRow.adapter_id == adapter.id)).all()}
     statement = select(AliasMoveRow).where(AliasMoveRow.adapter_id == adapter.id)
@@ -148,77 +144,80 @@ def _aliases(page: Page, session: Session, adapter: AdapterRow, versions: dict[i
     for move in session.exec(statement.order_by(col(AliasMoveRow.alias), col(AliasMoveRow.generation))).all():
         moves.setdefault(move.alias, []).append(move)
     events: dict[str, list[EventRow]] = {}
-    for alias, event in _told(session, name, ":", (EventType.ALIAS_MOVE,)):
+    for alias, event in _select_events(session, name, ":", (EventType.ALIAS_MOVE,)):
         events.setdefault(alias, []).append(event)
-    for alias, chain in moves.items():
+    for alias, history in moves.items():
         location = f"{name}:{alias}"
-        _chain(page, location, chain)
-        row = aliases.get(alias)
-        newest = chain[-1] if chain else None
-        if (
-            row is None
-            or newest is None
-            or (row.version_id, row.generation) != (newest.to_version_id, newest.generation)
-        ):
-            page.found("alias.row_differs", location, "does not point where its newest move says")
-        elif row.version_id not in versions:
-            page.found("alias.version_foreign", location, "points at a version of another adapter")
-        told = events.pop(alias, [])
-        if len(told) != len(chain):
-            page.found("alias.event_count", location, f"has {len(chain)} moves and {len(told)} events")
+        _check_generations(run, location, history)
+        _check_alias_row(run, location, aliases.get(alias), history, versions)
+        alias_events = events.pop(alias, [])
+        if len(alias_events) != len(history):
+            run.add("alias.event_count", location, f"has {len(history)} moves and {len(alias_events)} events")
         else:
-            _as_told(page, location, chain, told, versions)
-        page.count("moves", len(chain))
+            _compare_with_events(run, location, history, alias_events, versions)
+        run.count("moves", len(history))
     for alias in sorted(events):
-        page.found("alias.event_count", f"{name}:{alias}", "has events and no moves")
+        run.add("alias.event_count", f"{name}:{alias}", "has events and no moves")
     main = aliases.get(names.NEWEST)
     newest_id = max(versions, key=lambda i: versions[i].number, default=None)
     if (main.version_id if main else None) != newest_id:
-        page.found("alias.main_behind", f"{name}:{names.NEWEST}", "does not point at the newest version")
+        run.add("alias.main_behind", f"{name}:{names.NEWEST}", "does not point at the newest version")
 
 
-def _chain(page: Page, location: str, chain: list[AliasMoveRow]) -> None:
-    """Generations 1, 2, 3 … each beginning where the one before ended."""
-    held: int | None = None
-    for number, move in enumerate(chain, 1):
-        if move.generation != number or move.from_version_id != held:
-            page.found("alias.chain_broken", location, f"its history breaks at generation {move.generation}")
-            return
-        held = move.to_version_id
-
-
-def _as_told(
-    page: Page, location: str, chain: list[AliasMoveRow], told: list[EventRow], versions: dict[int, VersionRow]
+def _check_alias_row(
+    run: FsckRun, location: str, row: AliasRow | None, history: list[AliasMoveRow], versions: dict[int, VersionRow]
 ) -> None:
-    """Each move says what its event says, which the log can prove: an edited history answers an auditor wrongly."""
-    before = None
-    for move, event in zip(chain, sorted(told, key=lambda e: int(e.detail.get("generation", 0))), strict=True):
-        version, detail = versions.get(move.to_version_id or 0), event.detail
-        moved = (move.generation, version.digest if version else "", move.reason, _broken(move.evidence))
-        said = tuple(detail.get(key) for key in ("generation", "digest", "reason", BROKE_GLASS))
-        kept_in_order = before is not None and event.at <= before and move.at == before + NEXT
-        when = kept_in_order or abs(move.at - event.at) <= CLOCKS_DIFFER
-        before = move.at
-        if (moved, move.actor) != (said, event.actor) or not when:
-            message = f"generation {move.generation} is not what event {event.position or event.seq} tells of it"
-            page.found("alias.event_differs", location, message)
+    newest = history[-1] if history else None
+    if row is None or newest is None or (row.version_id, row.generation) != (newest.to_version_id, newest.generation):
+        run.add("alias.row_differs", location, "does not point where its newest move says")
+    elif row.version_id not in versions:
+        run.add("alias.version_foreign", location, "points at a version of another adapter")
 
 
-def _broken(evidence: list[dict[str, Any]]) -> list[str] | None:
+def _check_generations(run: FsckRun, location: str, history: list[AliasMoveRow]) -> None:
+    """Check that generations are 1, 2, 3 … and that each begins where the previous one ended."""
+    version_id: int | None = None
+    for number, move in enumerate(history, 1):
+        if move.generation != number or move.from_version_id != version_id:
+            run.add("alias.chain_broken", location, f"its history breaks at generation {move.generation}")
+            return
+        version_id = move.to_version_id
+
+
+def _compare_with_events(
+    run: FsckRun, location: str, history: list[AliasMoveRow], events: list[EventRow], versions: dict[int, VersionRow]
+) -> None:
+    """Check that each move says what its event says, which the audit log can prove."""
+    previous_at = None
+    for move, event in zip(history, sorted(events, key=lambda e: int(e.detail.get("generation", 0))), strict=True):
+        version = versions.get(move.to_version_id or 0)
+        digest = version.digest if version else ""
+        in_row = (move.actor, move.generation, digest, move.reason, _missing_evidence(move.evidence))
+        keys = ("generation", "digest", "reason", BROKE_GLASS)
+        in_event = (event.actor, *(event.detail.get(key) for key in keys))
+        ordered = previous_at is not None and event.at <= previous_at and move.at == previous_at + NEXT
+        same_time = ordered or abs(move.at - event.at) <= CLOCK_TOLERANCE
+        previous_at = move.at
+        if in_row != in_event or not same_time:
+            message = f"generation {move.generation} differs from event {event.position or event.seq} of the audit log"
+            run.add("alias.event_differs", location, message)
+
+
+def _missing_evidence(evidence: list[dict[str, Any]]) -> list[str] | None:
     return next((item["missing"] for item in evidence if item.get("check") == BROKE_GLASS), None)
 
 
 # ------------------------------------------------------------------ records
-def _records(page: Page, adapter: AdapterRow) -> None:
-    """Each version that was recorded still has its record, and none that tells of a withdrawal that the row missed."""
+def _check_records(run: FsckRun, adapter: AdapterRow) -> None:
+    """Check that no record is lost, and that none says of a withdrawal what the row does not."""
     name = AdapterName(adapter.namespace, adapter.name)
-    with page.snapshot() as session:
+    with run.snapshot() as session:
         recorded = missing.recorded(session, name)
-    listed = list(page.blobs.list(metadata_backup.folder_of(adapter.namespace, adapter.name)))
-    for number in missing.lost(page.engine, page.blobs, name, recorded, listed):
-        told = "has no record beside the blobs, or one from before it was withdrawn: a re-index would not find it so"
-        page.found("record.missing", f"{name}@{number}", told)
-    for record in withdraw.unknown(page.engine, page.blobs, name, listed):
-        told = "it was withdrawn (yanked, put in quarantine), or that was ended, after this database's backup"
-        page.found("record.withdrawal_unknown", f"{name}@{record.number}", told)
-    page.count("records", len({stat.key.rpartition("/")[0] for stat in listed}))
+    listed = list(run.blobs.list(metadata_backup.folder_of(adapter.namespace, adapter.name)))
+    for number in missing.lost(run.engine, run.blobs, name, recorded, listed):
+        message = "has no record beside the blobs, or an outdated one: a re-index would lose it or its withdrawal"
+        run.add("record.missing", f"{name}@{number}", message)
+    for record in withdraw.unknown(run.engine, run.blobs, name, listed):
+        message = "was yanked, quarantined or released after this database's backup"
+        run.add("record.withdrawal_unknown", f"{name}@{record.number}", message)
+    run.count("records", len({stat.key.rpartition("/")[0] for stat in listed}))

@@ -1,10 +1,4 @@
-"""`Shift`: what one request of garbage collection works with, what it has counted, and when its time is up.
-
-Invariants
-- Counting is the same for a dry run; what a shift counts is what its report says.
-- A key that the store does not delete stands in nobody's way: it is counted, and the next run tries it again. Where
-  it refuses `REFUSALS_LIMIT` of them the store itself is ill, and the request fails.
-"""
+"""`GcRun`: the state of one request of garbage collection."""
 
 from __future__ import annotations
 
@@ -27,13 +21,16 @@ from registry.server.storage.references import BlobState
 
 BATCH = 500
 """Rows of one transaction."""
-REFUSALS_LIMIT = 20
+FAILURES_LIMIT = 20
+"""Keys that the store may fail to delete before the request fails."""
 SECONDS = 10.0
-"""How long one request works before it hands out a cursor."""
+"""How long one request works before it returns a cursor."""
 
 
 @dataclass
-class Shift:
+class GcRun:
+    """What one request works with, what it has counted, and when its time is over."""
+
     engine: Engine
     blobs: BlobStore
     lock: AdvisoryLock
@@ -42,37 +39,42 @@ class Shift:
     dry_run: bool
     counts: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
-    refused: set[str] = field(default_factory=set)
-    """Keys that the store would not delete."""
+    failed_keys: set[str] = field(default_factory=set)
+    """Keys that the store could not delete. The next run tries them again."""
 
-    def count(self, what: str, number: int) -> None:
-        self.counts[what] = self.counts.get(what, 0) + number
+    def count(self, name: str, number: int) -> None:
+        """Add to a count of the report."""
+        self.counts[name] = self.counts.get(name, 0) + number
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether this request should return its cursor."""
         return time.monotonic() - self.started > SECONDS
 
-    def remove(self, digests: Sequence[str]) -> list[str]:
-        """Bytes, then rows, of blobs that are claimed (`deleting`); which. Killed in between, it is done again."""
-        gone = []
+    def delete_blobs(self, digests: Sequence[str]) -> list[str]:
+        """Delete the bytes, then the rows, of blobs in the state `deleting`; return their digests.
+
+        Repeated if the process dies in between.
+        """
+        deleted = []
         for digest in digests:
             self.lock.check()
-            if self.delete(key_of(Digest(digest))):
-                gone.append(digest)
+            if self.delete_key(key_of(Digest(digest))):
+                deleted.append(digest)
         failpoints.reach("gc.deleted")
         with db.session(self.engine) as session:
-            rows = delete(BlobRow).where(col(BlobRow.digest).in_(gone), col(BlobRow.state) == BlobState.DELETING)
+            rows = delete(BlobRow).where(col(BlobRow.digest).in_(deleted), col(BlobRow.state) == BlobState.DELETING)
             session.connection().execute(rows)
-        return gone
+        return deleted
 
-    def delete(self, key: str) -> bool:
-        """False where the store refuses. `Unavailable` where it refuses too often."""
+    def delete_key(self, key: str) -> bool:
+        """Delete a key; False if the store fails. `Unavailable` if it fails too often."""
         try:
             self.blobs.delete(key)
         except Unavailable:
-            self.refused.add(key)
+            self.failed_keys.add(key)
             self.count("keys_refused", 1)
-            if len(self.refused) >= REFUSALS_LIMIT:
+            if len(self.failed_keys) >= FAILURES_LIMIT:
                 raise
             return False
         return True

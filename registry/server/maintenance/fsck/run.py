@@ -1,8 +1,4 @@
-"""`Page`: what one request of a check works with, and what it has found.
-
-Invariants
-- Rows that are compared with each other come from one snapshot of the database.
-"""
+"""`FsckRun`: the state of one request of a check."""
 
 from __future__ import annotations
 
@@ -21,23 +17,25 @@ from registry.server.database import db
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, staging_key_of
 
-NOWHERE = staging_key_of("probe", Digest.of(b""))
-"""A key under which nothing is: whoever asks for it learns whether the store answers at all."""
+NO_KEY = staging_key_of("probe", Digest.of(b""))
+"""A key where nothing is: looking it up shows whether the store responds at all."""
 
 
 @dataclass
-class Page:
+class FsckRun:
+    """What one request works with, and what it has found."""
+
     engine: Engine
     blobs: BlobStore
     actor: Actor
     settings: Settings
-    second: BlobStore | None = None
+    second_copy: BlobStore | None = None
     deep: bool = False
     findings: list[Finding] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
     bytes_hashed: int = 0
 
-    def found(
+    def add(
         self,
         code: str,
         location: str,
@@ -47,21 +45,23 @@ class Page:
         expected: str = "",
         found: str = "",
     ) -> None:
+        """Add a finding."""
         self.findings.append(Finding.of(severity, code, location, message, expected, found))
 
-    def unreadable(self, location: str, error: Unavailable) -> None:
-        """What the store cannot read is told, and stops nothing; raised again where nothing can be had of the store."""
+    def add_unreadable(self, location: str, error: Unavailable) -> None:
+        """Add a finding for something that the store cannot read; raise if the store does not respond at all."""
         if error.code != "STORE_UNAVAILABLE":
             raise error
-        self.blobs.stat(NOWHERE)
-        self.found("blob.unreadable", location, f"the store has it and could not read it: {error.detail}")
+        self.blobs.stat(NO_KEY)
+        self.add("blob.unreadable", location, f"the store has it and cannot read it: {error.detail}")
 
-    def count(self, what: str, number: int = 1) -> None:
-        self.checked[what] = self.checked.get(what, 0) + number
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a count of what was checked."""
+        self.checked[name] = self.checked.get(name, 0) + number
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
-        """A session whose statements all see the same moment."""
+        """Open a session whose statements all see the same moment, for rows that are compared with each other."""
         with db.session(self.engine, write=False) as session:
             if self.engine.dialect.name == "postgresql":
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})

@@ -14,8 +14,8 @@ from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.flows.test_restore import lose_the_database, story
+from tests.maintenance import collect, expire, findings, plan, states
 from tests.snapshot import snapshot
-from tests.upkeep import collect, expire, findings, plan, states
 from tests.world import World
 
 
