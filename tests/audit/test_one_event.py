@@ -47,8 +47,8 @@ from registry.server.storage.blobs import key_of
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity
 from tests.identities import values
+from tests.maintenance import collect, findings
 from tests.memory_blobs import MemoryBlobs
-from tests.upkeep import collect, findings
 from tests.world import World
 
 A = "/adapters/{namespace}/{name}"
