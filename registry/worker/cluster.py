@@ -75,8 +75,8 @@ class Site:
 
     def lines(self) -> list[str]:
         """What was said since the last call."""
-        said, self._lines[:] = list(self._lines), []
-        return said
+        lines, self._lines[:] = list(self._lines), []
+        return lines
 
     def where(self) -> tuple[str, int]:
         """The node and the process that this actor runs in now."""
@@ -114,10 +114,10 @@ class Cluster:
     def run(self, *, once: bool = False) -> Tally:
         """Until every actor has ended: with `once` when no job is left, else after `stop`. The sum of their tallies."""
         waiting = {actor.run.remote(once=once): actor for actor in self.actors}
-        tally, told = Tally(), False
+        tally, reported = Tally(), False
         while waiting:
-            if self._stopping.is_set() and not told:
-                told = True
+            if self._stopping.is_set() and not reported:
+                reported = True
                 for actor in waiting.values():
                     actor.stop.remote()
             ended, _ = ray.wait(list(waiting), timeout=ASK_EVERY_SECONDS)

@@ -104,10 +104,10 @@ class Worker:
     def _round(self) -> bool:
         """Claim one job and do it; False when there is none."""
         try:
-            found = self._sources.demand(self._registry.bases().items, self._inspector.problem)
+            usable = self._sources.demand(self._registry.bases().items, self._inspector.problem)
         except Stopped:
             return False
-        sources = {source.name: source for source in found}
+        sources = {source.name: source for source in usable}
         for message in self._sources.problems.values():
             if message not in self._told:
                 self._told.add(message)
@@ -137,8 +137,8 @@ class Worker:
         try:
             with Held(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
                 done = jobs.run(Task(self._registry, claimed, lease, self._pool, self._limits, source))
-                left = done.result | {"says": done.message}
-                self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=left))
+                result = done.result | {"says": done.message}
+                self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=result))
         except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
             if isinstance(e, Lost) or getattr(e, "code", "") in NO_LONGER_OURS:
                 self._say(f"{label}: the job is no longer ours ({e}); dropped")
@@ -150,8 +150,8 @@ class Worker:
 
     def _fail(self, claimed: Claimed, label: str, error: Exception) -> None:
         self.tally.failed += 1
-        known = isinstance(error, Failed | RegistryError)
-        message = (str(error) if known else f"{type(error).__name__}: {error}")[:4000]
+        expected = isinstance(error, Failed | RegistryError)
+        message = (str(error) if expected else f"{type(error).__name__}: {error}")[:4000]
         final = isinstance(error, Failed) and error.final
         self._say(f"{label}: attempt {claimed.job.attempt} failed: {message}")
         try:

@@ -51,22 +51,22 @@ def validate(task: Task) -> Done:
         raise Failed(str(answer.get("failed") or "the check ended without an answer"))
     report = _report(task, _findings(answer["seen"].get("findings", ())), answer["seen"], answer["base"])
     if "structure" in answer:
-        told = [finding for finding in findings if finding not in open_questions]
-        report = report.model_copy(update={"compat": (*told, *_findings(answer["structure"]))})
+        certain = [finding for finding in findings if finding not in open_questions]
+        report = report.model_copy(update={"compat": (*certain, *_findings(answer["structure"]))})
     return _done(report)
 
 
-def _findings(told: Iterable[Any]) -> tuple[Finding, ...]:
-    return tuple(Finding.model_validate(finding) for finding in told)
+def _findings(messages: Iterable[Any]) -> tuple[Finding, ...]:
+    return tuple(Finding.model_validate(finding) for finding in messages)
 
 
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
     """The domain's own judgement, made here again: the names that reach the model are on its allow-list."""
     try:
-        found = read_folder(folder).found
+        contents = read_folder(folder).found
     except (Invalid, TooLarge) as e:
         raise Failed(f"what was pulled breaks a rule: {e.detail}", final=True) from e
-    return list(evaluate.fit(found, base.spec, base.relatives))
+    return list(evaluate.fit(contents, base.spec, base.relatives))
 
 
 def _not_tried(findings: list[Finding]) -> Finding:
@@ -76,8 +76,8 @@ def _not_tried(findings: list[Finding]) -> Finding:
     return Finding.of("error", "smoke.does_not_fit", "adapter_model.safetensors", message)
 
 
-def _report(task: Task, findings: Iterable[Finding], seen: dict[str, Any], keeper: dict[str, Any]) -> Report:
-    measurements = seen.get("measurements", {})
+def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], keeper: dict[str, Any]) -> Report:
+    measurements = result.get("measurements", {})
     about_base = {
         "base_load_seconds": keeper.get("load_seconds"),
         "base_parameters": keeper.get("parameters"),
@@ -92,18 +92,22 @@ def _report(task: Task, findings: Iterable[Finding], seen: dict[str, Any], keepe
         findings=tuple(findings),
         measurements=measurements | {name: value for name, value in about_base.items() if value is not None},
         made_by=dict(keeper.get("versions", {})),
-        reference_logprobs=seen.get("reference_logprobs"),
-        pictures=seen.get("pictures", {}),
+        reference_logprobs=result.get("reference_logprobs"),
+        pictures=result.get("pictures", {}),
         thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
     )
 
 
 def _done(report: Report) -> Done:
     outcome = add_up(report.findings)
-    seen = report.measurements
-    if seen.get("mean_pixel_delta") is not None and outcome != "fail":
-        return Done(f"smoke: {outcome} (the picture changes by {seen['mean_pixel_delta']:.3g} of its range)", report)
-    if seen.get("kl_nats") is not None and outcome != "fail":
-        moved = f"logits move by up to {seen['max_logit_delta']:.3g}, KL {seen['kl_nats']:.3g} nats a token"
+    measurements = report.measurements
+    if measurements.get("mean_pixel_delta") is not None and outcome != "fail":
+        return Done(
+            f"smoke: {outcome} (the picture changes by {measurements['mean_pixel_delta']:.3g} of its range)", report
+        )
+    if measurements.get("kl_nats") is not None and outcome != "fail":
+        moved = (
+            f"logits move by up to {measurements['max_logit_delta']:.3g}, KL {measurements['kl_nats']:.3g} nats a token"
+        )
         return Done(f"smoke: {outcome} ({moved})", report)
     return Done(f"smoke: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else ""), report)

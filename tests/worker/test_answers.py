@@ -13,8 +13,8 @@ from registry.worker.model.language import Base
 from registry.worker.model_process import child
 from registry.worker.smoke import acting
 from registry.worker.smoke.acting import ROWS, Baseline
-from registry.worker.smoke.examination import Examination
 from registry.worker.smoke.resident import Discard, Resident
+from registry.worker.smoke.result import SmokeResult
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> No
     asked = [tuple(range(ROWS + 3)), (1, 2)]
     before = [torch.randn(len(tokens), 50) * 3 for tokens in asked]
     after = [values + 0.3 * torch.randn_like(values) for values in before]
-    seen = Examination(Thresholds())
+    seen = SmokeResult(Thresholds())
     assert acting.compare(Baseline.of(asked, before), after, seen, kind="numbers")
     was, now = torch.cat(before).double(), torch.cat(after).double()
     kl = torch.nn.functional.kl_div(now.log_softmax(-1), was.log_softmax(-1), log_target=True, reduction="sum")
@@ -68,7 +68,7 @@ def test_one_number_that_is_not_finite_is_seen_wherever_it_lies(odd: float) -> N
     before = [torch.randn(2 * ROWS + 1, 50)]
     after = [before[0].clone()]
     after[0][-1, 7] = odd
-    seen = Examination(Thresholds())
+    seen = SmokeResult(Thresholds())
     assert not acting.compare(Baseline.of([(1,) * len(before[0])], before), after, seen, kind="numbers")
     assert [finding.code for finding in seen.findings] == ["smoke.not_finite"]
 

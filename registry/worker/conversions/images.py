@@ -57,10 +57,10 @@ def convert(request: ConversionRequest) -> Converted:
     family = request.base.model_type or file.family
     if family not in PIPELINES:
         raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
-    given = folders.load(folder.path / weights)
-    told = _told(given, file) if family == "flux" else given
-    tensors = _converted(getattr(diffusers, PIPELINES[family]), told)
-    _demand_all(given, tensors, file)
+    tensors_in = folders.load(folder.path / weights)
+    renamed = _told(tensors_in, file) if family == "flux" else tensors_in
+    tensors = _converted(getattr(diffusers, PIPELINES[family]), renamed)
+    _demand_all(tensors_in, tensors, file)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
     canonical.copy_others(folder, out)
@@ -69,38 +69,40 @@ def convert(request: ConversionRequest) -> Converted:
         message=f"{len(file.modules)} modules of {file.scheme} became {pairs} of diffusers, by diffusers "
                  f"{diffusers.__version__}",
         modules=pairs, rank=file.max_rank, tensors=len(tensors), renamed=len(tensors),
-        error=_difference(given, tensors, file),
+        error=_difference(tensors_in, tensors, file),
     )  # fmt: skip
 
 
-def _told(given: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
+def _told(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
     """Flux's own paths as diffusers knows them: after `diffusion_model.`, with lora_down and lora_up for A and B.
 
     A control adapter (Black Forest Labs' names with scales of norms) has a converter of its own.
     """
     if file.scheme != "comfy" and "image.no_control_norms" not in file.problems:
-        return given
+        return tensors
     ends = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
-    told = {}
-    for name, tensor in given.items():
+    renamed = {}
+    for name, tensor in tensors.items():
         end = next((end for end in ends if name.endswith(end)), "")
-        told[f"diffusion_model.{name.removeprefix('diffusion_model.').removesuffix(end)}{ends.get(end, '')}"] = tensor
-    return told
+        renamed[f"diffusion_model.{name.removeprefix('diffusion_model.').removesuffix(end)}{ends.get(end, '')}"] = (
+            tensor
+        )
+    return renamed
 
 
-def _converted(pipeline: Any, told: dict[str, Tensor]) -> dict[str, Tensor]:
+def _converted(pipeline: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
-        answer = pipeline.lora_state_dict(dict(told), return_alphas=True)
+        answer = pipeline.lora_state_dict(dict(tensors), return_alphas=True)
     except TypeError:
-        answer = pipeline.lora_state_dict(dict(told))
+        answer = pipeline.lora_state_dict(dict(tensors))
     except (ValueError, KeyError) as e:
         raise refused(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
-    found, alphas = answer if isinstance(answer, tuple) else (answer, {})
+    converted, alphas = answer if isinstance(answer, tuple) else (answer, {})
     by_path = {
         name.removesuffix(".alpha").removesuffix(".down.weight"): value for name, value in (alphas or {}).items()
     }
     result: dict[str, Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in converted.items():
         alpha = by_path.get(name.removesuffix(".up.weight")) if name.endswith(".up.weight") else None
         if alpha is not None:
             tensor = canonical.scaled(tensor, float(alpha) / tensor.shape[1])
@@ -108,28 +110,28 @@ def _converted(pipeline: Any, told: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _demand_all(given: dict[str, Tensor], made: dict[str, Tensor], file: FileFacts) -> None:
-    stray = [name for name in made if not name.startswith(tuple(f"{c}." for c in IMAGE_COMPONENTS))]
-    if stray or not made:
-        raise refused(f"diffusers left {len(stray)} of {len(made)} tensors under names that it loads nowhere, "
+def _demand_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileFacts) -> None:
+    stray = [name for name in after if not name.startswith(tuple(f"{c}." for c in IMAGE_COMPONENTS))]
+    if stray or not after:
+        raise refused(f"diffusers left {len(stray)} of {len(after)} tensors under names that it loads nowhere, "
                       f"such as {stray[0] if stray else 'all'}")  # fmt: skip
-    difference = _difference(given, made, file)
+    difference = _difference(before, after, file)
     if difference > TOLERANCE:
         raise refused(f"diffusers' converter lost part of the adapter: its size changed by {difference:.3g}")
 
 
-def _difference(given: dict[str, Tensor], made: dict[str, Tensor], file: FileFacts) -> float:
+def _difference(before_tensors: dict[str, Tensor], after_tensors: dict[str, Tensor], file: FileFacts) -> float:
     """How far the norm of the whole update moved, relatively."""
     scales = {module.path: module.scale for module in file.modules}
-    before = sum((_scale_of(path, scales) ** 2) * size for path, size in _sizes(given).items())
-    after = sum(_sizes(made).values())
+    before = sum((_scale_of(path, scales) ** 2) * size for path, size in _sizes(before_tensors).items())
+    after = sum(_sizes(after_tensors).values())
     return abs(after - before) / before if before else abs(after)
 
 
 def _scale_of(path: str, scales: dict[str, float | None]) -> float:
     """The scale of the pair at `path`; X-Labs' two pairs of one processor have paths that differ by a separator."""
-    found = next((s for p, s in scales.items() if p == path or p.replace("_", ".") == path.replace("_", ".")), None)
-    return 1.0 if found is None else found
+    scale = next((s for p, s in scales.items() if p == path or p.replace("_", ".") == path.replace("_", ".")), None)
+    return 1.0 if scale is None else scale
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, float]:

@@ -38,32 +38,32 @@ def convert(request: ConversionRequest) -> Converted:
     if not isinstance(folder.found, Foreign):
         raise refused("this is PEFT's already")
     file = folder.found.file
-    given = folders.load(folder.path / read.weights_of(folder.files).path)
-    paths, made = Paths(file.scheme, request.base.modules), {}
+    stored = folders.load(folder.path / read.weights_of(folder.files).path)
+    paths, pairs = Paths(file.scheme, request.base.modules), {}
     for module in file.modules:
         meant = paths.of(module.path)
         if meant is None or len(meant) != 1 or meant[0] not in request.base.modules:
             raise refused(f"{module.path} names no module of {request.base.name}")
-        a, b = _pair(given, module, file.scheme, meant[0], request.base)
-        made[meant[0]] = (a, b, module)
+        a, b = _pair(stored, module, file.scheme, meant[0], request.base)
+        pairs[meant[0]] = (a, b, module)
     tensors: dict[str, Tensor] = {}
-    for path, (a, b, _) in made.items():
+    for path, (a, b, _) in pairs.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
-    folders.save(Path(request.out), tensors, _config(made, request.base, file.base_claimed))
+    folders.save(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
     canonical.copy_others(folder, Path(request.out))
     return Converted(
-        message=f"{len(made)} modules of {file.scheme} named as PEFT names them, rank {file.max_rank}",
-        modules=len(made), rank=file.max_rank, tensors=len(tensors), renamed=len(tensors), error=0.0,
+        message=f"{len(pairs)} modules of {file.scheme} named as PEFT names them, rank {file.max_rank}",
+        modules=len(pairs), rank=file.max_rank, tensors=len(tensors), renamed=len(tensors), error=0.0,
     )  # fmt: skip
 
 
 def _pair(
-    given: dict[str, Tensor], module: FileModule, scheme: str, path: str, base: BaseSpec
+    tensors: dict[str, Tensor], module: FileModule, scheme: str, path: str, base: BaseSpec
 ) -> tuple[Tensor, Tensor]:
     if scheme == "mlx":
-        return given[f"{module.path}.lora_a"].T, given[f"{module.path}.lora_b"].T
-    at = f"module.{module.path}" if f"module.{module.path}.lora_a.weight" in given else module.path
-    a, b = given[f"{at}.lora_a.weight"], given[f"{at}.lora_b.weight"]
+        return tensors[f"{module.path}.lora_a"].T, tensors[f"{module.path}.lora_b"].T
+    at = f"module.{module.path}" if f"module.{module.path}.lora_a.weight" in tensors else module.path
+    a, b = tensors[f"{at}.lora_a.weight"], tensors[f"{at}.lora_b.weight"]
     heads = {"q_proj": base.heads, "k_proj": base.kv_heads}.get(path.rpartition(".")[2])
     return a, in_halves(b, heads) if heads else b
 
@@ -75,16 +75,16 @@ def in_halves(b: Tensor, heads: int) -> Tensor:
     return b.reshape(heads, half, 2, rank).transpose(1, 2).reshape(rows, rank)
 
 
-def _config(made: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec, claimed: str) -> dict[str, Any]:
-    ranks = {path: module.rank for path, (_, _, module) in made.items()}
-    alphas = {path: (module.scale or 0.0) * module.rank for path, (_, _, module) in made.items()}
+def _config(pairs: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec, claimed: str) -> dict[str, Any]:
+    ranks = {path: module.rank for path, (_, _, module) in pairs.items()}
+    alphas = {path: (module.scale or 0.0) * module.rank for path, (_, _, module) in pairs.items()}
     rank, alpha = max(ranks.values()), max(alphas.values(), key=list(alphas.values()).count)
-    leaves = sorted({path.rpartition(".")[2] for path in made})
+    leaves = sorted({path.rpartition(".")[2] for path in pairs})
     meant = {path for path in base.modules if path.rpartition(".")[2] in leaves}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": claimed or base.name, "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "target_modules": leaves if meant == set(made) else sorted(made),
+        "target_modules": leaves if meant == set(pairs) else sorted(pairs),
         "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
         "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,

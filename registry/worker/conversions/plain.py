@@ -50,10 +50,10 @@ def convert(request: ConversionRequest) -> Converted:
     written["base_model_name_or_path"] = spec.base_name or request.base.name
     (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
     canonical.copy_others(folder, out)
-    made = read_folder(out).contents.lora
+    result = read_folder(out).contents.lora
     return Converted(
-        message=f"{began} taken back: {len(made.modules)} modules of rank {made.rank} for the unchanged base",
-        modules=len(made.modules), rank=made.rank, tensors=2 * len(made.modules),
+        message=f"{began} taken back: {len(result.modules)} modules of rank {result.rank} for the unchanged base",
+        modules=len(result.modules), rank=result.rank, tensors=2 * len(result.modules),
         notes=(f"the first factors were computed again from the weights of {request.base.name}",),
     )  # fmt: skip
 

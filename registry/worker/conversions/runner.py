@@ -22,29 +22,29 @@ from registry.worker.task import Done, Failed, Task
 
 def convert(task: Task) -> Done:
     """The claimed version in another form."""
-    asked = Conversion.model_validate(task.job.payload)
+    conversion = Conversion.model_validate(task.job.payload)
     base = task.base
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         task.lease.say(f"pulling {task.subject.name}@{task.subject.number}")
         folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
         try:
-            found = read_folder(folder).found
-            location = conversions.place_of(found, asked, base.spec)
+            contents = read_folder(folder).found
+            location = conversions.place_of(contents, conversion, base.spec)
             weights = str(task.ready_source().folder) if location is Place.BASE else ""
-            task.lease.say(f"converting to {asked.to}")
+            task.lease.say(f"converting to {conversion.to}")
             if location is Place.HERE:
-                report = client_convert.rename(folder, out, asked, base)
+                report = client_convert.rename(folder, out, conversion, base)
             else:
                 request = ConversionRequest(
-                    conversion=asked, source=str(folder), out=str(out), base=base.spec, base_folder=weights
+                    conversion=conversion, source=str(folder), out=str(out), base=base.spec, base_folder=weights
                 )
                 limits = task.limits
                 report = request.run(task.lease.check, threads=limits.threads, seconds=limits.deadline_seconds)
         except (Invalid, TooLarge) as e:
             raise Failed(e.detail, final=True) from e
-        task.lease.say(f"pushing {asked.into}")
-        scheme = found.scheme
-        pushed = client_convert.push(task.registry, out, task.subject, asked, report, scheme=scheme)
-    made = f"{pushed.version.name}@{pushed.version.number}"
-    result = {"version": made, "digest": str(pushed.version.digest), "report": report.model_dump(mode="json")}
-    return Done(f"{asked.to} → {made}: {report.message}", result=result)
+        task.lease.say(f"pushing {conversion.into}")
+        scheme = contents.scheme
+        pushed = client_convert.push(task.registry, out, task.subject, conversion, report, scheme=scheme)
+    version = f"{pushed.version.name}@{pushed.version.number}"
+    result = {"version": version, "digest": str(pushed.version.digest), "report": report.model_dump(mode="json")}
+    return Done(f"{conversion.to} → {version}: {report.message}", result=result)

@@ -55,8 +55,8 @@ def convert(request: ConversionRequest) -> Converted:
         if architecture == "llama" and heads:
             b = in_pairs(b, heads)
         for half, tensor in (("lora_a", a), ("lora_b", b)):
-            kept = torch.float16 if tensor.dtype == torch.float16 else torch.float32
-            writer.add_tensor(f"{name}.weight.{half}", tensor.to(kept).contiguous().numpy())
+            dtype = torch.float16 if tensor.dtype == torch.float16 else torch.float32
+            writer.add_tensor(f"{name}.weight.{half}", tensor.to(dtype).contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -69,11 +69,11 @@ class Adapter:
 
     def raw(self, name: str) -> Tensor:
         """The tensor as it is stored. `Invalid` (TENSORS_INVALID) if a value is not finite."""
-        found: Tensor = self._file.get_tensor(name)
-        if found.is_floating_point() and not bool(found.float().isfinite().all()):
+        tensor: Tensor = self._file.get_tensor(name)
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
             message = f"{self.folder.name}: {name} holds NaN or infinite values"
             raise Invalid("TENSORS_INVALID", message, next_step="train it again; such a file cannot be merged")
-        return found
+        return tensor
 
     def tensor(self, role: Role, path: str, order: int = -1) -> Tensor | None:
         """The module's A, B, magnitude or bias in 32 bits; None if there is none."""
@@ -82,7 +82,7 @@ class Adapter:
 
     def factors(self, module: ModuleUpdate) -> list[Factors]:
         """The module's update as factors with the scale folded in: one, or one for each expert."""
-        return [one.times(module.scale) for one in self.pairs(module)]
+        return [pair.times(module.scale) for pair in self.pairs(module)]
 
     def pairs(self, module: ModuleUpdate) -> list[Factors]:
         """The same without the scale: B and A as matrices."""
@@ -91,7 +91,7 @@ class Adapter:
             return [Factors(b.flatten(1), a.flatten(1))]
         experts = a.shape[0] // module.rank
         rows, columns = a.view(experts, module.rank, -1), b.view(b.shape[0], module.rank, experts)
-        return [Factors(columns[:, :, one].contiguous(), rows[one]) for one in range(experts)]
+        return [Factors(columns[:, :, expert].contiguous(), rows[expert]) for expert in range(experts)]
 
     def scale_of(self, module: ModuleUpdate) -> float | Tensor:
         """LoRA's scale; for AdaLoRA one for each rank [1, rank]: its singular values * alpha / (first rank + 1e-5)."""
@@ -114,18 +114,18 @@ class Adapter:
 
 def widest(dtypes: list[str]) -> torch.dtype:
     """The type that holds values of all these types: 32 bits unless all are the same 16-bit type."""
-    known = {"BF16": torch.bfloat16, "F16": torch.float16}
-    return known.get(dtypes[0], torch.float32) if len(set(dtypes)) == 1 else torch.float32
+    known_dtypes = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return known_dtypes.get(dtypes[0], torch.float32) if len(set(dtypes)) == 1 else torch.float32
 
 
 def _files(folder: Path) -> list[Descriptor]:
-    found = []
+    files = []
     for name in (CONFIG, WEIGHTS):
         path, kind = folder / name, kind_of(name)
         if path.is_file() and kind is not None:
             size = path.stat().st_size
-            found.append(Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=size))
-    return found
+            files.append(Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=size))
+    return files
 
 
 def _read(path: Path, start: int, length: int) -> bytes:

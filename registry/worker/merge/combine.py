@@ -44,14 +44,14 @@ def combine(
     """Write the adapter that the recipe makes of these sources into `out`. `Invalid` if they do not go together."""
     modules = _modules(sources)
     dtype = widest([name for _, source in sources for name in source.lora.dtypes])
-    made, losses = [], []
+    updates, losses = [], []
     for done, (key, parts) in enumerate(modules.items()):
-        one, wanted, to_sum = _module(recipe, key, parts, dtype)
-        made.append(one)
-        losses.append((key[0], one.rank, wanted, to_sum))
+        update, target, to_sum = _module(recipe, key, parts, dtype)
+        updates.append(update)
+        losses.append((key[0], update.rank, target, to_sum))
         if done % 32 == 0:
             progress(f"{done} of {len(modules)} modules")
-    writing.write(out, made, writing.like([source.written for _, source in sources], made), dtype)
+    writing.write(out, updates, writing.like([source.written for _, source in sources], updates), dtype)
     return report(recipe.operation, str(recipe.method), losses)
 
 
@@ -73,20 +73,20 @@ def report(operation: Operation, method: str, losses: Sequence[tuple[str, int, L
 
 
 def _modules(sources: Sequence[tuple[float, Adapter]]) -> dict[Key, list[tuple[float, Adapter, ModuleUpdate]]]:
-    found: dict[Key, list[tuple[float, Adapter, ModuleUpdate]]] = {}
+    modules: dict[Key, list[tuple[float, Adapter, ModuleUpdate]]] = {}
     for weight, source in sources:
         if not source.lora.is_plain:
             message = f"{source.folder.name} is more than low-rank pairs: it has no weighted sum with others"
             raise Invalid("RECIPE_INVALID", message, next_step="fuse it into its base instead")
         for module in source.lora.modules:
-            found.setdefault((module.path, module.order), []).append((weight, source, module))
-    for (path, _), parts in found.items():
+            modules.setdefault((module.path, module.order), []).append((weight, source, module))
+    for (path, _), parts in modules.items():
         shapes = {(m.kind, m.a_shape[1:], m.b_shape[0], m.a_shape[0] // m.rank) for _, _, m in parts}
         if len(shapes) > 1:
             raise Invalid("RECIPE_INVALID", f"module {path} has different sizes in the sources: they have other bases")
     if len({source.contents.config.fan_in_fan_out for _, source in sources}) > 1:
         raise Invalid("RECIPE_INVALID", "fan_in_fan_out: the sources store their weights in different orders")
-    return found
+    return modules
 
 
 def _module(
@@ -114,8 +114,8 @@ def _joined(
     if recipe.method in _AIMS:
         aim = _AIMS[recipe.method](recipe, parts, location)
         result = _rounded(lowrank.of_dense(aim, rank)[0], dtype)
-        got, true = result.dense, exact.dense
-        return result, _dense_loss(got, aim), _dense_loss(got, true)
+        merged, expected = result.dense, exact.dense
+        return result, _dense_loss(merged, aim), _dense_loss(merged, expected)
     if recipe.method is Method.CAT:
         result = exact
     elif recipe.method is Method.LINEAR and not recipe.rank:
@@ -131,8 +131,8 @@ def _rounded(factors: Factors, dtype: torch.dtype) -> Factors:
     return Factors(factors.left.to(dtype).float(), factors.right.to(dtype).float())
 
 
-def _dense_loss(got: Tensor, wanted: Tensor) -> Loss:
-    return Loss(float(wanted.double().square().sum()), float((got - wanted).double().square().sum()))
+def _dense_loss(result: Tensor, target: Tensor) -> Loss:
+    return Loss(float(target.double().square().sum()), float((result - target).double().square().sum()))
 
 
 # ------------------------------------------------------------------ methods that look at every value of the update
@@ -141,9 +141,9 @@ def largest(update: Tensor, density: float) -> Tensor:
     count = max(1, int(density * update.numel()))
     if count >= update.numel():
         return update
-    kept = update.abs().view(-1).topk(count).indices
+    indices = update.abs().view(-1).topk(count).indices
     mask = torch.zeros(update.numel(), dtype=torch.bool)
-    mask[kept] = True
+    mask[indices] = True
     return update * mask.view_as(update)
 
 
@@ -164,17 +164,17 @@ def elected(updates: Sequence[Tensor]) -> Tensor:
 
 
 def _pruned_sum(recipe: Recipe, parts: Sequence[Part], _location: str) -> Tensor:
-    return torch.stack([weight * largest(one.dense, recipe.density) for weight, one in parts]).sum(0)
+    return torch.stack([weight * largest(update.dense, recipe.density) for weight, update in parts]).sum(0)
 
 
 def _ties(recipe: Recipe, parts: Sequence[Part], _location: str) -> Tensor:
-    return elected([weight * largest(one.dense, recipe.density) for weight, one in parts])
+    return elected([weight * largest(update.dense, recipe.density) for weight, update in parts])
 
 
 def _dare(recipe: Recipe, parts: Sequence[Part], location: str) -> list[Tensor]:
     return [
-        weight * dropped(one.dense, recipe.density, recipe.seed, f"{location}|{at}")
-        for at, (weight, one) in enumerate(parts)
+        weight * dropped(update.dense, recipe.density, recipe.seed, f"{location}|{at}")
+        for at, (weight, update) in enumerate(parts)
     ]
 
 

@@ -37,7 +37,7 @@ def extract(
     olds = {stored.name: stored for stored in Weights.of(base).by_file_name.values()}
     news = {stored.name: stored for stored in Weights.of(tuned).by_file_name.values()}
     _demand_alike(olds, news, spec)
-    made, losses, left_out = [], [], []
+    updates, losses, left_out = [], [], []
     for at, (name, old) in enumerate(sorted(olds.items())):
         if at % 32 == 0:
             progress(f"{at} of {len(olds)} tensors")
@@ -51,20 +51,20 @@ def extract(
             continue
         matrix = delta.T.contiguous() if module.kind == "conv1d" else delta
         factors, _ = lowrank.of_dense(matrix, rank)
-        made.append(Made(Site(path, "linear", -1, (matrix.shape[1],)), [factors]))
+        updates.append(Made(Site(path, "linear", -1, (matrix.shape[1],)), [factors]))
         loss = Loss(float(matrix.double().square().sum()), float((factors.dense - matrix).double().square().sum()))
         losses.append((path, factors.rank, loss, loss))
-    if not made:
+    if not updates:
         raise Invalid("RECIPE_INVALID", f"no matrix of {tuned.name} differs from {base.name}: there is no update")
-    config = writing.plain(spec.name, task) | writing.targets_of(made)
-    config["fan_in_fan_out"] = any(spec.modules[one.site.path].kind == "conv1d" for one in made)
-    writing.write(out, made, config, torch.float32)
-    found = combine.report(Operation.EXTRACT, str(Method.SVD), losses)
+    config = writing.plain(spec.name, task) | writing.targets_of(updates)
+    config["fan_in_fan_out"] = any(spec.modules[update.site.path].kind == "conv1d" for update in updates)
+    writing.write(out, updates, config, torch.float32)
+    report = combine.report(Operation.EXTRACT, str(Method.SVD), losses)
     if not left_out:
-        return found
+        return report
     more = f" and {len(left_out) - EXAMPLES} more" if len(left_out) > EXAMPLES else ""
     note = f"not matrices of linear modules, and left out: {', '.join(left_out[:EXAMPLES])}{more}"
-    return found.model_copy(update={"notes": (note,)})
+    return report.model_copy(update={"notes": (note,)})
 
 
 def _demand_alike(olds: dict[str, Stored], news: dict[str, Stored], spec: BaseSpec) -> None:
@@ -75,8 +75,10 @@ def _demand_alike(olds: dict[str, Stored], news: dict[str, Stored], spec: BaseSp
         if new is not None and {old.info.dtype, new.info.dtype} - _PLAIN:
             raise Invalid("RECIPE_INVALID", f"{name} is packed; give the original weights")
         if new is None or new.info.shape != old.info.shape:
-            found = "is missing" if new is None else f"has shape {list(new.info.shape)}, not {list(old.info.shape)}"
-            raise Invalid("RECIPE_INVALID", f"these are different architectures: {name} {found}")
+            difference = (
+                "is missing" if new is None else f"has shape {list(new.info.shape)}, not {list(old.info.shape)}"
+            )
+            raise Invalid("RECIPE_INVALID", f"these are different architectures: {name} {difference}")
 
 
 def _values(stored: Stored) -> Tensor:

@@ -75,8 +75,8 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool, more: 
     lora = adapter.lora
     facts = engine_facts.of_lora(lora).model_dump()
     name = adapter.folder.name or "the adapter"
-    one = Ingredient(name=name, digest="", base=spec.name, base_fingerprint=str(spec.fingerprint), facts=facts)
-    recipes.demand(Recipe(operation=Operation.FUSE, sources=(name,)), [one])
+    ingredient = Ingredient(name=name, digest="", base=spec.name, base_fingerprint=str(spec.fingerprint), facts=facts)
+    recipes.demand(Recipe(operation=Operation.FUSE, sources=(name,)), [ingredient])
     if lora.method not in _FUSABLE | more:
         message = f"{name} is {lora.method}, whose update is not written into weights here"
         raise Invalid("RECIPE_INVALID", message, next_step="merge it with PEFT's merge_and_unload")

@@ -48,28 +48,28 @@ def plan(
     weights: Weights, spec: BaseSpec, adapter: Adapter, config: Mapping[str, Any], changes: Changes, *, dequantise: bool
 ) -> Plan:
     """`Invalid` (RECIPE_INVALID) when an adapter changes a tensor that cannot be changed."""
-    found = Plan({}, copy.deepcopy(dict(config)))
-    left = dict(changes)
+    layout = Plan({}, copy.deepcopy(dict(config)))
+    remaining = dict(changes)
     if spec.tied:
-        _tie_or_untie(found, weights, adapter, left)
+        _tie_or_untie(layout, weights, adapter, remaining)
     copies = targets.layer_map(adapter)
     for stored in weights.in_order():
         if stored.is_side and dequantise:
             continue
-        pieces = found.files.setdefault(stored.path.name, [])
+        pieces = layout.files.setdefault(stored.path.name, [])
         for name in _names(stored, copies):
-            makes = tuple(left.pop(name, ()))
-            pieces.append(_piece(found, weights, stored, _file_name(stored, name), dequantise)._replace(changes=makes))
-    if HEAD in left:
-        _add_head(found, weights, left.pop(HEAD))
-    if left:
-        raise Invalid("RECIPE_INVALID", f"the base has no tensor {sorted(left)[0]}, which the adapter changes")
+            makes = tuple(remaining.pop(name, ()))
+            pieces.append(_piece(layout, weights, stored, _file_name(stored, name), dequantise)._replace(changes=makes))
+    if HEAD in remaining:
+        _add_head(layout, weights, remaining.pop(HEAD))
+    if remaining:
+        raise Invalid("RECIPE_INVALID", f"the base has no tensor {sorted(remaining)[0]}, which the adapter changes")
     if copies:
-        _deepen(found, copies, spec)
-    if dequantise and found.config.pop("quantization_config", None) is not None:
-        found.config_changed = True
-        found.notes.append(f"the base was packed ({spec.quantisation}) and is unpacked in what was written")
-    return found
+        _deepen(layout, copies, spec)
+    if dequantise and layout.config.pop("quantization_config", None) is not None:
+        layout.config_changed = True
+        layout.notes.append(f"the base was packed ({spec.quantisation}) and is unpacked in what was written")
+    return layout
 
 
 def write_texts(folder: Path, base: Path, plan: Plan) -> None:
@@ -107,8 +107,8 @@ def _file_name(stored: Stored, name: str) -> str:
     return stored.info.name if layer is None else targets.moved(stored.info.name, layer)
 
 
-def _deepen(found: Plan, copies: list[int], spec: BaseSpec) -> None:
-    for config in (found.config, found.config.get("text_config")):
+def _deepen(layout: Plan, copies: list[int], spec: BaseSpec) -> None:
+    for config in (layout.config, layout.config.get("text_config")):
         if not isinstance(config, dict):
             continue
         for name, value in config.items():
@@ -116,8 +116,8 @@ def _deepen(found: Plan, copies: list[int], spec: BaseSpec) -> None:
                 config[name] = len(copies)
             elif isinstance(value, list) and len(value) == spec.layers and name != "architectures":
                 config[name] = [value[old] for old in copies]
-    found.config_changed = True
-    found.notes.append(f"{spec.layers} layers are written out as {len(copies)}")
+    layout.config_changed = True
+    layout.notes.append(f"{spec.layers} layers are written out as {len(copies)}")
 
 
 # ------------------------------------------------------------------ tied embeddings
@@ -128,7 +128,7 @@ def _embedding(weights: Weights) -> Stored:
     return tables[0]
 
 
-def _tie_or_untie(found: Plan, weights: Weights, adapter: Adapter, changes: Changes) -> None:
+def _tie_or_untie(layout: Plan, weights: Weights, adapter: Adapter, changes: Changes) -> None:
     """Leave head and embedding one, or make them two: then `changes` has an entry for the head."""
     table = _embedding(weights).name
     lora = adapter.lora
@@ -142,11 +142,11 @@ def _tie_or_untie(found: Plan, weights: Weights, adapter: Adapter, changes: Chan
     if HEAD not in changes and adapter.contents.config.ensure_weight_tying:
         return
     changes.setdefault(HEAD, [])
-    for config in (found.config, found.config.get("text_config")):
-        if isinstance(config, dict) and (config is found.config or "tie_word_embeddings" in config):
+    for config in (layout.config, layout.config.get("text_config")):
+        if isinstance(config, dict) and (config is layout.config or "tie_word_embeddings" in config):
             config["tie_word_embeddings"] = False
-    found.config_changed = True
-    found.notes.append("input and output embedding were one and are two now: the adapter changes them apart")
+    layout.config_changed = True
+    layout.notes.append("input and output embedding were one and are two now: the adapter changes them apart")
 
 
 def _equal(adapter: Adapter, table: str) -> bool:
@@ -154,16 +154,16 @@ def _equal(adapter: Adapter, table: str) -> bool:
     return torch.equal(adapter.raw(by_name[HEAD]), adapter.raw(by_name[table]))
 
 
-def _add_head(found: Plan, weights: Weights, makes: list[Any]) -> None:
+def _add_head(layout: Plan, weights: Weights, makes: list[Any]) -> None:
     """A head of its own behind the last tensor, made from the embedding."""
     table = _embedding(weights)
-    last = list(found.files)[-1]
+    last = list(layout.files)[-1]
     piece = Piece(HEAD, table.info.dtype, table.info.shape, table.path, table.data_start + table.info.start)
-    found.files[last].append(piece._replace(changes=tuple(makes)))
+    layout.files[last].append(piece._replace(changes=tuple(makes)))
 
 
 # ------------------------------------------------------------------ packed tensors
-def _piece(found: Plan, weights: Weights, stored: Stored, name: str, dequantise: bool) -> Piece:
+def _piece(layout: Plan, weights: Weights, stored: Stored, name: str, dequantise: bool) -> Piece:
     start = stored.data_start + stored.info.start
     if not dequantise or stored.info.dtype in _PLAIN:
         return Piece(name, stored.info.dtype, stored.info.shape, stored.path, start)
@@ -171,7 +171,7 @@ def _piece(found: Plan, weights: Weights, stored: Stored, name: str, dequantise:
     if values is None or len(shape) != 2:
         message = f"{stored.info.name}: weights packed by {weights.quantisation} are not unpacked here"
         raise Invalid("RECIPE_INVALID", message, next_step="fuse into the original weights: --onto BASE")
-    written = str(found.config.get("dtype") or found.config.get("torch_dtype") or "bfloat16")
+    written = str(layout.config.get("dtype") or layout.config.get("torch_dtype") or "bfloat16")
     dtype = _UNPACKED.get(written.removeprefix("torch."), "BF16")
     return Piece(name, dtype, shape, stored.path, start, fill=_filler(stored, shape, values))
 

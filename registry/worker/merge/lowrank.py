@@ -58,13 +58,13 @@ class Loss(NamedTuple):
     @classmethod
     def total(cls, losses: Iterable[Loss]) -> Loss:
         losses = list(losses)
-        return cls(sum(one.wanted for one in losses), sum(one.lost for one in losses))
+        return cls(sum(loss.wanted for loss in losses), sum(loss.lost for loss in losses))
 
 
 def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
     """Σ weight * update, exactly: the factors side by side. Its rank is the sum of the ranks."""
-    left = torch.cat([one.left * weight for weight, one in parts], dim=1)
-    return Factors(left, torch.cat([one.right for _, one in parts], dim=0))
+    joined = torch.cat([update.left * weight for weight, update in parts], dim=1)
+    return Factors(joined, torch.cat([update.right for _, update in parts], dim=0))
 
 
 def truncated(update: Factors, rank: int | None) -> tuple[Factors, Loss]:
@@ -87,15 +87,15 @@ def of_dense(matrix: Tensor, rank: int) -> tuple[Factors, Loss]:
     wide = matrix.shape[0] <= matrix.shape[1]
     flat = (matrix if wide else matrix.T).double()
     squares, vectors = torch.linalg.eigh(flat @ flat.T)
-    kept = vectors[:, -min(rank, len(squares)) :].flip(1)
+    largest = vectors[:, -min(rank, len(squares)) :].flip(1)
     values = squares.clamp(min=0).sqrt().flip(0)
-    other = kept.T @ flat
-    shared = values[: kept.shape[1]].clamp(min=1e-30).sqrt()
-    left, right = kept * shared, other / shared.unsqueeze(1)
-    factors = Factors(left, right) if wide else Factors(right.T, left.T)
-    wanted = float(values.square().sum())
-    lost = max(0.0, wanted - float(values[: kept.shape[1]].square().sum()))
-    return Factors(*(half.to(matrix.dtype).contiguous() for half in factors)), Loss(wanted, lost)
+    other = largest.T @ flat
+    shared = values[: largest.shape[1]].clamp(min=1e-30).sqrt()
+    columns, right = largest * shared, other / shared.unsqueeze(1)
+    factors = Factors(columns, right) if wide else Factors(right.T, columns.T)
+    norm = float(values.square().sum())
+    lost = max(0.0, norm - float(values[: largest.shape[1]].square().sum()))
+    return Factors(*(half.to(matrix.dtype).contiguous() for half in factors)), Loss(norm, lost)
 
 
 def _cut(left: Tensor, values: Tensor, right: Tensor, rank: int | None) -> tuple[Factors, Loss]:
@@ -113,6 +113,6 @@ def squared_norm(update: Factors) -> float:
     return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
 
 
-def difference(result: Factors, wanted: Factors) -> Loss:
+def difference(result: Factors, target: Factors) -> Loss:
     """What `result` differs from `wanted`, measured on the factors."""
-    return Loss(squared_norm(wanted), squared_norm(weighted_sum([(1.0, result), (-1.0, wanted)])))
+    return Loss(squared_norm(target), squared_norm(weighted_sum([(1.0, result), (-1.0, target)])))

@@ -50,9 +50,9 @@ class Foreign:
         base = layer.get_base_layer()
         base.weight.data = weight
         layer.merge()
-        found: Tensor = base.weight.data
+        merged_weight: Tensor = base.weight.data
         base.weight.data = torch.empty(0, dtype=weight.dtype)
-        return found
+        return merged_weight
 
     def change(self, path: str) -> Whole:
         return Whole(self, path)

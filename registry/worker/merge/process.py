@@ -65,13 +65,13 @@ def _ingredient(source: Adapter) -> Ingredient:
 
 
 def _counted(say: Callable[[str], None]) -> Callable[[int], None]:
-    seen = {"now": 0, "told": 0}
+    written = {"now": 0, "told": 0}
 
     def count(size: int) -> None:
-        seen["now"] += size
-        if seen["now"] - seen["told"] >= SAY_EVERY_BYTES:
-            seen["told"] = seen["now"]
-            say(f"{seen['now'] / 1e9:.1f} GB written")
+        written["now"] += size
+        if written["now"] - written["told"] >= SAY_EVERY_BYTES:
+            written["told"] = written["now"]
+            say(f"{written['now'] / 1e9:.1f} GB written")
 
     return count
 

@@ -42,9 +42,9 @@ def merge(task: Task) -> Done:
     """Adapters into one, or one at another rank; the result is the newest version of the recipe's target."""
     recipe = Recipe.model_validate(task.job.payload)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
-        found = [_source(task, Ref.parse(source)) for source in recipe.sources]
+        sources = [_source(task, Ref.parse(source)) for source in recipe.sources]
         folders = []
-        for at, source in enumerate(found):
+        for at, source in enumerate(sources):
             called = f"{source.name}@{source.number}"
             task.lease.say(f"pulling {called}")
             folders.append(str(task.pull(Path(scratch) / str(at) / called, source)))
@@ -52,15 +52,15 @@ def merge(task: Task) -> Done:
         report = _run(task, MergeRequest(recipe=recipe, sources=tuple(folders), out=str(out)))
         task.lease.say(f"pushing {recipe.into}")
         pushed = push.push_folder(
-            task.registry, out, AdapterName.parse(recipe.into), base=found[0].manifest.base.name,
-            edges=[edge(source, Relation.MERGED) for source in found], annotations=recipe.annotations,
+            task.registry, out, AdapterName.parse(recipe.into), base=sources[0].manifest.base.name,
+            edges=[edge(source, Relation.MERGED) for source in sources], annotations=recipe.annotations,
             message=f"{recipe.operation}: {', '.join(recipe.sources)}"[:2000],
         )  # fmt: skip
     task.lease.check()
-    made = f"{pushed.version.name}@{pushed.version.number}"
-    result = {"version": made, "digest": pushed.version.digest, "report": report.model_dump(mode="json")}
+    version = f"{pushed.version.name}@{pushed.version.number}"
+    result = {"version": version, "digest": pushed.version.digest, "report": report.model_dump(mode="json")}
     lost = f", relative error {report.relative_error:.3g}" if report.relative_error > 1e-6 else ", exact"
-    return Done(f"{recipe.operation} → {made}: rank {report.rank}{lost}", result=result)
+    return Done(f"{recipe.operation} → {version}: rank {report.rank}{lost}", result=result)
 
 
 def fuse(task: Task) -> Done:
@@ -69,8 +69,8 @@ def fuse(task: Task) -> Done:
     source, name = task.ready_source(), names.base_name(recipe.into)
     out = kept_in() / name / task.job.id
     _demand_new(task, name)
-    for left in (out, *out.parent.glob(f".{out.name}.*")):  # by an earlier attempt of this job, or half of one
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (out, *out.parent.glob(f".{out.name}.*")):  # by an earlier attempt of this job, or half of one
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         task.lease.say(f"pulling {task.job.subject}")
         folder = task.pull(Path(scratch) / "adapter")

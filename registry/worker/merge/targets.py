@@ -86,8 +86,8 @@ class _Finder:
         targets: dict[str, tuple[int, int]] = {}
         for path in sorted({piece.path for piece in self._adapter.lora.pieces if piece.path}):
             shape = self._shape(self._name(path, "weight")) or ()
-            known = self._spec.modules.get(path)
-            if len(shape) != 2 or known is None or known.kind != "linear":
+            module = self._spec.modules.get(path)
+            if len(shape) != 2 or module is None or module.kind != "linear":
                 raise Invalid("RECIPE_INVALID", f"{path} is no linear module, and only those are merged by PEFT")
             targets[path] = (shape[0], shape[1])
         if self._map or self._adapter.lora.full:
@@ -123,8 +123,8 @@ class _Finder:
             return
         name = self._name(module.path, "weight")
         shape = self._shape(name) or ()
-        known = self._spec.modules.get(module.path)
-        transposed = module.kind == "embedding" or (known is not None and known.kind == "conv1d")
+        base_module = self._spec.modules.get(module.path)
+        transposed = module.kind == "embedding" or (base_module is not None and base_module.kind == "conv1d")
         if len(shape) not in (2, 4):
             raise Invalid("RECIPE_INVALID", f"{name} has {len(shape)} dimensions, and a matrix is expected")
         self._add(name, lambda: self._update(module, transposed))
@@ -140,10 +140,10 @@ class _Finder:
         return Dora(update, self._demand(Role.MAGNITUDE, module), by_rows=not transposed)
 
     def _demand(self, role: Role, module: ModuleUpdate) -> Tensor:
-        found = self._adapter.tensor(role, module.path, module.order)
-        if found is None:
+        tensor = self._adapter.tensor(role, module.path, module.order)
+        if tensor is None:
             raise Invalid("RECIPE_INVALID", f"module {module.path} lacks its {role.value}")
-        return found
+        return tensor
 
     def _experts(self, module: ModuleUpdate) -> None:
         """Fused parameters [experts, a, b], or a file for each expert as transformers 4 names them."""
@@ -151,8 +151,8 @@ class _Finder:
         swapped = self._spec.model_type in TRANSPOSED_EXPERTS
         fused = [name for name in self._shapes_under(module.path) if len(self._shape(name) or ()) in (2, 3)]
         for turned in (swapped, not swapped):
-            wanted = (columns, rows) if turned else (rows, columns)
-            match = [name for name in fused if (self._shape(name) or ())[-2:] == wanted]
+            shape = (columns, rows) if turned else (rows, columns)
+            match = [name for name in fused if (self._shape(name) or ())[-2:] == shape]
             if match:
                 self._add(match[0], partial(self._blocks, module, turned))
                 return
@@ -188,8 +188,8 @@ class _Finder:
 
     def _slice(self, module: ModuleUpdate, expert: int, first: int, last: int) -> Make:
         def make() -> Change:
-            one = self._adapter.pairs(module)[expert]
-            return LowRank(one.left[first:last], one.right, module.scale)
+            pair = self._adapter.pairs(module)[expert]
+            return LowRank(pair.left[first:last], pair.right, module.scale)
 
         return make
 
@@ -204,8 +204,8 @@ class _Finder:
             target = self._name(name.path, name.leaf.rpartition(".")[2])
             self._add(target, lambda: Replaced(lambda: read(stored)))
         elif method == "IA3":
-            known = self._spec.modules.get(name.path)
-            turned = known is not None and known.kind == "conv1d"
+            base_module = self._spec.modules.get(name.path)
+            turned = base_module is not None and base_module.kind == "conv1d"
             self._add(self._name(name.path, "weight"), lambda: Scaled(read(stored), turned))
             info, bias = self._adapter.contents.header.get(stored), f"{name.path}.bias"
             if info is not None and info.shape[-1] == 1 and self._shape(bias) is not None:
@@ -219,7 +219,7 @@ def _trained_rows(adapter: Adapter, path: str) -> list[int]:
     config = adapter.contents.config
     by_name = config.token_indices
     last = path.rpartition(".")[2]
-    found = by_name.get(path) or by_name.get(last) or (next(iter(by_name.values())) if len(by_name) == 1 else None)
-    if not found:
+    indices = by_name.get(path) or by_name.get(last) or (next(iter(by_name.values())) if len(by_name) == 1 else None)
+    if not indices:
         raise Invalid("RECIPE_INVALID", f"the configuration does not say which rows of {path} were trained")
-    return list(found)
+    return list(indices)

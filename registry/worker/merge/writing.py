@@ -51,19 +51,19 @@ class Made(NamedTuple):
 
     @property
     def rank(self) -> int:
-        return max(one.rank for one in self.factors)
+        return max(pair.rank for pair in self.factors)
 
 
-def write(out: Path, made: Sequence[Made], written: dict[str, Any], dtype: torch.dtype) -> None:
+def write(out: Path, updates: Sequence[Made], written: dict[str, Any], dtype: torch.dtype) -> None:
     """The folder of the adapter. `written` is its configuration, ranks aside."""
     out.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    for one in made:
-        tensors |= {name: tensor.to(dtype).contiguous() for name, tensor in _tensors(one)}
+    for update in updates:
+        tensors |= {name: tensor.to(dtype).contiguous() for name, tensor in _tensors(update)}
     partial = out / f".{WEIGHTS}"
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, out / WEIGHTS)
-    text = json.dumps(written | _ranks(made), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(written | _ranks(updates), indent=2, sort_keys=True) + "\n"
     (out / CONFIG).write_text(text, "utf-8")
 
 
@@ -79,21 +79,21 @@ def plain(base_name: str, task: str) -> dict[str, Any]:
 _SAME = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")
 
 
-def like(sources: Sequence[dict[str, Any]], made: Sequence[Made]) -> dict[str, Any]:
+def like(sources: Sequence[dict[str, Any]], updates: Sequence[Made]) -> dict[str, Any]:
     """A configuration for the sum of adapters with these configurations."""
     first = sources[0]
-    found = plain(first.get("base_model_name_or_path") or "", first.get("task_type") or "")
-    found["fan_in_fan_out"] = bool(first.get("fan_in_fan_out"))
-    if all(_targets(one) == _targets(first) for one in sources):
-        return found | {name: first[name] for name in _SAME if first.get(name) is not None}
-    return found | targets_of(made)
+    config = plain(first.get("base_model_name_or_path") or "", first.get("task_type") or "")
+    config["fan_in_fan_out"] = bool(first.get("fan_in_fan_out"))
+    if all(_targets(source) == _targets(first) for source in sources):
+        return config | {name: first[name] for name in _SAME if first.get(name) is not None}
+    return config | targets_of(updates)
 
 
-def targets_of(made: Iterable[Made]) -> dict[str, Any]:
+def targets_of(updates: Iterable[Made]) -> dict[str, Any]:
     """The targets written out, path by path."""
-    made = list(made)
-    parameters = sorted({one.site.key for one in made if one.site.parameter})
-    paths = sorted(one.site.path for one in made if not one.site.parameter)
+    updates = list(updates)
+    parameters = sorted({update.site.key for update in updates if update.site.parameter})
+    paths = sorted(update.site.path for update in updates if not update.site.parameter)
     return {"target_modules": paths} | ({"target_parameters": parameters} if parameters else {})
 
 
@@ -104,24 +104,24 @@ def _targets(written: dict[str, Any]) -> str:
     return json.dumps([plainly(written.get(name)) or None for name in _SAME])
 
 
-def _ranks(made: Sequence[Made]) -> dict[str, Any]:
+def _ranks(updates: Sequence[Made]) -> dict[str, Any]:
     """Rank and alpha: the most frequent rank as `r`, the others by pattern."""
-    ranks = [one.rank for one in made]
+    ranks = [update.rank for update in updates]
     usual = max(set(ranks), key=lambda rank: (ranks.count(rank), rank))
-    others = {one.site.key: one.rank for one in made if one.rank != usual}
+    others = {update.site.key: update.rank for update in updates if update.rank != usual}
     alphas = {path: float(rank) for path, rank in others.items()}
     return {"r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": alphas, "use_rslora": False}
 
 
-def _tensors(made: Made) -> list[tuple[str, Tensor]]:
-    site, rank = made.site, made.rank
+def _tensors(update: Made) -> list[tuple[str, Tensor]]:
+    site, rank = update.site, update.rank
     head = PREFIX + site.path + ".base_layer" * max(0, site.order)
     if site.kind == "parameter":
-        halves = [_padded(one, rank) for one in made.factors]
-        a = torch.cat([one.right for one in halves], dim=0)
-        b = torch.stack([one.left for one in halves], dim=2).flatten(1)
+        halves = [_padded(pair, rank) for pair in update.factors]
+        a = torch.cat([pair.right for pair in halves], dim=0)
+        b = torch.stack([pair.left for pair in halves], dim=2).flatten(1)
     else:
-        (only,) = made.factors
+        (only,) = update.factors
         a, b = only.right.reshape(rank, *site.a_tail), only.left
         b = b.reshape(*b.shape, *([1] * (len(site.a_tail) - 1)))
     if site.kind == "embedding":
@@ -129,9 +129,9 @@ def _tensors(made: Made) -> list[tuple[str, Tensor]]:
     return [(f"{head}.lora_A.weight", a), (f"{head}.lora_B.weight", b)]
 
 
-def _padded(one: Factors, rank: int) -> Factors:
+def _padded(pair: Factors, rank: int) -> Factors:
     """The same update with zeros up to `rank`: all experts of a block share one."""
-    more = rank - one.rank
+    more = rank - pair.rank
     if not more:
-        return one
-    return Factors(torch.nn.functional.pad(one.left, (0, more)), torch.nn.functional.pad(one.right, (0, 0, 0, more)))
+        return pair
+    return Factors(torch.nn.functional.pad(pair.left, (0, more)), torch.nn.functional.pad(pair.right, (0, 0, 0, more)))

@@ -46,24 +46,24 @@ Values = Callable[[Tensor, int], Tensor]
 """(raw elements, index of the first) → their values in float32."""
 
 
-def identify(found: Weights, progress: Progress = weights.quiet) -> Identity:
+def identify(files: Weights, progress: Progress = weights.quiet) -> Identity:
     """The identity of these weights. `Invalid` (BASE_INVALID) if a file ends too early."""
-    kept = identity.marked(stored.name for stored in found.by_file_name.values() if not stored.is_side)
+    marked = identity.marked(stored.name for stored in files.by_file_name.values() if not stored.is_side)
     leaves, marks = [], {}
-    for stored in found.in_order():
-        mark = _mark(found, stored, progress, sketched=stored.name in kept and not stored.is_side)
+    for stored in files.in_order():
+        mark = _mark(files, stored, progress, sketched=stored.name in marked and not stored.is_side)
         leaves.append(weights.leaf(stored, mark.digest))
-        if stored.name in kept and not stored.is_side:
+        if stored.name in marked and not stored.is_side:
             marks[stored.name] = mark
     return Identity(
-        exact=identity.root(leaves), tensors=len(leaves), quantisation=found.quantisation[:64],
+        exact=identity.root(leaves), tensors=len(leaves), quantisation=files.quantisation[:64],
         marks=dict(sorted(marks.items())),
     )  # fmt: skip
 
 
-def _mark(found: Weights, stored: Stored, progress: Progress, *, sketched: bool) -> TensorMark:
+def _mark(files: Weights, stored: Stored, progress: Progress, *, sketched: bool) -> TensorMark:
     hasher, dtype = Hasher(), DTYPES.get(stored.info.dtype)
-    shape, values = unpacking(found, stored) if sketched and dtype is not None else (stored.shape, None)
+    shape, values = unpacking(files, stored) if sketched and dtype is not None else (stored.shape, None)
     sketch = Sketch()
     for chunk in weights.chunks(stored, BLOCK * (dtype.itemsize if dtype is not None else 1)):
         hasher.update(chunk)
@@ -110,8 +110,8 @@ class Sketch:
     @property
     def norm(self) -> float | None:
         """The Frobenius norm to five digits, which is what it is compared with; None without values or with NaN."""
-        known = self.elements > 0 and math.isfinite(self._squares)
-        return float(f"{math.sqrt(self._squares):.5g}") if known else None
+        finite = self.elements > 0 and math.isfinite(self._squares)
+        return float(f"{math.sqrt(self._squares):.5g}") if finite else None
 
     def sums(self) -> list[float]:
         return [float(value) for value in self._sums.tolist()]
@@ -131,26 +131,26 @@ def _drawn(seed: bytes, count: int) -> Tensor:
 
 
 # ------------------------------------------------------------------ unpacking
-def unpacking(found: Weights, stored: Stored) -> tuple[tuple[int, ...], Values | None]:
+def unpacking(files: Weights, stored: Stored) -> tuple[tuple[int, ...], Values | None]:
     """The logical shape, and how raw elements become values; None for a packing that is not known here."""
 
     def side(ending: str) -> Tensor | None:
-        there = found.by_file_name.get(f"{stored.info.name}.{ending}")
+        there = files.by_file_name.get(f"{stored.info.name}.{ending}")
         return _whole(there) if there is not None else None
 
     if stored.info.dtype == "U8":
         states = [side(f"quant_state.bitsandbytes__{kind}") for kind in ("nf4", "fp4")]
-        state = next((found for found in states if found is not None), None)
+        state = next((files for files in states if files is not None), None)
         absmax, levels = side("absmax"), side("quant_map")
         if state is None or absmax is None or levels is None:
             return stored.shape, None
         about = json.loads(bytes(state.tolist()))
         absmax = _nested(absmax, side, about)
         return tuple(int(size) for size in about["shape"]), _four_bit(levels.float(), absmax, int(about["blocksize"]))
-    scale = _scale(found, stored)
+    scale = _scale(files, stored)
     if scale is not None and len(stored.shape) == 2:
-        return stored.shape, _scaled(scale, stored.shape, by_blocks=_sibling(found, stored, "_scale_inv") is not None)
-    if stored.info.dtype in _PLAIN or (stored.info.dtype.startswith("F8") and not found.quantisation):
+        return stored.shape, _scaled(scale, stored.shape, by_blocks=_sibling(files, stored, "_scale_inv") is not None)
+    if stored.info.dtype in _PLAIN or (stored.info.dtype.startswith("F8") and not files.quantisation):
         return stored.shape, lambda raw, _first: raw.float()
     return stored.shape, None
 
@@ -175,23 +175,23 @@ def _nested(absmax: Tensor, side: Callable[[str], Tensor | None], about: dict[st
     return levels.float()[absmax.long()] * scales.float()[where] + float(about["nested_offset"])
 
 
-def _scale(found: Weights, stored: Stored) -> Tensor | None:
+def _scale(files: Weights, stored: Stored) -> Tensor | None:
     """The scales of an 8-bit tensor as a matrix [row blocks, column blocks]; None if it has none."""
     if stored.info.dtype not in ("I8", "F8_E4M3", "F8_E5M2"):
         return None
     path = stored.info.name.removesuffix(".weight")
-    row_limits = found.by_file_name.get(f"{path}.SCB") or found.by_file_name.get(f"{stored.info.name}.SCB")
+    row_limits = files.by_file_name.get(f"{path}.SCB") or files.by_file_name.get(f"{stored.info.name}.SCB")
     if row_limits is not None:
         return _whole(row_limits).float().view(-1, 1) / 127
-    there = _sibling(found, stored, "_scale") or _sibling(found, stored, "_scale_inv")
+    there = _sibling(files, stored, "_scale") or _sibling(files, stored, "_scale_inv")
     if there is None or len(there.info.shape) > 2 or there.info.dtype not in DTYPES:
         return None
     scale = _whole(there).float()
     return scale.view(-1, 1) if scale.dim() < 2 else scale
 
 
-def _sibling(found: Weights, stored: Stored, ending: str) -> Stored | None:
-    return found.by_file_name.get(stored.info.name + ending)
+def _sibling(files: Weights, stored: Stored, ending: str) -> Stored | None:
+    return files.by_file_name.get(stored.info.name + ending)
 
 
 def _scaled(scale: Tensor, shape: tuple[int, ...], *, by_blocks: bool) -> Values:
@@ -223,14 +223,14 @@ def main(arguments: list[str]) -> int:
 
     program.finish_start()
     try:
-        found = identify(Weights.of(arguments[0]), lambda count: say({"read_bytes": count}))
+        result = identify(Weights.of(arguments[0]), lambda count: say({"read_bytes": count}))
     except RegistryError as e:
         say({"error": e.detail})
         return 1
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as e:
         say({"error": f"the weights cannot be read: {type(e).__name__}: {e}"[:500]})
         return 1
-    say({"identity": found.model_dump(mode="json")})
+    say({"identity": result.model_dump(mode="json")})
     return 0
 
 

@@ -82,18 +82,21 @@ class Inspector:
 
         `Invalid` when they cannot be read, `Unavailable` when the registry does not answer, `Stopped`.
         """
-        known = view.spec.fingerprints.exact
-        if known is None:
+        registered = view.spec.fingerprints.exact
+        if registered is None:
             return self._introduce(view, folder)
-        if self._told.pop((view.name, folder), None) == known or Weights.of(folder).exact(self._go_on) == known:
+        if (
+            self._told.pop((view.name, folder), None) == registered
+            or Weights.of(folder).exact(self._go_on) == registered
+        ):
             return ""
         return self._difference(view, folder)
 
     def _introduce(self, view: BaseView, folder: Path) -> str:
         self._say(f"reading the weights of {view.name} once, to know them again")
         try:
-            found = identify(folder, self._go_on)
-            self._registry.identify_base(view.name, found)
+            identity = identify(folder, self._go_on)
+            self._registry.identify_base(view.name, identity)
         except Unavailable:
             raise
         except Conflict as e:  # another worker was first, with other weights
@@ -101,7 +104,7 @@ class Inspector:
         except RegistryError as e:
             self._say(f"{view.name}: its weights stay unknown: {e.detail}")
             return ""
-        self._told[view.name, folder] = found.exact
+        self._told[view.name, folder] = identity.exact
         return ""
 
     def _difference(self, view: BaseView, folder: Path) -> str:

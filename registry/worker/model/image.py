@@ -34,10 +34,10 @@ class Pipeline:
     def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> Pipeline:
         """Errors are diffusers' own: the caller reports them. fp32 on a CPU; on a GPU as the record says, or bf16."""
         started = perf_counter()
-        wanted = torch.float32 if device == CPU else language.DTYPES.get(dtype.upper(), torch.bfloat16)
-        found = [part for part in COMPONENTS if (folder / part / "config.json").is_file()]
-        parts = {part: _part(folder / part, part, wanted).to(device) for part in found}
-        originals = {f"{part}.{n}": p for part, one in parts.items() for n, p in one.named_parameters()}
+        target_dtype = torch.float32 if device == CPU else language.DTYPES.get(dtype.upper(), torch.bfloat16)
+        names = [part for part in COMPONENTS if (folder / part / "config.json").is_file()]
+        parts = {part: _part(folder / part, part, target_dtype).to(device) for part in names}
+        originals = {f"{part}.{n}": p for part, component in parts.items() for n, p in component.named_parameters()}
         return cls(name, parts, originals, perf_counter() - started)
 
     @property
@@ -65,12 +65,12 @@ def _part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     if part == "text_encoder":
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         maker = getattr(transformers, (config.architectures or ["CLIPTextModel"])[0])
-        made = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True, dtype=dtype)
+        model = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True, dtype=dtype)
     else:
         named = str(json.loads((folder / "config.json").read_bytes()).get("_class_name", ""))
-        known: Any = getattr(diffusers, named, None)
-        if not (isinstance(known, type) and issubclass(known, diffusers.ModelMixin)):
+        model_type: Any = getattr(diffusers, named, None)
+        if not (isinstance(model_type, type) and issubclass(model_type, diffusers.ModelMixin)):
             raise ValueError(f"{folder.name}: {named!r} is no model of diffusers")
-        model_class: Any = known
-        made = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype)
-    return made.eval().requires_grad_(False)
+        model_class: Any = model_type
+        model = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype)
+    return model.eval().requires_grad_(False)

@@ -51,12 +51,12 @@ class Base:
         `dtype` is safetensors' name of the record's number format (BF16, F16, F32); it counts on a GPU only.
         """
         started = perf_counter()
-        wanted = torch.float32 if device == CPU else DTYPES.get(dtype.upper(), torch.bfloat16)
+        target_dtype = torch.float32 if device == CPU else DTYPES.get(dtype.upper(), torch.bfloat16)
         placed = {} if device == CPU else {"device_map": "auto" if device == "cuda" else {"": device}}
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         maker, task = class_of(config)
         model = maker.from_pretrained(
-            folder, config=config, dtype=wanted, local_files_only=True, trust_remote_code=False, **placed
+            folder, config=config, dtype=target_dtype, local_files_only=True, trust_remote_code=False, **placed
         )
         model.eval()
         model.requires_grad_(False)
@@ -64,18 +64,18 @@ class Base:
         _keep_layout(model)
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
         tokenizer = _tokenizer_of(folder)
-        asked, kind = _probes_of(tokenizer, vocabulary)
+        prompts, kind = _probes_of(tokenizer, vocabulary)
         return cls(
             name=name,
             model=model,
             originals={**dict(model.named_parameters()), **dict(model.named_buffers())},
-            probes=asked,
+            probes=prompts,
             probe_kind=kind,
             vocabulary=vocabulary,
             task=task,
             load_seconds=perf_counter() - started,
             tokenizer=tokenizer,
-            dtype=str(wanted).removeprefix("torch."),
+            dtype=str(target_dtype).removeprefix("torch."),
             device=device,
         )
 
@@ -83,8 +83,8 @@ class Base:
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.originals.values())
 
-    def logits(self, asked: Sequence[tuple[int, ...]]) -> Logits:
-        return logits(self.model, asked)
+    def logits(self, prompts: Sequence[tuple[int, ...]]) -> Logits:
+        return logits(self.model, prompts)
 
     def fingerprint(self) -> dict[str, int]:
         """An integer sum of the bits of each tensor: any single changed bit changes it. 0.1 s for 135M parameters."""
@@ -92,13 +92,13 @@ class Base:
 
 
 @torch.inference_mode()
-def logits(model: Any, asked: Sequence[tuple[int, ...]]) -> Logits:
+def logits(model: Any, prompts: Sequence[tuple[int, ...]]) -> Logits:
     """The model's answer to each probe. Those of one length are one batch, so that no padding plays a part."""
     answers: dict[int, torch.Tensor] = {}
-    for length in dict.fromkeys(len(tokens) for tokens in asked):
-        places = [i for i, tokens in enumerate(asked) if len(tokens) == length]
-        answers |= zip(places, rows(model, [asked[i] for i in places]), strict=True)
-    return [answers[i] for i in range(len(asked))]
+    for length in dict.fromkeys(len(tokens) for tokens in prompts):
+        places = [i for i, tokens in enumerate(prompts) if len(tokens) == length]
+        answers |= zip(places, rows(model, [prompts[i] for i in places]), strict=True)
+    return [answers[i] for i in range(len(prompts))]
 
 
 @torch.inference_mode()
@@ -107,7 +107,7 @@ def rows(model: Any, batch: Sequence[tuple[int, ...]], **how: Any) -> Logits:
     ids = torch.tensor(batch, dtype=torch.long, device=next(model.parameters()).device)
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **how)
     values = out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
-    return [one[-len(tokens) :].float() for one, tokens in zip(values, batch, strict=True)]  # prompt methods add tokens
+    return [row[-len(tokens) :].float() for row, tokens in zip(values, batch, strict=True)]  # prompt methods add tokens
 
 
 def _demand_whole(model: Any) -> None:
@@ -147,10 +147,10 @@ def _tokenizer_of(folder: Path) -> Any:
 def _probes_of(tokenizer: Any, vocabulary: int) -> tuple[list[tuple[int, ...]], str]:
     if tokenizer is None:
         return probes.numbered(vocabulary), "numbers"
-    asked = probes.tokenised(lambda text: tokenizer(text)["input_ids"])
-    if not all(tokens and max(tokens) < vocabulary for tokens in asked):
+    prompts = probes.tokenised(lambda text: tokenizer(text)["input_ids"])
+    if not all(tokens and max(tokens) < vocabulary for tokens in prompts):
         return probes.numbered(vocabulary), "numbers"
-    return asked, "text"
+    return prompts, "text"
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

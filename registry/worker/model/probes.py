@@ -37,12 +37,12 @@ _STEP = 13  # coprime to ordinary vocabulary sizes, so that the numbers spread
 
 def tokenised(tokens_of: Callable[[str], Sequence[int]]) -> list[Probe]:
     """The texts as token numbers, the short ones first; those of a group are equally long."""
-    asked: list[Probe] = []
+    prompts: list[Probe] = []
     for texts in (SHORT, LONG):
         group = [tuple(tokens_of(text)) for text in texts]
         length = min(TOKENS_LIMIT, *map(len, group))
-        asked += [tokens[:length] for tokens in group]
-    return asked
+        prompts += [tokens[:length] for tokens in group]
+    return prompts
 
 
 def numbered(vocabulary: int) -> list[Probe]:

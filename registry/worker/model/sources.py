@@ -44,9 +44,9 @@ class Source:
 class Sources:
     """The bases of a worker: those named on its command line, else every one whose source is a folder here."""
 
-    def __init__(self, wanted: Mapping[str, Path | None] | None = None) -> None:
+    def __init__(self, folders: Mapping[str, Path | None] | None = None) -> None:
         """`wanted` maps a base's name to its folder, or to None for "where the registry says". Empty: all bases."""
-        self._wanted = dict(wanted or {})
+        self._wanted = dict(folders or {})
         self._known: dict[tuple[str, Digest, Digest | None, Path, tuple[Stamp, ...]], Source | str] = {}
         self.problems: dict[str, str] = {}
 
@@ -57,24 +57,24 @@ class Sources:
         for name in self._wanted:
             if name not in by_name:
                 self.problems[name] = f"the registry has no base {name!r}: add it with `adapter base add {name} DIR`"
-        found = []
+        sources = []
         for name, view in by_name.items():
             if self._wanted and name not in self._wanted:
                 continue
             source = self._source(view, inspect)
             if isinstance(source, Source):
-                found.append(source)
+                sources.append(source)
             else:
                 self.problems[name] = source
-        return found
+        return sources
 
     def demand(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[Source]:
         """As `usable`, but a base named with a folder of its own that is not that base is `Invalid` (BASE_INVALID)."""
-        found = self.usable(views, inspect)
+        sources = self.usable(views, inspect)
         for name, folder in self._wanted.items():
             if folder is not None and name in self.problems:
                 raise Invalid("BASE_INVALID", self.problems[name])
-        return found
+        return sources
 
     def _source(self, view: BaseView, inspect: Inspect | None) -> Source | str:
         folder = self._wanted.get(view.name) or (Path(view.source) if view.source else None)

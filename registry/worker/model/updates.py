@@ -93,18 +93,18 @@ def norms(folder: Path) -> dict[str, Norms]:
     return {update.path: update.norms() for update in of_folder(folder)}
 
 
-def cosines(one: Path, other: Path) -> dict[str, float | None]:
+def cosines(left: Path, right: Path) -> dict[str, float | None]:
     """Module → cosine of its two updates, for modules that both adapters touch; None where an update is zero.
 
     <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ.
     """
-    found: dict[str, float | None] = {}
-    waiting = {update.path: update for update in of_folder(other)}
-    for update in of_folder(one):
+    cosine_of: dict[str, float | None] = {}
+    waiting = {update.path: update for update in of_folder(right)}
+    for update in of_folder(left):
         match = waiting.pop(update.path, None)
         if match is None or update.sides != match.sides:
             continue
         inner = float(((update.b.mT @ match.b) * (update.a @ match.a.mT)).sum()) * update.scale * match.scale
         size = update.norms().update * match.norms().update
-        found[update.path] = max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(size) else None
-    return found
+        cosine_of[update.path] = max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(size) else None
+    return cosine_of

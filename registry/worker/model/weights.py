@@ -61,11 +61,11 @@ class Weights:
         components = components_of(folder)
         if components:
             inner = {part: _stored(Path(folder) / part, pipelines.FACTS) for part in components}
-            found = {
+            stored_tensors = {
                 f"{part}.{name}": stored._replace(name=f"{part}.{stored.name}")
                 for part, tensors in inner.items() for name, stored in tensors.items()
             }  # fmt: skip
-            return cls(Path(folder), "", found)
+            return cls(Path(folder), "", stored_tensors)
         facts = bases.facts_of(weights_of(folder)[0])
         return cls(Path(folder), facts.quantisation, _stored(Path(folder), facts))
 
@@ -111,16 +111,16 @@ def chunks(stored: Stored, size_bytes: int) -> Iterator[memoryview]:
     """
     buffer = bytearray(min(size_bytes, stored.info.size_bytes))
     view = memoryview(buffer)
-    left = stored.info.size_bytes
+    remaining = stored.info.size_bytes
     with open(stored.path, "rb", buffering=0) as file:
         file.seek(stored.data_start + stored.info.start)
-        while left:
-            wanted = min(size_bytes, left)
-            got = 0
-            while got < wanted:
-                count = file.readinto(view[got:wanted])
+        while remaining:
+            chunk_bytes = min(size_bytes, remaining)
+            filled = 0
+            while filled < chunk_bytes:
+                count = file.readinto(view[filled:chunk_bytes])
                 if not count:
                     raise Invalid("BASE_INVALID", f"{stored.path.name} ended inside the tensor {stored.info.name!r}")
-                got += count
-            yield view[:wanted]
-            left -= wanted
+                filled += count
+            yield view[:chunk_bytes]
+            remaining -= chunk_bytes

@@ -20,11 +20,13 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import LoraSpec, config
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
+from registry.manifest import WEIGHTS
 from registry.worker.devices import CPU
 from registry.worker.model.language import Base
-from registry.worker.smoke import examination, isolated, resident, structure
-from registry.worker.smoke.examination import Examination
+from registry.worker.smoke import isolated, resident, structure
+from registry.worker.smoke.faults import first_line, machine_fault, out_of_memory
 from registry.worker.smoke.resident import Discard, Resident
+from registry.worker.smoke.result import SmokeResult
 
 Message = dict[str, Any]
 Say = Callable[[Message], None]
@@ -61,8 +63,8 @@ class Alone:
         try:
             answer = self._answer(request, say)
             if request.get("structure") and "seen" in answer:
-                found = structure.ask(self._loader.folder, Path(request["folder"]))
-                answer["structure"] = [finding.model_dump(mode="json") for finding in found]
+                findings = structure.ask(self._loader.folder, Path(request["folder"]))
+                answer["structure"] = [finding.model_dump(mode="json") for finding in findings]
             return answer
         except BaseException as e:
             return failed(e)
@@ -76,9 +78,9 @@ class Alone:
     def _answer(self, request: Message, say: Say) -> Message:
         folder = Path(request["folder"])
         base = self.base(say)
-        seen = isolated.examine(base, folder, _config_of(folder), thresholds_of(request), say=telling(say))
-        seen.measurements.setdefault("way", "alone")
-        return {"seen": seen.to_message()}
+        result = isolated.examine(base, folder, _config_of(folder), thresholds_of(request), say=telling(say))
+        result.measurements.setdefault("way", "alone")
+        return {"seen": result.to_message()}
 
 
 class Warm(Alone):
@@ -100,14 +102,14 @@ class Warm(Alone):
         if reason and not guest:
             return {"alone": reason}
         try:
-            seen = self._examine(base, folder, written, spec, request, say, guest=guest)
+            result = self._examine(base, folder, written, spec, request, say, guest=guest)
         except Discard as e:
             return {"discard": str(e)}
         except Exception as e:
-            if examination.machine_fault(e):
+            if machine_fault(e):
                 raise
-            return {"discard": examination.first_line(e)}
-        return {"seen": seen.to_message()}
+            return {"discard": first_line(e)}
+        return {"seen": result.to_message()}
 
     def _examine(
         self,
@@ -119,7 +121,7 @@ class Warm(Alone):
         say: Say,
         *,
         guest: bool,
-    ) -> Examination:
+    ) -> SmokeResult:
         if self._resident is None:
             self._resident = Resident(base)
         self._resident.say = telling(say)
@@ -130,9 +132,9 @@ class Warm(Alone):
 
 def failed(error: BaseException) -> Message:
     """An attempt that says nothing about the adapter."""
-    memory = examination.out_of_memory(error)
+    memory = out_of_memory(error)
     what = "memory ran out" if memory else "the check broke off"
-    return {"failed": f"{what}: {examination.first_line(error)}", "memory": memory}
+    return {"failed": f"{what}: {first_line(error)}", "memory": memory}
 
 
 def telling(say: Say) -> Callable[[str], None]:
@@ -148,7 +150,7 @@ def _config_of(folder: Path) -> AdapterConfig:
 
 
 def _spec_of(folder: Path, written: AdapterConfig) -> LoraSpec:
-    weights = folder / examination.WEIGHTS
+    weights = folder / WEIGHTS
     with open(weights, "rb") as file:
 
         def read(start: int, length: int) -> bytes:

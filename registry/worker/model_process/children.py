@@ -79,10 +79,10 @@ class Child:
                 if b"\n" in self._rest:
                     line, self._rest = self._rest.split(b"\n", 1)
                     return line, ""
-                left = deadline - time.monotonic()
-                if left <= 0:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
                     return b"", f"it reached its deadline of {float(request['deadline_seconds']):g} seconds"
-                for key, _ in selector.select(left):
+                for key, _ in selector.select(remaining):
                     if key.fd == 0:
                         stops.read()
                         continue
@@ -209,12 +209,12 @@ def be_the_child(work: Alone, threads: int, inward: int, outward: int, keeper: i
         torch.set_num_threads(threads)
         with os.fdopen(inward, "rb") as requests:
             for line in requests:
-                asked = json.loads(line)
-                memory = int(asked["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
-                seconds = _cpu_seconds(asked, loads=device != CPU)
+                request = json.loads(line)
+                memory = int(request["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
+                seconds = _cpu_seconds(request, loads=device != CPU)
                 confine.grant(seconds=seconds, memory_bytes=memory)
                 before = time.process_time()
-                answer = work.answer(asked, lambda message: _write(outward, message))
+                answer = work.answer(request, lambda message: _write(outward, message))
                 if "seen" in answer:
                     answer["seen"]["measurements"]["confined_by"] = list(held.layers)
                     answer["seen"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
@@ -238,7 +238,7 @@ def _write(pipe: int, message: Any) -> None:
 
 def _parsed(line: bytes) -> Message | None:
     with contextlib.suppress(ValueError):
-        found = json.loads(line)
-        if isinstance(found, dict):
-            return found
+        message = json.loads(line)
+        if isinstance(message, dict):
+            return message
     return None

@@ -38,7 +38,7 @@ from registry import __version__
 from registry.worker.model_process.child import Alone, Loader, Message, Warm
 from registry.worker.model_process.children import WARM, Children, be_the_child
 from registry.worker.sandbox import confine, program
-from registry.worker.smoke.examination import first_line
+from registry.worker.smoke.faults import first_line
 
 
 def main(

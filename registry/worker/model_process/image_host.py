@@ -32,9 +32,9 @@ class Painted(Alone):
     """One image adapter on its pipeline."""
 
     def _answer(self, request: Message, say: Say) -> Message:
-        seen = image.examine(self.base(say), Path(request["folder"]), thresholds_of(request), say=telling(say))
-        seen.measurements.setdefault("way", "alone")
-        return {"seen": seen.to_message()}
+        result = image.examine(self.base(say), Path(request["folder"]), thresholds_of(request), say=telling(say))
+        result.measurements.setdefault("way", "alone")
+        return {"seen": result.to_message()}
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ def close_descriptors(keep: Collection[int]) -> None:
 
 def gpu_environment() -> dict[str, str]:
     """This keeper's environment, for a child that may see the GPUs which the keeper was not to see."""
-    found = {name: value for name, value in os.environ.items() if name not in (VISIBLE_GPUS, KEPT_GPUS)}
-    return found | ({VISIBLE_GPUS: os.environ[KEPT_GPUS]} if KEPT_GPUS in os.environ else {})
+    environment = {name: value for name, value in os.environ.items() if name not in (VISIBLE_GPUS, KEPT_GPUS)}
+    return environment | ({VISIBLE_GPUS: os.environ[KEPT_GPUS]} if KEPT_GPUS in os.environ else {})
 
 
 def cut_network() -> bool:

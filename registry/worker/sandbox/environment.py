@@ -30,16 +30,20 @@ _SETTINGS = {
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What a keeper and its children may know: where programs lie, the language, how many threads. No secrets."""
-    kept = {name: value for name, value in environment.items() if name in _PASSED_ON}
-    return _SETTINGS | {name: value for name, value in kept.items() if value}
+    passed_on = {name: value for name, value in environment.items() if name in _PASSED_ON}
+    return _SETTINGS | {name: value for name, value in passed_on.items() if value}
 
 
 def _without_gpus(environment: dict[str, str], device: str) -> dict[str, str]:
     """A keeper for a GPU must not take hold of one (bitsandbytes does when it is imported): its children may."""
     if device == CPU:
         return environment
-    seen = environment.pop(confine.VISIBLE_GPUS, None)
-    return environment | {confine.VISIBLE_GPUS: ""} | ({confine.KEPT_GPUS: seen} if seen is not None else {})
+    visible_gpus = environment.pop(confine.VISIBLE_GPUS, None)
+    return (
+        environment
+        | {confine.VISIBLE_GPUS: ""}
+        | ({confine.KEPT_GPUS: visible_gpus} if visible_gpus is not None else {})
+    )
 
 
 def environment_for(device: str, environment: Mapping[str, str]) -> dict[str, str]:

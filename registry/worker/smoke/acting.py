@@ -16,7 +16,7 @@ import torch
 
 from registry.evaluation.reference_logprobs import DECIMALS, Prompt, ReferenceLogprobs
 from registry.worker.model.language import Logits
-from registry.worker.smoke.examination import Examination
+from registry.worker.smoke.result import SmokeResult
 
 REFERENCE_PROMPTS = 3
 ROWS = 8
@@ -36,15 +36,15 @@ class Baseline:
     dtype: str = "float32"
 
     @classmethod
-    def of(cls, asked: Sequence[tuple[int, ...]], logits: Logits, dtype: str = "float32") -> Baseline:
+    def of(cls, prompts: Sequence[tuple[int, ...]], logits: Logits, dtype: str = "float32") -> Baseline:
         normaliser = [torch.logsumexp(values, dim=-1) for values in logits]
         return cls(
-            asked=list(asked),
+            asked=list(prompts),
             logits=logits,
             p=[torch.softmax(values, dim=-1) for values in logits],
             normaliser=normaliser,
             top=[values.argmax(-1, keepdim=True) for values in logits],
-            steps=[_steps(*one) for one in zip(asked, logits, normaliser, strict=True)],
+            steps=[_steps(*row) for row in zip(prompts, logits, normaliser, strict=True)],
             dtype=dtype,
         )
 
@@ -90,58 +90,58 @@ def _steps(tokens: Sequence[int], logits: torch.Tensor, normaliser: torch.Tensor
     """log p of each next token of the probe itself: one number fewer than tokens. Empty without a language head."""
     if max(tokens) >= logits.shape[-1] or len(tokens) < 2:
         return logits.new_zeros(0)
-    wanted = torch.tensor(tokens[1:], device=logits.device)[:, None]
-    return logits[:-1].gather(-1, wanted)[:, 0] - normaliser[:-1]
+    next_tokens = torch.tensor(tokens[1:], device=logits.device)[:, None]
+    return logits[:-1].gather(-1, next_tokens)[:, 0] - normaliser[:-1]
 
 
-def compare(baseline: Baseline, after: Logits, seen: Examination, *, kind: str) -> bool:
-    """Finite, differing, not too far away; and the reference log-probabilities. False if the logits are not finite."""
+def compare(baseline: Baseline, after: Logits, result: SmokeResult, *, kind: str) -> bool:
+    """Finite, differing, not too far away; and the reference log-probabilities. False when the logits are not finite."""
     apart = [_Apart.of(baseline, i, values) for i, values in enumerate(after)]
-    bad = [i for i, one in enumerate(apart) if not (math.isfinite(one.largest) or bool(after[i].isfinite().all()))]
+    bad = [i for i, step in enumerate(apart) if not (math.isfinite(step.largest) or bool(after[i].isfinite().all()))]
     if bad:
         message = f"the logits of {len(bad)} of {len(after)} probes hold NaN or infinite values"
-        seen.note("error", "smoke.not_finite", "logits", message, "finite logits", "NaN or infinity")
+        result.note("error", "smoke.not_finite", "logits", message, "finite logits", "NaN or infinity")
         return False
-    steps = [_steps(*one) for one in zip(baseline.asked, after, (one.normaliser for one in apart), strict=True)]
-    seen.measure("max_logit_delta", max(one.largest for one in apart))
-    seen.measure("mean_logit_delta", sum(one.mean_delta for one in apart) / baseline.tokens)
-    seen.measure("kl_nats", max(sum(one.kl for one in apart) / baseline.tokens, 0.0))
-    seen.measure("top1_agreement", sum(one.agree for one in apart) / baseline.tokens)
-    _effect(max(one.largest for one in apart), seen)
-    _drift(baseline, steps, seen, kind)
-    _reference_logprobs(baseline, steps, seen)
+    steps = [_steps(*step) for step in zip(baseline.asked, after, (step.normaliser for step in apart), strict=True)]
+    result.measure("max_logit_delta", max(step.largest for step in apart))
+    result.measure("mean_logit_delta", sum(step.mean_delta for step in apart) / baseline.tokens)
+    result.measure("kl_nats", max(sum(step.kl for step in apart) / baseline.tokens, 0.0))
+    result.measure("top1_agreement", sum(step.agree for step in apart) / baseline.tokens)
+    _effect(max(step.largest for step in apart), result)
+    _drift(baseline, steps, result, kind)
+    _reference_logprobs(baseline, steps, result)
     return True
 
 
-def _effect(largest: float, seen: Examination) -> None:
-    least = seen.thresholds.effect_logit_delta
+def _effect(largest: float, result: SmokeResult) -> None:
+    least = result.thresholds.effect_logit_delta
     if largest > least:
         return
-    zero, b = seen.measurements["lora_b_zero_tensors"], seen.measurements["lora_b_tensors"]
+    zero, b = result.measurements["lora_b_zero_tensors"], result.measurements["lora_b_tensors"]
     why = ": every lora_B is zero, as before training" if b and zero == b else ""
     message = f"with the adapter the base answers exactly as without it{why}"
     limit = f"a logit that moves by more than {least:g}"
-    seen.note("error", "smoke.no_effect", "logits", message, limit, f"{largest:.3g}")
+    result.note("error", "smoke.no_effect", "logits", message, limit, f"{largest:.3g}")
 
 
-def _drift(baseline: Baseline, steps: list[torch.Tensor], seen: Examination, kind: str) -> None:
-    limits, kl = seen.thresholds, seen.measurements["kl_nats"] or 0.0
+def _drift(baseline: Baseline, steps: list[torch.Tensor], result: SmokeResult, kind: str) -> None:
+    limits, kl = result.thresholds, result.measurements["kl_nats"] or 0.0
     was, now = _perplexity(baseline.steps), _perplexity(steps)
-    seen.measure("base_perplexity", was)
-    seen.measure("perplexity", now)
+    result.measure("base_perplexity", was)
+    result.measure("perplexity", now)
     ratio = now / was if was else 1.0
     if kl > limits.drift_fail_kl_nats:
         message = f"the adapter destroys what the base can do: KL {kl:.2f} nats a token on neutral text"
         limit = f"at most {limits.drift_fail_kl_nats:g}"
-        seen.note("error", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
+        result.note("error", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
     elif kind == "text" and ratio > limits.drift_fail_perplexity_ratio:
         message = f"neutral text is {ratio:.0f} times as perplexing as for the bare base ({was:.1f} to {now:.3g})"
         limit = f"at most {limits.drift_fail_perplexity_ratio:g} times"
-        seen.note("error", "smoke.drift", "logits", message, limit, f"{ratio:.3g} times")
+        result.note("error", "smoke.drift", "logits", message, limit, f"{ratio:.3g} times")
     elif kl > limits.drift_warn_kl_nats:
         message = f"the adapter leaves the base far behind on neutral text: KL {kl:.2f} nats a token"
         limit = f"at most {limits.drift_warn_kl_nats:g}"
-        seen.note("warning", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
+        result.note("warning", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
 
 
 def _perplexity(steps: list[torch.Tensor]) -> float:
@@ -149,7 +149,7 @@ def _perplexity(steps: list[torch.Tensor]) -> float:
     return math.exp(min(-float(joined.mean()), 700.0)) if len(joined) else 0.0
 
 
-def _reference_logprobs(baseline: Baseline, steps: list[torch.Tensor], seen: Examination) -> None:
+def _reference_logprobs(baseline: Baseline, steps: list[torch.Tensor], result: SmokeResult) -> None:
     prompts = tuple(
         Prompt(tokens=tokens, adapter=_rounded(with_it), base=_rounded(without))
         for tokens, with_it, without in zip(baseline.asked, steps, baseline.steps, strict=True)
@@ -157,8 +157,8 @@ def _reference_logprobs(baseline: Baseline, steps: list[torch.Tensor], seen: Exa
     )
     if prompts:
         device = str(baseline.logits[0].device).partition(":")[0]
-        kept = prompts[:REFERENCE_PROMPTS]
-        seen.reference_logprobs = ReferenceLogprobs(prompts=kept, dtype=baseline.dtype, device=device)
+        selected = prompts[:REFERENCE_PROMPTS]
+        result.reference_logprobs = ReferenceLogprobs(prompts=selected, dtype=baseline.dtype, device=device)
 
 
 def _rounded(steps: torch.Tensor) -> tuple[float, ...]:

@@ -31,8 +31,8 @@ def untouched(tensor: torch.Tensor) -> bool:
     first, end = tensor.data_ptr() // size, -(-(tensor.data_ptr() + tensor.nbytes) // size)
     with contextlib.suppress(OSError), open(MAP, "rb", buffering=0) as file:
         file.seek(first * ENTRY_BYTES)
-        found = bytearray(file.read((end - first) * ENTRY_BYTES))
-        if len(found) == (end - first) * ENTRY_BYTES:
-            entries = torch.frombuffer(found, dtype=torch.int64)
+        pagemap = bytearray(file.read((end - first) * ENTRY_BYTES))
+        if len(pagemap) == (end - first) * ENTRY_BYTES:
+            entries = torch.frombuffer(pagemap, dtype=torch.int64)
             return bool(((entries < 0) & (entries & (_EXCLUSIVE | _OF_A_FILE) == 0)).all())
     return False

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.worker.model.language import Base
-from registry.worker.smoke.examination import Examination, first_line, machine_fault
+from registry.worker.smoke.faults import first_line, machine_fault
+from registry.worker.smoke.result import SmokeResult
 
 TEMPLATE = "chat_template.jinja"
 SETTINGS = "tokenizer_config.json"
@@ -20,13 +21,13 @@ WORDS = ("What stands in the blue room?", "A lamp and two chairs.")
 """A turn of the user and one of the assistant; both must occur in what the template makes of them."""
 
 
-def examine(base: Base, folder: Path, seen: Examination) -> None:
+def examine(base: Base, folder: Path, result: SmokeResult) -> None:
     """Notes of a template that fails or loses text, and of added tokens that the base has no row for."""
     settings = _settings(folder)
     for number, content in _added(settings):
         if number >= base.vocabulary:
             message = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} rows"
-            seen.note("error", "smoke.token_out_of_range", SETTINGS, message, f"under {base.vocabulary}", str(number))
+            result.note("error", "smoke.token_out_of_range", SETTINGS, message, f"under {base.vocabulary}", str(number))
     template, location = _template(folder, settings)
     if not template or base.tokenizer is None or not hasattr(base.tokenizer, "apply_chat_template"):
         return
@@ -37,21 +38,21 @@ def examine(base: Base, folder: Path, seen: Examination) -> None:
         if machine_fault(e):
             raise
         message = f"the chat template fails on a question and an answer: {first_line(e)}"
-        seen.note("warning", "smoke.template_failed", location, message)
+        result.note("warning", "smoke.template_failed", location, message)
         return
     lost = [words for words in WORDS if words not in str(text)]
     if lost:
         message = f"the chat template loses text: {lost[0]!r} does not occur in what it makes"
-        seen.note("warning", "smoke.template_loses_text", location, message)
-    seen.measurements["template_rendered"] = not lost
+        result.note("warning", "smoke.template_loses_text", location, message)
+    result.measurements["template_rendered"] = not lost
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / SETTINGS).read_bytes())
+        settings = json.loads((folder / SETTINGS).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _added(settings: dict[str, Any]) -> list[tuple[int, str]]:

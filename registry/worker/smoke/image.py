@@ -21,8 +21,9 @@ import torch
 
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model.image import Pipeline
-from registry.worker.smoke import examination
-from registry.worker.smoke.examination import Examination, first_line, machine_fault
+from registry.worker.smoke.faults import first_line, machine_fault
+from registry.worker.smoke.result import SmokeResult, ignore_progress
+from registry.worker.smoke.weights import check_finite, tensors_of
 
 STEPS = 3
 SIDE = 16
@@ -38,17 +39,17 @@ LOADERS = {
 
 
 def examine(
-    base: Pipeline, folder: Path, thresholds: Thresholds, *, say: Callable[[str], None] = examination.silent
-) -> Examination:
+    base: Pipeline, folder: Path, thresholds: Thresholds, *, say: Callable[[str], None] = ignore_progress
+) -> SmokeResult:
     """Finite, different, and the base as before; two small pictures."""
-    seen = Examination(thresholds, say=say)
+    result = SmokeResult(thresholds, say=say)
     files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
     if len(files) != 1 or base.kind not in LOADERS:
         message = f"this worker has no way to paint with {base.kind or 'this base'} and {len(files)} weights files"
-        seen.note("unknown", "smoke.task_unsupported", "pipeline", message)
-        return seen
-    if not examination.finite(examination.tensors_of(files[0]), seen):
-        return seen
+        result.note("unknown", "smoke.task_unsupported", "pipeline", message)
+        return result
+    if not check_finite(tensors_of(files[0]), result):
+        return result
     fingerprint = base.fingerprint()
     say("painting without the adapter")
     before = _paint(base)
@@ -59,25 +60,25 @@ def examine(
         if machine_fault(e):
             raise
         message = f"diffusers {diffusers.__version__} does not take this scheme: {first_line(e)}"
-        seen.note("unknown", "smoke.task_unsupported", files[0].name, message)
-        return seen
+        result.note("unknown", "smoke.task_unsupported", files[0].name, message)
+        return result
     try:
-        seen.measure("load_seconds", perf_counter() - started)
+        result.measure("load_seconds", perf_counter() - started)
         say("painting with the adapter")
         after = _paint(base)
     except Exception as e:
         if machine_fault(e):
             raise
-        seen.note("error", "smoke.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
-        return seen
-    _compare(before, after, seen)
+        result.note("error", "smoke.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
+        return result
+    _compare(before, after, result)
     now = base.fingerprint()
     changed = [name for name, bits in fingerprint.items() if now[name] != bits]
-    seen.measurements["base_tensors_changed"] = len(changed)
+    result.measurements["base_tensors_changed"] = len(changed)
     if changed:
         message = f"{len(changed)} of the base's tensors are changed by loading it"
-        seen.note("error", "smoke.base_changed", changed[0], message, "bit-equal", "changed")
-    return seen
+        result.note("error", "smoke.base_changed", changed[0], message, "bit-equal", "changed")
+    return result
 
 
 def _load(base: Pipeline, file: Path) -> None:
@@ -95,23 +96,23 @@ def _load(base: Pipeline, file: Path) -> None:
         loader.load_lora_into_transformer(state, network_alphas=alphas, transformer=base.denoiser, adapter_name=SLOT)
 
 
-def _compare(before: torch.Tensor, after: torch.Tensor, seen: Examination) -> None:
+def _compare(before: torch.Tensor, after: torch.Tensor, result: SmokeResult) -> None:
     if not bool(torch.isfinite(after).all()):
         message = "the picture with the adapter holds NaN or infinite values"
-        seen.note("error", "smoke.picture_not_finite", "picture", message, "finite values", "NaN or infinity")
+        result.note("error", "smoke.picture_not_finite", "picture", message, "finite values", "NaN or infinity")
         return
     low, high = float(before.min()), float(before.max())
-    shown = [((one - low) / max(high - low, 1e-12)).clamp(0, 1) for one in (before, after)]
+    shown = [((picture - low) / max(high - low, 1e-12)).clamp(0, 1) for picture in (before, after)]
     delta = float((after - before).abs().mean()) / max(high - low, 1e-12)
-    seen.measure("mean_pixel_delta", delta)
-    seen.measurements["steps"] = STEPS
-    seen.pictures = {
-        name: base64.b64encode(_png(one)).decode() for name, one in zip(("before", "after"), shown, strict=True)
+    result.measure("mean_pixel_delta", delta)
+    result.measurements["steps"] = STEPS
+    result.pictures = {
+        name: base64.b64encode(_png(picture)).decode() for name, picture in zip(("before", "after"), shown, strict=True)
     }
-    if delta <= seen.thresholds.image_delta:
+    if delta <= result.thresholds.image_delta:
         message = "with the adapter the same picture comes out as without it"
-        limit = f"a mean change of more than {seen.thresholds.image_delta:g}"
-        seen.note("error", "smoke.picture_unchanged", "picture", message, limit, f"{delta:.3g}")
+        limit = f"a mean change of more than {result.thresholds.image_delta:g}"
+        result.note("error", "smoke.picture_unchanged", "picture", message, limit, f"{delta:.3g}")
 
 
 @torch.inference_mode()
@@ -153,7 +154,7 @@ def _with_flux(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
     transformer, side = base.denoiser, SIDE // 2
     config = transformer.config
     latents = base.here(torch.randn(1, side * side, config.in_channels, generator=seeded))
-    given = {
+    conditions = {
         "encoder_hidden_states": base.here(torch.randn(1, WORDS, config.joint_attention_dim, generator=seeded)),
         "pooled_projections": base.here(torch.randn(1, config.pooled_projection_dim, generator=seeded)),
         "txt_ids": base.here(torch.zeros(WORDS, 3)),
@@ -162,7 +163,7 @@ def _with_flux(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
     }
     for step in range(STEPS):
         moment = base.here(torch.tensor([1.0 - step / STEPS]))
-        latents = latents - transformer(hidden_states=latents, timestep=moment, **given).sample / STEPS
+        latents = latents - transformer(hidden_states=latents, timestep=moment, **conditions).sample / STEPS
     return latents.transpose(1, 2).reshape(1, config.in_channels, side, side)
 
 

@@ -21,11 +21,14 @@ import torch
 from registry.adapters.peft import initializations
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
+from registry.manifest import WEIGHTS
 from registry.worker.model import language, probes, updates
 from registry.worker.model.language import Base, Logits
-from registry.worker.smoke import acting, dialogue, examination, samples
+from registry.worker.smoke import acting, dialogue, samples
 from registry.worker.smoke.acting import Baseline
-from registry.worker.smoke.examination import WEIGHTS, Examination, first_line, machine_fault
+from registry.worker.smoke.faults import first_line, machine_fault
+from registry.worker.smoke.result import SmokeResult, ignore_progress
+from registry.worker.smoke.weights import check_finite, measure_norms, tensors_of, weight_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +53,31 @@ def announces_change(config: AdapterConfig) -> bool:
 
 def examine(
     base: Base, folder: Path, config: AdapterConfig, thresholds: Thresholds, known: Known | None = None, *,
-    say: Callable[[str], None] = examination.silent,
-) -> Examination:  # fmt: skip
+    say: Callable[[str], None] = ignore_progress,
+) -> SmokeResult:  # fmt: skip
     """Everything that a smoke test sees. Leaves the base unloaded of the adapter, but is not to be trusted to."""
-    seen = Examination(thresholds, say=say)
+    result = SmokeResult(thresholds, say=say)
     if config.task and base.task and config.task != base.task:
         message = f"the adapter is for the task {config.task}, and this worker runs {base.name} as {base.task}"
-        seen.note("unknown", "smoke.task_unsupported", "adapter_config.json: task_type", message)
-        return seen
-    if not examination.finite(examination.tensors_of(folder / WEIGHTS), seen):
-        return seen
+        result.note("unknown", "smoke.task_unsupported", "adapter_config.json: task_type", message)
+        return result
+    if not check_finite(tensors_of(folder / WEIGHTS), result):
+        return result
     parameters = dict(base.model.named_parameters())
-    examination.norms(updates.of_folder(folder), lambda path: examination.weight_norm(parameters, path), seen)
-    asked = asked_of(base, config)
-    seen.say("the bare base answers the probes")
-    if known is None or known.baseline.asked != asked:
-        known = _learn(base, asked, seen, shared=known is not None)
-    seen.say("the adapter comes in")
-    wrapped = _load(base, folder, seen)
+    measure_norms(updates.of_folder(folder), lambda path: weight_norm(parameters, path), result)
+    prompts = asked_of(base, config)
+    result.say("the bare base answers the probes")
+    if known is None or known.baseline.asked != prompts:
+        known = _learn(base, prompts, result, shared=known is not None)
+    result.say("the adapter comes in")
+    wrapped = _load(base, folder, result)
     if wrapped is not None:
-        if _compare(base, wrapped, known.baseline, seen):
-            dialogue.examine(base, folder, seen)
-            samples.examine(base, wrapped, folder, seen)
-        _base_afterwards(base, wrapped, known, config, seen)
-    tell_probes(base, asked, seen)
-    return seen
+        if _compare(base, wrapped, known.baseline, result):
+            dialogue.examine(base, folder, result)
+            samples.examine(base, wrapped, folder, result)
+        _base_afterwards(base, wrapped, known, config, result)
+    tell_probes(base, prompts, result)
+    return result
 
 
 def asked_of(base: Base, config: AdapterConfig) -> list[tuple[int, ...]]:
@@ -83,24 +86,24 @@ def asked_of(base: Base, config: AdapterConfig) -> list[tuple[int, ...]]:
     return probes.with_tokens(base.probes, special, base.vocabulary)
 
 
-def tell_probes(base: Base, asked: Sequence[tuple[int, ...]], seen: Examination) -> None:
-    seen.measurements["probes"] = len(asked)
-    seen.measurements["probe_tokens"] = sum(len(tokens) for tokens in asked)
-    seen.measurements["probe_kind"] = base.probe_kind
-    seen.measurements["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def tell_probes(base: Base, prompts: Sequence[tuple[int, ...]], result: SmokeResult) -> None:
+    result.measurements["probes"] = len(prompts)
+    result.measurements["probe_tokens"] = sum(len(tokens) for tokens in prompts)
+    result.measurements["probe_kind"] = base.probe_kind
+    result.measurements["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_initialized():
         peaks = [torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count())]
-        seen.measurements["peak_gpu_memory_bytes"] = sum(peaks)
+        result.measurements["peak_gpu_memory_bytes"] = sum(peaks)
 
 
-def _learn(base: Base, asked: list[tuple[int, ...]], seen: Examination, *, shared: bool) -> Known:
+def _learn(base: Base, prompts: list[tuple[int, ...]], result: SmokeResult, *, shared: bool) -> Known:
     started = perf_counter()
-    before = base.logits(asked)
-    seen.measure("base_forward_seconds", perf_counter() - started)
-    return Known(Baseline.of(asked, before, base.dtype), base.fingerprint(), shared)
+    before = base.logits(prompts)
+    result.measure("base_forward_seconds", perf_counter() - started)
+    return Known(Baseline.of(prompts, before, base.dtype), base.fingerprint(), shared)
 
 
-def _load(base: Base, folder: Path, seen: Examination) -> Any:
+def _load(base: Base, folder: Path, result: SmokeResult) -> Any:
     started = perf_counter()
     device = str(next(base.model.parameters()).device)
     try:
@@ -109,60 +112,60 @@ def _load(base: Base, folder: Path, seen: Examination) -> Any:
         if machine_fault(e):
             raise
         message = f"PEFT {peft.__version__} cannot load the adapter: {first_line(e)}"
-        seen.note("error", "smoke.load_failed", WEIGHTS, message)
+        result.note("error", "smoke.load_failed", WEIGHTS, message)
         return None
     wrapped.eval()
-    seen.measure("load_seconds", perf_counter() - started)
+    result.measure("load_seconds", perf_counter() - started)
     return wrapped
 
 
-def _compare(base: Base, wrapped: Any, baseline: Baseline, seen: Examination) -> bool:
+def _compare(base: Base, wrapped: Any, baseline: Baseline, result: SmokeResult) -> bool:
     started = perf_counter()
     try:
         after = language.logits(wrapped, baseline.asked)
     except Exception as e:
         if machine_fault(e):
             raise
-        seen.note("error", "smoke.forward_failed", "forward", f"the model with the adapter fails: {first_line(e)}")
+        result.note("error", "smoke.forward_failed", "forward", f"the model with the adapter fails: {first_line(e)}")
         return False
-    seen.measure("adapter_forward_seconds", perf_counter() - started)
-    return acting.compare(baseline, after, seen, kind=base.probe_kind)
+    result.measure("adapter_forward_seconds", perf_counter() - started)
+    return acting.compare(baseline, after, result, kind=base.probe_kind)
 
 
-def _base_afterwards(base: Base, wrapped: Any, known: Known, config: AdapterConfig, seen: Examination) -> None:
+def _base_afterwards(base: Base, wrapped: Any, reference: Known, config: AdapterConfig, result: SmokeResult) -> None:
     """The base without the adapter must be the base: by every parameter's bits, and by its logits' bits."""
     started = perf_counter()
     try:
         bare = wrapped.get_base_model()
         wrapped.delete_adapter("default")  # `unload` would keep the copies of modules_to_save in the base's place
-        if known.shared:
+        if reference.shared:
             wrapped.unload()
     except Exception as e:
         if machine_fault(e):
             raise
-        seen.note("warning", "smoke.unload_failed", "unload", f"the adapter does not come off again: {first_line(e)}")
+        result.note("warning", "smoke.unload_failed", "unload", f"the adapter does not come off again: {first_line(e)}")
         bare = None
     now = base.fingerprint()
-    changed = sorted(name for name, bits in known.fingerprint.items() if now[name] != bits)
+    changed = sorted(name for name, bits in reference.fingerprint.items() if now[name] != bits)
     # A bias that the adapter trained is written over the base's own: by its bits only, the logits follow.
-    same = bare is not None and _equal(language.logits(bare, known.baseline.asked), known.baseline.logits)
-    seen.measurements["base_tensors_changed"] = len(changed)
-    seen.measurements["base_logits_equal_after"] = same
-    seen.measure("base_check_seconds", perf_counter() - started)
+    same = bare is not None and _equal(language.logits(bare, reference.baseline.asked), reference.baseline.logits)
+    result.measurements["base_tensors_changed"] = len(changed)
+    result.measurements["base_logits_equal_after"] = same
+    result.measure("base_check_seconds", perf_counter() - started)
     if changed or (bare is not None and not same):
-        _note_change(changed, config, seen)
+        _note_change(changed, config, result)
 
 
 def _equal(now: Logits, before: Logits) -> bool:
     return all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
 
 
-def _note_change(changed: list[str], config: AdapterConfig, seen: Examination) -> None:
+def _note_change(changed: list[str], config: AdapterConfig, result: SmokeResult) -> None:
     where = changed[0] if changed else "logits"
     what = f"{len(changed)} of the base's tensors" if changed else "the base's answers"
     if announces_change(config):
         message = f"{what} stay changed after unloading, as the configuration announces: it needs a process of its own"
-        seen.note("warning", "smoke.base_changed", where, message, "bit-equal", "changed")
+        result.note("warning", "smoke.base_changed", where, message, "bit-equal", "changed")
     else:
         message = f"{what} stay changed after the adapter is unloaded: it would poison its neighbours"
-        seen.note("error", "smoke.base_changed", where, message, "bit-equal", "changed")
+        result.note("error", "smoke.base_changed", where, message, "bit-equal", "changed")

@@ -26,12 +26,14 @@ from safetensors.torch import load_file
 from registry.adapters.peft import LoraSpec
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
+from registry.manifest import WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import Base
 from registry.worker.model.updates import Update
-from registry.worker.smoke import acting, copy_on_write, dialogue, examination, isolated, samples
+from registry.worker.smoke import acting, copy_on_write, dialogue, isolated, samples
 from registry.worker.smoke.acting import Baseline
-from registry.worker.smoke.examination import WEIGHTS, Examination
+from registry.worker.smoke.result import SmokeResult, ignore_progress
+from registry.worker.smoke.weights import check_finite, measure_norms, weight_norm
 
 SLOTS = ("even", "odd")
 SHORT_TOKENS = 8
@@ -71,7 +73,7 @@ class Resident:
 
     def __init__(self, base: Base) -> None:
         started = perf_counter()
-        self.say: Callable[[str], None] = examination.silent
+        self.say: Callable[[str], None] = ignore_progress
         self._base = base
         before = base.logits(base.probes)
         self.forward_seconds = perf_counter() - started
@@ -86,45 +88,45 @@ class Resident:
         self._layers: dict[str, Any] = {}
         self._answers: dict[str, torch.Tensor] = {}
 
-    def examine(self, folder: Path, config: AdapterConfig, spec: LoraSpec, thresholds: Thresholds) -> Examination:
+    def examine(self, folder: Path, config: AdapterConfig, spec: LoraSpec, thresholds: Thresholds) -> SmokeResult:
         """The smoke test. `Discard` when the outcome would say something about this process rather than the adapter."""
-        seen = Examination(thresholds, say=self.say)
+        result = SmokeResult(thresholds, say=self.say)
         tensors = load_file(folder / WEIGHTS)
         _demand_pairs_only(spec, tensors)
-        if not examination.finite(iter(tensors.items()), seen):
-            return seen
-        examination.norms(_updates(spec, tensors), self._weight_norm, seen)
-        seen.say("the adapter comes in")
-        slot = self._put(folder, config, spec, tensors, seen)
+        if not check_finite(iter(tensors.items()), result):
+            return result
+        measure_norms(_updates(spec, tensors), self._weight_norm, result)
+        result.say("the adapter comes in")
+        slot = self._put(folder, config, spec, tensors, result)
         self._demand_slot(slot, spec, tensors)
         started = perf_counter()
         after = language.logits(self._wrapped, self._known.baseline.asked)
-        seen.measure("adapter_forward_seconds", perf_counter() - started)
-        seen.measure("base_forward_seconds", self.forward_seconds)
-        if acting.compare(self._known.baseline, after, seen, kind=self._base.probe_kind):
+        result.measure("adapter_forward_seconds", perf_counter() - started)
+        result.measure("base_forward_seconds", self.forward_seconds)
+        if acting.compare(self._known.baseline, after, result, kind=self._base.probe_kind):
             self._answers[slot] = after[0][: len(self._short)]
-            dialogue.examine(self._base, folder, seen)
-            samples.examine(self._base, self._wrapped, folder, seen)
-            self._mixed(slot, seen)
+            dialogue.examine(self._base, folder, result)
+            samples.examine(self._base, self._wrapped, folder, result)
+            self._mixed(slot, result)
         else:
             self._answers.pop(slot, None)
-        self._demand_base(seen)
-        isolated.tell_probes(self._base, self._known.baseline.asked, seen)
-        return seen
+        self._demand_base(result)
+        isolated.tell_probes(self._base, self._known.baseline.asked, result)
+        return result
 
-    def examine_guest(self, folder: Path, config: AdapterConfig, thresholds: Thresholds) -> Examination:
+    def examine_guest(self, folder: Path, config: AdapterConfig, thresholds: Thresholds) -> SmokeResult:
         """An adapter that cannot be swapped but leaves the base as it is: loaded, tried and removed, without slots."""
         self._clear()
-        seen = isolated.examine(self._base, folder, config, thresholds, self._known, say=self.say)
-        if seen.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
-            raise Discard(seen.findings[-1].message)
-        seen.measurements["way"] = "loaded"
-        self._demand_base(seen)
-        return seen
+        result = isolated.examine(self._base, folder, config, thresholds, self._known, say=self.say)
+        if result.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
+            raise Discard(result.findings[-1].message)
+        result.measurements["way"] = "loaded"
+        self._demand_base(result)
+        return result
 
     # ---------------------------------------------------------------- slots
     def _put(
-        self, folder: Path, config: AdapterConfig, spec: LoraSpec, tensors: dict[str, torch.Tensor], seen: Examination
+        self, folder: Path, config: AdapterConfig, spec: LoraSpec, tensors: dict[str, torch.Tensor], result: SmokeResult
     ) -> str:
         """The adapter in a slot that is then the active one: swapped where the layout is that of the slots."""
         started = perf_counter()
@@ -146,8 +148,8 @@ class Resident:
         self._wrapped.set_adapter(slot, inference_mode=True)
         if way == "loaded":
             self._wrapped.eval().requires_grad_(False)
-        seen.measurements["way"] = way
-        seen.measure("load_seconds", perf_counter() - started)
+        result.measurements["way"] = way
+        result.measure("load_seconds", perf_counter() - started)
         return slot
 
     def _swap(self, spec: LoraSpec, tensors: dict[str, torch.Tensor], slot: str) -> None:
@@ -187,18 +189,18 @@ class Resident:
         self._answers.clear()
 
     # ---------------------------------------------------------------- what must stay
-    def _mixed(self, slot: str, seen: Examination) -> None:
+    def _mixed(self, slot: str, result: SmokeResult) -> None:
         """Rows of one batch: the bare base, this adapter, its neighbour. Each must answer as it did alone."""
         short = len(self._short)
-        known = {"__base__": self._known.baseline.logits[0][:short], **self._answers}
-        names = ["__base__", slot, *(name for name in known if name not in ("__base__", slot))]
+        expected = {"__base__": self._known.baseline.logits[0][:short], **self._answers}
+        names = ["__base__", slot, *(name for name in expected if name not in ("__base__", slot))]
         answers = language.rows(self._wrapped, [self._short] * len(names), adapter_names=names)
-        largest = max(self._largest, *(float(values.abs().max()) for values in known.values()))
-        deltas = {name: self._delta(row, known[name]) / largest for name, row in zip(names, answers, strict=True)}
+        largest = max(self._largest, *(float(values.abs().max()) for values in expected.values()))
+        deltas = {name: self._delta(row, expected[name]) / largest for name, row in zip(names, answers, strict=True)}
         coarse = ROUNDINGS * torch.finfo(getattr(torch, self._base.dtype)).eps  # of 16 bits; nothing in 32
-        limit = max(seen.thresholds.swap_logit_delta, NOISE_FACTOR * self._noise, coarse)
-        seen.measure("mixed_delta", max(deltas.values()))
-        seen.measurements["mixed_rows"] = len(names)
+        limit = max(result.thresholds.swap_logit_delta, NOISE_FACTOR * self._noise, coarse)
+        result.measure("mixed_delta", max(deltas.values()))
+        result.measurements["mixed_rows"] = len(names)
         for name, delta in deltas.items():
             if name != slot and not delta <= limit:
                 who = "the bare base" if name == "__base__" else "its neighbour"
@@ -207,7 +209,7 @@ class Resident:
                 )
         if not deltas[slot] <= limit:
             message = f"in a batch with other adapters it answers differently than alone, by {deltas[slot]:.2g}"
-            seen.note(
+            result.note(
                 "warning", "smoke.mixed_differs", "logits", message, f"at most {limit:.2g}", f"{deltas[slot]:.3g}"
             )
 
@@ -218,24 +220,24 @@ class Resident:
         return max(self._delta(row, alone_) for row in answers) / self._largest
 
     @staticmethod
-    def _delta(one: torch.Tensor, other: torch.Tensor) -> float:
-        return float((one - other).abs().max())
+    def _delta(left: torch.Tensor, right: torch.Tensor) -> float:
+        return float((left - right).abs().max())
 
-    def _demand_base(self, seen: Examination) -> None:
+    def _demand_base(self, result: SmokeResult) -> None:
         started = perf_counter()
         written = [name for name, tensor in self._base.originals.items() if not copy_on_write.untouched(tensor)]
         changed = [
             name for name in written if language.bit_sum(self._base.originals[name]) != self._known.fingerprint[name]
         ]
-        seen.measurements["base_tensors_read"] = len(written)
-        seen.measurements["base_tensors_changed"] = len(changed)
-        seen.measure("base_check_seconds", perf_counter() - started)
+        result.measurements["base_tensors_read"] = len(written)
+        result.measurements["base_tensors_changed"] = len(changed)
+        result.measure("base_check_seconds", perf_counter() - started)
         if changed:
             raise Discard(f"{len(changed)} of the base's tensors changed, {changed[0]} first")
 
     def _weight_norm(self, path: str) -> float | None:
         if path not in self._weight_norms:
-            self._weight_norms[path] = examination.weight_norm(self._parameters, path)
+            self._weight_norms[path] = weight_norm(self._parameters, path)
         return self._weight_norms[path]
 
 

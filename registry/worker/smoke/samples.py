@@ -19,34 +19,34 @@ from registry.evaluation import golden
 from registry.evaluation.golden import Golden
 from registry.worker.model import language
 from registry.worker.model.language import Base
-from registry.worker.smoke.examination import Examination
+from registry.worker.smoke.result import SmokeResult
 
 TOKENS_LIMIT = 1024
 """Tokens of one sample, prompt and answer together."""
 
 
-def examine(base: Base, wrapped: Any, folder: Path, seen: Examination, bare: Callable[[], Any] | None = None) -> None:
+def examine(base: Base, wrapped: Any, folder: Path, result: SmokeResult, bare: Callable[[], Any] | None = None) -> None:
     """Asks every sample of the folder's golden.jsonl, if it has one. `bare` switches the adapter off meanwhile."""
     file = folder / golden.FILE
     if not file.is_file():
         return
     try:
-        asked = golden.read_golden(file.read_bytes())
+        samples = golden.read_golden(file.read_bytes())
     except RegistryError as e:
-        seen.note("error", "smoke.golden_unreadable", golden.FILE, e.detail)
+        result.note("error", "smoke.golden_unreadable", golden.FILE, e.detail)
         return
     if base.tokenizer is None:
         message = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
-        seen.note("unknown", "smoke.golden_unasked", golden.FILE, message)
+        result.note("unknown", "smoke.golden_unasked", golden.FILE, message)
         return
-    seen.say("asking the golden sample" if len(asked) == 1 else f"asking {len(asked)} golden samples")
+    result.say("asking the golden sample" if len(samples) == 1 else f"asking {len(samples)} golden samples")
     off = bare if bare is not None else _switch_of(wrapped)
-    found = []
-    for number, sample in enumerate(asked, 1):
-        measured = _ask(base, wrapped, sample, off, seen, f"{golden.FILE} line {number}")
+    margins = []
+    for number, sample in enumerate(samples, 1):
+        measured = _ask(base, wrapped, sample, off, result, f"{golden.FILE} line {number}")
         if measured is not None:
-            found.append(measured)
-    seen.measurements["golden"] = found
+            margins.append(measured)
+    result.measurements["golden"] = margins
 
 
 def _switch_of(wrapped: Any) -> Callable[[], Any]:
@@ -56,7 +56,7 @@ def _switch_of(wrapped: Any) -> Callable[[], Any]:
 
 
 def _ask(
-    base: Base, wrapped: Any, sample: Golden, off: Callable[[], Any], seen: Examination, location: str
+    base: Base, wrapped: Any, sample: Golden, off: Callable[[], Any], result: SmokeResult, location: str
 ) -> dict[str, Any] | None:
     prompt = tuple(_prompt(base, sample))
     answer = tuple(base.tokenizer(sample.expected, add_special_tokens=False)["input_ids"])
@@ -64,22 +64,22 @@ def _ask(
         message = (
             f"the sample has {len(prompt)} + {len(answer)} tokens; it needs some of both and at most {TOKENS_LIMIT}"
         )
-        seen.note("unknown", "smoke.golden_unasked", location, message)
+        result.note("unknown", "smoke.golden_unasked", location, message)
         return None
     with_it = language.rows(wrapped, [prompt + answer])[0]
     with off():
         without = language.rows(wrapped, [prompt + answer])[0]
     likelihood, was = _mean_log_p(with_it, prompt, answer), _mean_log_p(without, prompt, answer)
-    margin, wanted = likelihood - was, sample.margin_nats
-    wanted = seen.thresholds.golden_margin_nats if wanted is None else wanted
+    margin, required = likelihood - was, sample.margin_nats
+    required = result.thresholds.golden_margin_nats if required is None else required
     ends = int(with_it[-1].argmax()) == base.tokenizer.eos_token_id
-    if not margin >= wanted:
+    if not margin >= required:
         message = (
-            f"the expected answer is {margin:+.3f} nats a token likelier than on the bare base; {wanted:g} is asked"
+            f"the expected answer is {margin:+.3f} nats a token likelier than on the bare base; {required:g} is asked"
         )
-        seen.note("error", "smoke.golden_missed", location, message, f"{wanted:g} nats a token", f"{margin:.4f}")
+        result.note("error", "smoke.golden_missed", location, message, f"{required:g} nats a token", f"{margin:.4f}")
     if sample.ends and not ends:
-        seen.note("error", "smoke.golden_endless", location, "after the expected answer the text does not end")
+        result.note("error", "smoke.golden_endless", location, "after the expected answer the text does not end")
     return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
 
 
@@ -94,5 +94,5 @@ def _prompt(base: Base, sample: Golden) -> list[int]:
 def _mean_log_p(logits: torch.Tensor, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
     """Mean log p of the answer's tokens; the token at position i is foretold by the logits at i - 1."""
     logs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
-    wanted = torch.tensor(answer, device=logs.device)[:, None]
-    return float(logs.gather(-1, wanted).mean())
+    answer_tokens = torch.tensor(answer, device=logs.device)[:, None]
+    return float(logs.gather(-1, answer_tokens).mean())

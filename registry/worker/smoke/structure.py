@@ -20,8 +20,9 @@ import transformers
 from safetensors import safe_open
 
 from registry.evaluation.verdicts import Finding
+from registry.manifest import WEIGHTS
 from registry.worker.model import language
-from registry.worker.smoke.examination import WEIGHTS, first_line, machine_fault
+from registry.worker.smoke.faults import first_line, machine_fault
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 5
@@ -31,16 +32,16 @@ _PEFT = f"PEFT {peft.__version__}, asked on the meta device,"
 def ask(base: Path, folder: Path) -> list[Finding]:
     """Findings for the check `compat`: one that says that all is as PEFT expects it, or what is not."""
     try:
-        wanted = expected(base, folder)
+        expectation = expected(base, folder)
     except Exception as e:
         if machine_fault(e):
             raise
         return [Finding.of("unknown", "compat.method_unjudged", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
-    found = in_file(folder / WEIGHTS)
-    wrong = list(_differences(wanted, found))
+    shapes = in_file(folder / WEIGHTS)
+    wrong = list(_differences(expectation, shapes))
     if wrong:
         return wrong
-    message = f"{_PEFT} expects the {len(wanted)} tensors of this file, by names and shapes, and no other"
+    message = f"{_PEFT} expects the {len(expectation)} tensors of this file, by names and shapes, and no other"
     return [Finding.of("info", "compat.peft_expects", WEIGHTS, message)]
 
 
@@ -54,8 +55,8 @@ def expected(base: Path, folder: Path) -> Shapes:
     if isinstance(getattr(written, "init_lora_weights", None), str):
         written.init_lora_weights = True  # other beginnings look at the base's weights; names and shapes are the same
     with torch.device("meta"):
-        made = language.class_of(config)[0]._from_config(config)
-        wrapped = peft.get_peft_model(made, written)
+        model = language.class_of(config)[0]._from_config(config)
+        wrapped = peft.get_peft_model(model, written)
         return {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(wrapped).items()}
 
 
@@ -64,16 +65,16 @@ def in_file(weights: Path) -> Shapes:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def _differences(wanted: Shapes, found: Shapes) -> Iterator[Finding]:
+def _differences(expectation: Shapes, shapes: Shapes) -> Iterator[Finding]:
     for code, names, what in (
-        ("compat.module_missing", wanted.keys() - found.keys(), "expects tensors that the file does not hold"),
-        ("lora.tensor_unknown", found.keys() - wanted.keys(), "expects none of these tensors of the file"),
-        ("compat.shape", {n for n in wanted.keys() & found.keys() if wanted[n] != found[n]}, "expects other shapes"),
+        ("compat.module_missing", expectation.keys() - shapes.keys(), "expects tensors that the file does not hold"),
+        ("lora.tensor_unknown", shapes.keys() - expectation.keys(), "expects none of these tensors of the file"),
+        ("compat.shape", {n for n in expectation.keys() & shapes.keys() if expectation[n] != shapes[n]}, "expects other shapes"),
     ):
         if names:
             shown = sorted(names)[:SHOWN]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             message = f"{_PEFT} {what}: {', '.join(shown)}{more}"
-            expects = ", ".join(str(list(wanted[n])) for n in shown if n in wanted)
-            holds = ", ".join(str(list(found[n])) for n in shown if n in found)
+            expects = ", ".join(str(list(expectation[n])) for n in shown if n in expectation)
+            holds = ", ".join(str(list(shapes[n])) for n in shown if n in shapes)
             yield Finding.of("error", code, shown[0], message, expects, holds)

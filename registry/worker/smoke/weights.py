@@ -1,0 +1,69 @@
+"""The part of a smoke test that needs no model: whether the numbers are finite, and the norm of each update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from safetensors import safe_open
+
+from registry.worker.model import updates
+from registry.worker.smoke.result import SmokeResult
+
+TENSORS_NAMED_LIMIT = 20
+MODULES_MEASURED_LIMIT = 4000
+
+
+def tensors_of(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file by name, one at a time."""
+    with safe_open(weights, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            yield name, file.get_tensor(name)
+
+
+def check_finite(tensors: Iterator[tuple[str, torch.Tensor]], result: SmokeResult) -> bool:
+    """Whether all numbers are finite. A NaN is found here by its tensor's name, and nothing is loaded."""
+    started = perf_counter()
+    broken, zero_b, b = [], 0, 0
+    for name, values in tensors:
+        # The sum of finite numbers is finite in 64 bits, and one pass is enough for almost every tensor.
+        values = values.float() if values.is_floating_point() and values.element_size() == 1 else values
+        if values.is_floating_point() and not math.isfinite(float(values.sum(dtype=torch.float64))):
+            broken.append(name)
+        if "lora_B" in name or "lora_embedding_B" in name:
+            b += 1
+            zero_b += not bool(values.any())
+    result.measure("values_seconds", perf_counter() - started)
+    result.measurements["lora_b_tensors"] = b
+    result.measurements["lora_b_zero_tensors"] = zero_b
+    for name in broken[:TENSORS_NAMED_LIMIT]:
+        others = f", and so do {len(broken) - 1} more" if len(broken) > 1 else ""
+        message = f"{name} holds NaN or infinite values{others}"
+        result.note("error", "smoke.not_finite", name, message, "finite numbers", "NaN or infinity")
+    return not broken
+
+
+def measure_norms(
+    module_updates: Iterator[updates.Update], weight_norm: Callable[[str], float | None], result: SmokeResult
+) -> None:
+    """`module_norms`: |A|, |B|, |scale · BA| of each module's update, and |W| of the base's weight where it has one."""
+    started = perf_counter()
+    table: dict[str, list[float | None]] = {}
+    for update in module_updates:
+        if len(table) >= MODULES_MEASURED_LIMIT:
+            break
+        size = update.norms()
+        numbers = (size.a, size.b, size.update, weight_norm(update.path))
+        table[update.path] = [float(f"{n:.4g}") if n is not None and math.isfinite(n) else None for n in numbers]
+    if table:
+        result.measurements["module_norms"] = table
+        result.measure("norms_seconds", perf_counter() - started)
+
+
+def weight_norm(parameters: Mapping[str, torch.Tensor], path: str) -> float | None:
+    """The norm of the base's own weight; None for one that is packed (quantised) or not there under this path."""
+    weight = parameters.get(f"{path}.weight")
+    return float(weight.detach().float().norm()) if weight is not None and weight.is_floating_point() else None
