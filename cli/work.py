@@ -1,7 +1,7 @@
 """`adapter work`: take jobs from the registry and try adapters on their base, here.
 
 Invariants
-- This process holds no torch; each base lives in a keeper process of its own (registry/worker/model_process/host.py).
+- This process holds no torch; each base lives in a model process of its own (registry/worker/model_process/host.py).
 - SIGTERM and Ctrl-C end it in order: the running job is finished or given back, and no process stays behind.
 - Standard output tells one line for each job; with `--json` it is one JSON document at the end.
 """
@@ -27,7 +27,7 @@ from registry.worker.model_process.client import Limits
 from registry.worker.model_process.pool import Pool
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
-"""What a keeper imports; looked for before a job is claimed."""
+"""What a model process imports; checked before a job is claimed."""
 DEFAULTS = Limits()
 
 

@@ -118,7 +118,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
-    """Warm keepers for all tests that need a worker: starting one costs some seconds of imports."""
+    """Model processes for all tests that need a worker: starting one costs some seconds of imports."""
     from registry.worker.model_process.pool import Pool
 
     with Pool() as pool:

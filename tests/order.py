@@ -1,6 +1,6 @@
 """How the tests are shared out to processes, and what the summary says of those that were left out.
 
-- A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, warm keepers,
+- A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, model processes,
   the S3 store) are one parcel together.
 - Parcels that take longest are handed out first, so that no process is left alone with one at the end.
 - `make test` leaves out the tests marked `faults`, `deep` and `chance`; the summary says how many, with several

@@ -1,10 +1,9 @@
-"""One validation: pull the adapter, judge its header once more, put it on its base, make the report.
+"""One smoke test job: pull the adapter, check its header again, test it on its base, write the report.
 
-Invariants
-- A check that cannot run raises `Failed`: that is a failed job, never a failing verdict.
-- An adapter that does not fit by its header never reaches the model: its report says so.
-- Where the header cannot tell (unusual methods, packed bases), PEFT itself is asked for names and shapes, on the meta
-  device: the report then says whether it fits, too.
+- A check that cannot run raises `Failed`: a failed job, never a failing verdict.
+- An adapter whose header is incompatible is never loaded: its report says so.
+- If the header is not enough (unusual methods, packed bases), PEFT itself is asked for names and shapes on the meta
+  device; the report then also has a `compat` verdict.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summar
 from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 
-UNTOLD = frozenset({"compat.method_unjudged", "compat.shape_unknown"})
-"""Findings that say that headers cannot tell."""
+UNDECIDED = frozenset({"compat.method_unjudged", "compat.shape_unknown"})
+"""Findings that headers alone cannot decide."""
 
 
 def validate(task: Task) -> Done:
@@ -39,17 +38,17 @@ def validate(task: Task) -> Done:
         findings = _fit(folder, base)
         if add_up(findings) is Outcome.FAIL:
             return _done(_report(task, [_not_tried(findings), *findings], {}, {}))
-        open_questions = [finding for finding in findings if finding.code in UNTOLD]
-        lease.say(f"putting the adapter on {base.name}")
+        open_questions = [finding for finding in findings if finding.code in UNDECIDED]
+        lease.say(f"testing the adapter on {base.name}")
         try:
             with task.pool.listening(lease.tell):
                 answer = task.pool.try_adapter(source, folder, task.limits, structure=bool(open_questions))
         except Gone as e:
             raise Failed(str(e)) from e
     lease.check()
-    if "seen" not in answer:
-        raise Failed(str(answer.get("failed") or "the check ended without an answer"))
-    report = _report(task, _findings(answer["seen"].get("findings", ())), answer["seen"], answer["base"])
+    if "result" not in answer:
+        raise Failed(str(answer.get("failed") or "the smoke test ended without an answer"))
+    report = _report(task, _findings(answer["result"].get("findings", ())), answer["result"], answer["base"])
     if "structure" in answer:
         certain = [finding for finding in findings if finding not in open_questions]
         report = report.model_copy(update={"compat": (*certain, *_findings(answer["structure"]))})
@@ -61,28 +60,28 @@ def _findings(messages: Iterable[Any]) -> tuple[Finding, ...]:
 
 
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
-    """The domain's own judgement, made here again: the names that reach the model are on its allow-list."""
+    """Check the header again here: only names on the allow-list reach the model."""
     try:
         contents = read_folder(folder).found
     except (Invalid, TooLarge) as e:
-        raise Failed(f"what was pulled breaks a rule: {e.detail}", final=True) from e
+        raise Failed(f"the pulled adapter is invalid: {e.detail}", final=True) from e
     return list(evaluate.fit(contents, base.spec, base.relatives))
 
 
 def _not_tried(findings: list[Finding]) -> Finding:
-    """The other findings stand beside it."""
+    """The finding that the smoke test did not run, beside the findings that say why."""
     worst = [finding for finding in findings if finding.severity == "error"]
-    message = f"not put on the base, because it does not fit by its header: {summarise(worst[:1])}"
+    message = f"not loaded, because its header is incompatible: {summarise(worst[:1])}"
     return Finding.of("error", "smoke.does_not_fit", "adapter_model.safetensors", message)
 
 
-def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], keeper: dict[str, Any]) -> Report:
+def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], process: dict[str, Any]) -> Report:
     measurements = result.get("measurements", {})
     about_base = {
-        "base_load_seconds": keeper.get("load_seconds"),
-        "base_parameters": keeper.get("parameters"),
-        "base_loads": keeper.get("base_loads"),
-        "adapters_tried": keeper.get("adapters_tried"),
+        "base_load_seconds": process.get("load_seconds"),
+        "base_parameters": process.get("parameters"),
+        "base_loads": process.get("base_loads"),
+        "adapters_tried": process.get("adapters_tried"),
     }
     return Report(
         check=Check.SMOKE,
@@ -91,7 +90,7 @@ def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], kee
         base_fingerprint=str(task.base.fingerprint),
         findings=tuple(findings),
         measurements=measurements | {name: value for name, value in about_base.items() if value is not None},
-        made_by=dict(keeper.get("versions", {})),
+        made_by=dict(process.get("versions", {})),
         reference_logprobs=result.get("reference_logprobs"),
         pictures=result.get("pictures", {}),
         thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),

@@ -34,17 +34,17 @@ def test_a_fleet_is_tried_on_one_base_load_in_the_format_of_the_record(
     with Pool(device=CUDA) as pool:
         for folder in fleet:
             answer = pool.try_adapter(source, folder, LIMITS)
-            assert answer["seen"]["findings"] == []
-            assert answer["seen"]["reference_logprobs"]["device"] == "cuda"
+            assert answer["result"]["findings"] == []
+            assert answer["result"]["reference_logprobs"]["device"] == "cuda"
         dora = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "dora", use_dora=True), LIMITS)
-        assert dora["seen"]["measurements"]["way"] == "loaded"
-        assert dora["seen"]["measurements"]["peak_gpu_memory_bytes"] > 0
+        assert dora["result"]["measurements"]["mode"] == "loaded"
+        assert dora["result"]["measurements"]["peak_gpu_memory_bytes"] > 0
         assert pool.base_loads == 1
         pissa = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
-        assert pissa["seen"]["measurements"]["way"] == "alone"
+        assert pissa["result"]["measurements"]["mode"] == "isolated"
         assert pool.base_loads == 2, "what changes the base loads one of its own"
         again = pool.try_adapter(source, fleet[0], LIMITS)
-        assert again["seen"]["findings"] == []
+        assert again["result"]["findings"] == []
         assert pool.base_loads == 2, "the shared child and its base were lost"
 
 
@@ -62,8 +62,8 @@ def test_memory_that_runs_out_fails_the_attempt_and_the_next_one_is_right(base_f
         finally:
             del held
             torch.cuda.empty_cache()
-        assert "failed" in answer or answer["seen"]["findings"] == []
-        assert pool.try_adapter(source, good, LIMITS)["seen"]["findings"] == []
+        assert "failed" in answer or answer["result"]["findings"] == []
+        assert pool.try_adapter(source, good, LIMITS)["result"]["findings"] == []
 
 
 @pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="diffusers is not installed")
@@ -71,7 +71,7 @@ def test_an_image_adapter_is_painted_with(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=CUDA) as pool:
         source = Source("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
-        seen = pool.try_adapter(source, tmp_path, LIMITS)["seen"]
+        seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
     assert seen["findings"] == []
     assert set(seen["pictures"]) == {"before", "after"}
 
@@ -81,10 +81,10 @@ def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_fol
     good = models.adapter(base_folder, tmp_path / "good")
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
     with Pool(device=CUDA) as pool:
-        before = pool.try_adapter(source, good, LIMITS)["seen"]["reference_logprobs"]
-        found = pool.try_adapter(source, poison, replace(LIMITS, any_name=True))["seen"]
+        before = pool.try_adapter(source, good, LIMITS)["result"]["reference_logprobs"]
+        found = pool.try_adapter(source, poison, replace(LIMITS, any_name=True))["result"]
         assert "smoke.base_changed" in {finding["code"] for finding in found["findings"]}
-        assert pool.try_adapter(source, good, LIMITS)["seen"]["reference_logprobs"] == before
+        assert pool.try_adapter(source, good, LIMITS)["result"]["reference_logprobs"] == before
 
 
 def test_a_base_that_is_packed_to_four_bits_is_loaded_as_it_is(tmp_path: Path) -> None:
@@ -96,4 +96,4 @@ def test_a_base_that_is_packed_to_four_bits_is_loaded_as_it_is(tmp_path: Path) -
     adapter = models.adapter(bases / "llama-a", tmp_path / "adapter")
     with Pool(device=CUDA) as pool:
         answer = pool.try_adapter(Source("nf4", packed, ""), adapter, LIMITS)
-    assert answer["seen"]["measurements"]["max_logit_delta"] > 0
+    assert answer["result"]["measurements"]["max_logit_delta"] > 0

@@ -67,6 +67,6 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
 
 
 def _kl(pool: Pool, source: Source, folder: Path) -> float:
-    """How far an adapter moves the base, from the same keeper that the campaign will use."""
+    """How far an adapter moves the base, from the same process that the campaign will use."""
     answer = pool.try_adapter(source, folder, Limits(deadline_seconds=120, threads=1))
-    return float(answer["seen"]["measurements"]["kl_nats"])
+    return float(answer["result"]["measurements"]["kl_nats"])

@@ -1,6 +1,6 @@
 """The way of a GPU, walked on the CPU: `cpu:0` is a device like any other, so the format is that of the record.
 
-The keeper holds no base, its children are programs of their own that load it. What only a GPU has is in tests/gpu.
+The process holds no base, its children are programs of their own that load it. What only a GPU has is in tests/gpu.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path,
     dora = models.adapter(base_folder, tmp_path / "dora", use_dora=True)
     source = Source("tiny", base_folder, "", dtype="BF16")
     with Pool(device=DEVICE) as pool:
-        assert "load_seconds" not in pool.keeper(source).ready, "the keeper itself loaded the base"
-        found = [pool.try_adapter(source, folder, LIMITS)["seen"] for folder in [*fleet, dora]]
+        assert "load_seconds" not in pool.process(source).ready, "the process itself loaded the base"
+        found = [pool.try_adapter(source, folder, LIMITS)["result"] for folder in [*fleet, dora]]
         loads = pool.base_loads
-    assert [seen["measurements"]["way"] for seen in found] == ["loaded", "loaded", "swapped", "loaded"]
+    assert [seen["measurements"]["mode"] for seen in found] == ["loaded", "loaded", "swapped", "loaded"]
     assert [seen["findings"] for seen in found] == [[]] * 4
     assert {seen["reference_logprobs"]["dtype"] for seen in found} == {"bfloat16"}
     assert loads == 1
@@ -42,28 +42,28 @@ def test_an_image_adapter_is_painted_with_in_16_bits(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=DEVICE) as pool:
         source = Source("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
-        seen = pool.try_adapter(source, tmp_path, LIMITS)["seen"]
+        seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
     assert seen["findings"] == []
     assert set(seen["pictures"]) == {"before", "after"}
 
 
-def test_a_keeper_for_a_gpu_sees_none_and_its_children_see_those_of_the_worker(
+def test_a_model_process_for_a_gpu_sees_none_and_its_children_see_those_of_the_worker(
     base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def of_keeper(device: str) -> dict[str, str]:
-        keeper = ModelProcess(
+    def environment_of(device: str) -> dict[str, str]:
+        process = ModelProcess(
             Source("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"}
         )
         try:
-            while not (told := Path(f"/proc/{keeper.pid}/environ").read_bytes()):
+            while not (told := Path(f"/proc/{process.pid}/environ").read_bytes()):
                 os.sched_yield()  # Linux shows nothing between closing what exec closes and laying out the new memory
             words = told.split(b"\0")
         finally:
-            keeper.kill()
+            process.kill()
         return dict(word.decode().partition("=")[::2] for word in words if b"CUDA_VISIBLE" in word)
 
-    assert of_keeper(CPU) == {"CUDA_VISIBLE_DEVICES": "1,3"}
-    on_a_gpu = of_keeper(CUDA)
+    assert environment_of(CPU) == {"CUDA_VISIBLE_DEVICES": "1,3"}
+    on_a_gpu = environment_of(CUDA)
     assert on_a_gpu == {"CUDA_VISIBLE_DEVICES": "", "ADAPTER_CUDA_VISIBLE_DEVICES": "1,3"}
     for name, value in on_a_gpu.items():
         monkeypatch.setenv(name, value)

@@ -77,7 +77,7 @@ def test_an_adapter_that_does_not_fit_never_reaches_the_model(
     assert worker().run(once=True).done == 1
     verdict = workshop.smoke()
     assert verdict is not None
-    assert verdict.made_by == {}, "a keeper had a part in it"
+    assert verdict.made_by == {}, "a process had a part in it"
     assert {"smoke.does_not_fit", "compat.overwrites_base"} <= {finding.code for finding in verdict.findings}
 
 
@@ -135,10 +135,10 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(
     frozen.then = one.stop
     one.run()
     job = workshop.world.admin.job(job_id)
-    assert (job.state, job.error) == (State.QUEUED, "the child was killed: the worker gave the job up")
+    assert (job.state, job.error) == (State.QUEUED, "the child was killed: the worker stopped the job")
 
 
-def test_a_killed_keeper_fails_the_attempt_and_the_next_job_is_right(
+def test_a_killed_model_process_fails_the_attempt_and_the_next_job_is_right(
     workshop: Workshop, good: Path, base_folder: Path, worker: Make, frozen: Frozen, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_killed_keeper_fails_the_attempt_and_the_next_job_is_right(
     loads = frozen.pool.base_loads + ("tiny" not in frozen.pool.warm) + 1
     workshop.push(good, "acme/one")
     workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
-    frozen.then = lambda: os.kill(frozen.keeper, signal.SIGKILL)
+    frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (2, 1, loads)
     assert {v.outcome for name in ("one", "two") if (v := workshop.smoke(f"acme/{name}"))} == {"pass"}
@@ -178,23 +178,23 @@ class Frozen:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.then: Callable[[], object] = lambda: None
-        self.keeper = 0
+        self.process_pid = 0
         self._whole = pool.try_adapter
 
     def try_adapter(self, source, folder, limits, **how):  # type: ignore[no-untyped-def]
-        if self.keeper:
+        if self.process_pid:
             return self._whole(source, folder, limits, **how)
-        keeper = self.pool.keeper(source)
-        self.keeper = keeper.pid
-        thread = threading.Thread(target=self._freeze, args=[keeper])
+        process = self.pool.process(source)
+        self.process_pid = process.pid
+        thread = threading.Thread(target=self._freeze, args=[process])
         thread.start()
         try:
-            return self._whole(source, folder, replace(limits, alone=True), **how)  # slow enough to be caught
+            return self._whole(source, folder, replace(limits, isolate=True), **how)  # slow enough to be caught
         finally:
             thread.join()
 
-    def _freeze(self, keeper) -> None:  # type: ignore[no-untyped-def]
-        while not (child := keeper.child):
+    def _freeze(self, process) -> None:  # type: ignore[no-untyped-def]
+        while not (child := process.child):
             pass
         os.kill(child, signal.SIGSTOP)
         self.then()

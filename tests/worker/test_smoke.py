@@ -23,7 +23,7 @@ from tests import fixtures
 from tests.worker import models
 
 LIMITS = Limits(deadline_seconds=120, threads=1)
-ALONE = replace(LIMITS, alone=True)
+ISOLATED = replace(LIMITS, isolate=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def fleet(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
 
 def seen(pool: Pool, source: Source, folder: Path, limits: Limits = LIMITS) -> dict[str, Any]:
     answer = pool.try_adapter(source, folder, limits)
-    assert "seen" in answer, answer
-    return dict(answer["seen"])
+    assert "result" in answer, answer
+    return dict(answer["result"])
 
 
 def codes(found: dict[str, Any]) -> dict[str, str]:
@@ -60,11 +60,11 @@ def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone
     for folder in [*fleet, *reversed(fleet)]:
         found = seen(pool, source, folder)
         numbers = found["measurements"]
-        ways.append(numbers["way"])
-        assert "alone_because" not in numbers, numbers["alone_because"]
+        ways.append(numbers["mode"])
+        assert "isolated_because" not in numbers, numbers["isolated_because"]
         apart.append(numbers["mixed_delta"])
         assert codes(found) == {}
-        by_itself = seen(pool, source, folder, ALONE)
+        by_itself = seen(pool, source, folder, ISOLATED)
         known = ReferenceLogprobs.model_validate(by_itself["reference_logprobs"])
         swapped = ReferenceLogprobs.model_validate(found["reference_logprobs"])
         assert compare(known, [prompt.adapter for prompt in swapped.prompts]).largest_nats < 1e-4
@@ -83,8 +83,8 @@ def test_what_could_change_the_base_gets_a_process_of_its_own(
     pool: Pool, source: Source, base_folder: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     found = seen(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
-    assert found["measurements"]["way"] == "alone"
-    assert found["measurements"]["alone_because"]
+    assert found["measurements"]["mode"] == "isolated"
+    assert found["measurements"]["isolated_because"]
 
 
 def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_neighbours_never_notice(
@@ -95,7 +95,7 @@ def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_n
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
     found = seen(pool, source, poison, replace(LIMITS, any_name=True))
     assert codes(found)["smoke.base_changed"] == "error"
-    assert "the shared process was given up" in found["measurements"]["alone_because"]
+    assert "the shared process was discarded" in found["measurements"]["isolated_because"]
     after = seen(pool, source, good)
     assert after["reference_logprobs"] == before["reference_logprobs"]
     assert pool.base_loads == loads, "the base was loaded again"
@@ -117,7 +117,7 @@ def test_what_a_child_does_is_told_meanwhile(pool: Pool, source: Source, good: P
     told: list[str] = []
     with pool.listening(told.append):
         seen(pool, source, good)
-    assert "the adapter comes in" in told
+    assert "loading the adapter" in told
 
 
 def test_thresholds_of_the_base_decide(pool: Pool, source: Source, good: Path) -> None:
@@ -242,9 +242,9 @@ def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path
         found = seen(pool, packed, folder)
         assert codes(found) == {}
         assert found["measurements"]["max_logit_delta"] > 0.01
-        ways.append(found["measurements"]["way"])
+        ways.append(found["measurements"]["mode"])
     assert ways == ["loaded", "loaded", "swapped"]
-    by_itself = seen(pool, packed, made[2], ALONE)
+    by_itself = seen(pool, packed, made[2], ISOLATED)
     assert codes(by_itself) == {}
     assert by_itself["measurements"]["base_logits_equal_after"] is True
     assert by_itself["measurements"]["max_logit_delta"] == pytest.approx(

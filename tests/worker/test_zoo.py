@@ -32,9 +32,9 @@ def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
     with Pool() as pool:
         for name, entry in sorted(entries.items(), key=lambda item: str(item[1]["base"])):
             answer = pool.try_adapter(Source(entry["base"], bases / entry["base"], ""), zoo / name, LIMITS)
-            found: Any = answer["seen"]["findings"] if "seen" in answer else answer
+            found: Any = answer["result"]["findings"] if "result" in answer else answer
             if found:
-                complaints[name] = [(f["code"], f["severity"]) for f in found] if "seen" in answer else found
+                complaints[name] = [(f["code"], f["severity"]) for f in found] if "result" in answer else found
         loads = pool.base_loads
     assert complaints == {name: [("smoke.base_changed", "warning")] for name in CHANGES_ITS_BASE}
     assert len(entries) > 40
@@ -42,24 +42,22 @@ def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
 
 
 def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right() -> None:
-    """Straight to a keeper, as if no header had been looked at: whatever it is, it costs neither worker nor base."""
+    """Straight to a process, as if no header had been looked at: whatever it is, it costs neither worker nor base."""
     bad, base = fixtures.bad(), fixtures.tiny_bases() / "llama-a"
     source, names = Source("llama-a", base, ""), sorted(fixtures.manifest(bad).keys() - {"good"})
     passed, failed = [], []
     with Pool() as pool:
-        known = pool.try_adapter(source, bad / "good", LIMITS)["seen"]
+        known = pool.try_adapter(source, bad / "good", LIMITS)["result"]
         assert known["findings"] == []
         for name in names:
             answer = pool.try_adapter(source, bad / name, LIMITS)
-            assert ("seen" in answer) != bool(answer.get("failed")), (name, answer)
+            assert ("result" in answer) != bool(answer.get("failed")), (name, answer)
             if "failed" in answer:
                 failed.append(name)
-            elif not answer["seen"]["findings"]:
+            elif not answer["result"]["findings"]:
                 passed.append(name)
-            again = pool.try_adapter(source, bad / "good", LIMITS)["seen"]
-            assert (again["findings"], again["reference_logprobs"]) == ([], known["reference_logprobs"]), (
-                f"after {name}"
-            )
+            again = pool.try_adapter(source, bad / "good", LIMITS)["result"]
+            assert (again["findings"], again["fingerprint"]) == ([], known["fingerprint"]), f"after {name}"
         assert pool.base_loads == 1
     assert len(names) >= 50
     assert {"config-missing", "weights-missing", "pickle-with-code", "header-length-absurd"} <= set(failed)

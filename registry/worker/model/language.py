@@ -111,10 +111,10 @@ def rows(model: Any, batch: Sequence[tuple[int, ...]], **how: Any) -> Logits:
 
 
 def _demand_whole(model: Any) -> None:
-    """Layers for which the GPUs have no room would be fetched anew in each forward, and could not be watched."""
+    """Layers that do not fit on the GPUs would be loaded in each forward pass and could not be checked."""
     away = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if away:
-        raise MemoryError(f"{len(away)} of the base's tensors found no room on the devices here, {away[0]} first")
+        raise MemoryError(f"{len(away)} of the base's tensors do not fit on the devices here, {away[0]} first")
 
 
 def _keep_layout(model: Any) -> None:

@@ -23,8 +23,8 @@ from registry.errors import Invalid, RegistryError
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights there are not the base's, empty when they are."""
 Stamp = tuple[str, int, int]
-PAINTER = "diffusers"
-"""What a worker paints with on image models."""
+IMAGE_LIBRARY = "diffusers"
+"""The library that loads image models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class Sources:
         folder = self._wanted.get(view.name) or (Path(view.source) if view.source else None)
         if folder is None:
             return f"the base {view.name} has no source; say where it lies: --base {view.name}=DIR"
-        if view.spec.is_pipeline and importlib.util.find_spec(PAINTER) is None:
-            return f"the base {view.name} is an image model, and {PAINTER} is not installed here (extra `images`)"
+        if view.spec.is_pipeline and importlib.util.find_spec(IMAGE_LIBRARY) is None:
+            return f"the base {view.name} is an image model, and {IMAGE_LIBRARY} is not installed here (extra `images`)"
         if not any((folder / inner / bases.CONFIG).is_file() for inner in ("", *view.spec.components)):
             return f"the base {view.name} is not in {folder} here; say where it lies: --base {view.name}=DIR"
         key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, _stamps(folder))

@@ -1,12 +1,13 @@
-"""What runs in a child of the keeper: `Alone` tries one adapter and ends, `Warm` keeps its model for the next ones.
+"""What runs in a child of the model process: `IsolatedRun` tests one adapter, `SharedRun` tests them one after another.
 
-Invariants
-- An answer is `{"seen": …}`, and `structure` where that was asked for; or `{"failed": message}` when this process
-  could not judge.
-- `Warm` also answers `{"alone": why}` for an adapter that it must not take, and `{"discard": why}` when it is spoilt:
-  the keeper then ends it, and tries the adapter in a process of its own.
-- On a GPU each child is a program started afresh that loads the base itself, because what holds a GPU cannot be forked;
-  it tells of each load.
+An answer is one of
+    {"result": …}                       with `structure` if that was requested
+    {"failed": reason, "memory": bool}  this process could not judge the adapter
+    {"isolate": reason}                 `SharedRun` only: this adapter needs a process of its own
+    {"discard": reason}                 `SharedRun` only: this model object may be changed; end the process
+
+On a GPU each child is a new process that loads the base itself, because a process that holds a GPU cannot be forked;
+it reports each load.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Say = Callable[[Message], None]
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """How to load the base: name, folder, device, number format."""
+    """How to load the base: its name, folder, device and dtype."""
 
     name: str
     folder: Path
@@ -43,26 +44,27 @@ class Loader:
 
     @property
     def forks(self) -> bool:
-        """Whether the keeper loads the base, once, and forks; else each child loads it."""
+        """Whether the model process loads the base once and forks; otherwise each child loads it."""
         return self.device == CPU
 
     def load(self) -> Any:
-        """A `Base`; a subclass may load something else that has `load_seconds` and `parameters`."""
+        """Load a `Base`; a subclass may load anything with `load_seconds` and `parameters`."""
         return Base.load(self.folder, self.name, device=self.device, dtype=self.dtype)
 
 
-class Alone:
-    """One adapter, whatever it is."""
+class IsolatedRun:
+    """Test one adapter of any kind."""
 
     def __init__(self, base: Any, loader: Loader) -> None:
-        """`base` is a `Base`, or the image model that a subclass tries adapters on; None before it is loaded."""
+        """`base` is a `Base`, or the image model of a subclass; None before it is loaded."""
         self._base = base
         self._loader = loader
 
     def answer(self, request: Message, say: Say) -> Message:
+        """Answer one request; never raises."""
         try:
             answer = self._answer(request, say)
-            if request.get("structure") and "seen" in answer:
+            if request.get("structure") and "result" in answer:
                 findings = structure.ask(self._loader.folder, Path(request["folder"]))
                 answer["structure"] = [finding.model_dump(mode="json") for finding in findings]
             return answer
@@ -78,13 +80,13 @@ class Alone:
     def _answer(self, request: Message, say: Say) -> Message:
         folder = Path(request["folder"])
         base = self.base(say)
-        result = isolated.examine(base, folder, _config_of(folder), thresholds_of(request), say=telling(say))
-        result.measurements.setdefault("way", "alone")
-        return {"seen": result.to_message()}
+        result = isolated.examine(base, folder, _config_of(folder), thresholds_of(request), say=progress_to(say))
+        result.measurements.setdefault("mode", "isolated")
+        return {"result": result.to_message()}
 
 
-class Warm(Alone):
-    """One after the other on one model object."""
+class SharedRun(IsolatedRun):
+    """Test adapters one after another on one model object."""
 
     def __init__(self, base: Base | None, loader: Loader) -> None:
         super().__init__(base, loader)
@@ -95,21 +97,21 @@ class Warm(Alone):
         written = _config_of(folder)
         spec = _spec_of(folder, written)
         base = self.base(say)
-        reason = resident.reason_to_be_alone(base, written, spec)
-        guest = bool(reason) and self._loader.device != CPU and resident.may_be_guest(written, spec)
+        reason = resident.reason_to_isolate(base, written, spec)
+        beside = bool(reason) and self._loader.device != CPU and resident.may_share_base(written, spec)
         if request.get("any_name"):
-            reason, guest = "", True
-        if reason and not guest:
-            return {"alone": reason}
+            reason, beside = "", True
+        if reason and not beside:
+            return {"isolate": reason}
         try:
-            result = self._examine(base, folder, written, spec, request, say, guest=guest)
+            result = self._examine(base, folder, written, spec, request, say, beside=beside)
         except Discard as e:
             return {"discard": str(e)}
         except Exception as e:
             if machine_fault(e):
                 raise
             return {"discard": first_line(e)}
-        return {"seen": result.to_message()}
+        return {"result": result.to_message()}
 
     def _examine(
         self,
@@ -120,24 +122,24 @@ class Warm(Alone):
         request: Message,
         say: Say,
         *,
-        guest: bool,
+        beside: bool,
     ) -> SmokeResult:
         if self._resident is None:
             self._resident = Resident(base)
-        self._resident.say = telling(say)
-        if guest:
-            return self._resident.examine_guest(folder, written, thresholds_of(request))
+        self._resident.say = progress_to(say)
+        if beside:
+            return self._resident.examine_beside(folder, written, thresholds_of(request))
         return self._resident.examine(folder, written, spec, thresholds_of(request))
 
 
 def failed(error: BaseException) -> Message:
-    """An attempt that says nothing about the adapter."""
+    """The answer of an attempt that says nothing about the adapter."""
     memory = out_of_memory(error)
-    what = "memory ran out" if memory else "the check broke off"
+    what = "out of memory" if memory else "the smoke test stopped"
     return {"failed": f"{what}: {first_line(error)}", "memory": memory}
 
 
-def telling(say: Say) -> Callable[[str], None]:
+def progress_to(say: Say) -> Callable[[str], None]:
     return lambda progress: say({"says": progress})
 
 

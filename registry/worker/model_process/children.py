@@ -1,8 +1,7 @@
-"""`Children`: the keeper's children. Fork (or start) them, hand them adapters, keep their deadlines, end them.
+"""`Children`: the children of a model process. Fork or start them, send them requests, enforce deadlines, end them.
 
-Invariants
-- A child that did not answer as it should is ended with its whole process group, and never asked again.
-- Of an adapter that the warm child refuses or stumbles over, the child of its own says what becomes the verdict.
+- A child that does not answer correctly is killed with its process group and never used again.
+- If the shared process rejects an adapter or crashes on it, the isolated run decides the verdict.
 """
 
 from __future__ import annotations
@@ -20,37 +19,37 @@ from typing import Any, Protocol
 import torch
 
 from registry.worker.devices import CPU
-from registry.worker.model_process.child import Alone, Loader, Message, Warm, failed
+from registry.worker.model_process.child import IsolatedRun, Loader, Message, SharedRun, failed
 from registry.worker.sandbox import confine, program
 
-WARM, ALONE = "warm", "alone"
-"""Roles of a child that is a program of its own."""
+SHARED, ISOLATED = "shared", "isolated"
+"""Roles of a child that is a process started on its own."""
 ANSWER_LIMIT_BYTES = 4 * 2**20
 Say = Callable[[Message], None]
 
 
-class Stops(Protocol):
-    """Where the word to stop comes from: descriptor 0, read by `read`."""
+class StopSource(Protocol):
+    """Where requests to stop come from: file descriptor 0, read by `read`."""
 
     def read(self) -> None: ...
 
-    def told_to_stop(self, request: int) -> bool: ...
+    def stop_requested(self, request: int) -> bool: ...
 
 
 class Child:
-    """One forked process and the two pipes to it."""
+    """One child process and the two pipes to it."""
 
     def __init__(self, pid: int, to_child: int, from_child: int, *, loads: bool = False) -> None:
-        """`loads`: it has a base to load first, which its deadline does not count."""
+        """`loads`: it loads a base first, which does not count towards its deadline."""
         self.pid = pid
         self._loads = loads
         self._to, self._from = to_child, from_child
         self._rest = b""
         with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # as the child does itself: whoever comes first
+            os.setpgid(pid, pid)  # the child does the same; the first one wins
 
-    def ask(self, request: Message, stops: Stops, say: Say) -> Message:
-        """Its answer. `{"failed": …, "spoilt": True}` when it was killed or died: then it is gone."""
+    def ask(self, request: Message, stops: StopSource, say: Say) -> Message:
+        """Its answer; `{"failed": reason}` if it was killed or died."""
         seconds = float(request["deadline_seconds"])
         deadline = time.monotonic() + seconds + (confine.LOAD_SECONDS_LIMIT if self._loads else 0)
         try:
@@ -70,12 +69,12 @@ class Child:
         except BrokenPipeError:
             return self._gone("")
 
-    def _line(self, deadline: float, stops: Stops, request: Message) -> tuple[bytes, str]:
-        """The next line, or why the child must not go on. An empty line means that it closed its pipe."""
+    def _line(self, deadline: float, stops: StopSource, request: Message) -> tuple[bytes, str]:
+        """The next line, or the reason to kill the child. An empty line means that it closed its pipe."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._from, selectors.EVENT_READ)
             selector.register(0, selectors.EVENT_READ)
-            while not stops.told_to_stop(request["id"]):
+            while not stops.stop_requested(request["id"]):
                 if b"\n" in self._rest:
                     line, self._rest = self._rest.split(b"\n", 1)
                     return line, ""
@@ -92,16 +91,16 @@ class Child:
                     self._rest += data
                     if len(self._rest) > ANSWER_LIMIT_BYTES:
                         return b"", f"its answer is over {ANSWER_LIMIT_BYTES} bytes"
-        return b"", "the worker gave the job up"
+        return b"", "the worker stopped the job"
 
     def _gone(self, why: str) -> Message:
         status = self.end() if why else self._wait()
         if not why and os.WIFSIGNALED(status):
             why = f"the child died of {signal.Signals(os.WTERMSIG(status)).name} without an answer"
-        return {"failed": why or f"the child ended with status {status >> 8} without an answer", "spoilt": True}
+        return {"failed": why or f"the child ended with status {status >> 8} without an answer"}
 
     def _wait(self) -> int:
-        """The status of a child that has closed its pipe by itself, and so is at its end."""
+        """Wait for a child that closed its pipe; its status."""
         ends = time.monotonic() + 5
         while time.monotonic() < ends:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -113,7 +112,7 @@ class Child:
         return self.end()
 
     def end(self) -> int:
-        """Kill it and everything that it started; its status."""
+        """Kill it and every process that it started; its status."""
         if not self.pid:
             return 0
         for kill in (os.killpg, os.kill):
@@ -131,60 +130,66 @@ class Child:
 
 
 class Children:
-    def __init__(self, base: Any, loader: Loader, stops: Stops, say: Say, alone: type[Alone] = Alone) -> None:
-        """`alone` is what tries one adapter by itself. Only language models (`Alone`) have a warm child beside it."""
-        self._base, self._loader, self._alone = base, loader, alone
+    """At most one shared child, and one isolated child at a time."""
+
+    def __init__(
+        self, base: Any, loader: Loader, stops: StopSource, say: Say, isolated: type[IsolatedRun] = IsolatedRun
+    ) -> None:
+        """`isolated` tests one adapter by itself. Only language models (`IsolatedRun`) also have a shared child."""
+        self._base, self._loader, self._isolated = base, loader, isolated
         self._stops, self._say = stops, say
-        self._warm: Child | None = None
+        self._shared: Child | None = None
 
     def try_adapter(self, request: Message) -> Message:
-        """`{"seen": …}` from whichever child could judge, or `{"failed": message}`."""
-        if request.get("alone") or self._alone is not Alone:
-            return self._in_its_own(request, "")
-        if self._warm is None:
-            self._warm = self._fork(Warm(self._base, self._loader), request)
-        self._say({"child": self._warm.pid})
-        answer = self._warm.ask(request, self._stops, self._say)
-        if "seen" in answer or "alone" in answer:
-            return answer if "seen" in answer else self._in_its_own(request, answer["alone"])
-        self._warm.end()  # whatever it was, nothing of it may reach the next adapter
-        self._warm = None
+        """Test one adapter: `{"result": …}`, or `{"failed": reason}`."""
+        if request.get("isolate") or self._isolated is not IsolatedRun:
+            return self._run_isolated(request, "")
+        if self._shared is None:
+            self._shared = self._fork(SharedRun(self._base, self._loader), request)
+        self._say({"child": self._shared.pid})
+        answer = self._shared.ask(request, self._stops, self._say)
+        if "result" in answer:
+            return answer
+        if "isolate" in answer:
+            return self._run_isolated(request, answer["isolate"])
+        self._shared.end()  # nothing of this run may affect the next adapter
+        self._shared = None
         if "discard" in answer:
-            return self._in_its_own(request, f"the shared process was given up: {answer['discard']}")
+            return self._run_isolated(request, f"the shared process was discarded: {answer['discard']}")
         return answer
 
-    def _in_its_own(self, request: Message, why: str) -> Message:
-        answer = self._ask_alone(request)
-        if answer.get("memory") and self._warm is not None and not self._loader.forks:
-            self._warm.end()  # two copies of the base are too many for this GPU
-            self._warm = None
-            answer = self._ask_alone(request)
-        if why and "seen" in answer:
-            answer["seen"]["measurements"]["alone_because"] = why[:600]
+    def _run_isolated(self, request: Message, why: str) -> Message:
+        answer = self._ask_isolated(request)
+        if answer.get("memory") and self._shared is not None and not self._loader.forks:
+            self._shared.end()  # two copies of the base do not fit on this GPU
+            self._shared = None
+            answer = self._ask_isolated(request)
+        if why and "result" in answer:
+            answer["result"]["measurements"]["isolated_because"] = why[:600]
         return answer
 
-    def _ask_alone(self, request: Message) -> Message:
-        child = self._fork(self._alone(self._base, self._loader), request)
+    def _ask_isolated(self, request: Message) -> Message:
+        child = self._fork(self._isolated(self._base, self._loader), request)
         self._say({"child": child.pid})
         try:
             return child.ask(request, self._stops, self._say)
         finally:
             child.end()
 
-    def _fork(self, work: Alone, request: Message) -> Child:
+    def _fork(self, work: IsolatedRun, request: Message) -> Child:
         inward, to_child = os.pipe()
         from_child, outward = os.pipe()
-        threads, keeper = int(request["threads"]), os.getpid()
+        threads, parent = int(request["threads"]), os.getpid()
         if not self._loader.forks:
-            pid = self._start(WARM if isinstance(work, Warm) else ALONE, inward, outward, threads)
+            pid = self._start(SHARED if isinstance(work, SharedRun) else ISOLATED, inward, outward, threads)
         elif (pid := os.fork()) == 0:
-            be_the_child(work, threads, inward, outward, keeper, self._loader.device)  # never returns
+            run_child(work, threads, inward, outward, parent, self._loader.device)  # never returns
         os.close(inward)
         os.close(outward)
         return Child(pid, to_child, from_child, loads=self._base is None)
 
     def _start(self, role: str, inward: int, outward: int, threads: int) -> int:
-        """The program of this keeper once more, as a child (see its `main`)."""
+        """Start this program again as a child (see `host.main`)."""
         for pipe in (inward, outward):
             os.set_inheritable(pipe, True)
         loader = self._loader
@@ -197,15 +202,15 @@ class Children:
         )  # fmt: skip
 
 
-def be_the_child(work: Alone, threads: int, inward: int, outward: int, keeper: int, device: str) -> None:
-    """Answer requests until the pipe ends, and end without any clean-up of the keeper's state."""
+def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent: int, device: str) -> None:
+    """Answer requests until the pipe ends; never returns, and runs no clean-up of the parent's state."""
     try:
         os.setpgid(0, 0)
         confine.die_with_the_parent()
-        if os.getppid() != keeper:
+        if os.getppid() != parent:
             os._exit(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        held = confine.confine(keep=(0, 1, 2, inward, outward))
+        confinement = confine.confine(keep=(0, 1, 2, inward, outward))
         torch.set_num_threads(threads)
         with os.fdopen(inward, "rb") as requests:
             for line in requests:
@@ -215,9 +220,9 @@ def be_the_child(work: Alone, threads: int, inward: int, outward: int, keeper: i
                 confine.grant(seconds=seconds, memory_bytes=memory)
                 before = time.process_time()
                 answer = work.answer(request, lambda message: _write(outward, message))
-                if "seen" in answer:
-                    answer["seen"]["measurements"]["confined_by"] = list(held.layers)
-                    answer["seen"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
+                if "result" in answer:
+                    answer["result"]["measurements"]["confined_by"] = list(confinement.layers)
+                    answer["result"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
                 _write(outward, answer)
     except BaseException as e:
         with contextlib.suppress(OSError):

@@ -1,9 +1,8 @@
-"""`ModelProcess`: the main process's handle on one keeper process: start it, hand it adapters, end it.
+"""`ModelProcess`: the worker's client of one model process: start it, send it adapters, end it.
 
-Invariants
-- No torch here: a keeper may be killed at any moment and this process goes on.
-- A keeper's environment is an allow-list; no token and no key of ours is in it.
-- A keeper that dies, or answers nonsense, is `Gone`: the attempt failed, and the base must be loaded again.
+- No torch here: a model process may be killed at any moment and the worker goes on.
+- Its environment is an allow-list without secrets.
+- If it dies or breaks the protocol, `Gone` is raised: the attempt failed, and the base must be loaded again.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ from registry.worker.sandbox.environment import environment_for
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one child may use. `memory_bytes` comes on top of what the keeper has mapped.
+    """What one child may use. `memory_bytes` is on top of what the model process has mapped.
 
-    `alone` gives every adapter a process of its own. `any_name` lets adapters with names outside the allow-list reach
-    the shared process: for tests, which show that the checksum stops them there.
+    `isolate` runs every adapter in a process of its own. `any_name` lets adapters with names outside the allow-list
+    reach the shared process: for tests, which show that the checksum stops them there.
     """
 
     deadline_seconds: float = 300.0
     memory_bytes: int = 8 * 2**30
     threads: int = max(1, os.cpu_count() or 1)
-    alone: bool = False
+    isolate: bool = False
     any_name: bool = False
 
 
 class Gone(Exception):
-    """The keeper died or broke the protocol: the attempt failed, the base must be loaded again."""
+    """The model process died or broke the protocol: the attempt failed, the base must be loaded again."""
 
 
 class ModelProcess:
-    """One keeper process. `ready` says what it loaded and with which versions."""
+    """One model process. `ready` says what it loaded and with which versions."""
 
     def __init__(
         self, source: Source, *, device: str = CPU, environment: Mapping[str, str] | None = None,
@@ -69,16 +68,16 @@ class ModelProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment_for(device, os.environ if environment is None else environment),
-            start_new_session=True,  # a Ctrl-C at the terminal reaches us, and we end it in order
+            start_new_session=True,  # Ctrl-C reaches the worker, which ends it in order
         )
         self.ready: dict[str, Any] = {}
 
     def load(self) -> Self:
-        """Wait until the base is loaded. `Gone` says why it is not; the process has ended then."""
+        """Wait until the base is loaded. Raises `Gone` with the reason if it is not; the process has then ended."""
         try:
             first = self._read(time.monotonic() + LOAD_SECONDS_LIMIT)
             if "ready" not in first:
-                raise Gone(str(first.get("error") or "the keeper said nothing that we know"))
+                raise Gone(str(first.get("error") or "the model process sent an unknown message"))
         except Gone:
             self.kill()
             raise
@@ -97,9 +96,9 @@ class ModelProcess:
     def try_adapter(
         self, folder: Path, limits: Limits, thresholds: Mapping[str, float] | None = None, *, structure: bool = False
     ) -> dict[str, Any]:
-        """`{"seen": {"findings", "measurements"}}`, or `{"failed": message}`. `Gone` if the keeper is lost.
+        """Test one adapter: `{"result": {"findings", "measurements"}}`, or `{"failed": reason}`.
 
-        `structure`: PEFT is asked about names and shapes too; findings of that are under `structure`.
+        `structure`: also compare names and shapes with PEFT's; those findings are under `structure`. Raises `Gone`.
         """
         self.tried += 1
         self._write(
@@ -109,13 +108,13 @@ class ModelProcess:
                 "deadline_seconds": limits.deadline_seconds,
                 "memory_bytes": limits.memory_bytes,
                 "threads": limits.threads,
-                "alone": limits.alone,
+                "isolate": limits.isolate,
                 "any_name": limits.any_name,
                 "thresholds": dict(thresholds or {}),
                 "structure": structure,
             }
         )
-        # The keeper keeps the deadline of each child, and there may be two; this is the net.
+        # The model process enforces the deadline of each child, and there may be two; this is the fallback.
         patience = time.monotonic() + 2 * limits.deadline_seconds + 30
         patience += 2 * LOAD_SECONDS_LIMIT if self._on_a_gpu else 0
         try:
@@ -138,27 +137,27 @@ class ModelProcess:
             self.child = 0
 
     def _confined(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The answer, with bubblewrap among the layers that its report names, where the keeper runs in it."""
-        if self._wrapper and "seen" in answer:
-            layers = answer["seen"]["measurements"].setdefault("confined_by", [])
+        """The answer; its report also names bubblewrap if the model process runs in it."""
+        if self._wrapper and "result" in answer:
+            layers = answer["result"]["measurements"].setdefault("confined_by", [])
             layers.insert(0, "bubblewrap")
         return answer
 
     def stop_child(self) -> None:
-        """Give the running adapter up; its `try_adapter` then answers `failed`. May be called from any thread."""
+        """Stop the running test; its `try_adapter` then answers `failed`. May be called from any thread."""
         with contextlib.suppress(Gone):
             self._write({"stop": self.tried})
 
     def interrupt(self) -> None:
-        """End what goes on now: the running adapter, or the loading of the base. May be called from any thread."""
+        """Stop the running test or the loading of the base. May be called from any thread."""
         if self.ready:
             self.stop_child()
         else:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # `load` sees it, and clears up
+                os.killpg(self._process.pid, signal.SIGKILL)  # `load` notices and cleans up
 
     def kill(self) -> None:
-        """End the keeper and its child, now. A child dies with its keeper (or by its own group, if it is known)."""
+        """Kill the process and its child. A child dies with its parent, or with its own process group."""
         for pid in (self.child, self._process.pid):
             if pid > 0 and (pid != self._process.pid or self.alive):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -176,31 +175,31 @@ class ModelProcess:
                 pipe.write(json.dumps(message).encode() + b"\n")
                 pipe.flush()
         except (OSError, ValueError) as e:
-            raise Gone(f"the keeper of {self.source.name} is gone: {e}") from e
+            raise Gone(f"the model process of {self.source.name} is gone: {e}") from e
 
     def _read(self, deadline: float) -> dict[str, Any]:
         pipe = self._process.stdout
         with selectors.DefaultSelector() as selector:
             if pipe is None or pipe.closed:
-                raise Gone(f"the keeper of {self.source.name} is gone")
+                raise Gone(f"the model process of {self.source.name} is gone")
             selector.register(pipe, selectors.EVENT_READ)
             while b"\n" not in self._rest:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise Gone(f"the keeper of {self.source.name} does not answer")
+                    raise Gone(f"the model process of {self.source.name} does not answer")
                 data = os.read(pipe.fileno(), 65536)
                 if not data:
-                    raise Gone(f"the keeper of {self.source.name} died ({_end_of(self._process)})")
+                    raise Gone(f"the model process of {self.source.name} died ({_end_of(self._process)})")
                 self._rest += data
         line, self._rest = self._rest.split(b"\n", 1)
         try:
             message = json.loads(line)
         except ValueError as e:
-            raise Gone(f"the keeper of {self.source.name} broke the protocol") from e
+            raise Gone(f"the model process of {self.source.name} broke the protocol") from e
         return message if isinstance(message, dict) else {}
 
 
 def _program(folder: Path) -> str:
-    """A pipeline of several models has no configuration of its own beside theirs."""
+    """A pipeline of several models has no config.json at its top level."""
     return (
         "registry.worker.model_process.host"
         if (folder / "config.json").is_file()

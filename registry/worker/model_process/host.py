@@ -1,20 +1,18 @@
-"""The process that keeps one base: it loads the base once and forks the children that adapters are tried in.
+"""The model process: it loads one base once and forks the children that adapters are tested in.
 
-    main process ──JSON lines──▶ keeper (torch, the base) ──fork──▶ child (adapters) ──pipe──▶ keeper ──▶ main
+    worker ──JSON lines──▶ model process (torch, the base) ──fork──▶ child (adapters) ──pipe──▶ model process ──▶ worker
 
-One child stays and swaps plain LoRA adapters (`Warm`); each other adapter gets a child of its own (`Alone`). A warm
-child that is spoilt, hangs or dies is ended, and the next one is forked from the same base: no load.
+One shared child swaps plain LoRA adapters; any other adapter gets an isolated child. A shared child that may be
+changed, hangs or dies is killed, and the next one is forked from the same base without loading it again.
 
-Invariants
-- The keeper itself never sees an adapter's bytes and never runs a forward, so nothing can change its base, and it
-  has one thread only, so that forking is sound. For a GPU it holds no base and sees no GPU: its children are started
-  afresh, by this same program, and load it.
-- A child has its own process group, is confined (`sandbox/confine.py`), and dies at its deadline, when the keeper is
-  told to stop, or when the keeper dies.
-- The environment holds no secrets: the main process (`sandbox/pool.py`) passes an allow-list of variables.
-- Standard output carries the protocol alone; what libraries print goes to standard error.
+- The model process never reads an adapter and never runs a forward pass, so nothing can change its base. It has one
+  thread, so forking is safe. For a GPU it holds no base and sees no GPU: its children are new processes of this
+  program that load the base.
+- A child has its own process group, is confined (`sandbox/confine.py`), and dies at its deadline, on a stop request,
+  or with the model process.
+- The environment holds no secrets (`sandbox/environment.py`).
+- Standard output carries only the protocol; what libraries print goes to standard error.
 
-Example
     $ python -m registry.worker.model_process.host tiny models/tiny cpu F32
     {"ready": {"load_seconds": 0.3, "parameters": 147008, "threads": 1, "versions": {...}}}
 """
@@ -35,27 +33,28 @@ import torch
 import transformers
 
 from registry import __version__
-from registry.worker.model_process.child import Alone, Loader, Message, Warm
-from registry.worker.model_process.children import WARM, Children, be_the_child
+from registry.worker.model_process.child import IsolatedRun, Loader, Message, SharedRun
+from registry.worker.model_process.children import SHARED, Children, run_child
 from registry.worker.sandbox import confine, program
 from registry.worker.smoke.faults import first_line
 
 
 def main(
-    arguments: list[str], *, loader_of: type[Loader] = Loader, alone: type[Alone] = Alone,
+    arguments: list[str], *, loader_of: type[Loader] = Loader, isolated: type[IsolatedRun] = IsolatedRun,
     versions: Mapping[str, str] | None = None,
 ) -> int:  # fmt: skip
-    """`NAME FOLDER DEVICE DTYPE`: load, say that it is ready, serve requests until standard input ends.
+    """`NAME FOLDER DEVICE DTYPE`: load the base, report readiness, serve requests until standard input ends.
 
-    Five words more, ROLE and four numbers, make it a child of such a keeper.
+    With five more arguments (ROLE and four numbers) it is a child of such a process.
     """
     program.finish_start()
     name, folder, device, dtype, *more = arguments
     transformers.utils.logging.disable_progress_bar()
     loader = loader_of(name, Path(folder), device, dtype)
     if more:
-        inward, outward, threads, keeper = map(int, more[1:])
-        be_the_child((Warm if more[0] == WARM else alone)(None, loader), threads, inward, outward, keeper, device)
+        inward, outward, threads, parent = map(int, more[1:])
+        run = SharedRun if more[0] == SHARED else isolated
+        run_child(run(None, loader), threads, inward, outward, parent, device)
     confine.die_with_the_parent()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -66,14 +65,14 @@ def main(
         try:
             base = loader.load()
         except Exception as e:
-            _say(out, {"error": f"the base {name} does not load from {folder}: {first_line(e)}"})
+            _say(out, {"error": f"cannot load the base {name} from {folder}: {first_line(e)}"})
             return 1
     _say(out, {"ready": _ready(base, versions or {})})
     inbox = Inbox()
-    nursery = Children(base, loader, inbox, lambda message: _say(out, message), alone)
+    children = Children(base, loader, inbox, lambda message: _say(out, message), isolated)
     for message in inbox:
         if "folder" in message:
-            _say(out, nursery.try_adapter(message))
+            _say(out, children.try_adapter(message))
     return 0
 
 
@@ -98,7 +97,7 @@ def _say(out: Any, message: Message) -> None:
 
 
 class Inbox:
-    """Requests from standard input, one JSON object a line; `stop` messages can be seen while a child runs."""
+    """Requests from standard input, one JSON object a line. `stop` messages can be read while a child runs."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -117,7 +116,7 @@ class Inbox:
                 self.read()
 
     def read(self) -> None:
-        """Take in what has arrived. An end of file means that the main process is gone."""
+        """Read what has arrived. End of file means that the worker is gone."""
         try:
             data = os.read(0, 65536)
         except BlockingIOError:
@@ -126,8 +125,8 @@ class Inbox:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._waiting += [json.loads(line) for line in lines if line]
 
-    def told_to_stop(self, request: int) -> bool:
-        """Whether the child of this request is to be given up. A stop that came too late for its child is dropped."""
+    def stop_requested(self, request: int) -> bool:
+        """Whether to stop the child of this request. A stop request that came too late is dropped."""
         stops = {message["stop"] for message in self._waiting if "stop" in message}
         self._waiting = [message for message in self._waiting if "stop" not in message]
         return request in stops or self.closed

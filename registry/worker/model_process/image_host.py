@@ -1,9 +1,7 @@
-"""The process that keeps one image model: as the keeper of a language model, with a child of its own for each adapter.
+"""The model process of an image model: as `host`, with an isolated child for each adapter.
 
-Invariants
-- Those of `model_process.host`. It is a program of its own, because only it needs diffusers (extra `images`).
+It is a program of its own because only it needs diffusers (extra `images`).
 
-Example
     $ python -m registry.worker.model_process.image_host sd-tiny models/sd-tiny cpu ""
 """
 
@@ -18,26 +16,33 @@ import diffusers
 
 from registry.worker.model.image import Pipeline
 from registry.worker.model_process import host
-from registry.worker.model_process.child import Alone, Loader, Message, Say, telling, thresholds_of
+from registry.worker.model_process.child import IsolatedRun, Loader, Message, Say, progress_to, thresholds_of
 from registry.worker.smoke import image
 
 
 @dataclass(frozen=True, slots=True)
-class PictureLoader(Loader):
+class ImageLoader(Loader):
+    """Load a diffusers pipeline."""
+
     def load(self) -> Any:
         return Pipeline.load(self.folder, self.name, device=self.device, dtype=self.dtype)
 
 
-class Painted(Alone):
-    """One image adapter on its pipeline."""
+class IsolatedImageRun(IsolatedRun):
+    """Test one image adapter on its pipeline."""
 
     def _answer(self, request: Message, say: Say) -> Message:
-        result = image.examine(self.base(say), Path(request["folder"]), thresholds_of(request), say=telling(say))
-        result.measurements.setdefault("way", "alone")
-        return {"seen": result.to_message()}
+        result = image.examine(self.base(say), Path(request["folder"]), thresholds_of(request), say=progress_to(say))
+        result.measurements.setdefault("mode", "isolated")
+        return {"result": result.to_message()}
 
 
 if __name__ == "__main__":
     sys.exit(
-        host.main(sys.argv[1:], loader_of=PictureLoader, alone=Painted, versions={"diffusers": diffusers.__version__})
+        host.main(
+            sys.argv[1:],
+            loader_of=ImageLoader,
+            isolated=IsolatedImageRun,
+            versions={"diffusers": diffusers.__version__},
+        )
     )

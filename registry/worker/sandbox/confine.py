@@ -1,11 +1,11 @@
-"""What a child that handles a stranger's adapter may do: limits always, no network and no writing where possible.
+"""Confine a process that reads an untrusted adapter: limits always, no network and no writing where possible.
 
     limits        memory, CPU time, size of written files, no core dumps (rlimits); no inherited descriptors
     namespaces    no network, every mount read-only (Linux, unprivileged user namespaces)
-    bubblewrap    the same around the whole keeper, where the program `bwrap` is installed and may do its work
+    bubblewrap    the same around the whole model process, where the program `bwrap` is installed and permitted
 
 Invariants
-- Each layer is tried; what could be had is told (`Confinement.layers`) and stands in the report, never assumed.
+- Each layer is tried; the report names those that hold (`Confinement.layers`), never assumed ones.
 - Nothing here needs torch. Linux only; elsewhere the limits remain.
 """
 
@@ -27,11 +27,11 @@ from pathlib import Path
 FILE_LIMIT_BYTES = 2**20
 PROBE_SECONDS = 20.0
 SCRATCH, SCRATCH_BYTES = "/dev/scratch", 64 * 2**20
-"""Where a keeper in bubblewrap may write, while it imports and loads; its children may not."""
+"""Where a model process in bubblewrap may write while it imports and loads; its children may not."""
 LOAD_SECONDS_LIMIT = 600.0
 """How long a base may take to be loaded, on top of what an adapter may take."""
 VISIBLE_GPUS, KEPT_GPUS = "CUDA_VISIBLE_DEVICES", "ADAPTER_CUDA_VISIBLE_DEVICES"
-"""A keeper for a GPU sees none; the second variable keeps the first one's value for its children."""
+"""A model process for a GPU sees none; the second variable passes the first one's value to its children."""
 _SHARED = "/dev/shm"  # noqa: S108 - only read, in case a base lies there
 GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 
@@ -69,7 +69,7 @@ def grant(*, seconds: float, memory_bytes: int) -> None:
 
 
 def close_descriptors(keep: Collection[int]) -> None:
-    """Everything that was inherited but for these: another child's pipes, the protocol of the keeper."""
+    """Everything that was inherited but for these: another child's pipes, the protocol of the model process."""
     with contextlib.suppress(OSError):
         for number in [int(name) for name in os.listdir("/proc/self/fd")]:
             if number not in keep:
@@ -78,7 +78,7 @@ def close_descriptors(keep: Collection[int]) -> None:
 
 
 def gpu_environment() -> dict[str, str]:
-    """This keeper's environment, for a child that may see the GPUs which the keeper was not to see."""
+    """This process's environment for a child that may see the GPUs hidden from the process itself."""
     environment = {name: value for name, value in os.environ.items() if name not in (VISIBLE_GPUS, KEPT_GPUS)}
     return environment | ({VISIBLE_GPUS: os.environ[KEPT_GPUS]} if KEPT_GPUS in os.environ else {})
 
@@ -92,7 +92,7 @@ def cut_network() -> bool:
 
 
 def die_with_the_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Linux only. Elsewhere the end of standard input ends a keeper, and the deadline its child."""
+    """Linux only. Elsewhere the end of standard input ends a model process, and the deadline its child."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
 
@@ -139,7 +139,7 @@ def _unshare() -> list[str]:
 
 @cache
 def bubblewrap() -> tuple[str, ...]:
-    """What to put before a keeper's command; empty where `bwrap` is missing or may not make its namespaces."""
+    """The command prefix that runs a model process in bubblewrap; empty without a working `bwrap`."""
     program = shutil.which("bwrap")
     if program is None:
         return ()

@@ -17,25 +17,25 @@ _SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # no loader threads: the keeper forks
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # no loader threads: the model process forks
     "TOKENIZERS_PARALLELISM": "false",
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled here, and to load the compiler takes a second of each start
     "OPENBLAS_NUM_THREADS": "1",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to ask whether there is a GPU must not take hold of it
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU must not initialize it
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
-    "PYTHONWARNINGS": "ignore",  # of the libraries; they are not for whoever runs a worker
+    "PYTHONWARNINGS": "ignore",  # of libraries; not for the operator of a worker
 }
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a keeper and its children may know: where programs lie, the language, how many threads. No secrets."""
+    """Keep the variables on the allow-list: paths, locale, threads. No secrets."""
     passed_on = {name: value for name, value in environment.items() if name in _PASSED_ON}
     return _SETTINGS | {name: value for name, value in passed_on.items() if value}
 
 
 def _without_gpus(environment: dict[str, str], device: str) -> dict[str, str]:
-    """A keeper for a GPU must not take hold of one (bitsandbytes does when it is imported): its children may."""
+    """Hide GPUs from a model process: importing bitsandbytes initializes one. Its children may see them."""
     if device == CPU:
         return environment
     visible_gpus = environment.pop(confine.VISIBLE_GPUS, None)

@@ -1,15 +1,15 @@
-"""The smoke test: one adapter on a loaded base, in order of cost, from its values to golden answers and swapping.
+"""The smoke test: one adapter on a loaded base, cheapest checks first.
 
-    values      every number of the file is finite; how large each module's update is, beside the base's weight
-    load        PEFT takes it
-    forward     logits of the probes are finite
+    weights     every number in the file is finite; the norm of each module's update beside that of the base's weight
+    load        PEFT loads it
+    forward     the probes' logits are finite
     effect      they differ from the base's
     drift       perplexity and KL on neutral text stay within the thresholds
-    golden      expected answers become likelier
+    golden      expected answers become more likely
     dialogue    its chat template renders, its tokens are in range
-    swap        its neighbour and the base answer as before while it is there; it answers in a mixed batch as alone
-    base        after the adapter is gone, the base's numbers are bit-equal to before
+    swap        the base and the previous adapter answer as before; in a mixed batch it answers as in its own
+    base        after unloading, the base's numbers are bit-equal to before
 
-Two ways lead through it: `resident` keeps one model object and hot-swaps plain LoRA adapters into slots; `alone` puts
-any adapter on a base in a process that is thrown away afterwards, and what it says counts wherever both disagree.
+`resident` keeps one model object and hot-swaps plain LoRA adapters into slots. `isolated` tests any adapter in a
+process of its own; if both disagree, the isolated run decides.
 """

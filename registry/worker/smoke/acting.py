@@ -95,7 +95,7 @@ def _steps(tokens: Sequence[int], logits: torch.Tensor, normaliser: torch.Tensor
 
 
 def compare(baseline: Baseline, after: Logits, result: SmokeResult, *, kind: str) -> bool:
-    """Finite, differing, not too far away; and the reference log-probabilities. False when the logits are not finite."""
+    """Finite, differing, not too far away; and the reference logprobs. False if the logits are not finite."""
     apart = [_Apart.of(baseline, i, values) for i, values in enumerate(after)]
     bad = [i for i, step in enumerate(apart) if not (math.isfinite(step.largest) or bool(after[i].isfinite().all()))]
     if bad:

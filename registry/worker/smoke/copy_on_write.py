@@ -6,8 +6,12 @@ So a page that is still mapped by both holds every bit that it held at the fork.
 Invariants
 - `untouched` is True only where the kernel says of each page of the tensor that it is ordinary memory, is there, and is
   mapped by another process, too. Anything else (no page map, a page that is swapped out or belongs to a file, a
-  neighbour in a page that was written) is False: whoever asks then reads the numbers themselves.
+  other adapter in a page that was written) is False: whoever asks then reads the numbers themselves.
 - It speaks of the time since the fork, for a process that has not forked since.
+
+Example
+    >>> untouched(model.lm_head.weight)  # in a forked child
+    True
 """
 
 from __future__ import annotations

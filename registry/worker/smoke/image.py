@@ -1,7 +1,7 @@
 """An image model in memory, a few denoising steps on it, and what an adapter changes in the picture.
 
 Invariants
-- Fixed seeds, fixed conditions, few steps, a small picture: two runs of one adapter paint the same.
+- Fixed seeds, fixed conditions, few steps, a small picture: two runs of one adapter render the same image.
 - Runs in a process of its own per adapter; loading runs no code from the base's folder and asks no network.
 - A family that is not known here is `unknown`, never a pass.
 """
@@ -45,14 +45,14 @@ def examine(
     result = SmokeResult(thresholds, say=say)
     files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
     if len(files) != 1 or base.kind not in LOADERS:
-        message = f"this worker has no way to paint with {base.kind or 'this base'} and {len(files)} weights files"
+        message = f"this worker cannot render with {base.kind or 'this base'} and {len(files)} weights files"
         result.note("unknown", "smoke.task_unsupported", "pipeline", message)
         return result
     if not check_finite(tensors_of(files[0]), result):
         return result
     fingerprint = base.fingerprint()
-    say("painting without the adapter")
-    before = _paint(base)
+    say("rendering without the adapter")
+    before = _render(base)
     started = perf_counter()
     try:
         _load(base, files[0])
@@ -64,12 +64,12 @@ def examine(
         return result
     try:
         result.measure("load_seconds", perf_counter() - started)
-        say("painting with the adapter")
-        after = _paint(base)
+        say("rendering with the adapter")
+        after = _render(base)
     except Exception as e:
         if machine_fault(e):
             raise
-        result.note("error", "smoke.forward_failed", "pipeline", f"painting with the adapter fails: {first_line(e)}")
+        result.note("error", "smoke.forward_failed", "pipeline", f"rendering with the adapter fails: {first_line(e)}")
         return result
     _compare(before, after, result)
     now = base.fingerprint()
@@ -116,7 +116,7 @@ def _compare(before: torch.Tensor, after: torch.Tensor, result: SmokeResult) -> 
 
 
 @torch.inference_mode()
-def _paint(base: Pipeline) -> torch.Tensor:
+def _render(base: Pipeline) -> torch.Tensor:
     """A picture [3, height, width] after `STEPS` steps from seeded noise."""
     seeded = torch.Generator().manual_seed(7)
     latents = (_with_unet if base.kind == "UNet2DConditionModel" else _with_flux)(base, seeded)

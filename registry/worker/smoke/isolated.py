@@ -65,28 +65,28 @@ def examine(
         return result
     parameters = dict(base.model.named_parameters())
     measure_norms(updates.of_folder(folder), lambda path: weight_norm(parameters, path), result)
-    prompts = asked_of(base, config)
-    result.say("the bare base answers the probes")
+    prompts = prompts_for(base, config)
+    result.say("running the probes on the bare base")
     if known is None or known.baseline.asked != prompts:
         known = _learn(base, prompts, result, shared=known is not None)
-    result.say("the adapter comes in")
+    result.say("loading the adapter")
     wrapped = _load(base, folder, result)
     if wrapped is not None:
         if _compare(base, wrapped, known.baseline, result):
             dialogue.examine(base, folder, result)
             samples.examine(base, wrapped, folder, result)
         _base_afterwards(base, wrapped, known, config, result)
-    tell_probes(base, prompts, result)
+    record_probes(base, prompts, result)
     return result
 
 
-def asked_of(base: Base, config: AdapterConfig) -> list[tuple[int, ...]]:
+def prompts_for(base: Base, config: AdapterConfig) -> list[tuple[int, ...]]:
     """The base's probes, and one with the tokens without which this adapter does nothing."""
     special = (*config.invocation_tokens, *(token for tokens in config.token_indices.values() for token in tokens))
     return probes.with_tokens(base.probes, special, base.vocabulary)
 
 
-def tell_probes(base: Base, prompts: Sequence[tuple[int, ...]], result: SmokeResult) -> None:
+def record_probes(base: Base, prompts: Sequence[tuple[int, ...]], result: SmokeResult) -> None:
     result.measurements["probes"] = len(prompts)
     result.measurements["probe_tokens"] = sum(len(tokens) for tokens in prompts)
     result.measurements["probe_kind"] = base.probe_kind
@@ -133,7 +133,7 @@ def _compare(base: Base, wrapped: Any, baseline: Baseline, result: SmokeResult) 
 
 
 def _base_afterwards(base: Base, wrapped: Any, reference: Known, config: AdapterConfig, result: SmokeResult) -> None:
-    """The base without the adapter must be the base: by every parameter's bits, and by its logits' bits."""
+    """Without the adapter the base must be unchanged: every parameter and the logits, bit by bit."""
     started = perf_counter()
     try:
         bare = wrapped.get_base_model()
@@ -143,7 +143,7 @@ def _base_afterwards(base: Base, wrapped: Any, reference: Known, config: Adapter
     except Exception as e:
         if machine_fault(e):
             raise
-        result.note("warning", "smoke.unload_failed", "unload", f"the adapter does not come off again: {first_line(e)}")
+        result.note("warning", "smoke.unload_failed", "unload", f"the adapter cannot be unloaded: {first_line(e)}")
         bare = None
     now = base.fingerprint()
     changed = sorted(name for name, bits in reference.fingerprint.items() if now[name] != bits)
@@ -167,5 +167,5 @@ def _note_change(changed: list[str], config: AdapterConfig, result: SmokeResult)
         message = f"{what} stay changed after unloading, as the configuration announces: it needs a process of its own"
         result.note("warning", "smoke.base_changed", where, message, "bit-equal", "changed")
     else:
-        message = f"{what} stay changed after the adapter is unloaded: it would poison its neighbours"
+        message = f"{what} stay changed after the adapter is unloaded: it would change the answers of other adapters"
         result.note("error", "smoke.base_changed", where, message, "bit-equal", "changed")

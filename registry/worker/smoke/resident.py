@@ -1,15 +1,14 @@
 """`Resident`: one model object for many adapters. Plain LoRA adapters of one layout are hot-swapped into two slots.
 
-    layout    the modules that an adapter touches, its task, its orientation; ranks and scales may differ
-    slot      PEFT's place for an adapter; two take turns, so that the neighbour stays while the next one is tried
+    layout    the modules that an adapter targets, its task, its orientation; ranks and scales may differ
+    slot      a named adapter in PEFT; two take turns, so that the previous adapter stays loaded during a test
 
-Invariants
-- An adapter comes in only if nothing of it can change the base: `reason_to_be_alone` is empty.
-- After each swap the slot's numbers and scales are exactly those of the file: what was there before has no part.
-- After each adapter every tensor of the base has the bits that it had: the kernel says that its pages were not written
-  to, or its checksum does.
-- One pass of a mixed batch shows that base and neighbour answer as before, and the adapter as alone.
-- Whatever is not as it should be raises `Discard`: this model object is not used again, and the adapter is tried alone.
+- An adapter is accepted only if it cannot change the base: `reason_to_isolate` is empty.
+- After each swap, the slot's numbers and scales are exactly those of the file.
+- After each adapter, every tensor of the base has its original bits: the kernel reports that its pages were not written
+  to, or its checksum is the same.
+- One pass over a mixed batch shows that base and previous adapter answer as before, the new one as in its own.
+- Any deviation raises `Discard`: this model object is not used again, and the adapter is tested in isolation.
 """
 
 from __future__ import annotations
@@ -44,32 +43,32 @@ Layout = tuple[str, bool, frozenset[str]]
 
 
 class Discard(Exception):
-    """This model object is spoilt, or will not do what is asked of it: end its process and try the adapter alone."""
+    """This model object may be changed or does not behave: end its process and test the adapter in isolation."""
 
 
-def reason_to_be_alone(base: Base, config: AdapterConfig, spec: LoraSpec) -> str:
-    """Why an adapter must not share a model object with others; empty when it may."""
+def reason_to_isolate(base: Base, config: AdapterConfig, spec: LoraSpec) -> str:
+    """Why an adapter must not share a model object with others; empty if it may."""
     odd = [module.path for module in spec.modules if module.kind != "linear" or module.bias_shape]
     for reason, holds in (
-        ("its configuration announces a change of the base", isolated.announces_change(config)),
-        ("it is more than LoRA pairs", not spec.is_plain or not spec.modules or bool(config.saved_modules)),
-        (f"its module {odd[0] if odd else ''} is no plain linear one", bool(odd)),
-        ("it acts after certain tokens only", bool(config.invocation_tokens or config.token_indices)),
-        ("the base is no language model", base.task != "CAUSAL_LM" or config.task not in ("", base.task)),
+        ("its configuration says that it changes the base", isolated.announces_change(config)),
+        ("it holds more than LoRA pairs", not spec.is_plain or not spec.modules or bool(config.saved_modules)),
+        (f"its module {odd[0] if odd else ''} is not a plain linear module", bool(odd)),
+        ("it acts only after certain tokens", bool(config.invocation_tokens or config.token_indices)),
+        ("the base is not a causal language model", base.task != "CAUSAL_LM" or config.task not in ("", base.task)),
     ):
         if holds:
             return reason
     return ""
 
 
-def may_be_guest(config: AdapterConfig, spec: LoraSpec) -> bool:
-    """Whether it can at least be loaded and removed again on a model object that others use after it."""
+def may_share_base(config: AdapterConfig, spec: LoraSpec) -> bool:
+    """Whether it can be loaded and removed on a model object that others use afterwards, if not swapped."""
     extras = spec.pieces or spec.full or spec.repeats or spec.tokens or config.saved_modules or config.token_indices
     return config.method == "LORA" and not extras and not isolated.announces_change(config)
 
 
 class Resident:
-    """A base with two slots. Runs the bare base once, when it is made."""
+    """A base with two slots. The constructor runs the bare base once."""
 
     def __init__(self, base: Base) -> None:
         started = perf_counter()
@@ -89,14 +88,14 @@ class Resident:
         self._answers: dict[str, torch.Tensor] = {}
 
     def examine(self, folder: Path, config: AdapterConfig, spec: LoraSpec, thresholds: Thresholds) -> SmokeResult:
-        """The smoke test. `Discard` when the outcome would say something about this process rather than the adapter."""
+        """Run the smoke test. Raises `Discard` if the outcome would be about this process rather than the adapter."""
         result = SmokeResult(thresholds, say=self.say)
         tensors = load_file(folder / WEIGHTS)
         _demand_pairs_only(spec, tensors)
         if not check_finite(iter(tensors.items()), result):
             return result
         measure_norms(_updates(spec, tensors), self._weight_norm, result)
-        result.say("the adapter comes in")
+        result.say("loading the adapter")
         slot = self._put(folder, config, spec, tensors, result)
         self._demand_slot(slot, spec, tensors)
         started = perf_counter()
@@ -111,16 +110,16 @@ class Resident:
         else:
             self._answers.pop(slot, None)
         self._demand_base(result)
-        isolated.tell_probes(self._base, self._known.baseline.asked, result)
+        isolated.record_probes(self._base, self._known.baseline.asked, result)
         return result
 
-    def examine_guest(self, folder: Path, config: AdapterConfig, thresholds: Thresholds) -> SmokeResult:
-        """An adapter that cannot be swapped but leaves the base as it is: loaded, tried and removed, without slots."""
+    def examine_beside(self, folder: Path, config: AdapterConfig, thresholds: Thresholds) -> SmokeResult:
+        """Test an adapter that cannot be swapped but leaves the base unchanged, without slots."""
         self._clear()
         result = isolated.examine(self._base, folder, config, thresholds, self._known, say=self.say)
         if result.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
             raise Discard(result.findings[-1].message)
-        result.measurements["way"] = "loaded"
+        result.measurements["mode"] = "loaded"
         self._demand_base(result)
         return result
 
@@ -128,7 +127,7 @@ class Resident:
     def _put(
         self, folder: Path, config: AdapterConfig, spec: LoraSpec, tensors: dict[str, torch.Tensor], result: SmokeResult
     ) -> str:
-        """The adapter in a slot that is then the active one: swapped where the layout is that of the slots."""
+        """Put the adapter in a slot and activate it: swapped if the layout is that of the slots, else loaded."""
         started = perf_counter()
         layout = (config.task, config.fan_in_fan_out, frozenset(module.path for module in spec.modules))
         device = str(next(iter(self._parameters.values())).device)
@@ -137,25 +136,25 @@ class Resident:
             self._wrapped = peft.PeftModel.from_pretrained(
                 self._base.model, str(folder), adapter_name=SLOTS[0], is_trainable=False, torch_device=device
             )
-            self._layout, slot, way = layout, SLOTS[0], "loaded"
+            self._layout, slot, mode = layout, SLOTS[0], "loaded"
             self._layers = {module.path: self._wrapped.get_submodule(_PREFIX + module.path) for module in spec.modules}
         elif len(self._wrapped.peft_config) == 1:
-            slot, way = SLOTS[1], "loaded"
+            slot, mode = SLOTS[1], "loaded"
             self._wrapped.load_adapter(str(folder), adapter_name=slot, is_trainable=False, torch_device=device)
         else:
-            slot, way = SLOTS[1 - SLOTS.index(self._wrapped.active_adapter)], "swapped"
+            slot, mode = SLOTS[1 - SLOTS.index(self._wrapped.active_adapter)], "swapped"
             self._swap(spec, tensors, slot)
         self._wrapped.set_adapter(slot, inference_mode=True)
-        if way == "loaded":
+        if mode == "loaded":
             self._wrapped.eval().requires_grad_(False)
-        result.measurements["way"] = way
+        result.measurements["mode"] = mode
         result.measure("load_seconds", perf_counter() - started)
         return slot
 
     def _swap(self, spec: LoraSpec, tensors: dict[str, torch.Tensor], slot: str) -> None:
-        """The file's numbers in the place of the slot's; a slot that is too narrow grows, a wider one is zero beyond.
+        """Overwrite the slot with the file's numbers. A narrow slot grows; a wide one is zero beyond the rank.
 
-        PEFT's own swap does the same in three times the time, and resolves patterns of ranks and alphas otherwise.
+        PEFT's own hot-swap takes three times as long and resolves rank and alpha patterns differently.
         """
         for update in spec.modules:
             layer = self._layers[update.path]
@@ -168,7 +167,7 @@ class Resident:
             layer.scaling[slot] = update.scale
 
     def _demand_slot(self, slot: str, spec: LoraSpec, tensors: dict[str, torch.Tensor]) -> None:
-        """The slot holds the file's numbers and nothing else, at our scales: so a predecessor has no part in it."""
+        """Require that the slot holds the file's numbers and scales and nothing of the adapter before."""
         for update in spec.modules:
             layer = self._layers[update.path]
             a, b = layer.lora_A[slot].weight, layer.lora_B[slot].weight
@@ -188,9 +187,9 @@ class Resident:
         self._layers.clear()
         self._answers.clear()
 
-    # ---------------------------------------------------------------- what must stay
+    # ---------------------------------------------------------------- what must not change
     def _mixed(self, slot: str, result: SmokeResult) -> None:
-        """Rows of one batch: the bare base, this adapter, its neighbour. Each must answer as it did alone."""
+        """Run one batch with rows for the bare base, this adapter and the previous one. Each must answer as before."""
         short = len(self._short)
         expected = {"__base__": self._known.baseline.logits[0][:short], **self._answers}
         names = ["__base__", slot, *(name for name in expected if name not in ("__base__", slot))]
@@ -203,21 +202,19 @@ class Resident:
         result.measurements["mixed_rows"] = len(names)
         for name, delta in deltas.items():
             if name != slot and not delta <= limit:
-                who = "the bare base" if name == "__base__" else "its neighbour"
-                raise Discard(
-                    f"with the adapter in place {who} answers differently by {delta:.2g} of its largest logit"
-                )
+                who = "the bare base" if name == "__base__" else "the previous adapter"
+                raise Discard(f"with the adapter loaded, {who} answers differently by {delta:.2g} of its largest logit")
         if not deltas[slot] <= limit:
-            message = f"in a batch with other adapters it answers differently than alone, by {deltas[slot]:.2g}"
+            message = f"in a batch with other adapters it answers differently than in its own, by {deltas[slot]:.2g}"
             result.note(
                 "warning", "smoke.mixed_differs", "logits", message, f"at most {limit:.2g}", f"{deltas[slot]:.3g}"
             )
 
     def _noise_of_rows(self) -> float:
-        """How far a row of a batch and the same tokens alone differ on the bare base, of the largest logit."""
+        """The difference between a batch of rows and of one, on the bare base, relative to the largest logit."""
         answers = language.rows(self._base.model, [self._short] * 3)
-        alone_ = self._known.baseline.logits[0][: len(self._short)]
-        return max(self._delta(row, alone_) for row in answers) / self._largest
+        single = self._known.baseline.logits[0][: len(self._short)]
+        return max(self._delta(row, single) for row in answers) / self._largest
 
     @staticmethod
     def _delta(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -243,9 +240,9 @@ class Resident:
 
 def _demand_pairs_only(spec: LoraSpec, tensors: dict[str, torch.Tensor]) -> None:
     pairs = {f"{_PREFIX}{update.path}.lora_{half}.weight" for update in spec.modules for half in "AB"}
-    strangers = sorted(tensors.keys() ^ pairs)
-    if strangers:
-        raise Discard(f"the file does not hold exactly its modules' pairs: {strangers[0]}")
+    unexpected = sorted(tensors.keys() ^ pairs)
+    if unexpected:
+        raise Discard(f"the file does not hold exactly the pairs of its modules: {unexpected[0]}")
 
 
 def _updates(spec: LoraSpec, tensors: dict[str, torch.Tensor]) -> Iterator[Update]:

@@ -34,10 +34,7 @@ class SmokeResult:
     def note(
         self, severity: Severity, code: str, location: str, message: str, expected: str = "", found: str = ""
     ) -> None:
-        self.findings.append(
-            Finding(code=code, severity=severity, location=location[:600], message=message[:2000],
-                    expected=expected[:600], found=found[:600])
-        )  # fmt: skip
+        self.findings.append(Finding.of(severity, code, location, message, expected, found))
 
     def measure(self, name: str, value: float) -> None:
         self.measurements[name] = float(f"{value:.6g}") if math.isfinite(value) else None
@@ -50,6 +47,8 @@ class SmokeResult:
         return {
             "findings": [finding.model_dump(mode="json") for finding in self.findings],
             "measurements": self.measurements,
-            "reference_logprobs": self.reference_logprobs.model_dump(mode="json") if self.reference_logprobs is not None else None,
+            "reference_logprobs": self.reference_logprobs.model_dump(mode="json")
+            if self.reference_logprobs is not None
+            else None,
             "pictures": self.pictures,
         }

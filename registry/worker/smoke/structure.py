@@ -66,10 +66,15 @@ def in_file(weights: Path) -> Shapes:
 
 
 def _differences(expectation: Shapes, shapes: Shapes) -> Iterator[Finding]:
+    differing = {name for name in expectation.keys() & shapes.keys() if expectation[name] != shapes[name]}
     for code, names, what in (
         ("compat.module_missing", expectation.keys() - shapes.keys(), "expects tensors that the file does not hold"),
         ("lora.tensor_unknown", shapes.keys() - expectation.keys(), "expects none of these tensors of the file"),
-        ("compat.shape", {n for n in expectation.keys() & shapes.keys() if expectation[n] != shapes[n]}, "expects other shapes"),
+        (
+            "compat.shape",
+            {n for n in expectation.keys() & shapes.keys() if expectation[n] != shapes[n]},
+            "expects other shapes",
+        ),
     ):
         if names:
             shown = sorted(names)[:SHOWN]

@@ -1,4 +1,4 @@
-"""The keeper and its children, as real processes: what each kind of adapter ends in, and that the next one is right."""
+"""The model process and its children: how each kind of adapter ends, and that the next one is right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from registry.worker.sandbox.environment import clean_environment
 from tests.worker import models
 
 LIMITS = Limits(deadline_seconds=120, threads=1)
-ALONE = Limits(deadline_seconds=120, threads=1, alone=True)
+ISOLATED = Limits(deadline_seconds=120, threads=1, isolate=True)
 """A process of its own for every adapter: slow enough to be stopped on its way."""
 
 
@@ -28,22 +28,22 @@ def source(base_folder: Path) -> Source:
 
 
 def codes(answer: dict[str, Any]) -> dict[str, str]:
-    return {finding["code"]: finding["severity"] for finding in answer["seen"]["findings"]}
+    return {finding["code"]: finding["severity"] for finding in answer["result"]["findings"]}
 
 
 def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: Source, good: Path) -> None:
     answer = pool.try_adapter(source, good, LIMITS)
     assert codes(answer) == {}
-    seen = answer["seen"]["measurements"]
+    seen = answer["result"]["measurements"]
     assert seen["max_logit_delta"] > 1e-3
     assert 0 < seen["kl_nats"] < 3
     assert seen["base_tensors_changed"] == 0
-    seen = pool.try_adapter(source, good, ALONE)["seen"]["measurements"]
+    seen = pool.try_adapter(source, good, ISOLATED)["result"]["measurements"]
     assert (seen["base_tensors_changed"], seen["base_logits_equal_after"]) == (0, True)
 
 
-def test_a_keeper_has_one_thread_so_that_it_may_fork(pool: Pool, source: Source) -> None:
-    assert pool.keeper(source).ready["threads"] == 1
+def test_a_model_process_has_one_thread_so_that_it_may_fork(pool: Pool, source: Source) -> None:
+    assert pool.process(source).ready["threads"] == 1
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_a_keeper_has_one_thread_so_that_it_may_fork(pool: Pool, source: Source)
 def test_a_broken_adapter_is_named_and_the_next_one_is_right(
     pool: Pool, source: Source, good: Path, base_folder: Path, tmp_path: Path, change: models.Change, expected: Any
 ) -> None:
-    loads, before = pool.base_loads, pool.try_adapter(source, good, LIMITS)["seen"]["measurements"]["max_logit_delta"]
+    loads, before = pool.base_loads, pool.try_adapter(source, good, LIMITS)["result"]["measurements"]["max_logit_delta"]
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "broken", change=change), LIMITS)
     assert codes(answer).items() >= expected.items()
-    assert pool.try_adapter(source, good, LIMITS)["seen"]["measurements"]["max_logit_delta"] == before
+    assert pool.try_adapter(source, good, LIMITS)["result"]["measurements"]["max_logit_delta"] == before
     assert pool.base_loads == loads
 
 
 def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, base_folder: Path, tmp_path: Path) -> None:
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), LIMITS)
-    assert "layers.0.self_attn.q_proj.lora_B" in answer["seen"]["findings"][0]["location"]
+    assert "layers.0.self_attn.q_proj.lora_B" in answer["result"]["findings"][0]["location"]
 
 
 @pytest.mark.parametrize(
@@ -103,24 +103,24 @@ def test_what_peft_cannot_load_is_a_finding_with_its_reason(pool: Pool, source: 
     other = models.base(tmp_path / "wide", hidden=128)
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
     assert codes(answer) == {"smoke.load_failed": "error"}
-    assert "size mismatch" in answer["seen"]["findings"][0]["message"] or "RuntimeError" in str(answer)
+    assert "size mismatch" in answer["result"]["findings"][0]["message"] or "RuntimeError" in str(answer)
 
 
-def test_a_hanging_child_is_killed_at_its_deadline_and_the_keeper_goes_on(
+def test_a_hanging_child_is_killed_at_its_deadline_and_the_model_process_goes_on(
     pool: Pool, source: Source, good: Path
 ) -> None:
-    keeper = pool.keeper(source)
-    with _When(keeper, signal.SIGSTOP) as stopped:
-        answer = pool.try_adapter(source, good, Limits(deadline_seconds=1.5, threads=1, alone=True))
+    process = pool.process(source)
+    with _When(process, signal.SIGSTOP) as stopped:
+        answer = pool.try_adapter(source, good, Limits(deadline_seconds=1.5, threads=1, isolate=True))
     assert answer["failed"] == "the child was killed: it reached its deadline of 1.5 seconds"
     assert not _exists(stopped.child)
     assert codes(pool.try_adapter(source, good, LIMITS)) == {}
-    assert pool.keeper(source) is keeper
+    assert pool.process(source) is process
 
 
 def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: Source, good: Path) -> None:
-    with _When(pool.keeper(source), signal.SIGSEGV):
-        answer = pool.try_adapter(source, good, ALONE)
+    with _When(pool.process(source), signal.SIGSEGV):
+        answer = pool.try_adapter(source, good, ISOLATED)
     assert answer["failed"] == "the child died of SIGSEGV without an answer"
 
 
@@ -134,17 +134,17 @@ def test_a_child_that_asks_for_too_much_memory_is_a_failed_attempt(
 
 
 def test_a_job_that_was_given_up_stops_its_child(pool: Pool, source: Source, good: Path) -> None:
-    with _When(pool.keeper(source), signal.SIGSTOP, then=pool.stop_child):
-        answer = pool.try_adapter(source, good, ALONE)
-    assert answer["failed"] == "the child was killed: the worker gave the job up"
+    with _When(pool.process(source), signal.SIGSTOP, then=pool.stop_child):
+        answer = pool.try_adapter(source, good, ISOLATED)
+    assert answer["failed"] == "the child was killed: the worker stopped the job"
 
 
-def test_a_keeper_that_is_killed_takes_its_child_along_and_a_new_one_is_right(source: Source, good: Path) -> None:
+def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(source: Source, good: Path) -> None:
     with Pool() as pool:
-        keeper = pool.keeper(source)
-        kill = lambda: os.kill(keeper.pid, signal.SIGKILL)  # noqa: E731
-        with _When(keeper, signal.SIGSTOP, then=kill) as stopped, pytest.raises(Gone, match="signal 9"):
-            pool.try_adapter(source, good, ALONE)
+        process = pool.process(source)
+        kill = lambda: os.kill(process.pid, signal.SIGKILL)  # noqa: E731
+        with _When(process, signal.SIGSTOP, then=kill) as stopped, pytest.raises(Gone, match="signal 9"):
+            pool.try_adapter(source, good, ISOLATED)
         assert not _exists(stopped.child)
         assert codes(pool.try_adapter(source, good, LIMITS)) == {}
         assert pool.base_loads == 2
@@ -152,18 +152,18 @@ def test_a_keeper_that_is_killed_takes_its_child_along_and_a_new_one_is_right(so
 
 def test_a_base_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(Gone, match="the base empty does not load"):
+    with pytest.raises(Gone, match="cannot load the base empty"):
         ModelProcess(Source("empty", tmp_path, "")).load()
 
 
 def test_a_base_that_is_being_loaded_can_be_given_up(source: Source) -> None:
-    keeper = ModelProcess(source)
-    keeper.interrupt()
+    process = ModelProcess(source)
+    process.interrupt()
     with pytest.raises(Gone, match="signal 9"):
-        keeper.load()
+        process.load()
 
 
-def test_a_keeper_gets_no_secrets() -> None:
+def test_a_model_process_gets_no_secrets() -> None:
     kept = clean_environment(
         {"PATH": "/bin", "ADAPTER_TOKEN": "lra_x", "AWS_SECRET_ACCESS_KEY": "x", "REGISTRY_DATABASE_URL": "x"}
     )
@@ -172,11 +172,11 @@ def test_a_keeper_gets_no_secrets() -> None:
 
 
 class _When:
-    """Sends a signal to the child as soon as the keeper has named it, then calls `then`."""
+    """Sends a signal to the child as soon as the process has named it, then calls `then`."""
 
-    def __init__(self, keeper: ModelProcess, number: signal.Signals, then: Any = None) -> None:
+    def __init__(self, process: ModelProcess, number: signal.Signals, then: Any = None) -> None:
         self.child = 0
-        self._keeper, self._number, self._then = keeper, number, then
+        self._process, self._number, self._then = process, number, then
         self._thread = threading.Thread(target=self._wait)
 
     def __enter__(self) -> _When:
@@ -189,7 +189,7 @@ class _When:
     def _wait(self) -> None:
         ends = time.monotonic() + 120
         while not self.child and time.monotonic() < ends:
-            self.child = self._keeper.child
+            self.child = self._process.child
         if not self.child:  # number 0 would be the tests themselves
             return
         os.kill(self.child, self._number)
