@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,3 +39,39 @@ def test_the_python_example_pushes_promotes_and_pulls(server: Server, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "compat pass []" in done.stdout
     assert (tmp_path / "served/adapter_config.json").is_file()
+
+
+MASKS = (
+    (r"sha256:[0-9a-f]{64}", "DIGEST"),
+    (r"(?<=\S)  +", " "),
+    (r"job_[0-9a-f]+", "JOB"),
+    (r"source .*", "source FOLDER"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "TIME"),
+    (r"\d+(?:\.\d+)? ?(?:[kMG]?B|[kM])?\b", "N"),
+)
+
+
+def shape_of(output: str) -> list[str]:
+    """The lines of an output without what differs from run to run and from model to model."""
+    lines = [line.rstrip() for line in output.strip().splitlines()]
+    for pattern, mask in MASKS:
+        lines = [re.sub(pattern, mask, line) for line in lines]
+    return lines
+
+
+def test_the_quick_start_of_the_readme_prints_what_it_shows(tmp_path: Path) -> None:
+    (console,) = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    base = forge.llama("HuggingFaceTB/SmolLM2-135M-Instruct", tied=True, dtype="BF16")
+    forge.write(base.files, tmp_path / "models/SmolLM2-135M-Instruct")
+    adapter = {path: data for path, data in forge.lora(base).items() if path != "README.md"}
+    forge.write(adapter, tmp_path / "out/checkpoint-200")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("ADAPTER_", "REGISTRY_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "120"}
+    steps = [step.partition("\n") for step in console.split("$ ")[1:]]
+    assert len(steps) == 3
+    for typed, _, shown in steps:
+        command = [sys.executable, "-m", "cli.main", *shlex.split(typed)[1:]]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{typed}: {done.stderr}"
+        assert shape_of(done.stdout) == shape_of(shown), typed
