@@ -26,7 +26,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from registry.server.http.direct_io import IDLE_SECONDS, NAME, SLOTS
+from registry.server.http.direct_io import EXTENSION, IDLE_SECONDS, SLOTS
 
 BUFFER_BYTES = 2**20
 FLOW_BYTES = 2**18
@@ -81,7 +81,7 @@ class DirectProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.scheme == "http" and self.cycle is not None and not self.expect_100_continue:
             extensions: Any = self.scope.setdefault("extensions", {})
-            extensions[NAME] = SocketLane(self, self.cycle)
+            extensions[EXTENSION] = SocketLane(self, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         if not self._aside:
@@ -141,7 +141,7 @@ class SocketLane:
         return cycle
 
     # ---------------------------------------------------------------- a body comes in
-    def begin(self) -> bytes | None:
+    def begin_body(self) -> bytes | None:
         current = self._protocol.cycle is self._cycle and self._cycle.more_body
         if not current or self._cycle.disconnected or not self._open():
             return None
@@ -171,19 +171,19 @@ class SocketLane:
             write(buffer[:filled])
         return total
 
-    def end(self, count: int, whole: bool) -> None:
+    def end_body(self, count: int, whole: bool) -> None:
         self._close()
         if whole:
             self._protocol.restart()
         else:
             self._protocol.skip(count)
 
-    def break_off(self) -> None:
+    def abort_body(self) -> None:
         self._close()
         self._cycle.keep_alive = False
 
     # ---------------------------------------------------------------- a file goes out
-    async def enter(self) -> bool:
+    async def begin_answer(self) -> bool:
         transport: Any = self._protocol.transport
         for _ in range(TURNS):
             if self._cycle.disconnected or not transport.get_write_buffer_size():
@@ -204,7 +204,7 @@ class SocketLane:
             sent += step
         return sent
 
-    def leave(self, count: int) -> None:
+    def end_answer(self, count: int) -> None:
         self._close()
         self._cycle.expected_content_length -= count
 

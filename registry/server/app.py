@@ -79,7 +79,7 @@ ROOMS = (
     attestations,
     webhooks,
     openapi,
-    *hub.ROOMS,
+    *hub.MODULES,
 )
 """Where routes are. No router includes another: `declared_scopes` sees every route, and FastAPI looks for one in a flat
 list, not in a tree that it walks twice. The first match counts: what every push and pull asks for stands first, and

@@ -66,7 +66,7 @@ class Server:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        if scope["method"] == "PUT" and direct_io.of(scope) is None:
+        if scope["method"] == "PUT" and direct_io.direct_io_of(scope) is None:
             answer: Response = PlainTextResponse("no lane", 500)
         elif scope["method"] == "PUT":
             store = MemoryBlobs()

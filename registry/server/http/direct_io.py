@@ -1,15 +1,14 @@
-"""`Lane`: a short way for the bytes of one request or answer, past the HTTP server, from socket to disk and back.
+"""`DirectIO`: moves the bytes of one request between its socket and a file, without the copies of the HTTP server.
 
-An HTTP server in Python copies a body four times and wakes its event loop for each 64 KiB. `adapter serve` therefore
-offers each request its socket as the ASGI extension `NAME`; a server that offers none works as well, only slower.
+An HTTP server in Python copies a body four times and wakes its event loop for every 64 KiB. `adapter serve` therefore
+offers each request its socket as the ASGI extension `EXTENSION`. Everything works without it, only slower: over TLS, in
+process, or with another ASGI server.
 
-    body      begin() → read_into(sink.write) in a thread → end()      the rest, if any, comes by receive()
-    answer    http.response.start → wrote(…) → send_file(…) in a thread      the rest, if any, goes by send()
+    body      begin_body() → read_into(sink.write) in a thread → end_body()             the rest, if any, by receive()
+    answer    response.start → begin_answer() → send_file(…) in a thread → end_answer()      the rest, if any, by send()
 
-Invariants
-- A lane is used for whole megabytes that move now: a peer that pauses for `IDLE_SECONDS` goes back to the event loop,
-  so that slow ones hold no thread; and `SLOTS` bounds the threads in all.
-- Nothing depends on a lane being there: not over TLS, not in process, not under another ASGI server.
+A peer that pauses for `IDLE_SECONDS` is handed back to the event loop, so that slow peers hold no thread. `SLOTS` is
+the largest number of such threads.
 """
 
 from __future__ import annotations
@@ -17,45 +16,46 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-NAME = "registry.lane"
+EXTENSION = "registry.direct_io"
 SLOTS = 16
 IDLE_SECONDS = 1.0
-FROM_BYTES = 2**18
-"""Less than this is not worth a change of threads."""
+MINIMUM_BYTES = 2**18
+"""A smaller body is not worth a change of threads."""
 
 
-class Lane(Protocol):
-    """One request's socket. `begin`, `end` and `enter` run on the event loop, the others in a thread."""
+class DirectIO(Protocol):
+    """The socket of one request. Both `begin_` and `end_body` run on the event loop, the others in a thread."""
 
-    def begin(self) -> bytes | None:
-        """Stop the server from reading, and give what it has read of the body. None if there is no slot now."""
+    def begin_body(self) -> bytes | None:
+        """Stop the server from reading and return what it has read of the body. None if no slot is free."""
         ...
 
     def read_into(self, write: Callable[[memoryview], None], count: int) -> int:
-        """Read at most `count` more bytes of the body; fewer when the peer pauses. `ConnectionError` if it leaves."""
+        """Read up to `count` bytes of the body, fewer if the peer pauses. `ConnectionError` if it disconnects."""
         ...
 
-    def end(self, count: int, whole: bool) -> None:
-        """`count` bytes of the body were read; `whole` says that it is complete. The server goes on from there."""
+    def end_body(self, count: int, whole: bool) -> None:
+        """Let the server continue after `count` bytes of the body; `whole` if the body is complete."""
         ...
 
-    def break_off(self) -> None:
-        """Nobody knows how much of the body was read: the connection ends with the answer."""
+    def abort_body(self) -> None:
+        """Close the connection after the answer, because it is unknown how much of the body was read."""
         ...
 
-    async def enter(self) -> bool:
-        """Wait until what the server has written is sent. False if there is no slot now."""
+    async def begin_answer(self) -> bool:
+        """Wait until everything that the server has written is sent. False if no slot is free."""
         ...
 
     def send_file(self, descriptor: int, start: int, count: int) -> int:
-        """Send at most `count` bytes of an open file; fewer when the peer pauses or leaves."""
+        """Send up to `count` bytes of an open file, fewer if the peer pauses or disconnects."""
         ...
 
-    def leave(self, count: int) -> None:
-        """`count` bytes of the answer's body were sent. The server goes on from there."""
+    def end_answer(self, count: int) -> None:
+        """Let the server continue after `count` bytes of the answer's body."""
         ...
 
 
-def of(scope: Mapping[str, Any]) -> Lane | None:
-    lane: Lane | None = scope.get("extensions", {}).get(NAME)
-    return lane
+def direct_io_of(scope: Mapping[str, Any]) -> DirectIO | None:
+    """Return the socket that the server offers to this request, if any."""
+    direct_io: DirectIO | None = scope.get("extensions", {}).get(EXTENSION)
+    return direct_io

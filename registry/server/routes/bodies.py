@@ -79,10 +79,10 @@ async def receive(request: Request, sink: BlobWriter, size_bytes: int) -> None:
 
 async def _receive_by_lane(request: Request, sink: BlobWriter, size_bytes: int) -> None:
     """As much of the body as comes without a pause. Nothing, where there is no lane."""
-    lane = direct_io.of(request.scope)
-    if lane is None or size_bytes < direct_io.FROM_BYTES:
+    lane = direct_io.direct_io_of(request.scope)
+    if lane is None or size_bytes < direct_io.MINIMUM_BYTES:
         return
-    first = lane.begin()
+    first = lane.begin_body()
     if first is None:
         return
     left = size_bytes - len(first)
@@ -91,12 +91,12 @@ async def _receive_by_lane(request: Request, sink: BlobWriter, size_bytes: int) 
         failpoints.reach("upload.half")
         count = await threads.ask_store(lane.read_into, sink.write, left)
     except ConnectionError as e:
-        lane.break_off()
+        lane.abort_body()
         raise ClientDisconnect() from e
     except BaseException:
-        lane.break_off()
+        lane.abort_body()
         raise
-    lane.end(count, whole=count == left)
+    lane.end_body(count, whole=count == left)
 
 
 class FileAnswer(Response):
@@ -130,12 +130,12 @@ class FileAnswer(Response):
             os.close(descriptor)
 
     async def _send_by_lane(self, scope: Scope, descriptor: int) -> int:
-        lane = direct_io.of(scope)
-        if lane is None or self._length < direct_io.FROM_BYTES or not await lane.enter():
+        lane = direct_io.direct_io_of(scope)
+        if lane is None or self._length < direct_io.MINIMUM_BYTES or not await lane.begin_answer():
             return 0
         sent = 0
         try:
             sent = await run_in_threadpool(lane.send_file, descriptor, self._start, self._length)
         finally:
-            lane.leave(sent)
+            lane.end_answer(sent)
         return sent

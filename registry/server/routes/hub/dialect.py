@@ -27,8 +27,8 @@ from starlette.types import Scope
 
 from registry.api import PREFIX
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
-from registry.server import hub
 from registry.server.database import db
+from registry.server.hub import repositories
 from registry.server.hub.upstream import REDIRECTS, VIA, Reply, Upstream
 from registry.server.routes.idempotent import Handler, OnceRoute
 
@@ -136,7 +136,7 @@ def _relay(request: Request, upstream: Upstream) -> Response | None:
         return None
     if "namespace" in words:
         with db.session(request.app.state.engine, write=False) as session:
-            if hub.holds_namespace(session, words["namespace"]):
+            if repositories.has_namespace(session, words["namespace"]):
                 return None
     target = _one_by_one(request.scope) + (f"?{request.url.query}" if request.url.query else "")
     sent = {name: request.headers[name] for name in ("range", "content-type") if name in request.headers}

@@ -1,11 +1,6 @@
-"""One adapter in the Hub's dialect: its information, files, references and commits.
+"""One adapter in the Hub API: its information, files, references and commits; and requests to push, which are refused.
 
-Invariants
-- Every answer about a revision is about one version: sizes, ids and names come from its manifest.
-- Paths that are asked for and not there are left out (`paths-info`), as clients expect.
-
-Example
-    GET /api/models/acme/support/revision/prod?blobs=true
+Every answer about a revision is about one version: sizes, ids and names come from its manifest.
 """
 
 from __future__ import annotations
@@ -19,78 +14,77 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Engine
 
-from registry import hub as words
+from registry import hub
 from registry.api import PAGE_LIMIT
-from registry.errors import Invalid
+from registry.errors import Invalid, Refused
 from registry.hub import shapes
 from registry.hub.shapes import Json, Repository
-from registry.server import hub
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
-from registry.server.hub import gits
-from registry.server.routes.deps import BlobsDep, CursorDep, EngineDep, Puller, SessionDep
+from registry.server.hub import git_ids, repositories
+from registry.server.routes.deps import BlobsDep, CursorDep, EngineDep, Puller, Pusher, SessionDep
 from registry.server.routes.hub import dialect
 from registry.server.routes.hub.dialect import HubRoute
-from registry.server.routes.hub.listing import Words, next_page
+from registry.server.routes.hub.models import Expand, next_page_header
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 MODEL = "/api/models/{namespace}/{name}"
 PATHS_LIMIT = 1000
 
 
-class Looked:
-    """A repository at a revision: its version's row, and its files with their git ids where these are wanted."""
+class Snapshot:
+    """A repository at a revision: the version's row and its files."""
 
     def __init__(self, request: Request, engine: Engine, actor: Actor, revision: str) -> None:
-        given = request.path_params
-        self.name = hub.name(given["namespace"], given["name"])
+        self.name = repositories.parse_name(request.path_params["namespace"], request.path_params["name"])
         with db.session(engine, write=False) as session:
-            self.row: VersionRow = hub.version(session, actor, self.name, revision)
-            self.repository: Repository = hub.repository(session, self.name, self.row, actor)
-        self.commit = request.state.commit = words.commit_id(self.row.digest)
+            self.row: VersionRow = repositories.find_version(session, actor, self.name, revision)
+            self.repository: Repository = repositories.describe_repository(session, self.name, self.row, actor)
+        self.commit = request.state.commit = hub.commit_id(self.row.digest)
         self._engine = engine
 
     def with_ids(self, blobs: BlobsDep) -> Repository:
-        files = gits.known(self._engine, blobs, self.row.id, [file.descriptor for file in self.repository.files])
+        """The repository with the git ids of its files."""
+        descriptors = [file.descriptor for file in self.repository.files]
+        files = git_ids.with_git_ids(self._engine, blobs, self.row.id, descriptors)
         return dataclasses.replace(self.repository, files=files)
 
-    def last(self, asked: bool) -> Json | None:
-        """What `expand` asks of each entry: the commit that it came by, which is its version's."""
-        if not asked:
-            return None
-        row = self.row
-        told = shapes.commit(row.digest, row.number, row.message, row.created_at, row.created_by)
-        return {key: told[key] for key in ("id", "title", "date")}
+    def last_commit(self) -> Json:
+        """What `expand` adds to each entry: the commit of the version."""
+        commit = _commit(self.row)
+        return {key: commit[key] for key in ("id", "title", "date")}
 
 
 @router.get("/api/models/{name}")
 @router.get("/api/models/{name}/revision/{revision}")
-def unnamed(_actor: Puller, name: str) -> Response:
-    """A name without a namespace, as old models of the Hub have: none of ours."""
-    raise hub.no_repository(name)
+def show_without_namespace(_actor: Puller, name: str) -> Response:
+    """Names without a namespace, as old models of the Hub have, do not exist here."""
+    raise repositories.unknown_repository(name)
 
 
 @router.get(MODEL)
 @router.get(MODEL + "/revision/{revision}")
-def information(
+def show_repository(
     request: Request,
     actor: Puller,
     engine: EngineDep,
     blobs: BlobsDep,
     revision: str = "main",
-    asked: Annotated[bool, Query(alias="blobs")] = False,
-    expand: Words = [],  # noqa: B006
+    with_blobs: Annotated[bool, Query(alias="blobs")] = False,
+    expand: Expand = [],  # noqa: B006
 ) -> Response:
-    looked = Looked(request, engine, actor, revision)
-    found = looked.with_ids(blobs) if asked else looked.repository
-    return JSONResponse(shapes.info(found, blobs=asked, expand=expand), headers={dialect.COMMIT: looked.commit})
+    """A version and its files; with `blobs` also the ids of the files."""
+    snapshot = Snapshot(request, engine, actor, revision)
+    repository = snapshot.with_ids(blobs) if with_blobs else snapshot.repository
+    info = shapes.info(repository, blobs=with_blobs, expand=expand)
+    return JSONResponse(info, headers={dialect.COMMIT: snapshot.commit})
 
 
 @router.get(MODEL + "/tree/{revision}")
 @router.get(MODEL + "/tree/{revision}/{path:path}")
-def tree(
+def list_tree(
     request: Request,
     actor: Puller,
     engine: EngineDep,
@@ -100,46 +94,51 @@ def tree(
     recursive: bool = False,
     expand: bool = False,
 ) -> Response:
-    looked = Looked(request, engine, actor, revision)
-    files, below = looked.with_ids(blobs).files, path.strip("/")
-    found = shapes.tree(files, below, recursive=recursive, commit=looked.commit, last=looked.last(expand))
-    if not found:
-        raise hub.no_file(looked.name, looked.row, path, "folder")
-    return JSONResponse(found, headers={dialect.COMMIT: looked.commit})
+    """The files and folders below a path."""
+    snapshot = Snapshot(request, engine, actor, revision)
+    files = snapshot.with_ids(blobs).files
+    last = snapshot.last_commit() if expand else None
+    entries = shapes.tree(files, path.strip("/"), recursive=recursive, commit=snapshot.commit, last=last)
+    if not entries:
+        raise repositories.unknown_file(snapshot.name, snapshot.row, path, "folder")
+    return JSONResponse(entries, headers={dialect.COMMIT: snapshot.commit})
 
 
 @router.post(MODEL + "/paths-info/{revision}")
-def paths_info(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep, revision: str) -> list[Json]:
-    """What is known of some paths, files or folders. It only reads."""
-    paths, expand = _paths(request.state.body, request.headers.get("content-type", ""))
-    looked = Looked(request, engine, actor, revision)
-    last = looked.last(expand)
-    all_of_it = shapes.tree(looked.with_ids(blobs).files, "", recursive=True, commit=looked.commit, last=last)
-    return [entry for entry in all_of_it if entry["path"] in paths]
+def show_paths(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep, revision: str) -> list[Json]:
+    """The given files and folders. Paths that do not exist are left out, as clients expect."""
+    paths, expand = _parse_paths(request.state.body, request.headers.get("content-type", ""))
+    snapshot = Snapshot(request, engine, actor, revision)
+    last = snapshot.last_commit() if expand else None
+    files = snapshot.with_ids(blobs).files
+    entries = shapes.tree(files, "", recursive=True, commit=snapshot.commit, last=last)
+    return [entry for entry in entries if entry["path"] in paths]
 
 
-def _paths(body: bytes, kind: str) -> tuple[set[str], bool]:
-    """From a form (Python) or from JSON (JavaScript)."""
+def _parse_paths(body: bytes, content_type: str) -> tuple[set[str], bool]:
+    """Return the paths and whether to expand, from a form (Python) or JSON (JavaScript)."""
     try:
-        if "json" in kind:
-            given: Any = json.loads(body or b"{}")
-            pairs = [("paths", str(path)) for path in given.get("paths", [])]
-            pairs.append(("expand", str(given.get("expand", ""))))
+        if "json" in content_type:
+            fields: Any = json.loads(body or b"{}")
+            pairs = [("paths", str(path)) for path in fields.get("paths", [])]
+            pairs.append(("expand", str(fields.get("expand", ""))))
         else:
             pairs = parse_qsl(body.decode(), max_num_fields=PATHS_LIMIT)
     except (ValueError, AttributeError, TypeError, RecursionError) as e:
-        raise Invalid("REQUEST_INVALID", "the body is no list of paths, as a form or as JSON") from e
+        raise Invalid("REQUEST_INVALID", "the body is not a list of paths, as a form or as JSON") from e
     paths = {value.strip("/") for key, value in pairs if key == "paths"}
     return paths, any(key == "expand" and value.lower() == "true" for key, value in pairs)
 
 
 @router.get(MODEL + "/refs")
-def references(session: SessionDep, actor: Puller, namespace: str, name: str) -> Json:
-    return shapes.refs(*hub.references(session, actor, hub.name(namespace, name)))
+def list_references(session: SessionDep, actor: Puller, namespace: str, name: str) -> Json:
+    """Aliases as branches and versions as tags."""
+    adapter = repositories.parse_name(namespace, name)
+    return shapes.refs(*repositories.list_references(session, actor, adapter))
 
 
 @router.get(MODEL + "/commits/{revision}")
-def commits(
+def list_commits(
     request: Request,
     session: SessionDep,
     actor: Puller,
@@ -150,14 +149,36 @@ def commits(
     limit: Annotated[int, Query(ge=1)] = PAGE_LIMIT,
 ) -> Response:
     """The versions up to this one, newest first."""
-    called = hub.name(namespace, name)
-    row = hub.version(session, actor, called, revision)
-    found, rest = hub.commits(session, actor, called, row, min(limit, PAGE_LIMIT), cursor)
-    told = [shapes.commit(v.digest, v.number, v.message, v.created_at, v.created_by) for v in found]
-    return JSONResponse(told, headers=next_page(request, rest))
+    adapter = repositories.parse_name(namespace, name)
+    row = repositories.find_version(session, actor, adapter, revision)
+    page, next_cursor = repositories.list_commits(session, actor, adapter, row, min(limit, PAGE_LIMIT), cursor)
+    return JSONResponse([_commit(version) for version in page], headers=next_page_header(request, next_cursor))
+
+
+def _commit(version: Any) -> Json:
+    """A version, given as a row or as a view, as a commit."""
+    return shapes.commit(version.digest, version.number, version.message, version.created_at, version.created_by)
 
 
 @router.get(MODEL + "/auth-check")
-def auth_check(session: SessionDep, actor: Puller, namespace: str, name: str) -> dict[str, bool]:
-    versions.adapter_row(session, actor, hub.name(namespace, name))
+def check_access(session: SessionDep, actor: Puller, namespace: str, name: str) -> dict[str, bool]:
+    """Whether the token may pull this adapter."""
+    versions.adapter_row(session, actor, repositories.parse_name(namespace, name))
     return {"ok": True}
+
+
+# ------------------------------------------------------------------ pushing
+@router.api_route("/api/repos/{operation}", methods=["POST", "DELETE"])
+@router.post("/api/validate-yaml")
+@router.post("/{namespace}/{name}/info/lfs/objects/batch")
+@router.api_route(MODEL + "/{operation}", methods=["PUT", "POST", "DELETE"])
+@router.api_route(MODEL + "/{operation}/{rest:path}", methods=["PUT", "POST", "DELETE"])
+@router.get(MODEL + "/auth-check/write")
+@router.get(MODEL + "/xet-write-token/{rest:path}")
+def push(_actor: Pusher) -> Response:
+    """Requests that begin a push are refused, so that no client leaves a partial one."""
+    raise Refused(
+        "HUB_PUSH_UNSUPPORTED",
+        "the Hub API of this registry is read-only",
+        next_step="push with `adapter push FOLDER NAME`",
+    )

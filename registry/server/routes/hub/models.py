@@ -1,12 +1,4 @@
-"""Who am I, and the list of adapters, in the Hub's dialect.
-
-Invariants
-- A filter is a tag; all must be there. `base_model:adapter:…` is the base by the name that it is registered under.
-- Pages are linked by absolute URLs, which clients follow with their token: they lead where this client came from.
-
-Example
-    GET /api/models?filter=base_model:adapter:meta-llama/Llama-3.1-8B&limit=30
-"""
+"""`whoami` and the list of adapters in the Hub API."""
 
 from __future__ import annotations
 
@@ -19,31 +11,32 @@ from fastapi.responses import JSONResponse
 from registry.api import PAGE_LIMIT
 from registry.hub import shapes
 from registry.roles import Scope
-from registry.server import hub
+from registry.server.hub import repositories
 from registry.server.routes.deps import Anyone, CursorDep, Puller, SessionDep
 from registry.server.routes.hub import dialect
 from registry.server.routes.hub.dialect import HubRoute
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
-Words = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=32)]
+Expand = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=32)]
 Text = Annotated[str, Query(max_length=200)]
 
 
 @router.get("/api/whoami-v2")
 def whoami(actor: Anyone) -> dict[str, Any]:
-    reach = actor.namespaces_with(Scope.PULL) or frozenset()
+    """The name and the namespaces of the token."""
+    namespaces = actor.namespaces_with(Scope.PULL) or frozenset()
     role = "write" if actor.has_scope(Scope.PUSH) else "read"
     return {
         "type": "user",
         "name": actor.name,
         "fullname": actor.identity,
-        "orgs": [{"type": "org", "name": namespace} for namespace in sorted(reach)],
+        "orgs": [{"type": "org", "name": namespace} for namespace in sorted(namespaces)],
         "auth": {"type": "access_token", "accessToken": {"displayName": actor.name, "role": role}},
     }
 
 
 @router.get("/api/models")
-def models(
+def list_models(
     request: Request,
     session: SessionDep,
     actor: Puller,
@@ -51,19 +44,23 @@ def models(
     search: Text = "",
     author: Text = "",
     filters: Annotated[list[str], Query(alias="filter", max_length=32)] = [],  # noqa: B006
-    expand: Words = [],  # noqa: B006
+    expand: Expand = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1)] = PAGE_LIMIT,
 ) -> Response:
-    asked = [word for text in filters for word in text.split(",") if word]
-    found, rest = hub.search(
-        session, actor, asked, author=author, text=search, cursor=cursor, limit=min(limit, PAGE_LIMIT)
+    """Adapters that have all tags of `filter`. `base_model:adapter:NAME` matches a base by its registered name."""
+    words = [word for text in filters for word in text.split(",") if word]
+    found, next_cursor = repositories.search(
+        session, actor, words, author=author, text=search, cursor=cursor, limit=min(limit, PAGE_LIMIT)
     )
-    answer = [shapes.info(one, siblings=False, expand=expand) for one in found]
-    return JSONResponse(answer, headers=next_page(request, rest))
+    items = [shapes.info(repository, siblings=False, expand=expand) for repository in found]
+    return JSONResponse(items, headers=next_page_header(request, next_cursor))
 
 
-def next_page(request: Request, cursor: str) -> dict[str, str]:
-    """The header that leads to what follows; empty at the end."""
+def next_page_header(request: Request, cursor: str) -> dict[str, str]:
+    """The Link header to the next page; empty on the last one.
+
+    Clients send their token to this URL, so it leads to the host at which this client reached the server.
+    """
     if not cursor:
         return {}
     query = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]

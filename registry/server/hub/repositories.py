@@ -1,0 +1,174 @@
+"""Adapters as repositories of the Hub API: their revisions, files, references, commits, and the list of them.
+
+- The catalog decides who sees what, as in the registry's own API.
+- By an alias a yanked version is refused; by a tag or commit id it is answered.
+- A path or name that is not valid here is absent, not malformed: clients probe for files and cache what is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import tuple_
+from sqlmodel import Session, col, select
+
+from registry import hub, names
+from registry.adapters.formats import IMAGE_SCHEMES, TEXT_SCHEMES, images
+from registry.adapters.peft.methods import METHODS
+from registry.api import VersionView
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound
+from registry.hub.shapes import LIBRARY, File, Repository
+from registry.manifest import Descriptor, Manifest
+from registry.names import AdapterName
+from registry.server.actors import Actor
+from registry.server.catalog import files, versions
+from registry.server.catalog import search as catalog_search
+from registry.server.catalog.search import Search
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionRow
+
+_BASE_FILTERS = ("base_model:adapter:", "base_model:")
+_LIBRARIES = TEXT_SCHEMES | IMAGE_SCHEMES | {LIBRARY}
+_METHODS = images.METHODS | {method.lower() for method in METHODS}
+_COMMON_TAGS = frozenset({"safetensors"})
+"""Tags that all adapters have, so that filtering by them has no effect."""
+
+
+def parse_name(namespace: str, name: str) -> AdapterName:
+    """Return a repository's name, ignoring case. `NotFound` for a name that no adapter can have."""
+    try:
+        return AdapterName(namespace.lower(), name.lower())
+    except Invalid:
+        raise unknown_repository(f"{namespace}/{name}") from None
+
+
+def unknown_repository(name: str) -> NotFound:
+    """The error for a repository that does not exist or that the actor may not see."""
+    return NotFound("ADAPTER_UNKNOWN", f"there is no adapter {name[:200]!r}, or you may not see it")
+
+
+def find_version(session: Session, actor: Actor, name: AdapterName, revision: str) -> VersionRow:
+    """Return the version at a branch, tag or commit id. `NotFound`; `Refused` (YANKED) for an alias."""
+    selector = hub.revision(revision)
+    if isinstance(selector, hub.Commit):
+        return _find_commit(session, actor, name, selector)
+    if selector is None:
+        versions.adapter_row(session, actor, name)
+        raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no revision {revision[:200]!r}")
+    return versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
+
+
+def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.Commit) -> VersionRow:
+    adapter = versions.adapter_row(session, actor, name)
+    matches = col(VersionRow.digest).startswith(f"sha256:{commit.digits}")
+    rows = session.exec(select(VersionRow).where(VersionRow.adapter_id == adapter.id, matches).limit(2)).all()
+    if len(rows) != 1:
+        count = "several versions" if rows else "no version"
+        raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has {count} whose id begins with {commit.digits}")
+    return rows[0]
+
+
+def find_file(session: Session, actor: Actor, name: AdapterName, row: VersionRow, path: str) -> Descriptor:
+    """Return one file of a version. `NotFound` (BLOB_UNKNOWN)."""
+    try:
+        return files.find(session, actor, name, Digest(row.digest), path)
+    except Invalid:
+        raise unknown_file(name, row, path) from None
+
+
+def unknown_file(name: AdapterName, row: VersionRow, path: str, kind: str = "file") -> NotFound:
+    """The error for a file or folder that a version does not have."""
+    return NotFound("BLOB_UNKNOWN", f"version {row.number} of '{name}' has no {kind} {path[:200]!r}")
+
+
+def describe_repository(session: Session, name: AdapterName, row: VersionRow, actor: Actor) -> Repository:
+    """Return a version as a repository. Its files have no git ids yet."""
+    base = session.exec(select(BaseRow.name).where(BaseRow.id == row.base_id)).one()
+    return _repository(name, row, actor, base)
+
+
+def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str) -> Repository:
+    manifest = Manifest.model_validate_json(row.manifest)
+    return Repository(
+        name=str(name),
+        digest=row.digest,
+        base=base,
+        created_at=row.created_at,
+        updated_at=row.created_at,
+        private=name.namespace not in actor.public,
+        size_bytes=row.size_bytes,
+        library=str(row.facts.get("scheme") or LIBRARY),
+        method=row.method,
+        annotations=manifest.annotations,
+        files=[File(descriptor) for descriptor in manifest.files],
+    )
+
+
+def list_references(session: Session, actor: Actor, name: AdapterName) -> tuple[dict[str, str], dict[int, str]]:
+    """Return alias → digest, and number → digest."""
+    adapter = versions.adapter_row(session, actor, name)
+    aliases = select(AliasRow.alias, VersionRow.digest).join(VersionRow, col(VersionRow.id) == AliasRow.version_id)
+    aliases = aliases.where(AliasRow.adapter_id == adapter.id)
+    numbers = select(VersionRow.number, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
+    return dict(session.exec(aliases).all()), dict(session.exec(numbers).all())
+
+
+def list_commits(
+    session: Session, actor: Actor, name: AdapterName, row: VersionRow, limit: int, cursor: str
+) -> tuple[Sequence[VersionView], str]:
+    """Return this version and older ones, newest first, and the cursor of the next page."""
+    page = versions.versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
+    return page.items, page.next_cursor
+
+
+def search(
+    session: Session, actor: Actor, filters: Sequence[str], *, author: str, text: str, cursor: str, limit: int
+) -> tuple[list[Repository], str]:
+    """Return adapters that have every tag of `filters`, at their newest version, and the cursor of the next page."""
+    query = _search_query(filters, author, text)
+    if query is None:
+        return [], ""
+    page = catalog_search.page(session, actor, query, cursor=cursor, limit=limit)
+    items = [(AdapterName.parse(item.name), item) for item in page.items]
+    rows = _version_rows(session, [(name, item.newest) for name, item in items])
+    return [_repository(name, rows[name], actor, item.base) for name, item in items], page.next_cursor
+
+
+def _version_rows(session: Session, versions: Sequence[tuple[AdapterName, int]]) -> dict[AdapterName, VersionRow]:
+    key = tuple_(col(AdapterRow.namespace), col(AdapterRow.name), col(VersionRow.number))
+    joined = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+    pairs = session.exec(joined.where(key.in_([(name.namespace, name.name, number) for name, number in versions])))
+    return {AdapterName(adapter.namespace, adapter.name): version for adapter, version in pairs}
+
+
+def _search_query(filters: Sequence[str], author: str, text: str) -> Search | None:
+    """Translate the Hub's filters; None if no adapter can match all of them."""
+    bases, tags, schemes, methods = set[str](), list[str](), set[str](), set[str]()
+    for word in filters:
+        prefix = next((p for p in _BASE_FILTERS if word.startswith(p)), "")
+        if prefix:
+            bases.add(word.removeprefix(prefix))
+        elif word in _LIBRARIES:
+            schemes.add(word)
+        elif word.lower() in _METHODS:
+            methods.add(word)
+        elif word not in _COMMON_TAGS:
+            tags.append(word.replace(":", "=", 1))
+    if max(len(bases), len(schemes), len(methods)) > 1:
+        return None
+    try:
+        namespace = AdapterName(author.lower(), "any").namespace if author else ""
+        base = str(names.base_name(bases.pop())) if bases else ""
+    except Invalid:
+        return None
+    return Search(
+        namespace=namespace, base=base, text=text, scheme="".join(schemes), method="".join(methods), tags=tuple(tags)
+    )
+
+
+def has_namespace(session: Session, namespace: str) -> bool:
+    """Whether this registry has the namespace, for any actor. Such repositories are never relayed."""
+    if session.get(NamespaceRow, namespace.lower()) is not None:
+        return True
+    statement = select(AdapterRow.id).where(AdapterRow.namespace == namespace.lower()).limit(1)
+    return session.exec(statement).first() is not None

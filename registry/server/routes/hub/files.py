@@ -1,0 +1,127 @@
+"""The bytes of one file in the Hub API.
+
+    small file   HEAD and GET are answered from here; the ETag is the git id
+    large file   GET redirects to a new link of the store; HEAD gives the SHA-256 and the size
+                 huggingface_hub 0.x gets the redirect at HEAD, too; the Rust client gets the bytes from here
+                 a GET of the first byte only stands for HEAD (JavaScript, Rust): answered from here
+
+- A redirect to the store is given only if the client does not send its token there (see hub.md's table).
+- Every answer names the commit, also if the file does not exist: clients cache by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy import Engine
+
+from registry import hub
+from registry.events import EventType
+from registry.hub.shapes import File
+from registry.server.actors import Actor
+from registry.server.catalog import files
+from registry.server.database import db
+from registry.server.hub import git_ids, repositories
+from registry.server.routes import transfer
+from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER
+from registry.server.routes.deps import BlobsDep, EngineDep, Puller, SettingsDep
+from registry.server.routes.hub import dialect
+from registry.server.routes.hub.dialect import HubRoute
+from registry.server.storage.blobs import BlobStore
+
+router = APIRouter(route_class=HubRoute, include_in_schema=False)
+
+
+@router.api_route("/{namespace}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
+def read_file(
+    request: Request,
+    actor: Puller,
+    engine: EngineDep,
+    blobs: BlobsDep,
+    settings: SettingsDep,
+    revision: str,
+    path: str,
+) -> Response:
+    """A file, from here or from the store."""
+    found = _find(request, actor, engine, blobs, revision, path)
+    file = found.file.descriptor
+    if request.method == "GET":
+        found.record_read(request, actor)
+    key = files.key_in(blobs, file)
+    redirects = (request.method == "GET" and not dialect.only_looks(request)) or dialect.is_of_old(request)
+    if hub.is_large(file) and redirects and not dialect.takes_token_along(request):
+        link = blobs.presign(key, seconds=settings.link_seconds, method="GET", file_name=file.path)
+        if link is not None:
+            headers = {**found.headers, "Location": link.url, "Cache-Control": "no-store"}
+            return Response(status_code=302, headers=headers)
+    return transfer.from_here(request, blobs, key, file.size_bytes, found.headers)
+
+
+@router.api_route("/{namespace}/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
+def read_raw(
+    request: Request,
+    actor: Puller,
+    engine: EngineDep,
+    blobs: BlobsDep,
+    revision: str,
+    path: str,
+) -> Response:
+    """What git would store: a small file itself, the LFS pointer of a large one."""
+    found = _find(request, actor, engine, blobs, revision, path)
+    file = found.file.descriptor
+    if hub.is_large(file):
+        pointer = hub.pointer(file)
+        headers = {**found.headers, "ETag": f'"{hub.git_id(pointer)}"', "Accept-Ranges": "none"}
+        return Response(pointer, headers=headers, media_type="text/plain")
+    if request.method == "GET":
+        found.record_read(request, actor)
+    return transfer.from_here(request, blobs, files.key_in(blobs, file), file.size_bytes, found.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file of a version, and the headers of every answer about it."""
+
+    file: File
+    version: str
+    headers: dict[str, str]
+
+    def record_read(self, request: Request, actor: Actor) -> None:
+        """Record in the audit log that the actor reads private bytes."""
+        batch = request.app.state.audit_log.batch
+        batch.add(actor, EventType.BYTES_READ, self.version, request_id=request.state.request_id)
+
+
+def _find(request: Request, actor: Actor, engine: Engine, blobs: BlobStore, revision: str, path: str) -> FoundFile:
+    name = repositories.parse_name(request.path_params["namespace"], request.path_params["name"])
+    with db.session(engine, write=False) as session:
+        row = repositories.find_version(session, actor, name, revision)
+        commit = request.state.commit = hub.commit_id(row.digest)
+        descriptor = repositories.find_file(session, actor, name, row, path)
+    file = git_ids.with_git_ids(engine, blobs, row.id, [descriptor])[0]
+    return FoundFile(file, f"{name}@{row.number}", _headers(file, commit, revision))
+
+
+def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
+    descriptor = file.descriptor
+    headers = {
+        "ETag": f'"{file.etag}"',
+        dialect.COMMIT: commit,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": FOR_EVER if revision == commit else ASK_AGAIN,
+        "Vary": "Authorization",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Content-Disposition": f'attachment; filename="{descriptor.path.rsplit("/", 1)[-1]}"',
+    }
+    if hub.is_large(descriptor):
+        headers |= {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(descriptor.size_bytes)}
+    return headers
+
+
+@router.api_route("/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
+@router.api_route("/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
+def read_without_namespace(_actor: Puller, name: str) -> Response:
+    """Names without a namespace do not exist here."""
+    raise repositories.unknown_repository(name)
