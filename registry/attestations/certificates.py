@@ -96,10 +96,17 @@ def of_material(material: Mapping[str, Any]) -> tuple[x509.Certificate, ...]:
         return ()
     if not 0 < len(listed) <= CHAIN_LIMIT or not all(isinstance(item, dict) for item in listed):
         raise wrong(f"verificationMaterial: a chain has 1 to {CHAIN_LIMIT} certificates")
+    return tuple(_read(decoded(item.get("rawBytes"), "rawBytes")) for item in listed)
+
+
+def _read(raw: bytes) -> x509.Certificate:
+    """A certificate whose parts can all be read: the library parses them when they are first used."""
     try:
-        return tuple(x509.load_der_x509_certificate(decoded(item.get("rawBytes"), "rawBytes")) for item in listed)
-    except ValueError as e:
+        certificate = x509.load_der_x509_certificate(raw)
+        _ = (certificate.public_key(), certificate.subject, certificate.issuer, tuple(certificate.extensions))
+    except Exception as e:  # the library raises many kinds
         raise wrong("verificationMaterial: a certificate cannot be read") from e
+    return certificate
 
 
 def key_of(certificate: x509.Certificate) -> PublicKey:
@@ -158,20 +165,13 @@ def _valid(certificate: x509.Certificate, at: datetime) -> None:
     if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
         spoken = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
         raise Untrusted(f"the certificate of {name_of(certificate)} was not valid at {spoken} UTC")
-    for extension in _extensions(certificate):
+    for extension in certificate.extensions:
         if extension.critical and extension.oid not in _UNDERSTOOD:
             raise Untrusted(f"the certificate of {name_of(certificate)} has a critical extension that is unknown here")
 
 
-def _extensions(certificate: x509.Certificate) -> Iterable[x509.Extension[Any]]:
-    try:
-        return list(certificate.extensions)
-    except ValueError as e:
-        raise Untrusted("the extensions of a certificate cannot be read") from e
-
-
 def _made_for_signing(leaf: x509.Certificate, *, code_only: bool) -> None:
-    found = {extension.oid: extension.value for extension in _extensions(leaf)}
+    found = {extension.oid: extension.value for extension in leaf.extensions}
     usage, purposes = found.get(ExtensionOID.KEY_USAGE), found.get(ExtensionOID.EXTENDED_KEY_USAGE)
     if usage is None or not usage.digital_signature:
         raise Untrusted("its certificate is not one for signatures")
@@ -182,7 +182,7 @@ def _made_for_signing(leaf: x509.Certificate, *, code_only: bool) -> None:
 
 def _authority(certificate: x509.Certificate, below: int) -> None:
     """Whether it may sign certificates, with so many others between it and the one at the end."""
-    found = {extension.oid: extension.value for extension in _extensions(certificate)}
+    found = {extension.oid: extension.value for extension in certificate.extensions}
     basic, usage = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
     if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
         raise Untrusted(f"{certificate.subject.rfc4514_string()} is not an authority that may issue certificates")

@@ -23,6 +23,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 DER, PEM = serialization.Encoding.DER, serialization.Encoding.PEM
 SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
 EMAIL = "alice@example.org"
+VALID_FOR = {"start": (NOW - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
 def key() -> ec.EllipticCurvePrivateKey:
@@ -40,6 +41,7 @@ class Authority:
         builder = begun(self.name, by.name if by else self.name, self.key.public_key(), timedelta(days=3650))
         usage = x509.KeyUsage(False, False, False, False, False, ca, False, False, False)
         builder = builder.add_extension(x509.BasicConstraints(ca, None), True).add_extension(usage, True)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), False)
         self.certificate = builder.sign(by.key if by else self.key, hashes.SHA256())
 
     @property
@@ -61,6 +63,8 @@ class Authority:
         usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
         builder = builder.add_extension(usage, True).add_extension(x509.ExtendedKeyUsage([purpose]), False)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.RFC822Name(EMAIL)]), True)
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(authority, False)
         for extension, critical in more:
             builder = builder.add_extension(extension, critical)
         return builder
@@ -94,7 +98,14 @@ class Sigstore:
         chain = [{"rawBytes": b64(self.authority.certificate.public_bytes(DER))}]
         told = {
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
-            "certificateAuthorities": [{"uri": "https://fulcio.example.org", "certChain": {"certificates": chain}}],
+            "certificateAuthorities": [
+                {
+                    "uri": "https://fulcio.example.org",
+                    "certChain": {"certificates": chain},
+                    "validFor": VALID_FOR,
+                    "subject": {"organization": "example", "commonName": "fulcio"},
+                }
+            ],
             "tlogs": [log_of(self.log.public)],
             "ctlogs": [log_of(self.certificates.public)],
         }
@@ -131,6 +142,7 @@ class Sigstore:
         digest = hashlib.sha256(base64.b64decode(envelope["payload"])).hexdigest()
         verifier = b64(leaf.public_bytes(PEM))
         spec = {
+            "envelopeHash": {"algorithm": "sha256", "value": hashlib.sha256(canonical_json(envelope)).hexdigest()},
             "payloadHash": {"algorithm": "sha256", "value": digest},
             "signatures": [{"signature": envelope["signatures"][0]["sig"], "verifier": verifier}],
         }
@@ -158,4 +170,6 @@ class Sigstore:
 
 def log_of(public: PublicKey) -> dict[str, Any]:
     raw = public.held.public_bytes(DER, SPKI)
-    return {"publicKey": {"rawBytes": b64(raw)}, "logId": {"keyId": b64(hashlib.sha256(raw).digest())}}
+    held = {"rawBytes": b64(raw), "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": VALID_FOR}
+    log_id = {"keyId": b64(hashlib.sha256(raw).digest())}
+    return {"baseUrl": "https://log.example.org", "hashAlgorithm": "SHA2_256", "publicKey": held, "logId": log_id}

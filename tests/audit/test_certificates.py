@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
+import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -189,6 +191,18 @@ def test_a_contradictory_keyless_signature_is_refused_and_not_stored(
     assert refusal.value.code == "SIGNATURE_INVALID"
     assert counted(world) == frozenset()
     assert examined(world, Trust()) == []
+
+
+def test_a_certificate_that_cannot_be_read_is_refused(sigstore: Sigstore) -> None:
+    source = random.Random(7)
+    for _ in range(300):
+        made = sigstore.bundle(_manifest())
+        certificate = made["verificationMaterial"]["certificate"]
+        data = bytearray(base64.b64decode(certificate["rawBytes"]))
+        data[source.randrange(len(data))] ^= 1 << source.randrange(8)
+        certificate["rawBytes"] = base64.b64encode(data).decode()
+        with pytest.raises(Invalid):
+            models.certified(json.dumps(made), _manifest(), Trust.parse([sigstore.trusted_root]), NOW)
 
 
 def test_a_missing_part_of_a_keyless_signature_is_named(sigstore: Sigstore) -> None:
