@@ -89,7 +89,7 @@ def export(
         cache = None if dest.startswith("s3://") else pull.USER_CACHE  # bytes on their way to a bucket are not kept
         as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
         told: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
-        done = exports.run(registry, roster, location, model=model, prune=prune, cache=cache, told=told)
+        done = exports.run(registry, roster, location, model=model, prune=prune, cache=cache, on_item=told)
     if pbase:
         lookups.write(Path(pbase), done)
     output.answer(done, lambda: _print_sum(done))

@@ -96,42 +96,44 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
         """A request to load the adapter from this node's shelf, or None."""
         try:
-            found = await asyncio.to_thread(lambda: self._finder_for(base_model_name).find(lora_name))
+            answer = await asyncio.to_thread(lambda: self._finder_for(base_model_name).find(lora_name))
         except Exception as e:
             _LOG.warning("adapter registry: %r is not resolved: %s", lora_name[:200], e)
             return None
-        if found.folder is None:
-            _LOG.warning("adapter registry: %r is not served: %s", lora_name[:200], found.reason)
+        if answer.folder is None:
+            _LOG.warning("adapter registry: %r is not served: %s", lora_name[:200], answer.reason)
             return None
-        if found.reason:
-            _LOG.warning("adapter registry: %r is served although: %s", lora_name, found.reason)
-        _LOG.info("adapter registry: %r is %s", lora_name, found.digest)
-        if found.digest is not None:
-            self._slots.note(lora_name, str(Ref.parse(lora_name).name), found.digest, SlotState.SERVING)
+        if answer.reason:
+            _LOG.warning("adapter registry: %r is served although: %s", lora_name, answer.reason)
+        _LOG.info("adapter registry: %r is %s", lora_name, answer.digest)
+        if answer.digest is not None:
+            self._slots.note(lora_name, str(Ref.parse(lora_name).name), answer.digest, SlotState.SERVING)
             self._tend(base_model_name)
-        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(found.folder))  # vLLM gives its own id
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(answer.folder))  # vLLM gives its own id
 
     def reporter(self, model: str) -> Reporter | None:
         """What tells the fleet of the versions that were given to this vLLM; None where that is switched off."""
         node = self._node()
         if node == "off":
             return None
-        given = self._given()
+        settings = self._given()
         return Reporter(
-            self._opened(given), self._slots, node=node,
-            engine=f"vllm-plugin-{_port(self._arguments)}", base=_base(given, model), alias=_alias(given),
-            profile=_engine(given, self._arguments), on_demand=True, say=lambda line: _LOG.warning("fleet: %s", line),
+            self._opened(settings), self._slots, node=node,
+            engine=f"vllm-plugin-{_port(self._arguments)}", base=_base(settings, model), alias=_alias(settings),
+            profile=_engine(settings, self._arguments), on_demand=True,
+            say=lambda line: _LOG.warning("fleet: %s", line),
         )  # fmt: skip
 
     def sweeper(self) -> Sweeper:
         """What takes from the shelf what nobody uses any more."""
-        given = self._given()
+        settings = self._given()
         limits = Limits(
-            _number(given, "ADAPTER_PLUGIN_KEEP_DAYS", KEEP_DAYS), _number(given, "ADAPTER_PLUGIN_KEEP_BYTES", math.inf)
+            _number(settings, "ADAPTER_PLUGIN_KEEP_DAYS", KEEP_DAYS),
+            _number(settings, "ADAPTER_PLUGIN_KEEP_BYTES", math.inf),
         )
         node = self._node()
-        leases = leases_of(self._opened(given), node) if node != "off" else set[Digest]
-        return Sweeper(self._shelf(given), limits, leases, lambda line: _LOG.warning("adapter registry: %s", line))
+        leases = leases_of(self._opened(settings), node) if node != "off" else set[Digest]
+        return Sweeper(self._shelf(settings), limits, leases, lambda line: _LOG.warning("adapter registry: %s", line))
 
     def _tend(self, model: str) -> None:
         """Begin, once, what goes on beside the answers as long as this process lives."""
@@ -139,9 +141,9 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
             begun, self._tending = self._tending, True
         if begun:
             return
-        for name, made in (("fleet", lambda: self.reporter(model)), ("sweep", self.sweeper)):
+        for name, create in (("fleet", lambda: self.reporter(model)), ("sweep", self.sweeper)):
             try:
-                goes_on = made()
+                goes_on = create()
             except Exception as e:
                 _LOG.warning("adapter registry: no %s on this node: %s", name, e)
                 continue
@@ -151,11 +153,11 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
     def _node(self) -> str:
         return self._environment.get("ADAPTER_PLUGIN_NODE", "").strip() or this_node()
 
-    def _opened(self, given: Mapping[str, str]) -> Registry:
-        return self._open(given["ADAPTER_REGISTRY"], given.get("ADAPTER_TOKEN", ""))
+    def _opened(self, settings: Mapping[str, str]) -> Registry:
+        return self._open(settings["ADAPTER_REGISTRY"], settings.get("ADAPTER_TOKEN", ""))
 
-    def _shelf(self, given: Mapping[str, str]) -> Shelf:
-        return Shelf(Path(given.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser())
+    def _shelf(self, settings: Mapping[str, str]) -> Shelf:
+        return Shelf(Path(settings.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser())
 
     def _given(self) -> dict[str, str]:
         return {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}
@@ -167,27 +169,27 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
             return self._finder
 
     def _made(self, model: str) -> Finder:
-        given = self._given()
+        settings = self._given()
         return Finder(
-            self._opened(given),
-            self._shelf(given),
-            engine=_engine(given, self._arguments),
-            base=_base(given, model),
-            alias=_alias(given),
-            namespaces=frozenset(map(names.namespace, _listed(given.get("ADAPTER_PLUGIN_NAMESPACES", "")))),
-            checks=frozenset(Check(word) for word in _listed(given.get("ADAPTER_PLUGIN_CHECKS", ""))),
+            self._opened(settings),
+            self._shelf(settings),
+            engine=_engine(settings, self._arguments),
+            base=_base(settings, model),
+            alias=_alias(settings),
+            namespaces=frozenset(map(names.namespace, _listed(settings.get("ADAPTER_PLUGIN_NAMESPACES", "")))),
+            checks=frozenset(Check(word) for word in _listed(settings.get("ADAPTER_PLUGIN_CHECKS", ""))),
         )
 
 
-def _number(given: Mapping[str, str], setting: str, default: float) -> float:
-    text = given.get(setting) or str(default)
+def _number(settings: Mapping[str, str], setting: str, default: float) -> float:
+    text = settings.get(setting) or str(default)
     try:
-        found = float(text)
+        number = float(text)
     except ValueError:
-        found = -1.0
-    if not found >= 0:
+        number = -1.0
+    if not number >= 0:
         raise Invalid("SETTING_INVALID", f"{setting}: {text[:40]!r} is not a number of 0 or more")
-    return found
+    return number
 
 
 def _listed(text: str) -> list[str]:
@@ -225,23 +227,23 @@ def profile(engine_version: str, arguments: Sequence[str]) -> str:
     return str(engines.profile(",".join([f"vllm=={engine_version}", *written])))
 
 
-def _engine(given: Mapping[str, str], arguments: Sequence[str]) -> str:
-    return given.get("ADAPTER_PLUGIN_ENGINE") or profile(version(), arguments)
+def _engine(settings: Mapping[str, str], arguments: Sequence[str]) -> str:
+    return settings.get("ADAPTER_PLUGIN_ENGINE") or profile(version(), arguments)
 
 
-def _base(given: Mapping[str, str], model: str) -> str:
-    return str(names.base_name(given.get("ADAPTER_PLUGIN_BASE") or _called(model)))
+def _base(settings: Mapping[str, str], model: str) -> str:
+    return str(names.base_name(settings.get("ADAPTER_PLUGIN_BASE") or _called(model)))
 
 
-def _alias(given: Mapping[str, str]) -> Alias:
-    return names.alias(given.get("ADAPTER_PLUGIN_ALIAS") or names.NEWEST)
+def _alias(settings: Mapping[str, str]) -> Alias:
+    return names.alias(settings.get("ADAPTER_PLUGIN_ALIAS") or names.NEWEST)
 
 
 def _port(arguments: Sequence[str]) -> str:
     """What `--port` says, else vLLM's default."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    said = [next_ if word == "--port" else word.partition("=")[2] for word, next_ in pairs if word[:6] == "--port"]
-    return said[0] if said and said[0].isdigit() else "8000"
+    ports = [next_ if word == "--port" else word.partition("=")[2] for word, next_ in pairs if word[:6] == "--port"]
+    return ports[0] if ports and ports[0].isdigit() else "8000"
 
 
 def _called(model: str) -> str:

@@ -58,7 +58,7 @@ class Agent:
         """Ask for the roster; whether it has changed. Falls back on the kept one where there is none yet."""
         since = self._roster.cursor if self._roster else ""
         try:
-            found = self._registry.roster(self._base, self._alias, engine=self._profile, since=since, wait=wait)
+            desired = self._registry.roster(self._base, self._alias, engine=self._profile, since=since, wait=wait)
         except RegistryError as e:
             if self._roster is None:
                 self._roster = self._kept()
@@ -67,10 +67,10 @@ class Agent:
                     self._say_once("roster", f"no roster, so the one that was kept holds: {e.detail}")
                     return True
             raise
-        self._had_adapters = bool(self._had_adapters or found.adapters or self._kept())
-        self._roster = found
-        self._keep(found)
-        return found.cursor != since
+        self._had_adapters = bool(self._had_adapters or desired.adapters or self._kept())
+        self._roster = desired
+        self._keep(desired)
+        return desired.cursor != since
 
     def step(self) -> list[Slot]:
         """One pass over the engine; tells what is new. Nothing without a roster."""

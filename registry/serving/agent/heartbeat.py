@@ -50,12 +50,12 @@ class Reporter:
 
     def report(self) -> bool:
         """One report; whether the registry took it. What is wrong is said once, until it goes well again."""
-        said = NodeReport(
+        report = NodeReport(
             base=self._base, alias=self._alias, profile=self._profile, on_demand=self._on_demand,
             slots=self._slots.all()[:SLOTS_LIMIT],
         )  # fmt: skip
         try:
-            self._fleet.report(self._node, self._engine, said)
+            self._fleet.report(self._node, self._engine, report)
         except RegistryError as e:
             self._metrics.add("reports_failed")
             if e.detail != self._trouble:
@@ -70,9 +70,9 @@ class Reporter:
         """Until `stop` is set and somebody has woken it (`slots.changed`), or the next report was due."""
         while not stop.is_set():
             self._slots.changed.clear()
-            began, taken = time.monotonic(), self.report()
-            stop.wait(TOGETHER_SECONDS if taken else AGAIN_SECONDS)
-            if taken:
+            began, changed = time.monotonic(), self.report()
+            stop.wait(TOGETHER_SECONDS if changed else AGAIN_SECONDS)
+            if changed:
                 self._slots.changed.wait(max(0.0, began + RENEW_SECONDS - time.monotonic()))
 
 

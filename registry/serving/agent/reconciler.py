@@ -158,17 +158,17 @@ class Station:
         return last.compared
 
     def _bring(self, name: AdapterName, entry: RosterEntry) -> Path:
-        found = self._shelf.find(entry.digest)
-        if found is not None:
-            return found
+        folder = self._shelf.find(entry.digest)
+        if folder is not None:
+            return folder
         try:
-            found = self._shelf.bring(self._registry, name, entry.digest)
+            folder = self._shelf.bring(self._registry, name, entry.digest)
         except RegistryError:
             self._metrics.add("pulls_failed")
             raise
         self._metrics.add("pulls")
         self._metrics.add("pulled_bytes", entry.size_bytes)
-        return found
+        return folder
 
     def _prove(self, served: str, ref: Ref, digest: Digest) -> bool:
         """`Refused`, and unloaded again, when the engine answers otherwise than the smoke test did."""
@@ -207,25 +207,25 @@ class Station:
 
     def _kept_aliases(self) -> dict[str, str]:
         try:
-            kept = json.loads(self._alias_file.read_bytes())
-            return {str(name): str(served) for name, served in kept.items()}
+            aliases = json.loads(self._alias_file.read_bytes())
+            return {str(name): str(served) for name, served in aliases.items()}
         except (OSError, ValueError, AttributeError):
             return {}
 
     def _clear(self, roster: Roster, loaded: Mapping[str, str]) -> None:
         """Unload what nobody is sent to any more, once requests had time to end."""
-        wanted = set(self.aliases.values()) | {entry.served_name for entry in roster.adapters}
-        now, kept = self._clock(), dict[str, float]()
+        needed = set(self.aliases.values()) | {entry.served_name for entry in roster.adapters}
+        now, draining = self._clock(), dict[str, float]()
         for served, root in loaded.items():
-            stale = self._is_stale(served, root, roster) if "/" in served else served not in wanted
+            stale = self._is_stale(served, root, roster) if "/" in served else served not in needed
             if not stale or self._shelf.digest_at(root) is None:
                 continue
             until = self._leaving.get(served, now + self._drain_seconds)
             if now < until:
-                kept[served] = until
+                draining[served] = until
             else:
                 self._unload(served)
-        self._leaving = kept
+        self._leaving = draining
 
     def _is_stale(self, served: str, root: str, roster: Roster) -> bool:
         """A name that the plugin resolved stays what it was until it is unloaded."""
@@ -240,21 +240,21 @@ class Station:
 
     # ---------------------------------------------------------------- what is said of it
     def _tell(self, slots: list[Slot], loaded: Mapping[str, str]) -> None:
-        said = {slot.served_name for slot in slots}
+        reported = {slot.served_name for slot in slots}
         for slot in slots:
             state = SlotState.SERVING if slot.state == "ready" else SlotState(slot.state)
             self.slots.note(slot.served_name, slot.name, slot.digest, state, reason=slot.reason, verified=slot.verified)
         for served, root in loaded.items():
             name, digest = self._adapters.get(served), self._shelf.digest_at(root)
-            if served in said or name is None or digest is None:
+            if served in reported or name is None or digest is None:
                 continue
             answers = self.aliases.get(name) == served
             if answers or served in self._leaving:
                 last = self._verified.get(served)
                 state = SlotState.SERVING if answers else SlotState.DRAINING
                 self.slots.note(served, name, digest, state, verified=last is not None and last.compared)
-                said.add(served)
-        self.slots.keep_only(said)
+                reported.add(served)
+        self.slots.keep_only(reported)
         ready = [slot for slot in slots if slot.state == "ready"]
         ours = [root for root in loaded.values() if self._shelf.digest_at(root) is not None]
         self._metrics.note({

@@ -33,26 +33,33 @@ class Proof:
 
     def of(self, served: str, ref: Ref, digest: Digest) -> bool:
         """Whether it could be compared, and is like the adapter. `Refused` (VERDICT_FAILED) when it is not."""
-        known = self._reference_logprobs(ref, digest) if self._engine.answers else None
-        if known is None:
+        reference = self._reference_logprobs(ref, digest) if self._engine.answers else None
+        if reference is None:
             return False
-        telling = max(known.prompts, key=lambda p: sum(abs(a - b) for a, b in zip(p.adapter, p.base, strict=True)))
-        told = self._engine.log_probs(served, telling.tokens)
-        kept = [at for at, value in enumerate(told or ()) if value is not None and at < len(telling.adapter)]
-        if not told or not kept:
+        telling = max(reference.prompts, key=lambda p: sum(abs(a - b) for a, b in zip(p.adapter, p.base, strict=True)))
+        answered = self._engine.log_probs(served, telling.tokens)
+        compared_at = [at for at, value in enumerate(answered or ()) if value is not None and at < len(telling.adapter)]
+        if not answered or not compared_at:
             return False
-        if len(told) == len(telling.adapter):  # else it is for `compare` to say
+        if len(answered) == len(telling.adapter):  # else it is for `compare` to say
             telling = telling.model_copy(
-                update={"adapter": [telling.adapter[at] for at in kept], "base": [telling.base[at] for at in kept]}
+                update={
+                    "adapter": [telling.adapter[at] for at in compared_at],
+                    "base": [telling.base[at] for at in compared_at],
+                }
             )
-        answer = [value for value in told if value is not None]
-        found = reference_logprobs.compare(known.model_copy(update={"prompts": (telling,)}), [answer])
-        if found.answers_like == "neither" and self._engine.coarse and found.to_adapter_nats < found.to_base_nats:
+        answer = [value for value in answered if value is not None]
+        comparison = reference_logprobs.compare(reference.model_copy(update={"prompts": (telling,)}), [answer])
+        if (
+            comparison.answers_like == "neither"
+            and self._engine.coarse
+            and comparison.to_adapter_nats < comparison.to_base_nats
+        ):
             return True
-        if found.answers_like in ("base", "neither"):
+        if comparison.answers_like in ("base", "neither"):
             raise Refused(
-                "VERDICT_FAILED", f"{served} was loaded and answers like {found.answers_like}: "
-                f"{found.to_adapter_nats} nats a token from its reference",
+                "VERDICT_FAILED", f"{served} was loaded and answers like {comparison.answers_like}: "
+                f"{comparison.to_adapter_nats} nats a token from its reference",
             )  # fmt: skip
         return True
 
@@ -63,10 +70,10 @@ class Proof:
             return ReferenceLogprobs.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
             pass
-        found = self._asked_for(ref) or self._of_original(digest)
-        if found is not None:
-            _keep(path, found)
-        return found
+        reference = self._asked_for(ref) or self._of_original(digest)
+        if reference is not None:
+            _keep(path, reference)
+        return reference
 
     def _asked_for(self, ref: Ref) -> ReferenceLogprobs | None:
         try:
@@ -86,9 +93,9 @@ class Proof:
         return self._asked_for(Ref(name, original.digest))
 
 
-def _keep(path: Path, found: ReferenceLogprobs) -> None:
+def _keep(path: Path, reference: ReferenceLogprobs) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, found.model_dump_json().encode())
+        replace_file(path, reference.model_dump_json().encode())
     except OSError:
         return  # it is asked for again

@@ -67,8 +67,8 @@ class LlamaCpp(Http):
         if file is not None and not needed:
             self._set({str(file): 0.0})
 
-    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
-        alone = next(iter(aliases.values())) if len(aliases) == wanted == 1 else None
+    def switched(self, aliases: Mapping[str, str], adapters: int) -> None:
+        alone = next(iter(aliases.values())) if len(aliases) == adapters == 1 else None
         with self._lock:
             scales = {str(file): float(name == alone) for name, file in self._files.items()}
         self._set(scales)
@@ -76,15 +76,15 @@ class LlamaCpp(Http):
     def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """One request a token: the server tells of the token that follows a prompt, not of the prompt's own."""
         number = self._number(served)
-        found: list[float | None] = []
+        log_probs: list[float | None] = []
         for end in range(1, len(tokens)):
-            asked = {
+            body = {
                 "prompt": list(tokens[:end]), "n_predict": 1, "temperature": 0, "n_probs": CANDIDATES,
                 "cache_prompt": False, "lora": [{"id": number, "scale": 1.0}],
             }  # fmt: skip
-            likely: dict[int, float] = self._read("POST", "/completion", asked, _likely)
-            found.append(likely.get(tokens[end]))
-        return found
+            likely: dict[int, float] = self._read("POST", "/completion", body, _likely)
+            log_probs.append(likely.get(tokens[end]))
+        return log_probs
 
     # ---------------------------------------------------------------- inside
     def _rows(self) -> list[dict[str, Any]]:
@@ -94,8 +94,8 @@ class LlamaCpp(Http):
                 for row in rows
             ]
 
-        found: list[dict[str, Any]] = self._read("GET", "/lora-adapters", None, pick)
-        return found
+        answer: list[dict[str, Any]] = self._read("GET", "/lora-adapters", None, pick)
+        return answer
 
     def _number(self, served: str) -> int:
         with self._lock:
@@ -105,10 +105,10 @@ class LlamaCpp(Http):
             raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} was started again without {file}")
         return number
 
-    def _set(self, wanted: Mapping[str, float]) -> None:
+    def _set(self, target: Mapping[str, float]) -> None:
         """Change these scales; the server sets to 0 what a request does not name, so every one is named."""
         rows = self._rows()
-        scales = [{"id": row["id"], "scale": wanted.get(row["path"], row["scale"])} for row in rows]
+        scales = [{"id": row["id"], "scale": target.get(row["path"], row["scale"])} for row in rows]
         if any(new["scale"] != row["scale"] for new, row in zip(scales, rows, strict=True)):
             self._ask("POST", "/lora-adapters", scales)
 
@@ -134,5 +134,5 @@ def _switched_on(file: Path) -> str:
         return ""
 
 
-def _likely(said: Any) -> dict[int, float]:
-    return {int(row["id"]): float(row["logprob"]) for row in said["completion_probabilities"][0]["top_logprobs"]}
+def _likely(entry: Any) -> dict[int, float]:
+    return {int(row["id"]): float(row["logprob"]) for row in entry["completion_probabilities"][0]["top_logprobs"]}

@@ -39,7 +39,7 @@ class Engine(Protocol):
 
     def unload(self, served: str) -> None: ...
 
-    def switched(self, aliases: Mapping[str, str], wanted: int) -> None:
+    def switched(self, aliases: Mapping[str, str], adapters: int) -> None:
         """Adapter → the served name that answers for it from now on, and how many adapters the roster has: for engines
         that hold such a thing themselves."""
 
@@ -61,9 +61,9 @@ class Http:
         )
 
     def loaded(self) -> dict[str, str]:
-        found = self._read("GET", "/v1/models", None, lambda said: said["data"])
+        models = self._read("GET", "/v1/models", None, lambda answer: answer["data"])
         with self._readable("/v1/models"):
-            return {str(model["id"]): str(model.get("root") or "") for model in found if model.get("parent")}
+            return {str(model["id"]): str(model.get("root") or "") for model in models if model.get("parent")}
 
     def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
         return loaded.values()
@@ -121,21 +121,21 @@ class VLLM(Http):
         """
         last = len(tokens) - 1
         asked_for = {1 + at * last // STEPS_LIMIT for at in range(STEPS_LIMIT)}
-        found = [self._next(served, tokens, end) if end in asked_for else None for end in range(1, last + 1)]
-        told = [value for value in found if value is not None]
-        return found if any(told) else None  # all 0: this vLLM tells what was left of the one token, not of all
+        log_probs = [self._next(served, tokens, end) if end in asked_for else None for end in range(1, last + 1)]
+        finite = [value for value in log_probs if value is not None]
+        return log_probs if any(finite) else None  # all 0: this vLLM tells what was left of the one token, not of all
 
     def _next(self, served: str, tokens: Sequence[int], end: int) -> float:
-        asked = {
+        body = {
             "model": served, "prompt": list(tokens[:end]), "max_tokens": 1, "temperature": 0, "logprobs": 1,
             "allowed_token_ids": [tokens[end]],
         }  # fmt: skip
 
-        def pick(said: Any) -> float:
-            return float(said["choices"][0]["logprobs"]["token_logprobs"][0])
+        def pick(answer: Any) -> float:
+            return float(answer["choices"][0]["logprobs"]["token_logprobs"][0])
 
-        found: float = self._read("POST", "/v1/completions", asked, pick)
-        return found
+        log_prob: float = self._read("POST", "/v1/completions", body, pick)
+        return log_prob
 
 
 class SGLang(Http):
@@ -148,13 +148,13 @@ class SGLang(Http):
         self._ask("POST", "/unload_lora_adapter", {"lora_name": served})
 
     def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
-        asked = {
+        body = {
             "input_ids": list(tokens), "lora_path": served, "return_logprob": True, "logprob_start_len": 0,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
         }  # fmt: skip
 
-        def pick(said: Any) -> list[float]:
-            return [float(row[0]) for row in said["meta_info"]["input_token_logprobs"][1:]]
+        def pick(answer: Any) -> list[float]:
+            return [float(row[0]) for row in answer["meta_info"]["input_token_logprobs"][1:]]
 
-        found: list[float] = self._read("POST", "/generate", asked, pick)
-        return found
+        log_probs: list[float] = self._read("POST", "/generate", body, pick)
+        return log_probs

@@ -112,7 +112,7 @@ def run(
     model: str = "",
     prune: bool = False,
     cache: Cache | Callable[[], Cache] | None = pull.USER_CACHE,
-    told: Callable[[Item], None] = lambda _item: None,
+    on_item: Callable[[Item], None] = lambda _item: None,
 ) -> Exported:
     """Bring everything on the roster to the place, then its index, then remove (with `prune`) what is on it no longer.
 
@@ -131,7 +131,7 @@ def run(
             else _brought(registry, roster, entry, location, model, cache, notes)
         )
         with telling:
-            told(item)
+            on_item(item)
         return item
 
     with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="export") as pool:
@@ -139,7 +139,7 @@ def run(
     _write_index(location, roster, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
     if prune and not any(item.state == "failed" for item in items):
         for item in _pruned(location, roster, {entry.served_name for entry in serve}):
-            told(item)
+            on_item(item)
             items.append(item)
     return Exported(location=location.title, base=roster.base, alias=roster.alias, cursor=roster.cursor, items=items)
 
@@ -231,9 +231,9 @@ def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> S
 
 
 def _check_index(location: Place, roster: Roster) -> None:
-    found = _parsed(location.index())
-    was = (found.get("base"), found.get("alias"))
-    if found and was != (roster.base, roster.alias):
+    index = _parsed(location.index())
+    was = (index.get("base"), index.get("alias"))
+    if index and was != (roster.base, roster.alias):
         raise Invalid(
             "FOLDER_INVALID",
             f"{location.title} holds alias {was[1]!r} of base {was[0]!r}, not {roster.alias!r} of {roster.base!r}",
@@ -261,23 +261,25 @@ def _write_index(location: Place, roster: Roster, model: str, notes: Sequence[Sa
         location.write_index(data)
 
 
-def _pruned(location: Place, roster: Roster, wanted: set[str]) -> list[Item]:
+def _pruned(location: Place, roster: Roster, names: set[str]) -> list[Item]:
     removed = []
-    for name in sorted(set(location.names()) - wanted):
+    for name in sorted(set(location.names()) - names):
         note = _parsed(location.note(name))
         if note.get("exported") == {"base": roster.base, "served_name": name}:
             location.remove(name)
-            told = {key: note[key] for key in ("name", "number", "digest")}
-            removed.append(Item(served_name=name, state="removed", reason="it is not on the roster any more", **told))
+            summary = {key: note[key] for key in ("name", "number", "digest")}
+            removed.append(
+                Item(served_name=name, state="removed", reason="it is not on the roster any more", **summary)
+            )
     return removed
 
 
 def _parsed(data: bytes | None) -> Said:
     try:
-        found = json.loads(data) if data else {}
+        document = json.loads(data) if data else {}
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _json(value: Said) -> bytes:

@@ -34,12 +34,12 @@ def write(folder: Path, exported: Exported) -> int:
             path = _path(folder, item)
             if path is not None and item.state in ("new", "unchanged"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                told = {
+                document = {
                     "adapterPath": f"{exported.location}{item.served_name}/",
                     "digest": item.digest,
                     "status": READY,
                 }
-                replace_file(path, json.dumps(told).encode())
+                replace_file(path, json.dumps(document).encode())
                 there += 1
             elif path is not None and item.state == "removed":
                 path.unlink(missing_ok=True)

@@ -98,26 +98,26 @@ class BucketPlace:
     def _listing(self) -> dict[str, dict[str, int]]:
         with self._lock:
             if self._listed is None:
-                found: dict[str, dict[str, int]] = {}
+                listing: dict[str, dict[str, int]] = {}
                 with self._reached("list_objects_v2"):
                     pages = self._client.get_paginator("list_objects_v2")
                     for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                         for entry in page.get("Contents", ()):
                             name, slash, path = entry["Key"][len(self._prefix) :].partition("/")
                             if slash and path:
-                                found.setdefault(name, {})[path] = int(entry["Size"])
-                self._listed = found
+                                listing.setdefault(name, {})[path] = int(entry["Size"])
+                self._listed = listing
             return self._listed
 
     def _upload(self, key: str, source: Path, digest: Digest) -> None:
-        found = self._head(key)
-        if found is None:
+        head = self._head(key)
+        if head is None:
             with self._reached("upload"):
-                told = {"Metadata": {_SUM: digest.hex}}
-                self._client.upload_file(str(source), self._bucket, self._prefix + key, ExtraArgs=told)
-            found = self._head(key)
+                kwargs = {"Metadata": {_SUM: digest.hex}}
+                self._client.upload_file(str(source), self._bucket, self._prefix + key, ExtraArgs=kwargs)
+            head = self._head(key)
         size = source.stat().st_size
-        there = (int(found["ContentLength"]), found.get("Metadata", {}).get(_SUM)) if found else None
+        there = (int(head["ContentLength"]), head.get("Metadata", {}).get(_SUM)) if head else None
         if there != (size, digest.hex):
             raise Invalid(
                 "FOLDER_INVALID",
@@ -129,11 +129,11 @@ class BucketPlace:
         return self._found("head_object", key)
 
     def _read(self, key: str) -> bytes | None:
-        found = self._found("get_object", key)
-        if found is None:
+        response = self._found("get_object", key)
+        if response is None:
             return None
         with self._reached("get_object"):
-            return bytes(found["Body"].read())
+            return bytes(response["Body"].read())
 
     def _found(self, operation: str, key: str) -> dict[str, Any] | None:
         with self._reached(operation):

@@ -65,21 +65,21 @@ def run(
     """One sweep. Errors of `leases` are the caller's; a folder that cannot be deleted is left for the next time."""
     swept, now = Swept(), clock()
     lying = _lying(shelf)
-    swept.kept_bytes = sum(one.size_bytes for one in lying)
+    swept.kept_bytes = sum(copy.size_bytes for copy in lying)
     leased = set(leases()) if lying else set()
-    for one in lying:  # those that were used longest ago come first
-        if one.digest in leased:
-            shelf.note_use(one.digest, now)
+    for copy in lying:  # those that were used longest ago come first
+        if copy.digest in leased:
+            shelf.note_use(copy.digest, now)
             continue
-        unused = now - one.used_at
+        unused = now - copy.used_at
         over = swept.kept_bytes > limits.size_bytes or unused >= limits.keep_days * DAY_SECONDS
-        with shelf.uses.taken(one.digest) as mine:
+        with shelf.uses.taken(copy.digest) as mine:
             if not mine:
-                shelf.note_use(one.digest, now)
-            elif over and unused >= LEAST_SECONDS and _take_away(shelf, one):
-                swept.removed.append(one.digest)
-                swept.removed_bytes += one.size_bytes
-                swept.kept_bytes -= one.size_bytes
+                shelf.note_use(copy.digest, now)
+            elif over and unused >= LEAST_SECONDS and _take_away(shelf, copy):
+                swept.removed.append(copy.digest)
+                swept.removed_bytes += copy.size_bytes
+                swept.kept_bytes -= copy.size_bytes
     _delete_leftovers(shelf, now - DAY_SECONDS)
     _forget(shelf, swept.removed)
     return swept
@@ -119,16 +119,16 @@ class Sweeper:
 
 # ------------------------------------------------------------------ inside
 def _lying(shelf: Shelf) -> list[_Lying]:
-    found: dict[Digest, _Lying] = {}
+    by_digest: dict[Digest, _Lying] = {}
     with contextlib.suppress(FileNotFoundError):
         for folder in shelf.versions.iterdir():
             digest = digest_of(folder.name)
             if digest is None or folder.is_symlink():
                 continue
-            one = found.setdefault(digest, _Lying(digest, [], _seen_at(shelf, digest, folder), 0))
-            one.folders.append(folder)
-            one.size_bytes += _size_of(folder)
-    return sorted(found.values(), key=lambda one: one.used_at)
+            version = by_digest.setdefault(digest, _Lying(digest, [], _seen_at(shelf, digest, folder), 0))
+            version.folders.append(folder)
+            version.size_bytes += _size_of(folder)
+    return sorted(by_digest.values(), key=lambda version: version.used_at)
 
 
 def _seen_at(shelf: Shelf, digest: Digest, folder: Path) -> float:
@@ -147,12 +147,12 @@ def _size_of(folder: Path) -> int:
     return size
 
 
-def _take_away(shelf: Shelf, one: _Lying) -> bool:
+def _take_away(shelf: Shelf, version: _Lying) -> bool:
     """Out of sight by a rename each; its manifest first, by which it would be found."""
     try:
         shelf.leaving.mkdir(exist_ok=True)
-        shelf.manifest_path(one.digest).unlink(missing_ok=True)
-        for folder in one.folders:
+        shelf.manifest_path(version.digest).unlink(missing_ok=True)
+        for folder in version.folders:
             os.rename(folder, shelf.leaving / f"{folder.name}.{secrets.token_hex(4)}")
     except OSError:
         return False
@@ -161,12 +161,12 @@ def _take_away(shelf: Shelf, one: _Lying) -> bool:
 
 def _delete_leftovers(shelf: Shelf, died_before: float) -> None:
     """What was taken away, and what pulls that died have left of versions."""
-    left = [*_entries(shelf.leaving)]
+    leftovers = [*_entries(shelf.leaving)]
     for scratch in _entries(shelf.incoming):
         with contextlib.suppress(OSError):
             times = [path.lstat().st_mtime for path in (scratch, *scratch.rglob("*"))]
-            left += [scratch] if max(times) < died_before else []
-    for path in left:
+            leftovers += [scratch] if max(times) < died_before else []
+    for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
 
 

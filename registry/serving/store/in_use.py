@@ -57,24 +57,24 @@ class Uses:
 
     def keep_only(self, digests: Iterable[Digest]) -> set[Digest]:
         """The engine was seen with these and no others: which uses ended by that."""
-        kept = set(digests)
+        current = set(digests)
         with self._lock:
             before = self._recorded() | self._held
-            self._write(kept)
-            for digest in self._held - kept:
+            self._write(current)
+            for digest in self._held - current:
                 self._unlock_byte(digest)
-            self._held &= kept
-            return before - kept
+            self._held &= current
+            return before - current
 
     def recorded(self) -> set[Digest] | None:
         """What the engines of all agents have; None where a record cannot be read."""
-        found = set[Digest]()
+        in_use = set[Digest]()
         try:
             for path in self._folder.glob("*.json"):
-                found |= _parsed(path)
+                in_use |= _parsed(path)
         except (OSError, ValueError, TypeError):
             return None
-        return found
+        return in_use
 
     @contextlib.contextmanager
     def taken(self, digest: Digest) -> Iterator[bool]:
@@ -103,14 +103,14 @@ class Uses:
             if self._descriptor is None:
                 self._lock_file.parent.mkdir(parents=True, exist_ok=True)
                 self._descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            wanted = _flock(F_RDLCK if shared else F_WRLCK, digest)
-            fcntl(self._descriptor, F_OFD_SETLKW if shared else F_OFD_SETLK, wanted)
+            request = _flock(F_RDLCK if shared else F_WRLCK, digest)
+            fcntl(self._descriptor, F_OFD_SETLKW if shared else F_OFD_SETLK, request)
         except OSError:
             return False
         return True
 
     def _unlock_byte(self, digest: Digest) -> None:
-        others = {kept for kept in self._held if _offset(kept) == _offset(digest)} - {digest}
+        others = {held for held in self._held if _offset(held) == _offset(digest)} - {digest}
         if self._descriptor is not None and not others:
             fcntl(self._descriptor, F_OFD_SETLK, _flock(F_UNLCK, digest))
 

@@ -86,15 +86,15 @@ class Finder:
             return Found(None, f"{text[:120]!r} is no name of an adapter")
         if self._namespaces and ref.name.namespace not in self._namespaces:
             return Found(None, f"{text!r} is of a namespace that this engine does not serve")
-        known = self._remembered(text)
-        if known is not None:
-            return known
+        remembered = self._remembered(text)
+        if remembered is not None:
+            return remembered
         if not self._may_ask():
             return Found(None, f"over {LOOKUPS_PER_MINUTE} unknown names a minute: {text!r} was not asked for")
         try:
             with self._pulls:
-                if self._clock() < self._away_until and (kept := self._last_yes(ref)) is not None:
-                    return kept
+                if self._clock() < self._away_until and (last := self._last_yes(ref)) is not None:
+                    return last
                 return self._ask(text, ref)
         except Unavailable as e:
             if e.code == "SERVER_UNREACHABLE":
@@ -146,17 +146,17 @@ class Finder:
 
     def _remembered(self, text: str) -> Found | None:
         with self._lock:
-            until, found = self._noes.get(text, (0.0, None))
-            return found if self._clock() < until else None
+            until, answer = self._noes.get(text, (0.0, None))
+            return answer if self._clock() < until else None
 
     def _no(self, text: str, reason: str, seconds: float = NO_SECONDS) -> Found:
-        found = Found(None, reason)
+        answer = Found(None, reason)
         with self._lock:
-            self._noes[text] = (self._clock() + seconds, found)
+            self._noes[text] = (self._clock() + seconds, answer)
             self._noes.move_to_end(text)
             while len(self._noes) > REMEMBERED_LIMIT:
                 self._noes.popitem(last=False)
-        return found
+        return answer
 
     def _may_ask(self) -> bool:
         now = self._clock()
@@ -188,8 +188,8 @@ class Finder:
 
     def _last_yes(self, ref: Ref) -> Found | None:
         try:
-            kept = json.loads(self._yes_file(ref).read_bytes())
-            digest = Digest(kept["digest"])
+            answer = json.loads(self._yes_file(ref).read_bytes())
+            digest = Digest(answer["digest"])
         except (OSError, ValueError, KeyError, TypeError, RegistryError):
             return None
         folder = self._shelf.find(digest)

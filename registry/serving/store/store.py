@@ -59,9 +59,9 @@ class Shelf:
             return None
         self.uses.begin(digest)  # before it is looked for: what is found stays
         with self._lock:
-            known = self._verified.get(digest)
-        if known is not None and known.is_dir():
-            return known
+            verified = self._verified.get(digest)
+        if verified is not None and verified.is_dir():
+            return verified
         for folder in self._places(digest):
             if folder.is_dir() and _is_true(folder, manifest):
                 with self._lock:
@@ -74,9 +74,9 @@ class Shelf:
 
         `Unavailable` (STORE_UNAVAILABLE) when this machine cannot keep it: a full disk, a folder that is not ours.
         """
-        found = self.find(digest)
-        if found is not None:
-            return found
+        existing = self.find(digest)
+        if existing is not None:
+            return existing
         self.uses.begin(digest)
         scratch = self.incoming / f"{digest.hex[:16]}-{secrets.token_hex(4)}"
         try:
@@ -98,10 +98,10 @@ class Shelf:
     def manifest(self, digest: Digest) -> Manifest | None:
         """The manifest of a version that was brought here; None if it is not here or is not what its name says."""
         try:
-            found = Manifest.parse(self.manifest_path(digest).read_bytes())
+            manifest = Manifest.parse(self.manifest_path(digest).read_bytes())
         except (OSError, RegistryError):
             return None
-        return found if found.digest == digest else None
+        return manifest if manifest.digest == digest else None
 
     def keep_only(self, digests: Iterable[Digest]) -> None:
         """The engine that is filled from here was seen with these and may read no others."""
@@ -133,9 +133,9 @@ class Shelf:
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                found = self.find(digest)  # somebody else has brought it meanwhile
-                if found is not None:
-                    return found
+                folder = self.find(digest)  # somebody else has brought it meanwhile
+                if folder is not None:
+                    return folder
                 continue
             with self._lock:
                 self._verified[digest] = location
