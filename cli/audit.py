@@ -24,13 +24,9 @@ from registry.client.audit import Audit, ServerLog
 from registry.client.core import Versions
 from registry.client.exported import FolderLog
 from registry.errors import Corrupt
-from registry.events import EventType, message_template
+from registry.events import FORMER_DETAILS, message_template
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
-
-_RENAMED_ACTIONS = {"upkeep.rejudge": EventType.ENGINES_RECHECK}
-_RENAMED_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
-"""Names in events before schema 0015. The log never changes what it has hashed."""
 
 
 @click.group()
@@ -88,11 +84,11 @@ def _print_events(items: list[EventView]) -> None:
 
 def _line(item: EventView) -> str:
     told = {
-        _RENAMED_DETAILS.get(key, key): _short(value)
+        FORMER_DETAILS.get(key, key): _short(value)
         for key, value in item.detail.items()
         if value not in ("", None, [], {})
     }
-    pattern = message_template(_RENAMED_ACTIONS.get(item.action, item.action))
+    pattern = message_template(item.action)
     try:
         message = pattern.format(object=item.object, **told)
     except (KeyError, IndexError):

@@ -43,7 +43,7 @@ def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: 
         output.answer({"version": made.pushed and made.pushed.version, "report": made.report}, lambda: _print(made))
         return
     output.answer({"job": job}, lambda: _print_job(job))
-    if job.state in (State.PARKED, State.CANCELLED):
+    if job.state in (State.FAILED, State.CANCELLED):
         click.get_current_context().exit(output.EXIT_CODES[Unavailable])
 
 
@@ -64,4 +64,4 @@ def _print_job(job: Job) -> None:
     elif job.error:
         click.echo(f"{job.id} is {job.state}: {output.plain(job.error)}")
     else:
-        click.echo(f"{job.id} {job.state}: values change, so a worker does it (`adapter work`); --wait waits for it")
+        click.echo(f"{job.id} {job.state}: values change, so a worker does it (`adapter worker`); --wait waits for it")

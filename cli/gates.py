@@ -1,4 +1,4 @@
-"""What stands before production: `adapter gate …`, `adapter approve`, and `adapter quarantine` with `release`.
+"""What stands before production: `adapter gate …`, `adapter approve`, and `adapter quarantine`.
 
 Invariants
 - A place with a slash is an adapter, one without is a namespace; an adapter's own gate counts before its namespace's.
@@ -140,28 +140,18 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
+@click.option("--undo", is_flag=True, help="Lift the quarantine. For owners.")
 @output.json_option
-def quarantine(ref: Ref, reason: str) -> None:
+def quarantine(ref: Ref, reason: str, undo: bool) -> None:
     """Withhold a version: no one can resolve, move or change it until an owner lifts the quarantine."""
     with _gates() as gates:
-        version = gates.quarantine(ref, reason)
+        version = gates.unquarantine(ref, reason) if undo else gates.quarantine(ref, reason)
 
     def text() -> None:
-        _say(version, f"is in quarantine: {reason}")
+        _say(version, f"is {'no longer ' if undo else ''}in quarantine: {reason}")
         fleet.warn(version.served_on)
 
     output.answer(version, text)
-
-
-@click.command()
-@click.argument("ref", type=output.REF)
-@click.option("--reason", required=True, help="Reason; kept in the audit log.")
-@output.json_option
-def release(ref: Ref, reason: str) -> None:
-    """Lift the quarantine of a version. For owners."""
-    with _gates() as gates:
-        version = gates.release(ref, reason)
-    output.answer(version, lambda: _say(version, f"is released: {reason}"))
 
 
 def _say(version: VersionView, what: str) -> None:

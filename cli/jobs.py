@@ -1,4 +1,4 @@
-"""Jobs: `adapter validate`, and `adapter job list`, `show`, `cancel`.
+"""Jobs: `adapter job list`, `show`, `cancel`, and waiting for one.
 
 Invariants
 - Waiting asks the registry; it never changes the job. Ctrl-C ends the waiting, not the job.
@@ -12,40 +12,19 @@ import time
 import click
 
 from cli import output, session, versions
-from registry.api.jobs import JobSubmit
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State, Step
+from registry.jobs import FINAL, Job, Kind, State, Step
 from registry.names import Ref
 
 ASK_EVERY_SECONDS = 0.5
 REMARK_AFTER_SECONDS = 5.0
 
 
-@click.command()
-@click.argument("ref", type=output.REF)
-@click.option("--wait", is_flag=True, help="Wait for the verdict.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
-@click.option("--priority", type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT), default=0, show_default=True,
-              help="Jobs with a higher priority run first.")  # fmt: skip
-@output.json_option
-def validate(ref: Ref, wait: bool, timeout: float | None, priority: int) -> None:
-    """Have a worker test a version on its base."""
-    with session.registry() as registry:
-        job = registry.submit(JobSubmit(kind=Kind.VALIDATE, ref=str(ref), priority=priority))
-        if not (wait or timeout):
-            output.answer(job, lambda: _print_submitted(job))
-            return
-        job = wait_for(registry, job.id, timeout)
-        verdict = verdict_of(registry, ref, job)
-    output.answer({"job": job, "verdict": verdict}, lambda: print_verdict(job, verdict))
-    exit_by(job, verdict)
-
-
-def _print_submitted(job: Job) -> None:
+def print_submitted(job: Job) -> None:
     click.echo(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
-    click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter work` does it"))
+    click.echo(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker` runs it"))
 
 
 def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> Job:
@@ -64,10 +43,10 @@ def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> J
             raise Unavailable(
                 "TRY_LATER",
                 f"job {job.id} is still {job.state} after {timeout:g} seconds",
-                next_step=f"it goes on; `adapter job show {job.id}` tells how",
+                next_step=f"it continues: `adapter job show {job.id}`",
             )
         if job.state is State.QUEUED and waited >= REMARK_AFTER_SECONDS and not remarked:
-            output.note(f"job {job.id} waits for a worker: run `adapter work` where the base's weights are")
+            output.note(f"job {job.id} waits for a worker: run `adapter worker` on a machine with the base's weights")
             remarked = True
         time.sleep(ASK_EVERY_SECONDS)
 
@@ -91,7 +70,7 @@ def exit_by(job: Job, verdict: Verdict | None) -> None:
     """End with the exit code that a waited-for job deserves."""
     if job.state is State.CANCELLED:
         raise Conflict("JOB_STATE", f"job {job.id} was cancelled")
-    if job.state is State.PARKED:
+    if job.state is State.FAILED:
         raise Unavailable(
             "TRY_LATER",
             f"job {job.id} could not be done: {job.error or 'no reason was given'}",
@@ -155,7 +134,7 @@ def _says(job: Job) -> str:
 
 
 def _state(job: Job) -> str:
-    colour = {State.DONE: "green", State.PARKED: "red", State.RUNNING: "cyan"}.get(job.state)
+    colour = {State.DONE: "green", State.FAILED: "red", State.RUNNING: "cyan"}.get(job.state)
     return click.style(job.state, fg=colour)
 
 

@@ -80,7 +80,7 @@ def merge(
         if wait or timeout:
             job = jobs.wait_for(registry, job.id, timeout)
     output.answer(job, lambda: _print_job(job))
-    if job.state is State.PARKED or job.state is State.CANCELLED:
+    if job.state is State.FAILED or job.state is State.CANCELLED:
         jobs.exit_by(job, None)
 
 
@@ -199,7 +199,7 @@ def _print_job(job: Job) -> None:
     if job.state is not State.DONE or report is None:
         click.echo(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
         if job.state not in FINAL:
-            click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter work` does it"))
+            click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter worker` does it"))
         return
     print_report(job.result.get("version") or job.result.get("base") or "", MergeReport.model_validate(report))
 

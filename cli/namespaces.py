@@ -169,7 +169,7 @@ def delete(name: str, yes: bool) -> None:
 @click.argument("to")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @output.json_option
-def transfer(name: str, to: str, yes: bool) -> None:
+def rename(name: str, to: str, yes: bool) -> None:
     """Rename an adapter to TO, also into another namespace that you own.
 
     The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
@@ -177,7 +177,7 @@ def transfer(name: str, to: str, yes: bool) -> None:
     adapter, wanted = AdapterName.parse(name), AdapterName.parse(to)
     _confirm(f"Rename {adapter} to {wanted} for ever?", yes)
     with _namespaces() as ours:
-        moved = ours.transfer(adapter, wanted)
+        moved = ours.rename(adapter, wanted)
     output.answer(moved, lambda: click.echo(f"{adapter} is {output.strong(moved.name)} now."))
 
 

@@ -116,7 +116,7 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
             lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
     if (Check.SMOKE, "") not in newest:
         failed = {check for (check, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
-        why = f"not tried yet: adapter validate {ref} --wait"
+        why = f"not tried yet: adapter smoke-test {ref} --wait"
         if Check.COMPAT in failed or Check.WEIGHTS in failed:
             why = "not tried: it does not fit" if Check.COMPAT in failed else "not tried: its weights are broken"
         lines.append(f"{'smoke':<8}{output.faint(why)}")

@@ -100,7 +100,7 @@ def _open_the_house(stage: Stage, props: Path) -> subprocess.Popen[str]:
     stage.expect(read < 0.01 * size, f"the base's weights were read: {read} of {size} bytes")
     stage.proves(f"the base was registered by reading {read / 1e3:.0f} kB of its {size / 1e6:.0f} MB: the header only")
     created = stage.ask("token", "create", "gpu-1", "--scope", "work", "--scope", "pull")
-    worker = stage.start("work", log="worker.log", token=created["secret"])
+    worker = stage.start("worker", log="worker.log", token=created["secret"])
     stage.tell("  it has a token for its jobs, no database and no key to the store\n")
     return worker
 
@@ -217,7 +217,7 @@ def _close(stage: Stage, worker: subprocess.Popen[str]) -> None:
           adapter serve --data my-registry              a registry of your own; it prints what to export
           adapter base add my-base path/to/base         any folder with config.json and *.safetensors
           adapter push path/to/adapter my-shop/support  then show, check, promote, pull
-          adapter work --once                           prove what was pushed
+          adapter worker --once                           prove what was pushed
         README.md has the quick start, ARCHITECTURE.md describes the modules.
     """)
     )

@@ -53,7 +53,7 @@ class EventType(StrEnum):
     VERSION_YANK = "version.yank", ObjectKind.VERSION, "yanked {object}"
     VERSION_UNYANK = "version.unyank", ObjectKind.VERSION, "unyanked {object}"
     VERSION_QUARANTINE = "version.quarantine", ObjectKind.VERSION, "quarantined {object}"
-    VERSION_RELEASE = "version.release", ObjectKind.VERSION, "released {object} from quarantine"
+    VERSION_UNQUARANTINE = "version.unquarantine", ObjectKind.VERSION, "lifted the quarantine of {object}"
     VERSION_SIGN = "version.sign", ObjectKind.VERSION, "signed {object}"
     VERSION_APPROVE = "version.approve", ObjectKind.VERSION, "approved {object} for {alias}"
     VERSION_SERVE = "version.serve", ObjectKind.VERSION, "started serving {object} on {node}"
@@ -64,7 +64,7 @@ class EventType(StrEnum):
     GATE_SET = "gate.set", ObjectKind.CHANNEL, "set the gate of {object}"
     GATE_REMOVE = "gate.remove", ObjectKind.CHANNEL, "removed the gate of {object}"
     ADAPTER_CREATE = "adapter.create", ObjectKind.ADAPTER, "created {object}"
-    ADAPTER_TRANSFER = "adapter.transfer", ObjectKind.ADAPTER, "renamed {object} to {to}"
+    ADAPTER_RENAME = "adapter.rename", ObjectKind.ADAPTER, "renamed {object} to {to}"
     ADAPTER_ARRIVE = "adapter.arrive", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
     ADAPTER_DELETE = "adapter.delete", ObjectKind.ADAPTER, "deleted {object} with all its versions"
     NAME_REINDEX = "name.reindex", ObjectKind.NAME, "restored from the bucket that the name {object} is never reused"
@@ -90,7 +90,7 @@ class EventType(StrEnum):
     JOB_ENQUEUE = "job.enqueue", ObjectKind.JOB, "queued a job ({kind}) for {subject}"
     JOB_FINISH = "job.finish", ObjectKind.JOB, "finished job {object}"
     JOB_REQUEUE = "job.requeue", ObjectKind.JOB, "queued job {object} again: {error}"
-    JOB_PARK = "job.park", ObjectKind.JOB, "gave up job {object}: {error}"
+    JOB_FAIL = "job.fail", ObjectKind.JOB, "gave up job {object}: {error}"
     JOB_CANCEL = "job.cancel", ObjectKind.JOB, "cancelled job {object} of {subject}"
     CAMPAIGN_BEGIN = "campaign.begin", ObjectKind.CAMPAIGN, "queued new smoke tests for {base}: {jobs} jobs"
     WEBHOOK_CREATE = "webhook.create", ObjectKind.WEBHOOK, "created a webhook to {to}"
@@ -118,14 +118,25 @@ WEBHOOK_DEFAULT: tuple[EventType, ...] = (
     EventType.VERSION_YANK,
     EventType.VERSION_UNYANK,
     EventType.VERSION_QUARANTINE,
-    EventType.VERSION_RELEASE,
+    EventType.VERSION_UNQUARANTINE,
 )
 """The types that a webhook sends unless it names others."""
 
 
+FORMER_TYPES = {
+    "adapter.transfer": EventType.ADAPTER_RENAME,
+    "job.park": EventType.JOB_FAIL,
+    "upkeep.rejudge": EventType.ENGINES_RECHECK,
+    "version.release": EventType.VERSION_UNQUARANTINE,
+}
+FORMER_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
+"""Names in events before schema 0015. The log never changes what it has hashed."""
+
+
 def message_template(event_type: str) -> str:
     """The `message` of a stored type. A type of a newer release, which has no member here, reads as itself."""
+    current: str = FORMER_TYPES.get(event_type, event_type)
     try:
-        return EventType[event_type.upper().replace(".", "_")].message
+        return EventType[current.upper().replace(".", "_")].message
     except KeyError:
         return f"{event_type} {{object}}"

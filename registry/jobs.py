@@ -2,13 +2,13 @@
 
     queued ──claim──▶ running ──finish──▶ done
       ▲                  │ ├──fail (tries left)──▶ queued
-      │                  │ ├──fail (no tries left)──▶ parked
+      │                  │ ├──fail (no tries left)──▶ failed
       └──lease runs out──┘ └──cancel──▶ cancelled        queued ──cancel──▶ cancelled
 
 Invariants
 - A job is held by at most one live lease. The lease's token is fencing: a late result with an old token is refused.
 - A lease that runs out gives the job back with `attempt + 1`; the work must therefore be idempotent.
-- `done`, `parked` and `cancelled` are final.
+- `done`, `failed` and `cancelled` are final.
 - A job that cannot run is a failed job; a verdict that says no is a job done.
 
 Example
@@ -43,7 +43,7 @@ PRIORITY_LIMIT = 100
 
 
 class Kind(StrEnum):
-    VALIDATE = "validate"
+    SMOKE_TEST = "smoke-test"
     MERGE = "merge"
     FUSE = "fuse"
     CONVERT = "convert"
@@ -54,17 +54,17 @@ class State(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
-    PARKED = "parked"
+    FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-FINAL = frozenset({State.DONE, State.PARKED, State.CANCELLED})
+FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 
 _TRANSITIONS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
-    State.RUNNING: frozenset({State.DONE, State.QUEUED, State.PARKED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.DONE, State.QUEUED, State.FAILED, State.CANCELLED}),
     State.DONE: frozenset(),
-    State.PARKED: frozenset(),
+    State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
 

@@ -72,7 +72,7 @@ TABLE = [
     _row("cli.merge", "domain client worker cli", "click"),
     _row("cli.serve", "domain server app cli", "click uvicorn fastapi"),
     _row("cli.lane", "server", "uvicorn httptools"),
-    _row("cli.work", "domain client worker cli", "click"),
+    _row("cli.worker", "domain client worker cli", "click"),
     _row("cli.updates", "worker", ""),
     _row("migrations.env", "server", "alembic sqlalchemy sqlmodel"),
     _row("migrations.versions", "", "alembic sqlalchemy"),

@@ -124,8 +124,9 @@ def stored_before_0015(connection: Connection) -> None:
         insert(connection, "verdict", id=number, version_id=1, check=check, profile="", base_id=1, base_fingerprint="f",
                outcome="fail", findings=findings if check == "fits" else [], summary=message, made_by={}, made_at=now,
                job_id="")  # fmt: skip
-    for job_id, kind in (("j1", "convert"), ("j2", "merge")):
-        insert(connection, "job", id=job_id, kind=kind, state="done", namespace="acme", subject="acme/a@1", base="b",
+    jobs = (("j1", "convert", "parked"), ("j2", "merge", "done"), ("j3", "validate", "queued"))
+    for job_id, kind, state in jobs:
+        insert(connection, "job", id=job_id, kind=kind, state=state, namespace="acme", subject="acme/a@1", base="b",
                priority=0, attempt=1, attempts_limit=3, payload={}, progress="", error="",
                result={"report": {"sentence": message}}, worker="", lease_token="", run_after=now, **made)  # fmt: skip
     evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"}]
@@ -139,6 +140,8 @@ def stored_before_0015(connection: Connection) -> None:
            heard_at=now, expires_at=now)  # fmt: skip
     similarity = {"other": "", "grade": "quantised", "compared": 3, "equal": 0, "changed": ["grade"]}
     insert(connection, "base_likeness", base_id=1, other_id=1, likeness=similarity)
+    actions = ["adapter.transfer", "alias.move"]
+    insert(connection, "webhook", id="w", namespace="acme", url="u", actions=actions, after=0, **made)
     insert(connection, "version_values", version_id=1, norms='{"q_proj": [1, 2, 3, 4]}')
     for state in ("held", "leaving", "serving"):
         insert(connection, "fleet_slot", box_id=7, served_name=state, namespace="acme", name="a", number=1, digest="d",
@@ -178,8 +181,11 @@ def test_stored_words_move_to_the_words_of_today_and_back(empty: Engine) -> None
         similarity = Similarity.model_validate(session.get_one(models.BaseSimilarityRow, (1, 1)).similarity)
         assert (similarity.match, similarity.changed) == (BaseMatch.QUANTIZED, ("grade",))
         assert session.get_one(models.VersionNormsRow, 1).norms == '{"q_proj": [1, 2, 3, 4]}'
-        results = [job.result["report"] for job in session.exec(select(models.JobRow).order_by(models.JobRow.id))]
-        assert [list(report) for report in results] == [["message"], ["sentence"]], "only conversions say it so"
+        jobs = session.exec(select(models.JobRow).order_by(models.JobRow.id)).all()
+        assert [(job.kind, job.state, list(job.result["report"])) for job in jobs] == [
+            ("convert", "failed", ["message"]), ("merge", "done", ["sentence"]), ("smoke-test", "queued", ["sentence"])
+        ]  # fmt: skip
+        assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move"]
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2)
         assert Gate.model_validate(session.get_one(models.NamespaceGateRow, ("acme", "prod")).gate) == gate
         assert Gate.model_validate(session.get_one(models.AdapterGateRow, (1, "prod")).gate) == gate

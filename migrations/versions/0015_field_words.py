@@ -25,6 +25,13 @@ CHECKS = {"fits": "compat", "values": "weights", "loads": "engine", "acts": "smo
 FAMILIES = {"weights": "safetensors", "values": "weights", "fit": "compat", "acts": "smoke"}
 """How codes of findings begin. The order matters: `weights` has to be free before `values` becomes it."""
 MATCHES = [('"grade": ', '"match": '), ('"quantised"', '"quantized"')]
+JOB_KINDS, JOB_STATES = {"validate": "smoke-test"}, {"parked": "failed"}
+ACTIONS = {
+    "adapter.transfer": "adapter.rename",
+    "job.park": "job.fail",
+    "upkeep.rejudge": "engines.recheck",
+    "version.release": "version.unquarantine",
+}
 STATES = {"held": "downloaded", "leaving": "draining"}
 FIELDS = {"place": "location", "sentence": "message"}
 """Fields of findings, and of what a conversion reported."""
@@ -32,6 +39,7 @@ FIELDS = {"place": "location", "sentence": "message"}
 
 def upgrade() -> None:
     _change_words(CHECKS, FAMILIES, FIELDS)
+    _change_jobs(JOB_KINDS, JOB_STATES, ACTIONS)
     _copy_fleet(("fleet_box", "box", "proved"), ("fleet_node", "node", "verified"), STATES)
     _copy_similarity("likeness", "similarity")
     _replace("base_similarity", "similarity", MATCHES)
@@ -43,6 +51,7 @@ def downgrade() -> None:
     _replace("base_similarity", "similarity", [(new, old) for old, new in MATCHES])
     _copy_similarity("similarity", "likeness")
     _copy_fleet(("fleet_node", "node", "verified"), ("fleet_box", "box", "proved"), _inverse(STATES))
+    _change_jobs(_inverse(JOB_KINDS), _inverse(JOB_STATES), _inverse(ACTIONS))
     _change_words(_inverse(CHECKS), _inverse(FAMILIES), _inverse(FIELDS))
 
 
@@ -51,8 +60,7 @@ def _inverse(words: dict[str, str]) -> dict[str, str]:
 
 
 def _change_words(checks: dict[str, str], families: dict[str, str], fields: dict[str, str]) -> None:
-    verdict = sa.table("verdict", sa.column("check", sa.String()))
-    op.execute(verdict.update().where(verdict.c.check.in_(checks)).values(check=sa.case(checks, value=verdict.c.check)))
+    _change_values("verdict", "check", checks)
     codes = [(f'"code": "{old}.', f'"code": "{new}.') for old, new in families.items()]
     keys = [(f'"{old}": ', f'"{new}": ') for old, new in fields.items()]
     _replace("verdict", "findings", [*codes, *keys])
@@ -61,6 +69,17 @@ def _change_words(checks: dict[str, str], families: dict[str, str], fields: dict
     _replace("alias_move", "evidence", [(f'"check": "{old}"', f'"check": "{new}"') for old, new in checks.items()])
     for table, key in (("namespace_gate", "namespace"), ("adapter_gate", "adapter_id")):
         _change_gates(table, key, checks)
+
+
+def _change_jobs(kinds: dict[str, str], states: dict[str, str], actions: dict[str, str]) -> None:
+    _change_values("job", "kind", kinds)
+    _change_values("job", "state", states)
+    _replace("webhook", "actions", [(f'"{old}"', f'"{new}"') for old, new in actions.items()])
+
+
+def _change_values(table: str, column: str, words: dict[str, str]) -> None:
+    rows = sa.table(table, sa.column(column, sa.String()))
+    op.execute(rows.update().where(rows.c[column].in_(words)).values({column: sa.case(words, value=rows.c[column])}))
 
 
 def _replace(
@@ -98,8 +117,7 @@ def _copy_fleet(old: tuple[str, str, str], new: tuple[str, str, str], states: di
     rest = "served_name, namespace, name, number, digest, state, reason, since"
     target, source = f"{name}_id, {proof}", f"{old_name}_id, {old_proof}"
     op.execute(f"INSERT INTO fleet_slot ({rest}, {target}) SELECT {rest}, {source} FROM copied_slot")
-    slot = sa.table("fleet_slot", sa.column("state", sa.String()))
-    op.execute(slot.update().where(slot.c.state.in_(states)).values(state=sa.case(states, value=slot.c.state)))
+    _change_values("fleet_slot", "state", states)
     if op.get_bind().dialect.name == "postgresql":
         op.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))")
     op.drop_table("copied_slot")

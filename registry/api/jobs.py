@@ -32,7 +32,7 @@ class ClaimRequest(Request):
     """POST /jobs/claim. `bases` are what this worker can load, warm ones first; empty means any."""
 
     worker: str = Field(min_length=1, max_length=200)
-    kinds: list[Kind] = Field(default=[Kind.VALIDATE], max_length=len(Kind))
+    kinds: list[Kind] = Field(default=[Kind.SMOKE_TEST], max_length=len(Kind))
     bases: list[str] = Field(default=[], max_length=BASES_LIMIT)
 
 
@@ -57,7 +57,7 @@ class FinishRequest(Request):
 
 
 class FailRequest(Request):
-    """POST /jobs/{id}/fail: this attempt could not answer. `final` parks the job at once."""
+    """POST /jobs/{id}/fail: this attempt could not answer. `final` ends the job at once."""
 
     lease_token: LeaseToken
     error: str = Field(max_length=4000)
@@ -69,7 +69,7 @@ class JobPage(Answer):
     next_cursor: str = ""
 
 
-class RevalidateRequest(Request):
+class CampaignRequest(Request):
     """POST /campaigns: try the versions of a base again.
 
     `outdated` leaves out those whose newest verdict was made on the base's fingerprint; `made_by` (tool → version, such

@@ -86,7 +86,7 @@ class ExchangeRequest(Request):
     adapter: str = Field(default="", max_length=200)
 
 
-class TransferRequest(Request):
+class RenameRequest(Request):
     to: str = Field(max_length=200)
     """The new name, `namespace/name`."""
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from registry import names
 from registry.api import BaseView
 from registry.api.bases import ThresholdsGiven
-from registry.api.jobs import CampaignView, RevalidateRequest
+from registry.api.jobs import CampaignRequest, CampaignView
 from registry.api.verdicts import ReferenceLogprobsView
 from registry.client.core import Versions
 from registry.errors import RegistryError
@@ -27,7 +27,7 @@ class Judging:
     def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
-    def begin(self, request: RevalidateRequest) -> CampaignView:
+    def begin(self, request: CampaignRequest) -> CampaignView:
         """Queue the affected versions of a base."""
         return self._send("POST", "/campaigns", CampaignView, request.model_dump(mode="json"))
 

@@ -57,8 +57,8 @@ class Gates:
     def quarantine(self, ref: Ref | str, reason: str) -> VersionView:
         return self._send("POST", f"{_version(ref)}/quarantine", VersionView, QuarantineRequest(reason=reason))
 
-    def release(self, ref: Ref | str, reason: str) -> VersionView:
-        return self._send("POST", f"{_version(ref)}/release", VersionView, QuarantineRequest(reason=reason))
+    def unquarantine(self, ref: Ref | str, reason: str) -> VersionView:
+        return self._send("POST", f"{_version(ref)}/unquarantine", VersionView, QuarantineRequest(reason=reason))
 
     def _send(self, method: str, path: str, shape: type[Shape], request: Request | None = None) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None

@@ -21,8 +21,8 @@ from registry.api.namespaces import (
     PublisherList,
     PublisherView,
     Removed,
+    RenameRequest,
     RoleGrant,
-    TransferRequest,
 )
 from registry.client.core import Name, Versions
 from registry.client.responses import Shape, parsed
@@ -60,8 +60,8 @@ class Namespaces:
     def delete_adapter(self, name: Name) -> Removed:
         return self._send("DELETE", _adapter(name), Removed)
 
-    def transfer(self, name: Name, to: Name) -> AdapterView:
-        return self._send("POST", _adapter(name) + "/transfer", AdapterView, TransferRequest(to=str(to)))
+    def rename(self, name: Name, to: Name) -> AdapterView:
+        return self._send("POST", _adapter(name) + "/rename", AdapterView, RenameRequest(to=str(to)))
 
     def publishers(self, name: Name) -> PublisherList:
         return self._send("GET", _adapter(name) + "/publishers", PublisherList)

@@ -152,7 +152,7 @@ class Gate(FrozenModel):
 def _lacks(check: Check, verdict: Verdict | None, profile: str = "") -> Iterator[Finding]:
     location = f"{check} {profile}".strip()
     if verdict is None:
-        step = "run `adapter validate REF --wait`" if check is Check.SMOKE else "push it with its base"
+        step = "run `adapter smoke-test REF --wait`" if check is Check.SMOKE else "push it with its base"
         message = f"no verdict for the check '{location}' yet: {step}"
         yield Finding.of("error", f"gate.{check}_absent", location, message)
     elif verdict.outcome not in (Outcome.PASS, Outcome.WARN):

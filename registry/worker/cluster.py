@@ -1,4 +1,4 @@
-"""`adapter work --ray`: warm workers on the nodes of a Ray cluster, for each base as many as asked for.
+"""`adapter worker --ray`: warm workers on the nodes of a Ray cluster, for each base as many as asked for.
 
     this process ──▶ Ray ──▶ actor: Worker for one base ──HTTP──▶ registry
 

@@ -18,7 +18,7 @@ from registry.worker.task import Done, Task
 Runner = Callable[[Task], Done]
 
 RUNNERS: Mapping[Kind, Runner] = {
-    Kind.VALIDATE: validation.validate,
+    Kind.SMOKE_TEST: validation.validate,
     Kind.MERGE: runner.merge,
     Kind.FUSE: runner.fuse,
     Kind.CONVERT: conversions.convert,

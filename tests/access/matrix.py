@@ -48,7 +48,7 @@ class Matrix:
         identity: dict[str, Any] = {}
         return {
             "POST /api/v1/adapters/{namespace}/{name}/pushes": {"manifest": manifest},
-            "POST /api/v1/adapters/{namespace}/{name}/transfer": {"to": "{namespace}/{name}"},
+            "POST /api/v1/adapters/{namespace}/{name}/rename": {"to": "{namespace}/{name}"},
             "POST /api/v1/adapters/{namespace}/{name}/publishers": {"issuer": "https://ci", "claims": {"sub": "x"}},
             "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/yank": {"reason": ""},
             "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/unyank": {"reason": ""},
@@ -57,7 +57,7 @@ class Matrix:
             "POST /api/v1/bases": {"spec": self.world.bases["tiny-llama"].model_dump(mode="json")},
             "PUT /api/v1/bases/{base:path}/identity": identity,
             "PUT /api/v1/fleet/nodes/{node}/{engine}": {"base": "tiny-llama", "alias": "prod", "slots": []},
-            "POST /api/v1/jobs": {"kind": "validate", "ref": "{namespace}/{name}@1"},
+            "POST /api/v1/jobs": {"kind": "smoke-test", "ref": "{namespace}/{name}@1"},
             "POST /api/v1/jobs/claim": {"worker": "w", "bases": ["none"]},
             "POST /api/v1/jobs/{job_id}/renew": {"lease_token": "x"},
             "POST /api/v1/jobs/{job_id}/finish": {"lease_token": "x"},

@@ -92,7 +92,7 @@ def test_a_quarantine_and_a_yank_take_effect_at_once_on_another_server(tenants: 
                 client.resolve(ref)
             assert refusal.value.code == "QUARANTINED"
         assert admin.resolve(by_digest).digest == digest
-        gates.release(by_digest, "a false alarm")
+        gates.unquarantine(by_digest, "a false alarm")
         assert reader.resolve("acme/support").digest == digest
         world.admin.yank(by_digest, "wrong data")
         with pytest.raises(Refused) as refusal:
@@ -186,7 +186,7 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
     tenants: Tenants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first statement sees the adapter's row; the second one, which locks it, does not."""
-    tenants.namespaces.transfer("acme/support", "acme/helper")
+    tenants.namespaces.rename("acme/support", "acme/helper")
     name, insert = AdapterName("acme", "support"), db.insert_new
 
     def seen(session: Session, table: type[SQLModel], values: dict[str, object]) -> bool:

@@ -188,7 +188,7 @@ def test_a_transfer_or_a_removal_ends_a_trusted_publisher(world: World, provider
     ours = Namespaces(world.admin)
     world.push("acme/support")
     token = world.client(exchange(world, provider.sign()).secret)
-    ours.transfer("acme/support", "acme/helpdesk")
+    ours.rename("acme/support", "acme/helpdesk")
     with pytest.raises(Unauthenticated):
         exchange(world, provider.sign())
     with pytest.raises(NotFound):

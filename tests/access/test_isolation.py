@@ -99,7 +99,7 @@ class Tenant:
             self.ask("POST", "/jobs/claim", json={"worker": "b"})
         for reference in ("acme/support@1", "globex/support@1", "acme/nothing@1"):
             self.ask("GET", "/jobs", params={"ref": reference})
-            self.ask("POST", "/jobs", json={"kind": "validate", "ref": reference})
+            self.ask("POST", "/jobs", json={"kind": "smoke-test", "ref": reference})
         self.ask("DELETE", "/adapters/acme/support")
         self.ask("DELETE", "/adapters/globex/support")
         self.ask("GET", "/namespaces/globex")

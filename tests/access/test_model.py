@@ -33,7 +33,7 @@ SUBJECTS = ("ann", "bob")
 WORDS = ("one", "two", "0ne")
 ALIAS = "canary"
 DONE = "done"
-ACTS = ("push", "push", "push", "promote", "promote", "stale", "rollback", "yank", "delete", "transfer", "grant",
+ACTS = ("push", "push", "push", "promote", "promote", "stale", "rollback", "yank", "delete", "rename", "grant",
         "revoke", "publish", "hide", "end_token", "look")  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class Oracle:
             self.buried.add((space, names.skeleton(word)))
         return wrong or DONE
 
-    def transfer(self, who: str, space: str, word: str, to: tuple[str, str]) -> str:
+    def rename(self, who: str, space: str, word: str, to: tuple[str, str]) -> str:
         wrong = self.found(who, "admin", space, word, 0)
         if wrong:
             return wrong
@@ -216,8 +216,8 @@ class Pair:
             return _code(lambda: client.yank(f"{name}@{version}", "r")), model.yank(who, space, word, version)
         if act == "delete":
             return _code(lambda: ours.delete_adapter(name)), model.delete(who, space, word)
-        if act == "transfer":
-            return _code(lambda: ours.transfer(name, "/".join(to))), model.transfer(who, space, word, to)
+        if act == "rename":
+            return _code(lambda: ours.rename(name, "/".join(to))), model.rename(who, space, word, to)
         if act == "grant":
             real = _code(lambda: ours.grant(space, self.subjects[subject], role))
             return real, model.change(who, space, lambda: model.roles.update({(space, subject): role}))

@@ -126,7 +126,7 @@ def test_a_transfer_keeps_versions_and_history_and_reserves_the_old_name(tenants
     world = tenants.world
     world.admin.promote("acme/support", "canary", "1", generation=0)
     before = world.admin.resolve("acme/support@1").digest
-    moved = tenants.namespaces.transfer("acme/support", "globex/helpdesk")
+    moved = tenants.namespaces.rename("acme/support", "globex/helpdesk")
     assert (moved.name, moved.digest, moved.aliases) == ("globex/helpdesk", before, {"main": 1, "canary": 1})
     assert len(world.admin.history("globex/helpdesk").moves) == 2
     assert [job.subject for job in world.admin.jobs(ref="globex/helpdesk").items] == ["globex/helpdesk@1"]
@@ -135,12 +135,12 @@ def test_a_transfer_keeps_versions_and_history_and_reserves_the_old_name(tenants
     with pytest.raises(Conflict):
         world.push("acme/support")
     with pytest.raises(Conflict):
-        tenants.namespaces.transfer("globex/helpdesk", "globex/secret")
+        tenants.namespaces.rename("globex/helpdesk", "globex/secret")
 
 
 def test_a_transfer_needs_rights_in_both_namespaces(tenants: Tenants) -> None:
     with pytest.raises(NotFound):
-        tenants.as_("owner").transfer("acme/support", "globex/taken")
+        tenants.as_("owner").rename("acme/support", "globex/taken")
     assert tenants.client("owner").resolve("acme/support").number == 1
 
 
@@ -198,13 +198,13 @@ def test_a_transfer_must_fit_into_the_quota_of_the_new_namespace(tenants: Tenant
     for limit in (NamespaceSet(quota_versions=2), NamespaceSet(quota_versions=0, quota_bytes=used + 1)):
         tenants.namespaces.change("globex", limit)
         with pytest.raises(TooLarge) as caught:
-            tenants.namespaces.transfer("acme/support", "globex/support")
+            tenants.namespaces.rename("acme/support", "globex/support")
         assert caught.value.code == "QUOTA_EXCEEDED"
         assert tenants.world.admin.adapter("acme/support").newest == 2, "it stays where it was"
     tenants.namespaces.change("acme", NamespaceSet(quota_versions=1))
-    tenants.namespaces.transfer("acme/support", "acme/helper")
+    tenants.namespaces.rename("acme/support", "acme/helper")
     tenants.namespaces.change("globex", NamespaceSet(quota_bytes=0, quota_versions=3))
-    tenants.namespaces.transfer("acme/helper", "globex/support")
+    tenants.namespaces.rename("acme/helper", "globex/support")
     assert tenants.namespaces.show("globex").used_versions == 3
 
 

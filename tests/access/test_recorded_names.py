@@ -47,7 +47,7 @@ def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None
 
 def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(tenants: Tenants) -> None:
     world = tenants.world
-    tenants.namespaces.transfer("globex/secret", "globex/renamed")
+    tenants.namespaces.rename("globex/secret", "globex/renamed")
     world.transport.settle()
     removal.forget(world.engine, world.blobs, AdapterName("globex", "secret"))
     metadata_backup.write_missing(world.engine, world.blobs, limit=10)
@@ -88,7 +88,7 @@ def test_a_record_written_during_a_rename_is_written_again(database_url: str, en
             if ends:
                 tenants.namespaces.delete_adapter("globex/secret")
             else:
-                tenants.namespaces.transfer("globex/secret", "globex/renamed")
+                tenants.namespaces.rename("globex/secret", "globex/renamed")
             world.transport.settle()
 
         blobs.act = change

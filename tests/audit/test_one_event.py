@@ -16,13 +16,13 @@ from registry.api.access import TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
 from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.api.jobs import (
+    CampaignRequest,
     Claimed,
     ClaimRequest,
     FailRequest,
     FinishRequest,
     JobSubmit,
     RenewRequest,
-    RevalidateRequest,
 )
 from registry.api.maintenance import ReindexRequest
 from registry.api.namespaces import NamespaceSet, PublisherAdd
@@ -120,7 +120,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     other = _claimed(drive)
     fail = FailRequest(lease_token=other.lease.token, error="no", final=True)
     drive("POST /jobs/{job_id}/fail", lambda: admin.fail(other.job.id, fail))
-    job = drive("POST /jobs", lambda: admin.submit(JobSubmit(kind=Kind.VALIDATE, ref="acme/support@1")))
+    job = drive("POST /jobs", lambda: admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1")))
     for _ in range(2):
         drive("POST /jobs/{job_id}/cancel", lambda: admin.cancel(job.id))
     drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "prod", "1", generation=0))
@@ -136,7 +136,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     for route, place in rule_of.items():
         drive(f"DELETE /{route}/gates/{{alias}}", partial(gates.remove, place, "beta"))
     drive(f"POST {A}/versions/{{selector}}/quarantine", lambda: gates.quarantine("acme/support@1", "an alarm"))
-    drive(f"POST {A}/versions/{{selector}}/release", lambda: gates.release("acme/support@1", "a false alarm"))
+    drive(f"POST {A}/versions/{{selector}}/unquarantine", lambda: gates.unquarantine("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
     signed = models.sign("x", admin.resolve("acme/support@1").manifest, key)
     wanted = SignRequest(bundle=signed, public_key=key.public.pem)
@@ -151,7 +151,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     _a_job_exchanges(drive, provider)
     gone = f"DELETE {A}/publishers/{{publisher_id}}"
     drive(gone, lambda: spaces.remove_publisher("acme/support", made.id))
-    drive(f"POST {A}/transfer", lambda: spaces.transfer("acme/support", "acme/helper"))
+    drive(f"POST {A}/rename", lambda: spaces.rename("acme/support", "acme/helper"))
     drive(f"DELETE {A}", lambda: spaces.delete_adapter("acme/helper"))
     drive("DELETE /namespaces/{namespace}", lambda: spaces.delete("acme"))
     _about_tokens_and_webhooks(drive, spaces, audit)
@@ -194,7 +194,7 @@ def _about_the_base(drive: Drive) -> None:
     drive(
         "PUT /bases/{base:path}/thresholds", lambda: judging.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5})
     )
-    drive("POST /campaigns", lambda: judging.begin(RevalidateRequest(base="tiny-llama")))
+    drive("POST /campaigns", lambda: judging.begin(CampaignRequest(base="tiny-llama")))
 
 
 def _a_job_exchanges(drive: Drive, provider: Provider) -> None:

@@ -21,8 +21,8 @@ def moved(world: World) -> World:
     world.add_base()
     world.push("acme/support", by=world.actor("push", name="ci"))
     spaces = Namespaces(world.admin)
-    spaces.transfer("acme/support", "acme/helper")
-    spaces.transfer("acme/helper", "globex/helper")
+    spaces.rename("acme/support", "acme/helper")
+    spaces.rename("acme/helper", "globex/helper")
     return world
 
 
@@ -70,7 +70,7 @@ def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: World
     assert [(e.action, e.detail) for e in new.events(object="globex/helper")] == [
         ("adapter.arrive", {"from": "acme/helper", "names": ["acme/support", "acme/helper"]})
     ]
-    assert [e.action for e in old.events(object="acme/helper")] == ["adapter.arrive", "adapter.transfer"]
+    assert [e.action for e in old.events(object="acme/helper")] == ["adapter.arrive", "adapter.rename"]
 
 
 def test_an_approval_in_one_namespace_does_not_count_in_another(world: World) -> None:
@@ -79,9 +79,9 @@ def test_an_approval_in_one_namespace_does_not_count_in_another(world: World) ->
     Gates(world.admin).put("globex", "prod", Gate(approvals=1))
     Gates(world.actor("promote", namespaces=["acme"], name="bob")).approve("acme/support@1", "prod")
     spaces = Namespaces(world.admin)
-    spaces.transfer("acme/support", "acme/helper")
+    spaces.rename("acme/support", "acme/helper")
     assert [a.identity for a in Gates(world.admin).approvals("acme/helper@1").items] == ["bob"]
-    spaces.transfer("acme/helper", "globex/helper")
+    spaces.rename("acme/helper", "globex/helper")
     assert Gates(world.admin).approvals("globex/helper@1").items == []
     with pytest.raises(Refused):
         world.admin.promote("globex/helper", "prod", "1", generation=0)

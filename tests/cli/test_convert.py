@@ -52,7 +52,7 @@ def test_names_are_mended_at_once_and_the_version_is_said(studio: Desk) -> None:
 
 def test_values_are_left_to_a_worker_and_wrong_requests_are_bad_input(studio: Desk) -> None:
     studio("push", forge.write(forge.lora(forge.llama()), studio.folder / "plain"), "acme/support")
-    assert "adapter work" in studio("convert", "acme/support", "--to", "canonical").stdout
+    assert "adapter worker" in studio("convert", "acme/support", "--to", "canonical").stdout
     refused = studio("convert", "acme/support", "--to", "plain", expect=2)
     assert "PiSSA and OLoRA" in refused.stderr
     assert "CONVERSION_INVALID" in studio("convert", "acme/support", "--to", "peft", "--json", expect=2).stderr

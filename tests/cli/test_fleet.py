@@ -29,6 +29,6 @@ def test_the_fleet_is_a_table_with_a_line_on_how_far_it_has_come(desk: Desk) -> 
     asked = desk("fleet", "--node", "gpu-1", "--adapter", "acme/support", "--json").json
     assert [slot["state"] for view in asked["items"] for slot in view["slots"]] == ["serving"]
     assert "still serving on gpu-1, engine vllm-8000" in desk("quarantine", "acme/support@1", "--reason", "x").stdout
-    desk("release", "acme/support@1", "--reason", "x")
+    desk("quarantine", "--undo", "acme/support@1", "--reason", "x")
     assert "still serving on gpu-1" in desk("yank", "acme/support@1", "--reason", "x").stdout
     assert "still serving on gpu-1" in desk("delete", "acme/support", "--yes").stdout

@@ -56,7 +56,7 @@ def test_a_version_in_quarantine_is_led_to_by_no_name_until_it_is_released(desk:
     assert "is in quarantine: an alarm" in desk("quarantine", "acme/support@1", "--reason", "an alarm").stdout
     assert desk("pull", "acme/support", desk.folder / "out", "--json", expect=6).problem["code"] == "QUARANTINED"
     assert "in quarantine since" in desk("show", "acme/support@1").stdout
-    desk("release", "acme/support@1", "--reason", "a false alarm")
+    desk("quarantine", "--undo", "acme/support@1", "--reason", "a false alarm")
     desk("pull", "acme/support", desk.folder / "out")
 
 

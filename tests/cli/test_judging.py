@@ -55,7 +55,7 @@ def test_what_a_worker_says_steers_no_terminal(desk: Desk) -> None:
     desk.tried(
         "acme/support@1", Finding(code="smoke.odd", severity="error", location=evil, message=f"it is {evil} odd")
     )
-    desk("validate", "acme/support")
+    desk("smoke-test", "acme/support")
     with session.embedded(Registry) as registry:
         claimed = registry.claim(ClaimRequest(worker=evil))
         assert claimed is not None
@@ -70,11 +70,11 @@ def test_what_a_worker_says_steers_no_terminal(desk: Desk) -> None:
 def test_a_job_can_be_asked_for_looked_at_and_cancelled(desk: Desk) -> None:
     desk.base()
     desk.push("acme/support")
-    job = desk("validate", "acme/support", "--json").json
-    assert (job["state"], job["kind"], job["subject"]) == ("queued", "validate", "acme/support@1")
-    assert desk("validate", "acme/support", "--timeout", "0.01", "--json", expect=75).problem["code"] == "TRY_LATER"
+    job = desk("smoke-test", "acme/support", "--json").json
+    assert (job["state"], job["kind"], job["subject"]) == ("queued", "smoke-test", "acme/support@1")
+    assert desk("smoke-test", "acme/support", "--timeout", "0.01", "--json", expect=75).problem["code"] == "TRY_LATER"
     assert job["id"] in desk("job", "list").stdout
-    assert "validate acme/support@1 on tiny-llama" in desk("job", "show", job["id"]).stdout
+    assert "smoke-test acme/support@1 on tiny-llama" in desk("job", "show", job["id"]).stdout
     assert desk("job", "cancel", job["id"], "--json").json["state"] == "cancelled"
     assert desk("job", "cancel", job["id"], "--json").json["state"] == "cancelled"
     assert desk("job", "show", "job_none", "--json", expect=4).problem["code"] == "JOB_UNKNOWN"
@@ -89,7 +89,7 @@ def test_waiting_for_a_verdict_ends_with_its_exit_code(
     found = Finding(code="smoke.no_effect", severity=severity, location="logits", message="the logits do not move")
     # Between two looks at the job, where the command would sleep, a worker files its verdict.
     monkeypatch.setattr("cli.jobs.time.sleep", lambda _seconds: desk.tried("acme/support", found))
-    said = desk("validate", "acme/support", "--wait", expect=code)
+    said = desk("smoke-test", "acme/support", "--wait", expect=code)
     assert "the logits do not move" in said.stdout
 
 
@@ -102,10 +102,10 @@ def test_a_campaign_that_is_waited_for_tells_its_id_before_it_is_over(
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cli.campaigns.time.sleep", interrupt)
-    told = desk("revalidate", "--base", "tiny-llama", expect=1).stderr
+    monkeypatch.setattr("cli.smoke_tests.time.sleep", interrupt)
+    told = desk("smoke-test", "--all", "--base", "tiny-llama", "--wait", expect=1).stderr
     again = next(word for word in told.replace("`", " ").split() if word.startswith("cam_"))
-    assert desk("revalidate", "--campaign", again, "--no-wait", "--json").json["states"] == {"queued": 1}
+    assert desk("smoke-test", "--campaign", again, "--json").json["states"] == {"queued": 1}
 
 
 def test_a_push_can_wait_for_its_verdict_and_be_strict_about_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_what_cannot_be_taken_back_asks_first(desk: Desk) -> None:
     desk.base()
     desk.push("acme/support")
     desk("delete", "acme/support", expect=2, stdin="n\n")
-    desk("transfer", "acme/support", "acme/helpdesk", stdin="y\n")
+    desk("rename", "acme/support", "acme/helpdesk", stdin="y\n")
     assert desk("show", "acme/helpdesk", "--json").json["number"] == 1
     desk("delete", "acme/helpdesk", "--yes")
     desk("show", "acme/helpdesk", expect=4)

@@ -158,7 +158,7 @@ def test_a_push_says_what_it_leaves_out_and_finds_the_base_itself(desk: Desk) ->
     (folder / "optimizer.pt").write_bytes(b"state")
     said = desk("push", folder, "acme/support")
     assert "left out: optimizer.pt" in said.stderr
-    assert "smoke   not tried yet: adapter validate acme/support@1 --wait" in said.stdout
+    assert "smoke   not tried yet: adapter smoke-test acme/support@1 --wait" in said.stdout
 
 
 def test_an_adapter_for_another_base_is_kept_and_goes_nowhere(desk: Desk) -> None:
@@ -176,7 +176,7 @@ def test_prod_opens_for_what_was_tried_and_not_for_what_was_not(desk: Desk) -> N
     desk.base()
     desk.push("acme/support")
     said = desk("promote", "acme/support", "prod", expect=6)
-    assert "Next: run `adapter validate acme/support@1 --wait`" in said.stderr
+    assert "Next: run `adapter smoke-test acme/support@1 --wait`" in said.stderr
     desk.tried("acme/support", Finding(code="smoke.not_finite", severity="error", location="logits", message="NaN"))
     assert "says fail: NaN" in desk("promote", "acme/support", "prod", expect=6).stderr
 

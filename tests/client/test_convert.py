@@ -162,7 +162,7 @@ def test_who_may_not_push_into_the_target_queues_nothing(studio: World) -> None:
     reader = studio.actor("pull", "push", namespaces=["acme"])
     with pytest.raises(Exception, match="other"):
         convert.convert(reader, REF, Conversion(to="canonical", into="other/plain"))
-    assert [str(job.kind) for job in studio.admin.jobs().items] == ["validate"]
+    assert [str(job.kind) for job in studio.admin.jobs().items] == ["smoke-test"]
 
 
 @pytest.mark.parametrize(

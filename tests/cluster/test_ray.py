@@ -103,7 +103,7 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
         _wait_until(lambda: len(_done(world)) == len(names))
         cluster.stop()
         working.join(PATIENCE_SECONDS)
-    assert not world.admin.jobs(state=State.PARKED).items
+    assert not world.admin.jobs(state=State.FAILED).items
     verdicts = [workshop.smoke(name) for name in names]
     assert {v.outcome for v in verdicts if v is not None} == {Outcome.PASS}
     assert len(verdicts) == len(names)

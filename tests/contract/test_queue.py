@@ -60,7 +60,7 @@ def end_all(world: World) -> None:
 
 def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(stocked: World) -> None:
     claimed = claim(stocked.admin)
-    assert (claimed.job.kind, claimed.job.state, claimed.job.attempt) == (Kind.VALIDATE, State.RUNNING, 1)
+    assert (claimed.job.kind, claimed.job.state, claimed.job.attempt) == (Kind.SMOKE_TEST, State.RUNNING, 1)
     assert claimed.job.subject == f"{NAME}@1"
     assert claimed.subject is not None
     assert claimed.subject.digest == claimed.job.subject_digest
@@ -133,9 +133,9 @@ def test_a_job_whose_workers_all_vanish_is_parked_with_its_reason(stocked: World
         job_id = claim(stocked.admin).job.id
         let_the_lease_run_out(stocked, job_id)
     assert stocked.admin.claim(ClaimRequest(worker="w2")) is None
-    parked = stocked.admin.job(job_id)
-    assert parked.state is State.PARKED
-    assert "did not renew its lease in attempt 3" in parked.error
+    failed = stocked.admin.job(job_id)
+    assert failed.state is State.FAILED
+    assert "did not renew its lease in attempt 3" in failed.error
 
 
 def test_a_failed_attempt_waits_and_is_tried_again_until_it_is_parked(stocked: World) -> None:
@@ -151,13 +151,13 @@ def test_a_failed_attempt_waits_and_is_tried_again_until_it_is_parked(stocked: W
                 assert row.run_after - db.now() <= timedelta(seconds=jobs.backoff_seconds(attempt))
                 row.run_after = db.now()
                 session.add(row)
-    assert (failed.state, failed.error) == (State.PARKED, "no memory")
+    assert (failed.state, failed.error) == (State.FAILED, "no memory")
 
 
 def test_a_final_failure_parks_at_once(stocked: World) -> None:
     claimed = claim(stocked.admin)
     request = FailRequest(lease_token=claimed.lease.token, error="not a model", final=True)
-    assert stocked.admin.fail(claimed.job.id, request).state is State.PARKED
+    assert stocked.admin.fail(claimed.job.id, request).state is State.FAILED
 
 
 def test_every_job_goes_to_one_of_many_racing_workers(stocked: World) -> None:
@@ -224,10 +224,10 @@ def test_a_worker_sees_the_jobs_of_its_namespaces_only(stocked: World) -> None:
 
 def test_the_same_validation_is_not_queued_twice(stocked: World) -> None:
     first = stocked.admin.jobs().items[0]
-    assert stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME)) == first
+    assert stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)) == first
     claimed = claim(stocked.admin)
     stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
-    again = stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=f"{NAME}@1"))
+    again = stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=f"{NAME}@1"))
     assert (again.id != first.id, again.state) == (True, State.QUEUED)
 
 

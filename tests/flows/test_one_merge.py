@@ -134,7 +134,7 @@ def test_a_merge_of_a_source_that_was_deleted_meanwhile_is_parked_with_the_reaso
     Namespaces(workshop.world.admin).delete_adapter("acme/other")
     _work(workshop, pool, done=0)
     found = workshop.world.admin.job(job.id)
-    assert (found.state, found.attempt) == (State.PARKED, 1)
+    assert (found.state, found.attempt) == (State.FAILED, 1)
     assert "there is no adapter 'acme/other'" in found.error
 
 
@@ -207,13 +207,13 @@ def _submit(workshop: Workshop, *, by: Any = None, **changes: Any) -> Job:
 
 def _work(workshop: Workshop, pool: Pool, *, done: int = 1) -> None:
     """Let a worker do what is queued; the validations of the sources wait for somebody else."""
-    for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
+    for job in workshop.world.admin.jobs(state="queued", kind="smoke-test").items:
         workshop.world.admin.cancel(job.id)
     registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
     limits = Limits(deadline_seconds=120, threads=1)
     worker = Worker(registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1", limits=limits)
     assert worker.run(once=True).done >= done, workshop.lines
-    for job in workshop.world.admin.jobs(state="queued", kind="validate").items:
+    for job in workshop.world.admin.jobs(state="queued", kind="smoke-test").items:
         workshop.world.admin.cancel(job.id)
 
 

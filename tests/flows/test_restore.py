@@ -233,7 +233,7 @@ def end_some_names(world: World) -> None:
     for name in ("acme/support", "acme/images", "umbrella/images"):
         world.push(name)
     spaces.delete_adapter("acme/support")
-    spaces.transfer("acme/images", "acme/pictures")
+    spaces.rename("acme/images", "acme/pictures")
     spaces.delete_adapter("umbrella/images")
     spaces.delete("umbrella")
     world.transport.settle()

@@ -33,7 +33,7 @@ def test_what_was_withdrawn_or_released_after_the_backup_is_so_again(world: Worl
         backup = [row.model_dump() for row in rows(session, VersionRow)]
     gates.quarantine("acme/support@1", "reported as poisoned")
     world.admin.yank("acme/support@2", "it was the other run", undo=True)
-    gates.release("acme/support@3", "a false alarm")
+    gates.unquarantine("acme/support@3", "a false alarm")
     world.admin.yank("acme/support@4", "diverged")
     world.transport.settle()
     collect(world)

@@ -104,7 +104,7 @@ def test_the_command_helps_on_the_bare_install_and_names_the_missing_extra(bare:
     helped = _run(command, "--help", cwd=tmp_path)
     assert helped.returncode == 0, helped.stderr
     assert "push" in helped.stdout
-    for name, extra in (("serve", "server"), ("work", "worker")):
+    for name, extra in (("serve", "server"), ("worker", "worker")):
         said = _run(command, name, cwd=tmp_path)
         assert said.returncode == MISSING_EXTRA_EXIT_CODE
         assert f"adapter-registry[{extra}]" in said.stderr

@@ -21,9 +21,9 @@ from tests.world import World
 VERBS = {
     "add", "approve", "cancel", "change", "check", "claim", "collect", "commit", "compare", "create", "delete",
     "exchange", "fail", "find", "finish", "grant", "head", "identify", "list", "plan", "promote", "prove",
-    "quarantine", "read", "rebuild", "recommend", "reevaluate", "release", "remove", "renew", "report", "resolve",
-    "retry", "revoke", "rollback", "rotate", "set", "show", "sign", "start", "stream", "submit", "transfer",
-    "unyank", "upload", "yank",
+    "quarantine", "read", "rebuild", "recommend", "reevaluate", "remove", "rename", "renew", "report", "resolve",
+    "retry", "revoke", "rollback", "rotate", "set", "show", "sign", "start", "stream", "submit",
+    "unquarantine", "unyank", "upload", "yank",
 }  # fmt: skip
 
 

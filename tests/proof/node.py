@@ -60,7 +60,7 @@ class Node:
 
     def smoke_test(self) -> None:
         base = self.folder / "base"
-        done = subprocess.run(self._adapter("work", "--once", "--base", f"{BASE.name}={base}"), env=self.environment,
+        done = subprocess.run(self._adapter("worker", "--once", "--base", f"{BASE.name}={base}"), env=self.environment,
                               cwd=self.folder, capture_output=True, text=True, timeout=600)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
 

@@ -86,7 +86,7 @@ def test_a_gate_stays_shut_without_a_verdict_and_says_what_is_missing(stocked: W
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
     assert (type(error), error.code) == (Refused, "GATE_CLOSED")
     assert [reason.code for reason in error.reasons] == ["gate.smoke_absent"]
-    assert "adapter validate acme/support@3" in error.next_step
+    assert "adapter smoke-test acme/support@3" in error.next_step
 
 
 def test_a_failing_verdict_shuts_the_gate_until_a_later_one_passes(stocked: World) -> None:

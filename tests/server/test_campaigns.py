@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.jobs import ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest, RevalidateRequest
+from registry.api.jobs import CampaignRequest, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.client.evaluation import Judging
 from registry.errors import Denied, Invalid, NotFound
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
@@ -34,7 +34,7 @@ def judged(world: World) -> World:
 
 
 def begin(world: World, **how: Any) -> Any:
-    return Judging(world.admin).begin(RevalidateRequest(base="tiny-llama", **how))
+    return Judging(world.admin).begin(CampaignRequest(base="tiny-llama", **how))
 
 
 def end(world: World) -> None:
@@ -52,7 +52,7 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: World)
     assert claimed is not None
     judged.admin.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="out of memory", final=True))
     view = Judging(judged.admin).campaign(view.id)
-    assert (view.finished, view.states) == (True, {State.DONE: 2, State.PARKED: 1})
+    assert (view.finished, view.states) == (True, {State.DONE: 2, State.FAILED: 1})
     told = {item.version: (item.before, item.after, item.summary) for item in view.items}
     assert told == {
         "acme/two@1": ("pass", "fail", BAD.message),
@@ -95,7 +95,7 @@ def test_a_campaign_reaches_only_what_its_owner_may_push_and_tells_only_what_one
     judged.push("other/four")
     judged.validate("other/four@1")
     mine = judged.actor("push", "pull", namespaces=["other"], name="tenant")
-    view = Judging(mine).begin(RevalidateRequest(base="tiny-llama"))
+    view = Judging(mine).begin(CampaignRequest(base="tiny-llama"))
     assert view.total == 1
     everything = begin(judged)
     assert everything.total == 4
@@ -108,8 +108,8 @@ def test_a_campaign_reaches_only_what_its_owner_may_push_and_tells_only_what_one
 
 
 def test_a_job_that_waits_already_is_joined_and_one_for_a_push_goes_first(judged: World) -> None:
-    waiting = judged.admin.submit(JobSubmit(kind="validate", ref="acme/two@1"))
-    urgent = judged.admin.submit(JobSubmit(kind="validate", ref="acme/three@1", priority=5))
+    waiting = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/two@1"))
+    urgent = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/three@1", priority=5))
     view = begin(judged)
     assert (view.total, len(judged.admin.jobs(state="queued").items)) == (3, 3)
     taken = []
@@ -121,7 +121,7 @@ def test_a_job_that_waits_already_is_joined_and_one_for_a_push_goes_first(judged
 
 
 def test_what_a_worker_says_is_kept_step_by_step(judged: World) -> None:
-    job = judged.admin.submit(JobSubmit(kind="validate", ref="acme/one@1"))
+    job = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     for says in ("pulling", "pulling", "asking 3 golden samples"):
@@ -134,7 +134,7 @@ def test_what_a_worker_says_is_kept_step_by_step(judged: World) -> None:
 def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: World) -> None:
     judging = Judging(judged.admin)
     assert judging.set_thresholds("tiny-llama", {"drift_warn_kl_nats": 1.5}).thresholds == {"drift_warn_kl_nats": 1.5}
-    judged.admin.submit(JobSubmit(kind="validate", ref="acme/one@1"))
+    judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     assert claimed.base is not None
@@ -152,7 +152,7 @@ def test_the_reference_of_a_version_is_that_of_its_newest_report_that_has_one(ju
     ref = Ref.parse("acme/one@1")
     with pytest.raises(NotFound, match="has recorded reference log-probabilities yet"):
         Judging(judged.admin).reference_logprobs(ref)
-    job = judged.admin.submit(JobSubmit(kind="validate", ref=str(ref)))
+    job = judged.admin.submit(JobSubmit(kind="smoke-test", ref=str(ref)))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     print_ = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))

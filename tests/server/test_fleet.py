@@ -136,7 +136,7 @@ def test_withdrawing_a_version_says_who_still_serves_it(world: World, nodes: Nod
     gates = Gates(world.admin)
     assert [on.node for on in gates.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
     assert [slot.wanted_number for slot in seen(world, node="gpu-1").items[0].slots] == [None]
-    gates.release("acme/support@1", "a false one")
+    gates.unquarantine("acme/support@1", "a false one")
     lapse(world)
     assert world.admin.yank("acme/support@1", "bad data").served_on == []
     nodes.says("gpu-1", nodes.slot("acme/support@1"), lease_seconds=61)

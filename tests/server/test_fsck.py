@@ -93,7 +93,7 @@ def test_an_adapter_that_got_another_name_has_no_findings_either(world: World) -
     world.admin.rollback("acme/support", "canary", reason="again")
     world.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
     for old, new in (("acme/support", "acme/helper"), ("acme/helper", "globex/helper")):
-        Namespaces(world.admin).transfer(old, new)
+        Namespaces(world.admin).rename(old, new)
         world.push(new, alias="canary")
     collect(world)
     assert findings(world, deep=False) == []

@@ -184,7 +184,7 @@ def test_a_push_of_the_same_files_elsewhere_is_no_way_around_a_quarantine(stocke
     both = {file.digest for version in ("1", "2") for file in stocked.admin.version(f"{NAME}@{version}").files}
     asked = ci.plan_push("acme/around", wanted).uploads
     assert {upload.digest for upload in asked} == both - {f.digest for f in stocked.admin.version(f"{NAME}@2").files}
-    Gates(stocked.admin).release(f"{NAME}@1", "a false alarm")
+    Gates(stocked.admin).unquarantine(f"{NAME}@1", "a false alarm")
     assert ci.plan_push("acme/later", wanted).uploads == []
 
 
@@ -203,13 +203,13 @@ def test_nothing_changes_a_quarantined_version_but_its_release(stocked: World) -
         assert code_of(act) == "QUARANTINED"
     assert code_of(lambda: stocked.admin.rollback(NAME, "canary")) == "VERSION_UNKNOWN"
     with pytest.raises(Denied):
-        Gates(promoter(stocked, "bob")).release(f"{NAME}@1", "fine")
-    assert gates.release(f"{NAME}@1", "looked at").quarantined_at is None
+        Gates(promoter(stocked, "bob")).unquarantine(f"{NAME}@1", "fine")
+    assert gates.unquarantine(f"{NAME}@1", "looked at").quarantined_at is None
     assert stocked.admin.rollback(NAME, "canary").number == 1
     assert stocked.admin.resolve(f"{NAME}:canary").number == 1
     with stocked.session() as session:
         told = [row.action for row in rows(session, EventRow) if row.object == f"{NAME}@1" and "." in row.action]
-    assert told.count("version.quarantine") == told.count("version.release") == 1
+    assert told.count("version.quarantine") == told.count("version.unquarantine") == 1
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -219,7 +219,7 @@ def test_the_last_word_about_a_quarantine_is_in_the_bucket(stocked: World, relea
     gates.quarantine(f"{NAME}@1", "reported")
     stocked.admin.collect(GcRequest())
     if released:
-        gates.release(f"{NAME}@1", "looked at")
+        gates.unquarantine(f"{NAME}@1", "looked at")
         stocked.admin.collect(GcRequest())
     records = [stat.key for stat in stocked.blobs.list(f"records/version/{NAME}/1/")]
     assert len(records) == (3 if released else 2)

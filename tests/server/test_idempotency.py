@@ -96,7 +96,7 @@ def fail(world: World, client: Registry) -> Any:
 def submit(world: World, client: Registry) -> Any:
     world.push("acme/support")
     world.validate("acme/support@1")
-    return lambda: client.submit(JobSubmit(kind=Kind.VALIDATE, ref="acme/support@1"))
+    return lambda: client.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1"))
 
 
 def cancel(world: World, client: Registry) -> Any:

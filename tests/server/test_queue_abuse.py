@@ -54,9 +54,9 @@ def test_a_payload_over_its_limit_is_refused(stocked: World) -> None:
 
 def test_a_validation_takes_no_payload_so_the_same_one_is_not_queued_twice(stocked: World) -> None:
     with pytest.raises(Invalid):
-        stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME, payload={"again": 1}))
+        stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME, payload={"again": 1}))
     [job] = stocked.admin.jobs().items
-    assert stocked.admin.submit(JobSubmit(kind=Kind.VALIDATE, ref=NAME)).id == job.id
+    assert stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)).id == job.id
 
 
 def test_a_version_in_quarantine_holds_up_no_other_job(stocked: World) -> None:
@@ -65,7 +65,7 @@ def test_a_version_in_quarantine_holds_up_no_other_job(stocked: World) -> None:
     Gates(stocked.admin).quarantine(NAME + "@1", "reported as poisoned")
     assert claim(worker).job.subject == "acme/next@1"
     assert worker.claim(ClaimRequest(worker="w2")) is None
-    Gates(stocked.admin).release(NAME + "@1", "looked at")
+    Gates(stocked.admin).unquarantine(NAME + "@1", "looked at")
     assert claim(worker).job.subject == NAME + "@1"
     cancel_all(stocked)
 
@@ -98,7 +98,7 @@ def shared(stocked: World) -> World:
 def test_a_job_on_a_public_adapter_tells_nobody_else_the_names_of_others(shared: World) -> None:
     """Neither readers, nor those who may cancel it there, nor that namespace's workers, nor the log."""
     reader = shared.actor("pull", namespaces=["gamma"])
-    found = [job for job in reader.jobs().items if job.kind is not Kind.VALIDATE]
+    found = [job for job in reader.jobs().items if job.kind is not Kind.SMOKE_TEST]
     assert [(job.subject, job.payload) for job in found] == [(NAME + "@1", {})] * 2
     assert all(reader.job(job.id).payload == {} for job in found)
     own = shared.actor("pull", namespaces=["beta"])
@@ -112,7 +112,7 @@ def test_a_job_on_a_public_adapter_tells_nobody_else_the_names_of_others(shared:
     failed = FailRequest(lease_token=claimed.lease.token, error="there is no beta/unheard-of", final=True)
     both.fail(claimed.job.id, failed)
     assert reader.job(claimed.job.id).error == ""
-    assert [event.detail for event in Audit(reader).events(action=["job.park"])] == [{"attempt": 1}]
+    assert [event.detail for event in Audit(reader).events(action=["job.fail"])] == [{"attempt": 1}]
     cancelled = [shared.actor("push", namespaces=["acme"]).cancel(found[0].id)]
     assert [job.payload for job in cancelled] == [{}]
     cancel_all(shared)
@@ -123,7 +123,7 @@ def test_a_claim_names_so_many_bases_that_the_queue_can_look_for_them(stocked: W
     with pytest.raises(ValidationError):
         ClaimRequest(worker="w", bases=["base"] * (BASES_LIMIT + 1))
     with pytest.raises(ValidationError):
-        ClaimRequest(worker="w", kinds=[Kind.VALIDATE] * (len(Kind) + 1))
+        ClaimRequest(worker="w", kinds=[Kind.SMOKE_TEST] * (len(Kind) + 1))
     most = ["tiny-llama", *(f"base-{i}" for i in range(BASES_LIMIT - 1))]
     assert stocked.admin.claim(ClaimRequest(worker="w", bases=most)) is not None
     cancel_all(stocked)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from registry.api.jobs import RevalidateRequest
+from registry.api.jobs import CampaignRequest
 from registry.client.evaluation import Judging
 from registry.jobs import State
 from registry.worker.loop import Worker
@@ -54,7 +54,7 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
         judging.set_thresholds(BASE, {"drift_warn_kl_nats": (far * near) ** 0.5})
         for version, folder in pushed.items():
             workshop.push(folder, version.removesuffix("@1"))
-        campaign = judging.begin(RevalidateRequest(base=BASE))
+        campaign = judging.begin(CampaignRequest(base=BASE))
         assert (campaign.total, campaign.finished) == (ADAPTERS, False)
         tally = worker(pool=pool).run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (ADAPTERS, 0, 1)
@@ -63,7 +63,7 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
     wanted = dict.fromkeys(pushed, "pass") | dict.fromkeys(loud, "warn") | {silent: "fail"}
     assert {item.version: item.after for item in campaign.items} == wanted
     assert {item.before for item in campaign.items} == {""}
-    assert judging.begin(RevalidateRequest(base=BASE, outdated=True)).total == 0
+    assert judging.begin(CampaignRequest(base=BASE, outdated=True)).total == 0
 
 
 def _kl(pool: Pool, source: Source, folder: Path) -> float:

@@ -237,4 +237,4 @@ def test_a_job_that_the_bytes_speak_against_is_parked_with_the_reason(
     job = registry.submit(JobSubmit(kind="convert-on-base", ref="acme/support@1", payload=payload))
     converter.run(once=True)
     ended = registry.job(job.id)
-    assert (str(ended.state), "PiSSA and OLoRA" in ended.error) == ("parked", True)
+    assert (str(ended.state), "PiSSA and OLoRA" in ended.error) == ("failed", True)

@@ -60,7 +60,7 @@ def test_an_adapter_with_nan_fails_and_its_neighbour_passes(
     workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
     workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
-    workshop.world.admin.submit(JobSubmit(kind="validate", ref="acme/nan"))  # its values failed: none was queued
+    workshop.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/nan"))  # its values failed: none was queued
     workshop.push(good, "acme/good")
     assert worker().run(once=True).done == 2
     verdicts = {name: workshop.smoke(f"acme/{name}") for name in ("nan", "good")}
@@ -73,7 +73,7 @@ def test_an_adapter_that_does_not_fit_never_reaches_the_model(
 ) -> None:
     """The names that may reach a model are those that the header check allows, whoever asked for the validation."""
     workshop.push(models.adapter(base_folder, tmp_path / "p", change=models.poisoned))
-    workshop.world.admin.submit(JobSubmit(kind="validate", ref="acme/support"))
+    workshop.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support"))
     assert worker().run(once=True).done == 1
     verdict = workshop.smoke()
     assert verdict is not None
@@ -93,7 +93,7 @@ def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
     monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits, **how: whole(source, tmp_path, limits, **how))
     tally = worker(limits=Limits(deadline_seconds=0.1, threads=1)).run(once=True)
     job = workshop.world.admin.job(job_id)
-    assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.PARKED, 3, loads)
+    assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.FAILED, 3, loads)
     assert "deadline of 0.1 seconds" in job.error
     assert workshop.smoke() is None
 
@@ -106,7 +106,7 @@ def test_an_adapter_for_which_the_memory_never_suffices_parks_its_job_and_the_ne
     job_id = workshop.push(large, "acme/large").job_id
     tally = worker(limits=Limits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
     job = workshop.world.admin.job(job_id)
-    assert (tally.failed, job.state, job.attempt, workshop.smoke("acme/large")) == (3, State.PARKED, 3, None)
+    assert (tally.failed, job.state, job.attempt, workshop.smoke("acme/large")) == (3, State.FAILED, 3, None)
     assert "memory" in job.error.lower()
     workshop.push(good, "acme/next")
     assert worker().run(once=True).done == 1

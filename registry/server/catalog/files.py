@@ -75,7 +75,7 @@ def reference_logprobs(
     raise NotFound(
         "BLOB_UNKNOWN",
         f"no smoke test of version {version.number} of '{name}' has recorded reference log-probabilities yet",
-        next_step=f"run `adapter validate {name}@{version.number} --wait`",
+        next_step=f"run `adapter smoke-test {name}@{version.number} --wait`",
     )
 
 

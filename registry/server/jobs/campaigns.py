@@ -18,7 +18,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from registry import names
 from registry.adapters.formats import IMAGE_SCHEMES
-from registry.api.jobs import CampaignItem, CampaignView, RevalidateRequest
+from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView
 from registry.errors import NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Outcome
 from registry.events import EventType
@@ -48,7 +48,7 @@ PEFT = "peft"
 Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
 
 
-def begin(session: Session, actor: Actor, request: RevalidateRequest) -> CampaignView:
+def begin(session: Session, actor: Actor, request: CampaignRequest) -> CampaignView:
     """Queue the affected versions of a base. `TooLarge` (SIZE_INVALID) over `JOBS_LIMIT`."""
     base = bases.row(session, names.base_name(request.base))
     affected = list(_affected(session, actor, base, request))
@@ -70,7 +70,7 @@ def begin(session: Session, actor: Actor, request: RevalidateRequest) -> Campaig
     session.flush()
     for version, name, verdict in affected:
         job = queue.enqueue(
-            session, actor, Kind.VALIDATE, version, name=name, base=base.name, priority=request.priority
+            session, actor, Kind.SMOKE_TEST, version, name=name, base=base.name, priority=request.priority
         )
         session.flush()
         before, summary = (verdict.outcome, verdict.summary) if verdict is not None else ("", "")
@@ -80,7 +80,7 @@ def begin(session: Session, actor: Actor, request: RevalidateRequest) -> Campaig
     return show(session, actor, row.id)
 
 
-def _affected(session: Session, actor: Actor, base: BaseRow, request: RevalidateRequest) -> Iterator[Affected]:
+def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRequest) -> Iterator[Affected]:
     """The versions of the base that the actor may have judged, with their newest verdict, if it calls for a new one."""
     smoke, compat = _newest(base, Check.SMOKE), _newest(base, Check.COMPAT)
     pipeline = bases.spec_of(base).is_pipeline
@@ -120,7 +120,7 @@ def _fitting(newest: Subquery) -> SelectOfScalar[int]:
     )
 
 
-def _calls_for(verdict: VerdictRow | None, base: BaseRow, request: RevalidateRequest) -> bool:
+def _calls_for(verdict: VerdictRow | None, base: BaseRow, request: CampaignRequest) -> bool:
     if not request.outdated and not request.made_by:
         return True
     if verdict is None or verdict.base_fingerprint != base.fingerprint:
@@ -182,8 +182,8 @@ def _may_see(actor: Actor, job: JobRow) -> bool:
 def _changed(seen: Iterable[tuple[CampaignJobRow, JobRow, str | None, str | None]]) -> Iterator[CampaignItem]:
     """Versions that are judged otherwise than before, and those that could not be judged."""
     for member, job, after, summary in seen:
-        if job.state == State.PARKED or (after and after != member.before):
-            says = job.error if job.state == State.PARKED else summary
+        if job.state == State.FAILED or (after and after != member.before):
+            says = job.error if job.state == State.FAILED else summary
             yield CampaignItem(
                 version=job.subject, job=job.id, state=State(job.state), before=member.before, after=after or "",
                 summary=(says or "")[:2000],

@@ -5,7 +5,7 @@ Invariants
 - A claim is one statement; two workers never hold one job. The lease's token is fencing: after the lease is lost,
   a late result is refused (LEASE_LOST) and changes nothing.
 - Finishing twice with one lease is finishing once. What a finished job leaves is written in the same transaction.
-- A lease that ran out is taken back when anybody claims: requeued while tries are left, else parked with the reason.
+- A lease that ran out is taken back when anybody claims: requeued while tries are left, else failed with the reason.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
 
 def _beyond(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
     """Waiting jobs of several namespaces, not all of which this worker sees: it could learn names, and do nothing."""
-    naming = [str(kind) for kind in kinds if kind is not Kind.VALIDATE]
+    naming = [str(kind) for kind in kinds if kind is not Kind.SMOKE_TEST]
     if not naming or actor.may_everywhere(Scope.PULL):
         return []
     waiting = select(JobRow).where(col(JobRow.state) == State.QUEUED, col(JobRow.kind).in_(naming), _workable(actor))
@@ -170,7 +170,7 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
 
 
 def fail(session: Session, actor: Actor, job_id: str, request: FailRequest) -> JobRow:
-    """This attempt could not answer: the job waits and is tried again, or is parked with the error."""
+    """This attempt could not answer: the job waits and is tried again, or fails with the error."""
     row = _held(session, actor, job_id, request.lease_token)
     _try_again(session, actor, row, request.error, final=request.final)
     return row
@@ -195,7 +195,7 @@ def requeue_expired(session: Session) -> int:
 def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final: bool, wait: bool = True) -> None:
     row.error = error
     if final or row.attempt >= row.attempts_limit:
-        end(row, State.PARKED)
+        end(row, State.FAILED)
     else:
         row.state = State.QUEUED
         row.run_after = db.now() + timedelta(seconds=jobs.backoff_seconds(row.attempt) if wait else 0)
@@ -204,7 +204,7 @@ def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final
     detail: dict[str, Any] = {"attempt": row.attempt}
     if all(name.namespace == row.namespace for name in names_in(row)):  # else it may name what is not for all readers
         detail["error"] = error[:500]
-    event_type = EventType.JOB_PARK if row.state == State.PARKED else EventType.JOB_REQUEUE
+    event_type = EventType.JOB_FAIL if row.state == State.FAILED else EventType.JOB_REQUEUE
     audit.append(session, actor, event_type, row.id, detail, namespace=row.namespace)
 
 

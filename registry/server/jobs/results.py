@@ -38,7 +38,7 @@ def finish(session: Session, actor: Actor, job_id: str, request: FinishRequest, 
     """End a job with what it found. The same again with the same lease gives the same answer."""
     db.begin_writing(session)
     row = queue.running(session, actor, job_id, request.lease_token)
-    if row is None or row.kind != Kind.VALIDATE:
+    if row is None or row.kind != Kind.SMOKE_TEST:
         return queue.value(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
     report = _report_of(session, row, request)
     digest = _store(session, row, report, store)

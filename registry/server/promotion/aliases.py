@@ -272,7 +272,7 @@ def _refuse_main(alias: str) -> None:
 def _next_step(name: AdapterName, version: VersionRow, alias: str, code: str) -> str:
     ref = f"{name}@{version.number}"
     if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
-        return f"run `adapter validate {ref} --wait`"
+        return f"run `adapter smoke-test {ref} --wait`"
     steps = {
         "gate.approvals_few": f"run `adapter approve {ref} {alias}`",
         "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",

@@ -18,7 +18,7 @@ from registry.attestations.keys import PrivateKey
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.evaluation.verdicts import Outcome
-from registry.events import EventType
+from registry.events import FORMER_TYPES, EventType
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
 from registry.server import failpoints
@@ -131,9 +131,9 @@ def _version_of(session: Session, event: EventRow) -> VersionRow | None:
 
 
 def _next_name(session: Session, name: AdapterName) -> AdapterName | None:
-    moved = select(EventRow).where(
-        col(EventRow.object) == str(name), col(EventRow.action) == EventType.ADAPTER_TRANSFER
-    )
+    former = [action for action, event_type in FORMER_TYPES.items() if event_type is EventType.ADAPTER_RENAME]
+    renames = [EventType.ADAPTER_RENAME, *former]
+    moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action).in_(renames))
     event = session.exec(moved).first()
     return AdapterName.parse(event.detail["to"]) if event is not None else None
 

@@ -55,7 +55,7 @@ def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     return Removed(name=str(name), versions=len(versions), served_on=reports.live_on(session, name))
 
 
-def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
+def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
     """Give an adapter another name, in the same namespace or in another one that the actor owns, too."""
     actor.require(Scope.ADMIN, name)
     adapter = catalog.adapter_row(session, actor, name, lock=True)
@@ -77,7 +77,7 @@ def transfer(session: Session, actor: Actor, name: AdapterName, to: AdapterName)
     session.connection().execute(update(VersionRow).where(mine).values(recorded_at=None))
     _rename_jobs(session, adapter, to)
     earlier = audit.read_former_names(session, name)
-    audit.append(session, actor, EventType.ADAPTER_TRANSFER, str(name), {"to": str(to)})
+    audit.append(session, actor, EventType.ADAPTER_RENAME, str(name), {"to": str(to)})
     audit.append(session, actor, EventType.ADAPTER_ARRIVE, str(to), {"from": str(name), "names": [*earlier, str(name)]})
     session.flush()
 

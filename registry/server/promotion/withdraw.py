@@ -71,7 +71,7 @@ def quarantine(session: Session, actor: Actor, name: AdapterName, version: Versi
     return _view(session, name, version)
 
 
-def release(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
+def unquarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """End a quarantine: the version is what it was before, aliases that still point at it included."""
     actor.require(Scope.ADMIN, name)
     _lock(session, name, version)
@@ -79,7 +79,7 @@ def release(session: Session, actor: Actor, name: AdapterName, version: VersionR
         version.quarantined_at = None
         version.quarantine_reason = ""
         version.quarantine += 1
-        _changed(session, actor, name, version, EventType.VERSION_RELEASE, reason)
+        _changed(session, actor, name, version, EventType.VERSION_UNQUARANTINE, reason)
     return versions.view(session, name, version)
 
 
@@ -153,7 +153,7 @@ def _again(session: Session, actor: Actor, name: AdapterName, record: VersionRec
     version.quarantine, version.quarantined_at = record.quarantine, record.quarantined_at
     version.quarantine_reason = record.quarantine_reason
     if held != (record.quarantined_at is not None):
-        event_type = EventType.VERSION_RELEASE if held else EventType.VERSION_QUARANTINE
+        event_type = EventType.VERSION_UNQUARANTINE if held else EventType.VERSION_QUARANTINE
         _changed(session, actor, name, version, event_type, record.quarantine_reason)
     if yanked != (record.yanked_at is not None):
         event_type = EventType.VERSION_UNYANK if yanked else EventType.VERSION_YANK

@@ -115,7 +115,7 @@ def make(
     aliases.follow(session, actor, name, row)
     job_id = ""
     if judged.can_be_tried and Outcome.FAIL not in (outcome, outcomes.get(Check.WEIGHTS)):
-        job_id = queue.enqueue(session, actor, Kind.VALIDATE, row, name=name, base=base.name).id
+        job_id = queue.enqueue(session, actor, Kind.SMOKE_TEST, row, name=name, base=base.name).id
     refused = _move(session, actor, name, push, row, alias)
     aliases_now = [names.NEWEST, *([alias] if alias and alias != names.NEWEST and not refused else [])]
     session.flush()

@@ -105,11 +105,11 @@ def quarantine_version(
     return withdraw.quarantine(session, actor, name, version, reason=request.reason)
 
 
-@router.post(VERSION + "/release")
-def release_version(
+@router.post(VERSION + "/unquarantine")
+def unquarantine_version(
     session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: QuarantineRequest
 ) -> VersionView:
     """End a quarantine."""
     actor.require(Scope.ADMIN, name)
     version = versions.find(session, actor, name, selector)
-    return withdraw.release(session, actor, name, version, reason=request.reason)
+    return withdraw.unquarantine(session, actor, name, version, reason=request.reason)

@@ -15,6 +15,7 @@ from typing import Annotated
 from fastapi import Query, Response
 
 from registry.api.jobs import (
+    CampaignRequest,
     CampaignView,
     Claimed,
     ClaimRequest,
@@ -23,7 +24,6 @@ from registry.api.jobs import (
     JobPage,
     JobSubmit,
     RenewRequest,
-    RevalidateRequest,
 )
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -57,7 +57,7 @@ def submit_job(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
         return queue.value(merging.submit(session, actor, request))
     if request.kind in converting.KINDS:
         return queue.value(converting.submit(session, actor, request))
-    if request.kind is not Kind.VALIDATE:
+    if request.kind is not Kind.SMOKE_TEST:
         raise Invalid("REQUEST_INVALID", f"kind: '{request.kind}' cannot be submitted")
     if request.payload:  # with one, the same work would be other work, and could be queued without end
         raise Invalid("REQUEST_INVALID", "payload: a validation takes none")
@@ -110,7 +110,7 @@ def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Clai
 
 
 @router.post("/campaigns", status_code=201)
-def start_campaign(session: SessionDep, actor: Pusher, request: RevalidateRequest) -> CampaignView:
+def start_campaign(session: SessionDep, actor: Pusher, request: CampaignRequest) -> CampaignView:
     """Queue smoke tests of the versions of a base model."""
     return campaigns.begin(session, actor, request)
 

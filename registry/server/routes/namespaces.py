@@ -22,8 +22,8 @@ from registry.api.namespaces import (
     PublisherList,
     PublisherView,
     Removed,
+    RenameRequest,
     RoleGrant,
-    TransferRequest,
 )
 from registry.names import AdapterName
 from registry.server.access import namespaces, publishers
@@ -105,19 +105,19 @@ def delete_adapter(
     return removed
 
 
-@router.post(ADAPTER + "/transfer")
-def transfer_adapter(
+@router.post(ADAPTER + "/rename")
+def rename_adapter(
     session: SessionDep,
     actor: Admin,
     name: NameDep,
-    request: TransferRequest,
+    request: RenameRequest,
     blobs: KnownBlobsDep,
     engine: EngineDep,
     after: BackgroundTasks,
 ) -> AdapterView:
     """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
-    removal.transfer(session, actor, name, to)
+    removal.rename(session, actor, name, to)
     after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
     return search.one(session, actor, to)
 

@@ -1,4 +1,4 @@
-"""`adapter work`: take jobs from the registry and try adapters on their base, here.
+"""`adapter worker`: take jobs from the registry and try adapters on their base, here.
 
 Invariants
 - This process holds no torch; each base lives in a model process of its own (registry/worker/model_process/host.py).
@@ -48,7 +48,7 @@ DEFAULTS = Limits()
               help="With --ray: workers per base.")  # fmt: skip
 @click.option("--gpus", type=click.FloatRange(0), help="With --ray: GPUs per worker. Default: 1 with cuda.")
 @output.json_option
-def work(
+def worker(
     once: bool, bases: tuple[str, ...], deadline: float, threads: int, device: str, address: str, actors: int,
     gpus: float | None,
 ) -> None:  # fmt: skip
@@ -58,7 +58,7 @@ def work(
     conversions. With --ray workers run on the nodes of a Ray cluster (extra 'cluster').
 
     \b
-    adapter work --base smollm2=models/SmolLM2-135M-Instruct
+    adapter worker --base smollm2=models/SmolLM2-135M-Instruct
     """
     _demand_packages()
     wanted = dict(_base(text) for text in bases)
@@ -82,8 +82,8 @@ def _on_a_cluster(
     device: str, actors: int, gpus: float | None,
 ) -> Tally:  # fmt: skip
     """The same work on a Ray cluster. What the cluster's nodes need of a machine, they look for there."""
-    cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", what="adapter work --ray")
-    plan = main.load("registry.worker.cluster", "Plan", extra="cluster", what="adapter work --ray")
+    cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", what="adapter worker --ray")
+    plan = main.load("registry.worker.cluster", "Plan", extra="cluster", what="adapter worker --ray")
     where = session.target()
     if where.embedded:
         raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")
@@ -111,7 +111,7 @@ def _demand_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise main.MissingExtra(
-            f"adapter work needs the extra 'worker' ({missing[0]} is not installed): "
+            f"adapter worker needs the extra 'worker' ({missing[0]} is not installed): "
             "pip install 'adapter-registry[worker]'"
         )
 
