@@ -11,17 +11,17 @@ from tests import measures, vocabulary
 from tests.import_table import ROOT
 
 LIMITS = {
-    "lines": 52_900,
-    "files_in_a_folder_max": 46,
+    "lines": 51_900,
+    "files_in_a_folder_max": 45,
     "file_lines_max": 500,
     "function_lines_max": 60,
     "cycles": 0,
     "arrows_back": 0,
-    "vague_names": 1007,
-    "vague_names_in_loops": 193,
-    "metaphors": 2756,
+    "vague_names": 905,
+    "vague_names_in_loops": 178,
+    "metaphors": 2467,
     "repeated_blocks": 0,
-    "undocumented_public_functions": 547,
+    "undocumented_public_functions": 424,
 }
 """Lower a limit when a change lowers its figure. `make facts ARGS=NAME` lists where a figure comes from."""
 
