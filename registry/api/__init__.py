@@ -9,9 +9,6 @@ Invariants
 - What a client claims is informational unless said otherwise; the server recomputes it.
 - Times are UTC and aware. Sizes are bytes. Lists come with `next_cursor`, which is empty on the last page.
 - Requests refuse unknown fields; answers may gain fields, so a client ignores those that it does not know.
-
-Example
-    GET /api/v1/resolve/acme/support/prod   answers a `Resolved`
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 Invariants
 - An answer that says what became of a version carries the newest checkpoint that the server knows.
-
-Example
-    GET /api/v1/audit/consistency?old=7&new=12
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 Invariants
 - One answer holds everything that a node needs to fetch, load and set: files by digest, names to serve under, verdicts.
 - Equal cursors mean equal rosters: the cursor is the answer's ETag, and `wait` holds the answer back until it differs.
-
-Example
-    GET /api/v1/bases/smollm2/adapters?alias=prod&engine=vllm==0.33.0&wait=20
 """
 
 from __future__ import annotations

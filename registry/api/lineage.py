@@ -2,9 +2,6 @@
 
 Invariants
 - Of a parent that the actor may not see there is a digest and nothing else.
-
-Example
-    GET /api/v1/adapters/acme/support/versions/3/lineage?direction=down
 """
 
 from __future__ import annotations

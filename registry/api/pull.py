@@ -3,9 +3,6 @@
 Invariants
 - What is brought is what `resolved.manifest` says; small files and direct links save requests, and are not believed.
 - Each file can be had at its `url` in `resolved.files` as well, whatever became of its direct link.
-
-Example
-    GET /api/v1/adapters/acme/support/versions/prod/pull
 """
 
 from __future__ import annotations

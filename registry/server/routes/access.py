@@ -2,9 +2,6 @@
 
 Invariants
 - A token's secret is in one answer only, the one that made it.
-
-Example
-    GET /api/v1/whoami
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ Invariants
 - An alias moves only under `If-Match: "<generation>"`; without it the answer is 428, with an old one 412.
 - `resolve` carries an ETag over its whole answer and gives 304; by number or digest it may be kept for ever,
   because what those name never changes (a verdict or a yank that comes later is seen by asking by alias).
-
-Example
-    GET /api/v1/resolve/acme/support/prod
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 Invariants
 - A signature that does not verify against the version's own files is refused and leaves nothing.
-
-Example
-    POST /api/v1/adapters/acme/support/versions/3/attestations      201
 """
 
 from __future__ import annotations

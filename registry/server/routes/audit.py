@@ -6,9 +6,6 @@ Invariants
 - Hashes and checkpoints are for everybody with a token: they tell how long the log is and nothing of what is in it.
   Bundles of entries are for administrators.
 - Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
-
-Example
-    GET /api/v1/events?after=1042&wait=20
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 Invariants
 - Whoever may push may add a base; nobody may change one, but for the thresholds that its adapters are judged by.
 - Which weights a base has, a worker may tell too, once.
-
-Example
-    GET /api/v1/bases/meta-llama/Llama-3.1-8B
 """
 
 from __future__ import annotations

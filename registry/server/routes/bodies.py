@@ -4,10 +4,6 @@ Invariants
 - Hashing and writing go on while bytes come in; memory stays at one buffer for each upload.
 - A slow peer holds no thread: what stalls on a lane goes on in the event loop.
 - An answer is as long as its Content-Length says, or its connection is closed.
-
-Example
-    return bodies.Receipt(sink, size_bytes, aftercare.pushing(engine))
-    return bodies.FileAnswer(path, 0, size_bytes, 200, headers)
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ Invariants
 - Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
 - A wait looks at the roster only after something was committed that an event or a verdict tells of, and then by one
   statement; leases of nodes and notes of a token's use are nothing of that sort.
-
-Example
-    GET /api/v1/bases/smollm2/adapters?alias=prod&engine=vllm==0.33.0&since=5f3a…&wait=20
 """
 
 from __future__ import annotations

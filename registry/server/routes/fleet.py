@@ -2,9 +2,6 @@
 
 Invariants
 - Reporting takes the right to pull, which every serving node has; what it may report is bounded in fleet/.
-
-Example
-    PUT /api/v1/fleet/nodes/gpu-7/vllm-8000 {"base": "smollm2", "alias": "prod", "slots": []}
 """
 
 from __future__ import annotations

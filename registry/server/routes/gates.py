@@ -2,9 +2,6 @@
 
 Invariants
 - A gate is set for a namespace or for one adapter; `GET …/versions/{selector}/gates/{alias}` moves nothing.
-
-Example
-    PUT /api/v1/namespaces/acme/gates/prod {"gate": {"requires": ["compat", "smoke"], "approvals": 2}}
 """
 
 from __future__ import annotations

@@ -8,9 +8,6 @@ Invariants
 - Only routes whose session is a `SessionDep` or a `KeyedSessionDep` take a key; elsewhere the header means nothing:
   planning a push and sending bytes change nothing when they are repeated, and links must not be answered twice.
 - An answer that is given again has its first status, body and ETag, and says `Idempotency-Replayed: true`.
-
-Example
-    router = once.router("jobs")
 """
 
 from __future__ import annotations

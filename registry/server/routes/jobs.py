@@ -3,9 +3,6 @@
 Invariants
 - A claim answers with everything that the job needs, or with 204 when there is no job.
 - Whoever holds a lease proves it with the lease's token in every request.
-
-Example
-    POST /api/v1/jobs/claim {"worker": "gpu-1", "bases": ["llama"]}
 """
 
 from __future__ import annotations

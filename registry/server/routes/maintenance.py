@@ -2,9 +2,6 @@
 
 Invariants
 - Only for administrators of all namespaces. What works for seconds holds no transaction for the length of the request.
-
-Example
-    POST /api/v1/gc {"dry_run": true}      200
 """
 
 from __future__ import annotations

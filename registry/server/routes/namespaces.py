@@ -3,9 +3,6 @@
 Invariants
 - What somebody may not look into is answered like what is not there; who may look but not do this is denied.
 - A subject may hold slashes (`https://issuer#sub`), so it is the last part of its path.
-
-Example
-    PUT /api/v1/namespaces/acme/roles/alice@example.org {"role": "pusher"}
 """
 
 from __future__ import annotations

@@ -5,9 +5,6 @@ Invariants
 - A file is answered by the store's own link (307) where it has one, else by the operating system from its path,
   else as a stream. Range, HEAD and If-None-Match work in each case; the ETag is the digest.
 - Files are attachments of type octet-stream with nosniff: a browser never runs what somebody pushed.
-
-Example
-    PUT /api/v1/pushes/psh_…/blobs/sha256:…      204
 """
 
 from __future__ import annotations

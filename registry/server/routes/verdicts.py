@@ -3,9 +3,6 @@
 Invariants
 - None of them reads a blob, but for renewal, where an older release kept other facts of a header. Only renewal stores
   something, and only for administrators of all namespaces.
-
-Example
-    GET /api/v1/adapters/acme/support/versions/prod/verdicts?engine=vllm==0.33.0,max_lora_rank=32
 """
 
 from __future__ import annotations

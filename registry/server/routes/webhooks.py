@@ -2,9 +2,6 @@
 
 Invariants
 - Only who administers the namespace of a webhook knows of it. Its secret is in one answer only.
-
-Example
-    POST /api/v1/webhooks      201
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ Invariants
 - A is untouched but for rows of zeros, which raise a module's rank to the largest one.
 - Saved modules, biases, trained tokens and the names of targets stay as they are.
 - scale · B is computed in 64 bits and rounded once; what the file's dtype cannot hold exactly is stored in 32 bits.
-
-Example
-    $ python -m registry.worker.conversions.canonical < request.json
 """
 
 from __future__ import annotations

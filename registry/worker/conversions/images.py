@@ -8,9 +8,6 @@ Invariants
 - The squared norm of all updates, scale · B·A, equals the original's to one part in 10^4 (a fused matrix that is split
   into rows keeps its norm); else the conversion lost something and is refused.
 - alpha / rank is folded into B, so the file means the same to loaders that know no alpha.
-
-Example
-    $ python -m registry.worker.conversions.images < request.json
 """
 
 from __future__ import annotations

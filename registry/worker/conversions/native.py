@@ -7,9 +7,6 @@
 Invariants
 - Values are moved, never computed: each number of the original is one of the result.
 - Targets are the last parts of paths only if these mean exactly the modules that the file holds on this base.
-
-Example
-    $ python -m registry.worker.conversions.native < request.json
 """
 
 from __future__ import annotations

@@ -7,9 +7,6 @@ are made again here, and PEFT subtracts them (`save_pretrained(path_initial_mode
 Invariants
 - The base is loaded twice, in 32 bits: once to make the beginning, once to load the adapter; it is never written.
 - No code of the base is run (`trust_remote_code` stays off).
-
-Example
-    $ python -m registry.worker.conversions.plain < request.json
 """
 
 from __future__ import annotations

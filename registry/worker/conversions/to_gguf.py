@@ -7,9 +7,6 @@ is then the rank. For the architecture `llama` its converter puts the rows of q 
 Invariants
 - Names come from the library's table (`gguf.get_tensor_name_map`); a module that it does not know is a refusal.
 - Tensors are F16 where the original is F16, else F32: nothing is rounded.
-
-Example
-    $ python -m registry.worker.conversions.to_gguf < request.json
 """
 
 from __future__ import annotations

@@ -8,9 +8,6 @@ Invariants
 - The relay is asked only for what this registry does not hold, in a namespace that it does not hold either, only for
   somebody who has signed in, and never for another relay.
 - A client that takes its token along is not redirected by the relay either: it gets a no.
-
-Example
-    router = APIRouter(route_class=HubRoute, include_in_schema=False)
 """
 
 from __future__ import annotations

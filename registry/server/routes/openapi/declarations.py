@@ -1,8 +1,4 @@
-"""What FastAPI cannot read from a signature: raw bodies, and statuses that a route chooses at run time.
-
-Example
-    @router.put("/pushes/{push_id}/blobs/{digest}", status_code=204, openapi_extra=RAW_BODY)
-"""
+"""What FastAPI cannot read from a signature: raw bodies, and statuses that a route chooses at run time."""
 
 from __future__ import annotations
 

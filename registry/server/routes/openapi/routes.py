@@ -2,9 +2,6 @@
 
 Invariants
 - Both are open to everybody: they hold the static contract and nothing of this server's data or settings.
-
-Example
-    GET /openapi.json      200
 """
 
 from __future__ import annotations
