@@ -15,6 +15,7 @@ from registry.api import PREFIX
 from registry.api.problems import Problem
 from registry.server import app
 from registry.server.routes.openapi.document import TAGS
+from registry.server.routes.openapi.parameters import PARAMETERS
 from tests.access.tenants import send
 from tests.world import World
 
@@ -65,6 +66,15 @@ def test_an_operation_is_named_verb_first_once_and_described_with_its_parameters
             assert "$ref" in parameter or parameter["description"].endswith("."), operation["operationId"]
     used = {tag for *_, operation in operations(document) for tag in operation["tags"]}
     assert used == set(TAGS)
+
+
+def test_every_described_parameter_exists(document: dict[str, Any]) -> None:
+    names = {"idempotency-key"}
+    for *_, operation in operations(document):
+        for parameter in operation.get("parameters", ()):
+            own = f"{operation['operationId']}.{parameter.get('name')}"
+            names.add(own if own in PARAMETERS else parameter.get("name"))
+    assert set(PARAMETERS) - names == set()
 
 
 def test_every_reference_of_the_document_is_in_it_and_every_component_is_used(document: dict[str, Any]) -> None:
