@@ -34,7 +34,7 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
             for view in bulk_pull.adapters_of(registry, base, namespace=namespace, alias=alias)
         ]
         wanted = [(Ref(name, selector), folder / name.namespace / name.name) for name in found]
-        results = bulk_pull.pull_all(registry, wanted, progress=bar, told=quiet(bar, _print_pulled))
+        results = bulk_pull.pull_all(registry, wanted, progress=bar, on_result=quiet(bar, _print_pulled))
     fetched = sum(result.answer is not None for result in results)
     told = f"{output.plural(fetched, 'adapter')} in {folder}, {len(results) - fetched} not"
     output.answer({"items": [document(result, "resolved") for result in results]}, lambda: click.echo(told))

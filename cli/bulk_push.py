@@ -36,7 +36,7 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
     folders = [(path, f"{namespace}/{path.name}") for path in found]
     with session.versions() as registry, Bar(namespace) as bar:
         results = bulk_push.push_all(
-            registry, folders, base=base, message=message, progress=bar, told=quiet(bar, _print_pushed),
+            registry, folders, base=base, message=message, progress=bar, on_result=quiet(bar, _print_pushed),
             declared=lambda one: provenance.of_file(one / file) if file else None,
         )  # fmt: skip
     refused = sum(result.error is not None for result in results)

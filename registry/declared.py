@@ -33,7 +33,7 @@ def of_file(data: bytes, *, file: str) -> Provenance | None:
 
 
 def of_options(
-    given: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
     *,
     datasets: Sequence[str] = (),
     run: str = "",
@@ -41,7 +41,7 @@ def of_options(
     parameters: Sequence[str] = (),
 ) -> Provenance | None:
     """What options declare on top of the values of a file; None for nothing."""
-    values = given or {}
+    values = options or {}
     if datasets:
         written = values.get("datasets") or []
         if not isinstance(written, list):
@@ -64,15 +64,15 @@ def parse(data: bytes, *, file: str) -> dict[str, Any]:
     if len(data) > FILE_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"{file}: {len(data)} bytes are over the limit of {FILE_LIMIT_BYTES}")
     if not file.endswith(".toml"):
-        found = strict_json.parse(data, _DIALECT, file=file)
+        document = strict_json.parse(data, _DIALECT, file=file)
     else:
         try:
-            found = tomllib.loads(data.decode())
+            document = tomllib.loads(data.decode())
         except (ValueError, RecursionError) as e:
             raise wrong(file, f"is not TOML: {str(e)[:200]}") from e
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise wrong(file, "is not one object with datasets, run, code and parameters")
-    return found
+    return document
 
 
 # ------------------------------------------------------------------ the short forms of the command line

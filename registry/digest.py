@@ -127,14 +127,14 @@ def _ordered(value: Any) -> Any:
 
 def _sorted(keys: Iterable[str]) -> list[str]:
     """RFC 8785 sorts by UTF-16 code units, which differs from Python's order beyond U+FFFF."""
-    found = sorted(keys)
-    return found if "".join(found).isascii() else sorted(found, key=lambda key: key.encode("utf-16-be"))
+    ordered = sorted(keys)
+    return ordered if "".join(ordered).isascii() else sorted(ordered, key=lambda key: key.encode("utf-16-be"))
 
 
 def _not_canonical(value: Any, location: str) -> Invalid:
     """Where and why. Asked only when something is known to be wrong: naming places takes longer than looking."""
-    found = next(_problems(value, location), f"{location}: this value has no canonical form")
-    return Invalid("MANIFEST_INVALID", found)
+    problem = next(_problems(value, location), f"{location}: this value has no canonical form")
+    return Invalid("MANIFEST_INVALID", problem)
 
 
 def _problems(value: Any, location: str) -> Iterator[str]:

@@ -231,13 +231,13 @@ class Manifest(FrozenModel):
 
 
 def _reasons_against(files: tuple[Descriptor, ...]) -> Iterable[Reason]:
-    seen: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for earlier, later in pairwise(files):
         if earlier.path >= later.path:
             yield Reason("manifest.order", later.path, "is listed twice or out of order")
     for f in files:
         names.file_path(f.path)
-        other = seen.setdefault(f.path.casefold(), f.path)
+        other = paths.setdefault(f.path.casefold(), f.path)
         if other != f.path:
             yield Reason("file.path_conflict", f.path, f"equals {other} where case does not count")
         kind = kind_of(f.path)

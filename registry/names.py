@@ -102,15 +102,15 @@ def skeleton(word: str) -> str:
     >>> skeleton("my-lora"), skeleton("my_1ora")
     ('my10ra', 'my10ra')
     """
-    found, last, apart = "", "", False
+    result, last, apart = "", "", False
     for letter in word:
         if letter in "._-":
             apart = True
             continue
         between_digits = apart and last.isdigit() and letter.isdigit()
-        found += ("-" if between_digits else "") + _LOOKS_LIKE.get(letter, letter)
+        result += ("-" if between_digits else "") + _LOOKS_LIKE.get(letter, letter)
         last, apart = letter, False
-    return found
+    return result
 
 
 def alias(text: str) -> Alias:

@@ -103,13 +103,13 @@ class Provenance(FrozenModel):
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Provenance | None:
         """From plain values; None when they declare nothing. `Invalid` (PROVENANCE_INVALID) names the field."""
-        given = {key: value for key, value in values.items() if value or key not in cls.model_fields}
-        if not given:
+        present = {key: value for key, value in values.items() if value or key not in cls.model_fields}
+        if not present:
             return None
-        if isinstance(parameters := given.get("parameters"), Mapping):
-            given["parameters"] = {str(key): _text(str(key), value) for key, value in parameters.items()}
+        if isinstance(parameters := present.get("parameters"), Mapping):
+            present["parameters"] = {str(key): _text(str(key), value) for key, value in parameters.items()}
         try:
-            return cls.model_validate(given)
+            return cls.model_validate(present)
         except ValidationError as e:
             first = e.errors()[0]
             location = ".".join([FIELD, *(str(part) for part in first["loc"])])
@@ -118,48 +118,52 @@ class Provenance(FrozenModel):
 
 def wrong(location: str, message: str, reasons: list[Reason] | None = None) -> Invalid:
     """The error for a declared input that breaks a rule."""
-    found = reasons or [Reason("provenance.invalid", location, message)]
-    return Invalid("PROVENANCE_INVALID", f"{location} {message}", reasons=found)
+    collected = reasons or [Reason("provenance.invalid", location, message)]
+    return Invalid("PROVENANCE_INVALID", f"{location} {message}", reasons=collected)
 
 
 # ------------------------------------------------------------------ the rules
-def _reasons_against(given: Provenance) -> Iterator[Reason]:
-    if not (given.datasets or given.run or given.code or given.parameters):
+def _reasons_against(provenance: Provenance) -> Iterator[Reason]:
+    if not (provenance.datasets or provenance.run or provenance.code or provenance.parameters):
         yield Reason("provenance.invalid", FIELD, "declares nothing: leave it out")
-    if len(given.datasets) > DATASETS_LIMIT:
-        yield Reason("provenance.too_many", f"{FIELD}.datasets", f"has {len(given.datasets)}; the limit is 64")
-    if len(given.parameters) > PARAMETERS_LIMIT:
-        yield Reason("provenance.too_many", f"{FIELD}.parameters", f"has {len(given.parameters)}; the limit is 200")
-    seen: set[str] = set()
-    for number, one in enumerate(given.datasets[:DATASETS_LIMIT]):
+    if len(provenance.datasets) > DATASETS_LIMIT:
+        yield Reason("provenance.too_many", f"{FIELD}.datasets", f"has {len(provenance.datasets)}; the limit is 64")
+    if len(provenance.parameters) > PARAMETERS_LIMIT:
+        yield Reason(
+            "provenance.too_many", f"{FIELD}.parameters", f"has {len(provenance.parameters)}; the limit is 200"
+        )
+    names: set[str] = set()
+    for number, one in enumerate(provenance.datasets[:DATASETS_LIMIT]):
         yield from _against_dataset(f"{FIELD}.datasets.{number}", one)
-        if one.key in seen:
+        if one.key in names:
             yield Reason("provenance.twice", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
-        seen.add(one.key)
-    if given.run is not None:
+        names.add(one.key)
+    if provenance.run is not None:
         location = f"{FIELD}.run"
-        yield from _must(_TOOL, f"{location}.tool", given.run.tool, "1 to 32 lower-case letters, digits, '.', '_', '-'")
-        yield from _must(_MARK, f"{location}.id", given.run.id, f"at most {TEXT_LIMIT} characters of a run's id")
-        if given.run.url:
-            yield from _against_uri(f"{location}.url", given.run.url, frozenset({"http", "https"}))
-    if given.code is not None:
-        yield from _against_uri(f"{FIELD}.code.repository", given.code.repository)
+        yield from _must(
+            _TOOL, f"{location}.tool", provenance.run.tool, "1 to 32 lower-case letters, digits, '.', '_', '-'"
+        )
+        yield from _must(_MARK, f"{location}.id", provenance.run.id, f"at most {TEXT_LIMIT} characters of a run's id")
+        if provenance.run.url:
+            yield from _against_uri(f"{location}.url", provenance.run.url, frozenset({"http", "https"}))
+    if provenance.code is not None:
+        yield from _against_uri(f"{FIELD}.code.repository", provenance.code.repository)
         rule = "a whole commit: 40 or 64 lower-case hex digits"
-        yield from _must(_COMMIT, f"{FIELD}.code.commit", given.code.commit, rule)
-    for name, value in list(given.parameters.items())[:PARAMETERS_LIMIT]:
+        yield from _must(_COMMIT, f"{FIELD}.code.commit", provenance.code.commit, rule)
+    for name, value in list(provenance.parameters.items())[:PARAMETERS_LIMIT]:
         location = f"{FIELD}.parameters.{name[:60]}"
         yield from _must(_PARAMETER, location, name, "a name of 1 to 100 letters, digits and '_', '.', '/', ':', '-'")
         yield from _against_text(location, value, VALUE_LIMIT)
 
 
-def _against_dataset(location: str, one: Dataset) -> Iterator[Reason]:
-    if not one.uri and one.digest is None:
+def _against_dataset(location: str, dataset: Dataset) -> Iterator[Reason]:
+    if not dataset.uri and dataset.digest is None:
         yield Reason("provenance.dataset_unnamed", location, "has neither a URI nor a digest")
-    if one.name:
-        yield from _against_text(f"{location}.name", one.name, TEXT_LIMIT)
-    if one.uri:
-        yield from _against_uri(f"{location}.uri", one.uri)
-    for field, value in (("revision", one.revision), ("split", one.split)):
+    if dataset.name:
+        yield from _against_text(f"{location}.name", dataset.name, TEXT_LIMIT)
+    if dataset.uri:
+        yield from _against_uri(f"{location}.uri", dataset.uri)
+    for field, value in (("revision", dataset.revision), ("split", dataset.split)):
         if value:
             yield from _must(
                 _MARK, f"{location}.{field}", value, f"at most {TEXT_LIMIT} letters, digits and ._:/%+=@[]-"
@@ -188,8 +192,8 @@ def _against_uri(location: str, text: str, schemes: frozenset[str] = frozenset()
         return
     scheme = text.partition(":")[0]
     if not _URI.match(text) or scheme in _RUNNABLE or (schemes and scheme not in schemes):
-        wanted = " or ".join(sorted(schemes)) or "scheme:…, in the characters of RFC 3986"
-        yield Reason("provenance.uri_invalid", location, f"must be a URI ({wanted}), not {text[:80]!r}")
+        allowed = " or ".join(sorted(schemes)) or "scheme:…, in the characters of RFC 3986"
+        yield Reason("provenance.uri_invalid", location, f"must be a URI ({allowed}), not {text[:80]!r}")
         return
     try:
         parts = urlsplit(text)

@@ -45,8 +45,8 @@ class Card:
     @property
     def facts(self) -> dict[str, Any]:
         """As JSON, without what is not claimed."""
-        found = {"datasets": list(self.datasets), "bases": list(self.bases), "tools": dict(self.tools)}
-        return {key: value for key, value in found.items() if value}
+        facts = {"datasets": list(self.datasets), "bases": list(self.bases), "tools": dict(self.tools)}
+        return {key: value for key, value in facts.items() if value}
 
 
 def read(data: bytes) -> Card:

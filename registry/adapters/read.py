@@ -147,10 +147,10 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     _refuse_missing(by_path)
     written = by_path[CONFIG]
     limit = CONFIG_LIMIT_BYTES + 1
-    found = config.read_config(read(CONFIG, 0, min(written.size_bytes, limit)), file=CONFIG)
+    parsed = config.read_config(read(CONFIG, 0, min(written.size_bytes, limit)), file=CONFIG)
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
     extra = tuple(_extra(path) for path in by_path if path.endswith(WEIGHTS_ENDINGS) and path != WEIGHTS)
-    return Contents(found, headers[WEIGHTS], peft.describe(found, headers[WEIGHTS]), extra)
+    return Contents(parsed, headers[WEIGHTS], peft.describe(parsed, headers[WEIGHTS]), extra)
 
 
 def _is_peft(file: Descriptor, read: Read) -> bool:
@@ -165,33 +165,33 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> Foreig
 
     packed = gguf.read_header(within, file.size_bytes, file=file.path) if file.path.endswith(".gguf") else None
     header = packed.header if packed else _header(file, read)
-    found = formats.of_header(header)
-    if found.scheme == "peft":
+    format = formats.of_header(header)
+    if format.scheme == "peft":
         _refuse_missing({file.path: file})
-    if found.scheme == "nemo":
-        message = f"is an adapter of NeMo ({found.evidence}), which no loader of ours takes; {found.advice}"
+    if format.scheme == "nemo":
+        message = f"is an adapter of NeMo ({format.evidence}), which no loader of ours takes; {format.advice}"
         reasons = [Reason("format.convert_first", file.path, message)]
         raise Invalid("FILE_REFUSED", f"{file.path} {message}", reasons=reasons)
-    if found.is_image:
-        facts = images.of_header(header, found, read=within)
+    if format.is_image:
+        facts = images.of_header(header, format, read=within)
     else:
         fields = None
         if written is not None:
             fields = native.read_config(read(CONFIG, 0, written.size_bytes), file=CONFIG)
-        facts = native.of_header(header, found, config=fields, gguf=packed)
-    return Foreign(facts.model_copy(update={"file": file.path}), header, _about(found, packed, file.path))
+        facts = native.of_header(header, format, config=fields, gguf=packed)
+    return Foreign(facts.model_copy(update={"file": file.path}), header, _about(format, packed, file.path))
 
 
-def _about(found: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
+def _about(format: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
     """What the names alone say: an unknown scheme, or a GGUF file that is no LoRA adapter."""
     if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
         kind = packed.kinds[0] or "no general.type"
         message = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
         return (Finding.of("error", "format.gguf_no_adapter", path, message),)
-    if found.is_known:
+    if format.is_known:
         return ()
-    location = found.strangers[0] if found.strangers else path
-    return (Finding.of("error", "format.unknown_scheme", location, f"{found.message}; {found.advice}"),)
+    location = format.strangers[0] if format.strangers else path
+    return (Finding.of("error", "format.unknown_scheme", location, f"{format.message}; {format.advice}"),)
 
 
 def _header(file: Descriptor, read: Read) -> Header:

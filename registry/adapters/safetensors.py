@@ -162,8 +162,8 @@ def _refuse_file(file: str, head: bytes, message: str) -> NoReturn:
     raise Invalid("TENSORS_INVALID", f"{file} {message}", reasons=[Reason("safetensors.header_invalid", file, message)])
 
 
-def _too_large(file: str, code: str, found: str, limit: int, unit: str) -> NoReturn:
-    message = f"has {found}; the limit is {limit} {unit}"
+def _too_large(file: str, code: str, actual: str, limit: int, unit: str) -> NoReturn:
+    message = f"has {actual}; the limit is {limit} {unit}"
     raise TooLarge("SIZE_INVALID", f"{file} {message}", reasons=[Reason(code, file, message)])
 
 
@@ -182,8 +182,8 @@ class _Reader:
 
     def header(self, entries: dict[str, Any], data_start: int, size_bytes: int) -> Header:
         metadata = self._metadata(entries.pop("__metadata__", {}))
-        found = [self._tensor(name, entry) for name, entry in entries.items()]
-        tensors = sorted((t for t in found if t is not None), key=lambda t: (t.start, t.end))
+        infos = [self._tensor(name, entry) for name, entry in entries.items()]
+        tensors = sorted((t for t in infos if t is not None), key=lambda t: (t.start, t.end))
         if not entries:
             self._broken("safetensors.empty", "__metadata__", "the file holds no tensor")
         if not self._reasons:

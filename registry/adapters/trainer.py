@@ -68,9 +68,9 @@ class TrainerState:
 
 def read(data: bytes) -> TrainerState:
     """The claims of a trainer's log. Never raises."""
-    told = _parsed(data)
-    entries = [one for one in _listed(told.get("log_history")) if isinstance(one, dict)]
-    numbers = {ours: number for theirs, ours in _FIELDS.items() if (number := _number(told.get(theirs))) is not None}
+    state = _parsed(data)
+    entries = [one for one in _listed(state.get("log_history")) if isinstance(one, dict)]
+    numbers = {ours: number for theirs, ours in _FIELDS.items() if (number := _number(state.get(theirs))) is not None}
     for theirs, ours in _OF_LOG.items():
         found = [number for one in entries if (number := _number(one.get(theirs))) is not None]
         if found:
@@ -83,10 +83,10 @@ def _parsed(data: bytes) -> Mapping[str, Any]:
     if values > VALUES_LIMIT or strict_json.depth_of(data, stop_at=DEPTH_LIMIT) > DEPTH_LIMIT:
         return {}
     try:
-        found = json.loads(data, parse_constant=lambda _word: None)  # the Trainer writes NaN as it comes
+        document = json.loads(data, parse_constant=lambda _word: None)  # the Trainer writes NaN as it comes
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _listed(value: object) -> list[Any]:

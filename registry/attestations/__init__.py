@@ -47,9 +47,9 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 
 def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes:
     """The canonical bytes of an in-toto statement (in-toto/attestation, Statement v1)."""
-    told = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())]
+    subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())]
     return canonical_json(
-        {"_type": STATEMENT, "subject": told, "predicateType": predicate_type, "predicate": dict(predicate)}
+        {"_type": STATEMENT, "subject": subject, "predicateType": predicate_type, "predicate": dict(predicate)}
     )
 
 
@@ -63,11 +63,11 @@ def seal(payload: bytes, key: PrivateKey) -> bytes:
 
 def opened(envelope: bytes | Mapping[str, Any], key: PublicKey) -> Statement:
     """The statement of an envelope that this key has signed. `Invalid` (SIGNATURE_INVALID) says what is wrong."""
-    found = read(envelope) if isinstance(envelope, bytes) else envelope
-    payload_type, signatures = found.get("payloadType"), found.get("signatures")
+    document = read(envelope) if isinstance(envelope, bytes) else envelope
+    payload_type, signatures = document.get("payloadType"), document.get("signatures")
     if payload_type != PAYLOAD or not isinstance(signatures, list):
         raise wrong(f"the envelope is not a DSSE envelope of {PAYLOAD}")
-    payload = decoded(found.get("payload"), "payload")
+    payload = decoded(document.get("payload"), "payload")
     signed = pae(PAYLOAD, payload)
     for signature in signatures[:8]:
         if isinstance(signature, dict) and key.verifies(signed, decoded(signature.get("sig"), "signatures.sig")):
@@ -79,19 +79,19 @@ def read(text: bytes) -> dict[str, Any]:
     """A JSON object, read strictly. `Invalid` (SIGNATURE_INVALID)."""
     if len(text) > BUNDLE_LIMIT_BYTES:
         raise wrong(f"the bundle is over {BUNDLE_LIMIT_BYTES} bytes")
-    found = strict_json.parse(text, _DIALECT, file="the bundle")
-    if not isinstance(found, dict):
+    document = strict_json.parse(text, _DIALECT, file="the bundle")
+    if not isinstance(document, dict):
         raise wrong("the bundle is not a JSON object")
-    return found
+    return document
 
 
 def _statement(payload: bytes) -> Statement:
-    found = read(payload)
-    subjects = found.get("subject")
+    document = read(payload)
+    subjects = document.get("subject")
     if (
-        found.get("_type") != STATEMENT
+        document.get("_type") != STATEMENT
         or not isinstance(subjects, list)
-        or not isinstance(found.get("predicate"), dict)
+        or not isinstance(document.get("predicate"), dict)
     ):
         raise wrong(f"the payload is not a {STATEMENT}")
     named: dict[str, str] = {}
@@ -101,7 +101,7 @@ def _statement(payload: bytes) -> Statement:
         if not isinstance(held, str):
             raise wrong("subject: one has no sha256")
         named[str(item.get("name", ""))] = held
-    return Statement(named, str(found.get("predicateType", "")), found["predicate"])
+    return Statement(named, str(document.get("predicateType", "")), document["predicate"])
 
 
 def decoded(text: object, field: str) -> bytes:

@@ -53,34 +53,34 @@ class Trust:
     def parse(cls, files: Iterable[bytes]) -> Trust:
         """From PEM files of root certificates and Sigstore's `trusted_root.json`. `Invalid` (SETTING_INVALID)."""
         roots: list[x509.Certificate] = []
-        told: dict[str, list[Any]] = {"certificateAuthorities": [], "tlogs": [], "ctlogs": []}
+        certificates: dict[str, list[Any]] = {"certificateAuthorities": [], "tlogs": [], "ctlogs": []}
         try:
             for data in files:
                 if data.lstrip().startswith(b"{"):
                     document = json.loads(data)
-                    for name, found in told.items():
+                    for name, found in certificates.items():
                         found += document.get(name, [])
                 else:
                     roots += x509.load_pem_x509_certificates(data)
-            chains = [one["certChain"]["certificates"] for one in told["certificateAuthorities"]]
+            chains = [one["certChain"]["certificates"] for one in certificates["certificateAuthorities"]]
             authorities = tuple(_certificate(raw["rawBytes"]) for chain in chains for raw in chain)
-            return cls(tuple(roots), authorities, _logs(told["tlogs"]), _logs(told["ctlogs"]))
+            return cls(tuple(roots), authorities, _logs(certificates["tlogs"]), _logs(certificates["ctlogs"]))
         except (ValueError, KeyError, TypeError, AttributeError, Invalid) as e:
             message = "trusted roots: neither PEM certificates nor a trusted_root.json of Sigstore"
             raise Invalid("SETTING_INVALID", message) from e
 
 
-def _logs(told: Iterable[Any]) -> dict[str, PublicKey]:
+def _logs(entries: Iterable[Any]) -> dict[str, PublicKey]:
     """The keys of logs that we can verify with; other kinds of key are passed over, so nothing of theirs verifies."""
-    found = {}
-    for log in told:
+    keys = {}
+    for log in entries:
         try:
             held = serialization.load_der_public_key(base64.b64decode(log["publicKey"]["rawBytes"]))
             pem = held.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-            found[base64.b64decode(log["logId"]["keyId"]).hex()] = PublicKey.parse(pem)
+            keys[base64.b64decode(log["logId"]["keyId"]).hex()] = PublicKey.parse(pem)
         except Invalid:
             continue
-    return found
+    return keys
 
 
 def _certificate(text: str) -> x509.Certificate:
@@ -120,8 +120,8 @@ def name_of(certificate: x509.Certificate) -> str:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return certificate.subject.rfc4514_string()
-    found = names.get_values_for_type(x509.RFC822Name) + names.get_values_for_type(x509.UniformResourceIdentifier)
-    return found[0] if found else certificate.subject.rfc4514_string()
+    subjects = names.get_values_for_type(x509.RFC822Name) + names.get_values_for_type(x509.UniformResourceIdentifier)
+    return subjects[0] if subjects else certificate.subject.rfc4514_string()
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -171,8 +171,8 @@ def _valid(certificate: x509.Certificate, at: datetime) -> None:
 
 
 def _made_for_signing(leaf: x509.Certificate, *, code_only: bool) -> None:
-    found = {extension.oid: extension.value for extension in leaf.extensions}
-    usage, purposes = found.get(ExtensionOID.KEY_USAGE), found.get(ExtensionOID.EXTENDED_KEY_USAGE)
+    by_oid = {extension.oid: extension.value for extension in leaf.extensions}
+    usage, purposes = by_oid.get(ExtensionOID.KEY_USAGE), by_oid.get(ExtensionOID.EXTENDED_KEY_USAGE)
     if usage is None or not usage.digital_signature:
         raise Untrusted("its certificate is not one for signatures")
     unnamed = purposes is None and not code_only
@@ -182,8 +182,8 @@ def _made_for_signing(leaf: x509.Certificate, *, code_only: bool) -> None:
 
 def _authority(certificate: x509.Certificate, below: int) -> None:
     """Whether it may sign certificates, with so many others between it and the one at the end."""
-    found = {extension.oid: extension.value for extension in certificate.extensions}
-    basic, usage = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
+    by_oid = {extension.oid: extension.value for extension in certificate.extensions}
+    basic, usage = by_oid.get(ExtensionOID.BASIC_CONSTRAINTS), by_oid.get(ExtensionOID.KEY_USAGE)
     if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
         raise Untrusted(f"{certificate.subject.rfc4514_string()} is not an authority that may issue certificates")
     if basic.path_length is not None and below > basic.path_length:

@@ -31,12 +31,12 @@ class PublicKey:
         """From PEM or a line of OpenSSH. `Invalid` (SIGNATURE_INVALID) for another kind of key."""
         try:
             ssh = data.lstrip().startswith((b"ssh-", b"ecdsa-"))
-            found = (serialization.load_ssh_public_key if ssh else serialization.load_pem_public_key)(data)
+            key = (serialization.load_ssh_public_key if ssh else serialization.load_pem_public_key)(data)
         except (ValueError, UnsupportedAlgorithm) as e:
             raise Invalid("SIGNATURE_INVALID", "the public key is neither PEM nor an OpenSSH line") from e
-        if not _known(found):
+        if not _known(key):
             raise _unknown()
-        return cls(found)  # type: ignore[arg-type]
+        return cls(key)  # type: ignore[arg-type]
 
     @property
     def identity(self) -> str:
@@ -68,16 +68,16 @@ class PrivateKey:
         """From PEM or OpenSSH. `Invalid` (SIGNATURE_INVALID), without a word of what is in it."""
         ssh = b"OPENSSH PRIVATE KEY" in data[:200]
         try:
-            found = (serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key)(data, password)
+            key = (serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key)(data, password)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise Invalid(
                 "SIGNATURE_INVALID",
                 "the private key cannot be read: not PEM or OpenSSH, or it needs a password",
                 next_step="set ADAPTER_SIGN_PASSWORD if it has one",
             ) from None
-        if not _known(found):
+        if not _known(key):
             raise _unknown()
-        return cls(found)  # type: ignore[arg-type]
+        return cls(key)  # type: ignore[arg-type]
 
     @classmethod
     def of_seed(cls, seed: bytes) -> PrivateKey:

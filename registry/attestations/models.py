@@ -67,8 +67,8 @@ def certified(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> Si
     A chain is looked at as of `at`. `Invalid` (SIGNATURE_INVALID) where something contradicts the signature; a `Signer`
     without identity where nothing does, but nobody who is trusted here vouches for it.
     """
-    found = attestations.read(bundle.encode())
-    material, envelope = found.get("verificationMaterial"), _envelope(found)
+    document = attestations.read(bundle.encode())
+    material, envelope = document.get("verificationMaterial"), _envelope(document)
     chain = certificates.of_material(material) if isinstance(material, dict) else ()
     if not isinstance(material, dict) or not chain:
         raise wrong("the bundle brings no certificate: give the public key that it verifies with")
@@ -93,11 +93,11 @@ def _covers(statement: Statement, manifest: Manifest) -> None:
             raise wrong(f"the signature is about other bytes of {file.path}: sha256:{signed[file.path][:64]}")
 
 
-def files_of(found: Statement) -> dict[str, str]:
+def files_of(statement: Statement) -> dict[str, str]:
     """Name → SHA-256 of every file that a statement of the format signs."""
-    if found.predicate_type != MODEL:
-        raise wrong(f"the statement is of type {found.predicate_type[:100]!r}, not {MODEL}")
-    resources, how = found.predicate.get("resources"), found.predicate.get("serialization")
+    if statement.predicate_type != MODEL:
+        raise wrong(f"the statement is of type {statement.predicate_type[:100]!r}, not {MODEL}")
+    resources, how = statement.predicate.get("resources"), statement.predicate.get("serialization")
     if not isinstance(resources, list) or not isinstance(how, Mapping) or how.get("method") != "files":
         raise wrong("the statement does not list whole files (serialization method 'files')")
     named: dict[str, str] = {}
@@ -110,7 +110,7 @@ def files_of(found: Statement) -> dict[str, str]:
             raise wrong(f"resources: {name[:200]!r} is named twice")
         named[name] = digest
         digests.append(digest)
-    if list(found.subjects.values()) != [_root(digests)]:
+    if list(statement.subjects.values()) != [_root(digests)]:
         raise wrong("the subject is not the digest over the resources")
     return named
 
@@ -125,9 +125,9 @@ def _root(digests: Any) -> str:
     return hasher.hexdigest()
 
 
-def _envelope(found: dict[str, Any]) -> Mapping[str, Any]:
+def _envelope(document: dict[str, Any]) -> Mapping[str, Any]:
     """The envelope of a bundle; what is no bundle is taken for an envelope."""
-    inner = found.get("dsseEnvelope", found)
+    inner = document.get("dsseEnvelope", document)
     if not isinstance(inner, dict):
         raise wrong("dsseEnvelope: not an object")
     return inner

@@ -67,13 +67,15 @@ def _promised(entry: Mapping[str, Any], trust: Trust) -> datetime:
     if not isinstance(promise, dict):
         raise Untrusted("its log promises no time (RFC 3161 timestamps are not read here)")
     seconds = _number(entry.get("integratedTime"), "integratedTime")
-    told = {
+    canonical = {
         "body": entry.get("canonicalizedBody"),
         "integratedTime": seconds,
         "logID": name,
         "logIndex": _number(entry.get("logIndex"), "logIndex"),
     }
-    if not key.verifies(canonical_json(told), decoded(promise.get("signedEntryTimestamp"), "signedEntryTimestamp")):
+    if not key.verifies(
+        canonical_json(canonical), decoded(promise.get("signedEntryTimestamp"), "signedEntryTimestamp")
+    ):
         raise wrong("the transparency log did not sign the time of this entry")
     return _EPOCH + timedelta(seconds=min(seconds, 2**35))
 
@@ -86,10 +88,10 @@ def _about(body: bytes, envelope: Mapping[str, Any], leaf: x509.Certificate) -> 
             raise Untrusted(f"its log entry is of the kind '{kind[:40]}', which is not read here")
         payload, named = spec["payloadHash"], spec["signatures"]
         pem = base64.b64encode(leaf.public_bytes(serialization.Encoding.PEM)).decode()
-        wanted = (str(envelope["signatures"][0]["sig"]), pem)
+        expected = (str(envelope["signatures"][0]["sig"]), pem)
         digest = hashlib.sha256(decoded(envelope.get("payload"), "payload")).hexdigest()
         same = (payload["algorithm"], payload["value"]) == ("sha256", digest)
-        same = same and wanted in [(item["signature"], item["verifier"]) for item in named]
+        same = same and expected in [(item["signature"], item["verifier"]) for item in named]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
         raise wrong("the entry of the transparency log cannot be read") from e
     if not same:

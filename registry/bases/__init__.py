@@ -152,12 +152,12 @@ def shards(index: bytes, *, file: str = INDEX) -> tuple[str, ...]:
         where = None
     if not isinstance(where, dict) or not where:
         strict_json.refuse(_DIALECT, file, "index_invalid", "must hold a weight_map from tensors to files")
-    found = sorted({str(path) for path in where.values()})
-    for path in found:
+    files = sorted({str(path) for path in where.values()})
+    for path in files:
         if "/" in path or not path.endswith(".safetensors"):
             strict_json.refuse(_DIALECT, file, "index_invalid", f"names {path[:80]!r}, which is no file beside it")
         names.file_path(path)
-    return tuple(found)
+    return tuple(files)
 
 
 def _sizes_in(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,23 +185,23 @@ class _Sizes:
 
 def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
     """The tensors of all weight files. `Invalid` (BASE_INVALID) if two files hold one, or there is none."""
-    seen: dict[str, TensorInfo] = {}
+    by_name: dict[str, TensorInfo] = {}
     for header in headers:
         for info in header:
-            if info.name in seen:
+            if info.name in by_name:
                 raise Invalid(
                     "BASE_INVALID",
                     f"two weight files of the base hold the tensor {info.name!r}",
                     reasons=[Reason("base.duplicate_tensor", info.name, "is in two files")],
                 )
-            seen[info.name] = info
-    if not seen:
+            by_name[info.name] = info
+    if not by_name:
         raise Invalid(
             "BASE_INVALID",
             "the base has no weight file with a tensor in it",
             reasons=[Reason("base.no_weights", SINGLE, "holds no tensor")],
         )
-    return list(seen.values())
+    return list(by_name.values())
 
 
 def _is_tied(config: Mapping[str, Any], tensors: Sequence[Logical], facts: Facts) -> bool:

@@ -84,11 +84,11 @@ def template_text(chat_template: str | None, tokenizer_config: bytes | None) -> 
         config = json.loads(tokenizer_config or b"{}")
     except (ValueError, RecursionError):
         return ""
-    found = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(found, list):
-        named = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
-    return _normal(found) if isinstance(found, str) else ""
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(template, list):
+        named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return _normal(template) if isinstance(template, str) else ""
 
 
 def _normal(text: str) -> str:

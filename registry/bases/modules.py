@@ -93,9 +93,9 @@ _GATES, _DOWNS = ("w1", "w3", "gate_proj", "up_proj"), ("w2", "down_proj")
 
 def logical(tensors: Iterable[TensorInfo], facts: Facts) -> list[Logical]:
     """The tensors with their logical names and shapes, without the side tensors of quantisation."""
-    found = [t for t in tensors if not _SIDE.search(t.name)]
-    prefix = _missing_prefix([t.name for t in found], facts)
-    return [_unpacked(t, f"{prefix}{t.name}" if not t.name.startswith(_HEADS) else t.name, facts) for t in found]
+    weights = [t for t in tensors if not _SIDE.search(t.name)]
+    prefix = _missing_prefix([t.name for t in weights], facts)
+    return [_unpacked(t, f"{prefix}{t.name}" if not t.name.startswith(_HEADS) else t.name, facts) for t in weights]
 
 
 def side_names(tensors: Iterable[TensorInfo], facts: Facts) -> dict[str, str]:
@@ -121,14 +121,14 @@ def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
             single[tensor.name] = ModuleShape(
                 kind="parameter", in_features=columns, out_features=rows, count=count, dtype=tensor.dtype
             )
-    found = {path: _module(path, t, path in biases, facts) for path, t in weights.items()} | single
-    if facts.is_head_model and not any(path.startswith(_HEADS) for path in found):
-        found["lm_head"] = ModuleShape(kind="linear", in_features=facts.hidden, out_features=_rows(found, facts))
-    return _with_experts(found)
+    by_path = {path: _module(path, t, path in biases, facts) for path, t in weights.items()} | single
+    if facts.is_head_model and not any(path.startswith(_HEADS) for path in by_path):
+        by_path["lm_head"] = ModuleShape(kind="linear", in_features=facts.hidden, out_features=_rows(by_path, facts))
+    return _with_experts(by_path)
 
 
-def _rows(found: Mapping[str, ModuleShape], facts: Facts) -> int:
-    return max((m.in_features for p, m in found.items() if m.kind == "embedding" and is_token_table(p)),
+def _rows(by_path: Mapping[str, ModuleShape], facts: Facts) -> int:
+    return max((m.in_features for p, m in by_path.items() if m.kind == "embedding" and is_token_table(p)),
                default=facts.vocab)  # fmt: skip
 
 
@@ -168,11 +168,11 @@ def _kind(leaf: str, tensor: Logical, facts: Facts) -> Kind:
     return "other" if leaf in _ROUTERS else "linear"
 
 
-def _with_experts(found: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
+def _with_experts(by_path: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
     """Fold numbered experts: one entry with `*` for each file name, and the fused module of the Python model."""
     result: dict[str, ModuleShape] = {}
     counts: dict[str, int] = {}
-    for path, module in found.items():
+    for path, module in by_path.items():
         match = _EXPERT.match(path)
         if not match:
             result[path.replace(".block_sparse_moe.", ".mlp.")] = module

@@ -51,12 +51,12 @@ def pipeline_spec(name: str, index: Mapping[str, Any], components: Mapping[str, 
     denoiser = next((c for c in DENOISERS if c in components), None)
     if denoiser is None:
         raise Invalid("BASE_INVALID", f"{name}: a pipeline needs one of the folders {', '.join(DENOISERS[:2])}")
-    found: dict[str, ModuleShape] = {}
+    modules: dict[str, ModuleShape] = {}
     covered: dict[str, Any] = {}
     parameters, size, dtypes = 0, 0, {}
     for component, (config, headers) in sorted(components.items()):
         logical = _logical(headers)
-        found |= {f"{component}.{path}": m for path, m in base_modules.modules(logical, FACTS).items()}
+        modules |= {f"{component}.{path}": m for path, m in base_modules.modules(logical, FACTS).items()}
         covered[component] = {
             "shapes": sorted([t.name, list(t.shape)] for t in logical),
             "config": {k: v for k, v in config.items() if k == "_class_name" or not (k.startswith("_") or k in _NOTES)},
@@ -69,7 +69,7 @@ def pipeline_spec(name: str, index: Mapping[str, Any], components: Mapping[str, 
         name=name,
         architecture=str(index.get("_class_name") or config.get("_class_name") or "")[:128],
         model_type=family_of(config),
-        dtype=dtypes[denoiser], parameters=parameters, weights_bytes=size, modules=found,
+        dtype=dtypes[denoiser], parameters=parameters, weights_bytes=size, modules=modules,
         components=tuple(sorted(components)),
         fingerprints=Fingerprints(architecture=Digest.of(json.dumps(covered, sort_keys=True).encode())),
     )  # fmt: skip

@@ -109,13 +109,13 @@ class ServerLog:
 
     def tiles(self, level: int, index: int, width: int) -> Sequence[bytes]:
         """The database's and the store's."""
-        found = []
+        tiles = []
         for stored in (False, True):
             try:
-                found.append(self._audit.tile(level, index, width, stored=stored))
+                tiles.append(self._audit.tile(level, index, width, stored=stored))
             except (Corrupt, NotFound):
-                found.append(b"")
-        return found
+                tiles.append(b"")
+        return tiles
 
     def entries(self, index: int, width: int) -> bytes:
         try:

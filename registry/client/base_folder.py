@@ -80,12 +80,12 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
 
 def _pipeline(reader: _Reader, name: str, components: list[str]) -> tuple[BaseSpec, int]:
     index = reader.whole(pipelines.INDEX, bases.CONFIG_LIMIT_BYTES)
-    found: dict[str, pipelines.Component] = {}
+    by_name: dict[str, pipelines.Component] = {}
     for component in components:
         inner = _Reader(reader.folder / component)
-        found[component] = (_config(inner), [inner.header(file) for file in _weights(inner)])
+        by_name[component] = (_config(inner), [inner.header(file) for file in _weights(inner)])
         reader.bytes_read += inner.bytes_read
-    spec = pipelines.pipeline_spec(name, bases.read_config(index, file=pipelines.INDEX) if index else {}, found)
+    spec = pipelines.pipeline_spec(name, bases.read_config(index, file=pipelines.INDEX) if index else {}, by_name)
     return spec, reader.bytes_read
 
 
@@ -126,7 +126,7 @@ def _weights(reader: _Reader) -> tuple[str, ...]:
     for name in (bases.SINGLE, "diffusion_pytorch_model.safetensors"):
         if (reader.folder / name).is_file():
             return (name,)
-    found = tuple(sorted(path.name for path in reader.folder.glob("*.safetensors")))
-    if not found:
+    names = tuple(sorted(path.name for path in reader.folder.glob("*.safetensors")))
+    if not names:
         raise Invalid("BASE_INVALID", f"{reader.folder} has no *.safetensors, and only those are read")
-    return found
+    return names

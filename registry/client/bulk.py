@@ -42,14 +42,14 @@ def result_of(name: str, folder: Path, work: Callable[[], Answer]) -> Result[Ans
 
 
 def each(
-    work: Callable[[Item], Result[Answer]], items: Iterable[Item], told: Callable[[Result[Answer]], None]
+    work: Callable[[Item], Result[Answer]], items: Iterable[Item], on_result: Callable[[Result[Answer]], None]
 ) -> list[Result[Answer]]:
     telling = threading.Lock()
 
     def one(item: Item) -> Result[Answer]:
         result = work(item)
         with telling:
-            told(result)
+            on_result(result)
         return result
 
     with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="adapter") as pool:

@@ -20,11 +20,11 @@ from registry.names import Ref
 
 def pull_all(
     registry: Versions,
-    wanted: Sequence[tuple[Ref, Path]],
+    refs: Sequence[tuple[Ref, Path]],
     *,
     cache: Cache | Callable[[], Cache] | None = pulling.USER_CACHE,
     progress: Progress | None = None,
-    told: Callable[[Result[Resolved]], None] = lambda _result: None,
+    on_result: Callable[[Result[Resolved]], None] = lambda _result: None,
 ) -> list[Result[Resolved]]:
     """Bring each version into its folder."""
     watched = Sum(progress or Silent())
@@ -33,7 +33,7 @@ def pull_all(
         ref, folder = item
         return result_of(str(ref), folder, lambda: pulling.pull(registry, ref, folder, cache=cache, progress=watched))
 
-    return each(pull, wanted, told)
+    return each(pull, refs, on_result)
 
 
 def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:

@@ -26,12 +26,12 @@ def push_all(
     message: str = "",
     declared: Callable[[Path], Provenance | None] = lambda _folder: None,
     progress: Progress | None = None,
-    told: Callable[[Result[Pushed]], None] = lambda _result: None,
+    on_result: Callable[[Result[Pushed]], None] = lambda _result: None,
 ) -> list[Result[Pushed]]:
     """Push each folder as the newest version of its name. `declared` says what a folder's adapter was made from, and
     `told` hears of each result when it is there.
     """
-    known = pushing.Bases(registry)
+    bases = pushing.Bases(registry)
     watched = Sum(progress or Silent())
 
     def push(item: tuple[Path, str]) -> Result[Pushed]:
@@ -41,9 +41,9 @@ def push_all(
             adapter = AdapterName.parse(name)
             return pushing.push_folder(
                 registry, folder, adapter, base=base, message=message, provenance=declared(folder), progress=watched,
-                bases=known,
+                bases=bases,
             )  # fmt: skip
 
         return result_of(name, folder, work)
 
-    return each(push, folders, told)
+    return each(push, folders, on_result)

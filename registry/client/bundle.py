@@ -109,16 +109,16 @@ def _proof(audit: Audit, seq: int | None) -> EventProof | None:
         return None
 
 
-def examined(found: Dossier, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
+def examined(bundle: Dossier, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
     """Every attestation verified here, and the log's word on the push, by these keys of the log."""
-    names = signing.called(found, found.arrival, keys)
-    signed = signing.examine(found.attestations, found, keys, trust, names=names)
-    pushes = [item.seq for item in found.attestations if item.kind == "push" and item.seq is not None]
+    names = signing.called(bundle, bundle.arrival, keys)
+    signed = signing.examine(bundle.attestations, bundle, keys, trust, names=names)
+    pushes = [item.seq for item in bundle.attestations if item.kind == "push" and item.seq is not None]
     if not pushes:
         return Examined(signed)
-    if found.proof is None or found.proof.seq != pushes[0]:
+    if bundle.proof is None or bundle.proof.seq != pushes[0]:
         return Examined(signed, pushes[0], f"there is no proof that event {pushes[0]} is in the log")
-    return Examined(signed, pushes[0], signing.included(found.proof, found, keys, names=names))
+    return Examined(signed, pushes[0], signing.included(bundle.proof, bundle, keys, names=names))
 
 
 def reread(folder: Path, manifest: Manifest) -> list[Reread]:

@@ -66,12 +66,12 @@ class Cache:
 
     def take(self, digest: Digest, size_bytes: int, target: Path) -> bool:
         """Put the blob at `target`, if it is here and still itself. A damaged one is thrown away."""
-        kept = self.path_of(digest)
+        cached = self.path_of(digest)
         if not self.check(digest, size_bytes):
             return False
         try:
-            hand_out(kept, target)
-            _used(kept)
+            hand_out(cached, target)
+            _used(cached)
         except OSError:
             return False
         return True
@@ -81,26 +81,26 @@ class Cache:
 
         A cache that cannot be written, or is on a disk that is full, is passed over.
         """
-        kept = self.path_of(digest)
-        new = kept.with_name(f".{digest.short}-{secrets.token_hex(6)}")
+        cached = self.path_of(digest)
+        new = cached.with_name(f".{digest.short}-{secrets.token_hex(6)}")
         try:
-            kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            turn = os.open(kept.with_name(f".{digest.hex}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            turn = os.open(cached.with_name(f".{digest.hex}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             fetch(target)
             return True
         try:
-            with _locked(turn, kept.with_name(f".{digest.hex}.lock")):
-                if kept.exists() and self.take(digest, size_bytes, target):
+            with _locked(turn, cached.with_name(f".{digest.hex}.lock")):
+                if cached.exists() and self.take(digest, size_bytes, target):
                     return False
                 try:
                     fetch(new)
                     os.chmod(new, 0o444)
-                    os.replace(new, kept)
+                    os.replace(new, cached)
                 except OSError:  # full, as a rule
                     fetch(target)
                     return True
-                hand_out(kept, target)
+                hand_out(cached, target)
         finally:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
@@ -109,11 +109,11 @@ class Cache:
 
     def check(self, digest: Digest, size_bytes: int) -> bool | None:
         """Whether the blob is here and still itself; None if it is not here. A damaged one is thrown away."""
-        kept = self.path_of(digest)
+        cached = self.path_of(digest)
         try:
-            if kept.stat().st_size == size_bytes and streams.hash_of(kept) == digest:
+            if cached.stat().st_size == size_bytes and streams.hash_of(cached) == digest:
                 return True
-            kept.unlink(missing_ok=True)
+            cached.unlink(missing_ok=True)
             return False
         except OSError:
             return None
@@ -131,7 +131,7 @@ class Cache:
 
         First goes what a killed process left half-written: nobody looks for it, and it counts against no limit.
         """
-        found, gone = [], 0
+        entries, gone = [], 0
         for path in self.root.glob("sha256/*/.*"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
@@ -141,9 +141,9 @@ class Cache:
         for path in self.root.glob("sha256/*/[0-9a-f]*"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
-                found.append((stat.st_atime_ns, stat.st_size, path))
-        too_much = sum(size for _, size, _ in found) - self.limit_bytes
-        for _, size, path in sorted(found):
+                entries.append((stat.st_atime_ns, stat.st_size, path))
+        too_much = sum(size for _, size, _ in entries) - self.limit_bytes
+        for _, size, path in sorted(entries):
             if too_much <= 0:
                 break
             with contextlib.suppress(OSError):
@@ -173,24 +173,24 @@ def _locked(descriptor: int, path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _used(kept: Path) -> None:
+def _used(cached: Path) -> None:
     """Remember the use in the time of the last access; file systems may not do that by themselves."""
     with contextlib.suppress(OSError):  # somebody else's file
-        os.utime(kept, ns=(time.time_ns(), kept.stat().st_mtime_ns))
+        os.utime(cached, ns=(time.time_ns(), cached.stat().st_mtime_ns))
 
 
-def hand_out(kept: Path, target: Path) -> None:
+def hand_out(cached: Path, target: Path) -> None:
     """A large file as a clone or as a hard link where the file system has them, else as a copy. What fails is gone."""
-    if kept.stat().st_size >= LINK_FROM_BYTES:
-        if _clone(kept, target):
+    if cached.stat().st_size >= LINK_FROM_BYTES:
+        if _clone(cached, target):
             return
         with contextlib.suppress(OSError):
-            os.link(kept, target)
+            os.link(cached, target)
             return
     with contextlib.suppress(FileNotFoundError):
         target.unlink()
     try:
-        shutil.copyfile(kept, target)
+        shutil.copyfile(cached, target)
         with open(target, "rb+") as file:
             os.fsync(file.fileno())
     except OSError as e:
@@ -199,11 +199,11 @@ def hand_out(kept: Path, target: Path) -> None:
         raise OSError(e.errno, e.strerror, str(target)) from e  # it would name the file that was read
 
 
-def _clone(kept: Path, target: Path) -> bool:
+def _clone(cached: Path, target: Path) -> bool:
     """A file of its own with the same blocks, copied only when somebody writes. False where there is no such thing."""
     if fcntl is None or sys.platform != "linux":
         return False
-    with contextlib.suppress(OSError), open(kept, "rb") as source, open(target, "xb") as file:
+    with contextlib.suppress(OSError), open(cached, "rb") as source, open(target, "xb") as file:
         try:
             fcntl.ioctl(file.fileno(), _FICLONE, source.fileno())
             os.fsync(file.fileno())

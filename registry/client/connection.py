@@ -96,7 +96,7 @@ class Connection:
     ) -> httpx.Response:
         """One request to a route below the API's prefix, its answer read whole. `seconds`: how long it may think;
         `patient`: it belongs to a push, which gets over a restart of the registry."""
-        given = {key: value for key, value in (query or {}).items() if value not in (None, "")}
+        params = {key: value for key, value in (query or {}).items() if value not in (None, "")}
         sent = self._own(headers)
         if method not in ("GET", "HEAD"):
             sent["Idempotency-Key"] = secrets.token_hex(16)
@@ -104,7 +104,7 @@ class Connection:
         if json is not None:
             content = texts.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
             sent["Content-Type"] = "application/json"
-        target = str(httpx.URL(self.url + PREFIX + path, params=given or None))
+        target = str(httpx.URL(self.url + PREFIX + path, params=params or None))
         return self._repeat(
             lambda: self._home.ask(method, target, content, sent, seconds=seconds or READ_SECONDS), patient
         )
@@ -159,22 +159,22 @@ class Connection:
         return self._repeat(once, patient=True)
 
     def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """GET a link and give its bytes to `take` as they come. Sent again only while nothing was taken."""
-        taken = 0
+        """GET a link and give its bytes to `take` as they come. Sent again only while nothing was received."""
+        received = 0
 
         def once() -> httpx.Response:
             flow = Flow(_joined(self.url + "/", url))
 
-            def took(piece: memoryview) -> None:
-                nonlocal taken
-                taken += len(piece)
+            def count(piece: memoryview) -> None:
+                nonlocal received
+                received += len(piece)
                 take(piece)
                 flow.moved(len(piece))
 
             try:
-                return self._receive(url, took, headers)
+                return self._receive(url, count, headers)
             except httpx.HTTPError as e:
-                if taken:
+                if received:
                     raise unreachable(self.url, e) from e
                 raise
 
@@ -253,8 +253,8 @@ def _as_unavailable(url: str) -> Iterator[None]:
 
 def _pause(attempt: int, retry_after_seconds: int | None) -> float:
     """Seconds to wait: what the server asks for, else growing by two; at most the limit; with jitter."""
-    wanted = float(retry_after_seconds or PAUSE_SECONDS * 2**attempt)
-    return min(wanted, PAUSE_LIMIT_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+    seconds = float(retry_after_seconds or PAUSE_SECONDS * 2**attempt)
+    return min(seconds, PAUSE_LIMIT_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
 def _checked(url: str) -> str:

@@ -38,21 +38,23 @@ class Outcome:
     job: Job | None = None
 
 
-def convert(registry: Registry, ref: Ref, asked: Conversion) -> Outcome:
+def convert(registry: Registry, ref: Ref, conversion: Conversion) -> Outcome:
     """`Invalid` (CONVERSION_INVALID) says why it cannot be. Only names: done on return; values: the job is queued."""
     source = registry.resolve(ref)
     base = registry.base(source.manifest.base.name)
-    found = read(registry, source)
-    place = conversions.place_of(found, asked, base.spec)
-    if place is not Place.HERE:
-        kind = Kind.CONVERT_ON_BASE if place is Place.BASE else Kind.CONVERT
+    contents = read(registry, source)
+    location = conversions.place_of(contents, conversion, base.spec)
+    if location is not Place.HERE:
+        kind = Kind.CONVERT_ON_BASE if location is Place.BASE else Kind.CONVERT
         exactly = str(Ref(AdapterName.parse(source.name), source.number))
-        return Outcome(job=registry.submit(JobSubmit(kind=kind, ref=exactly, payload=asked.model_dump(mode="json"))))
+        return Outcome(
+            job=registry.submit(JobSubmit(kind=kind, ref=exactly, payload=conversion.model_dump(mode="json")))
+        )
     with tempfile.TemporaryDirectory(prefix="adapter-convert-") as scratch:
         before, after = Path(scratch) / "before", Path(scratch) / "after"
         pull.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
-        report = rename(before, after, asked, base)
-        return Outcome(push(registry, after, source, asked, report, scheme=found.scheme), report)
+        report = rename(before, after, conversion, base)
+        return Outcome(push(registry, after, source, conversion, report, scheme=contents.scheme), report)
 
 
 def read(registry: Registry, source: Resolved) -> Found:
@@ -69,7 +71,7 @@ def read(registry: Registry, source: Resolved) -> Found:
     return contents.read_any(source.manifest.files, part)
 
 
-def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Converted:
+def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) -> Converted:
     """The adapter of one folder with other names, in another folder."""
     folder = read_folder(before)
     weights = contents.weights_of(folder.files)
@@ -79,7 +81,7 @@ def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Conv
         names = renaming.repairs(header, base.spec)
         target = weights.path
     else:
-        names = renaming.image_repairs(header, base.spec) if asked.repair else renaming.to_diffusers(header)
+        names = renaming.image_repairs(header, base.spec) if conversion.repair else renaming.to_diffusers(header)
         target = "pytorch_lora_weights.safetensors"
     after.mkdir()
     with open(before / weights.path, "rb") as old, open(after / target, "wb") as new:
@@ -95,12 +97,12 @@ def rename(before: Path, after: Path, asked: Conversion, base: BaseView) -> Conv
 
 
 def push(
-    registry: Registry, folder: Path, source: Resolved, asked: Conversion, report: Converted, *, scheme: str
+    registry: Registry, folder: Path, source: Resolved, conversion: Conversion, report: Converted, *, scheme: str
 ) -> Pushed:
     """The converted folder as the newest version of `asked.into`."""
     parent = Edge(relation=Relation.CONVERTED, digest=source.digest, name=f"{source.name}@{source.number}")
     return pushing.push_folder(
-        registry, folder, AdapterName.parse(asked.into), base=source.manifest.base.name, edges=[parent],
-        annotations=asked.annotations(scheme, report),
-        message=asked.message or f"{asked.to} form of {source.name}@{source.number}",
+        registry, folder, AdapterName.parse(conversion.into), base=source.manifest.base.name, edges=[parent],
+        annotations=conversion.annotations(scheme, report),
+        message=conversion.message or f"{conversion.to} form of {source.name}@{source.number}",
     )  # fmt: skip

@@ -99,8 +99,8 @@ class Versions:
         return self._get(path_of(ref), VersionView)
 
     def resolve(self, ref: AnyRef) -> Resolved:
-        found = parsed_ref(ref)
-        return self._get(f"/resolve/{found.name}/{found.selector}", Resolved)
+        parsed = parsed_ref(ref)
+        return self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved)
 
     def bases(self) -> BaseList:
         return self._get("/bases", BaseList)
@@ -122,8 +122,8 @@ def path_of_adapter(name: Name) -> str:
 
 def path_of(ref: AnyRef) -> str:
     """The path of a version."""
-    found = parsed_ref(ref)
-    return f"{path_of_adapter(found.name)}/versions/{found.selector}"
+    parsed = parsed_ref(ref)
+    return f"{path_of_adapter(parsed.name)}/versions/{parsed.selector}"
 
 
 def parsed_ref(ref: AnyRef) -> Ref:

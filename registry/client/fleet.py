@@ -27,8 +27,8 @@ class Fleet:
         self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = ""
     ) -> FleetNodes:
         """One page of nodes; the first has the convergence of all."""
-        asked = {"base": base, "alias": alias, "node": node, "adapter": adapter, "cursor": cursor}
-        return parsed(self._connection.send("GET", "/fleet/nodes", query=asked), FleetNodes)
+        params = {"base": base, "alias": alias, "node": node, "adapter": adapter, "cursor": cursor}
+        return parsed(self._connection.send("GET", "/fleet/nodes", query=params), FleetNodes)
 
     def every(self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "") -> FleetNodes:
         """All pages as one."""

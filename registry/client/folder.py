@@ -81,14 +81,14 @@ def read_folder(
 
     `golden` is a file of golden answers from elsewhere, kept as golden.jsonl. `hashed` is told of bytes hashed.
     """
-    taken, left_out = _choose(_entries(path))
+    selected, left_out = _choose(_entries(path))
     if golden is not None:
-        taken[GOLDEN] = _regular(golden, GOLDEN)
-    sources = {name: entry for name, (entry, _) in taken.items()}
-    undigested = {name: _described(name, size) for name, (_, size) in taken.items()}
-    found = read_any(undigested.values(), lambda file, start, length: _read(sources[file], start, length))
+        selected[GOLDEN] = _regular(golden, GOLDEN)
+    sources = {name: entry for name, (entry, _) in selected.items()}
+    undigested = {name: _described(name, size) for name, (_, size) in selected.items()}
+    contents = read_any(undigested.values(), lambda file, start, length: _read(sources[file], start, length))
     files = tuple(_hash(d, sources[d.path], hashed) for d in undigested.values())
-    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), found)
+    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:
@@ -106,7 +106,7 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
 
 
 def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]], list[Reason]]:
-    taken: dict[str, tuple[Path, int]] = {}
+    selected: dict[str, tuple[Path, int]] = {}
     left_out: list[Reason] = []
     refused: list[Reason] = []
     for entry in entries:
@@ -120,7 +120,7 @@ def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]
             refused.append(Reason("file.special_refused", shown, "is a link, pipe, socket or device, not a file"))
         elif kind_of(name) is not None:
             names.file_path(name)
-            taken[name] = (Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+            selected[name] = (Path(entry.path), entry.stat(follow_symlinks=False).st_size)
         else:
             reason = refusal_of(shown)
             (refused if reason.code in _REFUSED_CODES else left_out).append(reason)
@@ -131,22 +131,22 @@ def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]
             f"{first.location} {first.message}" + (f" (and {more} more)" if more else ""),
             reasons=refused,
             next_step="take it out of the folder and push again"
-            if any(name.endswith(WEIGHTS_ENDINGS) for name in taken)
+            if any(name.endswith(WEIGHTS_ENDINGS) for name in selected)
             else "push the folder that save_pretrained() wrote, with adapter_model.safetensors in it",
         )
-    return taken, left_out
+    return selected, left_out
 
 
 def _regular(path: Path, name: str) -> tuple[Path, int]:
     try:
-        found = path.stat(follow_symlinks=False)
+        status = path.stat(follow_symlinks=False)
     except FileNotFoundError:
         raise Invalid("FOLDER_INVALID", f"there is no file {str(path)!r}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         message = "is a link, pipe, socket or device, not a file"
         reasons = [Reason("file.special_refused", name, message)]
         raise Invalid("FILE_REFUSED", f"{path} {message}", reasons=reasons)
-    return path, found.st_size
+    return path, status.st_size
 
 
 def _described(name: str, size_bytes: int) -> Descriptor:

@@ -31,17 +31,17 @@ class Gates:
     def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
-    def every(self, place: str) -> GateList:
-        return self._send("GET", _gates(place), GateList)
+    def every(self, scope: str) -> GateList:
+        return self._send("GET", _gates(scope), GateList)
 
-    def show(self, place: str, alias: str) -> GateView:
-        return self._send("GET", f"{_gates(place)}/{names.alias(alias)}", GateView)
+    def show(self, scope: str, alias: str) -> GateView:
+        return self._send("GET", f"{_gates(scope)}/{names.alias(alias)}", GateView)
 
-    def put(self, place: str, alias: str, gate: Gate) -> GateView:
-        return self._send("PUT", f"{_gates(place)}/{names.alias(alias)}", GateView, GateSet(gate=gate))
+    def put(self, scope: str, alias: str, gate: Gate) -> GateView:
+        return self._send("PUT", f"{_gates(scope)}/{names.alias(alias)}", GateView, GateSet(gate=gate))
 
-    def remove(self, place: str, alias: str) -> GateView:
-        return self._send("DELETE", f"{_gates(place)}/{names.alias(alias)}", GateView)
+    def remove(self, scope: str, alias: str) -> GateView:
+        return self._send("DELETE", f"{_gates(scope)}/{names.alias(alias)}", GateView)
 
     def check(self, ref: Ref | str, alias: str) -> GateCheck:
         """What would stand between a version and a channel now."""
@@ -65,10 +65,10 @@ class Gates:
         return parsed(self._connection.send(method, path, json=body), shape)
 
 
-def _gates(place: str) -> str:
-    if "/" in place:
-        return f"/adapters/{AdapterName.parse(place)}/gates"
-    return f"/namespaces/{quote(names.namespace(place), safe='')}/gates"
+def _gates(scope: str) -> str:
+    if "/" in scope:
+        return f"/adapters/{AdapterName.parse(scope)}/gates"
+    return f"/namespaces/{quote(names.namespace(scope), safe='')}/gates"
 
 
 def _version(ref: Ref | str) -> str:

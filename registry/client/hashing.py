@@ -51,10 +51,10 @@ class _Early:
             return
         try:
             with open(self.path, "rb", buffering=0) as file:
-                seen = _identity(os.fstat(file.fileno()))
-                known = _read(file.fileno(), _nothing, EARLY_CHUNK_BYTES)
-                if seen == _identity(os.fstat(file.fileno())):
-                    self._seen, self._known = seen, known
+                identity = _identity(os.fstat(file.fileno()))
+                hashed = _read(file.fileno(), _nothing, EARLY_CHUNK_BYTES)
+                if identity == _identity(os.fstat(file.fileno())):
+                    self._seen, self._known = identity, hashed
         except OSError:
             return
         finally:
@@ -98,10 +98,10 @@ def taken(path: Path) -> Known | None:
     return early.take() if early else None
 
 
-def hash_of(path: Path, told: Callable[[int], None] = _nothing) -> Known:
+def hash_of(path: Path, on_bytes: Callable[[int], None] = _nothing) -> Known:
     """The hash of a file now. `told` hears of each step's bytes; `OSError` where the file cannot be read."""
     with open(path, "rb", buffering=0) as file:
-        return _read(file.fileno(), told, CHUNK_BYTES)
+        return _read(file.fileno(), on_bytes, CHUNK_BYTES)
 
 
 def _weights(folder: str, depth: int) -> Iterator[str]:
@@ -114,16 +114,16 @@ def _weights(folder: str, depth: int) -> Iterator[str]:
                 yield str(Path(entry.path))
 
 
-def _identity(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read(descriptor: int, told: Callable[[int], None], chunk_bytes: int) -> Known:
+def _read(descriptor: int, on_bytes: Callable[[int], None], chunk_bytes: int) -> Known:
     hasher, size = hashlib.sha256(), 0
     buffer = bytearray(max(1, min(chunk_bytes, os.fstat(descriptor).st_size)))
     view = memoryview(buffer)
     while count := os.readv(descriptor, [buffer]):
         hasher.update(view[:count])
         size += count
-        told(count)
+        on_bytes(count)
     return hasher.hexdigest(), size

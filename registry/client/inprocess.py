@@ -100,15 +100,15 @@ class _Running:
 
     def settle(self) -> None:
         with self._lock:
-            left = list(self._exchanges.values())
-        wait(left, timeout=STOP_SECONDS)
+            exchanges = list(self._exchanges.values())
+        wait(exchanges, timeout=STOP_SECONDS)
 
     def stop(self) -> None:
         with self._lock:
-            left = dict(self._exchanges)
-        for exchange in left:
+            exchanges = dict(self._exchanges)
+        for exchange in exchanges:
             exchange.leave()
-        wait(left.values(), timeout=STOP_SECONDS)
+        wait(exchanges.values(), timeout=STOP_SECONDS)
         if self._stop_lifespan is not None:
             asyncio.run_coroutine_threadsafe(_as_coroutine(self._stop_lifespan()), self.loop).result()
         asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop).result()

@@ -84,8 +84,10 @@ def verify(
 def _is_right(path: Path, link: FileLink) -> bool | None:
     """Whether this file has the bytes of the version; None if it is not there."""
     try:
-        found = path.lstat()
-        return stat.S_ISREG(found.st_mode) and found.st_size == link.size_bytes and streams.hash_of(path) == link.digest
+        status = path.lstat()
+        return (
+            stat.S_ISREG(status.st_mode) and status.st_size == link.size_bytes and streams.hash_of(path) == link.digest
+        )
     except FileNotFoundError:
         return None
     except OSError:  # it cannot be read

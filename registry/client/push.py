@@ -57,35 +57,35 @@ def push_folder(
     version came from others, `provenance` what it was made from. `left_out` is told of each entry that is not sent.
     `signature` is checked before anything is sent, and given when the version is there.
     """
-    found = read_folder(folder, golden=golden)
-    for reason in found.left_out:
+    read = read_folder(folder, golden=golden)
+    for reason in read.left_out:
         left_out(reason)
     all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
-    manifest = found.manifest((bases or Bases(registry)).of(found, base), all_edges, annotations, provenance)
+    manifest = read.manifest((bases or Bases(registry)).of(read, base), all_edges, annotations, provenance)
     if signature is not None:
         signature.check(manifest)
     watched = _Tally(progress or Silent())
-    plan = _send(registry, found, name, PushRequest(manifest=manifest, message=message), watched)
+    plan = _send(registry, read, name, PushRequest(manifest=manifest, message=message), watched)
     small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BYTES]
-    given = [_small(found, upload) for upload in small]
-    pushed = registry.commit_push(plan.push_id, alias=alias, small=given, size_bytes=manifest.size_bytes)
+    bodies = [_small(read, upload) for upload in small]
+    pushed = registry.commit_push(plan.push_id, alias=alias, small=bodies, size_bytes=manifest.size_bytes)
     watched.advance(_left(small))
     if signature is not None:
         signature.give(registry, Ref(name, manifest.digest), manifest)
     return pushed
 
 
-def _send(registry: Versions, found: Folder, name: AdapterName, request: PushRequest, watched: _Tally) -> PushPlan:
+def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRequest, watched: _Tally) -> PushPlan:
     """Send all that is large. The plan whose small files are still to be sent."""
     plan = registry.plan_push(name, request)
-    left = _left(plan.uploads)
-    watched.start(left)
+    pending = _left(plan.uploads)
+    watched.start(pending)
     while True:
         large = [upload for upload in plan.uploads if upload.size_bytes > SMALL_BYTES]
         watched.bytes = 0
         try:
             streams.at_once(
-                lambda upload: streams.send(registry, upload, found.source_of(upload.digest), watched),
+                lambda upload: streams.send(registry, upload, folder.source_of(upload.digest), watched),
                 sorted(large, key=lambda upload: -upload.size_bytes),
                 streams.FILES_AT_ONCE,
             )
@@ -94,7 +94,7 @@ def _send(registry: Versions, found: Folder, name: AdapterName, request: PushReq
             if e.code != "STORE_UNAVAILABLE":
                 raise
             plan = registry.plan_push(name, request)
-            arrived, left = left - _left(plan.uploads), _left(plan.uploads)
+            arrived, pending = pending - _left(plan.uploads), _left(plan.uploads)
             if arrived <= 0:
                 raise
             watched.advance(arrived - watched.bytes)

@@ -26,11 +26,11 @@ _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
     """What a broken connection means: the registry is away, or the store that it links to."""
     why = str(error) or type(error).__name__
-    home, asked = httpx.URL(url), _asked(error)
-    if asked is not None and (asked.scheme, asked.netloc) != (home.scheme, home.netloc):
+    home, target = httpx.URL(url), _asked(error)
+    if target is not None and (target.scheme, target.netloc) != (home.scheme, home.netloc):
         return Unavailable(
             "STORE_UNAVAILABLE",
-            f"the store at {asked.netloc.decode()} cannot be reached: {why}",
+            f"the store at {target.netloc.decode()} cannot be reached: {why}",
             next_step="the registry answers: can this machine reach its store, whose address it calls "
             "REGISTRY_S3_PUBLIC_ENDPOINT?",
         )
@@ -75,16 +75,16 @@ def error_of(answer: httpx.Response, url: str) -> RegistryError:
 
 def store_error_of(answer: httpx.Response) -> RegistryError:
     """The exception that a store's error answer to a signed link stands for."""
-    found = _STORE_CODE.search(answer.content[:10_000])
-    code = found[1].decode() if found else str(answer.status_code)
-    told = f"the store at {answer.url.netloc.decode()} answered {code}"
+    match = _STORE_CODE.search(answer.content[:10_000])
+    code = match[1].decode() if match else str(answer.status_code)
+    message = f"the store at {answer.url.netloc.decode()} answered {code}"
     if code in _MISMATCH:
-        return Invalid("BLOB_MISMATCH", f"{told}: the bytes are not those that the plan was made for")
+        return Invalid("BLOB_MISMATCH", f"{message}: the bytes are not those that the plan was made for")
     if answer.status_code in _LATER:
-        return Unavailable("STORE_UNAVAILABLE", told)
+        return Unavailable("STORE_UNAVAILABLE", message)
     if answer.status_code == 416:
-        return Corrupt("DIGEST_MISMATCH", f"{told}: the file there is shorter than the registry says")
-    return Unavailable("STORE_UNAVAILABLE", told, next_step="links expire: start again, and new ones are made")
+        return Corrupt("DIGEST_MISMATCH", f"{message}: the file there is shorter than the registry says")
+    return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: start again, and new ones are made")
 
 
 def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:

@@ -105,13 +105,13 @@ def called(version: Signable, arrival: EventProof | None = None, log_keys: Seque
 
     `arrival`: the event of the transfer that gave its adapter the name of today. It counts only if the log holds it.
     """
-    found = [str(version.name)]
+    names = [str(version.name)]
     if arrival is not None and proofs.verify(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            told = json.loads(arrival.entry)
-            if (told["action"], told["object"]) == (EventType.ADAPTER_ARRIVE, found[0]):
-                found += [str(name) for name in told["detail"]["names"]]
-    return [f"{name}@{version.number}" for name in found]
+            event = json.loads(arrival.entry)
+            if (event["action"], event["object"]) == (EventType.ADAPTER_ARRIVE, names[0]):
+                names += [str(name) for name in event["detail"]["names"]]
+    return [f"{name}@{version.number}" for name in names]
 
 
 def examine(
@@ -126,17 +126,17 @@ def examine(
 
     `names`: what the version is and was called (`called`); without them only its name of today counts.
     """
-    found = []
+    examined = []
     for view in views:
         try:
             brought = view.kind in BROUGHT
             if brought:
-                found.append(_signature(view, version, trust or Trust()))
+                examined.append(_signature(view, version, trust or Trust()))
             else:
-                found.append(_own(view, version, log_keys, names or called(version)))
+                examined.append(_own(view, version, log_keys, names or called(version)))
         except Invalid as e:
-            found.append(_line(view, "", "", e.detail))
-    return found
+            examined.append(_line(view, "", "", e.detail))
+    return examined
 
 
 def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()) -> str:
@@ -144,9 +144,9 @@ def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier],
     if proofs.verify(shown.proof, shown.entry.encode(), *log_keys) is None:
         return f"the log does not prove event {shown.seq} with a key that this machine remembers"
     try:
-        told = json.loads(shown.entry)
-        named = (told["seq"], told["action"], told["detail"].get("digest"))
-        its_own = told["object"] in (names or called(version))
+        event = json.loads(shown.entry)
+        named = (event["seq"], event["action"], event["detail"].get("digest"))
+        its_own = event["object"] in (names or called(version))
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"event {shown.seq} of the log cannot be read"
     if named != (shown.seq, EventType.VERSION_PUSH, str(version.digest)) or not its_own:
@@ -168,12 +168,12 @@ def _signature(view: AttestationView, version: Signable, trust: Trust) -> Signed
 
 def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed:
     """A signature of a certificate, as of the moment at which the registry says that it was brought."""
-    found = models.certified(view.bundle, version.manifest, trust, view.made_at)
-    if not found.identity:
-        return replace(_line(view, view.identity, "", found.problem), unverified=True)
-    if view.kind == "signature" and found.identity != view.identity:
+    certified = models.certified(view.bundle, version.manifest, trust, view.made_at)
+    if not certified.identity:
+        return replace(_line(view, view.identity, "", certified.problem), unverified=True)
+    if view.kind == "signature" and certified.identity != view.identity:
         raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
-    return _line(view, found.identity, f"signed these files; brought by {view.made_by}", "")
+    return _line(view, certified.identity, f"signed these files; brought by {view.made_by}", "")
 
 
 def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier], names: Sequence[str]) -> Signed:
@@ -181,20 +181,20 @@ def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier],
     if view.identity not in by_identity:
         raise attestations.wrong(f"the registry signed with {view.identity}, which this machine does not remember")
     key, origin = by_identity[view.identity]
-    found = attestations.opened(view.bundle.encode(), key)
-    name = next((name for name in names if found.subjects.get(name) == Digest(version.digest).hex), None)
+    statement = attestations.opened(view.bundle.encode(), key)
+    name = next((name for name in names if statement.subjects.get(name) == Digest(version.digest).hex), None)
     if name is None:
         raise attestations.wrong(f"the statement is not about {names[0]} with this manifest")
-    actor = str(found.predicate.get("actor", ""))
+    actor = str(statement.predicate.get("actor", ""))
     former = f" as {name}" if name != names[0] else ""
-    return _line(view, f"{actor}, by the word of {origin}", _says(found) + former, "")
+    return _line(view, f"{actor}, by the word of {origin}", _says(statement) + former, "")
 
 
-def _says(found: Statement) -> str:
-    at = str(found.predicate.get("at", ""))[:16].replace("T", " ")
-    if found.predicate_type == attestations.PUSH:
+def _says(statement: Statement) -> str:
+    at = str(statement.predicate.get("at", ""))[:16].replace("T", " ")
+    if statement.predicate_type == attestations.PUSH:
         return f"pushed this version at {at}"
-    return f"judged it at {at}: {found.predicate.get('check')} {found.predicate.get('outcome')}"
+    return f"judged it at {at}: {statement.predicate.get('check')} {statement.predicate.get('outcome')}"
 
 
 def _line(view: AttestationView, who: str, says: str, problem: str) -> Signed:

@@ -56,15 +56,17 @@ class Sockets:
 
     def close(self) -> None:
         with self._lock:
-            kept, self._kept = self._kept, {}
-        for connections in kept.values():
+            idle, self._kept = self._kept, {}
+        for connections in idle.values():
             for connection in connections:
                 connection.close()
 
     def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes, seconds: float) -> httpx.Response:
         """A request whose answer is read whole. `seconds`: how long the other side may think."""
-        given = {**headers, "Content-Length": str(len(body))} if body or method not in ("GET", "HEAD") else headers
-        with self._exchange(method, url, given, body, seconds) as (connection, request):
+        all_headers = (
+            {**headers, "Content-Length": str(len(body))} if body or method not in ("GET", "HEAD") else headers
+        )
+        with self._exchange(method, url, all_headers, body, seconds) as (connection, request):
             answer = connection.getresponse()
             return _response(answer, answer.read(), request)
 
@@ -72,8 +74,8 @@ class Sockets:
         self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
     ) -> httpx.Response:
         """Send `length` bytes of a file from `start` on as the body of a PUT. The answer comes with its body read."""
-        given = {**headers, "Content-Length": str(length)}
-        with self._exchange("PUT", url, given) as (connection, request):
+        all_headers = {**headers, "Content-Length": str(length)}
+        with self._exchange("PUT", url, all_headers) as (connection, request):
             try:
                 _send(connection, file, start, length, advance)
             except (BrokenPipeError, ConnectionResetError):
@@ -86,8 +88,8 @@ class Sockets:
 
     def get(self, url: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
         """GET; the body of a 200 or 206 goes to `take` piece by piece, any other is in the answer."""
-        given = {**headers, "Accept-Encoding": "identity"}
-        with self._exchange("GET", url, given) as (connection, request):
+        all_headers = {**headers, "Accept-Encoding": "identity"}
+        with self._exchange("GET", url, all_headers) as (connection, request):
             answer = connection.getresponse()
             if answer.status not in (200, 206):
                 return _read(answer, request)
@@ -166,9 +168,9 @@ class Sockets:
 
     def _keep(self, origin: tuple[str, str], connection: http.client.HTTPConnection) -> None:
         with self._lock:
-            kept = self._kept.setdefault(origin, [])
-            if len(kept) < KEPT_LIMIT:
-                kept.append(connection)
+            idle = self._kept.setdefault(origin, [])
+            if len(idle) < KEPT_LIMIT:
+                idle.append(connection)
                 return
         connection.close()
 
@@ -231,14 +233,14 @@ def _receive(connection: http.client.HTTPConnection, answer: http.client.HTTPRes
         BUFFER_BYTES
     )  # what was read together with the head, or what comes next: nothing is left of it
     take(memoryview(first))
-    left = answer.length or 0
+    remaining = answer.length or 0
     with _blocking(connection.sock):
-        while left:
-            count = connection.sock.recv_into(buffer, min(left, BUFFER_BYTES), socket.MSG_WAITALL)
+        while remaining:
+            count = connection.sock.recv_into(buffer, min(remaining, BUFFER_BYTES), socket.MSG_WAITALL)
             if not count:
-                return left
+                return remaining
             take(view[:count])
-            left -= count
+            remaining -= count
     answer.close()
     return 0
 

@@ -32,6 +32,6 @@ class Flow:
         if seconds < sockets.READ_SECONDS:
             return
         if self._bytes < LEAST_BYTES * seconds:
-            told = f"only {self._bytes} bytes moved in {seconds:.0f} seconds"
-            raise httpx.ReadTimeout(told, request=self._request)
+            message = f"only {self._bytes} bytes moved in {seconds:.0f} seconds"
+            raise httpx.ReadTimeout(message, request=self._request)
         self._since, self._bytes = now, 0

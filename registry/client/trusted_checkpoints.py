@@ -77,11 +77,11 @@ class Heads:
     def check(self, registry: Versions, note: str, *, by_origin: bool = False) -> Checkpoint:
         """The checkpoint of this note, once it is shown to follow the remembered one; then it is the remembered one."""
         path = self._path(note.partition("\n")[0] if by_origin else registry.url)
-        known = _read(path)
-        if known is None:
-            known = Head(tuple(Checkpoints(registry).keys().keys), note)
-        checkpoint = Checkpoint.of_note(note, *known.verifiers)
-        before = Checkpoint.of_note(known.note, *known.verifiers)
+        trusted = _read(path)
+        if trusted is None:
+            trusted = Head(tuple(Checkpoints(registry).keys().keys), note)
+        checkpoint = Checkpoint.of_note(note, *trusted.verifiers)
+        before = Checkpoint.of_note(trusted.note, *trusted.verifiers)
         if checkpoint is None or before is None:
             raise _wrong(registry.url, "its checkpoint is not signed by the key that this machine remembers")
         if checkpoint.origin != before.origin:
@@ -96,7 +96,7 @@ class Heads:
                 f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before",
             )
         if checkpoint.size >= before.size:
-            _write(path, Head(known.keys, note))
+            _write(path, Head(trusted.keys, note))
         return checkpoint
 
     def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> Head | None:
@@ -113,8 +113,8 @@ class Heads:
 
 def _read(path: Path) -> Head | None:
     try:
-        found = json.loads(path.read_bytes())
-        return Head(tuple(str(key) for key in found["keys"]), str(found["note"]))
+        document = json.loads(path.read_bytes())
+        return Head(tuple(str(key) for key in document["keys"]), str(document["note"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as e:

@@ -21,7 +21,7 @@ from registry.evaluation.verdicts import Check, Finding, Verdict
 
 
 def verdicts(
-    found: Found,
+    contents: Found,
     base: BaseSpec,
     subject: Digest,
     profiles: Iterable[Profile] = (),
@@ -29,10 +29,10 @@ def verdicts(
     relatives: Sequence[Similarity] = (),
 ) -> list[Verdict]:
     """`compat`, and `engine` for each of the profiles. `subject` is the digest of what is judged."""
-    findings = fit(found, base, relatives)
+    findings = fit(contents, base, relatives)
     made_by = {"registry": __version__}
     compat = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, findings, made_by=made_by)
-    stored = engine_facts.to_stored(version_facts.of_engine(found))
+    stored = engine_facts.to_stored(version_facts.of_engine(contents))
     served = [
         engines.verdict(stored, asked, subject=subject, base=base, compat=compat.outcome, registry=__version__)
         for asked in profiles
@@ -40,10 +40,10 @@ def verdicts(
     return [compat, *served]
 
 
-def fit(found: Found, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> tuple[Finding, ...]:
+def fit(contents: Found, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> tuple[Finding, ...]:
     """All findings of the check `compat`, whichever tool wrote the adapter."""
-    if isinstance(found, Contents):
-        return (*found.findings, *compat.check_fit(found.lora, base, relatives))
-    if found.findings:  # names of no known scheme: there is nothing to compare
-        return found.findings
-    return tuple(compat_files.check_file(found.file, base))
+    if isinstance(contents, Contents):
+        return (*contents.findings, *compat.check_fit(contents.lora, base, relatives))
+    if contents.findings:  # names of no known scheme: there is nothing to compare
+        return contents.findings
+    return tuple(compat_files.check_file(contents.file, base))

@@ -72,14 +72,14 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, n
         message = f"{module.path} is named as no rule for {facts.scheme} names a module of {base.name}"
         notes.unknown("format.names_unmapped", module.path, message, group=leaf)
         return
-    found = [base.modules.get(path) for path in meant]
-    absent = [path for path, there in zip(meant, found, strict=True) if there is None]
+    modules = [base.modules.get(path) for path in meant]
+    absent = [path for path, there in zip(meant, modules, strict=True) if there is None]
     if absent:
         message = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
         notes.note("error" if base.names_known else "unknown", "compat.module_unknown", module.path, message,
                    "a module of the base", absent[0], group=leaf)  # fmt: skip
         return
-    _sizes(module, [there for there in found if there is not None], facts, base, notes)
+    _sizes(module, [there for there in modules if there is not None], facts, base, notes)
 
 
 def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
@@ -92,10 +92,10 @@ def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base:
     factors = _KERNELS if module.is_conv or there[0].kind == "conv" else (1,)
     if module.out_features == expected[0] and module.in_features in [expected[1] * factor for factor in factors]:
         return
-    found = (module.out_features, module.in_features)
-    if facts.scheme == "bfl" and module.path.endswith(_CONTROL_INPUTS) and found[1] > expected[1]:
-        message = f"{module.path} takes {found[1]} inputs instead of {expected[1]}: a control adapter widens it"
-        notes.warning("format.control_inputs", module.path, message, expected[1], found[1])
+    sizes = (module.out_features, module.in_features)
+    if facts.scheme == "bfl" and module.path.endswith(_CONTROL_INPUTS) and sizes[1] > expected[1]:
+        message = f"{module.path} takes {sizes[1]} inputs instead of {expected[1]}: a control adapter widens it"
+        notes.warning("format.control_inputs", module.path, message, expected[1], sizes[1])
         return
-    message = f"{module.path} updates a matrix of {list(found)}; {base.name} has {list(expected)} there"
-    notes.error("compat.shape", module.path, message, list(expected), list(found), group=f"{leaf} {found} {expected}")
+    message = f"{module.path} updates a matrix of {list(sizes)}; {base.name} has {list(expected)} there"
+    notes.error("compat.shape", module.path, message, list(expected), list(sizes), group=f"{leaf} {sizes} {expected}")

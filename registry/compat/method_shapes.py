@@ -59,7 +59,7 @@ def _check_piece(piece: Piece, module: ModuleShape, config: AdapterConfig, site:
 def expected_shape(
     method: str,
     name: str,
-    found: Shape,
+    shape: Shape,
     module: ModuleShape,
     config: AdapterConfig,
     path: str = "",
@@ -72,16 +72,16 @@ def expected_shape(
         feedforward = config.other.get("feedforward_modules") or []
         names = [feedforward] if isinstance(feedforward, str) else feedforward
         return (1, inputs) if any(end in names for end in endings(path)) else (outputs, 1)
-    if method == "LOHA" and len(found) == 2:
+    if method == "LOHA" and len(shape) == 2:
         return {"a": (outputs, rank), "b": (rank, inputs)}.get(name[-1:])
-    if method == "OFT" and len(found) == 2:
-        return _oft(found, inputs)
+    if method == "OFT" and len(shape) == 2:
+        return _oft(shape, inputs)
     if method == "BOFT":
         if name == "boft_s":
             return (outputs, 1)
-        return (found[0], inputs // found[2], found[2], found[2]) if len(found) == 4 and found[2] else (1, 1, 1, 1)
+        return (shape[0], inputs // shape[2], shape[2], shape[2]) if len(shape) == 4 and shape[2] else (1, 1, 1, 1)
     if method == "MISS":
-        return (rank, outputs) if len(found) == 2 else None
+        return (rank, outputs) if len(shape) == 2 else None
     if method == "VERA":
         return {"vera_lambda_b": (outputs,), "vera_lambda_d": (rank,)}.get(name)
     if method == "SHIRA":
@@ -94,12 +94,12 @@ def expected_shape(
     return None
 
 
-def _oft(found: Shape, inputs: int) -> Shape | None:
+def _oft(shape: Shape, inputs: int) -> Shape | None:
     """[blocks, b(b-1)/2] with blocks * b = inputs; a shared block is one row."""
-    block = (1 + math.isqrt(1 + 8 * found[1])) // 2
-    if block * (block - 1) // 2 != found[1] or inputs % block:
+    block = (1 + math.isqrt(1 + 8 * shape[1])) // 2
+    if block * (block - 1) // 2 != shape[1] or inputs % block:
         return (inputs, 0)
-    return found if found[0] == 1 else (inputs // block, found[1])
+    return shape if shape[0] == 1 else (inputs // block, shape[1])
 
 
 def _check_kronecker(path: str, factors: dict[str, Shape], site: Site) -> None:
@@ -108,11 +108,11 @@ def _check_kronecker(path: str, factors: dict[str, Shape], site: Site) -> None:
     sizes = [_whole(factors, "lokr_w1"), _whole(factors, "lokr_w2")]
     if module is None or None in sizes or "lokr_t2" in factors:
         return
-    found = tuple(sizes[0][i] * sizes[1][i] for i in (0, 1))  # type: ignore[index]
-    if found != (module.out_features, module.in_features):
-        message = f"the LoKr factors of {path} make a matrix of {list(found)}"
+    product = tuple(sizes[0][i] * sizes[1][i] for i in (0, 1))  # type: ignore[index]
+    if product != (module.out_features, module.in_features):
+        message = f"the LoKr factors of {path} make a matrix of {list(product)}"
         expected = [module.out_features, module.in_features]
-        site.notes.error("compat.shape", path, message, expected, list(found), group=path.rpartition(".")[2])
+        site.notes.error("compat.shape", path, message, expected, list(product), group=path.rpartition(".")[2])
 
 
 def _whole(factors: dict[str, Shape], name: str) -> Shape | None:

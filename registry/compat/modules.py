@@ -175,12 +175,14 @@ def _check_parameter(update: ModuleUpdate, site: Site) -> None:
     elif (module := site.find(update.key)) is not None and module.kind == "parameter":
         sizes |= {(module.count, module.in_features, module.out_features)}
         sizes |= {(module.count, module.out_features, module.in_features)}
-    found = (update.a_shape[0] // update.rank, update.a_shape[1], update.b_shape[0])
+    actual = (update.a_shape[0] // update.rank, update.a_shape[1], update.b_shape[0])
     if not sizes:
         site.missing(update.key, "the adapter's block of experts")
-    elif found not in sizes:
-        message = f"{update.key}: the adapter is for {found[0]} experts of {found[1]} inputs and {found[2]} outputs"
-        site.notes.error("compat.shape", update.key, message, sorted(sizes), found, group=f"{update.parameter} {found}")
+    elif actual not in sizes:
+        message = f"{update.key}: the adapter is for {actual[0]} experts of {actual[1]} inputs and {actual[2]} outputs"
+        site.notes.error(
+            "compat.shape", update.key, message, sorted(sizes), actual, group=f"{update.parameter} {actual}"
+        )
 
 
 def check_completeness(lora: LoraSpec, site: Site) -> None:
@@ -214,16 +216,16 @@ def check_completeness(lora: LoraSpec, site: Site) -> None:
 
 def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
     """Each targeted block of experts needs one update for each parameter that `target_parameters` names in it."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for update in lora.modules:
         if update.kind == "parameter":
-            found[update.path] = found.get(update.path, 0) + 1
+            counts[update.path] = counts.get(update.path, 0) + 1
     named = set(lora.config.target_parameters)
     for path, parameters in site.blocks():
         wanted = sum(not named.isdisjoint(endings(f"{path}.{name}")) for name in parameters)
-        if found.get(path, 0) < wanted:
-            message = f"the configuration targets {wanted} parameters of {path}, the file holds {found.get(path, 0)}"
-            site.notes.error("compat.module_missing", path, message, wanted, found.get(path, 0), group="experts")
+        if counts.get(path, 0) < wanted:
+            message = f"the configuration targets {wanted} parameters of {path}, the file holds {counts.get(path, 0)}"
+            site.notes.error("compat.module_missing", path, message, wanted, counts.get(path, 0), group="experts")
 
 
 def check_full(lora: LoraSpec, site: Site) -> None:
@@ -244,7 +246,7 @@ def check_full(lora: LoraSpec, site: Site) -> None:
 def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
     """Each saved module must be there. A name that means none trained nothing: PEFT itself names every task's heads."""
     ends = Endings(names)
-    held, known = (
+    held, expected_names = (
         {name for start in set().union(*map(starts, paths)) for name in ends.of(start)}
         for paths in (saved, site.base.modules)
     )
@@ -256,7 +258,7 @@ def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
             f"modules_to_save names {name}, and the file does not hold it",
         )
         is_head = name in _TASK_HEADS
-        if (is_head and not has_head) or (not is_head and name in known):
+        if (is_head and not has_head) or (not is_head and name in expected_names):
             severity = "error" if is_head else site.doubt
             site.notes.note(
                 severity, "compat.saved_module_absent", location, message, name, "nothing", group="head" * is_head
@@ -280,13 +282,13 @@ def _check_whole(piece: Piece, site: Site) -> None:
     if module.kind in ("conv1d", "embedding"):
         rows, columns = columns, rows
     expected = [module.out_features] if piece.name == "bias" or module.kind == "norm" else [rows, columns]
-    found = list(piece.shape)
+    shape = list(piece.shape)
     if piece.name == "bias" and not module.bias:
-        site.notes.error("compat.bias_unknown", location, f"{piece.path} has no bias in this base", "no bias", found)
-    elif module.is_known and found != expected and module.kind != "conv":
+        site.notes.error("compat.bias_unknown", location, f"{piece.path} has no bias in this base", "no bias", shape)
+    elif module.is_known and shape != expected and module.kind != "conv":
         by_token = is_token_table(piece.path) or rows == site.base.vocab
-        vocabulary = by_token and len(found) == 2 and found[1:] == expected[1:]
+        vocabulary = by_token and len(shape) == 2 and shape[1:] == expected[1:]
         code, why = ("compat.vocabulary_differs", " (another vocabulary)") if vocabulary else ("compat.shape", "")
         site.notes.error(
-            code, location, f"{location} has shape {found}; this base has {expected}{why}", expected, found
+            code, location, f"{location} has shape {shape}; this base has {expected}{why}", expected, shape
         )

@@ -90,8 +90,8 @@ class Paths:
     def of(self, written: str) -> tuple[str, ...] | None:
         """The base's paths that `written` means, as the base spells them; None if no rule of the scheme names it."""
         rule = _RULES.get(self._scheme)
-        found = rule(self, written) if rule else None
-        return tuple(self._spelt(path) for path in found) if found else None
+        resolved = rule(self, written) if rule else None
+        return tuple(self._spelt(path) for path in resolved) if resolved else None
 
     def _spelt(self, path: str) -> str:
         """The path, with or without the `text_model.` that one version of transformers adds and another drops."""
@@ -139,8 +139,8 @@ class Paths:
         path = written.removeprefix("diffusion_model.")
         match = re.match(r"(double|single)_blocks\.(\d{1,4})\.(.+)\Z", path)
         if not match:
-            found = FLUX_WHOLE.get(path)
-            return tuple(f"transformer.{p}" for p in found) if found else None
+            resolved = FLUX_WHOLE.get(path)
+            return tuple(f"transformer.{p}" for p in resolved) if resolved else None
         table, block = (
             (FLUX_DOUBLE, "transformer_blocks") if match[1] == "double" else (FLUX_SINGLE, "single_transformer_blocks")
         )
@@ -175,14 +175,14 @@ class Paths:
         elif inner is None or (side == "input" and number == 0):
             return None
         elif side == "input":
-            block, place = divmod(number - 1, each + 1)
-            kind = "downsamplers_0" if place == each else f"{_kind(inner)}_{place}"
+            block, position = divmod(number - 1, each + 1)
+            kind = "downsamplers_0" if position == each else f"{_kind(inner)}_{position}"
             at = f"down_blocks_{block}_{kind}"
         else:
-            block, place = divmod(number, each + 1)
-            attention = f"unet_up_blocks_{block}_attentions_{place}_"
+            block, position = divmod(number, each + 1)
+            attention = f"unet_up_blocks_{block}_attentions_{position}_"
             has = inner == "1" and any(flat.startswith(attention) for flat in self._flat)
-            kind = f"{_kind(inner)}_{place}" if inner == "0" or has else "upsamplers_0"
+            kind = f"{_kind(inner)}_{position}" if inner == "0" or has else "upsamplers_0"
             at = f"up_blocks_{block}_{kind}"
         for theirs, ours in _SGM_INNER:
             rest = rest.replace(theirs, ours)

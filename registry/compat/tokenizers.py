@@ -47,24 +47,24 @@ def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, notes: 
         notes.info("compat.tokenizer_not_compared", TOKENIZER, message + str(TOKENIZER_LIMIT_BYTES))
         return
     try:
-        found = tokenizer_fingerprint(read(TOKENIZER, 0, size_bytes))
+        fingerprint = tokenizer_fingerprint(read(TOKENIZER, 0, size_bytes))
     except Invalid as e:
         notes.warning("compat.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
         return
-    if found != expected:
+    if fingerprint != expected:
         message = f"{TOKENIZER} is not that of {base}: with the base's tokenizer, the adapter reads other tokens"
-        notes.warning("compat.tokenizer_differs", TOKENIZER, message, expected, found)
+        notes.warning("compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
 
 
 def _template(path: str, template: str, base: BaseSpec, notes: Notes) -> None:
-    found = Digest.of(template.encode("utf-8", "surrogatepass"))
+    fingerprint = Digest.of(template.encode("utf-8", "surrogatepass"))
     expected = base.fingerprints.template
     if expected is None:
         message = f"the version brings a chat template, and {base.name} has none: serve the adapter with it"
         notes.info("compat.template_added", path, message)
-    elif found != expected:
+    elif fingerprint != expected:
         message = (
             f"the chat template in {path} is not that of {base.name}: "
             "served with the base's template, the adapter fits and answers badly"
         )
-        notes.warning("compat.template_differs", path, message, expected, found)
+        notes.warning("compat.template_differs", path, message, expected, fingerprint)

@@ -55,11 +55,11 @@ class Profile(FrozenModel):
 
     def __str__(self) -> str:
         """The text that parses to this profile again; settings at their default are left out."""
-        known = engine(self.engine)
+        rules = engine(self.engine)
         changed = [
             f"{name}={'+'.join(value) if isinstance(value, tuple) else str(value).lower()}"
             for name, value in sorted(self.settings.items())
-            if value != known.settings[name].default
+            if value != rules.settings[name].default
         ]
         return ",".join([f"{self.engine}=={self.version}", *changed])
 
@@ -70,33 +70,33 @@ def profile(text: str) -> Profile:
     The version may be left out for engines that have one examined state only (hosted services).
     `Invalid` (SETTING_INVALID) names the wrong part and what is possible.
     """
-    found = _PROFILE.match(text) if len(text) <= PROFILE_LIMIT else None
-    if found is None:
+    match = _PROFILE.match(text) if len(text) <= PROFILE_LIMIT else None
+    if match is None:
         raise Invalid(
             "SETTING_INVALID",
             f"engine profile {text[:80]!r} is not 'engine==version,setting=value'",
             next_step="write it as 'vllm==0.32.0,max_lora_rank=32'",
         )
-    known = engine(found["name"])
-    version = found["version"]
+    rules = engine(match["name"])
+    version = match["version"]
     if version is None:
-        if known.versioned:
-            examined = ", ".join(known.examined)
+        if rules.versioned:
+            examined = ", ".join(rules.examined)
             raise Invalid(
                 "SETTING_INVALID",
-                f"engine profile {text[:80]!r} has no version, and the rules of {known.title} depend on it",
-                next_step=f"write '{known.name}==VERSION'; examined are {examined}",
+                f"engine profile {text[:80]!r} has no version, and the rules of {rules.title} depend on it",
+                next_step=f"write '{rules.name}==VERSION'; examined are {examined}",
             )
-        version = known.examined[-1]
+        version = rules.examined[-1]
     version_of(version)
-    settings: dict[str, Setting] = {name: rule.default for name, rule in known.settings.items()}
-    for part in (found["settings"] or "").split(",") if found["settings"] else ():
+    settings: dict[str, Setting] = {name: rule.default for name, rule in rules.settings.items()}
+    for part in (match["settings"] or "").split(",") if match["settings"] else ():
         name, equals, value = part.strip().partition("=")
-        if not equals or name not in known.settings:
-            possible = ", ".join(known.settings) or "none"
-            raise Invalid("SETTING_INVALID", f"{known.title} has no setting {name[:60]!r}; possible are: {possible}")
-        settings[name] = _setting(name, value, known.settings[name])
-    return Profile(engine=known.name, version=version, settings=settings)
+        if not equals or name not in rules.settings:
+            possible = ", ".join(rules.settings) or "none"
+            raise Invalid("SETTING_INVALID", f"{rules.title} has no setting {name[:60]!r}; possible are: {possible}")
+        settings[name] = _setting(name, value, rules.settings[name])
+    return Profile(engine=rules.name, version=version, settings=settings)
 
 
 def _setting(name: str, value: str, rule: SettingRule) -> Setting:
@@ -117,40 +117,40 @@ def _setting(name: str, value: str, rule: SettingRule) -> Setting:
     raise Invalid("SETTING_INVALID", f"setting {name}={value[:60]!r} must be {kinds[rule.kind]}")
 
 
-def judge(facts: EngineFacts | Mapping[str, Any], asked: Profile) -> list[Finding]:
+def judge(facts: EngineFacts | Mapping[str, Any], profile: Profile) -> list[Finding]:
     """What this deployment does with this adapter; nothing to say means that it serves it as trained.
 
     `facts`: an `EngineFacts`, or what `engine_facts.to_stored` kept with a version.
     """
-    known = engine(asked.engine)
+    rules = engine(profile.engine)
     values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
     if values is None:
         message = "another release of this registry stored the facts; `adapter recheck-engines` reads the header again"
-        return [_finding(known, "facts", "unknown", message)]
-    if values.get("kind", "text") != known.kind:
-        message = f"{known.title} serves {known.kind} models, and this is an adapter of a model for {values['kind']}"
-        return [_finding(known, "kind", "error", message)]
+        return [_finding(rules, "facts", "unknown", message)]
+    if values.get("kind", "text") != rules.kind:
+        message = f"{rules.title} serves {rules.kind} models, and this is an adapter of a model for {values['kind']}"
+        return [_finding(rules, "kind", "error", message)]
     scheme = values.get("scheme", "peft")
-    if known.kind == "text" and scheme != "peft" and known.name not in TAKES.get(scheme, ()):
-        message = f"{known.title} reads adapters of PEFT, and the names of this one are of the scheme {scheme!r}"
-        return [_finding(known, "scheme", "error", f"{message}: convert it first")]
-    version = version_of(asked.version)
-    findings = _about_version(known, asked, version)
+    if rules.kind == "text" and scheme != "peft" and rules.name not in TAKES.get(scheme, ()):
+        message = f"{rules.title} reads adapters of PEFT, and the names of this one are of the scheme {scheme!r}"
+        return [_finding(rules, "scheme", "error", f"{message}: convert it first")]
+    version = version_of(profile.version)
+    findings = _about_version(rules, profile, version)
     for prop in properties():
-        if prop.kind != known.kind or not _all_hold(prop.when, values, asked.settings):
+        if prop.kind != rules.kind or not _all_hold(prop.when, values, profile.settings):
             continue
-        statements = list(known.statements(prop.id, version))
+        statements = list(rules.statements(prop.id, version))
         for statement in statements:
-            if isinstance(statement, Rule) and _all_hold(statement.when, values, asked.settings):
-                findings.append(_told(known, statement, values, asked))
+            if isinstance(statement, Rule) and _all_hold(statement.when, values, profile.settings):
+                findings.append(_told(rules, statement, values, profile))
         if not statements and prop.when:
-            message = f"nobody has examined what {known.title} {asked.version} does with this: {prop.label}"
-            findings.append(_finding(known, prop.id, "unknown", message))
+            message = f"nobody has examined what {rules.title} {profile.version} does with this: {prop.label}"
+            findings.append(_finding(rules, prop.id, "unknown", message))
     return findings
 
 
 def verdict(
-    stored: Mapping[str, Any], asked: Profile, *, subject: Digest, base: BaseSpec, compat: Outcome, registry: str
+    stored: Mapping[str, Any], profile: Profile, *, subject: Digest, base: BaseSpec, compat: Outcome, registry: str
 ) -> Verdict:
     """The verdict `engine` of one version, from its stored facts, its base and `compat`.
 
@@ -158,42 +158,44 @@ def verdict(
     of other rules is old. Reads nothing; renewing is calling it again.
     """
     of_base = engine_facts.of_base(base, stored.get("family", ""), stored.get("components", ()))
-    findings = judge({**stored, **of_base, "compat": compat.value}, asked)
-    made_by = {"registry": registry, "rules": rulebook.digest(asked.engine)}
-    return Verdict.of(Check.ENGINE, subject, base.name, base.fingerprint, findings, profile=str(asked), made_by=made_by)
+    findings = judge({**stored, **of_base, "compat": compat.value}, profile)
+    made_by = {"registry": registry, "rules": rulebook.digest(profile.engine)}
+    return Verdict.of(
+        Check.ENGINE, subject, base.name, base.fingerprint, findings, profile=str(profile), made_by=made_by
+    )
 
 
 def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:
     return all(condition.holds(values, settings) for condition in conditions)
 
 
-def _about_version(known: Engine, asked: Profile, version: Version) -> list[Finding]:
-    examined = sorted(version_of(v) for v in known.examined)
+def _about_version(rules: Engine, profile: Profile, version: Version) -> list[Finding]:
+    examined = sorted(version_of(v) for v in rules.examined)
     if version[:2] < examined[0][:2] or version[:2] > examined[-1][:2]:
-        span = f"{known.examined[0]} to {known.examined[-1]}" if len(examined) > 1 else known.examined[0]
-        message = f"{known.title} {asked.version} has not been examined (examined: {span}). Its rules may differ"
-        return [_finding(known, "version", "unknown", message)]
-    if known.from_documentation:
-        message = f"the rules of {known.title} are from documentation, not from code or a run. {known.note}"
-        return [_finding(known, "documentation", "warning", message)]
+        span = f"{rules.examined[0]} to {rules.examined[-1]}" if len(examined) > 1 else rules.examined[0]
+        message = f"{rules.title} {profile.version} has not been examined (examined: {span}). Its rules may differ"
+        return [_finding(rules, "version", "unknown", message)]
+    if rules.from_documentation:
+        message = f"the rules of {rules.title} are from documentation, not from code or a run. {rules.note}"
+        return [_finding(rules, "documentation", "warning", message)]
     return []
 
 
-def _finding(known: Engine, what: str, severity: Any, message: str, expected: str = "", found: str = "") -> Finding:
-    code = f"engine.{re.sub(r'[^a-z0-9]+', '_', known.name)}.{what}"
-    return Finding.of(severity, code, known.name, message, expected, found)
+def _finding(rules: Engine, what: str, severity: Any, message: str, expected: str = "", found: str = "") -> Finding:
+    code = f"engine.{re.sub(r'[^a-z0-9]+', '_', rules.name)}.{what}"
+    return Finding.of(severity, code, rules.name, message, expected, found)
 
 
-def _told(known: Engine, rule: Rule, values: Mapping[str, Any], asked: Profile) -> Finding:
-    shown = {name: _shown(value) for name, value in {**values, **asked.settings}.items()}
+def _told(rules: Engine, rule: Rule, values: Mapping[str, Any], profile: Profile) -> Finding:
+    shown = {name: _shown(value) for name, value in {**values, **profile.settings}.items()}
     message = rule.message.format_map(shown)
     answer = f' It answers: "{rule.answer.format_map(shown)}"' if rule.answer else ""
     fix = f" {rule.fix.format_map(shown)}." if rule.fix else ""
     message = (
-        f"{known.title} {asked.version} {_EFFECT_WORDS[rule.effect]}: {message}.{answer}{fix}"
+        f"{rules.title} {profile.version} {_EFFECT_WORDS[rule.effect]}: {message}.{answer}{fix}"
         f" [{rule.verified}: {rule.source}]"
     )
-    return _finding(known, rule.property, rule.severity, message, expected=rule.effect)
+    return _finding(rules, rule.property, rule.severity, message, expected=rule.effect)
 
 
 def _shown(value: Any) -> str:

@@ -197,8 +197,12 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
 
 def of_image(facts: FileFacts, *, compat: str = "", base: BaseSpec | None = None) -> EngineFacts:
     """The facts of an image model's adapter."""
-    found = of_file(facts, is_image=True, compat=compat)
-    return found.model_copy(update=of_base(base, found.family, found.components)) if base is not None else found
+    engine_facts = of_file(facts, is_image=True, compat=compat)
+    return (
+        engine_facts.model_copy(update=of_base(base, engine_facts.family, engine_facts.components))
+        if base is not None
+        else engine_facts
+    )
 
 
 def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFacts:
@@ -249,10 +253,10 @@ def _partial(paths: Iterable[str]) -> bool:
     return any(layers != set(range(max(every) + 1)) for layers in by_module.values())
 
 
-def _lopsided(paths: Iterable[str], one: str, other: str) -> bool:
+def _lopsided(paths: Iterable[str], first: str, second: str) -> bool:
     """Whether some block has an update for `one` and none for `other`."""
     present = set(paths)
-    return any(path.removesuffix(one) + other not in present for path in present if path.endswith(f".{one}"))
+    return any(path.removesuffix(first) + second not in present for path in present if path.endswith(f".{first}"))
 
 
 def _ranks_differ_in_group(modules: Iterable[ModuleUpdate]) -> bool:

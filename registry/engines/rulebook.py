@@ -75,13 +75,13 @@ class Condition(FrozenModel):
         return self
 
     def holds(self, facts: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:
-        found = settings.get(self.field[1:]) if self.field.startswith("$") else facts.get(self.field)
+        value = settings.get(self.field[1:]) if self.field.startswith("$") else facts.get(self.field)
         operand = self.operand
         if isinstance(operand, str) and operand.startswith("$"):
             operand = settings.get(operand[1:])
-        if found is None or operand is None:
+        if value is None or operand is None:
             return False
-        return bool(_OPERATORS[self.operator](found, operand))
+        return bool(_OPERATORS[self.operator](value, operand))
 
 
 _OPERATORS: dict[str, Any] = {
@@ -160,9 +160,9 @@ class Engine(FrozenModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Engine:
-        known = {p.id for p in properties()}
+        ids = {p.id for p in properties()}
         for statement in (*self.rules, *self.works):
-            if statement.property not in known:
+            if statement.property not in ids:
                 raise ValueError(f"{self.name}: no property is called {statement.property!r}")
         for rule in self.rules:
             for condition in rule.when:
@@ -194,17 +194,17 @@ def engines() -> dict[str, Engine]:
     """All engines by name, in the order of their titles."""
     folder = resources.files("registry.engines") / "rules"
     files = sorted(f.name for f in folder.iterdir() if f.name.endswith(".toml") and f.name != "properties.toml")
-    found = [_engine(_toml(file)) for file in files]
-    return {e.name: e for e in sorted(found, key=lambda e: (e.from_documentation, e.kind == "image", e.title.lower()))}
+    loaded = [_engine(_toml(file)) for file in files]
+    return {e.name: e for e in sorted(loaded, key=lambda e: (e.from_documentation, e.kind == "image", e.title.lower()))}
 
 
 def engine(name: str) -> Engine:
     """One engine. `Invalid` (SETTING_INVALID) names the ones there are."""
-    found = engines().get(name)
-    if found is None:
-        known = ", ".join(engines())
-        raise Invalid("SETTING_INVALID", f"engine {name[:60]!r} is unknown; known are {known}")
-    return found
+    rules = engines().get(name)
+    if rules is None:
+        names = ", ".join(engines())
+        raise Invalid("SETTING_INVALID", f"engine {name[:60]!r} is unknown; known are {names}")
+    return rules
 
 
 @lru_cache(maxsize=32)

@@ -33,19 +33,19 @@ def settings_for(
 
     `slots`: adapters in one batch; without it as many as there are adapters, at most `SLOTS_LIMIT`.
     """
-    asked = engines.profile(profile)
-    known = engine(asked.engine)
-    judged = {name: engines.judge(facts, asked) for name, facts in fleet.items()}
+    parsed = engines.profile(profile)
+    rules = engine(parsed.engine)
+    judged = {name: engines.judge(facts, parsed) for name, facts in fleet.items()}
     served = {name: values for name, facts in fleet.items() if (values := _served(facts, judged[name])) is not None}
     ranks = {name: int(values["max_rank"]) for name, values in served.items()}
     largest = max(ranks.values(), default=0)
     raised = tuple(sorted(name for name, rank in ranks.items() if rank == largest))
     rest = max((rank for rank in ranks.values() if rank < largest), default=0)
-    limit, without = _allowed(known, largest), _allowed(known, rest)
+    limit, without = _allowed(rules, largest), _allowed(rules, rest)
     count = slots or min(max(len(served), 1), SLOTS_LIMIT)
     modules = tuple(sorted({m for values in served.values() for m in values["modules"]}))
     return EngineSettings(
-        profile=str(asked),
+        profile=str(parsed),
         adapters=len(fleet),
         left_out=tuple(sorted(set(fleet) - set(served))),
         unsure=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in judged[name]))),
@@ -57,7 +57,7 @@ def settings_for(
         modules=modules,
         bytes_per_slot=slot_bytes(base, limit),
         bytes_per_slot_without=slot_bytes(base, without),
-        flags=_flags(known, limit, count, len(served), modules) if served else (),
+        flags=_flags(rules, limit, count, len(served), modules) if served else (),
     )
 
 
@@ -87,20 +87,20 @@ def _served(facts: EngineFacts | Mapping[str, Any], judged: Iterable[Finding]) -
     return None if refused else values
 
 
-def _allowed(known: Engine, rank: int) -> int:
+def _allowed(rules: Engine, rank: int) -> int:
     """The smallest limit that the engine offers and that holds this rank; the rank itself where any is offered."""
-    rule = known.settings.get("max_lora_rank")
+    rule = rules.settings.get("max_lora_rank")
     return next((choice for choice in rule.choices if choice >= rank), rank) if rule and rank else rank
 
 
-def _flags(known: Engine, limit: int, slots: int, adapters: int, modules: tuple[str, ...]) -> tuple[str, ...]:
-    wanted: dict[str, str] = {
+def _flags(rules: Engine, limit: int, slots: int, adapters: int, modules: tuple[str, ...]) -> tuple[str, ...]:
+    values: dict[str, str] = {
         "max_lora_rank": str(limit),
         "max_loras": str(slots),
         "max_loras_per_batch": str(slots + 1),  # SGLang counts the base itself
         "max_cpu_loras": str(max(adapters, slots)),
     }
-    if known.name == "sglang":  # it needs the list when no adapter is loaded at start
-        wanted["target_modules"] = " ".join(modules)
-    flags = [f"{known.settings[name].flag} {value}" for name, value in wanted.items() if name in known.settings]
-    return ("--enable-lora", *flags) if known.name in ("vllm", "sglang") else tuple(flags)
+    if rules.name == "sglang":  # it needs the list when no adapter is loaded at start
+        values["target_modules"] = " ".join(modules)
+    flags = [f"{rules.settings[name].flag} {value}" for name, value in values.items() if name in rules.settings]
+    return ("--enable-lora", *flags) if rules.name in ("vllm", "sglang") else tuple(flags)

@@ -21,29 +21,29 @@ from registry.engines.facts import EngineFacts
 from registry.manifest import Descriptor
 
 
-def of(found: Found) -> dict[str, Any]:
-    return _of_peft(found) if isinstance(found, Contents) else _of_file(found)
+def of(contents: Found) -> dict[str, Any]:
+    return _of_peft(contents) if isinstance(contents, Contents) else _of_file(contents)
 
 
-def of_engine(found: Found) -> EngineFacts:
-    if isinstance(found, Contents):
-        return engine_facts.of_lora(found.lora)
-    return engine_facts.of_file(found.file, is_image=found.file.scheme in formats.IMAGE_SCHEMES)
+def of_engine(contents: Found) -> EngineFacts:
+    if isinstance(contents, Contents):
+        return engine_facts.of_lora(contents.lora)
+    return engine_facts.of_file(contents.file, is_image=contents.file.scheme in formats.IMAGE_SCHEMES)
 
 
 def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
     """What README (`card`) and trainer's log (`trainer`) claim of the version's origin, as more of its facts."""
     by_path = {f.path: f for f in files}
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if file := by_path.get(card.FILE):
-        told["card"] = card.read(read(card.FILE, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts
+        facts["card"] = card.read(read(card.FILE, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts
     if file := by_path.get(trainer.FILE):
-        told["trainer"] = trainer.read(read(trainer.FILE, 0, min(file.size_bytes, trainer.READ_LIMIT_BYTES))).facts
-    return {key: value for key, value in told.items() if value}
+        facts["trainer"] = trainer.read(read(trainer.FILE, 0, min(file.size_bytes, trainer.READ_LIMIT_BYTES))).facts
+    return {key: value for key, value in facts.items() if value}
 
 
-def _of_peft(found: Contents) -> dict[str, Any]:
-    spec, written = found.lora, found.config
+def _of_peft(contents: Contents) -> dict[str, Any]:
+    spec, written = contents.lora, contents.config
     paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
     return {
         "scheme": "peft",
@@ -66,13 +66,13 @@ def _of_peft(found: Contents) -> dict[str, Any]:
         "base_claimed": spec.base_name,
         "peft_version": written.peft_version,
         "updates": summary.of_updates((m.key, m.rank, m.alpha, m.scale) for m in spec.modules),
-        "engine": engine_facts.to_stored(of_engine(found)),
+        "engine": engine_facts.to_stored(of_engine(contents)),
     }
 
 
-def _of_file(found: Foreign) -> dict[str, Any]:
+def _of_file(contents: Foreign) -> dict[str, Any]:
     """The same, and what only such a file has. Private metadata is named, never repeated."""
-    file = found.file
+    file = contents.file
     scales = {round(m.scale, 6) for m in file.modules if m.scale is not None}
     alphas = {m.alpha for m in file.modules if m.alpha is not None}
     return {
@@ -97,5 +97,5 @@ def _of_file(found: Foreign) -> dict[str, Any]:
         "training": dict(file.claims),
         "private_left_out": list(file.private_texts),
         "updates": summary.of_updates((m.path, m.rank, m.alpha, m.scale) for m in file.modules),
-        "engine": engine_facts.to_stored(of_engine(found)),
+        "engine": engine_facts.to_stored(of_engine(contents)),
     }

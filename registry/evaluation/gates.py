@@ -83,41 +83,41 @@ class Gate(FrozenModel):
             raise ValueError("requires: 'engine' is asked for by naming engines")
         return self
 
-    def missing(self, seen: Evidence) -> list[Finding]:
+    def missing(self, evidence: Evidence) -> list[Finding]:
         """What still stands between this evidence and the channel; empty means open."""
-        return [*self._verdicts(seen), *self._golden(seen), *self._people(seen), *self._time(seen)]
+        return [*self._verdicts(evidence), *self._golden(evidence), *self._people(evidence), *self._time(evidence)]
 
-    def open_for(self, seen: Evidence) -> bool:
-        return not self.missing(seen)
+    def open_for(self, evidence: Evidence) -> bool:
+        return not self.missing(evidence)
 
-    def approved(self, seen: Evidence) -> list[Approval]:
+    def approved(self, evidence: Evidence) -> list[Approval]:
         """The approvals that count: one for each identity, of those who are asked, none of whoever pushed."""
-        counted = {a.identity: a for a in reversed(seen.approvals) if a.identity not in seen.pushed_by}
+        counted = {a.identity: a for a in reversed(evidence.approvals) if a.identity not in evidence.pushed_by}
         return [a for a in counted.values() if not self.approvers or a.identity in self.approvers]
 
     def asks(self) -> list[Check]:
         return [*self.requires, *([Check.SMOKE] if self.golden and Check.SMOKE not in self.requires else [])]
 
-    def _verdicts(self, seen: Evidence) -> Iterator[Finding]:
-        asked = self.asks()
-        numbers = seen.newest(Check.WEIGHTS)
+    def _verdicts(self, evidence: Evidence) -> Iterator[Finding]:
+        required = self.asks()
+        numbers = evidence.newest(Check.WEIGHTS)
         anything = self != Gate()
-        if anything and Check.WEIGHTS not in asked and numbers is not None and numbers.outcome is Outcome.FAIL:
-            asked.append(Check.WEIGHTS)
-        for check in asked:
-            yield from _lacks(check, seen.newest(check))
-        judged = {verdict.profile: verdict for verdict in seen.engines}
+        if anything and Check.WEIGHTS not in required and numbers is not None and numbers.outcome is Outcome.FAIL:
+            required.append(Check.WEIGHTS)
+        for check in required:
+            yield from _lacks(check, evidence.newest(check))
+        judged = {verdict.profile: verdict for verdict in evidence.engines}
         for profile in self.engines:
             yield from _lacks(Check.ENGINE, judged.get(profile), profile)
 
-    def golden_passed(self, seen: Evidence) -> bool:
+    def golden_passed(self, evidence: Evidence) -> bool:
         """Whether golden samples are asked for, there, and tried without a miss."""
-        return self.golden and seen.newest(Check.SMOKE) is not None and not any(self._golden(seen))
+        return self.golden and evidence.newest(Check.SMOKE) is not None and not any(self._golden(evidence))
 
-    def _golden(self, seen: Evidence) -> Iterator[Finding]:
+    def _golden(self, evidence: Evidence) -> Iterator[Finding]:
         if not self.golden:
             return
-        if golden.FILE not in seen.files:
+        if golden.FILE not in evidence.files:
             yield Finding.of(
                 "error",
                 "gate.golden_absent",
@@ -125,25 +125,25 @@ class Gate(FrozenModel):
                 "the version brings no golden samples: push it with --golden",
             )
             return
-        smoke = seen.newest(Check.SMOKE)
+        smoke = evidence.newest(Check.SMOKE)
         missed = [f for f in smoke.findings if f.code.startswith(".".join(GOLDEN_CODES))] if smoke is not None else []
         if missed:
             yield Finding.of(
                 "error", "gate.golden_missed", missed[0].location, f"a golden sample did not pass: {missed[0].message}"
             )
 
-    def _people(self, seen: Evidence) -> Iterator[Finding]:
-        count = len(self.approved(seen))
+    def _people(self, evidence: Evidence) -> Iterator[Finding]:
+        count = len(self.approved(evidence))
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
             message = f"{count} of {self.approvals} approvals{whose}; whoever pushed it does not count"
             yield Finding.of("error", "gate.approvals_few", "approvals", message)
-        if self.signed_by and not seen.signed_by & set(self.signed_by):
+        if self.signed_by and not evidence.signed_by & set(self.signed_by):
             message = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
             yield Finding.of("error", "gate.signature_absent", "signatures", message)
 
-    def _time(self, seen: Evidence) -> Iterator[Finding]:
-        held = seen.held_seconds.get(self.held_in, 0)
+    def _time(self, evidence: Evidence) -> Iterator[Finding]:
+        held = evidence.held_seconds.get(self.held_in, 0)
         if held < self.held_seconds:
             message = f"it was '{self.held_in}' for {held} seconds, and {self.held_seconds} are asked"
             yield Finding.of("error", "gate.held_short", self.held_in, message)

@@ -71,19 +71,19 @@ class Comparison(_FiniteModel):
 
 
 def compare(
-    known: ReferenceLogprobs, found: Sequence[Sequence[float]], tolerance_nats: float = TOLERANCE_NATS
+    reference: ReferenceLogprobs, log_probs: Sequence[Sequence[float]], tolerance_nats: float = TOLERANCE_NATS
 ) -> Comparison:
     """An engine's log-probabilities, one list for each prompt in order. `Invalid` when their numbers do not agree."""
-    if [len(values) for values in found] != [len(prompt.adapter) for prompt in known.prompts]:
+    if [len(values) for values in log_probs] != [len(prompt.adapter) for prompt in reference.prompts]:
         raise Invalid(
             "REQUEST_INVALID", "log-probabilities: one number is needed for each token after a prompt's first"
         )
-    got = [value for values in found for value in values]
-    adapter = [value for prompt in known.prompts for value in prompt.adapter]
-    base = [value for prompt in known.prompts for value in prompt.base]
-    to_adapter = [abs(a - b) for a, b in zip(got, adapter, strict=True)]
-    to_base = [abs(a - b) for a, b in zip(got, base, strict=True)]
-    near, far = sum(to_adapter) / len(got), sum(to_base) / len(got)
+    flat = [value for values in log_probs for value in values]
+    adapter = [value for prompt in reference.prompts for value in prompt.adapter]
+    base = [value for prompt in reference.prompts for value in prompt.base]
+    to_adapter = [abs(a - b) for a, b in zip(flat, adapter, strict=True)]
+    to_base = [abs(a - b) for a, b in zip(flat, base, strict=True)]
+    near, far = sum(to_adapter) / len(flat), sum(to_base) / len(flat)
     return Comparison(
         to_adapter_nats=round(near, DECIMALS),
         to_base_nats=round(far, DECIMALS),

@@ -57,8 +57,8 @@ class Thresholds(FrozenModel):
         except ValidationError as e:
             first = e.errors()[0]
             location = ".".join(str(part) for part in first["loc"]) or "thresholds"
-            known = f"; known are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
-            raise Invalid("REQUEST_INVALID", f"thresholds: {location}: {first['msg']}{known}") from None
+            advice = f"; known are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
+            raise Invalid("REQUEST_INVALID", f"thresholds: {location}: {first['msg']}{advice}") from None
 
 
 DEFAULTS = Thresholds()

@@ -60,15 +60,15 @@ class Repository:
 def tags(repository: Repository) -> list[str]:
     """By what a list can be filtered. The base is the registered one, whatever a card says."""
     base = repository.base
-    found = [repository.library, "safetensors", f"base_model:{base}", f"base_model:adapter:{base}"]
-    found += [repository.method.lower()] if repository.method else []
-    return found + [f"{key}:{value}" if value else key for key, value in sorted(repository.annotations.items())]
+    names = [repository.library, "safetensors", f"base_model:{base}", f"base_model:adapter:{base}"]
+    names += [repository.method.lower()] if repository.method else []
+    return names + [f"{key}:{value}" if value else key for key, value in sorted(repository.annotations.items())]
 
 
 def info(repository: Repository, *, siblings: bool = True, blobs: bool = False, expand: Sequence[str] = ()) -> Json:
     """The answer about one repository. With `expand`, only its ids and what was asked for."""
     base = {"base_model": repository.base, "library_name": repository.library, "tags": tags(repository)}
-    found: Json = {
+    document: Json = {
         "_id": hashlib.sha256(repository.name.encode()).hexdigest()[:24],
         "id": repository.name,
         "modelId": repository.name,
@@ -88,25 +88,25 @@ def info(repository: Repository, *, siblings: bool = True, blobs: bool = False, 
         "xetEnabled": False,
     }
     if siblings:
-        found["siblings"] = [_sibling(file, blobs) for file in repository.files]
+        document["siblings"] = [_sibling(file, blobs) for file in repository.files]
     if expand:
-        return {key: value for key, value in found.items() if key in ("_id", "id", *expand)}
-    return found
+        return {key: value for key, value in document.items() if key in ("_id", "id", *expand)}
+    return document
 
 
 def _sibling(file: File, blobs: bool) -> Json:
-    told: Json = {"rfilename": file.descriptor.path}
+    entry: Json = {"rfilename": file.descriptor.path}
     if blobs:
-        told |= {"size": file.descriptor.size_bytes, "blobId": file.git_id}
-        told |= {"lfs": lfs} if (lfs := file.lfs("sha256")) else {}
-    return told
+        entry |= {"size": file.descriptor.size_bytes, "blobId": file.git_id}
+        entry |= {"lfs": lfs} if (lfs := file.lfs("sha256")) else {}
+    return entry
 
 
 # ------------------------------------------------------------------ trees
 def file_entry(file: File, last: Json | None = None) -> Json:
-    found: Json = {"type": "file", "path": file.descriptor.path, "oid": file.git_id, "size": file.descriptor.size_bytes}
-    found |= {"lfs": lfs} if (lfs := file.lfs("oid")) else {}
-    return found | ({"lastCommit": last} if last else {})
+    entry: Json = {"type": "file", "path": file.descriptor.path, "oid": file.git_id, "size": file.descriptor.size_bytes}
+    entry |= {"lfs": lfs} if (lfs := file.lfs("oid")) else {}
+    return entry | ({"lastCommit": last} if last else {})
 
 
 def folder_entry(path: str, commit: str, last: Json | None = None) -> Json:
@@ -118,16 +118,16 @@ def folder_entry(path: str, commit: str, last: Json | None = None) -> Json:
 def tree(files: Iterable[File], below: str, *, recursive: bool, commit: str, last: Json | None = None) -> list[Json]:
     """The entries of the folder `below` ("" is the root). Empty for a folder that is not there."""
     prefix = f"{below}/" if below else ""
-    found: dict[str, Json] = {}
+    entries: dict[str, Json] = {}
     for file in files:
         path = file.descriptor.path
         if not path.startswith(prefix):
             continue
         for folder in _folders(path, prefix, recursive):
-            found.setdefault(folder, folder_entry(folder, commit, last))
+            entries.setdefault(folder, folder_entry(folder, commit, last))
         if recursive or "/" not in path[len(prefix) :]:
-            found[path] = file_entry(file, last)
-    return [found[path] for path in sorted(found)]
+            entries[path] = file_entry(file, last)
+    return [entries[path] for path in sorted(entries)]
 
 
 def _folders(path: str, prefix: str, recursive: bool) -> Iterator[str]:

@@ -40,12 +40,12 @@ def kind_of(node: str) -> str:
 def inputs(provenance: Provenance | None, facts: Mapping[str, Any]) -> Iterator[Input]:
     """What a version declares, then what its README claims beyond that."""
     declared = provenance or Provenance.model_construct()
-    known = set()
+    listed = set()
     for one in declared.datasets:
-        known.add(one.uri)
+        listed.add(one.uri)
         yield Input("dataset", DATASET + one.key, one.name or one.uri, one.uri, one.digest)
     for name in (facts.get("card") or {}).get("datasets", []):
-        if (uri := card.HUB_DATASETS + name) not in known:
+        if (uri := card.HUB_DATASETS + name) not in listed:
             yield Input(CLAIMED, DATASET + uri, name, uri)
     if run := declared.run:
         yield Input("run", f"{RUN}{run.tool}:{run.id}", f"{run.tool} {run.id}", run.url)

@@ -23,14 +23,14 @@ SPEC_VERSION = "1.6"
 PROPERTY = "adapter-registry:"
 
 
-def bom(version: VersionView, found: Lineage) -> dict[str, Any]:
+def bom(version: VersionView, lineage: Lineage) -> dict[str, Any]:
     """The bill of materials of one version; `found` are its ancestors."""
-    data = {node.id: node for node in found.nodes if node.kind == "dataset"}
-    models = [node for node in found.nodes if node.kind in ("version", "base") and node.id != found.root]
-    listed = {found.root, *data, *(node.id for node in models)}
-    claimed = {edge.parent for edge in found.edges if edge.relation == "claimed"}
+    data = {node.id: node for node in lineage.nodes if node.kind == "dataset"}
+    models = [node for node in lineage.nodes if node.kind in ("version", "base") and node.id != lineage.root]
+    listed = {lineage.root, *data, *(node.id for node in models)}
+    claimed = {edge.parent for edge in lineage.edges if edge.relation == "claimed"}
     depends: dict[str, list[str]] = {one: [] for one in sorted(listed)}
-    for edge in found.edges:
+    for edge in lineage.edges:
         if edge.child in listed and edge.parent in listed:
             depends[edge.child].append(edge.parent)
     return {
@@ -42,30 +42,30 @@ def bom(version: VersionView, found: Lineage) -> dict[str, Any]:
         "metadata": {
             "timestamp": version.created_at.isoformat(),
             "tools": {"components": [{"type": "application", "name": "adapter-registry", "version": __version__}]},
-            "component": _subject(version, found),
+            "component": _subject(version, lineage),
         },
         "components": [_model(node) for node in models] + [_data(node, node.id in claimed) for node in data.values()],
         "dependencies": [{"ref": one, "dependsOn": sorted(set(on))} for one, on in depends.items()],
     }
 
 
-def _subject(version: VersionView, found: Lineage) -> dict[str, Any]:
-    about = {edge.parent for edge in found.edges if edge.child == found.root}
+def _subject(version: VersionView, lineage: Lineage) -> dict[str, Any]:
+    about = {edge.parent for edge in lineage.edges if edge.child == lineage.root}
     card: dict[str, Any] = {"modelParameters": {"datasets": []}}
     card["modelParameters"]["datasets"] = [
-        {"ref": node.id} for node in found.nodes if node.kind == "dataset" and node.id in about
+        {"ref": node.id} for node in lineage.nodes if node.kind == "dataset" and node.id in about
     ]
     if method := version.facts.get("method"):
         card["modelParameters"]["modelArchitecture"] = f"{method} adapter of {version.base}"
     component = {
         "type": "machine-learning-model",
-        "bom-ref": found.root,
+        "bom-ref": lineage.root,
         "name": version.name,
         "version": str(version.number),
         "hashes": _hashes(version.digest),
         "modelCard": card,
         "components": [
-            {"type": "file", "bom-ref": f"{found.root}#{f.path}", "name": f.path, "mime-type": f.media_type,
+            {"type": "file", "bom-ref": f"{lineage.root}#{f.path}", "name": f.path, "mime-type": f.media_type,
              "hashes": _hashes(f.digest)}
             for f in version.files
         ],
@@ -76,17 +76,17 @@ def _subject(version: VersionView, found: Lineage) -> dict[str, Any]:
 
 
 def _properties(version: VersionView) -> Iterator[dict[str, str]]:
-    told = {"manifest": version.digest, "base": version.base, "base-fingerprint": version.base_fingerprint}
-    told |= {"pushed-by": version.created_by}
+    properties = {"manifest": version.digest, "base": version.base, "base-fingerprint": version.base_fingerprint}
+    properties |= {"pushed-by": version.created_by}
     declared = version.provenance
     if declared is not None:
-        told |= {f"parameter:{name}": value for name, value in sorted(declared.parameters.items())}
+        properties |= {f"parameter:{name}": value for name, value in sorted(declared.parameters.items())}
         if declared.run is not None:
-            told["run"] = f"{declared.run.tool}:{declared.run.id}"
-    told |= {f"claimed-tool:{name}": number for name, number in _tools(version)}
+            properties["run"] = f"{declared.run.tool}:{declared.run.id}"
+    properties |= {f"claimed-tool:{name}": number for name, number in _tools(version)}
     trained = version.facts.get("trainer") or {}
-    told |= {f"claimed-training:{name}": f"{value:.6g}" for name, value in trained.items() if name != "losses"}
-    yield from ({"name": PROPERTY + name, "value": value} for name, value in told.items())
+    properties |= {f"claimed-training:{name}": f"{value:.6g}" for name, value in trained.items() if name != "losses"}
+    yield from ({"name": PROPERTY + name, "value": value} for name, value in properties.items())
 
 
 def _tools(version: VersionView) -> list[tuple[str, str]]:

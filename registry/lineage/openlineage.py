@@ -21,10 +21,10 @@ NAMESPACE = "adapter-registry"
 _SPEC = "https://openlineage.io/spec"
 
 
-def event(version: VersionView, found: Lineage) -> dict[str, Any]:
+def event(version: VersionView, lineage: Lineage) -> dict[str, Any]:
     """The run that made one version; `found` are its ancestors, of which the direct ones are inputs."""
-    nodes = {node.id: node for node in found.nodes}
-    direct = {edge.parent: edge.relation for edge in found.edges if edge.child == found.root}
+    nodes = {node.id: node for node in lineage.nodes}
+    direct = {edge.parent: edge.relation for edge in lineage.edges if edge.child == lineage.root}
     return {
         "eventType": "COMPLETE",
         "eventTime": version.created_at.isoformat(),
@@ -47,8 +47,8 @@ def _own(**fields: Any) -> dict[str, Any]:
 
 def _run_facets(version: VersionView) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "adapterRegistry_push", _own(pushedBy=version.created_by, digest=version.digest)
-    if told := version.facts.get("trainer"):
-        yield "adapterRegistry_trainerState", _own(claimed={k: v for k, v in told.items() if k != "losses"})
+    if trainer := version.facts.get("trainer"):
+        yield "adapterRegistry_trainerState", _own(claimed={k: v for k, v in trainer.items() if k != "losses"})
     declared = version.provenance
     if declared is None:
         return

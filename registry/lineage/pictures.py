@@ -37,33 +37,33 @@ def remark(node: LineageNode) -> str:
     return ", ".join(part for part in (node.digest[SHORT_DIGEST], node.withdrawn) if part and not node.hidden)
 
 
-def dot(found: Lineage) -> Iterator[str]:
+def dot(lineage: Lineage) -> Iterator[str]:
     """Graphviz."""
-    places = _places(found)
+    places = _places(lineage)
     yield "digraph lineage {"
     yield "  rankdir=LR; node [shape=box, fontname=sans];"
-    for node in found.nodes:
+    for node in lineage.nodes:
         look = f", shape={form}" if (form := _DOT_FORMS.get(node.kind)) else ""
         look += ", style=dashed" if node.hidden else ", color=red" if node.withdrawn else ""
         yield f'  {places[node.id]} [label="{_in_dot(label(node))}", tooltip="{_in_dot(remark(node))}"{look}];'
-    for edge in found.edges:
+    for edge in lineage.edges:
         dashed = ", style=dashed" if edge.relation == "claimed" else ""
         yield f'  {places[edge.parent]} -> {places[edge.child]} [label="{_in_dot(edge.relation)}"{dashed}];'
     yield "}"
 
 
-def mermaid(found: Lineage) -> Iterator[str]:
+def mermaid(lineage: Lineage) -> Iterator[str]:
     """A Mermaid flowchart."""
-    places = _places(found)
+    places = _places(lineage)
     yield "flowchart LR"
-    for node in found.nodes:
+    for node in lineage.nodes:
         opening, closing = _MERMAID_FORMS.get(node.kind, ('["', '"]'))
         yield f"  {places[node.id]}{opening}{_in_mermaid(label(node))}{closing}"
-    for edge in found.edges:
+    for edge in lineage.edges:
         arrow = "-.->" if edge.relation == "claimed" else "-->"
         yield f"  {places[edge.parent]} {arrow}|{_in_mermaid(edge.relation)}| {places[edge.child]}"
-    withdrawn = [places[node.id] for node in found.nodes if node.withdrawn]
-    hidden = [places[node.id] for node in found.nodes if node.hidden]
+    withdrawn = [places[node.id] for node in lineage.nodes if node.withdrawn]
+    hidden = [places[node.id] for node in lineage.nodes if node.hidden]
     if withdrawn:
         yield "  classDef withdrawn stroke:#c00,stroke-width:2px"
         yield f"  class {','.join(withdrawn)} withdrawn"
@@ -72,8 +72,8 @@ def mermaid(found: Lineage) -> Iterator[str]:
         yield f"  class {','.join(hidden)} hidden"
 
 
-def _places(found: Lineage) -> dict[str, str]:
-    return {node.id: f"n{place}" for place, node in enumerate(found.nodes)}
+def _places(lineage: Lineage) -> dict[str, str]:
+    return {node.id: f"n{place}" for place, node in enumerate(lineage.nodes)}
 
 
 def _in_dot(text: str) -> str:
@@ -82,4 +82,4 @@ def _in_dot(text: str) -> str:
 
 def _in_mermaid(text: str) -> str:
     """Letters, digits and a few signs as they are, all others by their number: nothing of Mermaid's or of HTML's."""
-    return _PLAIN.sub(lambda found: f"#{ord(found[0])};", text)
+    return _PLAIN.sub(lambda match: f"#{ord(match[0])};", text)

@@ -21,11 +21,11 @@ PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"
 
 
-def statement(version: VersionView, found: Lineage) -> dict[str, Any]:
+def statement(version: VersionView, lineage: Lineage) -> dict[str, Any]:
     """The statement about one version; `found` are its ancestors, of which the direct ones are dependencies."""
-    payload = attestations.statement(PREDICATE, subjects(version), predicate(version, found))
-    told: dict[str, Any] = json.loads(payload)
-    return told
+    payload = attestations.statement(PREDICATE, subjects(version), predicate(version, lineage))
+    document: dict[str, Any] = json.loads(payload)
+    return document
 
 
 def subjects(version: VersionView) -> dict[str, str]:
@@ -36,7 +36,7 @@ def subjects(version: VersionView) -> dict[str, str]:
     }
 
 
-def predicate(version: VersionView, found: Lineage) -> dict[str, Any]:
+def predicate(version: VersionView, lineage: Lineage) -> dict[str, Any]:
     declared = version.provenance
     external: dict[str, Any] = {"adapter": version.name, "base": version.base}
     metadata: dict[str, Any] = {"finishedOn": version.created_at.isoformat()}
@@ -50,9 +50,9 @@ def predicate(version: VersionView, found: Lineage) -> dict[str, Any]:
             "externalParameters": external,
             "internalParameters": {
                 "tools": (version.facts.get("card") or {}).get("tools") or {},
-                **({"trainer": told} if (told := _trainer(version)) else {}),
+                **({"trainer": trainer} if (trainer := _trainer(version)) else {}),
             },
-            "resolvedDependencies": list(_dependencies(version, found)),
+            "resolvedDependencies": list(_dependencies(version, lineage)),
         },
         "runDetails": {
             "builder": {"id": f"urn:adapter-registry:pusher:{quote(version.created_by, safe='')}"},
@@ -63,29 +63,29 @@ def predicate(version: VersionView, found: Lineage) -> dict[str, Any]:
 
 def _trainer(version: VersionView) -> dict[str, str]:
     """What the trainer's log claims, as text: a signed statement holds no fraction."""
-    told = version.facts.get("trainer") or {}
-    return {name: f"{value:.6g}" for name, value in sorted(told.items()) if name != "losses"}
+    trainer = version.facts.get("trainer") or {}
+    return {name: f"{value:.6g}" for name, value in sorted(trainer.items()) if name != "losses"}
 
 
-def _dependencies(version: VersionView, found: Lineage) -> Iterator[dict[str, Any]]:
-    nodes = {node.id: node for node in found.nodes}
-    for edge in found.edges:
+def _dependencies(version: VersionView, lineage: Lineage) -> Iterator[dict[str, Any]]:
+    nodes = {node.id: node for node in lineage.nodes}
+    for edge in lineage.edges:
         node = nodes[edge.parent]
-        if edge.child == found.root and node.kind in ("version", "base", "dataset"):
+        if edge.child == lineage.root and node.kind in ("version", "base", "dataset"):
             yield _descriptor(version, node, edge.relation)
     if version.provenance is not None and (code := version.provenance.code):
         uri = code.repository if code.repository.startswith("git+") else f"git+{code.repository}"
-        told = {"uri": f"{uri}@{code.commit}", "digest": {"gitCommit": code.commit}}
-        yield {**told, "annotations": {"relation": "code"}}
+        dependency = {"uri": f"{uri}@{code.commit}", "digest": {"gitCommit": code.commit}}
+        yield {**dependency, "annotations": {"relation": "code"}}
 
 
 def _descriptor(version: VersionView, node: LineageNode, relation: str) -> dict[str, Any]:
     """A resource descriptor: a name, where it is, its digest as far as it is known."""
-    told: dict[str, Any] = {"name": node.name or node.id, "annotations": {"relation": relation}}
+    descriptor: dict[str, Any] = {"name": node.name or node.id, "annotations": {"relation": relation}}
     if node.uri:
-        told["uri"] = node.uri
+        descriptor["uri"] = node.uri
     if node.digest:
-        told["digest"] = {"sha256": node.digest.removeprefix("sha256:")}
+        descriptor["digest"] = {"sha256": node.digest.removeprefix("sha256:")}
     if node.kind == "base":
-        told["annotations"]["fingerprint"] = str(version.base_fingerprint)
-    return told
+        descriptor["annotations"]["fingerprint"] = str(version.base_fingerprint)
+    return descriptor

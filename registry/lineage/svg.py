@@ -33,42 +33,42 @@ _Slot = tuple[str, int]
 """A node, or the lane of a node, in a column."""
 
 
-def svg(found: Lineage) -> Iterator[str]:
+def svg(lineage: Lineage) -> Iterator[str]:
     """The lines of the file."""
-    nodes = {node.id: node for node in found.nodes}
-    column = _column_of(found)
-    slots = _slots(found, column)
+    nodes = {node.id: node for node in lineage.nodes}
+    column = _column_of(lineage)
+    slots = _slots(lineage, column)
     widths = [
         max([LETTER * len(_longest(nodes[n])) + 20 for n, c in each if column[n] == c], default=0) for each in slots
     ]
     heights = [sum(ROW if column[n] == c else LANE for n, c in each) for each in slots]
     tallest = max(heights, default=0)
     places: dict[_Slot, _Place] = {}
-    left = MARGIN
+    x = MARGIN
     for each, width, height in zip(slots, widths, heights, strict=True):
         top = MARGIN + (tallest - height) / 2
         for name, here in each:
             high = ROW if column[name] == here else LANE
-            places[name, here] = (left, top + high / 2, width)
+            places[name, here] = (x, top + high / 2, width)
             top += high
-        left += width + GAP
+        x += width + GAP
     yield (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left - GAP + MARGIN:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{x - GAP + MARGIN:.0f}" '
         f'height="{tallest + 2 * MARGIN:.0f}" role="img">'
     )
-    yield f"<title>Lineage of {escape(label(nodes[found.root]))}</title><style>{_STYLE}</style>{_ARROW}"
-    for edge in found.edges:
+    yield f"<title>Lineage of {escape(label(nodes[lineage.root]))}</title><style>{_STYLE}</style>{_ARROW}"
+    for edge in lineage.edges:
         way = [places[edge.parent, here] for here in range(column[edge.parent], column[edge.child])]
         yield from _arrow(edge, [*way, places[edge.child, column[edge.child]]])
-    for node in found.nodes:
-        yield from _box(node, places[node.id, column[node.id]], root=node.id == found.root)
+    for node in lineage.nodes:
+        yield from _box(node, places[node.id, column[node.id]], root=node.id == lineage.root)
     yield "</svg>"
 
 
-def _column_of(found: Lineage) -> dict[str, int]:
-    parents: dict[str, list[str]] = {node.id: [] for node in found.nodes}
-    children: dict[str, list[str]] = {node.id: [] for node in found.nodes}
-    for edge in found.edges:
+def _column_of(lineage: Lineage) -> dict[str, int]:
+    parents: dict[str, list[str]] = {node.id: [] for node in lineage.nodes}
+    children: dict[str, list[str]] = {node.id: [] for node in lineage.nodes}
+    for edge in lineage.edges:
         parents[edge.child].append(edge.parent)
         children[edge.parent].append(edge.child)
     column = dict.fromkeys(parents, 0)
@@ -86,21 +86,21 @@ def _column_of(found: Lineage) -> dict[str, int]:
     return column
 
 
-def _slots(found: Lineage, column: dict[str, int]) -> list[list[_Slot]]:
+def _slots(lineage: Lineage, column: dict[str, int]) -> list[list[_Slot]]:
     """What stands in each column from top to bottom: nodes, and lanes of nodes that lead further than to the next."""
     following: dict[_Slot, set[_Slot]] = {(node, here): set() for node, here in column.items()}
-    for edge in found.edges:
+    for edge in lineage.edges:
         way = [(edge.parent, here) for here in range(column[edge.parent], column[edge.child])]
         for one, other in pairwise([*way, (edge.child, column[edge.child])]):
             following.setdefault(one, set()).add(other)
     slots: list[list[_Slot]] = [[] for _ in range(max(column.values(), default=-1) + 1)]
     for slot in sorted(following):
         slots[slot[1]].append(slot)
-    place: dict[_Slot, float] = {}
+    rank_of: dict[_Slot, float] = {}
     for each in reversed(slots):  # beside what it leads to, so that fewer arrows cross
-        middles = {slot: [place[other] for other in following[slot]] for slot in each}
+        middles = {slot: [rank_of[other] for other in following[slot]] for slot in each}
         each.sort(key=lambda slot: sum(middles[slot]) / len(middles[slot]) if middles[slot] else 0.0)
-        place.update((slot, n - len(each) / 2) for n, slot in enumerate(each))
+        rank_of.update((slot, n - len(each) / 2) for n, slot in enumerate(each))
     return slots
 
 
@@ -112,30 +112,30 @@ def _arrow(edge: LineageEdge, way: list[_Place]) -> Iterator[str]:
     """From the right side of the parent, straight through its lanes, to the left side of the child."""
     x, y = way[0][0] + way[0][2], way[0][1]
     curve = f"M{x:.1f} {y:.1f}"
-    for left, middle, width in way[1:]:
+    for start_x, middle, width in way[1:]:
         last = x, y
-        bend = (left - x) / 2
-        curve += f"C{x + bend:.1f} {y:.1f} {left - bend:.1f} {middle:.1f} {left:.1f} {middle:.1f}"
-        if (left, middle, width) != way[-1]:
-            curve += f"H{left + width:.1f}"
-        x, y = left + width, middle
-    (last_x, last_y), (left, middle, _) = last, way[-1]
+        bend = (start_x - x) / 2
+        curve += f"C{x + bend:.1f} {y:.1f} {start_x - bend:.1f} {middle:.1f} {start_x:.1f} {middle:.1f}"
+        if (start_x, middle, width) != way[-1]:
+            curve += f"H{start_x + width:.1f}"
+        x, y = start_x + width, middle
+    (last_x, last_y), (start_x, middle, _) = last, way[-1]
     look = ' class="claimed"' if edge.relation == "claimed" else ""
     yield f'<path{look} d="{curve}" marker-end="url(#a)"/>'
     if edge.relation in _SAID_BY_THE_BOX:
         return
-    where = f'x="{(last_x + left) / 2:.1f}" y="{(last_y + middle) / 2 + 3:.1f}"'
+    where = f'x="{(last_x + start_x) / 2:.1f}" y="{(last_y + middle) / 2 + 3:.1f}"'
     yield f'<text class="r w" {where} text-anchor="middle">{escape(edge.relation)}</text>'
 
 
-def _box(node: LineageNode, place: _Place, *, root: bool) -> Iterator[str]:
-    left, line, width = place
+def _box(node: LineageNode, position: _Place, *, root: bool) -> Iterator[str]:
+    x, line, width = position
     look = "hidden" if node.hidden else "gone" if node.withdrawn else "root" if root else ""
     corner = 3 if node.kind == "version" else BOX / 2
     yield (
-        f'<rect class="{look}" x="{left:.1f}" y="{line - BOX / 2:.1f}" width="{width:.1f}" height="{BOX:.0f}" '
+        f'<rect class="{look}" x="{x:.1f}" y="{line - BOX / 2:.1f}" width="{width:.1f}" height="{BOX:.0f}" '
         f'rx="{corner:.0f}" fill="{_FILLS.get(node.kind, "#fff")}"/>'
     )
-    middle = left + width / 2
+    middle = x + width / 2
     yield f'<text x="{middle:.1f}" y="{line - 3:.1f}" text-anchor="middle">{escape(label(node))}</text>'
     yield f'<text class="r" x="{middle:.1f}" y="{line + 11:.1f}" text-anchor="middle">{escape(remark(node))}</text>'

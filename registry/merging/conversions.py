@@ -76,8 +76,8 @@ class Conversion(FrozenModel):
 
     def annotations(self, scheme: str, report: Converted) -> dict[str, str]:
         """What is written into the new version's manifest."""
-        said = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.message}
-        return {f"{ANNOTATION}.{key}": value[:500] for key, value in said.items() if value}
+        notes = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.message}
+        return {f"{ANNOTATION}.{key}": value[:500] for key, value in notes.items() if value}
 
 
 def conversion(payload: Mapping[str, Any]) -> Conversion:
@@ -103,33 +103,33 @@ class Converted(FrozenModel):
     notes: tuple[str, ...] = ()
 
 
-def place_of(found: Found, asked: Conversion, base: BaseSpec) -> Place:
+def place_of(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
     """Where this conversion is done. `Invalid` (CONVERSION_INVALID) if it cannot be, with the reason."""
     rule = {
         Target.CANONICAL: _canonical, Target.PLAIN: _plain, Target.PEFT: _peft, Target.DIFFUSERS: _diffusers,
         Target.GGUF: _gguf,
-    }[asked.to]  # fmt: skip
-    if asked.repair and asked.to not in (Target.PEFT, Target.DIFFUSERS):
+    }[conversion.to]  # fmt: skip
+    if conversion.repair and conversion.to not in (Target.PEFT, Target.DIFFUSERS):
         raise refused(f"--repair mends names and goes with --to {Target.PEFT} or --to {Target.DIFFUSERS}")
-    return rule(found, asked, base)
+    return rule(contents, conversion, base)
 
 
 def refused(message: str, next_step: str = "") -> Invalid:
     return Invalid("CONVERSION_INVALID", message, next_step=next_step)
 
 
-def _lora_of(found: Found, to: Target) -> LoraSpec:
-    if not isinstance(found, Contents):
-        raise refused(f"this is a file of the scheme {found.file.scheme!r}, and {to} is made from PEFT adapters",
+def _lora_of(contents: Found, to: Target) -> LoraSpec:
+    if not isinstance(contents, Contents):
+        raise refused(f"this is a file of the scheme {contents.file.scheme!r}, and {to} is made from PEFT adapters",
                       f"convert it to {Target.PEFT} first")  # fmt: skip
-    errors = [f for f in found.lora.findings if f.severity == "error"]
+    errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
         mends = {f.code for f in errors} <= MENDED
         step = f"convert it with --to {Target.PEFT} --repair first" if mends else "mend it first, or push it again"
         raise refused(f"the adapter is faulty: {errors[0].message}", step)
-    if found.lora.method != "LORA":
-        raise refused(f"the method is {found.lora.method}; only LoRA has the form {to}")
-    return found.lora
+    if contents.lora.method != "LORA":
+        raise refused(f"the method is {contents.lora.method}; only LoRA has the form {to}")
+    return contents.lora
 
 
 def _demand_plain(spec: LoraSpec, to: Target) -> None:
@@ -147,19 +147,21 @@ def _demand_plain(spec: LoraSpec, to: Target) -> None:
         raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
 
 
-def _canonical(found: Found, asked: Conversion, _base: BaseSpec) -> Place:
-    spec = _lora_of(found, asked.to)
-    _demand_plain(spec, asked.to)
+def _canonical(contents: Found, conversion: Conversion, _base: BaseSpec) -> Place:
+    spec = _lora_of(contents, conversion.to)
+    _demand_plain(spec, conversion.to)
     if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
         raise refused("it is canonical already: every module has alpha = rank, and all have one rank")
     return Place.WORKER
 
 
-def _plain(found: Found, asked: Conversion, base: BaseSpec) -> Place:
-    spec = _lora_of(found, asked.to)
+def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(contents, conversion.to)
     if not initializations.is_reversible(spec.config.initialisation):
-        said = spec.config.initialisation or "an ordinary initialization"
-        raise refused(f"only the change of the base by PiSSA and OLoRA can be computed again; this one has {said}")
+        initialization = spec.config.initialisation or "an ordinary initialization"
+        raise refused(
+            f"only the change of the base by PiSSA and OLoRA can be computed again; this one has {initialization}"
+        )
     if "niter" in spec.config.initialisation:
         raise refused("a randomised SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
     if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:
@@ -169,19 +171,19 @@ def _plain(found: Found, asked: Conversion, base: BaseSpec) -> Place:
     return Place.BASE
 
 
-def _peft(found: Found, asked: Conversion, base: BaseSpec) -> Place:
-    if isinstance(found, Contents):
-        if not asked.repair:
+def _peft(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+    if isinstance(contents, Contents):
+        if not conversion.repair:
             raise refused("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
-        renaming.repairs(found.header, base)
+        renaming.repairs(contents.header, base)
         return Place.HERE
-    if asked.repair:
+    if conversion.repair:
         raise refused("--repair mends names that are nearly PEFT's; these are of another tool")
-    return _foreign_text(found, base)
+    return _foreign_text(contents, base)
 
 
-def _foreign_text(found: Foreign, base: BaseSpec) -> Place:
-    file = found.file
+def _foreign_text(contents: Foreign, base: BaseSpec) -> Place:
+    file = contents.file
     if file.scheme not in ("torchtune", "mlx"):
         raise refused(f"there is no way from {file.scheme!r} to PEFT here; torchtune and mlx can be converted")
     if file.method != "lora" or file.has_dora:
@@ -191,21 +193,21 @@ def _foreign_text(found: Foreign, base: BaseSpec) -> Place:
     if any(m.scale is None or not m.rank for m in file.modules):
         raise refused("adapter_config.json does not say the scale, and a guess would change the outputs")
     if file.scheme == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
-        known = " and ".join(sorted(PERMUTED))
+        layouts = " and ".join(sorted(PERMUTED))
         raise refused(
-            f"torchtune orders the rows of q and k its own way; that of {base.model_type!r} is not known ({known})"
+            f"torchtune orders the rows of q and k its own way; that of {base.model_type!r} is not known ({layouts})"
         )
     return Place.WORKER
 
 
-def _diffusers(found: Found, asked: Conversion, base: BaseSpec) -> Place:
-    if isinstance(found, Contents) or found.file.scheme in formats.TEXT_SCHEMES:
+def _diffusers(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+    if isinstance(contents, Contents) or contents.file.scheme in formats.TEXT_SCHEMES:
         raise refused("diffusers' names are for adapters of image models, and this is a language model's")
-    file = found.file
-    if asked.repair and file.scheme in ("diffusers", "bare", formats.UNKNOWN):
-        renaming.image_repairs(found.header, base)
+    file = contents.file
+    if conversion.repair and file.scheme in ("diffusers", "bare", formats.UNKNOWN):
+        renaming.image_repairs(contents.header, base)
         return Place.HERE
-    if asked.repair:
+    if conversion.repair:
         raise refused(f"--repair mends names that are nearly diffusers'; these are of {file.scheme}")
     if file.scheme == "diffusers":
         raise refused("it has diffusers' names already", "--repair mends names with `.default` in them")
@@ -215,7 +217,7 @@ def _diffusers(found: Found, asked: Conversion, base: BaseSpec) -> Place:
         )
     if file.has_dora:
         raise refused("diffusers' converters drop `dora_scale`, which would change the images")
-    return Place.HERE if renaming.can_rename(found.header) else Place.WORKER
+    return Place.HERE if renaming.can_rename(contents.header) else Place.WORKER
 
 
 _BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
@@ -231,13 +233,13 @@ _BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
 """What an adapter may hold that a GGUF adapter cannot."""
 
 
-def _gguf(found: Found, asked: Conversion, base: BaseSpec) -> Place:
-    spec = _lora_of(found, asked.to)
-    _demand_plain(spec, asked.to)
+def _gguf(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+    spec = _lora_of(contents, conversion.to)
+    _demand_plain(spec, conversion.to)
     extra = next((what for what, there in _BEYOND_PAIRS if there(spec)), "")
     if extra:
         raise refused(f"a GGUF adapter holds pairs of linear modules only, and this one has {extra}")
     if base.model_type not in GGUF_ARCHITECTURES:
-        known = ", ".join(sorted(GGUF_ARCHITECTURES))
-        raise refused(f"the rules of llama.cpp for {base.model_type!r} are not here; known are {known}")
+        architectures = ", ".join(sorted(GGUF_ARCHITECTURES))
+        raise refused(f"the rules of llama.cpp for {base.model_type!r} are not here; known are {architectures}")
     return Place.WORKER

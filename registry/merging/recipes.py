@@ -161,26 +161,28 @@ NOT_WEIGHTS = frozenset(
 
 def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
     """Everything that speaks against this recipe, before any weight is read. No error: it can be tried."""
-    found = list(_numbers(recipe))
+    findings = list(_numbers(recipe))
     if len(ingredients) != len(recipe.sources):
-        found.append(_error("recipe.sources", "sources", f"{len(ingredients)} of {len(recipe.sources)} are known"))
+        findings.append(_error("recipe.sources", "sources", f"{len(ingredients)} of {len(recipe.sources)} are known"))
     for one in ingredients:
-        found += _source(recipe, one)
+        findings += _source(recipe, one)
     bases = {(one.base, one.base_fingerprint) for one in ingredients}
     if len(bases) > 1:
         names = ", ".join(sorted({one.base for one in ingredients}))
-        found.append(_error("recipe.bases_differ", "sources", f"the sources are for different bases: {names}"))
+        findings.append(_error("recipe.bases_differ", "sources", f"the sources are for different bases: {names}"))
     digests = [one.digest for one in ingredients]
     if recipe.operation is Operation.COMBINE and len(set(digests)) < len(digests):
-        found.append(_error("recipe.source_twice", "sources", "one version is named twice; add its weights up instead"))
+        findings.append(
+            _error("recipe.source_twice", "sources", "one version is named twice; add its weights up instead")
+        )
     if recipe.operation is Operation.COMBINE:
         if len({bool(one.facts.get("conv_lora")) for one in ingredients}) > 1:
-            found.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))
+            findings.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))
         total = sum(int(one.facts.get("max_rank") or 0) for one in ingredients)
         if recipe.method in (Method.LINEAR, Method.CAT) and not recipe.rank and total > RANK_LIMIT:
             message = f"the exact sum has rank {total}, over {RANK_LIMIT}; say a smaller one with --rank"
-            found.append(_error("recipe.rank_invalid", "rank", message))
-    return found
+            findings.append(_error("recipe.rank_invalid", "rank", message))
+    return findings
 
 
 def demand(recipe: Recipe, ingredients: Sequence[Ingredient]) -> None:
@@ -234,38 +236,46 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
         yield _error("recipe.fuse_only", "onto", "either another base or the unpacked one, not both")
 
 
-def _source(recipe: Recipe, one: Ingredient) -> Iterator[Finding]:
-    facts: Mapping[str, Any] = one.facts
-    if one.compat == "fail":
-        yield _error("recipe.does_not_fit", one.name, f"{one.name} does not fit its base {one.base}")
-    if not one.is_finite:
-        message = f"{one.name} holds NaN or infinite values, which no arithmetic makes right: train it again"
-        yield _error("recipe.not_finite", one.name, message)
+def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[Finding]:
+    facts: Mapping[str, Any] = ingredient.facts
+    if ingredient.compat == "fail":
+        yield _error(
+            "recipe.does_not_fit", ingredient.name, f"{ingredient.name} does not fit its base {ingredient.base}"
+        )
+    if not ingredient.is_finite:
+        message = f"{ingredient.name} holds NaN or infinite values, which no arithmetic makes right: train it again"
+        yield _error("recipe.not_finite", ingredient.name, message)
     if facts.get("kind", "text") != "text":
-        yield _error("recipe.not_mergeable", one.name, f"{one.name} is an image model's adapter: it is not merged here")
+        yield _error(
+            "recipe.not_mergeable",
+            ingredient.name,
+            f"{ingredient.name} is an image model's adapter: it is not merged here",
+        )
     elif facts.get("scheme", "peft") != "peft":
-        message = f"{one.name} is stored as {facts['scheme']}: convert it to PEFT's layout first"
-        yield _error("recipe.not_mergeable", one.name, message)
+        message = f"{ingredient.name} is stored as {facts['scheme']}: convert it to PEFT's layout first"
+        yield _error("recipe.not_mergeable", ingredient.name, message)
     method = str(facts.get("method", "LORA"))
     if method in NOT_WEIGHTS:
-        message = f"{one.name} is {method}: it adds something beside the weights, so no weights equal it"
-        yield _error("recipe.not_mergeable", one.name, message)
+        message = f"{ingredient.name} is {method}: it adds something beside the weights, so no weights equal it"
+        yield _error("recipe.not_mergeable", ingredient.name, message)
         return
     rules = list(_UNMERGEABLE)
     if recipe.operation in (Operation.COMBINE, Operation.RESIZE):
         rules += _UNSUMMABLE
         if method != "LORA":
-            message = f"{one.name} is {method}: only plain LoRA has a low-rank weighted sum; convert it first"
-            yield _error("recipe.method", one.name, message)
+            message = f"{ingredient.name} is {method}: only plain LoRA has a low-rank weighted sum; convert it first"
+            yield _error("recipe.method", ingredient.name, message)
         if facts.get("layer_replication"):
-            yield _error("recipe.layers", one.name, f"{one.name} changes the depth of the base; fuse it instead")
+            yield _error(
+                "recipe.layers", ingredient.name, f"{ingredient.name} changes the depth of the base; fuse it instead"
+            )
     initialisation = str(facts.get("initialisation") or "")
     if facts.get("moves_base") or initializations.changes_base(initialisation):
         message = (
-            f"{one.name} was trained on weights that its initialisation ({initialisation}) changed: on the base as it "
-            "is its update is wrong; convert it to a plain LoRA first"
+            f"{ingredient.name} was trained on weights that its initialization ({initialisation}) changed: on the "
+            "unchanged base its update is wrong; convert it to a plain LoRA first"
         )
-        yield _error("recipe.base_was_changed", one.name, message)
+        yield _error("recipe.base_was_changed", ingredient.name, message)
     for field, code, words in rules:
         if facts.get(field):
-            yield _error(code, one.name, f"{one.name} {words}")
+            yield _error(code, ingredient.name, f"{ingredient.name} {words}")

@@ -45,11 +45,11 @@ def unnamed(name: str) -> str:
 
 def repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     """Old name → mended name, for every tensor whose name changes. `Invalid` if nothing does, or not all can be."""
-    found = {info.name: _mended(info.name, base) for info in header}
-    changed = {old: new for old, new in found.items() if old != new}
+    renamed = {info.name: _mended(info.name, base) for info in header}
+    changed = {old: new for old, new in renamed.items() if old != new}
     if not changed:
         raise _refused("no name of this adapter is one that --repair mends")
-    _demand_distinct(found)
+    _demand_distinct(renamed)
     return changed
 
 
@@ -69,11 +69,11 @@ def _mended(name: str, base: BaseSpec) -> str:
 
 def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     """As `repairs`, for diffusers' names: an adapter's name in them, or a component (`unet.`) that is missing."""
-    found = {info.name: _mended_image(info.name, base) for info in header}
-    changed = {old: new for old, new in found.items() if old != new}
+    renamed = {info.name: _mended_image(info.name, base) for info in header}
+    changed = {old: new for old, new in renamed.items() if old != new}
     if not changed:
         raise _refused("no name of this adapter is one that --repair mends")
-    _demand_distinct(found)
+    _demand_distinct(renamed)
     return changed
 
 
@@ -109,9 +109,9 @@ def modern(name: str) -> str:
 
 def to_diffusers(header: Header) -> dict[str, str]:
     """Old name → name in today's diffusers, for every tensor."""
-    found = {info.name: modern(info.name) for info in header}
-    _demand_distinct(found)
-    return found
+    renamed = {info.name: modern(info.name) for info in header}
+    _demand_distinct(renamed)
+    return renamed
 
 
 def head_of(header: Header, names: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -131,11 +131,11 @@ def head_of(header: Header, names: Mapping[str, str], metadata: Mapping[str, str
 
 
 def _demand_distinct(names: Mapping[str, str]) -> None:
-    seen: dict[str, str] = {}
+    original_of: dict[str, str] = {}
     for old, new in names.items():
-        if new in seen:
-            raise _refused(f"{old} and {seen[new]} would both be called {new}")
-        seen[new] = old
+        if new in original_of:
+            raise _refused(f"{old} and {original_of[new]} would both be called {new}")
+        original_of[new] = old
 
 
 def _refused(message: str) -> Invalid:

@@ -61,9 +61,9 @@ class Automaton:
         self._at_end.setdefault(after, []).append(before)
         return before, after
 
-    def look(self, part: Part, *, wanted: bool) -> Part:
+    def look(self, part: Part, *, positive: bool) -> Part:
         """A part that matches nothing, where the text goes on with `part` (or not). Inner looks are made first."""
-        look = _Look(self.state(), self.state(), part, wanted)
+        look = _Look(self.state(), self.state(), part, positive)
         self._looks.append(look)
         return look.before, look.after
 
@@ -97,8 +97,8 @@ class Automaton:
                 opened.setdefault(look.after, []).append(look.before)
                 if look.after in reached:
                     self._spread([look.before], reached, opened)
-        found = frozenset(reached)
-        return self._known.setdefault(found, found)  # equal sets are one object, and quick to look up
+        closed = frozenset(reached)
+        return self._known.setdefault(closed, closed)  # equal sets are one object, and quick to look up
 
     def _spread(self, states: Iterable[int], reached: set[int], opened: dict[int, list[int]]) -> None:
         todo = [state for state in states if state not in reached]

@@ -110,15 +110,15 @@ class Fields:
                 "value_invalid", field, f"must hold at most {PATTERNS_LIMIT} patterns that are more than a name"
             )
             return {}
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key, number in value.items():
             if not self._pattern(field, patterns.ending_in(key)):
                 continue
             if whole and self._whole(f"{field}.{key}", number, 1, int(limit)):
-                found[key] = number
+                values[key] = number
             elif not whole and (real := self._real(f"{field}.{key}", number, limit)) is not None:
-                found[key] = real
-        return found
+                values[key] = real
+        return values
 
     def lists_by_name(self, field: str) -> dict[str, tuple[int, ...]]:
         """An object from module names to lists of token numbers; a bare list stands for `embed_tokens`."""

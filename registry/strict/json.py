@@ -106,11 +106,11 @@ def refuse(dialect: Dialect, file: str, rule: str, message: str) -> NoReturn:
 def _object(pairs: Sequence[tuple[str, Any]], dialect: Dialect, file: str) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in pairs:
-            if key in seen:
+            if key in keys:
                 refuse(dialect, file, "duplicate_key", f"the key {key[:120]!r} is written twice in one object")
-            seen.add(key)
+            keys.add(key)
     return result
 
 

@@ -170,7 +170,7 @@ class _Parser:
         return first, last
 
     def _look(self, depth: int, *, at_start: bool) -> Part:
-        wanted = self._text[self._at + 2] == "="
+        positive = self._text[self._at + 2] == "="
         self._at += 3
         self._looks += 1
         if self._looks > LOOKS_LIMIT:
@@ -178,7 +178,7 @@ class _Parser:
         part = self._inside(depth, at_start=at_start)
         if self._peek() and self._peek() in "*+?{":
             raise PatternRefused("repeats a group that looks ahead")
-        return self.automaton.look(part, wanted=wanted)
+        return self.automaton.look(part, positive=positive)
 
     def _inside(self, depth: int, *, at_start: bool) -> Part:
         part = self._alternatives(depth + 1, at_start=at_start)

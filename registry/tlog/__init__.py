@@ -28,9 +28,9 @@ def leaf_hash(entry: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + entry).digest()
 
 
-def node_hash(left: bytes, right: bytes) -> bytes:
+def node_hash(left_hash: bytes, right_hash: bytes) -> bytes:
     """The hash of the node over two subtrees."""
-    return hashlib.sha256(b"\x01" + left + right).digest()
+    return hashlib.sha256(b"\x01" + left_hash + right_hash).digest()
 
 
 def root_of(leaves: Iterable[bytes]) -> bytes:
@@ -64,7 +64,7 @@ def consistency(old: int, new: int, nodes: Nodes) -> list[bytes]:
         raise ValueError(f"a tree of {old} is no beginning of one of {new}")
     if old in (0, new):
         return []
-    found: list[bytes] = []
+    proof: list[bytes] = []
     low, high, whole = 0, new, True
     path: list[tuple[int, int]] = []
     while high - low > 1:
@@ -78,9 +78,9 @@ def consistency(old: int, new: int, nodes: Nodes) -> list[bytes]:
             path.append((low, middle))
             low, whole = middle, False
     if not whole:
-        found.append(_range(low, high, nodes))
-    found += [_range(a, b, nodes) for a, b in reversed(path)]
-    return found
+        proof.append(_range(low, high, nodes))
+    proof += [_range(a, b, nodes) for a, b in reversed(path)]
+    return proof
 
 
 # ------------------------------------------------------------------ proofs, verified

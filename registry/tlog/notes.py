@@ -49,12 +49,12 @@ class Verifier:
             raise Invalid(
                 "SETTING_INVALID", f"{text[:80]!r} is not a verifier key: name+hash+base64 (C2SP signed-note)"
             )
-        found = cls(name, key[1:])
-        if hint != found.hint.hex():
+        verifier = cls(name, key[1:])
+        if hint != verifier.hint.hex():
             raise Invalid(
-                "SETTING_INVALID", f"verifier key of {name!r}: its hash is {found.hint.hex()}, not {hint[:20]!r}"
+                "SETTING_INVALID", f"verifier key of {name!r}: its hash is {verifier.hint.hex()}, not {hint[:20]!r}"
             )
-        return found
+        return verifier
 
     @property
     def hint(self) -> bytes:
@@ -93,10 +93,10 @@ class Signer:
             raise Invalid(
                 "SETTING_INVALID", "the audit key is not a line PRIVATE+KEY+name+hash+base64 (C2SP signed-note)"
             )
-        found = cls(parts[2], key[1:])
-        if parts[3] != found.verifier.hint.hex():
+        signer = cls(parts[2], key[1:])
+        if parts[3] != signer.verifier.hint.hex():
             raise Invalid("SETTING_INVALID", "the audit key's hash is not that of its key")
-        return found
+        return signer
 
     @property
     def text(self) -> str:
@@ -119,13 +119,13 @@ def sign_note(text: str, *signers: Signer) -> str:
     return text + "\n" + "".join(lines)
 
 
-def open_note(note: str, *known: Verifier) -> str | None:
+def open_note(note: str, *verifiers: Verifier) -> str | None:
     """The text of a note that at least one of these keys has signed, and none of them wrongly; else None."""
-    text, found, signatures = note.rpartition("\n\n")
-    if not found or not signatures.endswith("\n") or len(note.encode()) > NOTE_LIMIT_BYTES:
+    text, separator, signatures = note.rpartition("\n\n")
+    if not separator or not signatures.endswith("\n") or len(note.encode()) > NOTE_LIMIT_BYTES:
         return None
     text += "\n"
-    by_key = {(v.name, v.hint): v for v in known}
+    by_key = {(v.name, v.hint): v for v in verifiers}
     good = 0
     for line in signatures.removesuffix("\n").split("\n"):
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
@@ -161,15 +161,15 @@ class Checkpoint:
         held = _decoded(lines[2])
         if held is None or len(held) != HASH_BYTES:
             return None
-        found = cls(lines[0], int(lines[1]), held)
-        return found if found.text == text else None
+        checkpoint = cls(lines[0], int(lines[1]), held)
+        return checkpoint if checkpoint.text == text else None
 
     @classmethod
-    def of_note(cls, note: str, *known: Verifier) -> Checkpoint | None:
+    def of_note(cls, note: str, *verifiers: Verifier) -> Checkpoint | None:
         """The checkpoint of a note that one of these keys has signed for its own log; else None."""
-        text = open_note(note, *known)
-        found = cls.of_text(text) if text is not None else None
-        return found if found is not None and found.origin in {v.name for v in known} else None
+        text = open_note(note, *verifiers)
+        checkpoint = cls.of_text(text) if text is not None else None
+        return checkpoint if checkpoint is not None and checkpoint.origin in {v.name for v in verifiers} else None
 
 
 def _decoded(text: str) -> bytes | None:

@@ -39,12 +39,12 @@ def index_of(proof: str) -> int:
     return int(number) if number.isascii() and number.isdigit() and str(int(number[:15])) == number else -1
 
 
-def verify(proof: str, entry: bytes, *known: Verifier) -> Checkpoint | None:
+def verify(proof: str, entry: bytes, *verifiers: Verifier) -> Checkpoint | None:
     """The checkpoint that holds this entry, if the proof shows so and one of these keys signed it; else None."""
     head, _, note = proof.partition("\n\n")
     lines = head.split("\n")
     index = index_of(proof)
-    checkpoint = Checkpoint.of_note(note, *known)
+    checkpoint = Checkpoint.of_note(note, *verifiers)
     if lines[0] != HEADER or index < 0 or checkpoint is None:
         return None
     encoded = [line for line in lines[1:] if not line.startswith(("extra ", "index "))]

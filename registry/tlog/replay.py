@@ -49,60 +49,60 @@ class Replay:
             self.problems.append(message)
 
 
-def replay(source: Source, *known: Verifier) -> Replay:
+def replay(source: Source, *verifiers: Verifier) -> Replay:
     """Replay the whole log as its checkpoint has it."""
     note = source.checkpoint()
-    checkpoint = Checkpoint.of_note(note, *known)
+    checkpoint = Checkpoint.of_note(note, *verifiers)
     if checkpoint is None:
         return Replay(note=note, problems=["the checkpoint is not signed by a key of this log"])
-    seen = Replay(checkpoint.origin, checkpoint.size, checkpoint.root, note)
-    level = list(_leaves(source, seen))
+    result = Replay(checkpoint.origin, checkpoint.size, checkpoint.root, note)
+    level = list(_leaves(source, result))
     leaves = [leaf for hashes in level for leaf in hashes]
     if root_of(leaves) != checkpoint.root:
-        seen.found(f"the {len(leaves)} rows do not make the root that was signed")
-    _upper(source, seen, level)
-    return seen
+        result.found(f"the {len(leaves)} rows do not make the root that was signed")
+    _upper(source, result, level)
+    return result
 
 
-def _leaves(source: Source, seen: Replay) -> Iterator[list[bytes]]:
+def _leaves(source: Source, result: Replay) -> Iterator[list[bytes]]:
     """The leaf hashes of the rows, tile by tile; differences of tiles and entries from them are noted."""
     rows = source.rows()
-    for index in range(-(-seen.size // TILE_WIDTH)):
-        width = tiles.width_at(0, index, seen.size)
+    for index in range(-(-result.size // TILE_WIDTH)):
+        width = tiles.width_at(0, index, result.size)
         told = list(islice(rows, width))
         if len(told) < width:
-            seen.found(f"rows end at {index * TILE_WIDTH + len(told)}, and the log has {seen.size}")
+            result.found(f"rows end at {index * TILE_WIDTH + len(told)}, and the log has {result.size}")
         hashes = [leaf_hash(entry) for entry in told]
-        _compare(source, seen, 0, index, hashes)
+        _compare(source, result, 0, index, hashes)
         try:
             bundle = list(tiles.entries_of(source.entries(index, width)))
         except ValueError as e:
-            seen.found(f"entries of tile {index}: {e}")
+            result.found(f"entries of tile {index}: {e}")
             bundle = []
         if len(bundle) != width:
-            seen.found(f"entries of tile {index}: {len(bundle)} of them, not {width}")
+            result.found(f"entries of tile {index}: {len(bundle)} of them, not {width}")
         for at, (mine, theirs) in enumerate(zip(told, bundle, strict=False)):
             if mine != theirs:
-                seen.found(f"event {index * TILE_WIDTH + at + 1}: its row differs from its entry")
+                result.found(f"event {index * TILE_WIDTH + at + 1}: its row differs from its entry")
         yield hashes
 
 
-def _upper(source: Source, seen: Replay, level: list[list[bytes]]) -> None:
+def _upper(source: Source, result: Replay, level: list[list[bytes]]) -> None:
     number = 0
     while len(full := [tile for tile in level if len(tile) == TILE_WIDTH]):
         number += 1
         hashes = [tiles.hash_in(b"".join(tile), TILE_HEIGHT, 0) for tile in full]
         level = [hashes[at : at + TILE_WIDTH] for at in range(0, len(hashes), TILE_WIDTH)]
         for index, tile in enumerate(level):
-            _compare(source, seen, number, index, tile)
+            _compare(source, result, number, index, tile)
 
 
-def _compare(source: Source, seen: Replay, level: int, index: int, hashes: list[bytes]) -> None:
-    width = tiles.width_at(level, index, seen.size)
+def _compare(source: Source, result: Replay, level: int, index: int, hashes: list[bytes]) -> None:
+    width = tiles.width_at(level, index, result.size)
     expected = b"".join(hashes)
     copies = source.tiles(level, index, width)
     if not copies:
-        seen.found(f"{tiles.tile_path(level, index, width)}: is missing")
+        result.found(f"{tiles.tile_path(level, index, width)}: is missing")
     for data in copies:
         if data == expected:
             continue
@@ -110,4 +110,6 @@ def _compare(source: Source, seen: Replay, level: int, index: int, hashes: list[
             (at for at in range(len(hashes)) if data[at * HASH_BYTES : (at + 1) * HASH_BYTES] != hashes[at]), 0
         )
         event = f" (event {index * TILE_WIDTH + first + 1})" if level == 0 else ""
-        seen.found(f"{tiles.tile_path(level, index, width)}: differs from what the rows make, first at {first}{event}")
+        result.found(
+            f"{tiles.tile_path(level, index, width)}: differs from what the rows make, first at {first}{event}"
+        )

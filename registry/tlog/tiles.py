@@ -39,26 +39,26 @@ def tile_path(level: int | str, index: int, width: int = TILE_WIDTH) -> str:
 
 def parse_path(path: str) -> tuple[int | None, int, int] | None:
     """(level, index, width) of a path without its `tile/`; level None means entries. None for what is no path."""
-    found = _PATH.match(path)
-    if found is None:
+    match = _PATH.match(path)
+    if match is None:
         return None
-    level = None if found[1] == "entries" else int(found[1])
-    index = int(found[2].replace("/", "").replace("x", ""))
-    width = int(found[3] or TILE_WIDTH)
-    if width > TILE_WIDTH or (found[3] and width == TILE_WIDTH) or (level is not None and level > 7):
+    level = None if match[1] == "entries" else int(match[1])
+    index = int(match[2].replace("/", "").replace("x", ""))
+    width = int(match[3] or TILE_WIDTH)
+    if width > TILE_WIDTH or (match[3] and width == TILE_WIDTH) or (level is not None and level > 7):
         return None
-    return (level, index, width) if tile_path(found[1], index, width) == f"tile/{path}" else None
+    return (level, index, width) if tile_path(match[1], index, width) == f"tile/{path}" else None
 
 
 def widths(size: int) -> list[tuple[int, int, int]]:
     """(level, index, width) of every tile that a log of `size` entries has."""
-    found, level, count = [], 0, size
+    tile_widths, level, count = [], 0, size
     while count:
-        found += [(level, index, TILE_WIDTH) for index in range(count // TILE_WIDTH)]
+        tile_widths += [(level, index, TILE_WIDTH) for index in range(count // TILE_WIDTH)]
         if count % TILE_WIDTH:
-            found.append((level, count // TILE_WIDTH, count % TILE_WIDTH))
+            tile_widths.append((level, count // TILE_WIDTH, count % TILE_WIDTH))
         level, count = level + 1, count // TILE_WIDTH
-    return found
+    return tile_widths
 
 
 def width_at(level: int, index: int, size: int) -> int:

@@ -39,7 +39,7 @@ def test_one_failure_stops_nothing_and_results_keep_their_order(counted: Counted
     (fleet[2][0] / forge.WEIGHTS).write_bytes(b"no weights")
     fleet[5] = (fleet[5][0], "Not A Name")
     told: list[str] = []
-    results = bulk_push.push_all(counted.registry, fleet, base="tiny-llama", told=lambda r: told.append(r.name))
+    results = bulk_push.push_all(counted.registry, fleet, base="tiny-llama", on_result=lambda r: told.append(r.name))
     codes = {n: r.error.code for n, r in enumerate(results) if r.error}
     assert codes == {2: "TENSORS_INVALID", 5: "NAME_INVALID"}
     assert sorted(told) == sorted(name for _, name in fleet)

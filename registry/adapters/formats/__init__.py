@@ -129,11 +129,11 @@ def of_header(header: Header, *, has_peft_config: bool = False) -> Format:
 
 def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
     """The one scheme that all these tensor names fit; `unknown` with the reason otherwise."""
-    seen = list(names)
-    if not seen:
+    tensor_names = list(names)
+    if not tensor_names:
         return Format(UNKNOWN, message="unknown scheme: the file holds no tensors")
     by_scheme: dict[str, list[str]] = {}
-    for name in seen:
+    for name in tensor_names:
         by_scheme.setdefault(_scheme_of(name), []).append(name)
     if "lycoris" in by_scheme and "kohya" in by_scheme:  # LyCORIS files hold plain kohya pairs and alphas too
         by_scheme["lycoris"] += by_scheme.pop("kohya")
@@ -143,8 +143,8 @@ def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
     if len(by_scheme) == 1 and not strangers:
         (scheme,) = by_scheme
         if has_peft_config and scheme in IMAGE_SCHEMES:
-            wrong = f"beside a PEFT configuration, {seen[0][:200]!r} has no prefix 'base_model.model.'"
-            return Format(UNKNOWN, strangers=tuple(seen[:5]), message=f"unknown scheme: {wrong}")
+            wrong = f"beside a PEFT configuration, {tensor_names[0][:200]!r} has no prefix 'base_model.model.'"
+            return Format(UNKNOWN, strangers=tuple(tensor_names[:5]), message=f"unknown scheme: {wrong}")
         return Format(scheme, evidence=by_scheme[scheme][0][:_NAMES_LIMIT])
     if not by_scheme:
         message = f"unknown scheme: {strangers[0][:200]!r} is a name of no tool that this registry knows"

@@ -86,24 +86,24 @@ class _Reader:
         if version not in (2, 3):
             self._refuse("gguf.version_unknown", f"has GGUF version {version}; 2 and 3 are read, little-endian")
         tensors, fields = self._count("Q", TENSORS_LIMIT, "tensors"), self._count("Q", FIELDS_LIMIT, "fields")
-        found: dict[str, Field] = {}
+        by_key: dict[str, Field] = {}
         for _ in range(fields):
             key = self._text(NAME_LIMIT_BYTES, "a field's name")
-            if key in found:
+            if key in by_key:
                 self._refuse("gguf.duplicate_name", f"has the field {key[:80]!r} twice")
-            found[key] = self._value(int(self._number("I")), 0)
+            by_key[key] = self._value(int(self._number("I")), 0)
         described = [self._tensor() for _ in range(tensors)]
         if not described:
             self._refuse("safetensors.empty", "holds no tensor")
-        alignment = found.get("general.alignment", 32)
+        alignment = by_key.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= 2**16 or alignment % 8:
             self._refuse(
                 "gguf.alignment_invalid", f"has the alignment {str(alignment)[:20]}; a multiple of 8 is needed"
             )
         data_start = -(-self._at // alignment) * alignment
         self._layout(described, data_start, alignment)
-        texts = {key: value for key, value in found.items() if isinstance(value, str)}
-        return Gguf(found, Header(tuple(described), texts, data_start, self._size), int(version))
+        texts = {key: value for key, value in by_key.items() if isinstance(value, str)}
+        return Gguf(by_key, Header(tuple(described), texts, data_start, self._size), int(version))
 
     # -------------------------------------------------------------- values
     def _take(self, length: int) -> bytes:
@@ -198,8 +198,8 @@ class _Reader:
     def _refuse(self, code: str, message: str) -> NoReturn:
         raise Invalid("TENSORS_INVALID", f"{self._file} {message}", reasons=[Reason(code, self._file, message)])
 
-    def _too_large(self, found: str, limit: int, unit: str) -> NoReturn:
-        message = f"has {found}; the limit is {limit} {unit}"
+    def _too_large(self, actual: str, limit: int, unit: str) -> NoReturn:
+        message = f"has {actual}; the limit is {limit} {unit}"
         raise TooLarge(
             "SIZE_INVALID", f"{self._file} {message}", reasons=[Reason("gguf.too_large", self._file, message)]
         )

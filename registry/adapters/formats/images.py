@@ -53,7 +53,7 @@ _TRIGGERS = ("modelspec.trigger_phrase", "trigger_words", "activation text", "in
 _ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
 
 
-def of_header(header: Header, found: Format, *, read: Read | None = None) -> FileFacts:
+def of_header(header: Header, format: Format, *, read: Read | None = None) -> FileFacts:
     """The facts of a header whose scheme is known. `read` reads the file's bytes (absolute offsets), for alphas."""
     groups: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for info in header:
@@ -61,10 +61,10 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Fil
         groups[path][half] = info
     claims = {k: _printable(header.metadata[k]) for k in _PLAIN_FACTS if k in header.metadata}
     private = tuple(sorted(_printable(k) for k in header.metadata if k not in claims and k not in _HARMLESS))
-    alphas, rule = _alphas(groups, header, found, read)
+    alphas, rule = _alphas(groups, header, format, read)
     family, evidence = family_of(header)
     return FileFacts(
-        scheme=found.scheme,
+        scheme=format.scheme,
         method=_method(groups),
         family=family,
         family_evidence=evidence,
@@ -81,7 +81,7 @@ def of_header(header: Header, found: Format, *, read: Read | None = None) -> Fil
         trigger_words=next((_printable(header.metadata[k]) for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
-        problems=_problems(header, groups, found),
+        problems=_problems(header, groups, format),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),
@@ -98,13 +98,13 @@ def _printable(text: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    found = _HALVES.match(name)
-    if found is None:
+    match = _HALVES.match(name)
+    if match is None:
         return name, ""
-    if found["half"].startswith(("lora1.", "lora2.")):  # X-Labs: two pairs in one processor
-        return f"{found['path']}_{found['half'][:5]}", f"lora{found['half'][5:]}"
-    half = re.sub(r"^(lora_[AB])\.\w+\.weight$", r"\1.weight", found["half"])
-    return found["path"], half.removesuffix(".weight") if "magnitude" in half else half
+    if match["half"].startswith(("lora1.", "lora2.")):  # X-Labs: two pairs in one processor
+        return f"{match['path']}_{match['half'][:5]}", f"lora{match['half'][5:]}"
+    half = re.sub(r"^(lora_[AB])\.\w+\.weight$", r"\1.weight", match["half"])
+    return match["path"], half.removesuffix(".weight") if "magnitude" in half else half
 
 
 def _method(groups: Mapping[str, Mapping[str, TensorInfo]]) -> str:
@@ -157,16 +157,16 @@ def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     return {"fault": fault(halves), **({"a": a[0], "b": b[0]} if plain else {})}
 
 
-def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], found: Format) -> tuple[str, ...]:
+def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], format: Format) -> tuple[str, ...]:
     """What engines stumble over, by the names alone."""
     text = [path for path in groups if path.startswith("lora_te")]
-    seen = {
+    checks = {
         "lora.adapter_name_inside": any(_INFIX.search(info.name) for info in header),
         "lora.pair_incomplete": any("is_half" in _pair(halves) for halves in groups.values()),
-        "image.no_control_norms": found.scheme == "bfl" and not any("query_norm.scale" in t.name for t in header),
+        "image.no_control_norms": format.scheme == "bfl" and not any("query_norm.scale" in t.name for t in header),
         "image.text_without_out": bool(text) and not any(path.endswith("out_proj") for path in text),
     }
-    return tuple(code for code, there in seen.items() if there)
+    return tuple(code for code, there in checks.items() if there)
 
 
 def _kronecker(by_end: Mapping[str, tuple[int, ...]], number: str) -> tuple[int, ...]:
@@ -190,7 +190,7 @@ def _component(name: str) -> str:
 
 
 def _alphas(
-    groups: Mapping[str, Mapping[str, TensorInfo]], header: Header, found: Format, read: Read | None
+    groups: Mapping[str, Mapping[str, TensorInfo]], header: Header, format: Format, read: Read | None
 ) -> tuple[dict[str, float], str]:
     """Alpha by module, and where it came from: tensors, metadata or the scheme's rule."""
     tensors = {path: halves["alpha"] for path, halves in groups.items() if "alpha" in halves}
@@ -200,10 +200,10 @@ def _alphas(
         values = {path: _scalar(info, header, read) for path, info in tensors.items()}
         return {path: value for path, value in values.items() if value is not None}, "alpha tensors"
     ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
-    told = {component: _Told(fields) for component, fields in _metadata(header.metadata).items()}
-    if told:
-        return {path: _alpha_of(path, rank, told) for path, rank in ranks.items()}, "metadata"
-    if found.scheme in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
+    claims = {component: _Told(fields) for component, fields in _metadata(header.metadata).items()}
+    if claims:
+        return {path: _alpha_of(path, rank, claims) for path, rank in ranks.items()}, "metadata"
+    if format.scheme in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
         return ranks, "no alpha in the file: diffusers and ComfyUI take alpha = rank"
     return {}, "no alpha in the file"
 
@@ -218,10 +218,10 @@ class _Told:
         self.use_rslora = read.flag("use_rslora")
 
 
-def _alpha_of(path: str, rank: float, told: Mapping[str, _Told]) -> float:
+def _alpha_of(path: str, rank: float, claims: Mapping[str, _Told]) -> float:
     """A module's alpha, so that alpha / rank is its scale: with rsLoRA that is alpha · √rank."""
     component, _, inner = path.partition(".")
-    config = told.get(component)
+    config = claims.get(component)
     if config is None:
         return rank
     alpha = config.pattern.pick(inner)
@@ -240,11 +240,11 @@ def _metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         return {}
     if not isinstance(fields, dict):
         return {}
-    found: dict[str, dict[str, Any]] = {}
+    by_component: dict[str, dict[str, Any]] = {}
     for key, value in fields.items():
         component, _, field = key.partition(".")
-        found.setdefault(component, {})[field] = value
-    return found
+        by_component.setdefault(component, {})[field] = value
+    return by_component
 
 
 def _scalar(info: TensorInfo, header: Header, read: Read) -> float | None:

@@ -41,24 +41,24 @@ def read_config(data: bytes, *, file: str) -> dict[str, Any]:
 
 
 def of_header(
-    header: Header, found: Format, *, config: Mapping[str, Any] | None = None, gguf: Gguf | None = None
+    header: Header, format: Format, *, config: Mapping[str, Any] | None = None, gguf: Gguf | None = None
 ) -> FileFacts:
     """The facts of a header whose scheme is torchtune, mlx or gguf; of any other only sizes and counts.
 
     `Invalid` (CONFIG_INVALID) lists the fields of the configuration that are of a wrong kind.
     """
-    alpha, multiplier, rule, base, rank = _scales(found.scheme, config or {}, gguf)
+    alpha, multiplier, rule, base, rank = _scales(format.scheme, config or {}, gguf)
     groups: dict[str, dict[str, TensorInfo]] = {}
     for info in header:
-        name = info.name.replace(".weight.lora_", ".lora_") if found.scheme == "gguf" else info.name
+        name = info.name.replace(".weight.lora_", ".lora_") if format.scheme == "gguf" else info.name
         match = _HALF.match(name)
-        if match and found.is_known:
+        if match and format.is_known:
             groups.setdefault(match["path"], {})[match["half"]] = info
-    modules = [_module(path, halves, found.scheme, alpha, multiplier) for path, halves in sorted(groups.items())]
+    modules = [_module(path, halves, format.scheme, alpha, multiplier) for path, halves in sorted(groups.items())]
     kind = gguf.kinds[1] if gguf else str((config or {}).get("fine_tune_type") or "lora")
     return FileFacts(
-        scheme=found.scheme,
-        method=kind.lower()[:40] if found.is_known else "",
+        scheme=format.scheme,
+        method=kind.lower()[:40] if format.is_known else "",
         modules=tuple(m for m in modules if m is not None),
         has_dora=any("magnitude" in h or "m" in h for h in groups.values()),
         alpha_rule=rule,
@@ -112,5 +112,5 @@ def _scales(
 def _claims(gguf: Gguf | None) -> dict[str, str]:
     if gguf is None:
         return {}
-    wanted = ("general.architecture", "general.type", "general.name", "general.license")
-    return {key: gguf.text(key)[:300] for key in wanted if gguf.text(key)}
+    keys = ("general.architecture", "general.type", "general.name", "general.license")
+    return {key: gguf.text(key)[:300] for key in keys if gguf.text(key)}

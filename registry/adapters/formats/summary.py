@@ -30,16 +30,16 @@ def of_updates(updates: Iterable[tuple[str, int, float | None, float | None]]) -
         number = int(layer[0]) if layer else None
         rounded = round(scale, 6) if scale is not None else None
         lines.setdefault((starred[:300], rank, alpha, rounded), []).append(number)
-    found = [
+    rows = [
         {"path": path, "layers": _ranges([n for n in numbers if n is not None]), "modules": len(numbers),
          "rank": rank, "alpha": alpha, "scale": scale}
         for (path, rank, alpha, scale), numbers in lines.items()
     ]  # fmt: skip
-    if len(found) > LINES_LIMIT:
-        rest = found[LINES_LIMIT:]
+    if len(rows) > LINES_LIMIT:
+        rest = rows[LINES_LIMIT:]
         more = {"path": "", "layers": "", "modules": sum(line["modules"] for line in rest)}
-        found = [*found[:LINES_LIMIT], {**more, "rank": None, "alpha": None, "scale": None}]
-    return found
+        rows = [*rows[:LINES_LIMIT], {**more, "rank": None, "alpha": None, "scale": None}]
+    return rows
 
 
 def targets(paths: Iterable[str]) -> list[str]:

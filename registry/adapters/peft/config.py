@@ -83,7 +83,7 @@ def read_config(data: bytes, *, file: str = FILE) -> AdapterConfig:
 def read_fields(values: dict[str, Any], *, file: str = FILE) -> AdapterConfig:
     """The configuration in a JSON object that was parsed elsewhere."""
     reader = _Reader(values, file)
-    found = reader.config()
+    config = reader.config()
     reasons = reader.fields.reasons
     if reasons:
         first, more = reasons[0], len(reasons) - 1
@@ -92,7 +92,7 @@ def read_fields(values: dict[str, Any], *, file: str = FILE) -> AdapterConfig:
             f"{file}: field {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
             reasons=reasons,
         )
-    return found
+    return config
 
 
 class _Reader:
@@ -155,8 +155,8 @@ class _Reader:
         task = self._values.get("task_type")
         if task is None or (isinstance(task, str) and task in methods.TASKS):
             return task or ""
-        known = ", ".join(sorted(methods.TASKS))
-        self.fields.broken("task_unknown", "task_type", f"{str(task)[:60]!r} is not one of {known}")
+        tasks = ", ".join(sorted(methods.TASKS))
+        self.fields.broken("task_unknown", "task_type", f"{str(task)[:60]!r} is not one of {tasks}")
         return ""
 
     def _code_and_paths(self, value: Any, location: str) -> None:
@@ -183,8 +183,8 @@ class _Reader:
         if not isinstance(library, str) or not dotted or not (name is None or str(name).isidentifier()):
             self.fields.broken("code_reference", "auto_mapping", "must name a class and a library, as dotted words")
         elif library.split(".")[0] not in methods.CODE_LIBRARIES:
-            known = ", ".join(sorted(methods.CODE_LIBRARIES))
-            message = f"imports {library[:60]!r}, which is not part of {known}"
+            libraries = ", ".join(sorted(methods.CODE_LIBRARIES))
+            message = f"imports {library[:60]!r}, which is not part of {libraries}"
             self.fields.broken("code_reference", "auto_mapping", message)
 
     def _bias(self) -> str:

@@ -77,8 +77,8 @@ class Names:
 
     def read(self, name: str) -> TensorName:
         if self._config.method in methods.PROMPTS:
-            known = methods.PROMPT_TENSORS.get(self._config.method, ("prompt_embeddings",))
-            return TensorName(Role.PIECE, "", name) if name in known else self._stranger("unknown", name)
+            prompt_names = methods.PROMPT_TENSORS.get(self._config.method, ("prompt_embeddings",))
+            return TensorName(Role.PIECE, "", name) if name in prompt_names else self._stranger("unknown", name)
         if name.startswith("base_model.") and name[11:].startswith(self._shared) and self._shared:
             return TensorName(Role.PIECE, "", name[11:])
         if not name.startswith(PREFIX):

@@ -39,8 +39,8 @@ class Choice(Generic[T]):
                 self._matching.append((index, patterns.compiled(patterns.ending_in(key))))
 
     def pick(self, path: str) -> T | None:
-        found = [self._plain[end] for end in endings(path) if end in self._plain] if self._plain else []
-        best = min(found, default=len(self._values))
+        matches = [self._plain[end] for end in endings(path) if end in self._plain] if self._plain else []
+        best = min(matches, default=len(self._values))
         for index, pattern in self._matching:
             if index < best and pattern.matches(path):
                 best = index
@@ -102,8 +102,8 @@ class Targets:
         if not owners and not self.covers(path):
             owners = ("",)
         if owners not in self._nested:
-            found = {leaf for owner in owners for leaf in self._parameters.get(owner, ())}
-            self._nested[owners] = tuple(sorted(found, key=lambda leaf: (leaf.startswith("down"), leaf)))
+            names = {leaf for owner in owners for leaf in self._parameters.get(owner, ())}
+            self._nested[owners] = tuple(sorted(names, key=lambda leaf: (leaf.startswith("down"), leaf)))
         return self._nested[owners]
 
     def _layer(self, path: str) -> int:
