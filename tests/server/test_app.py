@@ -198,7 +198,7 @@ def test_a_database_without_room_is_told_from_one_that_is_away() -> None:
     with create_engine("sqlite://").connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 2")
         connection.exec_driver_sql("CREATE TABLE t (v)")
-        with pytest.raises(Unavailable, match="no room left on its disk"), db.translate_errors():
+        with pytest.raises(Unavailable, match="no space left on its disk"), db.translate_errors():
             connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
 
 

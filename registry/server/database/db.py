@@ -30,8 +30,8 @@ READ_ONLY_SQLSTATE = "25006"
 """PostgreSQL's, of a standby."""
 _FOREIGN_KEY_SQLSTATE = "23503"  # PostgreSQL's; on SQLite transactions that write are serial, so it would be a bug
 _CAUSES = {
-    "disk is full": "has no room left on its disk",
-    "No space left on device": "has no room left on its disk",
+    "disk is full": "has no space left on its disk",
+    "No space left on device": "has no space left on its disk",
     "disk image is malformed": "has a damaged file, or a disk that cannot be read: check that first",
     "file is not a database": "is not a SQLite database file",
 }

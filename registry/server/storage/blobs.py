@@ -69,9 +69,14 @@ class PartLink:
 class BlobWriter(Protocol):
     """Writes one blob, chunk by chunk. Nothing is under the key before `finish` returns."""
 
-    def write(self, chunk: Bytes) -> None: ...
-    def finish(self) -> Stat: ...
-    def abort(self) -> None: ...
+    def write(self, chunk: Bytes) -> None:
+        """Write a chunk."""
+
+    def finish(self) -> Stat:
+        """Verify the digest and make the blob available under its key."""
+
+    def abort(self) -> None:
+        """Discard what was written. May be called at any time, also twice."""
 
 
 class BlobStore(ABC):

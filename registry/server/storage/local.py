@@ -68,10 +68,12 @@ class LocalBlobs(BlobStore):
         return cls(path)
 
     def local_path(self, key: str) -> Path | None:
+        """Return the path of the key's file."""
         digest_of(key)
         return self.root / key
 
     def stat(self, key: str) -> Stat | None:
+        """Look a file up. Its digest was verified before it got its name."""
         digest = digest_of(key)
         try:
             status = os.stat(self.root / key)
@@ -84,6 +86,7 @@ class LocalBlobs(BlobStore):
         return Stat(key, status.st_size, digest, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield a range of the file in chunks. A reader keeps its bytes if the file is deleted meanwhile."""
         digest_of(key)
         try:
             descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
@@ -97,9 +100,11 @@ class LocalBlobs(BlobStore):
         return _read_chunks(descriptor, start, WHOLE_BYTES if length is None else length)
 
     def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
+        """Begin to write a file under `tmp/`."""
         return FileWriter(self.root, key, limit_bytes)
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
+        """Link the staged file to its final key."""
         digest_of(staging_key)
         staged, final = self.root / staging_key, self.root / key_of(digest)
         try:
@@ -149,6 +154,7 @@ class LocalBlobs(BlobStore):
             os.rename(path, aside)
 
     def delete(self, key: str) -> None:
+        """Delete a file, and a staging folder that is empty then."""
         digest_of(key)
         path = self.root / key
         try:

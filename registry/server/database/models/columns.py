@@ -28,11 +28,13 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Convert a time on its way into the database."""
         if value is not None and value.tzinfo is None:
             raise ValueError("cannot store a naive time; use db.now()")
         return value.astimezone(UTC) if value is not None else None
 
     def process_result_value(self, value: Any, _dialect: Dialect) -> datetime | None:
+        """Convert a time on its way out."""
         if value is None:
             return None
         moment: datetime = value

@@ -84,6 +84,7 @@ class S3Blobs(BlobStore):
         return self._capabilities
 
     def describe(self) -> dict[str, bool]:
+        """Return the capabilities by name."""
         return asdict(self.capabilities)
 
     def _probe(self) -> Capabilities:
@@ -95,6 +96,7 @@ class S3Blobs(BlobStore):
 
     # ---------------------------------------------------------------- read
     def stat(self, key: str) -> Stat | None:
+        """Look an object up; completes a direct upload whose part has arrived."""
         digest = digest_of(key)
         cached = self._cache.get(key)
         stat = cached.written or (self._finish_direct(key, cached.marker) if cached.marker else None)
@@ -135,6 +137,7 @@ class S3Blobs(BlobStore):
         return Digest("sha256:" + base64.b64decode(checksum).hex()) if self.capabilities.checksums else None
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield a range in chunks, by ranged reads."""
         digest_of(key)
         chunks = self.bucket.stream(self._find_bytes(key), start, WHOLE_BYTES if length is None else length)
         return self._raise_unknown(key) if chunks is None else chunks
@@ -144,6 +147,7 @@ class S3Blobs(BlobStore):
         raise_unknown(key)
 
     def list(self, prefix: str) -> Iterator[Stat]:
+        """Yield the keys under a prefix, without the objects of other programs."""
         for page in self.bucket.list_pages("list_objects_v2", Prefix=prefix):
             for item in page.get("Contents", ()):
                 key = self.bucket.strip_prefix(str(item["Key"]))
@@ -156,9 +160,11 @@ class S3Blobs(BlobStore):
 
     # ---------------------------------------------------------------- write
     def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
+        """Begin to write an object that passes through this server."""
         return uploads.ObjectWriter(self.bucket, key, checksums=self.capabilities.checksums, limit_bytes=limit_bytes)
 
     def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
+        """Write an object, and remember a staged one."""
         stat = super().put(key, chunks, expect=expect, limit_bytes=limit_bytes)
         # Without checksum links, a client's link might put other bytes there once ours are deleted.
         if key.startswith("staging/") and self.capabilities.checksum_links:
@@ -166,6 +172,7 @@ class S3Blobs(BlobStore):
         return stat
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
+        """Copy the staged object to its final key. A direct upload is there already."""
         digest_of(staging_key)
         final = key_of(digest)
         if self._find_bytes(staging_key) == final:
@@ -203,6 +210,7 @@ class S3Blobs(BlobStore):
         return True
 
     def delete(self, key: str) -> None:
+        """Delete an object, and abort a direct upload that is still open."""
         digest_of(key)
         cached = self._cache.get(key)
         if key.startswith("staging/") and not (cached.completed or cached.written):
@@ -220,6 +228,7 @@ class S3Blobs(BlobStore):
             self._direct.abort(key, marker)
 
     def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
+        """Abort the multipart uploads that nobody completes."""
         return uploads.abort_uploads(self.bucket, datetime.now(UTC) - older_than, prefix)
 
     # ---------------------------------------------------------------- presigned links
@@ -233,6 +242,7 @@ class S3Blobs(BlobStore):
         size_bytes: int | None = None,
         file_name: str = "",
     ) -> Link | None:
+        """Presign a request if the store can limit it to what it is for."""
         digest_of(key)
         if not self.capabilities.links:
             return None
@@ -275,12 +285,14 @@ class S3Blobs(BlobStore):
         return Link(url, headers)
 
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
+        """Presign the missing parts of a large blob."""
         digest_of(key)
         if not self._has_parts(size_bytes):
             return None
         return uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds)
 
     def complete_parts(self, key: str, size_bytes: int) -> None:
+        """Complete a multipart upload whose parts are all there."""
         digest_of(key)
         if self._has_parts(size_bytes):
             uploads.complete_upload(self.bucket, key, size_bytes, self._part_bytes)
