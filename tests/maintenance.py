@@ -1,4 +1,4 @@
-"""What tests of upkeep do: whole runs of gc and fsck, pushes that stop half-way, blobs that nobody needs."""
+"""Helpers for tests of maintenance: whole runs of gc and fsck, unfinished pushes, unreferenced blobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.world import World, rows, upload
 
 
 def collect(world: World, *, grace: int | None = 0, dry_run: bool = False) -> GcReport:
-    """A whole run."""
+    """Run garbage collection to its end."""
     report = GcReport()
     cursor = ""
     while True:
@@ -26,7 +26,7 @@ def collect(world: World, *, grace: int | None = 0, dry_run: bool = False) -> Gc
 
 
 def check(world: World, *, deep: bool = True) -> list[FsckPage]:
-    """A whole check."""
+    """Run a check to its end."""
     pages = [world.admin.fsck(FsckRequest(deep=deep))]
     while pages[-1].next_cursor:
         pages.append(world.admin.fsck(FsckRequest(deep=deep, cursor=pages[-1].next_cursor)))
@@ -34,7 +34,7 @@ def check(world: World, *, deep: bool = True) -> list[FsckPage]:
 
 
 def findings(world: World, *, deep: bool = True) -> list[str]:
-    """The findings of a whole check, as code and place."""
+    """Return the findings of a whole check, as code and location."""
     return [f"{f.code} {f.location}" for page in check(world, deep=deep) for f in page.findings]
 
 
@@ -58,8 +58,8 @@ def states(world: World) -> dict[str, str]:
         return {row.digest: row.state for row in rows(session, BlobRow)}
 
 
-def orphan(world: World, data: bytes = b"nobody's") -> Digest:
-    """A live blob that nothing refers to."""
+def orphan(world: World, data: bytes = b"unreferenced") -> Digest:
+    """Store a live blob that nothing refers to."""
     digest = Digest.of(data)
     world.blobs.put(key_of(digest), [data], limit_bytes=len(data))
     with world.session(write=True) as session:

@@ -28,7 +28,7 @@ TOGETHER = {
         "tests/cli/test_bases.py", "tests/cli/test_merge.py",
     ),
     "libraries": ("tests/facts/", "tests/engines/", "tests/merge/", "tests/proof/"),
-    "s3": ("tests/server/test_s3_", "tests/contract/test_blobs.py", "tests/test_services.py", "tests/hub/"),
+    "s3": ("tests/server/test_s3_", "tests/contract/test_blob_store.py", "tests/test_services.py", "tests/hub/"),
 }  # fmt: skip
 FIRST = (
     "worker", "libraries", "tests/light/", "s3", "tests/cli/", "tests/flows/", "tests/server/", "tests/contract/",

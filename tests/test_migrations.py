@@ -57,12 +57,12 @@ def differences(engine: Engine) -> list[object]:
         return list(compare_metadata(context, models.metadata))
 
 
-def test_the_migrations_lead_from_nothing_to_the_tables(empty: Engine) -> None:
+def test_the_migrations_create_the_tables_of_the_models(empty: Engine) -> None:
     assert schema.migrate(empty) == schema.newest_revision()
     assert differences(empty) == []
 
 
-def test_constraints_have_the_names_that_the_tables_give_them(empty: Engine) -> None:
+def test_constraints_have_the_names_of_the_convention(empty: Engine) -> None:
     schema.migrate(empty)
     found = inspect(empty)
     for table in models.metadata.tables.values():
@@ -73,7 +73,7 @@ def test_constraints_have_the_names_that_the_tables_give_them(empty: Engine) -> 
             assert unique["name"] == f"uq_{table.name}_{'_'.join(unique['column_names'])}"
 
 
-def test_the_way_down_leaves_nothing_and_the_way_up_works_again(empty: Engine) -> None:
+def test_a_downgrade_leaves_nothing_and_an_upgrade_works_again(empty: Engine) -> None:
     schema.migrate(empty)
     schema.migrate(empty, "base")
     assert set(inspect(empty).get_table_names()) <= {"alembic_version"}
@@ -81,7 +81,7 @@ def test_the_way_down_leaves_nothing_and_the_way_up_works_again(empty: Engine) -
     assert differences(empty) == []
 
 
-def test_what_was_fused_into_a_base_before_can_be_walked_after_the_step(empty: Engine) -> None:
+def test_parents_of_bases_are_in_the_lineage_after_the_migration(empty: Engine) -> None:
     schema.migrate(empty, "0011")
     parents = '[{"relation": "fused", "digest": "sha256:1", "name": "acme/a@1"}]'
     with empty.begin() as connection:
@@ -160,7 +160,7 @@ def contents(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
         }
 
 
-def test_stored_words_move_to_the_words_of_today_and_back(empty: Engine) -> None:
+def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
     schema.migrate(empty, "0014")
     with empty.begin() as connection:
         stored_before_0015(connection)
@@ -202,7 +202,7 @@ def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     assert schema.migrate(empty) == schema.migrate(empty)
 
 
-def test_two_servers_that_start_at_once_initialise_one_schema(empty: Engine) -> None:
+def test_two_servers_that_start_at_once_initialize_one_schema(empty: Engine) -> None:
     url = empty.url.render_as_string(hide_password=False)
     command = [sys.executable, "-c", START, url]
     servers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -211,7 +211,7 @@ def test_two_servers_that_start_at_once_initialise_one_schema(empty: Engine) -> 
     assert differences(empty) == []
 
 
-def test_a_server_that_looks_while_another_one_initialises_serves_the_same_schema(empty: Engine) -> None:
+def test_a_server_that_starts_during_the_initialization_serves_the_same_schema(empty: Engine) -> None:
     """Whatever it asked first: the other one is done before it asks the rest."""
     db.ping(empty)
     other = open_database(Settings(database_url=empty.url.render_as_string(hide_password=False)))
@@ -231,7 +231,7 @@ def test_a_server_that_looks_while_another_one_initialises_serves_the_same_schem
     other.dispose()
 
 
-def test_an_old_or_newer_schema_is_refused_and_left_alone(empty: Engine) -> None:
+def test_an_old_or_newer_schema_is_rejected_and_unchanged(empty: Engine) -> None:
     schema.prepare(empty)
     for revision, way_out in (("0001", "run `adapter migrate`"), ("9999", "use the newer program")):
         with empty.begin() as connection:
@@ -244,7 +244,7 @@ def test_an_old_or_newer_schema_is_refused_and_left_alone(empty: Engine) -> None
         schema.migrate(empty)
 
 
-def test_a_database_of_something_else_is_refused(empty: Engine) -> None:
+def test_a_database_of_another_program_is_rejected(empty: Engine) -> None:
     with empty.begin() as connection:
         connection.execute(text("CREATE TABLE somebody_elses (id INTEGER)"))
     with pytest.raises(Conflict):
@@ -252,13 +252,13 @@ def test_a_database_of_something_else_is_refused(empty: Engine) -> None:
     assert inspect(empty).get_table_names() == ["somebody_elses"]
 
 
-def test_there_is_one_head_and_the_steps_are_numbered() -> None:
+def test_there_is_one_head_and_the_revisions_are_numbered() -> None:
     script = ScriptDirectory(str(VERSIONS[0].parent.parent))
     assert len(script.get_heads()) == 1
     assert [path.name[:4] for path in VERSIONS] == [f"{i:04}" for i in range(1, len(VERSIONS) + 1)]
 
 
-def test_a_step_imports_nothing_of_ours() -> None:
+def test_a_migration_imports_nothing_of_ours() -> None:
     for path in VERSIONS:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Fixtures: places for killable servers, and one stage for each kind of them."""
+"""Fixtures: environments for killable servers, and one deployment for each kind of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.places import Places
-from tests.faults.stage import Stage
+from tests.faults.deployment import Deployment
+from tests.faults.environments import Environments
 
 HERE = Path(__file__).parent
 
@@ -20,22 +20,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    with Places(tmp_path_factory.mktemp("faults")) as made:
-        yield made
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environments]:
+    with Environments(tmp_path_factory.mktemp("faults")) as environments:
+        yield environments
 
 
 @pytest.fixture(scope="session")
-def stage_on(places: Places) -> Callable[[str, str], Stage]:
-    """The stage on this database and store. All runs share it: what one leaves behind, the next one's check finds."""
-    made: dict[tuple[str, str], Stage] = {}
+def deployment_on(environments: Environments) -> Callable[[str, str], Deployment]:
+    """Return the deployment on a database and store. Tests share it: the next check finds what one leaves behind."""
+    deployments: dict[tuple[str, str], Deployment] = {}
 
-    def stage(database: str, store: str) -> Stage:
+    def deployment(database: str, store: str) -> Deployment:
         kind = (database, store)
-        if kind not in made:
-            folder: Path = places.folder / f"{database}-{store}"
+        if kind not in deployments:
+            folder: Path = environments.folder / f"{database}-{store}"
             folder.mkdir()
-            made[kind] = Stage(places.environment(*kind), folder)
-        return made[kind]
+            deployments[kind] = Deployment(environments.environment(*kind), folder)
+        return deployments[kind]
 
-    return stage
+    return deployment

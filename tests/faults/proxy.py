@@ -1,16 +1,16 @@
-"""`FaultProxy`: stands before a real S3 store and lets chosen operations go wrong.
+"""`FaultProxy`: a proxy before a real S3 store that makes chosen operations fail.
 
     with FaultProxy(store.endpoint) as proxy:
         proxy.fail("complete", "error_in_200", times=2)
         ...                                             # talk to proxy.endpoint
         assert proxy.happened("complete") == 2
 
-    500, 503        the answer of a store that is broken, or too busy (SlowDown); nothing reaches it
-    hang            no answer for `hang_seconds`, then the connection ends
-    reset_before    the connection ends before the store hears of it
-    reset_after     the store acts and its answer is lost
-    cut             half of what should come (the body of a GET's answer, or of a PUT)
-    flip            one bit of that is wrong
+    500, 503        the response of a broken or busy (SlowDown) store; the request does not reach it
+    hang            no response for `hang_seconds`, then the connection ends
+    reset_before    the connection ends before the request reaches the store
+    reset_after     the store acts and its response is lost
+    cut             half of the body of a GET's response, or of a PUT
+    flip            one bit of that is flipped
     error_in_200    status 200, and an error in the body, as S3 answers a late failure of Complete and Copy
 
 Requests keep their Host, so that signatures stay true.
@@ -58,7 +58,7 @@ class FaultProxy:
 
     # ------------------------------------------------------------ what goes wrong
     def fail(self, operation: str, act: str, *, times: int = _FOREVER, share: float = 1.0) -> None:
-        """Let the next `times` requests of this operation fail so, each with the probability `share`."""
+        """Make the next `times` requests of this operation fail, each with the probability `share`."""
         if act not in ACTS:
             raise ValueError(act)
         self._faults[operation] = Fault(act, times, share)

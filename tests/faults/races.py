@@ -1,9 +1,6 @@
-"""Many clients at once on a real server: equal pushes, different pushes, pushes and pulls while garbage is collected.
+"""Many clients at once on a real server: equal pushes, different pushes, pushes and pulls during garbage collection.
 
-Each answers what went wrong; an empty list is the only good answer.
-
-Example
-    assert races.equal(stage, "acme/same", 64) == []
+Each function returns the violations.
 """
 
 from __future__ import annotations
@@ -20,52 +17,52 @@ from registry.api.push import Pushed
 from registry.client import push
 from registry.errors import RegistryError
 from registry.names import AdapterName
-from tests.faults.stage import BASE, Promise, Stage
+from tests.faults.deployment import BASE, AcknowledgedPush, Deployment
 
 
-def equal(stage: Stage, name: str, clients: int, *, seed: int = 0) -> list[str]:
-    """The same bytes by all: one version, made once."""
-    folder = stage.adapter(name, seed, rank=2)
-    with stage.server.running(), stage.client() as client:
-        pushed = _all_at_once(lambda _: _push(stage, folder, name), range(clients))
+def equal(deployment: Deployment, name: str, clients: int, *, seed: int = 0) -> list[str]:
+    """Push the same bytes from all clients: one version, created once."""
+    folder = deployment.adapter(name, seed, rank=2)
+    with deployment.server.running(), deployment.client() as client:
+        pushed = _all_at_once(lambda _: _push(deployment, folder, name), range(clients))
         found = [str(e) for e in pushed if isinstance(e, Exception)]
         answers = [p for p in pushed if isinstance(p, Pushed)]
         if sum(p.created for p in answers) != 1 or len({p.version.digest for p in answers}) != 1:
             found.append(f"{name}: {sum(p.created for p in answers)} of {len(answers)} made it")
-        stage.promises.append(Promise(AdapterName.parse(name), answers[0].version.digest, folder))
-        return found + stage.all_violations(client)
+        deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), answers[0].version.digest, folder))
+        return found + deployment.all_violations(client)
 
 
-def different(stage: Stage, name: str, clients: int, *, seed: int = 0) -> list[str]:
-    """Other bytes by each: as many versions, numbered without a gap."""
-    folders = [stage.adapter(name, seed + i, rank=2) for i in range(clients)]
-    with stage.server.running(), stage.client() as client:
-        pushed = _all_at_once(lambda folder: _push(stage, folder, name), folders)
+def different(deployment: Deployment, name: str, clients: int, *, seed: int = 0) -> list[str]:
+    """Push other bytes from each client: as many versions, numbered without a gap."""
+    folders = [deployment.adapter(name, seed + i, rank=2) for i in range(clients)]
+    with deployment.server.running(), deployment.client() as client:
+        pushed = _all_at_once(lambda folder: _push(deployment, folder, name), folders)
         found = [str(e) for e in pushed if isinstance(e, Exception)]
         answers = [p for p in pushed if isinstance(p, Pushed)]
         numbers = sorted(p.version.number for p in answers)
         if numbers != list(range(1, clients + 1)) or not all(p.created for p in answers):
             found.append(f"{name}: numbers {numbers}")
-        both = zip(pushed, folders, strict=True)
-        stage.promises += [
-            Promise(AdapterName.parse(name), p.version.digest, folder) for p, folder in both if isinstance(p, Pushed)
-        ]
-        return found + stage.all_violations(client)
+        for answer, folder in zip(pushed, folders, strict=True):
+            if isinstance(answer, Pushed):
+                digest = answer.version.digest
+                deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), digest, folder))
+        return found + deployment.all_violations(client)
 
 
-def churn(stage: Stage, prefix: str, seconds: float, *, seed: int = 0) -> list[str]:
-    """Pushers that share blobs and give up half-way, pullers, and garbage collection at no grace without a pause."""
+def churn(deployment: Deployment, prefix: str, seconds: float, *, seed: int = 0) -> list[str]:
+    """Push shared blobs, abandon pushes, pull, and collect without a grace period, all at once."""
     found: list[str] = []
     until = time.monotonic() + seconds
     seeds = itertools.count(seed)
     over = threading.Event()
-    with stage.server.running(), ThreadPoolExecutor(8) as pool, stage.client() as client:
+    with deployment.server.running(), ThreadPoolExecutor(8) as pool, deployment.client() as client:
         workers: list[Callable[[], None]] = [
-            *[lambda: _push_next(stage, prefix, next(seeds))] * 3,
-            lambda: _give_up(stage, prefix, next(seeds)),
-            *[lambda: found.extend(_pull_any(stage))] * 2,
-            lambda: _collect(stage),
-            lambda: stage.expire_pushes(of=f"{prefix}-left"),
+            *[lambda: _push_next(deployment, prefix, next(seeds))] * 3,
+            lambda: _give_up(deployment, prefix, next(seeds)),
+            *[lambda: found.extend(_pull_any(deployment))] * 2,
+            lambda: _collect(deployment),
+            lambda: deployment.expire_pushes(of=f"{prefix}-left"),
         ]
 
         def work(step: Callable[[], None]) -> None:
@@ -77,7 +74,7 @@ def churn(stage: Stage, prefix: str, seconds: float, *, seed: int = 0) -> list[s
                     over.set()
 
         list(pool.map(work, workers))
-        return found + stage.all_violations(client)
+        return found + deployment.all_violations(client)
 
 
 # ------------------------------------------------------------------ steps
@@ -96,30 +93,30 @@ def _all_at_once(work: Callable[[Any], Any], items: Any) -> list[Any]:
         return list(pool.map(one, todo))
 
 
-def _push(stage: Stage, folder: Path, name: str) -> Pushed:
-    with stage.client() as client:
+def _push(deployment: Deployment, folder: Path, name: str) -> Pushed:
+    with deployment.client() as client:
         return push.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
 
 
-def _push_next(stage: Stage, prefix: str, seed: int) -> None:
-    folder = stage.adapter(f"{prefix}-{seed % 3}", seed % 7, rank=1 + seed % 5)
-    with stage.client() as client:
-        stage.push(client, folder, f"{prefix}-{seed % 3}")
+def _push_next(deployment: Deployment, prefix: str, seed: int) -> None:
+    folder = deployment.adapter(f"{prefix}-{seed % 3}", seed % 7, rank=1 + seed % 5)
+    with deployment.client() as client:
+        deployment.push(client, folder, f"{prefix}-{seed % 3}")
 
 
-def _give_up(stage: Stage, prefix: str, seed: int) -> None:
-    """Send the bytes of a version that others push, too, and go away."""
-    folder = stage.adapter(f"{prefix}-left", seed % 7, rank=1 + seed % 5)
-    with stage.client() as client:
-        stage.send_only(client, folder, f"{prefix}-left")
+def _give_up(deployment: Deployment, prefix: str, seed: int) -> None:
+    """Send the bytes of a version that others push as well, and abandon the push."""
+    folder = deployment.adapter(f"{prefix}-left", seed % 7, rank=1 + seed % 5)
+    with deployment.client() as client:
+        deployment.send_only(client, folder, f"{prefix}-left")
 
 
-def _pull_any(stage: Stage) -> list[str]:
-    promises = stage.promises[-5:]
-    with stage.client() as client:
-        return [problem for promise in promises[:1] for problem in stage.broken(client, promise)]
+def _pull_any(deployment: Deployment) -> list[str]:
+    acknowledged = deployment.acknowledged[-5:]
+    with deployment.client() as client:
+        return [problem for each in acknowledged[:1] for problem in deployment.broken(client, each)]
 
 
-def _collect(stage: Stage) -> None:
-    with stage.client() as client:
-        stage.collect(client)
+def _collect(deployment: Deployment) -> None:
+    with deployment.client() as client:
+        deployment.collect(client)

@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 
 from registry.errors import Corrupt, Invalid, RegistryError
-from tests.faults import points, races
-from tests.faults.places import KINDS, Places
+from tests.faults import crash_points, races
+from tests.faults.deployment import Deployment
+from tests.faults.environments import KINDS, Environments
 from tests.faults.proxy import ACTS, FaultProxy
-from tests.faults.stage import Stage
 
 CLIENTS = 64
 CHURN_SECONDS = 20.0
@@ -36,15 +36,15 @@ LATE = {"copy", "complete"}
 """What S3 may answer with status 200 and an error."""
 FAULTS = [(o, act) for o in OPERATIONS for act in ACTS if act != "error_in_200" or o in LATE]
 KILL = "kill at "
-POINTS = points.PUSH | points.GC | points.AUDIT
+POINTS = crash_points.PUSH | crash_points.GC | crash_points.AUDIT
 Run = tuple[str, Callable[[], list[str]]]
 
 
 class Soak:
-    def __init__(self, places: Places, seed: int) -> None:
-        self._places = places
+    def __init__(self, environments: Environments, seed: int) -> None:
+        self._environments = environments
         self._random = random.Random(seed)
-        self._stages: dict[tuple[str, str], Stage] = {}
+        self._deployments: dict[tuple[str, str], Deployment] = {}
         self._numbers = itertools.count(1)
         self.runs: Counter[str] = Counter()
         self.violations: Counter[str] = Counter()
@@ -56,9 +56,11 @@ class Soak:
             if time.monotonic() > until:
                 break
             self._count(name, run)
-        for kind, stage in self._stages.items():
-            with stage.server.running(), stage.client() as client:
-                self._count(f"at the end: every promise, {'+'.join(kind)}", partial(stage.all_violations, client))
+        for kind, deployment in self._deployments.items():
+            with deployment.server.running(), deployment.client() as client:
+                self._count(
+                    f"at the end: every acknowledged push, {'+'.join(kind)}", partial(deployment.all_violations, client)
+                )
 
     def _count(self, name: str, run: Callable[[], list[str]]) -> None:
         self.runs[name] += 1
@@ -77,7 +79,7 @@ class Soak:
         and some of everything else, so that a run of some minutes has seen all of it."""
         for turn, wave in enumerate(wave for _ in itertools.count() for wave in waves()):
             for point, kind in itertools.product(wave, KINDS):
-                if not (kind[1] == "s3" and point in points.DIRECT):
+                if not (kind[1] == "s3" and point in crash_points.DIRECT):
                     yield f"{KILL}{class_of(point)}, {'+'.join(kind)}", partial(self._kill, kind, point)
             yield "a store that fails, sqlite+s3", self._store_fails
             kind = KINDS[turn % len(KINDS)]
@@ -88,23 +90,23 @@ class Soak:
 
     # ------------------------------------------------------------ runs
     def _kill(self, kind: tuple[str, str], point: str) -> list[str]:
-        stage, number = self._stage(kind), next(self._numbers)
-        deaths = stage.server.deaths
-        through = stage.push_through
-        if point in points.GC | points.AUDIT:
-            through = stage.collect_through if point in points.GC else stage.log_through
-        through(f"acme/k{number}", self._random.randrange(10**6), failpoints=points.armed(point, number))
-        return [] if stage.server.deaths == deaths + 1 else [f"{point} was not reached"]
+        deployment, number = self._deployment(kind), next(self._numbers)
+        deaths = deployment.server.deaths
+        through = deployment.push_through
+        if point in crash_points.GC | crash_points.AUDIT:
+            through = deployment.collect_through if point in crash_points.GC else deployment.log_through
+        through(f"acme/k{number}", self._random.randrange(10**6), failpoints=crash_points.kill_at(point, number))
+        return [] if deployment.server.deaths == deaths + 1 else [f"{point} was not reached"]
 
     def _store_fails(self) -> list[str]:
         """Some operations fail in some way now and then, for several pushes; then all must be well."""
-        store = self._places.object_store()
+        store = self._environments.object_store()
         with FaultProxy(store.endpoint, seed=self._random.randrange(10**6)) as proxy:
-            environment = self._places.environment("sqlite", "s3", endpoint=proxy.endpoint)
+            environment = self._environments.environment("sqlite", "s3", endpoint=proxy.endpoint)
             environment["REGISTRY_PARTS_FROM_BYTES"] = str(2**20)
-            folder = Path(tempfile.mkdtemp(dir=self._places.folder))
-            stage = Stage(environment, folder)
-            with stage.server.running(), stage.client(patient=False) as client:
+            folder = Path(tempfile.mkdtemp(dir=self._environments.folder))
+            deployment = Deployment(environment, folder)
+            with deployment.server.running(), deployment.client(patient=False) as client:
                 client.health()
                 drawn = dict(self._random.sample(FAULTS, 3))
                 for operation, act in drawn.items():
@@ -112,21 +114,23 @@ class Soak:
                 try:
                     for number in range(4):
                         name = f"acme/s{number}"
-                        stage.push(client, stage.adapter(name, number), name, also=(Invalid, Corrupt))
+                        deployment.push(client, deployment.adapter(name, number), name, also=(Invalid, Corrupt))
                 except RegistryError as e:
                     return [f"{drawn}: {e.code}: {e.detail}"]
                 proxy.heal()
-                stage.expire_pushes()
-                stage.collect(client)
-                return [f"{drawn}: {problem}" for problem in stage.all_violations(client)]
+                deployment.expire_pushes()
+                deployment.collect(client)
+                return [f"{drawn}: {problem}" for problem in deployment.all_violations(client)]
 
     def _race(self, race: Callable[..., list[str]], kind: tuple[str, str], amount: float) -> list[str]:
-        return race(self._stage(kind), f"acme/{race.__name__}-{next(self._numbers)}", amount)
+        return race(self._deployment(kind), f"acme/{race.__name__}-{next(self._numbers)}", amount)
 
-    def _stage(self, kind: tuple[str, str]) -> Stage:
-        if kind not in self._stages:
-            self._stages[kind] = Stage(self._places.environment(*kind), Path(tempfile.mkdtemp(dir=self._places.folder)))
-        return self._stages[kind]
+    def _deployment(self, kind: tuple[str, str]) -> Deployment:
+        if kind not in self._deployments:
+            self._deployments[kind] = Deployment(
+                self._environments.environment(*kind), Path(tempfile.mkdtemp(dir=self._environments.folder))
+            )
+        return self._deployments[kind]
 
     def table(self) -> str:
         """Kills by class of failpoint and by kind of server, then everything else; each as runs and violations."""
@@ -145,7 +149,7 @@ def class_of(point: str) -> str:
     """What is under way at this failpoint: plan, upload, commit, request, alias, gc or audit."""
     if point.startswith("push."):
         return "plan" if point.startswith("push.plan.") else "commit"
-    return "audit" if point in points.AUDIT else point.partition(".")[0]
+    return "audit" if point in crash_points.AUDIT else point.partition(".")[0]
 
 
 def waves() -> list[list[str]]:
@@ -158,8 +162,8 @@ def main() -> int:
     logging.disable(logging.ERROR)
     seconds, seed = float(os.environ.get("SOAK_SECONDS", "600")), int(os.environ.get("SOAK_SEED", "0"))
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder, Places(Path(folder)) as places:
-        soak = Soak(places, seed)
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, Environments(Path(folder)) as environments:
+        soak = Soak(environments, seed)
         try:
             soak.go(seconds)
         except (KeyboardInterrupt, RegistryError) as e:

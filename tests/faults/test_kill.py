@@ -10,54 +10,54 @@ import pytest
 from registry.errors import Invalid
 from registry.server import failpoints
 from tests import import_table
-from tests.faults import points
-from tests.faults.places import KINDS
-from tests.faults.stage import Stage
+from tests.faults import crash_points
+from tests.faults.deployment import Deployment
+from tests.faults.environments import KINDS
 
-StageOn = Callable[[str, str], Stage]
+DeploymentOn = Callable[[str, str], Deployment]
 
 
 def runs(names: dict[str, int]) -> list[tuple[str, str, str]]:
     """Each point on the smallest setup and, in turn, on one of the others. `make soak` runs all of them with seeds."""
     chosen = []
     for turn, point in enumerate(names):
-        others = [kind for kind in KINDS[1:] if kind[1] == "local" or point not in points.DIRECT]
+        others = [kind for kind in KINDS[1:] if kind[1] == "local" or point not in crash_points.DIRECT]
         chosen += [(point, *KINDS[0]), (point, *others[turn % len(others)])]
     return chosen
 
 
-@pytest.mark.parametrize(("point", "database", "store"), runs(points.PUSH))
-def test_a_push_survives_a_kill(stage_on: StageOn, point: str, database: str, store: str) -> None:
-    stage = stage_on(database, store)
-    seed = len(stage.promises)
-    deaths = stage.server.deaths
-    stage.push_through(f"acme/p{seed}", seed, failpoints=points.armed(point, seed))
-    assert stage.server.deaths == deaths + 1
+@pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.PUSH))
+def test_a_push_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
+    deployment = deployment_on(database, store)
+    seed = len(deployment.acknowledged)
+    deaths = deployment.server.deaths
+    deployment.push_through(f"acme/p{seed}", seed, failpoints=crash_points.kill_at(point, seed))
+    assert deployment.server.deaths == deaths + 1
 
 
-@pytest.mark.parametrize(("point", "database", "store"), runs(points.GC))
-def test_garbage_collection_survives_a_kill(stage_on: StageOn, point: str, database: str, store: str) -> None:
-    stage = stage_on(database, store)
-    seed = len(stage.promises)
-    deaths = stage.server.deaths
-    stage.collect_through(f"acme/g{seed}", seed, failpoints=points.armed(point, seed))
-    assert stage.server.deaths == deaths + 1
+@pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.GC))
+def test_garbage_collection_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
+    deployment = deployment_on(database, store)
+    seed = len(deployment.acknowledged)
+    deaths = deployment.server.deaths
+    deployment.collect_through(f"acme/g{seed}", seed, failpoints=crash_points.kill_at(point, seed))
+    assert deployment.server.deaths == deaths + 1
 
 
-@pytest.mark.parametrize(("point", "database", "store"), runs(points.AUDIT))
-def test_the_audit_log_survives_a_kill(stage_on: StageOn, point: str, database: str, store: str) -> None:
-    stage = stage_on(database, store)
-    seed = len(stage.promises)
-    deaths = stage.server.deaths
-    stage.log_through(f"acme/l{seed}", seed, failpoints=points.armed(point, seed))
-    assert stage.server.deaths == deaths + 1
+@pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.AUDIT))
+def test_the_audit_log_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
+    deployment = deployment_on(database, store)
+    seed = len(deployment.acknowledged)
+    deaths = deployment.server.deaths
+    deployment.log_through(f"acme/l{seed}", seed, failpoints=crash_points.kill_at(point, seed))
+    assert deployment.server.deaths == deaths + 1
 
 
-def test_at_the_end_every_promise_is_kept(stage_on: StageOn) -> None:
+def test_at_the_end_every_acknowledged_push_is_intact(deployment_on: DeploymentOn) -> None:
     for kind in KINDS:
-        stage = stage_on(*kind)
-        with stage.server.running(), stage.client() as client:
-            assert stage.all_violations(client) == []
+        deployment = deployment_on(*kind)
+        with deployment.server.running(), deployment.client() as client:
+            assert deployment.all_violations(client) == []
 
 
 # ------------------------------------------------------------------ the points themselves
@@ -69,16 +69,16 @@ def test_every_failpoint_of_the_code_is_one_that_these_tests_kill_at() -> None:
                 argument = node.args[0]
                 assert isinstance(argument, ast.Constant), f"{module}:{node.lineno}: the name is not a literal"
                 found.add(argument.value)
-    assert found == set(points.PUSH | points.GC | points.AUDIT)
+    assert found == set(crash_points.PUSH | crash_points.GC | crash_points.AUDIT)
 
 
 @pytest.mark.parametrize("word", ["push", "push.x=die", "push.x=raise", "push.x=raise:Foo", "x=kill@0", "x=sleep:long"])
-def test_a_failpoint_that_cannot_be_read_stops_the_start(word: str) -> None:
+def test_an_invalid_failpoint_stops_the_start(word: str) -> None:
     with pytest.raises(Invalid, match="REGISTRY_FAILPOINTS"):
         failpoints.arm(word)
 
 
-def test_a_failpoint_acts_only_in_its_turn_and_not_when_none_is_armed() -> None:
+def test_a_failpoint_acts_only_at_its_count_and_only_while_armed() -> None:
     failpoints.arm("a.b=raise:OSError@2")
     try:
         failpoints.reach("a.b")

@@ -1,4 +1,4 @@
-"""The database crashes in the middle, the disk is full, a sender stalls, a look-up goes on while the store is away."""
+"""The database crashes or hangs, the disk is full, a sender stalls."""
 
 from __future__ import annotations
 
@@ -26,50 +26,48 @@ from registry.manifest import BaseRef
 from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.database.engine import open_database
-from tests.faults.places import Places
-from tests.faults.stage import BASE, Stage
+from tests.faults.deployment import BASE, Deployment
+from tests.faults.environments import Environments
 
-StageOn = Callable[[str, str], Stage]
+DeploymentOn = Callable[[str, str], Deployment]
 MIB = 2**20
 
 
 # ------------------------------------------------------------------ the database crashes
 def crash_postgres(url: str) -> None:
-    """A backend that dies by SIGKILL makes PostgreSQL throw out everybody, recover and begin anew."""
+    """Kill a backend: PostgreSQL then ends all connections and recovers."""
     address = url.replace("postgresql+psycopg://", "postgresql://", 1)
     with psycopg.connect(address) as connection:
         os.kill(connection.info.backend_pid, signal.SIGKILL)
 
 
-@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="the database is somebody else's")
+@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="an external database cannot be killed")
 @pytest.mark.parametrize(
     "point", ["push.plan.after_rows@1", "push.hashed@1", "push.before_commit@1", "alias.swapped@2"]
 )
-def test_a_push_survives_a_crash_of_the_database(stage_on: StageOn, tmp_path: Path, point: str) -> None:
-    stage = stage_on("postgres", "local")
-    seed = len(stage.promises)
+def test_a_push_survives_a_crash_of_the_database(deployment_on: DeploymentOn, tmp_path: Path, point: str) -> None:
+    deployment = deployment_on("postgres", "local")
+    seed = len(deployment.acknowledged)
     name, _, turn = point.partition("@")
     go_on = tmp_path / "go"
-    folder = stage.adapter(f"acme/d{seed}", seed)
+    folder = deployment.adapter(f"acme/d{seed}", seed)
     with (
-        stage.server.running(failpoints=f"{name}=wait:{go_on}@{turn}"),
-        stage.client() as client,
+        deployment.server.running(failpoints=f"{name}=wait:{go_on}@{turn}"),
+        deployment.client() as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        pushed = pool.submit(push_and_promote, stage, folder, f"acme/d{seed}")
+        pushed = pool.submit(push_and_promote, deployment, folder, f"acme/d{seed}")
         wait_for(go_on.with_name("go.reached"))
-        crash_postgres(stage.environment["REGISTRY_DATABASE_URL"])
+        crash_postgres(deployment.environment["REGISTRY_DATABASE_URL"])
         go_on.touch()
         pushed.result(180)
-        assert stage.violations(client) == []
+        assert deployment.violations(client) == []
 
 
-@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="the database is somebody else's")
-def test_a_database_that_hangs_is_waited_for_no_longer_than_it_may_take(
-    stage_on: StageOn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(db, "HANG_SECONDS", 0.5)
-    engine = open_database(stage_on("postgres", "local").settings)
+@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="an external database cannot be killed")
+def test_a_silent_database_times_out(deployment_on: DeploymentOn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.server.database.engine.HANG_SECONDS", 0.5)
+    engine = open_database(deployment_on("postgres", "local").settings)
     backend = 0
     try:
         with pytest.raises(Unavailable), db.session(engine) as session:
@@ -83,9 +81,9 @@ def test_a_database_that_hangs_is_waited_for_no_longer_than_it_may_take(
         engine.dispose()
 
 
-def push_and_promote(stage: Stage, folder: Path, name: str) -> None:
-    with stage.client() as client:
-        client.promote(name, "canary", stage.push(client, folder, name), generation=0)
+def push_and_promote(deployment: Deployment, folder: Path, name: str) -> None:
+    with deployment.client() as client:
+        client.promote(name, "canary", deployment.push(client, folder, name), generation=0)
 
 
 def wait_for(path: Path) -> None:
@@ -97,7 +95,7 @@ def wait_for(path: Path) -> None:
 
 # ------------------------------------------------------------------ the disk is full
 class Disk:
-    """No file of the server may grow beyond a size, as when the disk is full: a soft limit, which can be lifted."""
+    """Simulates a full disk: limits the size of the server's files by a soft limit, which can be lifted."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -111,56 +109,56 @@ class Disk:
 
 
 @pytest.fixture
-def stage(places: Places, tmp_path: Path) -> Stage:
-    return Stage(places.environment("sqlite", "local"), tmp_path)
+def deployment(environments: Environments, tmp_path: Path) -> Deployment:
+    return Deployment(environments.environment("sqlite", "local"), tmp_path)
 
 
-def test_no_room_for_a_blob_is_said_and_the_push_goes_on_when_there_is(stage: Stage) -> None:
-    with stage.server.running(), stage.client(patient=False) as client:
-        folder = stage.adapter("acme/full", 1)
-        disk = Disk(stage.server.pid)
+def test_a_push_fails_while_the_disk_is_full_for_blobs_and_succeeds_afterwards(deployment: Deployment) -> None:
+    with deployment.server.running(), deployment.client(patient=False) as client:
+        folder = deployment.adapter("acme/full", 1)
+        disk = Disk(deployment.server.pid)
         disk.full_beyond(MIB)  # less than the weights, more than the journal of a fresh database
         with pytest.raises(Unavailable) as caught:
             push.push_folder(client, folder, AdapterName("acme", "full"), base=BASE.name)
         assert caught.value.code in ("STORE_UNAVAILABLE", "SERVER_UNREACHABLE")
         assert client.adapters().items == []
         disk.free()
-        stage.push(client, folder, "acme/full")
-        assert stage.violations(client) == []
-    assert list((Path(stage.environment["REGISTRY_DATA"]) / "blobs/tmp").glob("*")) == []
+        deployment.push(client, folder, "acme/full")
+        assert deployment.violations(client) == []
+    assert list((Path(deployment.environment["REGISTRY_DATA"]) / "blobs/tmp").glob("*")) == []
 
 
-@pytest.mark.parametrize("room_bytes", [1, 8 * 1024, 64 * 1024])
-def test_no_room_for_the_database_is_said_and_nothing_is_damaged(stage: Stage, room_bytes: int) -> None:
-    data = Path(stage.environment["REGISTRY_DATA"])
-    with stage.server.running(), stage.client(patient=False) as client:
-        stage.push(client, stage.adapter("acme/full", 1, rank=1), "acme/full")
-        disk = Disk(stage.server.pid)
-        disk.full_beyond(room_bytes)
+@pytest.mark.parametrize("free_bytes", [1, 8 * 1024, 64 * 1024])
+def test_a_full_disk_under_the_database_damages_nothing(deployment: Deployment, free_bytes: int) -> None:
+    data = Path(deployment.environment["REGISTRY_DATA"])
+    with deployment.server.running(), deployment.client(patient=False) as client:
+        deployment.push(client, deployment.adapter("acme/full", 1, rank=1), "acme/full")
+        disk = Disk(deployment.server.pid)
+        disk.full_beyond(free_bytes)
         with pytest.raises(Unavailable) as caught:
             for seed in range(100, 130):
-                stage.push(client, stage.adapter("acme/full", seed, rank=1), "acme/full")
+                deployment.push(client, deployment.adapter("acme/full", seed, rank=1), "acme/full")
         assert caught.value.code in ("DATABASE_UNAVAILABLE", "STORE_UNAVAILABLE", "SERVER_UNREACHABLE")
         assert client.resolve("acme/full@1").number == 1
         disk.free()
-        stage.push(client, stage.adapter("acme/full", 200, rank=1), "acme/full")
-        assert stage.all_violations(client) == []
+        deployment.push(client, deployment.adapter("acme/full", 200, rank=1), "acme/full")
+        assert deployment.all_violations(client) == []
     with sqlite3.connect(data / "registry.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 # ------------------------------------------------------------------ a sender stalls
 @pytest.fixture
-def hurried(places: Places, tmp_path: Path) -> Iterator[Stage]:
-    stage = Stage(places.environment("sqlite", "local") | {"REGISTRY_STALL_SECONDS": "1"}, tmp_path)
-    with stage.server.running():
-        yield stage
+def hurried(environments: Environments, tmp_path: Path) -> Iterator[Deployment]:
+    deployment = Deployment(environments.environment("sqlite", "local") | {"REGISTRY_STALL_SECONDS": "1"}, tmp_path)
+    with deployment.server.running():
+        yield deployment
 
 
-def send_slowly(stage: Stage, method: str, path: str, size_bytes: int, first: bytes) -> bytes:
-    """Promise a body, send its beginning and then a byte now and then; what the server says and that it hangs up."""
-    parts = urlsplit(stage.server.url)
-    head = f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {stage.server.token}\r\n"
+def send_slowly(deployment: Deployment, method: str, path: str, size_bytes: int, first: bytes) -> bytes:
+    """Announce a body, send its beginning and then a byte now and then; return the response."""
+    parts = urlsplit(deployment.server.url)
+    head = f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {deployment.server.token}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {size_bytes}\r\n\r\n"
     with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=120) as line:
         line.sendall(head.encode() + first)
@@ -176,19 +174,19 @@ def send_slowly(stage: Stage, method: str, path: str, size_bytes: int, first: by
         dripping = threading.Thread(target=drip)
         dripping.start()
         try:
-            heard = b""
-            while b"\r\n\r\n" not in heard or b"request_id" not in heard:
+            received = b""
+            while b"\r\n\r\n" not in received or b"request_id" not in received:
                 piece = line.recv(10_000)
                 if not piece:
-                    return heard
-                heard += piece
-            return heard
+                    return received
+                received += piece
+            return received
         finally:
             answered.set()
             dripping.join()
 
 
-def test_a_json_body_that_stalls_ends_with_408(hurried: Stage) -> None:
+def test_a_json_body_that_stalls_ends_with_408(hurried: Deployment) -> None:
     answer = send_slowly(hurried, "POST", "/api/v1/adapters/acme/slow/pushes", 1000, b'{"manifest": ')
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"BODY_STALLED" in answer
@@ -196,7 +194,7 @@ def test_a_json_body_that_stalls_ends_with_408(hurried: Stage) -> None:
 
 
 @pytest.mark.parametrize("first", [10, 300 * 1024])
-def test_an_upload_that_stalls_ends_with_408_and_leaves_nothing(hurried: Stage, first: int) -> None:
+def test_an_upload_that_stalls_ends_with_408_and_leaves_nothing(hurried: Deployment, first: int) -> None:
     with hurried.client() as client:
         folder = hurried.adapter("acme/slow", 1)
         base = client.base(BASE.name)

@@ -1,4 +1,4 @@
-"""Each step of the schema, up and down, while clients of the first schema read; and migrators that meet."""
+"""Each revision of the schema, up and down, while clients of the first schema read; and concurrent migrations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READS = [
     "SELECT a.alias, a.generation, v.number FROM alias a JOIN version v ON v.id = a.version_id",
     "SELECT outcome, findings FROM verdict",
 ]
-"""What the first release asks. A later schema must go on answering it."""
+"""Queries of the first release. Every later schema must answer them."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -40,11 +40,7 @@ def engine(database_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
-def revisions() -> list[str]:
-    return list(schema.revisions())
-
-
-def go_down(engine: Engine, revision: str) -> None:
+def downgrade(engine: Engine, revision: str) -> None:
     with engine.execution_options(**{db.BEGIN: "IMMEDIATE"}).begin() as connection:
         command.downgrade(schema.alembic_config(connection), revision)
 
@@ -75,20 +71,20 @@ class Reader(threading.Thread):
         self.join()
 
 
-def test_each_step_goes_up_and_down_while_clients_read(database_url: str, engine: Engine) -> None:
+def test_each_revision_is_applied_and_reverted_while_clients_read(database_url: str, engine: Engine) -> None:
     with World(database_url) as world:
         world.add_base()
         for name in ("acme/one", "acme/two"):
             world.push(name)
             world.push(name)
-    steps = revisions()
+    steps = schema.revisions()
     reader = Reader(engine)
     reader.start()
     try:
         for before in reversed(steps[:-1]):
-            go_down(engine, before)
+            downgrade(engine, before)
             schema.migrate(engine, "head")
-        go_down(engine, steps[0])
+        downgrade(engine, steps[0])
         for after in steps[1:]:
             schema.migrate(engine, after)
         rounds = reader.rounds
@@ -104,37 +100,35 @@ def test_each_step_goes_up_and_down_while_clients_read(database_url: str, engine
 @pytest.mark.parametrize("database_kind", ["postgres"])
 def test_a_migration_gives_way_to_a_server_that_holds_a_table(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "LOCK_MS", 200)
-    go_down(engine, revisions()[0])
+    downgrade(engine, schema.revisions()[0])
     with engine.begin() as busy:
         busy.execute(text("LOCK TABLE version IN SHARE MODE"))
         with pytest.raises(Unavailable):
             schema.migrate(engine)
-        assert schema.revision_of(engine) == revisions()[0]
-    assert schema.migrate(engine) == revisions()[-1]
+        assert schema.revision_of(engine) == schema.revisions()[0]
+    assert schema.migrate(engine) == schema.revisions()[-1]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])
-def test_no_table_stays_locked_while_a_later_step_waits_for_its_own(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_table_stays_locked_while_a_later_revision_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "LOCK_MS", 200)
-    go_down(engine, "0009")
+    downgrade(engine, "0009")
     with engine.begin() as busy:
         busy.execute(text("LOCK TABLE taken_name IN SHARE MODE"))  # what step 0013 changes
         with pytest.raises(Unavailable):
             schema.migrate(engine)
         assert schema.revision_of(engine) == "0012", "the steps before it are done, and hold no lock"
-    assert schema.migrate(engine) == revisions()[-1]
+    assert schema.migrate(engine) == schema.revisions()[-1]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])
-def test_a_migrator_waits_for_another_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_waits_for_another_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "_ALEMBIC", contextlib.nullcontext())  # two processes have no lock in common
-    go_down(engine, revisions()[0])
+    downgrade(engine, schema.revisions()[0])
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as first:
             first.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.MIGRATION_LOCK})
             second = pool.submit(schema.migrate, engine)
             with pytest.raises(TimeoutError):
                 second.result(0.3)
-        assert second.result(120) == revisions()[-1]
+        assert second.result(120) == schema.revisions()[-1]

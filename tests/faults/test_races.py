@@ -7,25 +7,25 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults import races
-from tests.faults.stage import Stage
+from tests.faults.deployment import Deployment
 
-StageOn = Callable[[str, str], Stage]
+DeploymentOn = Callable[[str, str], Deployment]
 CLIENTS = 64
 CHURN_SECONDS = 4.0
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_64_clients_with_equal_bytes_make_one_version(stage_on: StageOn, database: str) -> None:
-    assert races.equal(stage_on(database, "local"), "acme/equal", CLIENTS) == []
+def test_64_clients_with_equal_bytes_make_one_version(deployment_on: DeploymentOn, database: str) -> None:
+    assert races.equal(deployment_on(database, "local"), "acme/equal", CLIENTS) == []
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_64_clients_with_different_bytes_make_64_versions(stage_on: StageOn, database: str) -> None:
-    assert races.different(stage_on(database, "local"), "acme/different", CLIENTS) == []
+def test_64_clients_with_different_bytes_make_64_versions(deployment_on: DeploymentOn, database: str) -> None:
+    assert races.different(deployment_on(database, "local"), "acme/different", CLIENTS) == []
 
 
 @pytest.mark.parametrize(("database", "store"), [("sqlite", "local"), ("postgres", "s3")])
-def test_collection_at_no_grace_takes_nothing_from_pushers_and_pullers(
-    stage_on: StageOn, database: str, store: str
+def test_gc_without_a_grace_period_deletes_nothing_that_pushes_and_pulls_need(
+    deployment_on: DeploymentOn, database: str, store: str
 ) -> None:
-    assert races.churn(stage_on(database, store), "acme/churn", CHURN_SECONDS) == []
+    assert races.churn(deployment_on(database, store), "acme/churn", CHURN_SECONDS) == []

@@ -1,6 +1,6 @@
-"""A store that fails in every way that stores do: the push and the pull succeed by themselves, or say what is away.
+"""A store that fails in every way that stores do: pushes and pulls succeed by themselves, or say what is unavailable.
 
-The proxy stands before a real store; server and client both reach the store through it.
+Server and client both reach the real store through a proxy that injects the faults.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PARTS = [
     ("complete", "error_in_200"),
 ]  # fmt: skip
 PULL = [("get", "503"), ("get", "reset_before"), ("get", "cut")]
-"""One of each kind; `make soak` draws from all of them."""
+"""One of each kind; `make soak` draws from all."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +73,13 @@ def blobs(s3_url: str, proxy: FaultProxy) -> S3Blobs:
 def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
     with World(database_url, blobs=blobs) as world:
         world.add_base(BASE)
-        assert blobs.capabilities.links  # found out now, while the store is well
+        assert blobs.capabilities.links  # probed now, while the store works
         yield world
 
 
 @pytest.fixture
 def client(world: World) -> Registry:
-    """As everybody's, but without pauses."""
+    """Return a client that retries without pauses."""
     return Registry(URL, connection=Connection(URL, world.secret, transport=world.transport, wait=lambda _: None))
 
 
@@ -100,29 +100,29 @@ def same(source: Path, target: Path) -> bool:
 
 
 @pytest.mark.parametrize(("operation", "act"), WHOLE)
-def test_a_push_gets_over_a_fault(
+def test_a_push_survives_a_fault(
     world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
 ) -> None:
     source = folder(tmp_path)
     proxy.fail(operation, act, times=1)
-    pushed_at_last(client, source)
-    whole(world, client, source, tmp_path)
+    push_until_done(client, source)
+    check_pushed(world, client, source, tmp_path)
     assert proxy.happened(operation) == 1
 
 
 @pytest.mark.parametrize(("operation", "act"), PARTS)
-def test_a_push_in_parts_gets_over_a_fault(
+def test_a_push_in_parts_survives_a_fault(
     world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
 ) -> None:
     source = folder(tmp_path, rank=256)
     proxy.fail(operation, act, times=1)
-    pushed_at_last(client, source)
-    whole(world, client, source, tmp_path)
+    push_until_done(client, source)
+    check_pushed(world, client, source, tmp_path)
     assert proxy.happened(operation) == 1
 
 
-def pushed_at_last(client: Registry, source: Path) -> None:
-    """A bit that flips on its way is found by whoever hashes, and the next push sends it again."""
+def push_until_done(client: Registry, source: Path) -> None:
+    """Push; if a flipped bit was found on the way, push again."""
     try:
         push(client, source)
         return
@@ -132,7 +132,7 @@ def pushed_at_last(client: Registry, source: Path) -> None:
     push(client, source)
 
 
-def whole(world: World, client: Registry, source: Path, tmp_path: Path) -> None:
+def check_pushed(world: World, client: Registry, source: Path, tmp_path: Path) -> None:
     pull(client, tmp_path / "out")
     assert same(source, tmp_path / "out")
     collect(world)
@@ -142,16 +142,14 @@ def whole(world: World, client: Registry, source: Path, tmp_path: Path) -> None:
         assert len(rows(session, VersionRow)) == 1
 
 
-def test_an_upload_that_was_begun_twice_is_found_by_its_parts(
-    client: Registry, proxy: FaultProxy, tmp_path: Path
-) -> None:
-    """boto3 repeats a beginning whose answer was lost; the client sends its parts to the second one."""
+def test_an_upload_that_was_begun_twice_is_completed(client: Registry, proxy: FaultProxy, tmp_path: Path) -> None:
+    """boto3 repeats a CreateMultipartUpload whose response was lost; the parts then go to the second upload."""
     proxy.fail("create", "reset_after", times=1)
     assert push(client, folder(tmp_path, rank=256)).created
     assert proxy.seen["create"] >= 2
 
 
-def test_a_push_whose_links_end_asks_for_new_ones_and_sends_no_part_twice(
+def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
     monkeypatch: pytest.MonkeyPatch, client: Registry, tmp_path: Path
 ) -> None:
     sent: list[int] = []
@@ -174,7 +172,7 @@ def test_a_push_whose_links_end_asks_for_new_ones_and_sends_no_part_twice(
     assert bar.moved == bar.total
 
 
-def test_a_push_whose_links_are_all_refused_is_given_up(
+def test_a_push_whose_links_are_all_rejected_fails(
     monkeypatch: pytest.MonkeyPatch, client: Registry, tmp_path: Path
 ) -> None:
     asked: list[int] = []
@@ -201,9 +199,7 @@ class Bar:
 
 
 @pytest.mark.parametrize(("operation", "act"), PULL)
-def test_a_pull_gets_over_a_fault(
-    client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
-) -> None:
+def test_a_pull_survives_a_fault(client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str) -> None:
     source = folder(tmp_path)
     push(client, source)
     proxy.fail(operation, act, times=2)
@@ -225,10 +221,10 @@ def test_a_flipped_bit_is_never_pulled(client: Registry, proxy: FaultProxy, tmp_
     assert same(tmp_path / "adapter", tmp_path / "out")
 
 
-def test_a_bit_that_flips_in_a_small_file_is_found_by_the_server_and_the_file_is_asked_for_again(
+def test_the_server_finds_a_flipped_bit_in_a_small_file_and_the_client_asks_again(
     client: Registry, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """Small files come with the plan of a pull: what the server finds bent it leaves out."""
+    """Small files come with the plan of a pull; the server leaves damaged ones out."""
     push(client, folder(tmp_path))
     proxy.fail("get", "flip", times=1)
     pull(client, tmp_path / "out")
@@ -237,7 +233,7 @@ def test_a_bit_that_flips_in_a_small_file_is_found_by_the_server_and_the_file_is
 
 
 @pytest.mark.parametrize("operation", ["put", "copy"])
-def test_a_store_that_stays_away_is_said_and_the_next_push_succeeds(
+def test_a_store_that_stays_away_fails_the_push_and_the_next_one_succeeds(
     world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str
 ) -> None:
     source = folder(tmp_path)
@@ -250,7 +246,7 @@ def test_a_store_that_stays_away_is_said_and_the_next_push_succeeds(
         assert rows(session, VersionRow) == []
     proxy.heal()
     assert push(client, source).created
-    whole(world, client, source, tmp_path)
+    check_pushed(world, client, source, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -263,17 +259,15 @@ def test_a_store_that_stays_away_is_said_and_the_next_push_succeeds(
         ("complete", "500"),
     ],
 )
-def test_a_probe_that_meets_a_fault_costs_an_ability_or_is_asked_again(
-    blobs: S3Blobs, proxy: FaultProxy, operation: str, act: str
-) -> None:
+def test_a_probe_that_meets_a_fault_is_repeated(blobs: S3Blobs, proxy: FaultProxy, operation: str, act: str) -> None:
     proxy.fail(operation, act, times=1)
     with contextlib.suppress(Unavailable):
         assert blobs.capabilities
     assert blobs.capabilities
 
 
-def test_a_store_that_does_not_answer_is_not_asked_by_everybody(blobs: S3Blobs, proxy: FaultProxy) -> None:
-    """Each who asks would wait as long; one of them finds out when it is back."""
+def test_the_circuit_breaker_rejects_calls_after_a_timeout(blobs: S3Blobs, proxy: FaultProxy) -> None:
+    """Each caller would wait as long; one of them finds out when the store is back."""
     assert blobs.capabilities.ranges
     proxy.fail("head", "hang")
     key = key_of(Digest.of(b""))
@@ -285,6 +279,6 @@ def test_a_store_that_does_not_answer_is_not_asked_by_everybody(blobs: S3Blobs, 
             blobs.stat(key)
     assert proxy.seen["head"] == asked
     proxy.heal()
-    blobs.bucket._breaker._open_until = 0.0  # as if its pause were over
+    blobs.bucket._breaker._open_until = 0.0  # its pause is over
     assert blobs.stat(key) is None
     assert blobs.stat(key) is None

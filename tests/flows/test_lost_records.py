@@ -1,4 +1,4 @@
-"""The bucket is older than the database: records beside the blobs are lost, told, and written again."""
+"""The bucket is older than the database: lost records and tiles are findings, and are rewritten."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from registry.server.promotion import withdraw
 from registry.server.promotion.attester import Attester
 from registry.server.storage.blobs import BlobStore, key_of
 from tests import forge
-from tests.flows.test_restore import lose_the_database, reindex, story
+from tests.flows.test_restore import fill, lose_the_database, reindex
 from tests.identities import forge as forge_identity
 from tests.identities import values
 from tests.maintenance import check, collect, findings
@@ -38,27 +38,27 @@ WITH_NORMS = WITHOUT_NORMS.model_copy(
 )
 
 
-def kept(world: World) -> dict[str, bytes]:
+def records(world: World) -> dict[str, bytes]:
     return {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list("records/")}
 
 
-def test_lost_records_are_told_and_written_again_from_the_rows(stored_world: World) -> None:
-    story(stored_world)
+def test_lost_records_are_findings_and_are_rewritten_from_the_rows(stored_world: World) -> None:
+    fill(stored_world)
     stored_world.push("acme/gone")
     Namespaces(stored_world.admin).delete_adapter("acme/gone")
     collect(stored_world)
-    rows, before = snapshot(stored_world), kept(stored_world)
+    rows, before = snapshot(stored_world), records(stored_world)
     for key in before:
         stored_world.blobs.delete(key)
-    told = sorted(findings(stored_world, deep=False))
-    versions = ["acme/support@1", "acme/support@2", "acme/support@3", "umbrella/images@1"]
+    locations = sorted(findings(stored_world, deep=False))
+    versions = ["acme/support@1", "acme/support@2", "acme/support@3", "initech/images@1"]
     others = [*(f"base {row['name']}" for row in rows["base"]), "records/tombstone/acme/gone"]
-    assert told == sorted(f"record.missing {location}" for location in [*versions, *others])
-    assert reindex(stored_world, dry_run=True).records == len(told)
-    assert kept(stored_world) == {}
-    assert (reindex(stored_world).records, reindex(stored_world).records) == (len(told), 0)
-    written = kept(stored_world)
-    assert written.items() <= before.items(), "and no record of what a yank was before it was taken back"
+    assert locations == sorted(f"record.missing {location}" for location in [*versions, *others])
+    assert reindex(stored_world, dry_run=True).records == len(locations)
+    assert records(stored_world) == {}
+    assert (reindex(stored_world).records, reindex(stored_world).records) == (len(locations), 0)
+    written = records(stored_world)
+    assert written.items() <= before.items(), "without the record from before an unyank"
     assert {key.rpartition("/")[0] for key in written} == {key.rpartition("/")[0] for key in before}
     assert findings(stored_world) == []
     lose_the_database(stored_world)
@@ -67,13 +67,13 @@ def test_lost_records_are_told_and_written_again_from_the_rows(stored_world: Wor
     collect(stored_world)
 
 
-def test_a_record_from_before_a_withdrawal_is_no_record_of_it(stored_world: World) -> None:
+def test_a_record_from_before_a_withdrawal_counts_as_lost(stored_world: World) -> None:
     stored_world.push("acme/support")
     collect(stored_world)
-    before = kept(stored_world)
+    before = records(stored_world)
     Gates(stored_world.admin).quarantine("acme/support@1", "poisoned")
     collect(stored_world)
-    for key in list(kept(stored_world)):
+    for key in list(records(stored_world)):
         stored_world.blobs.delete(key)
     for key, data in before.items():
         stored_world.blobs.put(key, [data], limit_bytes=len(data))
@@ -85,11 +85,11 @@ def test_a_record_from_before_a_withdrawal_is_no_record_of_it(stored_world: Worl
     assert stored_world.admin.version("acme/support@1").quarantined_at is not None
 
 
-def test_a_record_that_an_older_release_wrote_counts(stored_world: World) -> None:
+def test_a_record_of_an_older_release_counts(stored_world: World) -> None:
     stored_world.push("acme/support")
     collect(stored_world)
     (key,) = [stat.key for stat in stored_world.blobs.list(metadata_backup.VERSIONS)]
-    data = kept(stored_world)[key]
+    data = records(stored_world)[key]
     other = VersionRecord.parse(data).model_copy(update={"pushed_by": ""})
     stored_world.blobs.delete(key)
     metadata_backup._put(stored_world.blobs, key[:-64], other)
@@ -97,21 +97,21 @@ def test_a_record_that_an_older_release_wrote_counts(stored_world: World) -> Non
     assert reindex(stored_world).records == 0
 
 
-@pytest.mark.parametrize("database_kind", ["postgres"])  # on SQLite writers take turns
-def test_a_withdrawal_that_meets_the_writer_of_the_first_record_is_recorded_too(world: World) -> None:
+@pytest.mark.parametrize("database_kind", ["postgres"])  # on SQLite transactions that write are serial
+def test_a_withdrawal_during_the_first_backup_is_recorded(world: World) -> None:
     world.add_base()
     world.push("acme/support")
     world.transport.settle()
 
-    def recorded(at: datetime | None) -> None:
+    def set_recorded_at(at: datetime | None) -> None:
         with world.session(write=True) as session:
             session.connection().execute(update(VersionRow).values(recorded_at=at))
 
-    recorded(None)
+    set_recorded_at(None)
     name = AdapterName("acme", "support")
     with world.session(write=True) as session:
         version = catalog.find(session, TRUSTED, name, 1)
-        recorded(db.now())
+        set_recorded_at(db.now())
         withdraw.yank(session, TRUSTED, name, version, reason="diverged")
     assert world.admin.version("acme/support@1").yank_reason == "diverged"
     with world.session() as session:
@@ -120,7 +120,7 @@ def test_a_withdrawal_that_meets_the_writer_of_the_first_record_is_recorded_too(
     assert findings(world) == []
 
 
-def test_an_attestation_of_the_registry_whose_bytes_are_lost_is_made_again(stored_world: World) -> None:
+def test_a_lost_attestation_of_the_registry_is_made_again(stored_world: World) -> None:
     stored_world.push("acme/support")
     log = stored_world.app.state.audit_log
     log.step()
@@ -128,13 +128,13 @@ def test_an_attestation_of_the_registry_whose_bytes_are_lost_is_made_again(store
         (lost,) = [Digest(row.digest) for row in rows(session, AttestationRow)]
     stored_world.blobs.delete(key_of(lost))
     assert findings(stored_world) == [f"blob.damaged {lost}"]
-    (told,) = [f.message for page in check(stored_world, deep=False) for f in page.findings]
-    assert "an attestation (push) of a version refers to it" in told
+    (message,) = [f.message for page in check(stored_world, deep=False) for f in page.findings]
+    assert "an attestation (push) of a version refers to it" in message
     Attester(stored_world.engine, stored_world.blobs, lambda: log.keys).attest_until(log.latest.size)
     assert findings(stored_world) == []
 
 
-def test_lost_tiles_of_the_audit_log_are_told_and_written_again(stored_world: World) -> None:
+def test_lost_tiles_of_the_audit_log_are_findings_and_are_rewritten(stored_world: World) -> None:
     for _ in range(2):
         stored_world.push("acme/support")
     with stored_world.session(write=True) as session:
@@ -153,7 +153,7 @@ def test_lost_tiles_of_the_audit_log_are_told_and_written_again(stored_world: Wo
             stored_world.blobs.delete(stat.key)
     assert len(tiles_of(stored_world)) == len(before) - len(lost)
     assert sorted(findings(stored_world, deep=False)) == sorted(f"audit.tile_missing {path}" for path in lost)
-    assert reindex(stored_world, dry_run=True).records == 3, "the entries go with their hashes"
+    assert reindex(stored_world, dry_run=True).records == 3, "entries and their hashes are one"
     stored_world.app.state.audit_log.step()
     assert len(tiles_of(stored_world)) == len(before) - len(lost)
     assert reindex(stored_world).records == 3
@@ -164,12 +164,12 @@ def test_lost_tiles_of_the_audit_log_are_told_and_written_again(stored_world: Wo
 
 
 def tiles_of(world: World) -> dict[str, bytes]:
-    found = [(stat.key[len("audit/") :].rpartition("/")[0], stat) for stat in world.blobs.list("audit/")]
-    return {path: world.blobs.read(stat.key, 0, stat.size_bytes) for path, stat in found}
+    stats = [(stat.key[len("audit/") :].rpartition("/")[0], stat) for stat in world.blobs.list("audit/")]
+    return {path: world.blobs.read(stat.key, 0, stat.size_bytes) for path, stat in stats}
 
 
 @pytest.mark.parametrize("before", [None, WITHOUT_NORMS], ids=["comes", "grows"])
-def test_an_identity_that_changes_while_its_base_is_recorded_is_recorded_as_it_is(
+def test_an_identity_that_changes_during_the_backup_of_its_base_is_recorded(
     stored_world: World, monkeypatch: pytest.MonkeyPatch, before: Identity | None
 ) -> None:
     name = stored_world.add_base(forge.llama("young")).name
@@ -179,19 +179,19 @@ def test_an_identity_that_changes_while_its_base_is_recorded_is_recorded_as_it_i
     with stored_world.session(write=True) as session:
         session.connection().execute(update(BaseRow).values(recorded_at=None))
     put = metadata_backup._put
-    late: list[str] = []
+    interrupted_at: list[str] = []
 
-    def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
+    def interrupt(blobs: BlobStore, folder: str, record: Record) -> str:
         key = put(blobs, folder, record)
-        if not late:
-            late.append(key)
+        if not interrupted_at:
+            interrupted_at.append(key)
             stored_world.admin.identify_base(name, WITH_NORMS)
         return key
 
-    monkeypatch.setattr(metadata_backup, "_put", interrupted)
+    monkeypatch.setattr(metadata_backup, "_put", interrupt)
     metadata_backup.write_missing(stored_world.engine, stored_world.blobs, limit=10)
     monkeypatch.undo()
-    assert late
+    assert interrupted_at
     collect(stored_world)
     lose_the_database(stored_world)
     reindex(stored_world)

@@ -1,4 +1,4 @@
-"""Disaster: the database is lost or older than the bucket. What comes back, what does not, and who says so."""
+"""Recovery: the database is lost or older than the bucket. What a re-index restores, and what it does not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.snapshot import snapshot
 from tests.world import World, spec_of
 
 KEPT = {"token", "alembic_version"}
-"""Tables that the tests leave alone: who asks must be known."""
+"""Tables that stay, so that the client can still sign in."""
 
 
 def reindex(world: World, *, dry_run: bool = False) -> ReindexPage:
@@ -42,8 +42,8 @@ def lose_the_database(world: World) -> None:
                 session.connection().execute(delete(table))
 
 
-def story(world: World) -> None:
-    """Versions with parents, verdicts, reports, aliases, and one that was withdrawn."""
+def fill(world: World) -> None:
+    """Add versions with parents, verdicts, reports and aliases, and withdraw one."""
     card = b"---\ndatasets:\n- acme/chats\n---\n### Framework versions\n\n- PEFT 0.18.0\n"
     parent = world.push("acme/support", {**world.files(), "README.md": card}, message="first").version
     fused = Edge(relation=Relation.FUSED, digest=parent.digest, name="acme/support@1")
@@ -54,7 +54,7 @@ def story(world: World) -> None:
         provenance=declared,
         parents=[Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1")],
     )
-    world.push("umbrella/images", alias="canary")
+    world.push("initech/images", alias="canary")
     world.validate("acme/support@1")
     world.push("acme/support")
     world.admin.yank("acme/support@2", "diverged")
@@ -64,8 +64,8 @@ def story(world: World) -> None:
     collect(world, grace=3600)
 
 
-def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: World) -> None:
-    story(stored_world)
+def test_a_reindex_restores_versions_files_and_lineage_from_the_bucket(stored_world: World) -> None:
+    fill(stored_world)
     before = snapshot(stored_world)
     assert len(before["version"]) == 4
     assert {row["node"] for row in before["input"]} == {
@@ -74,13 +74,13 @@ def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: Wo
     assert len(before["base_edge"]) == 1
     lose_the_database(stored_world)
     assert "record.version_unknown records/" in findings(stored_world, deep=False)
-    assert collect(stored_world).strays_deleted == 0, "gc must not eat what a re-index needs"
+    assert collect(stored_world).strays_deleted == 0, "GC keeps what a re-index needs"
     assert reindex(stored_world, dry_run=True).versions == 4
     assert snapshot(stored_world)["version"] == []
     page = reindex(stored_world)
     assert (page.bases, page.versions, page.findings) == (2, 4, [])
     assert snapshot(stored_world) == before
-    with stored_world.session(write=True) as session:  # as an older server leaves it that still runs beside this one
+    with stored_world.session(write=True) as session:  # as an older server that still runs leaves it
         session.connection().execute(delete(BaseEdgeRow))
     again = reindex(stored_world)
     assert snapshot(stored_world) == before
@@ -90,8 +90,8 @@ def test_the_bucket_alone_gives_back_versions_files_and_lineage(stored_world: Wo
     assert findings(stored_world) == []
 
 
-def test_after_a_reindex_everything_works_and_only_aliases_and_other_verdicts_are_gone(stored_world: World) -> None:
-    story(stored_world)
+def test_after_a_reindex_only_aliases_and_other_verdicts_are_missing(stored_world: World) -> None:
+    fill(stored_world)
     lose_the_database(stored_world)
     reindex(stored_world)
     newest = stored_world.admin.version("acme/support")
@@ -100,14 +100,14 @@ def test_after_a_reindex_everything_works_and_only_aliases_and_other_verdicts_ar
     assert stored_world.admin.version("acme/support@2").yank_reason == "diverged"
     assert stored_world.admin.version("acme/support@1").yanked_at is None
     assert {e.relation for e in stored_world.admin.lineage("acme/support@2").edges} >= {"continued"}
-    assert [a.alias for a in stored_world.admin.aliases("umbrella/images").items] == ["main"]
+    assert [a.alias for a in stored_world.admin.aliases("initech/images").items] == ["main"]
     assert stored_world.push("acme/support").version.number == 4
     stored_world.admin.promote("acme/support", "canary", "4", generation=0)
     collect(stored_world)
     assert findings(stored_world) == []
 
 
-def test_what_was_pushed_after_the_backup_is_told_and_comes_back(
+def test_versions_newer_than_the_backup_are_findings_and_are_restored(
     database_kind: str, world: World, tmp_path: Path
 ) -> None:
     if database_kind != "sqlite":
@@ -124,16 +124,16 @@ def test_what_was_pushed_after_the_backup_is_told_and_comes_back(
     for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
         (file.parent / name).unlink(missing_ok=True)
     shutil.copyfile(tmp_path / "backup.db", file)
-    told = findings(world, deep=False)
-    assert "record.version_unknown records/" in told
-    assert {f.partition(" ")[0] for f in told} == {"record.version_unknown", "blob.stray"}
+    locations = findings(world, deep=False)
+    assert "record.version_unknown records/" in locations
+    assert {f.partition(" ")[0] for f in locations} == {"record.version_unknown", "blob.stray"}
     assert reindex(world).versions == 1
-    found = world.admin.version("acme/support")
-    assert (found.number, found.digest, found.message) == (2, later.version.digest, "after the backup")
+    version = world.admin.version("acme/support")
+    assert (version.number, version.digest, version.message) == (2, later.version.digest, "after the backup")
     assert findings(world) == []
 
 
-def test_a_version_without_its_bytes_comes_back_and_says_what_is_missing(stored_world: World) -> None:
+def test_a_version_without_its_bytes_is_restored_and_lists_what_is_missing(stored_world: World) -> None:
     files = stored_world.files()
     stored_world.push("acme/support", files)
     collect(stored_world)
@@ -151,7 +151,7 @@ def test_a_version_without_its_bytes_comes_back_and_says_what_is_missing(stored_
     assert findings(stored_world) == []
 
 
-def test_a_damaged_record_is_told_and_the_others_come_back(stored_world: World) -> None:
+def test_a_damaged_record_is_a_finding_and_the_others_are_restored(stored_world: World) -> None:
     stored_world.push("acme/support")
     stored_world.push("acme/support")
     collect(stored_world)
@@ -175,7 +175,7 @@ def forget_strays(world: World) -> None:
             world.blobs.delete(stat.key)
 
 
-def test_a_number_that_was_given_again_is_told_and_not_changed(stored_world: World) -> None:
+def test_a_version_number_that_was_reused_is_a_finding_and_is_not_changed(stored_world: World) -> None:
     stored_world.push("acme/support")
     collect(stored_world)
     lose_the_database(stored_world)
@@ -187,29 +187,27 @@ def test_a_number_that_was_given_again_is_told_and_not_changed(stored_world: Wor
     forget_strays(stored_world)
 
 
-def test_a_late_writer_of_a_record_takes_no_newer_one_away(
-    stored_world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A version is yanked, and recorded as such, while its first record is being written."""
+def test_a_late_backup_deletes_no_newer_record(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version is yanked, and its record written, while its first record is being written."""
     stored_world.push("acme/support")
     stored_world.push("acme/support")
     collect(stored_world)
     with stored_world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(recorded_at=None))
     put = metadata_backup._put
-    late: list[str] = []
+    interrupted_at: list[str] = []
 
-    def interrupted(blobs: BlobStore, folder: str, record: Record) -> str:
-        if not late:
-            late.append(folder)
+    def interrupt(blobs: BlobStore, folder: str, record: Record) -> str:
+        if not interrupted_at:
+            interrupted_at.append(folder)
             stored_world.admin.yank("acme/support@1", "diverged")
             metadata_backup.write_missing(stored_world.engine, blobs, limit=10)
         return put(blobs, folder, record)
 
-    monkeypatch.setattr(metadata_backup, "_put", interrupted)
+    monkeypatch.setattr(metadata_backup, "_put", interrupt)
     metadata_backup.write_missing(stored_world.engine, stored_world.blobs, limit=10)
     monkeypatch.undo()
-    assert late
+    assert interrupted_at
     collect(stored_world)
     assert findings(stored_world) == []
     lose_the_database(stored_world)
@@ -218,7 +216,7 @@ def test_a_late_writer_of_a_record_takes_no_newer_one_away(
 
 
 def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
-    story(stored_world)
+    fill(stored_world)
     with stored_world.session() as session:
         secrets = [row.secret_sha256 for row in session.exec(select(TokenRow)).all()]
     for stat in stored_world.blobs.list("records/"):
@@ -228,28 +226,28 @@ def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
 
 
 def end_some_names(world: World) -> None:
-    """An adapter that was deleted, one that was moved, a namespace that ended."""
+    """Delete an adapter, move one, delete a namespace."""
     spaces = Namespaces(world.admin)
-    for name in ("acme/support", "acme/images", "umbrella/images"):
+    for name in ("acme/support", "acme/images", "initech/images"):
         world.push(name)
     spaces.delete_adapter("acme/support")
-    spaces.rename("acme/images", "acme/pictures")
-    spaces.delete_adapter("umbrella/images")
-    spaces.delete("umbrella")
+    spaces.rename("acme/images", "acme/photos")
+    spaces.delete_adapter("initech/images")
+    spaces.delete("initech")
     world.transport.settle()
 
 
-ENDED = ("acme/support", "acme/supp0rt", "acme/images", "umbrella/anything")
+ENDED = ("acme/support", "acme/supp0rt", "acme/images", "initech/anything")
 
 
-def test_names_that_ended_are_never_given_again_though_only_the_bucket_is_left(stored_world: World) -> None:
+def test_tombstones_are_restored_from_the_bucket(stored_world: World) -> None:
     end_some_names(stored_world)
     lose_the_database(stored_world)
     assert "record.version_unknown records/" in findings(stored_world, deep=False)
     assert reindex(stored_world, dry_run=True).tombstones == 4
     page = reindex(stored_world)
     assert (page.versions, page.tombstones, page.findings) == (1, 4, [])
-    assert stored_world.admin.version("acme/pictures").number == 1
+    assert stored_world.admin.version("acme/photos").number == 1
     for name in ENDED:
         with pytest.raises(Conflict) as refusal:
             stored_world.push(name)
@@ -260,7 +258,7 @@ def test_names_that_ended_are_never_given_again_though_only_the_bucket_is_left(s
     assert findings(stored_world) == []
 
 
-def test_a_name_that_a_backup_brought_back_is_told_and_left(stored_world: World) -> None:
+def test_a_deleted_name_that_a_backup_restored_is_a_finding_and_stays(stored_world: World) -> None:
     stored_world.push("acme/support")
     Namespaces(stored_world.admin).delete_adapter("acme/support")
     stored_world.transport.settle()
@@ -276,13 +274,13 @@ def test_a_name_that_a_backup_brought_back_is_told_and_left(stored_world: World)
     assert reindex(stored_world).findings == []
 
 
-def test_a_tombstone_that_the_store_could_not_take_is_recorded_by_gc(stored_world: World) -> None:
+def test_gc_records_a_tombstone_that_the_store_could_not_take(stored_world: World) -> None:
     end_some_names(stored_world)
     for stat in list(stored_world.blobs.list(metadata_backup.TOMBSTONES)):
         stored_world.blobs.delete(stat.key)
     with stored_world.session(write=True) as session:
         session.connection().execute(update(TakenNameRow).values(recorded_at=None))
     collect(stored_world)
-    told = sorted(stat.key.rpartition("/")[0] for stat in stored_world.blobs.list(metadata_backup.TOMBSTONES))
-    places = ("acme/images", "acme/support", "umbrella", "umbrella/images")
-    assert told == [f"records/tombstone/{location}" for location in places]
+    folders = sorted(stat.key.rpartition("/")[0] for stat in stored_world.blobs.list(metadata_backup.TOMBSTONES))
+    names = ("acme/images", "acme/support", "initech", "initech/images")
+    assert folders == [f"records/tombstone/{name}" for name in names]

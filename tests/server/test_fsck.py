@@ -1,4 +1,4 @@
-"""Checking: a healthy registry has no findings, every planted damage has one, and flipped bits are all found."""
+"""Consistency checks: a healthy registry has no findings, all damage has one, and every flipped bit is found."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def local(database_url: str, tmp_path: Path) -> object:
         yield world
 
 
-def busy(world: World) -> None:
-    """Some of everything that a registry holds."""
+def fill(world: World) -> None:
+    """Push, validate, promote, roll back and yank."""
     first = world.push("acme/support", alias="canary")
     world.validate("acme/support@1")
     world.push("acme/support")
@@ -66,14 +66,14 @@ def file_of(world: World, digest: str) -> Path:
 
 
 def flip(path: Path, where: int) -> None:
-    """One bit, as a disk would."""
+    """Flip one bit, as a disk might."""
     data = bytearray(path.read_bytes())
     data[where // 8 % len(data)] ^= 1 << where % 8
     path.write_bytes(data)
 
 
 def test_a_healthy_registry_has_no_findings(stored_world: World) -> None:
-    busy(stored_world)
+    fill(stored_world)
     collect(stored_world)
     pages = check(stored_world, deep=True)
     assert [f for page in pages for f in page.findings] == []
@@ -86,7 +86,7 @@ def test_a_healthy_registry_has_no_findings(stored_world: World) -> None:
     assert sorted(page.share for page in pages)[-1] == 1.0
 
 
-def test_an_adapter_that_got_another_name_has_no_findings_either(world: World) -> None:
+def test_a_renamed_adapter_has_no_findings(world: World) -> None:
     world.add_base()
     for _ in range(2):
         world.push("acme/support", alias="canary")
@@ -104,8 +104,8 @@ def test_an_adapter_that_got_another_name_has_no_findings_either(world: World) -
     [{"reason": "all was well"}, {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"evidence": []}, {"actor": "mallory"}],
     ids=["reason", "at", "evidence", "actor"],
 )
-def test_a_history_that_somebody_edited_is_not_what_the_log_tells(world: World, edit: dict[str, object]) -> None:
-    """`adapter history` reads rows that no tree of hashes protects; their events it does."""
+def test_an_edited_alias_history_differs_from_its_events(world: World, edit: dict[str, object]) -> None:
+    """`adapter history` reads rows that the audit log does not protect; it protects their events."""
     world.add_base()
     world.push("acme/support")
     world.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
@@ -156,7 +156,7 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
 
 
 @pytest.mark.parametrize(("code", "database_kind"), zip(DAMAGES, itertools.cycle(["sqlite", "postgres"]), strict=False))
-def test_damage_to_the_rows_is_found(world: World, code: str) -> None:
+def test_damaged_rows_are_found(world: World, code: str) -> None:
     world.add_base()
     world.push("acme/support", alias="canary")
     world.push("acme/support", alias="canary")
@@ -164,7 +164,7 @@ def test_damage_to_the_rows_is_found(world: World, code: str) -> None:
     with world.session(write=True) as session:
         DAMAGES[code](session)
     assert code in {finding.partition(" ")[0] for finding in findings(world, deep=False)}
-    with world.session(write=True) as session:  # leave what World.check accepts
+    with world.session(write=True) as session:  # so that World.check accepts the rest
         session.connection().execute(delete(BlobRow))
     for stat in list(world.blobs.list("blobs/")):
         world.blobs.delete(stat.key)
@@ -178,13 +178,12 @@ def test_a_version_whose_manifest_has_another_digest_is_found(world: World) -> N
     assert [f for f in findings(world, deep=False) if f.startswith("version.manifest_differs acme/support@1")]
 
 
-def test_missing_and_cut_bytes_are_found_without_reading_them(local: World) -> None:
+def test_missing_and_truncated_bytes_are_found_without_reading_them(local: World) -> None:
     local.push("acme/support")
     digests = sorted(states(local))
     file_of(local, digests[0]).unlink()
     file_of(local, digests[1]).write_bytes(b"")
-    found = findings(local, deep=False)
-    assert found == [f"blob.bytes_missing {digests[0]}", f"blob.size_differs {digests[1]}"]
+    assert findings(local, deep=False) == [f"blob.bytes_missing {digests[0]}", f"blob.size_differs {digests[1]}"]
     with local.session(write=True) as session:
         session.connection().execute(delete(BlobRow).where(col(BlobRow.digest).in_(digests[:2])))
     file_of(local, digests[1]).unlink()
@@ -192,20 +191,20 @@ def test_missing_and_cut_bytes_are_found_without_reading_them(local: World) -> N
 
 def test_a_hundred_flipped_bits_in_a_hundred_blobs_are_a_hundred_findings(local: World) -> None:
     dice = random.Random(24)
-    wanted = []
+    expected = []
     with local.session(write=True) as session:
         for _ in range(BLOBS):
             data = dice.randbytes(dice.randrange(1, 5000))
             digest = Digest.of(data)
             local.blobs.put(key_of(digest), [data], limit_bytes=len(data))
             session.add(BlobRow(digest=digest, size_bytes=len(data), created_at=db.now()))
-            wanted.append(digest)
+            expected.append(digest)
             flip(file_of(local, digest), dice.randrange(len(data) * 8))
-    assert sorted(findings(local)) == sorted(f"blob.damaged {digest}" for digest in wanted)
+    assert sorted(findings(local)) == sorted(f"blob.damaged {digest}" for digest in expected)
     assert set(states(local).values()) == {"corrupt"}
 
 
-def test_a_damaged_version_says_so_and_a_push_of_the_same_bytes_mends_it(local: World) -> None:
+def test_a_push_of_the_same_bytes_repairs_a_damaged_version(local: World) -> None:
     files = local.files()
     local.push("acme/support", files)
     weights = Digest.of(files[forge.WEIGHTS])
@@ -226,7 +225,7 @@ def test_a_damaged_version_says_so_and_a_push_of_the_same_bytes_mends_it(local: 
     assert findings(local) == []
 
 
-def test_a_push_that_was_open_before_the_damage_mends_it_too(local: World) -> None:
+def test_a_push_that_was_open_before_the_damage_repairs_it(local: World) -> None:
     files = local.files()
     local.push("acme/support", files)
     changed = {**files, "README.md": b"# another\n"}
@@ -249,18 +248,18 @@ def test_damaged_blobs_are_restored_from_the_second_copy(local: World, tmp_path:
     weights, config = Digest.of(files[forge.WEIGHTS]), Digest.of(files[forge.CONFIG])
     flip(file_of(local, weights), 1)
     file_of(local, config).unlink()
-    damaged_too = second.local_path(key_of(config))
-    assert damaged_too is not None
-    flip(damaged_too, 9)
+    second_config = second.local_path(key_of(config))
+    assert second_config is not None
+    flip(second_config, 9)
     assert sorted(findings(local)) == sorted([f"blob.restored {weights}", f"blob.damaged {config}"])
     assert file_of(local, weights).read_bytes() == files[forge.WEIGHTS]
     assert states(local)[weights] == "live"
-    flip(damaged_too, 9)
+    flip(second_config, 9)
     assert findings(local) == [f"blob.restored {config}"]
     assert findings(local) == []
 
 
-def test_one_blob_that_the_disk_cannot_read_is_told_and_the_check_goes_on(
+def test_an_unreadable_blob_is_a_finding_and_the_check_continues(
     local: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = local.files()
@@ -284,7 +283,7 @@ def test_one_blob_that_the_disk_cannot_read_is_told_and_the_check_goes_on(
     assert file_of(local, bad).read_bytes() == data
 
 
-def test_bytes_that_somebody_mended_by_hand_are_believed_again(local: World) -> None:
+def test_bytes_repaired_by_hand_are_accepted_again(local: World) -> None:
     files = local.files()
     local.push("acme/support", files)
     weights = Digest.of(files[forge.WEIGHTS])
@@ -295,7 +294,7 @@ def test_bytes_that_somebody_mended_by_hand_are_believed_again(local: World) -> 
     assert findings(local) == []
 
 
-def test_a_deep_check_goes_on_where_it_stopped(local: World) -> None:
+def test_a_deep_check_continues_at_its_cursor(local: World) -> None:
     local.push("acme/support")
     digests = sorted(states(local))
     page = local.admin.fsck(FsckRequest(deep=True, cursor=f"deep:{digests[0]}"))

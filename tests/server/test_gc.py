@@ -1,4 +1,4 @@
-"""Garbage collection: what goes, what stays however short the grace, and what a kill in the middle leaves."""
+"""Garbage collection: what is deleted, what stays whatever the grace period, and how a killed run is finished."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.maintenance import collect, expire, findings, orphan, plan, send, sta
 from tests.world import World, rows
 
 
-def test_what_a_version_or_a_verdict_needs_stays_at_no_grace(stored_world: World) -> None:
+def test_blobs_of_versions_and_verdicts_stay_without_a_grace_period(stored_world: World) -> None:
     stored_world.push("acme/support")
     stored_world.validate("acme/support@1")
     before = states(stored_world)
@@ -34,7 +34,7 @@ def test_what_a_version_or_a_verdict_needs_stays_at_no_grace(stored_world: World
     assert findings(stored_world) == []
 
 
-def test_what_an_open_push_names_stays_and_the_push_succeeds(stored_world: World) -> None:
+def test_blobs_of_an_open_push_stay_and_the_push_succeeds(stored_world: World) -> None:
     files = stored_world.files()
     planned = plan(stored_world, files)
     collect(stored_world)
@@ -47,7 +47,7 @@ def test_what_an_open_push_names_stays_and_the_push_succeeds(stored_world: World
     assert findings(stored_world) == []
 
 
-def test_an_expired_push_holds_nothing_and_leaves_nothing(stored_world: World) -> None:
+def test_an_expired_push_references_nothing_and_leaves_nothing(stored_world: World) -> None:
     files = stored_world.files()
     planned = plan(stored_world, files)
     send(stored_world, planned, files)
@@ -62,25 +62,25 @@ def test_an_expired_push_holds_nothing_and_leaves_nothing(stored_world: World) -
     assert findings(stored_world) == []
 
 
-def test_a_blob_that_nobody_needs_goes_after_the_grace(stored_world: World) -> None:
+def test_an_unreferenced_blob_is_deleted_after_the_grace_period(stored_world: World) -> None:
     digest = orphan(stored_world)
     first = collect(stored_world, grace=3600)
     assert (first.blobs_marked, first.blobs_deleted) == (1, 0)
     assert states(stored_world) == {digest: "dead"}
     assert stored_world.blobs.stat(key_of(digest)) is not None
     second = collect(stored_world, grace=0)
-    assert (second.blobs_marked, second.blobs_deleted, second.bytes_deleted) == (0, 1, len(b"nobody's"))
+    assert (second.blobs_marked, second.blobs_deleted, second.bytes_deleted) == (0, 1, len(b"unreferenced"))
     assert states(stored_world) == {}
     assert stored_world.blobs.stat(key_of(digest)) is None
 
 
-def test_a_new_push_brings_a_dead_blob_back_to_life(stored_world: World) -> None:
+def test_a_new_push_revives_a_dead_blob(stored_world: World) -> None:
     files = stored_world.files()
     weights = orphan(stored_world, files[forge.WEIGHTS])
     collect(stored_world, grace=3600)
     assert states(stored_world)[weights] == "dead"
     planned = plan(stored_world, files)
-    assert weights in {upload.digest for upload in planned.uploads}, "a blob of nobody is no version's blob"
+    assert weights in {upload.digest for upload in planned.uploads}, "no version that the caller can read has it"
     assert states(stored_world)[weights] == "pending"
     collect(stored_world)
     send(stored_world, planned, files)
@@ -88,24 +88,24 @@ def test_a_new_push_brings_a_dead_blob_back_to_life(stored_world: World) -> None
     assert states(stored_world)[weights] == "live"
 
 
-def test_a_push_of_a_blob_that_is_being_deleted_waits(stored_world: World) -> None:
+def test_a_push_of_a_blob_that_is_being_deleted_is_told_to_retry(stored_world: World) -> None:
     files = stored_world.files()
     weights = orphan(stored_world, files[forge.WEIGHTS])
     with stored_world.session(write=True) as session:
         row = session.get_one(BlobRow, weights)
         row.state = "deleting"
         session.add(row)
-    impatient = stored_world.client(stored_world.secret)
-    impatient.connection._wait = lambda _seconds: None
+    client = stored_world.client(stored_world.secret)
+    client.connection._wait = lambda _seconds: None
     with pytest.raises(Unavailable) as refusal:
-        impatient.plan_push("acme/support", PushRequest(manifest=stored_world.manifest(files)))
+        client.plan_push("acme/support", PushRequest(manifest=stored_world.manifest(files)))
     assert (refusal.value.code, refusal.value.retry_after_seconds) == ("TRY_LATER", 1)
     collect(stored_world)
     assert stored_world.push("acme/support", files).created
 
 
 @pytest.mark.parametrize("step", ["before the bytes", "after the bytes"])
-def test_a_run_that_died_is_ended_by_the_next_one(stored_world: World, step: str) -> None:
+def test_a_run_that_died_is_finished_by_the_next_one(stored_world: World, step: str) -> None:
     digest = orphan(stored_world)
     with stored_world.session(write=True) as session:
         row = session.get_one(BlobRow, digest)
@@ -118,7 +118,7 @@ def test_a_run_that_died_is_ended_by_the_next_one(stored_world: World, step: str
     assert stored_world.blobs.stat(key_of(digest)) is None
 
 
-def test_final_bytes_without_a_row_are_told_and_go_after_the_grace(stored_world: World) -> None:
+def test_a_final_key_without_a_row_is_a_finding_and_is_deleted_after_the_grace_period(stored_world: World) -> None:
     data = b"left by a server that went on too long"
     key = key_of(Digest.of(data))
     stored_world.blobs.put(key, [data], limit_bytes=len(data))
@@ -128,7 +128,7 @@ def test_final_bytes_without_a_row_are_told_and_go_after_the_grace(stored_world:
     assert stored_world.blobs.stat(key) is None
 
 
-def test_strays_stay_while_versions_are_recorded_that_the_database_does_not_know(stored_world: World) -> None:
+def test_stray_blobs_stay_while_records_have_versions_that_the_database_lacks(stored_world: World) -> None:
     stored_world.push("acme/support")
     collect(stored_world)
     record = next(iter(stored_world.blobs.list("records/version/"))).key
@@ -143,22 +143,22 @@ def test_strays_stay_while_versions_are_recorded_that_the_database_does_not_know
     assert collect(stored_world).strays_deleted == 1
 
 
-def test_a_dry_run_foretells_and_changes_nothing(stored_world: World) -> None:
+def test_a_dry_run_counts_the_same_and_changes_nothing(stored_world: World) -> None:
     orphan(stored_world)
     files = stored_world.files()
     planned = plan(stored_world, files)
     send(stored_world, planned, files)
     expire(stored_world, planned)
     before, staged = states(stored_world), list(stored_world.blobs.list("staging/"))
-    foretold = collect(stored_world, dry_run=True)
+    expected = collect(stored_world, dry_run=True)
     assert (states(stored_world), list(stored_world.blobs.list("staging/"))) == (before, staged)
-    assert foretold.dry_run
+    assert expected.dry_run
     done = collect(stored_world)
     for count in ("pushes_expired", "blobs_marked", "blobs_deleted", "bytes_deleted"):
-        assert getattr(foretold, count) == getattr(done, count), count
+        assert getattr(expected, count) == getattr(done, count), count
 
 
-def test_ended_pushes_and_old_answers_are_forgotten(stored_world: World) -> None:
+def test_ended_pushes_and_old_responses_are_deleted(stored_world: World) -> None:
     stored_world.push("acme/support")
     long_ago = db.now() - timedelta(days=40)
     with stored_world.session(write=True) as session:
@@ -174,7 +174,7 @@ def test_ended_pushes_and_old_answers_are_forgotten(stored_world: World) -> None
     assert findings(stored_world) == []
 
 
-def test_one_collects_at_a_time(stored_world: World) -> None:
+def test_one_process_collects_at_a_time(stored_world: World) -> None:
     with (
         locks.acquire(stored_world.engine, "gc"),
         pytest.raises(Unavailable) as refusal,
@@ -182,8 +182,8 @@ def test_one_collects_at_a_time(stored_world: World) -> None:
     ):
         pass
     assert refusal.value.code == "TRY_LATER"
-    with locks.acquire(stored_world.engine, "gc") as mine:
-        mine.check()
+    with locks.acquire(stored_world.engine, "gc") as lock:
+        lock.check()
 
 
 def test_only_an_administrator_of_everything_collects(stored_world: World) -> None:
@@ -193,19 +193,21 @@ def test_only_an_administrator_of_everything_collects(stored_world: World) -> No
                 call()
 
 
-def test_a_commit_that_outlived_its_push_makes_no_version(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The push is ended and collected while its commit is between its bytes and its rows."""
+def test_a_commit_after_gc_ended_its_push_creates_no_version(
+    stored_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GC ends and collects the push while its commit is between its bytes and its rows."""
     files = stored_world.files()
     planned = plan(stored_world, files)
     send(stored_world, planned, files)
     promote = type(stored_world.blobs).promote
-    left = len(files)
+    remaining = len(files)
 
     def slow(store: BlobStore, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
-        nonlocal left
+        nonlocal remaining
         promote(store, staging_key, digest, replace=replace)
-        left -= 1
-        if left == 0:
+        remaining -= 1
+        if remaining == 0:
             expire(stored_world, planned)
             collect(stored_world)
 
@@ -222,8 +224,8 @@ def test_a_commit_that_outlived_its_push_makes_no_version(stored_world: World, m
     assert findings(stored_world) == []
 
 
-def test_a_plan_in_the_middle_of_a_run_is_never_too_late(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A push begins between the mark and the claim, for each blob that is on its way out."""
+def test_a_push_between_mark_and_claim_keeps_its_blobs(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push begins between the mark and the claim of blobs that it names."""
     files = stored_world.files()
     for data in files.values():
         orphan(stored_world, data)
@@ -236,7 +238,7 @@ def test_a_plan_in_the_middle_of_a_run_is_never_too_late(stored_world: World, mo
             planned.append(plan(stored_world, files))
         return result
 
-    if stored_world.engine.dialect.name == "postgresql":  # on SQLite the writer would wait for this very thread
+    if stored_world.engine.dialect.name == "postgresql":  # on SQLite the writer would wait for this thread
         monkeypatch.setattr(Session, "exec", interfere)
         collect(stored_world)
         monkeypatch.undo()
@@ -246,35 +248,33 @@ def test_a_plan_in_the_middle_of_a_run_is_never_too_late(stored_world: World, mo
         assert findings(stored_world) == []
 
 
-def test_a_stage_key_of_a_push_that_never_was_goes(stored_world: World) -> None:
+def test_a_staging_key_without_a_push_is_deleted(stored_world: World) -> None:
     data = b"sent after the end"
     stored_world.blobs.put(staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
     assert collect(stored_world).staged_deleted == 1
 
 
-def test_a_run_of_many_short_shifts_ends_however_many_blobs_are_well(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each shift sees a few blobs and goes on where the one before it stopped."""
+def test_a_run_of_many_short_requests_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request scans a few blobs and continues where the previous one stopped."""
     world.add_base()
     for _ in range(4):
         world.push("acme/support")
-    gone = orphan(world)
-    looks = Counter[int]()
+    unreferenced = orphan(world)
+    calls = Counter[int]()
 
     def is_over(run: GcRun) -> bool:
-        looks[id(run)] += 1
-        return looks[id(run)] > 8
+        calls[id(run)] += 1
+        return calls[id(run)] > 8
 
     monkeypatch.setattr(gc_blobs, "WINDOW", 1)
     monkeypatch.setattr(GcRun, "is_over", property(is_over))
     cursors = [""]
     while len(cursors) < 300:
-        answered = world.admin.collect(GcRequest(grace_seconds=0, cursor=cursors[-1])).next_cursor
-        if not answered:
+        next_cursor = world.admin.collect(GcRequest(grace_seconds=0, cursor=cursors[-1])).next_cursor
+        if not next_cursor:
             break
-        cursors.append(answered)
-        looks.clear()
+        cursors.append(next_cursor)
+        calls.clear()
     assert len(cursors) == len(set(cursors)) < 300
-    assert gone not in states(world)
+    assert unreferenced not in states(world)
     assert set(states(world).values()) == {"live"}

@@ -1,4 +1,4 @@
-"""Collecting without a grace while others push and pull."""
+"""Garbage collection without a grace period during pushes and pulls."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.world import World
 
 
 @pytest.mark.slow
-def test_collecting_without_grace_races_pushers_and_pullers(stored_world: World) -> None:
-    """Overlapping blobs, pushes that are given up, a collector that never rests: nothing that was promised is lost."""
+def test_gc_without_a_grace_period_races_pushes_and_pulls(stored_world: World) -> None:
+    """Shared blobs, abandoned pushes and a collector without a pause: nothing that was acknowledged is lost."""
     shared = [stored_world.files() for _ in range(3)]
     failures: list[BaseException] = []
     pushed: set[str] = set()
     done = threading.Event()
 
-    def watched(work: object) -> threading.Thread:
+    def thread(work: object) -> threading.Thread:
         def run() -> None:
             try:
                 work()  # type: ignore[operator]
@@ -31,13 +31,13 @@ def test_collecting_without_grace_races_pushers_and_pullers(stored_world: World)
         return threading.Thread(target=run)
 
     def push(worker: int) -> None:
-        for turn_number in range(6):
-            files = {**shared[turn_number % 3], "README.md": b"%d" % (turn_number // 2)}
-            if turn_number % 3 == 2:
+        for round_number in range(6):
+            files = {**shared[round_number % 3], "README.md": b"%d" % (round_number // 2)}
+            if round_number % 3 == 2:
                 expire(stored_world, plan(stored_world, stored_world.files(), f"acme/w{worker}"))
             try:
                 stored_world.push(f"acme/w{worker}", files)
-            except Conflict as e:  # taken up by nobody else, so this is a loss
+            except Conflict as e:  # nobody else continues it, so this is a loss
                 raise AssertionError(f"a push lost its bytes: {e}") from e
             pushed.add(f"acme/w{worker}")
 
@@ -49,19 +49,19 @@ def test_collecting_without_grace_races_pushers_and_pullers(stored_world: World)
                     with stored_world.admin.read(file.url) as chunks:
                         assert Digest.of(b"".join(chunks)) == file.digest
 
-    def gather() -> None:
+    def collect_forever() -> None:
         while not done.is_set():
             collect(stored_world)
 
-    background = [watched(pull), watched(gather)]
-    pushers = [watched(lambda n=n: push(n)) for n in range(4)]
-    for thread in [*background, *pushers]:
-        thread.start()
-    for thread in pushers:
-        thread.join()
+    background = [thread(pull), thread(collect_forever)]
+    pushers = [thread(lambda n=n: push(n)) for n in range(4)]
+    for each in [*background, *pushers]:
+        each.start()
+    for each in pushers:
+        each.join()
     done.set()
-    for thread in background:
-        thread.join()
+    for each in background:
+        each.join()
     assert failures == []
     collect(stored_world)
     collect(stored_world)

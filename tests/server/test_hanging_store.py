@@ -1,4 +1,4 @@
-"""A store that does not answer holds up those who need it, and nobody else."""
+"""A store that does not respond delays only the requests that need it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from registry.server.storage.blobs import BlobWriter, Link, Stat
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World, upload
 
-PATIENCE_SECONDS = 60
-"""More than anything here takes; a server that is held up would take for ever."""
+WAIT_SECONDS = 60
+"""More than anything here takes; a blocked server would never respond."""
 
 
-class Hanging(MemoryBlobs):
-    """While `hangs` is set, writes and looks wait until it answers again, as many as there may be."""
+class HangingBlobs(MemoryBlobs):
+    """While `hangs` is set, writes and look-ups wait for `resumes`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hangs, self.answers = threading.Event(), threading.Event()
+        self.hangs, self.resumes = threading.Event(), threading.Event()
         self.waiting = threading.Semaphore(0)
-        self.at_link: Any = None
+        self.on_presign: Any = None
 
     def wait(self) -> None:
         if self.hangs.is_set():
             self.waiting.release()
-            assert self.answers.wait(PATIENCE_SECONDS)
+            assert self.resumes.wait(WAIT_SECONDS)
 
     def stat(self, key: str) -> Stat | None:
         self.wait()
@@ -51,28 +51,26 @@ class Hanging(MemoryBlobs):
         return sink
 
     def presign(self, *_args: Any, **_options: Any) -> Link | None:
-        if self.at_link is not None:
-            self.at_link()
+        if self.on_presign is not None:
+            self.on_presign()
         return None
 
 
 @pytest.fixture
-def blobs() -> Iterator[Hanging]:
-    blobs = Hanging()
+def blobs() -> Iterator[HangingBlobs]:
+    blobs = HangingBlobs()
     yield blobs
-    blobs.answers.set()
+    blobs.resumes.set()
 
 
 @pytest.fixture
-def world(database_url: str, blobs: Hanging) -> Iterator[World]:
+def world(database_url: str, blobs: HangingBlobs) -> Iterator[World]:
     with World(database_url, blobs=blobs) as world:
         world.add_base()
         yield world
 
 
-def test_who_needs_no_bytes_is_answered_while_more_pushes_wait_than_there_are_threads(
-    world: World, blobs: Hanging
-) -> None:
+def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(world: World, blobs: HangingBlobs) -> None:
     manifests = [world.manifest(world.files()) for _ in range(STORE_THREADS + 20)]
     pushes = [world.admin.plan_push(f"acme/a{i}", PushRequest(manifest=m)) for i, m in enumerate(manifests)]
     blobs.hangs.set()
@@ -82,16 +80,16 @@ def test_who_needs_no_bytes_is_answered_while_more_pushes_wait_than_there_are_th
             for i, manifest in enumerate(manifests)
         ]
         for _ in range(STORE_THREADS):
-            assert blobs.waiting.acquire(timeout=PATIENCE_SECONDS)
+            assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         try:
-            assert pool.submit(world.admin.adapters).result(PATIENCE_SECONDS).items == []
-            assert pool.submit(world.admin.health).result(PATIENCE_SECONDS).status == "ok"
+            assert pool.submit(world.admin.adapters).result(WAIT_SECONDS).items == []
+            assert pool.submit(world.admin.health).result(WAIT_SECONDS).status == "ok"
         finally:
-            blobs.answers.set()
-        assert [found.result().push_id for found in again] == [push.push_id for push in pushes]
+            blobs.resumes.set()
+        assert [future.result().push_id for future in again] == [push.push_id for push in pushes]
 
 
-def test_an_upload_that_the_store_does_not_take_holds_up_no_event_loop(world: World, blobs: Hanging) -> None:
+def test_an_upload_to_a_hanging_store_does_not_block_the_event_loop(world: World, blobs: HangingBlobs) -> None:
     files = world.files()
     plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
     upload = max(plan.uploads, key=lambda upload: upload.size_bytes)
@@ -99,47 +97,45 @@ def test_an_upload_that_the_store_does_not_take_holds_up_no_event_loop(world: Wo
     blobs.hangs.set()
     with ThreadPoolExecutor(2) as pool:
         sent = pool.submit(world.admin.upload, upload, lambda: iter([data]))
-        assert blobs.waiting.acquire(timeout=PATIENCE_SECONDS)
+        assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         try:
-            assert pool.submit(world.admin.adapters).result(PATIENCE_SECONDS).items == []
+            assert pool.submit(world.admin.adapters).result(WAIT_SECONDS).items == []
         finally:
-            blobs.answers.set()
+            blobs.resumes.set()
         sent.result()
 
 
-def test_a_plan_keeps_no_connection_to_the_database_while_it_asks_the_store(world: World, blobs: Hanging) -> None:
-    held: list[int] = []
-    blobs.at_link = lambda: held.append(world.engine.pool.checkedout())  # type: ignore[attr-defined]
+def test_a_plan_holds_no_database_connection_while_it_waits_for_the_store(world: World, blobs: HangingBlobs) -> None:
+    connections: list[int] = []
+    blobs.on_presign = lambda: connections.append(world.engine.pool.checkedout())  # type: ignore[attr-defined]
     manifest = world.manifest(world.files())
     first = world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
     assert world.admin.plan_push("acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
-    assert held == [0] * 2 * len(first.uploads)
+    assert connections == [0] * 2 * len(first.uploads)
 
 
-def test_a_commit_that_is_asked_for_again_while_it_is_done_is_not_done_twice(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It takes long because the store is slow: reading everything once more at the same time would make it slower."""
+def test_a_commit_that_is_repeated_while_it_runs_is_done_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit takes long if the store is slow; reading everything twice at once would make it slower."""
     files = world.files()
     plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
     upload(world.admin, plan, files)
-    came = threading.Semaphore(0)
-    read: list[Any] = []
+    arrived = threading.Semaphore(0)
+    reads: list[Any] = []
     turn, verified = background.turn, inspect.verified
 
-    def coming(*words: Any) -> Any:
-        came.release()
-        return turn(*words)
+    def announce(*args: Any) -> Any:
+        arrived.release()
+        return turn(*args)
 
-    def reading(*words: Any) -> Any:
-        read.append(1)
+    def wait_for_both(*args: Any) -> Any:
+        reads.append(1)
         for _ in range(2):
-            assert came.acquire(timeout=PATIENCE_SECONDS)
-        return verified(*words)
+            assert arrived.acquire(timeout=WAIT_SECONDS)
+        return verified(*args)
 
-    monkeypatch.setattr(background, "turn", coming)
-    monkeypatch.setattr(inspect, "verified", reading)
+    monkeypatch.setattr(background, "turn", announce)
+    monkeypatch.setattr(inspect, "verified", wait_for_both)
     with ThreadPoolExecutor(2) as pool:
         pushed = [pool.submit(world.admin.commit_push, plan.push_id) for _ in range(2)]
-        assert sorted(found.result().created for found in pushed) == [False, True]
-    assert read == [1]
+        assert sorted(future.result().created for future in pushed) == [False, True]
+    assert reads == [1]

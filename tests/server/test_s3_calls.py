@@ -1,4 +1,4 @@
-"""How often a push asks the S3 store, counted; and what a server remembers of staging keys is never the only word."""
+"""How many S3 calls a push makes, and how wrong entries of the staging cache are noticed."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def blobs(s3_url: str, object_store: str) -> S3Blobs:
     store = S3Blobs.from_url(s3_url, endpoint=object_store)
     store._direct_from_bytes = 2**10
     if not store.capabilities.checksum_parts:
-        pytest.skip("this store binds no part to a sum")
+        pytest.skip("this store has no checksum parts")
     return store
 
 
 @pytest.fixture
 def calls(blobs: S3Blobs) -> list[str]:
-    """Every request that boto3 sends, by its operation."""
-    told: list[str] = []
+    """The operation of every request that boto3 sends."""
+    operations: list[str] = []
 
-    def note(model: Any, **_: Any) -> None:
-        told.append(model.name)
+    def record(model: Any, **_: Any) -> None:
+        operations.append(model.name)
 
     for client in (blobs.bucket._internal, blobs.bucket._patient):
-        client.meta.events.register("before-call.s3", note)
-    return told
+        client.meta.events.register("before-call.s3", record)
+    return operations
 
 
 @pytest.fixture
@@ -62,26 +62,24 @@ def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
         yield world
 
 
-def test_a_push_asks_the_store_for_what_moves_its_bytes_and_little_else(
-    world: World, calls: list[str], tmp_path: Path
-) -> None:
+def test_a_push_makes_few_calls_besides_those_that_move_bytes(world: World, calls: list[str], tmp_path: Path) -> None:
     push.push_folder(world.admin, forge.write(world.files(), tmp_path / "first"), AdapterName("acme", "first"))
     world.transport.settle()
     calls.clear()
     files = {name: data for name, data in world.files(rank=16).items() if name in (forge.CONFIG, forge.WEIGHTS)}
     push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
     world.transport.settle()
-    asked = Counter(calls)
-    # The weights: begun and noted; seen, noted as arrived and completed. The configuration: put, looked for under its
-    # final key, copied there. Reads are of the judge. Afterwards: the list of what was staged, two deletions, a record.
-    assert asked - Counter({"GetObject": asked["GetObject"]}) == Counter(
+    counts = Counter(calls)
+    # The weights: begin and marker; list, marker and complete. The configuration: put, head of its final key, copy.
+    # Reads are of the inspection. Afterwards: list the staged keys, delete two of them, write a record.
+    assert counts - Counter({"GetObject": counts["GetObject"]}) == Counter(
         CreateMultipartUpload=1, ListParts=1, CompleteMultipartUpload=1, PutObject=4, HeadObject=1, CopyObject=1,
         ListObjectsV2=1, DeleteObject=2,
     )  # fmt: skip
-    assert asked["GetObject"] <= 5
+    assert counts["GetObject"] <= 5
 
 
-def test_a_file_goes_in_parts_from_where_that_is_cheaper_than_to_send_it_again(blobs: S3Blobs) -> None:
+def test_a_file_is_sent_in_parts_from_the_configured_size_on(blobs: S3Blobs) -> None:
     assert not blobs._has_parts(uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS - 1)
     assert blobs._has_parts(uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS)
     blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False)
@@ -91,7 +89,7 @@ def test_a_file_goes_in_parts_from_where_that_is_cheaper_than_to_send_it_again(b
     assert chosen._has_parts(5 * MIB)
 
 
-def test_what_another_server_took_away_is_missed_and_not_believed(blobs: S3Blobs) -> None:
+def test_a_cached_entry_is_dropped_when_another_server_deleted_the_object(blobs: S3Blobs) -> None:
     blobs.put(STAGED, [DATA], limit_bytes=len(DATA))
     S3Blobs(blobs.bucket).delete(STAGED)
     with pytest.raises(NotFound):
@@ -105,11 +103,11 @@ def test_what_another_server_took_away_is_missed_and_not_believed(blobs: S3Blobs
     assert blobs.stat(STAGED) is None
 
 
-def test_two_servers_go_on_with_one_upload_and_either_completes_it(blobs: S3Blobs) -> None:
+def test_two_servers_share_one_upload_and_either_completes_it(blobs: S3Blobs) -> None:
     other = S3Blobs(blobs.bucket)
     other._direct_from_bytes = blobs._direct_from_bytes
-    given: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
-    first, second = blobs.presign(STAGED, **given), other.presign(STAGED, **given)
+    parameters: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
+    first, second = blobs.presign(STAGED, **parameters), other.presign(STAGED, **parameters)
     assert first is not None
     assert second is not None
     assert httpx.URL(first.url).params["uploadId"] == httpx.URL(second.url).params["uploadId"]
@@ -117,18 +115,18 @@ def test_two_servers_go_on_with_one_upload_and_either_completes_it(blobs: S3Blob
     assert len([upload for page in pages for upload in page.get("Uploads", ())]) == 1
     assert httpx.put(first.url, content=DATA, headers=first.headers).status_code == 200
     for store in (other, blobs, other):
-        found = store.stat(STAGED)
-        assert found is not None
-        assert (found.size_bytes, found.digest) == (len(DATA), DIGEST)
+        stat = store.stat(STAGED)
+        assert stat is not None
+        assert (stat.size_bytes, stat.digest) == (len(DATA), DIGEST)
     assert b"".join(blobs.open(STAGED)) == DATA
 
 
-def test_an_upload_that_another_server_ended_is_begun_anew(blobs: S3Blobs) -> None:
-    given: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
-    first = blobs.presign(STAGED, **given)
+def test_an_upload_that_another_server_aborted_is_begun_again(blobs: S3Blobs) -> None:
+    parameters: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
+    first = blobs.presign(STAGED, **parameters)
     S3Blobs(blobs.bucket).delete(STAGED)
     assert blobs.stat(STAGED) is None
-    second = blobs.presign(STAGED, **given)
+    second = blobs.presign(STAGED, **parameters)
     assert first is not None
     assert second is not None
     assert httpx.put(first.url, content=DATA, headers=first.headers).status_code == 404
@@ -136,17 +134,17 @@ def test_an_upload_that_another_server_ended_is_begun_anew(blobs: S3Blobs) -> No
     assert blobs.stat(STAGED) is not None
 
 
-def test_a_note_whose_answer_was_lost_is_found_and_its_upload_kept(
+def test_a_marker_whose_response_was_lost_is_found_and_its_upload_used(
     blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = Bucket.put
 
-    def written_but_refused(self: Bucket, key: str, data: bytes, **parameters: Any) -> bool:
+    def write_but_fail_the_condition(self: Bucket, key: str, data: bytes, **parameters: Any) -> bool:
         put(self, key, data, **parameters)
-        return "IfNoneMatch" not in parameters  # as a second try is answered, whose first one arrived
+        return "IfNoneMatch" not in parameters  # the response to a retry whose first attempt arrived
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bucket, "put", written_but_refused)
+        patch.setattr(Bucket, "put", write_but_fail_the_condition)
         link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
     assert link is not None
     assert httpx.put(link.url, content=DATA, headers=link.headers).status_code == 200

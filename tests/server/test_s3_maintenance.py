@@ -1,4 +1,4 @@
-"""Upkeep of a registry whose bytes are in a bucket, on a real store (SeaweedFS)."""
+"""Garbage collection, checks and re-indexing with a bucket, on a real store (SeaweedFS)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.server.storage.blobs import key_of
 from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.store import S3Blobs
 from tests import forge
-from tests.flows.test_restore import lose_the_database, story
+from tests.flows.test_restore import fill, lose_the_database
 from tests.maintenance import collect, expire, findings, plan, states
 from tests.snapshot import snapshot
 from tests.world import World
@@ -41,7 +41,7 @@ def open_uploads(blobs: S3Blobs) -> list[str]:
     return [upload["UploadId"] for page in pages for upload in page.get("Uploads", ())]
 
 
-def test_a_push_that_was_given_up_leaves_no_staged_bytes_and_no_upload(world: World, blobs: S3Blobs) -> None:
+def test_an_abandoned_push_leaves_no_staged_bytes_and_no_upload(world: World, blobs: S3Blobs) -> None:
     files = world.files()
     big = {**files, "tokenizer.json": b"[" + b" " * (uploads.PART_BYTES + 5) + b"]"}
     planned = plan(world, big)
@@ -57,7 +57,7 @@ def test_a_push_that_was_given_up_leaves_no_staged_bytes_and_no_upload(world: Wo
     assert states(world) == {}
 
 
-def test_rot_in_the_bucket_is_found_and_mended_by_a_push(world: World, blobs: S3Blobs) -> None:
+def test_damage_in_the_bucket_is_found_and_repaired_by_a_push(world: World, blobs: S3Blobs) -> None:
     files = world.files()
     world.push("acme/support", files)
     weights = Digest.of(files[forge.WEIGHTS])
@@ -68,8 +68,8 @@ def test_rot_in_the_bucket_is_found_and_mended_by_a_push(world: World, blobs: S3
     assert findings(world) == []
 
 
-def test_the_bucket_alone_gives_back_the_versions(world: World) -> None:
-    story(world)
+def test_versions_are_restored_from_the_bucket_alone(world: World) -> None:
+    fill(world)
     before = snapshot(world)
     lose_the_database(world)
     assert world.admin.reindex(ReindexRequest()).versions == 4

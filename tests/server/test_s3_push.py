@@ -1,4 +1,4 @@
-"""Pushes and pulls whose bytes go straight between client and S3 store, on a real store (SeaweedFS)."""
+"""Pushes and pulls whose bytes go directly between client and S3 store, on a real store (SeaweedFS)."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
         yield world
 
 
-def lacking(blobs: S3Blobs, **abilities: bool) -> None:
-    """As if the probe had found that the store cannot do this."""
-    blobs._capabilities = dataclasses.replace(blobs.capabilities, **abilities)
+def set_capabilities(blobs: S3Blobs, **capabilities: bool) -> None:
+    """Pretend that the probe found these capabilities."""
+    blobs._capabilities = dataclasses.replace(blobs.capabilities, **capabilities)
 
 
 def plan(world: World, files: forge.Files) -> PushPlan:
@@ -71,15 +71,13 @@ def big_files() -> forge.Files:
     return forge.lora(base, rank=12 * MIB // (two - one), seed=77)
 
 
-def test_bytes_go_straight_to_the_store_and_back_and_the_token_stays_at_home(
-    world: World, relay: Relay, tmp_path: Path
-) -> None:
+def test_bytes_go_directly_to_the_store_and_back_without_the_token(world: World, relay: Relay, tmp_path: Path) -> None:
     files = world.files()
     folder = forge.write(files, tmp_path / "adapter")
     pushed = push.push_folder(world.admin, folder, NAME)
     resolved = pull.pull(world.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
     assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
-    # The small files come with the commit and the plan of the pull; the weights go straight to the store and back.
+    # Small files come with the commit and with the plan of the pull; the weights go directly to the store and back.
     assert (len(relay.asked("PUT")), len(relay.asked("GET"))) == (1, 1)
     assert all("/staging/" in target for target in relay.asked("PUT"))
     assert not [head for head in relay.heads if "authorization:" in head.lower() or world.secret in head]
@@ -94,9 +92,9 @@ def test_a_second_push_of_the_same_bytes_sends_none_of_them(world: World, relay:
     assert (again.created, other.created, len(relay.heads)) == (False, True, sent)
 
 
-def test_a_link_takes_no_other_bytes_than_the_plan_was_made_for(world: World, blobs: S3Blobs) -> None:
+def test_a_link_accepts_only_the_planned_bytes(world: World, blobs: S3Blobs) -> None:
     if not blobs.capabilities.checksum_links:
-        pytest.skip("this store binds no link to a sum: the next test shows what stands in for it")
+        pytest.skip("this store has no checksum links: the next test shows the fallback")
     files = world.files()
     for upload in plan(world, files).uploads:
         wrong = b"x" * upload.size_bytes
@@ -105,10 +103,8 @@ def test_a_link_takes_no_other_bytes_than_the_plan_was_made_for(world: World, bl
         assert put(upload.url, b"short", upload.headers) in (400, 403)
 
 
-def test_where_the_store_cannot_check_a_sum_a_link_writes_once_and_the_server_hashes(
-    world: World, blobs: S3Blobs
-) -> None:
-    lacking(blobs, checksums=False, checksum_links=False)
+def test_without_checksums_a_link_writes_once_and_the_server_hashes(world: World, blobs: S3Blobs) -> None:
+    set_capabilities(blobs, checksums=False, checksum_links=False)
     files = world.files()
     by_digest = {Digest.of(data): data for data in files.values()}
     first = plan(world, files)
@@ -116,7 +112,7 @@ def test_where_the_store_cannot_check_a_sum_a_link_writes_once_and_the_server_ha
         wrong = b"x" * upload.size_bytes
         assert put(upload.url, wrong, upload.headers) == 200
         assert put(upload.url, by_digest[upload.digest], upload.headers) == 412
-    # Each commit finds one wrong file and takes it away, so that the right one can be sent.
+    # Each commit finds one wrong file and deletes it, so that the right one can be sent.
     for _ in first.uploads:
         with pytest.raises(Invalid) as refusal:
             world.admin.commit_push(first.push_id)
@@ -128,20 +124,20 @@ def test_where_the_store_cannot_check_a_sum_a_link_writes_once_and_the_server_ha
         assert len(rows(session, VersionRow)) == 1
 
 
-def test_where_links_cannot_be_bound_bytes_come_through_the_server(
+def test_without_bound_links_bytes_pass_through_the_server(
     world: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
 ) -> None:
-    lacking(blobs, checksum_links=False, conditional_links=False, parts=False)
+    set_capabilities(blobs, checksum_links=False, conditional_links=False, parts=False)
     folder = forge.write(world.files(), tmp_path / "adapter")
     assert push.push_folder(world.admin, folder, NAME).created
     assert relay.asked("PUT") == []
-    lacking(blobs, links=False)
+    set_capabilities(blobs, links=False)
     pull.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
     assert relay.asked("GET") == []
 
 
-def test_an_answer_that_was_lost_does_not_make_a_bound_link_fail(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
-    lacking(blobs, checksums=False, checksum_links=False)
+def test_a_lost_response_does_not_make_a_conditional_link_fail(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+    set_capabilities(blobs, checksums=False, checksum_links=False)
     files = world.files()
     by_digest = {Digest.of(data): data for data in files.values()}
     links = plan(world, files).uploads
@@ -149,7 +145,7 @@ def test_an_answer_that_was_lost_does_not_make_a_bound_link_fail(world: World, b
         assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
         source = tmp_path / upload.digest.hex
         source.write_bytes(by_digest[upload.digest])
-        with open(source, "rb", buffering=0) as file:  # as a client whose first attempt arrived
+        with open(source, "rb", buffering=0) as file:  # a client whose first attempt arrived
             sent = world.admin.connection.send_file(upload.url, file, 0, upload.size_bytes, headers=upload.headers)
         assert sent.status_code == 200
 
@@ -160,7 +156,7 @@ def in_parts(world: World, blobs: S3Blobs) -> World:
     return world
 
 
-def test_a_big_file_goes_in_parts_and_becomes_one_blob(
+def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
     in_parts: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
 ) -> None:
     files = big_files()
@@ -172,9 +168,7 @@ def test_a_big_file_goes_in_parts_and_becomes_one_blob(
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
-def test_a_client_that_was_killed_sends_only_the_parts_that_are_missing(
-    in_parts: World, relay: Relay, tmp_path: Path
-) -> None:
+def test_a_killed_client_sends_only_the_missing_parts(in_parts: World, relay: Relay, tmp_path: Path) -> None:
     files = big_files()
     folder = forge.write(files, tmp_path / "adapter")
     weights = files[forge.WEIGHTS]
@@ -187,7 +181,7 @@ def test_a_client_that_was_killed_sends_only_the_parts_that_are_missing(
     assert sorted(numbers) == ["1", "3"]
 
 
-def test_a_push_with_a_part_missing_or_wrong_makes_no_version(in_parts: World) -> None:
+def test_a_push_with_a_missing_or_wrong_part_creates_no_version(in_parts: World) -> None:
     files = big_files()
     by_digest = {Digest.of(data): data for data in files.values()}
     first = plan(in_parts, files)
@@ -212,32 +206,32 @@ def test_a_push_with_a_part_missing_or_wrong_makes_no_version(in_parts: World) -
         assert [row.state for row in rows(session, PushRow)] == ["open"]
 
 
-def test_uploads_that_nobody_ends_are_swept(in_parts: World, blobs: S3Blobs) -> None:
+def test_unfinished_uploads_are_aborted(in_parts: World, blobs: S3Blobs) -> None:
     plan(in_parts, big_files())
     assert blobs.delete_unfinished(timedelta(hours=1)) == 0
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 1
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
-def test_health_tells_what_the_store_can_do(world: World) -> None:
+def test_health_shows_the_capabilities_of_the_store(world: World) -> None:
     health = world.admin.health()
     assert health.blobs == "s3"
     assert health.capabilities["parts"] is True
 
 
-def test_a_store_that_is_not_there_is_said_and_the_next_request_asks_again(s3_url: str, object_store: str) -> None:
+def test_an_unreachable_store_is_probed_again_after_a_pause(s3_url: str, object_store: str) -> None:
     blobs: Any = S3Blobs.from_url(s3_url, endpoint="http://127.0.0.1:9")
     with pytest.raises(Unavailable, match="cannot serve") as caught:
         _ = blobs.capabilities
     assert caught.value.code == "STORE_UNAVAILABLE"
     blobs.bucket = S3Blobs.from_url(s3_url, endpoint=object_store).bucket
     with pytest.raises(Unavailable):
-        _ = blobs.capabilities  # not so soon
+        _ = blobs.capabilities  # too soon
     blobs._probe_again_at = 0.0
     assert blobs.capabilities.ranges
 
 
-def test_health_says_when_the_store_is_away(database_url: str, s3_url: str) -> None:
+def test_health_shows_that_the_store_is_away(database_url: str, s3_url: str) -> None:
     with World(database_url, blobs=S3Blobs.from_url(s3_url, endpoint="http://127.0.0.1:9")) as world:
         with pytest.raises(Unavailable):
             world.admin.health()

@@ -1,1 +1,1 @@
-"""Upkeep: garbage collection, consistency checks, recovery from the bucket, re-evaluation."""
+"""Maintenance: garbage collection, consistency checks, recovery from the bucket, re-evaluation."""

@@ -1,4 +1,4 @@
-"""Garbage collection of a store that does not delete: one key stands in nobody's way, an ill store is told."""
+"""Garbage collection of a store that fails to delete: one key stops nothing, a broken store fails the request."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.maintenance import collect, orphan, states
 from tests.world import World
 
 
-def test_what_the_store_refuses_to_delete_stands_in_nobodys_way(
+def test_a_key_that_cannot_be_deleted_does_not_stop_the_run(
     stored_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = orphan(stored_world, b"on a bad sector"), orphan(stored_world, b"beside it")
     kind: Any = type(stored_world.blobs)
     delete = kind.delete
 
-    def refusing(blobs: BlobStore, key: str) -> None:
+    def failing(blobs: BlobStore, key: str) -> None:
         if key == key_of(bad):
-            raise Unavailable("STORE_UNAVAILABLE", "the blob folder cannot be used now: Input/output error")
+            raise Unavailable("STORE_UNAVAILABLE", "cannot use the blob folder: Input/output error")
         delete(blobs, key)
 
-    monkeypatch.setattr(kind, "delete", refusing)
+    monkeypatch.setattr(kind, "delete", failing)
     report = collect(stored_world)
     assert (report.blobs_deleted, report.bytes_deleted, report.keys_refused) == (1, len(b"beside it"), 1)
     assert states(stored_world) == {bad: "deleting"}
@@ -34,18 +34,16 @@ def test_what_the_store_refuses_to_delete_stands_in_nobodys_way(
     assert (collect(stored_world).blobs_deleted, states(stored_world)) == (1, {})
 
 
-def test_a_store_that_deletes_nothing_ends_the_run_with_its_reason(
-    stored_world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_deletes_nothing_fails_the_run(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(FAILURES_LIMIT + 5):
         orphan(stored_world, f"orphan {n}".encode())
-    asked = []
+    attempts = []
 
-    def refusing(_blobs: BlobStore, key: str) -> None:
-        asked.append(key)
-        raise Unavailable("STORE_UNAVAILABLE", "the blob folder cannot be used now: Read-only file system")
+    def failing(_blobs: BlobStore, key: str) -> None:
+        attempts.append(key)
+        raise Unavailable("STORE_UNAVAILABLE", "cannot use the blob folder: Read-only file system")
 
-    monkeypatch.setattr(type(stored_world.blobs), "delete", refusing)
+    monkeypatch.setattr(type(stored_world.blobs), "delete", failing)
     with pytest.raises(Unavailable, match="Read-only file system"):
         collect(stored_world)
-    assert FAILURES_LIMIT <= len(asked) <= 4 * FAILURES_LIMIT, "the client asks again"
+    assert FAILURES_LIMIT <= len(attempts) <= 4 * FAILURES_LIMIT, "the client retries"

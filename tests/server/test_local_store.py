@@ -1,4 +1,4 @@
-"""What can stand in the place of a blob in a folder, and folders that cannot be read."""
+"""The local store: anything but a file under a key, and folders that cannot be read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def file_of(world: World, digest: Digest) -> Path:
     return path
 
 
-def no_file(path: Path, kind: str) -> None:
+def replace_file(path: Path, kind: str) -> None:
     path.unlink()
     if kind == "folder":
         path.mkdir()
@@ -55,49 +55,49 @@ def no_file(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "link"])
-def test_what_is_no_file_is_no_blob_and_makes_room_for_one(tmp_path: Path, kind: str) -> None:
+def test_anything_but_a_file_is_no_blob_and_is_moved_aside(tmp_path: Path, kind: str) -> None:
     store = LocalBlobs(tmp_path)
     path = store.root / key_of(DIGEST)
     for replace in (False, True):
         store.put(STAGED, [DATA], limit_bytes=len(DATA))
         store.promote(STAGED, DIGEST)
-        no_file(path, kind)
+        replace_file(path, kind)
         assert store.stat(key_of(DIGEST)) is None
         assert list(store.list("blobs/")) == []
         with pytest.raises(NotFound):
             store.read(key_of(DIGEST), 0, 5)
         store.promote(STAGED, DIGEST, replace=replace)
         assert b"".join(store.open(key_of(DIGEST))) == DATA
-    no_file(path, kind)
+    replace_file(path, kind)
     store.delete(key_of(DIGEST))
     assert not os.path.lexists(path)
-    assert len(list((tmp_path / "aside").iterdir())) == 3, "a person may look at it"
+    assert len(list((tmp_path / "aside").iterdir())) == 3, "kept for a person to look at"
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_an_error_and_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalBlobs(tmp_path)
     store.put(STAGED, [DATA], limit_bytes=len(DATA))
     scandir, locked = os.scandir, (tmp_path / STAGED).parent
 
-    def refusing(path: Any) -> Any:
+    def failing(path: Any) -> Any:
         if Path(path) == locked:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(Unavailable, match="Permission denied"):
         list(store.list("staging/"))
-    assert list(store.list("records/")) == [], "what is not there is empty"
+    assert list(store.list("records/")) == [], "a missing folder is empty"
 
 
-def test_a_folder_in_the_place_of_a_blob_is_damage_that_a_push_mends(local: World) -> None:
+def test_a_folder_under_a_key_is_damage_that_a_push_repairs(local: World) -> None:
     files = local.files()
     local.push("acme/support", files)
     weights = Digest.of(files[forge.WEIGHTS])
     file_of(local, weights).unlink()
     file_of(local, weights).mkdir()
-    with pytest.raises(Conflict) as refusal:  # the plan asks for nothing that the rows say is here
+    with pytest.raises(Conflict) as refusal:  # the plan asks for no blob that has a live row
         local.push("acme/support", {**files, "README.md": b"# another\n"})
     assert "fsck --deep" in refusal.value.next_step
     assert findings(local, deep=False) == [f"blob.bytes_missing {weights}"]
@@ -107,7 +107,7 @@ def test_a_folder_in_the_place_of_a_blob_is_damage_that_a_push_mends(local: Worl
     assert findings(local) == []
 
 
-def test_a_folder_that_cannot_be_read_is_told_and_the_check_goes_on(
+def test_an_unreadable_folder_is_a_finding_and_the_check_continues(
     local: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = local.files()
@@ -116,32 +116,32 @@ def test_a_folder_that_cannot_be_read_is_told_and_the_check_goes_on(
     file_of(local, lost).rename(away := tmp_path / "away")
     folder, scandir = file_of(local, locked).parent, os.scandir
 
-    def refusing(path: Any) -> Any:
+    def failing(path: Any) -> Any:
         if Path(path) == folder:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
-    told = findings(local, deep=False)
-    assert told == [f"blob.unreadable blobs/sha256/{locked.hex[:2]}/", f"blob.bytes_missing {lost}"]
+    monkeypatch.setattr(os, "scandir", failing)
+    expected = [f"blob.unreadable blobs/sha256/{locked.hex[:2]}/", f"blob.bytes_missing {lost}"]
+    assert findings(local, deep=False) == expected
     monkeypatch.undo()
     away.rename(file_of(local, lost))
 
 
-def test_what_collects_says_what_the_disk_refuses(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_reports_what_the_disk_refuses(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
     local.push("acme/support")
     root = file_of(local, DIGEST).parents[3]
-    (root / "tmp" / "a folder of somebody").mkdir()
+    (root / "tmp" / "a folder").mkdir()
     assert collect(local).blobs_deleted == 0
     (root / "tmp" / "left").touch()
     unlink = Path.unlink
 
-    def refusing(path: Path, missing_ok: bool = False) -> None:
+    def failing(path: Path, missing_ok: bool = False) -> None:
         if path.name == "left":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(Path, "unlink", refusing)
+    monkeypatch.setattr(Path, "unlink", failing)
     with pytest.raises(Unavailable, match="Input/output error"):
         local.blobs.delete_unfinished(timedelta(seconds=-1))
 

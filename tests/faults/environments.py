@@ -1,8 +1,7 @@
-"""Where a killable server keeps its data: SQLite or PostgreSQL, a folder or an S3 store.
+"""Environments of killable servers: SQLite or PostgreSQL, a folder or an S3 store.
 
-Example
-    with Places(folder) as places:
-        stage = Stage(places.environment("postgres", "s3"), folder)
+with Environments(folder) as environments:
+    deployment = Deployment(environments.environment("postgres", "s3"), folder)
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from tests.services import ObjectStore
 KINDS = [(database, store) for database in ("sqlite", "postgres") for store in ("local", "s3")]
 
 
-class Places(contextlib.ExitStack):
-    """Starts each service when it is first asked for."""
+class Environments(contextlib.ExitStack):
+    """Starts each service when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -31,15 +30,15 @@ class Places(contextlib.ExitStack):
         self._store: ObjectStore | None = None
 
     def environment(self, database: str, store: str, *, endpoint: str = "") -> dict[str, str]:
-        """Fresh places. `endpoint`: where clients and server find the S3 store, if not where it is."""
+        """Return the settings of an empty registry. `endpoint`: where to reach the S3 store, by default directly."""
         name = uuid.uuid4().hex[:12]
-        given = {"REGISTRY_DATA": str(self.folder / name)}
+        settings = {"REGISTRY_DATA": str(self.folder / name)}
         if database == "postgres":
-            given["REGISTRY_DATABASE_URL"] = self.enter_context(services.fresh_database(self.postgres()))
-            keep_commits(given["REGISTRY_DATABASE_URL"])
+            settings["REGISTRY_DATABASE_URL"] = self.enter_context(services.fresh_database(self.postgres()))
+            keep_commits(settings["REGISTRY_DATABASE_URL"])
         if store == "s3":
-            given |= self._bucket(name, endpoint)
-        return given
+            settings |= self._bucket(name, endpoint)
+        return settings
 
     def postgres(self) -> str:
         self._postgres = self._postgres or self.enter_context(services.postgres_url())
@@ -64,7 +63,7 @@ class Places(contextlib.ExitStack):
 
 
 def keep_commits(url: str) -> None:
-    """The tests' PostgreSQL forgets what it committed last when it crashes; here it must not, as in production."""
+    """Make commits durable, as in production: the tests' PostgreSQL loses the latest ones in a crash."""
     with psycopg.connect(url.replace("postgresql+psycopg://", "postgresql://", 1), autocommit=True) as connection:
         name = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = on").format(name))

@@ -1,4 +1,4 @@
-"""Uploads bound to their digest at the final key: no byte is copied, and nobody gains what they did not send."""
+"""Direct uploads: no byte is copied, and a push can use only bytes that it has sent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def blobs(s3_url: str, object_store: str) -> S3Blobs:
     store = S3Blobs.from_url(s3_url, endpoint=object_store)
     store._direct_from_bytes = SMALL_BYTES
     if not store.capabilities.checksum_parts:
-        pytest.skip("this store binds no part to a sum")
+        pytest.skip("this store has no checksum parts")
     return store
 
 
@@ -54,17 +54,16 @@ def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
 
 @pytest.fixture
 def operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls that may write, in order."""
-    told: list[str] = []
-    for name in ("call",):
-        inner = getattr(Bucket, name)
+    """The calls of the bucket, in order."""
+    operations: list[str] = []
+    call = Bucket.call
 
-        def counted(self: Bucket, operation: str, *, inner: Any = inner, **parameters: Any) -> Any:
-            told.append(f"{operation} {parameters.get('Key', '')}")
-            return inner(self, operation, **parameters)
+    def record(self: Bucket, operation: str, **parameters: Any) -> Any:
+        operations.append(f"{operation} {parameters.get('Key', '')}")
+        return call(self, operation, **parameters)
 
-        monkeypatch.setattr(Bucket, name, counted)
-    return told
+    monkeypatch.setattr(Bucket, "call", record)
+    return operations
 
 
 def put(upload: Any, body: bytes) -> int:
@@ -72,9 +71,9 @@ def put(upload: Any, body: bytes) -> int:
 
 
 def plan(world: World, files: forge.Files, name: AdapterName = NAME) -> tuple[PushPlan, Upload]:
-    """The plan, and what it says of the weights."""
-    made = world.admin.plan_push(name, PushRequest(manifest=world.manifest(files)))
-    return made, next(u for u in made.uploads if u.digest == Digest.of(files[forge.WEIGHTS]))
+    """Return the plan and its upload of the weights."""
+    push_plan = world.admin.plan_push(name, PushRequest(manifest=world.manifest(files)))
+    return push_plan, next(u for u in push_plan.uploads if u.digest == Digest.of(files[forge.WEIGHTS]))
 
 
 def open_uploads(blobs: S3Blobs) -> list[str]:
@@ -82,7 +81,7 @@ def open_uploads(blobs: S3Blobs) -> list[str]:
     return [upload["Key"] for page in pages for upload in page.get("Uploads", ())]
 
 
-def test_weights_become_a_blob_without_being_copied(
+def test_weights_become_a_blob_without_a_copy(
     world: World, blobs: S3Blobs, tmp_path: Path, operations: list[str]
 ) -> None:
     files = world.files()
@@ -98,56 +97,56 @@ def test_weights_become_a_blob_without_being_copied(
     assert (tmp_path / "out" / forge.WEIGHTS).read_bytes() == files[forge.WEIGHTS]
 
 
-def test_a_bound_link_takes_no_other_bytes_and_shows_none_before_the_commit(world: World, blobs: S3Blobs) -> None:
+def test_a_direct_upload_takes_only_its_bytes_and_is_invisible_before_the_commit(world: World, blobs: S3Blobs) -> None:
     files = world.files()
-    made, upload = plan(world, files)
+    push_plan, upload = plan(world, files)
     right = files[forge.WEIGHTS]
     assert put(upload, right[:-1] + b"?") in (400, 403)
     assert httpx.put(upload.url, content=right).status_code == 403
     with pytest.raises(Conflict) as incomplete:
-        world.admin.commit_push(made.push_id)
+        world.admin.commit_push(push_plan.push_id)
     assert incomplete.value.code == "UPLOAD_INCOMPLETE"
     assert put(upload, right) == 200
     assert blobs.stat(key_of(upload.digest)) is None
 
 
-def test_who_sent_nothing_gains_nothing_though_the_blob_is_there(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+def test_a_push_that_sent_nothing_cannot_use_an_existing_blob(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
     files = world.files()
     _, upload = plan(world, files)
     push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
-    stranger = staging_key_of("psh_stranger", upload.digest)
-    link = blobs.presign(stranger, seconds=60, method="PUT", digest=upload.digest, size_bytes=upload.size_bytes)
+    other = staging_key_of("psh_other", upload.digest)
+    link = blobs.presign(other, seconds=60, method="PUT", digest=upload.digest, size_bytes=upload.size_bytes)
     assert link is not None
-    # What the stranger sees does not depend on whether somebody has the bytes.
+    # The link does not depend on whether another push has sent the bytes.
     assert (httpx.URL(link.url).path, sorted(httpx.URL(link.url).params)) == (
         httpx.URL(upload.url).path,
         sorted(httpx.URL(upload.url).params),
     )
-    assert blobs.stat(stranger) is None
-    blobs.delete(stranger)
-    assert blobs.stat(stranger) is None
+    assert blobs.stat(other) is None
+    blobs.delete(other)
+    assert blobs.stat(other) is None
     assert b"".join(blobs.open(key_of(upload.digest))) == files[forge.WEIGHTS]
 
 
-def test_a_commit_that_died_between_note_and_completion_goes_on(
+def test_a_commit_that_died_between_marker_and_completion_continues(
     blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
     assert put(link, DATA) == 200
     call = Bucket.call
 
-    def dying(self: Bucket, operation: str, **parameters: Any) -> Any:
+    def die_at_completion(self: Bucket, operation: str, **parameters: Any) -> Any:
         if operation == "complete_multipart_upload":
             raise Unavailable("STORE_UNAVAILABLE", "gone")
         return call(self, operation, **parameters)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bucket, "call", dying)
+        patch.setattr(Bucket, "call", die_at_completion)
         with pytest.raises(Unavailable):
             blobs.stat(STAGED)
-    found = blobs.stat(STAGED)
-    assert found is not None
-    assert (found.size_bytes, found.digest) == (len(DATA), DIGEST)
+    stat = blobs.stat(STAGED)
+    assert stat is not None
+    assert (stat.size_bytes, stat.digest) == (len(DATA), DIGEST)
     fresh = S3Blobs(blobs.bucket)  # a server that was started meanwhile
     assert fresh.read(STAGED, 3, 5) == DATA[3:8]
     fresh.promote(STAGED, DIGEST)
@@ -155,7 +154,7 @@ def test_a_commit_that_died_between_note_and_completion_goes_on(
     assert b"".join(fresh.open(key_of(DIGEST))) == DATA
 
 
-def test_bytes_sent_again_mend_a_damaged_blob(blobs: S3Blobs) -> None:
+def test_a_direct_upload_repairs_a_damaged_blob(blobs: S3Blobs) -> None:
     blobs.bucket.put(key_of(DIGEST), b"damaged")
     link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
     assert put(link, DATA) == 200
@@ -163,7 +162,7 @@ def test_bytes_sent_again_mend_a_damaged_blob(blobs: S3Blobs) -> None:
     assert b"".join(blobs.open(key_of(DIGEST))) == DATA
 
 
-def test_a_plan_made_again_goes_on_with_the_same_upload_and_asks_for_nothing_that_arrived(world: World) -> None:
+def test_planning_again_continues_the_same_upload_and_asks_only_for_missing_bytes(world: World) -> None:
     files = world.files()
     first, upload = plan(world, files)
     again, same = plan(world, files)
@@ -176,7 +175,7 @@ def test_a_plan_made_again_goes_on_with_the_same_upload_and_asks_for_nothing_tha
     assert upload.digest not in [u.digest for u in third.uploads]
 
 
-def test_what_a_push_left_open_is_ended_by_gc_and_takes_no_late_bytes(world: World, blobs: S3Blobs) -> None:
+def test_gc_aborts_an_abandoned_direct_upload(world: World, blobs: S3Blobs) -> None:
     files = world.files()
     _, upload = plan(world, files)
     assert len(open_uploads(blobs)) == 1
@@ -191,7 +190,7 @@ def test_what_a_push_left_open_is_ended_by_gc_and_takes_no_late_bytes(world: Wor
     assert put(upload, files[forge.WEIGHTS]) == 404
 
 
-def test_without_that_ability_bytes_are_staged_and_copied(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+def test_without_the_capability_bytes_are_staged_and_copied(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
     blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False)
     files = world.files()
     _, upload = plan(world, files)
@@ -199,14 +198,14 @@ def test_without_that_ability_bytes_are_staged_and_copied(world: World, blobs: S
     assert push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME).created
 
 
-def test_a_malformed_adapter_that_came_by_a_bound_link_is_refused_and_collected(world: World, blobs: S3Blobs) -> None:
+def test_a_malformed_adapter_sent_by_direct_upload_is_rejected_and_collected(world: World, blobs: S3Blobs) -> None:
     files = {**world.files(), forge.WEIGHTS: b"\xff" * (2 * SMALL_BYTES)}
-    made, upload = plan(world, files)
-    for each in made.uploads:
+    push_plan, upload = plan(world, files)
+    for each in push_plan.uploads:
         body = next(data for data in files.values() if Digest.of(data) == each.digest)
         assert put(each, body) == 200
     with pytest.raises(Invalid):
-        world.admin.commit_push(made.push_id)
+        world.admin.commit_push(push_plan.push_id)
     with world.session(write=True) as session:
         for row in rows(session, PushRow):
             row.expires_at -= timedelta(days=30)

@@ -1,7 +1,7 @@
-"""The failpoints, and how often one push (with a promotion) or one garbage collection reaches each.
+"""The failpoints at which tests kill a server, and how often one push (with a promotion) or one GC run reaches each.
 
 Example
-    >>> armed("push.after_promote", seed=3)
+    >>> kill_at("push.after_promote", seed=3)
     'push.after_promote=kill@2'
 """
 
@@ -24,9 +24,9 @@ PUSH = {
 GC = {"gc.marked": 1, "gc.claimed": 1, "gc.deleted": 1}
 AUDIT = {"audit.numbered": 1, "audit.stored": 1, "attestation.held": 1}
 DIRECT = {"upload.half", "upload.received", "upload.written"}
-"""Not reached where clients send bytes straight to the store."""
+"""Not reached if clients send bytes directly to the store."""
 
 
-def armed(point: str, seed: int) -> str:
-    """The setting that kills the server at this point, the n-th time where it is reached more than once."""
+def kill_at(point: str, seed: int) -> str:
+    """Return the setting that kills the server there; `seed` chooses the time if it is reached several times."""
     return f"{point}=kill@{1 + seed % (PUSH | GC | AUDIT)[point]}"

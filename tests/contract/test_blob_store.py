@@ -36,7 +36,7 @@ def pieces(data: bytes, size: int = 100_000) -> Iterator[bytes]:
     return (data[i : i + size] for i in range(0, len(data), size))
 
 
-def test_what_was_put_is_read_back_whole_and_in_ranges(store: BlobStore) -> None:
+def test_a_blob_is_read_back_whole_and_in_ranges(store: BlobStore) -> None:
     stat = store.put(STAGED, pieces(DATA), expect=DIGEST, limit_bytes=len(DATA))
     assert (stat.size_bytes, stat.digest, stat.key) == (len(DATA), DIGEST, STAGED)
     assert b"".join(store.open(STAGED)) == DATA
@@ -46,13 +46,13 @@ def test_what_was_put_is_read_back_whole_and_in_ranges(store: BlobStore) -> None
     assert store.read(STAGED, 0, 0) == b""
 
 
-def test_an_empty_blob_is_a_blob(store: BlobStore) -> None:
+def test_an_empty_blob_can_be_stored(store: BlobStore) -> None:
     key = key_of(Digest.of(b""))
     assert store.put(key, [], limit_bytes=0).size_bytes == 0
     assert list(store.open(key)) == []
 
 
-def test_a_lying_digest_is_refused_and_leaves_nothing(store: BlobStore) -> None:
+def test_wrong_bytes_are_rejected_and_leave_nothing(store: BlobStore) -> None:
     with pytest.raises(Invalid) as refusal:
         store.put(STAGED, [DATA[:-1] + b"x"], limit_bytes=len(DATA))
     assert (refusal.value.code, refusal.value.reasons[0].code) == ("BLOB_MISMATCH", "blob.digest_mismatch")
@@ -61,12 +61,12 @@ def test_a_lying_digest_is_refused_and_leaves_nothing(store: BlobStore) -> None:
     assert_no_litter(store)
 
 
-def test_another_digest_than_the_key_says_is_refused(store: BlobStore) -> None:
+def test_expecting_another_digest_than_the_keys_is_rejected(store: BlobStore) -> None:
     with pytest.raises(Invalid):
         store.put(STAGED, [DATA], expect=Digest.of(b"other"), limit_bytes=len(DATA))
 
 
-def test_more_bytes_than_the_limit_are_refused_before_the_stream_ends(store: BlobStore) -> None:
+def test_too_many_bytes_are_rejected_before_the_stream_ends(store: BlobStore) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -93,7 +93,7 @@ def test_a_broken_stream_leaves_nothing(store: BlobStore) -> None:
     assert_no_litter(store)
 
 
-def test_promotion_creates_the_final_key_once_and_keeps_the_staged_one(store: BlobStore) -> None:
+def test_promotion_creates_the_final_key_once_and_keeps_the_staging_key(store: BlobStore) -> None:
     store.put(STAGED, [DATA], limit_bytes=len(DATA))
     store.promote(STAGED, DIGEST)
     store.promote(STAGED, DIGEST)
@@ -104,20 +104,20 @@ def test_promotion_creates_the_final_key_once_and_keeps_the_staged_one(store: Bl
     assert [stat.key for stat in store.list("blobs/")] == [key_of(DIGEST)]
 
 
-def test_promoting_what_is_not_there_says_so(store: BlobStore) -> None:
+def test_promoting_a_missing_blob_raises_not_found(store: BlobStore) -> None:
     with pytest.raises(NotFound) as refusal:
         store.promote(STAGED, DIGEST)
     assert refusal.value.code == "BLOB_UNKNOWN"
 
 
-def test_deleting_twice_is_deleting_once(store: BlobStore) -> None:
+def test_deleting_is_idempotent(store: BlobStore) -> None:
     store.put(STAGED, [DATA], limit_bytes=len(DATA))
     store.delete(STAGED)
     store.delete(STAGED)
     assert store.stat(STAGED) is None
 
 
-def test_reading_what_is_not_there_says_so_at_once(store: BlobStore) -> None:
+def test_opening_a_missing_blob_raises_before_the_first_chunk(store: BlobStore) -> None:
     with pytest.raises(NotFound):
         store.open(STAGED)
     with pytest.raises(NotFound):
@@ -132,7 +132,7 @@ def test_a_reader_keeps_its_bytes_while_the_blob_is_deleted(store: BlobStore) ->
     assert first + b"".join(reader) == DATA
 
 
-def test_listing_tells_keys_sizes_and_times_under_a_prefix(store: BlobStore) -> None:
+def test_listing_returns_keys_sizes_and_times_under_a_prefix(store: BlobStore) -> None:
     for push, data in (("a", b"1"), ("a", b"22"), ("b", b"333")):
         store.put(staging_key_of(push, Digest.of(data)), [data], limit_bytes=3)
     assert sorted(stat.size_bytes for stat in store.list("staging/a/")) == [1, 2]
@@ -142,7 +142,7 @@ def test_listing_tells_keys_sizes_and_times_under_a_prefix(store: BlobStore) -> 
 
 
 @pytest.mark.parametrize("key", ["", "blobs/../../etc/passwd", "staging/../" + "a" * 64, "blobs/sha256/ab/" + "A" * 64])
-def test_a_key_that_is_not_ours_reaches_no_byte(store: BlobStore, key: str) -> None:
+def test_an_invalid_key_raises_and_touches_nothing(store: BlobStore, key: str) -> None:
     for call in (store.stat, store.open, store.delete, store.local_path):
         with pytest.raises(ValueError, match="is not the key of a blob"):
             call(key)
@@ -183,7 +183,7 @@ def damage(store: BlobStore, key: str) -> None:
         store.bucket.put(key, b"rotten")
 
 
-def test_damaged_bytes_are_replaced_only_by_who_says_so(store: BlobStore) -> None:
+def test_damaged_bytes_are_replaced_only_with_replace(store: BlobStore) -> None:
     store.put(STAGED, pieces(DATA), limit_bytes=len(DATA))
     store.promote(STAGED, DIGEST)
     damage(store, key_of(DIGEST))
@@ -196,7 +196,7 @@ def test_damaged_bytes_are_replaced_only_by_who_says_so(store: BlobStore) -> Non
     assert_no_litter(store)
 
 
-def test_records_are_kept_beside_the_blobs(store: BlobStore) -> None:
+def test_records_are_stored_beside_the_blobs(store: BlobStore) -> None:
     key = f"records/version/acme/support-1.0/3/{DIGEST.hex}"
     store.put(key, pieces(DATA), limit_bytes=len(DATA))
     assert [(stat.key, stat.size_bytes) for stat in store.list("records/")] == [(key, len(DATA))]
@@ -208,7 +208,7 @@ def test_records_are_kept_beside_the_blobs(store: BlobStore) -> None:
             store.stat(f"{folder}/{DIGEST.hex}")
 
 
-def test_ending_the_uploads_of_one_push_leaves_those_of_others(store: BlobStore) -> None:
+def test_deleting_unfinished_uploads_of_one_push_keeps_those_of_others(store: BlobStore) -> None:
     mine = store.open_writer(STAGED, limit_bytes=2**27)
     mine.write(DATA)
     assert store.delete_unfinished(timedelta(0), "staging/another/") == 0
@@ -224,7 +224,7 @@ def assert_no_litter(store: BlobStore) -> None:
 
 
 # ------------------------------------------------------------------ what only a folder can show
-def test_a_process_that_dies_while_writing_leaves_litter_and_no_blob(tmp_path: Path) -> None:
+def test_a_process_that_dies_while_writing_leaves_a_temporary_file_and_no_blob(tmp_path: Path) -> None:
     store = LocalBlobs(tmp_path)
     child = os.fork()
     if child == 0:
@@ -238,7 +238,7 @@ def test_a_process_that_dies_while_writing_leaves_litter_and_no_blob(tmp_path: P
     assert_no_litter(store)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_raises_unavailable_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalBlobs(tmp_path)
 
     def full(*_: object) -> int:
@@ -252,7 +252,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert_no_litter(store)
 
 
-def test_a_folder_is_named_by_a_file_url(tmp_path: Path) -> None:
+def test_a_file_url_names_a_folder(tmp_path: Path) -> None:
     assert LocalBlobs.from_url((tmp_path / "a b").as_uri()).root == tmp_path / "a b"
     for url in ("s3://bucket/x", "file://elsewhere/x", "file:relative", "/srv"):
         with pytest.raises(Invalid):

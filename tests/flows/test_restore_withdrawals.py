@@ -1,4 +1,4 @@
-"""A restored database is older than the bucket: what was withdrawn since is not served again."""
+"""A restored database is older than the bucket: versions that were withdrawn since stay withdrawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def reindex(world: World, *, dry_run: bool = False) -> ReindexPage:
     return world.admin.reindex(ReindexRequest(dry_run=dry_run))
 
 
-def test_what_was_withdrawn_or_released_after_the_backup_is_so_again(world: World) -> None:
+def test_withdrawals_and_releases_after_the_backup_are_restored(world: World) -> None:
     gates = Gates(world.admin)
     world.add_base()
     for _ in range(5):
@@ -42,8 +42,8 @@ def test_what_was_withdrawn_or_released_after_the_backup_is_so_again(world: Worl
         for row in backup:
             session.connection().execute(update(VersionRow).where(col(VersionRow.id) == row.pop("id")).values(row))
     assert world.admin.resolve("acme/support:canary").number == 1
-    told = [f"record.withdrawal_unknown acme/support@{number}" for number in (1, 2, 3, 4)]
-    assert sorted(findings(world)) == told
+    expected = [f"record.withdrawal_unknown acme/support@{number}" for number in (1, 2, 3, 4)]
+    assert sorted(findings(world)) == expected
     assert reindex(world, dry_run=True).withdrawals == 4
     assert world.admin.resolve("acme/support:canary").number == 1
     page = reindex(world)

@@ -1,12 +1,7 @@
-"""`Stage`: a killable server on a database and a store, a client that retries, and what must hold after every fault.
+"""`Deployment`: a killable server on a database and a store, a client that retries, and the checks after every fault.
 
-    with Stage(environment, folder) as stage:
-        stage.push_through("acme/a1", failpoints="push.hashed=kill")     dies there, comes back, and it succeeds
-        assert stage.violations() == []
-
-Invariants that are checked (`shared` names of the design: I1, I2, I3, I5, I6, I7, I8, I11, I14)
-- Every version that was answered for is there once and pulls byte for byte; numbers have no gap, digests are those.
-- `adapter fsck --deep` finds nothing: rows, blobs, records, alias chains and events agree.
+- Every acknowledged version exists once and is pulled byte for byte; numbers have no gap.
+- `adapter fsck --deep` finds nothing: rows, blobs, records, alias histories and events agree.
 - Each acknowledged change has one event, and nothing else has one.
 """
 
@@ -47,11 +42,11 @@ from tests.world import spec_of
 
 BASE = forge.llama(hidden=256, layers=6)
 PUSHES_LIMIT = 6
-"""So often a person would try a push again; the client itself tries each request four times."""
+"""How often a person would repeat a push. The client itself tries each request four times."""
 
 
 @dataclass
-class Promise:
+class AcknowledgedPush:
     """A push that was acknowledged."""
 
     name: AdapterName
@@ -60,10 +55,12 @@ class Promise:
 
 
 @dataclass
-class Stage:
+class Deployment:
+    """A server, its settings, and what it has acknowledged."""
+
     environment: Mapping[str, str]
     folder: Path
-    promises: list[Promise] = field(default_factory=list)
+    acknowledged: list[AcknowledgedPush] = field(default_factory=list)
     tries: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -73,13 +70,12 @@ class Stage:
             client.add_base(BaseAdd(spec=spec_of(BASE), source=""))
 
     def client(self, *, patient: bool = True) -> Registry:
-        """A client as everybody has it, which waits for a server that is starting. One that is not patient retries
-        without pauses."""
+        """Return a client that waits for a server that is starting; without `patient` it retries without pauses."""
         wait = self.server.pause if patient else lambda _seconds: None
         return Registry(self.server.url, connection=Connection(self.server.url, self.server.token, wait=wait))
 
     def adapter(self, name: str, seed: int, *, rank: int = 64) -> Path:
-        """A folder of an adapter whose weights are larger than one step of an upload. Never written twice."""
+        """Return a folder with an adapter whose weights are larger than one chunk of an upload. Never written twice."""
         folder = self.folder / f"{name.replace('/', '-')}-{seed}-{rank}"
         if not folder.exists():
             written = forge.write(forge.lora(BASE, seed=seed, rank=rank), Path(tempfile.mkdtemp(dir=self.folder)))
@@ -89,7 +85,7 @@ class Stage:
 
     # ------------------------------------------------------------ faults
     def push_through(self, name: str, seed: int, *, failpoints: str) -> None:
-        """Push and promote while the server dies at a failpoint; it comes back and the client must succeed."""
+        """Push and promote while the server dies at a failpoint and restarts; the client must succeed."""
         folder = self.adapter(name, seed)
         with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
             pushed = self.push(client, folder, name)
@@ -100,7 +96,7 @@ class Stage:
         assert problems == [], f"{failpoints}: {problems}"
 
     def collect_through(self, name: str, seed: int, *, failpoints: str) -> None:
-        """Collect what a dead push has left while the server dies at a failpoint; then the same bytes come again."""
+        """Collect what a killed push has left while the server dies at a failpoint; then push the same bytes again."""
         folder = self.adapter(name, seed)
         dies = self.server.running(failpoints="push.after_promote=kill")
         with dies, self.client(patient=False) as client, contextlib.suppress(Unavailable):
@@ -114,7 +110,7 @@ class Stage:
         assert problems == [], f"{failpoints}: {problems}"
 
     def log_through(self, name: str, seed: int, *, failpoints: str) -> None:
-        """Push, and have it numbered, signed and attested while the server dies; then the whole log is replayed."""
+        """Push while the server dies between event, signature and attestation; then replay the whole log."""
         folder = self.adapter(name, seed)
         with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
             self.push(client, folder, name)
@@ -124,7 +120,7 @@ class Stage:
         assert (kinds, problems) == (["push"], []), failpoints
 
     def push(self, client: Registry, folder: Path, name: str, *, also: tuple[type[RegistryError], ...] = ()) -> Digest:
-        """Push until it is acknowledged, again after `Unavailable` and `also`."""
+        """Push until it is acknowledged; repeat after `Unavailable` and `also`."""
         for attempt in range(1, PUSHES_LIMIT + 1):
             try:
                 pushed = pushing.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
@@ -133,12 +129,12 @@ class Stage:
                     raise
                 continue
             self.tries[f"pushes that took {attempt}"] += 1
-            self.promises.append(Promise(AdapterName.parse(name), pushed.version.digest, folder))
+            self.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), pushed.version.digest, folder))
             return pushed.version.digest
         raise AssertionError("not reached")
 
     def send_only(self, client: Registry, folder: Path, name: str) -> None:
-        """Plan a push and send its bytes, and no more."""
+        """Plan a push and send its bytes without committing."""
         base = client.base(BASE.name)
         found = read_folder(folder)
         manifest = found.manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
@@ -147,7 +143,7 @@ class Stage:
                 streams.send(client, upload, found.source_of(upload.digest), streams.Silent())
 
     def expire_pushes(self, *, of: str = "%") -> None:
-        """As if everybody who has not finished a push of this adapter had gone home long ago."""
+        """Expire all open pushes of this adapter."""
         engine = open_database(self.settings)
         statement = "UPDATE push SET expires_at = created_at WHERE state = 'open' AND namespace || '/' || name LIKE :of"
         with db.session(engine) as session:
@@ -164,10 +160,10 @@ class Stage:
 
     # ------------------------------------------------------------ what must hold
     def violations(self, client: Registry, *, since: int = -3) -> list[str]:
-        """What does not hold now. Only the newest promises are pulled; `all_violations` pulls each."""
+        """Return the violations now. Only the newest acknowledged versions are pulled; `all_violations` pulls each."""
         found = [f"fsck: {f.code} {f.location}: {f.message}" for f in self.findings(client)]
-        for promise in self.promises[since:]:
-            found += self.broken(client, promise)
+        for push in self.acknowledged[since:]:
+            found += self.broken(client, push)
         return found
 
     def findings(self, client: Registry) -> list[Finding]:
@@ -181,21 +177,21 @@ class Stage:
         events = Counter(f"{event.action} {event.object}" for event in Audit(client).events())
         twice = {what: count for what, count in events.items() if what.startswith("version.push") and count > 1}
         found += [f"event {what} {count} times" for what, count in twice.items()]
-        names = {promise.name for promise in self.promises}
+        names = {push.name for push in self.acknowledged}
         for name in names:
-            promised = {promise.digest for promise in self.promises if promise.name == name}
+            promised = {push.digest for push in self.acknowledged if push.name == name}
             there = [version.digest for version in client.versions(name, limit=200).items]
             if not promised <= set(there) or len(there) != len(set(there)):
                 found.append(f"{name}: promised {len(promised)} versions and has {len(there)}")
         return found
 
-    def broken(self, client: Registry, promise: Promise) -> list[str]:
+    def broken(self, client: Registry, push: AcknowledgedPush) -> list[str]:
         out = self.folder / f"out-{random.SystemRandom().getrandbits(32):x}"
         try:
-            pull.pull(client, Ref(promise.name, promise.digest), out, cache=None)
-            wrong = [p.name for p in promise.folder.iterdir() if (out / p.name).read_bytes() != p.read_bytes()]
-            return [f"{promise.name}: {path} differs" for path in wrong]
+            pull.pull(client, Ref(push.name, push.digest), out, cache=None)
+            wrong = [p.name for p in push.folder.iterdir() if (out / p.name).read_bytes() != p.read_bytes()]
+            return [f"{push.name}: {path} differs" for path in wrong]
         except RegistryError as e:
-            return [f"{promise.name}: cannot be pulled: {e.code} {e.detail}"]
+            return [f"{push.name}: cannot be pulled: {e.code} {e.detail}"]
         finally:
             shutil.rmtree(out, ignore_errors=True)
