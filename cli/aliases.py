@@ -171,7 +171,7 @@ def _print_move(move: AliasMove, width: int) -> None:
         click.echo(f"{indent}“{output.one_line(move.reason)}”")
     told = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
     told += [f"{e['check']} by {e['by']}" for e in move.evidence if e.get("by")]
-    told += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "held"]
+    told += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "soak"]
     told += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
     if any(e.get("check") == "break_glass" for e in move.evidence):
         click.secho(f"{indent}through a shut gate: the glass was broken", fg="red")

@@ -44,13 +44,14 @@ def gate() -> None:
 @click.option("--golden", is_flag=True, help="Require golden samples, all passed.")
 @click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="Number of approvals.")
 @click.option("--approver", "approvers", multiple=True, metavar="IDENTITY", help="Who may approve (repeatable).")
-@click.option("--held-in", default="", metavar="ALIAS", help="Alias that must have pointed at it first.")
-@click.option("--held-seconds", type=click.IntRange(0), default=0, show_default=True, help="Seconds with --held-in.")
+@click.option("--soak-in", default="", metavar="ALIAS", help="Alias that must have pointed at it first.")
+@click.option("--soak", "soak_seconds", type=click.IntRange(0), default=0, metavar="SECONDS",
+              help="How long --soak-in must have pointed at it.")  # fmt: skip
 @click.option("--signed-by", multiple=True, metavar="IDENTITY", help="Accepted signer (repeatable).")
 @output.json_option
 def set_gate(
     place: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
-    approvers: tuple[str, ...], held_in: str, held_seconds: int, signed_by: tuple[str, ...],
+    approvers: tuple[str, ...], soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Replace the gate of ALIAS, for an adapter or a whole namespace. For owners.
 
@@ -63,7 +64,7 @@ def set_gate(
     try:
         wanted = Gate(
             requires=tuple(Check(check) for check in requires), engines=engines, golden=golden, approvals=approvals,
-            approvers=approvers, held_in=held_in, held_seconds=held_seconds, signed_by=signed_by,
+            approvers=approvers, soak_in=soak_in, soak_seconds=soak_seconds, signed_by=signed_by,
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
@@ -167,7 +168,7 @@ def _print(view: GateView) -> None:
         ("engines", ", ".join(asked.engines)),
         ("golden", "all passed" if asked.golden else ""),
         ("approvals", _approvals(asked)),
-        ("held in", f"{asked.held_in} for {asked.held_seconds} s" if asked.held_in else ""),
+        ("soak", f"{asked.soak_seconds} s in {asked.soak_in}" if asked.soak_in else ""),
         ("signed by", ", ".join(asked.signed_by)),
     ]
     output.facts([(name, value) for name, value in lines if value] or [("asks for", "nothing")])

@@ -73,17 +73,17 @@ def _print_gc(report: GcReport) -> None:
 
 @click.command()
 @click.option("--deep", is_flag=True, help="Also read and hash every blob; mark or restore damaged ones.")
-@click.option("--pace", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
+@click.option("--max-rate", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
 @click.option("--from", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
 @output.json_option
-def fsck(deep: bool, pace: float | None, cursor: str) -> None:
+def fsck(deep: bool, max_rate: float | None, cursor: str) -> None:
     """Check that rows, bytes, counts, manifests and events agree. Exits 70 if something is damaged.
 
     Changes nothing, except that --deep marks damaged blobs and restores them from REGISTRY_SECOND_COPY.
     """
     whole = FsckPage()
     with session.registry() as registry:
-        for page in _pages(registry, deep, cursor, pace):
+        for page in _pages(registry, deep, cursor, max_rate):
             whole = _added(whole, page)
             if output.on_terminal():
                 click.echo(f"\r{page.share:4.0%} checked, {len(whole.findings)} findings ", nl=False, err=True)
@@ -93,7 +93,7 @@ def fsck(deep: bool, pace: float | None, cursor: str) -> None:
     _end(whole.findings)
 
 
-def _pages(registry: Registry, deep: bool, cursor: str, pace: float | None) -> Iterable[FsckPage]:
+def _pages(registry: Registry, deep: bool, cursor: str, max_rate: float | None) -> Iterable[FsckPage]:
     while True:
         started = time.monotonic()
         try:
@@ -105,8 +105,8 @@ def _pages(registry: Registry, deep: bool, cursor: str, pace: float | None) -> I
         cursor = page.next_cursor
         if not cursor:
             return
-        if pace:
-            time.sleep(max(0.0, page.bytes_hashed / (pace * MEGABYTE) - (time.monotonic() - started)))
+        if max_rate:
+            time.sleep(max(0.0, page.bytes_hashed / (max_rate * MEGABYTE) - (time.monotonic() - started)))
 
 
 def _added(whole: FsckPage, page: FsckPage) -> FsckPage:

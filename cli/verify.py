@@ -19,7 +19,7 @@ from registry.api import FileLink, Resolved
 from registry.attestations.certificates import Trust
 from registry.client import bundle
 from registry.client.audit import Audit
-from registry.client.bundle import LIMIT_BYTES, Dossier, Examined, Reread
+from registry.client.bundle import LIMIT_BYTES, Bundle, Examined, Reread
 from registry.client.core import Versions
 from registry.client.signing import Signed
 from registry.digest import Hasher
@@ -67,7 +67,7 @@ def verify(
         raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --key")
     trust = _trust(trusted_roots)
     if offline is not None:
-        found = Dossier.parse(_read(offline), file=str(offline))
+        found = Bundle.parse(_read(offline), file=str(offline))
         held = tuple(Verifier.parse(key) for key in keys or found.keys)
         rereads, listed = bundle.reread(folder, found.manifest) if folder else [], True
     else:
@@ -83,7 +83,7 @@ def verify(
 
 
 def _answer(
-    found: Dossier, listed: bool, rereads: Sequence[Reread], seen: Examined, signed_by: Sequence[str], *, given: bool
+    found: Bundle, listed: bool, rereads: Sequence[Reread], seen: Examined, signed_by: Sequence[str], *, given: bool
 ) -> None:
     """Tell what was found, and exit by it. `given`: the log's keys did not come with what they are to prove."""
     manifest = Reread("the manifest", found.digest, found.manifest.digest, len(found.manifest.to_bytes()))
@@ -108,7 +108,7 @@ def _answer(
         click.get_current_context().exit(output.EXIT_CODES[Corrupt])
 
 
-def _asked(registry: Versions, resolved: Resolved) -> tuple[Dossier, tuple[Verifier, ...]]:
+def _asked(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Verifier, ...]]:
     """All that the registry shows of a version, and the keys of its log that this machine remembers."""
     embedded, audit = session.target().embedded, Audit(registry)
     found, note = bundle.collect(audit, resolved), audit.checkpoint()
@@ -146,7 +146,7 @@ def _trust(location: Path | None) -> Trust:
 
 
 def _print(
-    found: Dossier, items: Sequence[Reread], whole: bool, seen: Examined, missing: Sequence[str], given: bool
+    found: Bundle, items: Sequence[Reread], whole: bool, seen: Examined, missing: Sequence[str], given: bool
 ) -> None:
     click.echo(f"{output.strong(f'{found.name}@{found.number}')}  {output.faint(found.digest)}")
     for item in items:

@@ -129,10 +129,11 @@ def stored_before_0015(connection: Connection) -> None:
         insert(connection, "job", id=job_id, kind=kind, state=state, namespace="acme", subject="acme/a@1", base="b",
                priority=0, attempt=1, attempts_limit=3, payload={}, progress="", error="",
                result={"report": {"sentence": message}}, worker="", lease_token="", run_after=now, **made)  # fmt: skip
-    evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"}]
+    evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"},
+                {"check": "held", "alias": "canary", "seconds": 9}]  # fmt: skip
     insert(connection, "alias_move", adapter_id=1, alias="prod", generation=1, to_version_id=1, at=now, actor="ann",
            token_id="", reason="", evidence=evidence)  # fmt: skip
-    gate = {"requires": ["fits", "acts"], "approvals": 2}
+    gate = {"requires": ["fits", "acts"], "approvals": 2, "held_in": "canary", "held_seconds": 9}
     insert(connection, "namespace_gate", namespace="acme", alias="prod", gate=gate, set_at=now, set_by="ann")
     insert(connection, "adapter_gate", adapter_id=1, alias="prod", gate=gate, set_at=now, set_by="ann")
     insert(connection, "fleet_box", id=7, reporter="t", reporter_name="ann", box="gpu-1", engine="vllm", base="b",
@@ -186,12 +187,13 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
             ("convert", "failed", ["message"]), ("merge", "done", ["sentence"]), ("smoke-test", "queued", ["sentence"])
         ]  # fmt: skip
         assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move"]
-        gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2)
+        gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2, soak_in="canary", soak_seconds=9)
         assert Gate.model_validate(session.get_one(models.NamespaceGateRow, ("acme", "prod")).gate) == gate
         assert Gate.model_validate(session.get_one(models.AdapterGateRow, (1, "prod")).gate) == gate
         evidence = session.get_one(models.AliasMoveRow, (1, "prod", 1)).evidence
         assert evidence == [
-            {"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "compat", "outcome": "pass"}
+            {"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "compat", "outcome": "pass"},
+            {"check": "soak", "alias": "canary", "seconds": 9},
         ]  # fmt: skip
     with empty.begin() as connection:
         command.downgrade(schema.alembic_config(connection), "0014")

@@ -21,7 +21,7 @@ branch_labels = None
 depends_on = None
 
 TIME = sa.DateTime(timezone=True)
-CHECKS = {"fits": "compat", "values": "weights", "loads": "engine", "acts": "smoke"}
+CHECKS = {"fits": "compat", "values": "weights", "loads": "engine", "acts": "smoke", "held": "soak"}
 FAMILIES = {"weights": "safetensors", "values": "weights", "fit": "compat", "acts": "smoke"}
 """How codes of findings begin. The order matters: `weights` has to be free before `values` becomes it."""
 MATCHES = [('"grade": ', '"match": '), ('"quantised"', '"quantized"')]
@@ -33,12 +33,13 @@ ACTIONS = {
     "version.release": "version.unquarantine",
 }
 STATES = {"held": "downloaded", "leaving": "draining"}
+GATE_FIELDS = {"held_in": "soak_in", "held_seconds": "soak_seconds"}
 FIELDS = {"place": "location", "sentence": "message"}
 """Fields of findings, and of what a conversion reported."""
 
 
 def upgrade() -> None:
-    _change_words(CHECKS, FAMILIES, FIELDS)
+    _change_words(CHECKS, FAMILIES, FIELDS, GATE_FIELDS)
     _change_jobs(JOB_KINDS, JOB_STATES, ACTIONS)
     _copy_fleet(("fleet_box", "box", "proved"), ("fleet_node", "node", "verified"), STATES)
     _copy_similarity("likeness", "similarity")
@@ -52,14 +53,16 @@ def downgrade() -> None:
     _copy_similarity("similarity", "likeness")
     _copy_fleet(("fleet_node", "node", "verified"), ("fleet_box", "box", "proved"), _inverse(STATES))
     _change_jobs(_inverse(JOB_KINDS), _inverse(JOB_STATES), _inverse(ACTIONS))
-    _change_words(_inverse(CHECKS), _inverse(FAMILIES), _inverse(FIELDS))
+    _change_words(_inverse(CHECKS), _inverse(FAMILIES), _inverse(FIELDS), _inverse(GATE_FIELDS))
 
 
 def _inverse(words: dict[str, str]) -> dict[str, str]:
     return {new: old for old, new in reversed(words.items())}
 
 
-def _change_words(checks: dict[str, str], families: dict[str, str], fields: dict[str, str]) -> None:
+def _change_words(
+    checks: dict[str, str], families: dict[str, str], fields: dict[str, str], gate_fields: dict[str, str]
+) -> None:
     _change_values("verdict", "check", checks)
     codes = [(f'"code": "{old}.', f'"code": "{new}.') for old, new in families.items()]
     keys = [(f'"{old}": ', f'"{new}": ') for old, new in fields.items()]
@@ -68,7 +71,7 @@ def _change_words(checks: dict[str, str], families: dict[str, str], fields: dict
     _replace("job", "result", keys, conversions)
     _replace("alias_move", "evidence", [(f'"check": "{old}"', f'"check": "{new}"') for old, new in checks.items()])
     for table, key in (("namespace_gate", "namespace"), ("adapter_gate", "adapter_id")):
-        _change_gates(table, key, checks)
+        _change_gates(table, key, checks, gate_fields)
 
 
 def _change_jobs(kinds: dict[str, str], states: dict[str, str], actions: dict[str, str]) -> None:
@@ -97,10 +100,11 @@ def _replace(
     op.execute(rows.update().where(condition).values({column: sa.cast(text, sa.JSON()) if is_postgres else text}))
 
 
-def _change_gates(table: str, key: str, checks: dict[str, str]) -> None:
+def _change_gates(table: str, key: str, checks: dict[str, str], fields: dict[str, str]) -> None:
     rows = sa.table(table, sa.column(key), sa.column("alias"), sa.column("gate", sa.JSON()))
     for owner, alias, gate in op.get_bind().execute(sa.select(*rows.c)).all():
-        changed = {**gate, "requires": [checks.get(check, check) for check in gate.get("requires", [])]}
+        changed = {fields.get(field, field): value for field, value in gate.items()}
+        changed["requires"] = [checks.get(check, check) for check in gate.get("requires", [])]
         op.execute(rows.update().where(rows.c[key] == owner, rows.c.alias == alias).values(gate=changed))
 
 

@@ -1,4 +1,4 @@
-"""`Dossier`: all that is attested of one version, as one file that is verified without the registry.
+"""`Bundle`: all that is attested of one version, as one file that is verified without the registry.
 
     manifest, attestations with their bundles, the log's proof of the push, the keys of the log
 
@@ -32,7 +32,7 @@ from registry.tlog.notes import Verifier
 LIMIT_BYTES = 128 * 2**20
 
 
-class Dossier(Answer):
+class Bundle(Answer):
     """`proof`: that the log tells of the push; none while the log has not numbered it.
 
     `arrival`: that the log tells of the transfer that gave the adapter its name; none where there was none.
@@ -48,14 +48,14 @@ class Dossier(Answer):
     arrival: EventProof | None = None
 
     @classmethod
-    def parse(cls, data: bytes, *, file: str = "the dossier") -> Dossier:
+    def parse(cls, data: bytes, *, file: str = "the bundle") -> Bundle:
         """`Invalid` (FOLDER_INVALID) for what is none."""
         if len(data) > LIMIT_BYTES:
             raise Invalid("FOLDER_INVALID", f"{file}: over the limit of {LIMIT_BYTES} bytes")
         try:
             return cls.model_validate_json(data)
         except (ValidationError, RegistryError) as e:
-            raise Invalid("FOLDER_INVALID", f"{file} is no dossier that `adapter verify --save` has written") from e
+            raise Invalid("FOLDER_INVALID", f"{file} is no bundle that `adapter verify --save` has written") from e
 
     def to_bytes(self) -> bytes:
         return self.model_dump_json(indent=1).encode() + b"\n"
@@ -78,19 +78,19 @@ class Reread:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a dossier's attestations and its log's proof are worth to who has these keys."""
+    """What a bundle's attestations and its log's proof are worth to who has these keys."""
 
     signed: list[Signed] = field(default_factory=list)
     seq: int | None = None
     problem: str = ""
 
 
-def collect(audit: Audit, resolved: Resolved) -> Dossier:
+def collect(audit: Audit, resolved: Resolved) -> Bundle:
     """All that the registry has to show of a version."""
     items = audit.attestations(Ref.parse(f"{resolved.name}@{resolved.number}")).items
     pushed = next((item.seq for item in items if item.kind == "push" and item.seq is not None), None)
     arrived = next((event.seq for event in audit.events(object=resolved.name, action=[EventType.ADAPTER_ARRIVE])), None)
-    return Dossier(
+    return Bundle(
         name=resolved.name,
         number=resolved.number,
         digest=resolved.digest,
@@ -109,7 +109,7 @@ def _proof(audit: Audit, seq: int | None) -> EventProof | None:
         return None
 
 
-def examined(bundle: Dossier, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
+def examined(bundle: Bundle, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
     """Every attestation verified here, and the log's word on the push, by these keys of the log."""
     names = signing.called(bundle, bundle.arrival, keys)
     signed = signing.examine(bundle.attestations, bundle, keys, trust, names=names)

@@ -41,14 +41,14 @@ class Approval(FrozenModel):
 class Evidence(FrozenModel):
     """What is known of a version. `verdicts` oldest first; `engines` are those of the engines that a gate names.
 
-    `held_seconds`: channel → how long it pointed at this version, in all. `signed_by`: verified signatures' identities.
+    `soak_seconds`: channel → how long it pointed at this version, in all. `signed_by`: verified signatures' identities.
     """
 
     verdicts: tuple[Verdict, ...] = ()
     engines: tuple[Verdict, ...] = ()
     files: frozenset[str] = frozenset()
     approvals: tuple[Approval, ...] = ()
-    held_seconds: dict[str, int] = Field(default_factory=dict)
+    soak_seconds: dict[str, int] = Field(default_factory=dict)
     signed_by: frozenset[str] = frozenset()
     pushed_by: frozenset[str] = frozenset()
 
@@ -60,7 +60,7 @@ class Gate(FrozenModel):
     """What a channel demands. An empty gate lets everything through.
 
     `engines`: profiles whose verdict `engine` must be a yes. `golden`: the version brings golden samples, all passed.
-    `approvals` of `approvers` (empty: whoever may promote). `held_seconds` in the channel `held_in`.
+    `approvals` of `approvers` (empty: whoever may promote). `soak_seconds` in the channel `soak_in`.
     `signed_by`: one of these identities has signed it.
     """
 
@@ -69,16 +69,16 @@ class Gate(FrozenModel):
     golden: bool = False
     approvals: int = Field(default=0, ge=0, le=32)
     approvers: tuple[str, ...] = Field(default=(), max_length=64)
-    held_in: str = ""
-    held_seconds: int = Field(default=0, ge=0, le=SOAK_LIMIT_SECONDS)
+    soak_in: str = ""
+    soak_seconds: int = Field(default=0, ge=0, le=SOAK_LIMIT_SECONDS)
     signed_by: tuple[str, ...] = Field(default=(), max_length=64)
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:
         if self.approvers and self.approvals > len(set(self.approvers)):
             raise ValueError(f"approvals: {self.approvals} of {len(set(self.approvers))} approvers can never be")
-        if bool(self.held_in) != bool(self.held_seconds):
-            raise ValueError("held_in and held_seconds: a time in another channel needs both")
+        if bool(self.soak_in) != bool(self.soak_seconds):
+            raise ValueError("soak_in and soak_seconds: give both or none")
         if Check.ENGINE in self.requires:
             raise ValueError("requires: 'engine' is asked for by naming engines")
         return self
@@ -143,10 +143,10 @@ class Gate(FrozenModel):
             yield Finding.of("error", "gate.signature_absent", "signatures", message)
 
     def _time(self, evidence: Evidence) -> Iterator[Finding]:
-        held = evidence.held_seconds.get(self.held_in, 0)
-        if held < self.held_seconds:
-            message = f"it was '{self.held_in}' for {held} seconds, and {self.held_seconds} are asked"
-            yield Finding.of("error", "gate.held_short", self.held_in, message)
+        soaked = evidence.soak_seconds.get(self.soak_in, 0)
+        if soaked < self.soak_seconds:
+            message = f"'{self.soak_in}' pointed at it for {soaked} seconds; {self.soak_seconds} are required"
+            yield Finding.of("error", "gate.soak_short", self.soak_in, message)
 
 
 def _lacks(check: Check, verdict: Verdict | None, profile: str = "") -> Iterator[Finding]:

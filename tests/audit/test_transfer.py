@@ -26,7 +26,7 @@ def moved(world: World) -> World:
     return world
 
 
-def collected(world: World, name: str) -> tuple[bundle.Dossier, tuple[Verifier, ...]]:
+def collected(world: World, name: str) -> tuple[bundle.Bundle, tuple[Verifier, ...]]:
     """What somebody sees who may pull from `globex` only, and the keys of the log."""
     reader = world.actor("pull", namespaces=["globex"])
     found = bundle.collect(Audit(reader), reader.resolve(name))
@@ -35,7 +35,7 @@ def collected(world: World, name: str) -> tuple[bundle.Dossier, tuple[Verifier, 
 
 def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: World) -> None:
     found, keys = collected(moved, "globex/helper@1")
-    seen = bundle.examined(bundle.Dossier.parse(found.to_bytes()), keys)
+    seen = bundle.examined(bundle.Bundle.parse(found.to_bytes()), keys)
     assert [line.kind for line in seen.signed] == ["push"]
     assert seen.signed[0].ok, seen.signed[0].problem
     assert seen.signed[0].says.endswith("as acme/support@1")

@@ -123,7 +123,7 @@ def test_verify_says_who_pushed_who_signed_and_that_the_log_knows(told: Desk, tm
 
 
 def test_a_version_is_verified_from_a_file_without_its_registry(told: Desk, tmp_path: Path) -> None:
-    key, saved, pulled = told("audit", "key", "--json").json["keys"][0], tmp_path / "support.dossier", tmp_path / "out"
+    key, saved, pulled = told("audit", "key", "--json").json["keys"][0], tmp_path / "support.bundle", tmp_path / "out"
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     made = ed25519.Ed25519PrivateKey.generate().private_bytes(encoding, form, serialization.NoEncryption())
     (tmp_path / "signer.pem").write_bytes(made)

@@ -32,7 +32,7 @@ def test_a_gate_that_can_never_open_is_refused_in_a_sentence(desk: Desk) -> None
     said = desk("gate", "set", "acme", "prod", "--approvals", "2", "--approver", "ann", expect=2)
     assert "can never" in said.stderr
     assert "everything would pass" in desk("gate", "set", "acme:prod", "--approver", "ann", expect=2).stderr
-    words = ["--held-in", "prod", "--held-seconds", "60"]
+    words = ["--soak-in", "prod", "--soak", "60"]
     assert "before it is 'prod'" in desk("gate", "set", "acme:prod", *words, expect=2).stderr
     assert "No gate was set on acme" in desk("gate", "list", "acme").stdout
 
@@ -63,7 +63,7 @@ def test_a_version_in_quarantine_is_led_to_by_no_name_until_it_is_released(desk:
 def test_a_history_names_who_approved_who_signed_and_how_long_it_was_tried(capsys: pytest.CaptureFixture[str]) -> None:
     evidence = [
         {"check": "compat", "outcome": "pass"}, {"check": "approval", "by": "ann", "at": "2026-11-25T03:00:00+00:00"},
-        {"check": "held", "alias": "canary", "seconds": 90}, {"check": "signature", "by": "key:5f"},
+        {"check": "soak", "alias": "canary", "seconds": 90}, {"check": "signature", "by": "key:5f"},
     ]  # fmt: skip
     told = {"alias": "prod", "number": 2, "from_number": 1, "generation": 2, "digest": None, "actor": "pat"}
     aliases._print_move(AliasMove(**told, reason="", at=db.now(), evidence=evidence), 4)

@@ -39,7 +39,7 @@ def test_damage_is_told_with_exit_code_70_and_mended_by_a_push(desk: Desk) -> No
     told = desk("push", folder, "acme/support", "--base", "tiny-llama").stdout
     assert re.search(r"was there already, [1-9].* sent", told)
     desk("pull", "acme/support", desk.folder / "out")
-    desk("fsck", "--deep", "--pace", "1000000")
+    desk("fsck", "--deep", "--max-rate", "1000000")
 
 
 def test_gc_counts_before_it_deletes(desk: Desk) -> None:

@@ -94,9 +94,9 @@ def test_approvals_count_each_identity_once_and_never_whoever_pushed() -> None:
 
 
 def test_time_in_another_channel_and_signatures() -> None:
-    soak = Gate(held_in="canary", held_seconds=3600)
-    assert codes(soak, held_seconds={"canary": 3599, "beta": 9999}) == ["gate.held_short"]
-    assert codes(soak, held_seconds={"canary": 3600}) == []
+    soak = Gate(soak_in="canary", soak_seconds=3600)
+    assert codes(soak, soak_seconds={"canary": 3599, "beta": 9999}) == ["gate.soak_short"]
+    assert codes(soak, soak_seconds={"canary": 3600}) == []
     signed = Gate(signed_by=("key:aa", "key:bb"))
     assert codes(signed, signed_by=["key:cc"]) == ["gate.signature_absent"]
     assert codes(signed, signed_by=["key:bb", "key:cc"]) == []
@@ -106,8 +106,8 @@ def test_time_in_another_channel_and_signatures() -> None:
     "gate",
     [
         {"approvals": 3, "approvers": ["a", "b", "b"]},
-        {"held_in": "canary"},
-        {"held_seconds": 5},
+        {"soak_in": "canary"},
+        {"soak_seconds": 5},
         {"requires": ["engine"]},
         {"approvals": -1},
     ],

@@ -111,9 +111,9 @@ def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> Non
 
 
 def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
-    gate = Gate(engines=(ENGINE,), held_in="canary", held_seconds=60)
+    gate = Gate(engines=(ENGINE,), soak_in="canary", soak_seconds=60)
     Gates(stocked.admin).put(NAME, "prod", gate)
-    assert missing(stocked.admin) == ["gate.held_short"]
+    assert missing(stocked.admin) == ["gate.soak_short"]
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     with stocked.session(write=True) as session:
         [move] = [row for row in rows(session, AliasMoveRow) if row.alias == "canary"]
@@ -121,7 +121,7 @@ def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
         session.add(move)
     stocked.admin.promote(NAME, "prod", "1", generation=0)
     checks = {e["check"] for e in stocked.admin.history(NAME, alias="prod").moves[0].evidence}
-    assert checks == {"engine", "held"}
+    assert checks == {"engine", "soak"}
 
 
 def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(stocked: World) -> None:

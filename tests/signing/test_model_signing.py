@@ -57,7 +57,7 @@ def test_what_we_sign_is_verified_by_model_signing(desk: Desk) -> None:
     desk("push", trained, "acme/ours", "--base", "tiny", "--sign", key)
     pulled, signature = desk.folder / "pulled", desk.folder / "ours.sig"
     desk("pull", "acme/ours", pulled)
-    saved = desk.folder / "ours.dossier"
+    saved = desk.folder / "ours.bundle"
     desk("verify", "acme/ours", "--save", saved)
     kept = json.loads(saved.read_text())["attestations"]
     signature.write_text(next(one["bundle"] for one in kept if one["kind"] == "signature"))

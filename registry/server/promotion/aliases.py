@@ -276,6 +276,6 @@ def _next_step(name: AdapterName, version: VersionRow, alias: str, code: str) ->
     steps = {
         "gate.approvals_few": f"run `adapter approve {ref} {alias}`",
         "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
-        "gate.held_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
+        "gate.soak_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
     }
     return steps.get(code, f"look at `adapter show {ref}`")

@@ -120,13 +120,13 @@ def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str)
 
 def _demand_known(gate: Gate, alias: str) -> None:
     engine_compat.asked_for(gate.engines)
-    if gate.held_in == alias:
+    if gate.soak_in == alias:
         raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
     if gate.approvers and not gate.approvals:
         message = "gate: approvers are named and no approval is asked for, so everything would pass"
         raise Invalid("REQUEST_INVALID", message, next_step="say how many of them must approve, with `approvals`")
-    if gate.held_in:
-        names.alias(gate.held_in)
+    if gate.soak_in:
+        names.alias(gate.soak_in)
     for identity in (*gate.approvers, *gate.signed_by):
         if not identity or len(identity) > 300:
             raise Invalid("REQUEST_INVALID", "gate: an identity has 1 to 300 characters")
@@ -156,13 +156,13 @@ def look(session: Session, name: AdapterName, alias: str, version: VersionRow) -
     found = of(session, name, version.adapter_id, alias)
     gate = found.gate
     judged = versions.verdicts_of(session, [version])[version.id or 0]
-    held = _held_seconds(session, version, gate.held_in, db.now()) if gate.held_in else 0
+    soaked = _soak_seconds(session, version, gate.soak_in, db.now()) if gate.soak_in else 0
     return found, Evidence(
         verdicts=tuple(judged),
         engines=tuple(_engines(session, version, gate, judged)),
         files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
         approvals=tuple(Approval(identity=row.identity, at=row.at) for row in _approvals(session, version, alias)),
-        held_seconds={gate.held_in: held} if gate.held_in else {},
+        soak_seconds={gate.soak_in: soaked} if gate.soak_in else {},
         signed_by=attestations.signed_by(session, version) if gate.signed_by else frozenset(),
         pushed_by=_pushers(version),
     )
@@ -176,8 +176,8 @@ def told(gate: Gate, seen: Evidence) -> list[dict[str, Any]]:
     kept += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(seen) else []
     if gate.approvals:
         kept += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(seen)]
-    if gate.held_in:
-        kept.append({"check": "held", "alias": gate.held_in, "seconds": seen.held_seconds.get(gate.held_in, 0)})
+    if gate.soak_in:
+        kept.append({"check": "soak", "alias": gate.soak_in, "seconds": seen.soak_seconds.get(gate.soak_in, 0)})
     kept += [{"check": "signature", "by": identity} for identity in sorted(seen.signed_by & set(gate.signed_by))]
     return kept
 
@@ -198,7 +198,7 @@ def _engines(session: Session, version: VersionRow, gate: Gate, judged: list[Ver
     return [verdict.model_copy(update={"profile": text}) for text, verdict in found]
 
 
-def _held_seconds(session: Session, version: VersionRow, alias: str, now: datetime) -> int:
+def _soak_seconds(session: Session, version: VersionRow, alias: str, now: datetime) -> int:
     """How long this alias has pointed at this version, in all."""
     mine = select(AliasMoveRow).where(AliasMoveRow.adapter_id == version.adapter_id, AliasMoveRow.alias == alias)
     moves = session.exec(mine.order_by(col(AliasMoveRow.generation))).all()
