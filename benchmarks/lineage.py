@@ -140,10 +140,10 @@ def measured(world: World, edges: Edges) -> Iterator[tuple[str, float, float, in
         yield _figure("bfs_descendants", timed(lambda: breadth(below, root)), int)
         yield _figure("bfs_ancestors", timed(lambda: breadth(above, leaf)), int)
         questions: dict[str, Callable[[], Any]] = {
-            "descendants": lambda: lineage.down(session, TRUSTED, TREE, 1),
-            "ancestors": lambda: lineage.up(session, TRUSTED, TREE, FAMILY),
-            "dataset": lambda: lineage.of_dataset(session, TRUSTED, "s3://d/3"),
-            "base_truncated": lambda: lineage.of_base(session, TRUSTED, "tiny-llama", upwards=False),
+            "descendants": lambda: lineage.descendants(session, TRUSTED, TREE, 1),
+            "ancestors": lambda: lineage.ancestors(session, TRUSTED, TREE, FAMILY),
+            "dataset": lambda: lineage.dataset_descendants(session, TRUSTED, "s3://d/3"),
+            "base_truncated": lambda: lineage.base_lineage(session, TRUSTED, "tiny-llama", upwards=False),
         }
         for name, ask in questions.items():
             yield _figure(name, timed(ask), _links)

@@ -62,7 +62,7 @@ def shelve(world: World) -> None:
         compat = session.exec(select(VerdictRow).where(VerdictRow.check == "compat")).one().model_dump(exclude={"id"})
         old = [
             compat | {"check": "engine", "profile": str(asked), "made_by": {"rules": "sha256:old"}}
-            for asked in engine_compat.profiles(ENGINES)
+            for asked in engine_compat.parse_setting(ENGINES)
         ]
         for start in range(0, VERSIONS - 1, BATCH):
             numbers = range(start, min(start + BATCH, VERSIONS - 1))
@@ -79,7 +79,7 @@ def measured(kind: str, world: World, blobs: Shut) -> dict[str, Any]:
     shelve(world)
     blobs.shut = True
     started, worked = time.perf_counter(), time.process_time()
-    done = reevaluate.every(world.engine, blobs, engine_compat.profiles(ENGINES))
+    done = reevaluate.every(world.engine, blobs, engine_compat.parse_setting(ENGINES))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     if done.versions != VERSIONS:
         raise RuntimeError(f"{done.versions} of {VERSIONS} versions were checked")

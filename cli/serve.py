@@ -98,7 +98,7 @@ def _settings(data: str | None) -> Settings:
 def _renew(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
     """Judge again what is older than the engines' rules. Another server may be at it already."""
     with contextlib.suppress(Unavailable):
-        reevaluate.every(engine, blobs, engine_compat.profiles(settings.engines))
+        reevaluate.every(engine, blobs, engine_compat.parse_setting(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -121,7 +121,7 @@ def create_app(
     app.state.request_limiter = RequestLimiter(settings.requests_per_minute)
     app.state.failure_limiter = FailureLimiter(settings.failures_per_minute)
     app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
-    engine_compat.profiles(settings.engines)  # a wrong setting is told before anything starts
+    engine_compat.parse_setting(settings.engines)  # a wrong setting is told before anything starts
     _refuse_undeclared()
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(idempotent.Answered, idempotent.replay)

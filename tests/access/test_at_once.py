@@ -173,7 +173,7 @@ def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(te
         told.append(refusal.value.code)
 
     with world.session(write=True) as session:
-        removal.delete(session, TRUSTED, AdapterName("acme", "support"))
+        removal.delete_adapter(session, TRUSTED, AdapterName("acme", "support"))
         session.flush()
         writing = threading.Thread(target=act)
         writing.start()
@@ -194,7 +194,7 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
 
     monkeypatch.setattr(db, "insert_new", seen)
     with tenants.world.session() as session, pytest.raises(Conflict) as refusal:
-        rows._locked(session, TRUSTED, name)
+        rows._lock_adapter(session, TRUSTED, name)
     assert refusal.value.code == "NAME_TOMBSTONED"
 
 

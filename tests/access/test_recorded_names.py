@@ -31,12 +31,12 @@ def tenants(world: World) -> Tenants:
 def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None:
     world, gone = tenants.world, AdapterName("acme", "support")
     metadata_backup.write_missing(world.engine, world.blobs, limit=10)
-    folder = metadata_backup.folder_of(gone.namespace, gone.name)
+    folder = metadata_backup.adapter_prefix(gone.namespace, gone.name)
     kept = {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list(folder)}
     assert len(kept) == 1
     tenants.namespaces.delete_adapter("acme/support")
     world.transport.settle()
-    removal.forget(world.engine, world.blobs, gone)
+    removal.delete_records(world.engine, world.blobs, gone)
     assert list(world.blobs.list(folder)) == []
     for key, data in kept.items():  # as if the server had died before it could forget
         world.blobs.put(key, [data], limit_bytes=len(data))
@@ -49,10 +49,11 @@ def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(
     world = tenants.world
     tenants.namespaces.rename("globex/secret", "globex/renamed")
     world.transport.settle()
-    removal.forget(world.engine, world.blobs, AdapterName("globex", "secret"))
+    removal.delete_records(world.engine, world.blobs, AdapterName("globex", "secret"))
     metadata_backup.write_missing(world.engine, world.blobs, limit=10)
     found = {
-        stat.key.split("/")[3] for stat in world.blobs.list(metadata_backup.folder_of("globex", "x").removesuffix("x/"))
+        stat.key.split("/")[3]
+        for stat in world.blobs.list(metadata_backup.adapter_prefix("globex", "x").removesuffix("x/"))
     }
     assert found == {"renamed"}
     assert rebuild.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []

@@ -29,7 +29,7 @@ def stocked(world: World) -> World:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's patience ends during a test."""
-    for name in ("QUIET_SECONDS", "RECORDS_PATIENCE_SECONDS", "PATIENCE_SECONDS"):
+    for name in ("QUIET_SECONDS", "RECORDS_DELAY_SECONDS", "MEASURE_DELAY_SECONDS"):
         monkeypatch.setattr(background, name, LONG_SECONDS)
 
 
@@ -42,11 +42,11 @@ def test_a_push_alone_is_recorded_at_once(stocked: World) -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_records_wait_for_the_pushes_that_are_under_way_and_are_written_together(stocked: World) -> None:
-    background.expect(stocked.engine, "psh_of_somebody_else")
+    background.expect_commit(stocked.engine, "psh_of_somebody_else")
     stocked.push("acme/one")
     stocked.push("acme/two")
     assert unrecorded(stocked) == 2
-    with background.pushing(stocked.engine, "psh_of_somebody_else"):
+    with background.push_in_progress(stocked.engine, "psh_of_somebody_else"):
         assert unrecorded(stocked) == 2  # its commit may bring one more
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
@@ -56,8 +56,8 @@ def test_a_push_that_is_never_committed_delays_records_and_does_not_stop_them(
     stocked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", LONG_SECONDS)
-    monkeypatch.setattr(background, "RECORDS_PATIENCE_SECONDS", 0.05)
-    background.expect(stocked.engine, "psh_of_somebody_who_left")
+    monkeypatch.setattr(background, "RECORDS_DELAY_SECONDS", 0.05)
+    background.expect_commit(stocked.engine, "psh_of_somebody_who_left")
     stocked.push("acme/support")
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
@@ -65,14 +65,16 @@ def test_a_push_that_is_never_committed_delays_records_and_does_not_stop_them(
 
 def test_measuring_waits_for_a_push_whose_bytes_go_past_this_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.01)
-    desk = background._Desk()
-    desk.expect("psh_on_its_way")
+    scheduler = background._Scheduler()
+    scheduler.expect_commit("psh_on_its_way")
     until = time.monotonic() + LONG_SECONDS
-    waiting = threading.Thread(target=lambda: desk._wait(until, lambda: False, awaited_too=True), daemon=True)
+    waiting = threading.Thread(
+        target=lambda: scheduler._wait(until, or_when=lambda: False, planned_count=True), daemon=True
+    )
     waiting.start()
     waiting.join(20 * background.QUIET_SECONDS)
     assert waiting.is_alive()
-    with desk.pushing("psh_on_its_way"):
+    with scheduler.push_in_progress("psh_on_its_way"):
         pass
     waiting.join(LONG_SECONDS)
     assert not waiting.is_alive()

@@ -173,7 +173,7 @@ def test_other_tools_pairs_have_norms_too(turned: bool) -> None:
     body = forge.safetensors({n: (kinds[n], t.shape, np.ascontiguousarray(t).tobytes()) for n, t in stored.items()})
     header = safetensors.read_bytes(body, file=WEIGHTS)
     pairs = [Pair("x", 2, 0.5, "x.a", "x.b", turned), Pair("y", 2, 1.0, "y.a", "y.b"), Pair("z", 2, 1.0, "z.a", "z.b")]
-    found = numbers.norms(lambda start, n: body[start : start + n], header, pairs)
+    found = numbers.compute_norms(lambda start, n: body[start : start + n], header, pairs)
     assert list(found) == ["x"]
     assert found["x"].update == pytest.approx(0.5 * float(np.linalg.norm(b @ a)), rel=1e-3)
     assert found["x"].a == pytest.approx(float(np.linalg.norm(a)), rel=1e-3)
@@ -187,7 +187,7 @@ def test_large_weights_are_measured_once_when_the_push_has_been_answered(
     pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
     assert [str(v.check) for v in pushed.version.verdicts] == ["compat", "engine"]
     assert pushed.version.verdicts[1].outcome == "pass"  # nobody knew yet
-    while values.add_missing(world.engine, world.blobs, limit=1):  # as after every push; here it is waited for
+    while values.measure_missing(world.engine, world.blobs, limit=1):  # as after every push; here it is waited for
         pass
     assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
     newest = {str(v.check): v.outcome for v in world.admin.version("acme/support").verdicts}
@@ -203,8 +203,8 @@ def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.M
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionNormsRow))
     with ThreadPoolExecutor(1) as pool:
-        with background.pushing(world.engine):
-            measuring = pool.submit(background.keep_up, world.engine, world.blobs)
+        with background.push_in_progress(world.engine):
+            measuring = pool.submit(background.run_pending, world.engine, world.blobs)
             with pytest.raises(TimeoutError):
                 measuring.result(3 * background.QUIET_SECONDS)
             assert world.admin.norms("acme/support").measured_at is None
@@ -213,14 +213,14 @@ def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.M
 
 
 def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(background, "MEASURE_DELAY_SECONDS", 0.01)
     world.push("acme/support")
     world.transport.settle()  # what it measures itself, after its answer
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionNormsRow))
-    with background.pushing(world.engine):
-        background.keep_up(world.engine, world.blobs)
+    with background.push_in_progress(world.engine):
+        background.run_pending(world.engine, world.blobs)
         assert world.admin.norms("acme/support").measured_at is not None
 
 
@@ -257,9 +257,9 @@ def weights(dtype: str, data: bytes, count: int) -> tuple[Any, safetensors.Heade
     ],
 )
 def test_every_type_knows_its_largest_number_from_nan_and_infinity(dtype: str, good: bytes, bad: list[bytes]) -> None:
-    assert numbers.not_finite(*weights(dtype, good * 3, 3)) == []
+    assert numbers.find_not_finite(*weights(dtype, good * 3, 3)) == []
     for element in bad:
-        assert numbers.not_finite(*weights(dtype, good * 2 + element, 3)) == ["x"]
+        assert numbers.find_not_finite(*weights(dtype, good * 2 + element, 3)) == ["x"]
 
 
 def test_eight_bit_floats_have_the_values_that_torch_gives_them() -> None:

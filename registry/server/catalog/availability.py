@@ -18,29 +18,29 @@ from registry.server.actors import Actor
 from registry.server.database.models import VersionRow
 
 
-def refuse(actor: Actor, name: AdapterName, version: VersionRow, selector: Selector) -> None:
+def require_readable(actor: Actor, name: AdapterName, version: VersionRow, selector: Selector) -> None:
     """`Refused` (QUARANTINED, YANKED) unless this actor may have the bytes that this selector names."""
     if version.quarantined_at is not None:
         if isinstance(selector, Digest) and actor.may(Scope.PROMOTE, name.namespace, name.name):
             return
-        raise quarantined(name, version)
+        raise quarantined_error(name, version)
     if version.yanked_at is not None and not isinstance(selector, int | Digest):
-        raise yanked(name, version)
+        raise yanked_error(name, version)
 
 
-def refuse_change(name: AdapterName, version: VersionRow) -> None:
+def require_available(name: AdapterName, version: VersionRow) -> None:
     """`Refused` (QUARANTINED, YANKED) for a version that nothing new may be said or made of."""
     if version.quarantined_at is not None:
-        raise quarantined(name, version)
+        raise quarantined_error(name, version)
     if version.yanked_at is not None:
-        raise yanked(name, version)
+        raise yanked_error(name, version)
 
 
 def is_withdrawn(version: VersionRow) -> bool:
     return version.yanked_at is not None or version.quarantined_at is not None
 
 
-def yanked(name: AdapterName, version: VersionRow) -> Refused:
+def yanked_error(name: AdapterName, version: VersionRow) -> Refused:
     return Refused(
         "YANKED",
         f"version {version.number} of '{name}' was yanked: {version.yank_reason}",
@@ -48,7 +48,7 @@ def yanked(name: AdapterName, version: VersionRow) -> Refused:
     )
 
 
-def quarantined(name: AdapterName, version: VersionRow) -> Refused:
+def quarantined_error(name: AdapterName, version: VersionRow) -> Refused:
     return Refused(
         "QUARANTINED",
         f"version {version.number} of '{name}' is in quarantine: {version.quarantine_reason}",

@@ -29,7 +29,7 @@ from registry.server.database import db
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseSimilarityRow
 
 
-def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new: bool = False) -> bool:
+def store_identity(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new: bool = False) -> bool:
     """Whether this call kept it. `Conflict` (BASE_EXISTS) when the base has other weights than these; `Denied`.
 
     `new`: the base is being added by this very request.
@@ -50,7 +50,7 @@ def keep(session: Session, actor: Actor, base: BaseRow, given: Identity, *, new:
         "made_at": db.now(), "made_by": actor.identity,
     }  # fmt: skip
     if not db.insert_new(session, BaseIdentityRow, values):
-        demand_same(session, base, given.exact, given)
+        require_same_weights(session, base, given.exact, given)
         if may_tell:
             _add_norms(session, base, given)
         return False
@@ -73,7 +73,7 @@ def _add_norms(session: Session, base: BaseRow, given: Identity) -> None:
         session.add_all((row, base))
 
 
-def demand_same(session: Session, base: BaseRow, exact: Digest, given: Identity | None = None) -> None:
+def require_same_weights(session: Session, base: BaseRow, exact: Digest, given: Identity | None = None) -> None:
     """`Conflict` (BASE_EXISTS) when the base is known to have other weights."""
     row = session.get(BaseIdentityRow, base.id)
     if row is None or row.exact == exact:
@@ -94,7 +94,7 @@ def compare(session: Session, base: BaseRow, given: Identity) -> Similarity:
     return base_identity.compare(_value(row), given)
 
 
-def exacts(session: Session, bases: Iterable[BaseRow]) -> dict[int, Digest]:
+def exact_fingerprints(session: Session, bases: Iterable[BaseRow]) -> dict[int, Digest]:
     """Base id → exact fingerprint, of those that have one."""
     wanted = [base.id for base in bases]
     statement = select(BaseIdentityRow.base_id, BaseIdentityRow.exact).where(col(BaseIdentityRow.base_id).in_(wanted))
@@ -109,7 +109,7 @@ _LIGHT = (
 """Without the identity itself, which is large and read where it is compared. Put together once, for every push."""
 
 
-def relatives(session: Session, base: BaseRow) -> list[Similarity]:
+def find_relatives(session: Session, base: BaseRow) -> list[Similarity]:
     """Every other base with an identity and how it is related to this one, by name; empty without an identity."""
     mine = session.exec(_LIGHT, params={"id": base.id}).first()
     if mine is None:

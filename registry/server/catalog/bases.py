@@ -54,11 +54,11 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     }
     _demand_seen(session, actor, [edge.digest for edge in request.parents])
     created = db.insert_new(session, BaseRow, values)
-    found = row(session, name)
+    found = find(session, name)
     if created:
-        keep_parents(session, found, request.parents)
+        add_parents(session, found, request.parents)
         audit.append(session, actor, EventType.BASE_ADD, str(name), {"fingerprint": found.fingerprint})
-    elif spec_of(found) != spec:
+    elif load_spec(found) != spec:
         raise Conflict(
             "BASE_EXISTS",
             f"base '{name}' exists with fingerprint {found.fingerprint} and other facts than these "
@@ -66,22 +66,22 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
             next_step="add it under another name: a base never changes under its adapters",
         )
     if request.identity is not None:
-        base_identity.keep(session, actor, found, request.identity, new=created)
+        base_identity.store_identity(session, actor, found, request.identity, new=created)
     elif claimed is not None:
-        base_identity.demand_same(session, found, claimed)
+        base_identity.require_same_weights(session, found, claimed)
     return _view(session, actor, found), created
 
 
 def identify(session: Session, actor: Actor, name: str, given: Identity) -> BaseView:
     """Keep which weights the base has. `Conflict` (BASE_EXISTS) when it is known to have others."""
-    found = row(session, names.base_name(name))
-    base_identity.keep(session, actor, found, given)
+    found = find(session, names.base_name(name))
+    base_identity.store_identity(session, actor, found, given)
     return _view(session, actor, found)
 
 
-def judge_by(session: Session, actor: Actor, name: str, thresholds: dict[str, float]) -> BaseView:
+def set_thresholds(session: Session, actor: Actor, name: str, thresholds: dict[str, float]) -> BaseView:
     """Keep what smoke tests on this base take instead of the defaults. `Invalid` names a field that is none."""
-    found = row(session, names.base_name(name))
+    found = find(session, names.base_name(name))
     Thresholds.with_overrides(thresholds)
     by = actor.identity
     session.merge(BaseThresholdsRow(base_id=found.id or 0, thresholds=thresholds, set_at=db.now(), set_by=by))
@@ -94,14 +94,14 @@ def judge_by(session: Session, actor: Actor, name: str, thresholds: dict[str, fl
 
 def similarity(session: Session, name: str, given: Identity) -> Similarity:
     """How these weights are related to the base's. Nothing is kept."""
-    return base_identity.compare(session, row(session, names.base_name(name)), given)
+    return base_identity.compare(session, find(session, names.base_name(name)), given)
 
 
 _NAMED = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseRow.name) == bindparam("name"))
 """Put together once; the spec, which may be large, is read for who does not know it yet (`spec_of`)."""
 
 
-def row(session: Session, name: str) -> BaseRow:
+def find(session: Session, name: str) -> BaseRow:
     """The row of a base. `NotFound` (BASE_UNKNOWN)."""
     found = session.exec(_NAMED, params={"name": name}).first()
     if found is None:
@@ -111,7 +111,7 @@ def row(session: Session, name: str) -> BaseRow:
     return found
 
 
-def spec_of(found: BaseRow) -> BaseSpec:
+def load_spec(found: BaseRow) -> BaseSpec:
     """What the base is made of. It never changes, so it is read once a process."""
     key = (found.name, found.fingerprint, found.created_at)
     spec = _SPECS.get(key)
@@ -123,10 +123,10 @@ def spec_of(found: BaseRow) -> BaseSpec:
 
 
 def show(session: Session, actor: Actor, name: str) -> BaseView:
-    return _view(session, actor, row(session, names.base_name(name)))
+    return _view(session, actor, find(session, names.base_name(name)))
 
 
-def every(session: Session, actor: Actor) -> BaseList:
+def list_bases(session: Session, actor: Actor) -> BaseList:
     """All bases by name."""
     rows = session.exec(select(BaseRow).order_by(col(BaseRow.name))).all()
     return BaseList(items=_views(session, actor, rows))
@@ -137,7 +137,7 @@ def _view(session: Session, actor: Actor, found: BaseRow) -> BaseView:
     view = _views(session, actor, [found])[0]
     own = session.get(BaseThresholdsRow, found.id)
     thresholds = dict(own.thresholds) if own is not None else {}
-    return view.model_copy(update={"relatives": base_identity.relatives(session, found), "thresholds": thresholds})
+    return view.model_copy(update={"relatives": base_identity.find_relatives(session, found), "thresholds": thresholds})
 
 
 def _with_exact(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
@@ -152,13 +152,13 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
         .group_by(col(VersionRow.base_id))
     )
     adapters = dict(session.exec(counting).all())
-    exacts = base_identity.exacts(session, rows)
+    exacts = base_identity.exact_fingerprints(session, rows)
     parents = _parents_of(session, actor, rows)
     return [
         BaseView(
             name=r.name,
             fingerprint=Digest(r.fingerprint),
-            spec=_with_exact(spec_of(r), exacts.get(r.id or 0)),
+            spec=_with_exact(load_spec(r), exacts.get(r.id or 0)),
             source=r.source,
             parents=parents[r.name],
             adapters=adapters.get(r.id or 0, 0),
@@ -170,7 +170,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
 
 
 # ------------------------------------------------------------------ what was fused into a base
-def keep_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
+def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
     """The rows of what was fused into a base, which lineage walks. Again changes nothing."""
     for digest, relation in sorted({(edge.digest, str(edge.relation)) for edge in parents}):
         session.merge(BaseEdgeRow(base_id=base.id or 0, parent_digest=digest, relation=relation))

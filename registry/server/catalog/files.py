@@ -27,7 +27,7 @@ from registry.server.storage.references import BlobState
 REPORTS_LOOKED_AT = 3
 
 
-def find(session: Session, actor: Actor, name: AdapterName, selector: Selector, path: str) -> Descriptor:
+def find_file(session: Session, actor: Actor, name: AdapterName, selector: Selector, path: str) -> Descriptor:
     """One file of one version. `NotFound` (BLOB_UNKNOWN) for a path that the version does not hold."""
     version = _version(session, actor, name, selector)
     row = session.get(VersionFileRow, (version.id, names.file_path(path)))
@@ -43,7 +43,7 @@ def find(session: Session, actor: Actor, name: AdapterName, selector: Selector, 
     return Descriptor(path=row.path, media_type=row.media_type, digest=Digest(row.digest), size_bytes=row.size_bytes)
 
 
-def report(session: Session, actor: Actor, name: AdapterName, selector: Selector, digest: Digest) -> Descriptor:
+def find_report(session: Session, actor: Actor, name: AdapterName, selector: Selector, digest: Digest) -> Descriptor:
     """The report with this digest, if one of this version's verdicts names it."""
     version = _version(session, actor, name, selector)
     naming = select(BlobRow).join(VerdictRow, col(VerdictRow.report) == col(BlobRow.digest))
@@ -79,7 +79,7 @@ def reference_logprobs(
     )
 
 
-def key_in(blobs: BlobStore, file: Descriptor) -> str:
+def locate_bytes(blobs: BlobStore, file: Descriptor) -> str:
     """The key of a file's bytes, which are there with the right size. `Corrupt` (DIGEST_MISMATCH) otherwise."""
     stat = blobs.stat(key_of(file.digest))
     if stat is None or stat.size_bytes != file.size_bytes:
@@ -94,5 +94,5 @@ def key_in(blobs: BlobStore, file: Descriptor) -> str:
 
 def _version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionRow:
     found = versions.find(session, actor, name, selector)
-    availability.refuse(actor, name, found, selector)
+    availability.require_readable(actor, name, found, selector)
     return found

@@ -21,7 +21,7 @@ from registry.server.catalog import versions
 from registry.server.database.models import AdapterRow, AliasMoveRow, VersionRow
 
 
-def of(
+def list_moves(
     session: Session,
     actor: Actor,
     name: AdapterName,
@@ -50,7 +50,7 @@ def of(
     newest_first = (col(AliasMoveRow.at).desc(), col(AliasMoveRow.alias), col(AliasMoveRow.generation).desc())
     rows = session.exec(statement.order_by(*newest_first).offset(offset).limit(limit + 1)).all()
     if not rows:
-        versions.adapter_row(session, actor, name)  # or it is not there
+        versions.find_adapter(session, actor, name)  # or it is not there
     moves = [_move(*row) for row in rows[:limit]]
     return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
 

@@ -40,23 +40,23 @@ EDGES_LIMIT = 5000
 
 
 # ------------------------------------------------------------------ what is asked
-def up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
+def ancestors(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The ancestors of a version, the bases and inputs of all that are seen, and what was fused into those bases."""
     root = versions.find(session, actor, name, selector)
     walk = build_recursive_cte(session, "walk", rows(*_link("", root.digest)), lambda walk: _up(walk, actor))
     return _told(session, actor, walk, _named(root, name), upwards=True)
 
 
-def down(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
+def descendants(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The descendants of a version that the actor may see."""
     root = versions.find(session, actor, name, selector)
     walk = build_recursive_cte(session, "walk", rows(*_link("", root.digest)), lambda walk: _down(walk, actor))
     return _told(session, actor, walk, _named(root, name))
 
 
-def of_base(session: Session, actor: Actor, name: str, *, upwards: bool) -> Lineage:
+def base_lineage(session: Session, actor: Actor, name: str, *, upwards: bool) -> Lineage:
     """What was fused into a base and where that came from; or what was trained on it, and what came from that."""
-    base = bases.row(session, names.base_name(name))
+    base = bases.find(session, names.base_name(name))
     root = LineageNode(id=BASE + base.name, kind="base", name=base.name)
     seed = rows(*_link("", root.id))
     if upwards:
@@ -67,7 +67,7 @@ def of_base(session: Session, actor: Actor, name: str, *, upwards: bool) -> Line
     return _told(session, actor, walk, root, upwards=upwards)
 
 
-def of_dataset(session: Session, actor: Actor, dataset: str) -> Lineage:
+def dataset_descendants(session: Session, actor: Actor, dataset: str) -> Lineage:
     """What was trained on a data set, by its digest or its URI, or is claimed to be, and what came from that.
 
     Empty for one that nothing in sight names: a data set is no object of the registry.

@@ -42,7 +42,7 @@ RECORD_LIMIT_BYTES = 64 * 2**20
 Shape = TypeVar("Shape", bound=Record)
 
 
-def of_base(row: BaseRow, identity: str | None) -> BaseRecord:
+def base_record(row: BaseRow, identity: str | None) -> BaseRecord:
     return BaseRecord(
         created_at=row.created_at,
         created_by=row.created_by,
@@ -53,7 +53,7 @@ def of_base(row: BaseRow, identity: str | None) -> BaseRecord:
     )
 
 
-def of_version(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
+def version_record(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
     return VersionRecord(
         created_at=row.created_at,
         created_by=row.created_by,
@@ -74,27 +74,27 @@ def of_version(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
     )
 
 
-def of_tombstone(row: TakenNameRow) -> TombstoneRecord:
+def tombstone_record(row: TakenNameRow) -> TombstoneRecord:
     return TombstoneRecord(created_at=row.ended_at or db.now(), created_by="", owner=row.owner, name=row.name)
 
 
-def withdrawal_of(record: VersionRecord) -> dict[str, Any]:
+def recorded_columns(record: VersionRecord) -> dict[str, Any]:
     """The columns of a version's row that its record fills: who pushed it, is it in quarantine, when recorded."""
     told = record.model_dump(include={"quarantine", "quarantined_at", "quarantine_reason"})
     return {**told, "pushed_by": record.pushed_by or None, "recorded_at": db.now()}
 
 
-def folder_of(namespace: str, name: str) -> str:
+def adapter_prefix(namespace: str, name: str) -> str:
     """The prefix of all records of one adapter's versions."""
     return f"{VERSIONS}{namespace}/{name}/"
 
 
-def place_of(tombstone: TakenNameRow) -> str:
+def tombstone_prefix(tombstone: TakenNameRow) -> str:
     """The folder of a tombstone's record."""
     return TOMBSTONES + "/".join(word for word in (tombstone.owner, tombstone.name) if word)
 
 
-def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
+def read_record(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
     """The bytes of a record, or None when they are not those that its key says, or went while it was listed."""
     try:
         data = blobs.read(key, 0, min(size_bytes, RECORD_LIMIT_BYTES))
@@ -103,9 +103,11 @@ def read(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
     return data if Digest.of(data).hex == key[-64:] else None
 
 
-def parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], findings: list[Finding]) -> Shape | None:
+def parse_record(
+    blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], findings: list[Finding]
+) -> Shape | None:
     """The record under a key; None, and a finding, for one that is damaged."""
-    data = read(blobs, key, size_bytes)
+    data = read_record(blobs, key, size_bytes)
     if data is not None:
         with contextlib.suppress(RegistryError):
             return shape.parse(data)
@@ -113,16 +115,18 @@ def parsed(blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], find
     return None
 
 
-def newest(
+def newest_record(
     blobs: BlobStore, kept: Sequence[tuple[str, int]], name: AdapterName, number: int, findings: list[Finding]
 ) -> VersionRecord | None:
     """The record of a version among these keys and sizes. Each withdrawal records it anew: the last one counts."""
-    found = [parsed(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in kept]
+    found = [parse_record(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in kept]
     location = (name.namespace, name.name, number)
-    return max((r for r in found if r and (r.namespace, r.name, r.number) == location), key=age, default=None)
+    return max(
+        (r for r in found if r and (r.namespace, r.name, r.number) == location), key=withdrawal_count, default=None
+    )
 
 
-def age(version: VersionRecord | VersionRow) -> tuple[int, bool]:
+def withdrawal_count(version: VersionRecord | VersionRow) -> tuple[int, bool]:
     """Grows with everything that changes in a version: withdrawals and their ends."""
     return version.quarantine, version.yanked_at is not None
 
@@ -155,9 +159,9 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
         bases, versions = session.exec(_BASES, params=most).all(), session.exec(_VERSIONS, params=most).all()
         tombstones = session.exec(_ENDED, params=most).all()
     for tombstone in tombstones:  # first: where this is broken off, a name that ended is worse to lose than the rest
-        _put(blobs, f"{place_of(tombstone)}/", of_tombstone(tombstone))
+        _put(blobs, f"{tombstone_prefix(tombstone)}/", tombstone_record(tombstone))
     for base, identity in bases:
-        _put(blobs, BASES, of_base(base, identity))
+        _put(blobs, BASES, base_record(base, identity))
     keys = [_put_version(blobs, adapter, version) for adapter, version in versions]
     if bases or versions or tombstones:
         with db.session(engine) as session:
@@ -170,8 +174,8 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
 
 
 def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> str:
-    folder = f"{folder_of(adapter.namespace, adapter.name)}{version.number}/"
-    key = _put(blobs, folder, of_version(adapter, version))
+    folder = f"{adapter_prefix(adapter.namespace, adapter.name)}{version.number}/"
+    key = _put(blobs, folder, version_record(adapter, version))
     if version.yanked_at is not None and not version.quarantine:  # no record to come counts less
         for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
             blobs.delete(old)

@@ -61,7 +61,7 @@ class Search:
 _Shelved = tuple[AdapterRow, VersionRow, str]
 
 
-def page(session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int) -> AdapterPage:
+def search_adapters(session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`."""
     statement = _newest().where(versions.visible(actor), *_named(search, _bases(session, search)), *_described(search))
     if search.engine is not None:
@@ -84,7 +84,7 @@ def _bases(session: Session, search: Search) -> list[str]:
     if search.base_match is None:
         return [name]
     wanted = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
-    relatives = base_identity.relatives(session, bases.row(session, name))
+    relatives = base_identity.find_relatives(session, bases.find(session, name))
     return [name, *(relative.other for relative in relatives if relative.match in wanted)]
 
 
@@ -140,7 +140,7 @@ def _served(engine: Profile, outcome: Outcome | None) -> ColumnElement[bool]:
     return exists().where(col(VerdictRow.id) == newest, col(VerdictRow.outcome).in_(wanted))
 
 
-def one(session: Session, actor: Actor, name: AdapterName) -> AdapterView:
+def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterView:
     rows = session.exec(_newest().where(versions.named(name), versions.visible(actor))).all()
     if not rows:
         raise unknown_adapter(name)
@@ -169,7 +169,7 @@ def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
     )
     for adapter_id, alias, number in session.exec(pointers):
         aliases[adapter_id][alias] = number
-    judged = versions.verdicts_of(session, [version for _, version, _ in rows])
+    judged = versions.newest_verdicts(session, [version for _, version, _ in rows])
     return [
         AdapterView(
             name=f"{adapter.namespace}/{adapter.name}",
@@ -181,7 +181,7 @@ def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
             rank=version.rank,
             size_bytes=version.size_bytes,
             aliases=aliases[adapter.id or 0],
-            verdicts={versions.label(v.check, v.profile): v.outcome for v in judged[version.id or 0]},
+            verdicts={versions.check_label(v.check, v.profile): v.outcome for v in judged[version.id or 0]},
             updated_at=adapter.updated_at,
         )
         for adapter, version, base in rows

@@ -14,7 +14,7 @@ _AS_STORED = (
 )
 
 
-def row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
+def to_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
     """A verdict as the row to append; `made_at` is now where the verdict has none."""
     return VerdictRow(
         version_id=version.id or 0,
@@ -32,7 +32,7 @@ def row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "
     )
 
 
-def value(row: VerdictRow, subject: str, base: str) -> Verdict:
+def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:
     """A row as the verdict that it was, on the version `subject` (its digest) and the base of this name."""
     stored: dict[str, Any] = {column: getattr(row, column) for column in _AS_STORED}
     return Verdict.model_validate(stored | {"subject": subject, "base": base})

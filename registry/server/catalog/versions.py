@@ -80,7 +80,7 @@ def _by_alias(selector: Selector) -> bool:
     return not isinstance(selector, int | Digest)
 
 
-def points_at() -> ColumnElement[bool]:
+def alias_points_at_version() -> ColumnElement[bool]:
     return and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.version_id) == col(VersionRow.id))
 
 
@@ -90,10 +90,12 @@ def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selecto
 
     `NotFound`; `Refused` (YANKED, QUARANTINED) as `withdrawn` says.
     """
-    return looked_up(session, actor, name, selector)[0]
+    return resolve_with_pointer(session, actor, name, selector)[0]
 
 
-def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> tuple[Resolved, Pointer]:
+def resolve_with_pointer(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector
+) -> tuple[Resolved, Pointer]:
     """The same, and what it was read from: it tells whether a remembered actor, or answer, is still right."""
     if not actor.sees(name):
         raise unknown_adapter(name)
@@ -113,12 +115,12 @@ def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selec
         .order_by(col(VerdictRow.id))
     )
     if _by_alias(selector):
-        statement = statement.join(AliasRow, points_at())
+        statement = statement.join(AliasRow, alias_points_at_version())
     rows = session.exec(statement).all()
     if not rows:
-        raise absent(session, name, selector)
+        raise not_found(session, name, selector)
     version: VersionRow = rows[0][0]
-    availability.refuse(actor, name, version, selector)
+    availability.require_readable(actor, name, version, selector)
     manifest = Manifest.model_validate_json(version.manifest)
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
     found = Resolved(
@@ -128,7 +130,7 @@ def looked_up(session: Session, actor: Actor, name: AdapterName, selector: Selec
         digest=Digest(version.digest),
         manifest=manifest,
         files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
-        verdicts={label(check, profile): outcome for _, _, check, profile, outcome, *_ in rows if check},
+        verdicts={check_label(check, profile): outcome for _, _, check, profile, outcome, *_ in rows if check},
         yanked=version.yanked_at is not None,
         generation=rows[0][5],
     )
@@ -152,7 +154,7 @@ def _newest_verdict() -> ColumnElement[bool]:
     return col(VerdictRow.id).in_(newest)
 
 
-def label(check: str, profile: str) -> str:
+def check_label(check: str, profile: str) -> str:
     return f"{check} {profile}" if profile else check
 
 
@@ -164,16 +166,16 @@ def find(
         raise unknown_adapter(name)
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     if _by_alias(selector):
-        statement = statement.join(AliasRow, points_at())
+        statement = statement.join(AliasRow, alias_points_at_version())
     row = session.exec(statement.where(named(name), _selected(selector))).first()
     if row is None:
-        raise absent(session, name, selector)
+        raise not_found(session, name, selector)
     if not yanked_too:
-        availability.refuse_change(name, row)
+        availability.require_available(name, row)
     return row
 
 
-def absent(session: Session, name: AdapterName, selector: Selector) -> NotFound:
+def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFound:
     """Which part of `name` and `selector` is not there. For an actor who may look."""
     if session.exec(select(AdapterRow.id).where(named(name))).first() is None:
         return unknown_adapter(name)
@@ -182,7 +184,7 @@ def absent(session: Session, name: AdapterName, selector: Selector) -> NotFound:
     return NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no version '{selector}'")
 
 
-def adapter_row(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:
+def find_adapter(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:
     """The row of an adapter. With `lock`, changes of the same adapter wait for this transaction (PostgreSQL)."""
     statement = select(AdapterRow).where(named(name))
     row = session.exec(statement.with_for_update() if lock else statement).first()
@@ -192,25 +194,25 @@ def adapter_row(session: Session, actor: Actor, name: AdapterName, *, lock: bool
 
 
 # ------------------------------------------------------------------ views
-def versions(session: Session, actor: Actor, name: AdapterName, *, cursor: str = "", limit: int) -> VersionPage:
+def list_versions(session: Session, actor: Actor, name: AdapterName, *, cursor: str = "", limit: int) -> VersionPage:
     """The versions of an adapter, newest first; `cursor` is the number of the last one seen."""
-    adapter = adapter_row(session, actor, name)
+    adapter = find_adapter(session, actor, name)
     statement = select(VersionRow).where(col(VersionRow.adapter_id) == adapter.id)
     if cursor:
         if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
             raise invalid_cursor()
         statement = statement.where(col(VersionRow.number) < int(cursor))
     rows = session.exec(statement.order_by(col(VersionRow.number).desc()).limit(limit + 1)).all()
-    items = views(session, name, rows[:limit])
+    items = build_views(session, name, rows[:limit])
     return VersionPage(items=items, next_cursor=str(items[-1].number) if len(rows) > limit else "")
 
 
-def version_view(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionView:
-    return view(session, name, find(session, actor, name, selector))
+def show(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionView:
+    return build_view(session, name, find(session, actor, name, selector))
 
 
-def view(session: Session, name: AdapterName, row: VersionRow) -> VersionView:
-    return views(session, name, [row])[0]
+def build_view(session: Session, name: AdapterName, row: VersionRow) -> VersionView:
+    return build_views(session, name, [row])[0]
 
 
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
@@ -224,10 +226,10 @@ _DAMAGED = (
 )
 
 
-def views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
+def build_views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
     """Rows of one adapter as they leave the server, in the same order; four statements however many they are."""
     ids = [row.id or 0 for row in rows]
-    judged = verdicts_of(session, rows)
+    judged = newest_verdicts(session, rows)
     damaged, aliases = _by_version(session, _DAMAGED, ids), _by_version(session, _ALIASES, ids)
     bases = dict(session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})}).all())
     manifests = [Manifest.model_validate_json(row.manifest) for row in rows]
@@ -251,11 +253,11 @@ _AS_STORED = (
 )
 
 
-def view_of_new(
+def build_new_view(
     name: AdapterName, row: VersionRow, base: str, manifest: Manifest, written: Iterable[VerdictRow], aliases: list[str]
 ) -> VersionView:
     """The same for a version that this transaction makes, from what it has written: nothing is read again."""
-    judged = [recorded.value(verdict, row.digest, base) for verdict in written]
+    judged = [recorded.from_row(verdict, row.digest, base) for verdict in written]
     return _view(name, row, base, manifest, judged, aliases)
 
 
@@ -289,10 +291,10 @@ _VERDICTS = (
 """Not those of a check that only a newer program knows: it may be judging beside this one already."""
 
 
-def verdicts_of(session: Session, rows: Iterable[VersionRow]) -> dict[int, list[Verdict]]:
+def newest_verdicts(session: Session, rows: Iterable[VersionRow]) -> dict[int, list[Verdict]]:
     """Version id → its verdicts that count, oldest first. Every id of `rows` is there."""
     by_id = {row.id or 0: row for row in rows}
     found: dict[int, list[Verdict]] = {version_id: [] for version_id in by_id}
     for row, base in session.exec(_VERDICTS, params={"ids": list(by_id)}):
-        found[row.version_id].append(recorded.value(row, by_id[row.version_id].digest, base))
+        found[row.version_id].append(recorded.from_row(row, by_id[row.version_id].digest, base))
     return found

@@ -38,7 +38,7 @@ OPAQUE = "application/octet-stream"
 
 
 @lru_cache(maxsize=8)
-def profiles(text: str) -> tuple[Profile, ...]:
+def parse_setting(text: str) -> tuple[Profile, ...]:
     """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
     try:
         found = {str(asked): asked for asked in map(engines.profile, text.split())}
@@ -47,7 +47,7 @@ def profiles(text: str) -> tuple[Profile, ...]:
     return tuple(found.values())
 
 
-def asked_for(texts: Iterable[str]) -> list[Profile]:
+def parse_profiles(texts: Iterable[str]) -> list[Profile]:
     """The profiles of a request. What is none is the request's fault: `Invalid` (REQUEST_INVALID)."""
     try:
         return [engines.profile(text) for text in texts]
@@ -55,10 +55,10 @@ def asked_for(texts: Iterable[str]) -> list[Profile]:
         raise Invalid("REQUEST_INVALID", e.detail, reasons=e.reasons, next_step=e.next_step) from e
 
 
-def kept(setting: str, text: str) -> Profile:
+def find_stored_profile(setting: str, text: str) -> Profile:
     """The profile `text`, whose verdicts this server stores. `Invalid` (REQUEST_INVALID): a search finds no others."""
-    asked = asked_for([text])[0]
-    stored = profiles(setting)
+    asked = parse_profiles([text])[0]
+    stored = parse_setting(setting)
     if asked not in stored:
         known = ", ".join(map(str, stored)) or "none"
         raise Invalid(
@@ -69,7 +69,7 @@ def kept(setting: str, text: str) -> Profile:
     return asked
 
 
-def judge(
+def evaluate_profile(
     facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, compat: str, weights: str = ""
 ) -> Verdict:
     """One verdict, from what the rows of a version and of its base keep.
@@ -81,52 +81,56 @@ def judge(
     return engines.verdict(stored, asked, subject=Digest(digest), base=base, compat=outcome, registry=__version__)
 
 
-def outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
+def newest_outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
     """The outcomes of `compat` and of `weights` that count among a version's verdicts, oldest first; "" for none."""
     newest = {verdict.check: str(verdict.outcome) for verdict in known}
     return newest.get(Check.COMPAT, ""), newest.get(Check.WEIGHTS, "")
 
 
-def add(
+def add_verdicts(
     session: Session, version: VersionRow, base: BaseRow, compat: Outcome, weights: Outcome, wanted: Iterable[Profile]
 ) -> list[VerdictRow]:
     """The verdicts of a new version, written with it."""
-    spec = bases.spec_of(base)
+    spec = bases.load_spec(base)
     written = [
-        verdicts.row(judge(version.facts, asked, version.digest, spec, compat, weights), version, base)
+        verdicts.to_row(evaluate_profile(version.facts, asked, version.digest, spec, compat, weights), version, base)
         for asked in wanted
     ]
     db.bulk_insert(session, written)
     return written
 
 
-def judge_again(session: Session, version: VersionRow, base: BaseRow) -> None:
+def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:
     """New verdicts for every profile of which one is stored, because another check of this version has changed."""
-    stored = versions.verdicts_of(session, [version])[version.id or 0]
-    spec, known = bases.spec_of(base), outcomes(stored)
+    stored = versions.newest_verdicts(session, [version])[version.id or 0]
+    spec, known = bases.load_spec(base), newest_outcomes(stored)
     for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]:
-        session.add(verdicts.row(judge(version.facts, asked, version.digest, spec, *known), version, base))
+        session.add(
+            verdicts.to_row(evaluate_profile(version.facts, asked, version.digest, spec, *known), version, base)
+        )
     session.flush()
 
 
-def of_version(
+def evaluate_version(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, texts: Sequence[str]
 ) -> VerdictList:
     """`engine` for each profile, judged now; without profiles every stored verdict that counts."""
     version = versions.find(session, actor, name, selector)
-    stored = versions.verdicts_of(session, [version])[version.id or 0]
+    stored = versions.newest_verdicts(session, [version])[version.id or 0]
     if not texts:
         return VerdictList(items=stored)
-    known = outcomes(stored)
-    spec = bases.spec_of(session.get_one(BaseRow, version.base_id))
-    return VerdictList(items=[judge(version.facts, asked, version.digest, spec, *known) for asked in asked_for(texts)])
+    known = newest_outcomes(stored)
+    spec = bases.load_spec(session.get_one(BaseRow, version.base_id))
+    return VerdictList(
+        items=[evaluate_profile(version.facts, asked, version.digest, spec, *known) for asked in parse_profiles(texts)]
+    )
 
 
-def check(session: Session, request: CheckRequest) -> VerdictList:
+def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
     """Verdicts about a configuration and a header that are nowhere stored; their subject is the header's digest."""
-    asked = asked_for(request.engines)
-    base = bases.row(session, names.base_name(request.base))
-    relatives = base_identity.relatives(session, base)
+    asked = parse_profiles(request.engines)
+    base = bases.find(session, names.base_name(request.base))
+    relatives = base_identity.find_relatives(session, base)
     text = request.header.encode()
     data = len(text).to_bytes(8, "little") + text
     told = {request.file: data, **({CONFIG: request.config.encode()} if request.config else {})}
@@ -136,7 +140,7 @@ def check(session: Session, request: CheckRequest) -> VerdictList:
         for name, size in sizes.items()
     ]
     found = read.read_any(files, lambda name, start, length: told[name][start : start + length])
-    spec, subject = bases.spec_of(base), Digest.of(data)
+    spec, subject = bases.load_spec(base), Digest.of(data)
     return VerdictList(items=evaluate.verdicts(found, spec, subject, asked, relatives=relatives))
 
 
@@ -144,7 +148,7 @@ def settings_for_base(
     session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None
 ) -> EngineSettingsList:
     """What to set for the newest versions of all adapters of this base that the actor sees and that are not yanked."""
-    base = bases.row(session, names.base_name(base_name))
+    base = bases.find(session, names.base_name(base_name))
     newest = and_(
         col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
     )
@@ -154,7 +158,7 @@ def settings_for_base(
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), versions.visible(actor))
         .where(col(VersionRow.quarantined_at).is_(None))
     )
-    spec = bases.spec_of(base)
+    spec = bases.load_spec(base)
     found = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
-    items = [engine_settings.settings_for(str(asked), found, spec, slots=slots) for asked in asked_for(texts)]
+    items = [engine_settings.settings_for(str(asked), found, spec, slots=slots) for asked in parse_profiles(texts)]
     return EngineSettingsList(base=base.name, adapters=len(found), items=items)

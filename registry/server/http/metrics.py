@@ -80,11 +80,11 @@ def _totals() -> Iterator[tuple[str, str, Any]]:
 def _totals_by_state() -> Iterator[tuple[str, str, Iterable[str], Any]]:
     by_state = select(JobRow.state, func.count()).group_by(col(JobRow.state))
     yield "jobs", "Jobs by state.", jobs.State, by_state
-    is_live = case((reports.live(), "live"), else_="lost")
+    is_live = case((reports.lease_is_live(), "live"), else_="lost")
     nodes = select(is_live, func.count()).select_from(FleetNodeRow).group_by(is_live)
     yield "fleet_nodes", "Engines on nodes by whether their lease lasts.", ("live", "lost"), nodes
     on_node = col(FleetNodeRow.id) == col(FleetSlotRow.node_id)
-    slots = select(FleetSlotRow.state, func.count()).join(FleetNodeRow, on_node).where(reports.live())
+    slots = select(FleetSlotRow.state, func.count()).join(FleetNodeRow, on_node).where(reports.lease_is_live())
     states = [state for state in SlotState if state is not SlotState.ABSENT]
     description = "Versions on engines of live nodes by state."
     yield "fleet_slots", description, states, slots.group_by(col(FleetSlotRow.state))

@@ -53,7 +53,7 @@ def _read_stored(engine: Engine, of_version: ColumnElement[bool], digests: Itera
 
 
 def _compute(blobs: BlobStore, file: Descriptor) -> str:
-    data = blobs.read(files.key_in(blobs, file), 0, file.size_bytes)
+    data = blobs.read(files.locate_bytes(blobs, file), 0, file.size_bytes)
     if Digest.of(data) != file.digest:
         raise Corrupt("DIGEST_MISMATCH", f"{file.path}: the stored bytes no longer hash to {file.digest}")
     return hub.git_id(data)

@@ -53,13 +53,13 @@ def find_version(session: Session, actor: Actor, name: AdapterName, revision: st
     if isinstance(selector, hub.Commit):
         return _find_commit(session, actor, name, selector)
     if selector is None:
-        versions.adapter_row(session, actor, name)
+        versions.find_adapter(session, actor, name)
         raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no revision {revision[:200]!r}")
     return versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
 
 
 def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.Commit) -> VersionRow:
-    adapter = versions.adapter_row(session, actor, name)
+    adapter = versions.find_adapter(session, actor, name)
     matches = col(VersionRow.digest).startswith(f"sha256:{commit.digits}")
     rows = session.exec(select(VersionRow).where(VersionRow.adapter_id == adapter.id, matches).limit(2)).all()
     if len(rows) != 1:
@@ -71,7 +71,7 @@ def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.
 def find_file(session: Session, actor: Actor, name: AdapterName, row: VersionRow, path: str) -> Descriptor:
     """Return one file of a version. `NotFound` (BLOB_UNKNOWN)."""
     try:
-        return files.find(session, actor, name, Digest(row.digest), path)
+        return files.find_file(session, actor, name, Digest(row.digest), path)
     except Invalid:
         raise unknown_file(name, row, path) from None
 
@@ -106,7 +106,7 @@ def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str) -> 
 
 def list_references(session: Session, actor: Actor, name: AdapterName) -> tuple[dict[str, str], dict[int, str]]:
     """Return alias → digest, and number → digest."""
-    adapter = versions.adapter_row(session, actor, name)
+    adapter = versions.find_adapter(session, actor, name)
     aliases = select(AliasRow.alias, VersionRow.digest).join(VersionRow, col(VersionRow.id) == AliasRow.version_id)
     aliases = aliases.where(AliasRow.adapter_id == adapter.id)
     numbers = select(VersionRow.number, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
@@ -117,7 +117,7 @@ def list_commits(
     session: Session, actor: Actor, name: AdapterName, row: VersionRow, limit: int, cursor: str
 ) -> tuple[Sequence[VersionView], str]:
     """Return this version and older ones, newest first, and the cursor of the next page."""
-    page = versions.versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
+    page = versions.list_versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
     return page.items, page.next_cursor
 
 
@@ -128,7 +128,7 @@ def search(
     query = _search_query(filters, author, text)
     if query is None:
         return [], ""
-    page = catalog_search.page(session, actor, query, cursor=cursor, limit=limit)
+    page = catalog_search.search_adapters(session, actor, query, cursor=cursor, limit=limit)
     items = [(AdapterName.parse(item.name), item) for item in page.items]
     rows = _version_rows(session, [(name, item.newest) for name, item in items])
     return [_repository(name, rows[name], actor, item.base) for name, item in items], page.next_cursor

@@ -48,9 +48,9 @@ PEFT = "peft"
 Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
 
 
-def begin(session: Session, actor: Actor, request: CampaignRequest) -> CampaignView:
+def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> CampaignView:
     """Queue the affected versions of a base. `TooLarge` (SIZE_INVALID) over `JOBS_LIMIT`."""
-    base = bases.row(session, names.base_name(request.base))
+    base = bases.find(session, names.base_name(request.base))
     affected = list(_affected(session, actor, base, request))
     if len(affected) > JOBS_LIMIT:
         raise TooLarge(
@@ -77,13 +77,13 @@ def begin(session: Session, actor: Actor, request: CampaignRequest) -> CampaignV
         session.add(CampaignJobRow(campaign_id=row.id, job_id=job.id, before=before, summary=summary))
     audit.append(session, actor, EventType.CAMPAIGN_BEGIN, row.id, {"base": base.name, "jobs": len(affected)})
     session.flush()
-    return show(session, actor, row.id)
+    return show_campaign(session, actor, row.id)
 
 
 def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRequest) -> Iterator[Affected]:
     """The versions of the base that the actor may have judged, with their newest verdict, if it calls for a new one."""
     smoke, compat = _newest(base, Check.SMOKE), _newest(base, Check.COMPAT)
-    pipeline = bases.spec_of(base).is_pipeline
+    pipeline = bases.load_spec(base).is_pipeline
     statement = (
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
@@ -133,7 +133,7 @@ def _is_of(found: str, wanted: str) -> bool:
     return wanted in (found, found.partition("+")[0])
 
 
-def show(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
+def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
     """How far it is, and what changed so far. `NotFound` (CAMPAIGN_UNKNOWN)."""
     row = session.get(CampaignRow, campaign_id[:100])
     if row is None:

@@ -22,7 +22,7 @@ from registry.server.jobs import queue
 KINDS = (Kind.CONVERT, Kind.CONVERT_ON_BASE)
 
 
-def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
+def submit_conversion(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
     """The job of this conversion. `Invalid` (REQUEST_INVALID) for a payload that is none."""
     asked = conversions.conversion(request.payload)
     ref = Ref.parse(request.ref)

@@ -27,7 +27,7 @@ from registry.server.jobs import queue
 KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}
 
 
-def submit(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
+def submit_merge(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
     """The job of this recipe. `Invalid` (RECIPE_INVALID) with every reason why it cannot work."""
     recipe = _recipe(request)
     found = [_find(session, actor, Ref.parse(source)) for source in recipe.sources]
@@ -56,7 +56,7 @@ def _find(session: Session, actor: Actor, ref: Ref) -> tuple[Ref, VersionRow]:
 
 def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
     base = session.get_one(BaseRow, row.base_id)
-    verdicts = versions.verdicts_of(session, [row])[row.id or 0]
+    verdicts = versions.newest_verdicts(session, [row])[row.id or 0]
     compat = [v.outcome for v in verdicts if v.check is Check.COMPAT]
     broken = any(finding.code == "weights.not_finite" for v in verdicts for finding in v.findings)
     return Ingredient(
@@ -70,20 +70,20 @@ def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow
         actor.require(Scope.PUSH, AdapterName.parse(recipe.into))
         return
     name = names.base_name(recipe.into)
-    if name in {known.name for known in bases.every(session, actor).items}:
+    if name in {known.name for known in bases.list_bases(session, actor).items}:
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
-    wanted = bases.spec_of(base)
+    wanted = bases.load_spec(base)
     if not recipe.onto:
         if wanted.quantisation and not recipe.dequantise:
             raise recipes.on_its_grid(wanted.quantisation)
         return
-    other = bases.row(session, names.base_name(recipe.onto))
-    found = bases.spec_of(other)
+    other = bases.find(session, names.base_name(recipe.onto))
+    found = bases.load_spec(other)
     sizes = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
     if any(getattr(wanted, size) != getattr(found, size) for size in sizes):
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is of another architecture than {base.name}")
     if found.quantisation:
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is packed ({found.quantisation}), too")
-    related = [one for one in base_identity.relatives(session, base) if one.other == other.name]
+    related = [one for one in base_identity.find_relatives(session, base) if one.other == other.name]
     if related and related[0].match == "unrelated":
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")

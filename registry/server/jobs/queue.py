@@ -129,7 +129,7 @@ def _beyond(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
     if not naming or actor.may_everywhere(Scope.PULL):
         return []
     waiting = select(JobRow).where(col(JobRow.state) == State.QUEUED, col(JobRow.kind).in_(naming), _workable(actor))
-    return [row.id for row in session.exec(waiting) if not all(map(actor.sees, names_in(row)))]
+    return [row.id for row in session.exec(waiting) if not all(map(actor.sees, named_adapters(row)))]
 
 
 def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: str = "") -> Lease:
@@ -138,14 +138,14 @@ def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: 
     row.lease_expires_at = db.now() + timedelta(seconds=jobs.LEASE_SECONDS)
     if progress and progress != row.progress:
         row.progress = progress
-        steps.keep(session, row, progress)
+        steps.add_step(session, row, progress)
     session.add(row)
     return Lease(token=token, expires_at=row.lease_expires_at)
 
 
-def running(session: Session, actor: Actor, job_id: str, token: str) -> JobRow | None:
+def lock_running(session: Session, actor: Actor, job_id: str, token: str) -> JobRow | None:
     """The job, locked, while this lease holds it; None once it has ended with this lease. `Conflict` (LEASE_LOST)."""
-    row = row_of(session, actor, Scope.WORK, job_id, lock=True)
+    row = find_job(session, actor, Scope.WORK, job_id, lock=True)
     if row.state == State.DONE and secrets.compare_digest(row.lease_token, token):
         return None
     return _held(session, actor, job_id, token)
@@ -158,10 +158,10 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
     """
     if len(json.dumps(result)) > jobs.RESULT_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.RESULT_LIMIT_BYTES} bytes")
-    row = running(session, actor, job_id, token)
+    row = lock_running(session, actor, job_id, token)
     if row is None:
-        return row_of(session, actor, Scope.WORK, job_id), False
-    end(row, State.DONE)
+        return find_job(session, actor, Scope.WORK, job_id), False
+    end_job(row, State.DONE)
     row.result = result
     session.add(row)
     told = {"worker": row.worker, "attempt": row.attempt}
@@ -195,39 +195,41 @@ def requeue_expired(session: Session) -> int:
 def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final: bool, wait: bool = True) -> None:
     row.error = error
     if final or row.attempt >= row.attempts_limit:
-        end(row, State.FAILED)
+        end_job(row, State.FAILED)
     else:
         row.state = State.QUEUED
         row.run_after = db.now() + timedelta(seconds=jobs.backoff_seconds(row.attempt) if wait else 0)
         row.lease_token, row.lease_expires_at = "", None
     session.add(row)
     detail: dict[str, Any] = {"attempt": row.attempt}
-    if all(name.namespace == row.namespace for name in names_in(row)):  # else it may name what is not for all readers
+    if all(
+        name.namespace == row.namespace for name in named_adapters(row)
+    ):  # else it may name what is not for all readers
         detail["error"] = error[:500]
     event_type = EventType.JOB_FAIL if row.state == State.FAILED else EventType.JOB_REQUEUE
     audit.append(session, actor, event_type, row.id, detail, namespace=row.namespace)
 
 
-def end(row: JobRow, state: State) -> None:
+def end_job(row: JobRow, state: State) -> None:
     row.state = state
     row.finished_at = db.now()
     row.lease_expires_at = None  # the token stays: it tells a repeated finish from a foreign one
 
 
-def names_in(row: JobRow) -> list[AdapterName]:
+def named_adapters(row: JobRow) -> list[AdapterName]:
     """The adapters that a job's payload names: further sources, and where the result goes."""
     found = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
     into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse makes a base, which is everybody's
     return [*found, *([AdapterName.parse(into)] if into else [])]
 
 
-def value(row: JobRow) -> Job:
+def to_job(row: JobRow) -> Job:
     """The row as it leaves the server: without its lease's token."""
     return Job.model_validate(row.model_dump(include=set(Job.model_fields)))
 
 
 # ------------------------------------------------------------------ rights and locks
-def namespaced(actor: Actor, scope: Scope = Scope.PULL) -> ColumnElement[bool]:
+def visible(actor: Actor, scope: Scope = Scope.PULL) -> ColumnElement[bool]:
     """The condition on `job` that leaves those about adapters in which the actor holds this scope."""
     reach, public = actor.namespaces_with(scope), sorted(actor.public) if scope == Scope.PULL else []
     if actor.adapters:
@@ -237,10 +239,10 @@ def namespaced(actor: Actor, scope: Scope = Scope.PULL) -> ColumnElement[bool]:
 
 
 def _workable(actor: Actor) -> ColumnElement[bool]:
-    return namespaced(actor, Scope.WORK) if actor.has_scope(Scope.WORK) else ~true()
+    return visible(actor, Scope.WORK) if actor.has_scope(Scope.WORK) else ~true()
 
 
-def row_of(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock: bool = False) -> JobRow:
+def find_job(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock: bool = False) -> JobRow:
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.may(scope, row.namespace, _adapter_of(row)):
@@ -253,7 +255,7 @@ def _adapter_of(row: JobRow) -> str:
 
 
 def _held(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:
-    row = row_of(session, actor, Scope.WORK, job_id, lock=True)
+    row = find_job(session, actor, Scope.WORK, job_id, lock=True)
     if row.state != State.RUNNING or not token or not secrets.compare_digest(row.lease_token, token):
         raise Conflict(
             "LEASE_LOST",

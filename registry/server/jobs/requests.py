@@ -24,38 +24,38 @@ from registry.server.database.models import JobRow
 from registry.server.jobs import queue, steps
 
 
-def cancel(session: Session, actor: Actor, job_id: str) -> Job:
+def cancel_job(session: Session, actor: Actor, job_id: str) -> Job:
     """Ends a job that waits or runs; its worker learns it at the next renewal. Twice is the same as once."""
-    row = queue.row_of(session, actor, Scope.PUSH, job_id, lock=True)
+    row = queue.find_job(session, actor, Scope.PUSH, job_id, lock=True)
     if row.state == State.CANCELLED:
-        return seen(actor, row)
+        return redact(actor, row)
     if not jobs.allowed(State(row.state), State.CANCELLED):
         raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
-    queue.end(row, State.CANCELLED)
+    queue.end_job(row, State.CANCELLED)
     session.add(row)
     audit.append(session, actor, EventType.JOB_CANCEL, row.id, {"subject": row.subject}, namespace=row.namespace)
-    return seen(actor, row)
+    return redact(actor, row)
 
 
-def seen(actor: Actor, row: JobRow, steps: tuple[Step, ...] = ()) -> Job:
+def redact(actor: Actor, row: JobRow, steps: tuple[Step, ...] = ()) -> Job:
     """The job, without what may name adapters that the actor may not see: its payload, and all that was said of it."""
-    job = queue.value(row)
-    if all(map(actor.sees, queue.names_in(row))):
+    job = queue.to_job(row)
+    if all(map(actor.sees, queue.named_adapters(row))):
         return job.model_copy(update={"steps": steps})
     return job.model_copy(update={"payload": {}, "progress": "", "result": {}, "error": ""})
 
 
-def show(session: Session, actor: Actor, job_id: str) -> Job:
+def show_job(session: Session, actor: Actor, job_id: str) -> Job:
     """The job with its steps, which lists leave out."""
-    row = queue.row_of(session, actor, Scope.PULL, job_id)
-    return seen(actor, row, steps.of(session, row))
+    row = queue.find_job(session, actor, Scope.PULL, job_id)
+    return redact(actor, row, steps.list_steps(session, row))
 
 
-def page(
+def list_jobs(
     session: Session, actor: Actor, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int
 ) -> JobPage:
     """Jobs that the actor may see, newest first. `ref` is an adapter, or one of its versions by number or digest."""
-    statement = select(JobRow).where(queue.namespaced(actor))
+    statement = select(JobRow).where(queue.visible(actor))
     if state:
         statement = statement.where(col(JobRow.state) == _one_of(State, "state", state))
     if kind:
@@ -63,13 +63,13 @@ def page(
     if ref:
         statement = statement.where(_about(ref))
     if cursor:
-        last = queue.row_of(session, actor, Scope.PULL, cursor)
+        last = queue.find_job(session, actor, Scope.PULL, cursor)
         older = col(JobRow.created_at) < last.created_at
         same_moment = (col(JobRow.created_at) == last.created_at) & (col(JobRow.id) < last.id)
         statement = statement.where(or_(older, same_moment))
     ordered = statement.order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc())
     rows = session.exec(ordered.limit(limit + 1)).all()
-    items = [seen(actor, row) for row in rows[:limit]]
+    items = [redact(actor, row) for row in rows[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "")
 
 

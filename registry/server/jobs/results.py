@@ -34,19 +34,19 @@ from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
 
 
-def finish(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
+def finish_job(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
     """End a job with what it found. The same again with the same lease gives the same answer."""
     db.begin_writing(session)
-    row = queue.running(session, actor, job_id, request.lease_token)
+    row = queue.lock_running(session, actor, job_id, request.lease_token)
     if row is None or row.kind != Kind.SMOKE_TEST:
-        return queue.value(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
+        return queue.to_job(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
     report = _report_of(session, row, request)
     digest = _store(session, row, report, store)
     row, ended_now = queue.finish(session, actor, job_id, request.lease_token, request.result)
     if ended_now:
         _record(session, actor, row, report, digest)
     session.flush()
-    return queue.value(row)
+    return queue.to_job(row)
 
 
 def _report_of(session: Session, row: JobRow, request: FinishRequest) -> Report:
@@ -88,21 +88,24 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
 def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
     version, base = session.get_one(VersionRow, row.version_id), _base(session, row)
     smoke = _verdict(report.check, report, report.findings, base, digest)
-    session.add(verdicts.row(smoke, version, base, job_id=row.id))
+    session.add(verdicts.to_row(smoke, version, base, job_id=row.id))
     detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}
     if report.compat is not None and _is_open(session, version):
         compat = _verdict(Check.COMPAT, report, report.compat, base, digest)
-        session.add(verdicts.row(compat, version, base, job_id=row.id))
+        session.add(verdicts.to_row(compat, version, base, job_id=row.id))
         session.flush()
         if compat.outcome is Outcome.FAIL:
-            engine_compat.judge_again(session, version, base)
+            engine_compat.renew_verdicts(session, version, base)
         detail["compat"] = compat.outcome
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
 
 
 def _is_open(session: Session, version: VersionRow) -> bool:
     """Whether the header could not tell if this version fits: only then a worker's word on it counts."""
-    return engine_compat.outcomes(versions.verdicts_of(session, [version])[version.id or 0])[0] == Outcome.UNKNOWN
+    return (
+        engine_compat.newest_outcomes(versions.newest_verdicts(session, [version])[version.id or 0])[0]
+        == Outcome.UNKNOWN
+    )
 
 
 def _verdict(check: Check, report: Report, findings: Sequence[Finding], base: BaseRow, digest: Digest) -> Verdict:

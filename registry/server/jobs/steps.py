@@ -14,12 +14,12 @@ from registry.server.database import db
 from registry.server.database.models import JobRow, JobStepRow
 
 
-def keep(session: Session, job: JobRow, says: str) -> None:
+def add_step(session: Session, job: JobRow, says: str) -> None:
     there = session.exec(select(func.count(col(JobStepRow.id))).where(col(JobStepRow.job_id) == job.id)).one()
     if there < STEPS_LIMIT:
         session.add(JobStepRow(job_id=job.id, attempt=job.attempt, at=db.now(), says=says))
 
 
-def of(session: Session, job: JobRow) -> tuple[Step, ...]:
+def list_steps(session: Session, job: JobRow) -> tuple[Step, ...]:
     statement = select(JobStepRow).where(col(JobStepRow.job_id) == job.id).order_by(col(JobStepRow.id))
     return tuple(Step(at=row.at, attempt=row.attempt, says=row.says) for row in session.exec(statement))

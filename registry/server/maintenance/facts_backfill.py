@@ -26,7 +26,7 @@ from registry.server.catalog import base_identity, bases
 from registry.server.database import db
 from registry.server.database.models import BaseRow, VersionRow
 from registry.server.push import inspect, rows
-from registry.server.push.inspect import Judged
+from registry.server.push.inspect import Inspection
 from registry.server.storage.blobs import BlobStore, key_of
 
 CARD = "card"
@@ -39,7 +39,7 @@ class Analysed:
 
     id: int
     manifest: Manifest
-    judged: Judged
+    judged: Inspection
     facts: dict[str, Any]
 
     @property
@@ -63,12 +63,12 @@ def read(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[int, Anal
                 continue
             if row.base_id not in known:
                 base = session.get_one(BaseRow, row.base_id)
-                known[row.base_id] = bases.spec_of(base), base_identity.relatives(session, base)
+                known[row.base_id] = bases.load_spec(base), base_identity.find_relatives(session, base)
             manifest, card = Manifest.model_validate_json(row.manifest), row.facts.get(CARD)
             spec, relatives = known[row.base_id]
         keys = {file.digest: key_of(file.digest) for file in manifest.files}
         try:
-            judged = inspect.look(blobs, keys, manifest, spec, relatives, measuring=False)
+            judged = inspect.inspect_files(blobs, keys, manifest, spec, relatives, measure_small=False)
         except RegistryError:
             continue
         facts = {name: value for name, value in judged.facts.items() if name != CARD}
@@ -83,6 +83,6 @@ def keep(session: Session, analysed: Analysed) -> bool:
         return False
     row.facts, row.method, row.rank = analysed.facts, analysed.judged.method, analysed.judged.rank
     session.add(row)
-    rows.tag_again(session, row, analysed.manifest)
-    rows.add_verdict(session, row, session.get_one(BaseRow, row.base_id), analysed.judged)
+    rows.replace_tags(session, row, analysed.manifest)
+    rows.add_compat_verdict(session, row, session.get_one(BaseRow, row.base_id), analysed.judged)
     return True

@@ -99,7 +99,7 @@ def _pages(
             missing = {known.base_id for known in batch} - set(specs)
             if missing:
                 found = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
-                specs.update((row.id or 0, bases.spec_of(row)) for row in found)
+                specs.update((row.id or 0, bases.load_spec(row)) for row in found)
         old = [known.id for known in batch if facts_backfill.is_old(known.facts)]
         if len(old) > HEADERS:
             batch, last = [known for known in batch if known.id <= old[HEADERS - 1]], False
@@ -161,7 +161,10 @@ def _batch(session: Session, after: int) -> list[_Known]:
 def _renewed(known: _Known, wanted: Sequence[Profile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
     for asked in wanted:
         if known.rules.get(str(asked)) != rulebook.digest(asked.engine):
-            yield _row(known, engine_compat.judge(known.facts, asked, known.digest, spec, known.compat, known.weights))
+            yield _row(
+                known,
+                engine_compat.evaluate_profile(known.facts, asked, known.digest, spec, known.compat, known.weights),
+            )
 
 
 def _row(known: _Known, verdict: Verdict) -> dict[str, Any]:

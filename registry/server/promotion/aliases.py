@@ -58,12 +58,12 @@ def move(
     """
     actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
-    availability.refuse_change(name, version)
+    availability.require_available(name, version)
     if break_glass:
         actor.require(Scope.ADMIN, name)
         if not reason.strip():
             raise Invalid("REQUEST_INVALID", "reason: a promotion that breaks the glass must say why")
-    found, seen = gates.look(session, name, alias, version)
+    found, seen = gates.gather_evidence(session, name, alias, version)
     missing = found.gate.missing(seen)
     if missing and not break_glass:
         raise Refused(
@@ -73,13 +73,13 @@ def move(
             reasons=[Reason(f.code, f.location, f.message) for f in missing],
             next_step=_next_step(name, version, alias, missing[0].code),
         )
-    evidence = gates.told(found.gate, seen)
+    evidence = gates.summarize_evidence(found.gate, seen)
     if missing:
         evidence.insert(0, {"check": BROKE_GLASS, "missing": [f.code for f in missing]})
     return _point(session, actor, name, alias, version, expected_generation, reason, evidence)
 
 
-def follow(session: Session, actor: Actor, name: AdapterName, version: VersionRow) -> AliasView:
+def move_newest(session: Session, actor: Actor, name: AdapterName, version: VersionRow) -> AliasView:
     """Move `main` to a version that a push has just made. The push's lock on the adapter makes this safe."""
     return _point(session, actor, name, names.NEWEST, version, None, "pushed", [])
 
@@ -109,16 +109,16 @@ def rollback(
         if version.id not in {m.to_version_id for m in moves}:
             expected = row.generation if expected_generation is None else expected_generation
             return move(session, actor, name, alias, version, expected_generation=expected, reason=reason)
-    availability.refuse_change(name, version)
+    availability.require_available(name, version)
     expected = row.generation if expected_generation is None else expected_generation
     held_since = max(m.generation for m in moves if m.to_version_id == version.id)
     evidence = [{"check": ROLLED_BACK, "generation": held_since}]
     return _point(session, actor, name, alias, version, expected, reason or "rolled back", evidence)
 
 
-def every(session: Session, actor: Actor, name: AdapterName) -> AliasList:
+def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList:
     """The aliases of an adapter, by name."""
-    adapter = versions.adapter_row(session, actor, name)
+    adapter = versions.find_adapter(session, actor, name)
     statement = select(AliasRow).where(col(AliasRow.adapter_id) == adapter.id).order_by(col(AliasRow.alias))
     rows = session.exec(statement).all()
     return AliasList(items=[_view(session, row) for row in rows])
@@ -212,7 +212,7 @@ def _moved(name: AdapterName, alias: str, expected: int, found: int) -> Conflict
 
 # ------------------------------------------------------------------ reading
 def _row(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasRow:
-    adapter = versions.adapter_row(session, actor, name)
+    adapter = versions.find_adapter(session, actor, name)
     row = session.get(AliasRow, (adapter.id, alias), populate_existing=True)
     if row is None:
         raise NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'")

@@ -104,7 +104,7 @@ def add_signature(
     actor.require(Scope.PUSH, name)
     version = versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
     if version.quarantined_at is not None:
-        raise availability.quarantined(name, version)
+        raise availability.quarantined_error(name, version)
     kind, identity, public_key = _verify(request, Manifest.parse(version.manifest.encode()), trusted_roots)
     data = request.bundle.encode()
     digest = Digest.of(data)

@@ -43,7 +43,7 @@ _Row = AdapterGateRow | NamespaceGateRow
 
 
 # ------------------------------------------------------------------ what a channel asks for
-def of(session: Session, name: AdapterName, adapter_id: int | None, alias: str) -> GateView:
+def find_gate(session: Session, name: AdapterName, adapter_id: int | None, alias: str) -> GateView:
     """The gate that counts for this alias of an adapter."""
     own = session.get(AdapterGateRow, (adapter_id, alias), populate_existing=True) if adapter_id else None
     if own is not None:
@@ -51,10 +51,10 @@ def of(session: Session, name: AdapterName, adapter_id: int | None, alias: str) 
     return _of_namespace(session, name.namespace, alias)
 
 
-def every(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
+def list_gates(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
     """The gates that were set for an adapter, or for a namespace, by alias."""
     if isinstance(where, AdapterName):
-        adapter = versions.adapter_row(session, actor, where)
+        adapter = versions.find_adapter(session, actor, where)
         own = select(AdapterGateRow).where(AdapterGateRow.adapter_id == adapter.id)
         rows: list[_Row] = list(session.exec(own).all())
     else:
@@ -63,16 +63,16 @@ def every(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
     return GateList(items=[_view(row, str(where)) for row in sorted(rows, key=lambda row: row.alias)])
 
 
-def show(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> GateView:
+def show_gate(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> GateView:
     """The gate that counts for an alias, whoever has set it."""
     alias = names.alias(alias)
     if isinstance(where, AdapterName):
-        return of(session, where, versions.adapter_row(session, actor, where).id, alias)
+        return find_gate(session, where, versions.find_adapter(session, actor, where).id, alias)
     actor.require_in(Scope.PULL, where)
     return _of_namespace(session, where, alias)
 
 
-def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, gate: Gate | None) -> GateView:
+def set_gate(session: Session, actor: Actor, where: AdapterName | str, alias: str, gate: Gate | None) -> GateView:
     """Set the gate of an alias, or (None) take it away; answers with what counts then. `Invalid`, `Denied`."""
     alias = names.alias(alias)
     row, key = _place(session, actor, where, alias)
@@ -91,7 +91,7 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
     elif row is not None:
         session.delete(row)
     else:  # nothing was set: nothing changes, and nothing is told
-        return show(session, actor, where, alias)
+        return show_gate(session, actor, where, alias)
     session.flush()
     told = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
     namespace = where.namespace if isinstance(where, AdapterName) else where
@@ -104,14 +104,14 @@ def put(session: Session, actor: Actor, where: AdapterName | str, alias: str, ga
         namespace=namespace,
     )
     session.flush()
-    return show(session, actor, where, alias)
+    return show_gate(session, actor, where, alias)
 
 
 def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> tuple[_Row | None, dict[str, Any]]:
     """The row that is there, and its key. Changes of the gates of one adapter or namespace wait for each other."""
     if isinstance(where, AdapterName):
         actor.require(Scope.ADMIN, where)
-        adapter = versions.adapter_row(session, actor, where, lock=True)
+        adapter = versions.find_adapter(session, actor, where, lock=True)
         return session.get(AdapterGateRow, (adapter.id, alias)), {"adapter_id": adapter.id, "alias": alias}
     actor.require_in(Scope.ADMIN, names.namespace(where))
     row = session.get(NamespaceGateRow, (where, alias), with_for_update=True)
@@ -119,7 +119,7 @@ def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str)
 
 
 def _demand_known(gate: Gate, alias: str) -> None:
-    engine_compat.asked_for(gate.engines)
+    engine_compat.parse_profiles(gate.engines)
     if gate.soak_in == alias:
         raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
     if gate.approvers and not gate.approvals:
@@ -143,19 +143,19 @@ def _view(row: _Row, where: str) -> GateView:
 
 
 # ------------------------------------------------------------------ evidence
-def check(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
+def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
     """What would stand between a version and a channel now. Nothing moves."""
     version = versions.find(session, actor, name, selector)
-    gate, seen = look(session, name, names.alias(alias), version)
+    gate, seen = gather_evidence(session, name, names.alias(alias), version)
     missing = gate.gate.missing(seen)
     return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing)
 
 
-def look(session: Session, name: AdapterName, alias: str, version: VersionRow) -> tuple[GateView, Evidence]:
+def gather_evidence(session: Session, name: AdapterName, alias: str, version: VersionRow) -> tuple[GateView, Evidence]:
     """The gate of an alias, and everything about this version that it asks about."""
-    found = of(session, name, version.adapter_id, alias)
+    found = find_gate(session, name, version.adapter_id, alias)
     gate = found.gate
-    judged = versions.verdicts_of(session, [version])[version.id or 0]
+    judged = versions.newest_verdicts(session, [version])[version.id or 0]
     soaked = _soak_seconds(session, version, gate.soak_in, db.now()) if gate.soak_in else 0
     return found, Evidence(
         verdicts=tuple(judged),
@@ -168,7 +168,7 @@ def look(session: Session, name: AdapterName, alias: str, version: VersionRow) -
     )
 
 
-def told(gate: Gate, seen: Evidence) -> list[dict[str, Any]]:
+def summarize_evidence(gate: Gate, seen: Evidence) -> list[dict[str, Any]]:
     """The evidence that opened a gate, or that there was when its glass was broken, as an alias's history keeps it."""
     asked = set(gate.asks())
     counted = [v for v in seen.verdicts if v.check in asked]
@@ -191,10 +191,12 @@ def _judged(verdict: Verdict) -> dict[str, Any]:
 def _engines(session: Session, version: VersionRow, gate: Gate, judged: list[Verdict]) -> list[Verdict]:
     if not gate.engines:
         return []
-    base = bases.spec_of(session.get_one(BaseRow, version.base_id))
-    known = engine_compat.outcomes(judged)
-    asked = zip(gate.engines, engine_compat.asked_for(gate.engines), strict=True)
-    found = [(text, engine_compat.judge(version.facts, one, version.digest, base, *known)) for text, one in asked]
+    base = bases.load_spec(session.get_one(BaseRow, version.base_id))
+    known = engine_compat.newest_outcomes(judged)
+    asked = zip(gate.engines, engine_compat.parse_profiles(gate.engines), strict=True)
+    found = [
+        (text, engine_compat.evaluate_profile(version.facts, one, version.digest, base, *known)) for text, one in asked
+    ]
     return [verdict.model_copy(update={"profile": text}) for text, verdict in found]
 
 
@@ -227,7 +229,7 @@ def approve(
     return _approval(session, name, mine, version)
 
 
-def approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:
+def list_approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:
     """Who has approved this version, for which channel."""
     version = versions.find(session, actor, name, selector)
     return ApprovalList(items=[_approval(session, name, row, version) for row in _approvals(session, version, None)])
@@ -242,5 +244,5 @@ def _approval(session: Session, name: AdapterName, row: ApprovalRow, version: Ve
     seen = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
     return ApprovalView(
         number=version.number, alias=row.alias, identity=row.identity, comment=row.comment, at=row.at,
-        counts=bool(of(session, name, version.adapter_id, row.alias).gate.approved(seen)),
+        counts=bool(find_gate(session, name, version.adapter_id, row.alias).gate.approved(seen)),
     )  # fmt: skip

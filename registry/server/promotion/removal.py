@@ -40,10 +40,10 @@ RECORDS_LIMIT = 100
 _ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
 
 
-def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
+def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> Removed:
     """End an adapter with all its versions. `NotFound`, `Denied`."""
     actor.require(Scope.ADMIN, name)
-    adapter = catalog.adapter_row(session, actor, name, lock=True)
+    adapter = catalog.find_adapter(session, actor, name, lock=True)
     mine = select(VersionRow.id, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
     # Locked, so that nothing is hung on a version after what hangs on it was deleted.
     versions = session.exec(mine.order_by(col(VersionRow.id)).with_for_update()).all()
@@ -52,13 +52,13 @@ def delete(session: Session, actor: Actor, name: AdapterName) -> Removed:
     _end_name(session, name)
     told = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
     audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), told)
-    return Removed(name=str(name), versions=len(versions), served_on=reports.live_on(session, name))
+    return Removed(name=str(name), versions=len(versions), served_on=reports.find_serving_nodes(session, name))
 
 
 def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
     """Give an adapter another name, in the same namespace or in another one that the actor owns, too."""
     actor.require(Scope.ADMIN, name)
-    adapter = catalog.adapter_row(session, actor, name, lock=True)
+    adapter = catalog.find_adapter(session, actor, name, lock=True)
     if to == name:
         raise Conflict("NAME_TAKEN", f"'{name}' has this name already")
     actor.require_in(Scope.ADMIN, to.namespace)
@@ -96,18 +96,18 @@ def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
     return Removed(name=namespace)
 
 
-def forget(engine: Engine, blobs: BlobStore, name: AdapterName) -> None:
+def delete_records(engine: Engine, blobs: BlobStore, name: AdapterName) -> None:
     """Record the tombstone of an adapter that is gone, then delete the records of its versions.
 
     Not needed for truth: `reindex` passes over versions whose name has ended.
     """
-    record(engine, blobs)
+    record_tombstones(engine, blobs)
     with contextlib.suppress(Unavailable):
-        for key in [stat.key for stat in blobs.list(metadata_backup.folder_of(name.namespace, name.name))]:
+        for key in [stat.key for stat in blobs.list(metadata_backup.adapter_prefix(name.namespace, name.name))]:
             blobs.delete(key)
 
 
-def record(engine: Engine, blobs: BlobStore) -> None:
+def record_tombstones(engine: Engine, blobs: BlobStore) -> None:
     """Record tombstones beside the blobs. What is left when the store is away, `gc` records."""
     with contextlib.suppress(Unavailable):
         metadata_backup.write_missing(engine, blobs, limit=RECORDS_LIMIT)

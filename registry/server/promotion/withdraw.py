@@ -37,7 +37,7 @@ def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow,
     actor.require(Scope.PROMOTE, name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
-        raise availability.quarantined(name, version)
+        raise availability.quarantined_error(name, version)
     if version.yanked_at is None:
         version.yanked_at = db.now()
         version.yank_reason = reason
@@ -50,13 +50,13 @@ def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRo
     actor.require(Scope.PROMOTE, name)
     _lock(session, name, version)
     if version.quarantined_at is not None:
-        raise availability.quarantined(name, version)
+        raise availability.quarantined_error(name, version)
     if version.yanked_at is not None:
         version.yanked_at = None
         version.yank_reason = ""
         version.quarantine += 1
         _changed(session, actor, name, version, EventType.VERSION_UNYANK, reason)
-    return versions.view(session, name, version)
+    return versions.build_view(session, name, version)
 
 
 def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
@@ -80,13 +80,13 @@ def unquarantine(session: Session, actor: Actor, name: AdapterName, version: Ver
         version.quarantine_reason = ""
         version.quarantine += 1
         _changed(session, actor, name, version, EventType.VERSION_UNQUARANTINE, reason)
-    return versions.view(session, name, version)
+    return versions.build_view(session, name, version)
 
 
 def _view(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
     """With the nodes that still have it: withdrawing takes nothing out of an engine by itself."""
-    found = versions.view(session, name, version)
-    return found.model_copy(update={"served_on": reports.live_on(session, name, version.digest)})
+    found = versions.build_view(session, name, version)
+    return found.model_copy(update={"served_on": reports.find_serving_nodes(session, name, version.digest)})
 
 
 def _lock(session: Session, name: AdapterName, version: VersionRow) -> None:
@@ -107,13 +107,13 @@ def _changed(
 
 
 # ------------------------------------------------------------------ after a restore
-def restore(engine: Engine, blobs: BlobStore, actor: Actor, *, dry_run: bool) -> int:
+def restore_withdrawals(engine: Engine, blobs: BlobStore, actor: Actor, *, dry_run: bool) -> int:
     """Withdraw, or take back, what was so after the database's backup; how many versions change."""
     count = 0
     listed = sorted(blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
     for location, stats in groupby(listed, key=lambda stat: stat.key.split("/")[2:4]):
         name = AdapterName(*location)
-        found = unknown(engine, blobs, name, stats)
+        found = find_unknown_withdrawals(engine, blobs, name, stats)
         count += len(found)
         for record in () if dry_run else found:
             with db.session(engine) as session:
@@ -121,7 +121,9 @@ def restore(engine: Engine, blobs: BlobStore, actor: Actor, *, dry_run: bool) ->
     return count
 
 
-def unknown(engine: Engine, blobs: BlobStore, name: AdapterName, listed: Iterable[Stat]) -> list[VersionRecord]:
+def find_unknown_withdrawals(
+    engine: Engine, blobs: BlobStore, name: AdapterName, listed: Iterable[Stat]
+) -> list[VersionRecord]:
     """Records of an adapter, listed before, that tell of a withdrawal, or of its end, which the row does not know."""
     by_number: dict[int, list[Stat]] = {}
     for stat in listed:
@@ -132,12 +134,18 @@ def unknown(engine: Engine, blobs: BlobStore, name: AdapterName, listed: Iterabl
     found = []
     for adapter, row in rows:
         try:
-            own = metadata_backup.of_version(adapter, row).digest.hex
+            own = metadata_backup.version_record(adapter, row).digest.hex
         except ValueError:  # a manifest that cannot be read: a check tells of it
             continue
         others = [stat for stat in by_number[row.number] if not stat.key.endswith(own)]
-        record = metadata_backup.newest(blobs, [(stat.key, stat.size_bytes) for stat in others], name, row.number, [])
-        if record and record.manifest.digest == row.digest and metadata_backup.age(record) > metadata_backup.age(row):
+        record = metadata_backup.newest_record(
+            blobs, [(stat.key, stat.size_bytes) for stat in others], name, row.number, []
+        )
+        if (
+            record
+            and record.manifest.digest == row.digest
+            and metadata_backup.withdrawal_count(record) > metadata_backup.withdrawal_count(row)
+        ):
             found.append(record)
     return found
 
@@ -146,7 +154,7 @@ def _again(session: Session, actor: Actor, name: AdapterName, record: VersionRec
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     mine = statement.where(versions.named(name), col(VersionRow.number) == record.number)
     version = session.exec(mine.with_for_update(of=VersionRow)).one_or_none()
-    if version is None or metadata_backup.age(version) >= metadata_backup.age(record):
+    if version is None or metadata_backup.withdrawal_count(version) >= metadata_backup.withdrawal_count(record):
         return
     held, yanked = version.quarantined_at is not None, version.yanked_at is not None
     version.yanked_at, version.yank_reason = record.yanked_at, record.yank_reason

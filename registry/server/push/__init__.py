@@ -1,1 +1,1 @@
-"""The server half of a push: plan, commit, inspect, rows, and what follows in the background."""
+"""The server half of a push: `plan` → `commit` → `inspect` → `rows`, and `background` work after the answer."""

@@ -1,10 +1,11 @@
-"""Push: receive and commit what a plan asked for (`plans`). The only way a version comes to exist.
+"""Receive and commit what a plan requested. A commit is the only way in which a version comes to exist.
 
-Invariants
-- Bytes first, then one transaction, then the answer: a version is visible whole or not at all.
-- The same manifest again is the same version, also for 64 who push it at once; its number is taken under a lock.
-- A commit holds no transaction while it reads, hashes and promotes bytes; then it looks again whether its push is open.
-- Malformed is refused and nothing is stored. Incompatible is recorded: verdict `compat` = fail, no job, gates shut.
+- Bytes first, then one transaction, then the answer: a version is visible completely or not at all.
+- The same manifest again is the same version, also when 64 clients push it at once; its number is taken under a lock.
+- A commit holds no transaction while it reads, hashes and promotes bytes. Afterwards it checks that its push is still
+  open.
+- Malformed files are rejected and nothing is stored. Incompatible ones are recorded: verdict `compat` = fail, no job,
+  gates closed.
 """
 
 from __future__ import annotations
@@ -37,41 +38,40 @@ from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import BlobState, PushState
 
 COMMIT_SECONDS = 3600
-"""How long a push stays open at least, once its commit has begun."""
-Asked = Mapping[Digest, PushBlobRow]
-"""The blobs of a push."""
+"""How long a push stays open at least once its commit has begun."""
+PushBlobs = Mapping[Digest, PushBlobRow]
 
 
 # ------------------------------------------------------------------ receive
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """A blob that a push asked for. `needed` is False once the version exists: its bytes may be thrown away."""
+class ExpectedBlob:
+    """A blob that a push requested. `needed` is False once the version exists: its bytes may be thrown away."""
 
     key: str
     size_bytes: int
     needed: bool
 
 
-def receive(session: Session, actor: Actor, push_id: str, digest: Digest) -> Expected:
-    """Where the bytes of this blob go. `NotFound` for a push of somebody else and a blob that was not asked for."""
-    row = _own(session, actor, push_id)
-    return _expected(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
+def find_upload(session: Session, actor: Actor, push_id: str, digest: Digest) -> ExpectedBlob:
+    """Where the bytes of this blob go. `NotFound` for another token's push and for a blob that was not requested."""
+    row = _find_push(session, actor, push_id)
+    return _expected_blob(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
 
 
-def _expected(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> Expected:
+def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> ExpectedBlob:
     if blob is None or not blob.staging_key:
-        raise NotFound("BLOB_UNKNOWN", f"push {row.id} did not ask for blob {digest}")
-    return Expected(blob.staging_key, blob.size_bytes, row.state == PushState.OPEN)
+        raise NotFound("BLOB_UNKNOWN", f"push {row.id} did not request blob {digest}")
+    return ExpectedBlob(blob.staging_key, blob.size_bytes, row.state == PushState.OPEN)
 
 
+# Built once: building a statement takes longer than running it.
 _PUSH = select(PushRow).where(col(PushRow.id) == bindparam("id"))
 _BLOB = select(PushBlobRow).where(
     col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.digest) == bindparam("digest")
 )
-"""Put together once, which takes longer than to ask."""
 
 
-def _own(session: Session, actor: Actor, push_id: str) -> PushRow:
+def _find_push(session: Session, actor: Actor, push_id: str) -> PushRow:
     row = session.exec(_PUSH, params={"id": push_id[:80]}).first()
     late = row is not None and row.state == PushState.OPEN and row.expires_at <= db.now()
     if row is None or row.token_id != actor.token_id or row.state == PushState.EXPIRED or late:
@@ -80,7 +80,7 @@ def _own(session: Session, actor: Actor, push_id: str) -> PushRow:
 
 
 # ------------------------------------------------------------------ commit
-def commit(
+def commit_push(
     session: Session,
     actor: Actor,
     push_id: str,
@@ -89,64 +89,67 @@ def commit(
     blobs: BlobStore,
     engines: Sequence[Profile] = (),
 ) -> Pushed:
-    """The version, made now or found, with its verdicts `compat` and, for each of `engines`, `engine`.
+    """The version, new or existing, with its verdicts `compat`, `weights` and, for each of `engines`, `engine`.
 
     `session` must have begun by reading; it writes from the last check on.
-    Order: the push, its blobs, its judgement, the final keys; then the rows. `Invalid` stores nothing.
+    Order: the push, its blobs, their inspection, the final keys; then the rows. `Invalid` stores nothing.
     """
-    row = _own(session, actor, push_id)
+    row = _find_push(session, actor, push_id)
     name = AdapterName(row.namespace, row.name)
     actor.require(Scope.PUSH, name)
     alias = str(names.alias(request.alias)) if request.alias else ""
     if alias:
         actor.require(Scope.PROMOTE, name)
     manifest = Manifest.parse(row.manifest.encode())
-    there = rows.existing(session, name, manifest.digest) is not None
-    if there and not _mends(session, row):
-        return _found(session, actor, name, row, manifest, alias)
-    asked = {Digest(blob.digest): blob for blob in plan.blobs_of(session, row)}
-    _keep_small(row, asked, request.small, blobs)
-    base = plan.base_of(session, manifest)
+    exists = rows.find_existing(session, name, manifest.digest) is not None
+    if exists and not _repairs_blobs(session, row):
+        return _answer_existing(session, actor, name, row, manifest, alias)
+    requested = {Digest(blob.digest): blob for blob in plan.push_blobs(session, row)}
+    _stage_small(row, requested, request.small, blobs)
+    base = plan.find_base(session, manifest)
     try:
-        judged, mended = _judge_and_keep(session, row, asked, manifest, base, blobs)
-    except (Conflict, NotFound) as gone:
-        # A racing commit of the same push may have finished and tidied up meanwhile: then its version counts.
-        if gone.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
+        inspection, repaired = _inspect_and_promote(session, row, requested, manifest, base, blobs)
+    except (Conflict, NotFound) as error:
+        # A racing commit of the same push may have finished and cleaned up: then its version counts.
+        if error.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
             raise
         db.begin_writing(session)
-        if rows.existing(session, name, manifest.digest) is None:
+        if rows.find_existing(session, name, manifest.digest) is None:
             raise
-        return _found(session, actor, name, row, manifest, alias)
+        return _answer_existing(session, actor, name, row, manifest, alias)
     db.begin_writing(session)
-    return rows.make(session, actor, name, row, manifest, base, judged, alias=alias, mended=mended, engines=engines)
+    return rows.create_version(
+        session, actor, name, row, manifest, base, inspection, alias=alias, repaired=repaired, engines=engines
+    )
 
 
-def _keep_small(row: PushRow, asked: Asked, small: Sequence[Small], blobs: BlobStore) -> None:
-    """Stage what the commit itself brings, under the rules of an upload."""
+def _stage_small(row: PushRow, requested: PushBlobs, small: Sequence[Small], blobs: BlobStore) -> None:
+    """Stage the bytes that the commit itself carries, under the rules of an upload."""
     for item in small:
-        expected = _expected(row, item.digest, asked.get(item.digest))
+        expected = _expected_blob(row, item.digest, requested.get(item.digest))
         try:
             data = base64.b64decode(item.data, validate=True)
         except ValueError:
-            message = f"small: the bytes of {item.digest} are not base64"
-            raise Invalid("REQUEST_INVALID", message) from None
+            raise Invalid("REQUEST_INVALID", f"small: the bytes of {item.digest} are not base64") from None
         if len(data) != expected.size_bytes:
-            message = f"has {len(data)} bytes in the commit, and the plan asked for {expected.size_bytes}"
+            message = f"has {len(data)} bytes in the commit, and the plan requested {expected.size_bytes}"
             reasons = [Reason("blob.size_mismatch", item.digest, message)]
             raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", reasons=reasons)
         if expected.needed:
             blobs.put(expected.key, [data], expect=item.digest, limit_bytes=len(data))
 
 
-def _found(session: Session, actor: Actor, name: AdapterName, row: PushRow, manifest: Manifest, alias: str) -> Pushed:
+def _answer_existing(
+    session: Session, actor: Actor, name: AdapterName, row: PushRow, manifest: Manifest, alias: str
+) -> Pushed:
     db.begin_writing(session)
-    version = rows.existing(session, name, manifest.digest)
+    version = rows.find_existing(session, name, manifest.digest)
     if version is None:
-        raise NotFound("VERSION_UNKNOWN", f"the version {manifest.digest} of '{name}' went away meanwhile")
-    return rows.found(session, actor, name, row, version, alias)
+        raise NotFound("VERSION_UNKNOWN", f"the version {manifest.digest} of '{name}' was deleted in the meantime")
+    return rows.answer_existing(session, actor, name, row, version, alias)
 
 
-def _mends(session: Session, row: PushRow) -> bool:
+def _repairs_blobs(session: Session, row: PushRow) -> bool:
     """Whether this push brought bytes for a blob that is damaged."""
     statement = (
         select(BlobRow.digest)
@@ -156,36 +159,35 @@ def _mends(session: Session, row: PushRow) -> bool:
     return session.exec(statement.limit(1)).first() is not None
 
 
-def _judge_and_keep(
-    session: Session, row: PushRow, asked: Asked, manifest: Manifest, base: BaseRow, blobs: BlobStore
-) -> tuple[inspect.Judged, set[Digest]]:
-    """What the bytes say, once they stand under their final keys; and the damaged blobs that they replaced."""
-    relatives, spec = base_identity.relatives(session, base), bases.spec_of(base)
-    damaged = _begin(session, row, manifest)
+def _inspect_and_promote(
+    session: Session, row: PushRow, requested: PushBlobs, manifest: Manifest, base: BaseRow, blobs: BlobStore
+) -> tuple[inspect.Inspection, set[Digest]]:
+    """Inspect the bytes and move them to their final keys; also says which damaged blobs they replaced."""
+    relatives, spec = base_identity.find_relatives(session, base), bases.load_spec(base)
+    damaged = _secure_blobs(session, row, manifest)
     try:
-        keys = inspect.verified(blobs, asked.values(), manifest)
-    except inspect.Mismatch as wrong:
-        if wrong.key.startswith("staging/"):
-            blobs.delete(wrong.key)  # else nothing else could ever be sent there
+        keys = inspect.verify_blobs(blobs, requested.values(), manifest)
+    except inspect.BlobMismatch as error:
+        if error.key.startswith("staging/"):
+            blobs.delete(error.key)  # otherwise nothing else could ever be uploaded there
         raise
     failpoints.reach("push.hashed")
-    judged = inspect.look(blobs, keys, manifest, spec, relatives)
-    brought = {digest: blob.staging_key for digest, blob in asked.items() if blob.staging_key}
+    inspection = inspect.inspect_files(blobs, keys, manifest, spec, relatives)
+    staged = {digest: blob.staging_key for digest, blob in requested.items() if blob.staging_key}
     failpoints.reach("push.before_promote")
-    for digest, staging_key in brought.items():
+    for digest, staging_key in staged.items():
         blobs.promote(staging_key, digest, replace=digest in damaged)
         failpoints.reach("push.after_promote")
-    return judged, damaged & set(brought)
+    return inspection, damaged & set(staged)
 
 
-def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
-    """Make sure, and durable, that this push holds its blobs for as long as a commit takes; which of them are damaged.
+def _secure_blobs(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
+    """Durably keep the push open, and with it its blobs, for as long as a commit takes; returns the damaged blobs.
 
-    A push that stays open for longer anyway holds them already: then nothing is written. `NotFound` (PUSH_UNKNOWN) when
-    `gc` has ended it meanwhile.
+    Nothing is written for a push that stays open longer anyway. `NotFound` (PUSH_UNKNOWN) if `gc` has ended it.
     """
     until = db.now() + timedelta(seconds=COMMIT_SECONDS)
-    sizes = plan.sizes_of(manifest)
+    sizes = plan.blob_sizes(manifest)
     if row.expires_at > until:
         damaged = references.find_damaged(session, sizes)
     else:
@@ -196,9 +198,9 @@ def _begin(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
     return damaged
 
 
-def tidy(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
-    """Remove what a committed push staged, and care for what it left. Not needed for truth: `gc` would do it later."""
+def clean_up(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
+    """Delete what a committed push staged and run the background work. Optional: `gc` would do the same later."""
     with contextlib.suppress(Unavailable):
         for key in [stat.key for stat in blobs.list(f"staging/{push_id}/")]:
             blobs.delete(key)
-        background.keep_up(engine, blobs)
+        background.run_pending(engine, blobs)

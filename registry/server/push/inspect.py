@@ -1,11 +1,10 @@
-"""What the server itself sees in a push: are the bytes there and true, what do they say, and do they fit the base?
+"""What the server itself sees in a push: are the bytes there and correct, what do they say, do they fit the base?
 
-Invariants
-- Nothing that a client claimed is believed: sizes and digests come from the store, facts from the bytes.
-- What is judged is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
-- A staged blob is never looked for under its final key: that may be another tenant's.
-- Malformed raises; incompatible is a finding.
-- Reads blobs and rows, writes neither: it all happens before the first row of a version.
+- Nothing that a client claimed is trusted: sizes and digests come from the store, facts from the bytes.
+- What is inspected is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
+- A staged blob is never looked up under its final key: those bytes may be another tenant's.
+- Malformed files raise; incompatible ones get a finding.
+- It reads blobs and rows and writes neither: all of it happens before the first row of a version.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry.adapters import read as contents
 from registry.adapters.formats import IMAGE_SCHEMES
+from registry.adapters.read import Contents, Read, read_any, weights_of
 from registry.bases import BaseSpec
 from registry.bases.similarity import Similarity
 from registry.compat import evaluate, tokenizers
@@ -30,62 +29,65 @@ from registry.server.storage.blobs import BlobStore, Stat, key_of
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What a version's row will say of its content, and the findings of the check `compat`."""
+class Inspection:
+    """What a version's row will say about its content, and the findings of the check `compat`."""
 
     method: str
     rank: int | None
     facts: dict[str, Any]
     findings: tuple[Finding, ...]
     weights: Measured | None = None
-    """None while the weights are still to be measured: they are large."""
-    can_be_tried: bool = True
-    """Whether a worker can put it on its base: PEFT's own, and image adapters on an image model."""
+    """None while the weights still have to be measured: they are large."""
+    can_be_tested: bool = True
+    """Whether a worker can load it on its base: PEFT adapters can, and image adapters on an image model."""
 
 
-_LOST = "the store has lost it: ask an administrator to run `adapter fsck --deep`, then push again"
-"""Until a check has marked it, no plan asks for it again."""
-
-
-class Mismatch(Invalid):
-    """What was staged under `key` is not what the manifest says."""
+class BlobMismatch(Invalid):
+    """The bytes under `key` are not what the manifest says."""
 
     def __init__(self, key: str, detail: str, reasons: list[Reason]) -> None:
         super().__init__("BLOB_MISMATCH", detail, reasons=reasons)
         self.key = key
 
 
-def verified(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> dict[Digest, str]:
-    """Digest → key of every blob of this push, each there with the size and the hash that the manifest says.
+def verify_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> dict[Digest, str]:
+    """Digest → key of every blob of this push; each has the size and the hash that the manifest says.
 
-    `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are not there; `Invalid` (BLOB_MISMATCH).
+    `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing; `BlobMismatch` names the first wrong one.
     """
     keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
     missing: list[Reason] = []
     lost = False
     for file in manifest.files:
-        stat = _found(blobs, keys[file.digest], file.size_bytes)
+        stat = _stat(blobs, keys[file.digest], file.size_bytes)
         if stat is None:
             missing.append(Reason("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
             lost = lost or not keys[file.digest].startswith("staging/")
             continue
-        found = stat.digest or _hash(blobs, stat.key)
-        if (stat.size_bytes, found) != (file.size_bytes, file.digest):
-            message = f"has {stat.size_bytes} bytes that hash to {found}; the manifest says {file.size_bytes} bytes"
+        digest = stat.digest or _hash(blobs, stat.key)
+        if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
+            message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"
             reasons = [Reason("blob.size_mismatch", file.path, message)]
-            raise Mismatch(stat.key, f"{file.path} {message}", reasons)
+            raise BlobMismatch(stat.key, f"{file.path} {message}", reasons)
     if missing:
-        raise Conflict(
-            "UPLOAD_INCOMPLETE",
-            f"{missing[0].location} {missing[0].message}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
-            reasons=missing,
-            next_step=_LOST if lost else "push again: only missing files are sent",
-        )
+        raise _incomplete(missing, lost)
     return keys
 
 
-def _found(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
-    """What is under the key, once parts that were sent are put together."""
+def _incomplete(missing: list[Reason], lost: bool) -> Conflict:
+    """`lost`: bytes of an existing version are gone. No plan requests them until a check has marked them damaged."""
+    return Conflict(
+        "UPLOAD_INCOMPLETE",
+        f"{missing[0].location} {missing[0].message}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
+        reasons=missing,
+        next_step="the store has lost bytes: ask an administrator to run `adapter fsck --deep`, then push again"
+        if lost
+        else "push again: only missing files are sent",
+    )
+
+
+def _stat(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
+    """What is under the key, after assembling parts that were uploaded."""
     stat = blobs.stat(key)
     if stat is None:
         blobs.complete_parts(key, size_bytes)
@@ -93,37 +95,36 @@ def _found(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
     return stat
 
 
-def look(
+def inspect_files(
     blobs: BlobStore,
     keys: dict[Digest, str],
     manifest: Manifest,
     spec: BaseSpec,
     relatives: Sequence[Similarity] = (),
     *,
-    measuring: bool = True,
-) -> Judged:
-    """Reads the configuration, the headers and the tokenizer's files, and compares them with the base.
+    measure_small: bool = True,
+) -> Inspection:
+    """Read the configuration, the headers and the tokenizer's files, and compare them with the base.
 
-    `measuring`: the numbers of small weights, too.
+    `measure_small`: measure the weights, too, if they are small.
     """
-    weights = contents.weights_of(manifest.files)
-    small = measuring and weights.size_bytes <= INLINE_BYTES
-    read = _reader(blobs, keys, manifest, keep=weights.path if small else "")
-    found = contents.read_any(manifest.files, read)
-    compat = evaluate.fit(found, spec, relatives)
-    findings = (*compat, *tokenizers.check_tokenizer(manifest.files, read, spec))
+    weights = weights_of(manifest.files)
+    inline = measure_small and weights.size_bytes <= INLINE_BYTES
+    read = _reader(blobs, keys, manifest, keep=weights.path if inline else "")
+    contents = read_any(manifest.files, read)
+    findings = (*evaluate.fit(contents, spec, relatives), *tokenizers.check_tokenizer(manifest.files, read, spec))
     measured = None
-    if small:
-        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, found.header, found.pairs)
-    told = {**version_facts.of(found), **version_facts.claims(manifest.files, read)}
-    tried = isinstance(found, contents.Contents) or (spec.is_pipeline and found.file.scheme in IMAGE_SCHEMES)
-    return Judged(told["method"], told["rank"], told, findings, measured, tried)
+    if inline:
+        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
+    facts = {**version_facts.of(contents), **version_facts.claims(manifest.files, read)}
+    testable = isinstance(contents, Contents) or (spec.is_pipeline and contents.file.scheme in IMAGE_SCHEMES)
+    return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 
 
-def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, keep: str) -> contents.Read:
-    """Reads pieces of the manifest's files. A bit that flips between the store and here is found.
+def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, keep: str) -> Read:
+    """Reads pieces of the manifest's files and detects bits that flip between the store and here.
 
-    The file `keep` is read once, as a whole, and hashed; its pieces are of that. `Unavailable` when bytes differ.
+    The file `keep` is read once as a whole and hashed; its pieces come from that. `Unavailable` when bytes differ.
     """
     by_path = {file.path: file for file in manifest.files}
     whole: dict[str, bytes] = {}
@@ -135,14 +136,14 @@ def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, ke
         if path == keep and file.size_bytes > length:
             whole[path] = read(path, 0, file.size_bytes)
             return whole[path][start : start + length]
-        found = blobs.read(keys[file.digest], start, length)
+        data = blobs.read(keys[file.digest], start, length)
         if start == 0 and length >= file.size_bytes:
-            same = Digest.of(found) == file.digest
+            is_same = Digest.of(data) == file.digest
         else:
-            same = blobs.read(keys[file.digest], start, length) == found
-        if not same:
-            raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store gave other bytes than those that were verified")
-        return found
+            is_same = blobs.read(keys[file.digest], start, length) == data
+        if not is_same:
+            raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store returned other bytes than those it had verified")
+        return data
 
     return read
 

@@ -1,15 +1,15 @@
-"""Plans: what a push still has to send, and where to.
+"""Plan a push: which blobs it still has to send, and where to.
 
-Invariants
-- A plan asks for every blob that no version which the actor may read holds. What others hold is asked for again:
-  nobody learns from a plan, from its speed or from a refusal what is in somebody else's namespace.
-- Every blob of an open push has a row and is held by it before its bytes are sent (`holds`): `gc` is never too early.
-- A damaged blob is asked for even by those who hold it: that is how it is mended.
+- A plan requests every blob that is in no version which the actor may read, even if another tenant has it. So neither
+  a plan nor its timing nor an error reveals what is in other namespaces.
+- Every blob of an open push has a row and a reference before its bytes are sent, so `gc` never deletes it too early.
+- A damaged blob is requested even from those who have it: that is how it gets repaired.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from datetime import timedelta
 
 from sqlalchemy import bindparam
@@ -42,32 +42,33 @@ from registry.server.storage.blobs import BlobStore, staging_key_of
 from registry.server.storage.references import BlobState, PushState
 
 
-def make(
+def plan_push(
     session: Session, actor: Actor, name: AdapterName, request: PushRequest, *, blobs: BlobStore, settings: Settings
 ) -> PushPlan:
-    """What is missing for this version, and where to send it. Judges what can be judged without the bytes.
+    """What is missing for this version and where to send it. Checks everything that can be checked without the bytes.
 
-    An open push of the same token and manifest is taken up again, so what it sent already is not sent twice.
+    An open push of the same token and manifest is resumed, so that nothing is sent twice.
     """
     actor.require(Scope.PUSH, name)
     manifest = request.manifest
-    base_of(session, manifest)
-    row = _taken_up(session, actor, name, manifest, settings)
-    held = _held(session, actor, manifest)
+    find_base(session, manifest)
+    row = _find_open_push(session, actor, name, manifest, settings)
+    sizes = blob_sizes(manifest)
+    readable = _readable_blobs(session, actor, manifest, sizes)
     if row is not None:
-        asked = [blob for blob in _asked(session, row, held) if blob.staging_key]
+        requested = [blob for blob in _resumed_blobs(session, row, readable) if blob.staging_key]
         db.commit_early(session)
-        missing = [blob for blob in asked if blobs.stat(blob.staging_key) is None]
+        missing = [blob for blob in requested if blobs.stat(blob.staging_key) is None]
     else:
         quotas.check_before_upload(session, actor, name, manifest)
         row = _push_row(actor, name, request, settings)
-        wanted = [_blob_row(row, digest, size, held) for digest, size in sizes_of(manifest).items()]
-        missing = [blob for blob in wanted if blob.staging_key]
+        blob_rows = [_blob_row(row, digest, size, readable) for digest, size in sizes.items()]
+        missing = [blob for blob in blob_rows if blob.staging_key]
         failpoints.reach("push.plan.before_rows")
         db.begin_writing(session)
-        references.reserve(session, sizes_of(manifest))
+        references.reserve(session, sizes)
         db.bulk_insert(session, [row])
-        db.bulk_insert(session, wanted)
+        db.bulk_insert(session, blob_rows)
         failpoints.reach("push.plan.after_rows")
         db.commit_early(session)
     return PushPlan(
@@ -78,21 +79,22 @@ def make(
     )
 
 
-def base_of(session: Session, manifest: Manifest) -> BaseRow:
-    base = bases.row(session, manifest.base.name)
+def find_base(session: Session, manifest: Manifest) -> BaseRow:
+    """The base that the manifest names. `NotFound` (BASE_UNKNOWN), `Invalid` for another fingerprint."""
+    base = bases.find(session, manifest.base.name)
     if base.fingerprint != manifest.base.fingerprint:
         message = f"has the fingerprint {base.fingerprint} here, and the manifest says {manifest.base.fingerprint}"
         raise Invalid(
             "BASE_INVALID",
             f"base '{base.name}' {message}",
             reasons=[Reason("base.fingerprint_differs", base.name, message)],
-            next_step="the adapter was made for another model of this name: register that one under a name of its own",
+            next_step="the adapter was trained on another model of this name: register that model under its own name",
         )
     return base
 
 
-def sizes_of(manifest: Manifest) -> dict[Digest, int]:
-    """Each blob once. `Invalid` when the manifest gives one digest two sizes."""
+def blob_sizes(manifest: Manifest) -> dict[Digest, int]:
+    """The size of each blob of a manifest. `Invalid` if the manifest gives one digest two sizes."""
     sizes: dict[Digest, int] = {}
     for file in manifest.files:
         if sizes.setdefault(file.digest, file.size_bytes) != file.size_bytes:
@@ -102,10 +104,10 @@ def sizes_of(manifest: Manifest) -> dict[Digest, int]:
     return sizes
 
 
-def _held(session: Session, actor: Actor, manifest: Manifest) -> set[str]:
-    """The blobs of this manifest that versions in sight of the actor hold, undamaged and with the size that it says.
+def _readable_blobs(session: Session, actor: Actor, manifest: Manifest, sizes: Mapping[Digest, int]) -> set[str]:
+    """The manifest's blobs that versions visible to the actor have, undamaged and with the same size.
 
-    Not those in quarantine: a push of their bytes under another name would be a way around it.
+    Versions in quarantine do not count: pushing their bytes under another name would circumvent it.
     """
     statement = (
         select(VersionFileRow.digest, VersionFileRow.size_bytes)
@@ -116,24 +118,11 @@ def _held(session: Session, actor: Actor, manifest: Manifest) -> set[str]:
         .where(col(BlobRow.state) == BlobState.LIVE, col(VersionRow.quarantined_at).is_(None))
         .distinct()
     )
-    sizes = sizes_of(manifest)
     return {digest for digest, size in session.exec(statement) if sizes[Digest(digest)] == size}
 
 
-def _asked(session: Session, row: PushRow, held: set[str]) -> list[PushBlobRow]:
-    """The blobs of a push taken up again. What was held then and was found damaged since is asked for now."""
-    wanted = blobs_of(session, row)
-    damaged = [blob for blob in wanted if not blob.staging_key and blob.digest not in held]
-    if damaged:
-        db.begin_writing(session)
-        for blob in damaged:
-            blob.staging_key = staging_key_of(row.id, Digest(blob.digest))
-            session.add(blob)
-        session.flush()
-    return wanted
-
-
-_TAKEN_UP = (
+# Statements of every push are built once: building one takes longer than running it.
+_OPEN_PUSH = (
     select(PushRow)
     .where(
         col(PushRow.token_id) == bindparam("token_id"),
@@ -146,19 +135,38 @@ _TAKEN_UP = (
     .order_by(col(PushRow.created_at))
     .limit(1)
 )
-"""Put together once, as `_BLOBS`: that takes longer than to ask."""
+_BLOBS = select(PushBlobRow).where(col(PushBlobRow.push_id) == bindparam("id"))
 
 
-def _taken_up(
+def _find_open_push(
     session: Session, actor: Actor, name: AdapterName, manifest: Manifest, settings: Settings
 ) -> PushRow | None:
-    wanted = {"token_id": actor.token_id, "digest": manifest.digest, "namespace": name.namespace, "name": name.name}
+    """The open push of the same token, name and manifest, if at least half of its time is left."""
+    params = {"token_id": actor.token_id, "digest": manifest.digest, "namespace": name.namespace, "name": name.name}
     soonest = db.now() + timedelta(seconds=settings.push_hold_seconds / 2)
-    return session.exec(_TAKEN_UP, params={**wanted, "soonest": soonest}).first()
+    return session.exec(_OPEN_PUSH, params={**params, "soonest": soonest}).first()
+
+
+def _resumed_blobs(session: Session, row: PushRow, readable: set[str]) -> list[PushBlobRow]:
+    """The blobs of a resumed push. A blob that was damaged since the first plan is now requested, too."""
+    blobs = push_blobs(session, row)
+    damaged = [blob for blob in blobs if not blob.staging_key and blob.digest not in readable]
+    if damaged:
+        db.begin_writing(session)
+        for blob in damaged:
+            blob.staging_key = staging_key_of(row.id, Digest(blob.digest))
+            session.add(blob)
+        session.flush()
+    return blobs
+
+
+def push_blobs(session: Session, row: PushRow) -> list[PushBlobRow]:
+    """The blobs of a push."""
+    return list(session.exec(_BLOBS, params={"id": row.id}).all())
 
 
 def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: Settings) -> PushRow:
-    made_at = db.now()
+    created_at = db.now()
     return PushRow(
         id="psh_" + secrets.token_hex(12),
         namespace=name.namespace,
@@ -167,20 +175,20 @@ def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: S
         manifest_digest=request.manifest.digest,
         message=request.message,
         state=PushState.OPEN,
-        created_at=made_at,
+        created_at=created_at,
         created_by=actor.identity,
         token_id=actor.token_id,
-        expires_at=made_at + timedelta(seconds=settings.push_hold_seconds),
+        expires_at=created_at + timedelta(seconds=settings.push_hold_seconds),
     )
 
 
-def _blob_row(row: PushRow, digest: Digest, size_bytes: int, held: set[str]) -> PushBlobRow:
-    staging_key = "" if digest in held else staging_key_of(row.id, digest)
+def _blob_row(row: PushRow, digest: Digest, size_bytes: int, readable: set[str]) -> PushBlobRow:
+    staging_key = "" if digest in readable else staging_key_of(row.id, digest)
     return PushBlobRow(push_id=row.id, digest=digest, size_bytes=size_bytes, staging_key=staging_key)
 
 
 def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload | None:
-    """Straight to the store in parts or whole where that is safe, else to this server. None: all parts have arrived."""
+    """Straight to the store, in parts or whole, where that is safe; else to this server. None: all parts arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
     parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)
     if parts is not None:
@@ -190,10 +198,3 @@ def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload |
     if link is not None:
         return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
     return Upload(digest=digest, size_bytes=size, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")
-
-
-_BLOBS = select(PushBlobRow).where(col(PushBlobRow.push_id) == bindparam("id"))
-
-
-def blobs_of(session: Session, row: PushRow) -> list[PushBlobRow]:
-    return list(session.exec(_BLOBS, params={"id": row.id}).all())

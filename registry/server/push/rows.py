@@ -1,12 +1,12 @@
-"""A version's rows: written once, together, when a push has been judged.
+"""The rows of a version: written once and together, after a push was inspected.
 
-Invariants
-- The number is taken under the adapter's lock, and the digest is looked for again under it: equal pushes that race
-  make one version.
-- Version, files, edges, blobs, verdict, `main`, the job and the event are one transaction, and no blob is read in it.
-- The push is still open then, so it held every blob all the time; its blobs become `live` in the same transaction.
-- A verdict `compat` or `weights` that fails enqueues no job: a worker could only fail, too. Nor does a foreign format.
-- An alias that its gate keeps shut does not undo the version; the answer says why it did not move.
+- The number is taken under the adapter's lock, and the digest is looked up again under it: equal pushes that race make
+  one version.
+- Version, files, edges, blobs, verdicts, `main`, the job and the event are one transaction, and no blob is read in it.
+- The push is still open then, so it referenced every blob all the time; its blobs become `live` in the transaction.
+- A failing verdict `compat` or `weights` enqueues no job, because a worker could only fail, too. Nor do formats that
+  no worker can load.
+- A closed gate of the requested alias does not undo the version; the answer says why the alias did not move.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from registry.errors import Refused
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Kind
-from registry.manifest import TAG_VALUE_LIMIT, Manifest
+from registry.manifest import TAG_VALUE_LIMIT, Edge, Manifest
 from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import quotas, reserved_names
@@ -47,9 +47,10 @@ from registry.server.database.models import (
 from registry.server.evaluation import engine_compat, weights
 from registry.server.jobs import queue
 from registry.server.promotion import aliases
-from registry.server.push.inspect import Judged
+from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 
+# Statements of every push are built once.
 _NAMED = and_(col(AdapterRow.namespace) == bindparam("namespace"), col(AdapterRow.name) == bindparam("name"))
 _LOCKED = select(AdapterRow).where(_NAMED).with_for_update().execution_options(populate_existing=True)
 _EXISTING = (
@@ -57,100 +58,99 @@ _EXISTING = (
     .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     .where(_NAMED, col(VersionRow.digest) == bindparam("digest"))
 )
-"""Put together once: every push asks these."""
 
 
-def existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow | None:
-    """The version of this adapter with this manifest, if a push made it already."""
-    asked = {"namespace": name.namespace, "name": name.name, "digest": digest}
-    return session.exec(_EXISTING, params=asked).first()
+def find_existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow | None:
+    """The version of this adapter with this manifest, if a push has created it already."""
+    params = {"namespace": name.namespace, "name": name.name, "digest": digest}
+    return session.exec(_EXISTING, params=params).first()
 
 
-def found(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> Pushed:
-    """The answer to a push of what is there: nothing is written but the end of the push and the alias."""
+def answer_existing(
+    session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str
+) -> Pushed:
+    """The answer to a push of an existing version: it writes only the end of the push and the alias."""
     references.end_push(session, push.id)
-    refused = _move(session, actor, name, push, row, alias)
+    refusal = _move_alias(session, actor, name, push, row, alias)
     session.flush()
     failpoints.reach("push.before_commit")
-    return Pushed(version=versions.view(session, name, row), created=False, job_id="", alias_refused=refused)
+    return Pushed(version=versions.build_view(session, name, row), created=False, job_id="", alias_refused=refusal)
 
 
-def make(
+def create_version(
     session: Session,
     actor: Actor,
     name: AdapterName,
     push: PushRow,
     manifest: Manifest,
     base: BaseRow,
-    judged: Judged,
+    inspection: Inspection,
     *,
     alias: str = "",
-    mended: Set[Digest] = frozenset(),
+    repaired: Set[Digest] = frozenset(),
     engines: Sequence[Profile] = (),
 ) -> Pushed:
-    """The version of this push on its base. Found instead of made when an equal push was faster.
+    """The version of this push on its base, or the existing one if an equal push was faster.
 
-    `mended` are damaged blobs whose bytes this push has just replaced. `NotFound` (PUSH_UNKNOWN) when the push ended.
+    `repaired` are damaged blobs whose bytes this push has replaced. `NotFound` (PUSH_UNKNOWN) when the push ended.
     """
-    adapter = _locked(session, actor, name)
-    row = existing(session, name, manifest.digest)
-    if row is None:
-        quotas.check_before_commit(session, name, manifest)
+    adapter = _lock_adapter(session, actor, name)
+    row = find_existing(session, name, manifest.digest)
     if row is not None:
-        references.mark_live(
-            session, {f.digest: f.size_bytes for f in manifest.files if f.digest in mended}, written=mended
-        )
-        return found(session, actor, name, push, row, alias)
+        sizes = {f.digest: f.size_bytes for f in manifest.files if f.digest in repaired}
+        references.mark_live(session, sizes, written=repaired)
+        return answer_existing(session, actor, name, push, row, alias)
+    quotas.check_before_commit(session, name, manifest)
     if not references.end_push(session, push.id):
         raise references.unknown_push(push.id)
     failpoints.reach("push.before_rows")
-    row = _version_row(session, actor, adapter, base, push, manifest, judged)
+    row = _add_version(session, actor, adapter, base, push, manifest, inspection)
     add_contents(session, row, manifest)
-    references.mark_live(session, {f.digest: f.size_bytes for f in manifest.files}, written=mended)
-    written = _judgement(session, row, base, judged, engines)
-    outcomes = {verdict.check: Outcome(verdict.outcome) for verdict in written}
-    outcome = outcomes[Check.COMPAT]
-    detail = {"digest": row.digest, "base": base.name, "compat": str(outcome), "size_bytes": row.size_bytes}
+    references.mark_live(session, {f.digest: f.size_bytes for f in manifest.files}, written=repaired)
+    added = _add_verdicts(session, row, base, inspection, engines)
+    outcomes = {verdict.check: Outcome(verdict.outcome) for verdict in added}
+    compat = outcomes[Check.COMPAT]
+    detail = {"digest": row.digest, "base": base.name, "compat": str(compat), "size_bytes": row.size_bytes}
     audit.append(session, actor, EventType.VERSION_PUSH, f"{name}@{row.number}", detail)
-    aliases.follow(session, actor, name, row)
+    aliases.move_newest(session, actor, name, row)
     job_id = ""
-    if judged.can_be_tried and Outcome.FAIL not in (outcome, outcomes.get(Check.WEIGHTS)):
+    if inspection.can_be_tested and Outcome.FAIL not in (compat, outcomes.get(Check.WEIGHTS)):
         job_id = queue.enqueue(session, actor, Kind.SMOKE_TEST, row, name=name, base=base.name).id
-    refused = _move(session, actor, name, push, row, alias)
-    aliases_now = [names.NEWEST, *([alias] if alias and alias != names.NEWEST and not refused else [])]
+    refusal = _move_alias(session, actor, name, push, row, alias)
+    pointing = [names.NEWEST, *([alias] if alias and alias != names.NEWEST and not refusal else [])]
     session.flush()
     failpoints.reach("push.before_commit")
-    view = versions.view_of_new(name, row, base.name, manifest, written, aliases_now)
-    return Pushed(version=view, created=True, job_id=job_id, alias_refused=refused)
+    view = versions.build_new_view(name, row, base.name, manifest, added, pointing)
+    return Pushed(version=view, created=True, job_id=job_id, alias_refused=refusal)
 
 
-def _locked(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
-    """The adapter's row, made if need be, locked until the transaction ends."""
-    moment = db.now()
+def _lock_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
+    """The adapter's row, created if necessary, locked until the transaction ends."""
+    now = db.now()
     values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
-    values |= {"created_at": moment, "created_by": actor.identity, "updated_at": moment}
+    values |= {"created_at": now, "created_by": actor.identity, "updated_at": now}
     if db.insert_new(session, AdapterRow, values):
         reserved_names.reserve_adapter(session, actor, name)
         audit.append(session, actor, EventType.ADAPTER_CREATE, str(name))
     row = session.exec(_LOCKED, params={"namespace": name.namespace, "name": name.name}).first()
-    if row is None:  # it was deleted or got another name between the two statements
+    if row is None:  # deleted or renamed between the two statements
         reserved_names.check_available(session, actor, name)
         raise unknown_adapter(name)
     return row
 
 
-def _version_row(
+def _add_version(
     session: Session,
     actor: Actor,
     adapter: AdapterRow,
     base: BaseRow,
     push: PushRow,
     manifest: Manifest,
-    judged: Judged,
+    inspection: Inspection,
 ) -> VersionRow:
-    moment = db.now()
+    now = db.now()
     adapter.newest_number += 1
-    adapter.updated_at = moment
+    adapter.updated_at = now
     row = VersionRow(
         adapter_id=adapter.id or 0,
         number=adapter.newest_number,
@@ -158,22 +158,23 @@ def _version_row(
         manifest=manifest.to_bytes().decode(),
         base_id=base.id or 0,
         size_bytes=manifest.size_bytes,
-        method=judged.method,
-        rank=judged.rank,
-        facts=judged.facts,
+        method=inspection.method,
+        rank=inspection.rank,
+        facts=inspection.facts,
         message=push.message,
-        created_at=moment,
+        created_at=now,
         created_by=actor.identity,
         pushed_by=actor.identity,
-        measured_at=moment if judged.weights is not None else None,
+        measured_at=now if inspection.weights is not None else None,
     )
     session.add_all([adapter, row])
     session.flush()
     return row
 
 
+# ------------------------------------------------------------------ contents
 def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
-    """The rows of a version's files, parents, inputs and tags, as its manifest and its facts name them."""
+    """The rows of a version's files, parents, inputs and tags, from its manifest and its facts."""
     version_id = row.id or 0
     files = [
         VersionFileRow(
@@ -183,25 +184,25 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
     ]
     edges = [
         EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
-        for e in _once(manifest)
+        for e in _distinct_parents(manifest)
     ]
     inputs = [
-        VersionInputRow(version_id=version_id, place=place, **told._asdict())
-        for place, told in enumerate(lineage.inputs(manifest.provenance, row.facts))
+        VersionInputRow(version_id=version_id, place=position, **entry._asdict())
+        for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
     ]
     tags = [VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest)]
     for rows in (files, edges, inputs, tags):
         db.bulk_insert(session, rows)
 
 
-def tag_again(session: Session, row: VersionRow, manifest: Manifest) -> None:
-    """The tags that follow from a version's facts, after these have changed."""
+def replace_tags(session: Session, row: VersionRow, manifest: Manifest) -> None:
+    """Rewrite the tags of a version whose facts have changed."""
     session.connection().execute(delete(VersionTagRow).where(col(VersionTagRow.version_id) == row.id))
     session.add_all(VersionTagRow(version_id=row.id or 0, key=key, value=value) for key, value in _tags(row, manifest))
 
 
 def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:
-    """What can be searched for: short annotations, and facts that a planner could not tell the share of in JSON."""
+    """What can be searched: short annotations, and facts whose selectivity a planner could not estimate in JSON."""
     for key, value in manifest.annotations.items():
         if len(value) <= TAG_VALUE_LIMIT and not key.startswith(FACT):
             yield key, value
@@ -211,33 +212,35 @@ def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:
         yield f"{FACT}scheme:{scheme}", ""
 
 
-def _once(manifest: Manifest) -> Iterable[Any]:
-    """Each (relation, parent) once: the same parent may have been named by two of its names."""
+def _distinct_parents(manifest: Manifest) -> Iterable[Edge]:
+    """Each (relation, parent) once: a manifest may name the same parent by two of its names."""
     return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
 
 
-def add_verdict(session: Session, row: VersionRow, base: BaseRow, judged: Judged) -> VerdictRow:
-    """The verdict `compat` of what was judged."""
+# ------------------------------------------------------------------ verdicts and alias
+def add_compat_verdict(session: Session, row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
+    """Write the verdict `compat` that follows from the inspection."""
     tools = {"registry": __version__}
-    verdict = Verdict.of(Check.COMPAT, Digest(row.digest), base.name, base.fingerprint, judged.findings, made_by=tools)
-    compat = verdicts.row(verdict, row, base)
+    subject = Digest(row.digest)
+    verdict = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, inspection.findings, made_by=tools)
+    compat = verdicts.to_row(verdict, row, base)
     db.bulk_insert(session, [compat])
     return compat
 
 
-def _judgement(
-    session: Session, row: VersionRow, base: BaseRow, judged: Judged, engines: Sequence[Profile]
+def _add_verdicts(
+    session: Session, row: VersionRow, base: BaseRow, inspection: Inspection, engines: Sequence[Profile]
 ) -> list[VerdictRow]:
-    """The verdicts that a version begins with."""
-    compat = add_verdict(session, row, base, judged)
-    numbers = weights.add(session, row, base, judged.weights)
-    outcome = Outcome(numbers.outcome) if numbers is not None else Outcome.UNKNOWN
-    loaded = engine_compat.add(session, row, base, Outcome(compat.outcome), outcome, engines)
-    return [compat, *([numbers] if numbers is not None else []), *loaded]
+    """Write the verdicts that a version starts with."""
+    compat = add_compat_verdict(session, row, base, inspection)
+    measured = weights.add_verdict(session, row, base, inspection.weights)
+    outcome = Outcome(measured.outcome) if measured is not None else Outcome.UNKNOWN
+    loaded = engine_compat.add_verdicts(session, row, base, Outcome(compat.outcome), outcome, engines)
+    return [compat, *([measured] if measured is not None else []), *loaded]
 
 
-def _move(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> str:
-    """Move the alias that the push asked for; why it did not move, or empty."""
+def _move_alias(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> str:
+    """Move the alias that the push asked for; returns why it did not move, or an empty string."""
     if alias and alias != names.NEWEST:
         try:
             aliases.move(session, actor, name, alias, row, expected_generation=None, reason=push.message)

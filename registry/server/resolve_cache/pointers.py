@@ -85,7 +85,7 @@ def _compile(database: str, kind: str) -> tuple[str, dict[str, Any]]:
         .where(_COLUMNS[kind] == bindparam("selector"))
     )
     if by_alias:
-        statement = statement.join(AliasRow, versions.points_at())
+        statement = statement.join(AliasRow, versions.alias_points_at_version())
     style = "named" if database == "sqlite" else "pyformat"
     dialect = {"sqlite": sqlite, "postgresql": postgresql}[database].dialect(paramstyle=style)
     compiled = statement.compile(dialect=dialect)

@@ -69,7 +69,7 @@ def resolve_version(
 ) -> Response:
     """Resolve an alias, a number or a digest to a version, its manifest and its files."""
     found, incoming.state.pointer = as_of_now(
-        incoming, session, actor, lambda who: versions.looked_up(session, who, name, selector)
+        incoming, session, actor, lambda who: versions.resolve_with_pointer(session, who, name, selector)
     )
     body = found.model_dump_json().encode()
     etag = f'"{Digest.of(body).hex}"'
@@ -114,15 +114,15 @@ def list_adapters(
         namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
         method=method, text=text, alias=alias, owner=owner, scheme=scheme,
         targets=tuple(target), tags=tuple(tag), rank_min=rank_min, rank_max=rank_max,
-        engine=engine_compat.kept(settings.engines, engine) if engine else None, outcome=outcome,
+        engine=engine_compat.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip
-    return adapters.page(session, actor, search, cursor=cursor, limit=limit)
+    return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit)
 
 
 @router.get(ADAPTER)
 def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterView:
     """Show one adapter with its newest version."""
-    return adapters.one(session, actor, name)
+    return adapters.show_adapter(session, actor, name)
 
 
 @router.get(ADAPTER + "/versions")
@@ -130,13 +130,13 @@ def list_versions(
     session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, limit: LimitDep = PAGE
 ) -> VersionPage:
     """List the versions of an adapter, newest first."""
-    return versions.versions(session, actor, name, cursor=cursor, limit=limit)
+    return versions.list_versions(session, actor, name, cursor=cursor, limit=limit)
 
 
 @router.get(VERSION)
 def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> VersionView:
     """Show one version: files, facts, verdicts and provenance."""
-    return versions.version_view(session, actor, name, selector)
+    return versions.show(session, actor, name, selector)
 
 
 @router.get(VERSION + "/lineage")
@@ -148,7 +148,7 @@ def show_lineage(
     direction: Literal["up", "down"] = "up",
 ) -> Lineage:
     """Show what a version was made from, or what was made from it."""
-    walk = lineage.up if direction == "up" else lineage.down
+    walk = lineage.ancestors if direction == "up" else lineage.descendants
     return walk(session, actor, name, selector)
 
 
@@ -164,10 +164,12 @@ def find_lineage(
     if bool(dataset) == bool(base):
         raise Invalid("REQUEST_INVALID", "lineage: name a data set or a base, one of them")
     if base:
-        return lineage.of_base(session, actor, base, upwards=direction == "up")
+        return lineage.base_lineage(session, actor, base, upwards=direction == "up")
     if direction == "up":
         raise Invalid("REQUEST_INVALID", "direction: what a data set came from is not known here")
-    return lineage.of_dataset(session, actor, str(Digest(dataset)) if dataset.startswith("sha256:") else dataset)
+    return lineage.dataset_descendants(
+        session, actor, str(Digest(dataset)) if dataset.startswith("sha256:") else dataset
+    )
 
 
 @router.post(VERSION + "/yank")
@@ -194,7 +196,7 @@ def unyank_version(
 @router.get(ADAPTER + "/aliases")
 def list_aliases(session: SessionDep, actor: Puller, name: NameDep) -> AliasList:
     """List the aliases of an adapter."""
-    return aliases.every(session, actor, name)
+    return aliases.list_aliases(session, actor, name)
 
 
 @router.get(ALIAS)
@@ -263,7 +265,7 @@ def show_history(
     limit: LimitDep = PAGE,
 ) -> History:
     """List the moves of the aliases of an adapter, newest first."""
-    return history.of(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
+    return history.list_moves(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
 
 
 def _tagged(view: AliasView, response: Response) -> AliasView:

@@ -32,7 +32,7 @@ def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Res
 @router.get("/bases")
 def list_bases(session: SessionDep, actor: Puller) -> BaseList:
     """List base models."""
-    return bases.every(session, actor)
+    return bases.list_bases(session, actor)
 
 
 @router.get("/bases/{base:path}")
@@ -51,7 +51,7 @@ def identify_base(session: SessionDep, actor: Worker, base: str, request: Identi
 def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsGiven) -> BaseView:
     """Set the thresholds of smoke tests on this base model. For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
-    return bases.judge_by(session, actor, base, request.thresholds)
+    return bases.set_thresholds(session, actor, base, request.thresholds)
 
 
 @router.post("/bases/{base:path}/similarity")

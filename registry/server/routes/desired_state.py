@@ -50,13 +50,13 @@ class _Reader:
         self._request.state.actor = None
         actor = Needs(Scope.PULL).who(self._request)
         with db.session(self._engine, write=False) as session:
-            return desired.of(session, actor, self._base, self._alias, self._asked)
+            return desired.desired_state(session, actor, self._base, self._alias, self._asked)
 
     def state(self) -> str:
         self._request.state.actor = None
         actor = Needs(Scope.PULL).who(self._request)
         with db.session(self._engine, write=False) as session:
-            return desired.state(session, actor, bases.row(session, self._base), self._alias, self._asked)
+            return desired.state_cursor(session, actor, bases.find(session, self._base), self._alias, self._asked)
 
 
 @router.get("/bases/{base:path}/adapters", response_model=Roster, responses=declarations.NOT_MODIFIED)
@@ -73,7 +73,7 @@ async def show_desired_state(
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Roster | Response:
     """The adapters that nodes of this base model shall serve. With `since` and `wait`, answers when they change."""
-    reader = _Reader(request, engine, base, alias, engine_compat.asked_for([asked])[0] if asked else None)
+    reader = _Reader(request, engine, base, alias, engine_compat.parse_profiles([asked])[0] if asked else None)
     if since and wait:
         await _differs(request, reader, since, time.monotonic() + wait)
     if if_none_match is not None:

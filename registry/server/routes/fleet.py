@@ -22,7 +22,7 @@ Word = Annotated[str, Query(max_length=300)]
 @router.put("/fleet/nodes/{node}/{engine}")
 def report_node(session: SessionDep, actor: Puller, node: str, engine: str, report: NodeReport) -> Leased:
     """Report what an engine on a node has loaded, and renew its lease."""
-    return reports.report(session, actor, node, engine, report)
+    return reports.accept_report(session, actor, node, engine, report)
 
 
 @router.get("/fleet/nodes")
@@ -37,5 +37,5 @@ def list_nodes(
     limit: LimitDep = PAGE,
 ) -> FleetNodes:
     """List nodes and what they serve."""
-    asked = status.Asked(base=base, alias=alias, node=node, adapter=adapter)
+    asked = status.NodeFilter(base=base, alias=alias, node=node, adapter=adapter)
     return status.nodes(session, actor, asked, cursor=cursor, limit=limit)

@@ -53,35 +53,35 @@ for _kind, _path, _place in (
     @router.get(_path + "/gates", operation_id=f"list_{_kind}_gates")
     def list_gates(session: SessionDep, actor: Puller, where: Place = _place) -> GateList:
         """List the gates set here."""
-        return gates.every(session, actor, where)
+        return gates.list_gates(session, actor, where)
 
     @router.get(_path + GATE, operation_id=f"show_{_kind}_gate")
     def show_gate(session: SessionDep, actor: Puller, alias: str, where: Place = _place) -> GateView:
         """Show the gate in force for an alias."""
-        return gates.show(session, actor, where, alias)
+        return gates.show_gate(session, actor, where, alias)
 
     @router.put(_path + GATE, operation_id=f"set_{_kind}_gate")
     def set_gate(session: SessionDep, actor: Admin, alias: str, request: GateSet, where: Place = _place) -> GateView:
         """Set the gate of an alias."""
-        return gates.put(session, actor, where, alias, request.gate)
+        return gates.set_gate(session, actor, where, alias, request.gate)
 
     @router.delete(_path + GATE, operation_id=f"remove_{_kind}_gate")
     def remove_gate(session: SessionDep, actor: Admin, alias: str, where: Place = _place) -> GateView:
         """Remove the gate set here. The answer is the gate then in force."""
-        return gates.put(session, actor, where, alias, None)
+        return gates.set_gate(session, actor, where, alias, None)
 
 
 # ------------------------------------------------------------------ one version
 @router.get(VERSION + GATE)
 def check_gate(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, alias: str) -> GateCheck:
     """Check what stands between a version and an alias."""
-    return gates.check(session, actor, name, selector, alias)
+    return gates.check_gate(session, actor, name, selector, alias)
 
 
 @router.get(VERSION + "/approvals")
 def list_approvals(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ApprovalList:
     """List the approvals of a version."""
-    return gates.approvals(session, actor, name, selector)
+    return gates.list_approvals(session, actor, name, selector)
 
 
 @router.post(VERSION + "/approvals")

@@ -51,9 +51,9 @@ Text = Annotated[str, Query(max_length=300)]
 def submit_job(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
     """Queue a job. An equal job that is queued or running is returned instead of a second one."""
     if request.kind in (Kind.MERGE, Kind.FUSE):
-        return queue.value(merging.submit(session, actor, request))
+        return queue.to_job(merging.submit_merge(session, actor, request))
     if request.kind in converting.KINDS:
-        return queue.value(converting.submit(session, actor, request))
+        return queue.to_job(converting.submit_conversion(session, actor, request))
     if request.kind is not Kind.SMOKE_TEST:
         raise Invalid("REQUEST_INVALID", f"kind: '{request.kind}' cannot be submitted")
     if request.payload:  # with one, the same work would be other work, and could be queued without end
@@ -71,7 +71,7 @@ def submit_job(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
         base=base.name,
         priority=request.priority,
     )
-    return queue.value(row)
+    return queue.to_job(row)
 
 
 @router.get("/jobs")
@@ -85,7 +85,7 @@ def list_jobs(
     limit: LimitDep = PAGE,
 ) -> JobPage:
     """List jobs, newest first."""
-    return requests.page(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
+    return requests.list_jobs(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
 
 
 @router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "No job for this worker now"}})
@@ -96,10 +96,10 @@ def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Clai
         return Response(status_code=204)
     row, lease = taken
     if row.subject_digest is None:
-        return Claimed(job=queue.value(row), lease=lease)
+        return Claimed(job=queue.to_job(row), lease=lease)
     name = AdapterName.parse(row.subject.partition("@")[0])
     return Claimed(
-        job=queue.value(row),
+        job=queue.to_job(row),
         lease=lease,
         subject=versions.resolve(session, actor, name, Digest(row.subject_digest)),
         base=bases.show(session, actor, row.base),
@@ -109,25 +109,25 @@ def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Clai
 @router.post("/campaigns", status_code=201)
 def start_campaign(session: SessionDep, actor: Pusher, request: CampaignRequest) -> CampaignView:
     """Queue smoke tests of the versions of a base model."""
-    return campaigns.begin(session, actor, request)
+    return campaigns.start_campaign(session, actor, request)
 
 
 @router.get("/campaigns/{campaign_id}")
 def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> CampaignView:
     """Show how far a campaign is and which outcomes it changed."""
-    return campaigns.show(session, actor, campaign_id)
+    return campaigns.show_campaign(session, actor, campaign_id)
 
 
 @router.get("/jobs/{job_id}")
 def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
     """Show one job with its steps."""
-    return requests.show(session, actor, job_id)
+    return requests.show_job(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(session: SessionDep, actor: Pusher, job_id: str) -> Job:
     """Cancel a job."""
-    return requests.cancel(session, actor, job_id)
+    return requests.cancel_job(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/renew")
@@ -139,10 +139,10 @@ def renew_job(session: SessionDep, actor: Worker, job_id: str, request: RenewReq
 @router.post("/jobs/{job_id}/finish")
 def finish_job(session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
     """Finish a job with its report or result."""
-    return results.finish(session, actor, job_id, request, store=blobs)
+    return results.finish_job(session, actor, job_id, request, store=blobs)
 
 
 @router.post("/jobs/{job_id}/fail")
 def fail_job(session: SessionDep, actor: Worker, job_id: str, request: FailRequest) -> Job:
     """Report that an attempt failed. The job is retried until its attempts are used up."""
-    return queue.value(queue.fail(session, actor, job_id, request))
+    return queue.to_job(queue.fail(session, actor, job_id, request))

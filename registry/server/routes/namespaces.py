@@ -75,7 +75,7 @@ def delete_namespace(
 ) -> Removed:
     """Delete an empty namespace. Its name stays reserved."""
     removed = removal.delete_namespace(session, actor, namespace)
-    after.add_task(threads.ask_store, removal.record, engine, blobs)
+    after.add_task(threads.ask_store, removal.record_tombstones, engine, blobs)
     return removed
 
 
@@ -97,8 +97,8 @@ def delete_adapter(
     session: SessionDep, actor: Admin, name: NameDep, blobs: KnownBlobsDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
     """Delete an adapter with all its versions. Its name stays reserved."""
-    removed = removal.delete(session, actor, name)
-    after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
+    removed = removal.delete_adapter(session, actor, name)
+    after.add_task(threads.ask_store, removal.delete_records, engine, blobs, name)
     return removed
 
 
@@ -115,8 +115,8 @@ def rename_adapter(
     """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
     removal.rename(session, actor, name, to)
-    after.add_task(threads.ask_store, removal.forget, engine, blobs, name)
-    return search.one(session, actor, to)
+    after.add_task(threads.ask_store, removal.delete_records, engine, blobs, name)
+    return search.show_adapter(session, actor, to)
 
 
 # ------------------------------------------------------------------ trusted publishers

@@ -26,8 +26,7 @@ from registry.names import Selector
 from registry.server.catalog import download_plan, files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.push import background, commit
-from registry.server.push import plan as plans
+from registry.server.push import background, commit, plan
 from registry.server.routes import bodies, idempotent, threads
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.deps import (
@@ -71,10 +70,10 @@ def plan_push(
     engine: EngineDep,
 ) -> PushPlan:
     """Plan a push: which blobs the registry lacks, and where to send each."""
-    with background.pushing(engine):
-        plan = plans.make(session, actor, name, request, blobs=blobs, settings=settings)
-    background.expect(engine, plan.push_id)
-    return plan
+    with background.push_in_progress(engine):
+        push_plan = plan.plan_push(session, actor, name, request, blobs=blobs, settings=settings)
+    background.expect_commit(engine, push_plan.push_id)
+    return push_plan
 
 
 @router.put("/pushes/{push_id}/blobs/{digest}", status_code=204, openapi_extra=declarations.RAW_BODY)
@@ -89,11 +88,11 @@ def upload_blob(
 ) -> Response:
     """Upload the bytes of one blob of the plan."""
     # The bytes arrive after this function returns: a slow sender must not hold a thread.
-    expected = commit.receive(session, actor, push_id, digest)
+    expected = commit.find_upload(session, actor, push_id, digest)
     db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
     sink = blobs.open_writer(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
-    return bodies.Receipt(sink, expected.size_bytes, background.pushing(engine))
+    return bodies.Receipt(sink, expected.size_bytes, background.push_in_progress(engine))
 
 
 def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
@@ -107,7 +106,7 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
 
 async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
     """Asked for before the session, so that it ends after the session's commit."""
-    request.state.work.enter_context(background.turn(engine, push_id))
+    request.state.work.enter_context(background.commit_lock(engine, push_id))
 
 
 @router.post(
@@ -129,12 +128,12 @@ def commit_push(
     settings: SettingsDep,
 ) -> Pushed:
     """Create the version of a push. 201 for a new version, 200 for one that exists already."""
-    engines = engine_compat.profiles(settings.engines)
-    with background.pushing(engine, push_id):
-        pushed = commit.commit(session, actor, push_id, request, blobs=blobs, engines=engines)
+    engines = engine_compat.parse_setting(settings.engines)
+    with background.push_in_progress(engine, push_id):
+        pushed = commit.commit_push(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.audit_log.checkpoint_header)
-    after.add_task(threads.ask_store, commit.tidy, engine, push_id, blobs=blobs)
+    after.add_task(threads.ask_store, commit.clean_up, engine, push_id, blobs=blobs)
     return pushed
 
 
@@ -178,7 +177,7 @@ def read_file(
     settings: SettingsDep,
 ) -> Response:
     """Bytes of one file, from the registry or by a redirect (307) to its store."""
-    file = files.find(session, actor, name, selector, path)
+    file = files.find_file(session, actor, name, selector, path)
     return _bytes_of(request, file, selector, blobs, settings)
 
 
@@ -194,7 +193,7 @@ def read_report(
     settings: SettingsDep,
 ) -> Response:
     """The report behind one verdict of this version."""
-    file = files.report(session, actor, name, selector, digest)
+    file = files.find_report(session, actor, name, selector, digest)
     return _bytes_of(request, file, selector, blobs, settings)
 
 
@@ -219,7 +218,7 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
     if known.strip() == "*" or headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
     _note_read(request, selector)
-    key = files.key_in(blobs, file)
+    key = files.locate_bytes(blobs, file)
     link = blobs.presign(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
     if link is not None:
         return Response(status_code=307, headers={"Location": link.url, "Cache-Control": "no-store"})

@@ -46,7 +46,7 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 @router.post("/check")
 def check_adapter(session: ReadSessionDep, _actor: Puller, request: CheckRequest) -> VerdictList:
     """Evaluate the header of an adapter that is not pushed. Nothing is stored."""
-    return engine_compat.check(session, request)
+    return engine_compat.evaluate_files(session, request)
 
 
 @router.get(VERSION + "/verdicts")
@@ -58,13 +58,13 @@ def list_verdicts(
     asked: Engines = [],  # noqa: B006
 ) -> VerdictList:
     """List the verdicts of a version; with `engine`, evaluated now."""
-    return engine_compat.of_version(session, actor, name, selector, asked)
+    return engine_compat.evaluate_version(session, actor, name, selector, asked)
 
 
 @router.get(VERSION + "/norms")
 def show_norms(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> NormsView:
     """Norms of the weights of a version, by module."""
-    return weights.of_version(session, actor, name, selector)
+    return weights.show_norms(session, actor, name, selector)
 
 
 @router.get("/engine-settings")
@@ -81,4 +81,4 @@ def reevaluate_verdicts(
 ) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
-    return reevaluate.run(engine, blobs, actor, engine_compat.profiles(settings.engines), request.cursor)
+    return reevaluate.run(engine, blobs, actor, engine_compat.parse_setting(settings.engines), request.cursor)

@@ -39,17 +39,17 @@ from registry.server.evaluation import engine_compat
 Found = tuple[AdapterRow, VersionRow, int]
 
 
-def of(session: Session, actor: Actor, base_name: str, alias: str, asked: Profile | None) -> Roster:
+def desired_state(session: Session, actor: Actor, base_name: str, alias: str, asked: Profile | None) -> Roster:
     """Everything on the roster, by name. `NotFound` (BASE_UNKNOWN)."""
-    base = bases.row(session, names.base_name(base_name))
+    base = bases.find(session, names.base_name(base_name))
     alias = names.alias(alias)
-    cursor = state(session, actor, base, alias, asked)
+    cursor = state_cursor(session, actor, base, alias, asked)
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.namespace), col(AdapterRow.name))
     found: list[Found] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
     files = _files(session, found)
-    judged = versions.verdicts_of(session, [version for _, version, _ in found])
+    judged = versions.newest_verdicts(session, [version for _, version, _ in found])
     served = _served_names(found)
-    spec = bases.spec_of(base)
+    spec = bases.load_spec(base)
     entries = [
         _entry(one, served[one[1].id or 0], files[one[1].id or 0], judged[one[1].id or 0], asked, spec) for one in found
     ]
@@ -65,7 +65,7 @@ def of(session: Session, actor: Actor, base_name: str, alias: str, asked: Profil
     )
 
 
-def state(session: Session, actor: Actor, base: BaseRow, alias: str, asked: Profile | None) -> str:
+def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, asked: Profile | None) -> str:
     """The cursor: a digest over what each entry points at and was last judged, and the rules that judge it now."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.id))
@@ -117,7 +117,9 @@ def _entry(
     name = f"{adapter.namespace}/{adapter.name}"
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
     loaded = (
-        engine_compat.judge(version.facts, asked, version.digest, spec, *engine_compat.outcomes(judged))
+        engine_compat.evaluate_profile(
+            version.facts, asked, version.digest, spec, *engine_compat.newest_outcomes(judged)
+        )
         if asked
         else None
     )
@@ -134,7 +136,7 @@ def _entry(
             FileLink(path=file.path, media_type=file.media_type, digest=Digest(file.digest),
                      size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files
         ],
-        verdicts={versions.label(verdict.check, verdict.profile): verdict.outcome for verdict in judged},
+        verdicts={versions.check_label(verdict.check, verdict.profile): verdict.outcome for verdict in judged},
         engine_outcome=loaded.outcome if loaded else None,
         findings=[f for f in loaded.findings if f.severity != "info"] if loaded else [],
     )  # fmt: skip

@@ -47,7 +47,7 @@ TOLD_LIMIT = 200
 _Served = tuple[str, str, str]
 
 
-def report(session: Session, actor: Actor, node: str, engine: str, said: NodeReport) -> Leased:
+def accept_report(session: Session, actor: Actor, node: str, engine: str, said: NodeReport) -> Leased:
     """Take a node's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
     names.node_name(node), names.node_name(engine), names.base_name(said.base), names.alias(said.alias)
     row = _node(session, actor, node, engine)
@@ -72,12 +72,12 @@ def report(session: Session, actor: Actor, node: str, engine: str, said: NodeRep
     return Leased(expires_at=lease["expires_at"], unknown=unknown)
 
 
-def live_on(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
+def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
     """The live nodes that have this version, or any version of the adapter, for whoever owns it."""
     mine = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
     mine += [col(FleetSlotRow.digest) == digest] if digest else []
     joined = select(FleetNodeRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id))
-    statement = joined.where(*mine, live(), col(FleetSlotRow.state).in_(KEEPING))
+    statement = joined.where(*mine, lease_is_live(), col(FleetSlotRow.state).in_(KEEPING))
     found = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(TOLD_LIMIT))
     return [
         ServedOn(node=node.node, engine=node.engine, served_name=slot.served_name, number=slot.number,
@@ -86,12 +86,12 @@ def live_on(session: Session, name: AdapterName, digest: str = "") -> list[Serve
     ]  # fmt: skip
 
 
-def live() -> ColumnElement[bool]:
+def lease_is_live() -> ColumnElement[bool]:
     """The condition on `fleet_node` that its lease has not ended."""
     return col(FleetNodeRow.expires_at) > db.now()
 
 
-def forget(session: Session) -> None:
+def delete_silent(session: Session) -> None:
     """Nodes that were silent for long go, and notes about blobs of versions that neither we nor a node has any more."""
     silent = select(FleetNodeRow.id).where(col(FleetNodeRow.expires_at) < db.now() - KEEP_SILENT)
     ids = session.exec(silent.with_for_update(skip_locked=True)).all()

@@ -34,7 +34,7 @@ from registry.server.database.models import (
     FleetSlotRow,
     VersionRow,
 )
-from registry.server.serving.reports import live
+from registry.server.serving.reports import lease_is_live
 
 _Followed = tuple[str, str]
 """A base and an alias."""
@@ -49,7 +49,7 @@ _Roster = dict[_Followed, dict[AdapterName, _Wanted]]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NodeFilter:
     """What to show; empty fields ask for everything."""
 
     base: str = ""
@@ -58,7 +58,7 @@ class Asked:
     adapter: str = ""
 
 
-def nodes(session: Session, actor: Actor, asked: Asked, *, cursor: str = "", limit: int) -> FleetNodes:
+def nodes(session: Session, actor: Actor, asked: NodeFilter, *, cursor: str = "", limit: int) -> FleetNodes:
     """One page, in the order in which nodes were first heard of."""
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
         raise invalid_cursor()
@@ -77,7 +77,7 @@ def nodes(session: Session, actor: Actor, asked: Asked, *, cursor: str = "", lim
     )
 
 
-def _conditions(asked: Asked) -> list[ColumnElement[bool]]:
+def _conditions(asked: NodeFilter) -> list[ColumnElement[bool]]:
     given = {FleetNodeRow.base: asked.base, FleetNodeRow.alias: asked.alias, FleetNodeRow.node: asked.node}
     return [col(column) == value for column, value in given.items() if value]
 
@@ -170,7 +170,7 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], wanted: dict[AdapterName
 def _convergence(
     session: Session, actor: Actor, conditions: list[ColumnElement[bool]], only: AdapterName | None
 ) -> list[Convergence]:
-    counted = [*conditions, live(), col(FleetNodeRow.on_demand).is_(False)]
+    counted = [*conditions, lease_is_live(), col(FleetNodeRow.on_demand).is_(False)]
     following: dict[_Followed, list[list[str] | None]] = defaultdict(list)
     for base, alias, reach in session.exec(
         select(FleetNodeRow.base, FleetNodeRow.alias, FleetNodeRow.reach).where(*counted)

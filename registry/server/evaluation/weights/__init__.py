@@ -38,7 +38,7 @@ from registry.server.evaluation.weights.measure import Measured, measure
 from registry.server.storage.blobs import BlobStore, key_of
 
 
-def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> VerdictRow | None:
+def add_verdict(session: Session, row: VersionRow, base: BaseRow, measured: Measured | None) -> VerdictRow | None:
     """The verdict `weights` and the norms of a version that is being made; None while they are still to come.
 
     The row says already that it was measured.
@@ -48,9 +48,12 @@ def add(session: Session, row: VersionRow, base: BaseRow, measured: Measured | N
 
 def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> VerdictRow:
     tools = {"registry": __version__}
-    findings = (*measured.findings, *against.findings(against.of_base(session, base, _scheme(row)), measured.norms))
+    findings = (
+        *measured.findings,
+        *against.compare_with_base(against.load_base_norms(session, base, _scheme(row)), measured.norms),
+    )
     verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
-    written = verdicts.row(verdict, row, base)
+    written = verdicts.to_row(verdict, row, base)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
     db.bulk_insert(session, [written])
     db.bulk_insert(session, [VersionNormsRow(version_id=row.id or 0, norms=text)])
@@ -58,7 +61,7 @@ def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured)
 
 
 # ------------------------------------------------------------------ afterwards
-def add_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
+def measure_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     """Measure up to `limit` versions that were not measured yet, the newest first; how many. Any number may do so."""
     waiting = _waiting(engine, limit)
     for version_id, manifest in waiting:
@@ -69,11 +72,11 @@ def add_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
                 row = session.get_one(VersionRow, version_id)
                 base = session.get_one(BaseRow, row.base_id)
                 if _write(session, row, base, measured).outcome == Outcome.FAIL:
-                    engine_compat.judge_again(session, row, base)
+                    engine_compat.renew_verdicts(session, row, base)
     return len(waiting)
 
 
-def waiting(engine: Engine) -> bool:
+def has_unmeasured(engine: Engine) -> bool:
     """Whether some version is still to be measured."""
     return bool(_waiting(engine, 1))
 
@@ -98,11 +101,11 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
 
 
 # ------------------------------------------------------------------ asked
-def of_version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> NormsView:
+def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> NormsView:
     """The norms of a version's modules, beside the base's; `measured_at` is empty until its numbers are read."""
     version = versions.find(session, actor, name, selector)
     row = session.get(VersionNormsRow, version.id)
-    base = against.of_base(session, session.get_one(BaseRow, version.base_id), _scheme(version))
+    base = against.load_base_norms(session, session.get_one(BaseRow, version.base_id), _scheme(version))
     return NormsView(
         name=str(name), number=version.number, measured_at=version.measured_at,
         base=base.name, base_measured=bool(base.norms),
@@ -114,5 +117,5 @@ def _scheme(version: VersionRow) -> str:
     return str(version.facts.get("scheme") or against.PEFT)
 
 
-def _module(base: against.Base, path: str, numbers: dict[str, float | None]) -> ModuleNorms:
+def _module(base: against.BaseNorms, path: str, numbers: dict[str, float | None]) -> ModuleNorms:
     return ModuleNorms(**numbers, weight=base.norm(path), share=base.share(path, numbers["update"]))

@@ -39,7 +39,7 @@ _OF_EXPERTS = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_p
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseNorms:
     """The norms of a base's weights by tensor, empty if nobody read them; and how its adapters are judged.
 
     `paths` says which modules another tool's names mean; None for PEFT's, which are the modules' own.
@@ -115,11 +115,11 @@ _KNOWN = (
 """Put together once: every push asks this."""
 
 
-def of_base(session: Session, base: BaseRow, scheme: str = PEFT) -> Base:
+def load_base_norms(session: Session, base: BaseRow, scheme: str = PEFT) -> BaseNorms:
     """What is known of the base's weights, for an adapter whose names are of this scheme."""
     row = session.exec(_KNOWN, params={"id": base.id}).first()
     if row is None:
-        return Base(base.name, {})
+        return BaseNorms(base.name, {})
     base_id, own = row
     kept = _KEPT.setdefault(session.get_bind(), _Kept())
     norms = kept.get(base_id)
@@ -128,11 +128,11 @@ def of_base(session: Session, base: BaseRow, scheme: str = PEFT) -> Base:
         norms = {name: mark["norm"] for name, mark in json.loads(text)["marks"].items() if mark.get("norm") is not None}
         if norms:  # an identity of an earlier release may still get them
             kept.put(base_id, norms)
-    paths = Paths(scheme, bases.spec_of(base).modules) if norms and scheme != PEFT else None
-    return Base(base.name, norms, Thresholds.with_overrides(own or {}), paths)
+    paths = Paths(scheme, bases.load_spec(base).modules) if norms and scheme != PEFT else None
+    return BaseNorms(base.name, norms, Thresholds.with_overrides(own or {}), paths)
 
 
-def findings(base: Base, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
+def compare_with_base(base: BaseNorms, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
     """`weights.beyond_base` where an update is larger than the base's threshold allows."""
     limit = base.thresholds.update_share_warn
     shares = {path: base.share(path, size.update) for path, size in norms.items()}

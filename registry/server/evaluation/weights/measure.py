@@ -49,10 +49,10 @@ def measure(fetch: Read, size_bytes: int, header: Header, pairs: Iterable[Pair])
     `fetch` reads (offset, length) of the weights' file, which has `size_bytes`.
     """
     read = Window(fetch, size_bytes).read
-    broken = numbers.not_finite(read, header)
+    broken = numbers.find_not_finite(read, header)
     if broken:
         return Measured(tuple(_not_finite(name, len(broken)) for name in broken[:NAMED_LIMIT]), {})
-    norms = numbers.norms(read, header, pairs)
+    norms = numbers.compute_norms(read, header, pairs)
     return Measured((*_zeros(norms), *_huge(norms)), norms)
 
 

@@ -48,7 +48,7 @@ class Norms:
 
 
 # ------------------------------------------------------------------ finite
-def not_finite(read: Read, header: Header) -> list[str]:
+def find_not_finite(read: Read, header: Header) -> list[str]:
     """The names of tensors that hold NaN or an infinity, in the order of the file."""
     found = []
     for info in sorted(header, key=lambda info: info.start):
@@ -73,7 +73,7 @@ def _has_special(data: bytes | memoryview, dtype: str) -> bool:
 
 
 # ------------------------------------------------------------------ norms
-def norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, Norms]:
+def compute_norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, Norms]:
     """Module → its norms, for pairs of factors. Values must be finite."""
     by_name = {info.name: info for info in header}
     there = [pair for pair in pairs if pair.a in by_name and pair.b in by_name]

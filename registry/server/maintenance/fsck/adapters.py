@@ -213,11 +213,11 @@ def _check_records(run: FsckRun, adapter: AdapterRow) -> None:
     name = AdapterName(adapter.namespace, adapter.name)
     with run.snapshot() as session:
         recorded = missing.recorded(session, name)
-    listed = list(run.blobs.list(metadata_backup.folder_of(adapter.namespace, adapter.name)))
+    listed = list(run.blobs.list(metadata_backup.adapter_prefix(adapter.namespace, adapter.name)))
     for number in missing.lost(run.engine, run.blobs, name, recorded, listed):
         message = "has no record beside the blobs, or an outdated one: a re-index would lose it or its withdrawal"
         run.add("record.missing", f"{name}@{number}", message)
-    for record in withdraw.unknown(run.engine, run.blobs, name, listed):
+    for record in withdraw.find_unknown_withdrawals(run.engine, run.blobs, name, listed):
         message = "was yanked, quarantined or released after this database's backup"
         run.add("record.withdrawal_unknown", f"{name}@{record.number}", message)
     run.count("records", len({stat.key.rpartition("/")[0] for stat in listed}))

@@ -178,7 +178,7 @@ def _delete_claimed(run: GcRun) -> None:
 def _back_up(run: GcRun) -> None:
     while not run.is_over and (written := metadata_backup.write_missing(run.engine, run.blobs, limit=BATCH)):
         run.count("records_written", written)
-    while not run.is_over and (measured := weights.add_missing(run.engine, run.blobs, limit=1)):
+    while not run.is_over and (measured := weights.measure_missing(run.engine, run.blobs, limit=1)):
         run.count("versions_measured", measured)
 
 
@@ -187,6 +187,6 @@ def _forget(run: GcRun) -> None:
         ids = session.exec(select(PushRow.id).where(_is_old_push()).limit(BATCH)).all()
         session.connection().execute(delete(PushRow).where(col(PushRow.id).in_(ids), _is_old_push()))
         responses = session.connection().execute(delete(IdempotencyRow).where(_is_old_response())).rowcount
-        reports.forget(session)
+        reports.delete_silent(session)
     run.count("pushes_forgotten", len(ids))
     run.count("answers_forgotten", responses)

@@ -43,7 +43,9 @@ def lost(
         return []
     with db.session(engine, write=False) as session:  # an adapter that got another name meanwhile has none under this
         still = [(adapter, version) for adapter, version in recorded(session, name) if version.number in found]
-    return list(_untold(blobs, name, still, list(blobs.list(metadata_backup.folder_of(name.namespace, name.name)))))
+    return list(
+        _untold(blobs, name, still, list(blobs.list(metadata_backup.adapter_prefix(name.namespace, name.name))))
+    )
 
 
 def _untold(blobs: BlobStore, name: AdapterName, rows: Iterable[Recorded], listed: Iterable[Stat]) -> Iterator[int]:
@@ -53,16 +55,18 @@ def _untold(blobs: BlobStore, name: AdapterName, rows: Iterable[Recorded], liste
     for adapter, version in rows:
         kept = by_number[version.number]
         try:
-            own = metadata_backup.of_version(adapter, version).digest.hex
+            own = metadata_backup.version_record(adapter, version).digest.hex
         except ValueError:  # a manifest that cannot be read: a check tells of it
             continue
         if any(stat.key.endswith(own) for stat in kept):
             continue
-        record = metadata_backup.newest(blobs, [(stat.key, stat.size_bytes) for stat in kept], name, version.number, [])
+        record = metadata_backup.newest_record(
+            blobs, [(stat.key, stat.size_bytes) for stat in kept], name, version.number, []
+        )
         if (
             record is None
             or record.manifest.digest != version.digest
-            or metadata_backup.age(record) < metadata_backup.age(version)
+            or metadata_backup.withdrawal_count(record) < metadata_backup.withdrawal_count(version)
         ):
             yield version.number
 
@@ -79,18 +83,18 @@ def others(engine: Engine, blobs: BlobStore) -> list[tuple[str, SQLModel]]:
     folders = {stat.key.rpartition("/")[0] for stat in blobs.list(metadata_backup.TOMBSTONES)}
     missing: list[tuple[str, SQLModel]] = []
     for row in tombstones:
-        if row.ended_at is not None and metadata_backup.place_of(row) not in folders:
-            missing.append((metadata_backup.place_of(row), row))
+        if row.ended_at is not None and metadata_backup.tombstone_prefix(row) not in folders:
+            missing.append((metadata_backup.tombstone_prefix(row), row))
     listed = list(blobs.list(metadata_backup.BASES))
     for base, identity in bases:
-        own = metadata_backup.of_base(base, identity).digest.hex
+        own = metadata_backup.base_record(base, identity).digest.hex
         if not any(stat.key.endswith(own) for stat in listed) and not _base_told(blobs, listed, base, identity):
             missing.append((f"base {base.name}", base))
     return missing
 
 
 def _base_told(blobs: BlobStore, listed: Iterable[Stat], base: BaseRow, identity: str | None) -> bool:
-    found = (metadata_backup.parsed(blobs, stat.key, stat.size_bytes, BaseRecord, []) for stat in listed)
+    found = (metadata_backup.parse_record(blobs, stat.key, stat.size_bytes, BaseRecord, []) for stat in listed)
     return any(
         record.spec.name == base.name
         and record.spec.fingerprint == base.fingerprint

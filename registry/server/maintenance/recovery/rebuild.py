@@ -43,7 +43,7 @@ from registry.server.maintenance.recovery import missing as unrecorded
 from registry.server.maintenance.recovery import tombstones
 from registry.server.promotion import aliases, withdraw
 from registry.server.push import inspect, rows
-from registry.server.push.inspect import Judged
+from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, key_of
 from registry.server.storage.references import BlobState
@@ -69,7 +69,7 @@ def run(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest)
         if time.monotonic() - started > SECONDS and made:
             following = _AGAIN
             break
-    changed = 0 if following else withdraw.restore(engine, blobs, actor, dry_run=request.dry_run)
+    changed = 0 if following else withdraw.restore_withdrawals(engine, blobs, actor, dry_run=request.dry_run)
     again = () if following else (unrecorded.again, stored_tiles.rewrite_lost)
     lost = sum(write(engine, blobs, dry_run=request.dry_run) for write in again)
     return ReindexPage(
@@ -120,7 +120,7 @@ def _is_known(session: Session, missing: _Missing) -> bool:
 def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Finding], *, dry_run: bool) -> int:
     missing: set[str] = set()
     for stat in list(blobs.list(metadata_backup.BASES)):
-        record = metadata_backup.parsed(blobs, stat.key, stat.size_bytes, BaseRecord, findings)
+        record = metadata_backup.parse_record(blobs, stat.key, stat.size_bytes, BaseRecord, findings)
         if record is None:
             continue
         with db.session(engine, write=not dry_run) as session:
@@ -133,7 +133,7 @@ def _bases(engine: Engine, blobs: BlobStore, actor: Actor, findings: list[Findin
                 differs = f"base '{found.name}' is another one here"
                 findings.append(Finding.of("error", "record.base_differs", stat.key, differs))
             elif not dry_run:
-                bases.keep_parents(session, found, record.parents)
+                bases.add_parents(session, found, record.parents)
                 if record.identity is not None:
                     _identify(session, actor, found, record.identity, findings)
     return len(missing)
@@ -152,7 +152,7 @@ def _identify(session: Session, actor: Actor, base: BaseRow, identity: Identity,
     """Which weights a base has, unless that is known. The record is there: it need not be written anew."""
     recorded_at = base.recorded_at
     try:
-        if base_identity.keep(session, actor, base, identity):
+        if base_identity.store_identity(session, actor, base, identity):
             base.recorded_at = recorded_at
             session.add(base)
     except Conflict as e:
@@ -165,7 +165,7 @@ def _versions(
 ) -> int:
     made = 0
     for one in missing:
-        record = metadata_backup.newest(blobs, one.keys, one.name, one.number, findings)
+        record = metadata_backup.newest_record(blobs, one.keys, one.name, one.number, findings)
         if record is None:
             continue
         present = _present(blobs, record.manifest, name, one.number, findings)
@@ -192,12 +192,14 @@ def _present(
     return present
 
 
-def _judged(engine: Engine, blobs: BlobStore, manifest: Manifest) -> Judged | None:
+def _judged(engine: Engine, blobs: BlobStore, manifest: Manifest) -> Inspection | None:
     """What the bytes say against their base, or None when they cannot be read any more."""
     try:
         with db.session(engine, write=False) as session:
-            spec = bases.spec_of(bases.row(session, manifest.base.name))
-        return inspect.look(blobs, {file.digest: key_of(file.digest) for file in manifest.files}, manifest, spec)
+            spec = bases.load_spec(bases.find(session, manifest.base.name))
+        return inspect.inspect_files(
+            blobs, {file.digest: key_of(file.digest) for file in manifest.files}, manifest, spec
+        )
     except RegistryError:
         return None
 
@@ -207,7 +209,7 @@ def _add_version(
     actor: Actor,
     name: AdapterName,
     record: VersionRecord,
-    judged: Judged | None,
+    judged: Inspection | None,
     present: set[Digest],
     findings: list[Finding],
 ) -> int:
@@ -236,9 +238,9 @@ def _add_version(
     )
     _mark_missing(session, set(sizes) - present)
     if judged is not None:
-        rows.add_verdict(session, row, base, judged)
+        rows.add_compat_verdict(session, row, base, judged)
         row.measured_at = db.now() if judged.weights is not None else None
-        weights.add(session, row, base, judged.weights)
+        weights.add_verdict(session, row, base, judged.weights)
     audit.append(
         session, actor, EventType.VERSION_REINDEX, f"{name}@{row.number}", {"digest": row.digest, "base": base.name}
     )
@@ -271,7 +273,7 @@ def _version_row(adapter: AdapterRow, base: BaseRow, record: VersionRecord) -> V
         created_by=record.created_by,
         yanked_at=record.yanked_at,
         yank_reason=record.yank_reason,
-        **metadata_backup.withdrawal_of(record),
+        **metadata_backup.recorded_columns(record),
     )
 
 
@@ -292,4 +294,4 @@ def _point_main(session: Session, actor: Actor, name: AdapterName) -> None:
         return
     main = session.get(AliasRow, (newest.adapter_id, names.NEWEST))
     if main is None or main.version_id != newest.id:
-        aliases.follow(session, actor, name, newest)
+        aliases.move_newest(session, actor, name, newest)

@@ -56,7 +56,7 @@ def _bury(session: Session, actor: Actor, record: TombstoneRecord, location: str
 
 def _read(blobs: BlobStore, stat: Stat, findings: list[Finding]) -> TombstoneRecord | None:
     """The record, if it tells of the name that its key says."""
-    record = metadata_backup.parsed(blobs, stat.key, stat.size_bytes, TombstoneRecord, findings)
+    record = metadata_backup.parse_record(blobs, stat.key, stat.size_bytes, TombstoneRecord, findings)
     if record is None or (record.owner, record.name) == _name(stat):
         return record
     findings.append(Finding.of("error", "record.damaged", stat.key, "tells of another name than its key"))

@@ -48,7 +48,7 @@ def read_file(
     file = found.file.descriptor
     if request.method == "GET":
         found.record_read(request, actor)
-    key = files.key_in(blobs, file)
+    key = files.locate_bytes(blobs, file)
     redirects = (request.method == "GET" and not dialect.only_looks(request)) or dialect.is_of_old(request)
     if hub.is_large(file) and redirects and not dialect.takes_token_along(request):
         link = blobs.presign(key, seconds=settings.link_seconds, method="GET", file_name=file.path)
@@ -76,7 +76,7 @@ def read_raw(
         return Response(pointer, headers=headers, media_type="text/plain")
     if request.method == "GET":
         found.record_read(request, actor)
-    return transfer.from_here(request, blobs, files.key_in(blobs, file), file.size_bytes, found.headers)
+    return transfer.from_here(request, blobs, files.locate_bytes(blobs, file), file.size_bytes, found.headers)
 
 
 @dataclass(frozen=True, slots=True)

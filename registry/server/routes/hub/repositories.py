@@ -163,7 +163,7 @@ def _commit(version: Any) -> Json:
 @router.get(MODEL + "/auth-check")
 def check_access(session: SessionDep, actor: Puller, namespace: str, name: str) -> dict[str, bool]:
     """Whether the token may pull this adapter."""
-    versions.adapter_row(session, actor, repositories.parse_name(namespace, name))
+    versions.find_adapter(session, actor, repositories.parse_name(namespace, name))
     return {"ok": True}
 
 
