@@ -16,7 +16,7 @@ Invariants
 - Each class owns its codes; a code belongs to one class, so a client rebuilds the class from the code.
 - `detail` is one sentence that names the file, the field or tensor, the rule and the limit.
 - `reasons` lists every rule that was broken, not only the first one.
-- HTTP statuses live in registry/server/http/statuses.py, exit codes in cli/output.py, nowhere else.
+- HTTP statuses live in registry/server/http/problems.py, exit codes in cli/output.py, nowhere else.
 
 Example
     >>> raise Invalid("NAME_INVALID", "name 'Acme' has an upper-case letter", next_step="use 'acme'")

@@ -54,7 +54,7 @@ def test_the_import_graph_has_no_cycle() -> None:
 def test_a_planted_breach_is_found(module: str, line: str) -> None:
     known = KNOWN | {
         "registry.server.database.models.content",
-        "registry.server.routes.deps",
+        "registry.server.http.dependencies",
         "registry.client.registry",
         "cli.main",
     }

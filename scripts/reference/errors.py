@@ -8,7 +8,7 @@ from pathlib import Path
 import registry
 from cli import output
 from registry import errors
-from registry.server.http import statuses
+from registry.server.http import problems
 from scripts.reference.tables import table
 
 INTRODUCTION = """\
@@ -43,7 +43,7 @@ def markdown() -> str:
                 (
                     (
                         f"`{code}`",
-                        str(statuses.status_of(kind(code, "an example"))),
+                        str(problems.status_of(kind(code, "an example"))),
                         str(output.EXIT_CODES.get(kind, 1)),
                         texts[code]["means"],
                         texts[code]["fix"],

@@ -32,7 +32,7 @@ The bodies of requests and answers of the [REST API](rest.md). Requests reject u
 @cache
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
-    return ApiDocument([route for room in app.ROOMS for route in room.router.routes]).content
+    return ApiDocument([route for module in app.ROUTE_MODULES for route in module.router.routes]).content
 
 
 def markdown() -> str:

@@ -24,8 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from cli.lane import _SLOTS, DirectProtocol
 from registry.digest import Digest
-from registry.server.http import direct_io
-from registry.server.routes import bodies
+from registry.server.http import bodies, direct_io
 from registry.server.storage.blobs import BlobWriter, Bytes, key_of
 from tests.memory_blobs import MemoryBlobs
 
@@ -73,7 +72,7 @@ class Server:
             sink = Watched(store.open_writer(key_of(Digest.of(DATA)), limit_bytes=len(DATA)))
             self.sinks.append(sink)
             try:
-                await bodies.receive(request, sink, len(DATA))  # type: ignore[arg-type]
+                await bodies.receive_body(request, sink, len(DATA))  # type: ignore[arg-type]
             except ClientDisconnect:
                 self.left.set()
                 raise
@@ -82,7 +81,7 @@ class Server:
             answer = PlainTextResponse("plain")
         else:
             start, length = (1000, len(DATA) - 2000) if scope["path"] == "/range" else (0, len(DATA))
-            answer = bodies.FileAnswer(self.path, start, length, 200, {})
+            answer = bodies.FileRangeResponse(self.path, start, length, 200, {})
         await answer(scope, receive, send)
 
 

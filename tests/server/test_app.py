@@ -22,10 +22,9 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import TokenRow
-from registry.server.http import statuses
+from registry.server.http import dependencies, problems
 from registry.server.http.middleware import BODY_LIMIT_BYTES
-from registry.server.routes import deps
-from registry.server.routes.idempotent import OnceRoute
+from registry.server.http.routing import SingleThreadRoute
 from registry.server.settings import Settings
 from tests.world import URL, World, rows
 
@@ -38,9 +37,9 @@ def http(world: World) -> httpx.Client:
 
 
 def test_every_class_of_errors_has_a_status() -> None:
-    assert set(statuses.STATUS_OF_CLASS) == {*CLASSES, RegistryError}
+    assert set(problems.STATUS_OF_CLASS) == {*CLASSES, RegistryError}
     known = {code for cls in CLASSES for code in cls.CODES}
-    assert set(statuses.STATUS_OF_CODE) <= known
+    assert set(problems.STATUS_OF_CODE) <= known
 
 
 def test_a_problem_has_all_its_parts_and_the_answers_request_id(http: httpx.Client) -> None:
@@ -147,17 +146,17 @@ def asked_for(dependant: Dependant) -> list[Any]:
 
 def test_what_a_plain_route_asks_for_waits_for_nothing_and_no_waiting_route_signs_in_on_the_event_loop() -> None:
     waiting = set()
-    for room in app.ROOMS:
-        for route in room.router.routes:
-            assert isinstance(route, OnceRoute), route.path
+    for module in app.ROUTE_MODULES:
+        for route in module.router.routes:
+            assert isinstance(route, SingleThreadRoute), route.path
             calls = asked_for(route.dependant)
-            if route.waits:
+            if route.is_async:
                 waiting.add(route.path)
-                assert not {deps.session, deps.read_session, deps.keyed_session} & set(calls), route.path
-                calls = [call for call in calls if isinstance(call, deps.Needs)]
-                assert [type(call) for call in calls] == [deps.NeedsApart], route.path
+                assert not {dependencies.open_read_session, *dependencies.KEYED_SESSIONS} & set(calls), route.path
+                calls = [call for call in calls if isinstance(call, dependencies.RequireScope)]
+                assert [type(call) for call in calls] == [dependencies.RequireScopeInThread], route.path
             else:
-                assert not [call for call in calls if isinstance(call, deps.NeedsApart)], route.path
+                assert not [call for call in calls if isinstance(call, dependencies.RequireScopeInThread)], route.path
                 for call in calls:
                     assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
     assert waiting == {f"{PREFIX}/{path}" for path in ("bases/{base:path}/adapters", "events", "events/stream")}

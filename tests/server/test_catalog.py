@@ -115,7 +115,7 @@ def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World)
 
 
 def test_a_page_is_at_most_as_long_as_pages_get(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.server.routes.deps.PAGE_LIMIT", 3)
+    monkeypatch.setattr("registry.server.http.dependencies.PAGE_LIMIT", 3)
     world.add_base()
     for number in range(4):
         world.push(f"acme/{'abcd'[number]}{number + 2}")

@@ -11,8 +11,8 @@ import pytest
 
 from registry.api.push import PushRequest
 from registry.digest import Digest
+from registry.server.http.threads import STORE_THREADS
 from registry.server.push import background, inspect
-from registry.server.routes.threads import STORE_THREADS
 from registry.server.storage.blobs import BlobWriter, Link, Stat
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World, upload

@@ -21,8 +21,7 @@ from registry.errors import Conflict, Invalid
 from registry.jobs import Kind
 from registry.server import app as server_app
 from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
-from registry.server.routes import deps
-from registry.server.routes.idempotent import OnceRoute
+from registry.server.http import dependencies
 from tests import forge
 from tests.world import URL, World, rows, spec_of, upload
 
@@ -235,11 +234,11 @@ def depends_on(dependant: Any) -> set[Any]:
 def test_every_mutation_takes_a_key_but_those_that_may_be_repeated_anyway() -> None:
     unkeyed = {
         f"{method} {route.path.removeprefix(PREFIX)}"
-        for room in server_app.ROOMS
-        for route in room.router.routes
+        for module in server_app.ROUTE_MODULES
+        for route in module.router.routes
         if route.path.startswith(PREFIX)
         for method in route.methods - {"GET", "HEAD"}
-        if not (isinstance(route, OnceRoute) and depends_on(route.dependant) & {deps.session, deps.keyed_session})
+        if not depends_on(route.dependant) & dependencies.KEYED_SESSIONS
     }
     assert unkeyed <= {
         "POST /adapters/{namespace}/{name}/pushes",  # takes up the push that is open

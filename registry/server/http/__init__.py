@@ -1,1 +1,1 @@
-"""HTTP beneath the routes: middleware, idempotency, metrics, slow bodies."""
+"""HTTP below the routes: middleware, dependencies, idempotency, threads, request and response bodies, metrics."""

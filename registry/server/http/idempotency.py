@@ -1,10 +1,12 @@
-"""Twice means once: the answer to a mutation is kept under the caller's key, in the transaction of its effect.
+"""Idempotency keys: the answer to a mutation is stored under the client's key, in the transaction of its effect.
 
-Invariants
-- A key belongs to a token. The same key with the same request has the first answer; with another one it is `Conflict`.
-- A key is claimed before the effect by a row that others wait for, so of two equal requests that race one acts.
-- A mutation that fails keeps nothing: its key may be used again. So does one that answers 204.
-- An answer that says `no-store` (it holds a secret) is not kept: the same request again is refused, not done twice.
+- A key belongs to a token. The same request with the same key gets the first answer; another request is a `Conflict`.
+- The key is claimed by a row before the effect. Other requests wait for that row, so of two equal ones only one acts.
+- A mutation that fails stores nothing and its key may be used again. The same holds for an answer 204.
+- An answer with `no-store` contains a secret and is not stored: the same request again is refused, not repeated.
+- A repeated answer has the first status, body and ETag, and the header `Idempotency-Replayed: true`.
+- Only routes with a `SessionDep` or `KeyedSessionDep` take a key. Planning a push and sending bytes may be repeated
+  anyway, and links must not be given twice.
 """
 
 from __future__ import annotations
@@ -12,106 +14,165 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastapi import Request, Response
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, select, update
+from sqlmodel import Session
 
 from registry.errors import Conflict, Invalid, Unavailable
+from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import IdempotencyRow
 
+HEADER = "Idempotency-Key"
+SAFE_METHODS = frozenset({"GET", "HEAD"})
 _ROW: Table = IdempotencyRow.__table__  # type: ignore[attr-defined]
 _KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")
 _CLAIMED = 0
-"""The status of a row whose answer is still to come; nobody but its own transaction sees it."""
+"""The status of a row whose answer is still missing. Only its own transaction sees it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Which request this is: whose, under which key, and the hash of what it asks."""
+class KeyedRequest:
+    """A request with a key: its token, its key, and the hash of what it requests."""
 
     token_id: str
     key: str
     request_sha256: str
 
     @classmethod
-    def of(cls, token_id: str, key: str, request: Iterable[bytes]) -> Asked:
-        """`Invalid` for a key that is not 1 to 200 visible ASCII characters. `request` is all that makes it another."""
+    def of(cls, token_id: str, key: str, parts: Iterable[bytes]) -> KeyedRequest:
+        """Hash the parts of a request. `Invalid` for a key that is not 1 to 200 visible ASCII characters."""
         if not _KEY.match(key):
-            raise Invalid("REQUEST_INVALID", "Idempotency-Key: not 1 to 200 visible ASCII characters")
+            raise Invalid("REQUEST_INVALID", "Idempotency-Key: must be 1 to 200 visible ASCII characters")
         hasher = hashlib.sha256()
-        for part in request:
+        for part in parts:
             hasher.update(len(part).to_bytes(8, "big") + part)
         return cls(token_id, key, hasher.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What was answered. `body` is None when it was not to be kept."""
+class StoredAnswer:
+    """The answer to a request. `body` is None if it contained a secret."""
 
     status: int
     etag: str
     body: str | None
 
 
-def begin(connection: Connection, asked: Asked) -> Answer | None:
-    """Claim the key before the first change; the answer instead, if this request was done before."""
-    claim: dict[str, Any] = {"token_id": asked.token_id, "key": asked.key, "request_sha256": asked.request_sha256}
-    if db.insert_new(connection, IdempotencyRow, claim | {"status": _CLAIMED, "answer": "", "created_at": db.now()}):
+Lookup = Callable[[Connection, KeyedRequest], StoredAnswer | None]
+
+
+def claim(connection: Connection, request: KeyedRequest) -> StoredAnswer | None:
+    """Claim the key before the first change, or return the answer that this request had."""
+    values = asdict(request) | {"status": _CLAIMED, "answer": "", "created_at": db.now()}
+    if db.insert_new(connection, IdempotencyRow, values):
         return None
-    answer = find(connection, asked)
-    if answer is None:  # pruned between the two statements
-        raise Unavailable("TRY_LATER", "an old answer to this key was just forgotten", retry_after_seconds=1)
+    answer = find(connection, request)
+    if answer is None:  # deleted between the two statements
+        raise Unavailable("TRY_LATER", "an old answer to this key was just deleted", retry_after_seconds=1)
     return answer
 
 
-def find(connection: Connection, asked: Asked) -> Answer | None:
-    """The answer that this request had, or None. `Conflict` (IDEMPOTENCY_REUSED) if the key had another request."""
-    wanted = select(_ROW.c.request_sha256, _ROW.c.status, _ROW.c.answer).where(_is(asked))
-    row = connection.execute(wanted).first()
-    if row is None or (row.status == _CLAIMED and row.request_sha256 == asked.request_sha256):
+def find(connection: Connection, request: KeyedRequest) -> StoredAnswer | None:
+    """Return the answer that this request had. `Conflict` (IDEMPOTENCY_REUSED) if the key had another request."""
+    statement = select(_ROW.c.request_sha256, _ROW.c.status, _ROW.c.answer).where(_has_key(request))
+    row = connection.execute(statement).first()
+    if row is None or (row.status == _CLAIMED and row.request_sha256 == request.request_sha256):
         return None
-    if row.request_sha256 != asked.request_sha256:
+    if row.request_sha256 != request.request_sha256:
         raise Conflict(
             "IDEMPOTENCY_REUSED",
-            f"Idempotency-Key {asked.key!r} came before with another request",
+            f"Idempotency-Key {request.key!r} was used for another request",
             next_step="use a new key for a new request",
         )
-    kept = json.loads(row.answer)
-    return Answer(row.status, kept["etag"], kept["body"])
+    answer = json.loads(row.answer)
+    return StoredAnswer(row.status, answer["etag"], answer["body"])
 
 
-def keep(connection: Connection, asked: Asked, answer: Answer, *, begun: bool = True) -> Answer | None:
-    """Keep the answer with the effect. Returns another one when an equal request was faster: then undo this one.
+def store(
+    connection: Connection, request: KeyedRequest, answer: StoredAnswer, *, claimed: bool = True
+) -> StoredAnswer | None:
+    """Store the answer with the effect. Returns another answer if an equal request was faster: then roll back.
 
-    An empty answer (204) forgets the key. `begun`: it was claimed by `begin`.
+    An empty answer (204) releases the key. `claimed`: the key was claimed by `claim`.
     """
     if answer.status == 204:
-        connection.execute(delete(_ROW).where(_is(asked), _ROW.c.status == _CLAIMED))
+        connection.execute(delete(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED))
         return None
     values = {"status": answer.status, "answer": json.dumps({"etag": answer.etag, "body": answer.body})}
-    if begun:
-        kept = update(_ROW).where(_is(asked), _ROW.c.status == _CLAIMED).values(**values)
-        if connection.execute(kept).rowcount:
+    if claimed:
+        statement = update(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED).values(**values)
+        if connection.execute(statement).rowcount:
             return None
-    claim = {"token_id": asked.token_id, "key": asked.key, "request_sha256": asked.request_sha256}
-    if db.insert_new(connection, IdempotencyRow, claim | values | {"created_at": db.now()}):
+    if db.insert_new(connection, IdempotencyRow, asdict(request) | values | {"created_at": db.now()}):
         return None
-    return find(connection, asked)
+    return find(connection, request)
 
 
-def _is(asked: Asked) -> ColumnElement[bool]:
-    return and_(_ROW.c.token_id == asked.token_id, _ROW.c.key == asked.key)
+def _has_key(request: KeyedRequest) -> ColumnElement[bool]:
+    return and_(_ROW.c.token_id == request.token_id, _ROW.c.key == request.key)
 
 
-def given_again(answer: Answer) -> str:
-    """The body of an answer that is given again. `Conflict` when it was not kept."""
+# ------------------------------------------------------------------ around a route
+class RepeatedRequest(Exception):
+    """Ends a request that was answered before."""
+
+    def __init__(self, status: int, etag: str, body: str) -> None:
+        super().__init__("answered before")
+        self.status, self.etag, self.body = status, etag, body
+
+
+def claim_key(request: Request, session: Session, actor: Actor) -> None:
+    """Claim the key before anything else is written. Raises `RepeatedRequest`."""
+    _before_first_statement(request, session, actor, claim)
+
+
+def look_up_key(request: Request, session: Session, actor: Actor) -> None:
+    """Only look for an answer, in a route that reads for long before it writes: it claims the key with its answer."""
+    _before_first_statement(request, session, actor, find)
+
+
+def _before_first_statement(request: Request, session: Session, actor: Actor, look_up: Lookup) -> None:
+    """Look up the key when the route begins to work. Until then the request holds no connection."""
+    key = request.headers.get(HEADER)
+    if key is None or request.method in SAFE_METHODS:
+        return
+    parts = [request.method, request.url.path, request.url.query, request.headers.get("if-match", "-")]
+    keyed = KeyedRequest.of(actor.token_id, key, [*(part.encode() for part in parts), request.state.body])
+    request.state.keyed_request = (session, keyed, look_up is claim)
+    db.before_first_statement(session, lambda connection: _raise_repeated(look_up(connection, keyed)))
+
+
+def store_response(request: Request, response: Response) -> None:
+    """Store the response of a request with a key. Raises `RepeatedRequest` if an equal request was faster."""
+    if not hasattr(request.state, "keyed_request"):
+        return
+    session, keyed, claimed = request.state.keyed_request
+    secret = "no-store" in response.headers.get("cache-control", "")
+    body = None if secret else bytes(response.body).decode()
+    answer = StoredAnswer(response.status_code, response.headers.get("etag", ""), body)
+    _raise_repeated(store(session.connection(), keyed, answer, claimed=claimed))
+
+
+def _raise_repeated(answer: StoredAnswer | None) -> None:
+    if answer is None:
+        return
     if answer.body is None:
         raise Conflict(
             "IDEMPOTENCY_REUSED",
-            "this request was done already, and its answer held a secret that is shown once",
-            next_step="undo what it made (`adapter token list`), and ask again with a new key",
+            "this request was done already, and its answer contained a secret that is shown once",
+            next_step="undo its effect (`adapter token list`), and send the request with a new key",
         )
-    return answer.body
+    raise RepeatedRequest(answer.status, answer.etag, answer.body)
+
+
+def replay_answer(_request: Request, error: Exception) -> Response:
+    """The exception handler of `RepeatedRequest`."""
+    if not isinstance(error, RepeatedRequest):
+        raise error
+    headers: dict[str, Any] = {"Idempotency-Replayed": "true"} | ({"ETag": error.etag} if error.etag else {})
+    return Response(error.body, error.status, headers, media_type="application/json")

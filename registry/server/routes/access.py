@@ -15,20 +15,20 @@ from registry.digest import Digest
 from registry.errors import RegistryError, Unauthenticated
 from registry.server.access import token_exchange, tokens
 from registry.server.database import schema
-from registry.server.routes import deps, idempotent
-from registry.server.routes.deps import (
-    OPEN,
+from registry.server.http import dependencies, routing
+from registry.server.http.dependencies import (
+    NO_TOKEN,
     Admin,
-    Anyone,
+    AnyActor,
+    BlobsHandleDep,
     EngineDep,
     IssuersDep,
-    KnownBlobsDep,
     ReadSessionDep,
     SessionDep,
 )
 from registry.server.storage.blobs import key_of
 
-router = idempotent.router("access")
+router = routing.create_router("access")
 
 
 @router.post("/tokens", status_code=201)
@@ -39,7 +39,7 @@ def create_token(session: SessionDep, actor: Admin, request: TokenCreate, respon
     return TokenCreated(token=view, secret=secret)
 
 
-@router.post("/tokens/exchange", status_code=201, dependencies=[OPEN])
+@router.post("/tokens/exchange", status_code=201, dependencies=[NO_TOKEN])
 def exchange_token(
     incoming: Request, session: ReadSessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
 ) -> TokenCreated:
@@ -48,20 +48,20 @@ def exchange_token(
     try:
         view, secret = token_exchange.exchange_token(session, issuers, request)
     except Unauthenticated:
-        deps.note_failure(incoming)
+        dependencies.record_failure(incoming)
         raise
     return TokenCreated(token=view, secret=secret)
 
 
 @router.get("/tokens")
-def list_tokens(session: SessionDep, actor: Anyone) -> TokenList:
+def list_tokens(session: SessionDep, actor: AnyActor) -> TokenList:
     """List the tokens that the caller may revoke."""
     return TokenList(items=list(tokens.list_tokens(session, actor)))
 
 
 @router.post("/tokens/{token_id}/rotate")
 def rotate_token(
-    session: SessionDep, actor: Anyone, token_id: str, request: TokenRotate, response: Response
+    session: SessionDep, actor: AnyActor, token_id: str, request: TokenRotate, response: Response
 ) -> TokenCreated:
     """Replace the secret of a token. The old one works for `keep_seconds` more."""
     response.headers["Cache-Control"] = "no-store"
@@ -70,13 +70,13 @@ def rotate_token(
 
 
 @router.delete("/tokens/{token_id}")
-def revoke_token(session: SessionDep, actor: Anyone, token_id: str) -> TokenView:
+def revoke_token(session: SessionDep, actor: AnyActor, token_id: str) -> TokenView:
     """Revoke a token."""
     return tokens.revoke(session, actor, token_id)
 
 
 @router.get("/whoami")
-def show_caller(actor: Anyone) -> Whoami:
+def show_caller(actor: AnyActor) -> Whoami:
     """Show who the token belongs to and what it may do."""
     return Whoami(
         actor=actor.identity,
@@ -93,9 +93,9 @@ def show_caller(actor: Anyone) -> Whoami:
 @router.get(
     "/health",
     responses={503: {"model": Health, "description": "The database or the store is away"}},
-    dependencies=[OPEN],
+    dependencies=[NO_TOKEN],
 )
-def check_health(engine: EngineDep, blobs: KnownBlobsDep, response: Response, store: bool = False) -> Health:
+def check_health(engine: EngineDep, blobs: BlobsHandleDep, response: Response, store: bool = False) -> Health:
     """200 if the database answers and the store was reached, else 503 with the reason.
 
     With `store`, the store is asked now. Load balancers leave it out: look-ups work without the store.

@@ -28,25 +28,25 @@ from registry.server.catalog import history, lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.evaluation import engine_compat
-from registry.server.http.etags import etag_matches
-from registry.server.promotion import aliases, withdraw
-from registry.server.routes import idempotent
-from registry.server.routes.deps import (
+from registry.server.http import routing
+from registry.server.http.dependencies import (
     PAGE,
+    CachedPuller,
     CursorDep,
     LimitDep,
     NameDep,
     Promoter,
     Puller,
-    PullerNow,
     SelectorDep,
     SessionDep,
     SettingsDep,
-    as_of_now,
+    with_current_actor,
 )
+from registry.server.http.etags import etag_matches
+from registry.server.promotion import aliases, withdraw
 from registry.server.routes.openapi import declarations
 
-router = idempotent.router("adapters")
+router = routing.create_router("adapters")
 ADAPTER = "/adapters/{namespace}/{name}"
 VERSION = ADAPTER + "/versions/{selector}"
 ALIAS = ADAPTER + "/aliases/{alias}"
@@ -62,13 +62,13 @@ TARGETS_LIMIT = 32
 def resolve_version(
     incoming: Request,
     session: SessionDep,
-    actor: PullerNow,
+    actor: CachedPuller,
     name: NameDep,
     selector: SelectorDep,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
     """Resolve an alias, a number or a digest to a version, its manifest and its files."""
-    found, incoming.state.pointer = as_of_now(
+    found, incoming.state.pointer = with_current_actor(
         incoming, session, actor, lambda who: versions.resolve_with_pointer(session, who, name, selector)
     )
     body = found.model_dump_json().encode()

@@ -10,11 +10,8 @@ from fastapi import Response
 
 from registry.api.audit import AttestationList, AttestationView, SignRequest
 from registry.server.database import db
-from registry.server.promotion import attestations
-from registry.server.routes import idempotent
-from registry.server.routes.adapters import VERSION
-from registry.server.routes.audit import LogDep
-from registry.server.routes.deps import (
+from registry.server.http import routing
+from registry.server.http.dependencies import (
     BlobsDep,
     KeyedSessionDep,
     NameDep,
@@ -24,9 +21,12 @@ from registry.server.routes.deps import (
     SelectorDep,
     SettingsDep,
 )
+from registry.server.promotion import attestations
+from registry.server.routes.adapters import VERSION
+from registry.server.routes.audit import LogDep
 from registry.server.routes.openapi import declarations
 
-router = idempotent.router("attestations")
+router = routing.create_router("attestations")
 
 
 @router.get(VERSION + "/attestations")

@@ -33,25 +33,25 @@ from registry.server.audit import stored_tiles as copies
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.database.models import EventRow
-from registry.server.promotion import attestations
-from registry.server.routes import idempotent
-from registry.server.routes.deps import (
+from registry.server.http import routing
+from registry.server.http.dependencies import (
     PAGE,
     Admin,
-    Anyone,
+    AnyActor,
     BlobsDep,
     EngineDep,
     LimitDep,
-    Needs,
     Puller,
-    PullerApart,
+    PullerInThread,
+    RequireScope,
     SessionDep,
     inline,
 )
+from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
 from registry.tlog import tiles
 
-router = idempotent.router("audit")
+router = routing.create_router("audit")
 FOR_EVER = "private, max-age=31536000, immutable"
 WAIT_LIMIT_SECONDS = 30
 STREAM_SECONDS = 900
@@ -89,8 +89,7 @@ class _Reader:
 
     def _again(self) -> Actor:
         """Who asks, as of now."""
-        self._request.state.actor = None
-        return Needs(Scope.PULL).who(self._request)
+        return RequireScope(Scope.PULL).check_again(self._request)
 
     async def newer(self, last: int, seconds: float) -> bool:
         """Wait until the log is longer than `last`, or may be; False when the time is over or the server ends."""
@@ -108,7 +107,7 @@ class _Reader:
 @router.get("/events")
 async def list_events(
     request: Request,
-    _actor: PullerApart,
+    _actor: PullerInThread,
     engine: EngineDep,
     log: LogDep,
     after: After = 0,
@@ -129,7 +128,7 @@ async def list_events(
 @router.get("/events/stream", response_class=Response, responses={200: declarations.raw("Events", "text/event-stream")})
 async def stream_events(
     request: Request,
-    _actor: PullerApart,
+    _actor: PullerInThread,
     engine: EngineDep,
     log: LogDep,
     after: After = 0,
@@ -169,7 +168,7 @@ async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
 @router.get(
     "/audit/checkpoint", response_class=Response, responses={200: declarations.raw("A signed note", "text/plain")}
 )
-def read_checkpoint(_actor: Anyone, log: LogDep) -> Response:
+def read_checkpoint(_actor: AnyActor, log: LogDep) -> Response:
     """The newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
     log.step()
     if not log.latest.note:
@@ -178,14 +177,14 @@ def read_checkpoint(_actor: Anyone, log: LogDep) -> Response:
 
 
 @router.get("/audit/keys")
-def list_log_keys(_actor: Anyone, log: LogDep) -> LogKeys:
+def list_log_keys(_actor: AnyActor, log: LogDep) -> LogKeys:
     """The name of the log and its verifier keys (C2SP signed-note)."""
     return log.describe_keys()
 
 
 @router.get("/audit/consistency")
 def prove_consistency(
-    session: SessionDep, _actor: Anyone, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
+    session: SessionDep, _actor: AnyActor, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
 ) -> Consistency:
     """The proof that the log of size `old` is a prefix of the log of size `new` (RFC 6962)."""
     return tree.prove_consistency(session, old, new)
@@ -204,7 +203,7 @@ def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: s
 
 
 @router.get("/audit/tile/{path:path}", response_class=Response, responses={200: declarations.raw("The tile")})
-def read_log_tile(session: SessionDep, _actor: Anyone, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
+def read_log_tile(session: SessionDep, _actor: AnyActor, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
     """A tile of the log (C2SP tlog-tiles)."""
     found = tiles.parse_path(path)
     data = tree.read_tile(session, found[0], found[1], found[2]) if found is not None and found[0] is not None else None

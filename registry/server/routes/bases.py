@@ -14,11 +14,11 @@ from registry.api.bases import BaseAdd, IdentityGiven, ThresholdsGiven
 from registry.bases.similarity import Similarity
 from registry.roles import Scope
 from registry.server.catalog import bases
-from registry.server.routes import idempotent
-from registry.server.routes.deps import Admin, Puller, Pusher, SessionDep, Worker
+from registry.server.http import routing
+from registry.server.http.dependencies import Admin, Puller, Pusher, SessionDep, Worker
 from registry.server.routes.openapi import declarations
 
-router = idempotent.router("bases")
+router = routing.create_router("bases")
 
 
 @router.post("/bases", status_code=201, responses=declarations.existing(BaseView))

@@ -24,14 +24,14 @@ from registry.roles import Scope
 from registry.server.catalog import bases
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
+from registry.server.http import routing
+from registry.server.http.dependencies import EngineDep, PullerInThread, RequireScope
 from registry.server.resolve_cache.change_counter import ChangeCounter, Counts
 from registry.server.resolve_cache.freshness import Freshness
-from registry.server.routes import idempotent
-from registry.server.routes.deps import EngineDep, Needs, PullerApart
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired
 
-router = idempotent.router("serving")
+router = routing.create_router("serving")
 
 WAIT_LIMIT_SECONDS = 60
 LOOK_SECONDS = 0.1
@@ -47,14 +47,12 @@ class _Reader:
         self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), asked
 
     def whole(self) -> Roster:
-        self._request.state.actor = None
-        actor = Needs(Scope.PULL).who(self._request)
+        actor = RequireScope(Scope.PULL).check_again(self._request)
         with db.session(self._engine, write=False) as session:
             return desired.desired_state(session, actor, self._base, self._alias, self._asked)
 
     def state(self) -> str:
-        self._request.state.actor = None
-        actor = Needs(Scope.PULL).who(self._request)
+        actor = RequireScope(Scope.PULL).check_again(self._request)
         with db.session(self._engine, write=False) as session:
             return desired.state_cursor(session, actor, bases.find(session, self._base), self._alias, self._asked)
 
@@ -63,7 +61,7 @@ class _Reader:
 async def show_desired_state(
     request: Request,
     response: Response,
-    _actor: PullerApart,
+    _actor: PullerInThread,
     engine: EngineDep,
     base: str,
     alias: Annotated[str, Query(max_length=100)] = "prod",

@@ -11,11 +11,11 @@ from typing import Annotated
 from fastapi import Query
 
 from registry.api.fleet import FleetNodes, Leased, NodeReport
-from registry.server.routes import idempotent
-from registry.server.routes.deps import PAGE, CursorDep, LimitDep, Puller, SessionDep
+from registry.server.http import routing
+from registry.server.http.dependencies import PAGE, CursorDep, LimitDep, Puller, SessionDep
 from registry.server.serving import reports, status
 
-router = idempotent.router("serving")
+router = routing.create_router("serving")
 Word = Annotated[str, Query(max_length=300)]
 
 

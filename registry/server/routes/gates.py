@@ -22,10 +22,8 @@ from registry.api.gates import (
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.catalog import versions
-from registry.server.promotion import gates, withdraw
-from registry.server.routes import idempotent
-from registry.server.routes.adapters import ADAPTER, VERSION
-from registry.server.routes.deps import (
+from registry.server.http import routing
+from registry.server.http.dependencies import (
     Admin,
     NameDep,
     Promoter,
@@ -36,9 +34,11 @@ from registry.server.routes.deps import (
     inline,
     namespace_name,
 )
+from registry.server.promotion import gates, withdraw
+from registry.server.routes.adapters import ADAPTER, VERSION
 from registry.server.routes.namespaces import NAMESPACE
 
-router = idempotent.router("gates")
+router = routing.create_router("gates")
 GATE = "/gates/{alias}"
 Place = AdapterName | str
 

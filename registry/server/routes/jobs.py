@@ -29,9 +29,8 @@ from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server.catalog import bases, versions
 from registry.server.database.models import BaseRow
-from registry.server.jobs import campaigns, converting, merging, queue, requests, results
-from registry.server.routes import idempotent
-from registry.server.routes.deps import (
+from registry.server.http import routing
+from registry.server.http.dependencies import (
     PAGE,
     BlobsDep,
     CursorDep,
@@ -42,8 +41,9 @@ from registry.server.routes.deps import (
     SessionDep,
     Worker,
 )
+from registry.server.jobs import campaigns, converting, merging, queue, requests, results
 
-router = idempotent.router("jobs")
+router = routing.create_router("jobs")
 Text = Annotated[str, Query(max_length=300)]
 
 

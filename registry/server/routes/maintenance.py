@@ -10,15 +10,14 @@ from fastapi import Request, Response
 
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.roles import Scope
-from registry.server.http import metrics
+from registry.server.http import metrics, routing
+from registry.server.http.dependencies import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
 from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.maintenance.gc import collect
 from registry.server.maintenance.recovery import rebuild
-from registry.server.routes import idempotent
-from registry.server.routes.deps import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
 from registry.server.routes.openapi import declarations
 
-router = idempotent.router("maintenance")
+router = routing.create_router("maintenance")
 
 
 @router.post("/gc")

@@ -25,22 +25,22 @@ from registry.api.namespaces import (
 from registry.names import AdapterName
 from registry.server.access import namespaces, publishers
 from registry.server.catalog import search
-from registry.server.promotion import removal
-from registry.server.routes import idempotent, threads
-from registry.server.routes.adapters import ADAPTER
-from registry.server.routes.deps import (
+from registry.server.http import routing, threads
+from registry.server.http.dependencies import (
     PAGE,
     Admin,
+    BlobsHandleDep,
     CursorDep,
     EngineDep,
-    KnownBlobsDep,
     LimitDep,
     NameDep,
     Puller,
     SessionDep,
 )
+from registry.server.promotion import removal
+from registry.server.routes.adapters import ADAPTER
 
-router = idempotent.router("namespaces")
+router = routing.create_router("namespaces")
 NAMESPACE = "/namespaces/{namespace}"
 ROLE = NAMESPACE + "/roles/{subject:path}"
 
@@ -71,11 +71,11 @@ def change_namespace(session: SessionDep, actor: Admin, namespace: str, request:
 
 @router.delete(NAMESPACE)
 def delete_namespace(
-    session: SessionDep, actor: Admin, namespace: str, blobs: KnownBlobsDep, engine: EngineDep, after: BackgroundTasks
+    session: SessionDep, actor: Admin, namespace: str, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
     """Delete an empty namespace. Its name stays reserved."""
     removed = removal.delete_namespace(session, actor, namespace)
-    after.add_task(threads.ask_store, removal.record_tombstones, engine, blobs)
+    after.add_task(threads.run_in_store_thread, removal.record_tombstones, engine, blobs)
     return removed
 
 
@@ -94,11 +94,11 @@ def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str)
 # ------------------------------------------------------------------ adapters
 @router.delete(ADAPTER)
 def delete_adapter(
-    session: SessionDep, actor: Admin, name: NameDep, blobs: KnownBlobsDep, engine: EngineDep, after: BackgroundTasks
+    session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
 ) -> Removed:
     """Delete an adapter with all its versions. Its name stays reserved."""
     removed = removal.delete_adapter(session, actor, name)
-    after.add_task(threads.ask_store, removal.delete_records, engine, blobs, name)
+    after.add_task(threads.run_in_store_thread, removal.delete_records, engine, blobs, name)
     return removed
 
 
@@ -108,14 +108,14 @@ def rename_adapter(
     actor: Admin,
     name: NameDep,
     request: RenameRequest,
-    blobs: KnownBlobsDep,
+    blobs: BlobsHandleDep,
     engine: EngineDep,
     after: BackgroundTasks,
 ) -> AdapterView:
     """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
     removal.rename(session, actor, name, to)
-    after.add_task(threads.ask_store, removal.delete_records, engine, blobs, name)
+    after.add_task(threads.run_in_store_thread, removal.delete_records, engine, blobs, name)
     return search.show_adapter(session, actor, to)
 
 

@@ -26,10 +26,8 @@ from registry.names import Selector
 from registry.server.catalog import download_plan, files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.push import background, commit, plan
-from registry.server.routes import bodies, idempotent, threads
-from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
-from registry.server.routes.deps import (
+from registry.server.http import bodies, routing, threads
+from registry.server.http.dependencies import (
     BlobsDep,
     EngineDep,
     KeyedSessionDep,
@@ -42,11 +40,13 @@ from registry.server.routes.deps import (
     SettingsDep,
     inline,
 )
+from registry.server.push import background, commit, plan
+from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
-router = idempotent.router("transfer")
+router = routing.create_router("transfer")
 RANGES_LIMIT = 8
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
@@ -92,7 +92,7 @@ def upload_blob(
     db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
     sink = blobs.open_writer(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
-    return bodies.Receipt(sink, expected.size_bytes, background.push_in_progress(engine))
+    return bodies.UploadResponse(sink, expected.size_bytes, background.push_in_progress(engine))
 
 
 def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
@@ -106,7 +106,7 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
 
 async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
     """Asked for before the session, so that it ends after the session's commit."""
-    request.state.work.enter_context(background.commit_lock(engine, push_id))
+    request.state.exit_stack.enter_context(background.commit_lock(engine, push_id))
 
 
 @router.post(
@@ -133,7 +133,7 @@ def commit_push(
         pushed = commit.commit_push(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.audit_log.checkpoint_header)
-    after.add_task(threads.ask_store, commit.clean_up, engine, push_id, blobs=blobs)
+    after.add_task(threads.run_in_store_thread, commit.clean_up, engine, push_id, blobs=blobs)
     return pushed
 
 
@@ -252,7 +252,7 @@ def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, hea
         return Response(status_code=status, headers=headers, media_type=declarations.OCTETS)
     path = blobs.local_path(key)
     if path is not None:
-        return bodies.FileAnswer(path, start, length, status, headers)
+        return bodies.FileRangeResponse(path, start, length, status, headers)
     return StreamingResponse(blobs.open(key, start, length), status, headers, media_type=declarations.OCTETS)
 
 

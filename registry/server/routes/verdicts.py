@@ -23,10 +23,8 @@ from registry.api.verdicts import (
 )
 from registry.roles import Scope
 from registry.server.evaluation import engine_compat, weights
-from registry.server.maintenance import reevaluate
-from registry.server.routes import idempotent
-from registry.server.routes.adapters import VERSION
-from registry.server.routes.deps import (
+from registry.server.http import routing
+from registry.server.http.dependencies import (
     Admin,
     BlobsDep,
     EngineDep,
@@ -37,8 +35,10 @@ from registry.server.routes.deps import (
     SessionDep,
     SettingsDep,
 )
+from registry.server.maintenance import reevaluate
+from registry.server.routes.adapters import VERSION
 
-router = idempotent.router("verdicts")
+router = routing.create_router("verdicts")
 Engines = Annotated[list[EngineText], Query(alias="engine", max_length=ENGINES_LIMIT)]
 Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 

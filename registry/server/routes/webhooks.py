@@ -12,11 +12,11 @@ from fastapi import Query, Response
 
 from registry.api.audit import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
 from registry.server import webhooks
-from registry.server.routes import idempotent
+from registry.server.http import routing
+from registry.server.http.dependencies import PAGE, Admin, LimitDep, SessionDep, SettingsDep
 from registry.server.routes.audit import LogDep
-from registry.server.routes.deps import PAGE, Admin, LimitDep, SessionDep, SettingsDep
 
-router = idempotent.router("webhooks")
+router = routing.create_router("webhooks")
 
 
 @router.post("/webhooks", status_code=201)

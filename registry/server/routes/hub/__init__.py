@@ -8,6 +8,5 @@ Its routes come after the registry's own and never match their paths. Each decla
 from __future__ import annotations
 
 from registry.server.routes.hub import files, models, repositories
-from registry.server.routes.hub.dialect import error_headers as error_headers
 
 MODULES = (models, repositories, files)

@@ -22,12 +22,12 @@ from registry.hub.shapes import File
 from registry.server.actors import Actor
 from registry.server.catalog import files
 from registry.server.database import db
+from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, SettingsDep
 from registry.server.hub import git_ids, repositories
 from registry.server.routes import transfer
 from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER
-from registry.server.routes.deps import BlobsDep, EngineDep, Puller, SettingsDep
-from registry.server.routes.hub import dialect
-from registry.server.routes.hub.dialect import HubRoute
+from registry.server.routes.hub import clients
+from registry.server.routes.hub.route import HubRoute
 from registry.server.storage.blobs import BlobStore
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
@@ -49,8 +49,8 @@ def read_file(
     if request.method == "GET":
         found.record_read(request, actor)
     key = files.locate_bytes(blobs, file)
-    redirects = (request.method == "GET" and not dialect.only_looks(request)) or dialect.is_of_old(request)
-    if hub.is_large(file) and redirects and not dialect.takes_token_along(request):
+    redirects = (request.method == "GET" and not clients.reads_metadata_only(request)) or clients.is_legacy(request)
+    if hub.is_large(file) and redirects and not clients.sends_token_on_redirect(request):
         link = blobs.presign(key, seconds=settings.link_seconds, method="GET", file_name=file.path)
         if link is not None:
             headers = {**found.headers, "Location": link.url, "Cache-Control": "no-store"}
@@ -107,7 +107,7 @@ def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
     descriptor = file.descriptor
     headers = {
         "ETag": f'"{file.etag}"',
-        dialect.COMMIT: commit,
+        clients.COMMIT_HEADER: commit,
         "Accept-Ranges": "bytes",
         "Cache-Control": FOR_EVER if revision == commit else ASK_AGAIN,
         "Vary": "Authorization",

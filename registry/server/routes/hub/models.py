@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from registry.api import PAGE_LIMIT
 from registry.hub import shapes
 from registry.roles import Scope
+from registry.server.http.dependencies import AnyActor, CursorDep, Puller, SessionDep
 from registry.server.hub import repositories
-from registry.server.routes.deps import Anyone, CursorDep, Puller, SessionDep
-from registry.server.routes.hub import dialect
-from registry.server.routes.hub.dialect import HubRoute
+from registry.server.routes.hub import clients
+from registry.server.routes.hub.route import HubRoute
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 Expand = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=32)]
@@ -22,7 +22,7 @@ Text = Annotated[str, Query(max_length=200)]
 
 
 @router.get("/api/whoami-v2")
-def whoami(actor: Anyone) -> dict[str, Any]:
+def whoami(actor: AnyActor) -> dict[str, Any]:
     """The name and the namespaces of the token."""
     namespaces = actor.namespaces_with(Scope.PULL) or frozenset()
     role = "write" if actor.has_scope(Scope.PUSH) else "read"
@@ -64,5 +64,5 @@ def next_page_header(request: Request, cursor: str) -> dict[str, str]:
     if not cursor:
         return {}
     query = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-    url = f"{dialect.base_url(request)}{request.url.path}?{urlencode([*query, ('cursor', cursor)])}"
+    url = f"{clients.base_url(request)}{request.url.path}?{urlencode([*query, ('cursor', cursor)])}"
     return {"Link": f'<{url}>; rel="next"'}

@@ -23,11 +23,11 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
+from registry.server.http.dependencies import BlobsDep, CursorDep, EngineDep, Puller, Pusher, SessionDep
 from registry.server.hub import git_ids, repositories
-from registry.server.routes.deps import BlobsDep, CursorDep, EngineDep, Puller, Pusher, SessionDep
-from registry.server.routes.hub import dialect
-from registry.server.routes.hub.dialect import HubRoute
+from registry.server.routes.hub import clients
 from registry.server.routes.hub.models import Expand, next_page_header
+from registry.server.routes.hub.route import HubRoute
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 MODEL = "/api/models/{namespace}/{name}"
@@ -79,7 +79,7 @@ def show_repository(
     snapshot = Snapshot(request, engine, actor, revision)
     repository = snapshot.with_ids(blobs) if with_blobs else snapshot.repository
     info = shapes.info(repository, blobs=with_blobs, expand=expand)
-    return JSONResponse(info, headers={dialect.COMMIT: snapshot.commit})
+    return JSONResponse(info, headers={clients.COMMIT_HEADER: snapshot.commit})
 
 
 @router.get(MODEL + "/tree/{revision}")
@@ -101,7 +101,7 @@ def list_tree(
     entries = shapes.tree(files, path.strip("/"), recursive=recursive, commit=snapshot.commit, last=last)
     if not entries:
         raise repositories.unknown_file(snapshot.name, snapshot.row, path, "folder")
-    return JSONResponse(entries, headers={dialect.COMMIT: snapshot.commit})
+    return JSONResponse(entries, headers={clients.COMMIT_HEADER: snapshot.commit})
 
 
 @router.post(MODEL + "/paths-info/{revision}")

@@ -23,8 +23,8 @@ from registry import __version__
 from registry.api import PREFIX
 from registry.api.problems import Problem
 from registry.digest import Digest
-from registry.server.http.statuses import codes_by_status
-from registry.server.routes import deps, idempotent
+from registry.server.http import dependencies, idempotency
+from registry.server.http.problems import codes_by_status
 from registry.server.routes.openapi import page
 from registry.server.routes.openapi.examples import EXAMPLES
 from registry.server.routes.openapi.parameters import PARAMETERS, describe
@@ -123,9 +123,9 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
 def scope_of(route: APIRoute) -> str | None:
     """The scope that a route declares: "" is any token, "open" none at all, None is undeclared."""
     for call in _calls(route.dependant):
-        if isinstance(call, deps.Needs):
+        if isinstance(call, dependencies.RequireScope):
             return call.scope or ""
-        if call is deps.open_to_all:
+        if call is dependencies.require_nothing:
             return "open"
     return None
 
@@ -152,7 +152,7 @@ def _add_components(components: dict[str, Any]) -> None:
     components["parameters"] = {
         "IdempotencyKey": {
             "in": "header",
-            "name": idempotent.HEADER,
+            "name": idempotency.HEADER,
             "required": False,
             "description": description,
             "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"},
@@ -182,7 +182,7 @@ def _complete(operation: dict[str, Any], method: str, route: APIRoute) -> None:
     describe(operation)
     if operation["operationId"] in EXAMPLES:
         operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[operation["operationId"]]
-    if method not in ("get", "head") and {deps.session, deps.keyed_session} & set(_calls(route.dependant)):
+    if method not in ("get", "head") and dependencies.KEYED_SESSIONS & set(_calls(route.dependant)):
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
 
 

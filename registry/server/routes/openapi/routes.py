@@ -10,13 +10,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
+from registry.server.http import routing
+from registry.server.http.dependencies import NO_TOKEN
 from registry.server.http.etags import etag_matches
-from registry.server.routes import idempotent
-from registry.server.routes.deps import OPEN
 from registry.server.routes.openapi import page
 from registry.server.routes.openapi.document import ApiDocument
 
-router = APIRouter(route_class=idempotent.OnceRoute, include_in_schema=False, dependencies=[OPEN])
+router = APIRouter(route_class=routing.SingleThreadRoute, include_in_schema=False, dependencies=[NO_TOKEN])
 IfNoneMatch = Annotated[str, Header(max_length=1000)]
 
 

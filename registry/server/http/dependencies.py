@@ -1,0 +1,293 @@
+"""What routes declare in their signatures: the session, the actor with a scope, the store, parsed parameters.
+
+    @router.get("/bases")
+    def list_bases(session: SessionDep, actor: Puller) -> BaseList: ...
+
+- The session commits before the answer is sent (routing.py), so a failed commit is never a 2xx.
+- Every route declares its scope with one of the actors below, or `NO_TOKEN`; `create_app` refuses others.
+- A mutation with an Idempotency-Key claims it in its own transaction (idempotency.py).
+- A request without Authorization is refused, unless the application has a `trusted` actor (embedded registry).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query, Request
+from pydantic import AfterValidator
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from registry import names
+from registry.api import PAGE_DEFAULT, PAGE_LIMIT
+from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Unavailable
+from registry.names import AdapterName, Selector
+from registry.roles import Scope
+from registry.server import failpoints
+from registry.server.access import sign_in, tokens
+from registry.server.access.issuers import Issuers
+from registry.server.actors import Actor
+from registry.server.audit.audit_log import AuditLog
+from registry.server.catalog.versions import Pointer
+from registry.server.database import db
+from registry.server.http.idempotency import HEADER, SAFE_METHODS, claim_key, look_up_key
+from registry.server.http.routing import enter_session
+from registry.server.http.threads import UsesStore
+from registry.server.settings import Settings
+from registry.server.storage.blobs import BlobStore
+
+Result = TypeVar("Result")
+HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
+
+
+def inline(function: Callable[..., Result]) -> Callable[..., Coroutine[Any, Any, Result]]:
+    """Make a function a dependency that runs in the request's thread; FastAPI would run it in another one."""
+
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Result:
+        return function(*args, **kwargs)
+
+    return call
+
+
+def app_state(name: str) -> Any:
+    """The dependency that returns this attribute of the application's state."""
+
+    async def read(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(read)
+
+
+# ------------------------------------------------------------------ sessions
+async def open_session(request: Request) -> Session:
+    """One transaction for the request. It may write unless the request is a GET or HEAD."""
+    write = request.method not in SAFE_METHODS
+    return enter_session(request, _session(request, write=write, on_key=claim_key))
+
+
+async def open_read_session(request: Request) -> Session:
+    """One transaction that begins by reading, for a route that checks for long before `db.begin_writing`.
+
+    Sign-in reads in this transaction, so it has begun when the route runs.
+    """
+    return enter_session(request, _session(request, write=False))
+
+
+async def open_keyed_session(request: Request) -> Session:
+    """A read session whose route takes an Idempotency-Key."""
+    return enter_session(request, _session(request, write=False, on_key=look_up_key))
+
+
+KEYED_SESSIONS = frozenset({open_session, open_keyed_session})
+"""The sessions of routes that take an Idempotency-Key."""
+
+
+@contextmanager
+def _session(
+    request: Request, *, write: bool, on_key: Callable[[Request, Session, Actor], None] | None = None
+) -> Iterator[Session]:
+    mutates = request.method not in SAFE_METHODS
+    has_key = on_key is not None and mutates and HEADER in request.headers
+    actor = _actor(request) if has_key else None
+    with db.session(request.app.state.engine, write=write) as session:
+        session.info["request_id"] = request.state.request_id
+        if on_key is not None and actor is not None:
+            on_key(request, session, actor)
+        elif not write:
+            request.state.read_session = session
+        yield session
+    if on_key is not None and mutates:
+        failpoints.reach("request.committed")
+
+
+# ------------------------------------------------------------------ actors
+class RequireScope:
+    """The dependency that signs in and requires a scope in any namespace; None requires only a valid token."""
+
+    def __init__(self, scope: Scope | None = None) -> None:
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> Actor:
+        return self.check(request)
+
+    def check(self, request: Request) -> Actor:
+        """Return the actor of a request. `Unauthenticated`, `Denied`."""
+        actor = self._sign_in(request)
+        if self.scope is not None and not actor.has_scope(self.scope):
+            raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self.scope}'")
+        return actor
+
+    def check_again(self, request: Request) -> Actor:
+        """Return the actor with the rights it has now, for a request that has waited."""
+        request.state.actor = None
+        return self.check(request)
+
+    def _sign_in(self, request: Request) -> Actor:
+        return _actor(request)
+
+
+class RequireScopeCached(RequireScope):
+    """For `resolve`: the actor may come from the cache, and the route must use `with_current_actor`."""
+
+    def _sign_in(self, request: Request) -> Actor:
+        secret = _secret(request)
+        actor: Actor | None = request.app.state.actor_cache.get(secret) if secret else None
+        if actor is None:
+            return _actor(request)
+        request.app.state.request_limiter.take(actor.token_id)
+        return actor
+
+
+class RequireScopeInThread(RequireScope):
+    """For an `async def` route: FastAPI calls this in a thread, where sign-in may wait."""
+
+    def __call__(self, request: Request) -> Actor:  # type: ignore[override]
+        return self.check(request)
+
+
+def with_current_actor(
+    request: Request, session: Session, actor: Actor, read: Callable[[Actor], tuple[Result, Pointer]]
+) -> tuple[Result, Pointer]:
+    """Call `read` with the actor, and again with a fresh one if access has changed since it was cached.
+
+    `read` returns its result with the pointer that its own statement has read.
+    """
+    try:
+        result, pointer = read(actor)
+        if actor.epoch in (None, pointer.access):
+            return result, pointer
+    except RegistryError:
+        if actor.epoch is None:
+            raise
+        fresh = _authenticate(request, session)
+        if fresh == actor:
+            raise
+        return read(fresh)
+    return read(_authenticate(request, session))
+
+
+def _authenticate(request: Request, session: Session) -> Actor:
+    return sign_in.authenticate(session, _secret(request) or "", request.app.state.actor_cache)
+
+
+def _secret(request: Request) -> str | None:
+    """Return the secret of the Authorization header, None without one.
+
+    JavaScript clients of the Hub only send secrets that begin with `hf_`, so this may precede any token.
+    """
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, secret = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("UNAUTHORIZED", "the Authorization header must be 'Bearer' and a token")
+    return secret.strip().removeprefix(HUB_TOKEN_PREFIX)
+
+
+def _actor(request: Request) -> Actor:
+    """Return the actor of a request. It is read from the database once per request."""
+    actor: Actor | None = getattr(request.state, "actor", None)
+    if actor is None:
+        actor = request.state.actor = _sign_in(request)
+    return actor
+
+
+def _sign_in(request: Request) -> Actor:
+    secret = _secret(request)
+    if secret is None:
+        trusted: Actor | None = request.app.state.trusted
+        if trusted is not None:
+            return trusted
+        raise Unauthenticated(
+            "UNAUTHORIZED", "this request has no token", next_step="run `adapter login URL`, or set ADAPTER_TOKEN"
+        )
+    try:
+        actor = _read_actor(request)
+    except Unauthenticated:
+        record_failure(request, secret)
+        raise
+    request.app.state.request_limiter.take(actor.token_id)
+    return actor
+
+
+def _read_actor(request: Request) -> Actor:
+    """Read the actor in the request's read session, else in a session of its own, and record the token's use."""
+    engine = request.app.state.engine
+    read_session: Session | None = getattr(request.state, "read_session", None)
+    with nullcontext(read_session) if read_session is not None else db.session(engine, write=False) as session:
+        actor = _authenticate(request, session)
+        record_use = tokens.should_record_use(session.info["token"])
+        if record_use:
+            db.commit_early(session)  # with SQLite's rollback journal nobody can write while this session reads
+    if record_use:
+        with db.session(engine) as writing:
+            tokens.record_use(writing, actor.token_id)
+    return actor
+
+
+def record_failure(request: Request, secret: str = "") -> None:
+    """Count a failed sign-in. `Unavailable` (RATE_LIMITED) if there are too many; those are in the audit log, too."""
+    try:
+        request.app.state.failure_limiter.record_failure(request.client.host if request.client else "", secret)
+    except Unavailable:
+        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
+        raise
+
+
+async def require_nothing() -> None:
+    """Declare that a route needs no token."""
+
+
+# ------------------------------------------------------------------ parameters
+def adapter_name(namespace: str, name: str) -> AdapterName:
+    """Parse the name of an adapter from the path."""
+    return AdapterName(namespace, name)
+
+
+def namespace_name(namespace: str) -> str:
+    """Return the namespace of the path."""
+    return namespace
+
+
+def version_selector(selector: str) -> Selector:
+    """Parse the selector of a version from the path."""
+    return names.selector(selector)
+
+
+def keyset_cursor(cursor: str = "") -> str:
+    """Return the cursor of a list."""
+    if len(cursor) > 200:
+        raise Invalid("REQUEST_INVALID", "invalid cursor: pass `next_cursor` unchanged")
+    return cursor
+
+
+EngineDep = Annotated[Engine, app_state("engine")]
+BlobsDep = Annotated[BlobStore, app_state("blobs"), UsesStore]
+BlobsHandleDep = Annotated[BlobStore, app_state("blobs")]
+"""The store, for a route that does not call it, or only if it is requested."""
+IssuersDep = Annotated[Issuers, app_state("issuers")]
+SettingsDep = Annotated[Settings, app_state("settings")]
+AuditLogDep = Annotated[AuditLog, app_state("audit_log")]
+SessionDep = Annotated[Session, Depends(open_session)]
+ReadSessionDep = Annotated[Session, Depends(open_read_session)]
+KeyedSessionDep = Annotated[Session, Depends(open_keyed_session)]
+NameDep = Annotated[AdapterName, Depends(inline(adapter_name))]
+SelectorDep = Annotated[Selector, Depends(inline(version_selector))]
+CursorDep = Annotated[str, Depends(inline(keyset_cursor))]
+LimitDep = Annotated[int, Query(ge=1), AfterValidator(lambda limit: min(limit, PAGE_LIMIT))]
+"""The number of items on a page. A larger number than `PAGE_LIMIT` gives that many, and a cursor."""
+PAGE = PAGE_DEFAULT
+
+NO_TOKEN = Depends(require_nothing)
+AnyActor = Annotated[Actor, Depends(RequireScope())]
+Puller = Annotated[Actor, Depends(RequireScope(Scope.PULL))]
+PullerInThread = Annotated[Actor, Depends(RequireScopeInThread(Scope.PULL))]
+CachedPuller = Annotated[Actor, Depends(RequireScopeCached(Scope.PULL))]
+Pusher = Annotated[Actor, Depends(RequireScope(Scope.PUSH))]
+Promoter = Annotated[Actor, Depends(RequireScope(Scope.PROMOTE))]
+Worker = Annotated[Actor, Depends(RequireScope(Scope.WORK))]
+Admin = Annotated[Actor, Depends(RequireScope(Scope.ADMIN))]

@@ -1,0 +1,147 @@
+"""Error responses: the status of each error, and exception handlers that answer with problem documents (RFC 9457).
+
+- Every error response is application/problem+json with status, code, title, detail, findings and request id; clients of
+  the Hub get application/json.
+- Input never causes a 500. A 500 reveals nothing about the server and is logged with its request id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import ClientDisconnect
+
+from registry import errors
+from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
+from registry.server.http.routing import SingleThreadRoute
+
+STATUS_OF_CLASS: dict[type[RegistryError], int] = {
+    errors.NotFound: 404,
+    errors.Invalid: 422,
+    errors.TooLarge: 413,
+    errors.Conflict: 409,
+    errors.Refused: 422,
+    errors.Unauthenticated: 401,
+    errors.Denied: 403,
+    errors.Unavailable: 503,
+    errors.Corrupt: 500,
+    errors.RegistryError: 500,
+}
+STATUS_OF_CODE = {
+    "REQUEST_INVALID": 400,
+    "DIGEST_INVALID": 400,
+    "FILE_REFUSED": 415,
+    "PRECONDITION_REQUIRED": 428,
+    "ALIAS_MOVED": 412,
+    "BODY_STALLED": 408,
+    "UPLOAD_INCOMPLETE": 422,
+    "RATE_LIMITED": 429,
+    "HUB_PUSH_UNSUPPORTED": 501,
+    "HUB_RELAY_REFUSED": 501,
+}
+"""Codes whose status differs from that of their class."""
+
+DENIALS = (errors.Unauthenticated, errors.Denied, errors.NotFound)
+"""Errors that the audit log records, in batches."""
+FINDINGS_LIMIT = 50
+_LOG = logging.getLogger("registry.server")
+
+
+def status_of(error: RegistryError) -> int:
+    """Return the HTTP status of an error."""
+    own = next(cls for cls in type(error).__mro__ if cls in STATUS_OF_CLASS)
+    return STATUS_OF_CODE.get(error.code) or STATUS_OF_CLASS[own]
+
+
+def codes_by_status() -> dict[int, list[str]]:
+    """Return status → the sorted codes of errors that have it."""
+    codes: dict[int, list[str]] = {}
+    for cls, status in STATUS_OF_CLASS.items():
+        for code in cls.CODES:
+            codes.setdefault(STATUS_OF_CODE.get(code, status), []).append(code)
+    return {status: sorted(codes[status]) for status in sorted(codes)}
+
+
+def add_exception_handlers(app: FastAPI) -> None:
+    """Answer every exception of a route with a problem document."""
+    app.add_exception_handler(RegistryError, _handle_registry_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
+    app.add_exception_handler(400, _handle_unreadable_body)
+    app.add_exception_handler(404, _handle_unknown_route)
+    app.add_exception_handler(405, _handle_unknown_method)
+    app.add_exception_handler(Exception, _handle_bug)
+
+
+def problem_response(request: Request, error: RegistryError, *, status: int | None = None) -> Response:
+    """Return the response for an error, with the headers that its route adds."""
+    status = status or status_of(error)
+    body = error.to_problem() | {"status": status, "request_id": request.state.request_id}
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    route = request.scope.get("route")
+    hub_headers = route.error_headers(request, error) if isinstance(route, SingleThreadRoute) else {}
+    if hub_headers:
+        body["error"] = hub_headers["X-Error-Message"]
+    media_type = "application/json" if hub_headers else "application/problem+json"  # Hub clients read no other
+    return Response(json.dumps(body), status, headers | hub_headers, media_type=media_type)
+
+
+def _handle_registry_error(request: Request, exception: Exception) -> Response:
+    error = exception if isinstance(exception, RegistryError) else RegistryError("INTERNAL", "the server failed")
+    if status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
+        _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
+    if isinstance(error, DENIALS):
+        request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__)
+    return problem_response(request, error)
+
+
+def _handle_validation_error(request: Request, exception: Exception) -> Response:
+    """Turn pydantic's errors into findings."""
+    items = exception.errors() if isinstance(exception, RequestValidationError) else []
+    findings = [_finding(item) for item in items[:FINDINGS_LIMIT]]
+    first = f"{findings[0].location}: {findings[0].message}" if findings else "the request cannot be read"
+    more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+    return problem_response(request, Invalid("REQUEST_INVALID", first + more, reasons=findings))
+
+
+def _finding(item: Any) -> Reason:
+    location = ".".join(str(part) for part in item["loc"])[:300]
+    return Reason(f"request.{item['type'].replace('-', '_')}", location, str(item["msg"])[:500])
+
+
+def _handle_disconnect(request: Request, _exception: Exception) -> Response:
+    """Nobody receives this response; without it a client that disconnects would look like a bug."""
+    return problem_response(
+        request, Unavailable("BODY_STALLED", "the client disconnected before the body was complete")
+    )
+
+
+def _handle_unreadable_body(request: Request, _exception: Exception) -> Response:
+    return problem_response(request, Invalid("REQUEST_INVALID", "the body is not readable JSON"))
+
+
+def _handle_unknown_route(request: Request, _exception: Exception) -> Response:
+    return problem_response(request, NotFound("ROUTE_UNKNOWN", f"there is no route {request.url.path[:200]!r}"))
+
+
+def _handle_unknown_method(request: Request, exception: Exception) -> Response:
+    error = NotFound("ROUTE_UNKNOWN", f"{request.url.path[:200]!r} does not support {request.method}")
+    response = problem_response(request, error, status=405)
+    response.headers.update(getattr(exception, "headers", None) or {})  # Allow: the methods that it supports
+    return response
+
+
+def _handle_bug(request: Request, exception: Exception) -> Response:
+    _LOG.exception("request %s failed", request.state.request_id, exc_info=exception)
+    error = RegistryError("INTERNAL", "the server failed; its log has the request id")
+    response = problem_response(request, error)
+    response.headers["X-Request-Id"] = request.state.request_id  # this handler runs outside of RequestMiddleware
+    return response

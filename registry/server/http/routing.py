@@ -1,0 +1,99 @@
+"""`SingleThreadRoute`: runs a whole request in one thread, from sign-in to commit.
+
+- The session of a request never waits for another thread. Otherwise all threads could wait for a connection or for
+  SQLite's write lock that a request without a thread holds.
+- The dependencies of such a route are `async def` and await nothing (dependencies.py). A test verifies that.
+- The answer is complete before the transaction commits, so an answer that is stored is committed with its effect.
+- A route that is `async def` itself runs on the event loop and opens its own sessions in threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, get_type_hints
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from sqlmodel import Session
+from starlette.concurrency import run_in_threadpool
+
+from registry.api import PREFIX
+from registry.errors import RegistryError
+from registry.server.http import idempotency
+from registry.server.http.threads import UsesStore, run_in_store_thread
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class SingleThreadRoute(APIRoute):
+    """The class of all routes."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
+        self.is_async = inspect.iscoroutinefunction(endpoint)
+        hints = get_type_hints(endpoint, include_extras=True).values()
+        uses_store = any(UsesStore in getattr(hint, "__metadata__", ()) for hint in hints)
+        self._run_in_thread = run_in_store_thread if uses_store else run_in_threadpool
+        super().__init__(path, endpoint if self.is_async else _as_coroutine(endpoint), **kwargs)
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if self.is_async:
+            return handle
+
+        async def handle_in_thread(request: Request) -> Response:
+            return await self._run_in_thread(_run_request, handle, request)
+
+        return handle_in_thread
+
+    def error_headers(self, _request: Request, _error: RegistryError) -> dict[str, str]:
+        """Return headers for the response to an error. The Hub API has some."""
+        return {}
+
+
+def _run_request(handle: Handler, request: Request) -> Response:
+    """Run everything but the sending of the answer in this thread."""
+    with ExitStack() as stack:
+        request.state.exit_stack = stack
+        response = _run_without_loop(handle(request))
+        idempotency.store_response(request, response)
+    return response
+
+
+def enter_session(request: Request, session: AbstractContextManager[Session]) -> Session:
+    """Open a session that ends with this request, before its answer is sent."""
+    stack: ExitStack = request.state.exit_stack
+    return stack.enter_context(session)
+
+
+def _run_without_loop(coroutine: Coroutine[Any, Any, Response]) -> Response:
+    """Return the result of a coroutine that awaits nothing and so needs no event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        response: Response = done.value
+        return response
+    coroutine.close()
+    raise RuntimeError("a dependency of a synchronous route has awaited something")
+
+
+def _as_coroutine(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a plain function, because FastAPI would call it in another thread."""
+
+    @functools.wraps(endpoint)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return endpoint(*args, **kwargs)
+
+    return call
+
+
+def operation_id(route: APIRoute) -> str:
+    """The name of the function: a verb, then what it is about. Generated clients name their functions after it."""
+    return route.name
+
+
+def create_router(tag: str) -> APIRouter:
+    """Create the router of one resource of the REST API."""
+    return APIRouter(prefix=PREFIX, tags=[tag], route_class=SingleThreadRoute, generate_unique_id_function=operation_id)
