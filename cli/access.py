@@ -116,15 +116,15 @@ def create(
         adapters=list(adapters),
     )
     with session.registry() as registry:
-        made = registry.create_token(request)
-    output.answer(made, lambda: _print_secret(made))
+        created = registry.create_token(request)
+    output.answer(created, lambda: _print_secret(created))
 
 
-def _print_secret(made: TokenCreated) -> None:
-    click.echo(made.secret)
-    rights = _rights(made.token.scopes, made.token.namespaces, made.token.adapters)
-    until = f", until {output.moment(made.token.expires_at)}" if made.token.expires_at else ""
-    output.note(f"token {made.token.id} for {made.token.subject or made.token.name}: {rights}{until}")
+def _print_secret(created: TokenCreated) -> None:
+    click.echo(created.secret)
+    rights = _rights(created.token.scopes, created.token.namespaces, created.token.adapters)
+    until = f", until {output.moment(created.token.expires_at)}" if created.token.expires_at else ""
+    output.note(f"token {created.token.id} for {created.token.subject or created.token.name}: {rights}{until}")
     output.note("this is shown once; whoever has it has these rights")
 
 
@@ -137,16 +137,16 @@ def rotate(token_id: str, keep_minutes: int) -> None:
     _refuse_secret(token_id)
     with session.registry() as registry:
         mine = registry.whoami().token_id
-        made = Namespaces(registry).rotate(token_id or mine, keep_seconds=keep_minutes * 60)
-    kept = session.replace_token(made.secret) if made.token.id == mine else ""
+        created = Namespaces(registry).rotate(token_id or mine, keep_seconds=keep_minutes * 60)
+    saved_in = session.replace_token(created.secret) if created.token.id == mine else ""
 
     def text() -> None:
-        if kept:
-            click.echo(f"{made.token.id} ({made.token.name}) has a new secret, remembered in {kept}.")
+        if saved_in:
+            click.echo(f"{created.token.id} ({created.token.name}) has a new secret, remembered in {saved_in}.")
         else:
-            _print_secret(made)
+            _print_secret(created)
 
-    output.answer(made, text)
+    output.answer(created, text)
 
 
 @token.command()
@@ -164,8 +164,8 @@ def exchange(adapter: str) -> None:
     if not assertion:
         raise Invalid("REQUEST_INVALID", "no identity token was given", next_step="set ADAPTER_IDENTITY_TOKEN")
     with session.registry() as registry:
-        made = Namespaces(registry).exchange(assertion, adapter=adapter)
-    output.answer(made, lambda: _print_secret(made))
+        created = Namespaces(registry).exchange(assertion, adapter=adapter)
+    output.answer(created, lambda: _print_secret(created))
 
 
 @token.command("list")

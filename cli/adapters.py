@@ -57,13 +57,13 @@ def list_adapters(limit: int | None, **query: Any) -> None:
 
 
 def _adapters(registry: Versions, query: dict[str, Any], limit: int | None) -> Iterator[AdapterView]:
-    cursor, left = "", limit
+    cursor, remaining = "", limit
     while True:
-        page = registry.adapters(**query, cursor=cursor, limit=min(left, 200) if left else 200)
+        page = registry.adapters(**query, cursor=cursor, limit=min(remaining, 200) if remaining else 200)
         yield from page.items
-        left = left - len(page.items) if left else None
+        remaining = remaining - len(page.items) if remaining else None
         cursor = page.next_cursor
-        if not cursor or left == 0:
+        if not cursor or remaining == 0:
             return
 
 

@@ -83,21 +83,21 @@ def _print_events(items: list[EventView]) -> None:
 
 
 def _line(item: EventView) -> str:
-    told = {
+    fields = {
         FORMER_DETAILS.get(key, key): _short(value)
         for key, value in item.detail.items()
         if value not in ("", None, [], {})
     }
     pattern = message_template(item.action)
     try:
-        message = pattern.format(object=item.object, **told)
+        message = pattern.format(object=item.object, **fields)
     except (KeyError, IndexError):
         message = f"{item.action} {item.object}"
-    if "break_glass" in told:
+    if "break_glass" in fields:
         message += ", through a shut gate"
-    reason = f": “{told.pop('reason')}”" if "reason" in told else ""
+    reason = f": “{fields.pop('reason')}”" if "reason" in fields else ""
     message, reason, who = map(output.one_line, (message, reason, item.actor))
-    rest = ", ".join(output.one_line(f"{key} {value}") for key, value in told.items() if f"{{{key}}}" not in pattern)
+    rest = ", ".join(output.one_line(f"{key} {value}") for key, value in fields.items() if f"{{{key}}}" not in pattern)
     head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(who)} {message}{reason}"
     return head + (output.faint(f"  ({rest})") if rest else "")
 
@@ -120,36 +120,36 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
 
     A folder needs a key that you got independently, but no registry.
     """
-    known = tuple(Verifier.parse(key) for key in keys)
+    verifiers = tuple(Verifier.parse(key) for key in keys)
     if folder is not None:
         source = FolderLog(folder)
-        seen = replay(source, *(known or source.keys()))
-        trusted = bool(known)
+        replayed = replay(source, *(verifiers or source.keys()))
+        trusted = bool(verifiers)
     else:
         with _checked() as (registry, note):
             head = session.heads().known(registry, note, by_origin=session.target().embedded)
-            held = known or (head.verifiers if head is not None else ())
-            seen = replay(ServerLog(Audit(registry), note), *held)
+            held = verifiers or (head.verifiers if head is not None else ())
+            replayed = replay(ServerLog(Audit(registry), note), *held)
             trusted = True
     document = {
-        "ok": not seen.problems, "origin": seen.origin, "size": seen.size, "root": seen.root.hex(),
-        "key_given": trusted, "problems": seen.problems,
+        "ok": not replayed.problems, "origin": replayed.origin, "size": replayed.size, "root": replayed.root.hex(),
+        "key_given": trusted, "problems": replayed.problems,
     }  # fmt: skip
-    output.answer(document, lambda: _print_replay(seen, trusted))
-    if seen.problems:
+    output.answer(document, lambda: _print_replay(replayed, trusted))
+    if replayed.problems:
         click.get_current_context().exit(output.EXIT_CODES[Corrupt])
 
 
-def _print_replay(seen: Replay, trusted: bool) -> None:
-    if seen.problems:
+def _print_replay(replayed: Replay, trusted: bool) -> None:
+    if replayed.problems:
         click.secho("the audit log was changed or is damaged:", fg="red", bold=True)
-        for problem in seen.problems:
+        for problem in replayed.problems:
             click.echo(f"  {problem}")
         return
     click.echo(
-        f"{output.plural(seen.size, 'event')} of {output.strong(seen.origin)}: rows, entries, tiles and root agree"
+        f"{output.plural(replayed.size, 'event')} of {output.strong(replayed.origin)}: rows, entries, tiles, root agree"
     )
-    output.facts([("root", seen.root.hex())])
+    output.facts([("root", replayed.root.hex())])
     if not trusted:
         click.echo(output.faint("  the key came with the folder: give the one that you have from elsewhere with --key"))
 
@@ -175,15 +175,15 @@ def key(trust: bool) -> None:
     """Show the keys that sign the log; with --trust after a deliberate key change."""
     embedded = session.target().embedded
     with session.versions() as registry:
-        found, note = Audit(registry).keys(), Audit(registry).checkpoint()
+        keys, note = Audit(registry).keys(), Audit(registry).checkpoint()
         if trust:
             head: memory.Heads = session.heads()
-            head.trust(registry, tuple(found.keys), note, by_origin=embedded)
+            head.trust(registry, tuple(keys.keys), note, by_origin=embedded)
 
     def text() -> None:
-        for line in found.keys:
+        for line in keys.keys:
             click.echo(line)
         if trust:
             output.note("remembered; the log must follow this checkpoint from now on")
 
-    output.answer(found, text)
+    output.answer(keys, text)

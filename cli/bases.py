@@ -74,10 +74,10 @@ def identify_base(name: str, folder: str) -> None:
     name = names.base_name(name)
     spec, _ = base_folder.base_spec_from(folder, name)
     with session.registry() as registry:
-        known = registry.base(name)
-        if known.fingerprint != spec.fingerprint:
-            found = f"its fingerprint is {spec.fingerprint}, not {known.fingerprint}"
-            raise Invalid("BASE_INVALID", f"{folder} is not the base {name}: {found}")
+        view = registry.base(name)
+        if view.fingerprint != spec.fingerprint:
+            difference = f"its fingerprint is {spec.fingerprint}, not {view.fingerprint}"
+            raise Invalid("BASE_INVALID", f"{folder} is not the base {name}: {difference}")
         identified = registry.identify_base(name, _identity(folder))
     output.answer(identified, lambda: _print_base(identified))
 
@@ -99,8 +99,8 @@ def _identity(folder: str) -> Identity:
 def list_bases() -> None:
     """List the registered bases."""
     with session.registry() as registry:
-        found = registry.bases()
-    output.answer(found, lambda: _print_list(found.items))
+        listing = registry.bases()
+    output.answer(listing, lambda: _print_list(listing.items))
 
 
 def _print_list(items: list[BaseView]) -> None:
@@ -128,8 +128,8 @@ def _print_list(items: list[BaseView]) -> None:
 def show(name: str) -> None:
     """Show a base and how other bases relate to it."""
     with session.registry() as registry:
-        found = registry.base(name)
-    output.answer(found, lambda: _print_base(found))
+        view = registry.base(name)
+    output.answer(view, lambda: _print_base(view))
 
 
 @base.command()
@@ -143,13 +143,13 @@ def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
     \b
     adapter base thresholds smollm2 drift_warn_kl_nats=1.5
     """
-    given = dict(_threshold(text) for text in values)
-    Thresholds.with_overrides(given)
+    overrides = dict(_threshold(text) for text in values)
+    Thresholds.with_overrides(overrides)
     with session.registry() as registry:
-        found = registry.base(name)
-        if given or reset:
-            found = Judging(registry).set_thresholds(name, given if reset else found.thresholds | given)
-    output.answer(found, lambda: _print_thresholds(found.thresholds))
+        view = registry.base(name)
+        if overrides or reset:
+            view = Judging(registry).set_thresholds(name, overrides if reset else view.thresholds | overrides)
+    output.answer(view, lambda: _print_thresholds(view.thresholds))
 
 
 def _print_thresholds(own: dict[str, float]) -> None:
@@ -188,10 +188,10 @@ def _print_base(view: BaseView) -> None:
         ]
     )
     closest_first = list(BaseMatch)
-    for one in sorted(view.relatives, key=lambda one: closest_first.index(one.match)):
-        if one.match is not BaseMatch.UNRELATED:
-            click.echo(f"  {one.match:<12} {output.strong(one.other)} {one.message}")
-    if strangers := [one.other for one in view.relatives if one.match is BaseMatch.UNRELATED]:
+    for relative in sorted(view.relatives, key=lambda relative: closest_first.index(relative.match)):
+        if relative.match is not BaseMatch.UNRELATED:
+            click.echo(f"  {relative.match:<12} {output.strong(relative.other)} {relative.message}")
+    if strangers := [relative.other for relative in view.relatives if relative.match is BaseMatch.UNRELATED]:
         more = len(strangers) - STRANGERS_SHOWN
         named = ", ".join(strangers[:STRANGERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
         click.echo(output.faint(f"  unrelated    {named}"))

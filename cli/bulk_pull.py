@@ -29,15 +29,15 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     """
     selector = names.selector(alias or names.NEWEST)
     with session.versions() as registry, Bar(base) as bar:
-        found = [
+        adapter_names = [
             AdapterName.parse(view.name)
             for view in bulk_pull.adapters_of(registry, base, namespace=namespace, alias=alias)
         ]
-        wanted = [(Ref(name, selector), folder / name.namespace / name.name) for name in found]
-        results = bulk_pull.pull_all(registry, wanted, progress=bar, on_result=quiet(bar, _print_pulled))
+        refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapter_names]
+        results = bulk_pull.pull_all(registry, refs, progress=bar, on_result=quiet(bar, _print_pulled))
     fetched = sum(result.answer is not None for result in results)
-    told = f"{output.plural(fetched, 'adapter')} in {folder}, {len(results) - fetched} not"
-    output.answer({"items": [document(result, "resolved") for result in results]}, lambda: click.echo(told))
+    summary = f"{output.plural(fetched, 'adapter')} in {folder}, {len(results) - fetched} not"
+    output.answer({"items": [document(result, "resolved") for result in results]}, lambda: click.echo(summary))
     leave(results, 0)
 
 

@@ -30,22 +30,22 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
 
     One failure does not stop the others; the report lists every folder.
     """
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
-    if not found:
+    adapter_folders = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
+    if not adapter_folders:
         raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG} or a file of weights")
-    folders = [(path, f"{namespace}/{path.name}") for path in found]
+    folders = [(path, f"{namespace}/{path.name}") for path in adapter_folders]
     with session.versions() as registry, Bar(namespace) as bar:
         results = bulk_push.push_all(
             registry, folders, base=base, message=message, progress=bar, on_result=quiet(bar, _print_pushed),
-            declared=lambda one: provenance.of_file(one / file) if file else None,
+            declared=lambda adapter_folder: provenance.of_file(adapter_folder / file) if file else None,
         )  # fmt: skip
     refused = sum(result.error is not None for result in results)
     fresh = sum(result.answer is not None and result.answer.created for result in results)
     bad = [r for r in results if r.answer and failed(r.answer.version.verdicts)]
-    told = f"{output.plural(fresh, 'new version')}, {len(results) - refused - fresh} unchanged, {refused} refused"
+    summary = f"{output.plural(fresh, 'new version')}, {len(results) - refused - fresh} unchanged, {refused} refused"
     output.answer(
         {"items": [document(result, "pushed") for result in results]},
-        lambda: click.echo(told + (f"; {len(bad)} with a failing verdict" if bad else "")),
+        lambda: click.echo(summary + (f"; {len(bad)} with a failing verdict" if bad else "")),
     )
     leave(results, output.REFUSED if strict and bad else 0)
 

@@ -41,36 +41,36 @@ def check(what: str, base: str, texts: tuple[str, ...]) -> None:
     \b
     adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
     """
-    asked = [engines.profile(text) for text in texts]
+    profiles = [engines.profile(text) for text in texts]
     path = Path(what)
     with session.registry() as registry:
         is_folder = folders.is_meant(what)
         if is_folder:
-            verdicts = _folder(registry, path, base, asked)
+            verdicts = _folder(registry, path, base, profiles)
         else:
-            verdicts = _version(registry, Ref.parse(what), base, asked)
-    document = {"items": verdicts} if asked else verdicts[0]
+            verdicts = _version(registry, Ref.parse(what), base, profiles)
+    document = {"items": verdicts} if profiles else verdicts[0]
     output.answer(document, lambda: _print_verdicts(what, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         click.get_current_context().exit(output.REFUSED)
 
 
-def _folder(registry: Registry, path: Path, base: str, asked: list[Profile]) -> list[Verdict]:
-    found = folders.read_folder(path)
-    for reason in found.left_out:
+def _folder(registry: Registry, path: Path, base: str, profiles: list[Profile]) -> list[Verdict]:
+    adapter = folders.read_folder(path)
+    for reason in adapter.left_out:
         output.note(f"left out: {reason.location} {reason.message}")
-    meant = push.Bases(registry).of(found, base)
-    known, subject = registry.base(meant.name), found.manifest(meant).digest
-    return evaluate.verdicts(found.found, known.spec, subject, asked, relatives=known.relatives)
+    meant = push.Bases(registry).of(adapter, base)
+    view, subject = registry.base(meant.name), adapter.manifest(meant).digest
+    return evaluate.verdicts(adapter.found, view.spec, subject, profiles, relatives=view.relatives)
 
 
-def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> list[Verdict]:
+def _version(registry: Registry, ref: Ref, base: str, profiles: list[Profile]) -> list[Verdict]:
     """On its own base from what the registry keeps; on another one from its configuration and header."""
     version = registry.version(ref)
     stored = [v for v in version.verdicts if v.check is Check.COMPAT and base in ("", v.base)]
     if stored:
         exactly = Ref(ref.name, version.digest)
-        served = registry.verdicts(exactly, [str(profile) for profile in asked]).items if asked else []
+        served = registry.verdicts(exactly, [str(profile) for profile in profiles]).items if profiles else []
         numbers = [v for v in version.verdicts if v.check is Check.WEIGHTS and v.outcome is not Outcome.PASS]
         return [stored[-1], *numbers, *served]
     links = {file.path: file for file in registry.resolve(Ref(ref.name, version.digest)).files}
@@ -82,9 +82,9 @@ def _version(registry: Registry, ref: Ref, base: str, asked: list[Profile]) -> l
         with registry.read(links[path].url, start=start, length=length) as chunks:
             return b"".join(chunks)
 
-    found = contents.read_any(version.files, read)
-    known = registry.base(base or version.base)
-    return evaluate.verdicts(found, known.spec, version.digest, asked, relatives=known.relatives)
+    adapter = contents.read_any(version.files, read)
+    view = registry.base(base or version.base)
+    return evaluate.verdicts(adapter, view.spec, version.digest, profiles, relatives=view.relatives)
 
 
 def _print_verdicts(what: str, verdicts: list[Verdict], is_folder: bool) -> None:

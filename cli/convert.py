@@ -35,24 +35,26 @@ def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: 
     adapter convert acme/support --to canonical --wait
     adapter convert art/style@3 --to diffusers --into art/style-diffusers
     """
-    asked = Conversion(to=Target(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
+    request = Conversion(to=Target(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
     with session.registry() as registry:
-        made = conversion.convert(registry, ref, asked)
-        job = jobs.wait_for(registry, made.job.id) if made.job is not None and wait else made.job
+        outcome = conversion.convert(registry, ref, request)
+        job = jobs.wait_for(registry, outcome.job.id) if outcome.job is not None and wait else outcome.job
     if job is None:
-        output.answer({"version": made.pushed and made.pushed.version, "report": made.report}, lambda: _print(made))
+        output.answer(
+            {"version": outcome.pushed and outcome.pushed.version, "report": outcome.report}, lambda: _print(outcome)
+        )
         return
     output.answer({"job": job}, lambda: _print_job(job))
     if job.state in (State.FAILED, State.CANCELLED):
         click.get_current_context().exit(output.EXIT_CODES[Unavailable])
 
 
-def _print(made: Outcome) -> None:
-    if made.pushed is None or made.report is None:
+def _print(outcome: Outcome) -> None:
+    if outcome.pushed is None or outcome.report is None:
         return
-    version = made.pushed.version
+    version = outcome.pushed.version
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
-    click.echo(f"  {made.report.message}")
+    click.echo(f"  {outcome.report.message}")
 
 
 def _print_job(job: Job) -> None:

@@ -53,20 +53,20 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """Compare A and B, each a folder or a REF: configuration, facts, targets and files."""
     compare = main.load("cli.updates", "cosines", "worker", "adapter diff --values") if values or plot else None
     with session.versions() as registry:
-        left, right = _side(registry, a), _side(registry, b)
+        before, after = _side(registry, a), _side(registry, b)
         cosines = _cosines(registry, a, b, compare) if compare else None
     document = {
-        "a": left.label,
-        "b": right.label,
-        "base": _changes({"base": left.base}, {"base": right.base}),
-        "config": _changes(left.config, right.config),
-        "facts": _changes(_shown(left.facts), _shown(right.facts)),
-        "targets": _sets(left.facts.get("targets"), right.facts.get("targets")),
-        "files": _changes(left.files, right.files),
+        "a": before.label,
+        "b": after.label,
+        "base": _changes({"base": before.base}, {"base": after.base}),
+        "config": _changes(before.config, after.config),
+        "facts": _changes(_shown(before.facts), _shown(after.facts)),
+        "targets": _sets(before.facts.get("targets"), after.facts.get("targets")),
+        "files": _changes(before.files, after.files),
         "cosines": cosines,
     }
     if plot is not None:
-        title = f"{left.label} and {right.label}: cosine of the updates"
+        title = f"{before.label} and {after.label}: cosine of the updates"
         cells = drawing.grid(cosines or {}, drawing.mean)
         heatmap.write(plot, HeatMap(title, "1 is the same direction, 0 unrelated, -1 opposite", cells, -1.0, 1.0))
     output.answer(document, lambda: _print(document))
@@ -75,13 +75,13 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
 def _side(registry: Versions, text: str) -> Side:
     path = Path(text)
     if folders.is_meant(text):
-        found = folders.read_folder(path)
-        written = _written((path / CONFIG).read_bytes()) if CONFIG in found.sources else {}
-        told = version_facts.claims(
-            found.files, lambda file, start, n: found.sources[file].read_bytes()[start : start + n]
+        adapter = folders.read_folder(path)
+        written = _written((path / CONFIG).read_bytes()) if CONFIG in adapter.sources else {}
+        claims = version_facts.claims(
+            adapter.files, lambda file, start, n: adapter.sources[file].read_bytes()[start : start + n]
         )
-        files = {f.path: str(f.digest) for f in found.files}
-        return Side(text, found.found.claim.name, {**version_facts.of(found.found), **told}, written, files)
+        files = {f.path: str(f.digest) for f in adapter.files}
+        return Side(text, adapter.found.claim.name, {**version_facts.of(adapter.found), **claims}, written, files)
     version = registry.version(Ref.parse(text))
     written = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:
@@ -116,42 +116,42 @@ def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in FACTS_LEFT_OUT}
 
 
-def _changes(left: dict[str, Any], right: dict[str, Any]) -> list[dict[str, Any]]:
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
     """Every field whose value differs, by name. A field that one side lacks has no value there."""
     changed = []
-    for name in sorted(left.keys() | right.keys()):
-        values = {side: fields[name] for side, fields in (("a", left), ("b", right)) if name in fields}
+    for name in sorted(before.keys() | after.keys()):
+        values = {side: fields[name] for side, fields in (("a", before), ("b", after)) if name in fields}
         if values.get("a", _ABSENT) != values.get("b", _ABSENT):
             changed.append({"field": name, **values})
     return changed
 
 
-def _sets(left: list[str] | None, right: list[str] | None) -> dict[str, list[str]]:
-    one, other = set(left or ()), set(right or ())
-    return {"added": sorted(other - one), "removed": sorted(one - other)}
+def _sets(before: list[str] | None, after: list[str] | None) -> dict[str, list[str]]:
+    first, second = set(before or ()), set(after or ())
+    return {"added": sorted(second - first), "removed": sorted(first - second)}
 
 
-def _print(found: dict[str, Any]) -> None:
-    click.echo(f"{output.strong(found['a'])} → {output.strong(found['b'])}")
+def _print(difference: dict[str, Any]) -> None:
+    click.echo(f"{output.strong(difference['a'])} → {output.strong(difference['b'])}")
     same = True
     for part in ("base", "config", "facts"):
-        for change in found[part]:
+        for change in difference[part]:
             same = False
             click.echo(f"  {part:<7} {change['field']}: {_value(change, 'a')} → {_value(change, 'b')}")
-    for word, modules in found["targets"].items():
+    for word, modules in difference["targets"].items():
         if modules:
             same = False
             click.echo(f"  targets {word}: {', '.join(modules)}")
-    for change in found["files"]:
+    for change in difference["files"]:
         same = False
         word = "added" if "a" not in change else "removed" if "b" not in change else "changed"
         click.echo(f"  files   {change['field']} {word}")
     if same:
         click.echo("  the same configuration, the same facts, the same bytes")
-    if found["cosines"] is None and not same:
+    if difference["cosines"] is None and not same:
         click.echo(output.faint("  how alike the updates themselves are: adapter diff --values"))
-    if found["cosines"] is not None:
-        _print_cosines(found["cosines"])
+    if difference["cosines"] is not None:
+        _print_cosines(difference["cosines"])
 
 
 def _value(change: dict[str, Any], side: str) -> str:

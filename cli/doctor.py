@@ -87,8 +87,10 @@ def _server(registry: Registry) -> Iterator[Look]:
     except (RegistryError, OSError) as e:
         yield _wrong("server", e)
         return
-    told = f"{health.status}: {health.version}, {health.database} at schema {health.schema_revision}, {health.blobs}"
-    yield Look("server", "ok" if health.status == "ok" else "wrong", told, 0 if health.status == "ok" else output.LATER)
+    summary = f"{health.status}: {health.version}, {health.database} at schema {health.schema_revision}, {health.blobs}"
+    yield Look(
+        "server", "ok" if health.status == "ok" else "wrong", summary, 0 if health.status == "ok" else output.LATER
+    )
     if health.version.split(".")[:2] != __version__.split(".")[:2]:
         yield Look("version", "note", f"the server is {health.version} and this is {__version__}")
     for name, able in sorted(health.capabilities.items()):

@@ -53,18 +53,18 @@ class Place(NamedTuple):
 
 def place(path: str) -> Place:
     text = _TEXT.match(path)
-    found = _LAYER.search(path) or _PLAIN_BLOCK.search(path)
+    match = _LAYER.search(path) or _PLAIN_BLOCK.search(path)
     if text:
         group = f"text {text[1][-1]}" if text[1][-1].isdigit() else "text"
-        number = int(found[1]) if found else 0
+        number = int(match[1]) if match else 0
         return Place(len(_ORDER), group, number, f"{group} {number}", _column(path))
     block = _BLOCK.search(path)
     if block:
         group, number = block[1].replace("_", " "), int(block[2] or 0)
         row = f"{group} {number}" if block[2] else group
         return Place(_ORDER.index(group), group, number, row, _AFTER_NUMBERS.sub("", path))
-    if found:
-        return Place(0, "", int(found[1]), found[1], _column(path))
+    if match:
+        return Place(0, "", int(match[1]), match[1], _column(path))
     return Place(len(_ORDER) + 1, OTHER, 0, OTHER, _column(path))
 
 
@@ -114,14 +114,14 @@ class Line(NamedTuple):
     told: str
 
 
-def lines(found: Grid, told: Callable[[str, float], str], *, by: str, join: Join = together) -> list[Line]:
+def lines(grid: Grid, describe: Callable[[str, float], str], *, by: str, join: Join = together) -> list[Line]:
     """A line for each row or each column of the grid (`by`), its cells joined."""
     at = 0 if by == "row" else 1
     gathered: dict[str, list[float]] = defaultdict(list)
-    for cell, value in found.cells.items():
+    for cell, value in grid.cells.items():
         gathered[cell[at]].append(value)
-    sizes = [(label, join(gathered[label])) for label in (found.rows if by == "row" else found.columns)]
-    return [Line(label, size, told(label, size)) for label, size in sizes]
+    sizes = [(label, join(gathered[label])) for label in (grid.rows if by == "row" else grid.columns)]
+    return [Line(label, size, describe(label, size)) for label, size in sizes]
 
 
 def bars(shown: list[Line], largest: float = 0.0) -> list[str]:

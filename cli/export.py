@@ -88,8 +88,8 @@ def export(
             raise click.UsageError("--pbase is for an export to s3://: LoRAX's source pbase leads to buckets only")
         cache = None if dest.startswith("s3://") else pull.USER_CACHE  # bytes on their way to a bucket are not kept
         as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
-        told: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
-        done = exports.run(registry, roster, location, model=model, prune=prune, cache=cache, on_item=told)
+        on_item: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
+        done = exports.run(registry, roster, location, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
         lookups.write(Path(pbase), done)
     output.answer(done, lambda: _print_sum(done))
@@ -98,8 +98,10 @@ def export(
 
 def _place(dest: str) -> Place:
     if dest.startswith("s3://"):
-        made: Place = main.load("registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://")(dest)
-        return made
+        target: Place = main.load("registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://")(
+            dest
+        )
+        return target
     return FolderPlace(Path(dest))
 
 
@@ -136,8 +138,8 @@ def _print_sum(done: Exported) -> None:
     states = [item.state for item in done.items]
     there = states.count("new") + states.count("unchanged")
     also = [f"{states.count(state)} {state}" for state in ("new", "left out", "failed", "removed") if state in states]
-    told = f"{output.plural(there, 'adapter')} in {done.location}"
-    click.echo(f"{told} ({', '.join(also)})" if also else f"{told}, nothing new")
+    summary = f"{output.plural(there, 'adapter')} in {done.location}"
+    click.echo(f"{summary} ({', '.join(also)})" if also else f"{summary}, nothing new")
     step = next((item.error.get("next_step") for item in done.items if item.error), None)
     if step:
         click.echo(f"Next: {step}", err=True)

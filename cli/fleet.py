@@ -28,26 +28,26 @@ def fleet(base: str, alias: str, node: str, adapter: str) -> None:
     is lost.
     """
     with session.versions() as registry:
-        found = Fleet(registry).every(base=base, alias=alias, node=node, adapter=adapter)
+        nodes = Fleet(registry).every(base=base, alias=alias, node=node, adapter=adapter)
     if adapter:  # one's own nodes are answered in any case
-        found = found.model_copy(update={"items": [view for view in found.items if view.slots]})
-    output.answer(found, lambda: _print(found, narrowed=bool(base or alias or node or adapter)))
+        nodes = nodes.model_copy(update={"items": [view for view in nodes.items if view.slots]})
+    output.answer(nodes, lambda: _print(nodes, narrowed=bool(base or alias or node or adapter)))
 
 
-def _print(found: FleetNodes, *, narrowed: bool) -> None:
-    if not found.items:
+def _print(listing: FleetNodes, *, narrowed: bool) -> None:
+    if not listing.items:
         whole = "`adapter fleet` without options shows every node that reported within a day"
         none = "no node has reported yet: run `adapter agent` beside each engine"
         click.echo(f"no node matches: {whole}" if narrowed else none)
         return
     columns = ("node", "engine", "adapter", "wanted", "version", "state", "since", "last report")
-    nodes = sorted(found.items, key=lambda view: (view.node, view.engine))
+    nodes = sorted(listing.items, key=lambda view: (view.node, view.engine))
     output.table(columns, [row for view in nodes for row in _rows(view)])
     for view in nodes:
         for slot in view.slots:
             if slot.reason and slot.state in ("failed", "refused"):
                 click.echo(f"  {view.node}: {slot.adapter}: {slot.reason}")
-    for one in found.convergence:
+    for one in listing.convergence:
         verb = "node serves" if one.nodes == 1 else "nodes serve"
         where = output.faint(f"({one.alias} of {one.base})")
         click.echo(f"{one.serving} of {one.nodes} {verb} {one.adapter}@{one.number} {where}")

@@ -29,13 +29,13 @@ def print_submitted(job: Job) -> None:
 
 def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> Job:
     """The job when it is final. `Unavailable` (TRY_LATER) when `timeout` seconds pass before."""
-    began, remarked, told = time.monotonic(), False, 0
+    began, remarked, shown = time.monotonic(), False, 0
     while True:
         job = registry.job(job_id)
-        for step in job.steps[told:]:
+        for step in job.steps[shown:]:
             again = "" if step.attempt == 1 else f"attempt {step.attempt}: "
             output.note(f"  {again}{output.one_line(step.says)}")
-        told = max(told, len(job.steps))
+        shown = max(shown, len(job.steps))
         if job.state in FINAL:
             return job
         waited = time.monotonic() - began
@@ -54,8 +54,8 @@ def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> J
 def verdict_of(registry: Registry, ref: Ref, job: Job) -> Verdict | None:
     """The newest verdict `smoke` of the version that the job was about."""
     subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
-    found = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
-    return found[-1] if found else None
+    verdicts = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
+    return verdicts[-1] if verdicts else None
 
 
 def print_verdict(job: Job, verdict: Verdict | None) -> None:
@@ -144,8 +144,8 @@ def _state(job: Job) -> str:
 def show(job_id: str) -> None:
     """Show a job: state, attempts, worker and result."""
     with session.registry() as registry:
-        found = registry.job(job_id)
-    output.answer(found, lambda: _print_job(found))
+        shown_job = registry.job(job_id)
+    output.answer(shown_job, lambda: _print_job(shown_job))
 
 
 @job.command()
@@ -154,31 +154,31 @@ def show(job_id: str) -> None:
 def cancel(job_id: str) -> None:
     """Cancel a queued or running job."""
     with session.registry() as registry:
-        found = registry.cancel(job_id)
-    output.answer(found, lambda: _print_job(found))
+        cancelled = registry.cancel(job_id)
+    output.answer(cancelled, lambda: _print_job(cancelled))
 
 
 def _step(step: Step) -> str:
     return f"{output.moment(step.at)}  {output.one_line(step.says)}"
 
 
-def _print_job(found: Job) -> None:
-    sources: list[str] = found.payload.get("sources") or []
-    click.echo(f"{output.strong(found.id)}  {_state(found)}")
+def _print_job(job: Job) -> None:
+    sources: list[str] = job.payload.get("sources") or []
+    click.echo(f"{output.strong(job.id)}  {_state(job)}")
     output.facts(
         [
-            ("work", f"{found.kind} {found.subject} on {found.base}"),
+            ("work", f"{job.kind} {job.subject} on {job.base}"),
             ("of", ", ".join(sources) if len(sources) > 1 else ""),
-            ("into", str(found.payload.get("into") or "")),
-            ("attempt", f"{found.attempt} of {found.attempts_limit}"),
-            ("worker", output.one_line(found.worker)),
-            ("progress", "\n".join(_step(step) for step in found.steps) or output.one_line(found.progress)),
-            ("result", _says(found) if found.state is State.DONE else ""),
-            ("notes", output.plain("\n".join((found.result.get("report") or {}).get("notes", ())))),
-            ("priority", str(found.priority) if found.priority else ""),
-            ("error", output.plain(found.error)),
-            ("made", f"{output.moment(found.created_at)} by {found.created_by}"),
-            ("started", output.moment(found.started_at)),
-            ("finished", output.moment(found.finished_at)),
+            ("into", str(job.payload.get("into") or "")),
+            ("attempt", f"{job.attempt} of {job.attempts_limit}"),
+            ("worker", output.one_line(job.worker)),
+            ("progress", "\n".join(_step(step) for step in job.steps) or output.one_line(job.progress)),
+            ("result", _says(job) if job.state is State.DONE else ""),
+            ("notes", output.plain("\n".join((job.result.get("report") or {}).get("notes", ())))),
+            ("priority", str(job.priority) if job.priority else ""),
+            ("error", output.plain(job.error)),
+            ("made", f"{output.moment(job.created_at)} by {job.created_by}"),
+            ("started", output.moment(job.started_at)),
+            ("finished", output.moment(job.finished_at)),
         ]
     )

@@ -69,18 +69,18 @@ def lineage(
     signer = sign.private_key(key) if key is not None else None
     down = down or bool(dataset)
     with session.registry() as registry:
-        found = _found(registry, ref, dataset, base, down=down)
+        graph = _found(registry, ref, dataset, base, down=down)
         version = registry.version(ref) if ref is not None and form in EXPORTED else None
     if version is not None:
-        exported = EXPORTED[form](version, found)
+        exported = EXPORTED[form](version, graph)
         text = json.dumps(exported, indent=2, ensure_ascii=False)
         if signer is not None:
             text = attestations.seal(canonical_json(exported), signer).decode()
     elif form == "json" or output.as_json():
-        text = found.model_dump_json(indent=2)
+        text = graph.model_dump_json(indent=2)
     else:
-        text = "\n".join(DRAWN[form](found) if form in DRAWN else tree(found, down=down))
-    if found.truncated:
+        text = "\n".join(DRAWN[form](graph) if form in DRAWN else tree(graph, down=down))
+    if graph.truncated:
         output.note("there is more than one answer holds: this is a part of it")
     if out is not None:
         out.write_text(click.unstyle(text) + "\n", "utf-8")
@@ -95,20 +95,20 @@ def _found(registry: Registry, ref: Ref | None, dataset: str, base: str, *, down
 
 
 # ------------------------------------------------------------------ the tree
-def tree(found: Lineage, *, down: bool) -> Iterator[str]:
+def tree(graph: Lineage, *, down: bool) -> Iterator[str]:
     """Lines of the tree, root first."""
-    nodes = {node.id: node for node in found.nodes}
-    if found.root not in nodes:
+    nodes = {node.id: node for node in graph.nodes}
+    if graph.root not in nodes:
         raise Invalid("REQUEST_INVALID", "the answer does not hold its own root")
     branches: dict[str, list[tuple[str, LineageEdge]]] = {}
-    for edge in found.edges:
+    for edge in graph.edges:
         stem, tip = (edge.parent, edge.child) if down else (edge.child, edge.parent)
         branches.setdefault(stem, []).append((tip, edge))
     for tips in branches.values():
-        tips.sort(key=lambda one: (_ORDER.get(nodes[one[0]].kind, 9), one[1].relation, nodes[one[0]].name, one[0]))
-    yield output.strong(_label(nodes[found.root])) + _more(nodes[found.root])
-    drawn = {found.root}
-    waiting = [(tip, edge, "", n == 0) for n, (tip, edge) in enumerate(reversed(branches.get(found.root, [])))]
+        tips.sort(key=lambda pair: (_ORDER.get(nodes[pair[0]].kind, 9), pair[1].relation, nodes[pair[0]].name, pair[0]))
+    yield output.strong(_label(nodes[graph.root])) + _more(nodes[graph.root])
+    drawn = {graph.root}
+    waiting = [(tip, edge, "", n == 0) for n, (tip, edge) in enumerate(reversed(branches.get(graph.root, [])))]
     while waiting:  # no recursion: a line of descent may be longer than Python's stack
         tip, edge, indent, last = waiting.pop()
         node, again = nodes[tip], tip in drawn
@@ -119,7 +119,7 @@ def tree(found: Lineage, *, down: bool) -> Iterator[str]:
         if not again:
             drawn.add(tip)
             below = indent + ("   " if last else "│  ")
-            waiting += [(one, way, below, n == 0) for n, (one, way) in enumerate(reversed(branches.get(tip, [])))]
+            waiting += [(pair, way, below, n == 0) for n, (pair, way) in enumerate(reversed(branches.get(tip, [])))]
 
 
 _ORDER = {"version": 0, "base": 1, "dataset": 2, "run": 3, "code": 4}
@@ -134,7 +134,7 @@ def _more(node: LineageNode) -> str:
     """What stands behind a label: the short digest of a version, where data is, whether something is withdrawn."""
     if node.hidden or node.kind == "base":
         return ""
-    told = [node.digest[SHORT_DIGEST]] if node.digest else []
-    told += [node.uri] if node.uri and node.uri != node.name else []
+    details = [node.digest[SHORT_DIGEST]] if node.digest else []
+    details += [node.uri] if node.uri and node.uri != node.name else []
     withdrawn = click.style(f"  {node.withdrawn}", fg="red") if node.withdrawn else ""
-    return (output.faint("  " + "  ".join(told)) if told else "") + withdrawn
+    return (output.faint("  " + "  ".join(details)) if details else "") + withdrawn

@@ -174,8 +174,8 @@ class Rooms(click.Group):
                 formatter.write_dl([(name, door.help) for name, door in DOORS.items() if door.section == section])
 
 
-def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if wanted and not ctx.resilient_parsing:
+def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
         click.echo(f"adapter-registry {load('registry', '__version__')}")
         ctx.exit()
 

@@ -107,8 +107,8 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
         out = Path(scratch) / "adapter"
         report = _run(order.model_copy(update={"out": str(out)}))
         pushed = push.push_folder(registry, out, name, base=base_name, annotations=recipe.annotations)
-    made = f"{pushed.version.name}@{pushed.version.number}"
-    output.answer({"version": pushed.version, "report": report}, lambda: print_report(made, report))
+    version = f"{pushed.version.name}@{pushed.version.number}"
+    output.answer({"version": pushed.version, "report": report}, lambda: print_report(version, report))
 
 
 def is_folder(text: str) -> bool:
@@ -183,7 +183,7 @@ def _written(order: MergeRequest, out: Path) -> MergeReport:
 
 def _run(order: MergeRequest) -> MergeReport:
     _demand_worker()
-    return order.run(lambda said: output.note(f"  {said}"))
+    return order.run(lambda text: output.note(f"  {text}"))
 
 
 def _demand_worker() -> None:
@@ -204,8 +204,8 @@ def _print_job(job: Job) -> None:
     print_report(job.result.get("version") or job.result.get("base") or "", MergeReport.model_validate(report))
 
 
-def print_report(made: str, report: MergeReport) -> None:
-    click.echo(f"{output.strong(made)}  {report.operation}{f' ({report.method})' if report.method else ''}")
+def print_report(title: str, report: MergeReport) -> None:
+    click.echo(f"{output.strong(title)}  {report.operation}{f' ({report.method})' if report.method else ''}")
     if report.operation is Operation.FUSE:
         facts = [("changed", output.plural(report.changed_tensors, "tensor")),
                  ("copied", output.size(report.copied_bytes))]  # fmt: skip

@@ -37,8 +37,8 @@ def namespace() -> None:
 def create(name: str, owner: str) -> None:
     """Create a private namespace. For administrators."""
     with _namespaces() as ours:
-        made = ours.create(name, owner=owner)
-    output.answer(made, lambda: _print_namespace(made))
+        view = ours.create(name, owner=owner)
+    output.answer(view, lambda: _print_namespace(view))
 
 
 @namespace.command("list")
@@ -72,19 +72,19 @@ def _print_namespaces(items: list[NamespaceView]) -> None:
 def show(name: str) -> None:
     """Show a namespace: limits, usage and, for owners, roles."""
     with _namespaces() as ours:
-        found = ours.show(name)
-    output.answer(found, lambda: _print_namespace(found))
+        view = ours.show(name)
+    output.answer(view, lambda: _print_namespace(view))
 
 
-def _print_namespace(found: NamespaceView) -> None:
-    click.echo(f"{output.strong(found.name)}  {'public' if found.public else 'private'}")
-    bytes_limit = f" of {output.size(found.quota_bytes)}" if found.quota_bytes else ""
-    versions_limit = f" of {found.quota_versions}" if found.quota_versions else ""
-    told = [("bytes", output.size(found.used_bytes) + bytes_limit)]
-    told += [("versions", f"{found.used_versions}{versions_limit}")]
-    told += [("pushes", f"{found.pushes_per_hour} an hour")] if found.pushes_per_hour else []
-    told += [(role, subject) for subject, role in sorted((found.roles or {}).items())]
-    output.facts(told)
+def _print_namespace(view: NamespaceView) -> None:
+    click.echo(f"{output.strong(view.name)}  {'public' if view.public else 'private'}")
+    bytes_limit = f" of {output.size(view.quota_bytes)}" if view.quota_bytes else ""
+    versions_limit = f" of {view.quota_versions}" if view.quota_versions else ""
+    rows = [("bytes", output.size(view.used_bytes) + bytes_limit)]
+    rows += [("versions", f"{view.used_versions}{versions_limit}")]
+    rows += [("pushes", f"{view.pushes_per_hour} an hour")] if view.pushes_per_hour else []
+    rows += [(role, subject) for subject, role in sorted((view.roles or {}).items())]
+    output.facts(rows)
 
 
 @namespace.command("set")
@@ -174,20 +174,20 @@ def rename(name: str, to: str, yes: bool) -> None:
 
     The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
     """
-    adapter, wanted = AdapterName.parse(name), AdapterName.parse(to)
-    _confirm(f"Rename {adapter} to {wanted} for ever?", yes)
+    adapter, target = AdapterName.parse(name), AdapterName.parse(to)
+    _confirm(f"Rename {adapter} to {target} for ever?", yes)
     with _namespaces() as ours:
-        moved = ours.rename(adapter, wanted)
+        moved = ours.rename(adapter, target)
     output.answer(moved, lambda: click.echo(f"{adapter} is {output.strong(moved.name)} now."))
 
 
 def _confirm(question: str, yes: bool) -> None:
     try:
-        said = "yes" if yes or click.confirm(question, err=True) else "no"
+        answer = "yes" if yes or click.confirm(question, err=True) else "no"
     except click.Abort:  # nobody is there to ask
-        said = "nothing"
-    if said != "yes":
-        raise Invalid("REQUEST_INVALID", f"not done: the answer was {said}", next_step="say yes, or give --yes")
+        answer = "nothing"
+    if answer != "yes":
+        raise Invalid("REQUEST_INVALID", f"not done: the answer was {answer}", next_step="say yes, or give --yes")
 
 
 # ------------------------------------------------------------------ trusted publishers
@@ -206,12 +206,12 @@ def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
 
     NAME may not exist yet. The server accepts only issuers in REGISTRY_ISSUERS.
     """
-    wanted = dict(claim.split("=", 1) for claim in claims if "=" in claim)
-    if len(wanted) != len(claims):
+    required_claims = dict(claim.split("=", 1) for claim in claims if "=" in claim)
+    if len(required_claims) != len(claims):
         raise Invalid("REQUEST_INVALID", "claim: each one once, as CLAIM=PATTERN", next_step="--claim repository=a/b")
     with _namespaces() as ours:
-        made = ours.add_publisher(AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=wanted))
-    output.answer(made, lambda: _print_publishers([made]))
+        created = ours.add_publisher(AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=required_claims))
+    output.answer(created, lambda: _print_publishers([created]))
 
 
 @publisher.command("list")
@@ -220,8 +220,8 @@ def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
 def list_publishers(name: str) -> None:
     """List the trusted publishers of an adapter."""
     with _namespaces() as ours:
-        found = ours.publishers(AdapterName.parse(name))
-    output.answer(found, lambda: _print_publishers(found.items))
+        listing = ours.publishers(AdapterName.parse(name))
+    output.answer(listing, lambda: _print_publishers(listing.items))
 
 
 def _print_publishers(items: list[PublisherView]) -> None:

@@ -37,11 +37,11 @@ class Sizes:
 def of_version(registry: Registry, version: VersionView) -> Sizes:
     ref = Ref(AdapterName.parse(version.name), version.digest)
     norms = registry.norms(ref)
-    known = norms.modules
-    if known:
-        weights = {path: one.weight for path, one in known.items() if one.weight is not None}
+    modules = norms.modules
+    if modules:
+        weights = {path: one.weight for path, one in modules.items() if one.weight is not None}
         hint = "" if norms.base_measured else f"adapter base identify {version.base} DIR"
-        return Sizes(version.base, {path: one.update for path, one in known.items()}, weights, hint)
+        return Sizes(version.base, {path: one.update for path, one in modules.items()}, weights, hint)
     reports = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
     if not reports:
         return Sizes(version.base, {}, {})
@@ -52,23 +52,23 @@ def of_version(registry: Registry, version: VersionView) -> Sizes:
 
 def _numbers(rows: Mapping[str, list[object]], at: int) -> dict[str, float | None]:
     """The number at this place of each row: |A|, |B|, |scale · BA|, |W|."""
-    found = {path: row[at] if len(row) > at else None for path, row in rows.items()}
-    return {path: float(n) if isinstance(n, int | float) else None for path, n in found.items()}
+    numbers = {path: row[at] if len(row) > at else None for path, row in rows.items()}
+    return {path: float(n) if isinstance(n, int | float) else None for path, n in numbers.items()}
 
 
-def told(found: Sizes | None) -> list[str]:
+def told(sizes: Sizes | None) -> list[str]:
     """Lines: a bar for each layer, then one for each kind of module."""
-    if found is None or not any(found.updates.values()):
+    if sizes is None or not any(sizes.updates.values()):
         return []
-    updates = drawing.grid(found.updates)
-    beside = {path: size for path, size in found.updates.items() if path in found.weights}
-    shares = (drawing.grid(beside), drawing.grid({path: found.weights[path] for path in beside}))
+    updates = drawing.grid(sizes.updates)
+    beside = {path: size for path, size in sizes.updates.items() if path in sizes.weights}
+    shares = (drawing.grid(beside), drawing.grid({path: sizes.weights[path] for path in beside}))
     heading = "of the update, scale · BA, by layer" + ("; × W is its share of the base's weight" if beside else "")
     lines = [heading, *_bars(updates, shares, "row")]
     if 1 < len(updates.columns) <= COLUMNS_SHOWN:
         lines += ["by kind of module", *_bars(updates, shares, "column")]
-    if found.hint:
-        lines.append(output.faint(f"{found.base} was not identified, so its own weights are not known: {found.hint}"))
+    if sizes.hint:
+        lines.append(output.faint(f"{sizes.base} was not identified, so its own weights are not known: {sizes.hint}"))
     return lines
 
 
@@ -82,17 +82,17 @@ def _bars(updates: Grid, shares: tuple[Grid, Grid], by: str) -> list[str]:
     return drawing.bars(drawing.lines(updates, behind, by=by))
 
 
-def _lines(one: Grid, by: str) -> list[drawing.Line]:
-    return drawing.lines(one, lambda _label, _size: "", by=by)
+def _lines(grid: Grid, by: str) -> list[drawing.Line]:
+    return drawing.lines(grid, lambda _label, _size: "", by=by)
 
 
-def picture(name: str, found: Sizes) -> HeatMap:
+def picture(name: str, sizes: Sizes) -> HeatMap:
     """Shares of the base's weights where those are known, else norms."""
-    updates = found.updates
-    shares = {path: size / found.weights[path] for path, size in updates.items() if size and found.weights.get(path)}
+    updates = sizes.updates
+    shares = {path: size / sizes.weights[path] for path, size in updates.items() if size and sizes.weights.get(path)}
     if shares:
         cells = drawing.grid(shares, drawing.mean)
-        title, note = f"{name}: |scale · BA| / |W| of each module", f"W is the weight of {found.base}"
+        title, note = f"{name}: |scale · BA| / |W| of each module", f"W is the weight of {sizes.base}"
     else:
         cells = drawing.grid(updates)
         title, note = f"{name}: norm of each module's update", "|scale · BA|"

@@ -59,8 +59,8 @@ def json_option(command: Command) -> Command:
     )
 
 
-def _note_json(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    ctx.meta[_JSON] = wanted
+def _note_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    ctx.meta[_JSON] = value
 
 
 def as_json() -> bool:
@@ -96,28 +96,28 @@ def note(message: str) -> None:
 # ------------------------------------------------------------------ errors
 def tell(error: Exception, ctx: click.Context) -> int | None:
     """Print what went wrong and return the exit code; None for a bug, which keeps its trace."""
-    known = _known(error)
-    if known is None:
+    error_shown = _known(error)
+    if error_shown is None:
         return None
     if ctx.meta.get(_JSON):
-        click.echo(json.dumps(known.to_problem(), indent=2, ensure_ascii=False), err=True)
-        return EXIT_CODES[type(known)]
-    click.echo(click.style("Error: ", fg="red", bold=True) + plain(known.detail), err=True)
-    told = [r for r in known.reasons if r.message not in known.detail]
-    for reason in told[:REASONS_SHOWN]:
+        click.echo(json.dumps(error_shown.to_problem(), indent=2, ensure_ascii=False), err=True)
+        return EXIT_CODES[type(error_shown)]
+    click.echo(click.style("Error: ", fg="red", bold=True) + plain(error_shown.detail), err=True)
+    reasons = [r for r in error_shown.reasons if r.message not in error_shown.detail]
+    for reason in reasons[:REASONS_SHOWN]:
         location = f"{reason.location}: " if reason.location and reason.location not in reason.message else ""
         click.echo(plain(f"  - {location}{reason.message}"), err=True)
-    if len(told) > REASONS_SHOWN:
-        click.echo(f"  - and {len(told) - REASONS_SHOWN} more", err=True)
-    if known.next_step:
-        click.echo(click.style("Next: ", bold=True) + plain(known.next_step), err=True)
-    return EXIT_CODES[type(known)]
+    if len(reasons) > REASONS_SHOWN:
+        click.echo(f"  - and {len(reasons) - REASONS_SHOWN} more", err=True)
+    if error_shown.next_step:
+        click.echo(click.style("Next: ", bold=True) + plain(error_shown.next_step), err=True)
+    return EXIT_CODES[type(error_shown)]
 
 
 def exit_code_of(error: Exception) -> int:
     """The exit code that this error ends a command with; 1 for a bug."""
-    known = _known(error)
-    return EXIT_CODES[type(known)] if known is not None else 1
+    registry_error = _known(error)
+    return EXIT_CODES[type(registry_error)] if registry_error is not None else 1
 
 
 def _known(error: Exception) -> RegistryError | None:

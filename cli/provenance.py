@@ -38,8 +38,8 @@ def options(command: Command) -> Command:
 
 def of_file(file: Path) -> Provenance | None:
     """What a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
-    found: Provenance | None = main.load("registry.declared", "of_file")(file.read_bytes(), file=file.name)
-    return found
+    provenance: Provenance | None = main.load("registry.declared", "of_file")(file.read_bytes(), file=file.name)
+    return provenance
 
 
 def declared(
@@ -48,8 +48,8 @@ def declared(
     """What these options declare; None for nothing. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
     if file is None and not (datasets or run or commit or parameters):
         return None
-    given = main.load("registry.declared", "parse")(file.read_bytes(), file=file.name) if file is not None else None
-    found: Provenance | None = main.load("registry.declared", "of_options")(
-        given, datasets=datasets, run=run, commit=commit, parameters=parameters
+    parsed = main.load("registry.declared", "parse")(file.read_bytes(), file=file.name) if file is not None else None
+    provenance: Provenance | None = main.load("registry.declared", "of_options")(
+        parsed, datasets=datasets, run=run, commit=commit, parameters=parameters
     )
-    return found
+    return provenance

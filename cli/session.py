@@ -69,8 +69,8 @@ def read_profile() -> Profile:
     """The profile, or an empty one. `Invalid` (SETTING_INVALID) for a file that is not a profile."""
     path = profile_path()
     try:
-        found = json.loads(path.read_bytes())
-        return Profile(str(found["url"]), {str(url): str(token) for url, token in found["tokens"].items()})
+        profile = json.loads(path.read_bytes())
+        return Profile(str(profile["url"]), {str(url): str(token) for url, token in profile["tokens"].items()})
     except FileNotFoundError:
         return Profile()
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -98,13 +98,13 @@ def replace_token(secret: str) -> str:
 
 def target() -> Target:
     """The registry that the environment, the profile or nothing at all names."""
-    given = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")
-    profile = Profile() if given and os.environ.get("ADAPTER_TOKEN") else read_profile()
-    url = given or profile.url
+    from_environment = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")
+    profile = Profile() if from_environment and os.environ.get("ADAPTER_TOKEN") else read_profile()
+    url = from_environment or profile.url
     if not url:
         return Target(EMBEDDED_URL, "", "no ADAPTER_REGISTRY and no login: the registry in your data folder")
     token = os.environ.get("ADAPTER_TOKEN") or profile.tokens.get(url, "")
-    return Target(url, token, "ADAPTER_REGISTRY" if given else str(profile_path()))
+    return Target(url, token, "ADAPTER_REGISTRY" if from_environment else str(profile_path()))
 
 
 def registry() -> AbstractContextManager[Registry]:

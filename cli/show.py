@@ -33,10 +33,10 @@ def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
     with session.registry() as registry:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
-        found = norms.of_version(registry, version) if plot or not output.as_json() else None
-    if plot is not None and found is not None:
-        heatmap.write(plot, norms.picture(f"{version.name}@{version.number}", found))
-    output.answer(version, lambda: _print_version(version, aliases, norms.told(found)))
+        sizes = norms.of_version(registry, version) if plot or not output.as_json() else None
+    if plot is not None and sizes is not None:
+        heatmap.write(plot, norms.picture(f"{version.name}@{version.number}", sizes))
+    output.answer(version, lambda: _print_version(version, aliases, norms.told(sizes)))
 
 
 def _show_metadata(ref: Ref) -> None:
@@ -53,16 +53,16 @@ def _show_metadata(ref: Ref) -> None:
 
 
 def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:
-    known = version.facts
+    facts = version.facts
     click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
     versions.print_warnings(version)
     output.facts(
         [
             ("base", version.base),
-            ("method", versions.method_line(known)),
-            ("targets", versions.target_line(known)),
-            ("", "\n".join(versions.update_lines(known))),
-            ("trigger", str(known.get("trigger_words") or "")),
+            ("method", versions.method_line(facts)),
+            ("targets", versions.target_line(facts)),
+            ("", "\n".join(versions.update_lines(facts))),
+            ("trigger", str(facts.get("trigger_words") or "")),
             ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
             ("pushed", f"{output.moment(version.created_at)} by {output.one_line(version.created_by)}"),
             ("message", output.plain(version.message)),

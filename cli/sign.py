@@ -71,18 +71,18 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
         if key is not None:
             if resolved.manifest.digest != resolved.digest:
                 raise Corrupt("DIGEST_MISMATCH", f"the manifest of {ref} does not hash to {resolved.digest}")
-            kept = signing.sign(audit, exactly, resolved.manifest, private_key(key))
+            attestation = signing.sign(audit, exactly, resolved.manifest, private_key(key))
         else:
-            kept = audit.sign(exactly, brought(bundle or Path(), public_key))
+            attestation = audit.sign(exactly, brought(bundle or Path(), public_key))
 
     def text() -> None:
         name = output.strong(f"{resolved.name}@{resolved.number}")
-        if kept.kind == "signature":
-            click.echo(f"{name} is signed by {kept.identity}")
+        if attestation.kind == "signature":
+            click.echo(f"{name} is signed by {attestation.identity}")
         else:
-            click.echo(f"{name}: the signature is kept, {kept.identity}")
+            click.echo(f"{name}: the signature is kept, {attestation.identity}")
 
-    output.answer(kept, text)
+    output.answer(attestation, text)
 
 
 def private_key(path: Path) -> PrivateKey:

@@ -140,47 +140,47 @@ def reindex(dry_run: bool) -> None:
     Aliases, verdicts, jobs, tokens and the audit log are not in it: restore a database backup first. Missing backup
     records are written again.
     """
-    made: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0, "tombstones": 0, "withdrawals": 0}
-    made["records"] = 0
+    totals: dict[str, Any] = {"dry_run": dry_run, "bases": 0, "versions": 0, "tombstones": 0, "withdrawals": 0}
+    totals["records"] = 0
     findings: dict[tuple[str, str], Finding] = {}
     cursor = ""
     with session.registry() as registry:
         while True:
             page = registry.reindex(ReindexRequest(dry_run=dry_run, cursor=cursor))
-            made["bases"] += page.bases
-            made["versions"] += page.versions
-            made["tombstones"] += page.tombstones
-            made["withdrawals"] += page.withdrawals
-            made["records"] += page.records
+            totals["bases"] += page.bases
+            totals["versions"] += page.versions
+            totals["tombstones"] += page.tombstones
+            totals["withdrawals"] += page.withdrawals
+            totals["records"] += page.records
             findings |= {(finding.code, finding.location): finding for finding in page.findings}
             cursor = page.next_cursor
             if not cursor:
                 break
-    found = list(findings.values())
+    findings_seen = list(findings.values())
 
     def text() -> None:
-        _print_findings(found)
+        _print_findings(findings_seen)
         would = "would come" if dry_run else "came"
-        told = f"{output.plural(made['bases'], 'base')} and {output.plural(made['versions'], 'version')}"
-        click.echo(f"{told} {would} back.")
-        if made["tombstones"]:
-            names = output.plural(made["tombstones"], "name")
-            verb = "would be" if dry_run else "is" if made["tombstones"] == 1 else "are"
+        summary = f"{output.plural(totals['bases'], 'base')} and {output.plural(totals['versions'], 'version')}"
+        click.echo(f"{summary} {would} back.")
+        if totals["tombstones"]:
+            names = output.plural(totals["tombstones"], "name")
+            verb = "would be" if dry_run else "is" if totals["tombstones"] == 1 else "are"
             click.echo(f"{names} that ended {verb} never given again.")
-        if made["withdrawals"]:
+        if totals["withdrawals"]:
             would = "Would be" if dry_run else "Now"
-            changed = output.plural(made["withdrawals"], "version")
+            changed = output.plural(totals["withdrawals"], "version")
             click.echo(f"{would} withdrawn, or released, as after the backup: {changed}.")
-        if made["records"]:
-            would = "would be" if dry_run else "was" if made["records"] == 1 else "were"
-            click.echo(f"{output.plural(made['records'], 'lost record')} {would} written again beside the blobs.")
-        if made["versions"] and not dry_run:
+        if totals["records"]:
+            would = "would be" if dry_run else "was" if totals["records"] == 1 else "were"
+            click.echo(f"{output.plural(totals['records'], 'lost record')} {would} written again beside the blobs.")
+        if totals["versions"] and not dry_run:
             output.note(
                 "aliases, verdicts, signatures, rights and tokens are not in the records: see docs/operations.md"
             )
 
-    output.answer({**made, "findings": found}, text)
-    _end(found)
+    output.answer({**totals, "findings": findings_seen}, text)
+    _end(findings_seen)
 
 
 def _print_findings(findings: list[Finding]) -> None:

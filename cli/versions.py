@@ -45,33 +45,33 @@ def method_name(method: str) -> str:
     return {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA", "ADALORA": "AdaLoRA"}.get(method, method)
 
 
-def method_line(known: dict[str, Any]) -> str:
+def method_line(facts: dict[str, Any]) -> str:
     """`DoRA, rank 8, alpha 16, scale 2, 1.2 M parameters, F32`."""
-    method = method_name(str(known.get("method") or ""))
-    if known.get("use_dora"):
+    method = method_name(str(facts.get("method") or ""))
+    if facts.get("use_dora"):
         method = "DoRA"
-    if known.get("use_rslora"):
+    if facts.get("use_rslora"):
         method = f"{method} (rank-stabilised)"
-    ranks, scales = known.get("ranks") or [], known.get("scales") or []
-    scheme = str(known.get("scheme") or "peft")
+    ranks, scales = facts.get("ranks") or [], facts.get("scales") or []
+    scheme = str(facts.get("scheme") or "peft")
     parts = [
         " ".join(part for part in (method, "" if scheme == "peft" else f"by the names of {scheme}") if part),
-        str(known.get("family") or ""),
+        str(facts.get("family") or ""),
         f"rank {_span(ranks)}" if ranks else "",
-        f"alpha {known['alpha']:g}" if ranks and isinstance(known.get("alpha"), int | float) else "",
+        f"alpha {facts['alpha']:g}" if ranks and isinstance(facts.get("alpha"), int | float) else "",
         f"scale {_span(scales)}" if scales else "",
-        f"{output.amount(known['parameters'])} parameters" if known.get("parameters") else "",
-        "/".join(known.get("dtypes") or []),
+        f"{output.amount(facts['parameters'])} parameters" if facts.get("parameters") else "",
+        "/".join(facts.get("dtypes") or []),
     ]
     return ", ".join(part for part in parts if part)
 
 
-def target_line(known: dict[str, Any]) -> str:
-    targets, modules = known.get("targets") or [], known.get("modules") or 0
+def target_line(facts: dict[str, Any]) -> str:
+    targets, modules = facts.get("targets") or [], facts.get("modules") or 0
     line = ", ".join(targets)
     if modules:
         line += f" in {output.plural(modules, 'module')}"
-    saved, tokens = known.get("saved_modules") or [], known.get("trained_tokens") or 0
+    saved, tokens = facts.get("saved_modules") or [], facts.get("trained_tokens") or 0
     if saved:
         line += f"; replaces {', '.join(saved)}"
     if tokens:
@@ -79,9 +79,9 @@ def target_line(known: dict[str, Any]) -> str:
     return line
 
 
-def update_lines(known: dict[str, Any]) -> list[str]:
+def update_lines(facts: dict[str, Any]) -> list[str]:
     """Where ranks or scales differ, a line for each kind of module: `q_proj in layers 0-3: rank 16, alpha 16`."""
-    updates = [u for u in known.get("updates") or [] if u.get("path")]
+    updates = [u for u in facts.get("updates") or [] if u.get("path")]
     if len({(u.get("rank"), u.get("scale")) for u in updates}) < 2:
         return []
     lines = []
@@ -94,10 +94,10 @@ def update_lines(known: dict[str, Any]) -> list[str]:
 
 
 def _span(numbers: list[float | None]) -> str:
-    known = [number for number in numbers if number is not None]  # an earlier release kept an alpha of NaN as null
-    if not known:
+    finite = [number for number in numbers if number is not None]  # an earlier release kept an alpha of NaN as null
+    if not finite:
         return "unknown"
-    low, high = min(known), max(known)
+    low, high = min(finite), max(finite)
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 

@@ -31,13 +31,13 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
     for unknown in sorted(set(actions) - set(EventType)):
         output.note(f"this command knows no event type {unknown!r}; docs/reference/events.md lists them")
     with session.versions() as registry:
-        made = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
+        created = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
 
     def text() -> None:
-        click.echo(made.secret)
-        output.note(f"webhook {made.webhook.id}; verify what it sends as Standard Webhooks says")
+        click.echo(created.secret)
+        output.note(f"webhook {created.webhook.id}; verify what it sends as Standard Webhooks says")
 
-    output.answer(made, text)
+    output.answer(created, text)
 
 
 @webhook.command("list")
@@ -45,8 +45,8 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
 def list_webhooks() -> None:
     """List webhooks, without their secrets."""
     with session.versions() as registry:
-        found = Audit(registry).webhooks()
-    output.answer(found, lambda: _print(found.items))
+        listing = Audit(registry).webhooks()
+    output.answer(listing, lambda: _print(listing.items))
 
 
 def _print(items: list[WebhookView]) -> None:
@@ -80,8 +80,8 @@ def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
             again = audit.retry_delivery(webhook_id, retry)
             output.answer(again, lambda: _print_deliveries([again]))
             return
-        found = audit.deliveries(webhook_id, state=state)
-    output.answer(found, lambda: _print_deliveries(found.items))
+        listing = audit.deliveries(webhook_id, state=state)
+    output.answer(listing, lambda: _print_deliveries(listing.items))
 
 
 def _print_deliveries(items: list[DeliveryView]) -> None:

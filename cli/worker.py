@@ -61,15 +61,18 @@ def worker(
     adapter worker --base smollm2=models/SmolLM2-135M-Instruct
     """
     _demand_packages()
-    wanted = dict(_base(text) for text in bases)
+    folders = dict(_base(text) for text in bases)
     limits = Limits(deadline_seconds=deadline, threads=threads)
     say: Callable[[str], None] = _silent if output.as_json() else click.echo
     if address:
-        tally = _on_a_cluster(address, wanted, limits, say, once=once, device=device, actors=actors, gpus=gpus)
+        tally = _on_a_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
         output.answer(asdict(tally), lambda: click.echo(_in_words(tally)))
         return
     pool = Pool(device=select_device(device))
-    with session.registry() as registry, Worker(registry, Sources(wanted), say=say, limits=limits, pool=pool) as worker:
+    with (
+        session.registry() as registry,
+        Worker(registry, Sources(folders), say=say, limits=limits, pool=pool) as worker,
+    ):
         _stop_on_signals(worker)
         if not once:
             say("taking jobs; stop with Ctrl-C")
@@ -78,7 +81,7 @@ def worker(
 
 
 def _on_a_cluster(
-    address: str, wanted: dict[str, Path | None], limits: Limits, say: Callable[[str], None], *, once: bool,
+    address: str, folders: dict[str, Path | None], limits: Limits, say: Callable[[str], None], *, once: bool,
     device: str, actors: int, gpus: float | None,
 ) -> Tally:  # fmt: skip
     """The same work on a Ray cluster. What the cluster's nodes need of a machine, they look for there."""
@@ -87,12 +90,12 @@ def _on_a_cluster(
     where = session.target()
     if where.embedded:
         raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")
-    if not wanted:
+    if not folders:
         raise click.UsageError("--ray needs to know the bases: repeat --base NAME[=DIR]")
     device = "cpu" if device == "auto" and not gpus else "cuda" if device == "auto" else device
     gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
     what = plan(
-        where.url, where.token, wanted, actors=actors, cpus=limits.threads, gpus=gpus, device=device, limits=limits
+        where.url, where.token, folders, actors=actors, cpus=limits.threads, gpus=gpus, device=device, limits=limits
     )
     with cluster(address, what, say=say) as running:
         _stop_on_signals(running)
