@@ -87,7 +87,12 @@ def token() -> None:
 @token.command()
 @click.argument("name")
 @click.option(
-    "--scope", "scopes", multiple=True, required=True, type=click.Choice(list(Scope)), help="Scope (repeatable)."
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    help="Scope (repeatable).",
 )
 @click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where it is valid (repeatable).")
 @click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")

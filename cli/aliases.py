@@ -36,8 +36,10 @@ def promote(ref: Ref, alias: str, reason: str, generation: int | None, break_gla
     """
     with session.registry() as registry:
         number = registry.version(ref).number
-        seen = _generation(registry, ref.name, alias) if generation is None else generation
-        moved = registry.promote(ref.name, alias, str(number), generation=seen, reason=reason, break_glass=break_glass)
+        generation_read = _generation(registry, ref.name, alias) if generation is None else generation
+        moved = registry.promote(
+            ref.name, alias, str(number), generation=generation_read, reason=reason, break_glass=break_glass
+        )
     output.answer(moved, lambda: _print_moved(ref.name, moved))
 
 
@@ -169,11 +171,11 @@ def _print_move(move: AliasMove, width: int) -> None:
     indent = " " * 6
     if move.reason:
         click.echo(f"{indent}“{output.one_line(move.reason)}”")
-    told = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
-    told += [f"{e['check']} by {e['by']}" for e in move.evidence if e.get("by")]
-    told += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "soak"]
-    told += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
+    evidence = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
+    evidence += [f"{e['check']} by {e['by']}" for e in move.evidence if e.get("by")]
+    evidence += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "soak"]
+    evidence += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
     if any(e.get("check") == "break_glass" for e in move.evidence):
         click.secho(f"{indent}through a shut gate: the glass was broken", fg="red")
-    if told:
-        click.echo(f"{indent}{output.faint('on')} {', '.join(told)}")
+    if evidence:
+        click.echo(f"{indent}{output.faint('on')} {', '.join(evidence)}")

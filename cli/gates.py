@@ -62,14 +62,14 @@ def set_gate(
     """
     place, alias = output.alias_of(place, alias)
     try:
-        wanted = Gate(
+        new_gate = Gate(
             requires=tuple(Check(check) for check in requires), engines=engines, golden=golden, approvals=approvals,
             approvers=approvers, soak_in=soak_in, soak_seconds=soak_seconds, signed_by=signed_by,
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
     with _gates() as gates:
-        view = gates.put(place, alias, wanted)
+        view = gates.put(place, alias, new_gate)
     output.answer(view, lambda: _print(view))
 
 
@@ -85,15 +85,15 @@ def show(place: str, alias: str) -> None:
             view = gates.show(place, alias)
             output.answer(view, lambda: _print(view))
             return
-        found = gates.check(place, alias)
+        check = gates.check(place, alias)
 
     def text() -> None:
-        _print(found.gate)
-        click.echo(f"  open for @{found.number}" if found.open else f"  shut for @{found.number}:")
-        for finding in found.missing:
+        _print(check.gate)
+        click.echo(f"  open for @{check.number}" if check.open else f"  shut for @{check.number}:")
+        for finding in check.missing:
             click.echo(f"    - {finding.message}")
 
-    output.answer(found, text)
+    output.answer(check, text)
 
 
 @gate.command("list")
@@ -102,15 +102,15 @@ def show(place: str, alias: str) -> None:
 def list_gates(place: str) -> None:
     """List the gates of an adapter or a namespace."""
     with _gates() as gates:
-        found = gates.every(place)
+        listing = gates.every(place)
 
     def text() -> None:
-        for view in found.items:
+        for view in listing.items:
             _print(view)
-        if not found.items:
+        if not listing.items:
             click.echo(f"No gate was set on {place}: the built-in ones count, see adapter gate show {place} prod.")
 
-    output.answer(found, text)
+    output.answer(listing, text)
 
 
 @gate.command()
@@ -133,9 +133,14 @@ def remove(place: str, alias: str) -> None:
 def approve(ref: Ref, alias: str, comment: str) -> None:
     """Approve a version for ALIAS. The pusher's approval does not count."""
     with _gates() as gates:
-        made = gates.approve(ref, alias, comment)
-    note = "" if made.counts else ", which does not count: whoever pushed it does not, nor whom the gate does not ask"
-    output.answer(made, lambda: click.echo(f"{made.identity} approved {ref.name}@{made.number} for {made.alias}{note}"))
+        approval = gates.approve(ref, alias, comment)
+    note = (
+        "" if approval.counts else ", which does not count: whoever pushed it does not, nor whom the gate does not ask"
+    )
+    output.answer(
+        approval,
+        lambda: click.echo(f"{approval.identity} approved {ref.name}@{approval.number} for {approval.alias}{note}"),
+    )
 
 
 @click.command()
@@ -162,19 +167,19 @@ def _say(version: VersionView, what: str) -> None:
 def _print(view: GateView) -> None:
     where = f"set on {view.set_on} by {view.set_by}" if view.set_on else "built in"
     click.echo(f"{output.strong(view.alias)}  {output.faint(where)}")
-    asked = view.gate
+    gate = view.gate
     lines = [
-        ("checks", ", ".join(asked.requires)),
-        ("engines", ", ".join(asked.engines)),
-        ("golden", "all passed" if asked.golden else ""),
-        ("approvals", _approvals(asked)),
-        ("soak", f"{asked.soak_seconds} s in {asked.soak_in}" if asked.soak_in else ""),
-        ("signed by", ", ".join(asked.signed_by)),
+        ("checks", ", ".join(gate.requires)),
+        ("engines", ", ".join(gate.engines)),
+        ("golden", "all passed" if gate.golden else ""),
+        ("approvals", _approvals(gate)),
+        ("soak", f"{gate.soak_seconds} s in {gate.soak_in}" if gate.soak_in else ""),
+        ("signed by", ", ".join(gate.signed_by)),
     ]
     output.facts([(name, value) for name, value in lines if value] or [("asks for", "nothing")])
 
 
-def _approvals(asked: Gate) -> str:
-    if not asked.approvals:
+def _approvals(gate: Gate) -> str:
+    if not gate.approvals:
         return ""
-    return f"{asked.approvals} of " + (", ".join(asked.approvers) or "those who may promote")
+    return f"{gate.approvals} of " + (", ".join(gate.approvers) or "those who may promote")

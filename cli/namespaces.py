@@ -113,7 +113,7 @@ def change(
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
-@click.argument("role", type=click.Choice(list(Role)))
+@click.argument("role", type=click.Choice([role.value for role in Role]))
 @output.json_option
 def grant(name: str, subject: str, role: str) -> None:
     """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all."""

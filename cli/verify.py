@@ -67,43 +67,53 @@ def verify(
         raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --key")
     trust = _trust(trusted_roots)
     if offline is not None:
-        found = Bundle.parse(_read(offline), file=str(offline))
-        held = tuple(Verifier.parse(key) for key in keys or found.keys)
-        rereads, listed = bundle.reread(folder, found.manifest) if folder else [], True
+        bundle_read = Bundle.parse(_read(offline), file=str(offline))
+        held = tuple(Verifier.parse(key) for key in keys or bundle_read.keys)
+        rereads, listed = bundle.reread(folder, bundle_read.manifest) if folder else [], True
     else:
         with session.versions() as registry:
             resolved = registry.resolve(ref or "")
             rereads = [_reread(registry, resolved, file) for file in resolved.files]
-            found, held = _asked(registry, resolved)
+            bundle_read, held = _asked(registry, resolved)
         listed = {(f.path, f.digest) for f in resolved.manifest.files} == {(f.path, f.digest) for f in resolved.files}
-    seen = bundle.examined(found, held, trust)
+    examined = bundle.examined(bundle_read, held, trust)
     if save is not None:
-        save.write_bytes(found.to_bytes())
-    _answer(found, listed, rereads, seen, signed_by, given=offline is None or bool(keys))
+        save.write_bytes(bundle_read.to_bytes())
+    _answer(bundle_read, listed, rereads, examined, signed_by, offline=offline is None or bool(keys))
 
 
 def _answer(
-    found: Bundle, listed: bool, rereads: Sequence[Reread], seen: Examined, signed_by: Sequence[str], *, given: bool
+    bundle_read: Bundle,
+    listed: bool,
+    rereads: Sequence[Reread],
+    examined: Examined,
+    signed_by: Sequence[str],
+    *,
+    offline: bool,
 ) -> None:
     """Tell what was found, and exit by it. `given`: the log's keys did not come with what they are to prove."""
-    manifest = Reread("the manifest", found.digest, found.manifest.digest, len(found.manifest.to_bytes()))
+    manifest = Reread(
+        "the manifest", bundle_read.digest, bundle_read.manifest.digest, len(bundle_read.manifest.to_bytes())
+    )
     items = [manifest, *rereads]
     whole = listed and all(item.ok for item in items)
-    known = {item.identity for item in seen.signed if item.ok and item.kind == "signature"}
-    missing = sorted(set(signed_by) - known)
-    good = whole and all(item.ok or item.unverified for item in seen.signed) and not missing and not seen.problem
+    identities = {item.identity for item in examined.signed if item.ok and item.kind == "signature"}
+    missing = sorted(set(signed_by) - identities)
+    good = (
+        whole and all(item.ok or item.unverified for item in examined.signed) and not missing and not examined.problem
+    )
     document = {
-        "name": found.name,
-        "number": found.number,
-        "digest": found.digest,
+        "name": bundle_read.name,
+        "number": bundle_read.number,
+        "digest": bundle_read.digest,
         "ok": good,
         "files": [{**asdict(item), "ok": item.ok} for item in items],
-        "signatures": [asdict(item) for item in seen.signed],
+        "signatures": [asdict(item) for item in examined.signed],
         "missing": missing,
-        "log": {"seq": seen.seq, "problem": seen.problem},
-        "key_given": given,
+        "log": {"seq": examined.seq, "problem": examined.problem},
+        "key_given": offline,
     }
-    output.answer(document, lambda: _print(found, items, whole, seen, missing, given))
+    output.answer(document, lambda: _print(bundle_read, items, whole, examined, missing, offline))
     if not good:
         click.get_current_context().exit(output.EXIT_CODES[Corrupt])
 
@@ -111,10 +121,10 @@ def _answer(
 def _asked(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Verifier, ...]]:
     """All that the registry shows of a version, and the keys of its log that this machine remembers."""
     embedded, audit = session.target().embedded, Audit(registry)
-    found, note = bundle.collect(audit, resolved), audit.checkpoint()
+    collected, note = bundle.collect(audit, resolved), audit.checkpoint()
     session.heads().check(registry, note, by_origin=embedded)
     head = session.heads().known(registry, note, by_origin=embedded)
-    return found, head.verifiers if head is not None else ()
+    return collected, head.verifiers if head is not None else ()
 
 
 def _reread(registry: Versions, resolved: Resolved, file: FileLink) -> Reread:
@@ -146,31 +156,31 @@ def _trust(location: Path | None) -> Trust:
 
 
 def _print(
-    found: Bundle, items: Sequence[Reread], whole: bool, seen: Examined, missing: Sequence[str], given: bool
+    bundle_read: Bundle, items: Sequence[Reread], whole: bool, examined: Examined, missing: Sequence[str], offline: bool
 ) -> None:
-    click.echo(f"{output.strong(f'{found.name}@{found.number}')}  {output.faint(found.digest)}")
+    click.echo(f"{output.strong(f'{bundle_read.name}@{bundle_read.number}')}  {output.faint(bundle_read.digest)}")
     for item in items:
         click.echo(f"  {_mark(item.ok)}  {item.path}  {output.faint(output.size(item.size_bytes))}")
         if not item.ok:
             click.echo(f"           should be {item.expected}, {item.error or f'is {item.found}'}")
-    for line in seen.signed:
+    for line in examined.signed:
         click.echo(
             f"  {_open() if line.unverified else _mark(line.ok)}  {'signature' if line.unverified else line.kind}  "
             f"{line.problem if line.unverified else line.who or line.identity}  {output.faint(_rest(line))}"
         )
     for identity in missing:
         click.echo(f"  {_mark(False)}  signature  {identity}  {output.faint('is missing')}")
-    if seen.problem:
-        click.echo(f"  {_mark(False)}  audit log  {seen.problem}")
-    elif seen.seq is not None:
-        click.echo(f"  {_mark(True)}  audit log  {output.faint(f'event {seen.seq} tells of this push')}")
+    if examined.problem:
+        click.echo(f"  {_mark(False)}  audit log  {examined.problem}")
+    elif examined.seq is not None:
+        click.echo(f"  {_mark(True)}  audit log  {output.faint(f'event {examined.seq} tells of this push')}")
     if len(items) == 1:
         click.echo(output.faint("no file was read: --folder names where they lie"))
     else:
         click.echo("every byte is what its digest says" if whole else "this version is damaged: do not use it")
-    if not any(line.kind == "signature" and line.ok for line in seen.signed):
+    if not any(line.kind == "signature" and line.ok for line in examined.signed):
         click.echo(output.faint("signatures: none that verifies; a digest says what the bytes are, not who made them"))
-    if not given:
+    if not offline:
         click.echo(
             output.faint("the log's keys came with the file: give those that you have from elsewhere with --key")
         )
