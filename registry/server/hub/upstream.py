@@ -1,12 +1,12 @@
-"""The relay: what another Hub answers for a repository that we do not hold. Off unless an operator names that Hub.
+"""Relays requests for repositories that this registry lacks to another Hub. Off unless `REGISTRY_HUB_UPSTREAM` is set.
 
 Invariants
-- Only the configured origin is called. Its redirects to itself are followed (three at most), those to elsewhere are
-  handed to the client as they are: no path and no answer can send this server anywhere else.
-- No header of the client goes upstream but Range and the type of a posted form; no token of ours, no cookie. We say who
-  we are, and in `Via` that we relay: what another relay of ours asks is never relayed further, so there are no circles.
-- A slow upstream costs its own users only: few requests wait for it at once, and none longer than half a minute.
-- What would lead clients to Xet (`xetHash`, `X-Xet-…`) is taken out, because its token route is not relayed.
+- Only the configured origin is called. Up to three redirects within it are followed; redirects to other hosts are
+  returned to the client. No path and no answer can send this server anywhere else.
+- Of the client's headers only Range and Content-Type go upstream: no token, no cookie. `Via` marks relayed requests,
+  and a marked request is not relayed again, so relays cannot form a loop.
+- A slow upstream affects only its own users: few requests wait for it at once, and none longer than 30 seconds.
+- Fields and headers that lead clients to Xet (`xetHash`, `X-Xet-…`) are removed: its token route is not relayed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from registry.errors import Invalid, Unavailable
 HOPS_LIMIT = 3
 SECONDS = 10
 ANSWER_SECONDS = 30
-"""How long one step may take, and the whole of an answer that is read here."""
+"""Limits of one step (connect, read) and of a whole answer that is read here."""
 AT_ONCE = 8
 VIA = "1.1 adapter-registry"
 ANSWER_LIMIT_BYTES = 32 * 2**20

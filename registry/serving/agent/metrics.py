@@ -1,11 +1,11 @@
-"""`Metrics`: what an agent has done and how its engine stands, as Prometheus text on a port of its own.
+"""Prometheus metrics of an agent, served on its own port.
 
-A port and no file for node_exporter: agents run beside engines in pods, where a port is what is scraped; an agent that
-died is then seen by `up`, while a file that nobody writes any more looks well.
+A port instead of a file for node_exporter: Prometheus scrapes pods by port, and sees in `up` that an agent has died. A
+file that nobody updates looks healthy.
 
 Invariants
-- Counters only grow; gauges are what the last pass saw. The one label is the engine: there may be many adapters.
-- Nothing can be asked or changed here but GET /metrics, and it holds no secret.
+- Counters only grow; gauges hold what the last pass saw. The only label is the engine: there may be many adapters.
+- The port answers GET only, and only with metrics. They hold no secret.
 
 Example
     >>> Metrics().add("pulls")
