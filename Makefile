@@ -14,6 +14,8 @@ STAMP  := $(VENV)/.installed
 # Test processes side by side, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
 JOBS ?= 2
 ARGS ?=
+# The share of lines of registry/ and cli/ that `make test` must run, in percent; raise it with the share.
+COVERAGE := -p tests.line_coverage --coverage-floor 80
 # `make bench-transfer` runs benchmarks/transfer.py. Files that begin with an underscore are parts of benchmarks.
 BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))))
 
@@ -23,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench reference docs clean
+.PHONY: help venv demo test coverage test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench reference docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +43,10 @@ demo: venv  ## the whole story on a real model: train, push, check, prove, promo
 	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/demo
 
 test: venv  ## every test but faults, deep and model: some four minutes on two cores (they start their own PostgreSQL and S3 store)
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep and not chance' $(ARGS)
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep and not chance' $(if $(ARGS),$(ARGS),$(COVERAGE))
+
+coverage: venv  ## make test, and the lines of registry/ and cli/ that it does not run
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep and not chance' $(COVERAGE) --coverage-missing $(ARGS)
 
 deep: venv  ## merges, conversions, pictures, the zoo, damage, races, the light install, each door's other database
 	@$(PYTHON) -m pytest -n $(JOBS) -m 'deep and not faults and not chance' $(ARGS)
