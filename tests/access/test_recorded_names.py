@@ -13,7 +13,7 @@ from registry.names import AdapterName
 from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup
 from registry.server.database.models import AdapterRow, VersionRow
-from registry.server.maintenance.recovery import rebuild
+from registry.server.maintenance.recovery.reindex import rebuild_index
 from registry.server.promotion import removal
 from tests.access.tenants import Tenants
 from tests.memory_blobs import MemoryBlobs
@@ -40,7 +40,7 @@ def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None
     assert list(world.blobs.list(folder)) == []
     for key, data in kept.items():  # as if the server had died before it could forget
         world.blobs.put(key, [data], limit_bytes=len(data))
-    assert rebuild.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
+    assert rebuild_index(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
     with world.session() as session:
         assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
 
@@ -56,7 +56,7 @@ def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(
         for stat in world.blobs.list(metadata_backup.adapter_prefix("globex", "x").removesuffix("x/"))
     }
     assert found == {"renamed"}
-    assert rebuild.run(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
+    assert rebuild_index(world.engine, world.blobs, TRUSTED, ReindexRequest()).findings == []
     assert world.admin.adapter("globex/renamed").versions == 1
 
 

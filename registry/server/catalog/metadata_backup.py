@@ -39,10 +39,17 @@ from registry.server.storage.blobs import BlobStore
 
 VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"
 RECORD_LIMIT_BYTES = 64 * 2**20
+RECORDED_COLUMNS = frozenset(VersionRecord.model_fields) - {"schema_version", "namespace", "name", "manifest"}
+"""The columns of `version` that a record stores, each in the field of its name."""
+DERIVED_COLUMNS = frozenset({"id", "adapter_id", "base_id", "digest", "manifest", "size_bytes"})
+"""Columns that follow from the manifest and from the rows of adapter and base."""
+LOCAL_COLUMNS = frozenset({"recorded_at", "measured_at"})
+"""Columns that say what this server has done with a version. They are set again after a re-index."""
 Shape = TypeVar("Shape", bound=Record)
 
 
 def base_record(row: BaseRow, identity: str | None) -> BaseRecord:
+    """Return what a base's record stores."""
     return BaseRecord(
         created_at=row.created_at,
         created_by=row.created_by,
@@ -54,34 +61,21 @@ def base_record(row: BaseRow, identity: str | None) -> BaseRecord:
 
 
 def version_record(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
-    return VersionRecord(
-        created_at=row.created_at,
-        created_by=row.created_by,
-        namespace=adapter.namespace,
-        name=adapter.name,
-        number=row.number,
-        manifest=Manifest.model_validate_json(row.manifest),
-        method=row.method,
-        rank=row.rank,
-        facts=row.facts,
-        message=row.message,
-        yanked_at=row.yanked_at,
-        yank_reason=row.yank_reason,
-        pushed_by=row.pushed_by or "",
-        quarantine=row.quarantine,
-        quarantined_at=row.quarantined_at,
-        quarantine_reason=row.quarantine_reason,
-    )
+    """Return what a version's record stores."""
+    columns = {name: getattr(row, name) for name in RECORDED_COLUMNS}
+    columns["pushed_by"] = row.pushed_by or ""
+    manifest = Manifest.model_validate_json(row.manifest)
+    return VersionRecord(namespace=adapter.namespace, name=adapter.name, manifest=manifest, **columns)
 
 
 def tombstone_record(row: TakenNameRow) -> TombstoneRecord:
+    """Return what a tombstone's record stores."""
     return TombstoneRecord(created_at=row.ended_at or db.now(), created_by="", owner=row.owner, name=row.name)
 
 
 def recorded_columns(record: VersionRecord) -> dict[str, Any]:
-    """The columns of a version's row that its record fills: who pushed it, is it in quarantine, when recorded."""
-    told = record.model_dump(include={"quarantine", "quarantined_at", "quarantine_reason"})
-    return {**told, "pushed_by": record.pushed_by or None, "recorded_at": db.now()}
+    """Return the columns of a version's row that its record stores."""
+    return {name: getattr(record, name) for name in RECORDED_COLUMNS} | {"pushed_by": record.pushed_by or None}
 
 
 def adapter_prefix(namespace: str, name: str) -> str:

@@ -151,13 +151,11 @@ def _add_version(
     now = db.now()
     adapter.newest_number += 1
     adapter.updated_at = now
-    row = VersionRow(
-        adapter_id=adapter.id or 0,
+    row = version_row(
+        adapter,
+        base,
+        manifest,
         number=adapter.newest_number,
-        digest=manifest.digest,
-        manifest=manifest.to_bytes().decode(),
-        base_id=base.id or 0,
-        size_bytes=manifest.size_bytes,
         method=inspection.method,
         rank=inspection.rank,
         facts=inspection.facts,
@@ -170,6 +168,18 @@ def _add_version(
     session.add_all([adapter, row])
     session.flush()
     return row
+
+
+def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **columns: Any) -> VersionRow:
+    """Build the row of a version; `columns` are those that do not follow from its adapter, base and manifest."""
+    return VersionRow(
+        adapter_id=adapter.id or 0,
+        base_id=base.id or 0,
+        digest=manifest.digest,
+        manifest=manifest.to_bytes().decode(),
+        size_bytes=manifest.size_bytes,
+        **columns,
+    )
 
 
 # ------------------------------------------------------------------ contents

@@ -14,7 +14,7 @@ from registry.server.http import metrics, routing
 from registry.server.http.dependencies import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
 from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.maintenance.gc import collect
-from registry.server.maintenance.recovery import rebuild
+from registry.server.maintenance.recovery import reindex
 from registry.server.routes.openapi import declarations
 
 router = routing.create_router("maintenance")
@@ -42,7 +42,7 @@ def check_store(
 def rebuild_index(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
     """Rebuild the database from the store, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
-    return rebuild.run(engine, blobs, actor, request)
+    return reindex.rebuild_index(engine, blobs, actor, request)
 
 
 @router.get("/metrics", response_class=Response, responses={200: declarations.raw("Metrics", "text/plain")})

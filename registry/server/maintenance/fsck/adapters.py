@@ -32,7 +32,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.maintenance.recovery import missing
+from registry.server.maintenance.recovery import missing_records
 from registry.server.promotion import withdraw
 from registry.server.promotion.aliases import BROKE_GLASS, NEXT
 
@@ -212,9 +212,9 @@ def _check_records(run: FsckRun, adapter: AdapterRow) -> None:
     """Check that no record is lost, and that none says of a withdrawal what the row does not."""
     name = AdapterName(adapter.namespace, adapter.name)
     with run.snapshot() as session:
-        recorded = missing.recorded(session, name)
+        recorded = missing_records.select_recorded(session, name)
     listed = list(run.blobs.list(metadata_backup.adapter_prefix(adapter.namespace, adapter.name)))
-    for number in missing.lost(run.engine, run.blobs, name, recorded, listed):
+    for number in missing_records.find_versions(run.engine, run.blobs, name, recorded, listed):
         message = "has no record beside the blobs, or an outdated one: a re-index would lose it or its withdrawal"
         run.add("record.missing", f"{name}@{number}", message)
     for record in withdraw.find_unknown_withdrawals(run.engine, run.blobs, name, listed):

@@ -24,7 +24,7 @@ from registry.server.audit import keys as audit_keys
 from registry.server.audit import sequencer, stored_tiles
 from registry.server.maintenance.fsck import adapters, blobs, scrub
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.maintenance.recovery import missing, rebuild
+from registry.server.maintenance.recovery import missing_records, reindex
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import open_second_copy
@@ -57,10 +57,10 @@ def check_consistency(
 
 
 def _check_records(run: FsckRun, _position: str) -> str:
-    if rebuild.is_needed(run.engine, run.blobs):
+    if reindex.is_needed(run.engine, run.blobs):
         message = "there are records of versions or tombstones that the database does not have"
         run.add("record.version_unknown", "records/", message)
-    for location, _ in missing.others(run.engine, run.blobs):
+    for location, _ in missing_records.find_other_rows(run.engine, run.blobs):
         run.add("record.missing", location, "has no record beside the blobs: a re-index would not find it")
     for path in stored_tiles.find_lost(run.engine, run.blobs):
         run.add("audit.tile_missing", path, "is not in the store: nobody can verify the log with it")

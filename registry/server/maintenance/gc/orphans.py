@@ -18,7 +18,7 @@ from registry.errors import invalid_cursor
 from registry.server.database import db
 from registry.server.database.models import BlobRow, PushRow
 from registry.server.maintenance.gc.run import BATCH, GcRun
-from registry.server.maintenance.recovery import rebuild
+from registry.server.maintenance.recovery import reindex
 from registry.server.storage.blobs import Stat, digest_of
 from registry.server.storage.references import BlobState, PushState
 
@@ -65,7 +65,7 @@ def _delete_strays_of_shard(run: GcRun, cursor: str) -> str:
 def _delete_strays(run: GcRun, strays: list[Stat]) -> None:
     limit = db.now() - run.grace
     old = [stat for stat in strays if stat.modified_at <= limit]
-    if old and rebuild.is_needed(run.engine, run.blobs):
+    if old and reindex.is_needed(run.engine, run.blobs):
         old = []
     run.count("strays_kept", len(strays) - len(old))
     if run.dry_run:

@@ -1,1 +1,1 @@
-"""Recovery: rebuild the database from the bucket, and write what the bucket lacks."""
+"""Recovery: `reindex` restores rows from the records in the bucket, `missing_records` restores records from rows."""
