@@ -102,11 +102,11 @@ class Upstream:
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Reply:
         """The answer to this path and query. `Unavailable` when the upstream cannot be reached."""
-        kept: dict[str, str] = {}
+        from_hops: dict[str, str] = {}
         for _ in range(HOPS_LIMIT + 1):
             reply = self._once(method, target, headers or {}, body)
-            kept = {name: reply.headers[name] for name in KEPT_OVER_HOPS if name in reply.headers} | kept
-            reply.headers |= kept
+            from_hops = {name: reply.headers[name] for name in KEPT_OVER_HOPS if name in reply.headers} | from_hops
+            reply.headers |= from_hops
             inside = self._inside(reply.location) if reply.status in REDIRECTS else ""
             if not inside:
                 return reply
@@ -138,6 +138,6 @@ class Upstream:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        found = {key: _plain(item) for key, item in value.items() if key != "xetHash"}
-        return found | ({"xetEnabled": False} if "xetEnabled" in found else {})
+        fields = {key: _plain(item) for key, item in value.items() if key != "xetHash"}
+        return fields | ({"xetEnabled": False} if "xetEnabled" in fields else {})
     return [_plain(item) for item in value] if isinstance(value, list) else value
