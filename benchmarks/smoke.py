@@ -98,7 +98,7 @@ def yardsticks(folder: Path, adapters: list[Path]) -> tuple[dict[str, Callable[[
 
     from registry.worker.model import language as model
 
-    bare, other = model.Base.load(folder, "real"), model.Base.load(folder, "real")
+    bare, other = model.LoadedBase.load(folder, "real"), model.LoadedBase.load(folder, "real")
     worn = peft.PeftModel.from_pretrained(other.model, str(adapters[0]), adapter_name="one")
     worn.load_adapter(str(adapters[1]), adapter_name="other")
     worn.eval().requires_grad_(False)
@@ -117,7 +117,7 @@ def yardsticks(folder: Path, adapters: list[Path]) -> tuple[dict[str, Callable[[
             model.rows(bare.model, [row])
 
     def reload(adapter: Path) -> None:
-        again = model.Base.load(folder, "real")
+        again = model.LoadedBase.load(folder, "real")
         wrapped = peft.PeftModel.from_pretrained(again.model, str(adapter))
         model.logits(wrapped.eval(), again.probes)
 
@@ -132,8 +132,8 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
     import torch
     import transformers
 
-    from registry.worker.model.sources import Source
-    from registry.worker.model_process.client import Limits
+    from registry.worker.model.sources import BaseSource
+    from registry.worker.model_process.client import ProcessLimits
     from registry.worker.model_process.pool import Pool
 
     torch.set_num_threads(threads)
@@ -141,11 +141,11 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
     beside, tokens = yardsticks(folder, adapters)
     for name in ("forward", "bare"):
         beside[name](adapters[0])
-    limits = Limits(deadline_seconds=300, threads=threads)
+    limits = ProcessLimits(deadline_seconds=300, threads=threads)
     turns: list[dict[str, float]] = []
     parts: dict[str, list[float]] = {}
     with Pool() as pool:
-        source = Source("real", folder, "")
+        source = BaseSource("real", folder, "")
         for adapter in adapters[:2]:  # both slots are filled by loading; every later adapter is swapped
             pool.try_adapter(source, adapter, limits)
         for number, adapter in enumerate([*adapters[2:], *adapters[:2]]):

@@ -35,12 +35,12 @@ def login(url: str) -> None:
     with Registry(url, secret) as registry:
         who, kept_as = registry.whoami(), registry.url
     profile = session.read_profile()
-    path = session.write_profile(session.Profile(kept_as, {**profile.tokens, kept_as: secret}))
+    path = session.write_profile(session.LoginProfile(kept_as, {**profile.tokens, kept_as: secret}))
 
     def text() -> None:
         click.echo(f"You are {output.strong(who.actor)} at {kept_as}.")
         click.echo(output.faint(f"  {_rights(who.scopes, who.namespaces, who.adapters)}; remembered in {path}"))
-        if session.Target(kept_as, secret, "").readable:
+        if session.RegistryTarget(kept_as, secret, "").readable:
             output.note(session.IN_THE_CLEAR)
 
     output.answer(who, text)
@@ -63,7 +63,7 @@ def whoami() -> None:
     output.answer(who, lambda: _print_whoami(where, who))
 
 
-def _print_whoami(where: session.Target, who: Whoami) -> None:
+def _print_whoami(where: session.RegistryTarget, who: Whoami) -> None:
     click.echo(output.strong(who.actor) + ("" if where.embedded else f" at {where.url}"))
     expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
     rights = _rights(who.scopes, who.namespaces, who.adapters) + expires

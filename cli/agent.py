@@ -114,7 +114,7 @@ def agent(
         if port:
             say(f"metrics: {held.enter_context(metrics.served(counted, port))}")
         limits, leases = (
-            eviction.Limits(keep_days, math.inf if keep_bytes is None else keep_bytes),
+            eviction.EvictionLimits(keep_days, math.inf if keep_bytes is None else keep_bytes),
             eviction.leases_of(registry, followed.node),
         )
         sweeper = eviction.Sweeper(Shelf(folder), limits, leases, say)

@@ -18,7 +18,7 @@ from registry.client import folder as folders
 from registry.client import push
 from registry.client.registry import Registry
 from registry.compat import evaluate
-from registry.engines import Profile
+from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
 
@@ -55,7 +55,7 @@ def check(what: str, base: str, texts: tuple[str, ...]) -> None:
         click.get_current_context().exit(output.REFUSED)
 
 
-def _folder(registry: Registry, path: Path, base: str, profiles: list[Profile]) -> list[Verdict]:
+def _folder(registry: Registry, path: Path, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
     adapter = folders.read_folder(path)
     for reason in adapter.left_out:
         output.note(f"left out: {reason.location} {reason.message}")
@@ -64,7 +64,7 @@ def _folder(registry: Registry, path: Path, base: str, profiles: list[Profile]) 
     return evaluate.verdicts(adapter.found, view.spec, subject, profiles, relatives=view.relatives)
 
 
-def _version(registry: Registry, ref: Ref, base: str, profiles: list[Profile]) -> list[Verdict]:
+def _version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
     """On its own base from what the registry keeps; on another one from its configuration and header."""
     version = registry.version(ref)
     stored = [v for v in version.verdicts if v.check is Check.COMPAT and base in ("", v.base)]

@@ -11,16 +11,16 @@ import click
 
 from cli import jobs, output, session
 from registry.client import convert as conversion
-from registry.client.convert import Outcome
+from registry.client.convert import ConversionOutcome
 from registry.errors import Unavailable
 from registry.jobs import Job, State
-from registry.merging.conversions import Conversion, Target
+from registry.merging.conversions import Conversion, TargetFormat
 from registry.names import Ref
 
 
 @click.command()
 @click.argument("ref", type=output.REF)
-@click.option("--to", "target", required=True, type=click.Choice([str(t) for t in Target]), help="Target format.")
+@click.option("--to", "target", required=True, type=click.Choice([str(t) for t in TargetFormat]), help="Target format.")
 @click.option("--into", default="", metavar="NAME", help="Adapter to push into. Default: NAME-FORM.")
 @click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")
 @click.option("--message", "-m", default="", help="Message of the new version.")
@@ -35,7 +35,7 @@ def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: 
     adapter convert acme/support --to canonical --wait
     adapter convert art/style@3 --to diffusers --into art/style-diffusers
     """
-    request = Conversion(to=Target(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
+    request = Conversion(to=TargetFormat(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
     with session.registry() as registry:
         outcome = conversion.convert(registry, ref, request)
         job = jobs.wait_for(registry, outcome.job.id) if outcome.job is not None and wait else outcome.job
@@ -49,7 +49,7 @@ def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: 
         click.get_current_context().exit(output.EXIT_CODES[Unavailable])
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: ConversionOutcome) -> None:
     if outcome.pushed is None or outcome.report is None:
         return
     version = outcome.pushed.version

@@ -97,7 +97,7 @@ def _server(registry: Registry) -> Iterator[Look]:
         yield Look("store", "ok", f"{name}: {able}")
 
 
-def _rights(registry: Registry, where: session.Target) -> Iterator[Look]:
+def _rights(registry: Registry, where: session.RegistryTarget) -> Iterator[Look]:
     try:
         who = registry.whoami()
     except (RegistryError, OSError) as e:

@@ -41,7 +41,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 Join = Callable[[list[float]], float]
 
 
-class Place(NamedTuple):
+class HeatmapCell(NamedTuple):
     """Where a module stands. Sorts in the order of the model; `row` and `column` are what people read."""
 
     rank: int
@@ -51,21 +51,21 @@ class Place(NamedTuple):
     column: str
 
 
-def place(path: str) -> Place:
+def place(path: str) -> HeatmapCell:
     text = _TEXT.match(path)
     match = _LAYER.search(path) or _PLAIN_BLOCK.search(path)
     if text:
         group = f"text {text[1][-1]}" if text[1][-1].isdigit() else "text"
         number = int(match[1]) if match else 0
-        return Place(len(_ORDER), group, number, f"{group} {number}", _column(path))
+        return HeatmapCell(len(_ORDER), group, number, f"{group} {number}", _column(path))
     block = _BLOCK.search(path)
     if block:
         group, number = block[1].replace("_", " "), int(block[2] or 0)
         row = f"{group} {number}" if block[2] else group
-        return Place(_ORDER.index(group), group, number, row, _AFTER_NUMBERS.sub("", path))
+        return HeatmapCell(_ORDER.index(group), group, number, row, _AFTER_NUMBERS.sub("", path))
     if match:
-        return Place(0, "", int(match[1]), match[1], _column(path))
-    return Place(len(_ORDER) + 1, OTHER, 0, OTHER, _column(path))
+        return HeatmapCell(0, "", int(match[1]), match[1], _column(path))
+    return HeatmapCell(len(_ORDER) + 1, OTHER, 0, OTHER, _column(path))
 
 
 def _column(path: str) -> str:
@@ -94,7 +94,7 @@ class Grid:
 def grid(values: Mapping[str, float | None], join: Join = together) -> Grid:
     """A row for each block, a column for each kind of module; numbers that are not known are left out."""
     gathered: dict[tuple[str, str], list[float]] = defaultdict(list)
-    places: dict[str, Place] = {}
+    places: dict[str, HeatmapCell] = {}
     for path, value in values.items():
         if value is not None:
             at = place(path)

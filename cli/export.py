@@ -20,7 +20,7 @@ from registry.client import pull
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as objects
 from registry.serving.export import pbase as lookups
-from registry.serving.export.export import Exported, Item, Place
+from registry.serving.export.export import Exported, ExportTarget, Item
 from registry.serving.export.folder import FolderPlace
 
 _COLOURS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
@@ -96,11 +96,11 @@ def export(
     _exit(done, strict)
 
 
-def _place(dest: str) -> Place:
+def _place(dest: str) -> ExportTarget:
     if dest.startswith("s3://"):
-        target: Place = main.load("registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://")(
-            dest
-        )
+        target: ExportTarget = main.load(
+            "registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://"
+        )(dest)
         return target
     return FolderPlace(Path(dest))
 

@@ -15,7 +15,7 @@ from cli import output, session, versions
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.jobs import FINAL, Job, Kind, State, Step
+from registry.jobs import FINAL, Job, JobStep, Kind, State
 from registry.names import Ref
 
 ASK_EVERY_SECONDS = 0.5
@@ -158,7 +158,7 @@ def cancel(job_id: str) -> None:
     output.answer(cancelled, lambda: _print_job(cancelled))
 
 
-def _step(step: Step) -> str:
+def _step(step: JobStep) -> str:
     return f"{output.moment(step.at)}  {output.one_line(step.says)}"
 
 

@@ -34,7 +34,7 @@ EMBEDDED_URL = "http://registry.embedded"
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class LoginProfile:
     """What `adapter login` remembers: the registry in use, and a token for each URL."""
 
     url: str = ""
@@ -42,7 +42,7 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RegistryTarget:
     """The registry that commands go to. `source` says where the URL comes from, for people."""
 
     url: str
@@ -65,21 +65,21 @@ def profile_path() -> Path:
     return Path(home).expanduser() / "adapter-registry" / "profile.json"
 
 
-def read_profile() -> Profile:
+def read_profile() -> LoginProfile:
     """The profile, or an empty one. `Invalid` (SETTING_INVALID) for a file that is not a profile."""
     path = profile_path()
     try:
         profile = json.loads(path.read_bytes())
-        return Profile(str(profile["url"]), {str(url): str(token) for url, token in profile["tokens"].items()})
+        return LoginProfile(str(profile["url"]), {str(url): str(token) for url, token in profile["tokens"].items()})
     except FileNotFoundError:
-        return Profile()
+        return LoginProfile()
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise Invalid(
             "SETTING_INVALID", f"{path} is not a profile: {e}", next_step="delete it and run `adapter login URL`"
         ) from e
 
 
-def write_profile(profile: Profile) -> Path:
+def write_profile(profile: LoginProfile) -> Path:
     path = profile_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     text = json.dumps({"url": profile.url, "tokens": profile.tokens}, indent=2)
@@ -93,18 +93,18 @@ def replace_token(secret: str) -> str:
     if where.embedded or os.environ.get("ADAPTER_TOKEN"):
         return ""
     profile = read_profile()
-    return str(write_profile(Profile(profile.url, {**profile.tokens, where.url: secret})))
+    return str(write_profile(LoginProfile(profile.url, {**profile.tokens, where.url: secret})))
 
 
-def target() -> Target:
+def target() -> RegistryTarget:
     """The registry that the environment, the profile or nothing at all names."""
     from_environment = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")
-    profile = Profile() if from_environment and os.environ.get("ADAPTER_TOKEN") else read_profile()
+    profile = LoginProfile() if from_environment and os.environ.get("ADAPTER_TOKEN") else read_profile()
     url = from_environment or profile.url
     if not url:
-        return Target(EMBEDDED_URL, "", "no ADAPTER_REGISTRY and no login: the registry in your data folder")
+        return RegistryTarget(EMBEDDED_URL, "", "no ADAPTER_REGISTRY and no login: the registry in your data folder")
     token = os.environ.get("ADAPTER_TOKEN") or profile.tokens.get(url, "")
-    return Target(url, token, "ADAPTER_REGISTRY" if from_environment else str(profile_path()))
+    return RegistryTarget(url, token, "ADAPTER_REGISTRY" if from_environment else str(profile_path()))
 
 
 def registry() -> AbstractContextManager[Registry]:

@@ -21,14 +21,14 @@ import click
 from cli import main, output, session
 from registry import names
 from registry.worker.devices import select_device
-from registry.worker.loop import Tally, Worker
+from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
 """What a model process imports; checked before a job is claimed."""
-DEFAULTS = Limits()
+DEFAULTS = ProcessLimits()
 
 
 @click.command()
@@ -62,7 +62,7 @@ def worker(
     """
     _demand_packages()
     folders = dict(_base(text) for text in bases)
-    limits = Limits(deadline_seconds=deadline, threads=threads)
+    limits = ProcessLimits(deadline_seconds=deadline, threads=threads)
     say: Callable[[str], None] = _silent if output.as_json() else click.echo
     if address:
         tally = _on_a_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
@@ -81,9 +81,9 @@ def worker(
 
 
 def _on_a_cluster(
-    address: str, folders: dict[str, Path | None], limits: Limits, say: Callable[[str], None], *, once: bool,
+    address: str, folders: dict[str, Path | None], limits: ProcessLimits, say: Callable[[str], None], *, once: bool,
     device: str, actors: int, gpus: float | None,
-) -> Tally:  # fmt: skip
+) -> RunSummary:  # fmt: skip
     """The same work on a Ray cluster. What the cluster's nodes need of a machine, they look for there."""
     cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", what="adapter worker --ray")
     plan = main.load("registry.worker.cluster", "Plan", extra="cluster", what="adapter worker --ray")
@@ -99,7 +99,7 @@ def _on_a_cluster(
     )
     with cluster(address, what, say=say) as running:
         _stop_on_signals(running)
-        tally: Tally = running.run(once=once)
+        tally: RunSummary = running.run(once=once)
     return tally
 
 
@@ -135,6 +135,6 @@ def _silent(_line: str) -> None:
     """With --json nothing is told on the way."""
 
 
-def _in_words(tally: Tally) -> str:
+def _in_words(tally: RunSummary) -> str:
     failed = f", {output.plural(tally.failed, 'attempt')} failed" if tally.failed else ""
     return f"{output.plural(tally.done, 'job')} done{failed}; {output.plural(tally.base_loads, 'base load')}"

@@ -78,7 +78,7 @@ def backoff_seconds(attempt: int) -> int:
     return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS)) - 1]
 
 
-class Step(FrozenModel):
+class JobStep(FrozenModel):
     """What a worker said that it was doing, and when."""
 
     at: datetime
@@ -108,7 +108,7 @@ class Job(FrozenModel):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[JobStep, ...] = ()
 
 
 class Lease(FrozenModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 
 from registry.events import EventType
@@ -12,12 +13,21 @@ from tests import import_table
 
 
 def constants(*, outside: str) -> Iterator[tuple[str, str]]:
-    """(module, text) of every string constant in the code, except in one module and in the steps of migrations."""
+    """(module, text) of every string constant in the code, without one module and the migrations."""
     for module, source in import_table.sources().items():
         if module != outside and not module.startswith("migrations"):
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield module, node.value
+
+
+def test_class_names_are_unique_but_for_private_ones() -> None:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for module, source in import_table.sources().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(module)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
 
 
 def test_event_types_stand_in_their_catalogue_alone() -> None:

@@ -78,7 +78,7 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
+class NonPeftContents:
     """An adapter that PEFT did not write: what its one weights file says of itself."""
 
     file: FileFacts
@@ -101,7 +101,7 @@ class Foreign:
                 yield Pair(module.path, module.rank, module.scale, module.a, module.b, module.is_turned)
 
 
-Found = Contents | Foreign
+Found = Contents | NonPeftContents
 
 
 def read_any(files: Iterable[Descriptor], read: Read) -> Found:
@@ -159,7 +159,7 @@ def _is_peft(file: Descriptor, read: Read) -> bool:
     return "peft_type" in native.read_config(data, file=CONFIG)
 
 
-def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> Foreign:
+def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> NonPeftContents:
     def within(offset: int, length: int) -> bytes:
         return read(file.path, offset, length)
 
@@ -179,7 +179,7 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> Foreig
         if written is not None:
             fields = native.read_config(read(CONFIG, 0, written.size_bytes), file=CONFIG)
         facts = native.of_header(header, format, config=fields, gguf=packed)
-    return Foreign(facts.model_copy(update={"file": file.path}), header, _about(format, packed, file.path))
+    return NonPeftContents(facts.model_copy(update={"file": file.path}), header, _about(format, packed, file.path))
 
 
 def _about(format: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:

@@ -27,7 +27,7 @@ Read = Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HeaderLimits:
     """What a header may be at most. The defaults hold for adapters and for the shards of bases."""
 
     header_bytes: int = 16 * 2**20
@@ -39,7 +39,7 @@ class Limits:
     reasons: int = 100
 
 
-LIMITS = Limits()
+LIMITS = HeaderLimits()
 
 DTYPE_BYTES: dict[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
@@ -110,7 +110,7 @@ class Header:
         return self._by_name.get(name)
 
 
-def read_header(read: Read, size_bytes: int, *, file: str, limits: Limits = LIMITS) -> Header:
+def read_header(read: Read, size_bytes: int, *, file: str, limits: HeaderLimits = LIMITS) -> Header:
     """The header of a safetensors file of `size_bytes` bytes; `file` is its name in messages.
 
     `Invalid` (TENSORS_INVALID) with every broken rule, `TooLarge` (SIZE_INVALID) beyond a limit.
@@ -174,7 +174,7 @@ _INT = frozenset({int})
 class _Reader:
     """Checks one parsed header and keeps every broken rule it meets."""
 
-    def __init__(self, file: str, data_bytes: int, limits: Limits) -> None:
+    def __init__(self, file: str, data_bytes: int, limits: HeaderLimits) -> None:
         self._file = file
         self._data_bytes = data_bytes
         self._limits = limits

@@ -48,7 +48,7 @@ def sign(name: str, manifest: Manifest, key: PrivateKey) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Signer:
+class SignerIdentity:
     """Who signed, or why that cannot be said here: exactly one of the two is told."""
 
     identity: str
@@ -61,11 +61,11 @@ def covered(bundle: str, key: PublicKey, manifest: Manifest) -> str:
     return key.identity
 
 
-def certified(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> Signer:
+def certified(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> SignerIdentity:
     """Who signed the files of this version with a certificate: a chain of its own, or Sigstore's with a log's entry.
 
-    A chain is looked at as of `at`. `Invalid` (SIGNATURE_INVALID) where something contradicts the signature; a `Signer`
-    without identity where nothing does, but nobody who is trusted here vouches for it.
+    A chain is looked at as of `at`. `Invalid` (SIGNATURE_INVALID) where something contradicts the signature; a
+    `SignerIdentity` without identity where nothing does, but nobody who is trusted here vouches for it.
     """
     document = attestations.read(bundle.encode())
     material, envelope = document.get("verificationMaterial"), _envelope(document)
@@ -75,13 +75,13 @@ def certified(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> Si
     _covers(attestations.opened(envelope, certificates.key_of(chain[0])), manifest)
     try:
         if material.get("tlogEntries"):
-            return Signer(sigstore.signer(material, envelope, chain, trust))
+            return SignerIdentity(sigstore.signer(material, envelope, chain, trust))
         if not trust.roots:
             raise Untrusted(f"no root is configured that could vouch for {certificates.name_of(chain[0])}")
         root, _ = certificates.root_of(chain, trust.roots, at)
-        return Signer(f"pki:{certificates.fingerprint(root)[:32]}/{certificates.name_of(chain[0])}")
+        return SignerIdentity(f"pki:{certificates.fingerprint(root)[:32]}/{certificates.name_of(chain[0])}")
     except Untrusted as e:
-        return Signer("", f"not verified: {e}")
+        return SignerIdentity("", f"not verified: {e}")
 
 
 def _covers(statement: Statement, manifest: Manifest) -> None:

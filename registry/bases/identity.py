@@ -34,7 +34,7 @@ MARKS_LIMIT = 4096
 _HALVES = struct.Struct(f"<{SKETCH_SIZE}e")
 
 
-class Thresholds(FrozenModel):
+class MatchThresholds(FrozenModel):
     """Where each base match begins: cosines of sketches, from the measurements on tiny models and on SmolLM2-135M.
 
     A cast has a mean over `cast_mean` and no tensor below `cast_least`; a LoRA merged in had 0.9997 at its lowest.
@@ -49,7 +49,7 @@ class Thresholds(FrozenModel):
     """The share of tensors that must have a name and a shape in common before values are compared."""
 
 
-DEFAULTS = Thresholds()
+DEFAULTS = MatchThresholds()
 
 
 class TensorMark(FrozenModel):
@@ -130,7 +130,7 @@ def sketch(sums: Iterable[float]) -> str:
 
 
 # ------------------------------------------------------------------ compare
-def compare(left: Identity, right: Identity, thresholds: Thresholds = DEFAULTS) -> Similarity:
+def compare(left: Identity, right: Identity, thresholds: MatchThresholds = DEFAULTS) -> Similarity:
     """How two bases are related. Pure: the same identities give the same answer, in either order."""
     if left.exact == right.exact:
         return Similarity(match=BaseMatch.EXACT, compared=len(left.marks), equal=len(left.marks))
@@ -158,7 +158,7 @@ def _match(
     pairs: Mapping[str, tuple[TensorMark, TensorMark]],
     cosines: Mapping[str, float],
     resized: bool,
-    thresholds: Thresholds,
+    thresholds: MatchThresholds,
 ) -> BaseMatch:
     mean, least = sum(cosines.values()) / len(cosines), min(cosines.values())
     plain = [c for n, c in cosines.items() if not (pairs[n][0].packed or pairs[n][1].packed)]

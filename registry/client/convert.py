@@ -25,12 +25,12 @@ from registry.client.registry import Registry
 from registry.jobs import Job, Kind
 from registry.manifest import Edge, Relation
 from registry.merging import conversions, renaming
-from registry.merging.conversions import Conversion, Converted, Place
+from registry.merging.conversions import Conversion, Converted, RunsOn
 from registry.names import AdapterName, Ref
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ConversionOutcome:
     """A version that exists now, with what was done for it; or the job that will make it."""
 
     pushed: Pushed | None = None
@@ -38,23 +38,23 @@ class Outcome:
     job: Job | None = None
 
 
-def convert(registry: Registry, ref: Ref, conversion: Conversion) -> Outcome:
+def convert(registry: Registry, ref: Ref, conversion: Conversion) -> ConversionOutcome:
     """`Invalid` (CONVERSION_INVALID) says why it cannot be. Only names: done on return; values: the job is queued."""
     source = registry.resolve(ref)
     base = registry.base(source.manifest.base.name)
     contents = read(registry, source)
     location = conversions.place_of(contents, conversion, base.spec)
-    if location is not Place.HERE:
-        kind = Kind.CONVERT_ON_BASE if location is Place.BASE else Kind.CONVERT
+    if location is not RunsOn.HERE:
+        kind = Kind.CONVERT_ON_BASE if location is RunsOn.BASE else Kind.CONVERT
         exactly = str(Ref(AdapterName.parse(source.name), source.number))
-        return Outcome(
+        return ConversionOutcome(
             job=registry.submit(JobSubmit(kind=kind, ref=exactly, payload=conversion.model_dump(mode="json")))
         )
     with tempfile.TemporaryDirectory(prefix="adapter-convert-") as scratch:
         before, after = Path(scratch) / "before", Path(scratch) / "after"
         pull.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
         report = rename(before, after, conversion, base)
-        return Outcome(push(registry, after, source, conversion, report, scheme=contents.scheme), report)
+        return ConversionOutcome(push(registry, after, source, conversion, report, scheme=contents.scheme), report)
 
 
 def read(registry: Registry, source: Resolved) -> Found:

@@ -26,7 +26,7 @@ from registry.tlog.notes import Checkpoint, Verifier
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class TrustedCheckpoint:
     """What is remembered of one registry: its verifier keys, and the note of its longest checkpoint."""
 
     keys: tuple[str, ...]
@@ -79,7 +79,7 @@ class Heads:
         path = self._path(note.partition("\n")[0] if by_origin else registry.url)
         trusted = _read(path)
         if trusted is None:
-            trusted = Head(tuple(Checkpoints(registry).keys().keys), note)
+            trusted = TrustedCheckpoint(tuple(Checkpoints(registry).keys().keys), note)
         checkpoint = Checkpoint.of_note(note, *trusted.verifiers)
         before = Checkpoint.of_note(trusted.note, *trusted.verifiers)
         if checkpoint is None or before is None:
@@ -96,25 +96,29 @@ class Heads:
                 f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before",
             )
         if checkpoint.size >= before.size:
-            _write(path, Head(trusted.keys, note))
+            _write(path, TrustedCheckpoint(trusted.keys, note))
         return checkpoint
 
-    def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> Head | None:
+    def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> TrustedCheckpoint | None:
         """What is remembered of this registry."""
         return _read(self._path(note.partition("\n")[0] if by_origin else registry.url))
 
     def trust(self, registry: Versions, keys: tuple[str, ...], note: str, *, by_origin: bool = False) -> None:
         """Remember these keys and this checkpoint from now on: what a person decides after a change on purpose."""
-        _write(self._path(note.partition("\n")[0] if by_origin else registry.url), Head(keys, note), shorter_too=True)
+        _write(
+            self._path(note.partition("\n")[0] if by_origin else registry.url),
+            TrustedCheckpoint(keys, note),
+            shorter_too=True,
+        )
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
 
 
-def _read(path: Path) -> Head | None:
+def _read(path: Path) -> TrustedCheckpoint | None:
     try:
         document = json.loads(path.read_bytes())
-        return Head(tuple(str(key) for key in document["keys"]), str(document["note"]))
+        return TrustedCheckpoint(tuple(str(key) for key in document["keys"]), str(document["note"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as e:
@@ -123,7 +127,7 @@ def _read(path: Path) -> Head | None:
         ) from e
 
 
-def _write(path: Path, head: Head, *, shorter_too: bool = False) -> None:
+def _write(path: Path, head: TrustedCheckpoint, *, shorter_too: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = _read(path)
     if now is not None and now.keys == head.keys and not shorter_too:

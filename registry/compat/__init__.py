@@ -18,7 +18,7 @@ from registry.bases import BaseSpec
 from registry.bases.similarity import Similarity
 from registry.compat import base_match
 from registry.compat import method_shapes as compat_methods
-from registry.compat.modules import Site, check_completeness, check_full, check_updates
+from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_updates
 from registry.evaluation.verdicts import Finding
 
 CONFIG = "adapter_config.json"
@@ -37,7 +37,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     `relatives` are the other bases whose weights are known, and how they are related to this one.
     """
     notes = Notes()
-    site = Site(base, lora.config, notes)
+    site = ModuleLookup(base, lora.config, notes)
     base_match.check_claim(lora.config.base, base, relatives, notes)
     if lora.method in methods.LORA_LIKE:
         check_updates(lora, site)

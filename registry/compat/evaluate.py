@@ -15,7 +15,7 @@ from registry.bases import BaseSpec
 from registry.bases.similarity import Similarity
 from registry.compat import files as compat_files
 from registry.digest import Digest
-from registry.engines import Profile, version_facts
+from registry.engines import EngineProfile, version_facts
 from registry.engines import facts as engine_facts
 from registry.evaluation.verdicts import Check, Finding, Verdict
 
@@ -24,7 +24,7 @@ def verdicts(
     contents: Found,
     base: BaseSpec,
     subject: Digest,
-    profiles: Iterable[Profile] = (),
+    profiles: Iterable[EngineProfile] = (),
     *,
     relatives: Sequence[Similarity] = (),
 ) -> list[Verdict]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 
-from registry.adapters.peft import LoraSpec, Piece
+from registry.adapters.peft import LoraSpec, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.targets import endings
 from registry.bases.modules import ModuleShape
-from registry.compat.modules import Site
+from registry.compat.modules import ModuleLookup
 
 Shape = tuple[int, ...]
 
@@ -23,7 +23,7 @@ JUDGED = frozenset(
 """Methods whose shapes are judged here."""
 
 
-def check_pieces(lora: LoraSpec, site: Site) -> None:
+def check_pieces(lora: LoraSpec, site: ModuleLookup) -> None:
     """Every tensor of the method against the module that it changes."""
     if lora.method not in JUDGED:
         message = f"the sizes of {lora.method} tensors are not judged from headers; run the check 'smoke'"
@@ -46,7 +46,7 @@ def check_pieces(lora: LoraSpec, site: Site) -> None:
         _check_kronecker(path, factors, site)
 
 
-def _check_piece(piece: Piece, module: ModuleShape, config: AdapterConfig, site: Site) -> None:
+def _check_piece(piece: OtherTensor, module: ModuleShape, config: AdapterConfig, site: ModuleLookup) -> None:
     rank = site.ranks.pick(piece.path)
     expected = expected_shape(config.method, piece.name, piece.shape, module, config, piece.path, rank)
     if expected is not None and expected != piece.shape:
@@ -102,7 +102,7 @@ def _oft(shape: Shape, inputs: int) -> Shape | None:
     return shape if shape[0] == 1 else (inputs // block, shape[1])
 
 
-def _check_kronecker(path: str, factors: dict[str, Shape], site: Site) -> None:
+def _check_kronecker(path: str, factors: dict[str, Shape], site: ModuleLookup) -> None:
     """LoKr: W1 (x) W2, each whole or as a product of two; their sizes multiply to the module's."""
     module = site.find(path)
     sizes = [_whole(factors, "lokr_w1"), _whole(factors, "lokr_w2")]

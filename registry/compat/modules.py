@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from registry.adapters.peft import LoraSpec, ModuleUpdate, Piece
+from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.finding_collector import Notes
 from registry.adapters.peft.targets import Choice, Endings, Targets, endings, starts
@@ -31,7 +31,7 @@ _HEADS = ("lm_head", "embed_out")
 _TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
 
 
-class Site:
+class ModuleLookup:
     """One base, asked for one adapter's modules. `notes` takes the findings."""
 
     def __init__(self, base: BaseSpec, config: AdapterConfig, notes: Notes) -> None:
@@ -117,7 +117,7 @@ class Site:
         return f"{path[: layer.start()]}.{self._replicated[int(layer[1])]}.{path[layer.end() :]}"
 
 
-def check_updates(lora: LoraSpec, site: Site) -> None:
+def check_updates(lora: LoraSpec, site: ModuleLookup) -> None:
     """The sizes of every A and B against the module that they change."""
     for update in lora.modules:
         if update.kind == "parameter":
@@ -142,7 +142,7 @@ def check_updates(lora: LoraSpec, site: Site) -> None:
                 site.notes.warning("compat.experts_fused", update.path, message, group="experts")
 
 
-def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: Site) -> None:
+def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: ModuleLookup) -> None:
     sizes = (
         ("lora_A", update.a_shape, (update.rank, module.in_features)),
         ("lora_B", update.b_shape, (module.out_features, update.rank)),
@@ -164,7 +164,7 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: Site) -> None:
         site.notes.warning("compat.bias_not_mergeable", update.path, message, group="bias")
 
 
-def _check_parameter(update: ModuleUpdate, site: Site) -> None:
+def _check_parameter(update: ModuleUpdate, site: ModuleLookup) -> None:
     """A fused block of experts: the sizes must be those of the parameter, times the number of experts."""
     experts = site.find(update.path)
     sizes: set[tuple[int, int, int]] = set()
@@ -185,7 +185,7 @@ def _check_parameter(update: ModuleUpdate, site: Site) -> None:
         )
 
 
-def check_completeness(lora: LoraSpec, site: Site) -> None:
+def check_completeness(lora: LoraSpec, site: ModuleLookup) -> None:
     """The modules in the file and the modules that the configuration targets must be the same."""
     present = {m.path for m in lora.modules if m.kind != "parameter"} | {*lora.incomplete}
     present |= {p.path for p in lora.pieces if p.path}
@@ -214,7 +214,7 @@ def check_completeness(lora: LoraSpec, site: Site) -> None:
                         "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
 
 
-def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
+def _check_parameters_complete(lora: LoraSpec, site: ModuleLookup) -> None:
     """Each targeted block of experts needs one update for each parameter that `target_parameters` names in it."""
     counts: dict[str, int] = {}
     for update in lora.modules:
@@ -228,7 +228,7 @@ def _check_parameters_complete(lora: LoraSpec, site: Site) -> None:
             site.notes.error("compat.module_missing", path, message, wanted, counts.get(path, 0), group="experts")
 
 
-def check_full(lora: LoraSpec, site: Site) -> None:
+def check_full(lora: LoraSpec, site: ModuleLookup) -> None:
     """Whole tensors: saved modules, trained biases, and the copies beside targeted embeddings."""
     for piece in (*lora.full, *lora.repeats):
         _check_whole(piece, site)
@@ -243,7 +243,7 @@ def check_full(lora: LoraSpec, site: Site) -> None:
         site.notes.warning("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
 
 
-def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
+def _check_saved(names: tuple[str, ...], saved: set[str], site: ModuleLookup) -> None:
     """Each saved module must be there. A name that means none trained nothing: PEFT itself names every task's heads."""
     ends = Endings(names)
     held, expected_names = (
@@ -268,7 +268,7 @@ def _check_saved(names: tuple[str, ...], saved: set[str], site: Site) -> None:
             site.notes.warning("compat.saved_module_absent", location, message, name, "nothing", group="absent")
 
 
-def _check_whole(piece: Piece, site: Site) -> None:
+def _check_whole(piece: OtherTensor, site: ModuleLookup) -> None:
     location = f"{piece.path}.{piece.name}"
     module = site.find(piece.path)
     if module is None:

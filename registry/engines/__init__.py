@@ -22,7 +22,7 @@ from registry.engines import rulebook
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import (
     Condition,
-    Engine,
+    EngineRules,
     Rule,
     Setting,
     SettingRule,
@@ -46,7 +46,7 @@ _EFFECT_WORDS = {
 }
 
 
-class Profile(FrozenModel):
+class EngineProfile(FrozenModel):
     """One deployment. `settings` holds every setting of the engine, with its default where nothing was said."""
 
     engine: str
@@ -64,7 +64,7 @@ class Profile(FrozenModel):
         return ",".join([f"{self.engine}=={self.version}", *changed])
 
 
-def profile(text: str) -> Profile:
+def profile(text: str) -> EngineProfile:
     """Parse `engine==version[,setting=value]…`; names in a list are joined by `+`.
 
     The version may be left out for engines that have one examined state only (hosted services).
@@ -96,7 +96,7 @@ def profile(text: str) -> Profile:
             possible = ", ".join(rules.settings) or "none"
             raise Invalid("SETTING_INVALID", f"{rules.title} has no setting {name[:60]!r}; possible are: {possible}")
         settings[name] = _setting(name, value, rules.settings[name])
-    return Profile(engine=rules.name, version=version, settings=settings)
+    return EngineProfile(engine=rules.name, version=version, settings=settings)
 
 
 def _setting(name: str, value: str, rule: SettingRule) -> Setting:
@@ -117,7 +117,7 @@ def _setting(name: str, value: str, rule: SettingRule) -> Setting:
     raise Invalid("SETTING_INVALID", f"setting {name}={value[:60]!r} must be {kinds[rule.kind]}")
 
 
-def judge(facts: EngineFacts | Mapping[str, Any], profile: Profile) -> list[Finding]:
+def judge(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> list[Finding]:
     """What this deployment does with this adapter; nothing to say means that it serves it as trained.
 
     `facts`: an `EngineFacts`, or what `engine_facts.to_stored` kept with a version.
@@ -150,7 +150,13 @@ def judge(facts: EngineFacts | Mapping[str, Any], profile: Profile) -> list[Find
 
 
 def verdict(
-    stored: Mapping[str, Any], profile: Profile, *, subject: Digest, base: BaseSpec, compat: Outcome, registry: str
+    stored: Mapping[str, Any],
+    profile: EngineProfile,
+    *,
+    subject: Digest,
+    base: BaseSpec,
+    compat: Outcome,
+    registry: str,
 ) -> Verdict:
     """The verdict `engine` of one version, from its stored facts, its base and `compat`.
 
@@ -169,7 +175,7 @@ def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], sett
     return all(condition.holds(values, settings) for condition in conditions)
 
 
-def _about_version(rules: Engine, profile: Profile, version: Version) -> list[Finding]:
+def _about_version(rules: EngineRules, profile: EngineProfile, version: Version) -> list[Finding]:
     examined = sorted(version_of(v) for v in rules.examined)
     if version[:2] < examined[0][:2] or version[:2] > examined[-1][:2]:
         span = f"{rules.examined[0]} to {rules.examined[-1]}" if len(examined) > 1 else rules.examined[0]
@@ -181,12 +187,14 @@ def _about_version(rules: Engine, profile: Profile, version: Version) -> list[Fi
     return []
 
 
-def _finding(rules: Engine, what: str, severity: Any, message: str, expected: str = "", found: str = "") -> Finding:
+def _finding(
+    rules: EngineRules, what: str, severity: Any, message: str, expected: str = "", found: str = ""
+) -> Finding:
     code = f"engine.{re.sub(r'[^a-z0-9]+', '_', rules.name)}.{what}"
     return Finding.of(severity, code, rules.name, message, expected, found)
 
 
-def _told(rules: Engine, rule: Rule, values: Mapping[str, Any], profile: Profile) -> Finding:
+def _told(rules: EngineRules, rule: Rule, values: Mapping[str, Any], profile: EngineProfile) -> Finding:
     shown = {name: _shown(value) for name, value in {**values, **profile.settings}.items()}
     message = rule.message.format_map(shown)
     answer = f' It answers: "{rule.answer.format_map(shown)}"' if rule.answer else ""

@@ -144,7 +144,7 @@ class SettingRule(FrozenModel):
     flag: str = ""
 
 
-class Engine(FrozenModel):
+class EngineRules(FrozenModel):
     """One engine's file. `examined`: the versions that were looked at; between two of them the older's rules hold."""
 
     name: str
@@ -159,7 +159,7 @@ class Engine(FrozenModel):
     works: tuple[Works, ...] = ()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Engine:
+    def _consistent(self) -> EngineRules:
         ids = {p.id for p in properties()}
         for statement in (*self.rules, *self.works):
             if statement.property not in ids:
@@ -190,7 +190,7 @@ def properties() -> tuple[Property, ...]:
 
 
 @lru_cache(maxsize=1)
-def engines() -> dict[str, Engine]:
+def engines() -> dict[str, EngineRules]:
     """All engines by name, in the order of their titles."""
     folder = resources.files("registry.engines") / "rules"
     files = sorted(f.name for f in folder.iterdir() if f.name.endswith(".toml") and f.name != "properties.toml")
@@ -198,7 +198,7 @@ def engines() -> dict[str, Engine]:
     return {e.name: e for e in sorted(loaded, key=lambda e: (e.from_documentation, e.kind == "image", e.title.lower()))}
 
 
-def engine(name: str) -> Engine:
+def engine(name: str) -> EngineRules:
     """One engine. `Invalid` (SETTING_INVALID) names the ones there are."""
     rules = engines().get(name)
     if rules is None:
@@ -215,8 +215,8 @@ def digest(name: str) -> Digest:
     return Digest.of(b"\0".join([*files, str(FACTS_VERSION).encode()]))
 
 
-def _engine(data: dict[str, Any]) -> Engine:
-    return Engine.model_validate(
+def _engine(data: dict[str, Any]) -> EngineRules:
+    return EngineRules.model_validate(
         {**data["engine"], "settings": data.get("settings", {}), "rules": data.get("rule", []),
          "works": data.get("works", [])}
     )  # fmt: skip

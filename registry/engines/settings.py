@@ -17,7 +17,7 @@ from registry.bases import BaseSpec
 from registry.engine_settings import EngineSettings
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
-from registry.engines.rulebook import Engine, engine
+from registry.engines.rulebook import EngineRules, engine
 from registry.evaluation.verdicts import Finding
 
 SLOTS_LIMIT = 8
@@ -87,13 +87,13 @@ def _served(facts: EngineFacts | Mapping[str, Any], judged: Iterable[Finding]) -
     return None if refused else values
 
 
-def _allowed(rules: Engine, rank: int) -> int:
+def _allowed(rules: EngineRules, rank: int) -> int:
     """The smallest limit that the engine offers and that holds this rank; the rank itself where any is offered."""
     rule = rules.settings.get("max_lora_rank")
     return next((choice for choice in rule.choices if choice >= rank), rank) if rule and rank else rank
 
 
-def _flags(rules: Engine, limit: int, slots: int, adapters: int, modules: tuple[str, ...]) -> tuple[str, ...]:
+def _flags(rules: EngineRules, limit: int, slots: int, adapters: int, modules: tuple[str, ...]) -> tuple[str, ...]:
     values: dict[str, str] = {
         "max_lora_rank": str(limit),
         "max_loras": str(slots),

@@ -15,7 +15,7 @@ from typing import Any
 
 from registry.adapters import card, formats, trainer
 from registry.adapters.formats import summary
-from registry.adapters.read import Contents, Foreign, Found, Read
+from registry.adapters.read import Contents, Found, NonPeftContents, Read
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.manifest import Descriptor
@@ -70,7 +70,7 @@ def _of_peft(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _of_file(contents: Foreign) -> dict[str, Any]:
+def _of_file(contents: NonPeftContents) -> dict[str, Any]:
     """The same, and what only such a file has. Private metadata is named, never repeated."""
     file = contents.file
     scales = {round(m.scale, 6) for m in file.modules if m.scale is not None}

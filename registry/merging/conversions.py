@@ -11,7 +11,7 @@ Invariants
 - A conversion that would lose or guess something is refused with the reason (`Invalid` CONVERSION_INVALID).
 - The original is never touched: the result is a version of its own, with the relation `converted` and the request in
   its annotations.
-- Only names change: it runs anywhere (`Place.HERE`). Values change: a worker does it. Repair happens only on request.
+- Only names change: it runs anywhere (`RunsOn.HERE`). Values change: a worker does it. Repair happens only on request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from registry.adapters import formats
 from registry.adapters.peft import LoraSpec, initializations
-from registry.adapters.read import Contents, Foreign, Found
+from registry.adapters.read import Contents, Found, NonPeftContents
 from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.merging import renaming
@@ -43,7 +43,7 @@ _SEMANTICS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "a
 _DIFFUSERS = frozenset({"kohya", "xlabs", "bfl", "comfy", "bare", "diffusers-old"})
 
 
-class Target(StrEnum):
+class TargetFormat(StrEnum):
     """What an adapter can be converted to."""
 
     CANONICAL = "canonical"
@@ -53,7 +53,7 @@ class Target(StrEnum):
     GGUF = "gguf"
 
 
-class Place(StrEnum):
+class RunsOn(StrEnum):
     """Where a conversion can be done: anywhere, on a worker, on a worker that has the base's weights."""
 
     HERE = "here"
@@ -64,7 +64,7 @@ class Place(StrEnum):
 class Conversion(FrozenModel):
     """A request: the payload of a `convert` job. `into` is the adapter whose newest version the result becomes."""
 
-    to: Target
+    to: TargetFormat
     into: str
     repair: bool = False
     message: str = Field(default="", max_length=2000)
@@ -103,14 +103,14 @@ class Converted(FrozenModel):
     notes: tuple[str, ...] = ()
 
 
-def place_of(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+def place_of(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
     """Where this conversion is done. `Invalid` (CONVERSION_INVALID) if it cannot be, with the reason."""
     rule = {
-        Target.CANONICAL: _canonical, Target.PLAIN: _plain, Target.PEFT: _peft, Target.DIFFUSERS: _diffusers,
-        Target.GGUF: _gguf,
+        TargetFormat.CANONICAL: _canonical, TargetFormat.PLAIN: _plain, TargetFormat.PEFT: _peft,
+        TargetFormat.DIFFUSERS: _diffusers, TargetFormat.GGUF: _gguf,
     }[conversion.to]  # fmt: skip
-    if conversion.repair and conversion.to not in (Target.PEFT, Target.DIFFUSERS):
-        raise refused(f"--repair mends names and goes with --to {Target.PEFT} or --to {Target.DIFFUSERS}")
+    if conversion.repair and conversion.to not in (TargetFormat.PEFT, TargetFormat.DIFFUSERS):
+        raise refused(f"--repair mends names and goes with --to {TargetFormat.PEFT} or --to {TargetFormat.DIFFUSERS}")
     return rule(contents, conversion, base)
 
 
@@ -118,21 +118,23 @@ def refused(message: str, next_step: str = "") -> Invalid:
     return Invalid("CONVERSION_INVALID", message, next_step=next_step)
 
 
-def _lora_of(contents: Found, to: Target) -> LoraSpec:
+def _lora_of(contents: Found, to: TargetFormat) -> LoraSpec:
     if not isinstance(contents, Contents):
         raise refused(f"this is a file of the scheme {contents.file.scheme!r}, and {to} is made from PEFT adapters",
-                      f"convert it to {Target.PEFT} first")  # fmt: skip
+                      f"convert it to {TargetFormat.PEFT} first")  # fmt: skip
     errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
         mends = {f.code for f in errors} <= MENDED
-        step = f"convert it with --to {Target.PEFT} --repair first" if mends else "mend it first, or push it again"
+        step = (
+            f"convert it with --to {TargetFormat.PEFT} --repair first" if mends else "repair it first, or push it again"
+        )
         raise refused(f"the adapter is faulty: {errors[0].message}", step)
     if contents.lora.method != "LORA":
         raise refused(f"the method is {contents.lora.method}; only LoRA has the form {to}")
     return contents.lora
 
 
-def _demand_plain(spec: LoraSpec, to: Target) -> None:
+def _demand_plain(spec: LoraSpec, to: TargetFormat) -> None:
     config = spec.config
     if config.use_dora or any(m.magnitude_shape for m in spec.modules):
         raise refused(
@@ -140,22 +142,22 @@ def _demand_plain(spec: LoraSpec, to: Target) -> None:
         )
     if initializations.changes_base(config.initialisation):
         reversible = initializations.is_reversible(config.initialisation)
-        step = f"convert it to {Target.PLAIN} first" if reversible else "let PEFT convert it where it was trained"
+        step = f"convert it to {TargetFormat.PLAIN} first" if reversible else "convert it with PEFT after training"
         raise refused(f"{config.initialisation} changed the base before training", step)
     odd = [field for field in _SEMANTICS if config.other.get(field)]
     if odd:
         raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
 
 
-def _canonical(contents: Found, conversion: Conversion, _base: BaseSpec) -> Place:
+def _canonical(contents: Found, conversion: Conversion, _base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     _demand_plain(spec, conversion.to)
     if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
         raise refused("it is canonical already: every module has alpha = rank, and all have one rank")
-    return Place.WORKER
+    return RunsOn.WORKER
 
 
-def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     if not initializations.is_reversible(spec.config.initialisation):
         initialization = spec.config.initialisation or "an ordinary initialization"
@@ -168,21 +170,21 @@ def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
         raise refused("with DoRA, rsLoRA or patterns PEFT does not convert it")
     if base.quantisation:
         raise refused(f"the base is packed ({base.quantisation}): its first factors cannot be computed again")
-    return Place.BASE
+    return RunsOn.BASE
 
 
-def _peft(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+def _peft(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
     if isinstance(contents, Contents):
         if not conversion.repair:
             raise refused("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
         renaming.repairs(contents.header, base)
-        return Place.HERE
+        return RunsOn.HERE
     if conversion.repair:
         raise refused("--repair mends names that are nearly PEFT's; these are of another tool")
     return _foreign_text(contents, base)
 
 
-def _foreign_text(contents: Foreign, base: BaseSpec) -> Place:
+def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
     file = contents.file
     if file.scheme not in ("torchtune", "mlx"):
         raise refused(f"there is no way from {file.scheme!r} to PEFT here; torchtune and mlx can be converted")
@@ -197,16 +199,16 @@ def _foreign_text(contents: Foreign, base: BaseSpec) -> Place:
         raise refused(
             f"torchtune orders the rows of q and k its own way; that of {base.model_type!r} is not known ({layouts})"
         )
-    return Place.WORKER
+    return RunsOn.WORKER
 
 
-def _diffusers(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+def _diffusers(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
     if isinstance(contents, Contents) or contents.file.scheme in formats.TEXT_SCHEMES:
         raise refused("diffusers' names are for adapters of image models, and this is a language model's")
     file = contents.file
     if conversion.repair and file.scheme in ("diffusers", "bare", formats.UNKNOWN):
         renaming.image_repairs(contents.header, base)
-        return Place.HERE
+        return RunsOn.HERE
     if conversion.repair:
         raise refused(f"--repair mends names that are nearly diffusers'; these are of {file.scheme}")
     if file.scheme == "diffusers":
@@ -217,7 +219,7 @@ def _diffusers(contents: Found, conversion: Conversion, base: BaseSpec) -> Place
         )
     if file.has_dora:
         raise refused("diffusers' converters drop `dora_scale`, which would change the images")
-    return Place.HERE if renaming.can_rename(contents.header) else Place.WORKER
+    return RunsOn.HERE if renaming.can_rename(contents.header) else RunsOn.WORKER
 
 
 _BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
@@ -233,7 +235,7 @@ _BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
 """What an adapter may hold that a GGUF adapter cannot."""
 
 
-def _gguf(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
+def _gguf(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     _demand_plain(spec, conversion.to)
     extra = next((what for what, there in _BEYOND_PAIRS if there(spec)), "")
@@ -242,4 +244,4 @@ def _gguf(contents: Found, conversion: Conversion, base: BaseSpec) -> Place:
     if base.model_type not in GGUF_ARCHITECTURES:
         architectures = ", ".join(sorted(GGUF_ARCHITECTURES))
         raise refused(f"the rules of llama.cpp for {base.model_type!r} are not here; known are {architectures}")
-    return Place.WORKER
+    return RunsOn.WORKER

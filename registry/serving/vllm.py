@@ -46,7 +46,7 @@ from registry.evaluation.verdicts import Check
 from registry.names import Alias, Ref
 from registry.serving.agent.heartbeat import Reporter, this_node
 from registry.serving.agent.slots import Slots
-from registry.serving.store.eviction import KEEP_DAYS, Limits, Sweeper, leases_of
+from registry.serving.store.eviction import KEEP_DAYS, EvictionLimits, Sweeper, leases_of
 from registry.serving.store.resolver import Finder
 from registry.serving.store.store import Shelf
 
@@ -127,7 +127,7 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
     def sweeper(self) -> Sweeper:
         """What takes from the shelf what nobody uses any more."""
         settings = self._given()
-        limits = Limits(
+        limits = EvictionLimits(
             _number(settings, "ADAPTER_PLUGIN_KEEP_DAYS", KEEP_DAYS),
             _number(settings, "ADAPTER_PLUGIN_KEEP_BYTES", math.inf),
         )

@@ -20,7 +20,7 @@ from registry.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
 PROBLEMS_LIMIT = 100
 
 
-class Source(Protocol):
+class LogSource(Protocol):
     """Where the parts of a log come from: a server, or a folder."""
 
     def checkpoint(self) -> str: ...
@@ -49,7 +49,7 @@ class Replay:
             self.problems.append(message)
 
 
-def replay(source: Source, *verifiers: Verifier) -> Replay:
+def replay(source: LogSource, *verifiers: Verifier) -> Replay:
     """Replay the whole log as its checkpoint has it."""
     note = source.checkpoint()
     checkpoint = Checkpoint.of_note(note, *verifiers)
@@ -64,7 +64,7 @@ def replay(source: Source, *verifiers: Verifier) -> Replay:
     return result
 
 
-def _leaves(source: Source, result: Replay) -> Iterator[list[bytes]]:
+def _leaves(source: LogSource, result: Replay) -> Iterator[list[bytes]]:
     """The leaf hashes of the rows, tile by tile; differences of tiles and entries from them are noted."""
     rows = source.rows()
     for index in range(-(-result.size // TILE_WIDTH)):
@@ -87,7 +87,7 @@ def _leaves(source: Source, result: Replay) -> Iterator[list[bytes]]:
         yield hashes
 
 
-def _upper(source: Source, result: Replay, level: list[list[bytes]]) -> None:
+def _upper(source: LogSource, result: Replay, level: list[list[bytes]]) -> None:
     number = 0
     while len(full := [tile for tile in level if len(tile) == TILE_WIDTH]):
         number += 1
@@ -97,7 +97,7 @@ def _upper(source: Source, result: Replay, level: list[list[bytes]]) -> None:
             _compare(source, result, number, index, tile)
 
 
-def _compare(source: Source, result: Replay, level: int, index: int, hashes: list[bytes]) -> None:
+def _compare(source: LogSource, result: Replay, level: int, index: int, hashes: list[bytes]) -> None:
     width = tiles.width_at(level, index, result.size)
     expected = b"".join(hashes)
     copies = source.tiles(level, index, width)

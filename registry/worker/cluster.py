@@ -24,9 +24,9 @@ import ray
 
 from registry.client.registry import Registry
 from registry.worker.devices import CPU
-from registry.worker.loop import Tally, Worker
+from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 
 ASK_EVERY_SECONDS = 1.0
@@ -34,7 +34,7 @@ LOST = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ClusterPlan:
     """What is to run: bases by name (with a folder, or None for "where the registry says") and how many actors each."""
 
     url: str
@@ -44,18 +44,18 @@ class Plan:
     cpus: float = 1.0
     gpus: float = 0.0
     device: str = CPU
-    limits: Limits = field(default_factory=Limits)
+    limits: ProcessLimits = field(default_factory=ProcessLimits)
 
 
-class Site:
+class ClusterActor:
     """What an actor runs: one worker for one base. Ray restarts it elsewhere when its process or node dies."""
 
-    def __init__(self, plan: Plan, base: str) -> None:
+    def __init__(self, plan: ClusterPlan, base: str) -> None:
         self._plan, self._base = plan, base
         self._worker: Worker | None = None
         self._lines: list[str] = []
 
-    def run(self, *, once: bool) -> Tally:
+    def run(self, *, once: bool) -> RunSummary:
         """Work until `stop`, or with `once` until no job of the base is left."""
         plan = self._plan
         name = f"ray:{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"
@@ -86,13 +86,13 @@ class Site:
 class Cluster:
     """The actors of one plan. `say` gets one line for each thing that happens on any of them."""
 
-    def __init__(self, address: str, plan: Plan, *, say: Callable[[str], None]) -> None:
+    def __init__(self, address: str, plan: ClusterPlan, *, say: Callable[[str], None]) -> None:
         self._say = say
         self._stopping = threading.Event()
         self._mine = not ray.is_initialized()
         if self._mine:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="adapter-registry")
-        actor = ray.remote(Site).options(
+        actor = ray.remote(ClusterActor).options(
             num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=4,
             scheduling_strategy="SPREAD",
         )  # fmt: skip
@@ -111,10 +111,10 @@ class Cluster:
         """End after the running jobs. May be called from a signal handler."""
         self._stopping.set()
 
-    def run(self, *, once: bool = False) -> Tally:
+    def run(self, *, once: bool = False) -> RunSummary:
         """Until every actor has ended: with `once` when no job is left, else after `stop`. The sum of their tallies."""
         waiting = {actor.run.remote(once=once): actor for actor in self.actors}
-        tally, reported = Tally(), False
+        tally, reported = RunSummary(), False
         while waiting:
             if self._stopping.is_set() and not reported:
                 reported = True
@@ -136,7 +136,7 @@ class Cluster:
                 continue
 
 
-def _add(tally: Tally, other: Tally) -> None:
+def _add(tally: RunSummary, other: RunSummary) -> None:
     tally.done += other.done
     tally.failed += other.failed
     tally.base_loads += other.base_loads

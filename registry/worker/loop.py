@@ -23,8 +23,8 @@ from registry.errors import RegistryError, Unavailable
 from registry.worker import job as jobs
 from registry.worker.lease import Held, Lost
 from registry.worker.model.identify import Inspector, Stopped
-from registry.worker.model.sources import Source, Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model.sources import BaseSource, Sources
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from registry.worker.task import Failed, Task
 
@@ -37,7 +37,7 @@ NO_LONGER_OURS = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
 
 
 @dataclass(slots=True)
-class Tally:
+class RunSummary:
     """What one run of a worker did."""
 
     done: int = 0
@@ -49,14 +49,14 @@ class Worker:
     """A client that owns a base (and some day a GPU). `say` gets one line for each thing that happens."""
 
     def __init__(
-        self, registry: Registry, sources: Sources, *, say: Callable[[str], None], limits: Limits | None = None,
+        self, registry: Registry, sources: Sources, *, say: Callable[[str], None], limits: ProcessLimits | None = None,
         pool: Pool | None = None, name: str = "", grace_seconds: float = GRACE_SECONDS,
     ) -> None:  # fmt: skip
-        self.tally = Tally()
+        self.tally = RunSummary()
         self._registry = registry
         self._sources = sources
         self._say = say
-        self._limits = limits or Limits()
+        self._limits = limits or ProcessLimits()
         self._pool = pool or Pool()
         self._name = name or f"{platform.node()}:{os.getpid()}"
         self._grace = grace_seconds
@@ -80,7 +80,7 @@ class Worker:
         timer.daemon = True
         timer.start()
 
-    def run(self, *, once: bool = False) -> Tally:
+    def run(self, *, once: bool = False) -> RunSummary:
         """Work until `stop`, or with `once` until no job is left that this worker can do."""
         pause = IDLE_SECONDS[0]
         while not self._stopping.is_set():
@@ -118,7 +118,7 @@ class Worker:
         self._work(claimed, sources.get(claimed.job.base))
         return True
 
-    def _claim(self, sources: Mapping[str, Source]) -> Claimed | None:
+    def _claim(self, sources: Mapping[str, BaseSource]) -> Claimed | None:
         """A job for a base that is here, warm bases first; else one that needs none."""
         bound = [kind for kind in jobs.RUNNERS if kind not in jobs.BASELESS]
         free = [kind for kind in jobs.RUNNERS if kind in jobs.BASELESS]
@@ -131,7 +131,7 @@ class Worker:
             claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=free))
         return claimed
 
-    def _work(self, claimed: Claimed, source: Source | None) -> None:
+    def _work(self, claimed: Claimed, source: BaseSource | None) -> None:
         job = claimed.job
         label = job.subject
         try:

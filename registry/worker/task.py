@@ -20,8 +20,8 @@ from registry.evaluation.reports import Report
 from registry.jobs import Job
 from registry.names import AdapterName, Ref
 from registry.worker.lease import Held
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Limits
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 
 
@@ -41,8 +41,8 @@ class Task:
     claimed: Claimed
     lease: Held
     pool: Pool
-    limits: Limits
-    source: Source | None = None
+    limits: ProcessLimits
+    source: BaseSource | None = None
 
     @property
     def job(self) -> Job:
@@ -60,7 +60,7 @@ class Task:
             raise Failed("the job names no base", final=True)
         return self.claimed.base
 
-    def ready_source(self) -> Source:
+    def ready_source(self) -> BaseSource:
         """The job's base on this machine, still the one that is registered."""
         if self.source is None:
             raise Failed(f"the base {self.base.name} is not on this machine")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from registry.engines.rulebook import Engine, Property, Rule, Works, engines, properties, version_of
+from registry.engines.rulebook import EngineRules, Property, Rule, Works, engines, properties, version_of
 
 _INTRODUCTION = """\
 # Engine rules
@@ -70,9 +70,9 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
-def _columns(chosen: Iterable[Engine]) -> list[tuple[Engine, str, str]]:
+def _columns(chosen: Iterable[EngineRules]) -> list[tuple[EngineRules, str, str]]:
     """(engine, version to ask, heading); neighbouring versions about which the same is said are one column."""
-    columns: list[tuple[Engine, str, str]] = []
+    columns: list[tuple[EngineRules, str, str]] = []
     for engine in chosen:
         first = engine.examined[0]
         last = first
@@ -86,11 +86,11 @@ def _columns(chosen: Iterable[Engine]) -> list[tuple[Engine, str, str]]:
     return columns
 
 
-def _said(engine: Engine, version: str) -> list[Rule | Works]:
+def _said(engine: EngineRules, version: str) -> list[Rule | Works]:
     return [s for prop in properties() for s in engine.statements(prop.id, version_of(version))]
 
 
-def _table(title: str, columns: list[tuple[Engine, str, str]], kind: str, sources: _Sources) -> str:
+def _table(title: str, columns: list[tuple[EngineRules, str, str]], kind: str, sources: _Sources) -> str:
     rows = [prop for prop in properties() if prop.kind == kind]
     rows = [p for p in rows if any(list(e.statements(p.id, version_of(v))) for e, v, _ in columns)]
     lines = [
@@ -105,7 +105,7 @@ def _table(title: str, columns: list[tuple[Engine, str, str]], kind: str, source
     return "\n".join(lines) + "\n"
 
 
-def _cell(engine: Engine, version: str, prop: Property, sources: _Sources) -> str:
+def _cell(engine: EngineRules, version: str, prop: Property, sources: _Sources) -> str:
     words: list[str] = []
     for statement in engine.statements(prop.id, version_of(version)):
         word = _word(statement, prop)
@@ -123,7 +123,7 @@ def _word(statement: Rule | Works, prop: Property) -> str:
     ]
 
 
-def _details(engine: Engine, sources: _Sources) -> str:
+def _details(engine: EngineRules, sources: _Sources) -> str:
     lines = [f"## {engine.title}", "", f"Examined: {', '.join(engine.examined)}. {engine.note}".rstrip(), ""]
     if engine.settings:
         shown = (

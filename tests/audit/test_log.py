@@ -20,7 +20,7 @@ from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit import keys, sequencer
-from registry.server.audit.audit_log import AuditLog, Head
+from registry.server.audit.audit_log import AuditLog, LatestCheckpoint
 from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.settings import Settings
@@ -155,7 +155,7 @@ def test_a_truncated_log_that_is_signed_again_is_refused_by_its_clients(world: W
             "UPDATE event SET position = NULL",
         ):  # fmt: skip
             session.connection().execute(text(statement))
-    world.app.state.audit_log.latest = Head()
+    world.app.state.audit_log.latest = LatestCheckpoint()
     world.app.state.audit_log.step()
     assert logs.replayed(world).problems == [], "whoever sees it for the first time sees a log that is well"
     with pytest.raises(Corrupt) as caught:
@@ -205,7 +205,9 @@ def test_an_answer_with_a_wrong_checkpoint_is_rejected(world: World, tmp_path: P
     heads.watch(reader)
     assert reader.resolve("acme/support").number == 1
     log = world.app.state.audit_log
-    log.latest = Head(3, notes.sign_note(Checkpoint(log.keys.signer.name, 3, b"\7" * 32).text, log.keys.signer))
+    log.latest = LatestCheckpoint(
+        3, notes.sign_note(Checkpoint(log.keys.signer.name, 3, b"\7" * 32).text, log.keys.signer)
+    )
     for ask in (reader.resolve, reader.plan_pull):
         with pytest.raises(Corrupt) as caught:
             ask("acme/support")
@@ -228,7 +230,7 @@ def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
     with world.session(write=True) as session:
         for table in ("audit_checkpoint", "audit_tile", "event"):
             session.connection().execute(text(f"DELETE FROM {table}"))
-    world.app.state.audit_log.latest = Head()
+    world.app.state.audit_log.latest = LatestCheckpoint()
     logs.append(world, 2)
     for heads in (Heads(tmp_path), Heads(tmp_path)):
         heads.watch(reader)

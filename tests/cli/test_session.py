@@ -27,24 +27,26 @@ def test_a_command_on_the_embedded_registry_leaves_one_whole_file(desk: Desk, tm
 
 @pytest.mark.usefixtures("desk")
 def test_the_environment_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    session.write_profile(session.Profile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"}))
-    assert session.target() == session.Target("https://a.test", "token-a", str(session.profile_path()))
+    session.write_profile(
+        session.LoginProfile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"})
+    )
+    assert session.target() == session.RegistryTarget("https://a.test", "token-a", str(session.profile_path()))
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test/")
-    assert session.target() == session.Target("https://b.test", "token-b", "ADAPTER_REGISTRY")
+    assert session.target() == session.RegistryTarget("https://b.test", "token-b", "ADAPTER_REGISTRY")
     monkeypatch.setenv("ADAPTER_TOKEN", "token-c")
     assert session.target().token == "token-c"
 
 
 @pytest.mark.usefixtures("desk")
 def test_a_token_is_never_used_for_another_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    session.write_profile(session.Profile("https://a.test", {"https://a.test": "token-a"}))
+    session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "token-a"}))
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test")
     assert session.target().token == ""
 
 
 @pytest.mark.usefixtures("desk")
 def test_the_profile_is_readable_by_its_owner_alone() -> None:
-    path = session.write_profile(session.Profile("https://a.test", {"https://a.test": "t"}))
+    path = session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "t"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["profile.json"]
     assert session.read_profile().tokens == {"https://a.test": "t"}
@@ -88,7 +90,7 @@ def test_an_old_schema_is_refused_with_the_way_out(desk: Desk, tmp_path: Path) -
 def test_a_token_that_goes_over_a_network_in_the_clear_is_told_of(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, url: str, readable: bool
 ) -> None:
-    assert session.Target(url, "t", "").readable is readable
+    assert session.RegistryTarget(url, "t", "").readable is readable
     if readable:
         monkeypatch.setenv("ADAPTER_REGISTRY", "http://registry.invalid")
         assert "use https" in desk("doctor", expect=75).stdout

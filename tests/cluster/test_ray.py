@@ -17,7 +17,7 @@ import uvicorn
 
 from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from tests import processes
 from tests.worker import models
 from tests.worker.workshop import Workshop
@@ -76,7 +76,7 @@ def _patiently(start: Callable[[], Any], tries: int = 4) -> Any:
 def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
     world: World, served: str, nodes: Any, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from registry.worker.cluster import Cluster, Plan
+    from registry.worker.cluster import Cluster, ClusterPlan
 
     monkeypatch.setattr("registry.jobs.LEASE_SECONDS", 5)
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
@@ -89,7 +89,9 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
         folder = other if base == "other" else base_folder
         workshop.push(models.adapter(folder, tmp_path / str(i), seed=i), name, base=base)
     _, secret = world.issue("work", "pull", name="cluster")
-    plan = Plan(served, secret, {"tiny": None, "other": None}, limits=Limits(deadline_seconds=120, threads=1))
+    plan = ClusterPlan(
+        served, secret, {"tiny": None, "other": None}, limits=ProcessLimits(deadline_seconds=120, threads=1)
+    )
     lines: list[str] = []
     with Cluster(nodes.address, plan, say=lines.append) as cluster:
         working = threading.Thread(target=cluster.run, daemon=True)

@@ -229,7 +229,7 @@ def test_image_files_are_judged_by_scheme(scheme: str, dora: bool, diffusers: li
 
 # ----------------------------------------------------------------------- data files
 @pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
-def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.Engine) -> None:
+def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.EngineRules) -> None:
     known = dict.fromkeys([*EngineFacts.model_fields, *engine.settings], "x")
     for rule in engine.rules:
         for text in (rule.message, rule.fix, rule.answer):
@@ -239,7 +239,7 @@ def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.Engine) ->
 
 
 @pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
-def test_no_engine_says_works_and_always_refuses_of_one_property_at_one_version(engine: rulebook.Engine) -> None:
+def test_no_engine_says_works_and_always_refuses_of_one_property_at_one_version(engine: rulebook.EngineRules) -> None:
     for version in engine.examined:
         for prop in rulebook.properties():
             said = list(engine.statements(prop.id, rulebook.version_of(version)))

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.bases import identity
-from registry.bases.identity import Identity, Leaf, TensorMark, Thresholds, compare
+from registry.bases.identity import Identity, Leaf, MatchThresholds, TensorMark, compare
 from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
 from tests import effort
@@ -87,7 +87,7 @@ def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:
 def test_thresholds_can_be_set() -> None:
     tuned = forge(nudged(ONE, 0.05))
     assert compare(BASE, tuned).match is BaseMatch.DESCENDANT
-    assert compare(BASE, tuned, Thresholds(descendant_mean=0.9999)).match is BaseMatch.UNRELATED
+    assert compare(BASE, tuned, MatchThresholds(descendant_mean=0.9999)).match is BaseMatch.UNRELATED
 
 
 def test_large_bases_keep_the_marks_of_the_same_tensors() -> None:

@@ -49,7 +49,7 @@ def test_tensors_come_in_the_order_of_their_bytes() -> None:
 
 def test_limits_are_one_value_and_can_be_tightened() -> None:
     data = forge.safetensors({f"t{i}": ("F32", (1,), None) for i in range(3)})
-    limits = safetensors.Limits(tensors=2)
+    limits = safetensors.HeaderLimits(tensors=2)
     with pytest.raises(TooLarge, match="3 tensors; the limit is 2"):
         safetensors.read_header(lambda at, n: data[at : at + n], len(data), file=FILE, limits=limits)
 

@@ -25,7 +25,7 @@ from registry.jobs import Job, Kind, State
 from registry.merging.recipes import ANNOTATION, Method, Operation, Recipe
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
@@ -210,7 +210,7 @@ def _work(workshop: Workshop, pool: Pool, *, done: int = 1) -> None:
     for job in workshop.world.admin.jobs(state="queued", kind="smoke-test").items:
         workshop.world.admin.cancel(job.id)
     registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
-    limits = Limits(deadline_seconds=120, threads=1)
+    limits = ProcessLimits(deadline_seconds=120, threads=1)
     worker = Worker(registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1", limits=limits)
     assert worker.run(once=True).done >= done, workshop.lines
     for job in workshop.world.admin.jobs(state="queued", kind="smoke-test").items:

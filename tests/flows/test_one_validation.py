@@ -10,7 +10,7 @@ from registry.errors import Refused
 from registry.jobs import State
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import Workshop
@@ -67,6 +67,6 @@ def _work(workshop: Workshop, pool: Pool) -> int:
     registry = workshop.world.actor("work", "pull", name="gpu-1")
     worker = Worker(
         registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1",
-        limits=Limits(deadline_seconds=120, threads=1),
+        limits=ProcessLimits(deadline_seconds=120, threads=1),
     )  # fmt: skip
     return worker.run(once=True).done

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from registry.worker.devices import CUDA, select_device
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Limits
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(select_device("auto") != CUDA, reason="there is no CUDA device here"),
 ]
-LIMITS = Limits(deadline_seconds=300, threads=1)
+LIMITS = ProcessLimits(deadline_seconds=300, threads=1)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
@@ -30,7 +30,7 @@ def test_a_fleet_is_tried_on_one_base_load_in_the_format_of_the_record(
     base_folder: Path, tmp_path: Path, dtype: str
 ) -> None:
     fleet = [models.adapter(base_folder, tmp_path / str(i), seed=i, r=2 + 2 * i) for i in range(4)]
-    source = Source("tiny", base_folder, "", dtype=dtype)
+    source = BaseSource("tiny", base_folder, "", dtype=dtype)
     with Pool(device=CUDA) as pool:
         for folder in fleet:
             answer = pool.try_adapter(source, folder, LIMITS)
@@ -53,7 +53,7 @@ def test_memory_that_runs_out_fails_the_attempt_and_the_next_one_is_right(base_f
     torch = pytest.importorskip("torch")
     free, _ = torch.cuda.mem_get_info()
     good = models.adapter(base_folder, tmp_path / "good")
-    source = Source("tiny", base_folder, "", dtype="BF16")
+    source = BaseSource("tiny", base_folder, "", dtype="BF16")
     with Pool(device=CUDA) as pool:
         held = torch.empty(max(0, free - 700 * 2**20), dtype=torch.uint8, device="cuda")
         try:
@@ -70,14 +70,14 @@ def test_memory_that_runs_out_fails_the_attempt_and_the_next_one_is_right(base_f
 def test_an_image_adapter_is_painted_with(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=CUDA) as pool:
-        source = Source("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
+        source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
         seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
     assert seen["findings"] == []
     assert set(seen["pictures"]) == {"before", "after"}
 
 
 def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_folder: Path, tmp_path: Path) -> None:
-    source = Source("tiny", base_folder, "", dtype="BF16")
+    source = BaseSource("tiny", base_folder, "", dtype="BF16")
     good = models.adapter(base_folder, tmp_path / "good")
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
     with Pool(device=CUDA) as pool:
@@ -95,5 +95,5 @@ def test_a_base_that_is_packed_to_four_bits_is_loaded_as_it_is(tmp_path: Path) -
         pytest.skip("the fixtures hold no packed base")
     adapter = models.adapter(bases / "llama-a", tmp_path / "adapter")
     with Pool(device=CUDA) as pool:
-        answer = pool.try_adapter(Source("nf4", packed, ""), adapter, LIMITS)
+        answer = pool.try_adapter(BaseSource("nf4", packed, ""), adapter, LIMITS)
     assert answer["result"]["measurements"]["max_logit_delta"] > 0

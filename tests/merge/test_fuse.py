@@ -22,7 +22,7 @@ from registry.errors import Invalid, RegistryError, Unavailable
 from registry.merging.recipes import Operation, Recipe
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.fuse import fuse
-from registry.worker.merge.peft_methods import Foreign
+from registry.worker.merge.peft_methods import PeftMerger
 from registry.worker.merge.request import MergeRequest
 from tests.worker import models
 
@@ -39,7 +39,7 @@ FUSED = [
 @pytest.mark.parametrize("name", FUSED)
 def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str, tmp_path: Path) -> None:
     folder, base = _of_zoo(name)
-    report = fuse(Adapter.open(folder), base, tmp_path / "fused", foreign=Foreign)
+    report = fuse(Adapter.open(folder), base, tmp_path / "fused", foreign=PeftMerger)
     found, wanted, untouched = _loaded(tmp_path / "fused"), _merged(folder, base), _loaded(base)
 
     assert found.keys() == wanted.keys()

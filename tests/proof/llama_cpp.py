@@ -26,7 +26,7 @@ from registry.bases import BaseSpec
 from registry.client.folder import read_folder
 from registry.errors import RegistryError
 from registry.merging import conversions
-from registry.merging.conversions import Conversion, Target
+from registry.merging.conversions import Conversion, TargetFormat
 from registry.worker.conversions import to_gguf
 from registry.worker.conversions.request import ConversionRequest
 from tests import forge
@@ -78,7 +78,7 @@ def base_file(folder: Path) -> Path:
 
 def converted(folder: Path, source: Path, base: BaseSpec) -> Path | str:
     """The GGUF file of this adapter, or the sentence with which our converter refuses it."""
-    asked = Conversion(to=Target.GGUF, into="acme/converted")
+    asked = Conversion(to=TargetFormat.GGUF, into="acme/converted")
     try:
         conversions.place_of(read_folder(source).found, asked, base)
         to_gguf.convert(ConversionRequest(conversion=asked, source=str(source), out=str(folder), base=base))

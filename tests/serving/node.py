@@ -16,7 +16,7 @@ from registry.serving.agent.agent import Agent
 from registry.serving.agent.heartbeat import Reporter
 from registry.serving.agent.metrics import Metrics
 from registry.serving.agent.reconciler import Station
-from registry.serving.engines.openai import VLLM, Engine
+from registry.serving.engines.openai import VLLM, EngineDriver
 from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS, Files
 from tests.serving.stand_ins import VLLMServer, answers
@@ -57,10 +57,12 @@ class Node:
 
     profile = "vllm==0.33.0,max_lora_rank=16"
 
-    def __init__(self, world: World, line: Line, shelf: Shelf, clock: Clock, driver: Engine | None = None) -> None:
+    def __init__(
+        self, world: World, line: Line, shelf: Shelf, clock: Clock, driver: EngineDriver | None = None
+    ) -> None:
         self.world, self.line, self.shelf, self.clock = world, line, shelf, clock
         self.engine, self.said = VLLMServer(), list[str]()
-        self.driver: Engine = driver or VLLM(self.engine.url)
+        self.driver: EngineDriver = driver or VLLM(self.engine.url)
         self.registry = Registry(URL, world.issue("pull")[1], line)
         self.start()
 

@@ -13,7 +13,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome
 from registry.serving.export import export, pbase
-from registry.serving.export.export import Exported, Place
+from registry.serving.export.export import Exported, ExportTarget
 from registry.serving.export.folder import FolderPlace
 from registry.serving.export.s3 import BucketPlace
 from tests.world import World
@@ -22,7 +22,9 @@ BASE = "tiny-llama"
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def location(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Place]:
+def location(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], ExportTarget]:
     """Opens the same place anew, as each run of the command does."""
     if request.param == "folder":
         return lambda: FolderPlace(tmp_path / "models")
@@ -41,7 +43,7 @@ def shop(world: World) -> World:
     return world
 
 
-def run(world: World, location: Place, **how: object) -> Exported:
+def run(world: World, location: ExportTarget, **how: object) -> Exported:
     roster = world.admin.roster(BASE, "canary", engine=str(how.pop("engine", "")))
     return export.run(world.admin, roster, location, cache=None, **how)  # type: ignore[arg-type]
 
@@ -50,7 +52,7 @@ def states(done: Exported) -> dict[str, str]:
     return {item.served_name: item.state for item in done.items}
 
 
-def read(location: Place, key: str) -> bytes:
+def read(location: ExportTarget, key: str) -> bytes:
     if isinstance(location, FolderPlace):
         return (location.root / key).read_bytes()
     assert isinstance(location, BucketPlace)
@@ -59,7 +61,9 @@ def read(location: Place, key: str) -> bytes:
     return found
 
 
-def test_every_file_is_there_with_its_bytes_and_the_index_names_it(shop: World, location: Callable[[], Place]) -> None:
+def test_every_file_is_there_with_its_bytes_and_the_index_names_it(
+    shop: World, location: Callable[[], ExportTarget]
+) -> None:
     assert states(run(shop, location())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
     index = json.loads(read(location(), "roster.json"))
     assert [(a["served_name"], a["name"], a["number"]) for a in index["adapters"]] == [
@@ -77,7 +81,7 @@ def test_every_file_is_there_with_its_bytes_and_the_index_names_it(shop: World, 
 
 
 def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(
-    shop: World, location: Callable[[], Place]
+    shop: World, location: Callable[[], ExportTarget]
 ) -> None:
     run(shop, location())
     index = read(location(), "roster.json")
@@ -90,7 +94,7 @@ def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(
 
 
 def test_pruning_removes_what_is_off_the_roster_and_only_what_an_export_made(
-    shop: World, location: Callable[[], Place], tmp_path: Path
+    shop: World, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     run(shop, location())
     mine = tmp_path / "mine"
@@ -105,7 +109,7 @@ def test_pruning_removes_what_is_off_the_roster_and_only_what_an_export_made(
 
 
 def test_the_model_is_written_into_the_configuration_and_the_original_is_remembered(
-    shop: World, location: Callable[[], Place]
+    shop: World, location: Callable[[], ExportTarget]
 ) -> None:
     run(shop, location(), model="/models/tiny")
     config = json.loads(read(location(), "acme-support-v1/adapter_config.json"))
@@ -118,7 +122,9 @@ def test_the_model_is_written_into_the_configuration_and_the_original_is_remembe
     assert set(states(run(shop, location(), model="/models/tiny")).values()) == {"unchanged"}
 
 
-def test_another_model_or_another_base_never_rewrites_what_is_there(shop: World, location: Callable[[], Place]) -> None:
+def test_another_model_or_another_base_never_rewrites_what_is_there(
+    shop: World, location: Callable[[], ExportTarget]
+) -> None:
     run(shop, location())
     before = read(location(), "acme-support-v1/adapter_config.json")
     refused = run(shop, location(), model="other", prune=True)
@@ -173,7 +179,7 @@ def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World,
 
 
 def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
-    shop: World, location: Callable[[], Place], tmp_path: Path
+    shop: World, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     folder = tmp_path / "lorax"
     if isinstance(location(), FolderPlace):

@@ -23,7 +23,7 @@ from registry.errors import Invalid, Unavailable
 from registry.names import AdapterName
 from registry.serving import vllm
 from registry.serving.store import eviction
-from registry.serving.store.eviction import Limits, Swept
+from registry.serving.store.eviction import EvictionLimits, Swept
 from registry.serving.store.store import Shelf
 from tests.forge import WEIGHTS
 from tests.serving.node import Line, Node
@@ -32,7 +32,7 @@ from tests.world import URL, World
 
 NAME = AdapterName("acme", "support")
 LONG = 100 * eviction.DAY_SECONDS
-USUAL = Limits()
+USUAL = EvictionLimits()
 READER = """
 import sys
 from pathlib import Path
@@ -43,7 +43,9 @@ sys.stdin.read()
 """
 
 
-def swept(shelf: Shelf, limits: Limits = USUAL, *, leases: Collection[Digest] = (), later: float = LONG) -> Swept:
+def swept(
+    shelf: Shelf, limits: EvictionLimits = USUAL, *, leases: Collection[Digest] = (), later: float = LONG
+) -> Swept:
     """A sweep by another process than any that has used the shelf, as if it were so many seconds later."""
     return eviction.run(Shelf(shelf.root), limits, lambda: leases, clock=lambda: time.time() + later)
 
@@ -77,7 +79,7 @@ def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_
         folder.mkdir()
         (folder / f"{digest.hex}.json").write_text(text)
     assert swept(shelf, later=13 * eviction.DAY_SECONDS).removed == []
-    assert swept(shelf, Limits(keep_days=math.inf)).removed == []
+    assert swept(shelf, EvictionLimits(keep_days=math.inf)).removed == []
     done = swept(shelf, later=30 * eviction.DAY_SECONDS)  # the sweeps before have not used it
     assert (done.removed, done.kept_bytes, done.removed_bytes > 1000) == ([digest], 0, True)
     files = [path for path in shelf.root.rglob("*") if path.is_file()]
@@ -144,7 +146,7 @@ def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
     assert on(shelf) == {leased.hex}
     said = list[str]()
     line.cut = True
-    eviction.Sweeper(shelf, Limits(keep_days=0), asked, said.append).once()
+    eviction.Sweeper(shelf, EvictionLimits(keep_days=0), asked, said.append).once()
     assert "was not swept" in said[0]
     assert on(shelf) == {leased.hex}
 
@@ -154,7 +156,7 @@ def test_above_its_size_the_shelf_gives_up_the_longest_unused_first_and_nothing_
 ) -> None:
     first, second, third = brought(world, registry, shelf, 3)
     size = sum(path.stat().st_size for path in shelf.versions.rglob("*") if path.is_file())
-    two_thirds = Limits(size_bytes=size * 2 // 3 + 1000)
+    two_thirds = EvictionLimits(size_bytes=size * 2 // 3 + 1000)
     assert swept(shelf, two_thirds, later=3000).removed == []
     assert swept(shelf, two_thirds, later=4000).removed == [first]
     assert on(shelf) == {second.hex, third.hex}
@@ -199,7 +201,7 @@ def test_strangers_are_left_alone_and_what_died_is_cleaned_up(world: World, regi
     for left in (shelf.incoming / "pull-that-died", shelf.leaving / f"{digest.hex}.11"):
         left.mkdir(parents=True)
         (left / "x").touch()
-    assert swept(shelf, Limits(keep_days=math.inf), later=0).removed == []
+    assert swept(shelf, EvictionLimits(keep_days=math.inf), later=0).removed == []
     assert (list(shelf.leaving.iterdir()), len(list(shelf.incoming.iterdir()))) == ([], 1)  # a pull may still run
     assert swept(shelf).removed == [digest]
     assert on(shelf) == {"my-own", "ab" * 32}
@@ -215,7 +217,7 @@ def test_whoever_is_given_a_folder_can_read_it_while_sweeps_take_whatever_is_fre
 
     def sweeps() -> None:
         while not stop.is_set():
-            taken.extend(swept(shelf, Limits(keep_days=0), later=0).removed)
+            taken.extend(swept(shelf, EvictionLimits(keep_days=0), later=0).removed)
 
     def reads(digest: Digest, at: int) -> None:
         while found[at] < 30:

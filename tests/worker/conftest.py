@@ -10,7 +10,7 @@ import pytest
 
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import Workshop
@@ -33,7 +33,7 @@ def worker(workshop: Workshop, pool: Pool) -> Callable[..., Worker]:
 
     def make(sources: Sources | None = None, **how: Any) -> Worker:
         registry = workshop.world.actor("work", "pull", name="gpu-1")
-        how = {"limits": Limits(deadline_seconds=120, threads=1), "pool": pool, **how}
+        how = {"limits": ProcessLimits(deadline_seconds=120, threads=1), "pool": pool, **how}
         return Worker(registry, sources or Sources(), say=workshop.lines.append, **how)
 
     return make

@@ -9,7 +9,7 @@ import torch
 
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import language, probes
-from registry.worker.model.language import Base
+from registry.worker.model.language import LoadedBase
 from registry.worker.model_process import child
 from registry.worker.smoke import acting
 from registry.worker.smoke.acting import ROWS, Baseline
@@ -18,8 +18,8 @@ from registry.worker.smoke.result import SmokeResult
 
 
 @pytest.fixture(scope="module")
-def base(base_folder: Path) -> Base:
-    return Base.load(base_folder, "tiny")
+def base(base_folder: Path) -> LoadedBase:
+    return LoadedBase.load(base_folder, "tiny")
 
 
 def test_the_texts_of_a_group_are_cut_to_one_length() -> None:
@@ -28,7 +28,7 @@ def test_the_texts_of_a_group_are_cut_to_one_length() -> None:
     assert bytes(asked[1]).decode() in probes.SHORT[1]
 
 
-def test_rows_of_one_length_are_one_pass_and_answered_in_their_places(base: Base) -> None:
+def test_rows_of_one_length_are_one_pass_and_answered_in_their_places(base: LoadedBase) -> None:
     asked = [(1, 2, 3), (4, 5), (6, 7, 8), (9, 10)]
     passes: list[torch.Size] = []
     counting = base.model.register_forward_pre_hook(
@@ -77,7 +77,7 @@ def test_a_number_of_the_base_that_no_answer_depends_on_is_missed_after_the_next
     base_folder: Path, good: Path
 ) -> None:
     """A row of the embeddings that no probe uses: every logit stays, and the model object is given up all the same."""
-    own = Base.load(base_folder, "tiny")
+    own = LoadedBase.load(base_folder, "tiny")
     resident = Resident(own)
     settings = child._config_of(good)
     spec = child._spec_of(good, settings)

@@ -13,8 +13,8 @@ from registry.api.jobs import CampaignRequest
 from registry.client.evaluation import Judging
 from registry.jobs import State
 from registry.worker.loop import Worker
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Limits
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import BASE, Workshop
@@ -48,7 +48,7 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
     silent = f"acme/shop-{SILENT}@1"
     with Pool() as pool:
         view = workshop.world.admin.base(BASE)
-        source = Source(BASE, base_folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)
+        source = BaseSource(BASE, base_folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)
         far, near = (_kl(pool, source, pushed[f"acme/shop-{number}@1"]) for number in (0, 1))
         assert far > 9 * near
         judging.set_thresholds(BASE, {"drift_warn_kl_nats": (far * near) ** 0.5})
@@ -66,7 +66,7 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
     assert judging.begin(CampaignRequest(base=BASE, outdated=True)).total == 0
 
 
-def _kl(pool: Pool, source: Source, folder: Path) -> float:
+def _kl(pool: Pool, source: BaseSource, folder: Path) -> float:
     """How far an adapter moves the base, from the same process that the campaign will use."""
-    answer = pool.try_adapter(source, folder, Limits(deadline_seconds=120, threads=1))
+    answer = pool.try_adapter(source, folder, ProcessLimits(deadline_seconds=120, threads=1))
     return float(answer["result"]["measurements"]["kl_nats"])

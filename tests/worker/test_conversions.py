@@ -29,7 +29,7 @@ from registry.worker.conversions import canonical, native, plain, to_gguf
 from registry.worker.conversions.request import ConversionRequest
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
@@ -202,7 +202,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
 def converter(workshop: Workshop, pool: Pool) -> Worker:
     """A worker whose token may push, with nothing else to do."""
     registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
-    return Worker(registry, Sources(), say=workshop.lines.append, limits=Limits(threads=1), pool=pool)
+    return Worker(registry, Sources(), say=workshop.lines.append, limits=ProcessLimits(threads=1), pool=pool)
 
 
 def pushed(workshop: Workshop, folder: Path) -> VersionView:

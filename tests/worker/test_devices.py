@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 
 from registry.worker.devices import CPU, CUDA
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Limits, ModelProcess
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import ModelProcess, ProcessLimits
 from registry.worker.model_process.pool import Pool
 from registry.worker.sandbox import confine
 from tests import fixtures
 from tests.worker import models
 
 DEVICE = "cpu:0"
-LIMITS = Limits(deadline_seconds=120, threads=1)
+LIMITS = ProcessLimits(deadline_seconds=120, threads=1)
 
 
 def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path, tmp_path: Path) -> None:
     fleet = [models.adapter(base_folder, tmp_path / str(i), seed=i, r=2 + 2 * i) for i in range(3)]
     dora = models.adapter(base_folder, tmp_path / "dora", use_dora=True)
-    source = Source("tiny", base_folder, "", dtype="BF16")
+    source = BaseSource("tiny", base_folder, "", dtype="BF16")
     with Pool(device=DEVICE) as pool:
         assert "load_seconds" not in pool.process(source).ready, "the process itself loaded the base"
         found = [pool.try_adapter(source, folder, LIMITS)["result"] for folder in [*fleet, dora]]
@@ -41,7 +41,7 @@ def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path,
 def test_an_image_adapter_is_painted_with_in_16_bits(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=DEVICE) as pool:
-        source = Source("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
+        source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
         seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
     assert seen["findings"] == []
     assert set(seen["pictures"]) == {"before", "after"}
@@ -52,7 +52,7 @@ def test_a_model_process_for_a_gpu_sees_none_and_its_children_see_those_of_the_w
 ) -> None:
     def environment_of(device: str) -> dict[str, str]:
         process = ModelProcess(
-            Source("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"}
+            BaseSource("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"}
         )
         try:
             while not (told := Path(f"/proc/{process.pid}/environ").read_bytes()):

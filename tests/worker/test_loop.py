@@ -21,7 +21,7 @@ from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Limits
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests.worker import models
 from tests.worker.workshop import Workshop
@@ -91,7 +91,7 @@ def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
     job_id = workshop.push(good).job_id
     loads, whole = pool.base_loads + ("tiny" not in pool.warm), pool.try_adapter
     monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits, **how: whole(source, tmp_path, limits, **how))
-    tally = worker(limits=Limits(deadline_seconds=0.1, threads=1)).run(once=True)
+    tally = worker(limits=ProcessLimits(deadline_seconds=0.1, threads=1)).run(once=True)
     job = workshop.world.admin.job(job_id)
     assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.FAILED, 3, loads)
     assert "deadline of 0.1 seconds" in job.error
@@ -104,7 +104,7 @@ def test_an_adapter_for_which_the_memory_never_suffices_parks_its_job_and_the_ne
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
     large = models.adapter(base_folder, tmp_path / "large", r=512, target_modules="all-linear")
     job_id = workshop.push(large, "acme/large").job_id
-    tally = worker(limits=Limits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
+    tally = worker(limits=ProcessLimits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
     job = workshop.world.admin.job(job_id)
     assert (tally.failed, job.state, job.attempt, workshop.smoke("acme/large")) == (3, State.FAILED, 3, None)
     assert "memory" in job.error.lower()

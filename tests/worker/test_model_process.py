@@ -11,27 +11,27 @@ from typing import Any
 
 import pytest
 
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Gone, Limits, ModelProcess
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import Gone, ModelProcess, ProcessLimits
 from registry.worker.model_process.pool import Pool
 from registry.worker.sandbox.environment import clean_environment
 from tests.worker import models
 
-LIMITS = Limits(deadline_seconds=120, threads=1)
-ISOLATED = Limits(deadline_seconds=120, threads=1, isolate=True)
+LIMITS = ProcessLimits(deadline_seconds=120, threads=1)
+ISOLATED = ProcessLimits(deadline_seconds=120, threads=1, isolate=True)
 """A process of its own for every adapter: slow enough to be stopped on its way."""
 
 
 @pytest.fixture(scope="module")
-def source(base_folder: Path) -> Source:
-    return Source("tiny", base_folder, "sha256:" + "0" * 64)
+def source(base_folder: Path) -> BaseSource:
+    return BaseSource("tiny", base_folder, "sha256:" + "0" * 64)
 
 
 def codes(answer: dict[str, Any]) -> dict[str, str]:
     return {finding["code"]: finding["severity"] for finding in answer["result"]["findings"]}
 
 
-def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: Source, good: Path) -> None:
+def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: BaseSource, good: Path) -> None:
     answer = pool.try_adapter(source, good, LIMITS)
     assert codes(answer) == {}
     seen = answer["result"]["measurements"]
@@ -42,7 +42,7 @@ def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: S
     assert (seen["base_tensors_changed"], seen["base_logits_equal_after"]) == (0, True)
 
 
-def test_a_model_process_has_one_thread_so_that_it_may_fork(pool: Pool, source: Source) -> None:
+def test_a_model_process_has_one_thread_so_that_it_may_fork(pool: Pool, source: BaseSource) -> None:
     assert pool.process(source).ready["threads"] == 1
 
 
@@ -58,7 +58,7 @@ def test_a_model_process_has_one_thread_so_that_it_may_fork(pool: Pool, source: 
     ],
 )
 def test_a_broken_adapter_is_named_and_the_next_one_is_right(
-    pool: Pool, source: Source, good: Path, base_folder: Path, tmp_path: Path, change: models.Change, expected: Any
+    pool: Pool, source: BaseSource, good: Path, base_folder: Path, tmp_path: Path, change: models.Change, expected: Any
 ) -> None:
     loads, before = pool.base_loads, pool.try_adapter(source, good, LIMITS)["result"]["measurements"]["max_logit_delta"]
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "broken", change=change), LIMITS)
@@ -67,7 +67,7 @@ def test_a_broken_adapter_is_named_and_the_next_one_is_right(
     assert pool.base_loads == loads
 
 
-def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, base_folder: Path, tmp_path: Path) -> None:
+def test_a_nan_is_named_by_its_tensor(pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path) -> None:
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), LIMITS)
     assert "layers.0.self_attn.q_proj.lora_B" in answer["result"]["findings"][0]["location"]
 
@@ -86,20 +86,20 @@ def test_a_nan_is_named_by_its_tensor(pool: Pool, source: Source, base_folder: P
     ],
 )
 def test_honest_options_of_lora_act(
-    pool: Pool, source: Source, base_folder: Path, tmp_path: Path, settings: dict[str, Any], expected: Any
+    pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path, settings: dict[str, Any], expected: Any
 ) -> None:
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "honest", **settings), LIMITS)
     assert codes(answer) == expected, answer
 
 
 def test_an_adapter_that_announces_a_change_of_the_base_is_warned_about(
-    pool: Pool, source: Source, base_folder: Path, tmp_path: Path
+    pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path
 ) -> None:
     answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
     assert codes(answer)["smoke.base_changed"] == "warning"
 
 
-def test_what_peft_cannot_load_is_a_finding_with_its_reason(pool: Pool, source: Source, tmp_path: Path) -> None:
+def test_what_peft_cannot_load_is_a_finding_with_its_reason(pool: Pool, source: BaseSource, tmp_path: Path) -> None:
     other = models.base(tmp_path / "wide", hidden=128)
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
     assert codes(answer) == {"smoke.load_failed": "error"}
@@ -107,39 +107,39 @@ def test_what_peft_cannot_load_is_a_finding_with_its_reason(pool: Pool, source: 
 
 
 def test_a_hanging_child_is_killed_at_its_deadline_and_the_model_process_goes_on(
-    pool: Pool, source: Source, good: Path
+    pool: Pool, source: BaseSource, good: Path
 ) -> None:
     process = pool.process(source)
     with _When(process, signal.SIGSTOP) as stopped:
-        answer = pool.try_adapter(source, good, Limits(deadline_seconds=1.5, threads=1, isolate=True))
+        answer = pool.try_adapter(source, good, ProcessLimits(deadline_seconds=1.5, threads=1, isolate=True))
     assert answer["failed"] == "the child was killed: it reached its deadline of 1.5 seconds"
     assert not _exists(stopped.child)
     assert codes(pool.try_adapter(source, good, LIMITS)) == {}
     assert pool.process(source) is process
 
 
-def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: Source, good: Path) -> None:
+def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: BaseSource, good: Path) -> None:
     with _When(pool.process(source), signal.SIGSEGV):
         answer = pool.try_adapter(source, good, ISOLATED)
     assert answer["failed"] == "the child died of SIGSEGV without an answer"
 
 
 def test_a_child_that_asks_for_too_much_memory_is_a_failed_attempt(
-    pool: Pool, source: Source, base_folder: Path, tmp_path: Path
+    pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path
 ) -> None:
     large = models.adapter(base_folder, tmp_path / "large", r=2048, target_modules="all-linear")
-    answer = pool.try_adapter(source, large, Limits(deadline_seconds=60, threads=1, memory_bytes=2**20))
+    answer = pool.try_adapter(source, large, ProcessLimits(deadline_seconds=60, threads=1, memory_bytes=2**20))
     assert "failed" in answer
     assert codes(pool.try_adapter(source, large, LIMITS)) == {}
 
 
-def test_a_job_that_was_given_up_stops_its_child(pool: Pool, source: Source, good: Path) -> None:
+def test_a_job_that_was_given_up_stops_its_child(pool: Pool, source: BaseSource, good: Path) -> None:
     with _When(pool.process(source), signal.SIGSTOP, then=pool.stop_child):
         answer = pool.try_adapter(source, good, ISOLATED)
     assert answer["failed"] == "the child was killed: the worker stopped the job"
 
 
-def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(source: Source, good: Path) -> None:
+def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(source: BaseSource, good: Path) -> None:
     with Pool() as pool:
         process = pool.process(source)
         kill = lambda: os.kill(process.pid, signal.SIGKILL)  # noqa: E731
@@ -153,10 +153,10 @@ def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(sou
 def test_a_base_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(Gone, match="cannot load the base empty"):
-        ModelProcess(Source("empty", tmp_path, "")).load()
+        ModelProcess(BaseSource("empty", tmp_path, "")).load()
 
 
-def test_a_base_that_is_being_loaded_can_be_given_up(source: Source) -> None:
+def test_a_base_that_is_being_loaded_can_be_given_up(source: BaseSource) -> None:
     process = ModelProcess(source)
     process.interrupt()
     with pytest.raises(Gone, match="signal 9"):

@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs, compare
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Limits
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from registry.worker.sandbox import confine
 from tests import fixtures
 from tests.worker import models
 
-LIMITS = Limits(deadline_seconds=120, threads=1)
+LIMITS = ProcessLimits(deadline_seconds=120, threads=1)
 ISOLATED = replace(LIMITS, isolate=True)
 
 
 @pytest.fixture(scope="module")
-def source(base_folder: Path) -> Source:
-    return Source("tiny", base_folder, "sha256:" + "0" * 64)
+def source(base_folder: Path) -> BaseSource:
+    return BaseSource("tiny", base_folder, "sha256:" + "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def fleet(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
     return [models.adapter(base_folder, folder / str(i), seed=i, **how) for i, how in enumerate(made)]
 
 
-def seen(pool: Pool, source: Source, folder: Path, limits: Limits = LIMITS) -> dict[str, Any]:
+def seen(pool: Pool, source: BaseSource, folder: Path, limits: ProcessLimits = LIMITS) -> dict[str, Any]:
     answer = pool.try_adapter(source, folder, limits)
     assert "result" in answer, answer
     return dict(answer["result"])
@@ -53,7 +53,7 @@ def codes(found: dict[str, Any]) -> dict[str, str]:
 
 
 def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone(
-    pool: Pool, source: Source, fleet: list[Path], good: Path
+    pool: Pool, source: BaseSource, fleet: list[Path], good: Path
 ) -> None:
     seen(pool, source, good)
     loads, ways, apart = pool.base_loads, [], []
@@ -80,7 +80,7 @@ def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone
     ids=lambda settings: next(iter(settings)),
 )
 def test_what_could_change_the_base_gets_a_process_of_its_own(
-    pool: Pool, source: Source, base_folder: Path, tmp_path: Path, settings: dict[str, Any]
+    pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     found = seen(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
     assert found["measurements"]["mode"] == "isolated"
@@ -88,7 +88,7 @@ def test_what_could_change_the_base_gets_a_process_of_its_own(
 
 
 def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_neighbours_never_notice(
-    pool: Pool, source: Source, base_folder: Path, good: Path, tmp_path: Path
+    pool: Pool, source: BaseSource, base_folder: Path, good: Path, tmp_path: Path
 ) -> None:
     before = seen(pool, source, good)
     loads = pool.base_loads
@@ -102,7 +102,7 @@ def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_n
 
 
 def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
-    pool: Pool, source: Source, good: Path, tmp_path: Path
+    pool: Pool, source: BaseSource, good: Path, tmp_path: Path
 ) -> None:
     """It waits for a writer of the configuration, and nobody ever comes."""
     loads = pool.base_loads
@@ -113,14 +113,14 @@ def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
     assert pool.base_loads == max(loads, 1)
 
 
-def test_what_a_child_does_is_told_meanwhile(pool: Pool, source: Source, good: Path) -> None:
+def test_what_a_child_does_is_told_meanwhile(pool: Pool, source: BaseSource, good: Path) -> None:
     told: list[str] = []
     with pool.listening(told.append):
         seen(pool, source, good)
     assert "loading the adapter" in told
 
 
-def test_thresholds_of_the_base_decide(pool: Pool, source: Source, good: Path) -> None:
+def test_thresholds_of_the_base_decide(pool: Pool, source: BaseSource, good: Path) -> None:
     strict = replace(source, thresholds={"drift_warn_kl_nats": 1e-6})
     assert codes(seen(pool, strict, good)) == {"smoke.drift": "warning"}
     assert codes(seen(pool, replace(source, thresholds={"drift_fail_kl_nats": 1e-6}), good)) == {"smoke.drift": "error"}
@@ -134,7 +134,7 @@ def with_golden(folder: Path, target: Path, *lines: dict[str, Any]) -> Path:
 
 
 def test_golden_samples_without_a_tokenizer_are_unknown_never_a_pass(
-    pool: Pool, source: Source, good: Path, tmp_path: Path
+    pool: Pool, source: BaseSource, good: Path, tmp_path: Path
 ) -> None:
     sample = {"prompt": "2 + 2 =", "expected": " 4"}
     found = seen(pool, source, with_golden(good, tmp_path / "golden", sample))
@@ -205,7 +205,7 @@ def test_a_bubblewrap_that_may_not_make_its_namespaces_is_left_alone(
 
 @pytest.mark.skipif(not confine.bubblewrap(), reason="bubblewrap is not installed here, or may not make its namespaces")
 def test_in_bubblewrap_there_is_no_network_no_device_and_one_small_folder_to_write_in(
-    pool: Pool, source: Source, good: Path, tmp_path: Path
+    pool: Pool, source: BaseSource, good: Path, tmp_path: Path
 ) -> None:
     script = (
         "import json, os, socket, sys, tempfile\n"
@@ -233,7 +233,7 @@ def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path
     bases = fixtures.tiny_bases()
     if not (bases / "llama-a-nf4").is_dir():
         pytest.skip("bitsandbytes is not installed, which packs a base in four bits")
-    packed = Source("nf4", bases / "llama-a-nf4", "")
+    packed = BaseSource("nf4", bases / "llama-a-nf4", "")
     made = [
         models.adapter(bases / "llama-a", tmp_path / str(i), seed=i, target_modules="all-linear") for i in (0, 1, 2)
     ]

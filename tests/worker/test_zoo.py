@@ -9,14 +9,14 @@ import pytest
 
 from registry.client.folder import read_folder
 from registry.errors import RegistryError
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Limits
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from registry.worker.smoke import structure
 from tests import fixtures
 
 pytestmark = pytest.mark.slow
-LIMITS = Limits(deadline_seconds=120, threads=1)
+LIMITS = ProcessLimits(deadline_seconds=120, threads=1)
 CHANGES_ITS_BASE = {"lora-layer-replication", "lora-pissa", "lora-olora", "lora-bias-all", "lora-bias-only"}
 """They say so in their configuration, and are warned about."""
 
@@ -31,7 +31,7 @@ def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
     complaints: dict[str, Any] = {}
     with Pool() as pool:
         for name, entry in sorted(entries.items(), key=lambda item: str(item[1]["base"])):
-            answer = pool.try_adapter(Source(entry["base"], bases / entry["base"], ""), zoo / name, LIMITS)
+            answer = pool.try_adapter(BaseSource(entry["base"], bases / entry["base"], ""), zoo / name, LIMITS)
             found: Any = answer["result"]["findings"] if "result" in answer else answer
             if found:
                 complaints[name] = [(f["code"], f["severity"]) for f in found] if "result" in answer else found
@@ -44,7 +44,7 @@ def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
 def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right() -> None:
     """Straight to a process, as if no header had been looked at: whatever it is, it costs neither worker nor base."""
     bad, base = fixtures.bad(), fixtures.tiny_bases() / "llama-a"
-    source, names = Source("llama-a", base, ""), sorted(fixtures.manifest(bad).keys() - {"good"})
+    source, names = BaseSource("llama-a", base, ""), sorted(fixtures.manifest(bad).keys() - {"good"})
     passed, failed = [], []
     with Pool() as pool:
         known = pool.try_adapter(source, bad / "good", LIMITS)["result"]

@@ -19,7 +19,7 @@ from typing import Literal
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.finding_collector import Notes
 from registry.adapters.peft.methods import LORA_LIKE, PROMPTS
-from registry.adapters.peft.names import Names, Role
+from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
 from registry.evaluation.verdicts import Finding
@@ -67,7 +67,7 @@ class ModuleUpdate(FrozenModel):
         return f"{self.path}.{self.parameter}" if self.parameter else self.path
 
 
-class Piece(FrozenModel):
+class OtherTensor(FrozenModel):
     """One tensor that is not half of an A/B pair. `path` is its module (empty if shared), `name` what follows it."""
 
     path: str
@@ -86,10 +86,10 @@ class LoraSpec(FrozenModel):
 
     config: AdapterConfig
     modules: tuple[ModuleUpdate, ...] = ()
-    pieces: tuple[Piece, ...] = ()
-    full: tuple[Piece, ...] = ()
-    repeats: tuple[Piece, ...] = ()
-    tokens: tuple[Piece, ...] = ()
+    pieces: tuple[OtherTensor, ...] = ()
+    full: tuple[OtherTensor, ...] = ()
+    repeats: tuple[OtherTensor, ...] = ()
+    tokens: tuple[OtherTensor, ...] = ()
     incomplete: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     parameters: int = 0
@@ -132,8 +132,8 @@ class _Reader:
         self._ranks = Choice(config.rank_pattern)
         self._alphas = Choice(config.alpha_pattern)
         self._notes = Notes()
-        self._pairs: dict[tuple[str, int], dict[Role, TensorInfo]] = {}
-        self._others: dict[Role, list[Piece]] = {role: [] for role in Role}
+        self._pairs: dict[tuple[str, int], dict[TensorRole, TensorInfo]] = {}
+        self._others: dict[TensorRole, list[OtherTensor]] = {role: [] for role in TensorRole}
 
     def spec(self, header: Header) -> LoraSpec:
         for info in header:
@@ -144,10 +144,10 @@ class _Reader:
         return LoraSpec(
             config=self._config,
             modules=tuple(modules),
-            pieces=tuple(self._others[Role.PIECE]),
-            full=tuple(self._others[Role.FULL]),
-            repeats=tuple(self._others[Role.REPEAT]),
-            tokens=tuple(self._others[Role.TOKENS]),
+            pieces=tuple(self._others[TensorRole.PIECE]),
+            full=tuple(self._others[TensorRole.FULL]),
+            repeats=tuple(self._others[TensorRole.REPEAT]),
+            tokens=tuple(self._others[TensorRole.TOKENS]),
             incomplete=tuple(sorted({path for path, _ in self._pairs} - {m.path for m in modules})),
             dtypes=tuple(sorted({t.dtype for t in header})),
             parameters=sum(t.elements for t in header),
@@ -165,20 +165,20 @@ class _Reader:
             message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
             self._note("lora.tensor_empty", info.name, message, found=list(info.shape))
         name = self._names.read(info.name)
-        counts = name.role is Role.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
+        counts = name.role is TensorRole.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
         if info.dtype not in FLOATS and not counts:
             message = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"
             self._note("lora.dtype_refused", info.name, message, ", ".join(sorted(FLOATS)), info.dtype)
-        if name.role in (Role.A, Role.B, Role.MAGNITUDE, Role.BIAS):
+        if name.role in (TensorRole.A, TensorRole.B, TensorRole.MAGNITUDE, TensorRole.BIAS):
             halves = self._pairs.setdefault((name.path, name.order), {})
             if (first := halves.setdefault(name.role, info)) is not info:
                 message = f"{info.name} is a second tensor for the place of {first.name}"
                 self._note("lora.tensor_unknown", info.name, message, "one of them", info.name)
-        elif name.role is not Role.STRANGER:
-            self._others[name.role].append(Piece(path=name.path, name=name.leaf, shape=info.shape))
+        elif name.role is not TensorRole.STRANGER:
+            self._others[name.role].append(OtherTensor(path=name.path, name=name.leaf, shape=info.shape))
 
-    def _module(self, path: str, order: int, halves: dict[Role, TensorInfo]) -> ModuleUpdate | None:
-        a, b = halves.get(Role.A), halves.get(Role.B)
+    def _module(self, path: str, order: int, halves: dict[TensorRole, TensorInfo]) -> ModuleUpdate | None:
+        a, b = halves.get(TensorRole.A), halves.get(TensorRole.B)
         if a is None or b is None:
             there = next(iter(halves.values()))
             missing = "lora_A" if a is None else "lora_B"
@@ -196,7 +196,7 @@ class _Reader:
         rank, alpha = self._rank_and_alpha(f"{path}.{parameter}" if parameter else path, a)
         if not self._rank_agrees(path, a, b, rank, kind):
             return None
-        magnitude, bias = halves.get(Role.MAGNITUDE), halves.get(Role.BIAS)
+        magnitude, bias = halves.get(TensorRole.MAGNITUDE), halves.get(TensorRole.BIAS)
         self._dora(path, magnitude)
         if self._config.lora_bias and bias is None:
             message = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
@@ -273,6 +273,6 @@ class _Reader:
                 if module.alpha <= 0:
                     message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
                     self._note("lora.alpha_not_positive", module.path, message, "alpha > 0", f"{module.alpha:g}")
-        elif config.method in PROMPTS and "prompt_embeddings" not in {p.name for p in self._others[Role.PIECE]}:
+        elif config.method in PROMPTS and "prompt_embeddings" not in {p.name for p in self._others[TensorRole.PIECE]}:
             message = f"{config.method} is a tensor called prompt_embeddings"
             self._note("lora.prompt_absent", "adapter_model.safetensors", message, "prompt_embeddings", len(header))

@@ -33,7 +33,7 @@ _WITH_ADAPTER_NAME = re.compile(r"\.(?:lora_(?:A|B|E|embedding_A|embedding_B|mag
 _FULL = re.compile(r"(.+)\.(weight|bias)\Z")
 
 
-class Role(Enum):
+class TensorRole(Enum):
     """What a tensor is to the adapter."""
 
     A = "a"
@@ -51,18 +51,19 @@ class Role(Enum):
 class TensorName:
     """A read name. `order`: of a parameter in a fused block the depth of `base_layer` in the path, else -1."""
 
-    role: Role
+    role: TensorRole
     path: str = ""
     leaf: str = ""
     order: int = -1
 
 
-_STRANGER = TensorName(Role.STRANGER)
+_STRANGER = TensorName(TensorRole.STRANGER)
 _ROLE_OF_LEAF = {
-    "lora_A.weight": Role.A, "lora_B.weight": Role.B, "lora_embedding_A": Role.A, "lora_embedding_B": Role.B,
-    "lora_B.bias": Role.BIAS, "lora_magnitude_vector": Role.MAGNITUDE, "lora_magnitude_vector.weight": Role.MAGNITUDE,
+    "lora_A.weight": TensorRole.A, "lora_B.weight": TensorRole.B, "lora_embedding_A": TensorRole.A,
+    "lora_embedding_B": TensorRole.B, "lora_B.bias": TensorRole.BIAS, "lora_magnitude_vector": TensorRole.MAGNITUDE,
+    "lora_magnitude_vector.weight": TensorRole.MAGNITUDE,
 }  # fmt: skip
-_ROLE_OF_ADALORA_LEAF = {"lora_A": Role.A, "lora_B": Role.B, "lora_E": Role.PIECE}
+_ROLE_OF_ADALORA_LEAF = {"lora_A": TensorRole.A, "lora_B": TensorRole.B, "lora_E": TensorRole.PIECE}
 
 
 class Names:
@@ -78,9 +79,9 @@ class Names:
     def read(self, name: str) -> TensorName:
         if self._config.method in methods.PROMPTS:
             prompt_names = methods.PROMPT_TENSORS.get(self._config.method, ("prompt_embeddings",))
-            return TensorName(Role.PIECE, "", name) if name in prompt_names else self._stranger("unknown", name)
+            return TensorName(TensorRole.PIECE, "", name) if name in prompt_names else self._stranger("unknown", name)
         if name.startswith("base_model.") and name[11:].startswith(self._shared) and self._shared:
-            return TensorName(Role.PIECE, "", name[11:])
+            return TensorName(TensorRole.PIECE, "", name[11:])
         if not name.startswith(PREFIX):
             return self._stranger("prefix", name)
         rest = name[len(PREFIX) :]
@@ -96,7 +97,7 @@ class Names:
             path, leaf = match[1], match[2]
             roles = _ROLE_OF_ADALORA_LEAF if self._config.method == "ADALORA" else _ROLE_OF_LEAF
             role = roles.get(leaf)
-            if role is None or (role is Role.BIAS and not self._config.lora_bias):
+            if role is None or (role is TensorRole.BIAS and not self._config.lora_bias):
                 return None
             depth = 0
             while path.endswith(".base_layer") and self._config.target_parameters:
@@ -105,7 +106,7 @@ class Names:
         for mark in self._marks:
             path, dot, leaf = rest.rpartition(f".{mark}")
             if dot and path:
-                return TensorName(Role.PIECE, path, mark + leaf)
+                return TensorName(TensorRole.PIECE, path, mark + leaf)
         return None
 
     def _announced(self, rest: str) -> TensorName | None:
@@ -116,18 +117,18 @@ class Names:
             tied = self._config.ensure_weight_tying or last in EMBEDDINGS or last in TOKEN_TABLES
             if self._config.token_indices and (last in self._config.token_indices or path in self._config.token_indices
                                                or tied):  # fmt: skip
-                return TensorName(Role.TOKENS, path, leaf)
+                return TensorName(TensorRole.TOKENS, path, leaf)
         match = _FULL.match(rest)
         if not match:
             return None
         path, leaf = match[1], match[2]
         if self._targets.saves(path) or (self._config.ensure_weight_tying and self._ties(path)):
-            return TensorName(Role.FULL, path, leaf)
+            return TensorName(TensorRole.FULL, path, leaf)
         inner = path.removesuffix(".base_layer")
         if leaf == "bias" and self._config.bias != "none" and (self._config.bias == "all" or inner != path):
-            return TensorName(Role.FULL, inner, leaf)
+            return TensorName(TensorRole.FULL, inner, leaf)
         targeted = inner != path and inner.rpartition(".")[2] in EMBEDDINGS and self._targets.covers(inner)
-        return TensorName(Role.REPEAT, inner, leaf) if leaf == "weight" and targeted else None
+        return TensorName(TensorRole.REPEAT, inner, leaf) if leaf == "weight" and targeted else None
 
     def _ties(self, path: str) -> bool:
         """With `ensure_weight_tying`, saving one end of a tied pair saves the other as well."""

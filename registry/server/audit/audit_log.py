@@ -37,7 +37,7 @@ IDLE_STEP_SECONDS = 30.0
 _LOG = logging.getLogger("registry.server.audit")
 
 
-class Head(NamedTuple):
+class LatestCheckpoint(NamedTuple):
     """The latest checkpoint: how many events it covers, and its signed note. Empty before the first one."""
 
     size: int = 0
@@ -52,7 +52,7 @@ class AuditLog:
         self._keys: Keys | None = None
         self._keys_lock, self._step_lock = threading.Lock(), threading.Lock()
         self.batch = EventBatch()
-        self.latest = Head()
+        self.latest = LatestCheckpoint()
         self.after_step: list[Callable[[int], object]] = []
         """Each is called after a step, with the size of the latest checkpoint."""
         self.is_running = False
@@ -112,12 +112,12 @@ class AuditLog:
                 _LOG.error("the audit log does not advance: %s", e)
         self.flush()
 
-    def read_latest(self) -> Head:
+    def read_latest(self) -> LatestCheckpoint:
         """Read the latest checkpoint from the database and remember it."""
         with db.session(self._engine, write=False) as session:
             row = sequencer.latest_checkpoint(session)
         if row is not None and row.size >= self.latest.size:
-            self.latest = Head(row.size, row.note)
+            self.latest = LatestCheckpoint(row.size, row.note)
         return self.latest
 
     @property

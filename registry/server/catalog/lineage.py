@@ -33,7 +33,7 @@ from registry.server.database.models import (
     VersionInputRow,
     VersionRow,
 )
-from registry.server.database.recursive_cte import Step, build_recursive_cte, join_in_order
+from registry.server.database.recursive_cte import RecursiveStep, build_recursive_cte, join_in_order
 
 EDGES_LIMIT = 5000
 """Rows of the walk in one answer: edges between versions, bases, data sets, runs and code."""
@@ -100,23 +100,23 @@ def _seen(actor: Actor) -> ColumnElement[bool]:
     return mine.correlate(VersionRow)
 
 
-def _up(walk: CTE, actor: Actor) -> Sequence[Step]:
+def _up(walk: CTE, actor: Actor) -> Sequence[RecursiveStep]:
     """From a version to its parents, to its inputs, and to what was fused into its base."""
     version = [col(VersionRow.digest) == walk.c.far, _seen(actor)]
     base = literal(BASE) + col(BaseRow.name)
     made_from = (col(VersionInputRow.relation), col(VersionInputRow.name), col(VersionInputRow.uri))
     return [
-        Step(
+        RecursiveStep(
             _link(walk.c.far, col(EdgeRow.parent_digest), col(EdgeRow.relation)),
             (VersionRow, EdgeRow),
             [*version, col(EdgeRow.child_id) == col(VersionRow.id)],
         ),
-        Step(
+        RecursiveStep(
             _link(walk.c.far, col(VersionInputRow.node), *made_from),
             (VersionRow, VersionInputRow),
             [*version, col(VersionInputRow.version_id) == col(VersionRow.id)],
         ),
-        Step(
+        RecursiveStep(
             _link(base, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation)),
             (VersionRow, BaseEdgeRow, BaseRow),
             [
@@ -128,20 +128,20 @@ def _up(walk: CTE, actor: Actor) -> Sequence[Step]:
     ]
 
 
-def _down(walk: CTE, actor: Actor) -> Sequence[Step]:
+def _down(walk: CTE, actor: Actor) -> Sequence[RecursiveStep]:
     """From a version to its children, and to the bases that it was fused into; from a base to its adapters."""
     return [
-        Step(
+        RecursiveStep(
             _link(walk.c.far, col(VersionRow.digest), col(EdgeRow.relation)),
             (EdgeRow, VersionRow),
             [col(EdgeRow.parent_digest) == walk.c.far, col(VersionRow.id) == col(EdgeRow.child_id), _seen(actor)],
         ),
-        Step(
+        RecursiveStep(
             _link(walk.c.far, literal(BASE) + col(BaseRow.name), col(BaseEdgeRow.relation)),
             (BaseEdgeRow, BaseRow),
             [col(BaseEdgeRow.parent_digest) == walk.c.far, col(BaseRow.id) == col(BaseEdgeRow.base_id)],
         ),
-        Step(
+        RecursiveStep(
             _link(walk.c.far, col(VersionRow.digest), "adapter"),
             (BaseRow, VersionRow),
             [

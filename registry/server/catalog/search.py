@@ -20,7 +20,7 @@ from registry import names
 from registry.api import AdapterPage, AdapterView
 from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
-from registry.engines import Profile
+from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
@@ -54,7 +54,7 @@ class Search:
     tags: tuple[str, ...] = ()
     rank_min: int | None = None
     rank_max: int | None = None
-    engine: Profile | None = None
+    engine: EngineProfile | None = None
     outcome: Outcome | None = None
 
 
@@ -127,7 +127,7 @@ def _carries(key: str, value: str | None = None) -> ColumnElement[bool]:
     return exists().where(*carried, *([] if value is None else [col(VersionTagRow.value) == value]))
 
 
-def _served(engine: Profile, outcome: Outcome | None) -> ColumnElement[bool]:
+def _served(engine: EngineProfile, outcome: Outcome | None) -> ColumnElement[bool]:
     """Whether the newest stored verdict of this profile has the outcome; without one, whether it is a yes."""
     mine = VerdictRow.__table__.alias("mine")  # type: ignore[attr-defined]
     newest = (

@@ -20,7 +20,7 @@ from registry.server.database import db
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RecursiveStep:
     """How a row leads to more rows: the columns of a new row, and the tables to join, in this order."""
 
     columns: Sequence[ColumnElement[Any]]
@@ -40,7 +40,9 @@ def _compile_ordered_join(join: OrderedJoin, compiler: Any, **options: Any) -> s
     return " CROSS JOIN ".join(compiler.process(side, **options) for side in (join.left, join.right))
 
 
-def build_recursive_cte(session: Session, name: str, seed: Select[Any], steps: Callable[[CTE], Sequence[Step]]) -> CTE:
+def build_recursive_cte(
+    session: Session, name: str, seed: Select[Any], steps: Callable[[CTE], Sequence[RecursiveStep]]
+) -> CTE:
     """Build the CTE of the rows of `seed` and of every row that a step reaches from them, each once."""
     cte = seed.cte(name, recursive=True)
     selects = [(step.tables, select(*step.columns).where(*step.where)) for step in steps(cte)]

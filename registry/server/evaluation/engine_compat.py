@@ -22,7 +22,7 @@ from registry.api.verdicts import CheckRequest, EngineSettingsList, VerdictList
 from registry.bases import BaseSpec
 from registry.compat import evaluate
 from registry.digest import Digest
-from registry.engines import Profile
+from registry.engines import EngineProfile
 from registry.engines import settings as engine_settings
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -38,7 +38,7 @@ OPAQUE = "application/octet-stream"
 
 
 @lru_cache(maxsize=8)
-def parse_setting(text: str) -> tuple[Profile, ...]:
+def parse_setting(text: str) -> tuple[EngineProfile, ...]:
     """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
     try:
         found = {str(asked): asked for asked in map(engines.profile, text.split())}
@@ -47,7 +47,7 @@ def parse_setting(text: str) -> tuple[Profile, ...]:
     return tuple(found.values())
 
 
-def parse_profiles(texts: Iterable[str]) -> list[Profile]:
+def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
     """The profiles of a request. What is none is the request's fault: `Invalid` (REQUEST_INVALID)."""
     try:
         return [engines.profile(text) for text in texts]
@@ -55,7 +55,7 @@ def parse_profiles(texts: Iterable[str]) -> list[Profile]:
         raise Invalid("REQUEST_INVALID", e.detail, reasons=e.reasons, next_step=e.next_step) from e
 
 
-def find_stored_profile(setting: str, text: str) -> Profile:
+def find_stored_profile(setting: str, text: str) -> EngineProfile:
     """The profile `text`, whose verdicts this server stores. `Invalid` (REQUEST_INVALID): a search finds no others."""
     asked = parse_profiles([text])[0]
     stored = parse_setting(setting)
@@ -70,7 +70,7 @@ def find_stored_profile(setting: str, text: str) -> Profile:
 
 
 def evaluate_profile(
-    facts: dict[str, Any], asked: Profile, digest: str, base: BaseSpec, compat: str, weights: str = ""
+    facts: dict[str, Any], asked: EngineProfile, digest: str, base: BaseSpec, compat: str, weights: str = ""
 ) -> Verdict:
     """One verdict, from what the rows of a version and of its base keep.
 
@@ -88,7 +88,12 @@ def newest_outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
 
 
 def add_verdicts(
-    session: Session, version: VersionRow, base: BaseRow, compat: Outcome, weights: Outcome, wanted: Iterable[Profile]
+    session: Session,
+    version: VersionRow,
+    base: BaseRow,
+    compat: Outcome,
+    weights: Outcome,
+    wanted: Iterable[EngineProfile],
 ) -> list[VerdictRow]:
     """The verdicts of a new version, written with it."""
     spec = bases.load_spec(base)

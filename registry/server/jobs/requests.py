@@ -15,7 +15,7 @@ from registry.api.jobs import JobPage
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
 from registry.events import EventType
-from registry.jobs import Job, Kind, State, Step
+from registry.jobs import Job, JobStep, Kind, State
 from registry.names import Ref
 from registry.roles import Scope
 from registry.server import audit
@@ -37,7 +37,7 @@ def cancel_job(session: Session, actor: Actor, job_id: str) -> Job:
     return redact(actor, row)
 
 
-def redact(actor: Actor, row: JobRow, steps: tuple[Step, ...] = ()) -> Job:
+def redact(actor: Actor, row: JobRow, steps: tuple[JobStep, ...] = ()) -> Job:
     """The job, without what may name adapters that the actor may not see: its payload, and all that was said of it."""
     job = queue.to_job(row)
     if all(map(actor.sees, queue.named_adapters(row))):

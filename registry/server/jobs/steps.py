@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from registry.jobs import STEPS_LIMIT, Step
+from registry.jobs import STEPS_LIMIT, JobStep
 from registry.server.database import db
 from registry.server.database.models import JobRow, JobStepRow
 
@@ -20,6 +20,6 @@ def add_step(session: Session, job: JobRow, says: str) -> None:
         session.add(JobStepRow(job_id=job.id, attempt=job.attempt, at=db.now(), says=says))
 
 
-def list_steps(session: Session, job: JobRow) -> tuple[Step, ...]:
+def list_steps(session: Session, job: JobRow) -> tuple[JobStep, ...]:
     statement = select(JobStepRow).where(col(JobStepRow.job_id) == job.id).order_by(col(JobStepRow.id))
-    return tuple(Step(at=row.at, attempt=row.attempt, says=row.says) for row in session.exec(statement))
+    return tuple(JobStep(at=row.at, attempt=row.attempt, says=row.says) for row in session.exec(statement))

@@ -21,7 +21,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.verdicts import RecheckEnginesPage
 from registry.bases import BaseSpec
-from registry.engines import Profile, rulebook
+from registry.engines import EngineProfile, rulebook
 from registry.errors import invalid_cursor
 from registry.evaluation.verdicts import Check, Verdict
 from registry.events import EventType
@@ -55,7 +55,7 @@ class _Known:
     rules: dict[str, str]
 
 
-def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> RecheckEnginesPage:
+def every(engine: Engine, blobs: BlobStore, wanted: Sequence[EngineProfile]) -> RecheckEnginesPage:
     """The whole run, by the registry itself. `Unavailable` (TRY_LATER) while another process renews."""
     total = RecheckEnginesPage()
     with locks.acquire(engine, "renewal") as mine:
@@ -65,7 +65,9 @@ def every(engine: Engine, blobs: BlobStore, wanted: Sequence[Profile]) -> Rechec
     return total
 
 
-def run(engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], cursor: str) -> RecheckEnginesPage:
+def run(
+    engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[EngineProfile], cursor: str
+) -> RecheckEnginesPage:
     """Some seconds of a run, from the version after `cursor`."""
     if cursor and not (cursor.isascii() and cursor.isdigit()):
         raise invalid_cursor()
@@ -89,7 +91,7 @@ def _sum(one: RecheckEnginesPage, other: RecheckEnginesPage) -> RecheckEnginesPa
 
 
 def _pages(
-    engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[Profile], after: int
+    engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[EngineProfile], after: int
 ) -> Iterator[RecheckEnginesPage]:
     specs: dict[int, BaseSpec] = {}
     while True:
@@ -158,7 +160,7 @@ def _batch(session: Session, after: int) -> list[_Known]:
     ]
 
 
-def _renewed(known: _Known, wanted: Sequence[Profile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
+def _renewed(known: _Known, wanted: Sequence[EngineProfile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
     for asked in wanted:
         if known.rules.get(str(asked)) != rulebook.digest(asked.engine):
             yield _row(

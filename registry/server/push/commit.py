@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.push import PushCommit, Pushed, Small
 from registry.digest import Digest
-from registry.engines import Profile
+from registry.engines import EngineProfile
 from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
@@ -87,7 +87,7 @@ def commit_push(
     request: PushCommit,
     *,
     blobs: BlobStore,
-    engines: Sequence[Profile] = (),
+    engines: Sequence[EngineProfile] = (),
 ) -> Pushed:
     """The version, new or existing, with its verdicts `compat`, `weights` and, for each of `engines`, `engine`.
 

@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 from registry import __version__, lineage, names
 from registry.api.push import Pushed
 from registry.digest import Digest
-from registry.engines import Profile
+from registry.engines import EngineProfile
 from registry.errors import Refused
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
@@ -88,7 +88,7 @@ def create_version(
     *,
     alias: str = "",
     repaired: Set[Digest] = frozenset(),
-    engines: Sequence[Profile] = (),
+    engines: Sequence[EngineProfile] = (),
 ) -> Pushed:
     """The version of this push on its base, or the existing one if an equal push was faster.
 
@@ -239,7 +239,7 @@ def add_compat_verdict(session: Session, row: VersionRow, base: BaseRow, inspect
 
 
 def _add_verdicts(
-    session: Session, row: VersionRow, base: BaseRow, inspection: Inspection, engines: Sequence[Profile]
+    session: Session, row: VersionRow, base: BaseRow, inspection: Inspection, engines: Sequence[EngineProfile]
 ) -> list[VerdictRow]:
     """Write the verdicts that a version starts with."""
     compat = add_compat_verdict(session, row, base, inspection)

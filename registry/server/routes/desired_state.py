@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from registry import names
 from registry.api.desired_state import Roster
-from registry.engines import Profile
+from registry.engines import EngineProfile
 from registry.evaluation.verdicts import PROFILE_LIMIT
 from registry.roles import Scope
 from registry.server.catalog import bases
@@ -42,7 +42,7 @@ LOOK_ANYWAY_SECONDS = 0.5
 class _Reader:
     """Reads for one request, which may wait."""
 
-    def __init__(self, request: Request, engine: Engine, base: str, alias: str, asked: Profile | None) -> None:
+    def __init__(self, request: Request, engine: Engine, base: str, alias: str, asked: EngineProfile | None) -> None:
         self._request, self._engine = request, engine
         self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), asked
 

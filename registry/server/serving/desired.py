@@ -20,7 +20,7 @@ from registry.api import PREFIX, FileLink
 from registry.api.desired_state import Roster, RosterEntry
 from registry.bases import BaseSpec
 from registry.digest import Digest
-from registry.engines import Profile, rulebook
+from registry.engines import EngineProfile, rulebook
 from registry.engines import settings as engine_settings
 from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
@@ -39,7 +39,7 @@ from registry.server.evaluation import engine_compat
 Found = tuple[AdapterRow, VersionRow, int]
 
 
-def desired_state(session: Session, actor: Actor, base_name: str, alias: str, asked: Profile | None) -> Roster:
+def desired_state(session: Session, actor: Actor, base_name: str, alias: str, asked: EngineProfile | None) -> Roster:
     """Everything on the roster, by name. `NotFound` (BASE_UNKNOWN)."""
     base = bases.find(session, names.base_name(base_name))
     alias = names.alias(alias)
@@ -65,7 +65,7 @@ def desired_state(session: Session, actor: Actor, base_name: str, alias: str, as
     )
 
 
-def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, asked: Profile | None) -> str:
+def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, asked: EngineProfile | None) -> str:
     """The cursor: a digest over what each entry points at and was last judged, and the rules that judge it now."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.id))
@@ -111,7 +111,12 @@ def _served_names(found: Sequence[Found]) -> dict[int, str]:
 
 
 def _entry(
-    found: Found, served: str, files: list[VersionFileRow], judged: list[Verdict], asked: Profile | None, spec: BaseSpec
+    found: Found,
+    served: str,
+    files: list[VersionFileRow],
+    judged: list[Verdict],
+    asked: EngineProfile | None,
+    spec: BaseSpec,
 ) -> RosterEntry:
     adapter, version, generation = found
     name = f"{adapter.namespace}/{adapter.name}"

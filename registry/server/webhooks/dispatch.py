@@ -39,7 +39,7 @@ from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
 from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
 from registry.server.settings import Settings
-from registry.server.webhooks.target import Target, resolve_target
+from registry.server.webhooks.target import WebhookAddress, resolve_target
 
 RETRY_SECONDS = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
 """How long to wait after each failure. After the last attempt the delivery is dead."""
@@ -183,7 +183,7 @@ def sign_headers(message_id: str, body: bytes, secret: str, at: datetime) -> dic
     }
 
 
-def _post(target: Target, body: bytes, headers: dict[str, str]) -> int:
+def _post(target: WebhookAddress, body: bytes, headers: dict[str, str]) -> int:
     """POST to the checked address and return the status. Reads at most `ANSWER_LIMIT_BYTES` of the answer."""
     deadline = time.monotonic() + ANSWER_SECONDS
     connection = http.client.HTTPConnection(target.host, target.port, timeout=ANSWER_SECONDS)

@@ -1,4 +1,4 @@
-"""`Target`: the address that a webhook's URL leads to. Guards against requests to internal addresses (SSRF).
+"""`WebhookAddress`: the address that a webhook's URL leads to. Guards against requests to internal addresses (SSRF).
 
 - Only public addresses are called, over https. Private networks that the operator allows may be called over http, too.
 - A host is resolved once per request. All of its addresses must be allowed, and the connection goes to the address that
@@ -23,7 +23,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WebhookAddress:
     """The address to connect to, and the host and path of the request."""
 
     scheme: str
@@ -38,7 +38,7 @@ class Target:
         return self.host if self.port == PORTS[self.scheme] else f"{self.host}:{self.port}"
 
 
-def resolve_target(url: str, private: str) -> Target:
+def resolve_target(url: str, private: str) -> WebhookAddress:
     """Resolve and check a URL. `Invalid` (URL_REFUSED) names the broken rule.
 
     `private`: networks that may be called (CIDR, separated by spaces).
@@ -63,7 +63,7 @@ def resolve_target(url: str, private: str) -> Target:
     if parts.scheme == "http" and len(allowed) != len(addresses):
         raise _refused("it is not https")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Target(parts.scheme, parts.hostname, port or PORTS[parts.scheme], str(addresses[0]), path)
+    return WebhookAddress(parts.scheme, parts.hostname, port or PORTS[parts.scheme], str(addresses[0]), path)
 
 
 def _addresses(host: str, port: int) -> list[Address]:

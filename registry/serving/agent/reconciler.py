@@ -34,7 +34,7 @@ from registry.names import AdapterName, Ref
 from registry.serving.agent.metrics import Metrics
 from registry.serving.agent.slots import Slots
 from registry.serving.agent.verify import Proof
-from registry.serving.engines.openai import Engine
+from registry.serving.engines.openai import EngineDriver
 from registry.serving.store.store import Shelf
 
 AT_ONCE = 4
@@ -74,7 +74,7 @@ class Station:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineDriver,
         registry: Registry,
         shelf: Shelf,
         *,

@@ -23,12 +23,12 @@ from registry.evaluation import reference_logprobs
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.manifest import Relation
 from registry.names import Ref
-from registry.serving.engines.openai import Engine
+from registry.serving.engines.openai import EngineDriver
 from registry.serving.store.store import Shelf
 
 
 class Proof:
-    def __init__(self, engine: Engine, registry: Registry, shelf: Shelf) -> None:
+    def __init__(self, engine: EngineDriver, registry: Registry, shelf: Shelf) -> None:
         self._engine, self._registry, self._shelf = engine, registry, shelf
 
     def of(self, served: str, ref: Ref, digest: Digest) -> bool:

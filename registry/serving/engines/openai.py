@@ -1,4 +1,4 @@
-"""`Engine`: what the agent asks of every serving program; vLLM and SGLang, which load adapters while they run.
+"""`EngineDriver`: what the agent asks of every serving program; vLLM and SGLang, which load adapters while they run.
 
 Invariants
 - An engine that does not answer is `Unavailable`; one that answers no is `Refused`, with the engine's own sentence.
@@ -22,7 +22,7 @@ STEPS_LIMIT = 16
 """So many tokens of a prompt are asked for, where each is a request of its own."""
 
 
-class Engine(Protocol):
+class EngineDriver(Protocol):
     """Names are served names, folders are on the shelf. `answers`: it can be asked for log-probabilities;
     `coarse`: its base may be in so few bits that they are only near to the reference's."""
 

@@ -9,17 +9,17 @@ from urllib.parse import urlsplit
 from registry.errors import Invalid
 from registry.serving.engines.folder import Folders
 from registry.serving.engines.llama_cpp import LlamaCpp
-from registry.serving.engines.openai import VLLM, Engine, SGLang
+from registry.serving.engines.openai import VLLM, EngineDriver, SGLang
 
-AT_URL: dict[str, Callable[[str, str], Engine]] = {"vllm": VLLM, "sglang": SGLang, "llama.cpp": LlamaCpp}
-IN_FOLDER: dict[str, Callable[[Path], Engine]] = {
+AT_URL: dict[str, Callable[[str, str], EngineDriver]] = {"vllm": VLLM, "sglang": SGLang, "llama.cpp": LlamaCpp}
+IN_FOLDER: dict[str, Callable[[Path], EngineDriver]] = {
     "nim": lambda path: Folders(path, current=False),
     "dir": lambda path: Folders(path, current=True),
 }
 POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for kind in IN_FOLDER)])
 
 
-def engine(text: str, key: str = "") -> Engine:
+def engine(text: str, key: str = "") -> EngineDriver:
     """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) for another kind or no place."""
     kind, _, location = text.partition("=")
     if location and kind in IN_FOLDER:

@@ -39,7 +39,7 @@ ADAPTERS_AT_ONCE = 4
 Said = dict[str, Any]
 
 
-class Place(Protocol):
+class ExportTarget(Protocol):
     """Where an export goes. Names are served names; paths are relative to the folder of one."""
 
     title: str
@@ -107,7 +107,7 @@ def _against(entry: RosterEntry) -> str:
 def run(
     registry: Registry,
     roster: Roster,
-    location: Place,
+    location: ExportTarget,
     *,
     model: str = "",
     prune: bool = False,
@@ -148,7 +148,7 @@ def _brought(
     registry: Registry,
     roster: Roster,
     entry: RosterEntry,
-    location: Place,
+    location: ExportTarget,
     model: str,
     cache: Cache | Callable[[], Cache] | None,
     notes: dict[str, Said],
@@ -183,7 +183,7 @@ def _item(entry: RosterEntry, state: str, reason: str = "", error: RegistryError
     )
 
 
-def _there(location: Place, entry: RosterEntry, model: str) -> Said | None:
+def _there(location: ExportTarget, entry: RosterEntry, model: str) -> Said | None:
     """The note of what is there, if it is this version for this model with all its files; None if nothing is."""
     note = _parsed(location.note(entry.served_name))
     if not note:
@@ -230,7 +230,7 @@ def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> S
     return note
 
 
-def _check_index(location: Place, roster: Roster) -> None:
+def _check_index(location: ExportTarget, roster: Roster) -> None:
     index = _parsed(location.index())
     was = (index.get("base"), index.get("alias"))
     if index and was != (roster.base, roster.alias):
@@ -241,7 +241,9 @@ def _check_index(location: Place, roster: Roster) -> None:
         )
 
 
-def _write_index(location: Place, roster: Roster, model: str, notes: Sequence[Said], reasons: dict[str, str]) -> None:
+def _write_index(
+    location: ExportTarget, roster: Roster, model: str, notes: Sequence[Said], reasons: dict[str, str]
+) -> None:
     adapters = [
         {"served_name": note["exported"]["served_name"]} | {key: note[key] for key in note if key != "exported"}
         for note in notes
@@ -261,7 +263,7 @@ def _write_index(location: Place, roster: Roster, model: str, notes: Sequence[Sa
         location.write_index(data)
 
 
-def _pruned(location: Place, roster: Roster, names: set[str]) -> list[Item]:
+def _pruned(location: ExportTarget, roster: Roster, names: set[str]) -> list[Item]:
     removed = []
     for name in sorted(set(location.names()) - names):
         note = _parsed(location.note(name))

@@ -35,7 +35,7 @@ DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EvictionLimits:
     """How long unused versions stay, and how much all versions together may take; what is in use stays anyway."""
 
     keep_days: float = KEEP_DAYS
@@ -60,7 +60,11 @@ class _Lying:
 
 
 def run(
-    shelf: Shelf, limits: Limits, leases: Callable[[], Iterable[Digest]], *, clock: Callable[[], float] = time.time
+    shelf: Shelf,
+    limits: EvictionLimits,
+    leases: Callable[[], Iterable[Digest]],
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> Swept:
     """One sweep. Errors of `leases` are the caller's; a folder that cannot be deleted is left for the next time."""
     swept, now = Swept(), clock()
@@ -99,7 +103,7 @@ class Sweeper:
     """Sweeps every hour, for a thread of its own. What goes wrong is said, and tried again."""
 
     def __init__(
-        self, shelf: Shelf, limits: Limits, leases: Callable[[], Iterable[Digest]], say: Callable[[str], None]
+        self, shelf: Shelf, limits: EvictionLimits, leases: Callable[[], Iterable[Digest]], say: Callable[[str], None]
     ) -> None:
         self._shelf, self._limits, self._leases, self._say = shelf, limits, leases, say
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from registry.adapters import read
 from registry.adapters.formats.facts import FileFacts
-from registry.adapters.read import Foreign
+from registry.adapters.read import NonPeftContents
 from registry.client.folder import read_folder
 from registry.compat.paths import IMAGE_COMPONENTS
 from registry.merging import renaming
@@ -47,7 +47,7 @@ _UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
 
 def convert(request: ConversionRequest) -> Converted:
     folder, out = read_folder(Path(request.source)), Path(request.out)
-    if not isinstance(folder.found, Foreign):
+    if not isinstance(folder.found, NonPeftContents):
         raise refused("this is a language model's adapter")
     file = folder.found.file
     weights = read.weights_of(folder.files).path

@@ -20,7 +20,7 @@ from torch import Tensor
 from registry.adapters import read
 from registry.adapters.formats.facts import FileModule
 from registry.adapters.peft.names import PREFIX
-from registry.adapters.read import Foreign
+from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
 from registry.client.folder import read_folder
 from registry.compat.paths import Paths
@@ -32,7 +32,7 @@ from registry.worker.conversions.request import ConversionRequest, serve
 
 def convert(request: ConversionRequest) -> Converted:
     folder = read_folder(Path(request.source))
-    if not isinstance(folder.found, Foreign):
+    if not isinstance(folder.found, NonPeftContents):
         raise refused("this is PEFT's already")
     file = folder.found.file
     stored = folders.load(folder.path / read.weights_of(folder.files).path)

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 from registry.bases import BaseSpec
 from registry.errors import Unavailable
-from registry.merging.conversions import Conversion, Converted, Target
+from registry.merging.conversions import Conversion, Converted, TargetFormat
 from registry.model import FrozenModel
 from registry.worker.sandbox import program
 
-PROGRAMS: dict[Target, tuple[str, str, str]] = {
-    Target.CANONICAL: ("canonical", "torch", "worker"),
-    Target.PLAIN: ("plain", "peft", "worker"),
-    Target.PEFT: ("native", "torch", "worker"),
-    Target.DIFFUSERS: ("images", "diffusers", "images"),
-    Target.GGUF: ("to_gguf", "gguf", "gguf"),
+PROGRAMS: dict[TargetFormat, tuple[str, str, str]] = {
+    TargetFormat.CANONICAL: ("canonical", "torch", "worker"),
+    TargetFormat.PLAIN: ("plain", "peft", "worker"),
+    TargetFormat.PEFT: ("native", "torch", "worker"),
+    TargetFormat.DIFFUSERS: ("images", "diffusers", "images"),
+    TargetFormat.GGUF: ("to_gguf", "gguf", "gguf"),
 }
 """Target → the module of this folder, the library that it needs, and the extra that installs it."""
 

@@ -15,7 +15,7 @@ from registry.client import convert as client_convert
 from registry.client.folder import read_folder
 from registry.errors import Invalid, TooLarge
 from registry.merging import conversions
-from registry.merging.conversions import Conversion, Place
+from registry.merging.conversions import Conversion, RunsOn
 from registry.worker.conversions.request import ConversionRequest
 from registry.worker.task import Done, Failed, Task
 
@@ -30,9 +30,9 @@ def convert(task: Task) -> Done:
         try:
             contents = read_folder(folder).found
             location = conversions.place_of(contents, conversion, base.spec)
-            weights = str(task.ready_source().folder) if location is Place.BASE else ""
+            weights = str(task.ready_source().folder) if location is RunsOn.BASE else ""
             task.lease.say(f"converting to {conversion.to}")
-            if location is Place.HERE:
+            if location is RunsOn.HERE:
                 report = client_convert.rename(folder, out, conversion, base)
             else:
                 request = ConversionRequest(

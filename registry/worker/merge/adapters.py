@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from registry.adapters.peft import LoraSpec, ModuleUpdate
-from registry.adapters.peft.names import Names, Role, TensorName
+from registry.adapters.peft.names import Names, TensorName, TensorRole
 from registry.adapters.read import Contents, read_contents
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -31,7 +31,7 @@ from registry.worker.merge.lowrank import Factors
 
 _ADALORA_RANK = 12
 """PEFT's `init_r` where the configuration does not write it."""
-_PIECES = (Role.PIECE, Role.FULL, Role.TOKENS)
+_PIECES = (TensorRole.PIECE, TensorRole.FULL, TensorRole.TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Adapter:
     names: dict[TensorName, str]
     written: dict[str, Any]
     _file: Any = field(repr=False, compare=False)
-    _of_module: dict[tuple[Role, str, int], str] = field(repr=False, compare=False)
+    _of_module: dict[tuple[TensorRole, str, int], str] = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> Adapter:
@@ -75,7 +75,7 @@ class Adapter:
             raise Invalid("TENSORS_INVALID", message, next_step="train it again; such a file cannot be merged")
         return tensor
 
-    def tensor(self, role: Role, path: str, order: int = -1) -> Tensor | None:
+    def tensor(self, role: TensorRole, path: str, order: int = -1) -> Tensor | None:
         """The module's A, B, magnitude or bias in 32 bits; None if there is none."""
         stored = self._of_module.get((role, path, order))
         return self.raw(stored).float() if stored is not None else None
@@ -95,7 +95,7 @@ class Adapter:
 
     def scale_of(self, module: ModuleUpdate) -> float | Tensor:
         """LoRA's scale; for AdaLoRA one for each rank [1, rank]: its singular values * alpha / (first rank + 1e-5)."""
-        stored = self.names.get(TensorName(Role.PIECE, module.path, "lora_E"))
+        stored = self.names.get(TensorName(TensorRole.PIECE, module.path, "lora_E"))
         if self.lora.method != "ADALORA" or stored is None:
             return module.scale
         initial = self.contents.config.other.get("init_r")
@@ -104,7 +104,7 @@ class Adapter:
 
     def tensors_of(self, module: ModuleUpdate) -> tuple[Tensor, Tensor]:
         """A and B as PEFT stores them, in 32 bits."""
-        a, b = (self._of_module[(role, module.path, module.order)] for role in (Role.A, Role.B))
+        a, b = (self._of_module[(role, module.path, module.order)] for role in (TensorRole.A, TensorRole.B))
         return self.raw(a).float(), self.raw(b).float()
 
     def others(self) -> list[tuple[TensorName, str]]:

@@ -30,7 +30,7 @@ from registry.merging.recipes import MODULES_SAID, MergeReport, Method, ModuleLo
 from registry.worker.merge import lowrank, writing
 from registry.worker.merge.adapters import Adapter, widest
 from registry.worker.merge.lowrank import Factors, Loss
-from registry.worker.merge.writing import Made, Site
+from registry.worker.merge.writing import Made, UpdateTarget
 
 Part = tuple[float, Factors]
 """A source's weight, and its update of the module at hand."""
@@ -102,7 +102,7 @@ def _module(
         aims.append(aim)
         sums.append(to_sum)
     module = parts[0][2]
-    site = Site(module.path, module.kind, module.order, module.a_shape[1:], module.parameter)
+    site = UpdateTarget(module.path, module.kind, module.order, module.a_shape[1:], module.parameter)
     return Made(site, results), Loss.total(aims), Loss.total(sums)
 
 

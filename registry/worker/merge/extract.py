@@ -20,7 +20,7 @@ from registry.errors import Invalid
 from registry.merging.recipes import MergeReport, Method, Operation
 from registry.worker.merge import combine, lowrank, writing
 from registry.worker.merge.lowrank import Loss
-from registry.worker.merge.writing import Made, Site
+from registry.worker.merge.writing import Made, UpdateTarget
 from registry.worker.model.fingerprints import DTYPES
 from registry.worker.model.weights import Stored, Weights, chunks
 
@@ -51,7 +51,7 @@ def extract(
             continue
         matrix = delta.T.contiguous() if module.kind == "conv1d" else delta
         factors, _ = lowrank.of_dense(matrix, rank)
-        updates.append(Made(Site(path, "linear", -1, (matrix.shape[1],)), [factors]))
+        updates.append(Made(UpdateTarget(path, "linear", -1, (matrix.shape[1],)), [factors]))
         loss = Loss(float(matrix.double().square().sum()), float((factors.dense - matrix).double().square().sum()))
         losses.append((path, factors.rank, loss, loss))
     if not updates:

@@ -27,8 +27,8 @@ from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
 from registry.worker.merge import layout, shards, targets
 from registry.worker.merge.adapters import Adapter
-from registry.worker.merge.layout import Plan
-from registry.worker.merge.shards import Tally
+from registry.worker.merge.layout import OutputLayout
+from registry.worker.merge.shards import WriteSummary
 from registry.worker.model.weights import Weights
 
 TOKENIZER = frozenset(
@@ -56,7 +56,7 @@ def fuse(
     changes = targets.changes(adapter, spec, weights, foreign)
     plan = layout.plan(weights, spec, adapter, config, changes, dequantise=dequantise)
     _demand_room(out, plan)
-    tally = Tally()
+    tally = WriteSummary()
     with Destination(out) as folder:
         for name, pieces in plan.files.items():
             source = _only_source(pieces, headers)
@@ -90,12 +90,12 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool, more: 
         raise Invalid("RECIPE_INVALID", f"{name} does not fit the base: {summarise(findings)}")
 
 
-def _only_source(pieces: list[shards.Piece], headers: dict[Path, Header]) -> Header | None:
+def _only_source(pieces: list[shards.OutputTensor], headers: dict[Path, Header]) -> Header | None:
     sources = {piece.source for piece in pieces}
     return headers.get(sources.pop()) if len(sources) == 1 else None
 
 
-def _demand_room(out: Path, plan: Plan) -> None:
+def _demand_room(out: Path, plan: OutputLayout) -> None:
     needed = sum(piece.size_bytes for pieces in plan.files.values() for piece in pieces)
     location = out.absolute().parent
     while not location.exists():
@@ -105,7 +105,7 @@ def _demand_room(out: Path, plan: Plan) -> None:
         raise Invalid("FOLDER_INVALID", f"{location} has room for {free} bytes, and the fused base takes {needed}")
 
 
-def _copy_texts(base: Path, adapter: Path, folder: Path, plan: Plan) -> None:
+def _copy_texts(base: Path, adapter: Path, folder: Path, plan: OutputLayout) -> None:
     """Tokenizer, template, licence and whatever else is text: the base's, and the adapter's own tokenizer over it."""
     written = {*os.listdir(folder), bases.INDEX}
     for entry in sorted(base.iterdir()):

@@ -1,4 +1,4 @@
-"""`Plan`: the files of the fused base, tensor by tensor, and what its configuration says.
+"""`OutputLayout`: the files of the fused base, tensor by tensor, and what its configuration says.
 
 Invariants
 - Shards, order and names are the base's; only what must differ differs: copies of replicated layers, a head that is
@@ -24,7 +24,7 @@ from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.worker.merge import targets
 from registry.worker.merge.adapters import Adapter
-from registry.worker.merge.shards import Fill, Piece
+from registry.worker.merge.shards import Fill, OutputTensor
 from registry.worker.merge.targets import Changes
 from registry.worker.model import fingerprints
 from registry.worker.model.weights import Stored, Weights
@@ -35,10 +35,10 @@ _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(slots=True)
-class Plan:
+class OutputLayout:
     """File name → its tensors in order. `notes` are said to whoever asked for the fused base."""
 
-    files: dict[str, list[Piece]]
+    files: dict[str, list[OutputTensor]]
     config: dict[str, Any]
     config_changed: bool = False
     notes: list[str] = field(default_factory=list)
@@ -46,9 +46,9 @@ class Plan:
 
 def plan(
     weights: Weights, spec: BaseSpec, adapter: Adapter, config: Mapping[str, Any], changes: Changes, *, dequantise: bool
-) -> Plan:
+) -> OutputLayout:
     """`Invalid` (RECIPE_INVALID) when an adapter changes a tensor that cannot be changed."""
-    layout = Plan({}, copy.deepcopy(dict(config)))
+    layout = OutputLayout({}, copy.deepcopy(dict(config)))
     remaining = dict(changes)
     if spec.tied:
         _tie_or_untie(layout, weights, adapter, remaining)
@@ -72,7 +72,7 @@ def plan(
     return layout
 
 
-def write_texts(folder: Path, base: Path, plan: Plan) -> None:
+def write_texts(folder: Path, base: Path, plan: OutputLayout) -> None:
     """config.json, and the index where there are several files."""
     if plan.config_changed:
         (folder / bases.CONFIG).write_text(json.dumps(plan.config, indent=2) + "\n", "utf-8")
@@ -107,7 +107,7 @@ def _file_name(stored: Stored, name: str) -> str:
     return stored.info.name if layer is None else targets.moved(stored.info.name, layer)
 
 
-def _deepen(layout: Plan, copies: list[int], spec: BaseSpec) -> None:
+def _deepen(layout: OutputLayout, copies: list[int], spec: BaseSpec) -> None:
     for config in (layout.config, layout.config.get("text_config")):
         if not isinstance(config, dict):
             continue
@@ -128,7 +128,7 @@ def _embedding(weights: Weights) -> Stored:
     return tables[0]
 
 
-def _tie_or_untie(layout: Plan, weights: Weights, adapter: Adapter, changes: Changes) -> None:
+def _tie_or_untie(layout: OutputLayout, weights: Weights, adapter: Adapter, changes: Changes) -> None:
     """Leave head and embedding one, or make them two: then `changes` has an entry for the head."""
     table = _embedding(weights).name
     lora = adapter.lora
@@ -154,26 +154,26 @@ def _equal(adapter: Adapter, table: str) -> bool:
     return torch.equal(adapter.raw(by_name[HEAD]), adapter.raw(by_name[table]))
 
 
-def _add_head(layout: Plan, weights: Weights, makes: list[Any]) -> None:
+def _add_head(layout: OutputLayout, weights: Weights, makes: list[Any]) -> None:
     """A head of its own behind the last tensor, made from the embedding."""
     table = _embedding(weights)
     last = list(layout.files)[-1]
-    piece = Piece(HEAD, table.info.dtype, table.info.shape, table.path, table.data_start + table.info.start)
+    piece = OutputTensor(HEAD, table.info.dtype, table.info.shape, table.path, table.data_start + table.info.start)
     layout.files[last].append(piece._replace(changes=tuple(makes)))
 
 
 # ------------------------------------------------------------------ packed tensors
-def _piece(layout: Plan, weights: Weights, stored: Stored, name: str, dequantise: bool) -> Piece:
+def _piece(layout: OutputLayout, weights: Weights, stored: Stored, name: str, dequantise: bool) -> OutputTensor:
     start = stored.data_start + stored.info.start
     if not dequantise or stored.info.dtype in _PLAIN:
-        return Piece(name, stored.info.dtype, stored.info.shape, stored.path, start)
+        return OutputTensor(name, stored.info.dtype, stored.info.shape, stored.path, start)
     shape, values = fingerprints.unpacking(weights, stored)
     if values is None or len(shape) != 2:
         message = f"{stored.info.name}: weights packed by {weights.quantisation} are not unpacked here"
         raise Invalid("RECIPE_INVALID", message, next_step="fuse into the original weights: --onto BASE")
     written = str(layout.config.get("dtype") or layout.config.get("torch_dtype") or "bfloat16")
     dtype = _UNPACKED.get(written.removeprefix("torch."), "BF16")
-    return Piece(name, dtype, shape, stored.path, start, fill=_filler(stored, shape, values))
+    return OutputTensor(name, dtype, shape, stored.path, start, fill=_filler(stored, shape, values))
 
 
 def _filler(stored: Stored, shape: tuple[int, ...], values: fingerprints.Values) -> Fill:

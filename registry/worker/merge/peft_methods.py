@@ -23,7 +23,7 @@ from registry.worker.merge import process
 from registry.worker.merge.changes import Rows
 
 
-class Foreign:
+class PeftMerger:
     """An adapter in PEFT's hands, on empty modules [out, in] at the paths of its targets."""
 
     def __init__(self, folder: Path, targets: Mapping[str, tuple[int, int]]) -> None:
@@ -61,7 +61,7 @@ class Foreign:
 class Whole:
     """A change that needs the whole matrix: gathered in a first pass, merged by PEFT, handed out by rows."""
 
-    def __init__(self, foreign: Foreign, path: str) -> None:
+    def __init__(self, foreign: PeftMerger, path: str) -> None:
         self._foreign, self._path = foreign, path
         self._values: Tensor | None = None
 
@@ -82,4 +82,4 @@ def _widened(wrapped: Any, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(process.main(Foreign))
+    sys.exit(process.main(PeftMerger))

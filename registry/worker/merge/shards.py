@@ -35,7 +35,7 @@ Fill = Callable[[int, Tensor], None]
 """(index of the first row, block) → the block's values in the working type, from wherever they are packed."""
 
 
-class Piece(NamedTuple):
+class OutputTensor(NamedTuple):
     """One tensor of the new file: what it is called, where its bytes are now, and what happens to them.
 
     `changes` are made when the tensor's turn comes, so that one tensor's factors are in memory at a time. `fill` reads
@@ -63,7 +63,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
+class WriteSummary:
     """What a run wrote: tensors that were computed, and bytes that were only copied."""
 
     changed_tensors: int = 0
@@ -71,8 +71,8 @@ class Tally:
 
 
 def write(
-    target: Path, pieces: Sequence[Piece], metadata: dict[str, str], tally: Tally, *, same: Header | None = None,
-    progress: Callable[[int], None] = lambda _bytes: None,
+    target: Path, pieces: Sequence[OutputTensor], metadata: dict[str, str], tally: WriteSummary, *,
+    same: Header | None = None, progress: Callable[[int], None] = lambda _bytes: None,
 ) -> None:  # fmt: skip
     """The file. `same`: the header of the only source, kept as it is when no tensor changes name, type or size."""
     keeps = same is not None and _layout(pieces) == [(t.name, t.dtype, t.shape) for t in same]
@@ -92,7 +92,7 @@ def write(
             at += size
 
 
-def _layout(pieces: Sequence[Piece]) -> list[tuple[str, str, tuple[int, ...]]]:
+def _layout(pieces: Sequence[OutputTensor]) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(piece.name, piece.dtype, piece.shape) for piece in pieces]
 
 
@@ -101,7 +101,7 @@ def _head_of(path: Path, header: Header) -> bytes:
         return file.read(header.data_start)
 
 
-def _header(pieces: Sequence[Piece], metadata: dict[str, str]) -> bytes:
+def _header(pieces: Sequence[OutputTensor], metadata: dict[str, str]) -> bytes:
     entries: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
     at = 0
     for piece in pieces:
@@ -113,9 +113,9 @@ def _header(pieces: Sequence[Piece], metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+def _runs(pieces: Sequence[OutputTensor]) -> Iterator[list[OutputTensor]]:
     """Copied tensors that lie behind each other together, every computed one alone."""
-    run: list[Piece] = []
+    run: list[OutputTensor] = []
     for piece in pieces:
         last = run[-1] if run else None
         joins = last is not None and piece.is_copied and last.is_copied and piece.source == last.source
@@ -151,7 +151,7 @@ def _copy(source: Path, start: int, out: int, at: int, size: int, progress: Call
             progress(count)
 
 
-def _compute(piece: Piece, out: int, at: int, progress: Callable[[int], None]) -> None:
+def _compute(piece: OutputTensor, out: int, at: int, progress: Callable[[int], None]) -> None:
     """Read, widen, change, round once and write, some rows at a time, in two buffers that are used again."""
     stored = DTYPES[piece.dtype]
     columns = piece.shape[-1] if len(piece.shape) != 4 else piece.size_bytes // stored.itemsize // piece.shape[0]
@@ -190,7 +190,7 @@ def _compute(piece: Piece, out: int, at: int, progress: Callable[[int], None]) -
             progress(size)
 
 
-def _fill(file: int, view: memoryview, start: int, piece: Piece) -> None:
+def _fill(file: int, view: memoryview, start: int, piece: OutputTensor) -> None:
     done = 0
     while done < len(view):
         count = os.preadv(file, [view[done:]], start + done)

@@ -17,7 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from registry.adapters.peft import ModuleUpdate
-from registry.adapters.peft.names import Role, TensorName
+from registry.adapters.peft.names import TensorName, TensorRole
 from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.merging.recipes import BY_PEFT
@@ -130,16 +130,16 @@ class _Finder:
         self._add(name, lambda: self._update(module, transposed))
         if module.bias_shape is not None:
             bias = self._name(module.path, "bias")
-            self._add(bias, lambda: Plus(self._demand(Role.BIAS, module), module.scale))
+            self._add(bias, lambda: Plus(self._demand(TensorRole.BIAS, module), module.scale))
 
     def _update(self, module: ModuleUpdate, transposed: bool) -> Change:
         (b, a), scale = self._adapter.pairs(module)[0], self._adapter.scale_of(module)
         update = LowRank(a.T, b.T, scale) if transposed else LowRank(b, a, scale)
         if module.magnitude_shape is None:
             return update
-        return Dora(update, self._demand(Role.MAGNITUDE, module), by_rows=not transposed)
+        return Dora(update, self._demand(TensorRole.MAGNITUDE, module), by_rows=not transposed)
 
-    def _demand(self, role: Role, module: ModuleUpdate) -> Tensor:
+    def _demand(self, role: TensorRole, module: ModuleUpdate) -> Tensor:
         tensor = self._adapter.tensor(role, module.path, module.order)
         if tensor is None:
             raise Invalid("RECIPE_INVALID", f"module {module.path} lacks its {role.value}")
@@ -195,7 +195,7 @@ class _Finder:
 
     def _other(self, name: TensorName, stored: str) -> None:
         method, read = self._adapter.lora.method, self._adapter.raw
-        if name.role is Role.FULL:
+        if name.role is TensorRole.FULL:
             self._add(self._name(name.path, name.leaf), lambda: Replaced(lambda: read(stored)))
         elif name.leaf.endswith("trainable_tokens_delta"):
             rows = _trained_rows(self._adapter, name.path)

@@ -25,7 +25,7 @@ from registry.worker.merge.lowrank import Factors
 Shape = tuple[int, ...]
 
 
-class Site(NamedTuple):
+class UpdateTarget(NamedTuple):
     """Which module an update is for. `a_tail`: A's sizes after the rank; `order`: depth among expert parameters.
 
     `parameter`: the one of its parameters that is meant, where the configuration names it.
@@ -46,7 +46,7 @@ class Site(NamedTuple):
 class Made(NamedTuple):
     """The update of one module: one pair of factors, or one for each expert, all of one rank."""
 
-    site: Site
+    site: UpdateTarget
     factors: Sequence[Factors]
 
     @property

@@ -4,7 +4,7 @@ Invariants
 - Loading runs no code from the base's folder and asks no network: files of this folder only.
 - On a CPU it computes in fp32; on a GPU in the number format of the base's record, placed by `device_map`. A packed
   (quantised) base is loaded as its configuration says.
-- `Base.load` runs no forward and starts no thread, so that its process may fork afterwards.
+- `LoadedBase.load` runs no forward and starts no thread, so that its process may fork afterwards.
 - `fingerprint` covers every parameter and buffer that the base had when it was loaded, wherever an adapter moved it.
 """
 
@@ -29,7 +29,7 @@ Logits = list[torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class LoadedBase:
     """A loaded base. `originals` are its parameters and buffers by name, as the objects that they were at first."""
 
     name: str
@@ -45,7 +45,7 @@ class Base:
     device: str = "cpu"
 
     @classmethod
-    def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> Base:
+    def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> LoadedBase:
         """The base in this folder. Errors are transformers' own: the caller reports them.
 
         `dtype` is safetensors' name of the record's number format (BF16, F16, F32); it counts on a GPU only.

@@ -28,7 +28,7 @@ IMAGE_LIBRARY = "diffusers"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BaseSource:
     """A base that this machine can load: its name, its folder, and the fingerprint that both agree on.
 
     `dtype` is the number format of its record, for a GPU. `thresholds` are what the base says instead of our defaults.
@@ -47,10 +47,10 @@ class Sources:
     def __init__(self, folders: Mapping[str, Path | None] | None = None) -> None:
         """`wanted` maps a base's name to its folder, or to None for "where the registry says". Empty: all bases."""
         self._wanted = dict(folders or {})
-        self._known: dict[tuple[str, Digest, Digest | None, Path, tuple[Stamp, ...]], Source | str] = {}
+        self._known: dict[tuple[str, Digest, Digest | None, Path, tuple[Stamp, ...]], BaseSource | str] = {}
         self.problems: dict[str, str] = {}
 
-    def usable(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[Source]:
+    def usable(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[BaseSource]:
         """The bases that can be loaded here now. `problems` then says why the others cannot, one sentence each."""
         self.problems = {}
         by_name = {view.name: view for view in views}
@@ -62,13 +62,13 @@ class Sources:
             if self._wanted and name not in self._wanted:
                 continue
             source = self._source(view, inspect)
-            if isinstance(source, Source):
+            if isinstance(source, BaseSource):
                 sources.append(source)
             else:
                 self.problems[name] = source
         return sources
 
-    def demand(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[Source]:
+    def demand(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[BaseSource]:
         """As `usable`, but a base named with a folder of its own that is not that base is `Invalid` (BASE_INVALID)."""
         sources = self.usable(views, inspect)
         for name, folder in self._wanted.items():
@@ -76,7 +76,7 @@ class Sources:
                 raise Invalid("BASE_INVALID", self.problems[name])
         return sources
 
-    def _source(self, view: BaseView, inspect: Inspect | None) -> Source | str:
+    def _source(self, view: BaseView, inspect: Inspect | None) -> BaseSource | str:
         folder = self._wanted.get(view.name) or (Path(view.source) if view.source else None)
         if folder is None:
             return f"the base {view.name} has no source; say where it lies: --base {view.name}=DIR"
@@ -96,7 +96,7 @@ def _stamps(folder: Path) -> tuple[Stamp, ...]:
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
-def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> Source | str:
+def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> BaseSource | str:
     if view.spec.needs_code:
         return f"the base {view.name} needs code of its own, which a worker never runs"
     try:
@@ -112,4 +112,4 @@ def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> Source | str
         problem = inspect(view, folder) if inspect is not None else ""
     except Invalid as e:
         problem = f"the base {view.name} in {folder}: {e.detail}"
-    return problem or Source(view.name, folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)
+    return problem or BaseSource(view.name, folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)

@@ -29,7 +29,7 @@ _HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_em
 
 
 @dataclass(frozen=True, slots=True)
-class Norms:
+class UpdateNorms:
     """|A|, |B| and |scale · BA| of one module."""
 
     a: float
@@ -50,9 +50,9 @@ class Update:
     def sides(self) -> tuple[int, int, int]:
         return len(self.a), self.a.shape[2], self.b.shape[1]
 
-    def norms(self) -> Norms:
+    def norms(self) -> UpdateNorms:
         squared = float(((self.b.mT @ self.b) * (self.a @ self.a.mT)).sum())
-        return Norms(float(self.a.norm()), float(self.b.norm()), abs(self.scale) * math.sqrt(max(squared, 0.0)))
+        return UpdateNorms(float(self.a.norm()), float(self.b.norm()), abs(self.scale) * math.sqrt(max(squared, 0.0)))
 
 
 def of_folder(folder: Path) -> Iterator[Update]:
@@ -88,7 +88,7 @@ def _halves(module: ModuleUpdate, there: set[str]) -> tuple[str, str] | None:
     return None
 
 
-def norms(folder: Path) -> dict[str, Norms]:
+def norms(folder: Path) -> dict[str, UpdateNorms]:
     """The norms of every module's update."""
     return {update.path: update.norms() for update in of_folder(folder)}
 

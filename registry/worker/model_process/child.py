@@ -23,7 +23,7 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import WEIGHTS
 from registry.worker.devices import CPU
-from registry.worker.model.language import Base
+from registry.worker.model.language import LoadedBase
 from registry.worker.smoke import isolated, resident, structure
 from registry.worker.smoke.faults import first_line, machine_fault, out_of_memory
 from registry.worker.smoke.resident import Discard, Resident
@@ -48,15 +48,15 @@ class Loader:
         return self.device == CPU
 
     def load(self) -> Any:
-        """Load a `Base`; a subclass may load anything with `load_seconds` and `parameters`."""
-        return Base.load(self.folder, self.name, device=self.device, dtype=self.dtype)
+        """Load a `LoadedBase`; a subclass may load anything with `load_seconds` and `parameters`."""
+        return LoadedBase.load(self.folder, self.name, device=self.device, dtype=self.dtype)
 
 
 class IsolatedRun:
     """Test one adapter of any kind."""
 
     def __init__(self, base: Any, loader: Loader) -> None:
-        """`base` is a `Base`, or the image model of a subclass; None before it is loaded."""
+        """`base` is a `LoadedBase`, or the image model of a subclass; None before it is loaded."""
         self._base = base
         self._loader = loader
 
@@ -88,7 +88,7 @@ class IsolatedRun:
 class SharedRun(IsolatedRun):
     """Test adapters one after another on one model object."""
 
-    def __init__(self, base: Base | None, loader: Loader) -> None:
+    def __init__(self, base: LoadedBase | None, loader: Loader) -> None:
         super().__init__(base, loader)
         self._resident: Resident | None = None
 
@@ -115,7 +115,7 @@ class SharedRun(IsolatedRun):
 
     def _examine(
         self,
-        base: Base,
+        base: LoadedBase,
         folder: Path,
         written: AdapterConfig,
         spec: LoraSpec,

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from registry.worker.devices import CPU
-from registry.worker.model.sources import Source
+from registry.worker.model.sources import BaseSource
 from registry.worker.sandbox import confine, program
 from registry.worker.sandbox.confine import LOAD_SECONDS_LIMIT
 from registry.worker.sandbox.environment import environment_for
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProcessLimits:
     """What one child may use. `memory_bytes` is on top of what the model process has mapped.
 
     `isolate` runs every adapter in a process of its own. `any_name` lets adapters with names outside the allow-list
@@ -49,7 +49,7 @@ class ModelProcess:
     """One model process. `ready` says what it loaded and with which versions."""
 
     def __init__(
-        self, source: Source, *, device: str = CPU, environment: Mapping[str, str] | None = None,
+        self, source: BaseSource, *, device: str = CPU, environment: Mapping[str, str] | None = None,
         listener: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
         self.source = source
@@ -94,7 +94,12 @@ class ModelProcess:
         return self._process.poll() is None
 
     def try_adapter(
-        self, folder: Path, limits: Limits, thresholds: Mapping[str, float] | None = None, *, structure: bool = False
+        self,
+        folder: Path,
+        limits: ProcessLimits,
+        thresholds: Mapping[str, float] | None = None,
+        *,
+        structure: bool = False,
     ) -> dict[str, Any]:
         """Test one adapter: `{"result": {"findings", "measurements"}}`, or `{"failed": reason}`.
 

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from registry.worker.devices import CPU
-from registry.worker.model.sources import Source
-from registry.worker.model_process.client import Limits, ModelProcess
+from registry.worker.model.sources import BaseSource
+from registry.worker.model_process.client import ModelProcess, ProcessLimits
 
 BASES_LIMIT = 2
 """Bases in memory at once on a CPU; the least recently used one is evicted. On a GPU the limit is one."""
@@ -57,7 +57,7 @@ class Pool:
         """The bases in memory, most recently used first."""
         return [name for name, process in reversed(self._processes.items()) if process.alive]
 
-    def process(self, source: Source) -> ModelProcess:
+    def process(self, source: BaseSource) -> ModelProcess:
         """The model process of this base, started if there is none. `Gone` if the base does not load."""
         process = self._processes.pop(source.name, None)
         if process is not None and not (process.alive and process.source == source):
@@ -74,7 +74,9 @@ class Pool:
         self._processes[source.name] = process
         return process
 
-    def try_adapter(self, source: Source, folder: Path, limits: Limits, *, structure: bool = False) -> dict[str, Any]:
+    def try_adapter(
+        self, source: BaseSource, folder: Path, limits: ProcessLimits, *, structure: bool = False
+    ) -> dict[str, Any]:
         """Test one adapter on its base. Adds `base`: load time, versions, adapters tested."""
         process = self._busy = self.process(source)
         process.listener = self._listener

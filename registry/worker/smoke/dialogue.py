@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from registry.worker.model.language import Base
+from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.faults import first_line, machine_fault
 from registry.worker.smoke.result import SmokeResult
 
@@ -21,7 +21,7 @@ WORDS = ("What stands in the blue room?", "A lamp and two chairs.")
 """A turn of the user and one of the assistant; both must occur in what the template makes of them."""
 
 
-def examine(base: Base, folder: Path, result: SmokeResult) -> None:
+def examine(base: LoadedBase, folder: Path, result: SmokeResult) -> None:
     """Notes of a template that fails or loses text, and of added tokens that the base has no row for."""
     settings = _settings(folder)
     for number, content in _added(settings):

@@ -23,7 +23,7 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import WEIGHTS
 from registry.worker.model import language, probes, updates
-from registry.worker.model.language import Base, Logits
+from registry.worker.model.language import LoadedBase, Logits
 from registry.worker.smoke import acting, dialogue, samples
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.faults import first_line, machine_fault
@@ -52,7 +52,7 @@ def announces_change(config: AdapterConfig) -> bool:
 
 
 def examine(
-    base: Base, folder: Path, config: AdapterConfig, thresholds: Thresholds, known: Known | None = None, *,
+    base: LoadedBase, folder: Path, config: AdapterConfig, thresholds: Thresholds, known: Known | None = None, *,
     say: Callable[[str], None] = ignore_progress,
 ) -> SmokeResult:  # fmt: skip
     """Everything that a smoke test sees. Leaves the base unloaded of the adapter, but is not to be trusted to."""
@@ -80,13 +80,13 @@ def examine(
     return result
 
 
-def prompts_for(base: Base, config: AdapterConfig) -> list[tuple[int, ...]]:
+def prompts_for(base: LoadedBase, config: AdapterConfig) -> list[tuple[int, ...]]:
     """The base's probes, and one with the tokens without which this adapter does nothing."""
     special = (*config.invocation_tokens, *(token for tokens in config.token_indices.values() for token in tokens))
     return probes.with_tokens(base.probes, special, base.vocabulary)
 
 
-def record_probes(base: Base, prompts: Sequence[tuple[int, ...]], result: SmokeResult) -> None:
+def record_probes(base: LoadedBase, prompts: Sequence[tuple[int, ...]], result: SmokeResult) -> None:
     result.measurements["probes"] = len(prompts)
     result.measurements["probe_tokens"] = sum(len(tokens) for tokens in prompts)
     result.measurements["probe_kind"] = base.probe_kind
@@ -96,14 +96,14 @@ def record_probes(base: Base, prompts: Sequence[tuple[int, ...]], result: SmokeR
         result.measurements["peak_gpu_memory_bytes"] = sum(peaks)
 
 
-def _learn(base: Base, prompts: list[tuple[int, ...]], result: SmokeResult, *, shared: bool) -> Known:
+def _learn(base: LoadedBase, prompts: list[tuple[int, ...]], result: SmokeResult, *, shared: bool) -> Known:
     started = perf_counter()
     before = base.logits(prompts)
     result.measure("base_forward_seconds", perf_counter() - started)
     return Known(Baseline.of(prompts, before, base.dtype), base.fingerprint(), shared)
 
 
-def _load(base: Base, folder: Path, result: SmokeResult) -> Any:
+def _load(base: LoadedBase, folder: Path, result: SmokeResult) -> Any:
     started = perf_counter()
     device = str(next(base.model.parameters()).device)
     try:
@@ -119,7 +119,7 @@ def _load(base: Base, folder: Path, result: SmokeResult) -> Any:
     return wrapped
 
 
-def _compare(base: Base, wrapped: Any, baseline: Baseline, result: SmokeResult) -> bool:
+def _compare(base: LoadedBase, wrapped: Any, baseline: Baseline, result: SmokeResult) -> bool:
     started = perf_counter()
     try:
         after = language.logits(wrapped, baseline.asked)
@@ -132,7 +132,9 @@ def _compare(base: Base, wrapped: Any, baseline: Baseline, result: SmokeResult) 
     return acting.compare(baseline, after, result, kind=base.probe_kind)
 
 
-def _base_afterwards(base: Base, wrapped: Any, reference: Known, config: AdapterConfig, result: SmokeResult) -> None:
+def _base_afterwards(
+    base: LoadedBase, wrapped: Any, reference: Known, config: AdapterConfig, result: SmokeResult
+) -> None:
     """Without the adapter the base must be unchanged: every parameter and the logits, bit by bit."""
     started = perf_counter()
     try:

@@ -27,7 +27,7 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import WEIGHTS
 from registry.worker.model import language
-from registry.worker.model.language import Base
+from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import Update
 from registry.worker.smoke import acting, copy_on_write, dialogue, isolated, samples
 from registry.worker.smoke.acting import Baseline
@@ -46,7 +46,7 @@ class Discard(Exception):
     """This model object may be changed or does not behave: end its process and test the adapter in isolation."""
 
 
-def reason_to_isolate(base: Base, config: AdapterConfig, spec: LoraSpec) -> str:
+def reason_to_isolate(base: LoadedBase, config: AdapterConfig, spec: LoraSpec) -> str:
     """Why an adapter must not share a model object with others; empty if it may."""
     odd = [module.path for module in spec.modules if module.kind != "linear" or module.bias_shape]
     for reason, holds in (
@@ -70,7 +70,7 @@ def may_share_base(config: AdapterConfig, spec: LoraSpec) -> bool:
 class Resident:
     """A base with two slots. The constructor runs the bare base once."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: LoadedBase) -> None:
         started = perf_counter()
         self.say: Callable[[str], None] = ignore_progress
         self._base = base

@@ -18,14 +18,16 @@ from registry.errors import RegistryError
 from registry.evaluation import golden
 from registry.evaluation.golden import Golden
 from registry.worker.model import language
-from registry.worker.model.language import Base
+from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.result import SmokeResult
 
 TOKENS_LIMIT = 1024
 """Tokens of one sample, prompt and answer together."""
 
 
-def examine(base: Base, wrapped: Any, folder: Path, result: SmokeResult, bare: Callable[[], Any] | None = None) -> None:
+def examine(
+    base: LoadedBase, wrapped: Any, folder: Path, result: SmokeResult, bare: Callable[[], Any] | None = None
+) -> None:
     """Asks every sample of the folder's golden.jsonl, if it has one. `bare` switches the adapter off meanwhile."""
     file = folder / golden.FILE
     if not file.is_file():
@@ -56,7 +58,7 @@ def _switch_of(wrapped: Any) -> Callable[[], Any]:
 
 
 def _ask(
-    base: Base, wrapped: Any, sample: Golden, off: Callable[[], Any], result: SmokeResult, location: str
+    base: LoadedBase, wrapped: Any, sample: Golden, off: Callable[[], Any], result: SmokeResult, location: str
 ) -> dict[str, Any] | None:
     prompt = tuple(_prompt(base, sample))
     answer = tuple(base.tokenizer(sample.expected, add_special_tokens=False)["input_ids"])
@@ -83,7 +85,7 @@ def _ask(
     return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
 
 
-def _prompt(base: Base, sample: Golden) -> list[int]:
+def _prompt(base: LoadedBase, sample: Golden) -> list[int]:
     if not sample.chat:
         return list(base.tokenizer(sample.prompt)["input_ids"])
     turns = [{"role": "user", "content": sample.prompt}]

@@ -27,7 +27,7 @@ from registry.evaluation.thresholds import DEFAULTS, Thresholds
 from registry.evaluation.verdicts import Finding
 from registry.server.catalog import bases
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseThresholdsRow
-from registry.server.evaluation.weights.numbers import Norms
+from registry.server.evaluation.weights.numbers import FactorNorms
 
 BASES_KEPT = 16
 PEFT = "peft"
@@ -132,7 +132,7 @@ def load_base_norms(session: Session, base: BaseRow, scheme: str = PEFT) -> Base
     return BaseNorms(base.name, norms, Thresholds.with_overrides(own or {}), paths)
 
 
-def compare_with_base(base: BaseNorms, norms: Mapping[str, Norms]) -> tuple[Finding, ...]:
+def compare_with_base(base: BaseNorms, norms: Mapping[str, FactorNorms]) -> tuple[Finding, ...]:
     """`weights.beyond_base` where an update is larger than the base's threshold allows."""
     limit = base.thresholds.update_share_warn
     shares = {path: base.share(path, size.update) for path, size in norms.items()}

@@ -9,7 +9,7 @@ from registry.adapters.read import Pair
 from registry.adapters.safetensors import Header
 from registry.evaluation.verdicts import Finding
 from registry.server.evaluation.weights import numbers
-from registry.server.evaluation.weights.numbers import Norms
+from registry.server.evaluation.weights.numbers import FactorNorms
 
 Read = Callable[[int, int], bytes]
 INLINE_BYTES = 16 * 2**20
@@ -23,7 +23,7 @@ WINDOW_BYTES = 16 * 2**20
 @dataclass(frozen=True, slots=True)
 class Measured:
     findings: tuple[Finding, ...]
-    norms: dict[str, Norms]
+    norms: dict[str, FactorNorms]
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ def _not_finite(name: str, count: int) -> Finding:
     return Finding.of("error", "weights.not_finite", name, message, "finite numbers", "NaN or infinity")
 
 
-def _zeros(norms: dict[str, Norms]) -> list[Finding]:
+def _zeros(norms: dict[str, FactorNorms]) -> list[Finding]:
     zero = [path for path, size in norms.items() if size.b == 0]
     if not zero:
         return []
@@ -73,7 +73,7 @@ def _zeros(norms: dict[str, Norms]) -> list[Finding]:
     return [Finding.of("warning", "weights.zero_b", zero[0], message)]
 
 
-def _huge(norms: dict[str, Norms]) -> list[Finding]:
+def _huge(norms: dict[str, FactorNorms]) -> list[Finding]:
     # A product that 32-bit floats cannot hold has no figure; it is beyond the limit all the more.
     sizes = {path: float("inf") if size.rms is None else size.rms for path, size in norms.items()}
     beyond = {path: size for path, size in sizes.items() if size > HUGE_RMS}

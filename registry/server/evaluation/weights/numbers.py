@@ -38,7 +38,7 @@ _E4M3_NAN = 0x7F
 
 
 @dataclass(frozen=True, slots=True)
-class Norms:
+class FactorNorms:
     """|A|, |B| and |scale · BA| of one module's update, and the root mean square of an element of scale · BA."""
 
     a: float | None
@@ -73,7 +73,7 @@ def _has_special(data: bytes | memoryview, dtype: str) -> bool:
 
 
 # ------------------------------------------------------------------ norms
-def compute_norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, Norms]:
+def compute_norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, FactorNorms]:
     """Module → its norms, for pairs of factors. Values must be finite."""
     by_name = {info.name: info for info in header}
     there = [pair for pair in pairs if pair.a in by_name and pair.b in by_name]
@@ -94,7 +94,7 @@ def _is_readable(info: TensorInfo, rank: int) -> bool:
     return bool(info.shape) and elements % rank == 0 and elements <= HALF_LIMIT and info.dtype in _READABLE
 
 
-def _norms(a: Any, b: Any, scale: float) -> Norms:
+def _norms(a: Any, b: Any, scale: float) -> FactorNorms:
     """Of A [experts, rank, in] and B [experts, out, rank]."""
     with np.errstate(over="ignore", invalid="ignore"):
         aa, bb = a @ a.transpose(0, 2, 1), b.transpose(0, 2, 1) @ b
@@ -104,7 +104,7 @@ def _norms(a: Any, b: Any, scale: float) -> Norms:
         sizes = (math.sqrt(a_squared), math.sqrt(b_squared), update)
     elements = len(a) * a.shape[2] * b.shape[1]
     rms = update / math.sqrt(elements) if elements else 0.0
-    return Norms(a=_short(sizes[0]), b=_short(sizes[1]), update=_short(update), rms=_short(rms))
+    return FactorNorms(a=_short(sizes[0]), b=_short(sizes[1]), update=_short(update), rms=_short(rms))
 
 
 def _short(value: float) -> float | None:
