@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 
 import click
 
-from cli import output, session
 from registry.api.access import TokenCreate, TokenCreated, TokenView, Whoami
 from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.roles import Scope
+
+from . import output, session
 
 DAY_SECONDS = 86400
 SECRETS_START = "lra_"

@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
-from cli import output, session, versions
 from registry.api import AdapterView
 from registry.client.core import Versions
 from registry.evaluation.verdicts import Outcome
+
+from . import output, session, versions
 
 BASE_MATCHES = ("exact", "other-dtype", "quantized", "descendant")
 """How alike the weights of two bases are, the closest first; each one includes those before it."""

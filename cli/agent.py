@@ -23,7 +23,6 @@ from typing import Any
 
 import click
 
-from cli import output, session
 from registry import names
 from registry.client.registry import Registry
 from registry.digest import Digest
@@ -35,6 +34,8 @@ from registry.serving.engines import parse
 from registry.serving.engines.openai import KEY_VARIABLE
 from registry.serving.store import eviction, in_use
 from registry.serving.store.store import Shelf
+
+from . import output, session
 
 LOOK_SECONDS = 0.5
 """A signal that another thread was given is handled by the main one, which must not sleep for ever."""

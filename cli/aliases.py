@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 
 import click
 
-from cli import fleet, output, session
 from registry.api.aliases import AliasMove, AliasView
 from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
+
+from . import fleet, output, session
 
 
 @click.command()

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import click
 
-from cli import output, session
 from registry.api.audit import EventView
 from registry.client import exported
 from registry.client import trusted_checkpoints as memory
@@ -27,6 +26,8 @@ from registry.errors import Corrupt
 from registry.events import FORMER_DETAILS, message_template
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
+
+from . import output, session
 
 
 @click.group()

@@ -13,7 +13,6 @@ from collections import Counter
 
 import click
 
-from cli import main, output, session
 from registry import names
 from registry.api import BaseView
 from registry.api.bases import BaseAdd
@@ -26,6 +25,8 @@ from registry.errors import Invalid
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
+
+from . import main, output, session
 
 STRANGERS_SHOWN = 10
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from cli import output
-from cli.progress import Bar
 from registry.client.bulk import Result
+
+from . import output
+from .progress import Bar
 
 
 def quiet(bar: Bar, show: Any) -> Any:

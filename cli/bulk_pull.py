@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from cli import output, session
-from cli.bulk import document, leave, print_refused, quiet
-from cli.progress import Bar
 from registry import names
 from registry.api import Resolved
 from registry.client import bulk_pull
 from registry.client.bulk import Result
 from registry.names import AdapterName, Ref
+
+from . import output, session
+from .bulk import document, leave, print_refused, quiet
+from .progress import Bar
 
 
 @click.command("pull-all")

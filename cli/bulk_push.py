@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
-from cli import output, provenance, session
-from cli.bulk import document, leave, print_refused, quiet
-from cli.progress import Bar
-from cli.push import failed
 from registry.api.push import Pushed
 from registry.client import bulk_push
 from registry.client.bulk import Result
 from registry.errors import Invalid
 from registry.manifest import CONFIG, WEIGHTS_ENDINGS
+
+from . import output, provenance, session
+from .bulk import document, leave, print_refused, quiet
+from .progress import Bar
+from .push import failed
 
 
 @click.command("push-all")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 
-from cli import output, session, versions
 from registry import engines
 from registry.adapters import read as contents
 from registry.client import folder as folders
@@ -21,6 +20,8 @@ from registry.compat import evaluate
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
+
+from . import output, session, versions
 
 
 # ------------------------------------------------------------------ check

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import click
 
-from cli import jobs, output, session
 from registry.client import convert as conversion
 from registry.client.convert import ConversionOutcome
 from registry.errors import Unavailable
 from registry.jobs import Job, State
 from registry.merging.conversions import Conversion, TargetFormat
 from registry.names import Ref
+
+from . import jobs, output, session
 
 
 @click.command()

@@ -17,14 +17,15 @@ from typing import Any
 
 import click
 
-from cli import drawing, heatmap, main, output, session, versions
-from cli.heatmap import HeatMap
 from registry.client import folder as folders
 from registry.client import pull
 from registry.client.core import Versions
 from registry.engines import version_facts
 from registry.manifest import CONFIG
 from registry.names import Ref
+
+from . import drawing, heatmap, main, output, session, versions
+from .heatmap import HeatMap
 
 MODULES_SHOWN = 8
 FACTS_LEFT_OUT = frozenset({"engine", "targets", "updates"})
@@ -51,7 +52,7 @@ class Side:
 @output.json_option
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """Compare A and B, each a folder or a REF: configuration, facts, targets and files."""
-    compare = main.load("cli.updates", "cosines", "worker", "adapter diff --values") if values or plot else None
+    compare = main.load(".updates", "cosines", "worker", "adapter diff --values") if values or plot else None
     with session.versions() as registry:
         before, after = _side(registry, a), _side(registry, b)
         cosines = _cosines(registry, a, b, compare) if compare else None

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import click
 
-from cli import output, session
 from registry import __version__
 from registry.client.registry import Registry
 from registry.errors import RegistryError
+
+from . import output, session
 
 EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("torch", "peft", "transformers")}
 LITTLE_SPACE_BYTES = 2 * 10**9

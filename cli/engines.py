@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import click
 
-from cli import output, session
 from registry import engines
 from registry.api.verdicts import EngineSettingsList, RecheckEnginesRequest
 from registry.engine_settings import EngineSettings
+
+from . import output, session
 
 NAMES_SHOWN = 10
 

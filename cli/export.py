@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 
-from cli import main, output, session
 from registry import errors
 from registry.api.desired_state import Roster, RosterEntry
 from registry.client import pull
@@ -22,6 +21,8 @@ from registry.serving.export import kubernetes as objects
 from registry.serving.export import pbase as lookups
 from registry.serving.export.export import Exported, ExportTarget, Item
 from registry.serving.export.folder import FolderPlace
+
+from . import main, output, session
 
 _COLOURS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import click
 
-from cli import output, session
 from registry.api import ServedOn
 from registry.api.fleet import FleetNodes, NodeView, SlotView
 from registry.client.fleet import Fleet
 from registry.digest import Digest
+
+from . import output, session
 
 
 @click.command()

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import click
 from pydantic import ValidationError
 
-from cli import fleet, output, session
 from registry.api import VersionView
 from registry.api.gates import GateView
 from registry.client.gates import Gates
@@ -21,6 +20,8 @@ from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
+
+from . import fleet, output, session
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 

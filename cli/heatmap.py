@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from cli import output
-from cli.drawing import Grid
+from . import output
+from .drawing import Grid
 
 CHARACTER_WIDTH = 6
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP, MARGIN = 104, 18, 140, 90, 20

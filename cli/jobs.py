@@ -11,12 +11,13 @@ import time
 
 import click
 
-from cli import output, session, versions
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.jobs import FINAL, Job, JobStep, Kind, State
 from registry.names import Ref
+
+from . import output, session, versions
 
 ASK_EVERY_SECONDS = 0.5
 REMARK_AFTER_SECONDS = 5.0

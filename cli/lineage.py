@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from cli import output, session, sign
 from registry import attestations
 from registry.api import VersionView
 from registry.api.lineage import Lineage, LineageEdge, LineageNode
@@ -25,6 +24,8 @@ from registry.errors import Invalid
 from registry.lineage import cyclonedx, openlineage, pictures, slsa
 from registry.lineage.svg import svg
 from registry.names import Ref
+
+from . import output, session, sign
 
 SHORT_DIGEST = pictures.SHORT_DIGEST
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": pictures.dot, "mermaid": pictures.mermaid, "svg": svg}

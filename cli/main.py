@@ -42,53 +42,53 @@ class Door:
 
 
 DOORS: dict[str, Door] = {
-    "push": Door("cli.push", "push", "Move", "Push a folder as a new version, checked against its base.", weights=0),
-    "push-all": Door("cli.bulk_push", "push_all", "Move", "Push every adapter folder in a folder.", weights=1),
-    "pull": Door("cli.pull", "pull", "Move", "Download a version, every byte verified."),
-    "pull-all": Door("cli.bulk_pull", "pull_all", "Move", "Download every adapter of a base."),
-    "export": Door("cli.export", "export", "Move", "Export adapters of a base for engines: folders, S3, Kubernetes."),
-    "list": Door("cli.adapters", "list_adapters", "Look", "List adapters: newest version, base, verdicts, aliases."),
-    "show": Door("cli.show", "show", "Look", "Show a version: facts, verdicts, aliases, norms."),
-    "history": Door("cli.aliases", "history", "Look", "Show who moved an alias, when and why."),
-    "lineage": Door("cli.lineage", "lineage", "Look", "Show what a version was made from, or what was made from it."),
-    "check": Door("cli.checks", "check", "Judge", "Check whether an adapter fits a base, and what engines do with it."),
+    "push": Door(".push", "push", "Move", "Push a folder as a new version, checked against its base.", weights=0),
+    "push-all": Door(".bulk_push", "push_all", "Move", "Push every adapter folder in a folder.", weights=1),
+    "pull": Door(".pull", "pull", "Move", "Download a version, every byte verified."),
+    "pull-all": Door(".bulk_pull", "pull_all", "Move", "Download every adapter of a base."),
+    "export": Door(".export", "export", "Move", "Export adapters of a base for engines: folders, S3, Kubernetes."),
+    "list": Door(".adapters", "list_adapters", "Look", "List adapters: newest version, base, verdicts, aliases."),
+    "show": Door(".show", "show", "Look", "Show a version: facts, verdicts, aliases, norms."),
+    "history": Door(".aliases", "history", "Look", "Show who moved an alias, when and why."),
+    "lineage": Door(".lineage", "lineage", "Look", "Show what a version was made from, or what was made from it."),
+    "check": Door(".checks", "check", "Judge", "Check whether an adapter fits a base, and what engines do with it."),
     "engine-settings": Door(
-        "cli.engines", "engine_settings", "Judge", "Recommend engine settings for all adapters of a base."
+        ".engines", "engine_settings", "Judge", "Recommend engine settings for all adapters of a base."
     ),
-    "diff": Door("cli.diff", "diff", "Look", "Compare two versions or folders."),
-    "smoke-test": Door("cli.smoke_tests", "smoke_test", "Judge", "Have workers test versions on their base."),
-    "sign": Door("cli.sign", "sign", "Judge", "Sign a version, or attach a signature."),
-    "verify": Door("cli.verify", "verify", "Judge", "Verify a version's bytes, signatures and log entry."),
-    "job": Door("cli.jobs", "job", "Judge", "Jobs: list, show, cancel."),
-    "recheck-engines": Door("cli.engines", "recheck_engines", "Judge", "Renew the stored engine verdicts."),
-    "merge": Door("cli.merge", "merge", "Make", "Combine adapters, resize one, or fuse one into its base."),
-    "convert": Door("cli.convert", "convert", "Make", "Convert a version to another format."),
-    "extract": Door("cli.merge", "extract", "Make", "Make an adapter from the difference of two models."),
-    "promote": Door("cli.aliases", "promote", "Decide", "Point an alias at a version, through its gate."),
-    "rollback": Door("cli.aliases", "rollback", "Decide", "Point an alias back at an earlier version."),
-    "yank": Door("cli.aliases", "yank", "Decide", "Withdraw a version from aliases."),
-    "gate": Door("cli.gates", "gate", "Decide", "Gates of aliases: set, show, list, remove."),
-    "approve": Door("cli.gates", "approve", "Decide", "Approve a version for an alias."),
-    "quarantine": Door("cli.gates", "quarantine", "Decide", "Withhold a version until an owner lifts it."),
-    "base": Door("cli.bases", "base", "Set up", "Base models: add, list, show, identify, thresholds."),
-    "login": Door("cli.access", "login", "Set up", "Remember a registry and your token."),
-    "token": Door("cli.access", "token", "Set up", "Tokens: create, rotate, exchange, list, revoke."),
-    "namespace": Door("cli.namespaces", "namespace", "Set up", "Namespaces: roles, visibility, limits."),
-    "publisher": Door("cli.namespaces", "publisher", "Set up", "Trusted publishers: CI jobs without stored secrets."),
-    "rename": Door("cli.namespaces", "rename", "Set up", "Rename an adapter or move it to another namespace."),
-    "delete": Door("cli.namespaces", "delete", "Set up", "Delete an adapter and all its versions."),
-    "whoami": Door("cli.access", "whoami", "Set up", "Show the registry and your rights."),
-    "webhook": Door("cli.webhooks", "webhook", "Set up", "Webhooks: create, list, delete, deliveries."),
-    "doctor": Door("cli.doctor", "doctor", "Set up", "Diagnose problems between you and the registry."),
-    "audit": Door("cli.audit", "audit", "Look", "The audit log: log, verify, export, key."),
-    "fleet": Door("cli.fleet", "fleet", "Look", "Show which node serves which version."),
-    "serve": Door("cli.serve", "serve", "Run", "Run the registry server.", extra="server"),
-    "worker": Door("cli.worker", "worker", "Run", "Run a worker that tests adapters on their base.", extra="worker"),
-    "agent": Door("cli.agent", "agent", "Run", "Keep engines in sync with an alias."),
-    "migrate": Door("cli.serve", "migrate", "Run", "Upgrade the database schema.", extra="server"),
-    "gc": Door("cli.upkeep", "gc", "Run", "Delete unreferenced data."),
-    "fsck": Door("cli.upkeep", "fsck", "Run", "Check that rows, bytes and history agree."),
-    "reindex": Door("cli.upkeep", "reindex", "Run", "Rebuild lost rows from the bucket."),
+    "diff": Door(".diff", "diff", "Look", "Compare two versions or folders."),
+    "smoke-test": Door(".smoke_tests", "smoke_test", "Judge", "Have workers test versions on their base."),
+    "sign": Door(".sign", "sign", "Judge", "Sign a version, or attach a signature."),
+    "verify": Door(".verify", "verify", "Judge", "Verify a version's bytes, signatures and log entry."),
+    "job": Door(".jobs", "job", "Judge", "Jobs: list, show, cancel."),
+    "recheck-engines": Door(".engines", "recheck_engines", "Judge", "Renew the stored engine verdicts."),
+    "merge": Door(".merge", "merge", "Make", "Combine adapters, resize one, or fuse one into its base."),
+    "convert": Door(".convert", "convert", "Make", "Convert a version to another format."),
+    "extract": Door(".merge", "extract", "Make", "Make an adapter from the difference of two models."),
+    "promote": Door(".aliases", "promote", "Decide", "Point an alias at a version, through its gate."),
+    "rollback": Door(".aliases", "rollback", "Decide", "Point an alias back at an earlier version."),
+    "yank": Door(".aliases", "yank", "Decide", "Withdraw a version from aliases."),
+    "gate": Door(".gates", "gate", "Decide", "Gates of aliases: set, show, list, remove."),
+    "approve": Door(".gates", "approve", "Decide", "Approve a version for an alias."),
+    "quarantine": Door(".gates", "quarantine", "Decide", "Withhold a version until an owner lifts it."),
+    "base": Door(".bases", "base", "Set up", "Base models: add, list, show, identify, thresholds."),
+    "login": Door(".access", "login", "Set up", "Remember a registry and your token."),
+    "token": Door(".access", "token", "Set up", "Tokens: create, rotate, exchange, list, revoke."),
+    "namespace": Door(".namespaces", "namespace", "Set up", "Namespaces: roles, visibility, limits."),
+    "publisher": Door(".namespaces", "publisher", "Set up", "Trusted publishers: CI jobs without stored secrets."),
+    "rename": Door(".namespaces", "rename", "Set up", "Rename an adapter or move it to another namespace."),
+    "delete": Door(".namespaces", "delete", "Set up", "Delete an adapter and all its versions."),
+    "whoami": Door(".access", "whoami", "Set up", "Show the registry and your rights."),
+    "webhook": Door(".webhooks", "webhook", "Set up", "Webhooks: create, list, delete, deliveries."),
+    "doctor": Door(".doctor", "doctor", "Set up", "Diagnose problems between you and the registry."),
+    "audit": Door(".audit", "audit", "Look", "The audit log: log, verify, export, key."),
+    "fleet": Door(".fleet", "fleet", "Look", "Show which node serves which version."),
+    "serve": Door(".serve", "serve", "Run", "Run the registry server.", extra="server"),
+    "worker": Door(".worker", "worker", "Run", "Run a worker that tests adapters on their base.", extra="worker"),
+    "agent": Door(".agent", "agent", "Run", "Keep engines in sync with an alias."),
+    "migrate": Door(".serve", "migrate", "Run", "Upgrade the database schema.", extra="server"),
+    "gc": Door(".upkeep", "gc", "Run", "Delete unreferenced data."),
+    "fsck": Door(".upkeep", "fsck", "Run", "Check that rows, bytes and history agree."),
+    "reindex": Door(".upkeep", "reindex", "Run", "Rebuild lost rows from the bucket."),
 }
 
 
@@ -120,7 +120,12 @@ def uncollected() -> Iterator[None]:
 
 
 def load(module: str, attribute: str, extra: str = "", what: str = "") -> Any:
-    """What `module` calls `attribute`. `MissingExtra` says what to install if a package is not there."""
+    """What `module` calls `attribute`. `MissingExtra` says what to install if a package is not there.
+
+    A module that begins with a dot is one of this package, which is `cli` in a checkout and `registry.cli` in a wheel.
+    """
+    if module.startswith("."):
+        module = f"{__package__}{module}"
     try:
         with contextlib.nullcontext() if module in sys.modules else uncollected():
             return getattr(importlib.import_module(module), attribute)
@@ -163,7 +168,7 @@ class Rooms(click.Group):
         except (click.exceptions.Exit, click.Abort, click.ClickException):
             raise
         except Exception as error:
-            code: int | None = load("cli.output", "tell")(error, ctx)
+            code: int | None = load(".output", "tell")(error, ctx)
             if code is None:
                 raise
             ctx.exit(code)

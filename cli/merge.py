@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from cli import jobs, main, output, session
 from registry.api import BaseView
 from registry.api.jobs import JobSubmit
 from registry.client import pull, push
@@ -27,6 +26,8 @@ from registry.merging.recipes import MergeReport, Method, Operation, Recipe
 from registry.names import AdapterName, Ref
 from registry.worker.merge.request import MergeRequest
 from registry.worker.model import identify
+
+from . import jobs, main, output, session
 
 WORST_SHOWN = 5
 

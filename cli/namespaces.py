@@ -11,12 +11,13 @@ from contextlib import contextmanager
 
 import click
 
-from cli import fleet, output, session
 from registry.api.namespaces import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
 from registry.client.namespaces import Namespaces
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
+
+from . import fleet, output, session
 
 
 @contextmanager

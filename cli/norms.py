@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cli import drawing, output
-from cli.drawing import Grid
-from cli.heatmap import HeatMap
 from registry.api import VersionView
 from registry.client.registry import Registry
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
+
+from . import drawing, output
+from .drawing import Grid
+from .heatmap import HeatMap
 
 COLUMNS_SHOWN = 24
 

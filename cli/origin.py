@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cli import output
 from registry.adapters import trainer
 from registry.api import VersionView
+
+from . import output
 
 PARAMETERS_SHOWN = 12
 

@@ -25,10 +25,11 @@ from typing import Any, TypeVar
 import click
 from pydantic import BaseModel, ValidationError
 
-from cli import main
 from registry import errors
 from registry.errors import RegistryError
 from registry.names import Ref
+
+from . import main
 
 EXIT_CODES: dict[type[RegistryError], int] = {
     errors.RegistryError: 1,

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
-from cli import main, output
+from . import main, output
 
 
 class Bar:
     """A progress bar on a terminal (cli/bars.py, which is slow to import); nothing elsewhere."""
 
     def __init__(self, label: str) -> None:
-        self._bars = main.load("cli.bars", "Bars")(label) if output.on_terminal() else None
+        self._bars = main.load(".bars", "Bars")(label) if output.on_terminal() else None
         self.total_bytes = 0
 
     def __enter__(self) -> Bar:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
-from cli import main
 from registry.provenance import Provenance
+
+from . import main
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _OPTIONS = (

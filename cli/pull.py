@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from cli import output, session
-from cli.progress import Bar
 from registry.client import pull as pulling
 from registry.errors import Reason
 from registry.names import Ref
+
+from . import output, session
+from .progress import Bar
 
 
 @click.command()

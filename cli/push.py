@@ -13,8 +13,6 @@ from typing import Any
 
 import click
 
-from cli import main, output, provenance, session, versions
-from cli.progress import Bar
 from registry.api import VersionView
 from registry.api.push import Pushed
 from registry.client import push as pushing
@@ -22,6 +20,9 @@ from registry.client.core import Versions
 from registry.errors import Reason
 from registry.evaluation.verdicts import Outcome, Verdict
 from registry.names import AdapterName, Ref
+
+from . import main, output, provenance, session, versions
+from .progress import Bar
 
 
 class Tag(click.ParamType[tuple[str, str]]):
@@ -83,7 +84,7 @@ def push(
     adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
     """
     adapter = AdapterName.parse(name)
-    signature = main.load("cli.sign", "chosen")(key, bundle, public_key) if key or bundle or public_key else None
+    signature = main.load(".sign", "chosen")(key, bundle, public_key) if key or bundle or public_key else None
     declared = provenance.declared(**inputs)
     job: Any = None
     waits = wait or timeout is not None
@@ -105,11 +106,11 @@ def push(
                 signature=signature,
             )
         if waits and pushed.job_id:
-            job = main.load("cli.jobs", "wait_for")(registry, pushed.job_id, timeout)
+            job = main.load(".jobs", "wait_for")(registry, pushed.job_id, timeout)
             pushed = pushed.model_copy(update={"version": _again(registry, adapter, pushed.version)})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:
-        main.load("cli.jobs", "exit_by")(job, None)
+        main.load(".jobs", "exit_by")(job, None)
     if pushed.alias_refused or (strict and failed(pushed.version.verdicts)):
         click.get_current_context().exit(output.REFUSED)
 

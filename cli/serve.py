@@ -22,8 +22,6 @@ import click
 import uvicorn
 from fastapi import FastAPI
 
-from cli import output
-from cli.lane import DirectProtocol
 from registry.errors import Unavailable
 from registry.server import actors
 from registry.server.access import tokens
@@ -35,6 +33,9 @@ from registry.server.maintenance import reevaluate
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.webhooks import dispatch
+
+from . import output
+from .lane import DirectProtocol
 
 GRACE_SECONDS = 30
 BACKLOG = 2048

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from cli import main
 from registry.client.core import Versions
 from registry.client.trusted_checkpoints import Heads
 from registry.durable import replace_file
 from registry.errors import Invalid
+
+from . import main
 
 if TYPE_CHECKING:
     from registry.client.registry import Registry
@@ -135,7 +136,7 @@ def heads() -> Heads:
 def embedded(routes: type[Routes]) -> Iterator[Routes]:
     """The registry in the user's data folder (REGISTRY_DATA). `Invalid` if the server is not installed."""
     try:
-        application = main.load("cli.serve", "embedded", "server", "the embedded registry")
+        application = main.load(".serve", "embedded", "server", "the embedded registry")
     except main.MissingExtra as e:
         raise Invalid(
             "SETTING_INVALID",

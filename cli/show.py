@@ -10,11 +10,12 @@ from pathlib import Path
 
 import click
 
-from cli import heatmap, norms, origin, output, session, versions
 from registry.api import VersionView
 from registry.api.aliases import AliasView
 from registry.client import convert
 from registry.names import Ref
+
+from . import heatmap, norms, origin, output, session, versions
 
 
 @click.command()

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import click
 
-from cli import output, session
 from registry.api.audit import SignRequest
 from registry.attestations.keys import PrivateKey
 from registry.client import signing
 from registry.client.audit import Audit
 from registry.errors import Corrupt, Invalid
 from registry.names import Ref
+
+from . import output, session
 
 LIMIT_BYTES = 512 * 2**10
 _FILE = click.Path(path_type=Path)

@@ -13,7 +13,6 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli import jobs, output, session
 from registry import names
 from registry.api.jobs import CampaignRequest, CampaignView, JobSubmit
 from registry.client.evaluation import Judging
@@ -21,6 +20,8 @@ from registry.errors import Unavailable
 from registry.evaluation.verdicts import Outcome
 from registry.jobs import PRIORITY_LIMIT, Kind, State
 from registry.names import Ref
+
+from . import jobs, output, session
 
 ASK_EVERY_SECONDS = 1.0
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
-from cli import output, session
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
 from registry.client.registry import Registry
 from registry.errors import Corrupt
 from registry.evaluation.verdicts import Finding
+
+from . import output, session
 
 DAMAGED = output.EXIT_CODES[Corrupt]
 FINDINGS_SHOWN = 50

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 
-from cli import output, session
 from registry.api import FileLink, Resolved
 from registry.attestations.certificates import Trust
 from registry.client import bundle
@@ -26,6 +25,8 @@ from registry.digest import Hasher
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
 from registry.tlog.notes import Verifier
+
+from . import output, session
 
 _PLACE = click.Path(path_type=Path, exists=True)
 

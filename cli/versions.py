@@ -15,9 +15,10 @@ from typing import Any
 
 import click
 
-from cli import output
 from registry.api import VersionView
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+
+from . import output
 
 FINDINGS_SHOWN = 5
 VALUE_WIDTH = 80

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import click
 
-from cli import output, session
 from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
 from registry.events import WEBHOOK_DEFAULT, EventType
+
+from . import output, session
 
 
 @click.group()

@@ -18,13 +18,14 @@ from typing import Protocol
 
 import click
 
-from cli import main, output, session
 from registry import names
 from registry.worker.devices import select_device
 from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
+
+from . import main, output, session
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
 """What a model process imports; checked before a job is claimed."""

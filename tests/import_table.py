@@ -11,6 +11,7 @@ Example
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,18 +107,25 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports_of(source: str, known: set[str]) -> Iterator[tuple[str, int]]:
-    """(dotted name, line) of everything imported anywhere in the source, submodules told from names."""
+def imports_of(module: str, source: str, known: set[str]) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of everything imported anywhere in the source, submodules told from names.
+
+    A relative import is resolved in `cli/`, which a wheel holds as `registry.cli`; elsewhere it stays as it is written.
+    """
+    package = "cli" if module.split(".")[0] == "cli" else ""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                yield ("." * node.level + (node.module or ""), node.lineno)
+            origin = node.module or ""
+            if node.level == 1 and package:
+                origin = f"{package}.{origin}".rstrip(".")
+            elif node.level:
+                yield ("." * node.level + origin, node.lineno)
                 continue
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield (full if full in known else str(node.module), node.lineno)
+                full = f"{origin}.{alias.name}"
+                yield (full if full in known else origin, node.lineno)
 
 
 def forbidden(module: str, source: str, known: set[str]) -> list[str]:
@@ -126,10 +134,12 @@ def forbidden(module: str, source: str, known: set[str]) -> list[str]:
     if row is None:
         return [f"{module} has no row in the table of tests/test_boundaries.py"]
     found = []
-    for name, line in imports_of(source, known):
+    for name, line in imports_of(module, source, known):
         top = name.split(".")[0]
         if name.startswith("."):
             found.append(f"{module}:{line} imports {name} relatively; write the whole name")
+        elif top == "cli" and re.match(r"\s*(from|import) cli\b", source.splitlines()[line - 1]):
+            found.append(f"{module}:{line} imports {name} by its whole name; a wheel has it as registry.{name}")
         elif top in ("registry", "cli", "migrations", "tests"):
             if kind_of(name) not in row.ours:
                 found.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.ours)}")
@@ -184,9 +194,14 @@ def graph(texts: dict[str, str]) -> dict[str, set[str]]:
     """Module → the modules of ours that it imports."""
     known = set(texts)
     return {
-        module: {name for name, _ in imports_of(source, known) if name in known and name != module}
+        module: {name for name, _ in imports_of(module, source, known) if name in known and name != module}
         for module, source in texts.items()
     }
+
+
+def installed_name(module: str) -> str:
+    """The name under which a wheel has a module of ours."""
+    return f"registry.{module}" if module.split(".")[0] == "cli" else module
 
 
 def base_rooms() -> list[str]:

@@ -48,6 +48,8 @@ def test_the_import_graph_has_no_cycle() -> None:
         ("registry.worker.loop", "from registry.server.jobs import queue"),
         ("registry.digest", "def f():\n    from cli import main"),
         ("cli.commands", "from registry.server import push"),
+        ("cli.commands", "from cli import main"),
+        ("cli.commands", "from .. import digest"),
         ("migrations.versions.0001_first", "from registry.server.database.models import content"),
     ],
 )
@@ -60,6 +62,11 @@ def test_a_planted_breach_is_found(module: str, line: str) -> None:
     }
     known |= {"registry.server.jobs.queue", "registry.server.push.commit"}
     assert import_table.forbidden(module, line, known)
+
+
+def test_files_of_the_command_line_import_each_other_relatively() -> None:
+    assert import_table.forbidden("cli.commands", "from . import main\nfrom .main import load", KNOWN) == []
+    assert ("cli.main", 1) in import_table.imports_of("cli.commands", "from . import main", KNOWN)
 
 
 def test_planted_late_imports_and_cycles_are_found() -> None:

@@ -78,9 +78,14 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_the_wheel_holds_two_packages_and_the_migrations_inside_the_server(wheel: Path) -> None:
+def test_the_wheel_holds_one_package_with_the_command_line_and_the_migrations_in_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry", "cli"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry"}
+    commands = {f"registry/cli/{path.name}" for path in (import_table.ROOT / "cli").glob("*.py")}
+    assert {name for name in names if name.startswith("registry/cli/")} == commands
+    package = zipfile.ZipFile(wheel).read("registry/cli/__init__.py")
+    assert package == (import_table.ROOT / "cli/__init__.py").read_bytes(), "the checkout's pointer to cli/ was shipped"
+    assert len(names) == len(set(names))
     migrations = {str(path.relative_to(import_table.ROOT)) for path in (import_table.ROOT / "migrations").rglob("*.py")}
     assert {f"registry/server/{name}" for name in migrations} <= set(names)
     assert "registry/py.typed" in names
@@ -88,7 +93,8 @@ def test_the_wheel_holds_two_packages_and_the_migrations_inside_the_server(wheel
 
 
 def test_the_bare_install_imports_every_base_room_and_nothing_heavy(bare: Path, tmp_path: Path) -> None:
-    looked = _run(bare, "-c", LOOK, cwd=tmp_path, stdin=json.dumps([import_table.base_rooms(), HEAVY]))
+    modules = [import_table.installed_name(module) for module in import_table.base_rooms()]
+    looked = _run(bare, "-c", LOOK, cwd=tmp_path, stdin=json.dumps([modules, HEAVY]))
     assert looked.returncode == 0, looked.stderr
     found = json.loads(looked.stdout)
     assert found["installed"] == []
