@@ -2,4 +2,4 @@
 
 import os
 
-__path__ = [os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "cli")]
+__path__ = [os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "cli")]
