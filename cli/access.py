@@ -131,7 +131,7 @@ def _print_secret(created: TokenCreated) -> None:
     rights = _rights(created.token.scopes, created.token.namespaces, created.token.adapters)
     until = f", until {output.moment(created.token.expires_at)}" if created.token.expires_at else ""
     output.note(f"token {created.token.id} for {created.token.subject or created.token.name}: {rights}{until}")
-    output.note("this is shown once; whoever has it has these rights")
+    output.note("the secret is shown only now")
 
 
 @token.command()
@@ -229,6 +229,6 @@ def _refuse_secret(token_id: str) -> None:
     if token_id.startswith(SECRETS_START):
         raise Invalid(
             "REQUEST_INVALID",
-            "this is the secret of a token, and not its ID; it was sent nowhere",
-            next_step="`ADAPTER_TOKEN=SECRET adapter whoami` tells the ID, also of a secret that has leaked",
+            "this is the secret of a token, not its id; it was not sent",
+            next_step="`ADAPTER_TOKEN=SECRET adapter whoami` shows the id of a token, also of a leaked one",
         )

@@ -99,12 +99,14 @@ def yank(ref: Ref, reason: str, undo: bool) -> None:
 
     def text() -> None:
         if undo:
-            click.echo(f"{output.strong(f'{version.name}@{version.number}')} is not yanked any more: {reason}")
+            click.echo(f"{output.strong(f'{version.name}@{version.number}')} is no longer yanked: {reason}")
             return
         click.echo(f"{output.strong(f'{version.name}@{version.number}')} is yanked: {version.yank_reason}")
         still = [alias for alias in version.aliases if alias != NEWEST]
         if still:
-            click.echo(f"  {', '.join(still)} still names it and answers YANKED: roll back or promote another version")
+            click.echo(
+                f"  {', '.join(still)} still points at it and answers YANKED: roll back or promote another version"
+            )
         if len(still) < len(version.aliases):
             click.echo(f"  it is the newest: {version.name} answers YANKED until the next push")
         fleet.warn(version.served_on)
@@ -120,7 +122,7 @@ def history(name: str, at: str) -> None:
     """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first."""
     ref = Ref.parse(name)
     if not isinstance(ref.selector, str) or "@" in name:
-        raise Invalid("NAME_INVALID", f"{name!r}: history is about an adapter or one alias: NAME or NAME:ALIAS")
+        raise Invalid("NAME_INVALID", f"{name!r}: history takes NAME or NAME:ALIAS")
     alias = str(ref.selector) if ":" in name else ""
     moment = read_time(at) if at else None
     with session.registry() as registry:
@@ -177,6 +179,6 @@ def _print_move(move: AliasMove, width: int) -> None:
     evidence += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "soak"]
     evidence += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
     if any(e.get("check") == "break_glass" for e in move.evidence):
-        click.secho(f"{indent}through a shut gate: the glass was broken", fg="red")
+        click.secho(f"{indent}through a closed gate (break-glass)", fg="red")
     if evidence:
         click.echo(f"{indent}{output.faint('on')} {', '.join(evidence)}")

@@ -78,7 +78,7 @@ def _checked() -> Iterator[tuple[Versions, str]]:
 
 def _print_events(items: list[EventView]) -> None:
     if not items:
-        click.echo("Nothing happened that you may see.")
+        click.echo("No events that you may see.")
     for item in items:
         click.echo(_line(item))
 
@@ -95,7 +95,7 @@ def _line(item: EventView) -> str:
     except (KeyError, IndexError):
         message = f"{item.action} {item.object}"
     if "break_glass" in fields:
-        message += ", through a shut gate"
+        message += ", through a closed gate"
     reason = f": “{fields.pop('reason')}”" if "reason" in fields else ""
     message, reason, who = map(output.one_line, (message, reason, item.actor))
     rest = ", ".join(output.one_line(f"{key} {value}") for key, value in fields.items() if f"{{{key}}}" not in pattern)
@@ -185,6 +185,6 @@ def key(trust: bool) -> None:
         for line in keys.keys:
             click.echo(line)
         if trust:
-            output.note("remembered; the log must follow this checkpoint from now on")
+            output.note("remembered; the log must extend this checkpoint from now on")
 
     output.answer(keys, text)

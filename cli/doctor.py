@@ -62,7 +62,7 @@ def _here() -> Iterator[Look]:
     folder = next(p for p in [Path(home).expanduser(), *Path(home).expanduser().parents] if p.is_dir())
     free = shutil.disk_usage(folder).free
     state = "ok" if free > LITTLE_SPACE_BYTES else "note"
-    yield Look("disk", state, f"{output.size(free)} free where downloads are kept ({folder})")
+    yield Look("disk", state, f"{output.size(free)} free for downloads ({folder})")
 
 
 def _registry() -> Iterator[Look]:

@@ -90,7 +90,7 @@ def show(place: str, alias: str) -> None:
 
     def text() -> None:
         _print(check.gate)
-        click.echo(f"  open for @{check.number}" if check.open else f"  shut for @{check.number}:")
+        click.echo(f"  open for @{check.number}" if check.open else f"  closed for @{check.number}:")
         for finding in check.missing:
             click.echo(f"    - {finding.message}")
 
@@ -135,9 +135,7 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
     """Approve a version for ALIAS. The pusher's approval does not count."""
     with _gates() as gates:
         approval = gates.approve(ref, alias, comment)
-    note = (
-        "" if approval.counts else ", which does not count: whoever pushed it does not, nor whom the gate does not ask"
-    )
+    note = "" if approval.counts else ", which does not count: the gate does not accept this approver"
     output.answer(
         approval,
         lambda: click.echo(f"{approval.identity} approved {ref.name}@{approval.number} for {approval.alias}{note}"),

@@ -75,7 +75,7 @@ def exit_by(job: Job, verdict: Verdict | None) -> None:
         raise Unavailable(
             "TRY_LATER",
             f"job {job.id} could not be done: {job.error or 'no reason was given'}",
-            next_step="look at the reason and at the worker, then ask for it again",
+            next_step="check the reason and the worker, then request it again",
         )
     if verdict is not None and verdict.outcome is Outcome.FAIL:
         click.get_current_context().exit(output.REFUSED)

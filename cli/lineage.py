@@ -64,7 +64,7 @@ def lineage(
     if sum((ref is not None, bool(dataset), bool(base))) != 1:
         raise click.UsageError("name one thing: a REF, --dataset or --base")
     if form in EXPORTED and (ref is None or down):
-        raise click.UsageError(f"--format {form} tells what one version was made from: name a REF, without --down")
+        raise click.UsageError(f"--format {form} describes what one version was made from: pass a REF, without --down")
     if key is not None and form != "slsa":
         raise click.UsageError("--sign signs an export: --format slsa")
     signer = sign.private_key(key) if key is not None else None
@@ -82,7 +82,7 @@ def lineage(
     else:
         text = "\n".join(DRAWN[form](graph) if form in DRAWN else tree(graph, down=down))
     if graph.truncated:
-        output.note("there is more than one answer holds: this is a part of it")
+        output.note("truncated: there is more than one answer can hold")
     if out is not None:
         out.write_text(click.unstyle(text) + "\n", "utf-8")
     else:
@@ -100,7 +100,7 @@ def tree(graph: Lineage, *, down: bool) -> Iterator[str]:
     """Lines of the tree, root first."""
     nodes = {node.id: node for node in graph.nodes}
     if graph.root not in nodes:
-        raise Invalid("REQUEST_INVALID", "the answer does not hold its own root")
+        raise Invalid("REQUEST_INVALID", "the answer lacks its root")
     branches: dict[str, list[tuple[str, LineageEdge]]] = {}
     for edge in graph.edges:
         stem, tip = (edge.parent, edge.child) if down else (edge.child, edge.parent)

@@ -145,7 +145,7 @@ def _here(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
         if recipe.operation is not Operation.FUSE:
             return _written(order, out)
         if not order.base or not Path(order.base).is_dir():
-            raise Invalid("BASE_INVALID", "the base's weights are not here", next_step="say where: --base-dir DIR")
+            raise Invalid("BASE_INVALID", "the base's weights are not here", next_step="pass --base-dir DIR")
         report = _run(order)
         return report.onto(recipe.onto, own) if recipe.onto and own else report
 
@@ -154,7 +154,7 @@ def _compare(registry: Registry, view: BaseView, folder: Path) -> None:
     """`Invalid` (BASE_INVALID) where the weights in the folder are not those of the base that the registry knows."""
     _demand_worker()
     if view.spec.fingerprints.exact is None:
-        output.note(f"  nobody has told which weights {view.name} has, so those in {folder} are not compared with them")
+        output.note(f"  the weights of {view.name} are not identified, so those in {folder} are not compared with them")
         return
     problem = identify.Inspector(registry, say=output.note, stopping=lambda: False).problem(view, folder)
     if problem:

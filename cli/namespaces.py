@@ -131,7 +131,7 @@ def revoke(name: str, subject: str) -> None:
     """Remove SUBJECT's role in a namespace at once."""
     with _namespaces() as ours:
         changed = ours.revoke(name, subject)
-    output.answer(changed, lambda: click.echo(f"{subject} has no role in {name} any more."))
+    output.answer(changed, lambda: click.echo(f"{subject} no longer has a role in {name}."))
 
 
 @namespace.command("delete")
@@ -140,10 +140,10 @@ def revoke(name: str, subject: str) -> None:
 @output.json_option
 def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
-    _confirm(f"End the namespace {name} for ever?", yes)
+    _confirm(f"Delete the namespace {name} permanently?", yes)
     with _namespaces() as ours:
         gone = ours.delete(name)
-    output.answer(gone, lambda: click.echo(f"{name} is gone; its name is never given again."))
+    output.answer(gone, lambda: click.echo(f"{name} deleted; its name is never reused."))
 
 
 # ------------------------------------------------------------------ adapters
@@ -154,12 +154,12 @@ def delete_namespace(name: str, yes: bool) -> None:
 def delete(name: str, yes: bool) -> None:
     """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
     adapter = AdapterName.parse(name)
-    _confirm(f"End {adapter} with all its versions for ever?", yes)
+    _confirm(f"Delete {adapter} and all its versions permanently?", yes)
     with _namespaces() as ours:
         gone = ours.delete_adapter(adapter)
 
     def text() -> None:
-        click.echo(f"{gone.name} is gone with {gone.versions} versions.")
+        click.echo(f"{gone.name} deleted with {gone.versions} versions.")
         fleet.warn(gone.served_on)
 
     output.answer(gone, text)
@@ -176,7 +176,7 @@ def rename(name: str, to: str, yes: bool) -> None:
     The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
     """
     adapter, target = AdapterName.parse(name), AdapterName.parse(to)
-    _confirm(f"Rename {adapter} to {target} for ever?", yes)
+    _confirm(f"Rename {adapter} to {target} permanently?", yes)
     with _namespaces() as ours:
         moved = ours.rename(adapter, target)
     output.answer(moved, lambda: click.echo(f"{adapter} is {output.strong(moved.name)} now."))
@@ -188,7 +188,7 @@ def _confirm(question: str, yes: bool) -> None:
     except click.Abort:  # nobody is there to ask
         answer = "nothing"
     if answer != "yes":
-        raise Invalid("REQUEST_INVALID", f"not done: the answer was {answer}", next_step="say yes, or give --yes")
+        raise Invalid("REQUEST_INVALID", f"not done: the answer was {answer}", next_step="answer yes, or pass --yes")
 
 
 # ------------------------------------------------------------------ trusted publishers
@@ -241,4 +241,4 @@ def remove(name: str, publisher_id: str) -> None:
     """Remove a trusted publisher."""
     with _namespaces() as ours:
         gone = ours.remove_publisher(AdapterName.parse(name), publisher_id)
-    output.answer(gone, lambda: click.echo(f"{gone.id} may not push {gone.adapter} any more."))
+    output.answer(gone, lambda: click.echo(f"{gone.id} may no longer push {gone.adapter}."))

@@ -43,7 +43,7 @@ def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
         size = output.size(resolved.manifest.size_bytes)
         click.echo(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
         for reason in damaged:
-            click.secho(f"  damaged, and brought anew: {reason.location} {reason.message}", fg="yellow")
+            click.secho(f"  damaged, fetched again: {reason.location} {reason.message}", fg="yellow")
         if resolved.yanked:
             click.secho("  this version is yanked", fg="red")
 

@@ -147,6 +147,6 @@ def _print_pushed(pushed: Pushed, sent_bytes: int) -> None:
         ]
     )
     if failed(version.verdicts):
-        click.secho("  It is kept, and the gates stay shut for it.", fg="yellow")
+        click.secho("  It is stored, and gates stay closed for it.", fg="yellow")
     if pushed.alias_refused:
         click.secho(f"  The alias did not move: {pushed.alias_refused}", fg="red")

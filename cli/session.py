@@ -140,7 +140,7 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
     except main.MissingExtra as e:
         raise Invalid(
             "SETTING_INVALID",
-            "no registry is named, and the server for an embedded one is not installed",
+            "no registry is set, and the embedded one needs the extra 'server'",
             next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or pip install 'adapter-registry[server]'",
         ) from e
     transport = main.load("registry.client.inprocess", "InProcess")

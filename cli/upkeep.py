@@ -25,7 +25,7 @@ FINDINGS_SHOWN = 50
 MEGABYTE = 10**6
 _WORDS = (
     ("pushes_expired", "pushes whose time was up"),
-    ("blobs_marked", "blobs that nobody needs any more"),
+    ("blobs_marked", "unreferenced blobs"),
     ("blobs_deleted", "blobs deleted"),
     ("staged_deleted", "staged blobs deleted"),
     ("uploads_aborted", "unfinished uploads ended"),

@@ -174,7 +174,7 @@ def _print(
     if examined.problem:
         click.echo(f"  {_mark(False)}  audit log  {examined.problem}")
     elif examined.seq is not None:
-        click.echo(f"  {_mark(True)}  audit log  {output.faint(f'event {examined.seq} tells of this push')}")
+        click.echo(f"  {_mark(True)}  audit log  {output.faint(f'event {examined.seq} records this push')}")
     if len(items) == 1:
         click.echo(output.faint("no file was read: --folder names where they lie"))
     else:

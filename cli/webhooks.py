@@ -30,13 +30,13 @@ def webhook() -> None:
 def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
     """Send events to URL from now on. The signing secret is shown only now."""
     for unknown in sorted(set(actions) - set(EventType)):
-        output.note(f"this command knows no event type {unknown!r}; docs/reference/events.md lists them")
+        output.note(f"unknown event type {unknown!r}; docs/reference/events.md lists them")
     with session.versions() as registry:
         created = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
 
     def text() -> None:
         click.echo(created.secret)
-        output.note(f"webhook {created.webhook.id}; verify what it sends as Standard Webhooks says")
+        output.note(f"webhook {created.webhook.id}; verify its requests as Standard Webhooks describes")
 
     output.answer(created, text)
 

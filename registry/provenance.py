@@ -176,14 +176,14 @@ def _against_text(location: str, text: str, limit: int) -> Iterator[Reason]:
     elif text and not _LINE.match(text):
         yield Reason("provenance.text_invalid", location, "holds a control character or a line break")
     elif _SECRET.search(text):
-        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be taken back")
+        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be changed")
 
 
 def _must(pattern: re.Pattern[str], location: str, text: str, rule: str) -> Iterator[Reason]:
     if not pattern.match(text):
         yield Reason("provenance.text_invalid", location, f"must be {rule}, not {text[:60]!r}")
     elif _SECRET.search(text):
-        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be taken back")
+        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be changed")
 
 
 def _against_uri(location: str, text: str, schemes: frozenset[str] = frozenset()) -> Iterator[Reason]:
@@ -204,7 +204,7 @@ def _against_uri(location: str, text: str, schemes: frozenset[str] = frozenset()
     named = [name.lower() for query in (parts.query, parts.fragment) for name, _ in parse_qsl(query)]
     signed = any(_SIGNED.match(name) for name in named) or _SECRET.search(text)
     if ":" in user or (user and scheme not in ("ssh", "git+ssh", "sftp")) or signed:
-        message = "holds a user, a password or a signature: a manifest is for ever, and whoever may pull can read it"
+        message = "holds a user, a password or a signature: everyone who may pull can read it, permanently"
         yield Reason("provenance.secret", location, message)
 
 

@@ -92,7 +92,7 @@ class RenameRequest(Request):
 
 
 class Removed(Answer):
-    """What is gone; its name is never given again. `served_on`: the live nodes that still have versions of it."""
+    """What deleted; its name is never reused. `served_on`: the live nodes that still have versions of it."""
 
     name: str
     versions: int = 0

@@ -84,7 +84,7 @@ class Destination:
             what = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
             raise Invalid(
                 "FOLDER_INVALID",
-                f"{str(self.path)!r} {what} was not put there by a pull; it is left as it is",
+                f"{str(self.path)!r} {what} was not created by a pull; it is left untouched",
                 next_step="name a folder that is empty or does not exist",
             )
 

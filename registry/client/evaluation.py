@@ -52,4 +52,4 @@ class Judging:
         try:
             return shape.model_validate_json(answer.content)
         except ValidationError as e:
-            raise RegistryError("INTERNAL", f"{method} {path}: the answer makes no sense to this client") from e
+            raise RegistryError("INTERNAL", f"{method} {path}: this client does not understand the answer") from e

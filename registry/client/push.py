@@ -152,7 +152,7 @@ class Bases:
         claim = folder.found.claim
         if not claim.name:
             raise Invalid(
-                "BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="say --base NAME"
+                "BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="pass --base NAME"
             )
         with self._lock:
             if self._all is None:
@@ -163,7 +163,7 @@ class Bases:
             raise NotFound(
                 "BASE_UNKNOWN",
                 f"{folder.path}: its configuration names the base {claim.name!r}, and {which} by that",
-                next_step="say --base NAME, or register it first: `adapter base add NAME DIR`",
+                next_step="pass --base NAME, or register it first: `adapter base add NAME DIR`",
             )
         return meant[0]
 

@@ -37,7 +37,7 @@ def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
     return Unavailable(
         "SERVER_UNREACHABLE",
         f"the registry at {url} cannot be reached: {why}",
-        next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` looks closer",
+        next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",
     )
 
 
@@ -65,12 +65,14 @@ def error_of(answer: httpx.Response, url: str) -> RegistryError:
         reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # as /health tells it
         return Unavailable("SERVER_UNREACHABLE", f"{url} answered {status} and {reason or 'no reason'}")
     if status in (401, 403) and answer.url.host == httpx.URL(url).host:
-        return Unauthenticated("UNAUTHORIZED", f"{url} answered {status} and no reason", next_step="adapter login URL")
+        return Unauthenticated(
+            "UNAUTHORIZED", f"{url} answered {status} without a reason", next_step="adapter login URL"
+        )
     if status == 404:
         return NotFound("ROUTE_UNKNOWN", f"{url} does not know this route: is it an adapter registry?")
     if status == 416:
         return Corrupt("DIGEST_MISMATCH", f"{answer.url.copy_with(query=None)} is shorter than the registry says")
-    return RegistryError("INTERNAL", f"{url} answered {status} and no reason")
+    return RegistryError("INTERNAL", f"{url} answered {status} without a reason")
 
 
 def store_error_of(answer: httpx.Response) -> RegistryError:
@@ -84,7 +86,7 @@ def store_error_of(answer: httpx.Response) -> RegistryError:
         return Unavailable("STORE_UNAVAILABLE", message)
     if answer.status_code == 416:
         return Corrupt("DIGEST_MISMATCH", f"{message}: the file there is shorter than the registry says")
-    return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: start again, and new ones are made")
+    return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: try again to get new ones")
 
 
 def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:

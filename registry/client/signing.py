@@ -163,7 +163,7 @@ def _signature(view: AttestationView, version: Signable, trust: Trust) -> Signed
     identity = models.covered(view.bundle, key, version.manifest)
     if identity != view.identity:
         raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
-    return _line(view, identity, f"signed these files; brought by {view.made_by}", "")
+    return _line(view, identity, f"signed these files; uploaded by {view.made_by}", "")
 
 
 def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed:
@@ -173,7 +173,7 @@ def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed
         return replace(_line(view, view.identity, "", certified.problem), unverified=True)
     if view.kind == "signature" and certified.identity != view.identity:
         raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
-    return _line(view, certified.identity, f"signed these files; brought by {view.made_by}", "")
+    return _line(view, certified.identity, f"signed these files; uploaded by {view.made_by}", "")
 
 
 def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier], names: Sequence[str]) -> Signed:

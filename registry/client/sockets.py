@@ -94,7 +94,7 @@ class Sockets:
             if answer.status not in (200, 206):
                 return _read(answer, request)
             if (answer.status == 206) != ("Range" in headers):
-                raise httpx.RemoteProtocolError("the answer is not the range that was asked for", request=request)
+                raise httpx.RemoteProtocolError("the answer is not the requested range", request=request)
             missing = _receive(connection, answer, take)
             if missing:
                 raise httpx.ReadError(f"the answer broke off {missing} bytes before its end", request=request)

@@ -190,7 +190,7 @@ class _Fetch:
             raise Corrupt(
                 "DIGEST_MISMATCH",
                 f"{link.path}: {hasher.size_bytes} bytes came that hash to {hasher.digest()}, not to {link.digest}",
-                next_step="try again; if it stays so, tell whoever runs the registry",
+                next_step="try again; if it persists, tell the operator of the registry",
             )
 
 

@@ -107,7 +107,7 @@ def _take_all(client: httpx.Client, target: str, headers: Mapping[str, str], tak
             answer.read()
             return answer
         if (answer.status_code == 206) != ("Range" in headers):
-            raise httpx.RemoteProtocolError("the answer is not the range that was asked for", request=answer.request)
+            raise httpx.RemoteProtocolError("the answer is not the requested range", request=answer.request)
         for piece in answer.iter_bytes():
             take(memoryview(piece))
         return answer

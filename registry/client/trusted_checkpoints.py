@@ -123,7 +123,7 @@ def _read(path: Path) -> TrustedCheckpoint | None:
         return None
     except (ValueError, KeyError, TypeError) as e:
         raise Invalid(
-            "SETTING_INVALID", f"{path} is not a remembered checkpoint", next_step="look why, then delete it"
+            "SETTING_INVALID", f"{path} is not a remembered checkpoint", next_step="find out why, then delete it"
         ) from e
 
 
@@ -142,5 +142,5 @@ def _wrong(url: str, message: str) -> Corrupt:
     return Corrupt(
         "LOG_INCONSISTENT",
         f"the audit log of {url} is not the one that this machine remembers: {message}",
-        next_step="history was rewritten, cut off or forked: do not trust this registry until somebody explains it",
+        next_step="history was rewritten, truncated or forked: do not trust it until its operator explains it",
     )

@@ -4,7 +4,7 @@ Invariants
 - Pure: equal specs give equal findings; no weight, no network, no library that could differ.
 - Every tensor of the adapter must find its module with the right sizes, and every module that the configuration
   targets must find its tensors: the two sets are equal or the adapter fails.
-- What cannot be told from headers is an `unknown` finding, never a pass by silence and never a guess.
+- What is not visible in headers is an `unknown` finding, never a pass by silence and never a guess.
 - What fits but changes more than its own modules (saved modules, biases, PiSSA, replicated layers) is a warning.
 """
 
@@ -59,9 +59,7 @@ def _prompts(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     width = 2 * base.layers * base.kv_heads * base.head_size if lora.method == "PREFIX_TUNING" else base.hidden
     for piece in (piece for piece in lora.pieces if piece.name == "prompt_embeddings"):
         if not width or lora.method in ("CPT", "CARTRIDGE"):
-            notes.unknown(
-                "compat.method_unjudged", piece.name, f"the width of {lora.method} cannot be told from headers"
-            )
+            notes.unknown("compat.method_unjudged", piece.name, f"the width of {lora.method} is not visible in headers")
         elif len(piece.shape) != 2 or piece.shape[1] != width:
             message = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
             notes.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))

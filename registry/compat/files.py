@@ -85,7 +85,7 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, n
 def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if not module.in_features or not module.out_features or not all(part.is_known for part in there):
-        message = f"the sizes of {module.path} cannot be told from the header ({facts.method or 'an unknown method'})"
+        message = f"the sizes of {module.path} are not visible in the header ({facts.method or 'an unknown method'})"
         notes.unknown("compat.shape_unknown", module.path, message, group=facts.method)
         return
     expected = (sum(part.out_features for part in there), there[0].in_features)

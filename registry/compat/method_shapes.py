@@ -26,7 +26,7 @@ JUDGED = frozenset(
 def check_pieces(lora: LoraSpec, site: ModuleLookup) -> None:
     """Every tensor of the method against the module that it changes."""
     if lora.method not in JUDGED:
-        message = f"the sizes of {lora.method} tensors are not judged from headers; run the check 'smoke'"
+        message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
         site.notes.unknown("compat.method_unjudged", "adapter_config.json: peft_type", message)
     kronecker: dict[str, dict[str, Shape]] = {}
     for piece in lora.pieces:
@@ -36,7 +36,7 @@ def check_pieces(lora: LoraSpec, site: ModuleLookup) -> None:
         if module is None:
             site.missing(piece.path, "the adapter's module")
         elif not module.is_known:
-            message = f"the sizes of {piece.path} cannot be told: the base is packed ({site.base.quantisation})"
+            message = f"the sizes of {piece.path} are not known: the base is quantized ({site.base.quantisation})"
             site.notes.unknown("compat.shape_unknown", piece.path, message, group=piece.path.rpartition(".")[2])
         elif lora.method == "LOKR":
             kronecker.setdefault(piece.path, {})[piece.name] = piece.shape

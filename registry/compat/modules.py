@@ -127,7 +127,7 @@ def check_updates(lora: LoraSpec, site: ModuleLookup) -> None:
         if module is None:
             site.missing(update.path, "the adapter's module")
         elif not module.is_known:
-            message = f"the sizes of {update.path} cannot be told: the base is packed ({site.base.quantisation})"
+            message = f"the sizes of {update.path} are not known: the base is quantized ({site.base.quantisation})"
             site.notes.unknown("compat.shape_unknown", update.path, message, group=update.path.rpartition(".")[2])
         elif (module.kind == "embedding") != (update.kind == "embedding"):
             message = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
@@ -192,7 +192,7 @@ def check_completeness(lora: LoraSpec, site: ModuleLookup) -> None:
     if lora.config.target_parameters:
         _check_parameters_complete(lora, site)
     if not site.targets.written:
-        message = "target_modules is not written, so PEFT chooses by architecture: completeness is not judged"
+        message = "target_modules is missing, so PEFT chooses by architecture: completeness is not checked"
         site.notes.warning("compat.targets_absent", "adapter_config.json: target_modules", message)
         return
     expected = set(site.expected(single_experts=any(_EXPERT.search(path) for path in present)))

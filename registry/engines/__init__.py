@@ -144,7 +144,7 @@ def judge(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> lis
             if isinstance(statement, Rule) and _all_hold(statement.when, values, profile.settings):
                 findings.append(_told(rules, statement, values, profile))
         if not statements and prop.when:
-            message = f"nobody has examined what {rules.title} {profile.version} does with this: {prop.label}"
+            message = f"it is not known what {rules.title} {profile.version} does with this: {prop.label}"
             findings.append(_finding(rules, prop.id, "unknown", message))
     return findings
 

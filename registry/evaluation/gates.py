@@ -80,7 +80,7 @@ class Gate(FrozenModel):
         if bool(self.soak_in) != bool(self.soak_seconds):
             raise ValueError("soak_in and soak_seconds: give both or none")
         if Check.ENGINE in self.requires:
-            raise ValueError("requires: 'engine' is asked for by naming engines")
+            raise ValueError("requires: name engines instead of 'engine'")
         return self
 
     def missing(self, evidence: Evidence) -> list[Finding]:
@@ -136,7 +136,7 @@ class Gate(FrozenModel):
         count = len(self.approved(evidence))
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
-            message = f"{count} of {self.approvals} approvals{whose}; whoever pushed it does not count"
+            message = f"{count} of {self.approvals} approvals{whose}; the pusher does not count"
             yield Finding.of("error", "gate.approvals_few", "approvals", message)
         if self.signed_by and not evidence.signed_by & set(self.signed_by):
             message = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"

@@ -65,7 +65,7 @@ class Task:
         if self.source is None:
             raise Failed(f"the base {self.base.name} is not on this machine")
         if self.base.fingerprint != self.source.fingerprint:
-            raise Failed(f"the base {self.base.name} was registered anew since this worker looked")
+            raise Failed(f"the base {self.base.name} was registered again since this worker read it")
         return self.source
 
     def pull(self, folder: Path, subject: Resolved | None = None) -> Path:

@@ -115,7 +115,7 @@ def test_verify_says_who_pushed_who_signed_and_that_the_log_knows(told: Desk, tm
     assert told("sign", "acme/support", "--key", path, "--json").json["identity"] == identity
     text = told("verify", "acme/support", "--signed-by", identity).stdout
     assert f"signature  {identity}" in text
-    assert "tells of this push" in text
+    assert "records this push" in text
     assert " safe" not in text
     assert told("verify", "acme/support", "--signed-by", "key:0", "--json", expect=70).json["missing"] == ["key:0"]
     told("sign", "acme/support", expect=2)

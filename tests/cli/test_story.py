@@ -136,9 +136,7 @@ def test_a_pulled_folder_is_hashed_again_and_mended(desk: Desk, tmp_path: Path) 
     assert desk("pull", "acme/support", tmp_path / "served", "--verify", "--json").json["damaged"] == []
     weights.chmod(0o644)
     weights.write_bytes(b"x" + right[1:])
-    assert (
-        f"damaged, and brought anew: {weights}" in desk("pull", "acme/support", tmp_path / "served", "--verify").stdout
-    )
+    assert f"damaged, fetched again: {weights}" in desk("pull", "acme/support", tmp_path / "served", "--verify").stdout
     assert weights.read_bytes() == right
 
 
@@ -166,7 +164,7 @@ def test_an_adapter_for_another_base_is_kept_and_goes_nowhere(desk: Desk) -> Non
     folder = desk.adapter("wrong", forge.llama(hidden=32))
     said = desk("push", folder, "acme/wrong", "--base", "tiny-llama", "--strict", expect=6)
     assert "has shape [8, 32]; tiny-llama takes [8, 64]" in said.stdout
-    assert "the gates stay shut" in said.stdout
+    assert "gates stay closed" in said.stdout
     assert "does not fit" in said.stdout
     assert desk("promote", "acme/wrong", "canary", "--json", expect=6).problem["code"] == "GATE_CLOSED"
     assert desk("push", folder, "acme/wrong", "--base", "tiny-llama").exit_code == 0

@@ -33,7 +33,7 @@ def fault(halves: Mapping[str, TensorInfo], *, turned: bool = False) -> str:
     shapes = {half.removesuffix(".weight").rpartition(".")[2]: info.shape for half, info in halves.items()}
     for right, left, core in _PAIRS:
         if (right in shapes) != (left in shapes):
-            return f"{right if right in shapes else left} stands without its other half"
+            return f"{right if right in shapes else left} lacks its other half"
         if right not in shapes or core in shapes or min(len(shapes[right]), len(shapes[left])) < 2:
             continue
         ranks = (shapes[right][1], shapes[left][0]) if turned else (shapes[right][0], shapes[left][1])

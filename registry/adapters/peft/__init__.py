@@ -261,10 +261,10 @@ class _Reader:
                 message = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
                 self._note("lora.no_modules", "adapter_model.safetensors", message, "lora_A and lora_B", len(header))
             if config.layers is not None and isinstance(config.targets, str):
-                message = "layers_to_transform stands beside a pattern in target_modules, and PEFT refuses these two"
+                message = "layers_to_transform is combined with a pattern in target_modules, which PEFT rejects"
                 self._note("lora.layers_beside_pattern", "adapter_config.json: layers_to_transform", message)
             if config.other.get("use_bdlora"):
-                message = "the factors of BD-LoRA are block-diagonal and stored by their blocks: sizes are not judged"
+                message = "the factors of BD-LoRA are block-diagonal and stored by block: sizes are not checked"
                 self._notes.unknown("compat.method_unjudged", "adapter_config.json: use_bdlora", message)
             if config.alpha is None:
                 message = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"

@@ -235,7 +235,7 @@ class _Reader:
                 "warning",
                 "config.field_unknown",
                 f"{self._file}: {field[:120]}",
-                f"the field {field[:120]!r} is unknown to this registry, and so is what it changes",
+                f"the field {field[:120]!r} is unknown to this registry, and its effect is not checked",
             )
             for field in unknown[:50]
         ]

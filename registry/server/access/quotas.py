@@ -100,7 +100,7 @@ def _quota_exceeded(row: NamespaceRow, excess: str) -> TooLarge:
     return TooLarge(
         "QUOTA_EXCEEDED",
         f"the quota of namespace '{row.name}' is full: {excess}",
-        next_step="delete adapters that nobody needs, or ask an administrator for a larger quota",
+        next_step="delete unused adapters, or ask an administrator for a larger quota",
     )
 
 

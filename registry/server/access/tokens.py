@@ -84,7 +84,7 @@ def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = 
 def _subject_of_new(actor: Actor, requested: str) -> str:
     """Return the subject of a new token: the actor's own, or any that an administrator requests."""
     if requested == EVERY_SUBJECT:
-        raise Invalid("REQUEST_INVALID", "subject: '*' stands for everybody; a token belongs to one subject")
+        raise Invalid("REQUEST_INVALID", "subject: '*' means everyone; a token belongs to one subject")
     if requested and requested != actor.subject:
         actor.require_everywhere(Scope.ADMIN)
         return requested

@@ -38,7 +38,7 @@ def find_file(session: Session, actor: Actor, name: AdapterName, selector: Selec
         raise Corrupt(
             "DIGEST_MISMATCH",
             f"{path} of version {version.number} of '{name}': the stored bytes no longer hash to {row.digest}",
-            next_step=f"whoever still has them can mend it: push the same files to '{name}' again",
+            next_step=f"to repair it, push the same files to '{name}' again",
         )
     return Descriptor(path=row.path, media_type=row.media_type, digest=Digest(row.digest), size_bytes=row.size_bytes)
 
@@ -87,7 +87,7 @@ def locate_bytes(blobs: BlobStore, file: Descriptor) -> str:
         raise Corrupt(
             "DIGEST_MISMATCH",
             f"{file.path}: the store holds {found} where {file.size_bytes} bytes of {file.digest} were stored",
-            next_step="tell whoever runs this registry: `adapter fsck` shows what else is missing",
+            next_step="tell the operator: `adapter fsck` shows what else is missing",
         )
     return stat.key
 

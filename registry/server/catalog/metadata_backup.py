@@ -105,7 +105,7 @@ def parse_record(
     if data is not None:
         with contextlib.suppress(RegistryError):
             return shape.parse(data)
-    findings.append(Finding.of("error", "record.damaged", key, "is not what it was when it was written"))
+    findings.append(Finding.of("error", "record.damaged", key, "has changed since it was written"))
     return None
 
 

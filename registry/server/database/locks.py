@@ -81,12 +81,14 @@ def _lock_connection(engine: Engine, name: str) -> Iterator[AdvisoryLock]:
 
 
 def _held(name: str) -> Unavailable:
-    return Unavailable("TRY_LATER", f"another {name} is running", next_step="let it end first", retry_after_seconds=5)
+    return Unavailable(
+        "TRY_LATER", f"another {name} is running", next_step="wait until it has finished", retry_after_seconds=5
+    )
 
 
 def _unusable(error: OSError) -> Unavailable:
     detail = f"cannot lock the file beside the database: {error.strerror}"
-    return Unavailable("DATABASE_UNAVAILABLE", detail, next_step="look at the disk of the database")
+    return Unavailable("DATABASE_UNAVAILABLE", detail, next_step="check the disk of the database")
 
 
 class SqliteWriteLock:

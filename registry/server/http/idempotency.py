@@ -164,7 +164,7 @@ def _raise_repeated(answer: StoredAnswer | None) -> None:
     if answer.body is None:
         raise Conflict(
             "IDEMPOTENCY_REUSED",
-            "this request was done already, and its answer contained a secret that is shown once",
+            "this request was processed already, and its answer contained a secret that is shown once",
             next_step="undo its effect (`adapter token list`), and send the request with a new key",
         )
     raise RepeatedRequest(answer.status, answer.etag, answer.body)

@@ -51,7 +51,7 @@ class _Server(Collector):
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             PREFIX + "requests",
-            "Requests that this process answered; look-ups that are answered from what is kept are not among them.",
+            "Requests that this process answered, without resolve answers from the cache.",
             labels=["method", "status"],
         )
         for (method, status), count in sorted(self._requests.items()):

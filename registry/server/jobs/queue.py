@@ -260,6 +260,6 @@ def _held(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:
         raise Conflict(
             "LEASE_LOST",
             f"this lease on job {row.id} is over: the job is {row.state}",
-            next_step="stop working on it; whatever it would have left is not kept",
+            next_step="stop working on it; its result would be ignored",
         )
     return row

@@ -62,7 +62,7 @@ def move(
     if break_glass:
         actor.require(Scope.ADMIN, name)
         if not reason.strip():
-            raise Invalid("REQUEST_INVALID", "reason: a promotion that breaks the glass must say why")
+            raise Invalid("REQUEST_INVALID", "reason: break-glass needs a reason")
     found, seen = gates.gather_evidence(session, name, alias, version)
     missing = found.gate.missing(seen)
     if missing and not break_glass:

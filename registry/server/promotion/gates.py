@@ -123,7 +123,7 @@ def _demand_known(gate: Gate, alias: str) -> None:
     if gate.soak_in == alias:
         raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
     if gate.approvers and not gate.approvals:
-        message = "gate: approvers are named and no approval is asked for, so everything would pass"
+        message = "gate: approvers are named but no approval is required, so everything would pass"
         raise Invalid("REQUEST_INVALID", message, next_step="say how many of them must approve, with `approvals`")
     if gate.soak_in:
         names.alias(gate.soak_in)

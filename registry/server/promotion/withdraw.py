@@ -94,7 +94,7 @@ def _lock(session: Session, name: AdapterName, version: VersionRow) -> None:
     an empty `recorded_at` that is emptied would not be written, and the withdrawal never recorded."""
     mine = select(VersionRow).where(VersionRow.id == version.id).with_for_update()
     if session.exec(mine.execution_options(populate_existing=True)).first() is None:
-        raise NotFound("VERSION_UNKNOWN", f"the version {version.digest} of '{name}' went away meanwhile")
+        raise NotFound("VERSION_UNKNOWN", f"the version {version.digest} of '{name}' was deleted meanwhile")
 
 
 def _changed(

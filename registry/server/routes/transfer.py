@@ -99,7 +99,7 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
     declared = request.headers.get("content-length")
     if declared is None or declared == str(size_bytes):
         return
-    message = f"Content-Length is {declared[:20]}, and the plan asked for {size_bytes} bytes"
+    message = f"Content-Length is {declared[:20]}, but the plan expects {size_bytes} bytes"
     reasons = [Reason("blob.size_mismatch", digest, message)]
     raise Invalid("BLOB_MISMATCH", f"blob {digest}: {message}", reasons=reasons)
 

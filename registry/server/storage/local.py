@@ -307,6 +307,6 @@ def _unavailable(error: OSError) -> Unavailable:
     return Unavailable(
         "STORE_UNAVAILABLE",
         f"cannot use the blob folder: {error.strerror or error}",
-        next_step="look at the disk of the registry",
+        next_step="check the disk of the registry",
         retry_after_seconds=30,
     )

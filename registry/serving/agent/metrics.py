@@ -31,9 +31,9 @@ PREFIX = "adapter_agent_"
 COUNTERS = {
     "passes": "Passes over the engine.",
     "passes_failed": "Passes that ended early: the engine did not answer, or the disk took nothing.",
-    "pulls": "Versions brought to the shelf.",
-    "pulled_bytes": "Bytes of the versions that were brought.",
-    "pulls_failed": "Versions that could not be brought.",
+    "pulls": "Versions added to the local store.",
+    "pulled_bytes": "Bytes of the versions added.",
+    "pulls_failed": "Versions that could not be added.",
     "loads": "Versions that were loaded into the engine.",
     "unloads": "Versions that were unloaded.",
     "proofs": "Answers of the engine that matched the adapter's reference log-probabilities.",

@@ -81,7 +81,7 @@ class Http:
         if answer.status_code == 401:
             raise Refused(
                 "VERDICT_FAILED",
-                f"the engine at {self.url} wants another key (its --api-key): say it in {KEY_VARIABLE}",
+                f"the engine at {self.url} requires another key (its --api-key): set {KEY_VARIABLE}",
             )
         if answer.is_error:
             raise Refused("VERDICT_FAILED", f"the engine answers {answer.status_code} to {path}: {answer.text[:600]}")

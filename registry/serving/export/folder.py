@@ -64,7 +64,7 @@ class FolderPlace:
                 raise
             raise Invalid(
                 "FOLDER_INVALID",
-                f"{self.root / name} is there already and no export made it; it is left as it is",
+                f"{self.root / name} exists and was not created by an export; it is left untouched",
                 next_step="name another folder, or move that away",
             ) from e
         sync_folder(self.root)

@@ -109,7 +109,7 @@ def _lora_adapter(entry: RosterEntry, roster: Roster, root: str, model: str) -> 
         raise Invalid(
             "URL_REFUSED",
             f"baseModel {base[:80]!r} cannot be the label 'model' of a pod, by which the operator finds engines",
-            next_step="say --model with the label `model` that these pods have",
+            next_step="pass --model with the label `model` that these pods have",
         )
     source = {"type": "local", "adapterName": entry.served_name, "adapterPath": f"{root}/{entry.served_name}"}
     return {
@@ -130,7 +130,7 @@ def _llm_service(roster: Roster, entries: Sequence[RosterEntry], root: str, mode
         raise Invalid(
             "URL_REFUSED",
             "an LLMInferenceService takes its model from hf://, s3://, pvc:// or oci:// and adapters from s3:// or pvc://",
-            next_step="say --model hf://ORG/NAME and --from s3://BUCKET/PREFIX/",
+            next_step="pass --model hf://ORG/NAME and --from s3://BUCKET/PREFIX/",
         )
     slash = "/" if root.startswith("s3://") else ""  # it is downloaded by raw prefix, and `…-v1` is one of `…-v10`
     lora: Object = {"adapters": [{"name": e.served_name, "uri": f"{root}/{e.served_name}{slash}"} for e in entries]}

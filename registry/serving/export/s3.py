@@ -121,7 +121,7 @@ class BucketPlace:
         if there != (size, digest.hex):
             raise Invalid(
                 "FOLDER_INVALID",
-                f"{self.title}{key} is there already with other bytes, and nothing there is ever rewritten",
+                f"{self.title}{key} is there already with other bytes, and exports never rewrite anything",
                 next_step="export to another prefix, or remove that object when no engine reads it",
             )
 

@@ -90,7 +90,7 @@ class Finder:
         if remembered is not None:
             return remembered
         if not self._may_ask():
-            return Found(None, f"over {LOOKUPS_PER_MINUTE} unknown names a minute: {text!r} was not asked for")
+            return Found(None, f"over {LOOKUPS_PER_MINUTE} unknown names per minute: {text!r} was not asked for")
         try:
             with self._pulls:
                 if self._clock() < self._away_until and (last := self._last_yes(ref)) is not None:
@@ -193,5 +193,5 @@ class Finder:
         except (OSError, ValueError, KeyError, TypeError, RegistryError):
             return None
         folder = self._shelf.find(digest)
-        reason = f"{ref}: the registry cannot be reached, and this is what it last said"
+        reason = f"{ref}: the registry is unreachable; this was its last answer"
         return Found(folder, reason, digest) if folder is not None else None

@@ -8,10 +8,6 @@ Invariants
   mapped by another process, too. Anything else (no page map, a page that is swapped out or belongs to a file, a
   other adapter in a page that was written) is False: whoever asks then reads the numbers themselves.
 - It speaks of the time since the fork, for a process that has not forked since.
-
-Example
-    >>> untouched(model.lm_head.weight)  # in a forked child
-    True
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def examine(base: LoadedBase, folder: Path, result: SmokeResult) -> None:
         return
     lost = [words for words in WORDS if words not in str(text)]
     if lost:
-        message = f"the chat template loses text: {lost[0]!r} does not occur in what it makes"
+        message = f"the chat template loses text: {lost[0]!r} does not occur in the output"
         result.note("warning", "smoke.template_loses_text", location, message)
     result.measurements["template_rendered"] = not lost
 

@@ -63,7 +63,7 @@ def _check_records(run: FsckRun, _position: str) -> str:
     for location, _ in missing_records.find_other_rows(run.engine, run.blobs):
         run.add("record.missing", location, "has no record beside the blobs: a re-index would not find it")
     for path in stored_tiles.find_lost(run.engine, run.blobs):
-        run.add("audit.tile_missing", path, "is not in the store: nobody can verify the log with it")
+        run.add("audit.tile_missing", path, "is missing in the store: the log cannot be verified")
     _check_audit_key(run)
     return ""
 

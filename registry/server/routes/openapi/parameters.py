@@ -68,7 +68,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "list_verdicts.engine": ("Engine to evaluate now. Repeat it for several.", ["vllm==0.33.0"]),
     "recommend_engine_settings.base": ("Base model of the adapters.", "llama-3.1-8b"),
     "recommend_engine_settings.engine": ("Engine to find settings for. Repeat it for several.", ["vllm==0.33.0"]),
-    "slots": ("Adapters that the engine shall hold at once.", 16),
+    "slots": ("Adapters that the engine holds at once.", 16),
     "show_desired_state.alias": ("Alias to serve.", "prod"),
     "since": ("Cursor of the answer that the caller has.", ""),
     "wait": ("Seconds to wait for something new before answering.", 20),

@@ -76,7 +76,7 @@ def probe(bucket: Bucket) -> Capabilities:
             parts=links and attempt.works(attempt.parts),
             checksum_parts=links and attempt.works(attempt.checksum_parts),
         )
-        bucket.head(attempt.key)  # raises if the store went away meanwhile: then the results mean nothing
+        bucket.head(attempt.key)  # raises if the store was deleted meanwhile: then the results mean nothing
         return capabilities
     finally:
         attempt.clean()
