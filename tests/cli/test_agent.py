@@ -108,7 +108,7 @@ def test_an_engine_that_wants_a_key_is_shown_the_one_of_the_environment(
         engine.key = "sesame"
         words = ["agent", "--engine", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
                  "--dir", desk.folder / "shelf"]  # fmt: skip
-        assert "say it in ADAPTER_ENGINE_KEY" in desk(*words, expect=6).stderr
+        assert "set ADAPTER_ENGINE_KEY" in desk(*words, expect=6).stderr
         monkeypatch.setenv("ADAPTER_ENGINE_KEY", "sesame")
         assert "acme-support-v1  ready" in desk(*words).stdout
 

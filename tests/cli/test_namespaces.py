@@ -37,7 +37,7 @@ def test_what_cannot_be_taken_back_asks_first(desk: Desk) -> None:
 def test_where_nobody_is_there_to_ask_it_is_bad_usage_and_not_a_bug(desk: Desk) -> None:
     desk("namespace", "create", "empty")
     said = desk("namespace", "delete", "empty", stdin="", expect=2)
-    assert "give --yes" in said.stderr
+    assert "pass --yes" in said.stderr
 
 
 def test_a_job_exchanges_its_identity_token_from_a_pipe(
@@ -69,4 +69,4 @@ def test_a_token_of_a_subject_is_made_and_rotated(desk: Desk) -> None:
     assert ("No tokens." in said.stdout, "1 token that ended" in said.stderr) == (True, True)
     assert [item["id"] for item in desk("token", "list", "--ended", "--json").json["items"]] == [made["token"]["id"]]
     for command in ("revoke", "rotate"):
-        assert "secret of a token, and not its ID" in desk("token", command, made["secret"], expect=2).stderr
+        assert "secret of a token, not its id" in desk("token", command, made["secret"], expect=2).stderr

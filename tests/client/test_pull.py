@@ -153,7 +153,7 @@ def test_a_new_version_replaces_the_folder_as_a_whole(
 def test_a_folder_that_no_pull_made_is_never_replaced(counted: Counted, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("years of work")
-    with pytest.raises(Invalid, match="not put there by a pull"):
+    with pytest.raises(Invalid, match="not created by a pull"):
         pull.pull(counted.registry, REF, tmp_path / "mine", cache=None)
     assert (tmp_path / "mine" / name).read_text() == "years of work"
 
@@ -211,7 +211,7 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
 def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(counted: Counted, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / forge.WEIGHTS).write_text("years of work")
-    with pytest.raises(Invalid, match="not put there by a pull"):
+    with pytest.raises(Invalid, match="not created by a pull"):
         pull.verify(counted.registry, REF, tmp_path / "mine", cache=None)
     assert (tmp_path / "mine" / forge.WEIGHTS).read_text() == "years of work"
 

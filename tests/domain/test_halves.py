@@ -43,7 +43,7 @@ def test_what_makes_an_update_has_no_fault(shapes: dict[str, tuple[int, ...]]) -
         (tensors({"lora_down.weight": (0, 32), "lora_up.weight": (16, 0)}), "is empty"),
         (tensors({"lora_A.weight": (4, 32), "lora_B.weight": (16, 4)}, **{"lora_A.weight": "I32"}), "holds I32"),
         (tensors(LOHA | {"hada_w2_a": (32, 8)}), "ranks 4 and 8"),
-        (tensors({half: shape for half, shape in LOHA.items() if half != "hada_w2_b"}), "without its other half"),
+        (tensors({half: shape for half, shape in LOHA.items() if half != "hada_w2_b"}), "lacks its other half"),
         (tensors({half: shape for half, shape in LOHA.items() if "w2" not in half}), "belong together"),
         (tensors({half: shape for half, shape in LOKR.items() if half != "lokr_w1"}), "belong together"),
     ],
