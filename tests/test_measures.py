@@ -17,11 +17,11 @@ LIMITS = {
     "function_lines_max": 60,
     "cycles": 0,
     "arrows_back": 0,
-    "vague_names": 905,
-    "vague_names_in_loops": 178,
-    "metaphors": 2467,
+    "vague_names": 190,
+    "vague_names_in_loops": 84,
+    "metaphors": 2089,
     "repeated_blocks": 0,
-    "undocumented_public_functions": 424,
+    "undocumented_public_functions": 368,
 }
 """Lower a limit when a change lowers its figure. `make facts ARGS=NAME` lists where a figure comes from."""
 
