@@ -84,7 +84,8 @@ def serve(host: str, port: int, data: str | None) -> None:
         sending = (engine, settings, lambda: log.keys, log.closing, fresh.for_thread().stamp)
         threading.Thread(target=dispatch.run, args=sending, name="webhooks", daemon=True).start()
         threading.Thread(target=fresh.run, args=(log.closing,), name="freshness", daemon=True).start()
-        threading.Thread(target=_renew, args=(engine, app.state.blobs, settings), name="renewal", daemon=True).start()
+        reevaluation = (engine, app.state.blobs, settings)
+        threading.Thread(target=_reevaluate, args=reevaluation, name="reevaluation", daemon=True).start()
 
     _Server(config, ready, app.state.audit_log.closing).run(sockets=[listener])
     if follower.is_alive():
@@ -96,10 +97,10 @@ def _settings(data: str | None) -> Settings:
     return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
 
 
-def _renew(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
-    """Judge again what is older than the engines' rules. Another server may be at it already."""
+def _reevaluate(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
+    """Evaluate versions again if the engines' rules have changed, unless another server is doing so."""
     with contextlib.suppress(Unavailable):
-        reevaluate.every(engine, blobs, engine_compat.parse_setting(settings.engines))
+        reevaluate.reevaluate_all(engine, blobs, engine_compat.parse_setting(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,18 +1,18 @@
-"""Renewal: judge stored versions again when an engine's rules, or the meaning of the facts, have changed.
+"""Evaluate stored versions again after the rules of an engine, or the meaning of the facts, have changed.
 
-Invariants
-- A verdict `engine` is old when its `made_by` names other rules than those installed, or when there is none. Only old
-  ones are judged again; a second run writes nothing.
-- No blob is read where the facts are of this release (`analysis`); a batch of versions costs the same few statements
-  whatever its size.
-- Verdicts are appended, a batch in one transaction with its event; a run that is cut off goes on where it was.
-- One process at a time renews (`Turn`).
+- A verdict `engine` is outdated if its `made_by` names other rules than the installed ones, or if there is none. Only
+  outdated ones are evaluated, so a second run writes nothing.
+- Facts of another release are read from the version's configuration and headers again, without tensors. Its digest,
+  number and lineage stay, and so does what the README claims. Versions whose bytes cannot be read are skipped.
+- No other blob is read. A batch of versions takes the same few statements, whatever its size.
+- Verdicts are appended, a batch in one transaction with its event. An interrupted run continues where it stopped.
+- One process at a time does this.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,30 +21,36 @@ from sqlmodel import Session, col, select
 
 from registry.api.verdicts import RecheckEnginesPage
 from registry.bases import BaseSpec
+from registry.bases.similarity import Similarity
 from registry.engines import EngineProfile, rulebook
-from registry.errors import invalid_cursor
-from registry.evaluation.verdicts import Check, Verdict
+from registry.engines import facts as engine_facts
+from registry.errors import RegistryError, invalid_cursor
+from registry.evaluation.verdicts import Check, Verdict, add_up
 from registry.events import EventType
+from registry.manifest import Manifest
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
-from registry.server.catalog import bases
+from registry.server.catalog import base_identity, bases
 from registry.server.database import db, locks
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
-from registry.server.maintenance import facts_backfill
-from registry.server.maintenance.facts_backfill import Analysed
-from registry.server.storage.blobs import BlobStore
+from registry.server.push import inspect, rows
+from registry.server.push.inspect import Inspection
+from registry.server.storage.blobs import BlobStore, key_of
 
+LOCK = "recheck-engines"
 BATCH = 500
 HEADERS = 50
-"""Headers that one batch reads again at most: each is some requests to the store."""
+"""Versions whose headers one batch reads again at most: each takes some requests to the store."""
 SECONDS = 5.0
-"""How long one request works before it hands out a cursor."""
+"""How long one request works before it returns a cursor."""
+CARD = "card"
+"""The fact that comes from the README, not from the headers."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """The stored verdicts of one version: its newest `compat` and `weights`, and the rules of each `engine`."""
+class _Version:
+    """A version with its newest outcomes of `compat` and `weights`, and the rules of each `engine` verdict."""
 
     id: int
     digest: str
@@ -55,126 +61,165 @@ class _Known:
     rules: dict[str, str]
 
 
-def every(engine: Engine, blobs: BlobStore, wanted: Sequence[EngineProfile]) -> RecheckEnginesPage:
-    """The whole run, by the registry itself. `Unavailable` (TRY_LATER) while another process renews."""
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the headers of a version say now."""
+
+    manifest: Manifest
+    inspection: Inspection
+    facts: dict[str, Any]
+
+
+def reevaluate_all(engine: Engine, blobs: BlobStore, profiles: Sequence[EngineProfile]) -> RecheckEnginesPage:
+    """Evaluate all versions, as the server itself. `Unavailable` (TRY_LATER) while another process does."""
     total = RecheckEnginesPage()
-    with locks.acquire(engine, "renewal") as mine:
-        for page in _pages(engine, blobs, SYSTEM, wanted, 0):
-            mine.check()
-            total = _sum(total, page)
+    with locks.acquire(engine, LOCK) as lock:
+        for page in _evaluate_batches(engine, blobs, SYSTEM, profiles, 0):
+            lock.check()
+            total = _add(total, page)
     return total
 
 
-def run(
-    engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[EngineProfile], cursor: str
+def reevaluate_some(
+    engine: Engine, blobs: BlobStore, actor: Actor, profiles: Sequence[EngineProfile], cursor: str
 ) -> RecheckEnginesPage:
-    """Some seconds of a run, from the version after `cursor`."""
+    """Evaluate versions after `cursor`, for some seconds."""
     if cursor and not (cursor.isascii() and cursor.isdigit()):
         raise invalid_cursor()
     total = RecheckEnginesPage()
-    ends = time.monotonic() + SECONDS
-    with locks.acquire(engine, "renewal"):
-        for page in _pages(engine, blobs, actor, wanted, int(cursor or 0)):
-            total = _sum(total, page)
-            if page.next_cursor and time.monotonic() >= ends:
+    deadline = time.monotonic() + SECONDS
+    with locks.acquire(engine, LOCK):
+        for page in _evaluate_batches(engine, blobs, actor, profiles, int(cursor or 0)):
+            total = _add(total, page)
+            if page.next_cursor and time.monotonic() >= deadline:
                 break
     return total
 
 
-def _sum(one: RecheckEnginesPage, other: RecheckEnginesPage) -> RecheckEnginesPage:
+def _add(total: RecheckEnginesPage, page: RecheckEnginesPage) -> RecheckEnginesPage:
     return RecheckEnginesPage(
-        versions=one.versions + other.versions,
-        headers=one.headers + other.headers,
-        verdicts=one.verdicts + other.verdicts,
-        next_cursor=other.next_cursor,
+        versions=total.versions + page.versions,
+        headers=total.headers + page.headers,
+        verdicts=total.verdicts + page.verdicts,
+        next_cursor=page.next_cursor,
     )
 
 
-def _pages(
-    engine: Engine, blobs: BlobStore, actor: Actor, wanted: Sequence[EngineProfile], after: int
+def _evaluate_batches(
+    engine: Engine, blobs: BlobStore, actor: Actor, profiles: Sequence[EngineProfile], after: int
 ) -> Iterator[RecheckEnginesPage]:
     specs: dict[int, BaseSpec] = {}
     while True:
         with db.session(engine, write=False) as session:
-            batch = _batch(session, after)
-            last = len(batch) < BATCH
-            missing = {known.base_id for known in batch} - set(specs)
+            batch = _select_batch(session, after)
+            is_last = len(batch) < BATCH
+            missing = {version.base_id for version in batch} - set(specs)
             if missing:
-                found = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
-                specs.update((row.id or 0, bases.load_spec(row)) for row in found)
-        old = [known.id for known in batch if facts_backfill.is_old(known.facts)]
-        if len(old) > HEADERS:
-            batch, last = [known for known in batch if known.id <= old[HEADERS - 1]], False
-        read = facts_backfill.read(engine, blobs, old[:HEADERS])
-        batch = [_as_read(known, read) for known in batch]
-        rows = [row for known in batch for row in _renewed(known, wanted, specs[known.base_id])]
-        if rows or read:
-            with db.session(engine) as session:
-                kept = sum(facts_backfill.keep(session, one) for one in read.values())
-                if rows:
-                    session.connection().execute(insert(VerdictRow), rows)
-                audit.append(
-                    session, actor, EventType.ENGINES_RECHECK, "verdicts", {"verdicts": len(rows), "headers": kept}
-                )
+                base_rows = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
+                specs.update((row.id or 0, bases.load_spec(row)) for row in base_rows)
+        outdated = [version.id for version in batch if not engine_facts.are_current(version.facts.get("engine") or {})]
+        if len(outdated) > HEADERS:
+            batch, is_last = [version for version in batch if version.id <= outdated[HEADERS - 1]], False
+        readings = _read_headers(engine, blobs, outdated[:HEADERS])
+        batch = [_with_reading(version, readings) for version in batch]
+        verdicts = [row for version in batch for row in _evaluate(version, profiles, specs[version.base_id])]
+        if verdicts or readings:
+            _store(engine, actor, readings, verdicts)
         after = batch[-1].id if batch else after
-        following = "" if last else str(after)
-        yield RecheckEnginesPage(versions=len(batch), headers=len(read), verdicts=len(rows), next_cursor=following)
-        if last:
+        yield RecheckEnginesPage(
+            versions=len(batch),
+            headers=len(readings),
+            verdicts=len(verdicts),
+            next_cursor="" if is_last else str(after),
+        )
+        if is_last:
             return
 
 
-def _as_read(known: _Known, read: Mapping[int, Analysed]) -> _Known:
-    """What counts of a version whose header was read again: no verdict that was made of its older facts."""
-    found = read.get(known.id)
-    return known if found is None else replace(known, facts=found.facts, compat=str(found.compat), rules={})
-
-
-def _batch(session: Session, after: int) -> list[_Known]:
-    """The next versions by id: two statements."""
+def _select_batch(session: Session, after: int) -> list[_Version]:
+    """Select the next versions by id, in two statements."""
     statement = select(VersionRow.id, VersionRow.digest, VersionRow.base_id, VersionRow.facts)
-    found = session.exec(statement.where(col(VersionRow.id) > after).order_by(col(VersionRow.id)).limit(BATCH)).all()
-    if not found:
+    statement = statement.where(col(VersionRow.id) > after).order_by(col(VersionRow.id)).limit(BATCH)
+    versions = session.exec(statement).all()
+    if not versions:
         return []
-    span = (col(VerdictRow.version_id) > after, col(VerdictRow.version_id) <= found[-1][0])
+    in_batch = (col(VerdictRow.version_id) > after, col(VerdictRow.version_id) <= versions[-1][0])
     newest = (
         select(func.max(VerdictRow.id))
-        .where(*span, col(VerdictRow.check).in_((Check.COMPAT, Check.WEIGHTS, Check.ENGINE)))
+        .where(*in_batch, col(VerdictRow.check).in_((Check.COMPAT, Check.WEIGHTS, Check.ENGINE)))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
-    judged = select(  # type: ignore[call-overload]  # five columns: SQLModel has names for four
+    verdicts = select(  # type: ignore[call-overload]  # five columns: SQLModel has overloads for four
         VerdictRow.version_id, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, VerdictRow.made_by
     ).where(col(VerdictRow.id).in_(newest))
-    header: dict[int, str] = {}
-    numbers: dict[int, str] = {}
+    outcomes: dict[tuple[int, str], str] = {}
     rules: dict[int, dict[str, str]] = {}
-    for version_id, check, profile, outcome, made_by in session.exec(judged):
-        if check == Check.COMPAT:
-            header[version_id] = outcome
-        elif check == Check.WEIGHTS:
-            numbers[version_id] = outcome
-        else:
+    for version_id, check, profile, outcome, made_by in session.exec(verdicts):
+        if check == Check.ENGINE:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
+        else:
+            outcomes[version_id, check] = outcome
     return [
-        _Known(id, digest, base_id, dict(facts), header.get(id, ""), numbers.get(id, ""), rules.get(id, {}))
-        for id, digest, base_id, facts in ((row[0] or 0, *row[1:]) for row in found)
+        _Version(
+            id=version_id or 0,
+            digest=digest,
+            base_id=base_id,
+            facts=dict(facts),
+            compat=outcomes.get((version_id or 0, Check.COMPAT), ""),
+            weights=outcomes.get((version_id or 0, Check.WEIGHTS), ""),
+            rules=rules.get(version_id or 0, {}),
+        )
+        for version_id, digest, base_id, facts in versions
     ]
 
 
-def _renewed(known: _Known, wanted: Sequence[EngineProfile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
-    for asked in wanted:
-        if known.rules.get(str(asked)) != rulebook.digest(asked.engine):
-            yield _row(
-                known,
-                engine_compat.evaluate_profile(known.facts, asked, known.digest, spec, known.compat, known.weights),
+def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[int, _Reading]:
+    """Read the headers of versions again; leave out those that are gone or cannot be read. No transaction is open."""
+    base_data: dict[int, tuple[BaseSpec, Sequence[Similarity]]] = {}
+    readings = {}
+    for version_id in ids:
+        with db.session(engine, write=False) as session:
+            row = session.get(VersionRow, version_id)
+            if row is None:
+                continue
+            if row.base_id not in base_data:
+                base = session.get_one(BaseRow, row.base_id)
+                base_data[row.base_id] = bases.load_spec(base), base_identity.find_relatives(session, base)
+            manifest, card = Manifest.model_validate_json(row.manifest), row.facts.get(CARD)
+            spec, relatives = base_data[row.base_id]
+        keys = {file.digest: key_of(file.digest) for file in manifest.files}
+        try:
+            inspection = inspect.inspect_files(blobs, keys, manifest, spec, relatives, measure_small=False)
+        except RegistryError:
+            continue
+        facts = {name: value for name, value in inspection.facts.items() if name != CARD}
+        readings[version_id] = _Reading(manifest, inspection, facts | ({CARD: card} if card else {}))
+    return readings
+
+
+def _with_reading(version: _Version, readings: Mapping[int, _Reading]) -> _Version:
+    """Replace the facts, and drop the verdicts that were based on the old ones."""
+    if version.id not in readings:
+        return version
+    reading = readings[version.id]
+    return replace(version, facts=reading.facts, compat=str(add_up(reading.inspection.findings)), rules={})
+
+
+def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
+    for profile in profiles:
+        if version.rules.get(str(profile)) != rulebook.digest(profile.engine):
+            verdict = engine_compat.evaluate_profile(
+                version.facts, profile, version.digest, spec, version.compat, version.weights
             )
+            yield _verdict_values(version, verdict)
 
 
-def _row(known: _Known, verdict: Verdict) -> dict[str, Any]:
+def _verdict_values(version: _Version, verdict: Verdict) -> dict[str, Any]:
     return {
-        "version_id": known.id,
+        "version_id": version.id,
         "check": str(verdict.check),
         "profile": verdict.profile,
-        "base_id": known.base_id,
+        "base_id": version.base_id,
         "base_fingerprint": verdict.base_fingerprint,
         "outcome": str(verdict.outcome),
         "findings": [finding.model_dump(mode="json") for finding in verdict.findings],
@@ -184,3 +229,27 @@ def _row(known: _Known, verdict: Verdict) -> dict[str, Any]:
         "made_at": db.now(),
         "job_id": "",
     }
+
+
+def _store(
+    engine: Engine, actor: Actor, readings: Mapping[int, _Reading], verdicts: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write facts, tags and verdicts of a batch together."""
+    with db.session(engine) as session:
+        updated = sum(_store_reading(session, version_id, reading) for version_id, reading in readings.items())
+        if verdicts:
+            session.connection().execute(insert(VerdictRow), verdicts)
+        detail = {"verdicts": len(verdicts), "headers": updated}
+        audit.append(session, actor, EventType.ENGINES_RECHECK, "verdicts", detail)
+
+
+def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool:
+    """Update the version's rows; False if the version is gone by now."""
+    row = session.get(VersionRow, version_id)
+    if row is None:
+        return False
+    row.facts, row.method, row.rank = reading.facts, reading.inspection.method, reading.inspection.rank
+    session.add(row)
+    rows.replace_tags(session, row, reading.manifest)
+    rows.add_compat_verdict(session, row, session.get_one(BaseRow, row.base_id), reading.inspection)
+    return True

@@ -81,4 +81,6 @@ def reevaluate_verdicts(
 ) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
-    return reevaluate.run(engine, blobs, actor, engine_compat.parse_setting(settings.engines), request.cursor)
+    return reevaluate.reevaluate_some(
+        engine, blobs, actor, engine_compat.parse_setting(settings.engines), request.cursor
+    )
