@@ -1,11 +1,10 @@
 """Withdrawn versions: what a yanked or a quarantined version still answers, and to whom.
 
-    yanked         no alias leads to it; by number or digest it is read as before; until that is taken back
-    quarantined    nothing leads to its bytes but its digest, asked for by those who may promote; until it is released
+    yanked         no alias leads to it; its number and its digest still do
+    quarantined    only its digest leads to its bytes, and only for those who may promote
 
-Invariants
-- What is withdrawn is still seen: its row, its verdicts, its history. Its bytes are what is kept back.
-- A quarantined version changes in nothing but being released: no alias, no approval, no signature, no job.
+Row, verdicts and history of a withdrawn version stay visible; only its bytes are held back. A quarantined version
+cannot change until the quarantine ends: no alias, no approval, no signature, no job.
 """
 
 from __future__ import annotations
@@ -19,38 +18,40 @@ from registry.server.database.models import VersionRow
 
 
 def require_readable(actor: Actor, name: AdapterName, version: VersionRow, selector: Selector) -> None:
-    """`Refused` (QUARANTINED, YANKED) unless this actor may have the bytes that this selector names."""
+    """`Refused` (QUARANTINED, YANKED) unless this actor may read the bytes that this selector names."""
     if version.quarantined_at is not None:
         if isinstance(selector, Digest) and actor.may(Scope.PROMOTE, name.namespace, name.name):
             return
         raise quarantined_error(name, version)
     if version.yanked_at is not None and not isinstance(selector, int | Digest):
-        raise yanked_error(name, version)
+        raise _yanked_error(name, version)
 
 
 def require_available(name: AdapterName, version: VersionRow) -> None:
-    """`Refused` (QUARANTINED, YANKED) for a version that nothing new may be said or made of."""
+    """`Refused` (QUARANTINED, YANKED) if the version is withdrawn: nothing new may refer to it."""
     if version.quarantined_at is not None:
         raise quarantined_error(name, version)
     if version.yanked_at is not None:
-        raise yanked_error(name, version)
+        raise _yanked_error(name, version)
 
 
 def is_withdrawn(version: VersionRow) -> bool:
+    """Whether the version is yanked or in quarantine."""
     return version.yanked_at is not None or version.quarantined_at is not None
 
 
-def yanked_error(name: AdapterName, version: VersionRow) -> Refused:
-    return Refused(
-        "YANKED",
-        f"version {version.number} of '{name}' was yanked: {version.yank_reason}",
-        next_step=f"use another version, or exactly this one by its digest: {name}@{version.digest}",
-    )
-
-
 def quarantined_error(name: AdapterName, version: VersionRow) -> Refused:
+    """The error for a version in quarantine."""
     return Refused(
         "QUARANTINED",
         f"version {version.number} of '{name}' is in quarantine: {version.quarantine_reason}",
         next_step="use another version, or ask the owner of its namespace to look at it and release it",
+    )
+
+
+def _yanked_error(name: AdapterName, version: VersionRow) -> Refused:
+    return Refused(
+        "YANKED",
+        f"version {version.number} of '{name}' was yanked: {version.yank_reason}",
+        next_step=f"use another version, or exactly this one by its digest: {name}@{version.digest}",
     )

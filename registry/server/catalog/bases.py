@@ -1,9 +1,7 @@
-"""Bases: add, show, list. What adapters are judged against.
+"""Bases: add, identify, show and list the models that adapters are checked against.
 
-Invariants
-- A base's name is given once: adding the same spec again changes nothing; another spec, or other weights, under the
-  name is refused.
-- The exact fingerprint is that of the base's identity (identities.py), never one that somebody only claims.
+- Adding the same spec under a name again changes nothing; another spec, or other weights, under that name are refused.
+- The exact fingerprint comes from the base's identity, never from a claim.
 - Bases belong to no namespace: every token that may pull sees them, but counts only the adapters that it may see.
 """
 
@@ -34,12 +32,13 @@ from registry.server.catalog import base_identity, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow
 
-SPECS_KEPT = 64
+CACHED_SPECS = 64
 _SPECS: dict[tuple[str, str, datetime], BaseSpec] = {}
 
 
+# ------------------------------------------------------------------ write
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
-    """The base of this name, and whether this call made it. `Conflict` (BASE_EXISTS) for another spec."""
+    """Add a base; also says whether it is new. `Conflict` (BASE_EXISTS) for another spec or other weights."""
     name = names.base_name(request.spec.name)
     claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
     spec = _with_exact(request.spec, None)
@@ -52,77 +51,84 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         "created_by": actor.identity,
         "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
     }
-    _demand_seen(session, actor, [edge.digest for edge in request.parents])
+    _require_visible(session, actor, {edge.digest for edge in request.parents})
     created = db.insert_new(session, BaseRow, values)
-    found = find(session, name)
+    base = find(session, name)
     if created:
-        add_parents(session, found, request.parents)
-        audit.append(session, actor, EventType.BASE_ADD, str(name), {"fingerprint": found.fingerprint})
-    elif load_spec(found) != spec:
+        add_parents(session, base, request.parents)
+        audit.append(session, actor, EventType.BASE_ADD, str(name), {"fingerprint": base.fingerprint})
+    elif load_spec(base) != spec:
         raise Conflict(
             "BASE_EXISTS",
-            f"base '{name}' exists with fingerprint {found.fingerprint} and other facts than these "
+            f"base '{name}' exists with fingerprint {base.fingerprint} and another spec than this one "
             f"(fingerprint {spec.fingerprint})",
             next_step="add it under another name: a base never changes under its adapters",
         )
     if request.identity is not None:
-        base_identity.store_identity(session, actor, found, request.identity, new=created)
+        base_identity.store_identity(session, actor, base, request.identity, new=created)
     elif claimed is not None:
-        base_identity.require_same_weights(session, found, claimed)
-    return _view(session, actor, found), created
+        base_identity.require_same_weights(session, base, claimed)
+    return _view(session, actor, base), created
 
 
-def identify(session: Session, actor: Actor, name: str, given: Identity) -> BaseView:
-    """Keep which weights the base has. `Conflict` (BASE_EXISTS) when it is known to have others."""
-    found = find(session, names.base_name(name))
-    base_identity.store_identity(session, actor, found, given)
-    return _view(session, actor, found)
+def identify(session: Session, actor: Actor, name: str, identity: Identity) -> BaseView:
+    """Store which weights the base has. `Conflict` (BASE_EXISTS) if it is known to have others."""
+    base = find(session, names.base_name(name))
+    base_identity.store_identity(session, actor, base, identity)
+    return _view(session, actor, base)
 
 
 def set_thresholds(session: Session, actor: Actor, name: str, thresholds: dict[str, float]) -> BaseView:
-    """Keep what smoke tests on this base take instead of the defaults. `Invalid` names a field that is none."""
-    found = find(session, names.base_name(name))
+    """Override thresholds of the smoke tests on this base. `Invalid` names an unknown field."""
+    base = find(session, names.base_name(name))
     Thresholds.with_overrides(thresholds)
-    by = actor.identity
-    session.merge(BaseThresholdsRow(base_id=found.id or 0, thresholds=thresholds, set_at=db.now(), set_by=by))
-    audit.append(
-        session, actor, EventType.BASE_THRESHOLDS, found.name, {field: f"{v:g}" for field, v in thresholds.items()}
-    )
+    row = BaseThresholdsRow(base_id=base.id or 0, thresholds=thresholds, set_at=db.now(), set_by=actor.identity)
+    session.merge(row)
+    detail = {field: f"{value:g}" for field, value in thresholds.items()}
+    audit.append(session, actor, EventType.BASE_THRESHOLDS, base.name, detail)
     session.flush()
-    return _view(session, actor, found)
+    return _view(session, actor, base)
 
 
-def similarity(session: Session, name: str, given: Identity) -> Similarity:
-    """How these weights are related to the base's. Nothing is kept."""
-    return base_identity.compare(session, find(session, names.base_name(name)), given)
+def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
+    """The rows of what was fused into a base, for lineage. Repeating it changes nothing."""
+    for digest, relation in sorted({(edge.digest, str(edge.relation)) for edge in parents}):
+        session.merge(BaseEdgeRow(base_id=base.id or 0, parent_digest=digest, relation=relation))
 
 
+# ------------------------------------------------------------------ read
 _NAMED = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseRow.name) == bindparam("name"))
-"""Put together once; the spec, which may be large, is read for who does not know it yet (`spec_of`)."""
+"""Built once. The spec may be large and is loaded only where it is not cached (`load_spec`)."""
 
 
 def find(session: Session, name: str) -> BaseRow:
     """The row of a base. `NotFound` (BASE_UNKNOWN)."""
-    found = session.exec(_NAMED, params={"name": name}).first()
-    if found is None:
+    base = session.exec(_NAMED, params={"name": name}).first()
+    if base is None:
         raise NotFound(
             "BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=f"run `adapter base add {name[:200]} DIR`"
         )
-    return found
+    return base
 
 
-def load_spec(found: BaseRow) -> BaseSpec:
-    """What the base is made of. It never changes, so it is read once a process."""
-    key = (found.name, found.fingerprint, found.created_at)
+def load_spec(base: BaseRow) -> BaseSpec:
+    """The spec of a base. It never changes, so a process loads it once."""
+    key = (base.name, base.fingerprint, base.created_at)
     spec = _SPECS.get(key)
     if spec is None:
-        if len(_SPECS) >= SPECS_KEPT:
+        if len(_SPECS) >= CACHED_SPECS:
             _SPECS.clear()
-        spec = _SPECS[key] = BaseSpec.model_validate(found.spec)
+        spec = _SPECS[key] = BaseSpec.model_validate(base.spec)
     return spec
 
 
+def compare_weights(session: Session, name: str, identity: Identity) -> Similarity:
+    """How these weights are related to the base's. Nothing is stored."""
+    return base_identity.compare(session, find(session, names.base_name(name)), identity)
+
+
 def show(session: Session, actor: Actor, name: str) -> BaseView:
+    """One base with its relatives and thresholds, which `list_bases` leaves out."""
     return _view(session, actor, find(session, names.base_name(name)))
 
 
@@ -132,12 +138,11 @@ def list_bases(session: Session, actor: Actor) -> BaseList:
     return BaseList(items=_views(session, actor, rows))
 
 
-def _view(session: Session, actor: Actor, found: BaseRow) -> BaseView:
-    """One base with its relatives, which a list leaves out."""
-    view = _views(session, actor, [found])[0]
-    own = session.get(BaseThresholdsRow, found.id)
-    thresholds = dict(own.thresholds) if own is not None else {}
-    return view.model_copy(update={"relatives": base_identity.find_relatives(session, found), "thresholds": thresholds})
+def _view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
+    view = _views(session, actor, [base])[0]
+    row = session.get(BaseThresholdsRow, base.id)
+    thresholds = dict(row.thresholds) if row is not None else {}
+    return view.model_copy(update={"relatives": base_identity.find_relatives(session, base), "thresholds": thresholds})
 
 
 def _with_exact(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
@@ -153,7 +158,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
     )
     adapters = dict(session.exec(counting).all())
     exacts = base_identity.exact_fingerprints(session, rows)
-    parents = _parents_of(session, actor, rows)
+    parents = _parents_by_name(session, actor, rows)
     return [
         BaseView(
             name=r.name,
@@ -169,31 +174,23 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
     ]
 
 
-# ------------------------------------------------------------------ what was fused into a base
-def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
-    """The rows of what was fused into a base, which lineage walks. Again changes nothing."""
-    for digest, relation in sorted({(edge.digest, str(edge.relation)) for edge in parents}):
-        session.merge(BaseEdgeRow(base_id=base.id or 0, parent_digest=digest, relation=relation))
-
-
-def _parents_of(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:
-    """Base's name → what was fused into it. A parent that the actor may not see is its digest, without a name."""
-    found = {base.name: [Edge.model_validate(edge) for edge in base.parents or ()] for base in bases}
-    seen = _in_sight(session, actor, {edge.digest for edges in found.values() for edge in edges})
+def _parents_by_name(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:
+    """Base's name → what was fused into it. A parent that the actor may not see keeps its digest, without a name."""
+    parents = {base.name: [Edge.model_validate(edge) for edge in base.parents or ()] for base in bases}
+    visible = _visible_digests(session, actor, {edge.digest for edges in parents.values() for edge in edges})
     return {
-        name: [edge if edge.digest in seen else edge.model_copy(update={"name": ""}) for edge in edges]
-        for name, edges in found.items()
+        name: [edge if edge.digest in visible else edge.model_copy(update={"name": ""}) for edge in edges]
+        for name, edges in parents.items()
     }
 
 
-def _demand_seen(session: Session, actor: Actor, digests: Iterable[str]) -> None:
-    """`NotFound` (VERSION_UNKNOWN) for a parent that is no version, or none that the actor may see."""
-    wanted = set(digests)
-    for digest in sorted(wanted - _in_sight(session, actor, wanted)):
+def _require_visible(session: Session, actor: Actor, digests: Set[str]) -> None:
+    """`NotFound` (VERSION_UNKNOWN) for a parent that does not exist or that the actor may not see."""
+    for digest in sorted(digests - _visible_digests(session, actor, digests)):
         raise NotFound("VERSION_UNKNOWN", f"parents: there is no version {digest}, or you may not see it")
 
 
-def _in_sight(session: Session, actor: Actor, digests: Set[str]) -> set[str]:
+def _visible_digests(session: Session, actor: Actor, digests: Set[str]) -> set[str]:
     if not digests:
         return set()
     statement = select(VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))

@@ -1,16 +1,21 @@
-"""Which bytes of a version an actor may read: its files, and the reports behind its verdicts.
+"""The bytes of a version that an actor may read: its files, how to download them, and the reports of its verdicts.
 
-Invariants
-- A digest opens nothing by itself: bytes are found through a version that the actor may see.
-- A yanked version is still read by its number or its digest, no longer by an alias; one in quarantine by its digest
-  alone, and only by those who may promote.
+- A digest alone gives access to nothing: bytes are found through a version that the actor may see.
+- A yanked version is readable by its number or its digest, not by an alias; one in quarantine by its digest alone,
+  and only for those who may promote.
 """
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator, Sequence
+
 from sqlmodel import Session, col, select
 
 from registry import names
+from registry.api import FileLink
+from registry.api.pull import SMALL_TOGETHER_BYTES, PullPlan
+from registry.api.push import SMALL_BYTES, Small
 from registry.api.verdicts import ReferenceLogprobsView
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
@@ -20,21 +25,25 @@ from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
+from registry.server.database import db
 from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow, VersionRow
+from registry.server.settings import Settings
+from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.references import BlobState
 
-REPORTS_LOOKED_AT = 3
+REPORTS_SEARCHED = 3
 
 
+# ------------------------------------------------------------------ files
 def find_file(session: Session, actor: Actor, name: AdapterName, selector: Selector, path: str) -> Descriptor:
-    """One file of one version. `NotFound` (BLOB_UNKNOWN) for a path that the version does not hold."""
-    version = _version(session, actor, name, selector)
+    """One file of one version. `NotFound` (BLOB_UNKNOWN) for a path that it lacks; `Corrupt` for damaged bytes."""
+    version = _find_readable(session, actor, name, selector)
     row = session.get(VersionFileRow, (version.id, names.file_path(path)))
     if row is None:
         raise NotFound("BLOB_UNKNOWN", f"version {version.number} of '{name}' has no file '{path}'")
-    kept = session.get(BlobRow, row.digest)
-    if kept is not None and kept.state == BlobState.CORRUPT:
+    blob = session.get(BlobRow, row.digest)
+    if blob is not None and blob.state == BlobState.CORRUPT:
         raise Corrupt(
             "DIGEST_MISMATCH",
             f"{path} of version {version.number} of '{name}': the stored bytes no longer hash to {row.digest}",
@@ -43,56 +52,104 @@ def find_file(session: Session, actor: Actor, name: AdapterName, selector: Selec
     return Descriptor(path=row.path, media_type=row.media_type, digest=Digest(row.digest), size_bytes=row.size_bytes)
 
 
+def locate_bytes(blobs: BlobStore, file: Descriptor) -> str:
+    """The key of a file's bytes, which exist with the right size. `Corrupt` (DIGEST_MISMATCH) otherwise."""
+    stat = blobs.stat(key_of(file.digest))
+    if stat is None or stat.size_bytes != file.size_bytes:
+        content = "nothing" if stat is None else f"{stat.size_bytes} bytes"
+        raise Corrupt(
+            "DIGEST_MISMATCH",
+            f"{file.path}: the store has {content} where {file.size_bytes} bytes of {file.digest} were stored",
+            next_step="tell the operator: `adapter fsck` shows what else is missing",
+        )
+    return stat.key
+
+
+def _find_readable(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionRow:
+    version = versions.find(session, actor, name, selector)
+    availability.require_readable(actor, name, version, selector)
+    return version
+
+
+# ------------------------------------------------------------------ download plan
+def plan_download(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, blobs: BlobStore, settings: Settings
+) -> PullPlan:
+    """A version as `resolve` returns it, the bytes of its small files, and links to the large ones.
+
+    Damaged and missing files are left out; the request for one reports the error. No transaction is open while bytes
+    are read.
+    """
+    resolved = versions.resolve(session, actor, name, selector)
+    damaged = references.find_damaged(session, [file.digest for file in resolved.files])
+    db.commit_early(session)
+    intact = [file for file in resolved.files if file.digest not in damaged]
+    small = list(_read_small(intact, blobs))
+    inlined = {item.digest for item in small}
+    seconds = settings.link_seconds
+    links = {
+        file.path: blobs.presign(key_of(file.digest), seconds=seconds, method="GET", file_name=file.path)
+        for file in intact
+        if file.digest not in inlined
+    }
+    direct = {path: link.url for path, link in links.items() if link is not None}
+    return PullPlan(resolved=resolved, small=small, direct=direct, direct_seconds=seconds if direct else 0)
+
+
+def _read_small(files: Sequence[FileLink], blobs: BlobStore) -> Iterator[Small]:
+    """The bytes of the small files, each digest once; wrong bytes are left out."""
+    budget = SMALL_TOGETHER_BYTES
+    for digest, size_bytes in sorted({(f.digest, f.size_bytes) for f in files if f.size_bytes <= SMALL_BYTES}):
+        budget -= size_bytes
+        if budget < 0:
+            return
+        try:
+            data = blobs.read(key_of(digest), 0, size_bytes)
+        except NotFound:
+            continue
+        if Digest.of(data) == digest:
+            yield Small(digest=digest, data=base64.b64encode(data).decode())
+
+
+# ------------------------------------------------------------------ reports
 def find_report(session: Session, actor: Actor, name: AdapterName, selector: Selector, digest: Digest) -> Descriptor:
-    """The report with this digest, if one of this version's verdicts names it."""
-    version = _version(session, actor, name, selector)
-    naming = select(BlobRow).join(VerdictRow, col(VerdictRow.report) == col(BlobRow.digest))
-    wanted = naming.where(col(VerdictRow.version_id) == version.id, col(VerdictRow.report) == digest)
-    row = session.exec(wanted.limit(1)).first()
+    """The report with this digest, if a verdict of this version refers to it."""
+    version = _find_readable(session, actor, name, selector)
+    statement = (
+        select(BlobRow)
+        .join(VerdictRow, col(VerdictRow.report) == col(BlobRow.digest))
+        .where(col(VerdictRow.version_id) == version.id, col(VerdictRow.report) == digest)
+    )
+    row = session.exec(statement.limit(1)).first()
     if row is None:
         raise NotFound("BLOB_UNKNOWN", f"no verdict of version {version.number} of '{name}' has the report {digest}")
     return Descriptor(path="report.json", media_type="application/json", digest=digest, size_bytes=row.size_bytes)
 
 
-def reference_logprobs(
+def find_reference_logprobs(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, blobs: BlobStore
 ) -> ReferenceLogprobsView:
-    """How the newest smoke test of this version saw it answer. `NotFound` (BLOB_UNKNOWN) when none did so yet."""
-    version = _version(session, actor, name, selector)
-    judged = select(VerdictRow, BlobRow.size_bytes).join(BlobRow, col(BlobRow.digest) == col(VerdictRow.report))
-    wanted = judged.where(col(VerdictRow.version_id) == version.id, col(VerdictRow.check) == Check.SMOKE)
-    for verdict, size_bytes in session.exec(wanted.order_by(col(VerdictRow.id).desc()).limit(REPORTS_LOOKED_AT)):
+    """The reference log-probabilities of the newest smoke test that recorded any. `NotFound` (BLOB_UNKNOWN)."""
+    version = _find_readable(session, actor, name, selector)
+    statement = (
+        select(VerdictRow, BlobRow.size_bytes)
+        .join(BlobRow, col(BlobRow.digest) == col(VerdictRow.report))
+        .where(col(VerdictRow.version_id) == version.id, col(VerdictRow.check) == Check.SMOKE)
+        .order_by(col(VerdictRow.id).desc())
+    )
+    for verdict, size_bytes in session.exec(statement.limit(REPORTS_SEARCHED)):
         digest = Digest(verdict.report or "")
         data = blobs.read(key_of(digest), 0, size_bytes)
         if Digest.of(data) != digest:
             raise Corrupt("DIGEST_MISMATCH", f"the report {digest} no longer hashes to its name")
-        found = Report.model_validate_json(data)
-        if found.reference_logprobs is not None:
+        report = Report.model_validate_json(data)
+        if report.reference_logprobs is not None:
             return ReferenceLogprobsView(
-                version=f"{name}@{version.number}", digest=Digest(version.digest), base=found.base,
-                base_fingerprint=found.base_fingerprint, report=digest, reference_logprobs=found.reference_logprobs,
+                version=f"{name}@{version.number}", digest=Digest(version.digest), base=report.base,
+                base_fingerprint=report.base_fingerprint, report=digest, reference_logprobs=report.reference_logprobs,
             )  # fmt: skip
     raise NotFound(
         "BLOB_UNKNOWN",
         f"no smoke test of version {version.number} of '{name}' has recorded reference log-probabilities yet",
         next_step=f"run `adapter smoke-test {name}@{version.number} --wait`",
     )
-
-
-def locate_bytes(blobs: BlobStore, file: Descriptor) -> str:
-    """The key of a file's bytes, which are there with the right size. `Corrupt` (DIGEST_MISMATCH) otherwise."""
-    stat = blobs.stat(key_of(file.digest))
-    if stat is None or stat.size_bytes != file.size_bytes:
-        found = "nothing" if stat is None else f"{stat.size_bytes} bytes"
-        raise Corrupt(
-            "DIGEST_MISMATCH",
-            f"{file.path}: the store holds {found} where {file.size_bytes} bytes of {file.digest} were stored",
-            next_step="tell the operator: `adapter fsck` shows what else is missing",
-        )
-    return stat.key
-
-
-def _version(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionRow:
-    found = versions.find(session, actor, name, selector)
-    availability.require_readable(actor, name, found, selector)
-    return found

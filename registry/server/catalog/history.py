@@ -1,7 +1,6 @@
-"""The history of aliases: every move, newest first, and what held at a moment.
+"""The history of aliases: every move, newest first, and where they pointed at a given time.
 
-Invariants
-- `at` answers from history rows alone: the last move of each alias that is not later than that moment; one statement.
+`at` answers from history rows alone, in one statement: the last move of each alias that is not later than that moment.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from sqlmodel import Session, col, select
 
 from registry.api.aliases import AliasMove, History
 from registry.digest import Digest
-from registry.errors import Invalid, invalid_cursor
+from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import versions
+from registry.server.catalog.cursors import parse_cursor
 from registry.server.database.models import AdapterRow, AliasMoveRow, VersionRow
 
 
@@ -31,7 +31,7 @@ def list_moves(
     cursor: str = "",
     limit: int,
 ) -> History:
-    """The moves of one alias or of all, newest first. With `at` (aware), the one row per alias that held then."""
+    """The moves of one alias or of all, newest first. With `at`, the one move per alias that was in effect then."""
     if not actor.sees(name):
         raise unknown_adapter(name)
     before, after = aliased(VersionRow), aliased(VersionRow)
@@ -45,17 +45,17 @@ def list_moves(
     if alias:
         statement = statement.where(col(AliasMoveRow.alias) == alias)
     if at is not None:
-        statement = statement.where(*_held_at(at))
-    offset = _offset(cursor)
+        statement = statement.where(*_in_effect_at(at))
+    offset = parse_cursor(cursor)  # moves are appended at the front only and stay few: an offset is good enough
     newest_first = (col(AliasMoveRow.at).desc(), col(AliasMoveRow.alias), col(AliasMoveRow.generation).desc())
     rows = session.exec(statement.order_by(*newest_first).offset(offset).limit(limit + 1)).all()
     if not rows:
-        versions.find_adapter(session, actor, name)  # or it is not there
+        versions.find_adapter(session, actor, name)  # raises if there is no such adapter
     moves = [_move(*row) for row in rows[:limit]]
     return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
 
 
-def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
+def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
     if at.tzinfo is None:
         raise Invalid("REQUEST_INVALID", "at: a time needs its zone, as in 2026-05-03T14:05:00+00:00")
     try:
@@ -72,13 +72,6 @@ def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
         )
     )
     return (col(AliasMoveRow.at) <= at, ~superseded)
-
-
-def _offset(cursor: str) -> int:
-    # Moves are appended at the front only, and their number stays small: an offset is honest here.
-    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
-        raise invalid_cursor()
-    return int(cursor or 0)
 
 
 def _move(row: AliasMoveRow, from_number: int | None, number: int | None, digest: str | None) -> AliasMove:

@@ -24,7 +24,7 @@ from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import base_identity, bases, versions
+from registry.server.catalog import base_identity, bases, verdicts, versions
 from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
@@ -169,7 +169,7 @@ def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
     )
     for adapter_id, alias, number in session.exec(pointers):
         aliases[adapter_id][alias] = number
-    judged = versions.newest_verdicts(session, [version for _, version, _ in rows])
+    judged = verdicts.newest_by_version(session, [version for _, version, _ in rows])
     return [
         AdapterView(
             name=f"{adapter.namespace}/{adapter.name}",
@@ -181,7 +181,7 @@ def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
             rank=version.rank,
             size_bytes=version.size_bytes,
             aliases=aliases[adapter.id or 0],
-            verdicts={versions.check_label(v.check, v.profile): v.outcome for v in judged[version.id or 0]},
+            verdicts={verdicts.label(v.check, v.profile): v.outcome for v in judged[version.id or 0]},
             updated_at=adapter.updated_at,
         )
         for adapter, version, base in rows

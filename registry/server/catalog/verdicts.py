@@ -1,21 +1,25 @@
-"""Verdicts as rows: appended, never changed; of each check and profile the newest one counts."""
+"""Verdicts as rows: appended, never changed. Of each check and profile the newest one counts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from registry.evaluation.verdicts import Verdict
+from sqlalchemy import ColumnElement, bindparam, func
+from sqlmodel import Session, col, select
+
+from registry.evaluation.verdicts import Check, Verdict
 from registry.server.database import db
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 
-_AS_STORED = (
+_SHARED_COLUMNS = (
     *("check", "base_fingerprint", "profile", "outcome", "findings"),
     *("summary", "report", "made_by", "made_at"),
 )
 
 
 def to_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
-    """A verdict as the row to append; `made_at` is now where the verdict has none."""
+    """The row to append for a verdict; `made_at` is now if the verdict has none."""
     return VerdictRow(
         version_id=version.id or 0,
         check=verdict.check,
@@ -33,6 +37,49 @@ def to_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str 
 
 
 def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:
-    """A row as the verdict that it was, on the version `subject` (its digest) and the base of this name."""
-    stored: dict[str, Any] = {column: getattr(row, column) for column in _AS_STORED}
+    """The verdict of a row, about the version with the digest `subject` on the base of this name."""
+    stored: dict[str, Any] = {column: getattr(row, column) for column in _SHARED_COLUMNS}
     return Verdict.model_validate(stored | {"subject": subject, "base": base})
+
+
+def is_newest() -> ColumnElement[bool]:
+    """The condition on `verdict`, beside `version`, that no newer one of the same check and profile exists."""
+    other = VerdictRow.__table__.alias("newest")  # type: ignore[attr-defined]
+    newest = (
+        select(func.max(other.c.id))
+        .where(other.c.version_id == col(VersionRow.id))
+        .group_by(other.c.check, other.c.profile)
+        .correlate(VersionRow)
+    )
+    return col(VerdictRow.id).in_(newest)
+
+
+# Without checks that only a newer release knows: one may write verdicts beside this release during an upgrade.
+_NEWEST = (
+    select(VerdictRow, BaseRow.name)
+    .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
+    .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
+    .where(
+        col(VersionRow.id).in_(bindparam("ids", expanding=True)), is_newest(), col(VerdictRow.check).in_(list(Check))
+    )
+    .order_by(col(VerdictRow.id))
+)
+
+
+def newest_by_version(session: Session, versions: Iterable[VersionRow]) -> dict[int, list[Verdict]]:
+    """Version id → its verdicts that count, oldest first. Every id of `versions` is a key."""
+    by_id = {version.id or 0: version for version in versions}
+    verdicts: dict[int, list[Verdict]] = {version_id: [] for version_id in by_id}
+    for row, base in session.exec(_NEWEST, params={"ids": list(by_id)}):
+        verdicts[row.version_id].append(from_row(row, by_id[row.version_id].digest, base))
+    return verdicts
+
+
+def newest_of(session: Session, version: VersionRow) -> list[Verdict]:
+    """The verdicts of one version that count, oldest first."""
+    return newest_by_version(session, [version])[version.id or 0]
+
+
+def label(check: str, profile: str) -> str:
+    """A check with its profile as JSON keys name it: `compat`, `engine vllm==0.33.0`."""
+    return f"{check} {profile}" if profile else check

@@ -107,7 +107,7 @@ def add_verdicts(
 
 def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:
     """New verdicts for every profile of which one is stored, because another check of this version has changed."""
-    stored = versions.newest_verdicts(session, [version])[version.id or 0]
+    stored = verdicts.newest_of(session, version)
     spec, known = bases.load_spec(base), newest_outcomes(stored)
     for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]:
         session.add(
@@ -121,7 +121,7 @@ def evaluate_version(
 ) -> VerdictList:
     """`engine` for each profile, judged now; without profiles every stored verdict that counts."""
     version = versions.find(session, actor, name, selector)
-    stored = versions.newest_verdicts(session, [version])[version.id or 0]
+    stored = verdicts.newest_of(session, version)
     if not texts:
         return VerdictList(items=stored)
     known = newest_outcomes(stored)

@@ -55,7 +55,7 @@ def find_version(session: Session, actor: Actor, name: AdapterName, revision: st
     if selector is None:
         versions.find_adapter(session, actor, name)
         raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no revision {revision[:200]!r}")
-    return versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
+    return versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
 
 
 def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.Commit) -> VersionRow:

@@ -26,7 +26,7 @@ def submit_conversion(session: Session, actor: Actor, request: JobSubmit) -> Job
     """The job of this conversion. `Invalid` (REQUEST_INVALID) for a payload that is none."""
     asked = conversions.conversion(request.payload)
     ref = Ref.parse(request.ref)
-    version = versions.find(session, actor, ref.name, ref.selector, yanked_too=False)
+    version = versions.find(session, actor, ref.name, ref.selector, include_withdrawn=False)
     actor.require(Scope.PUSH, AdapterName.parse(asked.into))
     base = session.get_one(BaseRow, version.base_id)
     payload = asked.model_dump(mode="json")

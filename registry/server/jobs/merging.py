@@ -20,7 +20,7 @@ from registry.merging.recipes import Ingredient, Operation, Recipe
 from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.catalog import base_identity, bases, versions
+from registry.server.catalog import base_identity, bases, verdicts, versions
 from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue
 
@@ -51,14 +51,14 @@ def _recipe(request: JobSubmit) -> Recipe:
 
 
 def _find(session: Session, actor: Actor, ref: Ref) -> tuple[Ref, VersionRow]:
-    return ref, versions.find(session, actor, ref.name, ref.selector, yanked_too=False)
+    return ref, versions.find(session, actor, ref.name, ref.selector, include_withdrawn=False)
 
 
 def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
     base = session.get_one(BaseRow, row.base_id)
-    verdicts = versions.newest_verdicts(session, [row])[row.id or 0]
-    compat = [v.outcome for v in verdicts if v.check is Check.COMPAT]
-    broken = any(finding.code == "weights.not_finite" for v in verdicts for finding in v.findings)
+    newest = verdicts.newest_of(session, row)
+    compat = [v.outcome for v in newest if v.check is Check.COMPAT]
+    broken = any(finding.code == "weights.not_finite" for v in newest for finding in v.findings)
     return Ingredient(
         name=f"{ref.name}@{row.number}", digest=row.digest, base=base.name, base_fingerprint=base.fingerprint,
         facts=row.facts.get("engine") or {}, compat=compat[-1] if compat else "", is_finite=not broken,

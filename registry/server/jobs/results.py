@@ -25,7 +25,7 @@ from registry.events import EventType
 from registry.jobs import Job, Kind
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import verdicts, versions
+from registry.server.catalog import verdicts
 from registry.server.database import db
 from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.evaluation import engine_compat
@@ -102,10 +102,7 @@ def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest:
 
 def _is_open(session: Session, version: VersionRow) -> bool:
     """Whether the header could not tell if this version fits: only then a worker's word on it counts."""
-    return (
-        engine_compat.newest_outcomes(versions.newest_verdicts(session, [version])[version.id or 0])[0]
-        == Outcome.UNKNOWN
-    )
+    return engine_compat.newest_outcomes(verdicts.newest_of(session, version))[0] == Outcome.UNKNOWN
 
 
 def _verdict(check: Check, report: Report, findings: Sequence[Finding], base: BaseRow, digest: Digest) -> Verdict:

@@ -46,7 +46,7 @@ def list_attestations(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, store: BlobStore
 ) -> AttestationList:
     """All attestations of a version, oldest first, each with its bundle."""
-    version = versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
+    version = versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
     statement = _live().where(AttestationRow.version_id == version.id).order_by(col(AttestationRow.id))
     rows = session.exec(statement.limit(SHOWN_LIMIT)).all()
     return AttestationList(items=[_view(row, store) for row in rows])
@@ -102,7 +102,7 @@ def add_signature(
     `session` must have begun by reading: it writes from the last check on, and no transaction is open while bytes move.
     """
     actor.require(Scope.PUSH, name)
-    version = versions.find(session, actor, name, selector, yanked_too=isinstance(selector, int | Digest))
+    version = versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
     if version.quarantined_at is not None:
         raise availability.quarantined_error(name, version)
     kind, identity, public_key = _verify(request, Manifest.parse(version.manifest.encode()), trusted_roots)

@@ -122,7 +122,7 @@ def _version_of(session: Session, event: EventRow) -> VersionRow | None:
     name: AdapterName | None = ref.name
     while name is not None:
         try:
-            version = versions.find(session, TRUSTED, name, ref.selector, yanked_too=True)
+            version = versions.find(session, TRUSTED, name, ref.selector, include_withdrawn=True)
         except NotFound:
             name = _next_name(session, name)
         else:

@@ -26,7 +26,7 @@ from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import bases, versions
+from registry.server.catalog import bases, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterGateRow,
@@ -155,7 +155,7 @@ def gather_evidence(session: Session, name: AdapterName, alias: str, version: Ve
     """The gate of an alias, and everything about this version that it asks about."""
     found = find_gate(session, name, version.adapter_id, alias)
     gate = found.gate
-    judged = versions.newest_verdicts(session, [version])[version.id or 0]
+    judged = verdicts.newest_of(session, version)
     soaked = _soak_seconds(session, version, gate.soak_in, db.now()) if gate.soak_in else 0
     return found, Evidence(
         verdicts=tuple(judged),
@@ -219,7 +219,7 @@ def approve(
 ) -> ApprovalView:
     """The actor's yes to this version in this channel. Twice keeps the first. `Denied`, `Refused`, `NotFound`."""
     actor.require(Scope.PROMOTE, name)
-    version = versions.find(session, actor, name, selector, yanked_too=False)
+    version = versions.find(session, actor, name, selector, include_withdrawn=False)
     values = {"version_id": version.id, "alias": names.alias(alias), "identity": actor.identity, "at": db.now()}
     if db.insert_new(session, ApprovalRow, {**values, "token_id": actor.token_id, "comment": comment}):
         detail = {"alias": alias, "digest": version.digest, "identity": actor.identity, "comment": comment}

@@ -57,4 +57,4 @@ def set_thresholds(session: SessionDep, actor: Admin, base: str, request: Thresh
 @router.post("/bases/{base:path}/similarity")
 def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityGiven) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
-    return bases.similarity(session, base, request.identity)
+    return bases.compare_weights(session, base, request.identity)

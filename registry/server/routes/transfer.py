@@ -23,7 +23,7 @@ from registry.errors import Invalid, Reason
 from registry.events import EventType
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server.catalog import download_plan, files
+from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
 from registry.server.http import bodies, routing, threads
@@ -151,7 +151,7 @@ def plan_pull(
 ) -> PullPlan:
     """Everything that a pull needs: the manifest, the bytes of small files, and links to large ones."""
     response.headers.update({"Cache-Control": "no-store", **request.app.state.audit_log.checkpoint_header})
-    plan = download_plan.plan(session, actor, name, selector, blobs=blobs, settings=settings)
+    plan = files.plan_download(session, actor, name, selector, blobs=blobs, settings=settings)
     if plan.small or plan.direct:
         _note_read(request, selector)
     return plan
@@ -202,7 +202,7 @@ def read_reference_logprobs(
     session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep
 ) -> ReferenceLogprobsView:
     """Log-probabilities of fixed prompts, from the newest smoke test of this version."""
-    return files.reference_logprobs(session, actor, name, selector, blobs)
+    return files.find_reference_logprobs(session, actor, name, selector, blobs)
 
 
 def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: BlobStore, settings: Settings) -> Response:

@@ -25,7 +25,7 @@ from registry.engines import settings as engine_settings
 from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
-from registry.server.catalog import bases, versions
+from registry.server.catalog import bases, verdicts, versions
 from registry.server.database.models import (
     AdapterRow,
     AliasRow,
@@ -47,7 +47,7 @@ def desired_state(session: Session, actor: Actor, base_name: str, alias: str, as
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.namespace), col(AdapterRow.name))
     found: list[Found] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
     files = _files(session, found)
-    judged = versions.newest_verdicts(session, [version for _, version, _ in found])
+    judged = verdicts.newest_by_version(session, [version for _, version, _ in found])
     served = _served_names(found)
     spec = bases.load_spec(base)
     entries = [
@@ -141,7 +141,7 @@ def _entry(
             FileLink(path=file.path, media_type=file.media_type, digest=Digest(file.digest),
                      size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files
         ],
-        verdicts={versions.check_label(verdict.check, verdict.profile): verdict.outcome for verdict in judged},
+        verdicts={verdicts.label(verdict.check, verdict.profile): verdict.outcome for verdict in judged},
         engine_outcome=loaded.outcome if loaded else None,
         findings=[f for f in loaded.findings if f.severity != "info"] if loaded else [],
     )  # fmt: skip
