@@ -43,7 +43,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def base() -> Path:
-    """The real base, de-quantised once."""
+    """The real base, de-quantized once."""
     folder = CACHE / "smollm2-base"
     if not (folder / "config.json").is_file():
         command = [sys.executable, "-m", "tests.fixtures.make_base", "real", str(folder), "--dtype", "bfloat16"]

@@ -113,7 +113,7 @@ def _print_list(items: list[BaseView]) -> None:
             output.strong(item.name),
             item.spec.architecture or item.spec.model_type,
             output.amount(item.spec.parameters),
-            item.spec.quantisation or item.spec.dtype,
+            item.spec.quantization or item.spec.dtype,
             str(item.adapters),
             item.source,
         )
@@ -176,7 +176,7 @@ def _print_base(view: BaseView) -> None:
             ("model", f"{spec.architecture or spec.model_type}, {output.amount(spec.parameters)} parameters"),
             ("parts", ", ".join(spec.components)),
             ("sizes", _sizes(spec)),
-            ("weights", ", ".join(filter(None, [spec.dtype, spec.quantisation, output.size(spec.weights_bytes)]))),
+            ("weights", ", ".join(filter(None, [spec.dtype, spec.quantization, output.size(spec.weights_bytes)]))),
             ("modules", _kinds(spec)),
             ("exact", str(prints.exact or "")),
             ("tokenizer", str(prints.tokenizer or "")),

@@ -42,14 +42,14 @@ WORST_SHOWN = 5
 @click.option("--seed", type=click.IntRange(0), default=0, help="Random seed of dare.")
 @click.option("--fuse", is_flag=True, help="Write the adapter into its base's weights.")
 @click.option("--onto", default="", metavar="BASE", help="Fuse into this base, such as the unquantized original.")
-@click.option("--dequantise", is_flag=True, help="Fuse into the unpacked weights of a quantized base.")
+@click.option("--dequantize", is_flag=True, help="Fuse into the unpacked weights of a quantized base.")
 @click.option("--base-dir", type=click.Path(file_okay=False, path_type=Path), help="Local folder of the base.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @output.json_option
 def merge(
     sources: tuple[str, ...], into: str, method: str, rank: int, density: float, seed: int, fuse: bool, onto: str,
-    dequantise: bool, base_dir: Path | None, wait: bool, timeout: float | None,
+    dequantize: bool, base_dir: Path | None, wait: bool, timeout: float | None,
 ) -> None:  # fmt: skip
     """Combine adapters into one, change an adapter's rank, or fuse an adapter into its base.
 
@@ -69,7 +69,7 @@ def merge(
         operation=operation, sources=named,
         weights=weights if operation is Operation.COMBINE or set(weights) != {1.0} else (),
         method=Method.SVD if operation is Operation.RESIZE else Method(method), rank=rank, density=density, seed=seed,
-        into=into, onto=onto, dequantise=dequantise,
+        into=into, onto=onto, dequantize=dequantize,
     )  # fmt: skip
     if is_folder(into):
         report = _here(recipe, Path(into).expanduser(), base_dir)

@@ -54,9 +54,9 @@ def method_line(facts: dict[str, Any]) -> str:
     if facts.get("use_rslora"):
         method = f"{method} (rank-stabilised)"
     ranks, scales = facts.get("ranks") or [], facts.get("scales") or []
-    scheme = str(facts.get("scheme") or "peft")
+    format_name = str(facts.get("format") or "peft")
     parts = [
-        " ".join(part for part in (method, "" if scheme == "peft" else f"by the names of {scheme}") if part),
+        " ".join(part for part in (method, "" if format_name == "peft" else f"in {format_name} format") if part),
         str(facts.get("family") or ""),
         f"rank {_span(ranks)}" if ranks else "",
         f"alpha {facts['alpha']:g}" if ranks and isinstance(facts.get("alpha"), int | float) else "",

@@ -27,7 +27,7 @@ def nudged(of: Values, share: float, *, only: str = "", seed: int = 99) -> dict[
 
 
 def forge(
-    of: Values, *, dtype: str = "F32", quantisation: str = "", packed: str = "", rows: Mapping[str, int] | None = None
+    of: Values, *, dtype: str = "F32", quantization: str = "", packed: str = "", rows: Mapping[str, int] | None = None
 ) -> Identity:
     """The identity of a base whose tensors are these numbers; those whose name holds `packed` are U8 if it is given."""
     marks = {}
@@ -40,4 +40,4 @@ def forge(
             dtype=stored, shape=shape, digest=Digest.of(data), packed=is_packed, sketch=identity.sketch(numbers)
         )
     leaves = [Leaf(name, mark.dtype, mark.shape, mark.digest) for name, mark in marks.items()]
-    return Identity(exact=identity.root(leaves), tensors=len(marks), quantisation=quantisation, marks=marks)
+    return Identity(exact=identity.root(leaves), tensors=len(marks), quantization=quantization, marks=marks)

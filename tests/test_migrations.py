@@ -113,13 +113,15 @@ def stored_before_0015(connection: Connection) -> None:
     """A version that was pushed, judged and promoted by a server of schema 0014."""
     now = datetime.now(UTC)
     made = {"created_at": now, "created_by": "ann"}
-    insert(connection, "base", id=1, name="b", fingerprint="f", spec={}, source="", **made)
+    insert(connection, "base", id=1, name="b", fingerprint="f", spec={"quantisation": "awq"}, source="", **made)
     insert(connection, "adapter", id=1, namespace="acme", name="a", newest_number=1, updated_at=now, **made)
     insert(connection, "version", id=1, adapter_id=1, number=1, digest="d", manifest="{}", base_id=1, size_bytes=1,
-           method="LORA", facts={}, message="", yank_reason="", quarantine_reason="", **made)  # fmt: skip
+           method="LORA", facts={"scheme": "kohya"}, message="", yank_reason="", quarantine_reason="",
+           **made)  # fmt: skip
     message = 'it says "code": "fit.shape" and "check": "fits"'
     findings = [{"code": code, "severity": "error", "place": "x", "sentence": message, "expected": "", "found": ""}
-                for code in ("fit.shape", "values.huge", "weights.empty", "acts.drift", "lora.no_modules")]  # fmt: skip
+                for code in ("fit.shape", "values.huge", "weights.empty", "acts.drift", "lora.no_modules",
+                             "fit.base_quantised_variant", "format.unknown_scheme")]  # fmt: skip
     for number, check in enumerate(("fits", "values", "loads", "acts"), 1):
         insert(connection, "verdict", id=number, version_id=1, check=check, profile="", base_id=1, base_fingerprint="f",
                outcome="fail", findings=findings if check == "fits" else [], summary=message, made_by={}, made_at=now,
@@ -127,7 +129,7 @@ def stored_before_0015(connection: Connection) -> None:
     jobs = (("j1", "convert", "parked"), ("j2", "merge", "done"), ("j3", "validate", "queued"))
     for job_id, kind, state in jobs:
         insert(connection, "job", id=job_id, kind=kind, state=state, namespace="acme", subject="acme/a@1", base="b",
-               priority=0, attempt=1, attempts_limit=3, payload={}, progress="", error="",
+               priority=0, attempt=1, attempts_limit=3, payload={"dequantise": True}, progress="", error="",
                result={"report": {"sentence": message}}, worker="", lease_token="", run_after=now, **made)  # fmt: skip
     evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"},
                 {"check": "held", "alias": "canary", "seconds": 9}]  # fmt: skip
@@ -143,6 +145,9 @@ def stored_before_0015(connection: Connection) -> None:
     insert(connection, "base_likeness", base_id=1, other_id=1, likeness=similarity)
     actions = ["adapter.transfer", "alias.move"]
     insert(connection, "webhook", id="w", namespace="acme", url="u", actions=actions, after=0, **made)
+    insert(connection, "base_identity", base_id=1, exact="e", made_at=now, made_by="ann",
+           identity='{"quantisation":"awq"}')  # fmt: skip
+    insert(connection, "version_tag", version_id=1, key="fact:scheme:kohya", value="")
     insert(connection, "version_values", version_id=1, norms='{"q_proj": [1, 2, 3, 4]}')
     for state in ("held", "leaving", "serving"):
         insert(connection, "fleet_slot", box_id=7, served_name=state, namespace="acme", name="a", number=1, digest="d",
@@ -171,7 +176,8 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
         verdicts = session.exec(select(models.VerdictRow).order_by(col(models.VerdictRow.id))).all()
         assert [verdict.check for verdict in verdicts] == ["compat", "weights", "engine", "smoke"]
         codes = [finding["code"] for finding in verdicts[0].findings]
-        assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules"]
+        assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules",
+                         "compat.base_quantized_variant", "format.unknown"]  # fmt: skip
         assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
         assert all(Finding.model_validate(finding) for finding in verdicts[0].findings)
         slots = session.exec(select(models.FleetSlotRow)).all()
@@ -186,6 +192,11 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
         assert [(job.kind, job.state, list(job.result["report"])) for job in jobs] == [
             ("convert", "failed", ["message"]), ("merge", "done", ["sentence"]), ("smoke-test", "queued", ["sentence"])
         ]  # fmt: skip
+        assert [job.payload for job in jobs] == [{"dequantize": True}] * 3
+        assert session.get_one(models.BaseRow, 1).spec == {"quantization": "awq"}
+        assert session.get_one(models.BaseIdentityRow, 1).identity == '{"quantization":"awq"}'
+        assert session.get_one(models.VersionRow, 1).facts == {"format": "kohya"}
+        assert session.get_one(models.VersionTagRow, (1, "fact:format:kohya")).value == ""
         assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move"]
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2, soak_in="canary", soak_seconds=9)
         assert Gate.model_validate(session.get_one(models.NamespaceGateRow, ("acme", "prod")).gate) == gate

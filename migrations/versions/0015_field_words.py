@@ -24,6 +24,14 @@ TIME = sa.DateTime(timezone=True)
 CHECKS = {"fits": "compat", "values": "weights", "loads": "engine", "acts": "smoke", "held": "soak"}
 FAMILIES = {"weights": "safetensors", "values": "weights", "fit": "compat", "acts": "smoke"}
 """How codes of findings begin. The order matters: `weights` has to be free before `values` becomes it."""
+CODES = {
+    "compat.base_quantised": "compat.base_quantized",
+    "compat.base_quantised_variant": "compat.base_quantized_variant",
+    "format.unknown_scheme": "format.unknown",
+}
+"""Codes within a family, after the family has its name of today."""
+KEYS = {"scheme": "format", "quantisation": "quantization", "dequantise": "dequantize"}
+"""Fields of facts, bases and recipes."""
 MATCHES = [('"grade": ', '"match": '), ('"quantised"', '"quantized"')]
 JOB_KINDS, JOB_STATES = {"validate": "smoke-test"}, {"parked": "failed"}
 ACTIONS = {
@@ -45,9 +53,11 @@ def upgrade() -> None:
     _copy_similarity("likeness", "similarity")
     _replace("base_similarity", "similarity", MATCHES)
     _rename_norms("version_values", "version_norms")
+    _change_spelling(CODES, KEYS, "fact:scheme:", "fact:format:")
 
 
 def downgrade() -> None:
+    _change_spelling(_inverse(CODES), _inverse(KEYS), "fact:format:", "fact:scheme:")
     _rename_norms("version_norms", "version_values")
     _replace("base_similarity", "similarity", [(new, old) for old, new in MATCHES])
     _copy_similarity("similarity", "likeness")
@@ -86,18 +96,19 @@ def _change_values(table: str, column: str, words: dict[str, str]) -> None:
 
 
 def _replace(
-    table: str, column: str, pairs: list[tuple[str, str]], where: sa.ColumnElement[bool] | None = None
-) -> None:
+    table: str, column: str, pairs: list[tuple[str, str]], where: sa.ColumnElement[bool] | None = None,
+    *, is_json: bool = True,
+) -> None:  # fmt: skip
     """Replace texts in a JSON column. A quote within a JSON string is escaped, so `"key": "` is never part of one."""
-    json_column = sa.column(column, sa.JSON())
-    text: sa.ColumnElement[str] = sa.cast(json_column, sa.Text())
+    stored: sa.ColumnClause[object] = sa.column(column, sa.JSON() if is_json else sa.Text())
+    text: sa.ColumnElement[str] = sa.cast(stored, sa.Text())
     condition = sa.or_(*(text.contains(old, autoescape=True) for old, _ in pairs))
     condition = condition if where is None else sa.and_(where, condition)
     for old, new in pairs:
         text = sa.func.replace(text, old, new, type_=sa.Text())
     is_postgres = op.get_bind().dialect.name == "postgresql"
-    rows = sa.table(table, json_column)
-    op.execute(rows.update().where(condition).values({column: sa.cast(text, sa.JSON()) if is_postgres else text}))
+    changed = sa.cast(text, sa.JSON()) if is_json and is_postgres else text
+    op.execute(sa.table(table, stored).update().where(condition).values({column: changed}))
 
 
 def _change_gates(table: str, key: str, checks: dict[str, str], fields: dict[str, str]) -> None:
@@ -197,3 +208,15 @@ def _rename_norms(old: str, new: str) -> None:
     )
     op.execute(f"INSERT INTO {new} SELECT version_id, norms FROM {old}")
     op.drop_table(old)
+
+
+def _change_spelling(codes: dict[str, str], keys: dict[str, str], old_tag: str, new_tag: str) -> None:
+    pairs = [(f'"{old}": ', f'"{new}": ') for old, new in keys.items()]
+    for table, column in (("version", "facts"), ("base", "spec"), ("job", "payload")):
+        _replace(table, column, pairs)
+    _replace("verdict", "findings", [(f'"{old}"', f'"{new}"') for old, new in codes.items()])
+    compact = [(f'"{old}":', f'"{new}":') for old, new in keys.items()]
+    _replace("base_identity", "identity", compact, is_json=False)
+    tag = sa.table("version_tag", sa.column("key", sa.String()))
+    moved = sa.func.replace(tag.c.key, old_tag, new_tag)
+    op.execute(tag.update().where(tag.c.key.startswith(old_tag, autoescape=True)).values(key=moved))

@@ -7,7 +7,7 @@ Invariants
 - At most the configuration (256 KiB), the headers (16 MiB each) and image adapters' alphas (8 bytes each) are read.
 - Malformed is `Invalid` or `TooLarge` with every broken rule of the first file that breaks one.
 - What is merely odd or does not add up is a finding of `lora.findings` or of `findings`; so are names of no tool
-  that we know: "unknown scheme" is a failing finding, never a guess.
+  that we know: "unknown format" is a failing finding, never a guess.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Contents:
     header: Header
     lora: LoraSpec
     findings: tuple[Finding, ...] = ()
-    scheme = "peft"
+    format = "peft"
 
     @property
     def claim(self) -> BaseClaim:
@@ -86,8 +86,8 @@ class NonPeftContents:
     findings: tuple[Finding, ...] = ()
 
     @property
-    def scheme(self) -> str:
-        return self.file.scheme
+    def format(self) -> str:
+        return self.file.format
 
     @property
     def claim(self) -> BaseClaim:
@@ -108,7 +108,7 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
     """What these files say, whichever tool wrote them.
 
     `Invalid` (MANIFEST_INVALID) when it is not clear which file holds the weights or PEFT's configuration is missing;
-    `Invalid` (FILE_REFUSED) for a scheme that must be converted outside, with the advice how.
+    `Invalid` (FILE_REFUSED) for a format that must be converted elsewhere, with advice.
     """
     by_path = {f.path: f for f in files}
     _golden(by_path.get(golden.FILE), read)
@@ -166,9 +166,9 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> NonPef
     packed = gguf.read_header(within, file.size_bytes, file=file.path) if file.path.endswith(".gguf") else None
     header = packed.header if packed else _header(file, read)
     format = formats.of_header(header)
-    if format.scheme == "peft":
+    if format.name == "peft":
         _refuse_missing({file.path: file})
-    if format.scheme == "nemo":
+    if format.name == "nemo":
         message = f"is an adapter of NeMo ({format.evidence}), which no loader of ours takes; {format.advice}"
         reasons = [Reason("format.convert_first", file.path, message)]
         raise Invalid("FILE_REFUSED", f"{file.path} {message}", reasons=reasons)
@@ -183,7 +183,7 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> NonPef
 
 
 def _about(format: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
-    """What the names alone say: an unknown scheme, or a GGUF file that is no LoRA adapter."""
+    """What the names alone say: an unknown format, or a GGUF file that is no LoRA adapter."""
     if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
         kind = packed.kinds[0] or "no general.type"
         message = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
@@ -191,7 +191,7 @@ def _about(format: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple
     if format.is_known:
         return ()
     location = format.strangers[0] if format.strangers else path
-    return (Finding.of("error", "format.unknown_scheme", location, f"{format.message}; {format.advice}"),)
+    return (Finding.of("error", "format.unknown", location, f"{format.message}; {format.advice}"),)
 
 
 def _header(file: Descriptor, read: Read) -> Header:

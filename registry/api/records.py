@@ -12,7 +12,7 @@ import json
 from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
@@ -24,9 +24,21 @@ from registry.manifest import Edge, Manifest
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     created_at: datetime
     created_by: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert_version_1(cls, data: Any) -> Any:
+        """A record never changes, because its key names its bytes. Version 1 had other field names."""
+        if not isinstance(data, dict) or data.get("schema_version") != 1:
+            return data
+        former = {"quantisation": "quantization", "scheme": "format"}
+        for field in ("facts", "identity", "spec"):
+            if isinstance(value := data.get(field), dict):
+                data[field] = {former.get(name, name): item for name, item in value.items()}
+        return data | {"schema_version": 2}
 
     def to_bytes(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False).encode()

@@ -43,7 +43,7 @@ _DIALECT = strict_json.Dialect("BASE_INVALID", "base", depth=32, not_finite=True
 class BaseSpec(FrozenModel):
     """A base model. `modules` maps the Python model's paths to shapes. Sizes count elements, 0 where unknown.
 
-    `quantisation` is the method of packed weights (`bitsandbytes`, `gptq`, `awq` …) or empty. `names_known` is
+    `quantization` is the method of packed weights (`bitsandbytes`, `gptq`, `awq` …) or empty. `names_known` is
     false for architectures whose file names were only assumed to be the module names. `components` are the models
     of an image pipeline (`unet`, `text_encoder` …), which begin the paths of their modules; empty for a language model.
     """
@@ -59,7 +59,7 @@ class BaseSpec(FrozenModel):
     head_size: int = 0
     vocab: int = 0
     tied: bool = False
-    quantisation: str = ""
+    quantization: str = ""
     dtype: str = ""
     parameters: int = 0
     weights_bytes: int = 0
@@ -115,7 +115,7 @@ def base_spec(
         model_type=facts.model_type, hidden=facts.hidden, intermediate=facts.intermediate,
         layers=_Sizes(sizes).first("num_hidden_layers", "n_layer", "num_layers"), heads=facts.heads,
         kv_heads=facts.kv_heads, head_size=facts.head_size, vocab=_vocabulary(modules, facts), tied=tied,
-        quantisation=facts.quantisation, dtype=_main_dtype(tensors),
+        quantization=facts.quantization, dtype=_main_dtype(tensors),
         parameters=sum(t.elements for t in logical), weights_bytes=sum(h.size_bytes for h in headers),
         names_known=facts.model_type in base_modules.KNOWN_NAMES and not isinstance(inner, dict),
         needs_code="auto_map" in config, modules=modules, template=template if len(template) <= 2**16 else "",

@@ -5,9 +5,9 @@
     compare      how two of them are related: a `Similarity`
 
 Invariants
-- `exact` covers the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor, those of quantisation too;
+- `exact` covers the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor, those of quantization too;
   not file names, shards, the order of keys or metadata.
-- A sketch is 64 sums of the de-quantised values under fixed signs, scaled to length one: it survives casts and packing.
+- A sketch is 64 sums of the de-quantized values under fixed signs, scaled to length one: it survives casts and packing.
 - Constant tensors (norms that were never trained) say nothing and are never compared.
 - Comparing is symmetric. Which of two descendants came first, the weights do not tell.
 """
@@ -43,7 +43,7 @@ class MatchThresholds(FrozenModel):
 
     cast_mean: float = 0.99999
     cast_least: float = 0.9999
-    quantised_mean: float = 0.98
+    quantized_mean: float = 0.98
     descendant_mean: float = 0.98
     common_share: float = 0.5
     """The share of tensors that must have a name and a shape in common before values are compared."""
@@ -55,7 +55,7 @@ DEFAULTS = MatchThresholds()
 class TensorMark(FrozenModel):
     """`shape` is the logical one. `sketch` is empty for a constant tensor and for a packing that we cannot read.
 
-    `norm` is the Frobenius norm of its (de-quantised) values; None where they cannot be read or are not finite, and
+    `norm` is the Frobenius norm of its (de-quantized) values; None where they cannot be read or are not finite, and
     in identities that were made before norms were.
     """
 
@@ -85,7 +85,7 @@ class Identity(FrozenModel):
     schema_version: Literal[1] = 1
     exact: Digest
     tensors: int = Field(ge=1)
-    quantisation: str = Field(default="", max_length=64)
+    quantization: str = Field(default="", max_length=64)
     marks: dict[str, TensorMark] = Field(max_length=MARKS_LIMIT)
 
     @property
@@ -165,7 +165,7 @@ def _match(
     packed = [pair for pair in pairs.values() if pair[0].packed or pair[1].packed]
     dtypes_equal = all(a.dtype == b.dtype for a, b in packed)
     repacked = bool(packed) and (not dtypes_equal or all(a.digest == b.digest for a, b in packed))
-    if repacked and mean > thresholds.quantised_mean and (not plain or min(plain) > thresholds.cast_least):
+    if repacked and mean > thresholds.quantized_mean and (not plain or min(plain) > thresholds.cast_least):
         return BaseMatch.QUANTIZED
     dtypes_differ = any(a.dtype != b.dtype for a, b in pairs.values())
     if dtypes_differ and not resized and mean > thresholds.cast_mean and least > thresholds.cast_least:

@@ -49,7 +49,7 @@ class Facts(NamedTuple):
     kv_heads: int
     head_size: int
     vocab: int
-    quantisation: str
+    quantization: str
     bits: int
 
 
@@ -92,14 +92,14 @@ _GATES, _DOWNS = ("w1", "w3", "gate_proj", "up_proj"), ("w2", "down_proj")
 
 
 def logical(tensors: Iterable[TensorInfo], facts: Facts) -> list[Logical]:
-    """The tensors with their logical names and shapes, without the side tensors of quantisation."""
+    """The tensors with their logical names and shapes, without the side tensors of quantization."""
     weights = [t for t in tensors if not _SIDE.search(t.name)]
     prefix = _missing_prefix([t.name for t in weights], facts)
     return [_unpacked(t, f"{prefix}{t.name}" if not t.name.startswith(_HEADS) else t.name, facts) for t in weights]
 
 
 def side_names(tensors: Iterable[TensorInfo], facts: Facts) -> dict[str, str]:
-    """File name → the model's name of the side tensors of quantisation (`absmax`, `scales` …)."""
+    """File name → the model's name of the side tensors of quantization (`absmax`, `scales` …)."""
     names = [t.name for t in tensors]
     prefix = _missing_prefix([name for name in names if not _SIDE.search(name)], facts)
     return {name: f"{prefix}{name}" for name in names if _SIDE.search(name)}
@@ -196,7 +196,7 @@ def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> Logical:
     per_word = 32 // bits if bits and 32 % bits == 0 else 0
     if leaf == "qweight" and len(shape) == 2:
         name = f"{path}.weight"
-        if facts.quantisation == "awq":
+        if facts.quantization == "awq":
             shape = (shape[1] * per_word, shape[0])
         else:
             shape = (shape[1], shape[0] * per_word)
@@ -205,7 +205,7 @@ def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> Logical:
         shape = (shape[0], shape[1] * (per_word if tensor.dtype == "I32" else 2))
     elif name.endswith("_blocks") and len(shape) == 4:
         name, shape = name.removesuffix("_blocks"), (shape[0], shape[1], shape[2] * 32)
-    elif facts.quantisation == "bitsandbytes" and tensor.dtype == "U8" and shape[-1:] == (1,):
+    elif facts.quantization == "bitsandbytes" and tensor.dtype == "U8" and shape[-1:] == (1,):
         shape = _configured(path, facts)
         if shape and shape[0] * shape[1] != 2 * tensor.elements:
             shape = ()
@@ -234,8 +234,8 @@ def _configured(path: str, facts: Facts) -> Shape:
 def facts_of(config: Mapping[str, Any], number: Any) -> Facts:
     """The facts in a configuration; `number(*fields)` is the first of these fields that is a size, or 0."""
     heads, hidden = number("num_attention_heads", "n_head", "num_heads"), number("hidden_size", "n_embd", "d_model")
-    quantisation = config.get("quantization_config")
-    quantisation = quantisation if isinstance(quantisation, dict) else {}
+    quantization = config.get("quantization_config")
+    quantization = quantization if isinstance(quantization, dict) else {}
     architectures = config.get("architectures")
     first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     inner = number("intermediate_size", "n_inner", "ffn_dim")
@@ -245,13 +245,13 @@ def facts_of(config: Mapping[str, Any], number: Any) -> Facts:
         hidden=hidden, intermediate=inner, heads=heads,
         kv_heads=number("num_key_value_heads", "num_kv_heads") or heads,
         head_size=number("head_dim") or (hidden // heads if heads else 0), vocab=number("vocab_size"),
-        quantisation=str(quantisation.get("quant_method") or "")[:40], bits=_bits(quantisation),
+        quantization=str(quantization.get("quant_method") or "")[:40], bits=_bits(quantization),
     )  # fmt: skip
 
 
-def _bits(quantisation: Mapping[str, Any]) -> int:
-    bits = quantisation.get("bits")
-    groups = quantisation.get("config_groups")
+def _bits(quantization: Mapping[str, Any]) -> int:
+    bits = quantization.get("bits")
+    groups = quantization.get("config_groups")
     if bits is None and isinstance(groups, dict) and groups:
         group = next(iter(groups.values()))
         weights = group.get("weights") if isinstance(group, dict) else None

@@ -54,7 +54,7 @@ def convert(registry: Registry, ref: Ref, conversion: Conversion) -> ConversionO
         before, after = Path(scratch) / "before", Path(scratch) / "after"
         pull.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
         report = rename(before, after, conversion, base)
-        return ConversionOutcome(push(registry, after, source, conversion, report, scheme=contents.scheme), report)
+        return ConversionOutcome(push(registry, after, source, conversion, report, format_name=contents.format), report)
 
 
 def read(registry: Registry, source: Resolved) -> Found:
@@ -97,12 +97,12 @@ def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) ->
 
 
 def push(
-    registry: Registry, folder: Path, source: Resolved, conversion: Conversion, report: Converted, *, scheme: str
+    registry: Registry, folder: Path, source: Resolved, conversion: Conversion, report: Converted, *, format_name: str
 ) -> Pushed:
     """The converted folder as the newest version of `asked.into`."""
     parent = Edge(relation=Relation.CONVERTED, digest=source.digest, name=f"{source.name}@{source.number}")
     return pushing.push_folder(
         registry, folder, AdapterName.parse(conversion.into), base=source.manifest.base.name, edges=[parent],
-        annotations=conversion.annotations(scheme, report),
+        annotations=conversion.annotations(format_name, report),
         message=conversion.message or f"{conversion.to} form of {source.name}@{source.number}",
     )  # fmt: skip

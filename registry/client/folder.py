@@ -45,10 +45,10 @@ class Folder:
         """What a PEFT adapter says. `Invalid` (FOLDER_INVALID) for another tool's, which PEFT cannot load."""
         if isinstance(self.found, Contents):
             return self.found
-        scheme = self.found.file.scheme
+        format_name = self.found.file.format
         raise Invalid(
             "FOLDER_INVALID",
-            f"{self.path}: {self.found.file.file} is a file of the scheme {scheme!r}, and PEFT's is needed here",
+            f"{self.path}: {self.found.file.file} is in {format_name!r} format, and PEFT's is needed here",
             next_step="convert it first: `adapter convert`",
         )
 

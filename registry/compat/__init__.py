@@ -109,6 +109,6 @@ def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
         if config.other.get(field):
             message = f"{meaning}: a runtime for plain LoRA computes something else"
             notes.warning("compat.semantics", f"{CONFIG}: {field}", message)
-    if base.quantisation:
-        message = f"the base is packed ({base.quantisation}): an adapter trained on the unpacked one acts differently"
-        notes.info("compat.base_quantised", base.name, message)
+    if base.quantization:
+        message = f"the base is packed ({base.quantization}): an adapter trained on the unpacked one acts differently"
+        notes.info("compat.base_quantized", base.name, message)

@@ -32,7 +32,7 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
     related = _related(claim, base, relatives)
     if related is not None and related.match is not BaseMatch.UNKNOWN:
         _known(claim, base, related, notes)
-    elif PACKED_NAME.search(claim.name) and not base.quantisation:
+    elif PACKED_NAME.search(claim.name) and not base.quantization:
         message = (
             f"the configuration names {claim.name!r}, by its name a packed copy, and {base.name!r} is not packed: "
             f"the adapter was not made for this base ({MEASURED})"
@@ -58,8 +58,8 @@ def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, notes: Notes) 
         case BaseMatch.EXACT | BaseMatch.OTHER_DTYPE:
             notes.info("compat.base_same_weights", PLACE, message)
         case BaseMatch.QUANTIZED:
-            more = "" if base.quantisation else f"; on the plain base it acts differently ({MEASURED})"
-            notes.warning("compat.base_quantised_variant", PLACE, message + more, base.name, related.other)
+            more = "" if base.quantization else f"; on the plain base it acts differently ({MEASURED})"
+            notes.warning("compat.base_quantized_variant", PLACE, message + more, base.name, related.other)
         case BaseMatch.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"
             notes.warning("compat.base_descendant", PLACE, message + more, base.name, related.other)

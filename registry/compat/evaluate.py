@@ -44,6 +44,6 @@ def fit(contents: Found, base: BaseSpec, relatives: Sequence[Similarity] = ()) -
     """All findings of the check `compat`, whichever tool wrote the adapter."""
     if isinstance(contents, Contents):
         return (*contents.findings, *compat.check_fit(contents.lora, base, relatives))
-    if contents.findings:  # names of no known scheme: there is nothing to compare
+    if contents.findings:  # names of no known format: there is nothing to compare
         return contents.findings
     return tuple(compat_files.check_file(contents.file, base))

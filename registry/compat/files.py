@@ -18,17 +18,17 @@ from registry.compat.paths import Paths
 from registry.evaluation.verdicts import Finding
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
-"""Areas of square kernels: what a convolution's channels are multiplied by where a scheme stores them flat."""
+"""Areas of square kernels: what a convolution's channels are multiplied by where a format stores them flat."""
 _CONTROL_INPUTS = ("img_in", "x_embedder")
 
 
 def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     """All findings about this file on this base."""
     notes = Notes()
-    is_image = facts.scheme in formats.IMAGE_SCHEMES
+    is_image = facts.format in formats.IMAGE_FORMATS
     if is_image != base.is_pipeline:
         kind, other = ("an image model", "a language model") if is_image else ("a language model", "an image model")
-        message = f"the file's names ({facts.scheme}) are of {kind}, and {base.name} is {other}"
+        message = f"the file's names ({facts.format}) are of {kind}, and {base.name} is {other}"
         notes.error("compat.kind", facts.file, message, kind, other)
         return notes.findings()
     if not base.is_of(facts.family):
@@ -45,13 +45,13 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
         if module.scale is not None and module.scale <= 0:
             message = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
             notes.error("lora.alpha_not_positive", module.path, message, "> 0", f"{module.scale:g}", group="scale")
-    paths = Paths(facts.scheme, base.modules)
+    paths = Paths(facts.format, base.modules)
     for module in facts.modules:
         _check(module, paths, facts, base, notes)
     if not is_image and any(module.rank and module.scale is None for module in facts.modules):
         message = "nothing in the folder says by what the product of the factors is multiplied: a guess would be needed"
         notes.warning("format.alpha_absent", facts.file, message)
-    if facts.alpha_rule.startswith("no alpha in the file") and facts.scheme in ("kohya", "lycoris"):
+    if facts.alpha_rule.startswith("no alpha in the file") and facts.format in ("kohya", "lycoris"):
         message = "the file holds no alpha: loaders take alpha = rank, which may not be what was trained"
         notes.warning("format.alpha_absent", facts.file, message)
     return notes.findings()
@@ -69,7 +69,7 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, n
     meant = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if meant is None:
-        message = f"{module.path} is named as no rule for {facts.scheme} names a module of {base.name}"
+        message = f"{module.path} is named as no rule for {facts.format} names a module of {base.name}"
         notes.unknown("format.names_unmapped", module.path, message, group=leaf)
         return
     modules = [base.modules.get(path) for path in meant]
@@ -93,7 +93,7 @@ def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base:
     if module.out_features == expected[0] and module.in_features in [expected[1] * factor for factor in factors]:
         return
     sizes = (module.out_features, module.in_features)
-    if facts.scheme == "bfl" and module.path.endswith(_CONTROL_INPUTS) and sizes[1] > expected[1]:
+    if facts.format == "bfl" and module.path.endswith(_CONTROL_INPUTS) and sizes[1] > expected[1]:
         message = f"{module.path} takes {sizes[1]} inputs instead of {expected[1]}: a control adapter widens it"
         notes.warning("format.control_inputs", module.path, message, expected[1], sizes[1])
         return

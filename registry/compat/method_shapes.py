@@ -36,7 +36,7 @@ def check_pieces(lora: LoraSpec, site: ModuleLookup) -> None:
         if module is None:
             site.missing(piece.path, "the adapter's module")
         elif not module.is_known:
-            message = f"the sizes of {piece.path} are not known: the base is quantized ({site.base.quantisation})"
+            message = f"the sizes of {piece.path} are not known: the base is quantized ({site.base.quantization})"
             site.notes.unknown("compat.shape_unknown", piece.path, message, group=piece.path.rpartition(".")[2])
         elif lora.method == "LOKR":
             kronecker.setdefault(piece.path, {})[piece.name] = piece.shape

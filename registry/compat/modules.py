@@ -127,7 +127,7 @@ def check_updates(lora: LoraSpec, site: ModuleLookup) -> None:
         if module is None:
             site.missing(update.path, "the adapter's module")
         elif not module.is_known:
-            message = f"the sizes of {update.path} are not known: the base is quantized ({site.base.quantisation})"
+            message = f"the sizes of {update.path} are not known: the base is quantized ({site.base.quantization})"
             site.notes.unknown("compat.shape_unknown", update.path, message, group=update.path.rpartition(".")[2])
         elif (module.kind == "embedding") != (update.kind == "embedding"):
             message = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"

@@ -73,13 +73,13 @@ _OLD_TEXT = re.compile(r"(?P<at>text_encoder\..+?)(?:_lora(?:_linear_layer)?|_lo
 
 
 class Paths:
-    """The modules of one base under the names of one scheme."""
+    """The modules of one base under the names of one format."""
 
-    def __init__(self, scheme: str, modules: Iterable[str]) -> None:
-        self._scheme = scheme
+    def __init__(self, format_name: str, modules: Iterable[str]) -> None:
+        self._format = format_name
         self._known = set(modules)
         self._flat: dict[str, str] = {}
-        if scheme in ("kohya", "lycoris", "comfy"):
+        if format_name in ("kohya", "lycoris", "comfy"):
             for path in self._known:
                 self._flat.setdefault(_flat(path), path)
         numbers = {
@@ -88,8 +88,8 @@ class Paths:
         self._resnets = max(numbers, default=-1) + 1
 
     def of(self, written: str) -> tuple[str, ...] | None:
-        """The base's paths that `written` means, as the base spells them; None if no rule of the scheme names it."""
-        rule = _RULES.get(self._scheme)
+        """The base's paths that `written` means, as the base spells them; None if no rule of the format names it."""
+        rule = _RULES.get(self._format)
         resolved = rule(self, written) if rule else None
         return tuple(self._spelt(path) for path in resolved) if resolved else None
 
@@ -109,7 +109,7 @@ class Paths:
         if written in _WHOLE:
             return (_WHOLE[written],)
         match = _LAYER.match(written)
-        inner = (_TORCHTUNE if self._scheme == "torchtune" else _GGUF).get(match[2]) if match else None
+        inner = (_TORCHTUNE if self._format == "torchtune" else _GGUF).get(match[2]) if match else None
         return (f"model.layers.{match[1]}.{inner}",) if match and inner else None
 
     def bare(self, written: str) -> tuple[str, ...]:

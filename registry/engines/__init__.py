@@ -36,7 +36,7 @@ from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Finding, Outcome,
 from registry.model import FrozenModel
 
 TAKES: dict[str, tuple[str, ...]] = {"gguf": ("llama.cpp", "ollama")}
-"""Scheme of a text adapter that is not PEFT's → the engines that load it as it is."""
+"""Format of a text adapter that is not PEFT's → the engines that load it as it is."""
 _PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")
 _EFFECT_WORDS = {
     "refuses": "refuses it",
@@ -130,10 +130,10 @@ def judge(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> lis
     if values.get("kind", "text") != rules.kind:
         message = f"{rules.title} serves {rules.kind} models, and this is an adapter of a model for {values['kind']}"
         return [_finding(rules, "kind", "error", message)]
-    scheme = values.get("scheme", "peft")
-    if rules.kind == "text" and scheme != "peft" and rules.name not in TAKES.get(scheme, ()):
-        message = f"{rules.title} reads adapters of PEFT, and the names of this one are of the scheme {scheme!r}"
-        return [_finding(rules, "scheme", "error", f"{message}: convert it first")]
+    format_name = values.get("format", "peft")
+    if rules.kind == "text" and format_name != "peft" and rules.name not in TAKES.get(format_name, ()):
+        message = f"{rules.title} reads adapters of PEFT, and this one is in {format_name!r} format"
+        return [_finding(rules, "format", "error", f"{message}: convert it first")]
     version = version_of(profile.version)
     findings = _about_version(rules, profile, version)
     for prop in properties():

@@ -26,7 +26,7 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 5
+FACTS_VERSION = 6
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
 _STILL_RIGHT: dict[Any, str] = {4: "image"}
 """Older version → the kind whose facts of that version are still right. 5 changed `moves_base`, which images lack."""
@@ -41,7 +41,7 @@ class EngineFacts(FrozenModel):
     """What engines look at. `kind` says which engines can be asked at all."""
 
     kind: Literal["text", "image"] = "text"
-    scheme: str = "peft"
+    format: str = "peft"
     method: str = "LORA"
     task: str = ""
     max_rank: int = 0
@@ -209,7 +209,7 @@ def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFact
     """The facts of a weights file without a PEFT configuration."""
     return EngineFacts(
         kind="image" if is_image else "text",
-        scheme=facts.scheme,
+        format=facts.format,
         method=facts.method.upper(),
         max_rank=facts.max_rank,
         use_dora=facts.has_dora,

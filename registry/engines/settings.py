@@ -67,7 +67,7 @@ def slot_bytes(base: BaseSpec, rank: int) -> int:
     A is [rank, in] and B is [out, rank]; an expert has three matrices (gate, up, down). Packed bases compute in 16
     bits. The rule is vLLM's (vllm/lora/layers/base_linear.py: create_lora_weights).
     """
-    width = 4 if base.dtype == "F32" and not base.quantisation else 2
+    width = 4 if base.dtype == "F32" and not base.quantization else 2
     per_rank = 0
     for module in base.modules.values():
         sides = module.in_features + module.out_features

@@ -28,7 +28,7 @@ def of(contents: Found) -> dict[str, Any]:
 def of_engine(contents: Found) -> EngineFacts:
     if isinstance(contents, Contents):
         return engine_facts.of_lora(contents.lora)
-    return engine_facts.of_file(contents.file, is_image=contents.file.scheme in formats.IMAGE_SCHEMES)
+    return engine_facts.of_file(contents.file, is_image=contents.file.format in formats.IMAGE_FORMATS)
 
 
 def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _of_peft(contents: Contents) -> dict[str, Any]:
     spec, written = contents.lora, contents.config
     paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
     return {
-        "scheme": "peft",
+        "format": "peft",
         "method": spec.method,
         "rank": spec.rank or None,
         "ranks": sorted({m.rank for m in spec.modules}),
@@ -76,7 +76,7 @@ def _of_file(contents: NonPeftContents) -> dict[str, Any]:
     scales = {round(m.scale, 6) for m in file.modules if m.scale is not None}
     alphas = {m.alpha for m in file.modules if m.alpha is not None}
     return {
-        "scheme": file.scheme,
+        "format": file.format,
         "method": file.method.upper(),
         "file": file.file,
         "family": file.family,

@@ -74,9 +74,14 @@ class Conversion(FrozenModel):
     def _into(cls, into: str) -> str:
         return str(AdapterName.parse(into))
 
-    def annotations(self, scheme: str, report: Converted) -> dict[str, str]:
+    def annotations(self, format_name: str, report: Converted) -> dict[str, str]:
         """What is written into the new version's manifest."""
-        notes = {"to": str(self.to), "from": scheme, "repair": "yes" if self.repair else "", "done": report.message}
+        notes = {
+            "to": str(self.to),
+            "from": format_name,
+            "repair": "yes" if self.repair else "",
+            "done": report.message,
+        }
         return {f"{ANNOTATION}.{key}": value[:500] for key, value in notes.items() if value}
 
 
@@ -120,7 +125,7 @@ def refused(message: str, next_step: str = "") -> Invalid:
 
 def _lora_of(contents: Found, to: TargetFormat) -> LoraSpec:
     if not isinstance(contents, Contents):
-        raise refused(f"this is a file of the scheme {contents.file.scheme!r}, and {to} is made from PEFT adapters",
+        raise refused(f"this file is in {contents.file.format!r} format, and {to} is made from PEFT adapters",
                       f"convert it to {TargetFormat.PEFT} first")  # fmt: skip
     errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
@@ -168,8 +173,8 @@ def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
         raise refused("a randomised SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
     if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:
         raise refused("with DoRA, rsLoRA or patterns PEFT does not convert it")
-    if base.quantisation:
-        raise refused(f"the base is packed ({base.quantisation}): its first factors cannot be computed again")
+    if base.quantization:
+        raise refused(f"the base is packed ({base.quantization}): its first factors cannot be computed again")
     return RunsOn.BASE
 
 
@@ -186,15 +191,15 @@ def _peft(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
 
 def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
     file = contents.file
-    if file.scheme not in ("torchtune", "mlx"):
-        raise refused(f"there is no way from {file.scheme!r} to PEFT here; torchtune and mlx can be converted")
+    if file.format not in ("torchtune", "mlx"):
+        raise refused(f"there is no way from {file.format!r} to PEFT here; torchtune and mlx can be converted")
     if file.method != "lora" or file.has_dora:
         raise refused(
-            f"only plain LoRA of {file.scheme} is converted, and this is {'DoRA' if file.has_dora else file.method}"
+            f"only plain LoRA of {file.format} is converted, and this is {'DoRA' if file.has_dora else file.method}"
         )
     if any(m.scale is None or not m.rank for m in file.modules):
         raise refused("adapter_config.json does not say the scale, and a guess would change the outputs")
-    if file.scheme == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
+    if file.format == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
         layouts = " and ".join(sorted(PERMUTED))
         raise refused(
             f"torchtune orders the rows of q and k its own way; that of {base.model_type!r} is not known ({layouts})"
@@ -203,19 +208,19 @@ def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
 
 
 def _diffusers(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
-    if isinstance(contents, Contents) or contents.file.scheme in formats.TEXT_SCHEMES:
+    if isinstance(contents, Contents) or contents.file.format in formats.TEXT_FORMATS:
         raise refused("diffusers' names are for adapters of image models, and this is a language model's")
     file = contents.file
-    if conversion.repair and file.scheme in ("diffusers", "bare", formats.UNKNOWN):
+    if conversion.repair and file.format in ("diffusers", "bare", formats.UNKNOWN):
         renaming.image_repairs(contents.header, base)
         return RunsOn.HERE
     if conversion.repair:
-        raise refused(f"--repair mends names that are nearly diffusers'; these are of {file.scheme}")
-    if file.scheme == "diffusers":
+        raise refused(f"--repair mends names that are nearly diffusers'; these are of {file.format}")
+    if file.format == "diffusers":
         raise refused("it has diffusers' names already", "--repair mends names with `.default` in them")
-    if file.scheme not in _DIFFUSERS or file.method != "lora":
+    if file.format not in _DIFFUSERS or file.method != "lora":
         raise refused(
-            f"diffusers has no converter for {file.scheme} with the method {file.method}; ComfyUI loads it as it is"
+            f"diffusers has no converter for {file.format} with the method {file.method}; ComfyUI loads it as it is"
         )
     if file.has_dora:
         raise refused("diffusers' converters drop `dora_scale`, which would change the images")

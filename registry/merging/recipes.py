@@ -63,7 +63,7 @@ class Recipe(FrozenModel):
     """`rank` 0: the method's own (linear, cat: whatever holds the sum exactly; others: the largest of the sources).
 
     `into`: the adapter to push to, or for `fuse` the name of the new base. `onto`: the base to fuse into where it is
-    not the adapter's own. `dequantise`: a packed base is unpacked first.
+    not the adapter's own. `dequantize`: a packed base is unpacked first.
     """
 
     operation: Operation
@@ -75,7 +75,7 @@ class Recipe(FrozenModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     into: str = Field(default="", max_length=300)
     onto: str = Field(default="", max_length=300)
-    dequantise: bool = False
+    dequantize: bool = False
 
     @classmethod
     def read(cls, payload: Mapping[str, Any]) -> Recipe:
@@ -195,11 +195,11 @@ def demand(recipe: Recipe, ingredients: Sequence[Ingredient]) -> None:
         raise Invalid("RECIPE_INVALID", f"{location}{wrong[0].message}{more}", reasons=reasons)
 
 
-def on_its_grid(quantisation: str) -> Invalid:
+def on_its_grid(quantization: str) -> Invalid:
     """Why a packed base is never fused onto its own grid."""
     return Invalid(
-        "RECIPE_INVALID", f"the base is packed ({quantisation}): on its own grid the update would be rounded away",
-        next_step="fuse into the unpacked weights (--dequantise), or into the original ones (--onto BASE)",
+        "RECIPE_INVALID", f"the base is packed ({quantization}): on its own grid the update would be rounded away",
+        next_step="fuse into the unpacked weights (--dequantize), or into the original ones (--onto BASE)",
     )  # fmt: skip
 
 
@@ -230,9 +230,9 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
         yield _error("recipe.rank_invalid", "rank", "fusing cuts no rank: resize the adapter first, then fuse that")
     if recipe.method is Method.CAT and recipe.rank:
         yield _error("recipe.rank_invalid", "rank", "cat puts the factors side by side, whatever the rank; svd cuts it")
-    if (recipe.dequantise or recipe.onto) and operation is not Operation.FUSE:
+    if (recipe.dequantize or recipe.onto) and operation is not Operation.FUSE:
         yield _error("recipe.fuse_only", "onto", "another base and unpacking belong to fusing")
-    if recipe.dequantise and recipe.onto:
+    if recipe.dequantize and recipe.onto:
         yield _error("recipe.fuse_only", "onto", "either another base or the unpacked one, not both")
 
 
@@ -251,8 +251,8 @@ def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[Finding]:
             ingredient.name,
             f"{ingredient.name} is an image model's adapter: it is not merged here",
         )
-    elif facts.get("scheme", "peft") != "peft":
-        message = f"{ingredient.name} is stored as {facts['scheme']}: convert it to PEFT's layout first"
+    elif facts.get("format", "peft") != "peft":
+        message = f"{ingredient.name} is stored as {facts['format']}: convert it to PEFT's layout first"
         yield _error("recipe.not_mergeable", ingredient.name, message)
     method = str(facts.get("method", "LORA"))
     if method in NOT_WEIGHTS:

@@ -26,14 +26,14 @@ def style(desk: Desk) -> Path:
 def test_an_image_adapter_is_pushed_shown_listed_and_checked(studio: Desk) -> None:
     studio("push", style(studio), "art/style", "--base", "sd-tiny")
     shown = studio("show", "art/style").stdout
-    assert "LoRA by the names of kohya, sd, rank 4, alpha 2, scale 0.5" in shown
+    assert "LoRA in kohya format, sd, rank 4, alpha 2, scale 0.5" in shown
     assert "toy style" in shown
     assert "Ann" not in shown
     asked = studio("show", "art/style", "--metadata")
     assert "a photo of Ann" in asked.stdout
     assert r"dots\x1b[2J" in asked.stdout
     assert studio("show", "art/style", "--metadata", "--json").json["metadata"]["note"] == "dots\x1b[2J"
-    assert [a["name"] for a in studio("list", "--scheme", "kohya", "--json").json["items"]] == ["art/style"]
+    assert [a["name"] for a in studio("list", "--format", "kohya", "--json").json["items"]] == ["art/style"]
     assert "pass" in studio("check", style(studio), "--base", "sd-tiny").stdout
     assert "an image model" in studio("check", style(studio), "--base", "tiny-llama", expect=6).stdout
 

@@ -136,7 +136,7 @@ def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: World, t
     made = convert.convert(studio.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new"))
     assert made.pushed is not None
     version = made.pushed.version
-    assert (version.facts["scheme"], version.verdicts[0].outcome) == ("diffusers", "pass")
+    assert (version.facts["format"], version.verdicts[0].outcome) == ("diffusers", "pass")
     pull.pull(studio.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
     new = forge.tensors_of((tmp_path / "new" / "pytorch_lora_weights.safetensors").read_bytes())
     given = forge.tensors_of((folder / "old.safetensors").read_bytes())

@@ -41,7 +41,7 @@ def push(world: World, files: dict[str, bytes], tmp_path: Path, base: str, name:
 
 
 @pytest.mark.parametrize(
-    ("make", "scheme", "scales"),
+    ("make", "format_name", "scales"),
     [
         (forge_foreign.torchtune, "torchtune", [2.0]),
         (forge_foreign.mlx, "mlx", [20.0]),
@@ -49,15 +49,15 @@ def push(world: World, files: dict[str, bytes], tmp_path: Path, base: str, name:
     ],
 )
 def test_text_adapters_of_other_trainers_fit_by_their_own_names(
-    studio: World, tmp_path: Path, make: object, scheme: str, scales: list[float]
+    studio: World, tmp_path: Path, make: object, format_name: str, scales: list[float]
 ) -> None:
     files = make(forge.llama())  # type: ignore[operator]
     version = push(studio, files, tmp_path, "tiny-llama")
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
     facts = version.facts
-    assert (facts["scheme"], facts["rank"], facts["scales"]) == (scheme, 4, scales)
-    assert [a.name for a in studio.admin.adapters(scheme=scheme).items] == ["acme/support"]
-    assert studio.admin.adapters(scheme="peft").items == []
+    assert (facts["format"], facts["rank"], facts["scales"]) == (format_name, 4, scales)
+    assert [a.name for a in studio.admin.adapters(format=format_name).items] == ["acme/support"]
+    assert studio.admin.adapters(format="peft").items == []
     pull.pull(studio.admin, Ref(NAME), tmp_path / "back", cache=None)
     assert {path: (tmp_path / "back" / path).read_bytes() for path in files} == files
 
@@ -76,7 +76,7 @@ def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(s
     version = push(studio, files, tmp_path, "sd-tiny")
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
     facts = version.facts
-    assert (facts["scheme"], facts["method"], facts["family"], facts["scales"]) == ("kohya", "LORA", "sd", [0.5])
+    assert (facts["format"], facts["method"], facts["family"], facts["scales"]) == ("kohya", "LORA", "sd", [0.5])
     assert (facts["trigger_words"], facts["training"]["ss_network_dim"]) == ("toy style", "4")
     assert facts["targets"] == ["attn2_to_k", "attn2_to_q"]
     assert facts["private_left_out"] == ["ss_dataset_dirs", "ss_tag_frequency"]
@@ -97,8 +97,8 @@ def test_an_image_adapter_does_not_fit_a_language_model(studio: World, tmp_path:
 def test_names_of_no_tool_are_a_finding_and_never_a_guess(studio: World, tmp_path: Path) -> None:
     files = {"x.safetensors": forge.safetensors({"some.where.matrix": ("F32", (4, 4), None)})}
     version = push(studio, files, tmp_path, "tiny-llama")
-    assert (version.facts["scheme"], version.verdicts[0].outcome) == ("unknown", "fail")
-    assert [f.code for f in version.verdicts[0].findings] == ["format.unknown_scheme"]
+    assert (version.facts["format"], version.verdicts[0].outcome) == ("unknown", "fail")
+    assert [f.code for f in version.verdicts[0].findings] == ["format.unknown"]
 
 
 def test_an_adapter_of_nemo_is_refused_with_advice(studio: World, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_packed_matrix_counts_as_the_matrix_it_stands_for(
     spec = spec_of(packed, quantization_config=method)
     module = spec.modules[Q]
     assert (module.in_features, module.out_features, module.is_known) == (64, 64, True)
-    assert spec.quantisation == method["quant_method"]
+    assert spec.quantization == method["quant_method"]
     assert spec.fingerprint == plain.fingerprint
     assert spec.parameters == plain.parameters
 

@@ -38,7 +38,7 @@ def claimed(
     [
         (BaseMatch.EXACT, ("info", "compat.base_same_weights")),
         (BaseMatch.OTHER_DTYPE, ("info", "compat.base_same_weights")),
-        (BaseMatch.QUANTIZED, ("warning", "compat.base_quantised_variant")),
+        (BaseMatch.QUANTIZED, ("warning", "compat.base_quantized_variant")),
         (BaseMatch.DESCENDANT, ("warning", "compat.base_descendant")),
         (BaseMatch.UNRELATED, ("error", "compat.base_unrelated")),
         (BaseMatch.UNKNOWN, ("warning", "compat.base_named_differently")),
@@ -72,7 +72,7 @@ def test_a_folder_of_the_trainer_with_the_name_of_an_unrelated_base_is_only_a_wa
 )
 def test_an_adapter_of_a_packed_copy_is_not_passed_off_as_made_for_the_plain_base(name: str) -> None:
     assert claimed(name) == ("warning", "compat.trained_on_packed")
-    packed = BASE.model_copy(update={"quantisation": "bitsandbytes"})
+    packed = BASE.model_copy(update={"quantization": "bitsandbytes"})
     assert claimed(name, base=packed) != ("warning", "compat.trained_on_packed")
 
 

@@ -90,7 +90,7 @@ def test_a_packed_base_without_shapes_is_unknown_and_never_a_pass() -> None:
     spec = base_spec(LLAMA)
     hidden = {p: m.model_copy(update={"is_known": False, "in_features": 0, "out_features": 0})
               for p, m in spec.modules.items()}  # fmt: skip
-    packed = spec.model_copy(update={"modules": hidden, "quantisation": "bitsandbytes"})
+    packed = spec.model_copy(update={"modules": hidden, "quantization": "bitsandbytes"})
     findings = compat.check_fit(lora_spec(forge.lora(LLAMA)), packed)
     assert add_up(findings) is Outcome.UNKNOWN
     assert codes(findings, "unknown") == {"compat.shape_unknown"}

@@ -168,7 +168,7 @@ def test_facts_of_another_registry_are_unknown() -> None:
     stored = engine_facts.to_stored(PLAIN)
     assert codes({**stored, "facts_version": 0}, "vllm==0.33.0") == ["vllm.facts"]
     assert codes({**stored, "facts_version": 4}, "vllm==0.33.0") == ["vllm.facts"]
-    image = engine_facts.to_stored(EngineFacts(kind="image", scheme="diffusers", method="LORA"))
+    image = engine_facts.to_stored(EngineFacts(kind="image", format="diffusers", method="LORA"))
     assert codes(image, "diffusers==0.42.1") == []
     assert codes({**image, "facts_version": 4}, "diffusers==0.42.1") == []
     assert codes({**image, "facts_version": 3}, "diffusers==0.42.1") == ["diffusers.facts"]
@@ -183,8 +183,8 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     """Stored facts without a new field would be read as if it were at its default: raise FACTS_VERSION, then this."""
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
-        5,
-        "sha256:4e07d8f9b734a4e3df3eb945c1597a3d93f12ba9e3abf10b0a085ab143af1a0c",
+        6,
+        "sha256:a79c4310ea59d8d6d2e025376c7956a4f13a5f3d7d7ae3025fe8afa7f571dbed",
     )
 
 
@@ -209,7 +209,7 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dora", "diffusers", "comfyui"),
+    ("format_name", "dora", "diffusers", "comfyui"),
     [
         ("diffusers", False, [], []),
         ("diffusers", True, ["diffusers.image_dora"], ["comfyui.image_dora"]),
@@ -221,8 +221,10 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
         ("unknown", False, ["diffusers.image_unknown"], ["comfyui.image_unknown"]),
     ],
 )
-def test_image_files_are_judged_by_scheme(scheme: str, dora: bool, diffusers: list[str], comfyui: list[str]) -> None:
-    facts = engine_facts.of_image(FileFacts(scheme=scheme, method="lora", family="flux", has_dora=dora))
+def test_image_files_are_judged_by_format(
+    format_name: str, dora: bool, diffusers: list[str], comfyui: list[str]
+) -> None:
+    facts = engine_facts.of_image(FileFacts(format=format_name, method="lora", family="flux", has_dora=dora))
     assert codes(facts, "diffusers==0.42.1") == diffusers
     assert codes(facts, "comfyui") == comfyui
 

@@ -1,4 +1,4 @@
-"""Naming schemes of adapters, recognised from names alone, and the facts of image files."""
+"""Formats of adapters, recognised from names alone, and the facts of image files."""
 
 from __future__ import annotations
 
@@ -126,18 +126,18 @@ def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_image_scheme_is_recognised_with_its_family_and_method(name: str) -> None:
-    scheme, family, method, make = FILES[name]
+def test_every_image_format_is_recognised_with_its_family_and_method(name: str) -> None:
+    format_name, family, method, make = FILES[name]
     header, _ = read(make())
     found = formats.of_header(header)
     facts = image_facts.of_header(header, found)
-    assert (found.scheme, facts.family, facts.method) == (scheme, family, method)
+    assert (found.name, facts.family, facts.method) == (format_name, family, method)
     assert found.is_image
     assert found.evidence in make()
 
 
 @pytest.mark.parametrize(
-    ("scheme", "name"),
+    ("format_name", "name"),
     [
         ("peft", "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
         ("peft", "base_model.model.model.layers.0.mlp.down_proj.ia3_l"),
@@ -154,9 +154,9 @@ def test_every_image_scheme_is_recognised_with_its_family_and_method(name: str) 
         ("nemo", "decoder.layers.0.self_attention.linear_qkv.adapter.linear_out.weight"),
     ],
 )
-def test_the_schemes_of_text_models_are_recognised(scheme: str, name: str) -> None:
+def test_the_formats_of_text_models_are_recognised(format_name: str, name: str) -> None:
     found = formats.recognise([name])
-    assert found.scheme == scheme
+    assert found.name == format_name
     assert not found.is_image
 
 
@@ -177,30 +177,30 @@ def test_the_schemes_of_text_models_are_recognised(scheme: str, name: str) -> No
 )
 def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
     found = formats.recognise([name])
-    assert found.scheme == formats.UNKNOWN
-    assert found.message.startswith("unknown scheme")
+    assert found.name == formats.UNKNOWN
+    assert found.message.startswith("unknown format")
     assert found.advice
 
 
-def test_one_stranger_makes_the_scheme_unknown_and_is_named() -> None:
+def test_one_stranger_makes_the_format_unknown_and_is_named() -> None:
     found = formats.recognise([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
-    assert (found.scheme, found.strangers) == (formats.UNKNOWN, ("stray.tensor",))
+    assert (found.name, found.strangers) == (formats.UNKNOWN, ("stray.tensor",))
 
 
-def test_two_schemes_in_one_file_are_unknown() -> None:
+def test_two_formats_in_one_file_are_unknown() -> None:
     found = formats.recognise([*peft_pairs("unet.", ATTENTION), *bfl()])
-    assert found.scheme == formats.UNKNOWN
+    assert found.name == formats.UNKNOWN
     assert "bfl and diffusers are mixed" in found.message
 
 
 def test_no_tensors_are_unknown() -> None:
-    assert formats.recognise([]).scheme == formats.UNKNOWN
+    assert formats.recognise([]).name == formats.UNKNOWN
 
 
-def test_a_peft_configuration_rules_out_image_schemes() -> None:
+def test_a_peft_configuration_rules_out_image_formats() -> None:
     names = list(peft_pairs("transformer.", FLUX))
-    assert formats.recognise(names).scheme == "diffusers"
-    assert formats.recognise(names, has_peft_config=True).scheme == formats.UNKNOWN
+    assert formats.recognise(names).name == "diffusers"
+    assert formats.recognise(names, has_peft_config=True).name == formats.UNKNOWN
 
 
 # --------------------------------------------------------------------- facts of images

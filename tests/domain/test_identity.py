@@ -40,14 +40,14 @@ def test_the_exact_fingerprint_covers_name_dtype_shape_bytes_and_the_number_of_t
     [
         (BASE, BaseMatch.EXACT),
         (forge(nudged(ONE, 0.001), dtype="BF16"), BaseMatch.OTHER_DTYPE),
-        (forge(nudged(ONE, 0.08, only="_proj"), quantisation="bitsandbytes", packed="_proj"), BaseMatch.QUANTIZED),
+        (forge(nudged(ONE, 0.08, only="_proj"), quantization="bitsandbytes", packed="_proj"), BaseMatch.QUANTIZED),
         (forge(nudged(ONE, 0.001), dtype="F32"), BaseMatch.DESCENDANT),
         (forge(nudged(ONE, 0.05, only="down_proj"), dtype="BF16"), BaseMatch.DESCENDANT),
         (forge(ONE, rows={"model.embed_tokens.weight": 9}), BaseMatch.DESCENDANT),
-        (forge(nudged(ONE, 0.08), quantisation="bitsandbytes", packed="_proj"), BaseMatch.DESCENDANT),
+        (forge(nudged(ONE, 0.08), quantization="bitsandbytes", packed="_proj"), BaseMatch.DESCENDANT),
         (forge(values(1)), BaseMatch.UNRELATED),
         (forge(values(1), dtype="BF16"), BaseMatch.UNRELATED),
-        (forge(values(1), quantisation="bitsandbytes", packed="_proj"), BaseMatch.UNRELATED),
+        (forge(values(1), quantization="bitsandbytes", packed="_proj"), BaseMatch.UNRELATED),
         (forge({f"other.{name}": v for name, v in ONE.items()}), BaseMatch.UNRELATED),
     ],
     ids=["same", "cast", "packed", "same dtype", "tuned and cast", "resized", "tuned and packed", "other weights",
@@ -72,14 +72,14 @@ def test_constant_tensors_are_not_compared() -> None:
 
 
 def test_a_packing_that_cannot_be_read_is_unknown_when_nothing_plain_is_left() -> None:
-    packed = forge(ONE, quantisation="gptq", packed="weight")
+    packed = forge(ONE, quantization="gptq", packed="weight")
     blind = {n: m.model_copy(update={"sketch": "", "shape": ()}) for n, m in packed.marks.items()}
     found = compare(BASE, packed.model_copy(update={"marks": blind}))
     assert (found.match, found.message) == (BaseMatch.UNKNOWN, "is packed in a way that cannot be compared")
 
 
 def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:
-    packed = forge(ONE, quantisation="gptq", packed="_proj")
+    packed = forge(ONE, quantization="gptq", packed="_proj")
     blind = {n: m.model_copy(update={"sketch": ""}) if m.packed else m for n, m in packed.marks.items()}
     assert compare(BASE, packed.model_copy(update={"marks": blind})).match is BaseMatch.QUANTIZED
 

@@ -55,7 +55,7 @@ def test_a_name_that_no_rule_translates_means_nothing(written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "written"),
+    ("format_name", "written"),
     [
         ("bfl", "double_blocks.0.img_attn.qkv"),
         ("comfy", "diffusion_model.double_blocks.0.img_attn.qkv"),
@@ -63,8 +63,8 @@ def test_a_name_that_no_rule_translates_means_nothing(written: str) -> None:
         ("xlabs", "double_blocks.0.processor.qkv_lora1"),
     ],
 )
-def test_the_fused_matrix_of_flux_is_three_modules_in_every_spelling(scheme: str, written: str) -> None:
-    assert Paths(scheme, FLUX).of(written) == tuple(FLUX[:3])
+def test_the_fused_matrix_of_flux_is_three_modules_in_every_spelling(format_name: str, written: str) -> None:
+    assert Paths(format_name, FLUX).of(written) == tuple(FLUX[:3])
 
 
 def test_linear1_of_a_single_block_is_four_modules() -> None:

@@ -77,7 +77,7 @@ def test_sources_are_known_different_and_for_one_base() -> None:
         ({"method": "LOHA"}, "recipe.method", ""),
         ({"method": "PROMPT_TUNING"}, "recipe.not_mergeable", "recipe.not_mergeable"),
         ({"invocation_tokens": True}, "recipe.not_mergeable", "recipe.not_mergeable"),
-        ({"scheme": "mlx"}, "recipe.not_mergeable", "recipe.not_mergeable"),
+        ({"format": "mlx"}, "recipe.not_mergeable", "recipe.not_mergeable"),
         ({"kind": "image"}, "recipe.not_mergeable", "recipe.not_mergeable"),
         ({"moves_base": True, "initialisation": "pissa"}, "recipe.base_was_changed", "recipe.base_was_changed"),
         ({"initialisation": "lora_ga"}, "recipe.base_was_changed", "recipe.base_was_changed"),

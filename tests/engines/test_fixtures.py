@@ -97,6 +97,6 @@ def test_image_files_are_recognised_and_judged_as_diffusers_does(tmp_path: Path)
         found = formats.of_header(header)
         facts = image_facts.of_header(header, found)
         served = outcome(engine_facts.of_image(facts), "diffusers==0.42.1") in ("pass", "warn")
-        assert found.scheme == entry["naming"], name
+        assert found.name == entry["naming"], name
         assert facts.family.startswith(entry["family"]), name
         assert served == (" tensors usable" in entry["diffusers"] and not entry["diffusers"].startswith("0 ")), name

@@ -16,7 +16,7 @@ from tests.engines.cases import CASES, facts_of
 RECORDED = json.loads(Path(__file__).with_name("recorded_llama_cpp.json").read_text())
 (ROWS,) = RECORDED.values()
 TOLERANCE = 2e-2
-NO_REFERENCE = {"loftq": "PEFT needs scipy to load it, and quantises the base while it does"}
+NO_REFERENCE = {"loftq": "PEFT needs scipy to load it, and quantizes the base while it does"}
 CONVERTED = sorted(name for name in CASES if ROWS[name]["converter"] == "ok" and name not in NO_REFERENCE)
 
 

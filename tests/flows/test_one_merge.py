@@ -180,8 +180,8 @@ def test_fusing_onto_the_grid_of_a_packed_base_is_refused_before_it_is_queued(wo
     fuse = {"operation": Operation.FUSE, "sources": ("acme/r4",), "into": "fused"}
     with pytest.raises(Invalid, match="rounded away") as refused:
         _submit(workshop, **fuse)
-    assert "--dequantise" in refused.value.next_step
-    assert _submit(workshop, **fuse, dequantise=True).state is State.QUEUED
+    assert "--dequantize" in refused.value.next_step
+    assert _submit(workshop, **fuse, dequantize=True).state is State.QUEUED
 
 
 def test_what_one_may_not_see_or_may_not_push_is_no_source_and_no_target(workshop: Workshop) -> None:

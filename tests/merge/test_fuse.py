@@ -132,10 +132,10 @@ def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) 
     with pytest.raises(Invalid) as refused:
         fuse(adapter, base, tmp_path / "fused")
     assert refused.value.code == "RECIPE_INVALID"
-    assert "--dequantise" in refused.value.next_step
+    assert "--dequantize" in refused.value.next_step
     assert not (tmp_path / "fused").exists()
 
-    report = fuse(adapter, base, tmp_path / "fused", dequantise=True)
+    report = fuse(adapter, base, tmp_path / "fused", dequantize=True)
 
     assert "quantization_config" not in json.loads((tmp_path / "fused" / "config.json").read_text())
     found = _loaded(tmp_path / "fused")

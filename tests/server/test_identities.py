@@ -19,7 +19,7 @@ ONE = values()
 SAME = forge_identity(ONE)
 CAST = forge_identity(nudged(ONE, 0.0005), dtype="BF16")
 TUNED = forge_identity(nudged(ONE, 0.05))
-PACKED = forge_identity(nudged(ONE, 0.08, only="_proj"), quantisation="bitsandbytes", packed="_proj")
+PACKED = forge_identity(nudged(ONE, 0.08, only="_proj"), quantization="bitsandbytes", packed="_proj")
 OTHER = forge_identity(values(1))
 
 
@@ -142,7 +142,7 @@ def test_an_identity_that_is_none_is_refused(family: World) -> None:
     [
         ("cast", ("info", "compat.base_same_weights")),
         ("tuned", ("warning", "compat.base_descendant")),
-        ("packed-4bit", ("warning", "compat.base_quantised_variant")),
+        ("packed-4bit", ("warning", "compat.base_quantized_variant")),
         ("org/other", ("error", "compat.base_unrelated")),
         ("unknown", ("warning", "compat.base_named_differently")),
         ("elsewhere/model-bnb-4bit", ("warning", "compat.trained_on_packed")),

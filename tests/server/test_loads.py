@@ -141,7 +141,7 @@ def test_a_header_is_judged_before_it_is_pushed(world: World) -> None:
 
 def test_another_tools_header_is_judged_before_it_is_pushed(world: World) -> None:
     world.admin.add_base(BaseAdd(spec=image_cases.bases()["flux-tiny"]))
-    for case, scheme in (("flux-kohya", "pass"), ("flux-comfy", "pass"), ("flux-wrong-width", "fail")):
+    for case, format_name in (("flux-kohya", "pass"), ("flux-comfy", "pass"), ("flux-wrong-width", "fail")):
         data = image_cases.CASES[case].file
         length = int.from_bytes(data[:8], "little")
         request = CheckRequest(
@@ -149,7 +149,7 @@ def test_another_tools_header_is_judged_before_it_is_pushed(world: World) -> Non
             engines=["diffusers==0.42.1"],
         )  # fmt: skip
         compat, loaded = world.admin.check(request).items
-        assert compat.outcome == scheme
+        assert compat.outcome == format_name
         assert loaded.outcome == ("pass" if case == "flux-kohya" else "fail")
 
 
@@ -236,7 +236,7 @@ def as_an_older_release_kept_it(world: World) -> None:
     """The only version's row with facts and tags of a release that knew other ones, and with verdicts of those."""
     with world.session(write=True) as session:
         row = session.exec(select(VersionRow)).one()
-        row.facts = {"scheme": "unknown", "card": {"datasets": ["d"]}, "engine": {"facts_version": 0, "scheme": "peft"}}
+        row.facts = {"format": "unknown", "card": {"datasets": ["d"]}, "engine": {"facts_version": 0, "format": "peft"}}
         row.method, row.rank = "", None
         session.add(row)
         for verdict in session.exec(select(VerdictRow).where(VerdictRow.check == "engine")).all():
@@ -244,7 +244,7 @@ def as_an_older_release_kept_it(world: World) -> None:
             session.add(verdict)
         for tag in session.exec(select(VersionTagRow)).all():
             session.delete(tag)
-        session.add(VersionTagRow(version_id=row.id or 0, key=f"{FACT}scheme:unknown", value=""))
+        session.add(VersionTagRow(version_id=row.id or 0, key=f"{FACT}format:unknown", value=""))
 
 
 def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: World) -> None:
@@ -260,9 +260,9 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
     assert line.rank == 64
     assert stored(world) == {VLLM: "fail", SGLANG: "pass"}
     assert [str(v.outcome) for v in after.verdicts if v.check == "compat"] == ["pass"]
-    for search in ({"scheme": "peft"}, {"target": ["q_proj"]}, {"tag": ["team=search"]}, {"rank_min": 64}):
+    for search in ({"format": "peft"}, {"target": ["q_proj"]}, {"tag": ["team=search"]}, {"rank_min": 64}):
         assert [item.name for item in world.admin.adapters(**search).items] == ["acme/support"], search
-    assert world.admin.adapters(scheme="unknown").items == []
+    assert world.admin.adapters(format="unknown").items == []
     close(world)
     assert renewed(world, world.settings.engines) == (1, 0)
 

@@ -47,8 +47,8 @@ def test_each_filter_finds_what_it_names_and_nothing_else(world: World) -> None:
     assert found(world, target=["q_proj", "down_proj"]) == ["acme/everything"]
     assert found(world, target=["proj"]) == []
     assert found(world, target=["%"]) == []
-    assert found(world, scheme="peft", namespace="lab") == ["lab/conv1d"]
-    assert found(world, scheme="kohya") == []
+    assert found(world, format="peft", namespace="lab") == ["lab/conv1d"]
+    assert found(world, format="kohya") == []
     assert found(world, engine=VLLM, namespace="acme") == ["acme/attention"]
     assert found(world, engine=VLLM, outcome="fail", namespace="acme") == ["acme/everything"]
 
@@ -158,7 +158,7 @@ def test_a_later_page_goes_on_where_the_last_one_ended_and_costs_no_more_stateme
         {"tag": ["team=search"]},
         {"owner": "admin"},
         {"target": ["q_proj", "v_proj"]},
-        {"scheme": "peft"},
+        {"format": "peft"},
     ],
     ids=lambda search: ",".join(search) or "all",
 )

@@ -194,7 +194,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
                      for half in (0, 1)]  # fmt: skip
     assert torch.equal(found["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
     facts = of(read_folder(tmp_path / "made").found)
-    assert (facts["scheme"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
+    assert (facts["format"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
 
 
 # ------------------------------------------------------------------ the job

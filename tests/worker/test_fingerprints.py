@@ -64,7 +64,7 @@ def test_the_descendants_say_what_differs(of_family: Callable[[str], Identity], 
     assert compare(middle, of_family("llama-a-vocab520")).changed == ("embed_tokens", "lm_head")
 
 
-def test_a_base_that_bitsandbytes_packed_is_a_quantised_variant(
+def test_a_base_that_bitsandbytes_packed_is_a_quantized_variant(
     of_family: Callable[[str], Identity], middle: Identity
 ) -> None:
     if not (fixtures.tiny_bases() / "llama-a-nf4").is_dir():

@@ -46,7 +46,7 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
             refused[name] = e.detail
             continue
         facts = of(read_folder(tmp_path / f"{name}-made").found)
-        assert (facts["scheme"], facts["scales"]) == ("diffusers", [1.0])
+        assert (facts["format"], facts["scales"]) == ("diffusers", [1.0])
     assert set(made) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy", "qwen-image-diffsynth",
                          "qwen-image-lightning"}  # fmt: skip
     assert all(report.error is not None and report.error < 1e-6 for report in made.values())

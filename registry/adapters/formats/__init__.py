@@ -1,4 +1,4 @@
-"""Which tool wrote these weights: the naming scheme of a header, recognised from every tensor name, or unknown.
+"""Which tool wrote these weights: the format of a header, recognised from every tensor name, or unknown.
 
     peft            base_model.model.<module>.lora_A.weight, and every other PEFT method
     torchtune       layers.0.attn.q_proj.lora_a.weight
@@ -14,12 +14,12 @@
     bare            a transformer's own paths in diffusers, with no component before them (DiffSynth-Studio, lightx2v)
 
 Invariants
-- A scheme is answered only if every name fits it; one stranger makes the answer `unknown`, and is named.
-- Nothing is decided by metadata, file names or values: two files with equal names have equal schemes.
-- A configuration only rules out: with an `adapter_config.json` of PEFT, image schemes are no answer.
+- A format is recognized only if every name fits it; one other name makes the answer `unknown`, and is named.
+- Nothing is decided by metadata, file names or values: two files with equal names have the same format.
+- A configuration only rules out: with an `adapter_config.json` of PEFT, image formats are ruled out.
 
 Example
-    >>> recognise(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.lora_up.weight"]).scheme
+    >>> recognise(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.lora_up.weight"]).name
     'kohya'
 """
 
@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from registry.adapters.safetensors import Header
 
 UNKNOWN = "unknown"
-TEXT_SCHEMES = frozenset({"peft", "torchtune", "mlx", "gguf", "nemo"})
-IMAGE_SCHEMES = frozenset({"diffusers", "diffusers-old", "kohya", "lycoris", "bfl", "xlabs", "comfy", "bare"})
+TEXT_FORMATS = frozenset({"peft", "torchtune", "mlx", "gguf", "nemo"})
+IMAGE_FORMATS = frozenset({"diffusers", "diffusers-old", "kohya", "lycoris", "bfl", "xlabs", "comfy", "bare"})
 
 ADVICE: dict[str, str] = {
     "torchtune": "convert it with torchtune's PEFT export: rows of lora_B for q and k change places, not only names",
@@ -44,7 +44,7 @@ ADVICE: dict[str, str] = {
     "bare": "convert it to diffusers' names: there the component `transformer.` comes first",
     UNKNOWN: "save it with PEFT, diffusers or kohya's scripts, whose names this registry knows",
 }
-"""What a person does with an adapter whose scheme no loader of ours takes as it is."""
+"""What to do with an adapter whose format no loader here accepts as it is."""
 
 _LORA_AB = r"lora_[AB](?:\.[A-Za-z0-9_-]+)?\.(?:weight|bias)"
 _COMPONENT = r"(?:unet|transformer|transformer_2|text_encoder|text_encoder_2|text_encoder_3|prior|controlnet)"
@@ -75,8 +75,8 @@ _COMFY_TAIL = (
 )
 
 _GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (scheme, re.compile(pattern + r"\Z"))
-    for scheme, pattern in (
+    (format_name, re.compile(pattern + r"\Z"))
+    for format_name, pattern in (
         ("peft", r"base_model\.(?:model\.)?\S+|prompt_embeddings|trainable_tokens_delta"),
         ("gguf", r"(?:blk\.\d+\.\S+|token_embd|output|output_norm)\.weight(?:\.lora_[ab])?"),
         ("nemo", r"\S*(?:adapter_layer\.\S+|\.adapter)\.linear_(?:in|out)\.weight"),
@@ -102,62 +102,62 @@ _NAMES_LIMIT = 512
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """The scheme, why (`evidence`: one name of it), and the names that fit no scheme or another one."""
+    """The format, why (`evidence`: one name of it), and the names that fit no format or another one."""
 
-    scheme: str
+    name: str
     evidence: str = ""
     strangers: tuple[str, ...] = ()
     message: str = ""
 
     @property
     def is_known(self) -> bool:
-        return self.scheme != UNKNOWN
+        return self.name != UNKNOWN
 
     @property
     def is_image(self) -> bool:
-        return self.scheme in IMAGE_SCHEMES
+        return self.name in IMAGE_FORMATS
 
     @property
     def advice(self) -> str:
-        return ADVICE.get(self.scheme, "")
+        return ADVICE.get(self.name, "")
 
 
 def of_header(header: Header, *, has_peft_config: bool = False) -> Format:
-    """The scheme of a safetensors header."""
+    """The format of a safetensors header."""
     return recognise((t.name for t in header), has_peft_config=has_peft_config)
 
 
 def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
-    """The one scheme that all these tensor names fit; `unknown` with the reason otherwise."""
+    """The one format that all these tensor names fit; `unknown` with the reason otherwise."""
     tensor_names = list(names)
     if not tensor_names:
-        return Format(UNKNOWN, message="unknown scheme: the file holds no tensors")
-    by_scheme: dict[str, list[str]] = {}
+        return Format(UNKNOWN, message="unknown format: the file holds no tensors")
+    by_format: dict[str, list[str]] = {}
     for name in tensor_names:
-        by_scheme.setdefault(_scheme_of(name), []).append(name)
-    if "lycoris" in by_scheme and "kohya" in by_scheme:  # LyCORIS files hold plain kohya pairs and alphas too
-        by_scheme["lycoris"] += by_scheme.pop("kohya")
-    if "diffusers-old" in by_scheme and all(name.endswith(_OF_2023) for name in by_scheme.get("diffusers", ())):
-        by_scheme["diffusers-old"] += by_scheme.pop("diffusers", [])  # a UNet of late 2023 beside its text encoder
-    strangers = by_scheme.pop(UNKNOWN, [])
-    if len(by_scheme) == 1 and not strangers:
-        (scheme,) = by_scheme
-        if has_peft_config and scheme in IMAGE_SCHEMES:
+        by_format.setdefault(_format_of(name), []).append(name)
+    if "lycoris" in by_format and "kohya" in by_format:  # LyCORIS files hold plain kohya pairs and alphas too
+        by_format["lycoris"] += by_format.pop("kohya")
+    if "diffusers-old" in by_format and all(name.endswith(_OF_2023) for name in by_format.get("diffusers", ())):
+        by_format["diffusers-old"] += by_format.pop("diffusers", [])  # a UNet of late 2023 beside its text encoder
+    strangers = by_format.pop(UNKNOWN, [])
+    if len(by_format) == 1 and not strangers:
+        (format_name,) = by_format
+        if has_peft_config and format_name in IMAGE_FORMATS:
             wrong = f"beside a PEFT configuration, {tensor_names[0][:200]!r} has no prefix 'base_model.model.'"
-            return Format(UNKNOWN, strangers=tuple(tensor_names[:5]), message=f"unknown scheme: {wrong}")
-        return Format(scheme, evidence=by_scheme[scheme][0][:_NAMES_LIMIT])
-    if not by_scheme:
-        message = f"unknown scheme: {strangers[0][:200]!r} is a name of no tool that this registry knows"
+            return Format(UNKNOWN, strangers=tuple(tensor_names[:5]), message=f"unknown format: {wrong}")
+        return Format(format_name, evidence=by_format[format_name][0][:_NAMES_LIMIT])
+    if not by_format:
+        message = f"unknown format: {strangers[0][:200]!r} is a name of no tool that this registry knows"
     elif strangers:
-        near = max(by_scheme, key=lambda s: len(by_scheme[s]))
-        message = f"unknown scheme: {strangers[0][:200]!r} does not belong among the names of {near}"
+        near = max(by_format, key=lambda s: len(by_format[s]))
+        message = f"unknown format: {strangers[0][:200]!r} does not belong among the names of {near}"
     else:
-        message = f"unknown scheme: the names of {' and '.join(sorted(by_scheme))} are mixed in one file"
-        strangers = min(by_scheme.values(), key=len)
+        message = f"unknown format: the names of {' and '.join(sorted(by_format))} are mixed in one file"
+        strangers = min(by_format.values(), key=len)
     return Format(UNKNOWN, strangers=tuple(s[:_NAMES_LIMIT] for s in strangers[:5]), message=message)
 
 
-def _scheme_of(name: str) -> str:
+def _format_of(name: str) -> str:
     if len(name) > _NAMES_LIMIT or any(c.isspace() for c in name):
         return UNKNOWN
-    return next((scheme for scheme, grammar in _GRAMMARS if grammar.match(name)), UNKNOWN)
+    return next((format_name for format_name, grammar in _GRAMMARS if grammar.match(name)), UNKNOWN)

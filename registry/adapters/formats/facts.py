@@ -3,7 +3,7 @@
 Invariants
 - Structure comes from names and shapes. `claims` is the uploader's metadata, kept apart, without private texts.
 - What the file does not tell is None, 0 or empty: an alpha that nobody wrote is not guessed.
-- scale = alpha / rank for every scheme but mlx, which writes the multiplier itself.
+- scale = alpha / rank for every format but mlx, which writes the multiplier itself.
 
 Example
     >>> FileModule(path="unet.mid_block.attn", rank=4, alpha=2.0).scale
@@ -21,7 +21,7 @@ class FileModule(FrozenModel):
     """One module that is updated: [out_features, in_features], 0 where the file does not tell.
 
     `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
-    then counts channels times the kernel where the scheme stores them so. `a` and `b` name the tensors of a plain pair
+    then counts channels times the kernel where the format stores them so. `a` and `b` name the tensors of a plain pair
     (A [rank, in], B [out, rank]; `is_turned`: [in, rank] and [rank, out]), empty for any other method.
     `is_half`: one of the two is missing. `fault`: what else makes the update impossible, in words.
     """
@@ -55,7 +55,7 @@ class FileFacts(FrozenModel):
     control adapter), `image.text_without_out` (a kohya text encoder without its `out_proj`).
     """
 
-    scheme: str
+    format: str
     method: str
     file: str = ""
     family: str = ""

@@ -54,7 +54,7 @@ _ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=
 
 
 def of_header(header: Header, format: Format, *, read: Read | None = None) -> FileFacts:
-    """The facts of a header whose scheme is known. `read` reads the file's bytes (absolute offsets), for alphas."""
+    """The facts of a header whose format is known. `read` reads the file's bytes (absolute offsets), for alphas."""
     groups: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for info in header:
         path, half = _split(info.name)
@@ -64,7 +64,7 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
     alphas, rule = _alphas(groups, header, format, read)
     family, evidence = family_of(header)
     return FileFacts(
-        scheme=format.scheme,
+        format=format.name,
         method=_method(groups),
         family=family,
         family_evidence=evidence,
@@ -163,7 +163,7 @@ def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], fo
     checks = {
         "lora.adapter_name_inside": any(_INFIX.search(info.name) for info in header),
         "lora.pair_incomplete": any("is_half" in _pair(halves) for halves in groups.values()),
-        "image.no_control_norms": format.scheme == "bfl" and not any("query_norm.scale" in t.name for t in header),
+        "image.no_control_norms": format.name == "bfl" and not any("query_norm.scale" in t.name for t in header),
         "image.text_without_out": bool(text) and not any(path.endswith("out_proj") for path in text),
     }
     return tuple(code for code, there in checks.items() if there)
@@ -192,7 +192,7 @@ def _component(name: str) -> str:
 def _alphas(
     groups: Mapping[str, Mapping[str, TensorInfo]], header: Header, format: Format, read: Read | None
 ) -> tuple[dict[str, float], str]:
-    """Alpha by module, and where it came from: tensors, metadata or the scheme's rule."""
+    """Alpha by module, and where it came from: tensors, metadata or the format's rule."""
     tensors = {path: halves["alpha"] for path, halves in groups.items() if "alpha" in halves}
     if tensors:
         if read is None or len(tensors) > ALPHA_READS_LIMIT:
@@ -203,7 +203,7 @@ def _alphas(
     claims = {component: _Told(fields) for component, fields in _metadata(header.metadata).items()}
     if claims:
         return {path: _alpha_of(path, rank, claims) for path, rank in ranks.items()}, "metadata"
-    if format.scheme in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
+    if format.name in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
         return ranks, "no alpha in the file: diffusers and ComfyUI take alpha = rank"
     return {}, "no alpha in the file"
 

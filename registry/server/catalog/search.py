@@ -37,7 +37,7 @@ class Search:
     `base` is one base; with `base_match` also those whose weights are related to it, at least so closely.
     `tags` are `key` or `key=value` of its annotations; all must be there.
     `text` is any part of `namespace/name`, `targets` are modules that it must all touch, by the last part of their
-    path (`q_proj`), `rank_min` and `rank_max` the largest rank of a module, `scheme` who wrote its tensors' names,
+    path (`q_proj`), `rank_min` and `rank_max` the largest rank of a module, `format` who wrote its tensors' names,
     `owner` who pushed the adapter first. `engine` is a profile whose verdicts are stored; it finds what that engine
     serves (`pass` or `warn`), or with `outcome` what has this outcome.
     """
@@ -49,7 +49,7 @@ class Search:
     text: str = ""
     alias: str = ""
     owner: str = ""
-    scheme: str = ""
+    format: str = ""
     targets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     rank_min: int | None = None
@@ -108,8 +108,8 @@ def _described(search: Search) -> Iterator[ColumnElement[bool]]:
     """What the search says about the newest version's content."""
     if search.method:
         yield func.lower(VersionRow.method) == search.method.lower()
-    if search.scheme:
-        yield _carries(f"{FACT}scheme:{search.scheme.lower()}")
+    if search.format:
+        yield _carries(f"{FACT}format:{search.format.lower()}")
     for target in search.targets:
         yield _carries(f"{FACT}target:{target}")
     for tag in search.tags:

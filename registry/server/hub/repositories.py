@@ -13,7 +13,7 @@ from sqlalchemy import tuple_
 from sqlmodel import Session, col, select
 
 from registry import hub, names
-from registry.adapters.formats import IMAGE_SCHEMES, TEXT_SCHEMES, images
+from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS, images
 from registry.adapters.peft.methods import METHODS
 from registry.api import VersionView
 from registry.digest import Digest
@@ -28,7 +28,7 @@ from registry.server.catalog.search import Search
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionRow
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
-_LIBRARIES = TEXT_SCHEMES | IMAGE_SCHEMES | {LIBRARY}
+_LIBRARIES = TEXT_FORMATS | IMAGE_FORMATS | {LIBRARY}
 _METHODS = images.METHODS | {method.lower() for method in METHODS}
 _COMMON_TAGS = frozenset({"safetensors"})
 """Tags that all adapters have, so that filtering by them has no effect."""
@@ -97,7 +97,7 @@ def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str) -> 
         updated_at=row.created_at,
         private=name.namespace not in actor.public,
         size_bytes=row.size_bytes,
-        library=str(row.facts.get("scheme") or LIBRARY),
+        library=str(row.facts.get("format") or LIBRARY),
         method=row.method,
         annotations=manifest.annotations,
         files=[File(descriptor) for descriptor in manifest.files],
@@ -143,18 +143,18 @@ def _version_rows(session: Session, versions: Sequence[tuple[AdapterName, int]])
 
 def _search_query(filters: Sequence[str], author: str, text: str) -> Search | None:
     """Translate the Hub's filters; None if no adapter can match all of them."""
-    bases, tags, schemes, methods = set[str](), list[str](), set[str](), set[str]()
+    bases, tags, format_names, methods = set[str](), list[str](), set[str](), set[str]()
     for word in filters:
         prefix = next((p for p in _BASE_FILTERS if word.startswith(p)), "")
         if prefix:
             bases.add(word.removeprefix(prefix))
         elif word in _LIBRARIES:
-            schemes.add(word)
+            format_names.add(word)
         elif word.lower() in _METHODS:
             methods.add(word)
         elif word not in _COMMON_TAGS:
             tags.append(word.replace(":", "=", 1))
-    if max(len(bases), len(schemes), len(methods)) > 1:
+    if max(len(bases), len(format_names), len(methods)) > 1:
         return None
     try:
         namespace = AdapterName(author.lower(), "any").namespace if author else ""
@@ -162,7 +162,12 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
     except Invalid:
         return None
     return Search(
-        namespace=namespace, base=base, text=text, scheme="".join(schemes), method="".join(methods), tags=tuple(tags)
+        namespace=namespace,
+        base=base,
+        text=text,
+        format="".join(format_names),
+        method="".join(methods),
+        tags=tuple(tags),
     )
 
 

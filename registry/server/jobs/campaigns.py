@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from registry import names
-from registry.adapters.formats import IMAGE_SCHEMES
+from registry.adapters.formats import IMAGE_FORMATS
 from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView
 from registry.errors import NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Outcome
@@ -95,8 +95,8 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRe
         .order_by(col(VersionRow.id))
     )
     for version, namespace, adapter, verdict in session.exec(statement):
-        scheme = version.facts.get("scheme", PEFT)
-        foreign = scheme != PEFT and not (pipeline and scheme in IMAGE_SCHEMES)  # no worker can try it
+        format_name = version.facts.get("format", PEFT)
+        foreign = format_name != PEFT and not (pipeline and format_name in IMAGE_FORMATS)  # no worker can try it
         if not foreign and actor.may(Scope.PUSH, namespace, adapter) and _calls_for(verdict, base, request):
             yield version, AdapterName(namespace, adapter), verdict
 

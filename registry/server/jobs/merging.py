@@ -74,16 +74,16 @@ def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
     wanted = bases.load_spec(base)
     if not recipe.onto:
-        if wanted.quantisation and not recipe.dequantise:
-            raise recipes.on_its_grid(wanted.quantisation)
+        if wanted.quantization and not recipe.dequantize:
+            raise recipes.on_its_grid(wanted.quantization)
         return
     other = bases.find(session, names.base_name(recipe.onto))
     found = bases.load_spec(other)
     sizes = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
     if any(getattr(wanted, size) != getattr(found, size) for size in sizes):
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is of another architecture than {base.name}")
-    if found.quantisation:
-        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is packed ({found.quantisation}), too")
+    if found.quantization:
+        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is packed ({found.quantization}), too")
     related = [one for one in base_identity.find_relatives(session, base) if one.other == other.name]
     if related and related[0].match == "unrelated":
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry.adapters.formats import IMAGE_SCHEMES
+from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import Contents, Read, read_any, weights_of
 from registry.bases import BaseSpec
 from registry.bases.similarity import Similarity
@@ -117,7 +117,7 @@ def inspect_files(
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
     facts = {**version_facts.of(contents), **version_facts.claims(manifest.files, read)}
-    testable = isinstance(contents, Contents) or (spec.is_pipeline and contents.file.scheme in IMAGE_SCHEMES)
+    testable = isinstance(contents, Contents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 
 

@@ -218,8 +218,8 @@ def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:
             yield key, value
     for target in row.facts.get("targets") or ():
         yield f"{FACT}target:{target}", ""
-    if scheme := row.facts.get("scheme"):
-        yield f"{FACT}scheme:{scheme}", ""
+    if format_name := row.facts.get("format"):
+        yield f"{FACT}format:{format_name}", ""
 
 
 def _distinct_parents(manifest: Manifest) -> Iterable[Edge]:

@@ -98,7 +98,7 @@ def list_adapters(
     text: Text = "",
     alias: Text = "",
     owner: Text = "",
-    scheme: Text = "",
+    format: Text = "",
     target: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
     tag: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
     rank_min: Rank = None,
@@ -112,7 +112,7 @@ def list_adapters(
         raise Invalid("REQUEST_INVALID", "base_match: says how alike to a base, and no base is named")
     search = Search(
         namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
-        method=method, text=text, alias=alias, owner=owner, scheme=scheme,
+        method=method, text=text, alias=alias, owner=owner, format=format,
         targets=tuple(target), tags=tuple(tag), rank_min=rank_min, rank_max=rank_max,
         engine=engine_compat.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip

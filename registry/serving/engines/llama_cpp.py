@@ -30,7 +30,7 @@ CANDIDATES = 1000
 
 
 class LlamaCpp(Http):
-    coarse = True  # bases of llama.cpp are mostly quantised
+    coarse = True  # bases of llama.cpp are mostly quantized
 
     def __init__(self, url: str, key: str = "", **how: Any) -> None:
         super().__init__(url, key, **how)

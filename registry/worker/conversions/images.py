@@ -1,6 +1,6 @@
 """Image adapters under today's diffusers names, by diffusers' own converters, and proof that nothing was lost.
 
-`Pipeline.lora_state_dict` knows some thirty naming schemes, and it is lenient: what it does not understand it leaves
+`Pipeline.lora_state_dict` knows some thirty formats, and it is lenient: what it does not understand it leaves
 under its old name or drops with a log line. So what it made is counted, and the size of the whole update is compared.
 
 Invariants
@@ -63,7 +63,7 @@ def convert(request: ConversionRequest) -> Converted:
     canonical.copy_others(folder, out)
     pairs = sum(name.endswith(_UP) for name in tensors)
     return Converted(
-        message=f"{len(file.modules)} modules of {file.scheme} became {pairs} of diffusers, by diffusers "
+        message=f"{len(file.modules)} modules of {file.format} became {pairs} of diffusers, by diffusers "
                  f"{diffusers.__version__}",
         modules=pairs, rank=file.max_rank, tensors=len(tensors), renamed=len(tensors),
         error=_difference(tensors_in, tensors, file),
@@ -75,7 +75,7 @@ def _told(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
 
     A control adapter (Black Forest Labs' names with scales of norms) has a converter of its own.
     """
-    if file.scheme != "comfy" and "image.no_control_norms" not in file.problems:
+    if file.format != "comfy" and "image.no_control_norms" not in file.problems:
         return tensors
     ends = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
     renamed = {}

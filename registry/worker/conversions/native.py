@@ -36,12 +36,12 @@ def convert(request: ConversionRequest) -> Converted:
         raise refused("this is PEFT's already")
     file = folder.found.file
     stored = folders.load(folder.path / read.weights_of(folder.files).path)
-    paths, pairs = Paths(file.scheme, request.base.modules), {}
+    paths, pairs = Paths(file.format, request.base.modules), {}
     for module in file.modules:
         meant = paths.of(module.path)
         if meant is None or len(meant) != 1 or meant[0] not in request.base.modules:
             raise refused(f"{module.path} names no module of {request.base.name}")
-        a, b = _pair(stored, module, file.scheme, meant[0], request.base)
+        a, b = _pair(stored, module, file.format, meant[0], request.base)
         pairs[meant[0]] = (a, b, module)
     tensors: dict[str, Tensor] = {}
     for path, (a, b, _) in pairs.items():
@@ -49,15 +49,15 @@ def convert(request: ConversionRequest) -> Converted:
     folders.save(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
     canonical.copy_others(folder, Path(request.out))
     return Converted(
-        message=f"{len(pairs)} modules of {file.scheme} named as PEFT names them, rank {file.max_rank}",
+        message=f"{len(pairs)} modules of {file.format} named as PEFT names them, rank {file.max_rank}",
         modules=len(pairs), rank=file.max_rank, tensors=len(tensors), renamed=len(tensors), error=0.0,
     )  # fmt: skip
 
 
 def _pair(
-    tensors: dict[str, Tensor], module: FileModule, scheme: str, path: str, base: BaseSpec
+    tensors: dict[str, Tensor], module: FileModule, format_name: str, path: str, base: BaseSpec
 ) -> tuple[Tensor, Tensor]:
-    if scheme == "mlx":
+    if format_name == "mlx":
         return tensors[f"{module.path}.lora_a"].T, tensors[f"{module.path}.lora_b"].T
     at = f"module.{module.path}" if f"module.{module.path}.lora_a.weight" in tensors else module.path
     a, b = tensors[f"{at}.lora_a.weight"], tensors[f"{at}.lora_b.weight"]

@@ -68,8 +68,8 @@ def extract(
 
 
 def _demand_alike(olds: dict[str, Stored], news: dict[str, Stored], spec: BaseSpec) -> None:
-    if spec.quantisation:
-        raise Invalid("RECIPE_INVALID", f"the base is packed ({spec.quantisation}): give its original weights")
+    if spec.quantization:
+        raise Invalid("RECIPE_INVALID", f"the base is packed ({spec.quantization}): give its original weights")
     for name, old in olds.items():
         new = news.get(name)
         if new is not None and {old.info.dtype, new.info.dtype} - _PLAIN:

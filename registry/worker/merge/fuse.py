@@ -40,7 +40,7 @@ _FUSABLE = methods.LORA_LIKE | {"TRAINABLE_TOKENS", "LN_TUNING", "IA3"}
 
 
 def fuse(
-    adapter: Adapter, base: Path, out: Path, *, dequantise: bool = False, foreign: targets.MakeForeign | None = None,
+    adapter: Adapter, base: Path, out: Path, *, dequantize: bool = False, foreign: targets.MakeForeign | None = None,
     progress: Callable[[int], None] = lambda _bytes: None,
 ) -> MergeReport:  # fmt: skip
     """The base with the adapter in its weights, in the new folder `out`. `progress` is told of bytes written.
@@ -50,11 +50,11 @@ def fuse(
     `Invalid`: RECIPE_INVALID for what cannot be fused, BASE_INVALID for a base that is not right.
     """
     spec, _ = base_spec_from(base, base.name[:200] or "base")
-    demand_fusable(adapter, spec, dequantise=dequantise, more=recipes.BY_PEFT if foreign else frozenset())
+    demand_fusable(adapter, spec, dequantize=dequantize, more=recipes.BY_PEFT if foreign else frozenset())
     config, headers = weights_of(base)
     weights = Weights.of(base)
     changes = targets.changes(adapter, spec, weights, foreign)
-    plan = layout.plan(weights, spec, adapter, config, changes, dequantise=dequantise)
+    plan = layout.plan(weights, spec, adapter, config, changes, dequantize=dequantize)
     _demand_room(out, plan)
     tally = WriteSummary()
     with Destination(out) as folder:
@@ -70,7 +70,7 @@ def fuse(
     )  # fmt: skip
 
 
-def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool, more: frozenset[str] = frozenset()) -> None:
+def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantize: bool, more: frozenset[str] = frozenset()) -> None:
     """`Invalid` (RECIPE_INVALID) with the reason why there are no weights that equal base and adapter together."""
     lora = adapter.lora
     facts = engine_facts.of_lora(lora).model_dump()
@@ -83,8 +83,8 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantise: bool, more: 
     for field in ("kasa_config", "monteclora_config", "arrow_config"):
         if lora.config.other.get(field):
             raise Invalid("RECIPE_INVALID", f"{name}: {field}: it is more than a fixed update of the weights")
-    if spec.quantisation and not dequantise:
-        raise recipes.on_its_grid(spec.quantisation)
+    if spec.quantization and not dequantize:
+        raise recipes.on_its_grid(spec.quantization)
     findings = [*lora.findings, *compat.check_fit(lora, spec)]
     if add_up(findings) is Outcome.FAIL:
         raise Invalid("RECIPE_INVALID", f"{name} does not fit the base: {summarise(findings)}")

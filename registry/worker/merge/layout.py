@@ -45,7 +45,7 @@ class OutputLayout:
 
 
 def plan(
-    weights: Weights, spec: BaseSpec, adapter: Adapter, config: Mapping[str, Any], changes: Changes, *, dequantise: bool
+    weights: Weights, spec: BaseSpec, adapter: Adapter, config: Mapping[str, Any], changes: Changes, *, dequantize: bool
 ) -> OutputLayout:
     """`Invalid` (RECIPE_INVALID) when an adapter changes a tensor that cannot be changed."""
     layout = OutputLayout({}, copy.deepcopy(dict(config)))
@@ -54,21 +54,21 @@ def plan(
         _tie_or_untie(layout, weights, adapter, remaining)
     copies = targets.layer_map(adapter)
     for stored in weights.in_order():
-        if stored.is_side and dequantise:
+        if stored.is_side and dequantize:
             continue
         pieces = layout.files.setdefault(stored.path.name, [])
         for name in _names(stored, copies):
             makes = tuple(remaining.pop(name, ()))
-            pieces.append(_piece(layout, weights, stored, _file_name(stored, name), dequantise)._replace(changes=makes))
+            pieces.append(_piece(layout, weights, stored, _file_name(stored, name), dequantize)._replace(changes=makes))
     if HEAD in remaining:
         _add_head(layout, weights, remaining.pop(HEAD))
     if remaining:
         raise Invalid("RECIPE_INVALID", f"the base has no tensor {sorted(remaining)[0]}, which the adapter changes")
     if copies:
         _deepen(layout, copies, spec)
-    if dequantise and layout.config.pop("quantization_config", None) is not None:
+    if dequantize and layout.config.pop("quantization_config", None) is not None:
         layout.config_changed = True
-        layout.notes.append(f"the base was packed ({spec.quantisation}) and is unpacked in what was written")
+        layout.notes.append(f"the base was packed ({spec.quantization}) and is unpacked in what was written")
     return layout
 
 
@@ -163,13 +163,13 @@ def _add_head(layout: OutputLayout, weights: Weights, makes: list[Any]) -> None:
 
 
 # ------------------------------------------------------------------ packed tensors
-def _piece(layout: OutputLayout, weights: Weights, stored: Stored, name: str, dequantise: bool) -> OutputTensor:
+def _piece(layout: OutputLayout, weights: Weights, stored: Stored, name: str, dequantize: bool) -> OutputTensor:
     start = stored.data_start + stored.info.start
-    if not dequantise or stored.info.dtype in _PLAIN:
+    if not dequantize or stored.info.dtype in _PLAIN:
         return OutputTensor(name, stored.info.dtype, stored.info.shape, stored.path, start)
     shape, values = fingerprints.unpacking(weights, stored)
     if values is None or len(shape) != 2:
-        message = f"{stored.info.name}: weights packed by {weights.quantisation} are not unpacked here"
+        message = f"{stored.info.name}: weights packed by {weights.quantization} are not unpacked here"
         raise Invalid("RECIPE_INVALID", message, next_step="fuse into the original weights: --onto BASE")
     written = str(layout.config.get("dtype") or layout.config.get("torch_dtype") or "bfloat16")
     dtype = _UNPACKED.get(written.removeprefix("torch."), "BF16")

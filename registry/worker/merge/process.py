@@ -47,7 +47,7 @@ def run(
     if recipe.operation is Operation.FUSE:
         say("reading the base's headers")
         return fuse.fuse(
-            sources[0], Path(request.base), out, dequantise=recipe.dequantise, foreign=foreign, progress=_counted(say)
+            sources[0], Path(request.base), out, dequantize=recipe.dequantize, foreign=foreign, progress=_counted(say)
         )
     weights = recipe.weights or (1.0,) * len(sources)
     return combine.combine(recipe, list(zip(weights, sources, strict=True)), out, progress=say)

@@ -56,7 +56,7 @@ def identify(files: Weights, progress: Progress = weights.quiet) -> Identity:
         if stored.name in marked and not stored.is_side:
             marks[stored.name] = mark
     return Identity(
-        exact=identity.root(leaves), tensors=len(leaves), quantisation=files.quantisation[:64],
+        exact=identity.root(leaves), tensors=len(leaves), quantization=files.quantization[:64],
         marks=dict(sorted(marks.items())),
     )  # fmt: skip
 
@@ -150,7 +150,7 @@ def unpacking(files: Weights, stored: Stored) -> tuple[tuple[int, ...], Values |
     scale = _scale(files, stored)
     if scale is not None and len(stored.shape) == 2:
         return stored.shape, _scaled(scale, stored.shape, by_blocks=_sibling(files, stored, "_scale_inv") is not None)
-    if stored.info.dtype in _PLAIN or (stored.info.dtype.startswith("F8") and not files.quantisation):
+    if stored.info.dtype in _PLAIN or (stored.info.dtype.startswith("F8") and not files.quantization):
         return stored.shape, lambda raw, _first: raw.float()
     return stored.shape, None
 
@@ -167,7 +167,7 @@ def _four_bit(levels: Tensor, absmax: Tensor, size: int) -> Values:
 
 
 def _nested(absmax: Tensor, side: Callable[[str], Tensor | None], about: dict[str, Any]) -> Tensor:
-    """The scales of double quantisation are bytes themselves, with levels, scales and an offset of their own."""
+    """The scales of double quantization are bytes themselves, with levels, scales and an offset of their own."""
     levels, scales = side("nested_quant_map"), side("nested_absmax")
     if absmax.dtype != torch.uint8 or levels is None or scales is None:
         return absmax.float()

@@ -3,7 +3,7 @@
 Invariants
 - Loading runs no code from the base's folder and asks no network: files of this folder only.
 - On a CPU it computes in fp32; on a GPU in the number format of the base's record, placed by `device_map`. A packed
-  (quantised) base is loaded as its configuration says.
+  (quantized) base is loaded as its configuration says.
 - `LoadedBase.load` runs no forward and starts no thread, so that its process may fork afterwards.
 - `fingerprint` covers every parameter and buffer that the base had when it was loaded, wherever an adapter moved it.
 """

@@ -49,7 +49,7 @@ class Weights:
     """All tensors of a base, by the names in its files."""
 
     folder: Path
-    quantisation: str
+    quantization: str
     by_file_name: dict[str, Stored]
 
     @classmethod
@@ -67,7 +67,7 @@ class Weights:
             }  # fmt: skip
             return cls(Path(folder), "", stored_tensors)
         facts = bases.facts_of(weights_of(folder)[0])
-        return cls(Path(folder), facts.quantisation, _stored(Path(folder), facts))
+        return cls(Path(folder), facts.quantization, _stored(Path(folder), facts))
 
     @property
     def size_bytes(self) -> int:

@@ -56,10 +56,10 @@ def examine(
     started = perf_counter()
     try:
         _load(base, files[0])
-    except Exception as e:  # other programs may know this scheme: their word is not ours to give
+    except Exception as e:  # other programs may know this format: their word is not ours to give
         if machine_fault(e):
             raise
-        message = f"diffusers {diffusers.__version__} does not take this scheme: {first_line(e)}"
+        message = f"diffusers {diffusers.__version__} does not take this format: {first_line(e)}"
         result.note("unknown", "smoke.task_unsupported", files[0].name, message)
         return result
     try:
@@ -82,7 +82,7 @@ def examine(
 
 
 def _load(base: Pipeline, file: Path) -> None:
-    """The adapter's layers beside the base's, by diffusers' own reader of its scheme."""
+    """The adapter's layers beside the base's, by diffusers' own reader of its format."""
     loader = getattr(diffusers.loaders, LOADERS[base.kind])
     answer = loader.lora_state_dict(str(file.parent), weight_name=file.name, return_alphas=True, local_files_only=True)
     state, alphas = answer if isinstance(answer, tuple) else (answer, None)

@@ -64,6 +64,6 @@ def measure_norms(
 
 
 def weight_norm(parameters: Mapping[str, torch.Tensor], path: str) -> float | None:
-    """The norm of the base's own weight; None for one that is packed (quantised) or not there under this path."""
+    """The norm of the base's own weight; None for one that is packed (quantized) or not there under this path."""
     weight = parameters.get(f"{path}.weight")
     return float(weight.detach().float().norm()) if weight is not None and weight.is_floating_point() else None

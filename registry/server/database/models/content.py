@@ -146,7 +146,7 @@ class VersionNormsRow(SQLModel, table=True):
 
 
 FACT = "fact:"
-"""Prefix of the tags that are facts of a version's content: `fact:target:q_proj`, `fact:scheme:peft`."""
+"""Prefix of the tags that are facts of a version's content: `fact:target:q_proj`, `fact:format:peft`."""
 
 
 class VersionTagRow(SQLModel, table=True):

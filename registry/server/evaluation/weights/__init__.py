@@ -114,7 +114,7 @@ def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Sele
 
 
 def _scheme(version: VersionRow) -> str:
-    return str(version.facts.get("scheme") or against.PEFT)
+    return str(version.facts.get("format") or against.PEFT)
 
 
 def _module(base: against.BaseNorms, path: str, numbers: dict[str, float | None]) -> ModuleNorms:

@@ -115,8 +115,8 @@ _KNOWN = (
 """Put together once: every push asks this."""
 
 
-def load_base_norms(session: Session, base: BaseRow, scheme: str = PEFT) -> BaseNorms:
-    """What is known of the base's weights, for an adapter whose names are of this scheme."""
+def load_base_norms(session: Session, base: BaseRow, format_name: str = PEFT) -> BaseNorms:
+    """What is known of the base's weights, for an adapter whose names are in this format."""
     row = session.exec(_KNOWN, params={"id": base.id}).first()
     if row is None:
         return BaseNorms(base.name, {})
@@ -128,7 +128,7 @@ def load_base_norms(session: Session, base: BaseRow, scheme: str = PEFT) -> Base
         norms = {name: mark["norm"] for name, mark in json.loads(text)["marks"].items() if mark.get("norm") is not None}
         if norms:  # an identity of an earlier release may still get them
             kept.put(base_id, norms)
-    paths = Paths(scheme, bases.load_spec(base).modules) if norms and scheme != PEFT else None
+    paths = Paths(format_name, bases.load_spec(base).modules) if norms and format_name != PEFT else None
     return BaseNorms(base.name, norms, Thresholds.with_overrides(own or {}), paths)
 
 

@@ -44,7 +44,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "method": ("Only adapters trained with this PEFT method.", "lora"),
     "text": ("Only adapters whose `namespace/name` contains this text.", "support"),
     "owner": ("Only adapters that this identity pushed first.", "alice@example.org"),
-    "scheme": ("Only adapters whose tensors are named by this format.", "peft"),
+    "format": ("Only adapters whose tensors are named by this format.", "peft"),
     "target": ("Only adapters that train this module. Repeat it for several.", ["q_proj"]),
     "tag": ("Only adapters with this tag. Repeat it for several.", ["license:apache-2.0"]),
     "rank_min": ("Only adapters of at least this rank.", 8),

@@ -1,0 +1,25 @@
+"""Records of an earlier version read as those of today: a record never changes once it is in the bucket."""
+
+from __future__ import annotations
+
+import json
+
+from registry.api.records import BaseRecord
+from tests import forge
+from tests.domain.specs import base_spec
+from tests.identities import forge as forge_identity
+from tests.identities import values
+
+
+def test_a_record_of_version_1_reads_with_the_field_names_of_today() -> None:
+    spec = base_spec(forge.llama("b"))
+    today = BaseRecord(
+        created_at="2026-01-01T00:00:00Z", created_by="ann", spec=spec, source="", identity=forge_identity(values())
+    )
+    old = json.loads(today.to_bytes()) | {"schema_version": 1}
+    for field in ("spec", "identity"):
+        old[field]["quantisation"] = old[field].pop("quantization") or "awq"
+    record = BaseRecord.parse(json.dumps(old).encode())
+    assert record.spec == spec.model_copy(update={"quantization": "awq"})
+    assert (record.identity and record.identity.quantization, record.schema_version) == ("awq", 2)
+    assert BaseRecord.parse(today.to_bytes()) == today
