@@ -68,6 +68,12 @@ def test_every_command_line_on_a_page_exists_with_its_options(path: Path) -> Non
     assert [fault for line in typed_lines(path.read_text()) for fault in faults(line)] == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_in_the_text_of_a_page_exists_with_its_options(path: Path) -> None:
+    typed = (" ".join(code.split()) for code in re.findall(r"`(adapter [a-z][^`]*)`", path.read_text()))
+    assert [fault for line in typed if "…" not in line.split()[:3] for fault in faults(line.replace("'", ""))] == []
+
+
 def test_a_command_or_an_option_that_does_not_exist_is_found() -> None:
     fence = "```\n$ adapter export smollm2 /srv \\\n  --purge | less --raw\n```\n"
     text = f"    adapter exprot smollm2\n\n{fence}\nadapter words\n"
