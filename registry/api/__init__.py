@@ -37,9 +37,9 @@ _STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 
 
 def _said(text: str) -> str:
-    found = _STEERS.search(text)
-    if found is not None:
-        raise ValueError(f"holds U+{ord(found[0][0]):04X}, which steers a terminal or turns a line")
+    match = _STEERS.search(text)
+    if match is not None:
+        raise ValueError(f"holds U+{ord(match[0][0]):04X}, which steers a terminal or turns a line")
     return text
 
 

@@ -31,7 +31,7 @@ class EventView(Answer):
 
     def entry(self) -> bytes:
         """The bytes that the log's leaf is the hash of. `Invalid` for an event that no server could have written."""
-        told: dict[str, Any] = {
+        entry_fields: dict[str, Any] = {
             "action": self.action,
             "actor": self.actor,
             "at": moment(self.at),
@@ -42,7 +42,7 @@ class EventView(Answer):
             "seq": self.seq,
             "token_id": self.token_id,
         }
-        return canonical_json(told)
+        return canonical_json(entry_fields)
 
 
 def moment(at: datetime) -> str:

@@ -130,15 +130,15 @@ def sketch(sums: Iterable[float]) -> str:
 
 
 # ------------------------------------------------------------------ compare
-def compare(left: Identity, right: Identity, thresholds: MatchThresholds = DEFAULTS) -> Similarity:
+def compare(first: Identity, second: Identity, thresholds: MatchThresholds = DEFAULTS) -> Similarity:
     """How two bases are related. Pure: the same identities give the same answer, in either order."""
-    if left.exact == right.exact:
-        return Similarity(match=BaseMatch.EXACT, compared=len(left.marks), equal=len(left.marks))
-    shared = sorted(left.marks.keys() & right.marks.keys())
-    common = [name for name in shared if _same_shape(left.marks[name], right.marks[name])]
-    if len(common) < thresholds.common_share * max(len(left.marks), len(right.marks)):
+    if first.exact == second.exact:
+        return Similarity(match=BaseMatch.EXACT, compared=len(first.marks), equal=len(first.marks))
+    shared = sorted(first.marks.keys() & second.marks.keys())
+    common = [name for name in shared if _same_shape(first.marks[name], second.marks[name])]
+    if len(common) < thresholds.common_share * max(len(first.marks), len(second.marks)):
         return Similarity(match=BaseMatch.UNRELATED)
-    both = {name: (left.marks[name], right.marks[name]) for name in common}
+    both = {name: (first.marks[name], second.marks[name]) for name in common}
     pairs = {name: pair for name, pair in both.items() if not (pair[0].constant or pair[1].constant)}
     equal = [n for n, (a, b) in pairs.items() if (a.dtype, a.digest) == (b.dtype, b.digest)]
     cosines = dict.fromkeys(equal, 1.0)
@@ -175,16 +175,16 @@ def _match(
     return BaseMatch.DESCENDANT if mean > thresholds.descendant_mean else BaseMatch.UNRELATED
 
 
-def _cosine(left: TensorMark, right: TensorMark) -> float:
-    a, b = left.values, right.values
+def _cosine(first: TensorMark, second: TensorMark) -> float:
+    a, b = first.values, second.values
     lengths = math.sqrt(sum(map(mul, a, a)) * sum(map(mul, b, b)))
     return sum(map(mul, a, b)) / lengths if lengths else 0.0
 
 
-def _same_shape(left: TensorMark, right: TensorMark) -> bool:
+def _same_shape(first: TensorMark, second: TensorMark) -> bool:
     """A packed tensor whose logical shape cannot be told has none, and goes with any."""
-    unknown = (left.packed and not left.shape) or (right.packed and not right.shape)
-    return unknown or left.shape == right.shape
+    unknown = (first.packed and not first.shape) or (second.packed and not second.shape)
+    return unknown or first.shape == second.shape
 
 
 def _module(name: str) -> str:

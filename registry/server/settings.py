@@ -77,23 +77,23 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Settings from `REGISTRY_*` variables, defaults filled in. `Invalid` names a variable that is wrong."""
         env = os.environ if env is None else env
-        given: dict[str, str | int] = {}
+        values: dict[str, str | int] = {}
         for field in fields(cls):
             variable = f"REGISTRY_{field.name.upper()}"
             text = env.get(variable, "")
             if text:
-                given[field.name] = _whole_number(variable, text) if isinstance(field.default, int) else text
-        return cls(**given).filled()  # type: ignore[arg-type]
+                values[field.name] = _whole_number(variable, text) if isinstance(field.default, int) else text
+        return cls(**values).filled()  # type: ignore[arg-type]
 
     def filled(self) -> Settings:
         """The same with `data`, `database_url`, `blobs` and `s3_public_endpoint` derived where they are empty."""
         data = Path(self.data).expanduser().absolute() if self.data else user_data()
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        given["data"] = str(data)
-        given["database_url"] = self.database_url or f"sqlite:///{data / 'registry.db'}"
-        given["blobs"] = self.blobs or (data / "blobs").as_uri()
-        given["s3_public_endpoint"] = self.s3_public_endpoint or self.s3_endpoint
-        return Settings(**given)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["data"] = str(data)
+        values["database_url"] = self.database_url or f"sqlite:///{data / 'registry.db'}"
+        values["blobs"] = self.blobs or (data / "blobs").as_uri()
+        values["s3_public_endpoint"] = self.s3_public_endpoint or self.s3_endpoint
+        return Settings(**values)
 
 
 def user_data() -> Path:

@@ -72,10 +72,10 @@ def dataset_descendants(session: Session, actor: Actor, dataset: str) -> Lineage
 
     Empty for one that nothing in sight names: a data set is no object of the registry.
     """
-    given = {"digest": dataset} if dataset.startswith("sha256:") else {"uri": dataset}
-    root = LineageNode(id=DATASET + dataset, kind="dataset", name=dataset, **given)
+    filters = {"digest": dataset} if dataset.startswith("sha256:") else {"uri": dataset}
+    root = LineageNode(id=DATASET + dataset, kind="dataset", name=dataset, **filters)
     seed = rows(*_link(root.id, col(VersionRow.digest), col(VersionInputRow.relation))).where(
-        (col(VersionInputRow.digest) if "digest" in given else col(VersionInputRow.uri)) == dataset,
+        (col(VersionInputRow.digest) if "digest" in filters else col(VersionInputRow.uri)) == dataset,
         col(VersionInputRow.relation).in_(("dataset", CLAIMED)),
         col(VersionRow.id) == col(VersionInputRow.version_id),
         _seen(actor),
@@ -160,7 +160,7 @@ def _statement(walk: CTE, actor: Actor) -> Select[Any]:
     As one text, because a planner that expects many rows would read all versions for a join. One version speaks for its
     digest: the same bytes may be one of several adapters, and the first push of them gives the name.
     """
-    told = rows(walk).limit(EDGES_LIMIT + 1).cte("told")
+    limited = rows(walk).limit(EDGES_LIMIT + 1).cte("told")
     state = case(
         (col(VersionRow.quarantined_at).is_not(None), "quarantined"),
         (col(VersionRow.yanked_at).is_not(None), "yanked"),
@@ -170,13 +170,13 @@ def _statement(walk: CTE, actor: Actor) -> Select[Any]:
         col(AdapterRow.namespace) + "/" + col(AdapterRow.name), cast(VersionRow.number, Text), col(BaseRow.name), state,
     )  # fmt: skip
     called = rows(words[0] + " " + words[1] + " " + words[2] + " " + words[3]).where(
-        col(VersionRow.digest) == told.c.far,
+        col(VersionRow.digest) == limited.c.far,
         col(AdapterRow.id) == col(VersionRow.adapter_id),
         versions.visible(actor),
         col(BaseRow.id) == col(VersionRow.base_id),
     )
     called = called.select_from(join_in_order(VersionRow, AdapterRow, BaseRow)).order_by(col(VersionRow.id)).limit(1)
-    statement: Select[Any] = rows(*told.c, called.correlate(told).scalar_subquery().label("called"))
+    statement: Select[Any] = rows(*limited.c, called.correlate(limited).scalar_subquery().label("called"))
     return statement
 
 
@@ -206,8 +206,8 @@ def _state(row: VersionRow) -> str:
 
 def _told(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwards: bool = False) -> Lineage:
     graph = _Graph()
-    found = session.connection().execute(_statement(walk, actor)).all()
-    for near, far, relation, name, uri, called in found:
+    records = session.connection().execute(_statement(walk, actor)).all()
+    for near, far, relation, name, uri, called in records:
         kind = kind_of(far)
         if called is not None:
             title, number, base, state = called.split(" ")
@@ -230,4 +230,4 @@ def _told(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwar
     graph.nodes[root.id] = root
     edges = [LineageEdge(child=c, parent=p, relation=r) for c, p, r in sorted(graph.edges)]
     nodes = [graph.nodes[key] for key in sorted(graph.nodes)]
-    return Lineage(root=root.id, nodes=nodes, edges=edges, truncated=len(found) > EDGES_LIMIT)
+    return Lineage(root=root.id, nodes=nodes, edges=edges, truncated=len(records) > EDGES_LIMIT)

@@ -110,13 +110,13 @@ def parse_record(
 
 
 def newest_record(
-    blobs: BlobStore, kept: Sequence[tuple[str, int]], name: AdapterName, number: int, findings: list[Finding]
+    blobs: BlobStore, stored: Sequence[tuple[str, int]], name: AdapterName, number: int, findings: list[Finding]
 ) -> VersionRecord | None:
     """The record of a version among these keys and sizes. Each withdrawal records it anew: the last one counts."""
-    found = [parse_record(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in kept]
+    records = [parse_record(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in stored]
     location = (name.namespace, name.name, number)
     return max(
-        (r for r in found if r and (r.namespace, r.name, r.number) == location), key=withdrawal_count, default=None
+        (r for r in records if r and (r.namespace, r.name, r.number) == location), key=withdrawal_count, default=None
     )
 
 
@@ -196,9 +196,11 @@ def _note_bases(session: Session, bases: Sequence[tuple[BaseRow, str | None]]) -
         return
     mine = update(BaseRow).where(col(BaseRow.id).in_([base.id for base, _ in bases]))
     session.connection().execute(mine.values(recorded_at=db.now()))
-    wanted = select(BaseIdentityRow.base_id, BaseIdentityRow.identity)
-    known = dict(session.exec(wanted.where(col(BaseIdentityRow.base_id).in_([base.id for base, _ in bases]))).all())
-    if stale := [base.id for base, identity in bases if known.get(base.id or 0) != identity]:
+    statement = select(BaseIdentityRow.base_id, BaseIdentityRow.identity)
+    identities = dict(
+        session.exec(statement.where(col(BaseIdentityRow.base_id).in_([base.id for base, _ in bases]))).all()
+    )
+    if stale := [base.id for base, identity in bases if identities.get(base.id or 0) != identity]:
         session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(stale)).values(recorded_at=None))
 
 
@@ -217,8 +219,8 @@ def _note_versions(session: Session, versions: Sequence[tuple[AdapterRow, Versio
         session.connection().execute(same.values(recorded_at=db.now()))
     called: dict[int | None, tuple[str, str]] = {}
     if versions:
-        wanted = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name)
-        now = session.exec(wanted.where(col(AdapterRow.id).in_({adapter.id for adapter, _ in versions}))).all()
+        statement = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name)
+        now = session.exec(statement.where(col(AdapterRow.id).in_({adapter.id for adapter, _ in versions}))).all()
         called = {adapter_id: (namespace, name) for adapter_id, namespace, name in now}
     stale = {row.id for adapter, row in versions if called.get(adapter.id) != (adapter.namespace, adapter.name)}
     if stale:

@@ -83,9 +83,9 @@ def _bases(session: Session, search: Search) -> list[str]:
     name = str(names.base_name(search.base))
     if search.base_match is None:
         return [name]
-    wanted = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
+    matches = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
     relatives = base_identity.find_relatives(session, bases.find(session, name))
-    return [name, *(relative.other for relative in relatives if relative.match in wanted)]
+    return [name, *(relative.other for relative in relatives if relative.match in matches)]
 
 
 def _named(search: Search, bases_meant: list[str]) -> Iterator[ColumnElement[bool]]:
@@ -136,8 +136,8 @@ def _served(engine: EngineProfile, outcome: Outcome | None) -> ColumnElement[boo
         .correlate(VersionRow)
         .scalar_subquery()
     )
-    wanted = [outcome] if outcome else [Outcome.PASS, Outcome.WARN]
-    return exists().where(col(VerdictRow.id) == newest, col(VerdictRow.outcome).in_(wanted))
+    outcomes = [outcome] if outcome else [Outcome.PASS, Outcome.WARN]
+    return exists().where(col(VerdictRow.id) == newest, col(VerdictRow.outcome).in_(outcomes))
 
 
 def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterView:

@@ -41,10 +41,10 @@ OPAQUE = "application/octet-stream"
 def parse_setting(text: str) -> tuple[EngineProfile, ...]:
     """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
     try:
-        found = {str(asked): asked for asked in map(engines.profile, text.split())}
+        by_text = {str(asked): asked for asked in map(engines.profile, text.split())}
     except Invalid as e:
         raise Invalid(e.code, f"{VARIABLE}: {e.detail}", reasons=e.reasons, next_step=e.next_step) from e
-    return tuple(found.values())
+    return tuple(by_text.values())
 
 
 def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
@@ -57,20 +57,20 @@ def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
 
 def find_stored_profile(setting: str, text: str) -> EngineProfile:
     """The profile `text`, whose verdicts this server stores. `Invalid` (REQUEST_INVALID): a search finds no others."""
-    asked = parse_profiles([text])[0]
+    profile = parse_profiles([text])[0]
     stored = parse_setting(setting)
-    if asked not in stored:
-        known = ", ".join(map(str, stored)) or "none"
+    if profile not in stored:
+        stored_names = ", ".join(map(str, stored)) or "none"
         raise Invalid(
             "REQUEST_INVALID",
-            f"engine: the verdicts of '{asked}' are not stored here; stored are: {known}",
+            f"engine: the verdicts of '{profile}' are not stored here; stored are: {stored_names}",
             next_step=f"add it to {VARIABLE} of the server and run `adapter recheck-engines`",
         )
-    return asked
+    return profile
 
 
 def evaluate_profile(
-    facts: dict[str, Any], asked: EngineProfile, digest: str, base: BaseSpec, compat: str, weights: str = ""
+    facts: dict[str, Any], profile: EngineProfile, digest: str, base: BaseSpec, compat: str, weights: str = ""
 ) -> Verdict:
     """One verdict, from what the rows of a version and of its base keep.
 
@@ -78,12 +78,12 @@ def evaluate_profile(
     """
     outcome = Outcome(compat) if compat else Outcome.UNKNOWN
     stored = {**(facts.get("engine") or {}), "weights": weights}
-    return engines.verdict(stored, asked, subject=Digest(digest), base=base, compat=outcome, registry=__version__)
+    return engines.verdict(stored, profile, subject=Digest(digest), base=base, compat=outcome, registry=__version__)
 
 
-def newest_outcomes(known: Iterable[Verdict]) -> tuple[str, str]:
+def newest_outcomes(verdicts: Iterable[Verdict]) -> tuple[str, str]:
     """The outcomes of `compat` and of `weights` that count among a version's verdicts, oldest first; "" for none."""
-    newest = {verdict.check: str(verdict.outcome) for verdict in known}
+    newest = {verdict.check: str(verdict.outcome) for verdict in verdicts}
     return newest.get(Check.COMPAT, ""), newest.get(Check.WEIGHTS, "")
 
 
@@ -93,13 +93,13 @@ def add_verdicts(
     base: BaseRow,
     compat: Outcome,
     weights: Outcome,
-    wanted: Iterable[EngineProfile],
+    profiles: Iterable[EngineProfile],
 ) -> list[VerdictRow]:
     """The verdicts of a new version, written with it."""
     spec = bases.load_spec(base)
     written = [
         verdicts.to_row(evaluate_profile(version.facts, asked, version.digest, spec, compat, weights), version, base)
-        for asked in wanted
+        for asked in profiles
     ]
     db.bulk_insert(session, written)
     return written
@@ -108,10 +108,10 @@ def add_verdicts(
 def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:
     """New verdicts for every profile of which one is stored, because another check of this version has changed."""
     stored = verdicts.newest_of(session, version)
-    spec, known = bases.load_spec(base), newest_outcomes(stored)
+    spec, outcomes = bases.load_spec(base), newest_outcomes(stored)
     for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]:
         session.add(
-            verdicts.to_row(evaluate_profile(version.facts, asked, version.digest, spec, *known), version, base)
+            verdicts.to_row(evaluate_profile(version.facts, asked, version.digest, spec, *outcomes), version, base)
         )
     session.flush()
 
@@ -124,29 +124,31 @@ def evaluate_version(
     stored = verdicts.newest_of(session, version)
     if not texts:
         return VerdictList(items=stored)
-    known = newest_outcomes(stored)
+    outcomes = newest_outcomes(stored)
     spec = bases.load_spec(session.get_one(BaseRow, version.base_id))
     return VerdictList(
-        items=[evaluate_profile(version.facts, asked, version.digest, spec, *known) for asked in parse_profiles(texts)]
+        items=[
+            evaluate_profile(version.facts, asked, version.digest, spec, *outcomes) for asked in parse_profiles(texts)
+        ]
     )
 
 
 def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
     """Verdicts about a configuration and a header that are nowhere stored; their subject is the header's digest."""
-    asked = parse_profiles(request.engines)
+    profiles = parse_profiles(request.engines)
     base = bases.find(session, names.base_name(request.base))
     relatives = base_identity.find_relatives(session, base)
     text = request.header.encode()
     data = len(text).to_bytes(8, "little") + text
-    told = {request.file: data, **({CONFIG: request.config.encode()} if request.config else {})}
-    sizes = {name: len(content) for name, content in told.items()} | {request.file: request.size_bytes}
+    contents_of = {request.file: data, **({CONFIG: request.config.encode()} if request.config else {})}
+    sizes = {name: len(content) for name, content in contents_of.items()} | {request.file: request.size_bytes}
     files = [
-        Descriptor(path=name, media_type=OPAQUE, digest=Digest.of(told[name]), size_bytes=size)
+        Descriptor(path=name, media_type=OPAQUE, digest=Digest.of(contents_of[name]), size_bytes=size)
         for name, size in sizes.items()
     ]
-    found = read.read_any(files, lambda name, start, length: told[name][start : start + length])
+    contents = read.read_any(files, lambda name, start, length: contents_of[name][start : start + length])
     spec, subject = bases.load_spec(base), Digest.of(data)
-    return VerdictList(items=evaluate.verdicts(found, spec, subject, asked, relatives=relatives))
+    return VerdictList(items=evaluate.verdicts(contents, spec, subject, profiles, relatives=relatives))
 
 
 def settings_for_base(
@@ -164,6 +166,6 @@ def settings_for_base(
         .where(col(VersionRow.quarantined_at).is_(None))
     )
     spec = bases.load_spec(base)
-    found = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
-    items = [engine_settings.settings_for(str(asked), found, spec, slots=slots) for asked in parse_profiles(texts)]
-    return EngineSettingsList(base=base.name, adapters=len(found), items=items)
+    facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
+    items = [engine_settings.settings_for(str(asked), facts_of, spec, slots=slots) for asked in parse_profiles(texts)]
+    return EngineSettingsList(base=base.name, adapters=len(facts_of), items=items)

@@ -128,9 +128,9 @@ def _calls_for(verdict: VerdictRow | None, base: BaseRow, request: CampaignReque
     return any(not _is_of(verdict.made_by.get(tool, ""), version) for tool, version in request.made_by.items())
 
 
-def _is_of(found: str, wanted: str) -> bool:
+def _is_of(actual: str, expected: str) -> bool:
     """Whether this is the version that is asked for: 2.13.0+cpu is a build of 2.13.0."""
-    return wanted in (found, found.partition("+")[0])
+    return expected in (actual, actual.partition("+")[0])
 
 
 def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
@@ -152,17 +152,17 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
         .where(col(CampaignJobRow.campaign_id) == row.id)
         .order_by(col(JobRow.subject))
     )
-    seen = [one for one in session.exec(statement) if _may_see(actor, one[1])]
-    if not seen and row.created_by != actor.identity and not actor.may_everywhere(Scope.PULL):
+    visible = [one for one in session.exec(statement) if _may_see(actor, one[1])]
+    if not visible and row.created_by != actor.identity and not actor.may_everywhere(Scope.PULL):
         raise _unknown(campaign_id)
-    counts = Counter(State(job.state) for _, job, _, _ in seen)
-    changed = list(_changed(seen))
+    counts = Counter(State(job.state) for _, job, _, _ in visible)
+    changed = list(_changed(visible))
     return CampaignView(
         id=row.id,
         base=row.base,
         created_at=row.created_at,
         created_by=row.created_by,
-        total=len(seen),
+        total=len(visible),
         states={state: counts[state] for state in State if counts[state]},
         finished=not counts[State.QUEUED] and not counts[State.RUNNING],
         changed=len(changed),
@@ -179,9 +179,9 @@ def _may_see(actor: Actor, job: JobRow) -> bool:
     return actor.sees(AdapterName.parse(job.subject.partition("@")[0]))
 
 
-def _changed(seen: Iterable[tuple[CampaignJobRow, JobRow, str | None, str | None]]) -> Iterator[CampaignItem]:
+def _changed(jobs: Iterable[tuple[CampaignJobRow, JobRow, str | None, str | None]]) -> Iterator[CampaignItem]:
     """Versions that are judged otherwise than before, and those that could not be judged."""
-    for member, job, after, summary in seen:
+    for member, job, after, summary in jobs:
         if job.state == State.FAILED or (after and after != member.before):
             says = job.error if job.state == State.FAILED else summary
             yield CampaignItem(

@@ -24,10 +24,10 @@ KINDS = (Kind.CONVERT, Kind.CONVERT_ON_BASE)
 
 def submit_conversion(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
     """The job of this conversion. `Invalid` (REQUEST_INVALID) for a payload that is none."""
-    asked = conversions.conversion(request.payload)
+    conversion = conversions.conversion(request.payload)
     ref = Ref.parse(request.ref)
     version = versions.find(session, actor, ref.name, ref.selector, include_withdrawn=False)
-    actor.require(Scope.PUSH, AdapterName.parse(asked.into))
+    actor.require(Scope.PUSH, AdapterName.parse(conversion.into))
     base = session.get_one(BaseRow, version.base_id)
-    payload = asked.model_dump(mode="json")
+    payload = conversion.model_dump(mode="json")
     return queue.enqueue(session, actor, request.kind, version, name=ref.name, base=base.name, payload=payload)

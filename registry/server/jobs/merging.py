@@ -30,14 +30,14 @@ KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.
 def submit_merge(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
     """The job of this recipe. `Invalid` (RECIPE_INVALID) with every reason why it cannot work."""
     recipe = _recipe(request)
-    found = [_find(session, actor, Ref.parse(source)) for source in recipe.sources]
-    recipes.demand(recipe, [_ingredient(session, ref, row) for ref, row in found])
-    if not found:
+    versions = [_find(session, actor, Ref.parse(source)) for source in recipe.sources]
+    recipes.demand(recipe, [_ingredient(session, ref, row) for ref, row in versions])
+    if not versions:
         raise Invalid("RECIPE_INVALID", "sources: names no adapter")
-    first, row = found[0]
+    first, row = versions[0]
     base = session.get_one(BaseRow, row.base_id)
     _demand_target(session, actor, recipe, base)
-    fixed = tuple(str(Ref(ref.name, version.number)) for ref, version in found)
+    fixed = tuple(str(Ref(ref.name, version.number)) for ref, version in versions)
     payload = recipe.model_copy(update={"sources": fixed}).model_dump(mode="json")
     where = recipe.onto or base.name
     return queue.enqueue(session, actor, request.kind, row, name=first.name, base=where, payload=payload)
@@ -72,18 +72,18 @@ def _demand_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow
     name = names.base_name(recipe.into)
     if name in {known.name for known in bases.list_bases(session, actor).items}:
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
-    wanted = bases.load_spec(base)
+    expected = bases.load_spec(base)
     if not recipe.onto:
-        if wanted.quantization and not recipe.dequantize:
-            raise recipes.on_its_grid(wanted.quantization)
+        if expected.quantization and not recipe.dequantize:
+            raise recipes.on_its_grid(expected.quantization)
         return
     other = bases.find(session, names.base_name(recipe.onto))
-    found = bases.load_spec(other)
+    actual = bases.load_spec(other)
     sizes = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
-    if any(getattr(wanted, size) != getattr(found, size) for size in sizes):
+    if any(getattr(expected, size) != getattr(actual, size) for size in sizes):
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is of another architecture than {base.name}")
-    if found.quantization:
-        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is packed ({found.quantization}), too")
+    if actual.quantization:
+        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is packed ({actual.quantization}), too")
     related = [one for one in base_identity.find_relatives(session, base) if one.other == other.name]
     if related and related[0].match == "unrelated":
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")

@@ -102,7 +102,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     order += [col(JobRow.created_at), col(JobRow.id)]
     picked = select(JobRow.id).where(*fitting).order_by(*order).limit(1).with_for_update(skip_locked=True)
     lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
-    taken = (
+    claimed = (
         update(JobRow)
         .where(col(JobRow.id) == picked.scalar_subquery(), col(JobRow.state) == State.QUEUED)
         .values(
@@ -117,7 +117,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
         .returning(col(JobRow.id))
         .execution_options(synchronize_session=False)
     )
-    job_id = session.connection().execute(taken).scalar()
+    job_id = session.connection().execute(claimed).scalar()
     if job_id is None:
         return None
     return session.get_one(JobRow, job_id, populate_existing=True), lease
@@ -164,8 +164,8 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
     end_job(row, State.DONE)
     row.result = result
     session.add(row)
-    told = {"worker": row.worker, "attempt": row.attempt}
-    audit.append(session, actor, EventType.JOB_FINISH, row.id, told, namespace=row.namespace)
+    detail = {"worker": row.worker, "attempt": row.attempt}
+    audit.append(session, actor, EventType.JOB_FINISH, row.id, detail, namespace=row.namespace)
     return row, True
 
 
@@ -218,9 +218,9 @@ def end_job(row: JobRow, state: State) -> None:
 
 def named_adapters(row: JobRow) -> list[AdapterName]:
     """The adapters that a job's payload names: further sources, and where the result goes."""
-    found = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
+    adapters = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
     into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse makes a base, which is everybody's
-    return [*found, *([AdapterName.parse(into)] if into else [])]
+    return [*adapters, *([AdapterName.parse(into)] if into else [])]
 
 
 def to_job(row: JobRow) -> Job:

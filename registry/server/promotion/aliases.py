@@ -63,8 +63,8 @@ def move(
         actor.require(Scope.ADMIN, name)
         if not reason.strip():
             raise Invalid("REQUEST_INVALID", "reason: break-glass needs a reason")
-    found, seen = gates.gather_evidence(session, name, alias, version)
-    missing = found.gate.missing(seen)
+    gate, gate_evidence = gates.gather_evidence(session, name, alias, version)
+    missing = gate.gate.missing(gate_evidence)
     if missing and not break_glass:
         raise Refused(
             "GATE_CLOSED",
@@ -73,7 +73,7 @@ def move(
             reasons=[Reason(f.code, f.location, f.message) for f in missing],
             next_step=_next_step(name, version, alias, missing[0].code),
         )
-    evidence = gates.summarize_evidence(found.gate, seen)
+    evidence = gates.summarize_evidence(gate.gate, gate_evidence)
     if missing:
         evidence.insert(0, {"check": BROKE_GLASS, "missing": [f.code for f in missing]})
     return _point(session, actor, name, alias, version, expected_generation, reason, evidence)
@@ -202,10 +202,10 @@ def _after(previous: datetime | None) -> datetime:
     return moment if previous is None or moment > previous else previous + NEXT
 
 
-def _moved(name: AdapterName, alias: str, expected: int, found: int) -> Conflict:
+def _moved(name: AdapterName, alias: str, expected: int, actual: int) -> Conflict:
     return Conflict(
         "ALIAS_MOVED",
-        f"alias '{alias}' of '{name}' is at generation {found}, not {expected}: somebody moved it",
+        f"alias '{alias}' of '{name}' is at generation {actual}, not {expected}: somebody moved it",
         next_step=f"look at it again with `adapter history {name}:{alias}`",
     )
 
@@ -245,13 +245,13 @@ def _before(session: Session, name: AdapterName, row: AliasRow, moves: Sequence[
     Going back twice goes back two versions: a move that itself went back does not count as the arrival.
     """
     came_from = {m.to_version_id: m.from_version_id for m in moves if not _went_back(m)}
-    seen = {row.version_id}
+    visited = {row.version_id}
     version_id = came_from.get(row.version_id)
-    while version_id is not None and version_id not in seen:
+    while version_id is not None and version_id not in visited:
         version = session.get_one(VersionRow, version_id)
         if not availability.is_withdrawn(version):
             return version
-        seen.add(version_id)
+        visited.add(version_id)
         version_id = came_from.get(version_id)
     raise NotFound(
         "VERSION_UNKNOWN",

@@ -82,8 +82,8 @@ def set_gate(session: Session, actor: Actor, where: AdapterName | str, alias: st
     if gate is not None:
         _demand_known(gate, alias)
         values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.identity}
-        made = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
-        while row is None and not db.insert_new(session, made, key | values):  # of a namespace: somebody was faster
+        row_type = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
+        while row is None and not db.insert_new(session, row_type, key | values):  # of a namespace: somebody was faster
             row, _ = _place(session, actor, where, alias)
             before = row.gate if row is not None else None
         if row is not None:
@@ -93,14 +93,14 @@ def set_gate(session: Session, actor: Actor, where: AdapterName | str, alias: st
     else:  # nothing was set: nothing changes, and nothing is told
         return show_gate(session, actor, where, alias)
     session.flush()
-    told = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
+    detail = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
     namespace = where.namespace if isinstance(where, AdapterName) else where
     audit.append(
         session,
         actor,
         EventType.GATE_SET if gate else EventType.GATE_REMOVE,
         f"{where}:{alias}",
-        told,
+        detail,
         namespace=namespace,
     )
     session.flush()
@@ -146,18 +146,18 @@ def _view(row: _Row, where: str) -> GateView:
 def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
     """What would stand between a version and a channel now. Nothing moves."""
     version = versions.find(session, actor, name, selector)
-    gate, seen = gather_evidence(session, name, names.alias(alias), version)
-    missing = gate.gate.missing(seen)
+    gate, evidence = gather_evidence(session, name, names.alias(alias), version)
+    missing = gate.gate.missing(evidence)
     return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing)
 
 
 def gather_evidence(session: Session, name: AdapterName, alias: str, version: VersionRow) -> tuple[GateView, Evidence]:
     """The gate of an alias, and everything about this version that it asks about."""
-    found = find_gate(session, name, version.adapter_id, alias)
-    gate = found.gate
+    gate_row = find_gate(session, name, version.adapter_id, alias)
+    gate = gate_row.gate
     judged = verdicts.newest_of(session, version)
     soaked = _soak_seconds(session, version, gate.soak_in, db.now()) if gate.soak_in else 0
-    return found, Evidence(
+    return gate_row, Evidence(
         verdicts=tuple(judged),
         engines=tuple(_engines(session, version, gate, judged)),
         files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
@@ -168,36 +168,37 @@ def gather_evidence(session: Session, name: AdapterName, alias: str, version: Ve
     )
 
 
-def summarize_evidence(gate: Gate, seen: Evidence) -> list[dict[str, Any]]:
+def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
     """The evidence that opened a gate, or that there was when its glass was broken, as an alias's history keeps it."""
-    asked = set(gate.asks())
-    counted = [v for v in seen.verdicts if v.check in asked]
-    kept: list[dict[str, Any]] = [_judged(v) for v in (*counted, *seen.engines)]
-    kept += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(seen) else []
+    checks = set(gate.asks())
+    counted = [v for v in evidence.verdicts if v.check in checks]
+    summary: list[dict[str, Any]] = [_judged(v) for v in (*counted, *evidence.engines)]
+    summary += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(evidence) else []
     if gate.approvals:
-        kept += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(seen)]
+        summary += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(evidence)]
     if gate.soak_in:
-        kept.append({"check": "soak", "alias": gate.soak_in, "seconds": seen.soak_seconds.get(gate.soak_in, 0)})
-    kept += [{"check": "signature", "by": identity} for identity in sorted(seen.signed_by & set(gate.signed_by))]
-    return kept
+        summary.append({"check": "soak", "alias": gate.soak_in, "seconds": evidence.soak_seconds.get(gate.soak_in, 0)})
+    summary += [{"check": "signature", "by": identity} for identity in sorted(evidence.signed_by & set(gate.signed_by))]
+    return summary
 
 
 def _judged(verdict: Verdict) -> dict[str, Any]:
-    kept: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": verdict.report}
-    kept["base_fingerprint"] = verdict.base_fingerprint
-    return kept | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
+    summary: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": verdict.report}
+    summary["base_fingerprint"] = verdict.base_fingerprint
+    return summary | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
 
 
 def _engines(session: Session, version: VersionRow, gate: Gate, judged: list[Verdict]) -> list[Verdict]:
     if not gate.engines:
         return []
     base = bases.load_spec(session.get_one(BaseRow, version.base_id))
-    known = engine_compat.newest_outcomes(judged)
-    asked = zip(gate.engines, engine_compat.parse_profiles(gate.engines), strict=True)
-    found = [
-        (text, engine_compat.evaluate_profile(version.facts, one, version.digest, base, *known)) for text, one in asked
+    outcomes = engine_compat.newest_outcomes(judged)
+    pairs = zip(gate.engines, engine_compat.parse_profiles(gate.engines), strict=True)
+    engine_verdicts = [
+        (text, engine_compat.evaluate_profile(version.facts, one, version.digest, base, *outcomes))
+        for text, one in pairs
     ]
-    return [verdict.model_copy(update={"profile": text}) for text, verdict in found]
+    return [verdict.model_copy(update={"profile": text}) for text, verdict in engine_verdicts]
 
 
 def _soak_seconds(session: Session, version: VersionRow, alias: str, now: datetime) -> int:
@@ -241,8 +242,8 @@ def _approvals(session: Session, version: VersionRow, alias: str | None) -> list
 
 
 def _approval(session: Session, name: AdapterName, row: ApprovalRow, version: VersionRow) -> ApprovalView:
-    seen = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
+    evidence = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
     return ApprovalView(
         number=version.number, alias=row.alias, identity=row.identity, comment=row.comment, at=row.at,
-        counts=bool(find_gate(session, name, version.adapter_id, row.alias).gate.approved(seen)),
+        counts=bool(find_gate(session, name, version.adapter_id, row.alias).gate.approved(evidence)),
     )  # fmt: skip

@@ -50,8 +50,8 @@ def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> Removed
     _delete_with_all_below(session, _ADAPTER, _ADAPTER.c.id == adapter.id)
     session.expunge(adapter)
     _end_name(session, name)
-    told = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
-    audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), told)
+    detail = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
+    audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), detail)
     return Removed(name=str(name), versions=len(versions), served_on=reports.find_serving_nodes(session, name))
 
 

@@ -85,8 +85,8 @@ def unquarantine(session: Session, actor: Actor, name: AdapterName, version: Ver
 
 def _view(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
     """With the nodes that still have it: withdrawing takes nothing out of an engine by itself."""
-    found = versions.build_view(session, name, version)
-    return found.model_copy(update={"served_on": reports.find_serving_nodes(session, name, version.digest)})
+    view = versions.build_view(session, name, version)
+    return view.model_copy(update={"served_on": reports.find_serving_nodes(session, name, version.digest)})
 
 
 def _lock(session: Session, name: AdapterName, version: VersionRow) -> None:
@@ -131,7 +131,7 @@ def find_unknown_withdrawals(
     with db.session(engine, write=False) as session:
         joined = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
         rows = session.exec(joined.where(versions.named(name), col(VersionRow.number).in_(by_number))).all()
-    found = []
+    unknown = []
     for adapter, row in rows:
         try:
             own = metadata_backup.version_record(adapter, row).digest.hex
@@ -146,8 +146,8 @@ def find_unknown_withdrawals(
             and record.manifest.digest == row.digest
             and metadata_backup.withdrawal_count(record) > metadata_backup.withdrawal_count(row)
         ):
-            found.append(record)
-    return found
+            unknown.append(record)
+    return unknown
 
 
 def _again(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:

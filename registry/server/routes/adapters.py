@@ -68,10 +68,10 @@ def resolve_version(
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
     """Resolve an alias, a number or a digest to a version, its manifest and its files."""
-    found, incoming.state.pointer = with_current_actor(
+    resolved, incoming.state.pointer = with_current_actor(
         incoming, session, actor, lambda who: versions.resolve_with_pointer(session, who, name, selector)
     )
-    body = found.model_dump_json().encode()
+    body = resolved.model_dump_json().encode()
     etag = f'"{Digest.of(body).hex}"'
     keep = FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN
     headers = {

@@ -61,8 +61,8 @@ LOOK_SECONDS = 0.1
 
 
 def _log(request: Request) -> AuditLog:
-    found: AuditLog = request.app.state.audit_log
-    return found
+    audit_log: AuditLog = request.app.state.audit_log
+    return audit_log
 
 
 LogDep = Annotated[AuditLog, Depends(inline(_log))]
@@ -194,23 +194,23 @@ def prove_consistency(
 def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
     """A bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
-    found = tiles.parse_path(f"entries/{path}")
+    tile = tiles.parse_path(f"entries/{path}")
     newest = sequencer.latest_checkpoint(session)
-    if found is None or newest is None or tiles.width_at(0, found[1], newest.size) < found[2]:
+    if tile is None or newest is None or tiles.width_at(0, tile[1], newest.size) < tile[2]:
         raise _no_tile(f"entries/{path}")
-    expected = tiles.bundle(sequencer.read_entries(session, found[1], found[2]))
-    return _tile(copies.read_entries(blobs, found[1], found[2], expected=expected))
+    expected = tiles.bundle(sequencer.read_entries(session, tile[1], tile[2]))
+    return _tile(copies.read_entries(blobs, tile[1], tile[2], expected=expected))
 
 
 @router.get("/audit/tile/{path:path}", response_class=Response, responses={200: declarations.raw("The tile")})
 def read_log_tile(session: SessionDep, _actor: AnyActor, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
     """A tile of the log (C2SP tlog-tiles)."""
-    found = tiles.parse_path(path)
-    data = tree.read_tile(session, found[0], found[1], found[2]) if found is not None and found[0] is not None else None
+    tile = tiles.parse_path(path)
+    data = tree.read_tile(session, tile[0], tile[1], tile[2]) if tile is not None and tile[0] is not None else None
     if data is None:
         raise _no_tile(path)
-    if stored and found is not None and found[0] is not None:
-        data = copies.read_tile(blobs, found[0], found[1], found[2], expected=data)
+    if stored and tile is not None and tile[0] is not None:
+        data = copies.read_tile(blobs, tile[0], tile[1], tile[2], expected=data)
     return _tile(data)
 
 

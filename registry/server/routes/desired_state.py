@@ -42,9 +42,9 @@ LOOK_ANYWAY_SECONDS = 0.5
 class _Reader:
     """Reads for one request, which may wait."""
 
-    def __init__(self, request: Request, engine: Engine, base: str, alias: str, asked: EngineProfile | None) -> None:
+    def __init__(self, request: Request, engine: Engine, base: str, alias: str, profile: EngineProfile | None) -> None:
         self._request, self._engine = request, engine
-        self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), asked
+        self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), profile
 
     def whole(self) -> Roster:
         actor = RequireScope(Scope.PULL).check_again(self._request)
@@ -78,9 +78,9 @@ async def show_desired_state(
         headers = _headers(await run_in_threadpool(reader.state))
         if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
             return Response(status_code=304, headers=headers)
-    found = await run_in_threadpool(reader.whole)
-    response.headers.update(_headers(found.cursor))
-    return found
+    state = await run_in_threadpool(reader.whole)
+    response.headers.update(_headers(state.cursor))
+    return state
 
 
 def _headers(cursor: str) -> dict[str, str]:

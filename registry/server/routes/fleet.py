@@ -37,5 +37,5 @@ def list_nodes(
     limit: LimitDep = PAGE,
 ) -> FleetNodes:
     """List nodes and what they serve."""
-    asked = status.NodeFilter(base=base, alias=alias, node=node, adapter=adapter)
-    return status.nodes(session, actor, asked, cursor=cursor, limit=limit)
+    node_filter = status.NodeFilter(base=base, alias=alias, node=node, adapter=adapter)
+    return status.nodes(session, actor, node_filter, cursor=cursor, limit=limit)

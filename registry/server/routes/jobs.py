@@ -91,10 +91,10 @@ def list_jobs(
 @router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "No job for this worker now"}})
 def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed | Response:
     """Claim the next job that this worker can do. 204 if there is none."""
-    taken = queue.claim(session, actor, request)
-    if taken is None:
+    claimed = queue.claim(session, actor, request)
+    if claimed is None:
         return Response(status_code=204)
-    row, lease = taken
+    row, lease = claimed
     if row.subject_digest is None:
         return Claimed(job=queue.to_job(row), lease=lease)
     name = AdapterName.parse(row.subject.partition("@")[0])

@@ -214,8 +214,8 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "Content-Disposition": f'attachment; filename="{file.path.rsplit("/", 1)[-1]}"',
     }
-    known = request.headers.get("if-none-match", "")
-    if known.strip() == "*" or headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+    etags = request.headers.get("if-none-match", "")
+    if etags.strip() == "*" or headers["ETag"] in (tag.strip().removeprefix("W/") for tag in etags.split(",")):
         return Response(status_code=304, headers=headers)
     _note_read(request, selector)
     key = files.locate_bytes(blobs, file)
@@ -237,12 +237,12 @@ def _note_read(request: Request, selector: Selector) -> None:
 def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
     """From a store without links. A Range that is not one plain range is ignored, many are refused (RFC 9110)."""
     start, length, status = 0, size_bytes, 200
-    asked = request.headers.get("range", "")
-    if asked.count(",") >= RANGES_LIMIT:
+    range_header = request.headers.get("range", "")
+    if range_header.count(",") >= RANGES_LIMIT:
         return Response(status_code=416, headers={"Content-Range": f"bytes */{size_bytes}"})
-    wanted = _RANGE.match(asked)
-    if wanted and request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
-        start, length = _range(wanted[1], wanted[2], size_bytes)
+    match = _RANGE.match(range_header)
+    if match and request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
+        start, length = _range(match[1], match[2], size_bytes)
         if length <= 0:
             return Response(status_code=416, headers={"Content-Range": f"bytes */{size_bytes}"})
         status = 206

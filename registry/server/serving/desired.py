@@ -39,21 +39,24 @@ from registry.server.evaluation import engine_compat
 Found = tuple[AdapterRow, VersionRow, int]
 
 
-def desired_state(session: Session, actor: Actor, base_name: str, alias: str, asked: EngineProfile | None) -> Roster:
+def desired_state(session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None) -> Roster:
     """Everything on the roster, by name. `NotFound` (BASE_UNKNOWN)."""
     base = bases.find(session, names.base_name(base_name))
     alias = names.alias(alias)
-    cursor = state_cursor(session, actor, base, alias, asked)
+    cursor = state_cursor(session, actor, base, alias, profile)
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.namespace), col(AdapterRow.name))
-    found: list[Found] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
-    files = _files(session, found)
-    judged = verdicts.newest_by_version(session, [version for _, version, _ in found])
-    served = _served_names(found)
+    adapters: list[Found] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
+    files = _files(session, adapters)
+    judged = verdicts.newest_by_version(session, [version for _, version, _ in adapters])
+    served = _served_names(adapters)
     spec = bases.load_spec(base)
     entries = [
-        _entry(one, served[one[1].id or 0], files[one[1].id or 0], judged[one[1].id or 0], asked, spec) for one in found
+        _entry(one, served[one[1].id or 0], files[one[1].id or 0], judged[one[1].id or 0], profile, spec)
+        for one in adapters
     ]
-    facts = {f"{adapter.namespace}/{adapter.name}": version.facts.get("engine") or {} for adapter, version, _ in found}
+    facts = {
+        f"{adapter.namespace}/{adapter.name}": version.facts.get("engine") or {} for adapter, version, _ in adapters
+    }
     return Roster(
         base=base.name,
         base_fingerprint=base.fingerprint,
@@ -61,19 +64,19 @@ def desired_state(session: Session, actor: Actor, base_name: str, alias: str, as
         cursor=cursor,
         adapters=entries,
         ranks={str(rank): count for rank, count in sorted(Counter(e.rank for e in entries if e.rank).items())},
-        settings=engine_settings.settings_for(str(asked), facts, spec) if asked else None,
+        settings=engine_settings.settings_for(str(profile), facts, spec) if profile else None,
     )
 
 
-def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, asked: EngineProfile | None) -> str:
+def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, profile: EngineProfile | None) -> str:
     """The cursor: a digest over what each entry points at and was last judged, and the rules that judge it now."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.id))
     rows = session.connection().execute(
         statement.with_only_columns(AdapterRow.id, VersionRow.id, AliasRow.generation, newest)
     )
-    rules = str(rulebook.digest(asked.engine)) if asked else ""
-    return Digest.of(repr([base.id, alias, str(asked or ""), rules, *map(tuple, rows)]).encode()).hex
+    rules = str(rulebook.digest(profile.engine)) if profile else ""
+    return Digest.of(repr([base.id, alias, str(profile or ""), rules, *map(tuple, rows)]).encode()).hex
 
 
 def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
@@ -91,41 +94,41 @@ def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
     )
 
 
-def _files(session: Session, found: Iterable[Found]) -> dict[int, list[VersionFileRow]]:
+def _files(session: Session, adapters: Iterable[Found]) -> dict[int, list[VersionFileRow]]:
     by_version: dict[int, list[VersionFileRow]] = defaultdict(list)
-    ids = [version.id for _, version, _ in found]
+    ids = [version.id for _, version, _ in adapters]
     statement = select(VersionFileRow).where(col(VersionFileRow.version_id).in_(ids)).order_by(col(VersionFileRow.path))
     for row in session.exec(statement):
         by_version[row.version_id].append(row)
     return by_version
 
 
-def _served_names(found: Sequence[Found]) -> dict[int, str]:
+def _served_names(adapters: Sequence[Found]) -> dict[int, str]:
     """Version id → its name in engines. Where two names of adapters read the same, their digests tell them apart."""
-    plain = {v.id or 0: names.served_name(AdapterName(a.namespace, a.name), v.number) for a, v, _ in found}
+    plain = {v.id or 0: names.served_name(AdapterName(a.namespace, a.name), v.number) for a, v, _ in adapters}
     often = Counter(plain.values())
     return {
         version.id or 0: name if often[name] == 1 else f"{name}-{Digest(version.digest).hex[:8]}"
-        for (_, version, _), name in zip(found, plain.values(), strict=True)
+        for (_, version, _), name in zip(adapters, plain.values(), strict=True)
     }
 
 
 def _entry(
-    found: Found,
+    item: Found,
     served: str,
     files: list[VersionFileRow],
     judged: list[Verdict],
-    asked: EngineProfile | None,
+    profile: EngineProfile | None,
     spec: BaseSpec,
 ) -> RosterEntry:
-    adapter, version, generation = found
+    adapter, version, generation = item
     name = f"{adapter.namespace}/{adapter.name}"
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
     loaded = (
         engine_compat.evaluate_profile(
-            version.facts, asked, version.digest, spec, *engine_compat.newest_outcomes(judged)
+            version.facts, profile, version.digest, spec, *engine_compat.newest_outcomes(judged)
         )
-        if asked
+        if profile
         else None
     )
     return RosterEntry(

@@ -47,23 +47,23 @@ TOLD_LIMIT = 200
 _Served = tuple[str, str, str]
 
 
-def accept_report(session: Session, actor: Actor, node: str, engine: str, said: NodeReport) -> Leased:
+def accept_report(session: Session, actor: Actor, node: str, engine: str, report: NodeReport) -> Leased:
     """Take a node's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
-    names.node_name(node), names.node_name(engine), names.base_name(said.base), names.alias(said.alias)
+    names.node_name(node), names.node_name(engine), names.base_name(report.base), names.alias(report.alias)
     row = _node(session, actor, node, engine)
     now, reach = db.now(), actor.namespaces_with(Scope.PULL)
-    lease = {"heard_at": now, "expires_at": now + timedelta(seconds=said.lease_seconds)}
-    stamp = Digest.of(canonical_json([said.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])).hex
+    lease = {"heard_at": now, "expires_at": now + timedelta(seconds=report.lease_seconds)}
+    stamp = Digest.of(canonical_json([report.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])).hex
     if row.said == stamp:
         session.connection().execute(update(FleetNodeRow).where(col(FleetNodeRow.id) == row.id).values(**lease))
         return Leased(expires_at=lease["expires_at"])
     before = {slot.served_name: slot for slot in _slots(session, row)}
-    after, unknown = _accepted(session, actor, row, said.slots, before)
+    after, unknown = _accepted(session, actor, row, report.slots, before)
     _keep_blobs(session, {slot.digest for slot in after if slot.state in KEEPING} - {s.digest for s in before.values()})
     _replace(session, row, after)
     _tell(session, actor, row, before.values(), after)
     row.sqlmodel_update({
-        **lease, "base": said.base, "alias": said.alias, "profile": said.profile, "on_demand": said.on_demand,
+        **lease, "base": report.base, "alias": report.alias, "profile": report.profile, "on_demand": report.on_demand,
         "reach": sorted(reach) if reach is not None else None, "reporter_name": actor.identity,
         "said": "" if unknown else stamp,  # what is unknown may become known
     })  # fmt: skip
@@ -78,11 +78,11 @@ def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") ->
     mine += [col(FleetSlotRow.digest) == digest] if digest else []
     joined = select(FleetNodeRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id))
     statement = joined.where(*mine, lease_is_live(), col(FleetSlotRow.state).in_(KEEPING))
-    found = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(TOLD_LIMIT))
+    records = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(TOLD_LIMIT))
     return [
         ServedOn(node=node.node, engine=node.engine, served_name=slot.served_name, number=slot.number,
                  state=slot.state, heard_at=node.heard_at)
-        for node, slot in found
+        for node, slot in records
     ]  # fmt: skip
 
 
@@ -109,9 +109,9 @@ def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRo
     statement = (
         select(FleetNodeRow).where(mine, FleetNodeRow.node == node, FleetNodeRow.engine == engine).with_for_update()
     )
-    found = session.exec(statement).first()
-    if found is not None:
-        return found
+    row = session.exec(statement).first()
+    if row is not None:
+        return row
     if session.exec(select(func.count()).select_from(FleetNodeRow).where(mine)).one() >= NODES_LIMIT:
         raise TooLarge(
             "QUOTA_EXCEEDED", f"{actor.identity!r} has {NODES_LIMIT} nodes already",
@@ -158,8 +158,8 @@ def _numbers(session: Session, slots: Sequence[SlotReport]) -> dict[_Served, int
     """(namespace, name, digest) → number, of what is here."""
     joined = select(AdapterRow.namespace, AdapterRow.name, VersionRow.digest, VersionRow.number)
     joined = joined.join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
-    found = session.exec(joined.where(col(VersionRow.digest).in_({slot.digest for slot in slots})))
-    return {(namespace, name, digest): number for namespace, name, digest, number in found}
+    records = session.exec(joined.where(col(VersionRow.digest).in_({slot.digest for slot in slots})))
+    return {(namespace, name, digest): number for namespace, name, digest, number in records}
 
 
 def _keep_blobs(session: Session, versions: set[str]) -> None:
@@ -203,5 +203,5 @@ def _tell(
 
 
 def _serving(slots: Iterable[FleetSlotRow]) -> dict[_Served, FleetSlotRow]:
-    found = [slot for slot in slots if slot.state == SlotState.SERVING]
-    return {(slot.namespace, slot.name, slot.digest): slot for slot in found}
+    serving = [slot for slot in slots if slot.state == SlotState.SERVING]
+    return {(slot.namespace, slot.name, slot.digest): slot for slot in serving}

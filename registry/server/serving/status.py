@@ -58,18 +58,18 @@ class NodeFilter:
     adapter: str = ""
 
 
-def nodes(session: Session, actor: Actor, asked: NodeFilter, *, cursor: str = "", limit: int) -> FleetNodes:
+def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: str = "", limit: int) -> FleetNodes:
     """One page, in the order in which nodes were first heard of."""
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
         raise invalid_cursor()
-    only = AdapterName.parse(asked.adapter) if asked.adapter else None
-    conditions = _conditions(asked)
+    only = AdapterName.parse(node_filter.adapter) if node_filter.adapter else None
+    conditions = _conditions(node_filter)
     statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > int(cursor or 0), *conditions)
     rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
     shown = rows[:limit]
-    wanted = _wanted(session, actor, {(row.base, row.alias) for row in shown}, only)
+    expected = _wanted(session, actor, {(row.base, row.alias) for row in shown}, only)
     slots = _slots(session, actor, shown, only)
-    views = [_node(row, slots[row.id or 0], wanted[row.base, row.alias]) for row in shown]
+    views = [_node(row, slots[row.id or 0], expected[row.base, row.alias]) for row in shown]
     return FleetNodes(
         items=[view for view, row in zip(views, shown, strict=True) if view.slots or _is_of(actor, row)],
         convergence=[] if cursor else _convergence(session, actor, conditions, only),
@@ -77,9 +77,13 @@ def nodes(session: Session, actor: Actor, asked: NodeFilter, *, cursor: str = ""
     )
 
 
-def _conditions(asked: NodeFilter) -> list[ColumnElement[bool]]:
-    given = {FleetNodeRow.base: asked.base, FleetNodeRow.alias: asked.alias, FleetNodeRow.node: asked.node}
-    return [col(column) == value for column, value in given.items() if value]
+def _conditions(node_filter: NodeFilter) -> list[ColumnElement[bool]]:
+    columns = {
+        FleetNodeRow.base: node_filter.base,
+        FleetNodeRow.alias: node_filter.alias,
+        FleetNodeRow.node: node_filter.node,
+    }
+    return [col(column) == value for column, value in columns.items() if value]
 
 
 def _is_of(actor: Actor, row: FleetNodeRow) -> bool:
@@ -105,20 +109,20 @@ def _of(only: AdapterName | None) -> list[ColumnElement[bool]]:
 def _slots(
     session: Session, actor: Actor, rows: Sequence[FleetNodeRow], only: AdapterName | None
 ) -> dict[int, list[FleetSlotRow]]:
-    found: dict[int, list[FleetSlotRow]] = defaultdict(list)
+    by_node: dict[int, list[FleetSlotRow]] = defaultdict(list)
     mine = [col(FleetSlotRow.node_id).in_([row.id for row in rows]), _visible(actor), *_of(only)]
     order = (col(FleetSlotRow.namespace), col(FleetSlotRow.name), col(FleetSlotRow.served_name))
     for slot in session.exec(select(FleetSlotRow).where(*mine).order_by(*order)):
-        found[slot.node_id].append(slot)
-    return found
+        by_node[slot.node_id].append(slot)
+    return by_node
 
 
 def _wanted(session: Session, actor: Actor, followed: Iterable[_Followed], only: AdapterName | None) -> _Roster:
     """What these aliases of these bases point at, as far as the actor may see and a node may serve it."""
     pairs = sorted(followed)
-    found: _Roster = {pair: {} for pair in pairs}
+    expected: _Roster = {pair: {} for pair in pairs}
     if not pairs:
-        return found
+        return expected
     statement = (
         select(
             BaseRow.name, AliasRow.alias, AdapterRow.namespace, AdapterRow.name, VersionRow.number, VersionRow.digest
@@ -135,18 +139,18 @@ def _wanted(session: Session, actor: Actor, followed: Iterable[_Followed], only:
         )
     )
     for base, alias, namespace, name, number, digest in session.exec(statement):
-        found[base, alias][AdapterName(namespace, name)] = _Wanted(number, Digest(digest))
-    return found
+        expected[base, alias][AdapterName(namespace, name)] = _Wanted(number, Digest(digest))
+    return expected
 
 
 def _reaches(reach: list[str] | None, name: AdapterName) -> bool:
     return reach is None or name.namespace in reach
 
 
-def _node(row: FleetNodeRow, slots: list[FleetSlotRow], wanted: dict[AdapterName, _Wanted]) -> NodeView:
+def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterName, _Wanted]) -> NodeView:
     views = []
     for slot in slots:
-        now = wanted.get(AdapterName(slot.namespace, slot.name))
+        now = expected.get(AdapterName(slot.namespace, slot.name))
         views.append(SlotView(
             adapter=f"{slot.namespace}/{slot.name}", served_name=slot.served_name, number=slot.number,
             digest=Digest(slot.digest), state=SlotState(slot.state), reason=slot.reason, verified=slot.verified,
@@ -154,7 +158,7 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], wanted: dict[AdapterName
         ))  # fmt: skip
     is_live = row.expires_at > db.now()
     spoken_of = {view.adapter for view in views}
-    for name, now in sorted(wanted.items()):
+    for name, now in sorted(expected.items()):
         if is_live and not row.on_demand and str(name) not in spoken_of and _reaches(row.reach, name):
             views.append(SlotView(
                 adapter=str(name), served_name=names.served_name(name, now.number), number=None, digest=None,
@@ -185,14 +189,14 @@ def _convergence(
     serving: Counter[tuple[str, ...]] = Counter()
     for *key, count in session.exec(statement.group_by(*grouped)):
         serving[tuple(key)] = count
-    found = []
+    convergence = []
     for (base, alias), wanted in sorted(_wanted(session, actor, following, only).items()):
         for name, now in sorted(wanted.items()):
             nodes_of_it = sum(_reaches(reach, name) for reach in following[base, alias])
             if nodes_of_it:
                 key = (base, alias, name.namespace, name.name, now.digest)
-                found.append(Convergence(
+                convergence.append(Convergence(
                     adapter=str(name), alias=alias, base=base, number=now.number, digest=now.digest,
                     serving=serving[key], nodes=nodes_of_it,
                 ))  # fmt: skip
-    return found
+    return convergence

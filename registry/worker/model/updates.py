@@ -93,14 +93,14 @@ def norms(folder: Path) -> dict[str, UpdateNorms]:
     return {update.path: update.norms() for update in of_folder(folder)}
 
 
-def cosines(left: Path, right: Path) -> dict[str, float | None]:
+def cosines(first: Path, second: Path) -> dict[str, float | None]:
     """Module → cosine of its two updates, for modules that both adapters touch; None where an update is zero.
 
     <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ.
     """
     cosine_of: dict[str, float | None] = {}
-    waiting = {update.path: update for update in of_folder(right)}
-    for update in of_folder(left):
+    waiting = {update.path: update for update in of_folder(second)}
+    for update in of_folder(first):
         match = waiting.pop(update.path, None)
         if match is None or update.sides != match.sides:
             continue

@@ -52,7 +52,7 @@ def announces_change(config: AdapterConfig) -> bool:
 
 
 def examine(
-    base: LoadedBase, folder: Path, config: AdapterConfig, thresholds: Thresholds, known: Known | None = None, *,
+    base: LoadedBase, folder: Path, config: AdapterConfig, thresholds: Thresholds, reference: Known | None = None, *,
     say: Callable[[str], None] = ignore_progress,
 ) -> SmokeResult:  # fmt: skip
     """Everything that a smoke test sees. Leaves the base unloaded of the adapter, but is not to be trusted to."""
@@ -67,15 +67,15 @@ def examine(
     measure_norms(updates.of_folder(folder), lambda path: weight_norm(parameters, path), result)
     prompts = prompts_for(base, config)
     result.say("running the probes on the bare base")
-    if known is None or known.baseline.asked != prompts:
-        known = _learn(base, prompts, result, shared=known is not None)
+    if reference is None or reference.baseline.asked != prompts:
+        reference = _learn(base, prompts, result, shared=reference is not None)
     result.say("loading the adapter")
     wrapped = _load(base, folder, result)
     if wrapped is not None:
-        if _compare(base, wrapped, known.baseline, result):
+        if _compare(base, wrapped, reference.baseline, result):
             dialogue.examine(base, folder, result)
             samples.examine(base, wrapped, folder, result)
-        _base_afterwards(base, wrapped, known, config, result)
+        _base_afterwards(base, wrapped, reference, config, result)
     record_probes(base, prompts, result)
     return result
 

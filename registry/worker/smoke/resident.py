@@ -217,8 +217,8 @@ class Resident:
         return max(self._delta(row, single) for row in answers) / self._largest
 
     @staticmethod
-    def _delta(left: torch.Tensor, right: torch.Tensor) -> float:
-        return float((left - right).abs().max())
+    def _delta(first: torch.Tensor, second: torch.Tensor) -> float:
+        return float((first - second).abs().max())
 
     def _demand_base(self, result: SmokeResult) -> None:
         started = perf_counter()

@@ -92,9 +92,9 @@ def _measured(blobs: BlobStore, manifest: Manifest) -> Measured:
     keys = {file.path: key_of(file.digest) for file in manifest.files}
     weights = read.weights_of(manifest.files)
     try:
-        found = read.read_any(manifest.files, lambda path, start, n: blobs.read(keys[path], start, n))
+        contents = read.read_any(manifest.files, lambda path, start, n: blobs.read(keys[path], start, n))
         key = keys[weights.path]
-        return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, found.header, found.pairs)
+        return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, contents.header, contents.pairs)
     except (Invalid, TooLarge, NotFound) as e:
         message = f"the numbers of its weights could not be read: {e.detail}"
         return Measured((Finding.of("unknown", "weights.unreadable", weights.path, message),), {})

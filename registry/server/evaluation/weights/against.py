@@ -54,8 +54,8 @@ class BaseNorms:
         """|W| of what a file's path means: a module, or several that are parts of one fused matrix, together."""
         meant = (path,) if self.paths is None else self.paths.of(path) or ()
         sizes = [self._norm(module) for module in meant]
-        known = [size for size in sizes if size is not None]
-        return float(f"{math.hypot(*known):.5g}") if known and len(known) == len(sizes) else None
+        measured = [size for size in sizes if size is not None]
+        return float(f"{math.hypot(*measured):.5g}") if measured and len(measured) == len(sizes) else None
 
     def _norm(self, path: str) -> float | None:
         """|W| of a module, or of a parameter of a block of experts; a tied head has the embedding's."""
@@ -121,13 +121,13 @@ def load_base_norms(session: Session, base: BaseRow, format_name: str = PEFT) ->
     if row is None:
         return BaseNorms(base.name, {})
     base_id, own = row
-    kept = _KEPT.setdefault(session.get_bind(), _Kept())
-    norms = kept.get(base_id)
+    cache = _KEPT.setdefault(session.get_bind(), _Kept())
+    norms = cache.get(base_id)
     if not norms:
         text = session.exec(select(BaseIdentityRow.identity).where(col(BaseIdentityRow.base_id) == base.id)).one()
         norms = {name: mark["norm"] for name, mark in json.loads(text)["marks"].items() if mark.get("norm") is not None}
         if norms:  # an identity of an earlier release may still get them
-            kept.put(base_id, norms)
+            cache.put(base_id, norms)
     paths = Paths(format_name, bases.load_spec(base).modules) if norms and format_name != PEFT else None
     return BaseNorms(base.name, norms, Thresholds.with_overrides(own or {}), paths)
 
@@ -140,9 +140,9 @@ def compare_with_base(base: BaseNorms, norms: Mapping[str, FactorNorms]) -> tupl
     if not beyond:
         return ()
     worst = max(beyond, key=beyond.__getitem__)
-    known = sum(share is not None for share in shares.values())
+    compared = sum(share is not None for share in shares.values())
     message = (
         f"the update of {worst[:300]} is {beyond[worst]:.3g} times as large as the weight of {base.name[:200]} that it "
-        f"changes ({len(beyond)} of {known} modules are over {limit:g}); trained updates are mostly below 0.3"
+        f"changes ({len(beyond)} of {compared} modules are over {limit:g}); trained updates are mostly below 0.3"
     )
     return (Finding.of("warning", "weights.beyond_base", worst, message, f"at most {limit:g}", f"{beyond[worst]:.3g}"),)

@@ -38,8 +38,8 @@ class Window:
     def read(self, start: int, length: int) -> memoryview:
         if not (self.start <= start and start + length <= self.start + len(self.held)):
             self.held = memoryview(b"")  # let go before the next piece comes
-            wanted = min(max(length, WINDOW_BYTES), self.size_bytes - start)
-            self.start, self.held = start, memoryview(self.fetch(start, wanted))
+            count = min(max(length, WINDOW_BYTES), self.size_bytes - start)
+            self.start, self.held = start, memoryview(self.fetch(start, count))
         return self.held[start - self.start : start - self.start + length]
 
 

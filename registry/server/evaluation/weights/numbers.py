@@ -50,15 +50,15 @@ class FactorNorms:
 # ------------------------------------------------------------------ finite
 def find_not_finite(read: Read, header: Header) -> list[str]:
     """The names of tensors that hold NaN or an infinity, in the order of the file."""
-    found = []
+    names = []
     for info in sorted(header, key=lambda info: info.start):
         step = CHUNK_BYTES
         for start in range(info.start, info.end, step):
             data = read(header.data_start + start, min(step, info.end - start))
             if _has_special(data, info.dtype):
-                found.append(info.name)
+                names.append(info.name)
                 break
-    return found
+    return names
 
 
 def _has_special(data: bytes | memoryview, dtype: str) -> bool:
@@ -77,7 +77,7 @@ def compute_norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str
     """Module → its norms, for pairs of factors. Values must be finite."""
     by_name = {info.name: info for info in header}
     there = [pair for pair in pairs if pair.a in by_name and pair.b in by_name]
-    found = {}
+    norms = {}
     for pair in sorted(there, key=lambda pair: min(by_name[pair.a].start, by_name[pair.b].start)):
         halves = (by_name[pair.a], by_name[pair.b])
         if all(_is_readable(info, pair.rank * pair.experts) for info in halves):
@@ -85,8 +85,8 @@ def compute_norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str
             if pair.is_turned:
                 a, b = a.reshape(-1, pair.rank).T, b.reshape(pair.rank, -1).T
             a, b = a.reshape(pair.experts, pair.rank, -1), b.reshape(-1, pair.rank, pair.experts)
-            found[pair.path] = _norms(a, b.transpose(2, 0, 1), pair.scale)
-    return found
+            norms[pair.path] = _norms(a, b.transpose(2, 0, 1), pair.scale)
+    return norms
 
 
 def _is_readable(info: TensorInfo, rank: int) -> bool:

@@ -44,18 +44,18 @@ def read_file(
     path: str,
 ) -> Response:
     """A file, from here or from the store."""
-    found = _find(request, actor, engine, blobs, revision, path)
-    file = found.file.descriptor
+    repository_file = _find(request, actor, engine, blobs, revision, path)
+    file = repository_file.file.descriptor
     if request.method == "GET":
-        found.record_read(request, actor)
+        repository_file.record_read(request, actor)
     key = files.locate_bytes(blobs, file)
     redirects = (request.method == "GET" and not clients.reads_metadata_only(request)) or clients.is_legacy(request)
     if hub.is_large(file) and redirects and not clients.sends_token_on_redirect(request):
         link = blobs.presign(key, seconds=settings.link_seconds, method="GET", file_name=file.path)
         if link is not None:
-            headers = {**found.headers, "Location": link.url, "Cache-Control": "no-store"}
+            headers = {**repository_file.headers, "Location": link.url, "Cache-Control": "no-store"}
             return Response(status_code=302, headers=headers)
-    return transfer.from_here(request, blobs, key, file.size_bytes, found.headers)
+    return transfer.from_here(request, blobs, key, file.size_bytes, repository_file.headers)
 
 
 @router.api_route("/{namespace}/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
@@ -68,15 +68,15 @@ def read_raw(
     path: str,
 ) -> Response:
     """What git would store: a small file itself, the LFS pointer of a large one."""
-    found = _find(request, actor, engine, blobs, revision, path)
-    file = found.file.descriptor
+    repository_file = _find(request, actor, engine, blobs, revision, path)
+    file = repository_file.file.descriptor
     if hub.is_large(file):
         pointer = hub.pointer(file)
-        headers = {**found.headers, "ETag": f'"{hub.git_id(pointer)}"', "Accept-Ranges": "none"}
+        headers = {**repository_file.headers, "ETag": f'"{hub.git_id(pointer)}"', "Accept-Ranges": "none"}
         return Response(pointer, headers=headers, media_type="text/plain")
     if request.method == "GET":
-        found.record_read(request, actor)
-    return transfer.from_here(request, blobs, files.locate_bytes(blobs, file), file.size_bytes, found.headers)
+        repository_file.record_read(request, actor)
+    return transfer.from_here(request, blobs, files.locate_bytes(blobs, file), file.size_bytes, repository_file.headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,10 +49,10 @@ def list_models(
 ) -> Response:
     """Adapters that have all tags of `filter`. `base_model:adapter:NAME` matches a base by its registered name."""
     words = [word for text in filters for word in text.split(",") if word]
-    found, next_cursor = repositories.search(
+    page, next_cursor = repositories.search(
         session, actor, words, author=author, text=search, cursor=cursor, limit=min(limit, PAGE_LIMIT)
     )
-    items = [shapes.info(repository, siblings=False, expand=expand) for repository in found]
+    items = [shapes.info(repository, siblings=False, expand=expand) for repository in page]
     return JSONResponse(items, headers=next_page_header(request, next_cursor))
 
 
