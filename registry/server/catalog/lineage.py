@@ -1,12 +1,11 @@
 """Lineage: what a version came from, and what came from it, as far as the actor may see.
 
-Invariants
-- One recursive statement walks the edges and names what it meets, however much that is; lineage cannot form a cycle,
-  because a digest covers its parents.
-- A parent that the actor may not see is its digest and nothing else, and nothing beyond it is told.
-- A child that the actor may not see is not told of at all, nor is what only it leads to: the answer is the one that
-  there would be without it.
-- An answer that would be larger than `EDGES_LIMIT` says so.
+- One recursive statement follows the edges and names what it reaches, however much that is. Lineage cannot form a
+  cycle, because a digest covers its parents.
+- A parent that the actor may not see is shown by its digest alone, and nothing beyond it is shown.
+- A child that the actor may not see is left out, and so is what only it leads to: the answer is the same as if that
+  child did not exist.
+- An answer that would be larger than `EDGES_LIMIT` is truncated and says so.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Select, Text, case, cast, exists, func, literal, true
-from sqlalchemy import select as rows
+from sqlalchemy import CTE, ColumnElement, Select, Text, case, cast, exists, func, literal, select, true
 from sqlmodel import Session, col
 
 from registry import names
@@ -36,88 +34,89 @@ from registry.server.database.models import (
 from registry.server.database.recursive_cte import RecursiveStep, build_recursive_cte, join_in_order
 
 EDGES_LIMIT = 5000
-"""Rows of the walk in one answer: edges between versions, bases, data sets, runs and code."""
+"""Edges in one answer, between versions, bases, data sets, runs and code."""
 
 
-# ------------------------------------------------------------------ what is asked
+# ------------------------------------------------------------------ queries
 def ancestors(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
-    """The ancestors of a version, the bases and inputs of all that are seen, and what was fused into those bases."""
+    """The ancestors of a version, the bases and inputs of the visible ones, and what was fused into those bases."""
     root = versions.find(session, actor, name, selector)
-    walk = build_recursive_cte(session, "walk", rows(*_link("", root.digest)), lambda walk: _up(walk, actor))
-    return _told(session, actor, walk, _named(root, name), upwards=True)
+    walk = build_recursive_cte(session, "walk", select(*_edge_columns("", root.digest)), lambda walk: _up(walk, actor))
+    return _build_lineage(session, actor, walk, _version_node(root, name), upwards=True)
 
 
 def descendants(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The descendants of a version that the actor may see."""
     root = versions.find(session, actor, name, selector)
-    walk = build_recursive_cte(session, "walk", rows(*_link("", root.digest)), lambda walk: _down(walk, actor))
-    return _told(session, actor, walk, _named(root, name))
+    walk = build_recursive_cte(
+        session, "walk", select(*_edge_columns("", root.digest)), lambda walk: _down(walk, actor)
+    )
+    return _build_lineage(session, actor, walk, _version_node(root, name))
 
 
 def base_lineage(session: Session, actor: Actor, name: str, *, upwards: bool) -> Lineage:
     """What was fused into a base and where that came from; or what was trained on it, and what came from that."""
     base = bases.find(session, names.base_name(name))
     root = LineageNode(id=BASE + base.name, kind="base", name=base.name)
-    seed = rows(*_link("", root.id))
+    seed = select(*_edge_columns("", root.id))
     if upwards:
-        seed = rows(*_link(root.id, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation))).where(
+        seed = select(*_edge_columns(root.id, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation))).where(
             col(BaseEdgeRow.base_id) == base.id
         )
     walk = build_recursive_cte(session, "walk", seed, lambda walk: (_up if upwards else _down)(walk, actor))
-    return _told(session, actor, walk, root, upwards=upwards)
+    return _build_lineage(session, actor, walk, root, upwards=upwards)
 
 
 def dataset_descendants(session: Session, actor: Actor, dataset: str) -> Lineage:
     """What was trained on a data set, by its digest or its URI, or is claimed to be, and what came from that.
 
-    Empty for one that nothing in sight names: a data set is no object of the registry.
+    Empty if no visible version names it: the registry does not store data sets.
     """
-    filters = {"digest": dataset} if dataset.startswith("sha256:") else {"uri": dataset}
-    root = LineageNode(id=DATASET + dataset, kind="dataset", name=dataset, **filters)
-    seed = rows(*_link(root.id, col(VersionRow.digest), col(VersionInputRow.relation))).where(
-        (col(VersionInputRow.digest) if "digest" in filters else col(VersionInputRow.uri)) == dataset,
+    reference = {"digest": dataset} if dataset.startswith("sha256:") else {"uri": dataset}
+    root = LineageNode(id=DATASET + dataset, kind="dataset", name=dataset, **reference)
+    seed = select(*_edge_columns(root.id, col(VersionRow.digest), col(VersionInputRow.relation))).where(
+        (col(VersionInputRow.digest) if "digest" in reference else col(VersionInputRow.uri)) == dataset,
         col(VersionInputRow.relation).in_(("dataset", CLAIMED)),
         col(VersionRow.id) == col(VersionInputRow.version_id),
-        _seen(actor),
+        _is_visible(actor),
     )
     walk = build_recursive_cte(session, "walk", seed, lambda walk: _down(walk, actor))
-    return _told(session, actor, walk, root)
+    return _build_lineage(session, actor, walk, root)
 
 
 # ------------------------------------------------------------------ the walk
-def _link(near: Any, far: Any, relation: Any = "", name: Any = "", uri: Any = "") -> list[Any]:
-    """A row of the walk: from `near`, where it came from, to `far`, which is still to be looked at."""
+def _edge_columns(near: Any, far: Any, relation: Any = "", name: Any = "", uri: Any = "") -> list[Any]:
+    """The columns of an edge: from `near`, which was reached before, to `far`, which is followed next."""
     texts = {"near": near, "far": far, "relation": relation, "name": name, "uri": uri}
     return [cast(value, Text).label(name) for name, value in texts.items()]
 
 
-def _seen(actor: Actor) -> ColumnElement[bool]:
-    """The version is one that the actor may see."""
-    reach = versions.visible(actor)
-    if reach.compare(true()):
-        return reach
-    mine = exists().where(col(AdapterRow.id) == col(VersionRow.adapter_id), reach)
-    return mine.correlate(VersionRow)
+def _is_visible(actor: Actor) -> ColumnElement[bool]:
+    """The condition that the actor may see the version."""
+    visible = versions.visible(actor)
+    if visible.compare(true()):
+        return visible
+    return exists().where(col(AdapterRow.id) == col(VersionRow.adapter_id), visible).correlate(VersionRow)
 
 
 def _up(walk: CTE, actor: Actor) -> Sequence[RecursiveStep]:
     """From a version to its parents, to its inputs, and to what was fused into its base."""
-    version = [col(VersionRow.digest) == walk.c.far, _seen(actor)]
+    version = [col(VersionRow.digest) == walk.c.far, _is_visible(actor)]
     base = literal(BASE) + col(BaseRow.name)
     made_from = (col(VersionInputRow.relation), col(VersionInputRow.name), col(VersionInputRow.uri))
     return [
         RecursiveStep(
-            _link(walk.c.far, col(EdgeRow.parent_digest), col(EdgeRow.relation)),
+            _edge_columns(walk.c.far, col(EdgeRow.parent_digest), col(EdgeRow.relation)),
             (VersionRow, EdgeRow),
             [*version, col(EdgeRow.child_id) == col(VersionRow.id)],
         ),
         RecursiveStep(
-            _link(walk.c.far, col(VersionInputRow.node), *made_from),
+            _edge_columns(walk.c.far, col(VersionInputRow.node), *made_from),
             (VersionRow, VersionInputRow),
             [*version, col(VersionInputRow.version_id) == col(VersionRow.id)],
         ),
         RecursiveStep(
-            _link(base, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation)),
+            _edge_columns(base, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation)),
             (VersionRow, BaseEdgeRow, BaseRow),
             [
                 *version,
@@ -132,35 +131,35 @@ def _down(walk: CTE, actor: Actor) -> Sequence[RecursiveStep]:
     """From a version to its children, and to the bases that it was fused into; from a base to its adapters."""
     return [
         RecursiveStep(
-            _link(walk.c.far, col(VersionRow.digest), col(EdgeRow.relation)),
+            _edge_columns(walk.c.far, col(VersionRow.digest), col(EdgeRow.relation)),
             (EdgeRow, VersionRow),
-            [col(EdgeRow.parent_digest) == walk.c.far, col(VersionRow.id) == col(EdgeRow.child_id), _seen(actor)],
+            [col(EdgeRow.parent_digest) == walk.c.far, col(VersionRow.id) == col(EdgeRow.child_id), _is_visible(actor)],
         ),
         RecursiveStep(
-            _link(walk.c.far, literal(BASE) + col(BaseRow.name), col(BaseEdgeRow.relation)),
+            _edge_columns(walk.c.far, literal(BASE) + col(BaseRow.name), col(BaseEdgeRow.relation)),
             (BaseEdgeRow, BaseRow),
             [col(BaseEdgeRow.parent_digest) == walk.c.far, col(BaseRow.id) == col(BaseEdgeRow.base_id)],
         ),
         RecursiveStep(
-            _link(walk.c.far, col(VersionRow.digest), "adapter"),
+            _edge_columns(walk.c.far, col(VersionRow.digest), "adapter"),
             (BaseRow, VersionRow),
             [
-                func.substr(walk.c.far, 1, len(BASE)) == BASE,  # else nothing further is looked at
+                func.substr(walk.c.far, 1, len(BASE)) == BASE,  # first, so that other rows are skipped cheaply
                 col(BaseRow.name) == func.substr(walk.c.far, len(BASE) + 1),
                 col(VersionRow.base_id) == col(BaseRow.id),
-                _seen(actor),
+                _is_visible(actor),
             ],
         ),
     ]
 
 
 def _statement(walk: CTE, actor: Actor) -> Select[Any]:
-    """The walk, and what each far end is called: `namespace/name number base state`, empty for what is not seen.
+    """The edges, and the label of each far end: `namespace/name number base state`, empty for what is not visible.
 
-    As one text, because a planner that expects many rows would read all versions for a join. One version speaks for its
-    digest: the same bytes may be one of several adapters, and the first push of them gives the name.
+    The label is one text, because for a join a planner that expects many rows would read all versions. Several adapters
+    may have a version with the same digest; the first push of it gives the label.
     """
-    limited = rows(walk).limit(EDGES_LIMIT + 1).cte("told")
+    walked = select(walk).limit(EDGES_LIMIT + 1).cte("walked")
     state = case(
         (col(VersionRow.quarantined_at).is_not(None), "quarantined"),
         (col(VersionRow.yanked_at).is_not(None), "yanked"),
@@ -169,14 +168,14 @@ def _statement(walk: CTE, actor: Actor) -> Select[Any]:
     words = (
         col(AdapterRow.namespace) + "/" + col(AdapterRow.name), cast(VersionRow.number, Text), col(BaseRow.name), state,
     )  # fmt: skip
-    called = rows(words[0] + " " + words[1] + " " + words[2] + " " + words[3]).where(
-        col(VersionRow.digest) == limited.c.far,
+    label = select(words[0] + " " + words[1] + " " + words[2] + " " + words[3]).where(
+        col(VersionRow.digest) == walked.c.far,
         col(AdapterRow.id) == col(VersionRow.adapter_id),
         versions.visible(actor),
         col(BaseRow.id) == col(VersionRow.base_id),
     )
-    called = called.select_from(join_in_order(VersionRow, AdapterRow, BaseRow)).order_by(col(VersionRow.id)).limit(1)
-    statement: Select[Any] = rows(*limited.c, called.correlate(limited).scalar_subquery().label("called"))
+    label = label.select_from(join_in_order(VersionRow, AdapterRow, BaseRow)).order_by(col(VersionRow.id)).limit(1)
+    statement: Select[Any] = select(*walked.c, label.correlate(walked).scalar_subquery().label("label"))
     return statement
 
 
@@ -188,13 +187,13 @@ class _Graph:
 
     def base(self, name: str) -> str:
         node = BASE + name
-        if node not in self.nodes:  # each version names one: making it again costs as much as the version's own node
+        if node not in self.nodes:  # building it again for each version would double the cost of the nodes
             self.nodes[node] = LineageNode(id=node, kind="base", name=name)
         return node
 
 
-def _named(root: VersionRow, name: AdapterName) -> LineageNode:
-    """The root under the name that was asked for, whatever else its digest is called."""
+def _version_node(root: VersionRow, name: AdapterName) -> LineageNode:
+    """The root under the requested name: other adapters may have the same digest."""
     return LineageNode(
         id=root.digest, kind="version", name=str(name), number=root.number, digest=root.digest, withdrawn=_state(root)
     )
@@ -204,13 +203,13 @@ def _state(row: VersionRow) -> str:
     return "quarantined" if row.quarantined_at else "yanked" if row.yanked_at else ""
 
 
-def _told(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwards: bool = False) -> Lineage:
+def _build_lineage(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwards: bool = False) -> Lineage:
     graph = _Graph()
-    records = session.connection().execute(_statement(walk, actor)).all()
-    for near, far, relation, name, uri, called in records:
+    edge_rows = session.connection().execute(_statement(walk, actor)).all()
+    for near, far, relation, name, uri, label in edge_rows:
         kind = kind_of(far)
-        if called is not None:
-            title, number, base, state = called.split(" ")
+        if label is not None:
+            title, number, base, state = label.split(" ")
             if far not in graph.nodes:
                 graph.nodes[far] = LineageNode(
                     id=far, kind=kind, name=title, number=int(number), digest=far, withdrawn=state
@@ -230,4 +229,4 @@ def _told(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwar
     graph.nodes[root.id] = root
     edges = [LineageEdge(child=c, parent=p, relation=r) for c, p, r in sorted(graph.edges)]
     nodes = [graph.nodes[key] for key in sorted(graph.nodes)]
-    return Lineage(root=root.id, nodes=nodes, edges=edges, truncated=len(records) > EDGES_LIMIT)
+    return Lineage(root=root.id, nodes=nodes, edges=edges, truncated=len(edge_rows) > EDGES_LIMIT)

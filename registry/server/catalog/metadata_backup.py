@@ -1,18 +1,17 @@
-"""Records: what versions, bases and tombstones are, as small files beside the blobs: the bucket alone is enough.
+"""Metadata backup: versions, bases and tombstones as small records beside the blobs, so that the bucket alone suffices.
 
     records/base/<hex>                          name, fingerprint, spec, source, who, when, which weights
     records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
-    records/tombstone/<ns>/<name>/<hex>         an adapter's name that is never given again, and since when
+    records/tombstone/<ns>/<name>/<hex>         an adapter's name that can never be used again, and since when
     records/tombstone/<ns>/<hex>                the same for a namespace's name
 
-Invariants
 - A record's key ends in the SHA-256 of its bytes, like every key of the store.
-- A record is written after the commit of its row: `recorded_at` is empty until it is there, and whoever comes next
-  (the next push, `gc`) writes what was left. So there is no record of a version that does not exist.
-- A version whose adapter got another name while its record was written has none: it is written anew under that name.
-- A version that is yanked, put in quarantine or released is recorded again, and so is a base
-  whose weights become known; the fuller record counts.
-- Aliases, verdicts, tokens and the audit log have no records: those come from the database's backup only.
+- A record is written after the commit of its row, so there is no record of a version that does not exist.
+  `recorded_at` is empty until then; the next push or `gc` writes what is missing.
+- A record written while its adapter was renamed is deleted and written again under the new name.
+- A version that is yanked, quarantined or released is recorded again, and so is a base whose weights become known; the
+  newest record counts.
+- Aliases, verdicts, tokens and the audit log have no records: only the database's backup has them.
 """
 
 from __future__ import annotations
@@ -84,12 +83,12 @@ def adapter_prefix(namespace: str, name: str) -> str:
 
 
 def tombstone_prefix(tombstone: TakenNameRow) -> str:
-    """The folder of a tombstone's record."""
+    """The folder of a tombstone's record, without the slash."""
     return TOMBSTONES + "/".join(word for word in (tombstone.owner, tombstone.name) if word)
 
 
 def read_record(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
-    """The bytes of a record, or None when they are not those that its key says, or went while it was listed."""
+    """The bytes of a record; None if they do not hash to its key or were deleted since the listing."""
     try:
         data = blobs.read(key, 0, min(size_bytes, RECORD_LIMIT_BYTES))
     except NotFound:
@@ -100,7 +99,7 @@ def read_record(blobs: BlobStore, key: str, size_bytes: int) -> bytes | None:
 def parse_record(
     blobs: BlobStore, key: str, size_bytes: int, shape: type[Shape], findings: list[Finding]
 ) -> Shape | None:
-    """The record under a key; None, and a finding, for one that is damaged."""
+    """The record under a key; None, and a finding, if it is damaged."""
     data = read_record(blobs, key, size_bytes)
     if data is not None:
         with contextlib.suppress(RegistryError):
@@ -110,21 +109,20 @@ def parse_record(
 
 
 def newest_record(
-    blobs: BlobStore, stored: Sequence[tuple[str, int]], name: AdapterName, number: int, findings: list[Finding]
+    blobs: BlobStore, keys: Sequence[tuple[str, int]], name: AdapterName, number: int, findings: list[Finding]
 ) -> VersionRecord | None:
-    """The record of a version among these keys and sizes. Each withdrawal records it anew: the last one counts."""
-    records = [parse_record(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in stored]
-    location = (name.namespace, name.name, number)
-    return max(
-        (r for r in records if r and (r.namespace, r.name, r.number) == location), key=withdrawal_count, default=None
-    )
+    """The newest record of a version among these keys and sizes: each withdrawal writes another one."""
+    records = [parse_record(blobs, key, size_bytes, VersionRecord, findings) for key, size_bytes in keys]
+    subject = (name.namespace, name.name, number)
+    return max((r for r in records if r and (r.namespace, r.name, r.number) == subject), key=revision, default=None)
 
 
-def withdrawal_count(version: VersionRecord | VersionRow) -> tuple[int, bool]:
-    """Grows with everything that changes in a version: withdrawals and their ends."""
+def revision(version: VersionRecord | VersionRow) -> tuple[int, bool]:
+    """Grows with every withdrawal of a version and with the end of one; nothing else in a version changes."""
     return version.quarantine, version.yanked_at is not None
 
 
+# What still has to be written. Built once: every push that comes alone runs these.
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
 _BASES = (
     select(BaseRow, BaseIdentityRow.identity)
@@ -138,30 +136,29 @@ _VERSIONS = (
     .where(col(VersionRow.recorded_at).is_(None))
     .limit(_LIMIT)
 )
-_ENDED = (
+_TOMBSTONES = (
     select(TakenNameRow)
     .where(col(TakenNameRow.ended_at).is_not(None), col(TakenNameRow.recorded_at).is_(None))
     .limit(_LIMIT)
 )
-"""What is still to be written. Put together once: every push that comes alone asks these."""
 
 
 def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
-    """Write up to `limit` records of each kind that are still to be written; how many. Any number may do so at once."""
+    """Write up to `limit` missing records of each kind; returns how many. Safe to run concurrently."""
     with db.session(engine, write=False) as session:
-        most = {"limit": limit}
-        bases, versions = session.exec(_BASES, params=most).all(), session.exec(_VERSIONS, params=most).all()
-        tombstones = session.exec(_ENDED, params=most).all()
-    for tombstone in tombstones:  # first: where this is broken off, a name that ended is worse to lose than the rest
+        params = {"limit": limit}
+        bases, versions = session.exec(_BASES, params=params).all(), session.exec(_VERSIONS, params=params).all()
+        tombstones = session.exec(_TOMBSTONES, params=params).all()
+    for tombstone in tombstones:  # first: if this is interrupted, a lost tombstone is worse than the rest
         _put(blobs, f"{tombstone_prefix(tombstone)}/", tombstone_record(tombstone))
     for base, identity in bases:
         _put(blobs, BASES, base_record(base, identity))
     keys = [_put_version(blobs, adapter, version) for adapter, version in versions]
     if bases or versions or tombstones:
         with db.session(engine) as session:
-            _note_ended(session, tombstones)
-            _note_bases(session, bases)
-            stale = _note_versions(session, versions)
+            _mark_tombstones(session, tombstones)
+            _mark_bases(session, bases)
+            stale = _mark_versions(session, versions)
         for key in (key for key, (_, version) in zip(keys, versions, strict=True) if version.id in stale):
             blobs.delete(key)
     return len(bases) + len(versions) + len(tombstones)
@@ -170,7 +167,7 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
 def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> str:
     folder = f"{adapter_prefix(adapter.namespace, adapter.name)}{version.number}/"
     key = _put(blobs, folder, version_record(adapter, version))
-    if version.yanked_at is not None and not version.quarantine:  # no record to come counts less
+    if version.yanked_at is not None and not version.quarantine:  # every later record will be newer
         for old in [stat.key for stat in blobs.list(folder) if stat.key != key]:
             blobs.delete(old)
     return key
@@ -178,51 +175,50 @@ def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> 
 
 def _put(blobs: BlobStore, folder: str, record: Record) -> str:
     key, data = folder + record.digest.hex, record.to_bytes()
-    blobs.put(key, [data], limit_bytes=len(data))  # it is hardly ever there: to look first would be a call for nothing
+    blobs.put(key, [data], limit_bytes=len(data))  # it hardly ever exists, so looking first would waste a call
     return key
 
 
-def _note_ended(session: Session, tombstones: Sequence[TakenNameRow]) -> None:
-    for ended in tombstones:
-        key = (col(TakenNameRow.owner) == ended.owner, col(TakenNameRow.skeleton) == ended.skeleton)
+def _mark_tombstones(session: Session, tombstones: Sequence[TakenNameRow]) -> None:
+    for row in tombstones:
+        key = (col(TakenNameRow.owner) == row.owner, col(TakenNameRow.skeleton) == row.skeleton)
         session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=db.now()))
 
 
-def _note_bases(session: Session, bases: Sequence[tuple[BaseRow, str | None]]) -> None:
-    """The records are there. A base whose identity came or grew since then gets another; so identities are read when
-    the rows are ours: whoever keeps one has its base's row locked.
+def _mark_bases(session: Session, bases: Sequence[tuple[BaseRow, str | None]]) -> None:
+    """Mark bases as recorded, except those whose identity changed since: they are recorded again.
+
+    Identities are read after the update has locked the rows, because storing one locks the base's row, too.
     """
     if not bases:
         return
-    mine = update(BaseRow).where(col(BaseRow.id).in_([base.id for base, _ in bases]))
-    session.connection().execute(mine.values(recorded_at=db.now()))
-    statement = select(BaseIdentityRow.base_id, BaseIdentityRow.identity)
-    identities = dict(
-        session.exec(statement.where(col(BaseIdentityRow.base_id).in_([base.id for base, _ in bases]))).all()
-    )
-    if stale := [base.id for base, identity in bases if identities.get(base.id or 0) != identity]:
+    ids = [base.id for base, _ in bases]
+    session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(ids)).values(recorded_at=db.now()))
+    statement = select(BaseIdentityRow.base_id, BaseIdentityRow.identity).where(col(BaseIdentityRow.base_id).in_(ids))
+    current = dict(session.exec(statement).all())
+    if stale := [base.id for base, identity in bases if current.get(base.id or 0) != identity]:
         session.connection().execute(update(BaseRow).where(col(BaseRow.id).in_(stale)).values(recorded_at=None))
 
 
-def _note_versions(session: Session, versions: Sequence[tuple[AdapterRow, VersionRow]]) -> set[int | None]:
-    """The records are there. A version that was withdrawn since keeps its empty `recorded_at`; so do those, which are
-    answered, whose adapter has another name by now or is gone.
+def _mark_versions(session: Session, versions: Sequence[tuple[AdapterRow, VersionRow]]) -> set[int | None]:
+    """Mark versions as recorded; returns the ids whose adapter was renamed or deleted since: their records are stale.
 
-    Names are looked at when the rows are ours: a transfer that is under way empties `recorded_at` after us.
+    A version that was withdrawn since keeps its empty `recorded_at`. Names are read after the update has locked the
+    rows: a rename in progress empties `recorded_at` after this transaction.
     """
-    alike: dict[tuple[datetime | None, int], list[int | None]] = {}
+    by_revision: dict[tuple[datetime | None, int], list[int | None]] = {}
     for _, row in versions:
-        alike.setdefault((row.yanked_at, row.quarantine), []).append(row.id)
-    for (yanked_at, quarantine), ids in alike.items():
+        by_revision.setdefault((row.yanked_at, row.quarantine), []).append(row.id)
+    for (yanked_at, quarantine), ids in by_revision.items():
         yanked = col(VersionRow.yanked_at).is_(None) if yanked_at is None else col(VersionRow.yanked_at) == yanked_at
-        same = update(VersionRow).where(col(VersionRow.id).in_(ids), yanked, col(VersionRow.quarantine) == quarantine)
-        session.connection().execute(same.values(recorded_at=db.now()))
-    called: dict[int | None, tuple[str, str]] = {}
+        unchanged = (col(VersionRow.id).in_(ids), yanked, col(VersionRow.quarantine) == quarantine)
+        session.connection().execute(update(VersionRow).where(*unchanged).values(recorded_at=db.now()))
+    current: dict[int | None, tuple[str, str]] = {}
     if versions:
         statement = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name)
-        now = session.exec(statement.where(col(AdapterRow.id).in_({adapter.id for adapter, _ in versions}))).all()
-        called = {adapter_id: (namespace, name) for adapter_id, namespace, name in now}
-    stale = {row.id for adapter, row in versions if called.get(adapter.id) != (adapter.namespace, adapter.name)}
+        rows = session.exec(statement.where(col(AdapterRow.id).in_({adapter.id for adapter, _ in versions}))).all()
+        current = {adapter_id: (namespace, name) for adapter_id, namespace, name in rows}
+    stale = {row.id for adapter, row in versions if current.get(adapter.id) != (adapter.namespace, adapter.name)}
     if stale:
         session.connection().execute(update(VersionRow).where(col(VersionRow.id).in_(stale)).values(recorded_at=None))
     return stale

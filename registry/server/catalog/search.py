@@ -1,9 +1,8 @@
-"""The list of adapters, each with its newest version in short: one page, one adapter, and the search in it.
+"""Search and list adapters, each with a summary of its newest version.
 
-Invariants
-- A page holds what the actor may see, ordered by name; `next_cursor` is the last name.
-- Three statements a page, however many adapters it holds; two more where relatives of a base are asked for.
-- A page begins in the index where the last one ended: no page reads what the pages before it held.
+- A page shows what the actor may see, ordered by name; `next_cursor` is the last name.
+- Three statements a page, however many adapters it has; two more to search for relatives of a base.
+- A page starts in the index where the last one ended, so no page reads what earlier pages showed.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, Ba
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a list asks for; empty fields ask for nothing. All but `alias` and `owner` are about the newest version.
+    """The filters of a list; empty fields do not filter. All but `alias` and `owner` are about the newest version.
 
-    `base` is one base; with `base_match` also those whose weights are related to it, at least so closely.
-    `tags` are `key` or `key=value` of its annotations; all must be there.
-    `text` is any part of `namespace/name`, `targets` are modules that it must all touch, by the last part of their
-    path (`q_proj`), `rank_min` and `rank_max` the largest rank of a module, `format` who wrote its tensors' names,
-    `owner` who pushed the adapter first. `engine` is a profile whose verdicts are stored; it finds what that engine
-    serves (`pass` or `warn`), or with `outcome` what has this outcome.
+    `base`: one base; with `base_match` also bases whose weights are at least that closely related to it.
+    `tags`: `key` or `key=value` of annotations; all must be present.
+    `text`: any part of `namespace/name`. `targets`: modules that it must all change, by the last part of their path
+    (`q_proj`). `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names.
+    `owner`: who pushed the adapter first. `engine`: a profile whose verdicts are stored; matches what that engine
+    serves (`pass` or `warn`) or, with `outcome`, what has this outcome.
     """
 
     namespace: str = ""
@@ -58,14 +57,16 @@ class Search:
     outcome: Outcome | None = None
 
 
-_Shelved = tuple[AdapterRow, VersionRow, str]
+_Row = tuple[AdapterRow, VersionRow, str]
 
 
 def search_adapters(session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`."""
-    statement = _newest().where(versions.visible(actor), *_named(search, _bases(session, search)), *_described(search))
+    statement = _newest().where(
+        versions.visible(actor), *_adapter_filters(search, _base_names(session, search)), *_version_filters(search)
+    )
     if search.engine is not None:
-        statement = statement.where(_served(search.engine, search.outcome))
+        statement = statement.where(_has_engine_outcome(search.engine, search.outcome))
     if cursor:
         last = AdapterName.parse(cursor)
         keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name))
@@ -76,8 +77,8 @@ def search_adapters(session: Session, actor: Actor, search: Search, *, cursor: s
     return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
 
 
-def _bases(session: Session, search: Search) -> list[str]:
-    """The names of the bases that are meant. `NotFound` for relatives of a base that is not registered."""
+def _base_names(session: Session, search: Search) -> list[str]:
+    """The names of the bases to search for. `NotFound` for relatives of a base that is not registered."""
     if not search.base:
         return []
     name = str(names.base_name(search.base))
@@ -88,12 +89,12 @@ def _bases(session: Session, search: Search) -> list[str]:
     return [name, *(relative.other for relative in relatives if relative.match in matches)]
 
 
-def _named(search: Search, bases_meant: list[str]) -> Iterator[ColumnElement[bool]]:
-    """What the search says about the adapter, its base and its aliases."""
+def _adapter_filters(search: Search, base_names: list[str]) -> Iterator[ColumnElement[bool]]:
+    """The conditions on the adapter, its base and its aliases."""
     if search.namespace:
         yield col(AdapterRow.namespace) == names.namespace(search.namespace)
-    if bases_meant:
-        yield col(BaseRow.name).in_(bases_meant)
+    if base_names:
+        yield col(BaseRow.name).in_(base_names)
     if search.text:
         full_name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
         yield full_name.contains(search.text.lower(), autoescape=True)
@@ -104,35 +105,35 @@ def _named(search: Search, bases_meant: list[str]) -> Iterator[ColumnElement[boo
         yield col(AdapterRow.created_by) == search.owner
 
 
-def _described(search: Search) -> Iterator[ColumnElement[bool]]:
-    """What the search says about the newest version's content."""
+def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:
+    """The conditions on the content of the newest version."""
     if search.method:
         yield func.lower(VersionRow.method) == search.method.lower()
     if search.format:
-        yield _carries(f"{FACT}format:{search.format.lower()}")
+        yield _has_tag(f"{FACT}format:{search.format.lower()}")
     for target in search.targets:
-        yield _carries(f"{FACT}target:{target}")
+        yield _has_tag(f"{FACT}target:{target}")
     for tag in search.tags:
         key, equals, value = tag.partition("=")
-        yield _carries(key, value if equals else None)
+        yield _has_tag(key, value if equals else None)
     if search.rank_min is not None:
         yield col(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:
         yield col(VersionRow.rank) <= search.rank_max
 
 
-def _carries(key: str, value: str | None = None) -> ColumnElement[bool]:
-    """Whether the version has this tag. In the index; a condition on JSON would make the planner guess."""
-    carried = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
-    return exists().where(*carried, *([] if value is None else [col(VersionTagRow.value) == value]))
+def _has_tag(key: str, value: str | None = None) -> ColumnElement[bool]:
+    """The condition that the version has this tag. Tags are indexed; on JSON the planner would have to guess."""
+    conditions = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
+    return exists().where(*conditions, *([] if value is None else [col(VersionTagRow.value) == value]))
 
 
-def _served(engine: EngineProfile, outcome: Outcome | None) -> ColumnElement[bool]:
-    """Whether the newest stored verdict of this profile has the outcome; without one, whether it is a yes."""
-    mine = VerdictRow.__table__.alias("mine")  # type: ignore[attr-defined]
+def _has_engine_outcome(engine: EngineProfile, outcome: Outcome | None) -> ColumnElement[bool]:
+    """The condition that the newest stored verdict of this profile has the outcome; without one, that it is a yes."""
+    other = VerdictRow.__table__.alias("other")  # type: ignore[attr-defined]
     newest = (
-        select(func.max(mine.c.id))
-        .where(mine.c.version_id == col(VersionRow.id), mine.c.check == Check.ENGINE, mine.c.profile == str(engine))
+        select(func.max(other.c.id))
+        .where(other.c.version_id == col(VersionRow.id), other.c.check == Check.ENGINE, other.c.profile == str(engine))
         .correlate(VersionRow)
         .scalar_subquery()
     )
@@ -141,6 +142,7 @@ def _served(engine: EngineProfile, outcome: Outcome | None) -> ColumnElement[boo
 
 
 def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterView:
+    """One adapter with a summary of its newest version."""
     rows = session.exec(_newest().where(versions.named(name), versions.visible(actor))).all()
     if not rows:
         raise unknown_adapter(name)
@@ -148,7 +150,7 @@ def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterVi
 
 
 def _newest() -> Any:
-    """The select of an adapter, its newest version and that one's base."""
+    """Select adapters with their newest version and its base."""
     newest = and_(
         col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
     )
@@ -159,7 +161,7 @@ def _newest() -> Any:
     )
 
 
-def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
+def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:
     aliases: dict[int, dict[str, int]] = defaultdict(dict)
     pointers = (
         select(AliasRow.adapter_id, AliasRow.alias, VersionRow.number)
@@ -169,7 +171,7 @@ def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
     )
     for adapter_id, alias, number in session.exec(pointers):
         aliases[adapter_id][alias] = number
-    judged = verdicts.newest_by_version(session, [version for _, version, _ in rows])
+    newest = verdicts.newest_by_version(session, [version for _, version, _ in rows])
     return [
         AdapterView(
             name=f"{adapter.namespace}/{adapter.name}",
@@ -181,7 +183,7 @@ def _views(session: Session, rows: Sequence[_Shelved]) -> list[AdapterView]:
             rank=version.rank,
             size_bytes=version.size_bytes,
             aliases=aliases[adapter.id or 0],
-            verdicts={verdicts.label(v.check, v.profile): v.outcome for v in judged[version.id or 0]},
+            verdicts={verdicts.label(v.check, v.profile): v.outcome for v in newest[version.id or 0]},
             updated_at=adapter.updated_at,
         )
         for adapter, version, base in rows

@@ -144,7 +144,7 @@ def find_unknown_withdrawals(
         if (
             record
             and record.manifest.digest == row.digest
-            and metadata_backup.withdrawal_count(record) > metadata_backup.withdrawal_count(row)
+            and metadata_backup.revision(record) > metadata_backup.revision(row)
         ):
             unknown.append(record)
     return unknown
@@ -154,7 +154,7 @@ def _again(session: Session, actor: Actor, name: AdapterName, record: VersionRec
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     mine = statement.where(versions.named(name), col(VersionRow.number) == record.number)
     version = session.exec(mine.with_for_update(of=VersionRow)).one_or_none()
-    if version is None or metadata_backup.withdrawal_count(version) >= metadata_backup.withdrawal_count(record):
+    if version is None or metadata_backup.revision(version) >= metadata_backup.revision(record):
         return
     held, yanked = version.quarantined_at is not None, version.yanked_at is not None
     version.yanked_at, version.yank_reason = record.yanked_at, record.yank_reason

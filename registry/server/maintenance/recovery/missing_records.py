@@ -67,7 +67,7 @@ def _find_versions(
 
 
 def _is_older(record: VersionRecord, version: VersionRow) -> bool:
-    return metadata_backup.withdrawal_count(record) < metadata_backup.withdrawal_count(version)
+    return metadata_backup.revision(record) < metadata_backup.revision(version)
 
 
 def find_other_rows(engine: Engine, blobs: BlobStore) -> list[tuple[str, SQLModel]]:
