@@ -22,7 +22,7 @@ from registry.bases.similarity import BaseMatch, Similarity
 from registry.errors import Conflict
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check, Finding
-from registry.server.database import db, models, schema
+from registry.server.database import models, schema
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from tests import services
@@ -226,7 +226,7 @@ def test_two_servers_that_start_at_once_initialize_one_schema(empty: Engine) -> 
 
 def test_a_server_that_starts_during_the_initialization_serves_the_same_schema(empty: Engine) -> None:
     """Whatever it asked first: the other one is done before it asks the rest."""
-    db.ping(empty)
+    schema.revision_of(empty)
     other = open_database(Settings(database_url=empty.url.render_as_string(hide_password=False)))
     begun: list[str] = []
 

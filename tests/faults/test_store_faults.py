@@ -64,9 +64,7 @@ def proxy(object_store: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def blobs(s3_url: str, proxy: FaultProxy) -> S3Blobs:
-    return S3Blobs(
-        bucket.Bucket.from_url(s3_url, endpoint=proxy.endpoint), parts_from_bytes=5 * MIB, part_bytes=5 * MIB
-    )
+    return S3Blobs(bucket.Bucket(s3_url, endpoint=proxy.endpoint), parts_from_bytes=5 * MIB, part_bytes=5 * MIB)
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_a_database_whose_file_is_damaged_is_told_as_that(tmp_path: Path) -> Non
     (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
     damaged = open_database(Settings(database_url=f"sqlite:///{tmp_path}/registry.db"))
     with pytest.raises(Unavailable, match="is not a SQLite database file"):
-        db.ping(damaged)
+        schema.revision_of(damaged)
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])

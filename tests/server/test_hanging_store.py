@@ -50,7 +50,7 @@ class HangingBlobs(MemoryBlobs):
         sink.write = writing  # type: ignore[method-assign]
         return sink
 
-    def presign(self, *_args: Any, **_options: Any) -> Link | None:
+    def presign_upload(self, *_args: Any, **_options: Any) -> Link | None:
         if self.on_presign is not None:
             self.on_presign()
         return None

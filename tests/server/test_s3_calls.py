@@ -106,8 +106,10 @@ def test_a_cached_entry_is_dropped_when_another_server_deleted_the_object(blobs:
 def test_two_servers_share_one_upload_and_either_completes_it(blobs: S3Blobs) -> None:
     other = S3Blobs(blobs.bucket)
     other._direct_from_bytes = blobs._direct_from_bytes
-    parameters: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
-    first, second = blobs.presign(STAGED, **parameters), other.presign(STAGED, **parameters)
+    first, second = (
+        blobs.presign_upload(STAGED, len(DATA), seconds=60),
+        other.presign_upload(STAGED, len(DATA), seconds=60),
+    )
     assert first is not None
     assert second is not None
     assert httpx.URL(first.url).params["uploadId"] == httpx.URL(second.url).params["uploadId"]
@@ -122,11 +124,10 @@ def test_two_servers_share_one_upload_and_either_completes_it(blobs: S3Blobs) ->
 
 
 def test_an_upload_that_another_server_aborted_is_begun_again(blobs: S3Blobs) -> None:
-    parameters: dict[str, Any] = {"seconds": 60, "method": "PUT", "digest": DIGEST, "size_bytes": len(DATA)}
-    first = blobs.presign(STAGED, **parameters)
+    first = blobs.presign_upload(STAGED, len(DATA), seconds=60)
     S3Blobs(blobs.bucket).delete(STAGED)
     assert blobs.stat(STAGED) is None
-    second = blobs.presign(STAGED, **parameters)
+    second = blobs.presign_upload(STAGED, len(DATA), seconds=60)
     assert first is not None
     assert second is not None
     assert httpx.put(first.url, content=DATA, headers=first.headers).status_code == 404
@@ -145,7 +146,7 @@ def test_a_marker_whose_response_was_lost_is_found_and_its_upload_used(
 
     with monkeypatch.context() as patch:
         patch.setattr(Bucket, "put", write_but_fail_the_condition)
-        link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+        link = blobs.presign_upload(STAGED, len(DATA), seconds=60)
     assert link is not None
     assert httpx.put(link.url, content=DATA, headers=link.headers).status_code == 200
     assert blobs.stat(STAGED) is not None

@@ -115,7 +115,7 @@ def test_a_push_that_sent_nothing_cannot_use_an_existing_blob(world: World, blob
     _, upload = plan(world, files)
     push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
     other = staging_key_of("psh_other", upload.digest)
-    link = blobs.presign(other, seconds=60, method="PUT", digest=upload.digest, size_bytes=upload.size_bytes)
+    link = blobs.presign_upload(other, upload.size_bytes, seconds=60)
     assert link is not None
     # The link does not depend on whether another push has sent the bytes.
     assert (httpx.URL(link.url).path, sorted(httpx.URL(link.url).params)) == (
@@ -131,7 +131,7 @@ def test_a_push_that_sent_nothing_cannot_use_an_existing_blob(world: World, blob
 def test_a_commit_that_died_between_marker_and_completion_continues(
     blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+    link = blobs.presign_upload(STAGED, len(DATA), seconds=60)
     assert put(link, DATA) == 200
     call = Bucket.call
 
@@ -156,7 +156,7 @@ def test_a_commit_that_died_between_marker_and_completion_continues(
 
 def test_a_direct_upload_repairs_a_damaged_blob(blobs: S3Blobs) -> None:
     blobs.bucket.put(key_of(DIGEST), b"damaged")
-    link = blobs.presign(STAGED, seconds=60, method="PUT", digest=DIGEST, size_bytes=len(DATA))
+    link = blobs.presign_upload(STAGED, len(DATA), seconds=60)
     assert put(link, DATA) == 200
     blobs.promote(STAGED, DIGEST, replace=True)
     assert b"".join(blobs.open(key_of(DIGEST))) == DATA

@@ -88,11 +88,11 @@ def plan_download(
     inlined = {item.digest for item in small}
     seconds = settings.link_seconds
     links = {
-        file.path: blobs.presign(key_of(file.digest), seconds=seconds, method="GET", file_name=file.path)
+        file.path: blobs.presign_read(key_of(file.digest), seconds=seconds, file_name=file.path)
         for file in intact
         if file.digest not in inlined
     }
-    direct = {path: link.url for path, link in links.items() if link is not None}
+    direct = {path: url for path, url in links.items() if url is not None}
     return PullPlan(resolved=resolved, small=small, direct=direct, direct_seconds=seconds if direct else 0)
 
 

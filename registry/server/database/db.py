@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, SQLColumnExpression, event, insert, literal, text
+from sqlalchemy import Connection, Engine, SQLColumnExpression, event, insert, literal
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -119,12 +119,6 @@ def before_first_statement(session: Session, action: Callable[[Connection], None
 def is_sqlite(session: Session) -> bool:
     """Whether this session is on SQLite, for a statement whose form differs."""
     return session.get_bind().dialect.name == "sqlite"
-
-
-def ping(engine: Engine) -> None:
-    """Raise `Unavailable` unless the database answers."""
-    with translate_errors(), engine.connect() as connection:
-        connection.execute(text("SELECT 1"))
 
 
 # ------------------------------------------------------------------ statements (building takes longer than sending)

@@ -194,7 +194,7 @@ def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload |
     if parts is not None:
         links = [Part(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
         return Upload(digest=digest, size_bytes=size, parts=links) if links else None
-    link = blobs.presign(blob.staging_key, seconds=seconds, method="PUT", digest=digest, size_bytes=size)
+    link = blobs.presign_upload(blob.staging_key, size, seconds=seconds)
     if link is not None:
         return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
     return Upload(digest=digest, size_bytes=size, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")

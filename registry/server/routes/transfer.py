@@ -219,9 +219,9 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
         return Response(status_code=304, headers=headers)
     _note_read(request, selector)
     key = files.locate_bytes(blobs, file)
-    link = blobs.presign(key, seconds=settings.link_seconds, method=request.method, file_name=file.path)
-    if link is not None:
-        return Response(status_code=307, headers={"Location": link.url, "Cache-Control": "no-store"})
+    url = blobs.presign_read(key, seconds=settings.link_seconds, file_name=file.path, method=request.method)
+    if url is not None:
+        return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
     return from_here(request, blobs, key, file.size_bytes, headers)
 
 

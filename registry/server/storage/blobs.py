@@ -50,7 +50,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A presigned URL, which moves bytes without this server, and the headers that it needs."""
+    """A presigned URL for an upload that does not pass through this server, and the headers that it needs."""
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -129,17 +129,12 @@ class BlobStore(ABC):
     def list(self, prefix: str) -> Iterator[Stat]:
         """Yield every key under a prefix that ends in `/`."""
 
-    def presign(
-        self,
-        key: str,
-        *,
-        seconds: int,
-        method: str,
-        digest: Digest | None = None,
-        size_bytes: int | None = None,
-        file_name: str = "",
-    ) -> Link | None:
-        """Presign a GET, HEAD or PUT; None if the bytes have to pass through this server."""
+    def presign_read(self, key: str, *, seconds: int, file_name: str = "", method: str = "GET") -> str | None:
+        """Presign the URL of a GET or HEAD; None if the bytes have to pass through this server."""
+        return None
+
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
+        """Presign the PUT of a blob to its staging key; None if the bytes have to pass through this server."""
         return None
 
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
@@ -174,6 +169,12 @@ def digest_of(key: str) -> Digest:
     if not _KEY.match(key):
         raise ValueError(f"{key[:120]!r} is not the key of a blob")
     return Digest("sha256:" + key[-64:])
+
+
+def invalid_store(url: str) -> Invalid:
+    """The error for a URL that names no store."""
+    settings, forms = "REGISTRY_BLOBS or REGISTRY_SECOND_COPY", "'file:///FOLDER' nor 's3://BUCKET/PREFIX'"
+    return Invalid("SETTING_INVALID", f"{settings}: {url[:120]!r} is neither {forms}")
 
 
 def raise_unknown(key: str) -> NoReturn:

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from registry.digest import CHUNK_BYTES, Digest
 from registry.durable import sync_folder
-from registry.errors import Invalid, Unavailable
+from registry.errors import Unavailable
 from registry.server.storage.blobs import (
     WHOLE_BYTES,
     BlobStore,
@@ -35,6 +35,7 @@ from registry.server.storage.blobs import (
     DigestVerifier,
     Stat,
     digest_of,
+    invalid_store,
     key_of,
     raise_unknown,
 )
@@ -61,10 +62,7 @@ class LocalBlobs(BlobStore):
         parts = urlsplit(url)
         path = Path(unquote(parts.path))
         if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
-            raise Invalid(
-                "SETTING_INVALID",
-                f"REGISTRY_BLOBS or REGISTRY_SECOND_COPY: {url[:120]!r} is neither 'file:///FOLDER' nor 's3://BUCKET/PREFIX'",
-            )
+            raise invalid_store(url)
         return cls(path)
 
     def local_path(self, key: str) -> Path | None:

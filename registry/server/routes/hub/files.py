@@ -51,9 +51,9 @@ def read_file(
     key = files.locate_bytes(blobs, file)
     redirects = (request.method == "GET" and not clients.reads_metadata_only(request)) or clients.is_legacy(request)
     if hub.is_large(file) and redirects and not clients.sends_token_on_redirect(request):
-        link = blobs.presign(key, seconds=settings.link_seconds, method="GET", file_name=file.path)
-        if link is not None:
-            headers = {**repository_file.headers, "Location": link.url, "Cache-Control": "no-store"}
+        url = blobs.presign_read(key, seconds=settings.link_seconds, file_name=file.path)
+        if url is not None:
+            headers = {**repository_file.headers, "Location": url, "Cache-Control": "no-store"}
             return Response(status_code=302, headers=headers)
     return transfer.from_here(request, blobs, key, file.size_bytes, repository_file.headers)
 

@@ -23,7 +23,7 @@ from botocore.parsers import ResponseParserError
 
 from registry.digest import CHUNK_BYTES, Digest
 from registry.errors import Invalid, Unavailable
-from registry.server.storage.blobs import raise_unknown
+from registry.server.storage.blobs import invalid_store, raise_unknown
 from registry.server.storage.s3.circuit_breaker import CircuitBreaker
 
 READ_BYTES = 32 * 2**20
@@ -69,30 +69,19 @@ _ERRORS: dict[str, type[Unavailable]] = {
 class Bucket:
     """A bucket and our prefix in it. Thread-safe, as boto3's clients are; each client has one connection pool."""
 
-    def __init__(self, name: str, prefix: str, session: Any, internal: Any, patient: Any, public: Any) -> None:
-        self.name = name
-        self.prefix = prefix
-        self._session = session
-        self._internal = internal
-        self._patient = patient
-        self._public = public
-        self._breaker = CircuitBreaker()
-
-    @classmethod
-    def from_url(cls, url: str, *, endpoint: str = "", public_endpoint: str = "") -> Bucket:
-        """Return the bucket of `s3://BUCKET/PREFIX`. boto3 finds credentials and region in its usual places."""
+    def __init__(self, url: str, *, endpoint: str = "", public_endpoint: str = "") -> None:
+        """Open `s3://BUCKET/PREFIX`. boto3 finds credentials and region in its usual places."""
         parts = urlsplit(url)
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
-            raise Invalid(
-                "SETTING_INVALID",
-                f"REGISTRY_BLOBS or REGISTRY_SECOND_COPY: {url[:120]!r} is neither 'file:///FOLDER' nor 's3://BUCKET/PREFIX'",
-            )
-        prefix = parts.path.strip("/")
-        session = boto3.session.Session()
-        internal = _create_client(session, endpoint)
-        patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
-        public = internal if public_endpoint in ("", endpoint) else _create_client(session, public_endpoint)
-        return cls(parts.netloc, f"{prefix}/" if prefix else "", session, internal, patient, public)
+            raise invalid_store(url)
+        self.name = parts.netloc
+        self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+        self._session = session = boto3.session.Session()
+        self._internal = _create_client(session, endpoint)
+        self._patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
+        same = public_endpoint in ("", endpoint)
+        self._public = self._internal if same else _create_client(session, public_endpoint)
+        self._breaker = CircuitBreaker()
 
     # ---------------------------------------------------------------- one object
     def head(self, key: str) -> dict[str, Any] | None:

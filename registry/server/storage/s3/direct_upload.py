@@ -27,7 +27,6 @@ from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, checksum_
 
 FROM_BYTES = 8 * 2**20
 """Copying a smaller blob is faster than the calls of a direct upload."""
-LIMIT_BYTES = 5 * 2**30
 _UPLOAD, _ARRIVED, _SIZE = "upload", "arrived", "size"
 
 

@@ -42,7 +42,8 @@ from registry.server.storage.s3.staging_cache import StagingCache, dummy_key_of
 PROBE_PAUSE_SECONDS = 5.0
 COPY_LIMIT_BYTES = 2**30
 """Bytes of one CopyObject (S3's limit is 5 GiB). Larger blobs are copied in ranges of this size."""
-PUT_LIMIT_BYTES = 5 * 2**30
+UPLOAD_LIMIT_BYTES = 5 * 2**30
+"""Bytes of one PUT or part."""
 
 
 class S3Blobs(BlobStore):
@@ -69,7 +70,7 @@ class S3Blobs(BlobStore):
         cls, url: str, *, endpoint: str = "", public_endpoint: str = "", parts_from_bytes: int = uploads.AUTO
     ) -> S3Blobs:
         """Return the store of `s3://BUCKET/PREFIX`."""
-        bucket = Bucket.from_url(url, endpoint=endpoint, public_endpoint=public_endpoint)
+        bucket = Bucket(url, endpoint=endpoint, public_endpoint=public_endpoint)
         return cls(bucket, parts_from_bytes=parts_from_bytes)
 
     @property
@@ -232,57 +233,37 @@ class S3Blobs(BlobStore):
         return uploads.abort_uploads(self.bucket, datetime.now(UTC) - older_than, prefix)
 
     # ---------------------------------------------------------------- presigned links
-    def presign(
-        self,
-        key: str,
-        *,
-        seconds: int,
-        method: str,
-        digest: Digest | None = None,
-        size_bytes: int | None = None,
-        file_name: str = "",
-    ) -> Link | None:
-        """Presign a request if the store can limit it to what it is for."""
+    def presign_read(self, key: str, *, seconds: int, file_name: str = "", method: str = "GET") -> str | None:
+        """Presign a read; a browser saves it under the file's name."""
         digest_of(key)
         if not self.capabilities.links:
             return None
-        if method == "PUT":
-            if digest is not None and self._is_direct(key, size_bytes or 0):
-                return self._presign_direct(key, size_bytes or 0, seconds)
-            return self._presign_put(key, seconds, digest, size_bytes)
         if method == "HEAD":
-            return Link(self.bucket.presign("head_object", seconds, Key=key))
+            return self.bucket.presign("head_object", seconds, Key=key)
         disposition = f'attachment; filename="{file_name.rsplit("/", 1)[-1] or "blob"}"'
-        return Link(self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=disposition))
+        return self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=disposition)
 
-    def _is_direct(self, key: str, size_bytes: int) -> bool:
-        in_range = self._direct_from_bytes <= size_bytes <= direct_upload.LIMIT_BYTES
-        return in_range and key.startswith("staging/") and self.capabilities.checksum_parts
-
-    def _presign_direct(self, key: str, size_bytes: int, seconds: int) -> Link:
-        link, marker = self._direct.begin(
-            key,
-            size_bytes,
-            seconds=seconds,
-            cached=self._cache.get(key).marker,
-            conditional=self.capabilities.conditional,
-        )
-        self._cache.update(key, marker=marker)
-        return link
-
-    def _presign_put(self, key: str, seconds: int, digest: Digest | None, size_bytes: int | None) -> Link | None:
-        """Presign a PUT of exactly these bytes, or one that cannot replace anything; None if neither is possible."""
-        if size_bytes is None or size_bytes > PUT_LIMIT_BYTES or not key.startswith("staging/"):
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
+        """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither."""
+        digest = digest_of(key)
+        if not self.capabilities.links or not key.startswith("staging/") or size_bytes > UPLOAD_LIMIT_BYTES:
             return None
-        if digest is not None and self.capabilities.checksum_links:
+        if size_bytes >= self._direct_from_bytes and self.capabilities.checksum_parts:
+            return self._presign_direct(key, size_bytes, seconds)
+        if self.capabilities.checksum_links:
             condition, headers = {"ChecksumSHA256": checksum_of(digest)}, {CHECKSUM_HEADER: checksum_of(digest)}
         elif self.capabilities.conditional_links:
             condition, headers = {"IfNoneMatch": "*"}, {"If-None-Match": "*"}
         else:
             return None
         parameters: dict[str, Any] = {"Key": key, "ContentLength": size_bytes, **condition}
-        url = self.bucket.presign("put_object", seconds, **parameters)
-        return Link(url, headers)
+        return Link(self.bucket.presign("put_object", seconds, **parameters), headers)
+
+    def _presign_direct(self, key: str, size_bytes: int, seconds: int) -> Link:
+        cached, conditional = self._cache.get(key).marker, self.capabilities.conditional
+        link, marker = self._direct.begin(key, size_bytes, seconds=seconds, cached=cached, conditional=conditional)
+        self._cache.update(key, marker=marker)
+        return link
 
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
         """Presign the missing parts of a large blob."""
@@ -298,9 +279,6 @@ class S3Blobs(BlobStore):
             uploads.complete_upload(self.bucket, key, size_bytes, self._part_bytes)
 
     def _has_parts(self, size_bytes: int) -> bool:
-        auto = (
-            uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS
-            if self.capabilities.checksum_parts
-            else uploads.PARTS_FROM_BYTES
-        )
+        with_checksums = self.capabilities.checksum_parts
+        auto = uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS if with_checksums else uploads.PARTS_FROM_BYTES
         return size_bytes >= (self._parts_from_bytes or auto) and self.capabilities.parts
